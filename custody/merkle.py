@@ -1,0 +1,169 @@
+"""Merkle tree hashes, compact ranges, inclusion and consistency proofs of RFC 6962 section 2.1, with SHA-256.
+
+The prefix bytes 0x00 (leaf) and 0x01 (node) keep a leaf from being passed off as a node. All functions are pure; a hash
+is 32 bytes. An *edge* is the compact form of a tree: the roots of the perfect subtrees that make it up, largest first,
+one for each bit that is set in its size.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from custody.errors import FormatError
+
+EMPTY_ROOT = sha256(b"").digest()
+
+Edge = tuple[bytes, ...]
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    """Return the hash of a leaf: SHA-256(0x00 ‖ leaf)."""
+    return sha256(b"\x00" + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return the hash of an inner node: SHA-256(0x01 ‖ left ‖ right)."""
+    return sha256(b"\x01" + left + right).digest()
+
+
+def append(size: int, edge: Edge, leaf: bytes) -> Edge:
+    """Return the edge of the tree of `size` leaves after one more leaf, given by its hash."""
+    nodes = list(edge)
+    node = leaf
+    while size & 1:
+        node = node_hash(nodes.pop(), node)
+        size >>= 1
+    nodes.append(node)
+    return tuple(nodes)
+
+
+def edge_root(edge: Edge) -> bytes:
+    """Return the root of the tree with this edge."""
+    if not edge:
+        return EMPTY_ROOT
+    root = edge[-1]
+    for node in reversed(edge[:-1]):
+        root = node_hash(node, root)
+    return root
+
+
+def root(leaves: Sequence[bytes]) -> bytes:
+    """Return the root of the tree over these leaf hashes (RFC 6962, 2.1: MTH)."""
+    edge: Edge = ()
+    for size, leaf in enumerate(leaves):
+        edge = append(size, edge, leaf)
+    return edge_root(edge)
+
+
+def _split(size: int) -> int:
+    """Return the largest power of two below `size` (at least 2)."""
+    return 1 << (size - 1).bit_length() - 1
+
+
+def inclusion_proof(index: int, leaves: Sequence[bytes]) -> list[bytes]:
+    """Return the audit path of leaf `index` in the tree over `leaves` (RFC 6962, 2.1.1: PATH).
+
+    Raises:
+        IndexError: there is no such leaf.
+    """
+    if not 0 <= index < len(leaves):
+        raise IndexError(f"there is no leaf {index} in a tree of {len(leaves)}")
+    if len(leaves) == 1:
+        return []
+    k = _split(len(leaves))
+    if index < k:
+        return [*inclusion_proof(index, leaves[:k]), root(leaves[k:])]
+    return [*inclusion_proof(index - k, leaves[k:]), root(leaves[:k])]
+
+
+def root_from_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes]) -> bytes:
+    """Return the root that an inclusion proof leads to (RFC 9162, 2.1.3.2). The caller compares it.
+
+    Raises:
+        FormatError: the proof is too short or too long for this place in this tree.
+    """
+    if not 0 <= index < size:
+        raise FormatError(f"an inclusion proof for leaf {index} of a tree of {size}: there is no such leaf")
+    fn, sn, node = index, size - 1, leaf
+    for sibling in proof:
+        if sn == 0:
+            raise FormatError(f"the inclusion proof for leaf {index} of {size} is too long")
+        if fn & 1 or fn == sn:
+            node = node_hash(sibling, node)
+            while not fn & 1 and fn:
+                fn >>= 1
+                sn >>= 1
+        else:
+            node = node_hash(node, sibling)
+        fn >>= 1
+        sn >>= 1
+    if sn:
+        raise FormatError(f"the inclusion proof for leaf {index} of {size} is too short")
+    return node
+
+
+def consistency_proof(first: int, leaves: Sequence[bytes]) -> list[bytes]:
+    """Return the proof that the tree of the first `first` leaves is a prefix (RFC 6962, 2.1.2: PROOF).
+
+    Raises:
+        IndexError: `first` is not a size between 0 and the tree's.
+    """
+    if not 0 <= first <= len(leaves):
+        raise IndexError(f"no tree of {first} leaves is a prefix of one of {len(leaves)}")
+    return _subproof(first, leaves, whole=True) if 0 < first < len(leaves) else []
+
+
+def _subproof(first: int, leaves: Sequence[bytes], *, whole: bool) -> list[bytes]:
+    if first == len(leaves):
+        return [] if whole else [root(leaves)]
+    k = _split(len(leaves))
+    if first <= k:
+        return [*_subproof(first, leaves[:k], whole=whole), root(leaves[k:])]
+    return [*_subproof(first - k, leaves[k:], whole=False), root(leaves[:k])]
+
+
+def roots_from_consistency(first: int, second: int, first_root: bytes, proof: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the roots of both trees that a consistency proof leads to (RFC 9162, 2.1.4.2). The caller compares them.
+
+    Args:
+        first: size of the older tree, from 1.
+        second: size of the newer tree, larger than `first`.
+        first_root: root of the older tree; it is the first node where `first` is a power of two.
+        proof: the nodes, as `consistency_proof` gives them.
+
+    Raises:
+        FormatError: the proof is too short or too long for these sizes, or the sizes are wrong.
+    """
+    if not 0 < first < second:
+        raise FormatError(f"a consistency proof from {first} to {second}: the sizes must be positive and rise")
+    nodes = list(proof)
+    if first & (first - 1) == 0:
+        nodes.insert(0, first_root)
+    if not nodes:
+        raise FormatError(f"the consistency proof from {first} to {second} is too short")
+    fn, sn = first - 1, second - 1
+    while fn & 1:
+        fn >>= 1
+        sn >>= 1
+    old = new = nodes[0]
+    for node in nodes[1:]:
+        if sn == 0:
+            raise FormatError(f"the consistency proof from {first} to {second} is too long")
+        if fn & 1 or fn == sn:
+            old = node_hash(node, old)
+            new = node_hash(node, new)
+            while not fn & 1 and fn:
+                fn >>= 1
+                sn >>= 1
+        else:
+            new = node_hash(new, node)
+        fn >>= 1
+        sn >>= 1
+    if sn:
+        raise FormatError(f"the consistency proof from {first} to {second} is too short")
+    return old, new
+
+
+def subtree_sizes(size: int) -> list[int]:
+    """Return the sizes of the perfect subtrees of a tree, largest first: what each node of its edge covers."""
+    bits = [1 << bit for bit in range(size.bit_length()) if size >> bit & 1]
+    return bits[::-1]

@@ -1,0 +1,1 @@
+"""Thin Prefect flows: parameters, order, concurrency and artifacts. What they do is in `tasks`."""
