@@ -1,0 +1,158 @@
+"""Every object key of an archive, built and parsed here and nowhere else (FORMAT.md, Objects).
+
+Keys are relative to the archive's root. Parsing returns None for a key that is not of the form asked for: foreign keys
+are the caller's finding, not an error.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from custody.errors import ConfigurationError
+
+ARCHIVE = "archive.json"
+EVENTS = "events/"
+QUARANTINE = "quarantine/"
+MANIFESTS = "manifests/"
+CHECKPOINTS = "checkpoints/"
+AUDITS = "audits/"
+EVIDENCE = (ARCHIVE, EVENTS, QUARANTINE, MANIFESTS, CHECKPOINTS, AUDITS)
+"""The archive's single object and prefixes that are evidence; `tables/` and `reports/` are rebuildable."""
+
+REBUILDABLE = ("tables/", "reports/")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_YEAR_10000_MS = 253_402_300_800_000
+_COMPONENT_LIMIT = 255
+_LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]+))?"
+_MANIFEST = re.compile(rf"manifests/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})\.json")
+_CHECKPOINT = re.compile(rf"checkpoints/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})")
+_RECORDS = re.compile(
+    r"(?P<kind>events|quarantine)/[0-9]{4}/(?:[0-9]{2}/){4}[0-9]{2}-"
+    rf"(?P<log>{_LOG})-(?P<partition>0|[1-9][0-9]{{0,9}})-(?P<first>[0-9]{{20}})-(?P<last>[0-9]{{20}})-(?P<digest>[0-9a-f]{{16}})\.jsonl\.gz"
+)
+
+Kind = Literal["events", "quarantine"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Log:
+    """One life of a topic-partition: what chaining and order are about."""
+
+    topic: str
+    partition: int
+    life: int = 1
+
+    @property
+    def name(self) -> str:
+        """The topic, or `<topic>@<life>` from the second life on."""
+        return self.topic if self.life == 1 else f"{self.topic}@{self.life}"
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsKey:
+    """What the key of a segment or of a quarantine object says."""
+
+    kind: Kind
+    log: Log
+    first: int
+    last: int
+    digest: str
+
+
+def check_topic(topic: str, partition: int = 0) -> None:
+    """Refuse a topic that cannot be archived.
+
+    Raises:
+        ConfigurationError: the name is not a Kafka topic's, is `audits`, or makes a path component longer than 255 bytes.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic) or topic in {".", ".."}:
+        raise ConfigurationError(f"{topic!r} is no Kafka topic name (letters, digits, '.', '_' and '-', at most 249)")
+    if topic == "audits":
+        raise ConfigurationError("a topic may not be called 'audits': the archive keeps its own audits under that name")
+    # Room for a life of up to four digits, so that a name accepted today still fits after the topic was made again.
+    longest = len(f"59-{topic}@9999-{max(partition, 99_999)}-{0:020}-{0:020}-{'f' * 16}.jsonl.gz")
+    if longest > _COMPONENT_LIMIT:
+        raise ConfigurationError(
+            f"topic {topic!r} is too long to archive: its keys would have a path component of {longest} bytes"
+            f" (limit {_COMPONENT_LIMIT}); use a topic name at least {longest - _COMPONENT_LIMIT} characters shorter"
+        )
+
+
+def parse_log(name: str, partition: int) -> Log | None:
+    """Parse `<topic>` or `<topic>@<life>`."""
+    if not re.fullmatch(_LOG, name):
+        return None
+    topic, _, life = name.partition("@")
+    return Log(topic, partition, int(life) if life else 1)
+
+
+def log_prefix(log: Log) -> str:
+    """Return the prefix of a log's manifests."""
+    return f"{MANIFESTS}{log.name}/{log.partition}/"
+
+
+def manifest_key(log: Log, sequence: int) -> str:
+    """Return the key of a manifest."""
+    return f"{log_prefix(log)}{sequence:012}.json"
+
+
+def checkpoint_prefix(log: Log) -> str:
+    """Return the prefix of a log's checkpoints."""
+    return f"{CHECKPOINTS}{log.name}/{log.partition}/"
+
+
+def checkpoint_key(log: Log, size: int) -> str:
+    """Return the key of the checkpoint of a log's first `size` statements."""
+    return f"{checkpoint_prefix(log)}{size:012}"
+
+
+def records_key(kind: Kind, log: Log, first: int, last: int, kafka_ms: int | None, sha256: str) -> str:
+    """Return the key of a segment or quarantine object.
+
+    Args:
+        kind: which of the two.
+        log: the log that the records are of.
+        first: offset of the first record, event or quarantined, of the manifest's range.
+        last: offset of the last one.
+        kafka_ms: Kafka's timestamp of the first record in ms since 1970, None where it has none.
+        sha256: hex digest of the stored bytes.
+    """
+    if kafka_ms is None or not 0 <= kafka_ms < _YEAR_10000_MS:
+        kafka_ms = 0
+    date = _EPOCH + timedelta(seconds=kafka_ms // 1000)
+    return f"{kind}/{date:%Y/%m/%d/%H/%M/%S}-{log.name}-{log.partition}-{first:020}-{last:020}-{sha256[:16]}.jsonl.gz"
+
+
+def parse_manifest_key(key: str) -> tuple[Log, int] | None:
+    """Return the log and sequence that a manifest's key names."""
+    return _numbered(_MANIFEST, key)
+
+
+def parse_checkpoint_key(key: str) -> tuple[Log, int] | None:
+    """Return the log and size that a checkpoint's key names."""
+    return _numbered(_CHECKPOINT, key)
+
+
+def _numbered(pattern: re.Pattern[str], key: str) -> tuple[Log, int] | None:
+    match = pattern.fullmatch(key)
+    if not match:
+        return None
+    log = parse_log(match["log"], int(match["partition"]))
+    return (log, int(match["number"])) if log else None
+
+
+def parse_records_key(key: str) -> RecordsKey | None:
+    """Return what the key of a segment or quarantine object names. The date is a convenience and is not looked at."""
+    match = _RECORDS.fullmatch(key)
+    if not match:
+        return None
+    log = parse_log(match["log"], int(match["partition"]))
+    if log is None:
+        return None
+    kind: Kind = "events" if match["kind"] == "events" else "quarantine"
+    return RecordsKey(kind, log, int(match["first"]), int(match["last"]), match["digest"])
