@@ -1,0 +1,392 @@
+"""The settings: arguments, `CUSTODY_…` variables (sections by `__`), `custody.toml`, in this order of precedence.
+
+Rules:
+- A wrong setting is a `ConfigurationError` that says which one, what it got and what it wants. What may be a secret is
+  never shown: not in an error, not in a repr, not in a dump.
+- A `custody.toml` is read from the current folder, or from where `CUSTODY_CONFIG` says; there it has to exist.
+- What goes to librdkafka is hidden unless its name is known to be harmless.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from custody.errors import ConfigurationError
+from custody.store import S3Options
+
+PREFIX = "CUSTODY_"
+CONFIG_FILE = "custody.toml"
+CONFIG_VARIABLE = "CUSTODY_CONFIG"
+
+_MIB = 1024 * 1024
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+_HARMLESS = re.compile(
+    r"security\.protocol|sasl\.mechanisms?|sasl\.kerberos\.(service\.name|principal)|sasl\.oauthbearer\.(method|scope)"
+    r"|ssl\.(ca|certificate|key|crl)\.location|ssl\.ca\.certificate\.stores|ssl\.endpoint\.identification\.algorithm"
+    r"|ssl\.(cipher\.suites|curves\.list|sigalgs\.list)|enable\.ssl\.certificate\.verification"
+    r"|client\.(id|rack|dns\.lookup)|broker\.(address\.family|version\.fallback)|api\.version\.request|debug|log_level"
+    r"|(socket|fetch|queued|session|heartbeat|reconnect|connections|metadata|statistics|topic|message|receive|retry)"
+    r"\.[a-z.]*(ms|bytes|kbytes|messages|fails|enable)|test\.mock\.[a-z.]*"
+)
+"""librdkafka properties whose values may be shown."""
+
+_WANTS = {
+    "string_type": "text",
+    "string_too_short": "something: it is empty",
+    "too_short": "something: it is empty",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "dict_type": "a table of names and values",
+    "model_type": "a table of names and values",
+    "dataclass_type": "a table of names and values",
+}
+"""What a setting wants, by pydantic's type of error."""
+
+_OURS = {
+    "auto.offset.reset": "the archive says where to go on",
+    "bootstrap.servers": "kafka.bootstrap_servers sets it",
+    "check.crcs": "records are always checked",
+    "enable.auto.commit": "offsets are committed after the manifest",
+    "enable.auto.offset.store": "offsets are committed after the manifest",
+    "group.id": "kafka.group sets it",
+    "isolation.level": "aborted records are never archived as events",
+    "metadata.broker.list": "kafka.bootstrap_servers sets it",
+}
+"""librdkafka properties that are not the operator's to set, and why."""
+
+
+def _size(value: object) -> object:
+    """Read a size such as `16MiB`."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", value.strip())
+    if not match or match[2].lower() not in _UNITS:
+        raise ValueError("a size such as 16MiB, 500kB or 1048576")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _without_credentials(value: str) -> str:
+    try:
+        authority = urlsplit(value).netloc
+    except ValueError:
+        raise ValueError("a URL or a folder") from None
+    if "@" in authority:
+        raise ValueError("a URL without user name or password: those belong into the standard AWS credentials")
+    return value
+
+
+def _servers(value: str) -> str:
+    if not all(
+        re.fullmatch(r"([A-Z_]+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/@,]+)(:[0-9]{1,5})?", one.strip())
+        for one in value.split(",")
+    ):
+        raise ValueError("host:port, or several with commas between them")
+    return value
+
+
+def _not_here(value: Path) -> Path:
+    if value == Path():
+        raise ValueError("a file's path; unset it where there is none")
+    return value
+
+
+def _topics(value: object) -> object:
+    """Read `a,b` or one regular expression from a variable."""
+    if isinstance(value, str):
+        return [value] if value.startswith("^") else [name.strip() for name in value.split(",")]
+    return value
+
+
+def _check_topics(value: list[str]) -> list[str]:
+    patterns = [name for name in value if name.startswith("^")]
+    if patterns and len(value) > 1:
+        raise ValueError("names of topics, or one regular expression that begins with ^, not both")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"a regular expression that is one ({error})") from None
+    for name in value:
+        if not name.startswith("^") and not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name):
+            raise ValueError(
+                "names of topics (letters, digits, '.', '_', '-'), or one regular expression with ^ before it"
+            )
+    return value
+
+
+def _client(value: object) -> object:
+    """Flatten `[kafka.client]`, name properties as librdkafka does, and hide what is not known to be harmless."""
+    if not isinstance(value, dict):
+        return value
+    flat: dict[str, str | SecretStr] = {}
+    for name, setting in _flatten(value):
+        if name in _OURS:
+            raise ValueError(f"no {name}: {_OURS[name]}")
+        if isinstance(setting, SecretStr):
+            setting = setting.get_secret_value()
+        if isinstance(setting, bool):
+            setting = str(setting).lower()
+        if not isinstance(setting, str | int | float):
+            raise ValueError(f"text or a number as the value of {name}")  # noqa: TRY004 - pydantic collects ValueErrors
+        flat[name] = str(setting) if _HARMLESS.fullmatch(name) else SecretStr(str(setting))
+    return flat
+
+
+def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flatten(inner, f"{prefix}{name}.")
+        else:
+            # From CUSTODY_KAFKA__CLIENT__SASL_PASSWORD. Of librdkafka's names only log_level and ssl_… have a "_".
+            plain = name if name == "log_level" or name.startswith("ssl_engine") else name.replace("_", ".")
+            yield f"{prefix}{plain}".lower(), inner
+
+
+def _known_s3(value: object) -> object:
+    """Refuse a misspelt name, which a dataclass would pass over."""
+    if isinstance(value, dict):
+        known = S3Options.__dataclass_fields__
+        for name in value:
+            if name not in known:
+                raise ValueError(f"one of {', '.join(known)}, not {name}")
+    return value
+
+
+def _check_s3(value: S3Options) -> S3Options:
+    _without_credentials(value.endpoint_url or "")
+    if value.retention_days is not None and value.retention_days < 1:
+        raise ValueError("retention_days of 1 or more")
+    if (value.retention_mode is None) != (value.retention_days is None):
+        raise ValueError("both retention_mode and retention_days, or neither")
+    return value
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(_without_credentials)]
+FilePath = Annotated[Path, AfterValidator(_not_here)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class KafkaSettings(BaseModel):
+    """Where events come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bootstrap_servers: Annotated[str, AfterValidator(_servers)] = Field(
+        "localhost:9092", description="Brokers to ask first, as host:port, with commas between them"
+    )
+    topics: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        Field(min_length=1),
+        BeforeValidator(_topics),
+        AfterValidator(_check_topics),
+    ] = Field([r"^audit\..*"], description="Topics to archive: names, or one regular expression that begins with ^")
+    group: Annotated[str, Field(min_length=1)] = Field(
+        "custody", description="Consumer group whose offsets are committed for lag monitors"
+    )
+    client: Annotated[dict[str, str | SecretStr], BeforeValidator(_client)] = Field(
+        {}, description="More properties for librdkafka: security.protocol, sasl.…, ssl.…"
+    )
+
+    def librdkafka(self) -> dict[str, str]:
+        """Return the servers and the client's properties with their secrets, for librdkafka alone."""
+        properties = {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in self.client.items()
+        }
+        return {"bootstrap.servers": self.bootstrap_servers, **properties}
+
+
+class DrainSettings(BaseModel):
+    """How a run of the drain works."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_events: int = Field(1000, ge=1, le=10_000, description="Events in a batch, one gzip member")
+    segment_bytes: Size = Field(
+        16 * _MIB, ge=1, le=256 * _MIB, description="A segment is cut at this size of JSONL, such as 16MiB"
+    )
+    flush_seconds: Seconds = Field(15, description="A segment is cut this long after its first record was read")
+    seconds: Seconds = Field(38, description="A run's time, counted from the start of its process")
+    hanging_seconds: Seconds = Field(900, description="A transaction open for longer than this is alarmed")
+    level: int = Field(1, ge=0, le=3, description="gzip level of isal")
+    workers: int = Field(1, ge=1, le=1024, description="Logs drained at the same time")
+    task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
+        "threads", description="What the flow spreads logs over"
+    )
+
+
+class Settings(BaseSettings):
+    """All that an operator or auditor sets.
+
+    Raises:
+        ConfigurationError: a setting is wrong; the message says which.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    archive: Location = Field(
+        "custody-data/archive", description="The archive: s3://BUCKET/PREFIX, file:///DIR or a folder"
+    )
+    keys: Location = Field("file:keyring.json", description="The signing keys: file:PATH or aws-kms:///alias/NAME")
+    keyring_passphrase: Annotated[SecretStr, Field(min_length=1)] | None = Field(
+        None, description="Opens the keyring's file, and encrypts a new one"
+    )
+    trust: FilePath | None = Field(None, description="trust.json: what verification is given from outside the archive")
+    state: FilePath | None = Field(None, description="Where verification remembers the heads it has seen")
+    s3: Annotated[S3Options, BeforeValidator(_known_s3), AfterValidator(_check_s3)] = Field(
+        S3Options(), description="How objects are put into S3"
+    )
+    kafka: KafkaSettings = Field(KafkaSettings(), description="Where events come from")
+    drain: DrainSettings = Field(DrainSettings(), description="How a run of the drain works")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            _check_variables()
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, values)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, then variables, then the file."""
+        return init_settings, _Variables(settings_cls), InitSettingsSource(settings_cls, _read_file())
+
+    def passphrase(self) -> str | None:
+        """Return the keyring's passphrase, for opening it alone."""
+        return self.keyring_passphrase.get_secret_value() if self.keyring_passphrase else None
+
+
+class _Variables(EnvSettingsSource):
+    """Variables, in which a list or section that is not JSON is left for validation to judge, by name."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except (ValueError, RecursionError):
+            return value
+
+
+def _read_file() -> dict[str, Any]:
+    path = _file()
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if CONFIG_VARIABLE in os.environ:
+            raise ConfigurationError(f"{CONFIG_VARIABLE} names {str(path)!r}, which does not exist") from None
+        return {}
+    except OSError as error:
+        raise ConfigurationError(f"the settings in {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(
+            f"the settings in {str(path)!r} are not UTF-8; write the file again as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"the settings in {str(path)!r} are not TOML: {error}") from None
+
+
+def _file() -> Path:
+    return Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
+
+
+def _check_variables() -> None:
+    """Refuse variables that are a setting's name but for a slip; others, such as a cluster's own, are let be."""
+    known = list(Settings.model_fields)
+    sections = {"s3": list(S3Options.__dataclass_fields__), "kafka": list(KafkaSettings.model_fields)}
+    sections["drain"] = list(DrainSettings.model_fields)
+    for variable in os.environ:
+        if not variable.upper().startswith(PREFIX) or variable.upper() == CONFIG_VARIABLE:
+            continue
+        name = variable[len(PREFIX) :].lower()
+        first, nested, _ = name.partition("__")
+        if first in known:
+            continue
+        meant = difflib.get_close_matches(first, known, 1, 0.8)
+        if not nested:
+            meant += [
+                f"{section}__{field}"
+                for section, fields in sections.items()
+                for field in fields
+                if name == f"{section}_{field}"
+            ]
+        if meant:
+            raise ConfigurationError(f"{variable} is no setting; did you mean {PREFIX}{meant[-1].upper()}?")
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """Say of each wrong setting which it is, what it got and what it wants."""
+    lines = {}
+    for one in error.errors(include_url=False):
+        path = tuple(part for part in one["loc"] if isinstance(part, str) and part not in {"str", "SecretStr"})
+        name = _where(path, values)
+        if one["type"] == "extra_forbidden":
+            line = f"{name} is no setting{_suggest(path)}"
+        else:
+            plain = one["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            wants = _WANTS.get(one["type"], plain).format_map(one.get("ctx", {}))
+            got = "" if isinstance(one["input"], dict | S3Options) else f"got {_show(path, one['input'])}, "
+            line = f"{name}: {got}wants {wants}"
+        lines.setdefault(name, line)
+    return "\n".join(lines.values())
+
+
+def _where(path: tuple[str, ...], values: Mapping[str, Any]) -> str:
+    """Name the variable, the file's key or the argument that a value came from, in order of precedence."""
+    if path and path[0] in values:
+        return f"the argument {'.'.join(path)}"
+    set_here = {name.upper(): name for name in os.environ}
+    for length in range(len(path), 0, -1):
+        variable = PREFIX + "__".join(path[:length]).upper()
+        if variable in set_here:
+            rest = ".".join(path[length:])
+            return f"{rest} in {set_here[variable]}" if rest else set_here[variable]
+    inner = PREFIX + "__".join(path).upper() + "__"
+    return f"{inner}…" if any(name.startswith(inner) for name in set_here) else f"{'.'.join(path)} in {_file()}"
+
+
+def _suggest(path: tuple[str, ...]) -> str:
+    model = {"kafka": KafkaSettings, "drain": DrainSettings}.get(path[0], Settings)
+    meant = difflib.get_close_matches(path[-1], list(model.model_fields), 1, 0.6)
+    return f"; did you mean {'.'.join((*path[:-1], meant[0]))}?" if meant else ""
+
+
+def _show(path: tuple[str, ...], value: object) -> str:
+    """Show a wrong value, unless it may hold a secret."""
+    shown = len(path) > 1 or path in {("archive",), ("keys",), ("trust",), ("state",)}
+    if path[:2] == ("kafka", "client") or not shown or "@" in str(value):
+        return "a value (hidden)"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
