@@ -1,0 +1,1029 @@
+"""The one door to storage: create-only puts and bounded reads of an archive in a folder or in S3.
+
+Rules:
+
+1. Never overwrite: every object is created by one conditional put (S3 `If-None-Match: *`) or one exclusive link. There
+   is no call here that changes or deletes an object.
+2. Never take a put for done before it is durable, nor for failed before that is known: where a put's outcome is unknown
+   (time-out, cut connection, 5xx, 409) or the key is taken (412), the object is read back. The same bytes are success,
+   others are `ObjectExists`, and only where there is nothing is the put sent again.
+3. Never read more than the caller's limit, whatever the object's size turns out to be.
+4. Never let a lower library's error through: each becomes one of `custody.errors`, terminal or transient.
+5. Never show a credential: URLs that hold one are refused, and what libraries and servers say is clipped and cleaned.
+6. Never judge bytes: a store hands over what it holds, and the verifier finds out what it is worth.
+"""
+
+import base64
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import random
+import re
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import unquote, urlsplit
+
+from custody.errors import (
+    ConfigurationError,
+    FormatError,
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    TerminalStoreError,
+    TransientStoreError,
+)
+from custody.layout import EVIDENCE
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+
+STAGING = ".staging"
+"""Where a folder keeps objects that are not finished. No reader looks there."""
+
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 30
+_CONNECTIONS = 64
+_READ_ATTEMPTS = 3
+_PUT_ATTEMPTS = 5
+_PUT_PATIENCE = 60.0
+_BACKOFF_SECONDS = (0.1, 2.0)
+_ABANDONED_SECONDS = 24 * 3600
+_KEY_BYTES = 1024
+_DETAIL_CHARACTERS = 300
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing says of an object.
+
+    Attributes:
+        key: relative to the archive's root.
+        size: in bytes.
+    """
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class S3Options:
+    """Settings of an archive in S3; credentials come from the standard AWS chain instead.
+
+    Attributes:
+        endpoint_url: of a server that speaks S3, where it is not AWS.
+        region: where the AWS chain does not name it.
+        sse_kms_key: id, ARN or alias of the KMS key that objects are encrypted with.
+        expected_bucket_owner: account id; calls to a bucket of any other account are refused.
+        retention_mode: Object Lock mode that each put of evidence sets, with `retention_days`.
+        retention_days: how long from the put.
+        legal_hold: whether each put of evidence sets a legal hold.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    sse_kms_key: str | None = None
+    expected_bucket_owner: str | None = None
+    retention_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
+    retention_days: int | None = None
+    legal_hold: bool = False
+
+
+class Store(Protocol):
+    """Objects under one root. Implementations are thread-safe and pickle as their URL and options."""
+
+    @property
+    def url(self) -> str:
+        """The root, as a URL without credentials."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Create an object and return when it is durable; the same bytes already there are success.
+
+        Raises:
+            ObjectExists: the key holds other bytes.
+            TransientStoreError: it is not known whether the object was or will be written. Trying again is safe.
+            TerminalStoreError: it was not written, and will not be by trying again.
+        """
+
+    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None) -> bytes:
+        """Return the object's bytes `[start:start + size]`, as a slice does: what lies beyond the end is not there.
+
+        Raises:
+            ObjectMissing: there is no such object.
+            FormatError: it is more than `limit` bytes. No more than one byte beyond the limit is read to know it.
+        """
+
+    def exists(self, key: str) -> bool:
+        """Say whether there is an object under the key."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the next path components under a prefix that ends in `/` or is empty, sorted, without a slash."""
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
+
+        Keys compare by their bytes. Objects that come or go meanwhile may or may not be seen.
+        """
+
+    def has_history(self, key: str) -> bool:
+        """Say whether the store keeps a version or a delete marker of the key, besides an object without versions."""
+
+    def close(self) -> None:
+        """Give up connections. The store is not used afterwards."""
+
+
+def open_store(url: str, options: S3Options | None = None) -> Store:
+    """Open an archive's root; nothing is created before the first put.
+
+    Args:
+        url: `s3://BUCKET/PREFIX`, `file:///DIR`, or a folder's path.
+        options: for S3.
+
+    Raises:
+        ConfigurationError: the URL or an option cannot be used, or boto3 is not installed.
+    """
+    if "\0" in url or not url:
+        raise ConfigurationError("the archive's URL is empty or holds a null byte; want s3://BUCKET/PREFIX or a folder")
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", url)
+    if scheme is None:
+        return _FileStore(url)
+    match scheme[1].lower():
+        case "file":
+            return _FileStore(_folder_of(url))
+        case "s3":
+            return _S3Store(url, options or S3Options())
+        case other:
+            raise ConfigurationError(
+                f"an archive cannot be kept in {other}://; want s3://BUCKET/PREFIX, file:///DIR, or a folder's path"
+            )
+
+
+def _folder_of(url: str) -> str:
+    """Return the path that a file URL names: `file:///absolute`, or `file:relative` to the working folder."""
+    rest = url[len("file:") :]
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host not in {"", "localhost"} or not slash:
+            raise ConfigurationError(
+                "a file URL names no other machine: write file:///absolute/path (three slashes) or file:relative/path"
+            )
+        rest = slash + path
+    if "?" in rest or "#" in rest:
+        raise ConfigurationError("a file URL has no '?' or '#' (write them as %3F and %23)")
+    path = unquote(rest)
+    if not path or "\0" in path:
+        raise ConfigurationError("the file URL names no folder; want file:///DIR")
+    return path
+
+
+def _check_key(key: str) -> None:
+    """Refuse what is no object's key, so that none leads out of the root or is understood differently by two stores."""
+    parts = key.split("/")
+    if (
+        any(part in {"", ".", ".."} for part in parts)
+        or parts[0] == STAGING
+        or "\0" in key
+        or not _is_unicode(key)
+        or len(key.encode()) > _KEY_BYTES
+    ):
+        raise FormatError(
+            f"{_clean(key)!r} is no object's key: no name in it may be empty, '.', '..' or begin with .staging"
+        )
+
+
+def _check_prefix(prefix: str) -> None:
+    """Refuse a prefix that is not the beginning of some key."""
+    if prefix:
+        _check_key(prefix + "x" if prefix.endswith("/") else prefix)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _clean(text: str) -> str:
+    """Return foreign text fit for a message: short, printable, and without what may be a credential in a URL."""
+    text = re.sub(r"//[^/@\s]+@", "//***@", text)
+    text = "".join(character if character.isprintable() else " " for character in text[: 4 * _DETAIL_CHARACTERS])
+    text = " ".join(text.split())
+    return text if len(text) <= _DETAIL_CHARACTERS else text[:_DETAIL_CHARACTERS] + "…"
+
+
+def _too_large(where: str, limit: int) -> FormatError:
+    return FormatError(f"{where} has more than the {limit:,} bytes that may be read of it: it is not what it should be")
+
+
+def _occupied(where: str) -> ObjectExists:
+    return ObjectExists(f"{where} already holds other bytes: somebody else was first, and nothing is overwritten")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+class _FileStore:
+    """An archive in a folder. No symbolic link beneath the root is followed, in reading or writing."""
+
+    def __init__(self, folder: str) -> None:
+        self._root = os.path.realpath(folder)
+        self.url = Path(self._root).as_uri()
+        if os.path.lexists(self._root) and not Path(self._root).is_dir():
+            raise ConfigurationError(
+                f"the archive's root {self._root} is not a folder; name one, or a path that is free"
+            )
+        # Folders whose entry in their parent is known to be on disk, so that each is synced once a process.
+        self._synced: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.url}>"
+
+    def create(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with _os_errors("write", path):
+            try:
+                self._create(path, data)
+            except FileNotFoundError:
+                # Somebody removed a folder, or our staged file, under our hands: make them again, once.
+                self._synced.clear()
+                self._create(path, data)
+
+    def _create(self, path: str, data: bytes) -> None:
+        folder = os.path.dirname(path)  # noqa: PTH120 - a hot path
+        self._make_folder(folder)
+        staged = self._stage(data)
+        try:
+            try:
+                os.link(staged, path, follow_symlinks=False)
+            except FileExistsError:
+                self._accept_existing(path, data)
+            _sync_folder(folder)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)  # noqa: PTH108
+
+    def _stage(self, data: bytes) -> str:
+        """Write and sync the bytes beside the archive's objects, under a name that nobody else has."""
+        folder = f"{self._root}/{STAGING}"
+        if folder not in self._synced:
+            self._make_folder(folder)
+            _remove_abandoned(folder)
+        path = f"{folder}/{os.getpid()}-{uuid.uuid4().hex}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
+            raise
+        return path
+
+    def _accept_existing(self, path: str, data: bytes) -> None:
+        """Take an object that is already there for ours if its bytes are; sync it, for who wrote it may have died."""
+        try:
+            descriptor = self._open(path)
+        except ObjectMissing as error:
+            raise TerminalStoreError(
+                f"cannot write {path}: what is in its place is no plain file; move it away"
+            ) from error
+        try:
+            if os.fstat(descriptor).st_size != len(data) or _read_descriptor(descriptor, 0, len(data) + 1) != data:
+                raise _occupied(path)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder and those above it, and sync the entry of each in its parent.
+
+        One that is already there is synced too: who made it may have died before its entry was on disk.
+        """
+        if folder in self._synced:
+            return
+        parent = os.path.dirname(folder)  # noqa: PTH120
+        if folder == self._root:
+            if not os.path.isdir(folder):  # noqa: PTH112
+                _make_root(folder)
+        else:
+            self._make_folder(parent)
+            try:
+                os.mkdir(folder)  # noqa: PTH102
+            except FileExistsError:
+                if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                    raise TerminalStoreError(
+                        f"cannot write beneath {folder}: a file or a symbolic link (not followed) is there; move it"
+                    ) from None
+            _sync_folder(parent)
+        if len(self._synced) > 100_000:
+            self._synced.clear()
+        self._synced.add(folder)
+
+    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None) -> bytes:
+        path = self._path(key)
+        with _os_errors("read", path):
+            descriptor = self._open(path)
+            try:
+                if size is None and os.fstat(descriptor).st_size - start > limit:
+                    raise _too_large(path, limit)
+                data = _read_descriptor(descriptor, start, limit + 1 if size is None else min(size, limit + 1))
+            finally:
+                os.close(descriptor)
+        if len(data) > limit:
+            raise _too_large(path, limit)
+        return data
+
+    def _open(self, path: str) -> int:
+        """Open a plain file that no symbolic link leads to.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        try:
+            if os.path.realpath(path) != path:
+                raise ObjectMissing(f"there is no object {path}: a symbolic link stands there, which is not followed")
+            # Not blocking: somebody may have put a pipe there.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ObjectMissing(f"there is no object {path}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ObjectMissing(f"there is no object {path}: what stands there is no plain file")
+        return descriptor
+
+    def exists(self, key: str) -> bool:
+        path = self._path(key)
+        with _os_errors("look for", path):
+            try:
+                return os.path.realpath(path) == path and stat.S_ISREG(os.lstat(path).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+    def names(self, prefix: str) -> list[str]:
+        _check_prefix(prefix)
+        if prefix and not prefix.endswith("/"):
+            raise FormatError(f"{_clean(prefix)!r} is no folder: its prefix ends in '/'")
+        return sorted(
+            _text(entry.name)
+            for entry in self._scan(prefix)
+            if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+        )
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        _check_prefix(prefix)
+        top, slash, _ = prefix.rpartition("/")
+        folders = [top + slash]
+        while folders:
+            folder = folders.pop()
+            for entry in self._scan(folder):
+                name = _text(entry.name)
+                key = folder + name
+                if not key.startswith(prefix):
+                    continue
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        # A folder's keys all begin with its own name and a slash: if that is below `after` and not the
+                        # beginning of it, all of them are.
+                        inside = key + "/"
+                        if inside > after or after.startswith(inside):
+                            folders.append(folder + entry.name + "/")
+                    elif key > after and entry.is_file(follow_symlinks=False):
+                        yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise _from_os(error, "list", entry.path) from error
+
+    def _scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        """Yield a folder's entries but for the staging area; none if it is missing or behind a symbolic link."""
+        path = f"{self._root}/{folder}".rstrip("/") or "/"
+        with _os_errors("list", path):
+            if os.path.realpath(path) != path:
+                return
+            try:
+                entries = os.scandir(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        with entries:
+            while True:
+                with _os_errors("list", path):
+                    entry = next(entries, None)
+                if entry is None:
+                    return
+                if folder or entry.name != STAGING:
+                    yield entry
+
+    def has_history(self, key: str) -> bool:
+        """A folder keeps no versions."""
+        _check_key(key)
+        return False
+
+    def close(self) -> None:
+        """There is nothing to give up."""
+
+    def _path(self, key: str) -> str:
+        _check_key(key)
+        return f"{self._root.rstrip('/')}/{key}"
+
+
+def _text(name: str) -> str:
+    """Return a file's name as text, with bytes that are no UTF-8 spelled out: nobody's key, but one to show."""
+    return name if _is_unicode(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _read_descriptor(descriptor: int, start: int, size: int) -> bytes:
+    """Return up to `size` bytes from `start`."""
+    chunks = []
+    while size > 0:
+        chunk = os.pread(descriptor, min(size, 16 * _CHUNK), start)
+        if not chunk:
+            break
+        chunks.append(chunk)
+        start += len(chunk)
+        size -= len(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _make_root(folder: str) -> None:
+    """Make the archive's root and what is missing above it, down from what is there, each entry synced."""
+    parent = os.path.dirname(folder)  # noqa: PTH120
+    if not os.path.isdir(parent):  # noqa: PTH112
+        _make_root(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)  # noqa: PTH102
+    _sync_folder(parent)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: str) -> None:
+    """Remove what writers that died a day ago left in the staging area. No object is ever there."""
+    oldest = time.time() - _ABANDONED_SECONDS
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)  # noqa: PTH108
+
+
+_TRANSIENT_ERRNO = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOLCK,
+        errno.ENOMEM,
+        errno.EPIPE,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+_ERRNO_ADVICE = {
+    errno.ENOSPC: "the disk is full: make room, nothing was lost and the next run goes on",
+    errno.EDQUOT: "the quota is used up: make room, nothing was lost and the next run goes on",
+    errno.EACCES: "this user may not: give it the folder, or run as the folder's owner",
+    errno.EROFS: "the file system is mounted read-only",
+    errno.ENAMETOOLONG: "the file system has no names this long: use a shorter root or another file system",
+    errno.EPERM: "the file system refuses it (an archive's needs hard links)",
+    errno.EOPNOTSUPP: "the file system cannot do it (an archive's needs hard links)",
+    errno.EXDEV: f"{STAGING} must be on the same file system as the rest of the archive",
+    errno.EIO: "the disk fails: check it before anything else is written",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it away",
+}
+
+
+@contextlib.contextmanager
+def _os_errors(doing: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _from_os(error, doing, path) from error
+
+
+def _from_os(error: OSError, doing: str, path: str) -> StoreError:
+    """Return the store's error for one of the operating system's."""
+    transient = error.errno in _TRANSIENT_ERRNO
+    reason = error.strerror or type(error).__name__
+    advice = _ERRNO_ADVICE.get(error.errno or 0, "it may pass; try again" if transient else "see to the file system")
+    message = f"cannot {doing} {_clean(path)}: {reason} ({advice})"
+    return TransientStoreError(message) if transient else TerminalStoreError(message)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# S3
+
+
+class _CutShortError(TransientStoreError):
+    """An answer that had begun well did not arrive whole."""
+
+
+class _S3Store:
+    """An archive in a bucket of AWS S3, or of a server that speaks its protocol."""
+
+    def __init__(self, url: str, options: S3Options) -> None:
+        self._bucket, self._prefix = _bucket_of(url)
+        _check_options(options)
+        self._options = options
+        self.url = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+        # Every botocore retry sends a call again without looking. Reads may be; a put is not, see `create`.
+        self._reader = _s3_client(options, attempts=_READ_ATTEMPTS)
+        self._writer = _s3_client(options, attempts=1)
+        self._bucket_seen = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.url, self._options)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.url}>"
+
+    def create(self, key: str, data: bytes) -> None:
+        where = self._where(key)
+        put = {**self._object(key), **self._protection(key)}
+        digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        started = time.monotonic()
+        problem: StoreError | None = None
+        for attempt in range(_PUT_ATTEMPTS):
+            if attempt:
+                _wait(attempt)
+            try:
+                with _s3_errors("write", where):
+                    self._writer.put_object(
+                        **put, Body=data, IfNoneMatch="*", ChecksumAlgorithm="SHA256", ChecksumSHA256=digest
+                    )
+            except (TransientStoreError, ObjectExists) as error:
+                problem = error
+            else:
+                return
+            try:
+                if self._holds(key, data):
+                    return
+            except ObjectMissing:
+                pass
+            except TransientStoreError as error:
+                problem = error
+            else:
+                raise _occupied(where)
+            if time.monotonic() - started > _PUT_PATIENCE:
+                break
+        raise TransientStoreError(
+            f"it is not known whether {where} was written, after {attempt + 1} attempts: {problem}"
+        )
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Say whether the object's bytes are these."""
+        try:
+            return self.read(key, limit=len(data)) == data
+        except FormatError:
+            return False
+
+    def _protection(self, key: str) -> dict[str, Any]:
+        """Return what a put says about encryption and, of evidence, about Object Lock."""
+        options = self._options
+        put: dict[str, Any] = {}
+        if options.sse_kms_key:
+            put |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": options.sse_kms_key}
+        if not key.startswith(EVIDENCE):
+            return put
+        if options.retention_mode and options.retention_days:
+            until = datetime.now(UTC) + timedelta(days=options.retention_days)
+            put |= {"ObjectLockMode": options.retention_mode, "ObjectLockRetainUntilDate": until}
+        if options.legal_hold:
+            put |= {"ObjectLockLegalHoldStatus": "ON"}
+        return put
+
+    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None) -> bytes:
+        if size is not None and size <= 0:
+            if not self.exists(key):
+                raise _missing(self._where(key))
+            return b""
+        # botocore's retries end with the answer's head; a body that breaks off is asked for again here.
+        for attempt in range(1, _READ_ATTEMPTS):
+            try:
+                return self._read(key, limit, start, size)
+            except _CutShortError:
+                _wait(attempt)
+        return self._read(key, limit, start, size)
+
+    def _read(self, key: str, limit: int, start: int, size: int | None) -> bytes:
+        where = self._where(key)
+        span: dict[str, Any] = {}
+        if start or size is not None:
+            want = limit + 1 if size is None else min(size, limit + 1)
+            span["Range"] = f"bytes={start}-{start + want - 1}"
+        try:
+            with _s3_errors("read", where):
+                answer = self._reader.get_object(**self._object(key), **span)
+        except _BeyondEndError:
+            return b""
+        body = answer["Body"]
+        try:
+            if span and "ContentRange" not in answer:
+                raise TerminalStoreError(
+                    f"cannot read a part of {where}: the server does not do ranges; use one that does"
+                )
+            length = answer["ContentLength"]
+            if length > limit:
+                raise _too_large(where, limit)
+            try:
+                with _s3_errors("read", where):
+                    data = body.read(length) if length else b""
+            except TransientStoreError as error:
+                raise _CutShortError(str(error)) from None
+        finally:
+            body.close()
+        if len(data) != length:
+            raise _CutShortError(f"cannot read {where}: {len(data):,} of {length:,} bytes came; try again")
+        return data
+
+    def exists(self, key: str) -> bool:
+        where = self._where(key)
+        try:
+            with _s3_errors("look for", where):
+                self._reader.head_object(**self._object(key))
+        except ObjectMissing:
+            self._check_bucket()
+            return False
+        return True
+
+    def _check_bucket(self) -> None:
+        """Tell a missing object from a missing bucket, for which HEAD has the same answer."""
+        if self._bucket_seen:
+            return
+        where = f"s3://{self._bucket}"
+        try:
+            with _s3_errors("look for", where):
+                self._reader.head_bucket(**self._owned())
+        except ObjectMissing:
+            raise TerminalStoreError(f"there is no bucket {where}: create it, or correct the archive's URL") from None
+        except TerminalStoreError:
+            # Who may only read objects may not look at the bucket; then its object's answer has to do.
+            pass
+        self._bucket_seen = True
+
+    def names(self, prefix: str) -> list[str]:
+        _check_prefix(prefix)
+        if prefix and not prefix.endswith("/"):
+            raise FormatError(f"{_clean(prefix)!r} is no folder: its prefix ends in '/'")
+        skip = len(self._absolute(prefix))
+        found: set[str] = set()
+        for page in self._pages(prefix, {"Delimiter": "/"}):
+            found.update(common["Prefix"][skip:].rstrip("/") for common in page.get("CommonPrefixes", ()))
+            found.update(item["Key"][skip:] for item in page.get("Contents", ()))
+        return sorted(found - {""})
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        _check_prefix(prefix)
+        # Some servers list by path, "a/b" before "a-b", and take StartAfter so too. Where it is cut at the first
+        # character that sorts before "/", what is after it by bytes is after it by path as well.
+        begin = re.match(r"[^\0-.]*", after[len(prefix) :]) if after.startswith(prefix) else None
+        start = prefix + begin[0] if begin else ""
+        if after > prefix and not after.startswith(prefix):
+            return
+        recent: set[str] = set()
+        for page in self._pages(prefix, {"StartAfter": self._absolute(start)} if start > prefix else {}):
+            # A server may repeat keys where one page ends and the next begins.
+            seen, recent = recent, set()
+            for item in page.get("Contents", ()):
+                key = item["Key"][len(self._absolute("")) :]
+                if key > after and key.startswith(prefix) and key not in seen and key not in recent:
+                    recent.add(key)
+                    yield ObjectInfo(key, item["Size"])
+
+    def _pages(self, prefix: str, arguments: dict[str, Any]) -> Iterator["ListObjectsV2OutputTypeDef"]:
+        where = f"{self.url}/{prefix}"
+        more: dict[str, Any] = {}
+        while True:
+            with _s3_errors("list", where):
+                page = self._reader.list_objects_v2(**self._owned(), **arguments, **more, Prefix=self._absolute(prefix))
+            yield page
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or not token:
+                return
+            if more.get("ContinuationToken") == token:
+                raise TerminalStoreError(f"cannot list {where}: the server gives the same page again and again")
+            more = {"ContinuationToken": token}
+
+    def has_history(self, key: str) -> bool:
+        where = self._where(key)
+        absolute = self._absolute(key)
+        more: dict[str, Any] = {}
+        while True:
+            try:
+                with _s3_errors("list versions of", where):
+                    page = self._reader.list_object_versions(**self._owned(), **more, Prefix=absolute)
+            except _NotImplementedError:
+                return False
+            if any(marker["Key"] == absolute for marker in page.get("DeleteMarkers", ())):
+                return True
+            for version in page.get("Versions", ()):
+                # An object without a version, and that is there now, is no history: `exists` tells of it.
+                plain = version.get("VersionId", "null") == "null" and version.get("IsLatest", True)
+                if version["Key"] == absolute and not plain:
+                    return True
+            following = {
+                "KeyMarker": page.get("NextKeyMarker", ""),
+                "VersionIdMarker": page.get("NextVersionIdMarker", ""),
+            }
+            if not page.get("IsTruncated") or following == more:
+                return False
+            more = {name: marker for name, marker in following.items() if marker}
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+    def _absolute(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def _where(self, key: str) -> str:
+        _check_key(key)
+        return f"{self.url}/{key}"
+
+    def _owned(self) -> dict[str, Any]:
+        owner = self._options.expected_bucket_owner
+        return {"Bucket": self._bucket, "ExpectedBucketOwner": owner} if owner else {"Bucket": self._bucket}
+
+    def _object(self, key: str) -> dict[str, Any]:
+        return {**self._owned(), "Key": self._absolute(key)}
+
+
+def _bucket_of(url: str) -> tuple[str, str]:
+    """Return the bucket and the prefix that an S3 URL names."""
+    bucket, _, prefix = url[len("s3://") :].partition("/") if url[:5].lower() == "s3://" else ("", "", "")
+    if "@" in bucket:
+        raise ConfigurationError(
+            "the archive's URL holds an '@': credentials do not belong there, set AWS_ACCESS_KEY_ID instead"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:[A-Za-z0-9:/_-]+", bucket):
+        raise ConfigurationError(f"{_clean(bucket)!r} is no bucket's name; want s3://BUCKET/PREFIX")
+    prefix = prefix.removesuffix("/")
+    try:
+        _check_prefix(prefix)
+    except FormatError:
+        raise ConfigurationError(
+            f"{_clean(prefix)!r} cannot be an archive's prefix: it has no leading or double '/', no '.' and no '..'"
+        ) from None
+    return bucket, prefix
+
+
+def _check_options(options: S3Options) -> None:
+    if options.endpoint_url is not None:
+        try:
+            endpoint = urlsplit(options.endpoint_url)
+            valid = endpoint.scheme in {"http", "https"} and endpoint.hostname and endpoint.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ConfigurationError(
+                f"endpoint_url is {_clean(options.endpoint_url)!r}; want https://HOST or http://HOST:PORT"
+            )
+        if "@" in endpoint.netloc:
+            raise ConfigurationError(
+                "endpoint_url holds an '@': credentials do not belong there, set AWS_ACCESS_KEY_ID instead"
+            )
+    if (options.retention_mode is None) != (options.retention_days is None):
+        raise ConfigurationError("retention_mode and retention_days go together: set both or neither")
+    if options.retention_mode not in {None, "GOVERNANCE", "COMPLIANCE"}:
+        raise ConfigurationError(f"retention_mode is {options.retention_mode!r}; want GOVERNANCE or COMPLIANCE")
+    if options.retention_days is not None and not 1 <= options.retention_days <= 36_500:
+        raise ConfigurationError(f"retention_days is {options.retention_days}; want 1 to 36500")
+    owner = options.expected_bucket_owner
+    if owner is not None and not re.fullmatch(r"[0-9]{12}", owner):
+        raise ConfigurationError(f"expected_bucket_owner is {_clean(owner)!r}; want an account id of 12 digits")
+
+
+def _s3_client(options: S3Options, attempts: int) -> "S3Client":
+    """Return a client that sends each call at most `attempts` times."""
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise ConfigurationError(
+            "an archive in S3 needs boto3, which is not installed: pip install 'custody[s3]'"
+        ) from None
+    try:
+        config = Config(
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            max_pool_connections=_CONNECTIONS,
+            tcp_keepalive=True,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            # A custom server rarely has a name for each bucket.
+            s3={"addressing_style": "path"} if options.endpoint_url else {},
+            # A digest that does not match is the verifier's finding, with the bytes at hand, not a failed read.
+            response_checksum_validation="when_required",
+            user_agent_extra="custody",
+        )
+        return boto3.session.Session().client(
+            "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
+        )
+    except _s3_failures() as error:
+        raise ConfigurationError(f"the AWS settings cannot be used: {_said(error)}") from None
+
+
+class _NotImplementedError(TerminalStoreError):
+    """The server does not know the call."""
+
+
+class _BeyondEndError(TerminalStoreError):
+    """The range asked for begins behind the object's end."""
+
+
+_TRANSIENT_CODES = frozenset(
+    {
+        "BadDigest",
+        "BandwidthLimitExceeded",
+        "ConditionalRequestConflict",
+        "IncompleteBody",
+        "InternalError",
+        "InternalFailure",
+        "KMS.ThrottlingException",
+        "LimitExceededException",
+        "OperationAborted",
+        "PriorRequestNotComplete",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "TooManyRequestsException",
+        "TransactionInProgressException",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
+
+_CREDENTIALS_ADVICE = "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role)"
+_EXPIRED_ADVICE = "the credentials have expired: renew them"
+_REGION_ADVICE = "the bucket is in another region: set `region` to the bucket's"
+_ACCESS_ADVICE = (
+    "the bucket's or the identity's policy does not allow it: allow s3:GetObject, s3:PutObject, s3:ListBucket and"
+    " s3:ListBucketVersions (without s3:ListBucket a missing object looks like this, too)"
+)
+_CODE_ADVICE = {
+    "AccessDenied": _ACCESS_ADVICE,
+    "AllAccessDisabled": _ACCESS_ADVICE,
+    "AuthorizationHeaderMalformed": _REGION_ADVICE,
+    "ExpiredToken": _EXPIRED_ADVICE,
+    "ExpiredTokenException": _EXPIRED_ADVICE,
+    "IllegalLocationConstraintException": _REGION_ADVICE,
+    "InvalidAccessKeyId": _CREDENTIALS_ADVICE,
+    "InvalidObjectState": "the object is in an archived storage class: restore it first",
+    "InvalidToken": _CREDENTIALS_ADVICE,
+    "NoSuchBucket": "there is no such bucket: create it, or correct the archive's URL",
+    "PermanentRedirect": _REGION_ADVICE,
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "SignatureDoesNotMatch": _CREDENTIALS_ADVICE,
+    "301": _REGION_ADVICE,
+    "400": f"set `region` to the bucket's, and {_CREDENTIALS_ADVICE}",
+    "403": _ACCESS_ADVICE,
+}
+
+
+@functools.cache
+def _s3_failures() -> tuple[type[Exception], ...]:
+    """Return what boto3 is known to raise. ValueError and LookupError: from answers that do not parse."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
+
+    return (BotoCoreError, ClientError, ResponseParserError, Boto3Error, HTTPError, OSError, ValueError, LookupError)
+
+
+@contextlib.contextmanager
+def _s3_errors(doing: str, where: str) -> Iterator[None]:
+    """Turn what boto3 raises into the store's errors. Its own are not chained: they hold the server's whole answer."""
+    try:
+        yield
+    except _s3_failures() as error:
+        raise _from_s3(error, doing, where) from None
+
+
+def _from_s3(error: Exception, doing: str, where: str) -> StoreError:
+    """Return the store's error for one of boto3's."""
+    from botocore.exceptions import ClientError
+
+    return _from_answer(error, doing, where) if isinstance(error, ClientError) else _from_library(error, doing, where)
+
+
+def _from_answer(error: Any, doing: str, where: str) -> StoreError:
+    """Return the store's error for an answer that says no."""
+    answer = error.response.get("Error") or {}
+    code = str(answer.get("Code") or "")
+    status = (error.response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
+    if not status and re.fullmatch(r"[1-5][0-9][0-9]", code):
+        status = int(code)
+    if code in {"NoSuchKey", "NoSuchVersion", "404"}:
+        return _missing(where)
+    if code in {"PreconditionFailed", "412"} or status == 412:
+        return _occupied(where)
+    said = f"{_clean(code)} {_clean(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
+    message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
+    if code == "InvalidRange" or status == 416:
+        return _BeyondEndError(message)
+    if code == "NotImplemented" or status == 501:
+        return _NotImplementedError(f"{message} (this server lacks what an archive needs; use one that has it)")
+    if code in _TRANSIENT_CODES or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
+        return TransientStoreError(f"{message} (it may pass; try again)")
+    return TerminalStoreError(f"{message} ({_CODE_ADVICE.get(code, 'trying again does not help')})")
+
+
+def _from_library(error: Exception, doing: str, where: str) -> StoreError:
+    """Return the store's error for a call without an answer, or with one that makes no sense."""
+    from botocore import exceptions
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
+
+    message = f"cannot {doing} {where}: {_said(error)}"
+    untrusted = isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+    if untrusted:
+        return TerminalStoreError(
+            f"{message} (set AWS_CA_BUNDLE to the certificate authority that the server's is from)"
+        )
+    if isinstance(
+        error,
+        (
+            exceptions.HTTPClientError,
+            exceptions.ConnectionError,
+            exceptions.ChecksumError,
+            exceptions.FlexibleChecksumError,
+            exceptions.IncompleteReadError,
+            ResponseParserError,
+            exceptions.MetadataRetrievalError,
+            exceptions.CredentialRetrievalError,
+            HTTPError,
+            OSError,
+            ValueError,
+            LookupError,
+        ),
+    ):
+        return TransientStoreError(f"{message} (it may pass; try again)")
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        return TerminalStoreError(f"{message} ({_CREDENTIALS_ADVICE})")
+    return TerminalStoreError(f"{message} (check the AWS settings and credentials)")
+
+
+def _said(error: Exception) -> str:
+    """Return an error's kind and words, but for those that may quote what a credential helper printed."""
+    from botocore.exceptions import CredentialRetrievalError
+
+    kind = type(error).__name__
+    if isinstance(error, CredentialRetrievalError):
+        return f"{kind}: the provider {_clean(str(error.kwargs.get('provider', '')))!r} gave no credentials"
+    return f"{kind}: {_clean(str(error))}"
+
+
+def _missing(where: str) -> ObjectMissing:
+    return ObjectMissing(f"there is no object {where}")
+
+
+def _wait(attempt: int) -> None:
+    """Sleep longer after each attempt, by chance, so that many writers do not come back at once."""
+    base, most = _BACKOFF_SECONDS
+    time.sleep(random.uniform(0.5, 1) * min(most, base * 4 ** (attempt - 1)))  # noqa: S311 - nothing secret
