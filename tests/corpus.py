@@ -2,7 +2,8 @@
 
 A case is a Kafka record's value as received. `is_event` is FORMAT.md's verdict. `writer_accepts` is what a writer that
 knows the six types must do: True archive it, False quarantine it, None either (a writer may quarantine more than
-FORMAT.md does). No case is accepted by the writer that is not an event. `line_is_event` is the verdict on the bytes that
+FORMAT.md does). The writer must
+accept nothing that is no event. `line_is_event` is the verdict on the bytes that
 an archive would hold, with 0x0A replaced by 0x20: it differs only where a raw newline stood inside a string.
 """
 
@@ -214,8 +215,8 @@ CASES: list[Case] = [
     _bad("empty signed exponent", _with(b',"a":1e+'), "no number"),
     _bad("hex", _with(b',"a":0x1F'), "no number"),
     _bad("underscore", _with(b',"a":1_000'), "no number"),
-    _bad("digits of another script", _with(',"a":١'.encode()), "no number"),
-    _bad("digits of another script later", _with(',"a":1١'.encode()), "no number"),
+    _bad("digits of another script", _with(',"a":\u0661'.encode()), "no number"),
+    _bad("digits of another script later", _with(',"a":1\u0661'.encode()), "no number"),
     _bad("two points", _with(b',"a":1.2.3'), "no number"),
     _good("zeros", _with(b',"a":[0,-0,0.0,-0.0,0e0,0E+0,0e-0]'), "numbers", writer=None),
     _good("numbers", _with(b',"a":[1,-1,10,1.5,-1.50,1e5,1E5,1e+5,1.5e-05]'), "numbers"),
@@ -251,7 +252,7 @@ CASES: list[Case] = [
     _good("newline inside an array", _with(b',"a":[1,\n2\n]'), "a newline is white space"),
     _bad("form feed", _with(b'\x0c,"a":1'), "not JSON's white space"),
     _bad("vertical tab", BASE + b"\x0b", "not JSON's white space"),
-    _bad("no-break space", _with(' ,"a":1'.encode().replace(b" ", b"\xc2\xa0")), "not JSON's white space"),
+    _bad("no-break space", _with(b'\xc2\xa0,"a":1'), "not JSON's white space"),
     _bad("line separator", BASE + b"\xe2\x80\xa8", "not JSON's white space"),
     _bad("next line", BASE + b"\xc2\x85", "not JSON's white space"),
     _bad("newline inside a number", _with(b',"a":1\n2'), "two numbers"),
@@ -489,11 +490,10 @@ CASES: list[Case] = [
             "2026-060T12:34:56Z": "an ordinal date",
             "20260301T123456Z": "the basic form",
             "Sun, 01 Mar 2026 12:34:56 GMT": "RFC 5322",
-            "２０２６-03-01T12:34:56Z": "digits of another script",
-            "2026-03-01T12:34:5٦Z": "digits of another script",
-            "2026-03-01T12:34:56.٦Z": "digits of another script",
+            "\uff12\uff10\uff12\uff16-03-01T12:34:56Z": "digits of another script",
+            "2026-03-01T12:34:5\u0666Z": "digits of another script",
+            "2026-03-01T12:34:56.\u0666Z": "digits of another script",
             "2026-03-01T1²:34:56Z": "no digit",
         }.items()
     ),
 ]
-"""Names are unique."""

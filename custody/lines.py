@@ -1,0 +1,321 @@
+"""What FORMAT.md calls an event, held against all lines of a batch at once: the verifier's own reading, no writer's.
+
+A batch takes one of two paths, and the verdict is the same on both:
+
+- **fast**: msgspec decodes the two fields that matter, and tests over the whole batch rule out what msgspec lets pass
+  where it skips a value: bad UTF-8, nesting beyond the limit, `event_type` or `timestamp` standing twice.
+- **slow**: a line that the fast path cannot vouch for is read by the standard library's parser. The slow path decides;
+  the fast path only ever says "certainly an event".
+"""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from custody.errors import FormatError
+
+EVENT_LIMIT = 1_048_576
+"""Bytes in one event."""
+DEPTH_LIMIT = 64
+"""Containers open at once, the event itself counted."""
+BATCH_EVENTS_LIMIT = 10_000
+BATCH_BYTES_LIMIT = 16 * 1_048_576
+
+_CHUNK = 32
+"""Lines that are tried together once their batch has failed the fast path."""
+
+_YEAR_10000 = 253_402_300_800
+_EPOCH_DAY = 719_163
+_OPENERS = frozenset(b"{[\n")
+_NO_OPENER = bytes(byte for byte in range(256) if byte not in _OPENERS)
+_TO_ZERO = str.maketrans("123456789", "000000000")
+_TIME = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
+)
+_TEMPLATE = re.compile(r"0000-00-00T00:00:00(?:\.0+)?(?:Z|[+-]00:00)")
+# Letters and `_` stand at 0x5f to 0x7a: only these escapes can spell a key of ours in another way.
+_LETTER_ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+
+
+class Time(NamedTuple):
+    """An exact moment: tuples compare as moments do."""
+
+    seconds: int
+    """Since 1970, in UTC."""
+    fraction: str
+    """Decimal digits after the point, without trailing zeros: as strings they compare as fractions do."""
+
+    @property
+    def microseconds(self) -> tuple[int, bool]:
+        """Whole microseconds since 1970, and whether there is more behind them."""
+        return self.seconds * 1_000_000 + int(self.fraction[:6].ljust(6, "0")), len(self.fraction) > len("000000")
+
+    def __str__(self) -> str:
+        moment = datetime.fromtimestamp(self.seconds, UTC)
+        shown = self.fraction if len(self.fraction) <= len("000000000000") else self.fraction[:12] + "…"
+        return f"{moment:%Y-%m-%dT%H:%M:%S}{'.' + shown if shown else ''}Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A line that is no event."""
+
+    line: int
+    """Counted from 0 within the batch."""
+    byte: int
+    """Where the line begins in the batch."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What the lines of a batch are."""
+
+    count: int
+    """Lines, a last one without its newline counted."""
+    types: Mapping[str, int]
+    """Events of each type."""
+    first: Time | None
+    """The earliest event's own time; None where no line is an event."""
+    last: Time | None
+    faults: Sequence[Fault]
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    event_type: str
+    timestamp: str
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+_event_type = attrgetter("event_type")
+_timestamp = attrgetter("timestamp")
+
+
+def check(payload: bytes) -> Lines:
+    """Hold each line of a batch's inflated bytes against FORMAT.md's definition of an event.
+
+    Beyond `BATCH_EVENTS_LIMIT` lines only the count is taken, and one fault says so.
+    """
+    lines = io.BytesIO(payload).readlines()
+    if len(lines) > BATCH_EVENTS_LIMIT:
+        reason = f"{len(lines)} lines in one batch (limit {BATCH_EVENTS_LIMIT})"
+        return Lines(len(lines), {}, None, None, [Fault(BATCH_EVENTS_LIMIT, 0, reason)])
+    whole = _fast(payload, lines)
+    if whole:
+        types, first, last = whole
+        return Lines(len(lines), types, first, last, ())
+    return _piecewise(lines)
+
+
+def check_line(line: bytes) -> tuple[str, Time]:
+    """Return the type and the time of one event, given without its newline. This is the slow path, and the rule.
+
+    Raises:
+        FormatError: it is no event; the message says why.
+    """
+    if len(line) > EVENT_LIMIT:
+        raise FormatError(f"{len(line)} bytes (limit {EVENT_LIMIT})")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+    if text.startswith("\ufeff"):
+        raise FormatError("begins with a byte order mark")
+    if _too_deep(line):
+        raise FormatError(f"nested deeper than {DEPTH_LIMIT}")
+    return _read_fields(text)
+
+
+def parse_time(text: str) -> Time | None:
+    """Return the moment that an event's `timestamp` names, None where it is not of FORMAT.md's form."""
+    match = _TIME.fullmatch(text)
+    if not match:
+        return None
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
+    fraction, sign, offset_hours, offset_minutes = match.groups()[6:]
+    try:
+        days = datetime(year, month, day, hour, minute, second, tzinfo=UTC).toordinal() - _EPOCH_DAY
+    except ValueError:
+        return None
+    seconds = days * 86_400 + hour * 3600 + minute * 60 + second
+    if sign:
+        if int(offset_hours) > 23 or int(offset_minutes) > 59:
+            return None
+        offset = int(offset_hours) * 3600 + int(offset_minutes) * 60
+        seconds += offset if sign == "-" else -offset
+    if not 0 <= seconds < _YEAR_10000:
+        return None
+    return Time(seconds, (fraction or "").rstrip("0"))
+
+
+def _piecewise(lines: Sequence[bytes]) -> Lines:
+    """Find the lines that are at fault: in chunks by the fast path, and where that fails line by line."""
+    types: Counter[str] = Counter()
+    first: Time | None = None
+    last: Time | None = None
+    faults: list[Fault] = []
+    byte = 0
+    for start in range(0, len(lines), _CHUNK):
+        chunk = lines[start : start + _CHUNK]
+        known = _fast(b"".join(chunk), chunk)
+        if known:
+            types.update(known[0])
+            first = min(first, known[1]) if first else known[1]
+            last = max(last, known[2]) if last else known[2]
+            byte += sum(map(len, chunk))
+            continue
+        for number, line in enumerate(chunk, start):
+            try:
+                type_, time = check_line(line.removesuffix(b"\n"))
+                types[type_] += 1
+                first = min(first, time) if first else time
+                last = max(last, time) if last else time
+                if not line.endswith(b"\n"):
+                    faults.append(Fault(number, byte, "the last line does not end in a newline"))
+            except FormatError as error:
+                faults.append(Fault(number, byte, str(error)))
+            byte += len(line)
+    return Lines(len(lines), types, first, last, faults)
+
+
+def _fast(payload: bytes, lines: Sequence[bytes]) -> tuple[Mapping[str, int], Time, Time] | None:
+    """Return types and bounds of time if every line is certainly an event, None if the slow path must decide."""
+    count = len(lines)
+    if not payload.endswith(b"\n"):
+        return None
+    # One byte of each line is its newline.
+    if len(payload) > EVENT_LIMIT and max(map(len, lines)) > EVENT_LIMIT + 1:
+        return None
+    # Each line is decoded for itself, so a document can neither share a line nor cross one.
+    try:
+        if not payload.isascii():
+            payload.decode()
+        events = list(map(_decode, lines))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    # Both keys stand in each line, unescaped: as often as there are lines is once in each.
+    if payload.count(b'"event_type"') != count or payload.count(b'"timestamp"') != count:
+        return None
+    if b"\\" in payload and any(escape in payload for escape in _LETTER_ESCAPES):
+        return None
+    # Openers bound the depth from above, those within strings counted too.
+    openers = payload.translate(None, _NO_OPENER)
+    if len(openers) >= 2 * count + DEPTH_LIMIT and max(map(len, io.BytesIO(openers).readlines())) > DEPTH_LIMIT + 1:
+        return None
+    bounds = _time_bounds(list(map(_timestamp, events)))
+    if bounds is None:
+        return None
+    return Counter(map(_event_type, events)), *bounds
+
+
+def _time_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
+    """Return the earliest and the latest of some times, None if any is not of the form."""
+    bounds = _uniform_bounds(texts)
+    if bounds:
+        return bounds
+    groups: dict[tuple[int, str], list[str]] = {}
+    for text in texts:
+        groups.setdefault((len(text), text[-6:] if text[-1:] != "Z" else "Z"), []).append(text)
+    found: list[Time] = []
+    for group in groups.values():
+        # A few odd ones are not worth a template.
+        if len(group) > 3 and (uniform := _uniform_bounds(group)):
+            found.extend(uniform)
+            continue
+        for text in group:
+            time = parse_time(text)
+            if time is None:
+                return None
+            found.append(time)
+    return min(found), max(found)
+
+
+def _uniform_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
+    """Return the bounds of times that are all written alike, None where they are not, or where one is no time.
+
+    Times of one layout and one offset compare as their texts do. So only the two outermost are parsed; of those between
+    it is enough that the dates and hours are real, and minutes and seconds below 60.
+    """
+    template = texts[0].translate(_TO_ZERO)
+    if not _TEMPLATE.fullmatch(template):
+        return None
+    # A time that held a newline would add one to those that join them, and the whole could not equal the template.
+    joined = "\n".join(texts)
+    if joined.translate(_TO_ZERO) != "\n".join([template] * len(texts)):
+        return None
+    stride = len(template) + 1
+    if joined[14::stride].strip("012345") or joined[17::stride].strip("012345"):
+        return None
+    if not template.endswith("Z") and len({text[-6:] for text in texts}) > 1:
+        return None
+    low, high = min(texts), max(texts)
+    if low[:13] != high[:13] and not all(parse_time(f"{hour}:00:00Z") for hour in {text[:13] for text in texts}):
+        return None
+    first, last = parse_time(low), parse_time(high)
+    return (first, last) if first and last else None
+
+
+def _too_deep(line: bytes) -> bool:
+    if line.count(b"{") + line.count(b"[") <= DEPTH_LIMIT:
+        return False
+    depth = 0
+    for match in _TOKEN.finditer(line):
+        token = match[0]
+        if token in {b"{", b"["}:
+            depth += 1
+            if depth > DEPTH_LIMIT:
+                return True
+        elif token in {b"}", b"]"}:
+            depth -= 1
+    return False
+
+
+_OBJECT: Final = object()
+"""What stands for an object within the slow path: only the pairs of the outermost one are looked at."""
+
+
+def _read_fields(text: str) -> tuple[str, Time]:
+    top: list[tuple[str, Any]] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> object:
+        # The outermost object ends last.
+        nonlocal top
+        top = found
+        return _OBJECT
+
+    def constant(name: str) -> None:
+        raise FormatError(f"{name} is not JSON")
+
+    try:
+        # Numbers may be of any size and none is looked at, so none is converted.
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_int=bool, parse_float=bool)
+    except json.JSONDecodeError as error:
+        raise FormatError(f"not JSON ({error.msg} at character {error.pos} of the line)") from None
+    except RecursionError:
+        raise FormatError(f"nested deeper than {DEPTH_LIMIT}") from None
+    if value is not _OBJECT:
+        raise FormatError("not a JSON object")
+    event_type = _only(top, "event_type")
+    timestamp = _only(top, "timestamp")
+    time = parse_time(timestamp)
+    if time is None:
+        raise FormatError(f"timestamp {timestamp[:60]!r} is no time of the form that FORMAT.md asks for")
+    return event_type, time
+
+
+def _only(top: Sequence[tuple[str, Any]], name: str) -> str:
+    values = [value for key, value in top if key == name]
+    if len(values) != 1:
+        raise FormatError(f"{name} stands {len(values)} times" if values else f"{name} is missing")
+    if not isinstance(values[0], str):
+        raise FormatError(f"{name} is not a string")
+    return values[0]
