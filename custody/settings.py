@@ -199,19 +199,21 @@ class KafkaSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bootstrap_servers: Annotated[str, AfterValidator(_servers)] = Field(
-        "localhost:9092", description="Brokers to ask first, as host:port, with commas between them"
+        default="localhost:9092", description="Brokers to ask first, as host:port, with commas between them"
     )
     topics: Annotated[
         list[Annotated[str, Field(min_length=1)]],
         Field(min_length=1),
         BeforeValidator(_topics),
         AfterValidator(_check_topics),
-    ] = Field([r"^audit\..*"], description="Topics to archive: names, or one regular expression that begins with ^")
+    ] = Field(
+        default=[r"^audit\..*"], description="Topics to archive: names, or one regular expression that begins with ^"
+    )
     group: Annotated[str, Field(min_length=1)] = Field(
-        "custody", description="Consumer group whose offsets are committed for lag monitors"
+        default="custody", description="Consumer group whose offsets are committed for lag monitors"
     )
     client: Annotated[dict[str, str | SecretStr], BeforeValidator(_client)] = Field(
-        {}, description="More properties for librdkafka: security.protocol, sasl.…, ssl.…"
+        default={}, description="More properties for librdkafka: security.protocol, sasl.…, ssl.…"
     )
 
     def librdkafka(self) -> dict[str, str]:
@@ -228,17 +230,17 @@ class DrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_events: int = Field(1000, ge=1, le=10_000, description="Events in a batch, one gzip member")
+    batch_events: int = Field(default=1000, ge=1, le=10_000, description="Events in a batch, one gzip member")
     segment_bytes: Size = Field(
-        16 * _MIB, ge=1, le=256 * _MIB, description="A segment is cut at this size of JSONL, such as 16MiB"
+        default=16 * _MIB, ge=1, le=256 * _MIB, description="A segment is cut at this size of JSONL, such as 16MiB"
     )
-    flush_seconds: Seconds = Field(15, description="A segment is cut this long after its first record was read")
-    seconds: Seconds = Field(38, description="A run's time, counted from the start of its process")
-    hanging_seconds: Seconds = Field(900, description="A transaction open for longer than this is alarmed")
-    level: int = Field(1, ge=0, le=3, description="gzip level of isal")
-    workers: int = Field(1, ge=1, le=1024, description="Logs drained at the same time")
+    flush_seconds: Seconds = Field(default=15, description="A segment is cut this long after its first record was read")
+    seconds: Seconds = Field(default=38, description="A run's time, counted from the start of its process")
+    hanging_seconds: Seconds = Field(default=900, description="A transaction open for longer than this is alarmed")
+    level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
+    workers: int = Field(default=1, ge=1, le=1024, description="Logs drained at the same time")
     task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
-        "threads", description="What the flow spreads logs over"
+        default="threads", description="What the flow spreads logs over"
     )
 
 
@@ -252,19 +254,23 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     archive: Location = Field(
-        "custody-data/archive", description="The archive: s3://BUCKET/PREFIX, file:///DIR or a folder"
+        default="custody-data/archive", description="The archive: s3://BUCKET/PREFIX, file:///DIR or a folder"
     )
-    keys: Location = Field("file:keyring.json", description="The signing keys: file:PATH or aws-kms:///alias/NAME")
+    keys: Location = Field(
+        default="file:keyring.json", description="The signing keys: file:PATH or aws-kms:///alias/NAME"
+    )
     keyring_passphrase: Annotated[SecretStr, Field(min_length=1)] | None = Field(
-        None, description="Opens the keyring's file, and encrypts a new one"
+        default=None, description="Opens the keyring's file, and encrypts a new one"
     )
-    trust: FilePath | None = Field(None, description="trust.json: what verification is given from outside the archive")
-    state: FilePath | None = Field(None, description="Where verification remembers the heads it has seen")
+    trust: FilePath | None = Field(
+        default=None, description="trust.json: what verification is given from outside the archive"
+    )
+    state: FilePath | None = Field(default=None, description="Where verification remembers the heads it has seen")
     s3: Annotated[S3Options, BeforeValidator(_known_s3), AfterValidator(_check_s3)] = Field(
-        S3Options(), description="How objects are put into S3"
+        default=S3Options(), description="How objects are put into S3"
     )
-    kafka: KafkaSettings = Field(KafkaSettings(), description="Where events come from")
-    drain: DrainSettings = Field(DrainSettings(), description="How a run of the drain works")
+    kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
+    drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -348,7 +354,7 @@ def _check_variables() -> None:
 
 def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     """Say of each wrong setting which it is, what it got and what it wants."""
-    lines = {}
+    lines: dict[str, str] = {}
     for one in error.errors(include_url=False):
         path = tuple(part for part in one["loc"] if isinstance(part, str) and part not in {"str", "SecretStr"})
         name = _where(path, values)
@@ -378,7 +384,8 @@ def _where(path: tuple[str, ...], values: Mapping[str, Any]) -> str:
 
 
 def _suggest(path: tuple[str, ...]) -> str:
-    model = {"kafka": KafkaSettings, "drain": DrainSettings}.get(path[0], Settings)
+    models: dict[str, type[BaseModel]] = {"kafka": KafkaSettings, "drain": DrainSettings}
+    model = models.get(path[0], Settings)
     meant = difflib.get_close_matches(path[-1], list(model.model_fields), 1, 0.6)
     return f"; did you mean {'.'.join((*path[:-1], meant[0]))}?" if meant else ""
 
