@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Protocol
 
@@ -29,6 +29,7 @@ RANGES_LIMIT = 50_000
 """Entries in `skipped`, and in `quarantine.offsets`."""
 NESTING_LIMIT = 8
 INT_MAX = 2**63 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 FORMAT: Literal["custody/manifest/1"] = "custody/manifest/1"
 
@@ -263,7 +264,8 @@ def parse_signatures(second: bytes) -> tuple[tuple[Signature, bytes], ...]:
     """Parse line 2.
 
     Raises:
-        FormatError: it is malformed, empty, holds no HMAC-SHA256 signature, or two of one key.
+        FormatError: it is malformed, or holds two signatures of one key. That an HMAC-SHA256 signature is among them is
+            not asked here: a statement whose signatures were removed parses, and has no valid signature.
     """
     listed: list[Signature] = _strict(_signatures_decoder, second, "the signatures").signatures
     if len({signature.key for signature in listed}) != len(listed):
@@ -380,7 +382,12 @@ def check_time(name: str, text: str) -> datetime:
 
 def format_time(moment: datetime) -> str:
     """Return an aware datetime as custody writes times: UTC, six digits, `Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def format_us(microseconds: int) -> str:
+    """Return a time given in µs since 1970 as custody writes times."""
+    return format_time(_EPOCH + timedelta(microseconds=microseconds))
 
 
 def parse_time(text: str) -> datetime:
@@ -391,4 +398,8 @@ def parse_time(text: str) -> datetime:
     """
     if len(text) != 27 or text[10] != "T" or text[26] != "Z":
         raise ValueError(f"{text!r} is not of the form YYYY-MM-DDTHH:MM:SS.ffffffZ")
-    return datetime.fromisoformat(text)
+    moment = datetime.fromisoformat(text)
+    # What fromisoformat lets in differs from one Python to the next: 24:00, a comma, other digits.
+    if format_time(moment) != text:
+        raise ValueError(f"{text!r} is not how that time is written")
+    return moment

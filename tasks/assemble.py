@@ -1,0 +1,309 @@
+"""Turns one log's records, in the order in which Kafka gives them, into entries for its statements. No I/O.
+
+The rules of the state machine, in terms of `position`, the first offset that is not accounted for:
+
+1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must have been accounted for
+   by `skip` or `lose` before; else the records are refused, since nothing may be dropped.
+2. Records gather until they fill a batch. A batch is cut at `batch_events` events or at `BATCH_BYTES`, whichever comes
+   first, and is compressed at once, so that what is held is small.
+3. A record that is no event goes to quarantine with its reason, and keeps its place in the order.
+4. `skip` notes offsets that a read-committed consumer gets no record for.
+5. `lose` notes offsets that the broker deleted. A statement states them first, so what came before must be cut off.
+6. `cut` closes what is open and gives an entry from the last cut to `position`.
+
+What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format.
+"""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal, Protocol
+
+from custody import segment
+from custody.archive import Entry
+from custody.events import Checked, check, join
+from custody.manifest import Batch, KafkaTime, format_us
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""A batch of more than one event is cut at about this size; the format's limit is 16 MiB."""
+RANGES = 20_000
+"""Skipped or quarantined ranges in a statement; the format's limit is 50,000 each."""
+QUARANTINE_BYTES = 16 * 1024 * 1024
+"""Values, keys and headers of quarantined records in a statement; the format's limits are far above."""
+
+Ranges = list[tuple[int, int]]
+TIME_NOT_AVAILABLE, TIME_CREATE, TIME_APPEND = 0, 1, 2
+"""librdkafka's kinds of timestamp."""
+
+
+class Record(Protocol):
+    """A Kafka record, as confluent-kafka's Message is one."""
+
+    def offset(self) -> int:
+        """Its offset."""
+        ...
+
+    def value(self) -> bytes | None:
+        """Its value, None for a tombstone."""
+        ...
+
+    def key(self) -> bytes | None:
+        """Its key."""
+        ...
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        """Its headers."""
+        ...
+
+    def timestamp(self) -> tuple[int, int]:
+        """The kind of its time, and the time in ms since 1970."""
+        ...
+
+
+class Assembler:
+    """What one log has received since the last cut."""
+
+    def __init__(self, position: int, *, batch_events: int, segment_bytes: int, level: int) -> None:
+        """Begin at an offset.
+
+        Args:
+            position: first offset that is not accounted for.
+            batch_events: events in a batch.
+            segment_bytes: bytes of JSONL after which `full` asks for a cut.
+            level: isal's compression level.
+        """
+        self.position = position
+        self._batch_events = batch_events
+        self._segment_bytes = segment_bytes
+        self._level = level
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start = self.position
+        self._lost: tuple[int, int] | None = None
+        self._skipped: Ranges = []
+        self._waiting: list[Record] = []
+        self._values: list[bytes | None] = []
+        self._waiting_bytes = 0
+        self._first_record: Record | None = None
+        self._last_record = 0
+        self._members: list[bytes] = []
+        self._batches: list[Batch] = []
+        self._types: Counter[str] = Counter()
+        self._stored = 0
+        self._inflated = 0
+        self._quarantine: list[bytes] = []
+        self._quarantine_bytes = 0
+        self._quarantined: Ranges = []
+        self._begin_batch()
+
+    def _begin_batch(self) -> None:
+        self._open: list[Checked] = []
+        self._open_events = 0
+        self._open_bytes = 0
+        self._open_from = 0
+        self._open_to = 0
+        self._kinds: set[int] = set()
+        self._stamps: tuple[int, int] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was received, skipped or lost since the last cut."""
+        return self.position == self._start
+
+    @property
+    def has_records(self) -> bool:
+        """There are records, or a loss, that should not wait for the end of the run."""
+        return self._first_record is not None or self._lost is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that the next cut sets free, about."""
+        return self._stored + self._waiting_bytes + self._open_bytes + self._quarantine_bytes
+
+    @property
+    def full(self) -> bool:
+        """It is time to cut."""
+        return (
+            self._inflated + self._open_bytes + self._waiting_bytes >= self._segment_bytes
+            or self._quarantine_bytes >= QUARANTINE_BYTES
+            or len(self._skipped) >= RANGES
+            or len(self._quarantined) >= RANGES
+        )
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take records at consecutive offsets, the first of them at `position`.
+
+        Raises:
+            ValueError: they are not; whoever calls must have accounted for the gap first.
+        """
+        first, last = records[0].offset(), records[-1].offset()
+        if first != self.position or last - first != len(records) - 1:
+            raise ValueError(f"offsets {first} to {last} do not join at {self.position}: the gap is not accounted for")
+        values = [record.value() for record in records]
+        if self._first_record is None:
+            self._first_record = records[0]
+        self._last_record = last
+        self._waiting.extend(records)
+        self._values.extend(values)
+        try:
+            self._waiting_bytes += sum(map(len, values))  # type: ignore[arg-type]
+        except TypeError:
+            self._waiting_bytes += sum(len(value or b"") for value in values)
+        self.position = last + 1
+        self._drain(self._batch_events)
+
+    def skip(self, to: int) -> None:
+        """Note that there are no records for a read-committed consumer from `position` to `to`."""
+        _merge(self._skipped, self.position, to)
+        self.position = to
+
+    def lose(self, to: int) -> None:
+        """Note that the broker deleted what was from `position` to `to`. Only right after a cut."""
+        if not self.is_empty:
+            raise ValueError("a loss starts a statement: cut first")
+        self._lost = (self.position, to)
+        self.position = to
+
+    def cut(self) -> Entry:
+        """Close what is open, and return the entry from the last cut to `position`."""
+        self._drain(1)
+        self._close_batch()
+        quarantine = segment.pack(b"".join(self._quarantine), self._level) if self._quarantine else None
+        first = self._first_record
+        kind, stamp = first.timestamp() if first else (TIME_NOT_AVAILABLE, -1)
+        entry = Entry(
+            first_offset=self._start,
+            next_offset=self.position,
+            skipped=self._skipped,
+            lost=self._lost,
+            members=self._members,
+            batches=self._batches,
+            types=self._types,
+            quarantine=quarantine.data if quarantine else None,
+            quarantine_inflated=quarantine.inflated if quarantine else 0,
+            quarantined=self._quarantined,
+            first_record=first.offset() if first else 0,
+            last_record=self._last_record,
+            first_record_ms=None if kind == TIME_NOT_AVAILABLE else stamp,
+        )
+        self._begin()
+        return entry
+
+    def _drain(self, at_least: int) -> None:
+        """Check waiting records, and close batches, until fewer than `at_least` wait."""
+        while self._waiting and (len(self._waiting) >= at_least or self._waiting_bytes >= BATCH_BYTES):
+            take = min(len(self._waiting), self._batch_events - self._open_events)
+            room = BATCH_BYTES - self._open_bytes
+            values = self._values[:take]
+            size = sum([len(value or b"") for value in values])
+            if size > room:
+                sizes = accumulate(len(value or b"") + 1 for value in values)
+                take = max(1, sum(total <= room for total in sizes))
+                values = values[:take]
+                size = sum([len(value or b"") for value in values])
+                if self._open_bytes and size > room:
+                    self._close_batch()
+                    continue
+            records = self._waiting[:take]
+            del self._waiting[:take], self._values[:take]
+            self._waiting_bytes -= size
+            self._take(records, values)
+            if self._open_events >= self._batch_events or self._open_bytes >= BATCH_BYTES:
+                self._close_batch()
+
+    def _take(self, records: list[Record], values: list[bytes | None]) -> None:
+        checked = check(values)
+        if checked.refused:
+            refused = dict(checked.refused)
+            for index, reason in checked.refused:
+                self._put_aside(records[index], values[index], reason)
+            records = [record for index, record in enumerate(records) if index not in refused]
+        if not records:
+            return
+        if not self._open_events:
+            self._open_from = records[0].offset()
+        self._open_to = records[-1].offset() + 1
+        self._open.append(checked)
+        self._open_events += checked.events
+        self._open_bytes += len(checked.payload)
+        kinds, stamps = zip(*[record.timestamp() for record in records], strict=True)
+        self._kinds.update(kinds)
+        if TIME_NOT_AVAILABLE in self._kinds or min(stamps) < 0:
+            stamps = tuple(
+                stamp for kind, stamp in zip(kinds, stamps, strict=True) if kind != TIME_NOT_AVAILABLE and stamp >= 0
+            )
+        if stamps:
+            low, high = min(stamps), max(stamps)
+            if self._stamps is not None:
+                low, high = min(low, self._stamps[0]), max(high, self._stamps[1])
+            self._stamps = low, high
+
+    def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
+        offset = record.offset()
+        kind, stamp = record.timestamp()
+        line = json.dumps(
+            {
+                "offset": offset,
+                "timestamp": None if kind == TIME_NOT_AVAILABLE else stamp,
+                "key": _base64(record.key()),
+                "value": _base64(value),
+                "headers": [[name, _base64(header)] for name, header in record.headers() or []],
+                "error": reason,
+            },
+            separators=(",", ":"),
+        ).encode()
+        self._quarantine.append(line + b"\n")
+        self._quarantine_bytes += len(line) + 1
+        _merge(self._quarantined, offset, offset + 1)
+
+    def _close_batch(self) -> None:
+        if not self._open_events:
+            return
+        whole = self._open[0] if len(self._open) == 1 else join(self._open)
+        member = segment.pack(whole.payload, self._level)
+        self._members.append(member.data)
+        self._batches.append(
+            Batch(
+                number=len(self._batches),
+                first_offset=self._open_from,
+                next_offset=self._open_to,
+                events=whole.events,
+                start=self._stored,
+                size=len(member.data),
+                inflated=member.inflated,
+                sha256=member.sha256,
+                min_time=format_us(whole.earliest),
+                max_time=format_us(whole.latest),
+                kafka_time=self._kafka_time(),
+            )
+        )
+        self._types.update(whole.types)
+        self._stored += len(member.data)
+        self._inflated += member.inflated
+        self._begin_batch()
+
+    def _kafka_time(self) -> KafkaTime | None:
+        if self._stamps is None:
+            return None
+        kinds = self._kinds - {TIME_NOT_AVAILABLE}
+        name: Literal["create", "append", "mixed"] = (
+            "mixed" if len(kinds) > 1 else "append" if TIME_APPEND in kinds else "create"
+        )
+        return KafkaTime(name, *self._stamps)
+
+
+def _merge(ranges: Ranges, start: int, stop: int) -> None:
+    """Add a range that lies beyond all others, joined to the last one where they touch."""
+    if ranges and ranges[-1][1] == start:
+        ranges[-1] = (ranges[-1][0], stop)
+    else:
+        ranges.append((start, stop))
+
+
+def _base64(value: bytes | str | None) -> str | None:
+    if value is None:
+        return None
+    return base64.b64encode(value.encode() if isinstance(value, str) else value).decode()

@@ -1,0 +1,304 @@
+"""Kafka as the drain sees it: its topics, where partitions begin and end, and a read-committed feed of records.
+
+Rules:
+- Records come from `Feed`, which is assigned partitions at offsets that the archive gives; the group's committed offset
+  is written for lag monitors, and read for the one memory of the head that its metadata holds. Nothing else leans on it.
+- Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
+- Settings that correctness leans on win over what the operator passes through.
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from custody.archive import Seen
+from custody.errors import SourceRefused, TransientSourceError
+from custody.layout import Log
+from tasks.assemble import Record
+
+logger = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 10.0
+"""How long one question to the broker may take."""
+MOCK_CLUSTER = "mockCluster"
+"""How the id of librdkafka's mock cluster begins. It has no topic ids, and its admin calls only time out."""
+
+_QUEUE_KBYTES = 24 * 1024
+_TERMINAL = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    KafkaError._AUTHENTICATION,  # noqa: SLF001 - confluent-kafka's name for librdkafka's own codes
+    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+    KafkaError._INVALID_ARG,  # noqa: SLF001
+    KafkaError._SSL,  # noqa: SLF001
+}
+PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001
+OFFSET_OUT_OF_RANGE: int = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
+DAMAGED: frozenset[int] = frozenset(
+    {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG}  # noqa: SLF001
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as it is now. `id` is null where the broker has no topic ids."""
+
+    name: str
+    id: str | None
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Offsets of a partition: the log start, the last stable offset, and the read-uncommitted end."""
+
+    start: int
+    stable: int
+    end: int
+
+
+class Received(Record, Protocol):
+    """What a consumer gives: a record, or an event or error in its place."""
+
+    def error(self) -> KafkaError | None:
+        """None for a record."""
+        ...
+
+    def topic(self) -> str:
+        """Its topic."""
+        ...
+
+    def partition(self) -> int:
+        """Its partition."""
+        ...
+
+
+def map_error(error: KafkaError | None, what: str) -> SourceRefused | TransientSourceError:
+    """Return custody's error for one of Kafka's."""
+    code, text = (error.code(), error.str()) if error else (0, "unknown error")
+    if code in _TERMINAL or (error and error.fatal()):
+        return SourceRefused(f"{what}: {text}; check the topic, the client's rights and kafka.client's settings")
+    return TransientSourceError(f"{what}: {text}; the next run tries again")
+
+
+class Broker:
+    """Questions to the cluster, from a consumer that sees uncommitted records too."""
+
+    def __init__(self, client: Mapping[str, str], group: str) -> None:
+        """Prepare to ask; nothing is sent yet.
+
+        Args:
+            client: librdkafka's properties, `bootstrap.servers` among them.
+            group: the consumer group.
+        """
+        base = dict(client)
+        # The mock cluster listens where its own client says; only whoever made it may set this.
+        self._servers = base["bootstrap.servers"]
+        self._probe = _consumer(base, group, "read_uncommitted")
+        self._stable = _consumer(base, group, "read_committed")
+        self._admin = AdminClient({**base}, logger=logger)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._probe.close()
+        self._stable.close()
+
+    def cluster(self) -> str:
+        """Return the cluster's id.
+
+        Raises:
+            SourceError: no broker answers, or it says no.
+        """
+        try:
+            found = self._probe.list_topics(timeout=REQUEST_SECONDS).cluster_id
+        except KafkaException as error:
+            raise map_error(error.args[0], f"no answer from Kafka at {self._servers}") from None
+        if not found:
+            raise TransientSourceError(f"Kafka at {self._servers} did not name its cluster; the next run tries again")
+        return str(found)
+
+    def topics(self, wanted: Sequence[str]) -> list[Topic]:
+        """Return the topics that a setting names: names, or one regular expression that begins with `^`.
+
+        Raises:
+            SourceError: the broker does not answer, or a topic that was named does not exist.
+        """
+        try:
+            listing = self._probe.list_topics(timeout=REQUEST_SECONDS)
+        except KafkaException as error:
+            raise map_error(error.args[0], f"no answer from Kafka at {self._servers}") from None
+        there = {
+            name: len(topic.partitions)
+            for name, topic in listing.topics.items()
+            if topic.error is None and not name.startswith("__")
+        }
+        names = [
+            name
+            for name in sorted(there)
+            if any(re.search(one, name) if one.startswith("^") else one == name for one in wanted)
+        ]
+        missing = [one for one in wanted if not one.startswith("^") and one not in there]
+        if missing:
+            raise SourceRefused(
+                f"topic {missing[0]!r} does not exist on Kafka at {self._servers}, or this client may not see it:"
+                " create it, or correct kafka.topics"
+            )
+        ids = self._topic_ids(names, str(listing.cluster_id))
+        return [Topic(name, ids[name], there[name]) for name in names]
+
+    def topic_id(self, topic: str, cluster: str) -> str | None:
+        """Return a topic's id as it is now.
+
+        Raises:
+            SourceError: the broker does not answer, or the topic is gone.
+        """
+        return self._topic_ids([topic], cluster)[topic]
+
+    def _topic_ids(self, names: Sequence[str], cluster: str) -> dict[str, str | None]:
+        if not names or cluster.startswith(MOCK_CLUSTER):
+            return dict.fromkeys(names)
+        asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=REQUEST_SECONDS)
+        ids: dict[str, str | None] = {}
+        for name, answer in asked.items():
+            try:
+                # A broker older than 2.8 gives the id of all zeroes.
+                found = str(answer.result().topic_id)
+            except KafkaException as error:
+                raise map_error(error.args[0], f"topic {name} cannot be described") from None
+            ids[name] = None if found.strip("A") == "" else found
+        return ids
+
+    def bounds(self, topic: str, partition: int) -> Bounds:
+        """Return where a partition begins and ends now.
+
+        Raises:
+            SourceError: the broker does not answer, or says no.
+        """
+        place = TopicPartition(topic, partition)
+        try:
+            start, stable = self._stable.get_watermark_offsets(place, timeout=REQUEST_SECONDS, cached=False)
+            _, end = self._probe.get_watermark_offsets(place, timeout=REQUEST_SECONDS, cached=False)
+        except KafkaException as error:
+            raise map_error(error.args[0], f"{topic}/{partition}: its offsets cannot be asked for") from None
+        return Bounds(start, stable, max(stable, end))
+
+    def waits_since(self, topic: str, partition: int, offset: int) -> float | None:
+        """Return the Kafka timestamp, in seconds since 1970, of the record at an offset that is not stable yet."""
+        self._probe.assign([TopicPartition(topic, partition, offset)])
+        try:
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                for message in self._probe.consume(1, 0.2):
+                    if message.error() is None:
+                        return float(message.timestamp()[1]) / 1000
+            return None
+        finally:
+            self._probe.unassign()
+
+    def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, tuple[Log, Seen]]:
+        """Return what the group's committed offsets remember of heads in this archive. What is not ours is passed over.
+
+        Raises:
+            SourceError: the broker does not answer.
+        """
+        asked = [TopicPartition(topic, partition) for partition in partitions]
+        try:
+            answers = self._stable.committed(asked, timeout=REQUEST_SECONDS)
+        except KafkaException as error:
+            raise map_error(error.args[0], f"{topic}: the group's offsets cannot be read") from None
+        found = {}
+        for answer in answers:
+            try:
+                memory = json.loads(answer.metadata or "")
+                if memory["archive"] == archive:
+                    log = Log(topic, answer.partition, int(memory["life"]))
+                    seen = Seen(int(memory["size"]), str(memory["root"]), "the offset that the group committed")
+                    found[answer.partition] = (log, seen)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+        return found
+
+    def commit(self, log: Log, offset: int, archive: str, size: int, root: str) -> None:
+        """Commit a log's offset for lag monitors, with the head as metadata. Failure is logged, and costs nothing."""
+        memory = json.dumps({"archive": archive, "life": log.life, "size": size, "root": root}, separators=(",", ":"))
+        try:
+            self._stable.commit(offsets=[TopicPartition(log.topic, log.partition, offset, memory)], asynchronous=False)
+        except KafkaException as error:
+            logger.warning("%s: the group's offset was not committed: %s", log, error.args[0].str())
+
+
+class Feed:
+    """A read-committed consumer of the partitions that one drain reads."""
+
+    def __init__(self, client: Mapping[str, str], group: str, positions: Mapping[tuple[str, int], int]) -> None:
+        """Begin to fetch.
+
+        Args:
+            client: librdkafka's properties.
+            group: the consumer group.
+            positions: the first offset of each topic and partition.
+        """
+        self._consumer = _consumer(dict(client), group, "read_committed")
+        self._consumer.assign([TopicPartition(topic, part, offset) for (topic, part), offset in positions.items()])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._consumer.close()
+
+    def read(self, records: int, seconds: float) -> list[Received]:
+        """Return up to so many records and events, waiting for at most so long."""
+        return cast("list[Received]", self._consumer.consume(records, seconds))
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Go on from another offset, after the broker deleted the one that was asked for."""
+        self._consumer.seek(TopicPartition(topic, partition, offset))
+
+    def stop(self, topic: str, partition: int) -> None:
+        """Fetch no more of a partition. What was fetched of it may still come."""
+        self._consumer.pause([TopicPartition(topic, partition)])
+
+
+def _consumer(client: dict[str, str], group: str, isolation: str) -> Consumer:
+    defaults: dict[str, str | int | bool] = {
+        # What waits in memory, over all partitions; at 250,000 records of 340 bytes a second, 0.3 s.
+        "queued.max.messages.kbytes": _QUEUE_KBYTES,
+        # A full queue is looked at again so soon; librdkafka's own second would halve the speed.
+        "fetch.queue.backoff.ms": 5,
+        "fetch.wait.max.ms": 100,
+        "client.id": "custody",
+    }
+    ours: dict[str, str | int | bool] = {
+        "group.id": group,
+        "isolation.level": isolation,
+        "auto.offset.reset": "error",
+        "check.crcs": True,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "enable.partition.eof": True,
+    }
+    try:
+        return Consumer({**defaults, **client, **ours}, logger=logger)
+    except KafkaException as error:
+        # librdkafka repeats a property's value in some messages, and a value may be a password.
+        code = error.args[0].code()
+        raise SourceRefused(
+            f"librdkafka does not take the settings in kafka.client (error {code}): check their names and values"
+        ) from None
