@@ -1,0 +1,1 @@
+"""Tests of custody, its tasks and flows. Each folder mirrors one of the house; `servers` starts real ones."""
