@@ -46,6 +46,17 @@ _HARMLESS = re.compile(
 )
 """librdkafka properties whose values may be shown."""
 
+S3_MEANINGS = {
+    "endpoint_url": "A server that speaks S3, where it is not AWS",
+    "region": "Where the standard AWS settings do not say",
+    "sse_kms_key": "KMS key that objects are encrypted with",
+    "expected_bucket_owner": "Account id: a bucket of any other is refused",
+    "retention_mode": "Object Lock of each put: GOVERNANCE or COMPLIANCE",
+    "retention_days": "For how long from the put",
+    "legal_hold": "Whether each put sets a legal hold",
+}
+"""The options of S3 in the order in which they are shown."""
+
 _WANTS = {
     "string_type": "text",
     "string_too_short": "something: it is empty",
@@ -98,6 +109,13 @@ def _without_credentials(value: str) -> str:
         raise ValueError("a URL or a folder") from None
     if "@" in authority:
         raise ValueError("a URL without user name or password: those belong into the standard AWS credentials")
+    return value
+
+
+def _key_uri(value: str) -> str:
+    # Anything else may be a key itself, put into the wrong place.
+    if not value.startswith(("file:", "aws-kms:")):
+        raise ValueError("file:PATH of a keyring, or aws-kms:///alias/NAME")
     return value
 
 
@@ -256,7 +274,7 @@ class Settings(BaseSettings):
     archive: Location = Field(
         default="custody-data/archive", description="The archive: s3://BUCKET/PREFIX, file:///DIR or a folder"
     )
-    keys: Location = Field(
+    keys: Annotated[Location, AfterValidator(_key_uri)] = Field(
         default="file:keyring.json", description="The signing keys: file:PATH or aws-kms:///alias/NAME"
     )
     keyring_passphrase: Annotated[SecretStr, Field(min_length=1)] | None = Field(
@@ -392,7 +410,7 @@ def _suggest(path: tuple[str, ...]) -> str:
 
 def _show(path: tuple[str, ...], value: object) -> str:
     """Show a wrong value, unless it may hold a secret."""
-    shown = len(path) > 1 or path in {("archive",), ("keys",), ("trust",), ("state",)}
+    shown = len(path) > 1 or path in {("archive",), ("trust",), ("state",)}
     if path[:2] == ("kafka", "client") or not shown or "@" in str(value):
         return "a value (hidden)"
     text = repr(value)

@@ -1,0 +1,114 @@
+"""What people see on a terminal: tables, and foreign text made harmless.
+
+Keys, findings and events come from an archive that somebody may have tampered with: no control character of theirs
+reaches a terminal, and none of their text is taken for markup.
+"""
+
+import codecs
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from custody.settings import S3_MEANINGS, Settings
+from custody.store import S3Options
+
+HIDDEN = "(hidden)"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for now's output, which marks up nothing of its own."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """Return an empty table in the one style; `#` before a column's name: numbers, `!`: never wrapped."""
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for name in columns:
+        if name.startswith(("#", "!")):
+            made.add_column(name[1:], justify="right" if name[0] == "#" else "left", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
+    return made
+
+
+def safe(text: object, style: str = "") -> Text:
+    """Return foreign text for one line of a terminal: what is not printable is shown as an escape."""
+    return Text(escape(str(text)), style=style)
+
+
+def escape(text: str) -> str:
+    """Write characters that a terminal might obey, newlines among them, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def write(pieces: Iterator[bytes]) -> None:
+    """Write bytes as they are, or harmless ones where a person looks at them."""
+    out = sys.stdout.buffer
+    if not sys.stdout.isatty():
+        for piece in pieces:
+            out.write(piece)
+        out.flush()
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    for piece in pieces:
+        text = decoder.decode(piece)
+        if not text.replace("\n", "").isprintable():
+            # In JSON this is the same text: a control character may only stand in a string, where \u says it as well.
+            text = "".join(
+                one if one.isprintable() or one in "\n\t" else f"\\u{ord(one):04x}" if ord(one) < 0x10000 else "?"
+                for one in text
+            )
+        out.write(text.encode("utf-8", "backslashreplace"))
+    out.flush()
+
+
+def settings_table(settings: Settings) -> Table:
+    """Return all settings, secrets hidden."""
+    made = table("!setting", "value", "meaning")
+    for name, value, meaning in _walk(settings):
+        made.add_row(name, safe(_shown(value)), meaning)
+    made.caption = "A setting is a key of custody.toml, or a variable: CUSTODY_KAFKA__GROUP for kafka.group."
+    made.caption_justify = "left"
+    return made
+
+
+def settings_json(settings: Settings) -> dict[str, Any]:
+    """Return all settings as JSON types, secrets hidden."""
+    plain = settings.model_dump(mode="json")
+    plain["keyring_passphrase"] = HIDDEN if settings.keyring_passphrase else None
+    plain["kafka"]["client"] = {
+        name: HIDDEN if isinstance(value, SecretStr) else value for name, value in settings.kafka.client.items()
+    }
+    return plain
+
+
+def _walk(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, object, str]]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _walk(value, f"{prefix}{name}.")
+        elif isinstance(value, S3Options):
+            for inner, meaning in S3_MEANINGS.items():
+                yield f"{prefix}{name}.{inner}", getattr(value, inner), meaning
+        else:
+            yield f"{prefix}{name}", value, field.description or ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return HIDDEN
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name} = {_shown(inner)}" for name, inner in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
