@@ -56,6 +56,7 @@ __all__ = [
     "Secret",
     "Trust",
     "TrustedKey",
+    "keyring_path",
     "new_keyring",
     "open_signers",
     "open_trust",
@@ -325,7 +326,6 @@ def rotate_keyring(
     Raises:
         ConfigurationError: the keyring cannot be read, rotated or written.
     """
-    path = path.resolve()
     with _locked(path) as descriptor:
         before = _read_keyring(descriptor, path, passphrase)
         after = before.rotate(now, overlap)
@@ -368,7 +368,7 @@ class KmsKey:
         client = _kms_client(match["region"])
         with _kms_errors("DescribeKey", name):
             found = client.describe_key(KeyId=name)["KeyMetadata"]
-        if "HMAC_SHA_256" not in found.get("MacAlgorithms", []):
+        if (found.get("KeySpec"), found.get("KeyUsage")) != ("HMAC_256", "GENERATE_VERIFY_MAC"):
             raise ConfigurationError(
                 f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and cannot make HMAC_SHA_256;"
                 " create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC"
@@ -394,7 +394,8 @@ class KmsKey:
         client = self._kms()
         with _kms_errors("GenerateMac", self.key_id):
             answer = client.generate_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256")
-        if answer.get("KeyId", self.key_id) != self.key_id or len(answer["Mac"]) != sha256().digest_size:
+        # Real KMS answers with the ARN, its stand-ins with the id at its end.
+        if answer["KeyId"] not in {self.key_id, self.key_id.rpartition("/")[2]} or len(answer["Mac"]) != 32:
             raise KeyUnavailable(
                 f"KMS answered GenerateMac for {self.key_id} with another key or length; nothing was signed"
             )
@@ -407,7 +408,7 @@ class KmsKey:
             SignatureInvalid: it is wrong.
             KeyUnavailable: KMS does not answer, or says no.
         """
-        if len(value) != sha256().digest_size:
+        if len(value) != 32:
             raise SignatureInvalid(
                 f"the signature of key {self.key_id!r} has {len(value)} bytes, and an HMAC-SHA256 has 32"
             )
@@ -559,6 +560,16 @@ def open_trust(keys: Sequence[str] = (), trust: Path | None = None, passphrase: 
     return replace(opened, keys=merged)
 
 
+def keyring_path(uri: str) -> Path | None:
+    """Return the keyring that a key URI names, None where it names a key in a KMS.
+
+    Raises:
+        ConfigurationError: it is no key URI.
+    """
+    scheme, rest = _split_uri(uri)
+    return Path(rest) if scheme == "file" else None
+
+
 def _trusted(key: Key) -> TrustedKey:
     material = key.secret if isinstance(key, HmacKey) else key.public
     return TrustedKey(key.key_id, key.algorithm, key.from_, key.to, material=material)
@@ -660,13 +671,17 @@ def _read_keyring(descriptor: int, path: Path, passphrase: str | None) -> Keyrin
 def _open(path: Path, what: str) -> int:
     try:
         # Not blocking, so that a pipe under that name is refused rather than waited for.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
         advice = "; make one with `custody keys new`" if what == "keyring" else ""
         raise ConfigurationError(f"{what} {path}: there is no such file{advice}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
         raise ConfigurationError(f"{what} {path}: cannot be opened: {reason}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigurationError(f"{what} {path}: is not a regular file")
+    return descriptor
 
 
 def _check_private(status: os.stat_result, what: str) -> None:
@@ -678,8 +693,6 @@ def _check_private(status: os.stat_result, what: str) -> None:
 
 
 def _read_all(descriptor: int, limit: int, what: str) -> bytes:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise ConfigurationError(f"{what}: is not a regular file")
     try:
         with os.fdopen(os.dup(descriptor), "rb") as file:
             data = file.read(limit + 1)
@@ -692,7 +705,10 @@ def _read_all(descriptor: int, limit: int, what: str) -> bytes:
 
 def _write(path: Path, data: bytes, *, create: bool) -> None:
     # Beside a symbolic link's target, so that the link stays.
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise ConfigurationError(f"keyring {path}: cannot be written: no file can have that name") from None
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -850,7 +866,10 @@ def _decrypt(sealed: _SealedFile, what: str, passphrase: str | None) -> bytes:
 
 def _stretch(passphrase: str, salt: bytes, n: int, r: int, p: int) -> bytes:
     # A variable of the environment that is not UTF-8 comes with surrogates.
-    text = passphrase.encode("utf-8", "surrogateescape")
+    try:
+        text = passphrase.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ConfigurationError("the keyring's passphrase holds characters that are not Unicode text") from None
     return scrypt(text, salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY + 2**26, dklen=32)
 
 
@@ -988,7 +1007,7 @@ def _check_log(text: str, what: str) -> None:
 def _accepted(entry: _Accepted, what: str) -> Accepted:
     if (entry.sequence is None) == (entry.key is None) or (entry.key is None and entry.log is None):
         raise ConfigurationError(
-            f"{what}: an accepted finding names either 'log' and 'sequence' or 'key', and {entry.finding!r} does not"
+            f"{what}: an accepted finding names either 'log' and 'sequence' or 'key', and {entry.finding[:100]!r} does not"
         )
     if not (entry.finding and entry.reason and entry.by):
         raise ConfigurationError(f"{what}: an accepted finding says which ('finding'), why ('reason') and who ('by')")

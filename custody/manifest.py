@@ -377,7 +377,9 @@ def check_time(name: str, text: str) -> datetime:
     try:
         return parse_time(text)
     except ValueError:
-        raise FormatError(f"the statement: {name} {text!r} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None
+        raise FormatError(
+            f"the statement: {name} {text!r} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ"
+        ) from None
 
 
 def format_time(moment: datetime) -> str:
