@@ -14,7 +14,6 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -103,11 +102,10 @@ def _size(value: object) -> object:
 
 
 def _without_credentials(value: str) -> str:
-    try:
-        authority = urlsplit(value).netloc
-    except ValueError:
-        raise ValueError("a URL or a folder") from None
-    if "@" in authority:
+    scheme, slashes, rest = value.partition("://")
+    # Not by a URL parser: a password may hold the characters that one would end the host at.
+    host, _, path = rest.partition("/")
+    if slashes and scheme.lower() != "file" and ("@" in host or (":" in host and "@" in path)):
         raise ValueError("a URL without user name or password: those belong into the standard AWS credentials")
     return value
 
@@ -380,7 +378,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
             line = f"{name} is no setting{_suggest(path)}"
         else:
             plain = one["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            wants = _WANTS.get(one["type"], plain).format_map(one.get("ctx", {}))
+            wants = _WANTS[one["type"]].format_map(one.get("ctx", {})) if one["type"] in _WANTS else plain
             got = "" if isinstance(one["input"], dict | S3Options) else f"got {_show(path, one['input'])}, "
             line = f"{name}: {got}wants {wants}"
         lines.setdefault(name, line)
