@@ -1,0 +1,102 @@
+"""A small archive in a folder, written by the writer's own code, for tests that read one."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from custody.archive import Head, LogWriter, create_archive
+from custody.keys import new_keyring, open_signers, open_trust
+from custody.layout import Log
+from custody.manifest import LogId
+from custody.store import open_store
+from tasks.assemble import TIME_CREATE, Assembler
+from tests.corpus import EVENTS
+
+BEGINNING_MS = 1_772_368_496_789
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A Kafka record."""
+
+    at: int
+    content: bytes | None
+
+    def offset(self) -> int:
+        return self.at
+
+    def value(self) -> bytes | None:
+        return self.content
+
+    def key(self) -> bytes | None:
+        return b"key"
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        return [("trace", None)]
+
+    def timestamp(self) -> tuple[int, int]:
+        return TIME_CREATE, BEGINNING_MS + self.at
+
+
+def event(offset: int) -> bytes:
+    """Return the event at an offset: each of the six types in turn."""
+    kind = list(EVENTS)[offset % len(EVENTS)]
+    return json.dumps({**EVENTS[kind], "request_id": f"request-{offset}"}).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was written.
+
+    Attributes:
+        folder: the archive.
+        keyring: its keys.
+        log: its one log.
+        head: where that ends.
+        events: the events by offset, in order.
+        quarantined: the offset of a record that is no event.
+        skipped: an offset without a record.
+    """
+
+    folder: Path
+    keyring: Path
+    log: Log
+    head: Head
+    events: dict[int, bytes]
+    quarantined: int
+    skipped: int
+
+
+def make_archive(root: Path, passphrase: str | None = None) -> Sample:
+    """Write `root/archive` and its keyring: an empty statement, then three of 50 offsets, in batches of 10."""
+    folder, keyring = root / "archive", root / "keyring.json"
+    new_keyring(keyring, datetime.now(UTC), passphrase, ed25519=True)
+    uri = f"file:{keyring}"
+    store = open_store(str(folder))
+    log_id = LogId("cluster", "audit.events", "topic-id", 0, 1)
+    writer = LogWriter(
+        store,
+        create_archive(store),
+        log_id,
+        signers=open_signers(uri, datetime.now(UTC), passphrase),
+        trust=open_trust([uri], passphrase=passphrase),
+        writer="a test",
+    )
+    writer.open()
+    start, step = 1000, 50
+    assembler = Assembler(start, batch_events=10, segment_bytes=2**20, level=1)
+    writer.append(assembler.cut())
+    events: dict[int, bytes] = {}
+    quarantined, skipped = start + 13, start + 27
+    for begin in range(start, start + 3 * step, step):
+        for offset in range(begin, begin + step):
+            if offset == skipped:
+                assembler.skip(offset + 1)
+                continue
+            content = b"no event" if offset == quarantined else event(offset)
+            assembler.add([Message(offset, content)])
+            if offset != quarantined:
+                events[offset] = content
+        writer.append(assembler.cut())
+    return Sample(folder, keyring, writer.log, writer.head, events, quarantined, skipped)

@@ -1,0 +1,108 @@
+"""The house's arrows: who may import whom, read from the source and not from what happens to be loaded."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("custody", "tasks", "flows")
+FORBIDDEN = {"custody": {"tasks", "flows", "tests"}, "tasks": {"flows", "tests"}, "flows": {"tests"}}
+HEAVY = {"prefect", "confluent_kafka", "elasticsearch", "duckdb"}
+
+WRITING = {"custody.archive", "custody.events", "custody.emit"}
+"""What only a writer needs. The verifier recomputes everything by code of its own."""
+
+
+def modules(room: str) -> Iterator[tuple[str, Path]]:
+    """Yield the dotted name and file of each module of a package."""
+    for path in sorted((ROOT / room).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(path: Path, name: str) -> set[str]:
+    """Return every dotted name that a file imports, at its head or inside a function."""
+    found: set[str] = set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = importlib.util.resolve_name("." * node.level + base, package)
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def closure(start: str) -> set[str]:
+    """Return the modules of the house that importing one leads to, lazy imports included."""
+    files = {name: path for room in ROOMS for name, path in modules(room)}
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name in files and name not in seen:
+            seen.add(name)
+            waiting += imports(files[name], name)
+    return seen
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_point_one_way(room: str) -> None:
+    """Flows import tasks, tasks import custody, never the other way, and nothing imports a test."""
+    for name, path in modules(room):
+        wrong = {found for found in imports(path, name) if found.split(".")[0] in FORBIDDEN[room]}
+        assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+def test_custody_needs_nothing_heavy() -> None:
+    """What an auditor or an application installs imports no Prefect, Kafka or Elasticsearch, not even lazily."""
+    for name, path in modules("custody"):
+        if name.startswith("custody.emit"):
+            continue
+        wrong = {found for found in imports(path, name) if found.split(".")[0] in HEAVY}
+        assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+def test_prefect_stays_out_of_the_import_of_the_command_line() -> None:
+    """The operator's command line imports flows inside its commands: Prefect takes two seconds."""
+    tree = ast.parse((ROOT / "flows" / "cli.py").read_text(encoding="utf-8"))
+    heads = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    heads |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not heads & {"prefect", "flows", "tasks"}
+
+
+def test_verifier_shares_no_writing_code() -> None:
+    """Nothing that verification imports, however far, writes archives."""
+    reached = closure("custody.verify")
+    assert "custody.merkle" in reached
+    assert not reached & WRITING
+    assert not {name for name in reached if name.split(".")[0] in {"tasks", "flows"}}
+
+
+@pytest.mark.parametrize("command", [["--version"], ["verify", "--help"], ["verify", "nowhere"], ["config"]])
+def test_auditors_commands_load_nothing_of_the_operator(command: list[str], tmp_path: Path) -> None:
+    """`custody verify` and the like load neither Prefect nor Kafka, nor the operator's commands."""
+    script = (
+        "import sys\nfrom custody.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print(sorted({HEAVY | {'flows', 'boto3'}} & set(sys.modules)), file=sys.stderr)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CUSTODY_")}
+    run = subprocess.run(
+        [sys.executable, "-c", script, *command],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert run.stderr.splitlines()[-1] == "[]"
