@@ -16,6 +16,7 @@ What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and 
 
 import base64
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
@@ -148,10 +149,7 @@ class Assembler:
         self._last_record = last
         self._waiting.extend(records)
         self._values.extend(values)
-        try:
-            self._waiting_bytes += sum(map(len, values))  # type: ignore[arg-type]
-        except TypeError:
-            self._waiting_bytes += sum(len(value or b"") for value in values)
+        self._waiting_bytes += _size(values)
         self.position = last + 1
         self._drain(self._batch_events)
 
@@ -198,12 +196,12 @@ class Assembler:
             take = min(len(self._waiting), self._batch_events - self._open_events)
             room = BATCH_BYTES - self._open_bytes
             values = self._values[:take]
-            size = sum([len(value or b"") for value in values])
+            size = _size(values)
             if size > room:
-                sizes = accumulate(len(value or b"") + 1 for value in values)
-                take = max(1, sum(total <= room for total in sizes))
+                # As many as fit, but one at least; what is open already goes before one that does not fit beside it.
+                take = max(1, bisect_right(list(accumulate(len(value or b"") + 1 for value in values)), room))
                 values = values[:take]
-                size = sum([len(value or b"") for value in values])
+                size = _size(values)
                 if self._open_bytes and size > room:
                     self._close_batch()
                     continue
@@ -229,17 +227,12 @@ class Assembler:
         self._open.append(checked)
         self._open_events += checked.events
         self._open_bytes += len(checked.payload)
-        kinds, stamps = zip(*[record.timestamp() for record in records], strict=True)
-        self._kinds.update(kinds)
-        if TIME_NOT_AVAILABLE in self._kinds or min(stamps) < 0:
-            stamps = tuple(
-                stamp for kind, stamp in zip(kinds, stamps, strict=True) if kind != TIME_NOT_AVAILABLE and stamp >= 0
-            )
-        if stamps:
-            low, high = min(stamps), max(stamps)
-            if self._stamps is not None:
-                low, high = min(low, self._stamps[0]), max(high, self._stamps[1])
-            self._stamps = low, high
+        # Many records of a batch share a millisecond.
+        for kind, stamp in {record.timestamp() for record in records}:
+            if kind != TIME_NOT_AVAILABLE and stamp >= 0:
+                self._kinds.add(kind)
+                low, high = self._stamps or (stamp, stamp)
+                self._stamps = min(low, stamp), max(high, stamp)
 
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
         offset = record.offset()
@@ -288,11 +281,17 @@ class Assembler:
     def _kafka_time(self) -> KafkaTime | None:
         if self._stamps is None:
             return None
-        kinds = self._kinds - {TIME_NOT_AVAILABLE}
         name: Literal["create", "append", "mixed"] = (
-            "mixed" if len(kinds) > 1 else "append" if TIME_APPEND in kinds else "create"
+            "mixed" if len(self._kinds) > 1 else "append" if TIME_APPEND in self._kinds else "create"
         )
         return KafkaTime(name, *self._stamps)
+
+
+def _size(values: Sequence[bytes | None]) -> int:
+    try:
+        return sum(map(len, values))  # type: ignore[arg-type]
+    except TypeError:
+        return sum(len(value) for value in values if value is not None)
 
 
 def _merge(ranges: Ranges, start: int, stop: int) -> None:

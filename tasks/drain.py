@@ -396,20 +396,21 @@ class _Drain:
 
     def _read(self, feed: Feed) -> tuple[dict[Place, list[Received]], list[Received]]:
         """Read once, and tell records by log from events and errors."""
-        by_partition: dict[int, list[Received]] = defaultdict(list)
+        messages = feed.read(READ_RECORDS, READ_SECONDS)
+        others = [message for message in messages if message.error() is not None]
+        if others:
+            messages = [message for message in messages if message.error() is None]
         records: dict[Place, list[Received]] = defaultdict(list)
-        others: list[Received] = []
-        one_topic = self._one_topic is not None
-        for message in feed.read(READ_RECORDS, READ_SECONDS):
-            if message.error() is not None:
-                others.append(message)
-            elif one_topic:
-                # The partition is key enough, and saves a call for each record.
-                by_partition[message.partition()].append(message)
-            else:
+        if self._one_topic is None:
+            for message in messages:
                 records[message.topic(), message.partition()].append(message)
+            return records, others
+        # The partition is key enough, and saves a call for each record.
+        by_partition: dict[int, list[Received]] = defaultdict(list)
+        for message in messages:
+            by_partition[message.partition()].append(message)
         for partition, found in by_partition.items():
-            records[str(self._one_topic), partition] = found
+            records[self._one_topic, partition] = found
         return records, others
 
     def _take(self, run: _Run, messages: list[Received]) -> None:
