@@ -1,0 +1,39 @@
+"""What all tests share: real servers, one folder a session for them, and hypothesis with fixed seeds.
+
+`--hypothesis-profile=explore` looks at other examples than the fixed ones, and prints how to see a failure again.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.servers.kafka import SHARED, end_shared, kafka
+from tests.servers.s3 import moto, seaweed
+
+__all__ = ["kafka", "moto", "seaweed"]
+
+# No deadline: it would measure how busy the machine is.
+settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("explore", deadline=None, print_blob=True, max_examples=1000)
+settings.load_profile("fixed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the controlling process make the folder that all processes of the session share."""
+    if not hasattr(config, "workerinput"):
+        config.stash[SHARED] = Path(tempfile.mkdtemp(prefix="custody-tests-"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker which folder that is."""
+    node.workerinput["shared_folder"] = str(node.config.stash[SHARED])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the session's processes shared, once all of them are done."""
+    if SHARED in config.stash:
+        end_shared(config.stash[SHARED])

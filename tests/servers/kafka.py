@@ -1,0 +1,415 @@
+"""Start a real Apache Kafka: one KRaft node from Maven's artifacts, on loopback, on free ports, in a folder of its own.
+
+Rules:
+- The jars are fetched once into `.servers/` of the checkout, whoever comes first.
+- The fixture `kafka` is one broker for all processes of a test session: the first that needs it starts it, and the
+  controlling process ends it. Topics are a test's own, by `KafkaServer.unused_name`.
+- A test that stops or kills a broker starts its own `KafkaServer`.
+- No broker outlives the process that owns it, however that one ends: a guard beside it sees to that.
+"""
+
+import base64
+import contextlib
+import fcntl
+import functools
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions, NewTopic
+
+from tests.servers.ports import free_ports
+from tests.servers.require import unavailable
+
+VERSION = "4.1.2"
+CACHE = Path(__file__).resolve().parents[2] / ".servers"
+SHARED: pytest.StashKey[Path] = pytest.StashKey()
+"""The folder that all processes of a test session share, where the controlling process keeps it."""
+
+_FETCH_SECONDS = 240
+_FORMAT_SECONDS = 60
+_START_SECONDS = 60
+_STOP_SECONDS = 30
+_ADMIN_SECONDS = 20.0
+_OLDEST_JAVA = 17
+
+_POM = f"""\
+<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><dependencies>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{VERSION}</version></dependency>
+<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-nop</artifactId><version>1.7.36</version></dependency>
+</dependencies></project>
+"""
+
+_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "node.id": 1,
+    "controller.listener.names": "CONTROLLER",
+    "auto.create.topics.enable": "false",
+    "num.network.threads": 2,
+    "num.io.threads": 4,
+    # One node holds every internal topic, with few partitions so that it is ready soon.
+    "offsets.topic.replication.factor": 1,
+    "offsets.topic.num.partitions": 4,
+    "transaction.state.log.replication.factor": 1,
+    "transaction.state.log.min.isr": 1,
+    "transaction.state.log.num.partitions": 4,
+    "share.coordinator.state.topic.replication.factor": 1,
+    "share.coordinator.state.topic.min.isr": 1,
+    "share.coordinator.state.topic.num.partitions": 1,
+    "group.initial.rebalance.delay.ms": 0,
+    # Retention, compaction and time-outs of transactions happen while a test waits.
+    "log.initial.task.delay.ms": 200,
+    "log.retention.check.interval.ms": 500,
+    "log.segment.delete.delay.ms": 100,
+    "log.cleaner.backoff.ms": 300,
+    "log.cleaner.dedupe.buffer.size": 8 * 1024 * 1024,
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
+}
+
+# Ends the broker ($2) once its owner ($1) is gone, and its folder ($3) with it.
+_GUARD = """\
+trap '' INT HUP TERM
+while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 1; done
+kill -0 "$1" 2>/dev/null || { kill -9 "$2" 2>/dev/null; sleep 1; rm -rf "$3"; }
+"""
+
+_silent = logging.getLogger("tests.servers.kafka.client")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+
+
+class KafkaUnavailableError(Exception):
+    """This machine cannot run Kafka; the message says what it lacks."""
+
+
+class KafkaServer:
+    """One broker with its data in one folder: started, stopped, killed and started again on the same data and port."""
+
+    def __init__(self, folder: Path, heap: str = "512m") -> None:
+        self.folder = folder
+        self.heap = heap
+        self.port, self._controller_port = free_ports(2)
+        self._pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """The address for `bootstrap.servers`."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The broker's process, while it runs."""
+        if self._pid is None:
+            raise RuntimeError("this Kafka does not run")
+        return self._pid
+
+    def start(self, owner: int | None = None) -> None:
+        """Start the broker and return when it answers; after `stop` or `kill`, on the same data.
+
+        Args:
+            owner: the process with which the broker ends at the latest; this one if None.
+
+        Raises:
+            KafkaUnavailableError: this machine lacks Java or Maven, or cannot fetch the jars.
+        """
+        java, libs = find_java(), fetch()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        command = [
+            java,
+            "-Xms128m",
+            f"-Xmx{self.heap}",
+            "-XX:-UsePerfData",
+            # Native libraries are unpacked there, and left behind.
+            f"-Djava.io.tmpdir={self.folder / 'tmp'}",
+            "-cp",
+            f"{libs}/*",
+        ]
+        properties = self._write_properties()
+        if not (self.folder / "data" / "meta.properties").exists():
+            self._format(command, properties)
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "kafka.Kafka", str(properties)],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._pid = self._process.pid
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "guard", str(owner or os.getpid()), str(self._pid), str(self.folder)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._wait()
+
+    def stop(self) -> None:
+        """End the broker as an operator does, and kill it if it takes too long."""
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the broker as kill -9 does."""
+        for process in (self._process, self._guard):
+            if process is not None:
+                process.kill()
+                process.wait()
+        self._process = self._guard = self._pid = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def unused_name(base: str) -> str:
+        """Return a topic name, or transactional id, that nobody has: tests share the broker."""
+        return f"{base}.{uuid.uuid4().hex[:12]}"
+
+    def create_topic(self, name: str, partitions: int = 1, **config: object) -> str:
+        """Create a topic and return its name. Topic settings come with `_` for `.`: `cleanup_policy="compact"`."""
+        settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+        new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
+        self.admin.create_topics([new], operation_timeout=_ADMIN_SECONDS)[name].result(_ADMIN_SECONDS)
+        _until(lambda: len(self._partitions(name)) == partitions, f"topic {name} to be there")
+        return name
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and return when it is gone."""
+        self.admin.delete_topics([name], operation_timeout=_ADMIN_SECONDS)[name].result(_ADMIN_SECONDS)
+        _until(lambda: not self._partitions(name), f"topic {name} to be gone")
+
+    def create_partitions(self, name: str, total: int) -> None:
+        """Raise the number of a topic's partitions to `total`."""
+        self.admin.create_partitions([NewPartitions(name, total)])[name].result(_ADMIN_SECONDS)
+        _until(lambda: len(self._partitions(name)) == total, f"topic {name} to have {total} partitions")
+
+    def delete_records(self, name: str, before: Mapping[int, int]) -> None:
+        """Delete records as retention does: in each partition those below the offset given, -1 for all."""
+        places = [TopicPartition(name, partition, offset) for partition, offset in before.items()]
+        for answer in self.admin.delete_records(places).values():
+            answer.result(_ADMIN_SECONDS)
+
+    def watermarks(self, name: str, partition: int = 0) -> tuple[int, int]:
+        """Return a partition's first offset and the read-uncommitted end."""
+        consumer = Consumer(
+            {"bootstrap.servers": self.bootstrap, "group.id": "tests", "isolation.level": "read_uncommitted"},
+            logger=_silent,
+        )
+        try:
+            start, end = consumer.get_watermark_offsets(
+                TopicPartition(name, partition), timeout=_ADMIN_SECONDS, cached=False
+            )
+            return start, end
+        finally:
+            consumer.close()
+
+    def producer(self, **config: object) -> Producer:
+        """Return a producer; librdkafka's settings come with `_` for `.`: `compression_type="zstd"`."""
+        settings = {key.replace("_", "."): value for key, value in config.items()}
+        return Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 5, **settings}, logger=_silent)
+
+    @functools.cached_property
+    def admin(self) -> AdminClient:
+        """A client for what has no helper here."""
+        return AdminClient({"bootstrap.servers": self.bootstrap}, logger=_silent)
+
+    def save(self, path: Path) -> None:
+        """Write down how other processes find this broker."""
+        created = psutil.Process(self.pid).create_time()
+        path.write_text(json.dumps({"port": self.port, "pid": self.pid, "created": created}))
+
+    @classmethod
+    def found(cls, path: Path) -> Self:
+        """Return the broker that another process started and saved, to use but not to stop."""
+        saved = json.loads(path.read_text())
+        server = cls.__new__(cls)
+        server.folder, server.port, server._pid = path.with_suffix(""), saved["port"], saved["pid"]
+        server._process = server._guard = None
+        return server
+
+    def _write_properties(self) -> Path:
+        client, controller = f"127.0.0.1:{self.port}", f"127.0.0.1:{self._controller_port}"
+        properties = {
+            **_PROPERTIES,
+            "listeners": f"PLAINTEXT://{client},CONTROLLER://{controller}",
+            "advertised.listeners": f"PLAINTEXT://{client}",
+            "controller.quorum.voters": f"1@{controller}",
+            "log.dirs": self.folder / "data",
+        }
+        path = self.folder / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+        return path
+
+    def _format(self, command: list[str], properties: Path) -> None:
+        # The tool takes an id that begins with "-" for an option.
+        cluster = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
+        done = subprocess.run(
+            [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_FORMAT_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"Kafka's storage was not formatted:\n{(done.stdout + done.stderr)[-2000:]}")
+
+    def _wait(self) -> None:
+        process, deadline = self._process, time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if process is None or process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                tail = (self.folder / "server.log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"Kafka did not start within {_START_SECONDS} s; the end of its output:\n{tail}")
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        # Not librdkafka at first: it waits ever longer after each refusal.
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)):
+                return False
+        try:
+            return bool(
+                AdminClient({"bootstrap.servers": self.bootstrap}, logger=_silent).list_topics(timeout=5).brokers
+            )
+        except KafkaException:
+            return False
+
+    def _partitions(self, name: str) -> dict[int, Any]:
+        topics = self.admin.list_topics(timeout=_ADMIN_SECONDS).topics
+        return topics[name].partitions if name in topics and topics[name].error is None else {}
+
+
+@functools.cache
+def find_java() -> str:
+    """Return the `java` to run Kafka with.
+
+    Raises:
+        KafkaUnavailableError: there is none, or it is too old.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None or not Path(java).exists():
+        raise KafkaUnavailableError(
+            f"no Java: Kafka {VERSION} needs Java {_OLDEST_JAVA} or newer, on the path or in JAVA_HOME"
+        )
+    shown = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    match = re.search(r'version "(\d+)', shown)
+    if match is None or int(match[1]) < _OLDEST_JAVA:
+        raise KafkaUnavailableError(
+            f"Java is {match[1] if match else 'unknown'}: Kafka {VERSION} needs {_OLDEST_JAVA} or newer"
+        )
+    return java
+
+
+def fetch() -> Path:
+    """Return the folder with Kafka's jars, fetched by Maven unless they are there.
+
+    Raises:
+        KafkaUnavailableError: there is no Maven, or it cannot fetch them.
+    """
+    home = CACHE / f"kafka-{VERSION}"
+    libs, partial = home / "libs", home / "partial"
+    home.mkdir(parents=True, exist_ok=True)
+    with locked(home / "lock"):
+        if libs.exists():
+            return libs
+        maven = shutil.which("mvn")
+        if maven is None:
+            raise KafkaUnavailableError(f"no Maven (mvn): it fetches Kafka {VERSION}")
+        shutil.rmtree(partial, ignore_errors=True)
+        (home / "pom.xml").write_text(_POM)
+        command = [maven, "-q", "-B", "-f", str(home / "pom.xml"), "dependency:copy-dependencies"]
+        try:
+            done = subprocess.run(
+                [*command, f"-DoutputDirectory={partial}"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_FETCH_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise KafkaUnavailableError(f"Maven did not fetch Kafka {VERSION} within {_FETCH_SECONDS} s") from None
+        if done.returncode:
+            raise KafkaUnavailableError(f"Maven cannot fetch Kafka {VERSION}: {(done.stdout + done.stderr)[-500:]}")
+        partial.rename(libs)
+    return libs
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; one that dies lets it go."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def end_shared(folder: Path) -> None:
+    """End the broker that a test session shared, if one was started, and remove the session's folder."""
+    saved = folder / "kafka.json"
+    if saved.exists():
+        known = json.loads(saved.read_text())
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            broker = psutil.Process(known["pid"])
+            if broker.create_time() == known["created"]:
+                broker.kill()
+                broker.wait(10)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kafka(pytestconfig: pytest.Config) -> KafkaServer:
+    """A running Kafka, one for all processes of the test session. Name topics by `kafka.unused_name`."""
+    workerinput: Mapping[str, str] | None = getattr(pytestconfig, "workerinput", None)
+    folder = pytestconfig.stash[SHARED] if workerinput is None else Path(workerinput["shared_folder"])
+    owner = os.getpid() if workerinput is None else os.getppid()
+    saved = folder / "kafka.json"
+    with locked(folder / "kafka.lock"):
+        if saved.exists():
+            return KafkaServer.found(saved)
+        server = KafkaServer(folder / "kafka")
+        try:
+            server.start(owner)
+        except KafkaUnavailableError as error:
+            unavailable(str(error))
+        server.save(saved)
+        return server
+
+
+def _until(done: Any, what: str) -> None:
+    deadline = time.monotonic() + _ADMIN_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited {_ADMIN_SECONDS} s for {what}")
+        time.sleep(0.05)
