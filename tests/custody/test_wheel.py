@@ -1,0 +1,107 @@
+"""What an auditor installs: the wheel holds custody alone, and verifies an archive without the operator's packages."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.sample import make_archive
+
+ROOT = Path(__file__).parent.parent.parent
+OPERATORS_PACKAGES = {"prefect", "confluent-kafka", "elasticsearch", "boto3", "botocore", "fastapi", "sqlalchemy"}
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program as a user would, without our variables, the checkout or its environment in reach."""
+    hidden = ("CUSTODY_", "PYTHON", "VIRTUAL_ENV", "COVERAGE", "COV_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**environment, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    assert built.returncode == 0, built.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel, and what it depends on, into an environment of its own; return that environment's `bin`."""
+    uv = shutil.which("uv")
+    assert uv, "tests are started by uv, which is not on the path"
+    environment = tmp_path_factory.mktemp("clean") / "venv"
+    made = run(uv, "venv", "--python", sys.executable, environment)
+    assert made.returncode == 0, made.stderr
+    # In the checkout, so that pyproject.toml's versions hold here too.
+    installed = run(uv, "pip", "install", "--python", environment / "bin" / "python", wheel, cwd=ROOT)
+    assert installed.returncode == 0, installed.stderr
+    return environment / "bin"
+
+
+def test_wheel_holds_custody_alone(wheel: Path) -> None:
+    """Nobody gets another top-level name; the specification and the types travel with the code."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"custody"}
+    assert {"custody/FORMAT.md", "custody/py.typed", "custody/cli.py"} <= set(names)
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_clean_environment_has_nothing_of_the_operator(clean: Path) -> None:
+    """Installing custody does not install Prefect, a Kafka client, Elasticsearch or AWS's."""
+    script = "import importlib.metadata as m; print(*(d.metadata['Name'].lower() for d in m.distributions()))"
+    listed = run(clean / "python", "-I", "-c", script)
+    installed = set(listed.stdout.split())
+    assert "custody" in installed
+    assert not installed & OPERATORS_PACKAGES
+
+
+def test_auditor_verifies_an_archive_with_the_wheel_alone(clean: Path, tmp_path: Path) -> None:
+    """A good archive is verified, a changed byte is found, by what the wheel brings."""
+    sample = make_archive(tmp_path)
+    command = (clean / "custody", "verify", sample.folder, "--keys", f"file:{sample.keyring}", "--json")
+    good = run(*command, cwd=tmp_path)
+    assert good.returncode == 0, good.stdout + good.stderr
+    segment = next(sample.folder.glob("events/**/*.gz"))
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+    bad = run(*command, cwd=tmp_path)
+    assert bad.returncode == 13, bad.stdout + bad.stderr
+    assert json.loads(bad.stdout.splitlines()[0])["finding"] == "segment-hash"
+
+
+def test_operators_commands_say_where_they_are(clean: Path, tmp_path: Path) -> None:
+    """Without the checkout, an operator's command is a usage error that says what to do, and the help works."""
+    drain = run(clean / "custody", "drain", "--once", cwd=tmp_path)
+    assert drain.returncode == 2
+    assert "checkout" in drain.stderr
+    assert "Traceback" not in drain.stderr
+    shown = run(clean / "custody", "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "verify" in shown.stdout
+
+
+def test_archives_in_s3_say_what_to_install(clean: Path, tmp_path: Path) -> None:
+    """Without the extra, an archive in S3 is refused with the command that installs it."""
+    made = run(clean / "custody", "show", "archive.json", "--archive", "s3://bucket/prefix", cwd=tmp_path)
+    assert made.returncode == 2
+    assert "custody[s3]" in made.stderr
