@@ -16,13 +16,14 @@ same id is of the same topic. A log that fails stops alone; the others go on.
 
 import logging
 import platform
+import signal
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -64,7 +65,22 @@ _OPENERS = 8
 _UPLOADERS = 8
 
 stopping = threading.Event()
-"""Set it, and runs in this process finish the segments in hand and end. Signal handlers and tests do."""
+"""Set it, and runs in this process finish the segments in hand and end."""
+
+
+@contextmanager
+def stopping_on_signals(*kinds: signal.Signals) -> Iterator[None]:
+    """Let a signal, SIGTERM if none is named, end the runs in this process cleanly. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {kind: signal.signal(kind, lambda *_: stopping.set()) for kind in kinds or (signal.SIGTERM,)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        stopping.clear()
 
 
 @dataclass(slots=True)

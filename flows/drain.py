@@ -1,0 +1,139 @@
+"""The flow that runs every minute: drain Kafka into the archive, and show what it did.
+
+A run works from the archive's head, never from the time it was scheduled for: late, skipped and doubled runs are all
+the same to it. So it has no retries and no cache, and two at once only cost work.
+"""
+
+import importlib
+import time
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import psutil
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect.futures import wait
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from custody.errors import ConfigurationError
+from custody.settings import Settings
+from tasks.drain import LogResult, Place, drain_logs, find_places, stopping_on_signals
+
+ROWS = 100
+"""Rows in the artifact; it lives in Prefect's database."""
+
+_runs = count()
+
+drain_share = task(
+    name="drain-share",
+    description="Drain some of the logs into the archive.",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=0,
+)(drain_logs)
+
+
+@flow(name="drain", persist_result=False, retries=0)
+def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
+    """Drain Kafka into the archive.
+
+    Args:
+        once: end when caught up with what is there now, instead of following the topics.
+        seconds: time for the run, from the start of its process; the setting `drain.seconds` if not given.
+    """
+    settings = Settings()
+    if seconds is None and not once:
+        seconds = settings.drain.seconds
+    if seconds is not None:
+        # Starting the process and importing Prefect are part of the minute.
+        seconds = max(1.0, seconds - _process_age())
+    places = find_places(settings)
+    shares = [places[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(places)))]
+    with stopping_on_signals():
+        if len(shares) > 1:
+            spread = drain_shares.with_options(task_runner=_task_runner(settings))
+            results = spread(settings, shares, once, seconds)
+        else:
+            results = [
+                result for share in shares for result in drain_share(settings, share, once=once, seconds=seconds)
+            ]
+    return _conclude(results)
+
+
+@flow(name="drain-shares", persist_result=False, retries=0, validate_parameters=False)
+def drain_shares(
+    settings: Settings, shares: Sequence[Sequence[Place]], once: bool, seconds: float | None
+) -> list[LogResult]:
+    """Drain several shares of the logs at the same time, on the task runner that the settings name."""
+    futures = [drain_share.submit(settings, share, once=once, seconds=seconds) for share in shares]
+    wait(futures)
+    return [result for future in futures for result in future.result()]
+
+
+def _process_age() -> float:
+    """Return the seconds since this process began, for the first run in it; a later one counts from now."""
+    return time.time() - psutil.Process().create_time() if next(_runs) == 0 else 0.0
+
+
+def _task_runner(settings: Settings) -> TaskRunner[Any]:
+    workers, kind = settings.drain.workers, settings.drain.task_runner
+    if kind == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    if kind == "processes":
+        return ProcessPoolTaskRunner(max_workers=workers)
+    module, name = {"dask": ("prefect_dask", "DaskTaskRunner"), "ray": ("prefect_ray", "RayTaskRunner")}[kind]
+    try:
+        runner: TaskRunner[Any] = getattr(importlib.import_module(module), name)()
+    except ImportError:
+        raise ConfigurationError(
+            f"drain.task_runner is {kind!r}, which needs the package prefect-{kind}: install it, or take 'threads'"
+        ) from None
+    return runner
+
+
+def _conclude(results: Sequence[LogResult]) -> State[Any]:
+    """Publish what the run did, and end it as failed if a log failed."""
+    failed = [result for result in results if result.outcome == "failed"]
+    hanging = [result for result in results if result.hanging is not None]
+    events = sum(result.events for result in results)
+    summary = (
+        f"{events:,} events of {len(results)} logs archived,"
+        f" {sum(result.quarantined for result in results):,} records quarantined,"
+        f" {sum(result.lost for result in results):,} offsets lost; lag {sum(result.lag or 0 for result in results):,}."
+    )
+    worst_first = sorted(results, key=lambda one: (one.outcome == "drained", -(one.lag or 0), one.log))
+    shown = f" The first {ROWS} of {len(results)} logs." if len(results) > ROWS else ""
+    create_table_artifact(
+        key="drain", table=[_row(result) for result in worst_first[:ROWS]], description=summary + shown
+    )
+    for result in hanging:
+        emit_event(
+            "custody.log.hanging-transaction",
+            resource={"prefect.resource.id": f"custody.log.{result.log}", "prefect.resource.name": result.log},
+            payload={"seconds": result.hanging, "lag": result.lag},
+        )
+    get_run_logger().info(summary)
+    if failed:
+        return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]))
+    return Completed(message=summary)
+
+
+def _row(result: LogResult) -> dict[str, Any]:
+    return {
+        "log": result.log,
+        "outcome": result.outcome if result.hanging is None else f"{result.outcome}, held back by a transaction",
+        "events": result.events,
+        "quarantined": result.quarantined,
+        "skipped": result.skipped,
+        "lost": result.lost,
+        "segments": result.segments,
+        "next offset": result.next_offset,
+        "lag": result.lag,
+        "head": f"{result.size} {result.root[:16]}",
+        "problem": result.problem or "",
+    }
