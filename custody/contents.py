@@ -1,0 +1,561 @@
+"""Rules 7 and 8 of FORMAT.md, Verification: the stored bytes of segments and quarantine objects, and the lines in them.
+
+This part runs in worker processes. It takes what a statement says of its objects, reads them through the store, and
+returns findings and figures. Every size in a statement is a claim: objects are read in pieces, and nothing is inflated
+past what is stated, nor past the format's limits.
+"""
+
+import binascii
+import json
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from isal import isal_zlib
+
+from custody import lines
+from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.findings import Finding, finding
+from custody.manifest import Batch, QuarantineRef, Range, SegmentRef, parse_time
+from custody.store import Store
+
+SEGMENT_LIMIT = 256 * 1_048_576
+QUARANTINE_LIMIT = 64 * 1_048_576
+QUARANTINE_INFLATED_LIMIT = 512 * 1_048_576
+PIECE = 8 * 1_048_576
+"""Bytes of an object that are read at once, unless one member is larger."""
+
+_MEMBER_LIMIT = lines.BATCH_BYTES_LIMIT + 65_536
+_LINE_LIMIT = 64 * 1_048_576
+_CHUNK = 1_048_576
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_InflateError: type[Exception] = isal_zlib.error
+# Deflate, no flags (so no file name), mtime 0: RFC 1952.
+_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one statement says of its objects."""
+
+    log: str
+    sequence: int
+    first_offset: int
+    next_offset: int
+    segment: SegmentRef | None
+    batches: Sequence[Batch]
+    types: dict[str, int]
+    quarantine: QuarantineRef | None
+    unlined: Sequence[Range]
+    """Offsets of the range that have no line in the segment: skipped, quarantined. Sorted."""
+
+    @property
+    def weight(self) -> int:
+        """Bytes to inflate, as stated."""
+        return sum(batch.inflated for batch in self.batches) + (self.quarantine.inflated if self.quarantine else 0)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was found in a statement's objects."""
+
+    work: Work
+    findings: list[Finding] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """Keys of objects that are not there: whether they may be gone is for the log to say."""
+    events: int = 0
+    stored: int = 0
+    inflated: int = 0
+
+
+def check_all(store: Store, works: Sequence[Work]) -> list[Outcome]:
+    """Check the objects of several statements."""
+    return [check(store, work) for work in works]
+
+
+def check(store: Store, work: Work) -> Outcome:
+    """Check the objects of one statement. Whatever the store or the bytes do, the outcome says it."""
+    outcome = Outcome(work)
+    for ref, read in ((work.segment, _check_segment), (work.quarantine, _check_quarantine)):
+        if ref is None:
+            continue
+        try:
+            read(store, work, outcome)
+        except ObjectMissing:
+            outcome.missing.append(ref.key)
+        except CustodyError as error:
+            outcome.findings.append(
+                finding(
+                    "unreadable",
+                    f"the object cannot be read: {error}",
+                    log=work.log,
+                    sequence=work.sequence,
+                    key=ref.key,
+                )
+            )
+    return outcome
+
+
+def inflate(member: bytes, stated: int) -> bytes:
+    """Inflate exactly one whole gzip member of a stated size.
+
+    Raises:
+        FormatError: it is not one, or not of that size; no more than one byte beyond the size was inflated.
+    """
+    if not member.startswith(_HEADER):
+        raise FormatError("it does not begin as a gzip member (deflate, no flags, mtime 0)")
+    inflater = isal_zlib.decompressobj(wbits=31)
+    try:
+        data: bytes = inflater.decompress(member, stated + 1)
+    except _InflateError as error:
+        raise FormatError(f"it does not inflate: {error}") from None
+    if len(data) > stated:
+        raise FormatError(f"it inflates to more than the {stated} bytes stated")
+    if not inflater.eof:
+        raise FormatError("it is cut short")
+    if inflater.unused_data:
+        raise FormatError(f"{len(inflater.unused_data)} bytes stand behind its end")
+    if len(data) != stated:
+        raise FormatError(f"it inflates to {len(data)} bytes ({stated} stated)")
+    return data
+
+
+def _check_segment(store: Store, work: Work, outcome: Outcome) -> None:
+    ref = work.segment
+    if ref is None:
+        return
+    digest = sha256()
+    read = 0
+    faults: list[Finding] = []
+    broken: list[int] = []
+    types: Counter[str] = Counter()
+    for batch, data in _members(store, ref, sorted(work.batches, key=lambda batch: batch.start)):
+        digest.update(data)
+        read += len(data)
+        if batch is None:
+            continue
+        try:
+            payload = _batch_payload(batch, data)
+        except FormatError as error:
+            broken.append(batch.number)
+            faults.append(_at(work, "gzip", f"the batch's gzip member is not as stated: {error}", batch))
+            continue
+        outcome.inflated += len(payload)
+        outcome.events += batch.events
+        outcome.findings.extend(_check_lines(work, batch, payload, types))
+    outcome.stored += read
+    whole = read == ref.size and not store.read(ref.key, limit=1, start=ref.size, size=1)
+    if whole and digest.hexdigest() == ref.sha256:
+        outcome.findings.extend(faults)
+        if not outcome.findings and types != work.types:
+            stated, found = _brief(work.types), _brief(types)
+            message = "the types of the events are not those stated"
+            outcome.findings.append(_at(work, "event", message, None, expected=stated, found=found))
+        return
+    outcome.findings.append(_diagnose(store, work, ref, broken))
+
+
+def _at(work: Work, name: str, message: str, batch: Batch | None, **more: Any) -> Finding:
+    ref = work.segment
+    return finding(
+        name,
+        message,
+        log=work.log,
+        sequence=work.sequence,
+        batch=batch.number if batch else None,
+        offset=more.pop("offset", batch.first_offset if batch else None),
+        key=ref.key if ref else None,
+        sha256=more.pop("sha256", ref.sha256 if ref else None),
+        **more,
+    )
+
+
+def _brief(types: dict[str, int] | Counter[str]) -> str:
+    shown = ", ".join(f"{name[:60]!a}: {count}" for name, count in sorted(types.items())[:12])
+    return f"{{{shown}{', …' if len(types) > 12 else ''}}}"
+
+
+def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterator[tuple[Batch | None, bytes]]:
+    """Yield the segment's bytes from its first to its last stated one, member by member, each with its batch.
+
+    Where the statement's members do not tile the segment, or one is beyond the limits, bytes come without a batch: they
+    are hashed and not inflated. Stops early where the object does.
+    """
+    position = 0
+    tiles = True
+    run: list[Batch] = []
+    for batch in [*batches, None]:
+        tiles = tiles and batch is not None and batch.start == position + sum(one.size for one in run)
+        fits = batch is not None and batch.size <= _MEMBER_LIMIT and batch.inflated <= lines.BATCH_BYTES_LIMIT
+        if tiles and fits and batch is not None and sum(one.size for one in run) + batch.size <= PIECE:
+            run.append(batch)
+            continue
+        if run:
+            size = sum(one.size for one in run)
+            data = store.read(ref.key, limit=size, start=position, size=size)
+            at = 0
+            for one in run:
+                yield one, data[at : at + one.size]
+                at += one.size
+            position += size
+            if len(data) < size:
+                return
+            run = []
+        if batch is None or not tiles:
+            break
+        if fits:
+            run = [batch]
+            continue
+        yield batch, b""
+        end = position + batch.size
+        while position < end:
+            data = store.read(ref.key, limit=PIECE, start=position, size=min(PIECE, end - position))
+            yield None, data
+            position += len(data)
+            if not data:
+                return
+    while position < min(ref.size, SEGMENT_LIMIT):
+        data = store.read(ref.key, limit=PIECE, start=position, size=min(PIECE, ref.size - position))
+        yield None, data
+        position += len(data)
+        if not data:
+            return
+
+
+def _batch_payload(batch: Batch, member: bytes) -> bytes:
+    if batch.inflated > lines.BATCH_BYTES_LIMIT:
+        raise FormatError(f"{batch.inflated} bytes inflated are stated (limit {lines.BATCH_BYTES_LIMIT}): not inflated")
+    if batch.size > _MEMBER_LIMIT:
+        raise FormatError(f"a member of {batch.size} bytes is stated (limit {_MEMBER_LIMIT}): not inflated")
+    if len(member) < batch.size:
+        raise FormatError(f"the object ends {batch.size - len(member)} bytes before it does")
+    payload = inflate(member, batch.inflated)
+    if sha256(payload).hexdigest() != batch.sha256:
+        raise FormatError("it inflates to bytes of another SHA-256 than stated")
+    return payload
+
+
+def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) -> Iterator[Finding]:
+    found = lines.check(payload)
+    types.update(found.types)
+    if found.faults:
+        fault = found.faults[0]
+        more = f" (and {len(found.faults) - 1} lines more of this batch)" if len(found.faults) > 1 else ""
+        yield _at(
+            work,
+            "event",
+            f"line {fault.line + 1} of the batch is no event: {fault.reason}{more}",
+            batch,
+            offset=_offset_of(work, batch, fault.line),
+            byte=fault.byte,
+        )
+    if found.count != batch.events:
+        yield _at(
+            work, "event", "the batch has another number of lines than stated", batch,
+            expected=str(batch.events), found=str(found.count),
+        )  # fmt: skip
+    if found.faults:
+        return
+    for name, stated, time in (("min_time", batch.min_time, found.first), ("max_time", batch.max_time, found.last)):
+        if time is None:
+            continue
+        micros, more_behind = time.microseconds
+        off = (parse_time(stated) - _EPOCH) // _MICROSECOND - micros
+        if not -1000 <= off <= 1000 or (off == -1000 and more_behind):
+            yield _at(
+                work,
+                "event",
+                f"{name} is more than 1 ms off the outermost event",
+                batch,
+                expected=stated,
+                found=str(time),
+            )
+
+
+def _offset_of(work: Work, batch: Batch, line: int) -> int:
+    """Return the offset of a line of a batch: its lines take the offsets in order, but for those without a line."""
+    offset = batch.first_offset + line
+    for start, end in work.unlined[max(bisect_left(work.unlined, (batch.first_offset, 0)) - 1, 0) :]:
+        if end <= batch.first_offset:
+            continue
+        if start > offset:
+            break
+        offset += end - start
+    return offset
+
+
+def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) -> Finding:
+    """Say what was done to a segment whose bytes are not those stated."""
+    digest = sha256()
+    size = 0
+    for data in _pieces(store, ref.key, SEGMENT_LIMIT):
+        digest.update(data)
+        size += len(data)
+    added = size - ref.size
+    intact = _events_intact(store, work, ref)
+    if added and (not intact or _is_stuffed(store, work, ref, added)):
+        what = f"{added} bytes were added to the object" if added > 0 else f"{-added} bytes of the object are missing"
+        return _at(
+            work, "segment-size", what, None,
+            expected=f"{ref.size} bytes", found=f"{size} bytes", sha256=digest.hexdigest(),
+        )  # fmt: skip
+    what = "the stored bytes are not those stated"
+    if intact:
+        damaged = None
+        what += "; the events are intact (recompressed, or only gzip headers changed)"
+    else:
+        numbers = ", ".join(map(str, broken[:10])) + (", …" if len(broken) > 10 else "")
+        damaged = next((batch for batch in work.batches if batch.number in broken), None)
+        what += f"; {len(broken)} of {len(work.batches)} batches are damaged ({numbers}), the others are intact"
+    return _at(
+        work, "segment-hash", what, damaged,
+        expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), sha256=digest.hexdigest(),
+    )  # fmt: skip
+
+
+def _pieces(store: Store, key: str, limit: int) -> Iterator[bytes]:
+    """Yield an object's bytes, whatever its size, up to a limit."""
+    position = 0
+    while position < limit:
+        data = store.read(key, limit=PIECE, start=position, size=min(PIECE, limit - position))
+        if not data:
+            return
+        yield data
+        position += len(data)
+
+
+def _inflated(pieces: Iterator[bytes], limit: int, *, single: bool = False) -> Iterator[bytes]:
+    """Inflate gzip members that stand one after another (or a single one), in chunks, to no more than a limit.
+
+    Raises:
+        FormatError: they do not inflate, do not end, go beyond the limit, or are more than a single one.
+    """
+    inflater: Any = None
+    ended = 0
+    for piece in pieces:
+        data, pending = piece, False
+        while data or pending:
+            if single and ended:
+                raise FormatError("bytes stand behind the end of its gzip member")
+            inflater = inflater or isal_zlib.decompressobj(wbits=31)
+            before = len(data)
+            try:
+                chunk: bytes = inflater.decompress(data, _CHUNK)
+            except _InflateError as error:
+                raise FormatError(f"it does not inflate: {error}") from None
+            limit -= len(chunk)
+            if limit < 0:
+                raise FormatError("it inflates to more than stated")
+            yield chunk
+            if inflater.eof:
+                data, inflater, pending = inflater.unused_data, None, False
+                ended += 1
+            else:
+                # All input may be taken in while output still waits for room.
+                data, pending = inflater.unconsumed_tail, len(chunk) == _CHUNK
+                if not chunk and before and len(data) == before:
+                    raise FormatError("it does not inflate")
+    if inflater is not None or not ended:
+        raise FormatError("it is cut short")
+
+
+def _events_intact(store: Store, work: Work, ref: SegmentRef) -> bool:
+    """Say whether the object, whatever its bytes, still inflates to exactly the batches stated."""
+    batches = sorted(work.batches, key=lambda batch: batch.start)
+    wanted = iter(batches)
+    batch = next(wanted, None)
+    digest = sha256()
+    missing = batch.inflated if batch else 0
+    try:
+        for chunk in _inflated(_pieces(store, ref.key, SEGMENT_LIMIT), sum(one.inflated for one in batches)):
+            rest = memoryview(chunk)
+            while rest:
+                if batch is None:
+                    return False
+                digest.update(rest[:missing])
+                rest, missing = rest[missing:], max(missing - len(rest), 0)
+                if not missing:
+                    if digest.hexdigest() != batch.sha256:
+                        return False
+                    batch = next(wanted, None)
+                    digest = sha256()
+                    missing = batch.inflated if batch else 0
+    except FormatError:
+        return False
+    return batch is None
+
+
+def _is_stuffed(store: Store, work: Work, ref: SegmentRef, added: int) -> bool:
+    """Say whether all members are there as stated, and bytes were only put before, between or behind them."""
+    shift = 0
+    for batch in sorted(work.batches, key=lambda batch: batch.start):
+        if batch.size > _MEMBER_LIMIT or added < 0:
+            return False
+        for step in (shift, added):
+            member = store.read(ref.key, limit=batch.size, start=batch.start + step, size=batch.size)
+            try:
+                _batch_payload(batch, member)
+            except FormatError:
+                continue
+            shift = step
+            break
+        else:
+            return False
+    return True
+
+
+class _Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    offset: int
+    timestamp: int | None
+    key: str | None
+    value: str | None
+    headers: list[tuple[str, str | None]]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedRecord:
+    """A line of a quarantine object."""
+
+    offset: int
+    timestamp: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+_decode_quarantined = msgspec.json.Decoder(_Quarantined).decode
+
+
+def parse_quarantined(line: bytes) -> QuarantinedRecord:
+    """Parse a line of a quarantine object.
+
+    Raises:
+        FormatError: it is not of FORMAT.md's form.
+    """
+    try:
+        record = _decode_quarantined(line)
+        names: list[str] = []
+
+        def pairs(found: list[tuple[str, Any]]) -> None:
+            names.extend(name for name, _ in found)
+
+        json.loads(line, object_pairs_hook=pairs)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FormatError(f"it is no quarantined record: {str(error)[:200]}") from None
+    if len(names) != len(set(names)):
+        raise FormatError("it is no quarantined record: a field stands twice")
+    return QuarantinedRecord(
+        record.offset,
+        record.timestamp,
+        _bytes(record.key),
+        _bytes(record.value),
+        tuple((name, _bytes(value)) for name, value in record.headers),
+    )
+
+
+def _bytes(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise FormatError("it is no quarantined record: a value is not base64") from None
+
+
+def quarantine_lines(store: Store, key: str, size: int, inflated: int) -> Iterator[bytes]:
+    """Yield the lines of a quarantine object, without newlines, reading in pieces.
+
+    Raises:
+        FormatError: it is not one gzip member of lines within the limits.
+        StoreError: it cannot be read.
+    """
+    if size > QUARANTINE_LIMIT or inflated > QUARANTINE_INFLATED_LIMIT:
+        raise FormatError(f"{size} bytes stored and {inflated} inflated are beyond the limits: not inflated")
+    rest = b""
+    total = 0
+    for chunk in _inflated(_checked_header(_pieces(store, key, size)), inflated, single=True):
+        total += len(chunk)
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+        if len(rest) > _LINE_LIMIT:
+            raise FormatError(f"a line has more than {_LINE_LIMIT} bytes")
+    if rest:
+        raise FormatError("the last line does not end in a newline")
+    if total != inflated:
+        raise FormatError(f"it inflates to {total} bytes ({inflated} stated)")
+
+
+def _checked_header(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass pieces on, and refuse what does not begin as a gzip member of ours."""
+    for number, piece in enumerate(pieces):
+        if not number and not piece.startswith(_HEADER):
+            raise FormatError("it does not begin as a gzip member (deflate, no flags, mtime 0)")
+        yield piece
+
+
+def _check_quarantine(store: Store, work: Work, outcome: Outcome) -> None:
+    ref = work.quarantine
+    if ref is None:
+        return
+    digest = sha256()
+    size = 0
+    for data in _pieces(store, ref.key, QUARANTINE_LIMIT + 1):
+        digest.update(data)
+        size += len(data)
+    outcome.stored += size
+    where: dict[str, Any] = {"log": work.log, "sequence": work.sequence, "key": ref.key, "sha256": digest.hexdigest()}
+    if not size:
+        # An object of no bytes reads as one that is there: say what it is, below.
+        store.read(ref.key, limit=1, size=1)
+    if size != ref.size:
+        outcome.findings.append(
+            finding("segment-size", "the quarantine object has another size than stated",
+                    expected=f"{ref.size} bytes", found=f"{size} bytes", **where)
+        )  # fmt: skip
+        return
+    if digest.hexdigest() != ref.sha256:
+        outcome.findings.append(
+            finding("segment-hash", "the bytes of the quarantine object are not those stated",
+                    expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), **where)
+        )  # fmt: skip
+        return
+    offsets = (offset for start, end in ref.offsets for offset in range(start, end))
+    records = 0
+    for line in _until_fault(quarantine_lines(store, ref.key, ref.size, ref.inflated), outcome, where):
+        records += 1
+        outcome.inflated += len(line) + 1
+        offset = next(offsets, None)
+        try:
+            found = parse_quarantined(line).offset
+        except FormatError as error:
+            outcome.findings.append(finding("quarantine", f"line {records}: {error}", offset=offset, **where))
+            return
+        if found != offset:
+            outcome.findings.append(
+                finding("quarantine", f"line {records} holds another record than stated", offset=offset,
+                        expected=f"offset {offset}", found=f"offset {found}", **where)
+            )  # fmt: skip
+            return
+    if outcome.findings and outcome.findings[-1].key == ref.key:
+        return
+    missed = next(offsets, None)
+    if missed is not None or records != ref.records:
+        outcome.findings.append(
+            finding("quarantine", "the quarantine object holds fewer records than stated", offset=missed,
+                    expected=f"{ref.records} records", found=f"{records} records", **where)
+        )  # fmt: skip
+
+
+def _until_fault(lines_: Iterator[bytes], outcome: Outcome, where: dict[str, Any]) -> Iterator[bytes]:
+    """Pass lines on, and turn the fault that ends them into a finding."""
+    try:
+        yield from lines_
+    except FormatError as error:
+        outcome.findings.append(finding("gzip", f"the quarantine object: {error}", **where))

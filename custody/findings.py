@@ -1,0 +1,258 @@
+"""What verification finds: the name, the class and the advice of each finding, and how findings add up to a verdict.
+
+Names and classes are those of THREATS.md; classes and exit codes those of FORMAT.md, Verification. A finding that is
+the same for many statements in a row (a key that nobody trusts, say) is one finding with a count, and one that somebody
+has judged and put into `trust.json` is shown as a notice.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, Protocol
+
+FINDINGS_LIMIT = 100_000
+"""Findings that are kept one by one. Of those beyond only number and class count, so that memory stays bounded."""
+
+
+class Severity(IntEnum):
+    """How bad a finding is; the value is the exit code of a verification whose worst finding it is."""
+
+    NOTICE = 3
+    POLICY = 10
+    INCOMPLETE = 11
+    UNVERIFIABLE = 12
+    TAMPERED = 13
+
+
+VERIFIED = 0
+"""The exit code where nothing was found."""
+
+_RESTORE = "restore the object from a replica or backup (its SHA-256 must be the one stated), then find out who wrote"
+_KEYS = "give the verifier the key from where you keep it, never from the archive"
+CATALOGUE: Mapping[str, tuple[Severity, str]] = {
+    "segment-hash": (Severity.TAMPERED, _RESTORE),
+    "segment-size": (Severity.TAMPERED, _RESTORE),
+    "segment-missing": (Severity.INCOMPLETE, "restore the object from a replica or backup; find out who deleted it"),
+    "gzip": (
+        Severity.TAMPERED,
+        "treat whoever holds the signing key as suspect: the statement fits bytes that are wrong",
+    ),
+    "event": (
+        Severity.TAMPERED,
+        "treat whoever holds the signing key as suspect: the statement fits lines that are wrong",
+    ),
+    "quarantine": (Severity.TAMPERED, "treat whoever holds the signing key as suspect: the statement does not fit"),
+    "sequence-gap": (Severity.INCOMPLETE, "restore the manifests from a replica or backup; find out who deleted them"),
+    "head-rollback": (Severity.TAMPERED, "stop the writer, and restore what is missing from a replica or backup"),
+    "head-fork": (Severity.TAMPERED, "keep both heads as evidence: one key holder signed two histories"),
+    "tree": (Severity.TAMPERED, "compare the statements with a replica: one was changed after later ones were signed"),
+    "batch-order": (Severity.TAMPERED, "compare the statement with a replica"),
+    "identity": (Severity.TAMPERED, "compare the object with a replica: it belongs to another place"),
+    "offset-overlap": (Severity.TAMPERED, "find out which writer archived the offsets a second time"),
+    "offset-gap": (
+        Severity.INCOMPLETE,
+        "read the offsets from Kafka while it still has them, and find out who left them out",
+    ),
+    "offset-lost": (
+        Severity.INCOMPLETE,
+        "accept it once judged (custody accept); drain more often or keep Kafka's records longer",
+    ),
+    "new-life": (Severity.NOTICE, "nothing, if the topic was meant to be made again"),
+    "unlisted": (Severity.TAMPERED, "find out who wrote it; move it out of the archive once that is known"),
+    "orphan": (Severity.NOTICE, "nothing: a writer died before its commit, or is at work"),
+    "signature": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
+    "key-unknown": (Severity.UNVERIFIABLE, _KEYS),
+    "key-algorithm": (Severity.TAMPERED, "find out who signed: a key has one algorithm for ever"),
+    "key-span": (Severity.POLICY, "check the key's span in the keyring, and the writer's clock"),
+    "clock": (Severity.NOTICE, "check the writer's clock"),
+    "stale": (Severity.NOTICE, "check that the drain is running"),
+    "unreadable": (Severity.UNVERIFIABLE, "check the store and the verifier's permissions, then verify again"),
+    "statement": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
+    "unchecked-signature": (Severity.NOTICE, "nothing, if this verifier is not meant to hold the HMAC secret"),
+    "uncovered": (Severity.UNVERIFIABLE, "verify with the key, or ask for a checkpoint that covers these statements"),
+    "archive": (Severity.UNVERIFIABLE, "restore archive.json from a replica or backup; is this the archive's root?"),
+    "empty": (Severity.NOTICE, "nothing, if nothing was archived yet"),
+}
+"""By name: the class, unless a finding says otherwise, and what an operator does next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One typed result of verification."""
+
+    finding: str
+    message: str
+    """What happened, in one line."""
+    severity: Severity
+    log: str | None = None
+    sequence: int | None = None
+    through: int | None = None
+    """The last sequence, where the finding is about several."""
+    batch: int | None = None
+    offset: int | None = None
+    """Of the first record concerned."""
+    byte: int | None = None
+    """Within the inflated batch where there is one, else within the stored object."""
+    key: str | None = None
+    expected: str | None = None
+    found: str | None = None
+    sha256: str | None = None
+    """Of the stored bytes that the finding is about: what an acceptance of tampering must name."""
+    accepted: str | None = None
+    """Who judged it, when and why; such a finding counts as a notice."""
+    count: int = 1
+
+    @property
+    def action(self) -> str:
+        """What an operator does next."""
+        return CATALOGUE[self.finding][1]
+
+    @property
+    def where(self) -> str:
+        """The place in one phrase."""
+        parts = [self.log] if self.log else []
+        if self.sequence is not None:
+            span = f"-{self.through}" if self.through is not None and self.through != self.sequence else ""
+            parts.append(f"sequence {self.sequence}{span}")
+        for name in ("batch", "offset", "byte"):
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"{name} {value}")
+        if self.key and (not parts or self.sequence is None):
+            parts.append(self.key)
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        compared = f" (expected {self.expected}, found {self.found})" if self.expected or self.found else ""
+        judged = f" [accepted: {self.accepted}]" if self.accepted else ""
+        class_ = self.severity.name.lower()
+        text = f"{self.finding}: {self.where}: {self.message}{compared}{judged}; {class_}: {self.action}"
+        return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints of it, without what is not known."""
+        names = (
+            "log",
+            "sequence",
+            "through",
+            "batch",
+            "offset",
+            "byte",
+            "key",
+            "expected",
+            "found",
+            "sha256",
+            "accepted",
+        )
+        optional = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {
+            "finding": self.finding,
+            "class": self.severity.name.lower(),
+            **optional,
+            "count": self.count,
+            "message": self.message,
+            "action": self.action,
+        }
+
+
+def finding(name: str, message: str, *, severity: Severity | None = None, **where: Any) -> Finding:
+    """Make a finding of the class that THREATS.md gives to its name, unless told otherwise."""
+    return Finding(finding=name, message=message, severity=severity or CATALOGUE[name][0], **where)
+
+
+class Acceptance(Protocol):
+    """A finding that somebody has judged, as `trust.json` lists it."""
+
+    @property
+    def finding(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def log(self) -> str | None:
+        """The log, together with a sequence."""
+        ...
+
+    @property
+    def sequence(self) -> int | None:
+        """The sequence, together with a log."""
+        ...
+
+    @property
+    def key(self) -> str | None:
+        """The object."""
+        ...
+
+    @property
+    def sha256(self) -> str | None:
+        """The exact digest of what was judged."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        ...
+
+    @property
+    def by(self) -> str:
+        """Who."""
+        ...
+
+    @property
+    def at(self) -> str:
+        """When."""
+        ...
+
+
+@dataclass(slots=True)
+class Findings:
+    """Collects findings: judges them by what was accepted, joins those of a row, keeps within bounds."""
+
+    accepted: Iterable[Acceptance] = ()
+    dropped: Counter[Severity] = field(default_factory=Counter)
+    """How many of each class are beyond `FINDINGS_LIMIT`."""
+    _kept: list[Finding] = field(default_factory=list)
+    _rows: dict[tuple[str, str | None, str], int] = field(default_factory=dict)
+
+    def add(self, one: Finding, *, row: str | None = None) -> None:
+        """Add a finding. Those of one name, log and `row` are one finding with a count."""
+        one = self._judged(one)
+        if row is not None and not one.accepted:
+            place = self._rows.get((one.finding, one.log, row))
+            if place is not None:
+                first = self._kept[place]
+                self._kept[place] = replace(first, through=one.through or one.sequence, count=first.count + one.count)
+                return
+        if len(self._kept) >= FINDINGS_LIMIT:
+            self.dropped[one.severity] += one.count
+            return
+        if row is not None and not one.accepted:
+            self._rows[one.finding, one.log, row] = len(self._kept)
+        self._kept.append(one)
+
+    def _judged(self, one: Finding) -> Finding:
+        for judged in self.accepted:
+            if judged.finding != one.finding:
+                continue
+            place = judged.key == one.key if judged.key is not None else (
+                judged.log == one.log and judged.sequence == one.sequence and one.sequence is not None
+            )  # fmt: skip
+            exact = judged.sha256 == one.sha256 if judged.sha256 else one.severity is not Severity.TAMPERED
+            if place and exact:
+                return replace(
+                    one, severity=Severity.NOTICE, accepted=f"by {judged.by} at {judged.at}: {judged.reason}"
+                )
+        return one
+
+    def sorted(self) -> list[Finding]:
+        """Return the findings, the worst first, and within a class by log and sequence."""
+        return sorted(
+            self._kept,
+            key=lambda one: (-one.severity, one.log or "", -1 if one.sequence is None else one.sequence),
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """The highest code that applies."""
+        return max([VERIFIED, *(int(one.severity) for one in self._kept), *map(int, self.dropped)])
