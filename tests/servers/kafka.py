@@ -71,6 +71,9 @@ _PROPERTIES = {
     "share.coordinator.state.topic.min.isr": 1,
     "share.coordinator.state.topic.num.partitions": 1,
     "group.initial.rebalance.delay.ms": 0,
+    # After kill -9 the node waits for its own old session to end before it is let in again.
+    "broker.session.timeout.ms": 3000,
+    "broker.heartbeat.interval.ms": 500,
     # Retention, compaction and time-outs of transactions happen while a test waits.
     "log.initial.task.delay.ms": 200,
     "log.retention.check.interval.ms": 500,
