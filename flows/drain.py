@@ -29,13 +29,11 @@ ROWS = 100
 
 _runs = count()
 
-drain_share = task(
-    name="drain-share",
-    description="Drain some of the logs into the archive.",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=0,
-)(drain_logs)
+
+@task(name="drain-share", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def drain_share(places: Sequence[Place], once: bool, seconds: float | None) -> list[LogResult]:
+    """Drain some of the logs. Settings are read here, since they hold secrets, and Prefect keeps parameters."""
+    return drain_logs(Settings(), places, once=once, seconds=seconds)
 
 
 @flow(name="drain", persist_result=False, retries=0)
@@ -57,20 +55,16 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
     with stopping_on_signals():
         if len(shares) > 1:
             spread = drain_shares.with_options(task_runner=_task_runner(settings))
-            results = spread(settings, shares, once, seconds)
+            results = spread(shares, once, seconds)
         else:
-            results = [
-                result for share in shares for result in drain_share(settings, share, once=once, seconds=seconds)
-            ]
+            results = [result for share in shares for result in drain_share(share, once, seconds)]
     return _conclude(results)
 
 
-@flow(name="drain-shares", persist_result=False, retries=0, validate_parameters=False)
-def drain_shares(
-    settings: Settings, shares: Sequence[Sequence[Place]], once: bool, seconds: float | None
-) -> list[LogResult]:
+@flow(name="drain-shares", persist_result=False, retries=0)
+def drain_shares(shares: list[list[Place]], once: bool, seconds: float | None) -> list[LogResult]:
     """Drain several shares of the logs at the same time, on the task runner that the settings name."""
-    futures = [drain_share.submit(settings, share, once=once, seconds=seconds) for share in shares]
+    futures = [drain_share.submit(share, once, seconds) for share in shares]
     wait(futures)
     return [result for future in futures for result in future.result()]
 
