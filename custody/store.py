@@ -366,6 +366,10 @@ class _FileStore:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             raise ObjectMissing(f"there is no object {path}") from None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise ObjectMissing(f"there is no object {path}: a symbolic link leads in a circle") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise ObjectMissing(f"there is no object {path}: what stands there is no plain file")
@@ -909,7 +913,8 @@ _TRANSIENT_CODES = frozenset(
         "XAmzContentSHA256Mismatch",
     }
 )
-_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
+# 412: to a call without a condition it makes no sense.
+_TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})
 
 _CREDENTIALS_ADVICE = "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role)"
 _EXPIRED_ADVICE = "the credentials have expired: renew them"

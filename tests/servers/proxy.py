@@ -75,7 +75,7 @@ class FaultyProxy:
             def _pass(self) -> None:
                 proxy._handle(self)
 
-            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass  # noqa: N815 - names that the library calls
 
             def log_message(self, *_: object) -> None:
                 pass
