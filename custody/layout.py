@@ -88,6 +88,8 @@ def parse_log(name: str, partition: int) -> Log | None:
     if not re.fullmatch(_LOG, name):
         return None
     topic, _, life = name.partition("@")
+    if topic in {".", ".."}:
+        return None
     return Log(topic, partition, int(life) if life else 1)
 
 

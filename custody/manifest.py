@@ -327,7 +327,8 @@ def _check_shape(line: bytes, value: object, what: str) -> None:
         )
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what}: {error}") from None
-    expected = msgspec.to_builtins(value)
+    # By way of bytes, for `to_builtins` would leave ranges tuples, which no list equals.
+    expected = msgspec.json.decode(_encoder.encode(value))
     if _names(shape) != _names(expected) or shape != expected:
         raise FormatError(f"{what}: fields are missing, unknown or out of order")
 
