@@ -1,7 +1,7 @@
 """The command line, `custody`: set up an archive, verify it, look into it, manage its keys.
 
 Rules:
-- The operator's commands (`demo`, `up`, `drain`, `status`) live beside the wheel. They are looked for by entry point,
+- The operator's commands (`demo`, `up`, `drain`, …) live beside the wheel. They are looked for by entry point,
   and only when one of them or the help is asked for: an auditor's `verify` imports neither Prefect nor Kafka.
 - An error of ours is one clear line on stderr and an exit code: 2 for a wrong setting or argument, 1 for anything else,
   and those of FORMAT.md for `verify`. An error that is not ours is a bug, and keeps its traceback.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from custody.keys import Key
 
 ENTRY_POINTS = "custody.commands"
-OPERATORS_COMMANDS = ("demo", "up", "drain", "status")
+OPERATORS_COMMANDS = ("demo", "up", "drain", "status", "new-life")
 
 _PASSPHRASE_HINT = "It is not encrypted: set CUSTODY_KEYRING_PASSPHRASE before making it, to have it encrypted."  # noqa: S105
 
@@ -73,7 +73,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Archive audit events from Kafka, and prove that nobody changed, dropped or invented one.",
-    epilog="Operators' commands (demo, up, drain, status) come with a checkout of the project or the image.",
+    epilog="Operators' commands (demo, up, drain, status, new-life) come with a checkout of the project or the image.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 keys_app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the keys that sign.")

@@ -1,22 +1,25 @@
 """The operator's commands of `custody`, found by entry point. Prefect is imported inside them: it takes two seconds."""
 
+import dataclasses
 import importlib
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, CustodyError
+from custody.settings import Settings
 
 app = typer.Typer(name="operate", pretty_exceptions_enable=False)
 
 
 def _import(name: str) -> Any:
-    """Import a flow's module, and say what is missing where it was installed without the operator's packages."""
+    """Import a module of the checkout, and say what is missing where the operator's packages are not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in {"custody", "flows", "tasks"}:
+        if error.name is None or error.name.partition(".")[0] in {"custody", "flows", "tasks"}:
             raise
         raise ConfigurationError(
             f"the operator's commands need {error.name}, which is not installed: pip install 'custody[operate]'"
@@ -42,14 +45,56 @@ def up() -> None:
 
 @app.command()
 def drain(
-    once: Annotated[bool, typer.Option("--once", help="End when caught up, instead of following the topics.")] = False,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Time for this run, instead of the setting's.")] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when caught up with what is there now, instead of following.")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Time for this run, from the start of its process; else the setting's.")
+    ] = None,
 ) -> None:
-    """Drain Kafka into the archive, once, as the scheduled flow does."""
-    _import("flows.drain").drain(once=once, seconds=seconds)
+    """Drain Kafka into the archive, as the scheduled flow does."""
+    # Before Prefect, so that a wrong setting is said at once, and not by a flow that crashed.
+    Settings()
+    state = _import("flows.drain").drain(once=once, seconds=seconds, return_state=True)
+    if not state.is_completed():
+        error = state.result(raise_on_failure=False)
+        raise error if isinstance(error, CustodyError) else CustodyError(state.message or f"the run is {state.name}")
+    typer.echo(state.message)
+
+
+@app.command("new-life")
+def new_life(
+    topic: Annotated[str, typer.Argument(help="A topic that was made again, or moved to another cluster.")],
+) -> None:
+    """Let a topic's logs go on in a new life, after the topic was deleted and created again."""
+    for result in _import("tasks.drain").begin_life(Settings(), topic):
+        typer.echo(f"{result.log}: begun, the old life stays as it is")
 
 
 @app.command()
-def status() -> None:
+def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
     """Show each log: its head, and how far it is behind Kafka."""
-    _import("flows.status").status()
+    from custody import render
+
+    table = render.table("!log", "#statements", "#next offset", "#lag", "!sealed at", "!root")
+    problems = []
+    for log in _import("tasks.status").read_status(Settings()):
+        if log.problem is not None:
+            problems.append(f"{log.log}: {log.problem}")
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(log)))
+            continue
+        table.add_row(
+            render.safe(log.log),
+            f"{log.size:,}",
+            "-" if log.next_offset is None else f"{log.next_offset:,}",
+            "-" if log.lag is None else f"{log.lag:,}",
+            render.safe((log.sealed_at or "-")[:19]),
+            log.root[:16] or "-",
+        )
+    if not as_json and table.row_count:
+        render.console().print(table)
+    elif not as_json:
+        typer.echo("The archive has no logs yet.")
+    if problems:
+        raise CustodyError("\n".join(problems))
