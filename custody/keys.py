@@ -368,12 +368,13 @@ class KmsKey:
         client = _kms_client(match["region"])
         with _kms_errors("DescribeKey", name):
             found = client.describe_key(KeyId=name)["KeyMetadata"]
+            arn = found["Arn"]
         if (found.get("KeySpec"), found.get("KeyUsage")) != ("HMAC_256", "GENERATE_VERIFY_MAC"):
             raise ConfigurationError(
                 f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and cannot make HMAC_SHA_256;"
                 " create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC"
             )
-        return cls(found["Arn"], client)
+        return cls(arn, client)
 
     def _kms(self) -> "KMSClient":
         with self._lock:
@@ -394,12 +395,13 @@ class KmsKey:
         client = self._kms()
         with _kms_errors("GenerateMac", self.key_id):
             answer = client.generate_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256")
+            key_id, value = answer["KeyId"], answer["Mac"]
         # Real KMS answers with the ARN, its stand-ins with the id at its end.
-        if answer["KeyId"] not in {self.key_id, self.key_id.rpartition("/")[2]} or len(answer["Mac"]) != 32:
+        if key_id not in {self.key_id, self.key_id.rpartition("/")[2]} or len(value) != 32:
             raise KeyUnavailable(
                 f"KMS answered GenerateMac for {self.key_id} with another key or length; nothing was signed"
             )
-        return answer["Mac"]
+        return value
 
     def check(self, message: bytes, value: bytes) -> None:
         """Let KMS check a message's HMAC.
@@ -1007,7 +1009,7 @@ def _check_log(text: str, what: str) -> None:
 def _accepted(entry: _Accepted, what: str) -> Accepted:
     if (entry.sequence is None) == (entry.key is None) or (entry.key is None and entry.log is None):
         raise ConfigurationError(
-            f"{what}: an accepted finding names either 'log' and 'sequence' or 'key', and {entry.finding[:100]!r} does not"
+            f"{what}: an accepted finding names 'log' and 'sequence', or 'key', and {entry.finding[:100]!r} does not"
         )
     if not (entry.finding and entry.reason and entry.by):
         raise ConfigurationError(f"{what}: an accepted finding says which ('finding'), why ('reason') and who ('by')")
