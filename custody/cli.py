@@ -158,9 +158,7 @@ def verify(
     Exit codes: 0 all verified, 3 notices only (both are success), 10 policy, 11 incomplete, 12 unverifiable,
     13 tampered; 2 is a wrong argument or setting, 1 a failure to check.
     """
-    settings = Settings(
-        **{name: value for name, value in {"archive": archive, "trust": trust, "state": state}.items() if value}
-    )
+    settings = Settings(**_given(archive=archive, trust=trust, state=state))
     raise NotImplementedError(settings, keys, live, as_json, workers)
 
 
@@ -182,7 +180,7 @@ def show(
     from custody import show as showing
     from custody.store import open_store
 
-    settings = Settings(**({"archive": archive} if archive else {}))
+    settings = Settings(**_given(archive=archive))
     store = open_store(settings.archive, settings.s3)
     shown = showing.show(store, what)
     if place:
@@ -260,6 +258,11 @@ def keys_rotate() -> None:
     ring, new = rotate_keyring(path, datetime.now(UTC), settings.passphrase())
     typer.echo(f"New in {path}: {', '.join(key.key_id for key in new)} ({len(ring.keys)} keys in all).")
     typer.echo("Verifiers need the new keys: give them the keyring, or the public half in their trust.json.")
+
+
+def _given(**arguments: object) -> dict[str, Any]:
+    """Return the arguments that were given: the others are the settings' to say. Given but empty is an error there."""
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _keyring(settings: Settings, done: str) -> Path:

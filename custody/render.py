@@ -6,7 +6,7 @@ reaches a terminal, and none of their text is taken for markup.
 
 import codecs
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
@@ -15,10 +15,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from custody.findings import Finding, Severity
 from custody.settings import S3_MEANINGS, Settings
 from custody.store import S3Options
 
 HIDDEN = "(hidden)"
+FINDINGS_SHOWN = 100
+STYLES = {
+    Severity.NOTICE: "cyan",
+    Severity.POLICY: "yellow",
+    Severity.INCOMPLETE: "bold yellow",
+    Severity.UNVERIFIABLE: "bold magenta",
+    Severity.TAMPERED: "bold red",
+}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -68,6 +77,33 @@ def write(pieces: Iterator[bytes]) -> None:
             )
         out.write(text.encode("utf-8", "backslashreplace"))
     out.flush()
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return findings, the worst first, as many as a person reads; `--json` has them all."""
+    made = table("!class", "!finding", "where", "what, and what to do")
+    for one in findings[:FINDINGS_SHOWN]:
+        compared = f" (expected {one.expected}, found {one.found})" if one.expected or one.found else ""
+        times = f" ({one.count:,} times)" if one.count > 1 else ""
+        about = [safe(one.where)] if one.where else []
+        if one.key and one.key not in one.where:
+            about.append(safe(one.key, style="dim"))
+        made.add_row(
+            Text(one.severity.name.lower(), style=STYLES[one.severity]),
+            one.finding,
+            Text("\n").join(about),
+            Text("\n").join(
+                [
+                    safe(f"{one.message}{compared}{times}"),
+                    safe(f"Accepted {one.accepted}" if one.accepted else f"→ {one.action}", style="dim"),
+                ]
+            ),
+            end_section=True,
+        )
+    if len(findings) > FINDINGS_SHOWN:
+        made.caption = f"The worst {FINDINGS_SHOWN} of {len(findings):,}; --json lists them all."
+        made.caption_justify = "left"
+    return made
 
 
 def settings_table(settings: Settings) -> Table:
