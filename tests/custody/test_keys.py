@@ -54,7 +54,7 @@ from custody.manifest import parse_time
 from tests.servers.s3 import MotoServer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "keys"
-KEYRING, SEALED, TRUST = ((GOLDEN / name).read_bytes() for name in ("keyring.json", "sealed.json", "trust.json"))
+KEYRING, SEALED, TRUST = ((GOLDEN / name).read_bytes() for name in ("plain.json", "sealed.json", "trust.json"))
 PASSPHRASE = "correct horse"
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
