@@ -406,6 +406,8 @@ class LogWriter:
         if (statement.archive, statement.log, statement.sequence) != (self._info.archive, self._log_id, sequence):
             raise self._rollback(f"{key} states to be {_identity(statement)}, and is not of this log and place")
         text = manifest.message(found.line)
+        if not any(signature.algorithm == "HMAC-SHA256" for signature, _ in found.signatures):
+            raise self._rollback(f"{key} has no HMAC-SHA256 signature")
         for signature, value in found.signatures:
             trusted = self._trust.keys.get(signature.key)
             if trusted is None or trusted.algorithm != signature.algorithm:
