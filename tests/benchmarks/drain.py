@@ -1,0 +1,262 @@
+"""How fast the drain is, next to a plain one, on a real broker: `uv run python -m tests.benchmarks.drain`.
+
+Loads a real Kafka with events over four partitions; then drains them in a child process into a folder, with the plain
+baseline before and after it on a share of the same events, since machines are noisy and ratios are what lasts. Then
+verifies the archive, every event parsed. Needs Java and Maven, as the tests do. Reports; judges nothing.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from custody import archive, segment, store
+from custody.keys import new_keyring
+from custody.settings import Settings
+from flows.sample import sample_events
+from tasks import assemble, drain
+from tasks.kafka import PARTITION_EOF, Broker, Feed
+from tests.servers.kafka import KafkaServer
+
+PARTITIONS = 4
+SEED = 20261124
+BASELINE_SHARE = 0.1
+
+
+def load(kafka: KafkaServer, topic: str, events: int) -> int:
+    """Produce events round robin, and return their bytes."""
+    producer = kafka.producer(
+        **{
+            "compression.type": "lz4",
+            "linger.ms": 50,
+            "batch.size": 1_000_000,
+            "queue.buffering.max.messages": 500_000,
+        }
+    )
+    size = 0
+    for number, value in enumerate(sample_events(events, SEED, datetime(2026, 11, 24, tzinfo=UTC), 5000)):
+        size += len(value)
+        producer.produce(topic, value, partition=number % PARTITIONS)
+        if number % 5000 == 0:
+            producer.poll(0)
+            while len(producer) > 200_000:
+                producer.poll(0.05)
+    producer.flush()
+    return size
+
+
+class Stages:
+    """Where a run spends its time: seconds within calls of each stage, and of the processor where it can be told."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+
+    def watch(self, owner: Any, name: str, stage: str) -> None:
+        """Time every call of a function or method."""
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return inner(*arguments, **named)
+            finally:
+                with self._lock:
+                    self.wall[stage] += time.perf_counter() - begin
+
+        setattr(owner, name, timed)
+
+
+def measure(step: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """Run a step in this process and return its figures."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    begin = time.perf_counter()
+    figures: dict[str, Any] = dict(step())
+    figures["wall"] = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    figures["cpu"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    figures["peak_mib"] = after.ru_maxrss / 1024
+    return figures
+
+
+def run_custody() -> dict[str, Any]:
+    """Drain as `custody drain --once` does."""
+    stages = Stages()
+    stages.watch(Feed, "read", "fetch and decompress, in librdkafka (waiting included)")
+    stages.watch(assemble, "check", "check events against their types")
+    stages.watch(segment, "pack", "SHA-256 and gzip")
+    stages.watch(archive.LogWriter, "append", "put segments and manifests (beside the others)")
+
+    def step() -> dict[str, float]:
+        results = drain.drain_logs(Settings(), once=True)
+        problems = [result.problem for result in results if result.outcome != "drained"]
+        if problems:
+            raise SystemExit(f"the drain failed: {problems}")
+        return {
+            "events": sum(result.events for result in results),
+            "quarantined": sum(result.quarantined for result in results),
+            "segments": sum(result.segments for result in results),
+            "bytes_in": sum(result.bytes_in for result in results),
+            "bytes_out": sum(result.bytes_out for result in results),
+        }
+
+    figures = measure(step)
+    figures["stages"] = dict(stages.wall)
+    return figures
+
+
+def run_baseline(limit: int) -> dict[str, Any]:
+    """Drain as a plain consumer does: parse, serialise, gzip -9, one put for each 1000 events. Nothing is proved."""
+    settings = Settings()
+    target = store.open_store(settings.archive)
+    kafka = settings.kafka.librdkafka()
+    with Broker(kafka, "baseline") as broker:
+        places = [
+            (topic.name, partition)
+            for topic in broker.topics(settings.kafka.topics)
+            for partition in range(topic.partitions)
+        ]
+
+    def step() -> dict[str, float]:
+        waiting: dict[int, list[str]] = defaultdict(list)
+        events = bytes_in = bytes_out = ended = 0
+        with Feed(kafka, "baseline", dict.fromkeys(places, 0)) as feed:
+            while ended < len(places) and events < limit:
+                for message in feed.read(2000, 0.1):
+                    error = message.error()
+                    if error is not None:
+                        ended += error.code() == PARTITION_EOF
+                        continue
+                    lines = waiting[message.partition()]
+                    lines.append(json.dumps(json.loads(message.value() or b"null")))
+                    if len(lines) == 1000:
+                        payload = ("\n".join(lines) + "\n").encode()
+                        data = gzip.compress(payload, 9)
+                        target.create(f"baseline/{message.partition()}-{message.offset():020}.jsonl.gz", data)
+                        events, bytes_in, bytes_out = events + 1000, bytes_in + len(payload), bytes_out + len(data)
+                        lines.clear()
+        return {"events": events, "bytes_in": bytes_in, "bytes_out": bytes_out}
+
+    return measure(step)
+
+
+def child(role: str, environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """Run a role in a fresh process, and return the figures that it prints."""
+    command = [sys.executable, "-m", "tests.benchmarks.drain", "--role", role, *arguments]
+    done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True, timeout=900)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def verify(environment: dict[str, str]) -> dict[str, float]:
+    """Verify the archive by the command line, in a process of its own."""
+    begin = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("custody")), "verify", "--json"],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=900,
+    )
+    wall = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != 0:
+        raise SystemExit(f"the archive does not verify: exit code {done.returncode}\n{done.stdout.decode()[-2000:]}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall": wall, "cpu": cpu}
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--role", choices=["custody", "baseline"], help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        print(json.dumps(run_custody() if options.role == "custody" else run_baseline(options.limit)))
+        return
+
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory(prefix="custody-benchmark-") as name:
+        folder = Path(name)
+        with KafkaServer(folder / "kafka", heap="1g") as kafka:
+            topic = kafka.create_topic("audit.benchmark", PARTITIONS)
+            begin = time.perf_counter()
+            size = load(kafka, topic, options.events)
+            console.print(
+                f"{options.events:,} events of {size / options.events:.0f} bytes in {PARTITIONS} partitions (lz4), loaded"
+                f" in {time.perf_counter() - begin:.0f} s; seed {SEED}; Python {platform.python_version()},"
+                f" {os.cpu_count()} cores"
+            )
+            new_keyring(folder / "keyring.json", datetime.now(UTC))
+            common = {
+                "CUSTODY_KEYS": f"file:{folder / 'keyring.json'}",
+                "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
+                "CUSTODY_KAFKA__TOPICS": topic,
+            }
+            ours = {**common, "CUSTODY_ARCHIVE": str(folder / "archive")}
+            archive.create_archive(store.open_store(ours["CUSTODY_ARCHIVE"]))
+            limit = str(int(options.events * BASELINE_SHARE))
+            plain = [child("baseline", {**common, "CUSTODY_ARCHIVE": str(folder / "before")}, "--limit", limit)]
+            custody = child("custody", ours)
+            plain.append(child("baseline", {**common, "CUSTODY_ARCHIVE": str(folder / "after")}, "--limit", limit))
+        checked = verify(ours)
+    report(console, custody, plain, checked)
+
+
+def report(console: Console, custody: dict[str, Any], plain: list[dict[str, Any]], checked: dict[str, float]) -> None:
+    """Print the figures."""
+    table = Table("", "custody drain", "plain baseline", "ratio")
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def rate(figures: dict[str, Any], by: str) -> float:
+        return float(figures["events"]) / float(figures[by])
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    for label, by in (("events/s", "wall"), ("events per CPU second", "cpu")):
+        base = mean([rate(one, by) for one in plain])
+        table.add_row(label, f"{rate(custody, by):,.0f}", f"{base:,.0f}", f"{rate(custody, by) / base:.1f}")
+    per_million = custody["cpu"] / custody["events"] * 1e6
+    base = mean([one["cpu"] / one["events"] * 1e6 for one in plain])
+    table.add_row("CPU s per million events", f"{per_million:.2f}", f"{base:.2f}", f"{per_million / base:.2f}")
+    table.add_row(
+        "peak memory, MiB", f"{custody['peak_mib']:.0f}", f"{mean([one['peak_mib'] for one in plain]):.0f}", ""
+    )
+    table.add_row(
+        "compression ratio",
+        f"{custody['bytes_in'] / custody['bytes_out']:.2f}",
+        f"{mean([one['bytes_in'] / one['bytes_out'] for one in plain]):.2f}",
+        "",
+    )
+    console.print(table)
+    console.print("Where the drain's time goes, in ns an event by the wall clock:")
+    for stage, seconds in sorted(custody["stages"].items(), key=lambda item: -item[1]):
+        console.print(f"  {seconds / custody['events'] * 1e9:>6,.0f}  {stage}")
+    console.print(
+        f"custody verify: {custody['events'] / checked['wall']:,.0f} events/s, every event parsed;"
+        f" {checked['wall']:.1f} s and {checked['cpu']:.1f} CPU s, start included"
+    )
+
+
+if __name__ == "__main__":
+    main()
