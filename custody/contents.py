@@ -35,7 +35,7 @@ _LINE_LIMIT = 64 * 1_048_576
 _CHUNK = 1_048_576
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_InflateError: type[Exception] = isal_zlib.error
+_InflateError: Any = isal_zlib.error
 # Deflate, no flags (so no file name), mtime 0: RFC 1952.
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 
@@ -294,7 +294,7 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
     """Say what was done to a segment whose bytes are not those stated."""
     digest = sha256()
     size = 0
-    for data in _pieces(store, ref.key, SEGMENT_LIMIT):
+    for data in read_pieces(store, ref.key, SEGMENT_LIMIT):
         digest.update(data)
         size += len(data)
     added = size - ref.size
@@ -319,7 +319,7 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
     )  # fmt: skip
 
 
-def _pieces(store: Store, key: str, limit: int) -> Iterator[bytes]:
+def read_pieces(store: Store, key: str, limit: int) -> Iterator[bytes]:
     """Yield an object's bytes, whatever its size, up to a limit."""
     position = 0
     while position < limit:
@@ -330,7 +330,7 @@ def _pieces(store: Store, key: str, limit: int) -> Iterator[bytes]:
         position += len(data)
 
 
-def _inflated(pieces: Iterator[bytes], limit: int, *, single: bool = False) -> Iterator[bytes]:
+def inflate_stream(pieces: Iterator[bytes], limit: int, *, single: bool = False) -> Iterator[bytes]:
     """Inflate gzip members that stand one after another (or a single one), in chunks, to no more than a limit.
 
     Raises:
@@ -373,7 +373,7 @@ def _events_intact(store: Store, work: Work, ref: SegmentRef) -> bool:
     digest = sha256()
     missing = batch.inflated if batch else 0
     try:
-        for chunk in _inflated(_pieces(store, ref.key, SEGMENT_LIMIT), sum(one.inflated for one in batches)):
+        for chunk in inflate_stream(read_pieces(store, ref.key, SEGMENT_LIMIT), sum(one.inflated for one in batches)):
             rest = memoryview(chunk)
             while rest:
                 if batch is None:
@@ -469,8 +469,15 @@ def _bytes(text: str | None) -> bytes | None:
         raise FormatError("it is no quarantined record: a value is not base64") from None
 
 
-def quarantine_lines(store: Store, key: str, size: int, inflated: int) -> Iterator[bytes]:
+def quarantine_lines(store: Store, key: str, size: int, inflated: int, *, exact: bool = True) -> Iterator[bytes]:
     """Yield the lines of a quarantine object, without newlines, reading in pieces.
+
+    Args:
+        store: where it lies.
+        key: its key.
+        size: bytes stored, as stated.
+        inflated: bytes inflated, as stated.
+        exact: whether `inflated` is the size, rather than a bound of it.
 
     Raises:
         FormatError: it is not one gzip member of lines within the limits.
@@ -480,7 +487,7 @@ def quarantine_lines(store: Store, key: str, size: int, inflated: int) -> Iterat
         raise FormatError(f"{size} bytes stored and {inflated} inflated are beyond the limits: not inflated")
     rest = b""
     total = 0
-    for chunk in _inflated(_checked_header(_pieces(store, key, size)), inflated, single=True):
+    for chunk in inflate_stream(_checked_header(read_pieces(store, key, size)), inflated, single=True):
         total += len(chunk)
         *whole, rest = (rest + chunk).split(b"\n")
         yield from whole
@@ -488,7 +495,7 @@ def quarantine_lines(store: Store, key: str, size: int, inflated: int) -> Iterat
             raise FormatError(f"a line has more than {_LINE_LIMIT} bytes")
     if rest:
         raise FormatError("the last line does not end in a newline")
-    if total != inflated:
+    if exact and total != inflated:
         raise FormatError(f"it inflates to {total} bytes ({inflated} stated)")
 
 
@@ -506,7 +513,7 @@ def _check_quarantine(store: Store, work: Work, outcome: Outcome) -> None:
         return
     digest = sha256()
     size = 0
-    for data in _pieces(store, ref.key, QUARANTINE_LIMIT + 1):
+    for data in read_pieces(store, ref.key, QUARANTINE_LIMIT + 1):
         digest.update(data)
         size += len(data)
     outcome.stored += size

@@ -1,0 +1,777 @@
+"""Rules 1 to 6 of FORMAT.md, Verification: one log's statements in order of sequence. Pure; all reading is elsewhere.
+
+A `Chain` is told of every sequence, from 0 on, exactly one of three things: its object's bytes (`step`), that there is
+no object (`gap`), or that it cannot be read (`unreadable`). It answers with findings and with the work that the
+statement's objects are. Its rules:
+
+1. Each fault is one finding, and what follows from it is none: after a statement that is missing, unreadable, malformed
+   or not of its place the chain is taken up again from the next one's `edge`, and the offsets between belong to it.
+2. A changed statement shows in the next one's `tree`; later ones agree with that again, so it is said once.
+3. A statement whose signature does not hold is still read on: what else is wrong with it shall be known too.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import sha256
+from itertools import accumulate, pairwise
+from typing import Any
+
+from custody import layout, merkle
+from custody.contents import QUARANTINE_INFLATED_LIMIT, QUARANTINE_LIMIT, SEGMENT_LIMIT, Work
+from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
+from custody.findings import Finding, Findings, Severity, finding
+from custody.keys import Trust, TrustedKey
+from custody.lines import BATCH_EVENTS_LIMIT
+from custody.manifest import Algorithm, Batch, LogId, Manifest, Range, Statement, message, parse, parse_time
+
+_CLOCK_SLACK = timedelta(minutes=5)
+_DISPLACED_LIMIT = 10_000
+_HOLES_LIMIT = 100_000
+# A line 2 that parses: it stands in for one that does not, to see whether line 1 is sound.
+_ANY_SIGNATURE = b'{"signatures":[{"key":"-","algorithm":"HMAC-SHA256","value":"' + b"A" * 43 + b'="}]}\n'
+_FOREVER = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A head that was seen of a log before."""
+
+    size: int
+    root: bytes | None
+    """None where only the size is known."""
+    origin: str
+    """Who remembers it."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a log's statements account for."""
+
+    statements: int = 0
+    events: int = 0
+    quarantined: int = 0
+    skipped: int = 0
+    lost: int = 0
+    stored: int = 0
+    inflated: int = 0
+
+
+@dataclass(slots=True)
+class Chain:
+    """The state of one log's verification."""
+
+    log: layout.Log
+    archive: str | None
+    trust: Trust
+    now: datetime
+    findings: Findings
+    memories: Sequence[Memory] = ()
+    earlier: "Chain | None" = None
+    """The partition's newest earlier life that has statements."""
+    heartbeat: timedelta | None = None
+    """Where given, statements further apart than twice this are `stale`."""
+
+    size: int = 0
+    edge: merkle.Edge | None = ()
+    """Of the first `size` statements; None after one that is lost, until the next takes it up again."""
+    next_offset: int | None = None
+    totals: Totals = field(default_factory=Totals)
+    holes: list[Range] = field(default_factory=list)
+    """Offsets that a finding already speaks of."""
+    expired: int = 0
+    sound: bool = True
+    """Whether the head is what a trusted key signed: only then may it be remembered."""
+    verified: int = 0
+    """Statements with at least one signature that holds."""
+    _last_edge: merkle.Edge = ()
+    _last_size: int = 0
+    _batch_number: int | None = 0
+    _identity: LogId | None = None
+    _sealed_at: datetime | None = None
+    _signing: dict[Algorithm, str] = field(default_factory=dict)
+    _retired: set[str] = field(default_factory=set)
+    _displaced: dict[int, int] = field(default_factory=dict)
+    _lost: bool = False
+    _unverified_from: int | None = None
+    _gap: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """The log's name and partition."""
+        return str(self.log)
+
+    @property
+    def root(self) -> bytes | None:
+        """The root of the tree of all statements, None where it is not known."""
+        return merkle.edge_root(self.edge) if self.edge is not None else None
+
+    def gap(self, first: int, end: int) -> None:
+        """Take note that the sequences `[first, end)` have no object."""
+        self._report(
+            "sequence-gap",
+            f"{end - first} manifest{'s are' if end - first > 1 else ' is'} missing, with later ones there",
+            sequence=first,
+            through=end - 1,
+            key=layout.manifest_key(self.log, first),
+        )
+        self._lose(end)
+
+    def unreadable(self, sequence: int, reason: str) -> None:
+        """Take note that a manifest is there and cannot be read."""
+        self.sound = False
+        self._report(
+            "unreadable",
+            f"the manifest cannot be read: {reason}",
+            sequence=sequence,
+            key=layout.manifest_key(self.log, sequence),
+        )
+        self._lose(sequence + 1)
+
+    def malformed(self, sequence: int, reason: str, digest: str | None = None) -> None:
+        """Take note that a manifest's bytes are no statement."""
+        self.sound = False
+        self._report(
+            "statement",
+            reason,
+            sequence=sequence,
+            key=layout.manifest_key(self.log, sequence),
+            sha256=digest,
+        )
+        self._lose(sequence + 1)
+
+    def step(self, sequence: int, data: bytes) -> Work | None:
+        """Take the manifest of the next sequence; return what there is to check of its objects, if anything."""
+        digest = sha256(data).hexdigest()
+        try:
+            manifest = parse(data)
+        except FormatError as error:
+            try:
+                manifest = parse(data.partition(b"\n")[0] + b"\n" + _ANY_SIGNATURE)
+            except FormatError:
+                self.malformed(sequence, str(error), digest)
+                return None
+            manifest = Manifest(manifest.statement, manifest.line, ())
+            self.sound = False
+            self._report("signature", str(error), sequence=sequence, sha256=digest, row="line 2")
+        else:
+            if not any(signature.algorithm == "HMAC-SHA256" for signature, _ in manifest.signatures):
+                self.sound = False
+                what = "the statement has no HMAC-SHA256 signature"
+                self._report("signature", what, sequence=sequence, sha256=digest, row="none")
+        statement = manifest.statement
+        if not self._belongs(statement, sequence, digest):
+            self._lose(sequence + 1)
+            return None
+        if statement.sequence != sequence:
+            return self._misplaced(statement, sequence, digest)
+        self._check_signatures(manifest, sequence, digest)
+        self._check_tree(statement, manifest.line, sequence, digest)
+        self._check_after(statement, digest)
+        self._check_clock(statement)
+        self._join(statement, digest)
+        self._count(statement)
+        self.size = sequence + 1
+        self._lost = False
+        return self._work(statement, digest)
+
+    def end(self) -> None:
+        """Judge the whole, once there is no later manifest."""
+        if self.edge is not None:
+            for memory in self.memories:
+                if memory.size == self.size and self.size and memory.root not in {None, merkle.edge_root(self.edge)}:
+                    self._fork(memory, merkle.edge_root(self.edge))
+        ahead = [memory for memory in self.memories if memory.size > self.size]
+        if ahead:
+            most = max(ahead, key=lambda memory: memory.size)
+            self.sound = False
+            self._report(
+                "head-rollback",
+                f"the log went back: {most.origin} remembers more statements than there are",
+                sequence=self.size,
+                through=most.size - 1,
+                expected=f"size {most.size}" + (f", root {most.root.hex()}" if most.root else ""),
+                found=f"size {self.size}" + (f", root {self.root.hex()}" if self.root else ""),
+                row="rollback",
+            )
+            self._hole(self.next_offset or 0, _FOREVER)
+        if self._unverified_from is not None:
+            self._uncovered()
+        if self.log.life > 1 and self.totals.statements:
+            what = f"life {self.log.life} of {self.log.topic}/{self.log.partition}: the topic was made again or moved"
+            self._report("new-life", what, sequence=0)
+        if self.heartbeat and self._sealed_at and self.now - self._sealed_at > 2 * self.heartbeat:
+            silent = self.now - self._sealed_at
+            self._report("stale", f"nothing was written since {self._sealed_at:%Y-%m-%dT%H:%M:%SZ} ({silent})")
+
+    # --- rule 3
+
+    def _check_signatures(self, manifest: Manifest, sequence: int, digest: str) -> None:
+        text = message(manifest.line)
+        held = False
+        for signature, value in manifest.signatures:
+            key = self.trust.keys.get(signature.key)
+            if key is None:
+                self.sound = False
+                what = f"the key {signature.key[:200]!r} is not among those trusted"
+                self._report("key-unknown", what, sequence=sequence, sha256=digest, row=signature.key)
+                continue
+            if key.algorithm != signature.algorithm:
+                self.sound = False
+                self._report(
+                    "key-algorithm",
+                    f"the key {signature.key!r} signs by an algorithm that it does not have",
+                    sequence=sequence,
+                    expected=key.algorithm,
+                    found=signature.algorithm,
+                    sha256=digest,
+                    row=signature.key,
+                )
+                continue
+            try:
+                key.verify(text, value)
+            except SignatureInvalid as error:
+                self.sound = False
+                self._report("signature", str(error), sequence=sequence, sha256=digest, row=signature.key)
+                continue
+            except KeyUnavailable as error:
+                self._unchecked(key, str(error), sequence)
+                continue
+            held = self._check_span(key, manifest.statement, sequence, digest) or held
+        if held:
+            self.verified += 1
+        elif self._unverified_from is None:
+            self._unverified_from = sequence
+
+    def _unchecked(self, key: TrustedKey, reason: str, sequence: int) -> None:
+        if key.checkable:
+            self.sound = False
+            self._report("unreadable", f"a signature could not be checked: {reason}", sequence=sequence, row=key.id)
+        else:
+            self._report("unchecked-signature", reason, sequence=sequence, row=key.id)
+
+    def _uncovered(self) -> None:
+        """Say once that statements are held by no signature, unless findings of their own say why."""
+        if self.sound:
+            what = "no signature of these statements could be checked, and no checkpoint covers them"
+            self._report("uncovered", what, sequence=self._unverified_from, through=self.size - 1)
+        self.sound = False
+
+    def _check_span(self, key: TrustedKey, statement: Statement, sequence: int, digest: str) -> bool:
+        """Return whether the key may sign this statement at all; its span is policy, `until` is not."""
+        until = key.until.get(self.name)
+        if until is not None and sequence >= until.size:
+            self.sound = False
+            self._report(
+                "key-span",
+                f"the key {key.id!r} ended at this log's size {until.size} and signs beyond it",
+                severity=Severity.TAMPERED,
+                sequence=sequence,
+                sha256=digest,
+                row=f"until {key.id}",
+            )
+            return False
+        current = self._signing.get(key.algorithm)
+        if current is not None and current != key.id:
+            before = self.trust.keys[current]
+            if key.id in self._retired or key.began < before.began:
+                self.sound = False
+                self._report(
+                    "key-span",
+                    f"the older key {key.id!r} signs after the newer {current!r}",
+                    severity=Severity.TAMPERED,
+                    sequence=sequence,
+                    sha256=digest,
+                    row=f"older {key.id}",
+                )
+                return True
+            self._retired.add(current)
+        self._signing[key.algorithm] = key.id
+        if not key.holds(parse_time(statement.sealed_at)):
+            self._report(
+                "key-span",
+                f"the key {key.id!r} signs outside its span",
+                sequence=sequence,
+                expected=f"sealed from {key.from_ or 'ever'} to {key.to or 'ever'}",
+                found=statement.sealed_at,
+                sha256=digest,
+                row=f"span {key.id}",
+            )
+        return True
+
+    # --- rule 4
+
+    def _belongs(self, statement: Statement, sequence: int, digest: str) -> bool:
+        """Say whether the statement is of this archive and this log."""
+        log = statement.log
+        if self.archive is None:
+            self.archive = statement.archive
+        wrong = [
+            (name, expected, found)
+            for name, expected, found in (
+                ("archive", self.archive, statement.archive),
+                ("topic", self.log.topic, log.topic),
+                ("partition", self.log.partition, log.partition),
+                ("life", self.log.life, log.life),
+            )
+            if expected != found
+        ]
+        if not wrong and self._identity is not None and self._identity != log:
+            wrong = [("cluster and topic id", f"{self._identity.cluster}, {self._identity.topic_id}",
+                      f"{log.cluster}, {log.topic_id}")]  # fmt: skip
+        if wrong:
+            name, expected, found = wrong[0]
+            self.sound = False
+            self._report(
+                "identity",
+                f"the statement is of another {name}",
+                sequence=sequence,
+                expected=str(expected)[:300],
+                found=str(found)[:300],
+                key=layout.manifest_key(self.log, sequence),
+                sha256=digest,
+            )
+            return False
+        self._identity = log
+        return True
+
+    def _misplaced(self, statement: Statement, sequence: int, digest: str) -> Work | None:
+        """Judge a statement of this log that stands at another one's place: swapped, or replayed."""
+        self.sound = False
+        number = statement.sequence
+        swapped = number > sequence or number in self._displaced
+        if len(self._displaced) < _DISPLACED_LIMIT:
+            self._displaced[sequence] = number
+        self._report(
+            "tree" if swapped else "identity",
+            "the statements are out of order" if swapped else "an older statement stands in the place of this one",
+            sequence=sequence,
+            expected=f"sequence {sequence}",
+            found=f"sequence {number}",
+            key=layout.manifest_key(self.log, sequence),
+            sha256=digest,
+        )
+        self._lose(sequence + 1)
+        return None
+
+    # --- rule 5
+
+    def _check_tree(self, statement: Statement, line: bytes, sequence: int, digest: str) -> None:
+        tree = statement.tree
+        stated = tuple(map(bytes.fromhex, tree.edge))
+        if self.edge is not None and stated == self.edge and tree.size == sequence:
+            # The root of the edge that was recomputed is what counts.
+            follows = merkle.edge_root(self.edge).hex() == tree.root
+        else:
+            follows = False
+        if not follows:
+            coherent = (
+                tree.size == sequence
+                and len(stated) == sequence.bit_count()
+                and merkle.edge_root(stated).hex() == tree.root
+            )
+            resumed = self.edge is None and coherent and self._extends(stated, sequence)
+            if not resumed:
+                self.sound = False
+                computed = (
+                    f"size {sequence}, root {self.root.hex()}"
+                    if self.root
+                    else "an edge that extends the last one known"
+                )
+                self._report(
+                    "tree",
+                    "the tree signed here is not that of the statements before"
+                    + ("" if coherent else ", and its root does not follow from its edge"),
+                    sequence=sequence,
+                    expected=computed,
+                    found=f"size {tree.size}, root {tree.root}",
+                    sha256=digest,
+                )
+            if coherent:
+                self.edge = stated
+            elif self.edge is None:
+                self._check_heads(sequence, bytes.fromhex(tree.root))
+                return
+        edge = self.edge
+        if edge is None:
+            return
+        if self.memories:
+            self._check_heads(sequence, merkle.edge_root(edge))
+        self.edge = merkle.append(sequence, edge, merkle.leaf_hash(line))
+        self._last_edge, self._last_size = self.edge, sequence + 1
+
+    def _extends(self, edge: merkle.Edge, size: int) -> bool:
+        """Say whether a stated edge agrees with the last one known, as far as both have the same subtrees."""
+        for one, other, old, new in zip(
+            merkle.subtree_sizes(self._last_size), merkle.subtree_sizes(size), self._last_edge, edge, strict=False
+        ):
+            if one != other:
+                break
+            if old != new:
+                return False
+        return True
+
+    def _check_heads(self, size: int, root: bytes) -> None:
+        for memory in self.memories:
+            if memory.size == size and size and memory.root not in {None, root}:
+                self._fork(memory, root)
+
+    def _fork(self, memory: Memory, root: bytes) -> None:
+        self.sound = False
+        self._report(
+            "head-fork",
+            f"another history: {memory.origin} remembers another root at this size",
+            sequence=memory.size - 1,
+            expected=f"size {memory.size}, root {memory.root.hex() if memory.root else '?'}",
+            found=f"size {memory.size}, root {root.hex()}",
+            row=f"{memory.size} {root.hex()}",
+        )
+
+    # --- rule 6
+
+    def _check_after(self, statement: Statement, digest: str) -> None:
+        after, earlier = statement.after, self.earlier
+        if statement.sequence or earlier is None:
+            if after is None:
+                return
+            if statement.sequence or after.life >= self.log.life:
+                self._odd(statement, "after stands where FORMAT.md has null", digest)
+            else:
+                self._rolled_back(layout.Log(self.log.topic, self.log.partition, after.life), 0, after.size, after.root)
+            return
+        if after is None or after.life != earlier.log.life:
+            self.sound = False
+            self._report(
+                "identity",
+                "the first statement of a life does not name the life before it",
+                sequence=0,
+                expected=f"after life {earlier.log.life}",
+                found=f"after life {after.life}" if after else "null",
+                sha256=digest,
+            )
+            return
+        if earlier.size < after.size:
+            self._rolled_back(earlier.log, earlier.size, after.size, after.root)
+        elif earlier.size > after.size or (
+            earlier.size == after.size and earlier.root is not None and earlier.root.hex() != after.root
+        ):
+            self._report(
+                "head-fork",
+                f"life {earlier.log.life} is not the one that this life signed to go on from",
+                sequence=0,
+                expected=f"size {after.size}, root {after.root}",
+                found=f"size {earlier.size}, root {earlier.root.hex() if earlier.root else 'unknown'}",
+                sha256=digest,
+            )
+
+    def _rolled_back(self, log: layout.Log, size: int, remembered: int, root: str) -> None:
+        """Say of an earlier life that it is shorter than this one signed."""
+        what = f"the log went back: life {self.log.life} was begun when there were more statements"
+        expected, found = f"size {remembered}, root {root}", f"size {size}"
+        where: dict[str, Any] = {"sequence": size, "through": remembered - 1, "expected": expected, "found": found}
+        self.findings.add(finding("head-rollback", what, log=str(log), **where), row="rollback")
+
+    def _check_clock(self, statement: Statement) -> None:
+        sealed_at = parse_time(statement.sealed_at)
+        before = self._sealed_at
+        if before is not None and sealed_at < before:
+            self._report(
+                "clock",
+                "the writer's clock stepped back",
+                sequence=statement.sequence,
+                expected=f"not before {before:%Y-%m-%dT%H:%M:%S.%fZ}",
+                found=statement.sealed_at,
+                row="back",
+            )
+        if sealed_at > self.now + _CLOCK_SLACK:
+            self._report(
+                "clock",
+                "the statement was sealed in the future",
+                sequence=statement.sequence,
+                expected=f"not after {self.now:%Y-%m-%dT%H:%M:%S.%fZ}",
+                found=statement.sealed_at,
+                row="future",
+            )
+        if before is not None and self.heartbeat and sealed_at - before > 2 * self.heartbeat:
+            self._report(
+                "stale",
+                f"nothing was written for {sealed_at - before} before it",
+                sequence=statement.sequence,
+                row="silent",
+            )
+        self._sealed_at = sealed_at
+
+    def _join(self, statement: Statement, digest: str) -> None:
+        """Hold the range against the one before, and account for its offsets."""
+        first, end = statement.first_offset, statement.next_offset
+        expected = self.next_offset
+        where: dict[str, Any] = {"sequence": statement.sequence, "sha256": digest}
+        if expected is not None and first < expected:
+            self._report(
+                "offset-overlap",
+                f"offsets {first} to {min(expected, max(end, first + 1)) - 1} were archived before",
+                offset=first,
+                expected=f"first_offset {expected}",
+                found=f"first_offset {first}",
+                **where,
+            )
+        elif self._lost or expected is None:
+            if statement.sequence:
+                self._hole(expected or 0, first)
+        elif first > expected:
+            self._hole(expected, first)
+            self._report(
+                "offset-gap",
+                f"offsets {expected} to {first - 1} are in no statement",
+                offset=expected,
+                expected=f"first_offset {expected}",
+                found=f"first_offset {first}",
+                **where,
+            )
+        if statement.lost:
+            self._report(
+                "offset-lost",
+                f"the broker deleted offsets {statement.lost[0]} to {statement.lost[1] - 1} before they were archived",
+                offset=statement.lost[0],
+                **where,
+            )
+        problem = _problem(statement)
+        if problem:
+            self._odd(statement, problem, digest)
+        elif self._in_order(statement, digest):
+            self._account(statement, digest)
+        if statement.batches:
+            self._batch_number = statement.batches[-1].number + 1
+        elif self._lost:
+            self._batch_number = None
+        if statement.expired:
+            if statement.expired[0] != self.expired and not (self._lost and statement.expired[0] >= self.expired):
+                self._odd(statement, "expired does not go on where the last one ended", digest)
+            self.expired = max(self.expired, statement.expired[1])
+        self.next_offset = max(end, expected or 0)
+
+    def _in_order(self, statement: Statement, digest: str) -> bool:
+        """Say whether numbers and places of the batches run on."""
+        number = self._batch_number
+        if self._lost or number is None:
+            number = statement.batches[0].number if statement.batches else 0
+            if number < (self._batch_number or 0):
+                number = self._batch_number or 0
+        place = 0
+        for batch in statement.batches:
+            if batch.number != number or batch.start != place:
+                self._report(
+                    "batch-order",
+                    "the batches do not follow one another",
+                    sequence=statement.sequence,
+                    batch=batch.number,
+                    expected=f"number {number} at byte {place}",
+                    found=f"number {batch.number} at byte {batch.start}",
+                    sha256=digest,
+                )
+                return False
+            number += 1
+            place += batch.size
+        if statement.segment and place != statement.segment.size:
+            self._report(
+                "segment-size",
+                "the members do not make up the segment",
+                sequence=statement.sequence,
+                key=statement.segment.key,
+                expected=f"{statement.segment.size} bytes",
+                found=f"{place} bytes",
+                sha256=digest,
+            )
+            return False
+        return True
+
+    def _account(self, statement: Statement, digest: str) -> None:
+        """Hold every offset of the range to be exactly one of: an event's, quarantined, skipped, lost."""
+        unlined = unlined_ranges(statement)
+        for (_, end), (start, stop) in pairwise(unlined):
+            if start < end:
+                self._miscounted(statement, "offset-overlap", start, min(end, stop) - start, "twice", digest)
+                return
+        if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
+            self._odd(statement, "skipped, lost or quarantined offsets lie outside the range", digest)
+            return
+        measure = _Measure(unlined)
+        cursor = statement.first_offset
+        for batch in [*statement.batches, None]:
+            start = batch.first_offset if batch else statement.next_offset
+            missing = start - cursor - measure(cursor, start)
+            if start < cursor or missing:
+                name, many = ("offset-overlap", cursor - start) if start < cursor else ("offset-gap", missing)
+                self._miscounted(
+                    statement, name, min(cursor, start), many, "twice" if start < cursor else "nowhere", digest
+                )
+                return
+            if batch is None:
+                return
+            lines = batch.next_offset - start - measure(start, batch.next_offset)
+            if batch.next_offset <= start or lines != batch.events:
+                gap = lines > batch.events
+                name = "offset-gap" if gap else "offset-overlap"
+                how = "nowhere" if gap else "twice"
+                self._miscounted(statement, name, start, abs(lines - batch.events), how, digest, batch)
+                return
+            cursor = batch.next_offset
+
+    def _miscounted(
+        self, statement: Statement, name: str, offset: int, many: int, how: str, digest: str, batch: Batch | None = None
+    ) -> None:
+        self._report(
+            name,
+            f"{many} offset{'s' if many != 1 else ''} from here on stand {how} in the statement's account",
+            sequence=statement.sequence,
+            batch=batch.number if batch else None,
+            offset=offset,
+            sha256=digest,
+        )
+
+    def _odd(self, statement: Statement, what: str, digest: str) -> None:
+        self.sound = False
+        self._report("statement", what, sequence=statement.sequence, sha256=digest)
+
+    def _count(self, statement: Statement) -> None:
+        totals = self.totals
+        totals.statements += 1
+        totals.quarantined += statement.quarantine.records if statement.quarantine else 0
+        totals.skipped += sum(end - start for start, end in statement.skipped)
+        totals.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
+
+    def _work(self, statement: Statement, digest: str) -> Work | None:
+        """Return what there is to check of the statement's objects; their keys must be theirs (rule 4)."""
+        if not statement.segment and not statement.quarantine:
+            return None
+        for kind, ref in (("events", statement.segment), ("quarantine", statement.quarantine)):
+            if ref is None:
+                continue
+            key = layout.parse_records_key(ref.key)
+            bounds = _record_bounds(statement)
+            if (
+                key is None
+                or (key.kind, key.log, key.digest) != (kind, self.log, ref.sha256[:16])
+                or (bounds and (key.first, key.last) != bounds)
+            ):
+                self.sound = False
+                self._report(
+                    "identity",
+                    f"the key of the statement's {'segment' if kind == 'events' else 'quarantine'} is not its own",
+                    sequence=statement.sequence,
+                    key=ref.key[:1024],
+                    sha256=digest,
+                )
+                if key is None:
+                    return None
+        return Work(
+            self.name,
+            statement.sequence,
+            statement.first_offset,
+            statement.next_offset,
+            statement.segment,
+            statement.batches,
+            statement.types,
+            statement.quarantine,
+            unlined_ranges(statement),
+        )
+
+    def _lose(self, size: int) -> None:
+        """Go on behind statements that are not known."""
+        self.size = size
+        self.edge = None
+        self._lost = True
+
+    def _hole(self, start: int, end: int) -> None:
+        if start < end and len(self.holes) < _HOLES_LIMIT:
+            self.holes.append((start, end))
+
+    def in_hole(self, first: int, last: int) -> bool:
+        """Say whether offsets `first` to `last` touch what a finding of this log already speaks of."""
+        return any(start <= last and first < end for start, end in self.holes)
+
+    def _report(
+        self, name: str, what: str, *, severity: Severity | None = None, row: str | None = None, **where: Any
+    ) -> None:
+        one: Finding = finding(name, what, severity=severity, log=self.name, **where)
+        self.findings.add(one, row=row)
+
+
+class _Measure:
+    """How many offsets of sorted, disjoint ranges lie in a span, in logarithmic time."""
+
+    def __init__(self, ranges: Sequence[Range]) -> None:
+        self._starts = [start for start, _ in ranges]
+        self._ranges = ranges
+        self._before = [0, *accumulate(end - start for start, end in ranges)]
+
+    def __call__(self, start: int, end: int) -> int:
+        if not self._ranges or end <= start:
+            return 0
+        return self._below(end) - self._below(start)
+
+    def _below(self, offset: int) -> int:
+        place = bisect_right(self._starts, offset)
+        if not place:
+            return 0
+        start, end = self._ranges[place - 1]
+        return self._before[place - 1] + min(offset, end) - start
+
+
+def unlined_ranges(statement: Statement) -> list[Range]:
+    """Return the ranges of offsets without a line in the segment, sorted."""
+    lost = [statement.lost] if statement.lost else []
+    quarantined = statement.quarantine.offsets if statement.quarantine else []
+    if not statement.skipped and not lost:
+        return quarantined
+    return sorted([*statement.skipped, *lost, *quarantined])
+
+
+def _record_bounds(statement: Statement) -> tuple[int, int] | None:
+    """Return the offsets of the first and the last record, event or quarantined, of the range."""
+    spans: list[tuple[int, int]] = [(batch.first_offset, batch.next_offset) for batch in statement.batches]
+    if statement.quarantine:
+        spans += statement.quarantine.offsets
+    return (min(start for start, _ in spans), max(end for _, end in spans) - 1) if spans else None
+
+
+def _problem(statement: Statement) -> str | None:
+    """Return what a statement says that no statement may say, None if nothing."""
+    segment, quarantine, batches = statement.segment, statement.quarantine, statement.batches
+    empty = statement.first_offset == statement.next_offset
+    rules: Iterable[tuple[bool, str]] = (
+        (statement.first_offset > statement.next_offset, "the range runs backwards"),
+        ((segment is None) != (not batches), "a segment stands without batches, or batches without a segment"),
+        (not batches and bool(statement.types), "types are counted without a batch"),
+        (any(not batch.events for batch in batches), "a batch is empty"),
+        (any(batch.events > BATCH_EVENTS_LIMIT for batch in batches), f"a batch is beyond {BATCH_EVENTS_LIMIT} events"),
+        (segment is not None and segment.size > SEGMENT_LIMIT, f"the segment is beyond {SEGMENT_LIMIT} bytes"),
+        (
+            quarantine is not None
+            and (quarantine.size > QUARANTINE_LIMIT or quarantine.inflated > QUARANTINE_INFLATED_LIMIT),
+            "the quarantine is beyond the limits",
+        ),
+        (
+            quarantine is not None and sum(end - start for start, end in quarantine.offsets) != quarantine.records,
+            "the quarantine has another number of records than of offsets",
+        ),
+        (
+            statement.lost is not None
+            and (statement.lost[0] != statement.first_offset or statement.lost[1] > statement.next_offset),
+            "lost does not begin the range, or goes beyond it",
+        ),
+        (
+            statement.expired is not None
+            and (
+                not empty or segment is not None or quarantine is not None or statement.expired[1] > statement.sequence
+            ),
+            "a statement of expiry has a range or objects, or lets later statements expire",
+        ),
+        (any(batch.min_time > batch.max_time for batch in batches), "a batch's times run backwards"),
+        (
+            any(batch.kafka_time and batch.kafka_time.min > batch.kafka_time.max for batch in batches),
+            "a batch's Kafka times run backwards",
+        ),
+    )
+    return next((what for wrong, what in rules if wrong), None)

@@ -1,0 +1,201 @@
+"""Rule 10 of FORMAT.md, Verification: what an object is that lies among the evidence and that no manifest names.
+
+A writer that died between its segment and its manifest leaves one behind, and the next run archives the same records
+under another cut. Such an object is an `orphan`: it is well formed, and each of its records is byte for byte the
+committed one, or lies where no statement has a record. Anything else is `unlisted`: somebody put it there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from custody import layout, lines
+from custody.chain import Chain, unlined_ranges
+from custody.contents import (
+    QUARANTINE_INFLATED_LIMIT,
+    QUARANTINE_LIMIT,
+    SEGMENT_LIMIT,
+    QuarantinedRecord,
+    inflate,
+    inflate_stream,
+    parse_quarantined,
+    quarantine_lines,
+    read_pieces,
+)
+from custody.errors import FormatError, ObjectMissing, StoreError
+from custody.findings import Finding, finding
+from custody.manifest import MANIFEST_LIMIT, Range, Statement, parse
+from custody.store import Store
+
+_NEVER = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """So many offsets of which no record was archived."""
+
+    count: int
+
+
+def judge(store: Store, chain: Chain | None, key: str, *, live: bool) -> Finding | None:
+    """Return what an unnamed object is; None if it is gone, belongs to another finding, or a live writer is at it."""
+    parsed = layout.parse_records_key(key)
+    if parsed is None:
+        return finding("unlisted", "no manifest can name an object of such a key", key=key)
+    if chain is None or not chain.totals.statements:
+        if chain is not None and chain.in_hole(parsed.first, parsed.last):
+            return None
+        return finding("unlisted", "its log has no statement", log=str(parsed.log), key=key)
+    if chain.in_hole(parsed.first, parsed.last):
+        return None
+    if live and parsed.last >= (chain.next_offset or 0):
+        return None
+    where: dict[str, Any] = {"log": chain.name, "key": key, "offset": parsed.first}
+    try:
+        digest = _digest(store, key, SEGMENT_LIMIT if parsed.kind == "events" else QUARANTINE_LIMIT)
+        if digest[:16] != parsed.digest:
+            return finding("unlisted", "its bytes are not those that its key names", sha256=digest, **where)
+        compare = _compare_events if parsed.kind == "events" else _compare_quarantine
+        difference = compare(store, chain, key, parsed)
+    except ObjectMissing:
+        return None
+    except FormatError as error:
+        return finding("unlisted", f"no manifest names it, and it is not well formed: {error}", **where)
+    except StoreError as error:
+        return finding("unreadable", f"the object cannot be read: {error}", **where)
+    if difference:
+        return finding("unlisted", f"no manifest names it, and {difference}", sha256=digest, **where)
+    return finding("orphan", "no manifest names it; its records are the committed ones or not committed yet", **where)
+
+
+def _digest(store: Store, key: str, limit: int) -> str:
+    digest = sha256()
+    size = 0
+    for piece in read_pieces(store, key, limit + 1):
+        digest.update(piece)
+        size += len(piece)
+    if size > limit:
+        raise FormatError(f"it is beyond {limit} bytes")
+    return digest.hexdigest()
+
+
+def _compare_events(store: Store, chain: Chain, key: str, parsed: layout.RecordsKey) -> str | None:
+    """Return how a segment differs from what was committed at its offsets, None if it does not."""
+    own = _event_lines(store, key, parsed.last - parsed.first + 1)
+    free = 0
+    for offset, item in _committed_events(store, chain, parsed.first, parsed.last):
+        if isinstance(item, _Lost):
+            free += item.count
+            continue
+        line = next(own, None)
+        while line != item and line is not None and free:
+            line, free = next(own, None), free - 1
+        if line != item:
+            return f"its record at offset {offset} is not the committed one"
+    free += max(parsed.last + 1 - max(chain.next_offset or 0, parsed.first), 0)
+    if sum(1 for _ in own) > free:
+        return "it holds records beyond those committed at its offsets"
+    return None
+
+
+def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
+    """Yield a segment's lines, each held to be an event, however its members are cut."""
+    rest = b""
+    for chunk in inflate_stream(read_pieces(store, key, SEGMENT_LIMIT), most * (lines.EVENT_LIMIT + 1)):
+        payload, newline, rest = (rest + chunk).rpartition(b"\n")
+        if len(rest) > lines.EVENT_LIMIT:
+            raise FormatError("a line is longer than an event may be")
+        if newline:
+            whole = payload.split(b"\n")
+            for start in range(0, len(whole), lines.BATCH_EVENTS_LIMIT):
+                some = whole[start : start + lines.BATCH_EVENTS_LIMIT]
+                if faults := lines.check(b"\n".join(some) + b"\n").faults:
+                    raise FormatError(f"a line is no event: {faults[0].reason}")
+            yield from whole
+    if rest:
+        raise FormatError("its last line does not end in a newline")
+
+
+def _committed_events(store: Store, chain: Chain, first: int, last: int) -> Iterator[tuple[int, bytes | _Lost]]:
+    """Yield the lines that statements have for offsets `first` to `last`, in order, and what they admit as lost."""
+    for statement in _statements(store, chain, first, last):
+        if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
+            yield statement.lost[0], _Lost(count)
+        ranges = iter(unlined_ranges(statement))
+        start, end = next(ranges, (last + 1, last + 1))
+        for batch in statement.batches:
+            if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
+                continue
+            if batch.inflated > lines.BATCH_BYTES_LIMIT or batch.size > 2 * lines.BATCH_BYTES_LIMIT:
+                raise FormatError("the committed batch is beyond the limits")
+            member = store.read(statement.segment.key, limit=batch.size, start=batch.start, size=batch.size)
+            offset = batch.first_offset
+            for line in inflate(member, batch.inflated).splitlines():
+                while end <= offset or start <= offset:
+                    offset = max(offset, end)
+                    start, end = next(ranges, (_NEVER, _NEVER))
+                if first <= offset <= last:
+                    yield offset, line
+                offset += 1
+
+
+def _compare_quarantine(store: Store, chain: Chain, key: str, parsed: layout.RecordsKey) -> str | None:
+    """Return how a quarantine object differs from what was committed at its offsets, None if it does not."""
+    end = chain.next_offset or 0
+    committed = _committed_quarantine(store, chain, parsed.first, parsed.last)
+    theirs = next(committed, None)
+    before = parsed.first - 1
+    for line in quarantine_lines(store, key, QUARANTINE_LIMIT, QUARANTINE_INFLATED_LIMIT, exact=False):
+        record = parse_quarantined(line)
+        if not before < record.offset <= parsed.last:
+            return f"its record of offset {record.offset} is out of place"
+        before = record.offset
+        if record.offset >= end:
+            continue
+        while theirs is not None and _end_of(theirs) <= record.offset:
+            theirs = next(committed, None)
+        if theirs is None or (record != theirs and not (isinstance(theirs, tuple) and theirs[0] <= record.offset)):
+            return f"its record at offset {record.offset} is not the committed one"
+    return None
+
+
+def _end_of(item: QuarantinedRecord | Range) -> int:
+    return item[1] if isinstance(item, tuple) else item.offset + 1
+
+
+def _committed_quarantine(store: Store, chain: Chain, first: int, last: int) -> Iterator[QuarantinedRecord | Range]:
+    """Yield the quarantined records that statements have from `first` to `last`, and ranges admitted as lost."""
+    for statement in _statements(store, chain, first, last):
+        if statement.lost:
+            yield statement.lost
+        ref = statement.quarantine
+        if ref:
+            yield from map(parse_quarantined, quarantine_lines(store, ref.key, ref.size, ref.inflated))
+
+
+def _statements(store: Store, chain: Chain, first: int, last: int) -> Iterator[Statement]:
+    """Yield the statements that account for offsets `first` to `last`, found by halving."""
+    low, high = 0, chain.size
+    while low < high:
+        middle = (low + high) // 2
+        statement = _read(store, chain, middle)
+        if statement is not None and statement.next_offset > first:
+            high = middle
+        else:
+            low = middle + 1
+    for sequence in range(low, chain.size):
+        statement = _read(store, chain, sequence)
+        if statement is None:
+            continue
+        if statement.first_offset > last:
+            return
+        yield statement
+
+
+def _read(store: Store, chain: Chain, sequence: int) -> Statement | None:
+    try:
+        return parse(store.read(layout.manifest_key(chain.log, sequence), limit=MANIFEST_LIMIT)).statement
+    except (ObjectMissing, FormatError):
+        # A finding says so already.
+        return None
