@@ -148,9 +148,9 @@ def verify(
         Path | None, typer.Option(help="Remembers the heads seen, and notices one that went back.", metavar="FILE")
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="The archive is being written: ask for its heartbeats.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, then a summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, logs, the verdict.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that read segments. [default: one a core]")
+        int | None, typer.Option(min=0, help="Processes that read segments, 0 for this one. [default: one a core]")
     ] = None,
 ) -> None:
     """Prove that an archive is whole and unchanged.
@@ -158,8 +158,63 @@ def verify(
     Exit codes: 0 all verified, 3 notices only (both are success), 10 policy, 11 incomplete, 12 unverifiable,
     13 tampered; 2 is a wrong argument or setting, 1 a failure to check.
     """
+    from rich.text import Text
+
+    from custody import render
+    from custody import verify as verifying
+    from custody.keys import open_trust
+    from custody.store import open_store
+
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
-    raise NotImplementedError(settings, keys, live, as_json, workers)
+    store = open_store(settings.archive, settings.s3)
+    trusted = open_trust(_trusted_keys(settings, keys, store.url), settings.trust, settings.passphrase())
+    with render.verification_progress() as progress:
+        report = verifying.verify(
+            store,
+            trusted,
+            now=datetime.now(UTC),
+            state=settings.state,
+            live=live,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        for line in report.to_dicts():
+            typer.echo(json.dumps(line))
+    else:
+        out = render.console()
+        for part in render.report(report):
+            out.print(part, soft_wrap=isinstance(part, Text))
+    raise typer.Exit(report.exit_code)
+
+
+def _trusted_keys(settings: Settings, given: Sequence[str] | None, archive: str) -> list[str]:
+    """Return the keys to verify with: those given, else the settings', if they were set or nothing else is trusted.
+
+    Raises:
+        ConfigurationError: there are none, or they lie in the archive, where whoever tampers with it could put them.
+    """
+    from custody.keys import keyring_path
+
+    if given:
+        uris = list(given)
+    elif settings.trust and "keys" not in settings.model_fields_set:
+        uris = []
+    else:
+        uris = [settings.keys]
+        path = keyring_path(settings.keys)
+        if path and not path.exists() and "keys" not in settings.model_fields_set:
+            raise ConfigurationError(
+                "there is nothing to check signatures by: give the keys that you trust with --keys URI, or a trust.json"
+                " with --trust FILE"
+            )
+    for path in [*map(keyring_path, uris), settings.trust]:
+        if path and f"{path.resolve().as_uri()}/".startswith(f"{archive}/"):
+            raise ConfigurationError(
+                f"{path} lies in the archive, and nothing in it is trusted: whoever can change the archive could have"
+                " put it there. Take keys and trust from where you keep them"
+            )
+    return uris
 
 
 @app.command()

@@ -5,22 +5,29 @@ reaches a terminal, and none of their text is taken for markup.
 """
 
 import codecs
+import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from custody.findings import Finding, Severity
+from custody.findings import VERIFIED, Finding, Severity
 from custody.settings import S3_MEANINGS, Settings
 from custody.store import S3Options
 
+if TYPE_CHECKING:
+    from custody.verify import Progress, Report
+
 HIDDEN = "(hidden)"
 FINDINGS_SHOWN = 100
+LOGS_SHOWN = 1000
 STYLES = {
     Severity.NOTICE: "cyan",
     Severity.POLICY: "yellow",
@@ -104,6 +111,43 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         made.caption = f"The worst {FINDINGS_SHOWN} of {len(findings):,}; --json lists them all."
         made.caption_justify = "left"
     return made
+
+
+def report(found: "Report") -> Iterator[RenderableType]:
+    """Yield what a person reads of a verification: findings, logs, the verdict."""
+    if found.findings:
+        yield findings_table(found.findings)
+    if found.logs:
+        made = table("!log", "#events", "#quarantined", "#skipped", "#lost", "#head")
+        for log in found.logs[:LOGS_SHOWN]:
+            figures = (log.events, log.quarantined, log.skipped, log.lost)
+            head = f"{log.size:,} {log.root[:12]}" if log.root else f"{log.size:,}"
+            made.add_row(safe(log.log), *(f"{figure:,}" for figure in figures), head)
+        if len(found.logs) > LOGS_SHOWN:
+            made.caption = f"The first {LOGS_SHOWN} of {len(found.logs):,} logs; --json lists them all."
+            made.caption_justify = "left"
+        yield made
+    good = found.exit_code in {VERIFIED, Severity.NOTICE}
+    yield safe(f"{found.url}: {found.verdict}", style="bold green" if good else STYLES[Severity(found.exit_code)])
+
+
+@contextlib.contextmanager
+def verification_progress() -> Iterator[Callable[["Progress"], None] | None]:
+    """Show how far a verification is, on a terminal only."""
+    err = console(stderr=True)
+    if not err.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("verifying"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[events]:,} events"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None, events=0)
+        yield lambda now: bar.update(task, completed=now.stored, total=now.total, events=now.events)
 
 
 def settings_table(settings: Settings) -> Table:

@@ -1,8 +1,10 @@
 """The command line: what it prints, what it refuses, its exit codes, and that no secret or control code gets out."""
 
+import base64
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,8 +121,6 @@ def test_keys_are_encrypted_where_a_passphrase_is_set(custody: Command, monkeypa
 
 def secrets_of(ring: Keyring) -> list[str]:
     """Return every form in which a ring's secrets could be printed."""
-    import base64
-
     raw = [key.secret.reveal() if isinstance(key, HmacKey) else key.private.reveal() for key in ring.keys]
     return [form for one in raw for form in (one.hex(), base64.b64encode(one).decode(), repr(one))]
 
@@ -187,7 +188,7 @@ def test_wrong_setting_is_one_line_and_exit_code_2(custody: Command, monkeypatch
 
 @pytest.mark.parametrize(
     "arguments",
-    [("verify", "--wrong"), ("verify", "--workers", "0"), ("nonsense",), ("show",), ("init", "--heartbeat", "0")],
+    [("verify", "--wrong"), ("verify", "--workers", "-1"), ("nonsense",), ("show",), ("init", "--heartbeat", "0")],
 )
 def test_usage_errors_exit_with_2(custody: Command, arguments: tuple[str, ...]) -> None:
     """A wrong option or command is told from every verdict by its exit code."""
@@ -355,3 +356,168 @@ def test_a_reader_that_stops_early_is_no_error(sample: Sample) -> None:
     )
     assert run.stdout == "{"
     assert run.stderr == ""
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+
+def lines_of(result: Result, kind: str) -> list[dict[str, Any]]:
+    """Return the JSON lines of one kind: finding, log or verdict."""
+    return [line for line in map(json.loads, result.out.splitlines()) if line["kind"] == kind]
+
+
+def findings_of(result: Result) -> list[str]:
+    """Return the names of the findings, in order."""
+    return [line["finding"] for line in lines_of(result, "finding")]
+
+
+def test_verify_of_a_good_archive(custody: Command, sample: Sample) -> None:
+    """All is verified: exit code 0, every event counted, each head named, nothing on stderr but on a terminal."""
+    keys = ("--keys", f"file:{sample.keyring}")
+    lines = custody("verify", sample.folder, *keys, "--json")
+    assert lines.code == 0, lines.out + lines.err
+    assert findings_of(lines) == []
+    (verdict,) = lines_of(lines, "verdict")
+    assert verdict["exit_code"] == 0
+    (log,) = lines_of(lines, "log")
+    assert (log["log"], log["size"], log["root"]) == (str(sample.log), sample.head.size, sample.head.root)
+    assert (log["events"], log["quarantined"], log["skipped"], log["lost"]) == (len(sample.events), 1, 1, 0)
+    people = custody("verify", sample.folder, *keys)
+    assert people.code == 0
+    assert str(sample.log) in people.out
+    assert f"{len(sample.events):,}" in people.out
+    assert people.err == lines.err == ""
+
+
+def test_verify_takes_archive_keys_trust_and_state_from_settings(
+    custody: Command, sample: Sample, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is no argument is a setting, so that a nightly job needs no arguments."""
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    monkeypatch.setenv("CUSTODY_STATE", str(tmp_path / "state.json"))
+    assert custody("verify").code == 0
+    assert (tmp_path / "state.json").exists()
+
+
+def test_verify_says_what_was_changed(custody: Command, altered: Sample) -> None:
+    """A changed byte is tampering: exit code 13, and the finding with its object for people and programs."""
+    path = next(altered.folder.glob("events/**/*.gz"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    keys = ("--keys", f"file:{altered.keyring}")
+    lines = custody("verify", altered.folder, *keys, "--json")
+    assert lines.code == 13
+    assert findings_of(lines)[0] == "segment-hash"
+    assert json.loads(lines.out.splitlines()[0])["key"] == path.relative_to(altered.folder).as_posix()
+    people = custody("verify", altered.folder, *keys)
+    assert people.code == 13
+    assert "segment-hash" in people.out
+    assert "TAMPERED" in people.out
+
+
+def test_verify_tells_incomplete_from_tampered(custody: Command, altered: Sample) -> None:
+    """A segment that is gone is exit code 11."""
+    next(altered.folder.glob("events/**/*.gz")).unlink()
+    assert custody("verify", altered.folder, "--keys", f"file:{altered.keyring}").code == 11
+
+
+def test_verify_remembers_heads_and_notices_one_that_went_back(
+    custody: Command, altered: Sample, tmp_path: Path
+) -> None:
+    """With --state an archive that lost its newest statements no longer passes, though what is left is whole."""
+    state = tmp_path / "seen.json"
+    command = ("verify", altered.folder, "--keys", f"file:{altered.keyring}", "--state", state, "--json")
+    assert custody(*command).code == 0
+    for path in (max((altered.folder / "manifests").rglob("*.json")), max(altered.folder.glob("events/**/*.gz"))):
+        path.unlink()
+    back = custody(*command)
+    assert back.code == 13
+    assert "head-rollback" in findings_of(back)
+
+
+def test_verify_without_the_key_is_not_success(custody: Command, sample: Sample, tmp_path: Path) -> None:
+    """Another keyring than the writer's verifies nothing: exit code 12."""
+    (tmp_path / "other").mkdir()
+    other = make_archive(tmp_path / "other")
+    assert custody("verify", sample.folder, "--keys", f"file:{other.keyring}").code == 12
+
+
+def test_verify_wants_keys_or_trust(custody: Command, sample: Sample) -> None:
+    """With nothing to check signatures by, the command says what to give it, and passes no verdict."""
+    refused = custody("verify", sample.folder)
+    assert refused.code == 2
+    assert "--keys" in refused.err
+    assert "--trust" in refused.err
+
+
+def test_verify_of_an_archive_that_is_not_there(custody: Command, sample: Sample) -> None:
+    """An empty or wrong folder is never verified."""
+    missing = custody("verify", "no-such-folder", "--keys", f"file:{sample.keyring}")
+    assert missing.code in {2, 12}
+    assert not Path("no-such-folder").exists()
+    Path("empty").mkdir()
+    assert custody("verify", "empty", "--keys", f"file:{sample.keyring}").code == 12
+    assert custody("verify", "", "--keys", f"file:{sample.keyring}").code == 2
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2Jgone", "[red]markup", "a\nb", "\u202egnp"])
+def test_names_in_a_hostile_archive_are_shown_harmless(custody: Command, altered: Sample, hostile: str) -> None:
+    """A file's name in an archive neither clears an auditor's terminal nor styles it nor adds a line to the table."""
+    (altered.folder / "events" / hostile).write_bytes(b"x")
+    people = custody("verify", altered.folder, "--keys", f"file:{altered.keyring}")
+    assert people.code == 13
+    assert people.out.replace("\n", "").isprintable()
+    if "[red]" in hostile:
+        assert "[red]" in people.out
+
+
+def test_keys_and_trust_are_never_taken_from_the_archive(
+    custody: Command, altered: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keyring or trust that came with the archive is refused, named or found: a forger could have put it there."""
+    inside = altered.folder / "keyring.json"
+    shutil.copy(altered.keyring, inside)
+    for archive in (altered.folder, altered.folder.as_uri()):
+        named = custody("verify", archive, "--keys", f"file:{inside}")
+        assert named.code == 2
+        assert "lies in the archive" in named.err
+    monkeypatch.chdir(altered.folder)
+    assert custody("verify", ".").code == 2
+    assert custody("verify", ".", "--trust", "trust.json").code == 2
+
+
+def test_verify_with_a_trust_file_alone(custody: Command, sample: Sample) -> None:
+    """With the public key of trust.json nobody is asked for a keyring, and no signature is called wrong."""
+    ring = Keyring.load(sample.keyring)
+    rows = [
+        {"id": key.key_id, "algorithm": key.algorithm, "from": None, "to": None}
+        | ({"public": base64.b64encode(key.public).decode()} if isinstance(key, Ed25519Key) else {})
+        for key in ring.keys
+    ]
+    Path("trust.json").write_text(json.dumps({"format": "custody/trust/1", "keys": rows}))
+    checked = custody("verify", sample.folder, "--trust", "trust.json", "--json")
+    assert checked.code in {0, 3, 12}, checked.err
+    assert not {"signature", "key-unknown"} & set(findings_of(checked))
+
+
+def test_progress_and_colours_are_for_terminals_only(sample: Sample, tmp_path: Path) -> None:
+    """On a terminal the verdict has a colour; into a pipe there is text alone."""
+    command = [sys.executable, "-c", "from custody.cli import main; main()", "verify", str(sample.folder)]
+    command += ["--keys", f"file:{sample.keyring}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CUSTODY_")}
+    environment |= {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+    piped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=60)
+    assert piped.returncode == 0
+    assert b"\x1b" not in piped.stdout + piped.stderr
+    parent, child = pty.openpty()
+    try:
+        shown = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=child, stderr=child, check=False, timeout=60
+        )
+        assert shown.returncode == 0
+        assert b"\x1b[" in os.read(parent, 65_536)
+    finally:
+        os.close(parent)
+        os.close(child)
