@@ -88,25 +88,20 @@ def write(pieces: Iterator[bytes]) -> None:
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Return findings, the worst first, as many as a person reads; `--json` has them all."""
-    made = table("!class", "!finding", "where", "what, and what to do")
+    made = table("!finding", "where, what, and what to do")
     for one in findings[:FINDINGS_SHOWN]:
-        compared = f" (expected {one.expected}, found {one.found})" if one.expected or one.found else ""
-        times = f" ({one.count:,} times)" if one.count > 1 else ""
-        about = [safe(one.where)] if one.where else []
+        lines = [safe(one.where, style="bold")] if one.where else []
         if one.key and one.key not in one.where:
-            about.append(safe(one.key, style="dim"))
-        made.add_row(
-            Text(one.severity.name.lower(), style=STYLES[one.severity]),
-            one.finding,
-            Text("\n").join(about),
-            Text("\n").join(
-                [
-                    safe(f"{one.message}{compared}{times}"),
-                    safe(f"Accepted {one.accepted}" if one.accepted else f"→ {one.action}", style="dim"),
-                ]
-            ),
-            end_section=True,
-        )
+            lines.append(safe(one.key))
+        lines.append(safe(f"{one.message} ({one.count:,} times)" if one.count > 1 else one.message))
+        lines += [
+            safe(f"{name} {value}", style="dim")
+            for name, value in (("expected", one.expected), ("found   ", one.found))
+            if value
+        ]
+        lines.append(safe(f"Accepted {one.accepted}" if one.accepted else f"→ {one.action}", style="italic"))
+        name = Text(f"{one.finding}\n{one.severity.name.lower()}", style=STYLES[one.severity])
+        made.add_row(name, Text("\n").join(lines), end_section=True)
     if len(findings) > FINDINGS_SHOWN:
         made.caption = f"The worst {FINDINGS_SHOWN} of {len(findings):,}; --json lists them all."
         made.caption_justify = "left"

@@ -38,9 +38,18 @@ def demo(
 
 
 @app.command()
-def up() -> None:
+def up(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where Prefect's server keeps its files, none of them needed.", file_okay=False),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="The server's, on 127.0.0.1; 0 for any that is free.")
+    ] = None,
+) -> None:
     """Start what a small installation needs: Prefect's server and the scheduled deployments."""
-    _import("flows.up").up()
+    given = {name: value for name, value in {"folder": folder, "port": port}.items() if value is not None}
+    _import("flows.up").up(**given)
 
 
 @app.command()
