@@ -7,6 +7,7 @@ the same to it. So it has no retries and no cache, and two at once only cost wor
 import importlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -14,9 +15,9 @@ import psutil
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.futures import wait
-from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -28,6 +29,14 @@ ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
 
 _runs = count()
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run did to each log, and how long it took in seconds: the result of the flow."""
+
+    results: tuple[LogResult, ...]
+    seconds: float
 
 
 @task(name="drain-share", cache_policy=NO_CACHE, persist_result=False, retries=0)
@@ -50,6 +59,7 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
     if seconds is not None:
         # Starting the process and importing Prefect are part of the minute.
         seconds = max(1.0, seconds - _process_age())
+    begin = time.monotonic()
     places = find_places(settings)
     shares = [places[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(places)))]
     with stopping_on_signals():
@@ -58,7 +68,7 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
             results = spread(shares, once, seconds)
         else:
             results = [result for share in shares for result in drain_share(share, once, seconds)]
-    return _conclude(results)
+    return _conclude(RunReport(tuple(results), time.monotonic() - begin))
 
 
 @flow(name="drain-shares", persist_result=False, retries=0)
@@ -90,8 +100,9 @@ def _task_runner(settings: Settings) -> TaskRunner[Any]:
     return runner
 
 
-def _conclude(results: Sequence[LogResult]) -> State[Any]:
+def _conclude(report: RunReport) -> State[Any]:
     """Publish what the run did, and end it as failed if a log failed."""
+    results = report.results
     failed = [result for result in results if result.outcome == "failed"]
     hanging = [result for result in results if result.hanging is not None]
     events = sum(result.events for result in results)
@@ -113,8 +124,8 @@ def _conclude(results: Sequence[LogResult]) -> State[Any]:
         )
     get_run_logger().info(summary)
     if failed:
-        return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]))
-    return Completed(message=summary)
+        return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]), data=report)
+    return Completed(message=summary, data=report)
 
 
 def _row(result: LogResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Audit events as GraphQL servers send them, made up: for the demo, the tests and the benchmark. The same seed, the same.
+"""Audit events as GraphQL servers send them, made up, the same for the same seed: for demo, tests and benchmark.
 
 About 340 bytes each, with the fields that applications add beside those that custody knows.
 """
@@ -80,7 +80,8 @@ def _body(kind: str, dice: random.Random, queries: list[str]) -> str:
         case "api_key_operation":
             return (
                 f'"operation":"{dice.choice(("created", "rotated", "revoked"))}",'
-                f'"permissions":["orders:read","catalogue:read"],"tier":"{dice.choice(("free", "team", "enterprise"))}",'
+                '"permissions":["orders:read","catalogue:read"],'
+                f'"tier":"{dice.choice(("free", "team", "enterprise"))}",'
             )
         case "security_event":
             return (
