@@ -148,6 +148,8 @@ class Chain:
             manifest = parse(data)
         except FormatError as error:
             try:
+                if data.count(b"\n") > 2:
+                    raise error  # noqa: TRY301
                 manifest = parse(data.partition(b"\n")[0] + b"\n" + _ANY_SIGNATURE)
             except FormatError:
                 self.malformed(sequence, str(error), digest)
@@ -542,7 +544,7 @@ class Chain:
         elif self._in_order(statement, digest):
             self._account(statement, digest)
         if statement.batches:
-            self._batch_number = statement.batches[-1].number + 1
+            self._batch_number = max(batch.number for batch in statement.batches) + 1
         elif self._lost:
             self._batch_number = None
         if statement.expired:

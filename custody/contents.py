@@ -260,7 +260,7 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
             work, "event", "the batch has another number of lines than stated", batch,
             expected=str(batch.events), found=str(found.count),
         )  # fmt: skip
-    if found.faults:
+    if found.faults or found.count != batch.events:
         return
     for name, stated, time in (("min_time", batch.min_time, found.first), ("max_time", batch.max_time, found.last)):
         if time is None:

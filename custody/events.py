@@ -1,7 +1,7 @@
 """The six audit event types, and the writer's verdict on record values: events, or the reason why not.
 
-A value is archived as an event only if it is one by FORMAT.md and by its type's definition below; fields that a type does
-not name are kept, since bytes are archived as received. `check` gives the verdict for many values at once:
+A value is archived as an event only if it is one by FORMAT.md and by its type's definition below; fields that a type
+does not name are kept, since bytes are archived as received. `check` gives the verdict for many values at once:
 
 - The fast way looks at all values together. It vouches only for what cheap tests can prove: msgspec alone lets bad
   UTF-8, deep nesting and doubled keys pass where it skips, and reads two documents on one line, or one on two.

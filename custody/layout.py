@@ -68,7 +68,8 @@ def check_topic(topic: str, partition: int = 0) -> None:
     """Refuse a topic that cannot be archived.
 
     Raises:
-        ConfigurationError: the name is not a Kafka topic's, is `audits`, or makes a path component longer than 255 bytes.
+        ConfigurationError: the name is not a Kafka topic's, is `audits`, or makes a path component longer than 255
+            bytes.
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic) or topic in {".", ".."}:
         raise ConfigurationError(f"{topic!r} is no Kafka topic name (letters, digits, '.', '_' and '-', at most 249)")

@@ -1,9 +1,9 @@
 """The statement, its exact bytes, sealing and strict parsing (FORMAT.md, Manifest). Pure.
 
-A manifest is two lines: the statement, and the signatures over its digest. Readers hash the bytes as stored, so a parsed
-manifest keeps them. Parsing is strict: unknown, missing, doubled or reordered fields, wrong types, integers outside
-0 to 2⁶³-1, floats, deep nesting, trailing bytes and sizes beyond the limits are all a `FormatError`, and nothing else is
-ever raised. What the fields *mean* (that ranges join, that trees follow) is the verifier's to judge.
+A manifest is two lines: the statement, and the signatures over its digest. Readers hash the bytes as stored, so a
+parsed manifest keeps them. Parsing is strict: unknown, missing, doubled or reordered fields, wrong types, integers
+outside 0 to 2⁶³-1, floats, deep nesting, trailing bytes and sizes beyond the limits are all a `FormatError`, and nothing
+else is ever raised. What the fields *mean* (that ranges join, that trees follow) is the verifier's to judge.
 """
 
 import base64
@@ -180,7 +180,7 @@ _signatures_decoder = msgspec.json.Decoder(_Signatures)
 
 
 def message(line: bytes, what: str = FORMAT) -> bytes:
-    r"""Return what is signed: `what`, a newline, the hex SHA-256 of the statement, a newline. 84 bytes for a manifest."""
+    r"""Return what is signed: `what`, newline, hex SHA-256 of the statement, newline; 84 bytes for a manifest."""
     return f"{what}\n{sha256(line).hexdigest()}\n".encode()
 
 
@@ -288,8 +288,8 @@ def _strict(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) -> Any:
         value = decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
         raise FormatError(f"{what}: {error}") from None
-    # Our own form is canonical: encoding what was decoded gives the same bytes, so nothing stood there twice, in another
-    # order, or beside. Another writer's white space or escapes take the slow way.
+    # Our own form is canonical: encoding what was decoded gives the same bytes, so nothing stood there twice, in
+    # another order, or beside. Another writer's white space or escapes take the slow way.
     if _encoder.encode(value) != line:
         _check_shape(line, value, what)
     return value

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from isal import igzip, isal_zlib
+from isal.igzip_lib import IsalError
 
 from custody.errors import FormatError
 
@@ -56,7 +57,7 @@ def inflate(member: bytes, stated: int) -> bytes:
     machine = isal_zlib.decompressobj(wbits=31)
     try:
         payload: bytes = machine.decompress(member, stated + 1)
-    except (zlib.error, isal_zlib.IsalError) as error:
+    except (zlib.error, IsalError) as error:
         raise FormatError(f"the gzip member is damaged: {error}") from None
     if len(payload) > stated:
         raise FormatError(f"the gzip member inflates to more than the {stated} bytes stated")

@@ -1004,23 +1004,20 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
         return TerminalStoreError(
             f"{message} (set AWS_CA_BUNDLE to the certificate authority that the server's is from)"
         )
-    if isinstance(
-        error,
-        (
-            exceptions.HTTPClientError,
-            exceptions.ConnectionError,
-            exceptions.ChecksumError,
-            exceptions.FlexibleChecksumError,
-            exceptions.IncompleteReadError,
-            ResponseParserError,
-            exceptions.MetadataRetrievalError,
-            exceptions.CredentialRetrievalError,
-            HTTPError,
-            OSError,
-            ValueError,
-            LookupError,
-        ),
-    ):
+    passing = (
+        exceptions.HTTPClientError,
+        exceptions.ConnectionError,
+        exceptions.ChecksumError,
+        exceptions.FlexibleChecksumError,
+        exceptions.IncompleteReadError,
+        exceptions.MetadataRetrievalError,
+        exceptions.CredentialRetrievalError,
+        ResponseParserError,
+        HTTPError,
+    )
+    # Some of botocore's settings errors are ValueErrors as well; those of no library are a broken answer's.
+    beneath = isinstance(error, (OSError, ValueError, LookupError)) and not isinstance(error, exceptions.BotoCoreError)
+    if isinstance(error, passing) or beneath:
         return TransientStoreError(f"{message} (it may pass; try again)")
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return TerminalStoreError(f"{message} ({_CREDENTIALS_ADVICE})")

@@ -3,11 +3,13 @@
 import dataclasses
 import importlib
 import json
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from custody import render
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 
@@ -61,14 +63,18 @@ def drain(
         float | None, typer.Option(min=1, help="Time for this run, from the start of its process; else the setting's.")
     ] = None,
 ) -> None:
-    """Drain Kafka into the archive, as the scheduled flow does."""
-    # Before Prefect, so that a wrong setting is said at once, and not by a flow that crashed.
-    Settings()
-    state = _import("flows.drain").drain(once=once, seconds=seconds, return_state=True)
-    if not state.is_completed():
-        error = state.result(raise_on_failure=False)
-        raise error if isinstance(error, CustodyError) else CustodyError(state.message or f"the run is {state.name}")
-    typer.echo(state.message)
+    """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
+    settings = Settings()
+    draining = _import("tasks.drain")
+    with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
+        results = draining.drain_logs(settings, once=once, seconds=seconds)
+    if results:
+        render.console().print(_import("flows.render").drain_table(results))
+    else:
+        typer.echo(f"No topic of {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
+    problems = [result.problem for result in results if result.outcome == "failed"]
+    if problems:
+        raise CustodyError("\n".join(problems))
 
 
 @app.command("new-life")
@@ -83,9 +89,7 @@ def new_life(
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
     """Show each log: its head, and how far it is behind Kafka."""
-    from custody import render
-
-    table = render.table("!log", "#statements", "#next offset", "#lag", "!sealed at", "!root")
+    table = render.table("!log", "#next offset", "#lag", "!sealed at", "!head")
     problems = []
     for log in _import("tasks.status").read_status(Settings()):
         if log.problem is not None:
@@ -95,11 +99,10 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
             continue
         table.add_row(
             render.safe(log.log),
-            f"{log.size:,}",
             "-" if log.next_offset is None else f"{log.next_offset:,}",
             "-" if log.lag is None else f"{log.lag:,}",
             render.safe((log.sealed_at or "-")[:19]),
-            log.root[:16] or "-",
+            f"{log.size} {log.root[:12]}",
         )
     if not as_json and table.row_count:
         render.console().print(table)

@@ -21,7 +21,7 @@ from prefect.futures import wait
 from prefect.states import Completed, Failed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from tasks.drain import LogResult, Place, drain_logs, find_places, stopping_on_signals
 
@@ -53,6 +53,15 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
         once: end when caught up with what is there now, instead of following the topics.
         seconds: time for the run, from the start of its process; the setting `drain.seconds` if not given.
     """
+    try:
+        report = _run(once, seconds)
+    except CustodyError as error:
+        # Said in one line: a traceback of ours would tell an operator nothing more.
+        return Failed(message=str(error))
+    return _conclude(report)
+
+
+def _run(once: bool, seconds: float | None) -> RunReport:
     settings = Settings()
     if seconds is None and not once:
         seconds = settings.drain.seconds
@@ -68,7 +77,7 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
             results = spread(shares, once, seconds)
         else:
             results = [result for share in shares for result in drain_share(share, once, seconds)]
-    return _conclude(RunReport(tuple(results), time.monotonic() - begin))
+    return RunReport(tuple(results), time.monotonic() - begin)
 
 
 @flow(name="drain-shares", persist_result=False, retries=0)

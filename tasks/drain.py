@@ -1,6 +1,7 @@
 """One run of the drain: each log from the archive's head to the last stable offset, then following the topic.
 
-The life of a record in a run, and what is left if the process dies there. Nothing is lost: the next run asks the archive.
+The life of a record in a run, and what is left if the process dies there (nothing is lost: the next run asks the
+archive):
 
 1. fetched         nothing was written; it is fetched again
 2. assembled       likewise: batches are checked and compressed in memory
@@ -10,8 +11,8 @@ The life of a record in a run, and what is left if the process dies there. Nothi
 6. offset committed in the consumer group, for lag monitors; a run that dies before it leaves monitors behind, no more
 
 While one segment is put, the next is assembled: one append a log is under way at a time, in order. Before each append
-the topic's id is asked for again, after what is appended was fetched: ids never come back, so what was fetched under the
-same id is of the same topic. A log that fails stops alone; the others go on.
+the topic's id is asked for again, after what is appended was fetched: ids never come back, so what was fetched under
+the same id is of the same topic. A log that fails stops alone; the others go on.
 """
 
 import logging

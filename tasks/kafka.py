@@ -2,7 +2,8 @@
 
 Rules:
 - Records come from `Feed`, which is assigned partitions at offsets that the archive gives; the group's committed offset
-  is written for lag monitors, and read for the one memory of the head that its metadata holds. Nothing else leans on it.
+  is written for lag monitors, and read for the one memory of the head that its metadata holds. Nothing more leans on
+  it.
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
 - Settings that correctness leans on win over what the operator passes through.
 """

@@ -201,8 +201,8 @@ def main() -> None:
             begin = time.perf_counter()
             size = load(kafka, topic, options.events)
             console.print(
-                f"{options.events:,} events of {size / options.events:.0f} bytes in {PARTITIONS} partitions (lz4), loaded"
-                f" in {time.perf_counter() - begin:.0f} s; seed {SEED}; Python {platform.python_version()},"
+                f"{options.events:,} events of {size / options.events:.0f} bytes in {PARTITIONS} partitions (lz4),"
+                f" loaded in {time.perf_counter() - begin:.0f} s; seed {SEED}; Python {platform.python_version()},"
                 f" {os.cpu_count()} cores"
             )
             new_keyring(folder / "keyring.json", datetime.now(UTC))

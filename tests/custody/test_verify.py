@@ -341,8 +341,11 @@ def first_life_gone(builder: Builder) -> None:
             path.unlink()
 
 
-def far_event(offset: int) -> bytes:
-    return event(offset, START + timedelta(days=30))
+def moved(builder: Builder, key: str, old: str, new: str) -> str:
+    """Rename an object, and return its new key."""
+    other = key.replace(old, new)
+    (builder.root / key).rename(builder.root / other)
+    return other
 
 
 ATTACKS = [
@@ -457,8 +460,13 @@ ATTACKS = [
         "cluster",
     ),
     Attack(
-        "15 segment of another range",
-        rebuilt(lambda s: s["segment"].update(key=s["segment"]["key"].replace(f"{s['first_offset']:020}", f"{7:020}"))),
+        "15 segment under another range",
+        lambda b: b.append(
+            10,
+            edit=lambda statement: statement["segment"].update(
+                key=moved(b, statement["segment"]["key"], f"{statement['first_offset']:020}", f"{7:020}")
+            ),
+        ),
         ["identity"],
         13,
     ),

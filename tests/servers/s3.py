@@ -171,6 +171,7 @@ class SeaweedServer(_Server):
             f"-master.port={master}",
             f"-master.port.grpc={master_grpc}",
             "-master.telemetry=false",
+            "-volume.max=10000",
             f"-volume.port={volume}",
             f"-volume.port.grpc={volume_grpc}",
             f"-filer.port={filer}",
@@ -186,7 +187,8 @@ class SeaweedServer(_Server):
 
     def _variables(self) -> dict[str, str]:
         (self.folder / "data").mkdir(exist_ok=True)
-        return {"GOMEMLIMIT": "512MiB", "GOMAXPROCS": "2"}
+        # By default a bucket takes seven volumes of the few there are, and tests make hundreds of buckets.
+        return {"GOMEMLIMIT": "512MiB", "GOMAXPROCS": "2", "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
     def _ready(self) -> bool:
         """A put and a get succeed: the S3 port answers before there is a place to write to."""
