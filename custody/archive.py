@@ -4,7 +4,8 @@ The archive is the state: a writer asks it where a log ends and goes on from the
 
 1. Before its first append a writer checks the head that it found (`LogWriter.open`): a search among manifests assumes
    that none is missing, and a signed second history must never come from our own writer.
-2. Segment first, quarantine next, manifest last, each create-only. The manifest is the commit, and alone decides a race.
+2. Segment first, quarantine next, manifest last, each create-only. The manifest is the commit, and alone decides a
+   race.
 3. The next manifest is put only once this one is known to be there.
 4. Who loses the put of a manifest checks that the winner's statement verifies and joins, and stops (`Fenced`).
 5. Nothing that a writer left when it died is taken over: segments that no manifest names are orphans.
@@ -488,8 +489,8 @@ def _check_source(archived: LogId, present: LogId) -> None:
             else (f"cluster {archived.cluster}", f"cluster {present.cluster}")
         )
         raise LogChanged(
-            f"{archived.topic}/{archived.partition}: the archive's log is of {before}, and Kafka has {now}: the topic was"
-            " deleted and created again, or moved. If that was meant, begin a new life of the log with"
+            f"{archived.topic}/{archived.partition}: the archive's log is of {before}, and Kafka has {now}: the topic"
+            " was deleted and created again, or moved. If that was meant, begin a new life of the log with"
             f" 'custody new-life {archived.topic}'; the old one stays as it is."
         )
 

@@ -2,8 +2,8 @@
 
 A manifest is two lines: the statement, and the signatures over its digest. Readers hash the bytes as stored, so a
 parsed manifest keeps them. Parsing is strict: unknown, missing, doubled or reordered fields, wrong types, integers
-outside 0 to 2⁶³-1, floats, deep nesting, trailing bytes and sizes beyond the limits are all a `FormatError`, and nothing
-else is ever raised. What the fields *mean* (that ranges join, that trees follow) is the verifier's to judge.
+outside 0 to 2⁶³-1, floats, deep nesting, trailing bytes and sizes beyond the limits are all a `FormatError`, and
+nothing else is ever raised. What the fields *mean* (that ranges join, that trees follow) is the verifier's to judge.
 """
 
 import base64

@@ -7,9 +7,9 @@ machines may store the same events in other bytes: what is compared across machi
 import zlib
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from isal import igzip, isal_zlib
-from isal.igzip_lib import IsalError
 
 from custody.errors import FormatError
 
@@ -22,6 +22,8 @@ QUARANTINE_LIMIT = 64 * 1024 * 1024
 """Stored bytes in a quarantine object."""
 QUARANTINE_INFLATED_LIMIT = 512 * 1024 * 1024
 DEFAULT_LEVEL = 1
+
+_DAMAGED: tuple[Any, ...] = (zlib.error, isal_zlib.error)  # isal's stub gives its error no type
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def inflate(member: bytes, stated: int) -> bytes:
     machine = isal_zlib.decompressobj(wbits=31)
     try:
         payload: bytes = machine.decompress(member, stated + 1)
-    except (zlib.error, IsalError) as error:
+    except _DAMAGED as error:
         raise FormatError(f"the gzip member is damaged: {error}") from None
     if len(payload) > stated:
         raise FormatError(f"the gzip member inflates to more than the {stated} bytes stated")
