@@ -222,6 +222,7 @@ class Entry:
         last_record: offset of the last one.
         first_record_ms: Kafka's timestamp of the first record, or None.
         expired: sequences whose objects may be deleted from now on, or None.
+        after: in the first statement of a life, the head of the partition's newest earlier life that has statements.
     """
 
     first_offset: int
@@ -238,6 +239,7 @@ class Entry:
     last_record: int = 0
     first_record_ms: int | None = None
     expired: tuple[int, int] | None = None
+    after: After | None = None
 
 
 class LogWriter:
@@ -274,15 +276,13 @@ class LogWriter:
         self._clock = clock
         self.log = Log(log_id.topic, log_id.partition, log_id.life)
         self.head = Head(self.log, 0, (), None)
-        self._after: After | None = None
         self._next_batch: int | None = None
 
-    def open(self, seen: Sequence[Seen] = (), after: After | None = None) -> Head:
+    def open(self, seen: Sequence[Seen] = ()) -> Head:
         """Find the head and check it by all that can be known of it, before anything is appended.
 
         Args:
             seen: what others remember of this log's head.
-            after: the head of this partition's newest earlier life, for the first statement of this one.
 
         Raises:
             LogChanged: the log was made from another topic or cluster than `log_id` names.
@@ -291,7 +291,6 @@ class LogWriter:
             StoreError: the store does not answer.
         """
         self.head = head = find_head(self._store, self.log, max((memory.size for memory in seen), default=0))
-        self._after = after
         if head.newest is not None:
             self._check_statement(head.newest, head.size - 1)
             self._next_batch = _following_batch(head.newest.statement)
@@ -322,7 +321,7 @@ class LogWriter:
             log=self._log_id,
             sequence=self.head.size,
             tree=Tree(self.head.size, self.head.root, [node.hex() for node in self.head.edge]),
-            after=self._after if self.head.size == 0 else None,
+            after=entry.after,
             first_offset=entry.first_offset,
             next_offset=entry.next_offset,
             skipped=list(entry.skipped),

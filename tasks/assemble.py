@@ -37,6 +37,8 @@ QUARANTINE_BYTES = 16 * 1024 * 1024
 Ranges = list[tuple[int, int]]
 TIME_NOT_AVAILABLE, TIME_CREATE, TIME_APPEND = 0, 1, 2
 """librdkafka's kinds of timestamp."""
+_NO_TIME = -1
+"""What a producer that sets no time sends."""
 
 
 class Record(Protocol):
@@ -240,7 +242,7 @@ class Assembler:
         line = json.dumps(
             {
                 "offset": offset,
-                "timestamp": None if kind == TIME_NOT_AVAILABLE else stamp,
+                "timestamp": None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp,
                 "key": _base64(record.key()),
                 "value": _base64(value),
                 "headers": [[name, _base64(header)] for name, header in record.headers() or []],

@@ -304,11 +304,12 @@ def _open_log(context: _Context, topic: Topic, partition: int, life: int, memory
         trust=context.trust,
         writer=context.writer,
     )
-    head = writer.open(seen, _earlier_life(context.store, log))
+    head = writer.open(seen)
     result = LogResult(str(log))
     if head.newest is None:
         # Written at once, so that whatever is lost from here on is admitted.
-        writer.append(Entry(first_offset=bounds.start, next_offset=bounds.start))
+        after = _earlier_life(context.store, log)
+        writer.append(Entry(first_offset=bounds.start, next_offset=bounds.start, after=after))
         result.statements += 1
     position = writer.head.next_offset or 0
     _check_end(log, position, bounds)
