@@ -364,12 +364,10 @@ class _FileStore:
                 raise ObjectMissing(f"there is no object {path}: a symbolic link stands there, which is not followed")
             # Not blocking: somebody may have put a pipe there.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise ObjectMissing(f"there is no object {path}") from None
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            if error.errno not in _MISSING_ERRNO:
                 raise
-            raise ObjectMissing(f"there is no object {path}: a symbolic link leads in a circle") from None
+            raise ObjectMissing(f"there is no object {path}") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise ObjectMissing(f"there is no object {path}: what stands there is no plain file")
@@ -380,7 +378,9 @@ class _FileStore:
         with _os_errors("look for", path):
             try:
                 return os.path.realpath(path) == path and stat.S_ISREG(os.lstat(path).st_mode)
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError as error:
+                if error.errno not in _MISSING_ERRNO:
+                    raise
                 return False
 
     def names(self, prefix: str) -> list[str]:
@@ -426,7 +426,9 @@ class _FileStore:
                 return
             try:
                 entries = os.scandir(path)
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError as error:
+                if error.errno not in _MISSING_ERRNO:
+                    raise
                 return
         with entries:
             while True:
@@ -496,6 +498,8 @@ def _remove_abandoned(folder: str) -> None:
                     os.unlink(entry.path)  # noqa: PTH108
 
 
+# Nothing there, a file where a folder is asked for, or a symbolic link, which is not followed.
+_MISSING_ERRNO = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _TRANSIENT_ERRNO = frozenset(
     {
         errno.EAGAIN,
