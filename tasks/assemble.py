@@ -4,7 +4,8 @@ The rules of the state machine, in terms of `position`, the first offset that is
 
 1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must have been accounted for
    by `skip` or `lose` before; else the records are refused, since nothing may be dropped.
-2. Records gather until they fill a batch. A batch is cut at `batch_events` events or at `BATCH_BYTES`, whichever comes
+2. Records are checked as they come, and let go: a key or header of theirs may be large, and nobody counts those.
+   Events gather until they fill a batch. A batch is cut at `batch_events` events or at `BATCH_BYTES`, whichever comes
    first, and is compressed at once, so that what is held is small.
 3. A record that is no event goes to quarantine with its reason, and keeps its place in the order.
 4. `skip` notes offsets that a read-committed consumer gets no record for.
@@ -31,6 +32,8 @@ BATCH_BYTES = 4 * 1024 * 1024
 """A batch of more than one event is cut at about this size; the format's limit is 16 MiB."""
 RANGES = 20_000
 """Skipped or quarantined ranges in a statement; the format's limit is 50,000 each."""
+BATCHES = 10_000
+"""Batches in a statement: at most 450 bytes each, which leaves room for the ranges in the format's limit of 8 MiB."""
 QUARANTINE_BYTES = 16 * 1024 * 1024
 """Values, keys and headers of quarantined records in a statement; the format's limits are far above."""
 
@@ -87,9 +90,6 @@ class Assembler:
         self._start = self.position
         self._lost: tuple[int, int] | None = None
         self._skipped: Ranges = []
-        self._waiting: list[Record] = []
-        self._values: list[bytes | None] = []
-        self._waiting_bytes = 0
         self._first_record: Record | None = None
         self._last_record = 0
         self._members: list[bytes] = []
@@ -124,13 +124,14 @@ class Assembler:
     @property
     def held_bytes(self) -> int:
         """Bytes of memory that the next cut sets free, about."""
-        return self._stored + self._waiting_bytes + self._open_bytes + self._quarantine_bytes
+        return self._stored + self._open_bytes + self._quarantine_bytes
 
     @property
     def full(self) -> bool:
         """It is time to cut."""
         return (
-            self._inflated + self._open_bytes + self._waiting_bytes >= self._segment_bytes
+            self._inflated + self._open_bytes >= self._segment_bytes
+            or len(self._batches) >= BATCHES
             or self._quarantine_bytes >= QUARANTINE_BYTES
             or len(self._skipped) >= RANGES
             or len(self._quarantined) >= RANGES
@@ -149,11 +150,8 @@ class Assembler:
         if self._first_record is None:
             self._first_record = records[0]
         self._last_record = last
-        self._waiting.extend(records)
-        self._values.extend(values)
-        self._waiting_bytes += _size(values)
         self.position = last + 1
-        self._drain(self._batch_events)
+        self._gather(records, values)
 
     def skip(self, to: int) -> None:
         """Note that there are no records for a read-committed consumer from `position` to `to`."""
@@ -169,7 +167,6 @@ class Assembler:
 
     def cut(self) -> Entry:
         """Close what is open, and return the entry from the last cut to `position`."""
-        self._drain(1)
         self._close_batch()
         quarantine = segment.pack(b"".join(self._quarantine), self._level) if self._quarantine else None
         first = self._first_record
@@ -192,29 +189,26 @@ class Assembler:
         self._begin()
         return entry
 
-    def _drain(self, at_least: int) -> None:
-        """Check waiting records, and close batches, until fewer than `at_least` wait."""
-        while self._waiting and (len(self._waiting) >= at_least or self._waiting_bytes >= BATCH_BYTES):
-            take = min(len(self._waiting), self._batch_events - self._open_events)
+    def _gather(self, records: Sequence[Record], values: Sequence[bytes | None]) -> None:
+        """Put records into the open batch, and close it whenever it is full."""
+        done = 0
+        while done < len(records):
+            found = values[done : done + self._batch_events - self._open_events]
             room = BATCH_BYTES - self._open_bytes
-            values = self._values[:take]
-            size = _size(values)
+            size = _size(found)
             if size > room:
                 # As many as fit, but one at least; what is open already goes before one that does not fit beside it.
-                take = max(1, bisect_right(list(accumulate(len(value or b"") + 1 for value in values)), room))
-                values = values[:take]
-                size = _size(values)
-                if self._open_bytes and size > room:
+                fitting = bisect_right(list(accumulate(len(value or b"") + 1 for value in found)), room)
+                found = found[: max(1, fitting)]
+                if not fitting and self._open_events:
                     self._close_batch()
                     continue
-            records = self._waiting[:take]
-            del self._waiting[:take], self._values[:take]
-            self._waiting_bytes -= size
-            self._take(records, values)
+            self._take(records[done : done + len(found)], found)
+            done += len(found)
             if self._open_events >= self._batch_events or self._open_bytes >= BATCH_BYTES:
                 self._close_batch()
 
-    def _take(self, records: list[Record], values: list[bytes | None]) -> None:
+    def _take(self, records: Sequence[Record], values: Sequence[bytes | None]) -> None:
         checked = check(values)
         if checked.refused:
             refused = dict(checked.refused)
@@ -239,13 +233,19 @@ class Assembler:
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
         offset = record.offset()
         kind, stamp = record.timestamp()
+        try:
+            headers = record.headers() or []
+        except (SystemError, UnicodeDecodeError):
+            # So confluent-kafka fails on a name that is not UTF-8. Kafka lets a client send one.
+            headers = []
+            reason += "; its headers are left out, since a name among them is not UTF-8"
         line = json.dumps(
             {
                 "offset": offset,
                 "timestamp": None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp,
                 "key": _base64(record.key()),
                 "value": _base64(value),
-                "headers": [[name, _base64(header)] for name, header in record.headers() or []],
+                "headers": [[name, _base64(header)] for name, header in headers],
                 "error": reason,
             },
             separators=(",", ":"),
