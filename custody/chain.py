@@ -11,7 +11,7 @@ statement's objects are. Its rules:
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -149,7 +149,7 @@ class Chain:
         except FormatError as error:
             try:
                 if data.count(b"\n") > 2:
-                    raise error  # noqa: TRY301
+                    raise
                 manifest = parse(data.partition(b"\n")[0] + b"\n" + _ANY_SIGNATURE)
             except FormatError:
                 self.malformed(sequence, str(error), digest)
@@ -168,10 +168,11 @@ class Chain:
             return None
         if statement.sequence != sequence:
             return self._misplaced(statement, sequence, digest)
-        self._check_signatures(manifest, sequence, digest)
+        sealed_at = parse_time(statement.sealed_at)
+        self._check_signatures(manifest, sealed_at, sequence, digest)
         self._check_tree(statement, manifest.line, sequence, digest)
         self._check_after(statement, digest)
-        self._check_clock(statement)
+        self._check_clock(statement, sealed_at)
         self._join(statement, digest)
         self._count(statement)
         self.size = sequence + 1
@@ -209,7 +210,7 @@ class Chain:
 
     # --- rule 3
 
-    def _check_signatures(self, manifest: Manifest, sequence: int, digest: str) -> None:
+    def _check_signatures(self, manifest: Manifest, sealed_at: datetime, sequence: int, digest: str) -> None:
         text = message(manifest.line)
         held = False
         for signature, value in manifest.signatures:
@@ -240,7 +241,7 @@ class Chain:
             except KeyUnavailable as error:
                 self._unchecked(key, str(error), sequence)
                 continue
-            held = self._check_span(key, manifest.statement, sequence, digest) or held
+            held = self._check_span(key, sealed_at, sequence, digest) or held
         if held:
             self.verified += 1
         elif self._unverified_from is None:
@@ -260,7 +261,7 @@ class Chain:
             self._report("uncovered", what, sequence=self._unverified_from, through=self.size - 1)
         self.sound = False
 
-    def _check_span(self, key: TrustedKey, statement: Statement, sequence: int, digest: str) -> bool:
+    def _check_span(self, key: TrustedKey, sealed_at: datetime, sequence: int, digest: str) -> bool:
         """Return whether the key may sign this statement at all; its span is policy, `until` is not."""
         until = key.until.get(self.name)
         if until is not None and sequence >= until.size:
@@ -290,13 +291,13 @@ class Chain:
                 return True
             self._retired.add(current)
         self._signing[key.algorithm] = key.id
-        if not key.holds(parse_time(statement.sealed_at)):
+        if not key.holds(sealed_at):
             self._report(
                 "key-span",
                 f"the key {key.id!r} signs outside its span",
                 sequence=sequence,
                 expected=f"sealed from {key.from_ or 'ever'} to {key.to or 'ever'}",
-                found=statement.sealed_at,
+                found=f"{sealed_at:%Y-%m-%dT%H:%M:%S.%fZ}",
                 sha256=digest,
                 row=f"span {key.id}",
             )
@@ -474,8 +475,7 @@ class Chain:
         where: dict[str, Any] = {"sequence": size, "through": remembered - 1, "expected": expected, "found": found}
         self.findings.add(finding("head-rollback", what, log=str(log), **where), row="rollback")
 
-    def _check_clock(self, statement: Statement) -> None:
-        sealed_at = parse_time(statement.sealed_at)
+    def _check_clock(self, statement: Statement, sealed_at: datetime) -> None:
         before = self._sealed_at
         if before is not None and sealed_at < before:
             self._report(
@@ -539,12 +539,13 @@ class Chain:
                 **where,
             )
         problem = _problem(statement)
+        ordered = not problem and self._in_order(statement, digest)
         if problem:
             self._odd(statement, problem, digest)
-        elif self._in_order(statement, digest):
+        elif ordered:
             self._account(statement, digest)
         if statement.batches:
-            self._batch_number = max(batch.number for batch in statement.batches) + 1
+            self._batch_number = statement.batches[-1].number + 1 if ordered else None
         elif self._lost:
             self._batch_number = None
         if statement.expired:
@@ -742,38 +743,28 @@ def _problem(statement: Statement) -> str | None:
     """Return what a statement says that no statement may say, None if nothing."""
     segment, quarantine, batches = statement.segment, statement.quarantine, statement.batches
     empty = statement.first_offset == statement.next_offset
-    rules: Iterable[tuple[bool, str]] = (
-        (statement.first_offset > statement.next_offset, "the range runs backwards"),
-        ((segment is None) != (not batches), "a segment stands without batches, or batches without a segment"),
-        (not batches and bool(statement.types), "types are counted without a batch"),
-        (any(not batch.events for batch in batches), "a batch is empty"),
-        (any(batch.events > BATCH_EVENTS_LIMIT for batch in batches), f"a batch is beyond {BATCH_EVENTS_LIMIT} events"),
-        (segment is not None and segment.size > SEGMENT_LIMIT, f"the segment is beyond {SEGMENT_LIMIT} bytes"),
-        (
-            quarantine is not None
-            and (quarantine.size > QUARANTINE_LIMIT or quarantine.inflated > QUARANTINE_INFLATED_LIMIT),
-            "the quarantine is beyond the limits",
-        ),
-        (
-            quarantine is not None and sum(end - start for start, end in quarantine.offsets) != quarantine.records,
-            "the quarantine has another number of records than of offsets",
-        ),
-        (
-            statement.lost is not None
-            and (statement.lost[0] != statement.first_offset or statement.lost[1] > statement.next_offset),
-            "lost does not begin the range, or goes beyond it",
-        ),
-        (
-            statement.expired is not None
-            and (
-                not empty or segment is not None or quarantine is not None or statement.expired[1] > statement.sequence
-            ),
-            "a statement of expiry has a range or objects, or lets later statements expire",
-        ),
-        (any(batch.min_time > batch.max_time for batch in batches), "a batch's times run backwards"),
-        (
-            any(batch.kafka_time and batch.kafka_time.min > batch.kafka_time.max for batch in batches),
-            "a batch's Kafka times run backwards",
-        ),
-    )
-    return next((what for wrong, what in rules if wrong), None)
+    if statement.first_offset > statement.next_offset:
+        return "the range runs backwards"
+    if (segment is None) != (not batches):
+        return "a segment stands without batches, or batches without a segment"
+    if not batches and statement.types:
+        return "types are counted without a batch"
+    if segment is not None and segment.size > SEGMENT_LIMIT:
+        return f"the segment is beyond {SEGMENT_LIMIT} bytes"
+    if statement.lost and (statement.lost[0] != statement.first_offset or statement.lost[1] > statement.next_offset):
+        return "lost does not begin the range, or goes beyond it"
+    if statement.expired and (not empty or segment or quarantine or statement.expired[1] > statement.sequence):
+        return "a statement of expiry has a range or objects, or lets later statements expire"
+    if quarantine is not None:
+        if quarantine.size > QUARANTINE_LIMIT or quarantine.inflated > QUARANTINE_INFLATED_LIMIT:
+            return "the quarantine is beyond the limits"
+        if sum(end - start for start, end in quarantine.offsets) != quarantine.records:
+            return "the quarantine has another number of records than of offsets"
+    for batch in batches:
+        if not 0 < batch.events <= BATCH_EVENTS_LIMIT:
+            return f"a batch has {batch.events} events (1 to {BATCH_EVENTS_LIMIT})"
+        if batch.min_time > batch.max_time:
+            return "a batch's times run backwards"
+        if batch.kafka_time and batch.kafka_time.min > batch.kafka_time.max:
+            return "a batch's Kafka times run backwards"
+    return None

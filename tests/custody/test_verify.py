@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the table of attacks reads best with one a line
 """The verifier against THREATS.md: each attack on a good archive gives its finding first, and nothing else.
 
 Archives are written by `tests/archives.py`, which shares nothing with custody.
