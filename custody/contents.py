@@ -149,6 +149,8 @@ def _check_segment(store: Store, work: Work, outcome: Outcome) -> None:
         outcome.inflated += len(payload)
         outcome.events += batch.events
         outcome.findings.extend(_check_lines(work, batch, payload, types))
+        # Large ones shall not stand beside the next.
+        del payload
     outcome.stored += read
     whole = read == ref.size and not store.read(ref.key, limit=1, start=ref.size, size=1)
     if whole and digest.hexdigest() == ref.sha256:

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -29,6 +29,8 @@ DEPTH_LIMIT = 64
 BATCH_EVENTS_LIMIT = 10_000
 BATCH_BYTES_LIMIT = 16 * 1_048_576
 
+_PART = 1_048_576
+"""Bytes of a batch that are tried at once."""
 _CHUNK = 32
 """Lines that are tried together once their batch has failed the fast path."""
 
@@ -105,15 +107,23 @@ def check(payload: bytes) -> Lines:
 
     Beyond `BATCH_EVENTS_LIMIT` lines only the count is taken, and one fault says so.
     """
-    lines = io.BytesIO(payload).readlines()
-    if len(lines) > BATCH_EVENTS_LIMIT:
-        reason = f"{len(lines)} lines in one batch (limit {BATCH_EVENTS_LIMIT})"
-        return Lines(len(lines), {}, None, None, [Fault(BATCH_EVENTS_LIMIT, 0, reason)])
-    whole = _fast(payload, lines)
-    if whole:
-        types, first, last = whole
-        return Lines(len(lines), types, first, last, ())
-    return _piecewise(lines)
+    if len(payload) > _PART and (count := payload.count(b"\n")) > BATCH_EVENTS_LIMIT:
+        return _beyond(count)
+    if len(payload) <= _PART:
+        lines = io.BytesIO(payload).readlines()
+        if len(lines) > BATCH_EVENTS_LIMIT:
+            return _beyond(len(lines))
+        if whole := _fast(payload, lines):
+            return Lines(len(lines), *whole, ())
+        return _piecewise([lines])
+    # Parts of a large batch: the tests below pass over the bytes several times, and copy some.
+    stream = io.BytesIO(payload)
+    return _piecewise(iter(lambda: stream.readlines(_PART), []))
+
+
+def _beyond(count: int) -> Lines:
+    reason = f"{count} lines in one batch (limit {BATCH_EVENTS_LIMIT})"
+    return Lines(count, {}, None, None, [Fault(BATCH_EVENTS_LIMIT, 0, reason)])
 
 
 def check_line(line: bytes) -> tuple[str, Time]:
@@ -157,34 +167,44 @@ def parse_time(text: str) -> Time | None:
     return Time(seconds, (fraction or "").rstrip("0"))
 
 
-def _piecewise(lines: Sequence[bytes]) -> Lines:
-    """Find the lines that are at fault: in chunks by the fast path, and where that fails line by line."""
+def _piecewise(parts: Iterable[Sequence[bytes]]) -> Lines:
+    """Find the lines that are at fault: by the fast path part by part, then chunk by chunk, then alone."""
     types: Counter[str] = Counter()
-    first: Time | None = None
-    last: Time | None = None
+    times: list[Time] = []
     faults: list[Fault] = []
-    byte = 0
-    for start in range(0, len(lines), _CHUNK):
-        chunk = lines[start : start + _CHUNK]
-        known = _fast(b"".join(chunk), chunk)
-        if known:
-            types.update(known[0])
-            first = min(first, known[1]) if first else known[1]
-            last = max(last, known[2]) if last else known[2]
-            byte += sum(map(len, chunk))
+    number = byte = 0
+
+    def vouch(lines: Sequence[bytes]) -> bool:
+        nonlocal number, byte
+        payload = b"".join(lines)
+        known = _fast(payload, lines)
+        if known is None:
+            return False
+        types.update(known[0])
+        times[:] = [min([*times, known[1]]), max([*times, known[2]])]
+        number += len(lines)
+        byte += len(payload)
+        return True
+
+    for part in parts:
+        if vouch(part):
             continue
-        for number, line in enumerate(chunk, start):
-            try:
-                type_, time = check_line(line.removesuffix(b"\n"))
-                types[type_] += 1
-                first = min(first, time) if first else time
-                last = max(last, time) if last else time
-                if not line.endswith(b"\n"):
-                    faults.append(Fault(number, byte, "the last line does not end in a newline"))
-            except FormatError as error:
-                faults.append(Fault(number, byte, str(error)))
-            byte += len(line)
-    return Lines(len(lines), types, first, last, faults)
+        for start in range(0, len(part), _CHUNK):
+            chunk = part[start : start + _CHUNK]
+            if vouch(chunk):
+                continue
+            for line in chunk:
+                try:
+                    type_, time = check_line(line.removesuffix(b"\n"))
+                    types[type_] += 1
+                    times[:] = [min([*times, time]), max([*times, time])]
+                    if not line.endswith(b"\n"):
+                        faults.append(Fault(number, byte, "the last line does not end in a newline"))
+                except FormatError as error:
+                    faults.append(Fault(number, byte, str(error)))
+                number += 1
+                byte += len(line)
+    return Lines(number, types, min(times, default=None), max(times, default=None), faults)
 
 
 def _fast(payload: bytes, lines: Sequence[bytes]) -> tuple[Mapping[str, int], Time, Time] | None:
