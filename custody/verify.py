@@ -42,7 +42,7 @@ from custody.manifest import MANIFEST_LIMIT, Time, Uuid, check_time
 from custody.store import Store
 
 _ARCHIVE_LIMIT = 4096
-_IN_PROCESS_BYTES = 2 * 1_048_576
+_IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
 _GROUP_BYTES = 4 * 1_048_576
 _GROUP_WORKS = 64
