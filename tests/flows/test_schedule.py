@@ -1,0 +1,269 @@
+"""`custody up` with real processes: scheduled runs appear, drain a real Kafka, and come back after being killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from custody.errors import ConfigurationError
+from custody.keys import open_trust
+from custody.store import open_store
+from custody.verify import verify
+from flows.sample import sample_events
+from flows.up import DEPLOYMENTS, up
+from tests.servers.kafka import KafkaServer
+
+INTERVAL = 15
+ROOT = Path(__file__).resolve().parents[2]
+UP = "import sys; from pathlib import Path; from flows.up import up; up(Path('prefect'), 0, Path(sys.argv[1]))"
+BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+class Installation:
+    """A folder with an archive and settings, in which `custody up` runs and Kafka gets events."""
+
+    def __init__(self, folder: Path, kafka: KafkaServer) -> None:
+        self.folder = folder
+        self.kafka = kafka
+        self.topic = kafka.create_topic(kafka.unused_name("audit.schedule"), 2)
+        self.produced: list[bytes] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / "up.log"
+        (folder / "custody.toml").write_text(
+            f"""
+            archive = "archive"
+            keys = "file:keyring.json"
+            [kafka]
+            bootstrap_servers = "{kafka.bootstrap}"
+            topics = ["{self.topic}"]
+            group = "{self.topic}"
+            [drain]
+            seconds = 12
+            flush_seconds = 2
+            """
+        )
+        # The schedule that operators get, but for how often.
+        schedule = DEPLOYMENTS.read_text()
+        often = re.sub(r'- cron: "\* \* \* \* \*"\n +timezone: UTC\n', f"- interval: {INTERVAL}\n", schedule)
+        assert often != schedule
+        (folder / "deployments.yaml").write_text(often)
+        self.run("init")
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of this process without those that are settings of custody's or Prefect's."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_"))}
+        return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def run(self, *arguments: str) -> str:
+        """Run a command of custody's and return what it prints."""
+        command = [sys.executable, "-c", "from custody.cli import main; main()", *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    def produce(self, number: int) -> None:
+        """Send that many new events to Kafka."""
+        producer = self.kafka.producer()
+        begin = len(self.produced)
+        for value in sample_events(number, begin, BEGIN):
+            producer.produce(self.topic, value)
+            self.produced.append(value)
+        assert producer.flush(30) == 0
+
+    def up(self) -> None:
+        """Start `custody up` and return once it says that it is."""
+        begin = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", UP, "deployments.yaml"],
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        said: list[str] = []
+
+        def ready() -> bool:
+            said[:] = re.findall(r"custody is up: (http://127\.0\.0\.1:\d+)", self.log.read_text()[begin:])
+            return bool(said) or self.process is None or self.process.poll() is not None
+
+        self.wait(ready, 120, "custody up to be up")
+        assert said, self.log.read_text()[-3000:]
+        self.url = said[0]
+
+    def archived(self) -> int:
+        """Return how many events the archive holds, which verifies at any moment."""
+        store = open_store(str(self.folder / "archive"))
+        report = verify(store, open_trust([f"file:{self.folder}/keyring.json"]), now=datetime.now(UTC), workers=0)
+        assert [finding for finding in report.findings if finding.severity > 3] == []
+        return sum(log.events for log in report.logs)
+
+    def wait_for_archived(self, seconds: float = 90) -> None:
+        """Wait until scheduled runs have archived all that was produced."""
+        self.wait(lambda: self.archived() >= len(self.produced), seconds, f"{len(self.produced)} events to be archived")
+
+    def wait(self, done: Callable[[], object], seconds: float, what: str) -> None:
+        """Wait, and show what `up` said if it takes too long."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                said = self.log.read_text()[-4000:] if self.log.exists() else ""
+                pytest.fail(f"waited {seconds} s for {what}; the end of what `custody up` said:\n{said}")
+            time.sleep(0.3)
+
+    def prefect(self, path: str, **body: object) -> Any:
+        """Ask Prefect's API."""
+        request = urllib.request.Request(  # noqa: S310 - it is http on loopback
+            f"{self.url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return json.load(answer)
+
+    def running_drains(self) -> list[psutil.Process]:
+        """Return the processes of flow runs."""
+        return [process for process in self.children() if "prefect.engine" in _command(process)]
+
+    def children(self) -> list[psutil.Process]:
+        """Return all processes below `up`."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill_in_mid_run(self, *, with_up: bool) -> None:
+        """Kill worker, flow and server with -9 while a run drains, and `up` too if asked."""
+        begun = f"{len(self.produced)} and more"
+        segments = len(list((self.folder / "archive").rglob("*.gz")))
+        self.produce(500)
+        self.wait(
+            lambda: self.running_drains() and len(list((self.folder / "archive").rglob("*.gz"))) > segments,
+            90,
+            f"a run to be in the middle of draining {begun}",
+        )
+        self.produce(500)
+        doomed = self.children()
+        commands = " ".join(_command(process) for process in doomed)
+        assert all(part in commands for part in ("server start", "worker start", "prefect.engine"))
+        if with_up and self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for process in doomed:
+            process.kill()
+        gone, alive = psutil.wait_procs(doomed, timeout=10)
+        assert gone
+        assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+
+    def end(self) -> int:
+        """End `up` as a service manager does, and return its exit code once nothing of it is left."""
+        assert self.process is not None
+        below = self.children()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(90)
+        assert [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+        return code
+
+    def verify(self) -> str:
+        """Let the command line prove that every event is there exactly once, byte for byte, in order."""
+        said = self.run("verify", "--keys", "file:keyring.json")
+        assert self.archived() == len(self.produced)
+        return said
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture
+def installation(tmp_path: Path, kafka: KafkaServer) -> Iterator[Installation]:
+    """An installation whose processes are gone after the test, whatever became of it."""
+    made = Installation(tmp_path, kafka)
+    try:
+        yield made
+    finally:
+        left = [one for one in psutil.process_iter() if str(tmp_path) in _environment(one)]
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=10)
+        if made.process is not None:
+            made.process.wait()
+
+
+def _environment(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("PREFECT_HOME", "") + process.cwd()
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.timeout(280)
+def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installation: Installation) -> None:
+    """Runs appear by the schedule and drain; `up` brings back what is killed, and ends without leaving a process."""
+    installation.produce(2000)
+    installation.up()
+    installation.wait_for_archived()
+    deployments = installation.prefect("deployments/filter")
+    assert [(one["name"], one["entrypoint"]) for one in deployments] == [("every-minute", "flows.drain.drain")]
+    installation.wait(
+        lambda: any(
+            run["auto_scheduled"] and run["deployment_id"] == deployments[0]["id"]
+            for run in installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
+        ),
+        60,
+        "a scheduled run to end as completed",
+    )
+    installation.kill_in_mid_run(with_up=False)
+    installation.produce(500)
+    installation.wait_for_archived()
+    assert installation.end() == 0
+    assert f"{len(installation.produced):,} events" in installation.verify()
+
+
+@pytest.mark.timeout(280)
+def test_ticks_come_back_after_everything_was_killed(installation: Installation) -> None:
+    """After kill -9 of `up`, server, worker and flow in mid-run, a new `up` in the same folder drains on."""
+    installation.up()
+    installation.kill_in_mid_run(with_up=True)
+    installation.up()
+    installation.produce(500)
+    installation.wait_for_archived()
+    assert installation.end() == 0
+    assert f"{len(installation.produced):,} events" in installation.verify()
+
+
+def test_only_one_up_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second `up` in the same folder is refused, and says which process is there."""
+    monkeypatch.chdir(tmp_path)
+    program = "import sys; from flows.up import _only_one; from pathlib import Path\nwith _only_one(Path()): input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+    ) as other:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "up.lock").exists() or (tmp_path / "up.lock").read_text() != str(other.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(ConfigurationError, match=str(other.pid)):
+            up(tmp_path)
+        other.kill()
+
+
+def test_a_taken_port_is_said(tmp_path: Path, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that somebody else listens on is refused before anything starts."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=rf"{kafka.port}.*taken"):
+        up(tmp_path / "prefect", kafka.port)
