@@ -5,6 +5,7 @@ reaches a terminal, and none of their text is taken for markup.
 """
 
 import codecs
+import os
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from custody.verify import Progress, Report
 
 HIDDEN = "(hidden)"
+_FILE_WIDTH = 160
 FINDINGS_SHOWN = 100
 LOGS_SHOWN = 1000
 STYLES = {
@@ -39,7 +41,11 @@ STYLES = {
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console for now's output, which marks up nothing of its own."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        # A file or a pipe has no width: nothing should be cut off there.
+        made.width = _FILE_WIDTH
+    return made
 
 
 def table(*columns: str, title: str | None = None) -> Table:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, cast
 
+import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
 """How long one question to the broker may take."""
+RETRY_SECONDS = 8.0
+"""How long a question is asked again. Less than one takes to time out."""
 MOCK_CLUSTER = "mockCluster"
 """How the id of librdkafka's mock cluster begins. It has no topic ids, and its admin calls only time out."""
 
@@ -96,6 +99,15 @@ def map_error(error: KafkaError | None, what: str) -> SourceRefused | TransientS
     return TransientSourceError(f"{what}: {text}; the next run tries again")
 
 
+_patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(TransientSourceError),
+    stop=tenacity.stop_after_delay(RETRY_SECONDS),
+    wait=tenacity.wait_exponential_jitter(0.1, 2, jitter=0.1),
+    reraise=True,
+)
+"""Ask again while a broker is starting, or a coordinator or leader moves; one that is down is not waited for."""
+
+
 class Broker:
     """Questions to the cluster, from a consumer that sees uncommitted records too."""
 
@@ -120,6 +132,7 @@ class Broker:
         self._probe.close()
         self._stable.close()
 
+    @_patiently
     def cluster(self) -> str:
         """Return the cluster's id.
 
@@ -134,6 +147,7 @@ class Broker:
             raise TransientSourceError(f"Kafka at {self._servers} did not name its cluster; the next run tries again")
         return str(found)
 
+    @_patiently
     def topics(self, wanted: Sequence[str]) -> list[Topic]:
         """Return the topics that a setting names: names, or one regular expression that begins with `^`.
 
@@ -163,6 +177,7 @@ class Broker:
         ids = self._topic_ids(names, str(listing.cluster_id))
         return [Topic(name, ids[name], there[name]) for name in names]
 
+    @_patiently
     def topic_id(self, topic: str, cluster: str) -> str | None:
         """Return a topic's id as it is now.
 
@@ -185,6 +200,7 @@ class Broker:
             ids[name] = None if found.strip("A") == "" else found
         return ids
 
+    @_patiently
     def bounds(self, topic: str, partition: int) -> Bounds:
         """Return where a partition begins and ends now.
 
@@ -212,6 +228,7 @@ class Broker:
         finally:
             self._probe.unassign()
 
+    @_patiently
     def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, tuple[Log, Seen]]:
         """Return what the group's committed offsets remember of heads in this archive. What is not ours is passed over.
 
