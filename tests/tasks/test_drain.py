@@ -1,0 +1,1166 @@
+"""What is on a Kafka topic is in the archive: once, in order, byte for byte, with every offset accounted for.
+
+The broker is real. Each drain is judged twice: by `tests.reading`, which knows only FORMAT.md, and by `custody.verify`.
+"""
+
+import base64
+import ctypes
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from custody.archive import Entry, LogWriter, create_archive, find_head, read_archive
+from custody.errors import LogChanged, SourceRefused, TransientSourceError
+from custody.events import reason
+from custody.keys import new_keyring, open_signers, open_trust
+from custody.layout import Log as LogName
+from custody.settings import Settings
+from custody.store import S3Options, open_store
+from custody.verify import verify
+from flows.sample import invalid_values, sample_events
+from tasks import drain as engine
+from tasks import kafka as source
+from tasks.drain import LogResult, begin_life, drain_logs
+from tasks.kafka import Feed, Received
+from tasks.status import read_status
+from tests.corpus import EVENT_LIMIT, sized
+from tests.reading import Log, read_archive_records, read_bucket
+from tests.servers.kafka import KafkaServer, KafkaUnavailableError
+from tests.servers.ports import free_ports
+from tests.servers.require import unavailable
+from tests.servers.s3 import SeaweedServer
+
+BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SMALL_FETCHES = {"queued.max.messages.kbytes": 64, "fetch.message.max.bytes": 20_000}
+"""Nearly nothing is fetched ahead, so that what a test does to the topic comes before the next fetch."""
+UNLIMITED_MS = 2**63 - 1
+
+Ranges = list[tuple[int, int]]
+
+
+def events(number: int, seed: int = 1) -> list[bytes]:
+    """Return good events."""
+    return list(sample_events(number, seed, BEGIN))
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A record that the broker took."""
+
+    partition: int
+    offset: int
+    value: bytes | None
+
+
+def send(producer: Producer, topic: str, values: Sequence[bytes | None], **more: Any) -> list[Sent]:
+    """Produce records to partition 0, and return what the broker took of them, in the order of sending."""
+    sent: dict[int, Sent] = {}
+    for place, value in enumerate(values):
+
+        def delivered(error: Any, message: Any, place: int = place, value: bytes | None = value) -> None:
+            assert error is None, error
+            sent[place] = Sent(message.partition(), message.offset(), value)
+
+        while True:
+            try:
+                producer.produce(topic, value, **{"partition": 0, **more}, on_delivery=delivered)
+                break
+            except BufferError:
+                producer.poll(0.1)
+    assert producer.flush(60) == 0
+    return [sent[place] for place in range(len(values))]
+
+
+@dataclass
+class Site:
+    """An archive with its keys, and a broker."""
+
+    kafka: KafkaServer
+    archive: str
+    keys: str
+    group: str
+    s3: S3Options
+    fetch: Callable[[], Path | Mapping[str, bytes]]
+
+    def settings(
+        self, topics: str | Sequence[str], client: Mapping[str, object] | None = None, **drain: object
+    ) -> Settings:
+        return Settings(
+            archive=self.archive,
+            keys=self.keys,
+            s3=self.s3,
+            kafka={
+                "bootstrap_servers": self.kafka.bootstrap,
+                "topics": [topics] if isinstance(topics, str) else list(topics),
+                "group": self.group,
+                "client": dict(client or {}),
+            },
+            drain=drain,
+        )
+
+    def drain(
+        self, topics: str | Sequence[str], client: Mapping[str, object] | None = None, **drain: object
+    ) -> dict[str, LogResult]:
+        """Drain until caught up, and return the results by log."""
+        return {result.log: result for result in drain_logs(self.settings(topics, client, **drain), once=True)}
+
+    def read(self, exit_code: int = 0) -> dict[str, Log]:
+        """Return what the archive holds, after both judges have looked at it."""
+        found = read_archive_records(self.fetch())
+        store = open_store(self.archive, self.s3)
+        report = verify(store, open_trust([self.keys]), now=datetime.now(UTC), workers=0)
+        store.close()
+        assert report.exit_code == exit_code, list(report.findings)
+        assert {f"{log.log}": log.events for log in report.logs} == {
+            name: len(log.events) for name, log in found.items()
+        }
+        return found
+
+
+@pytest.fixture
+def site(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A new archive in a folder."""
+    monkeypatch.chdir(tmp_path)
+    return make_site(kafka, tmp_path)
+
+
+def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600) -> Site:
+    archive, keyring = folder / "archive", folder / "keyring.json"
+    new_keyring(keyring, datetime.now(UTC))
+    create_archive(open_store(str(archive)), heartbeat)
+    return Site(kafka, str(archive), f"file:{keyring}", kafka.unused_name("group"), S3Options(), lambda: archive)
+
+
+def only(results: Mapping[str, LogResult]) -> LogResult:
+    """Return the one result, of a log that was drained."""
+    (result,) = results.values()
+    assert result.outcome == "drained", result.problem
+    return result
+
+
+def archived(sent: Sequence[Sent]) -> list[tuple[int, bytes]]:
+    """Return what an archive must hold of the events among records."""
+    return [
+        (one.offset, one.value.replace(b"\n", b" "))
+        for one in sorted(sent, key=lambda one: one.offset)
+        if one.value is not None and reason(one.value) is None
+    ]
+
+
+def ranges(offsets: Sequence[int]) -> Ranges:
+    found: Ranges = []
+    for offset in sorted(offsets):
+        if found and found[-1][1] == offset:
+            found[-1] = (found[-1][0], offset + 1)
+        else:
+            found.append((offset, offset + 1))
+    return found
+
+
+def holes(sent: Sequence[Sent], start: int, end: int) -> Ranges:
+    """Return the offsets of a range that are no record's."""
+    return ranges(sorted(set(range(start, end)) - {one.offset for one in sent}))
+
+
+def at_read(monkeypatch: pytest.MonkeyPatch, happens: Callable[[int, list[Received]], None]) -> None:
+    """Let something happen between a read from Kafka and its use: called with the records read before, and these."""
+    real, count = Feed.read, 0
+
+    def read(self: Feed, records: int, seconds: float) -> list[Received]:
+        nonlocal count
+        messages = real(self, records, seconds)
+        found = [message for message in messages if message.error() is None]
+        happens(count, found)
+        count += len(found)
+        return messages
+
+    monkeypatch.setattr(Feed, "read", read)
+
+
+# --- what is archived
+
+
+def test_half_a_million_events(site: Site) -> None:
+    """A backlog of 500,000 events over four partitions is archived: each once, in order, byte for byte."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("backlog"), 4)
+    values = events(500_000)
+    producer = site.kafka.producer(
+        linger_ms=50, batch_num_messages=10_000, queue_buffering_max_messages=600_000, enable_idempotence=True
+    )
+    for place, value in enumerate(values):
+        producer.produce(topic, value, partition=place % 4)
+        if place % 50_000 == 0:
+            producer.poll(0)
+    assert producer.flush(60) == 0
+    progress: list[int] = []
+    results = drain_logs(site.settings(topic), once=True, progress=progress.append)
+    assert [(one.outcome, one.events, one.lag) for one in results] == [("drained", 125_000, 0)] * 4
+    assert sum(progress) == len(values)
+    found = site.read()
+    for partition in range(4):
+        log = found[f"{topic}/{partition}"]
+        assert [value for _, value in log.events] == values[partition::4]
+        assert [offset for offset, _ in log.events] == list(range(125_000))
+        assert (log.skipped, log.lost, log.quarantined) == ([], [], [])
+        types = Counter[str]()
+        for statement in log.statements:
+            types.update(statement["types"])
+        assert sum(types.values()) == 125_000
+        assert all(batch["events"] == 1000 for statement in log.statements for batch in statement["batches"][:-1])
+
+
+def test_second_run_adds_what_is_new(site: Site) -> None:
+    """A run goes on where the archive ends, and one with nothing new writes nothing."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("twice"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(1500, 1))
+    first = only(site.drain(topic))
+    again = only(site.drain(topic))
+    assert (first.events, first.size, again.events, again.statements) == (1500, 2, 0, 0)
+    assert (again.size, again.root, again.next_offset) == (first.size, first.root, first.next_offset)
+    sent += send(producer, topic, events(10, 2))
+    assert only(site.drain(topic)).events == 10
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    # Batch numbers run on over statements that have none.
+    assert [batch["number"] for batch in log.batches] == [0, 1, 2]
+
+
+def test_committed_and_aborted_transactions(site: Site) -> None:
+    """Of transactions only what was committed is archived; aborted records and markers are skipped, and no other."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("transactions"))
+    one, two = (
+        site.kafka.producer(transactional_id=site.kafka.unused_name("id"), linger_ms=0, acks="all") for _ in range(2)
+    )
+    plain = site.kafka.producer()
+    one.init_transactions(30)
+    two.init_transactions(30)
+    kept: list[Sent] = []
+    aborted: list[Sent] = []
+    values = iter(events(200))
+
+    def some(number: int) -> list[bytes]:
+        return [next(values) for _ in range(number)]
+
+    kept += send(plain, topic, some(3))
+    one.begin_transaction()
+    aborted += send(one, topic, some(7))
+    one.abort_transaction(30)
+    one.begin_transaction()
+    kept += send(one, topic, some(5))
+    two.begin_transaction()
+    aborted += send(two, topic, some(4))
+    kept += send(one, topic, [b"no event"])
+    kept += send(plain, topic, some(2))
+    one.commit_transaction(30)
+    kept += send(plain, topic, some(1))
+    aborted += send(two, topic, [*some(2), b"no event either"])
+    two.abort_transaction(30)
+    one.begin_transaction()
+    kept += send(one, topic, some(6))
+    one.commit_transaction(30)
+    _, end = site.kafka.watermarks(topic)
+    assert end == len(kept) + len(aborted) + 4
+
+    result = only(site.drain(topic))
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(kept)
+    assert log.quarantined_values == [b"no event"]
+    assert log.skipped == holes(kept, 0, end)
+    assert (log.next_offset, result.next_offset, result.lag) == (end, end, 0)
+    assert (result.events, result.quarantined, result.skipped) == (17, 1, end - 18)
+    assert log.lost == []
+
+
+def test_markers_at_the_end_of_a_run(site: Site) -> None:
+    """Skipped offsets alone, the markers of transactions that came to nothing, are written at the end of a run."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("markers"))
+    producer = site.kafka.producer(transactional_id=site.kafka.unused_name("id"))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    kept = send(producer, topic, events(3))
+    producer.commit_transaction(30)
+    site.drain(topic)
+    producer.begin_transaction()
+    send(producer, topic, events(2, 2))
+    producer.abort_transaction(30)
+    result = only(site.drain(topic))
+    assert (result.events, result.skipped, result.segments, result.statements, result.lag) == (0, 3, 0, 1, 0)
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(kept)
+    assert log.skipped == [(3, 7)]
+    assert log.statements[-1]["segment"] is None
+    assert only(site.drain(topic)).statements == 0
+
+
+def test_hanging_transaction(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing beyond the last stable offset is archived; what holds it back for too long is alarmed; the lag shows."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("hanging"))
+    plain = site.kafka.producer()
+    hanging = site.kafka.producer(transactional_id=site.kafka.unused_name("id"))
+    hanging.init_transactions(30)
+    kept = send(plain, topic, events(5))
+    hanging.begin_transaction()
+    aborted = send(hanging, topic, events(2, 2))
+    after = send(plain, topic, events(4, 3))
+
+    result = only(site.drain(topic))
+    assert (result.events, result.next_offset, result.lag, result.hanging) == (5, 5, 6, None)
+    with caplog.at_level(logging.ERROR):
+        result = only(site.drain(topic, hanging_seconds=0.001))
+    assert result.hanging is not None
+    assert 0 < result.hanging < 60
+    assert (result.events, result.next_offset, result.lag) == (0, 5, 6)
+    assert "transaction has been open" in caplog.text
+    assert site.read()[f"{topic}/0"].events == archived(kept)
+
+    hanging.abort_transaction(30)
+    result = only(site.drain(topic, hanging_seconds=0.001))
+    assert (result.events, result.lag, result.hanging) == (4, 0, None)
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(kept + after)
+    assert log.skipped == [(aborted[0].offset, aborted[-1].offset + 1), (11, 12)]
+
+
+def consume(kafka: KafkaServer, topic: str) -> dict[int, bytes | None]:
+    """Return all records of partition 0 as a plain consumer reads them."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": "plain",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    found: dict[int, bytes | None] = {}
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        while True:
+            for message in consumer.consume(1000, 0.5):
+                if message.error() is not None:
+                    return found
+                found[message.offset()] = message.value()
+    finally:
+        consumer.close()
+
+
+def test_compacted_topic(site: Site) -> None:
+    """What compaction removed is skipped, the rest archived, tombstones quarantined; nothing is called lost."""
+    topic = site.kafka.create_topic(
+        site.kafka.unused_name("compacted"),
+        cleanup_policy="compact",
+        segment_ms=100,
+        min_cleanable_dirty_ratio=0.001,
+        min_compaction_lag_ms=0,
+        max_compaction_lag_ms=100,
+        delete_retention_ms=3_600_000,
+    )
+    producer = site.kafka.producer(linger_ms=0)
+    values = iter(events(60))
+    sent: list[Sent] = []
+    for round_ in range(4):
+        for key in (b"a", b"b", b"c"):
+            sent += send(producer, topic, [next(values), next(values)], key=key)
+        sent += send(producer, topic, [next(values) if round_ != 1 else None], key=b"gone")
+        sent += send(producer, topic, [next(values)], key=b"only-%d" % round_)
+        time.sleep(0.15)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        # A record rolls the segment before it, which may then be compacted.
+        sent += send(producer, topic, [next(values)], key=b"roll")
+        left = consume(site.kafka, topic)
+        if len(left) <= 16 and sent[0].offset not in left:
+            break
+        time.sleep(0.4)
+    before = consume(site.kafka, topic)
+    only(site.drain(topic))
+    log = site.read()[f"{topic}/0"]
+    if consume(site.kafka, topic) != before:
+        # The cleaner ran in between: what was archived is what was there at either time.
+        assert set(log.events) <= set(archived(sent))
+    else:
+        assert log.events == [(offset, value) for offset, value in before.items() if value is not None]
+    end = sent[-1].offset + 1
+    there = {offset for offset, _ in log.events} | set(log.quarantined_offsets)
+    assert log.skipped == ranges(sorted(set(range(end)) - there))
+    assert len(log.skipped) >= 3
+    assert log.lost == []
+    assert log.next_offset == end
+
+
+def encoded(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def test_quarantined_lines(site: Site) -> None:
+    """What is no event is put aside with all of the record, in the form that FORMAT.md gives, and the reason."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("quarantine"))
+    producer = site.kafka.producer()
+    cases: list[dict[str, Any]] = [
+        {"value": None},
+        {"value": None, "key": b"tombstone"},
+        {"value": b""},
+        {"value": b"", "key": b""},
+        {"value": b"\x00\xff", "key": b"\xff\x00", "headers": []},
+        {"value": b"text", "headers": [("empty", b""), ("none", None), ("none", None), ("bytes", b"\xff\n\x00")]},
+        {"value": b"text", "headers": [("", b"no name"), ("Gr\u00fc\u00dfe \u2028 \U0001f600", b"\xc3\xbc")]},
+        *({"value": value} for value in invalid_values()),
+        {"value": b"x" * 500_000, "key": b"k" * 300_000},
+    ]
+    expected = []
+    good = events(2)
+    sent = send(producer, topic, good[:1])
+    for place, case in enumerate(cases):
+        stamp = 1_772_366_400_000 + place
+        (one,) = send(
+            producer, topic, [case["value"]], key=case.get("key"), headers=case.get("headers"), timestamp=stamp
+        )
+        sent.append(one)
+        headers = [[name, encoded(header)] for name, header in case.get("headers", [])]
+        fields = {
+            "offset": one.offset,
+            "timestamp": stamp,
+            "key": encoded(case.get("key")),
+            "value": encoded(case["value"]),
+            "headers": headers,
+            "error": reason(case["value"]),
+        }
+        assert fields["error"]
+        expected.append(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+    sent += send(producer, topic, good[1:])
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.lag) == (2, len(cases), 0)
+    log = site.read()[f"{topic}/0"]
+    assert log.quarantined == expected
+    assert log.events == archived(sent)
+
+
+def test_header_name_that_is_not_utf_8(site: Site) -> None:
+    """A header's name of any bytes, as Kafka allows, stops nothing: the line in quarantine says what it leaves out."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("headers"))
+    good = events(2)
+    send(site.kafka.producer(), topic, good[:1])
+    send_with_header(site.kafka.bootstrap, topic, b"no event", b"\xff\xfe")
+    send_with_header(site.kafka.bootstrap, topic, good[1], b"\xff\xfe")
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined) == (2, 1)
+    (line,) = site.read()[f"{topic}/0"].quarantined
+    record = json.loads(line)
+    assert base64.b64decode(record["value"]) == b"no event"
+    assert record["headers"] == []
+    assert "headers are left out" in record["error"]
+
+
+def send_with_header(bootstrap: str, topic: str, value: bytes, name: bytes) -> None:
+    """Produce a record with a header of a name that confluent-kafka cannot send, by librdkafka itself."""
+    libraries = Path(confluent_kafka.__file__).parents[1] / "confluent_kafka.libs"
+    found = sorted(libraries.glob("librdkafka*.so*"))
+    if not found:
+        pytest.skip("confluent-kafka's librdkafka is not where its wheel for Linux puts it")
+    library = ctypes.CDLL(str(found[0]))
+    for function in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_headers_new"):
+        getattr(library, function).restype = ctypes.c_void_p
+    error = ctypes.create_string_buffer(512)
+    conf = ctypes.c_void_p(library.rd_kafka_conf_new())
+    assert library.rd_kafka_conf_set(conf, b"bootstrap.servers", bootstrap.encode(), error, 512) == 0
+    client = ctypes.c_void_p(library.rd_kafka_new(0, conf, error, 512))
+    headers = ctypes.c_void_p(library.rd_kafka_headers_new(ctypes.c_size_t(1)))
+    library.rd_kafka_header_add(headers, name, ctypes.c_ssize_t(len(name)), b"v", ctypes.c_ssize_t(1))
+    # librdkafka's numbers: 1 topic, 4 value, 7 flags (2: copy the value), 10 headers, 0 end.
+    kinds = {kind: ctypes.c_int(kind) for kind in (0, 1, 4, 7, 10)}
+    result = library.rd_kafka_producev(
+        client,
+        *(kinds[1], ctypes.c_char_p(topic.encode())),
+        *(kinds[4], ctypes.c_char_p(value), ctypes.c_size_t(len(value))),
+        *(kinds[7], ctypes.c_int(2)),
+        *(kinds[10], headers),
+        kinds[0],
+    )
+    assert result == 0
+    assert library.rd_kafka_flush(client, 20_000) == 0
+    library.rd_kafka_destroy(client)
+
+
+def test_producers_at_once_in_every_compression(site: Site) -> None:
+    """Several producers at once, each with batches in another compression, are archived in the broker's one order."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("codecs"))
+    sent: dict[str, list[Sent]] = {}
+
+    def work(codec: str, seed: int) -> None:
+        producer = site.kafka.producer(compression_type=codec, linger_ms=20, batch_num_messages=500)
+        sent[codec] = send(producer, topic, events(4000, seed))
+
+    codecs = ("none", "gzip", "snappy", "lz4", "zstd")
+    threads = [threading.Thread(target=work, args=(codec, seed)) for seed, codec in enumerate(codecs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.skipped) == (20_000, 0, 0)
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived([one for some in sent.values() for one in some])
+
+
+def test_newlines_become_spaces(site: Site) -> None:
+    """An event that was sent over several lines stands on one, and nothing else of it is changed."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("lines"))
+    values = [json.dumps(json.loads(value), indent=2).encode() + b"\n" for value in events(20)]
+    sent = send(site.kafka.producer(), topic, values)
+    only(site.drain(topic))
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+    assert len(archived(sent)) == 20
+
+
+def test_empty_topic_and_idle_partitions(site: Site) -> None:
+    """A partition without records gets statement 0 at once, at the broker's log start, and no other."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("idle"), 3)
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(10), partition=1)
+    send(producer, topic, events(4), partition=2)
+    site.kafka.delete_records(topic, {2: 4})
+    assert {one.outcome for one in site.drain(topic).values()} == {"drained"}
+    site.drain(topic)
+    found = site.read()
+    assert [len(found[f"{topic}/{partition}"].statements) for partition in range(3)] == [1, 2, 1]
+    assert found[f"{topic}/1"].events == archived(sent)
+    for partition, start in ((0, 0), (2, 4)):
+        statement = found[f"{topic}/{partition}"].statements[0]
+        assert (statement["first_offset"], statement["next_offset"], statement["lost"]) == (start, start, None)
+
+
+def test_heartbeat(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle log makes a statement of nothing once the archive's heartbeat has passed, and a busy one does not."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(kafka, tmp_path, heartbeat=1)
+    topic = kafka.create_topic(kafka.unused_name("heartbeat"), 2)
+    producer = kafka.producer()
+    sent = send(producer, topic, events(3))
+    site.drain(topic)
+    time.sleep(1.1)
+    sent += send(producer, topic, events(1, 2))
+    results = site.drain(topic)
+    assert [results[f"{topic}/{partition}"].statements for partition in range(2)] == [1, 1]
+    time.sleep(1.1)
+    assert [one.statements for one in site.drain(topic).values()] == [1, 1]
+    # A batch after a heartbeat is numbered on.
+    sent += send(producer, topic, events(1, 3))
+    site.drain(topic)
+    found = site.read()
+    assert found[f"{topic}/0"].events == archived(sent)
+    assert [batch["number"] for batch in found[f"{topic}/0"].batches] == [0, 1, 2]
+    idle = found[f"{topic}/1"].statements
+    assert len(idle) == 3
+    assert all(one["first_offset"] == one["next_offset"] == 0 for one in idle)
+
+
+# --- limits
+
+
+def test_records_on_either_side_of_the_event_limit(site: Site) -> None:
+    """An event of 1 MiB is archived, one byte more is put aside whole, and records of 10 MiB stop nothing."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("large"), max_message_bytes=11 * 2**20)
+    producer = site.kafka.producer(message_max_bytes=11 * 2**20)
+    big = b"\xff" * (10 * 2**20)
+    small = events(2)
+    values = [
+        small[0],
+        sized(EVENT_LIMIT - 1),
+        sized(EVENT_LIMIT),
+        sized(EVENT_LIMIT + 1),
+        big,
+        sized(10 * 2**20),
+        small[1],
+        big,
+    ]
+    sent = send(producer, topic, values)
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined) == (4, 4)
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert log.quarantined_values == [values[3], big, values[5], big]
+    # What is held of quarantined records is bounded: these did not wait for one statement.
+    assert len(log.statements) > 2
+
+
+def test_batches_of_large_events(site: Site) -> None:
+    """A batch is cut before 4 MiB, so that a reader needs little memory; an event larger than what is left waits."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("batches"), max_message_bytes=2 * 2**20)
+    producer = site.kafka.producer(message_max_bytes=2 * 2**20)
+    sent = send(producer, topic, [sized(900_000 + place) for place in range(9)])
+    only(site.drain(topic))
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert [batch["events"] for batch in log.batches] == [4, 4, 1]
+    assert all(batch["inflated"] <= 4 * 2**20 for batch in log.batches)
+
+
+@pytest.mark.parametrize("number", [1, 9, 10, 11, 20, 21])
+def test_batch_events(site: Site, number: int) -> None:
+    """A batch is cut at `batch_events` events, and a last one holds what is left."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("batch"))
+    sent = send(site.kafka.producer(), topic, events(number))
+    only(site.drain(topic, batch_events=10))
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert [batch["events"] for batch in log.batches] == [10] * (number // 10) + [number % 10] * (number % 10 > 0)
+
+
+def test_segment_bytes(site: Site) -> None:
+    """A segment is cut when it has `segment_bytes` of JSONL."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("segments"))
+    sent = send(site.kafka.producer(), topic, events(30_000))
+    limit = 2**20
+    only(site.drain(topic, segment_bytes=limit, client={"queued.max.messages.kbytes": 256}))
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    sizes = [sum(batch["inflated"] for batch in one["batches"]) for one in log.statements if one["segment"]]
+    assert len(sizes) > 5
+    assert all(limit <= size < limit + 2 * 2**20 for size in sizes[:-1])
+
+
+def test_as_many_ranges_as_a_statement_may_hold(site: Site) -> None:
+    """A topic in which every second record is no event is cut into statements before the format's limit of ranges."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("ranges"))
+    values = [value for pair in zip(events(45_000), [b"{}"] * 45_000, strict=True) for value in pair]
+    sent = send(site.kafka.producer(linger_ms=50, queue_buffering_max_messages=100_000), topic, values)
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined) == (45_000, 45_000)
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert len(log.quarantined) == 45_000
+    most = max(len(one["quarantine"]["offsets"]) for one in log.statements if one["quarantine"])
+    assert 20_000 <= most < 50_000
+
+
+def test_small_batches_fit_a_statement(site: Site) -> None:
+    """With one event a batch a statement would grow beyond its limit of 8 MiB: it is cut earlier."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("tiny"))
+    sent = send(site.kafka.producer(linger_ms=50), topic, events(24_000))
+    assert only(site.drain(topic, batch_events=1)).events == 24_000
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert len(log.batches) == 24_000
+
+
+# --- Kafka's times
+
+FAR_OFF = {
+    "none": -1,
+    "negative": -5,
+    "1960": -315_619_200_000,
+    "1970": 1,
+    "last of 9999": 253_402_300_799_999,
+    "10000": 253_402_300_800_000,
+    "the largest": 2**63 - 1,
+}
+
+
+@pytest.mark.parametrize("stamp", FAR_OFF.values(), ids=FAR_OFF.keys())
+@pytest.mark.parametrize("kind", ["CreateTime", "LogAppendTime"])
+def test_kafka_times(site: Site, kind: str, stamp: int) -> None:
+    """Whatever time a producer claims, its records are archived; the key's date is 1970 where a date has no meaning."""
+    topic = site.kafka.create_topic(
+        site.kafka.unused_name("times"),
+        message_timestamp_type=kind,
+        message_timestamp_after_max_ms=UNLIMITED_MS,
+        message_timestamp_before_max_ms=UNLIMITED_MS,
+        retention_ms=-1,
+    )
+    now_ms = int(time.time() * 1000)
+    sent = send(site.kafka.producer(), topic, [*events(2), b"no event"], timestamp=stamp)
+    only(site.drain(topic))
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    statement = log.statements[-1]
+    times = statement["batches"][0]["kafka_time"]
+    stated = json.loads(log.quarantined[0])["timestamp"]
+    date = re.match(r"events/([0-9/]+)-", statement["segment"]["key"])
+    assert date is not None
+    moment = datetime.strptime(date[1], "%Y/%m/%d/%H/%M/%S").replace(tzinfo=UTC)
+    if kind == "LogAppendTime":
+        assert times["type"] == "append"
+        assert now_ms - 60_000 <= times["min"] <= times["max"] <= now_ms + 60_000
+        assert stated >= times["max"]
+        assert moment == datetime.fromtimestamp(times["min"] // 1000, UTC)
+        return
+    assert times == (None if stamp < 0 else {"type": "create", "min": stamp, "max": stamp})
+    assert stated == (None if stamp == -1 else stamp)
+    beginning = datetime(1970, 1, 1, tzinfo=UTC)
+    inside = 0 <= stamp < FAR_OFF["10000"]
+    assert moment == beginning + timedelta(seconds=stamp // 1000 if inside else 0)
+
+
+# --- retention, and topics that change
+
+
+def test_retention_before_a_run(site: Site) -> None:
+    """What the broker deleted since the last run is admitted as lost, and not called skipped."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("retention"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(100))
+    site.drain(topic)
+    sent += send(producer, topic, events(100, 2))
+    site.kafka.delete_records(topic, {0: 150})
+    result = only(site.drain(topic))
+    assert (result.events, result.lost, result.skipped, result.lag) == (50, 50, 0, 0)
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert log.lost == [(100, 150)]
+    assert log.events == archived([one for one in sent if one.offset not in range(100, 150)])
+
+
+def test_everything_was_deleted(site: Site) -> None:
+    """Where the broker deleted all that was left, the loss alone is stated."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("retention"))
+    producer = site.kafka.producer()
+    site.drain(topic)
+    send(producer, topic, events(20))
+    site.kafka.delete_records(topic, {0: -1})
+    result = only(site.drain(topic))
+    assert (result.events, result.lost, result.next_offset, result.lag) == (0, 20, 20, 0)
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert (log.lost, log.skipped, log.events) == ([(0, 20)], [], [])
+
+
+def test_retention_in_the_middle_of_a_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where retention overtakes a run that is reading, what it deleted is lost, and never called skipped."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("overtaken"), segment_bytes=2**20)
+    producer = site.kafka.producer(linger_ms=5, batch_num_messages=20)
+    sent = send(producer, topic, events(5000))
+    deleted = threading.Event()
+
+    def delete(before: int, messages: list[Received]) -> None:
+        if before + len(messages) >= 200 and not deleted.is_set():
+            deleted.set()
+            site.kafka.delete_records(topic, {0: 4000})
+
+    at_read(monkeypatch, delete)
+    result = only(site.drain(topic, client=SMALL_FETCHES))
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    ((start, stop),) = log.lost
+    assert 200 <= start < stop == 4000
+    assert log.skipped == []
+    assert log.events == archived([one for one in sent if not start <= one.offset < stop])
+    assert (result.lost, result.lag) == (stop - start, 0)
+
+
+def test_retention_into_a_gap(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of aborted records that the broker deletes before it is asked about them, those that it still has are skipped."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("gap"))
+    plain = site.kafka.producer()
+    aborting = site.kafka.producer(transactional_id=site.kafka.unused_name("id"))
+    aborting.init_transactions(30)
+    sent = send(plain, topic, events(10))
+    aborting.begin_transaction()
+    send(aborting, topic, events(9, 2))
+    aborting.abort_transaction(30)
+    sent += send(plain, topic, events(10, 3))
+    assert sent[10].offset == 20
+
+    def delete(_: int, messages: list[Received]) -> None:
+        if any(message.offset() == 20 for message in messages):
+            site.kafka.delete_records(topic, {0: 15})
+
+    at_read(monkeypatch, delete)
+    only(site.drain(topic))
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert (log.lost, log.skipped) == ([(10, 15)], [(15, 20)])
+    assert log.events == archived(sent)
+
+
+def test_topic_created_again(site: Site) -> None:
+    """A topic that was deleted and created again is refused until the operator begins a new life, which says so."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("again"), 2)
+    other = site.kafka.create_topic(site.kafka.unused_name("other"))
+    producer = site.kafka.producer()
+    old = send(producer, topic, events(30))
+    site.drain([topic, other])
+    with pytest.raises(LogChanged, match="no reason"):
+        begin_life(site.settings(topic), topic)
+    site.kafka.delete_topic(topic)
+    site.kafka.create_topic(topic, 3)
+    new = send(site.kafka.producer(), topic, events(50, 2))
+    elsewhere = send(producer, other, events(5, 3))
+
+    results = site.drain([topic, other])
+    for partition in range(2):
+        result = results[f"{topic}/{partition}"]
+        assert result.outcome == "failed"
+        assert f"custody new-life {topic}" in str(result.problem)
+    # A log that is refused stops no other.
+    assert (results[f"{other}/0"].outcome, results[f"{other}/0"].events) == ("drained", 5)
+
+    settings = site.settings(topic)
+    begun = begin_life(settings, topic)
+    assert sorted(one.log for one in begun) == [f"{topic}@2/{partition}" for partition in range(3)]
+    results = site.drain(topic)
+    assert {one.outcome for one in results.values()} == {"drained"}
+    assert results[f"{topic}@2/0"].events == 50
+    found = site.read()
+    assert found[f"{topic}/0"].events == archived(old)
+    assert found[f"{topic}@2/0"].events == archived(new)
+    assert found[f"{other}/0"].events == archived(elsewhere)
+    head = find_head(open_store(site.archive), LogName(topic, 0, 1))
+    assert found[f"{topic}@2/0"].statements[0]["after"] == {"life": 1, "size": head.size, "root": head.root}
+    assert found[f"{topic}@2/0"].statements[1]["after"] is None
+    with pytest.raises(LogChanged, match="no reason"):
+        begin_life(settings, topic)
+
+
+def test_end_below_the_head(site: Site) -> None:
+    """A partition that ends before the archive does, as after an unclean election, is refused: nothing is written."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("below"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(10))
+    site.drain(topic)
+    store = open_store(site.archive)
+    head = find_head(store, LogName(topic, 0))
+    assert head.newest is not None
+    writer = LogWriter(
+        store,
+        read_archive(store),
+        head.newest.statement.log,
+        signers=open_signers(site.keys, datetime.now(UTC)),
+        trust=open_trust([site.keys]),
+        writer="a test",
+    )
+    writer.open()
+    writer.append(Entry(first_offset=10, next_offset=500, skipped=[(10, 500)]))
+    send(producer, topic, events(10, 2))
+    (result,) = site.drain(topic).values()
+    assert result.outcome == "failed"
+    assert f"custody new-life {topic}" in str(result.problem)
+    assert "500" in str(result.problem)
+    log = site.read()[f"{topic}/0"]
+    assert (log.events, len(log.statements)) == (archived(sent), 3)
+
+
+def test_topic_created_again_during_a_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was read of a new topic gets into the old one's log, even when it took its place during the run."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("swapped"))
+    old = send(site.kafka.producer(batch_num_messages=20), topic, events(3000))
+    swapped = threading.Event()
+
+    def swap(before: int, messages: list[Received]) -> None:
+        if before + len(messages) >= 300 and not swapped.is_set():
+            swapped.set()
+            site.kafka.delete_topic(topic)
+            site.kafka.create_topic(topic)
+            send(site.kafka.producer(), topic, events(4000, 2))
+
+    at_read(monkeypatch, swap)
+    monkeypatch.setattr(engine, "STALL_SECONDS", 8)
+    (result,) = site.drain(topic, client=SMALL_FETCHES, segment_bytes=20_000).values()
+    assert result.outcome == "failed"
+    assert result.problem
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(old)[: len(log.events)]
+    assert (log.lost, log.skipped) == ([], [])
+    (result,) = site.drain(topic).values()
+    assert "custody new-life" in str(result.problem)
+
+
+def test_new_partitions_and_topics(site: Site) -> None:
+    """A regular expression is looked up at each run: partitions and topics that came since are drained whole."""
+    base = site.kafka.unused_name("several")
+    pattern = f"^{re.escape(base)}\\."
+    assert site.drain(pattern) == {}
+    first = site.kafka.create_topic(f"{base}.first")
+    site.kafka.create_topic(f"x{base}.other")
+    producer = site.kafka.producer()
+    sent = {f"{first}/0": send(producer, first, events(3, 1))}
+    assert list(site.drain(pattern)) == [f"{first}/0"]
+    site.kafka.create_partitions(first, 2)
+    second = site.kafka.create_topic(f"{base}.second")
+    sent[f"{first}/1"] = send(site.kafka.producer(), first, events(4, 2), partition=1)
+    sent[f"{second}/0"] = send(producer, second, events(5, 3))
+    results = site.drain(pattern)
+    assert {name: one.events for name, one in results.items()} == {f"{first}/0": 0, f"{first}/1": 4, f"{second}/0": 5}
+    found = site.read()
+    assert {name: log.events for name, log in found.items()} == {name: archived(some) for name, some in sent.items()}
+
+
+# --- a run in time
+
+
+def test_budget_and_following(site: Site) -> None:
+    """A run follows its topics until its time is up, flushes what is old enough, and ends in time."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("follow"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(10))
+    done = threading.Event()
+
+    def trickle() -> None:
+        for seed in range(2, 40):
+            if done.wait(0.1):
+                break
+            sent.extend(send(producer, topic, events(1, seed)))
+
+    thread = threading.Thread(target=trickle)
+    begun = time.monotonic()
+    thread.start()
+    (result,) = drain_logs(site.settings(topic, flush_seconds=0.5), seconds=2.5)
+    took = time.monotonic() - begun
+    done.set()
+    thread.join()
+    assert 2.4 < took < 6
+    assert result.outcome == "drained"
+    # Statement 0, and several that were flushed.
+    assert result.statements >= 4
+    assert result.events > 15
+    only(site.drain(topic))
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+CHILD = """
+import json, sys
+from custody.settings import Settings
+from tasks.drain import drain_logs, stopping_on_signals
+from tasks.kafka import Feed
+
+real, count = Feed.read, 0
+
+def read(self, records, seconds):
+    global count
+    messages = real(self, records, seconds)
+    count += sum(message.error() is None for message in messages)
+    print(count, flush=True)
+    return messages
+
+Feed.read = read
+with stopping_on_signals():
+    (result,) = drain_logs(Settings(), seconds=120)
+print(json.dumps([result.outcome, result.events]), flush=True)
+"""
+
+
+def child_environment(site: Site, topic: str) -> dict[str, str]:
+    return os.environ | {
+        "CUSTODY_ARCHIVE": site.archive,
+        "CUSTODY_KEYS": site.keys,
+        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": site.kafka.bootstrap,
+        "CUSTODY_KAFKA__TOPICS": topic,
+        "CUSTODY_KAFKA__GROUP": site.group,
+        "CUSTODY_DRAIN__FLUSH_SECONDS": "100",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+
+def test_sigterm_finishes_the_segment_in_hand(site: Site, tmp_path: Path) -> None:
+    """SIGTERM ends a run cleanly: what it has read is archived first."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("sigterm"))
+    sent = send(site.kafka.producer(), topic, events(2500))
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        env=child_environment(site, topic),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        for line in child.stdout:
+            if line.strip() == "2500":
+                break
+        child.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        rest = child.stdout.read()
+        assert child.wait(30) == 0, child.stderr.read()
+    assert time.monotonic() - begun < 10
+    assert json.loads(rest.splitlines()[-1]) == ["drained", 2500]
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_committed_offsets_and_status(site: Site) -> None:
+    """The group's offset follows the manifest, for lag monitors; the status tells heads and lag."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("committed"))
+    producer = site.kafka.producer()
+    send(producer, topic, events(12))
+    result = only(site.drain(topic))
+    send(producer, topic, events(3, 2))
+    consumer = Consumer({"bootstrap.servers": site.kafka.bootstrap, "group.id": site.group})
+    try:
+        (committed,) = consumer.committed([TopicPartition(topic, 0)], timeout=10)
+    finally:
+        consumer.close()
+    assert committed.offset == 12
+    memory = json.loads(committed.metadata)
+    assert (memory["size"], memory["root"]) == (result.size, result.root)
+    (status,) = read_status(site.settings(topic))
+    assert (status.log, status.size, status.root, status.next_offset, status.lag) == (
+        f"{topic}/0",
+        result.size,
+        result.root,
+        12,
+        3,
+    )
+
+
+def test_head_that_went_back(site: Site, tmp_path: Path) -> None:
+    """An archive that lacks a statement which the committed offset remembers is not gone on from."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("rollback"))
+    producer = site.kafka.producer()
+    send(producer, topic, events(12))
+    site.drain(topic)
+    newest = tmp_path / "archive" / "manifests" / topic / "0" / "000000000001.json"
+    newest.unlink()
+    (result,) = site.drain(topic).values()
+    assert result.outcome == "failed"
+    assert "head has size 1" in str(result.problem)
+    assert not newest.exists()
+
+
+# --- S3
+
+
+def test_into_s3(kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive in a bucket is the same as one in a folder: events, quarantine, skipped and lost."""
+    monkeypatch.chdir(tmp_path)
+    seaweed.use(monkeypatch)
+    bucket = seaweed.make_bucket()
+    options = S3Options(endpoint_url=seaweed.endpoint_url)
+    url, keyring = f"s3://{bucket}/some/archive", tmp_path / "keyring.json"
+    new_keyring(keyring, datetime.now(UTC))
+    store = open_store(url, options)
+    create_archive(store)
+    store.close()
+    site = Site(
+        kafka,
+        url,
+        f"file:{keyring}",
+        kafka.unused_name("group"),
+        options,
+        lambda: read_bucket(seaweed.client(), bucket, "some/archive/"),
+    )
+    topic = kafka.create_topic(kafka.unused_name("s3"), 2)
+    producer = kafka.producer()
+    sent = send(producer, topic, [*events(5000), b"no event", *events(10, 2)])
+    other = send(producer, topic, events(100, 3), partition=1)
+    results = site.drain(topic, segment_bytes=2**19)
+    assert {one.outcome for one in results.values()} == {"drained"}
+    more = send(producer, topic, events(100, 4), partition=1)
+    kafka.delete_records(topic, {1: 130})
+    assert site.drain(topic)[f"{topic}/1"].lost == 30
+    found = site.read(exit_code=11)
+    assert found[f"{topic}/0"].events == archived(sent)
+    assert found[f"{topic}/0"].quarantined_values == [b"no event"]
+    assert found[f"{topic}/1"].events == archived(other + more[30:])
+    assert found[f"{topic}/1"].lost == [(100, 130)]
+    assert only({name: one for name, one in site.drain(topic).items() if name.endswith("/0")}).statements == 0
+
+
+# --- a broker that does not answer, or says no
+
+
+def test_broker_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no broker answers the run ends soon, with an error that says that the next one tries again."""
+    monkeypatch.setattr(source, "REQUEST_SECONDS", 2.0)
+    server = KafkaServer(Path("nowhere"))
+    (server.port,) = free_ports(1)
+    site.kafka = server
+    begun = time.monotonic()
+    with pytest.raises(TransientSourceError, match="next run tries again"):
+        site.drain("any")
+    assert time.monotonic() - begun < 10
+
+
+def test_unknown_topic(site: Site) -> None:
+    """A topic that does not exist is named, with what to do."""
+    with pytest.raises(SourceRefused, match=r"'no\.such\.topic' does not exist.*create it, or correct kafka\.topics"):
+        site.drain("no.such.topic")
+
+
+def test_settings_reach_librdkafka(site: Site) -> None:
+    """TLS settings pass through: librdkafka refuses a certificate that is not there, and no value is repeated."""
+    secret = "not-to-be-seen"
+    client = {"security.protocol": "SSL", "ssl.ca.location": "/does/not/exist.pem", "ssl.key.password": secret}
+    with pytest.raises(SourceRefused, match="librdkafka does not take the settings") as raised:
+        site.drain("any", client=client)
+    assert secret not in str(raised.value)
+
+
+class PasswordServer(KafkaServer):
+    """A broker whose clients must give a user and a password."""
+
+    def _write_properties(self) -> Path:
+        path = super()._write_properties()
+        client, controller = f"127.0.0.1:{self.port}", f"127.0.0.1:{self._controller_port}"
+        (self._open_port,) = free_ports(1)
+        inner = f"127.0.0.1:{self._open_port}"
+        login = (
+            "org.apache.kafka.common.security.plain.PlainLoginModule required"
+            ' username="custody" password="right-password" user_custody="right-password";'
+        )
+        more = {
+            "listeners": f"CLIENT://{client},INNER://{inner},CONTROLLER://{controller}",
+            "advertised.listeners": f"CLIENT://{client},INNER://{inner}",
+            "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "INNER",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.client.plain.sasl.jaas.config": login,
+        }
+        with path.open("a") as file:
+            file.write("".join(f"{name}={value}\n" for name, value in more.items()))
+        return path
+
+    def _answers(self) -> bool:
+        return self.inner()._answers_plainly()
+
+    def _answers_plainly(self) -> bool:
+        return super()._answers()
+
+    def inner(self) -> "PasswordServer":
+        """Return the same broker as who needs no password sees it."""
+        server = PasswordServer.__new__(PasswordServer)
+        server.folder, server.port, server._pid = self.folder, self._open_port, self._pid
+        return server
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordServer]:
+    """A broker of this module's own that wants a password."""
+    try:
+        with PasswordServer(tmp_path_factory.mktemp("guarded") / "kafka", heap="256m") as server:
+            yield server
+    except KafkaUnavailableError as error:
+        unavailable(str(error))
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN"])
+def test_password(
+    guarded: PasswordServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mechanism: str,
+) -> None:
+    """SASL settings pass through; a wrong password is refused for good, and stands in no text."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(guarded, tmp_path)
+    topic = guarded.inner().create_topic("guarded")
+    sent = send(guarded.inner().producer(), topic, events(5))
+    client = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": mechanism, "sasl.username": "custody"}
+    assert only(site.drain(topic, client=client | {"sasl.password": "right-password"})).events == 5
+    begun = time.monotonic()
+    with caplog.at_level(logging.DEBUG), pytest.raises(SourceRefused, match="uthentication") as raised:
+        site.drain(topic, client=client | {"sasl.password": "wrong-password"})
+    assert time.monotonic() - begun < 15
+    assert "wrong-password" not in str(raised.value) + caplog.text
+    assert site.read()[f"{topic}/0"].events == archived(sent)
