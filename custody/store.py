@@ -572,8 +572,7 @@ class _S3Store:
         self._options = options
         self.url = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         # Every botocore retry sends a call again without looking. Reads may be; a put is not, see `create`.
-        self._reader = _s3_client(options, attempts=_READ_ATTEMPTS)
-        self._writer = _s3_client(options, attempts=1)
+        self._reader, self._writer = _s3_clients(options, _READ_ATTEMPTS, 1)
         self._bucket_seen = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -851,8 +850,8 @@ def _check_options(options: S3Options) -> None:
         raise ConfigurationError(f"expected_bucket_owner is {_clean(owner)!r}; want an account id of 12 digits")
 
 
-def _s3_client(options: S3Options, attempts: int) -> "S3Client":
-    """Return a client that sends each call at most `attempts` times."""
+def _s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
+    """Return a client for each number of attempts, sending each call at most so often."""
     try:
         import boto3
         from botocore.config import Config
@@ -866,16 +865,23 @@ def _s3_client(options: S3Options, attempts: int) -> "S3Client":
             read_timeout=_READ_SECONDS,
             max_pool_connections=_CONNECTIONS,
             tcp_keepalive=True,
-            retries={"mode": "standard", "total_max_attempts": attempts},
             # A custom server rarely has a name for each bucket.
             s3={"addressing_style": "path"} if options.endpoint_url else {},
             # A digest that does not match is the verifier's finding, with the bytes at hand, not a failed read.
             response_checksum_validation="when_required",
             user_agent_extra="custody",
         )
-        return boto3.session.Session().client(
-            "s3", endpoint_url=options.endpoint_url, region_name=options.region, config=config
-        )
+        # Not boto3's default session, which is no thread's own.
+        session = boto3.session.Session()
+        return [
+            session.client(
+                "s3",
+                endpoint_url=options.endpoint_url,
+                region_name=options.region,
+                config=config.merge(Config(retries={"mode": "standard", "total_max_attempts": most})),
+            )
+            for most in attempts
+        ]
     except _s3_failures() as error:
         raise ConfigurationError(f"the AWS settings cannot be used: {_said(error)}") from None
 

@@ -1,5 +1,6 @@
 """The one door to storage: what a folder, a real S3 server and moto promise alike, and what each says when it fails."""
 
+import contextlib
 import errno
 import itertools
 import os
@@ -203,7 +204,7 @@ def test_listing_finds_each_object_after_a_key_once(store: Store) -> None:
 
 def test_listing_goes_on_after_a_thousand(store: Store) -> None:
     """A listing holds what does not fit on one page of the server's answer."""
-    keys = [f"manifests/orders/0/{number:012}.json" for number in range(1050)]
+    keys = [f"manifests/orders/0/{number:012}.json" for number in range(1010)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.create(key, b"{}"), keys))
     assert sorted(info.key for info in store.list("manifests/")) == keys
@@ -845,6 +846,34 @@ def test_a_put_is_never_sent_again_unseen(flaky: Store, proxy: FaultyProxy) -> N
 # --- every error of the library --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def unsent() -> Iterator[Store]:
+    """A store whose calls never reach a server, for each is made to fail before it is sent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "id")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        store = open_store("s3://bucket", S3Options(endpoint_url="http://127.0.0.1:9"))
+    yield store
+    store.close()
+
+
+@contextlib.contextmanager
+def _failing(store: Any, make: Callable[[], Exception]) -> Iterator[None]:
+    """Let each call of the store meet an exception where botocore would send it."""
+
+    def fail(**_: Any) -> None:
+        raise make()
+
+    clients = (store._reader, store._writer)
+    for client in clients:
+        client.meta.events.register("before-call.s3", fail)
+    try:
+        yield
+    finally:
+        for client in clients:
+            client.meta.events.unregister("before-call.s3", fail)
+
+
 def _descendants(kind: type[Exception]) -> list[type[Exception]]:
     children = [child for child in kind.__subclasses__() if child.__module__.startswith("botocore")]
     return sorted({kind, *children, *(one for child in children for one in _descendants(child))}, key=str)
@@ -853,9 +882,8 @@ def _descendants(kind: type[Exception]) -> list[type[Exception]]:
 def _instance(kind: type[Exception]) -> Exception:
     """Make an exception of a botocore class, with a credential wherever its message takes something."""
     if issubclass(kind, aws.ClientError):
-        return kind(
-            {"Error": {"Code": "Odd", "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": 400}}, "PutObject"
-        )
+        answer: Any = {"Error": {"Code": "Odd", "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+        return kind(answer, "PutObject")
     if issubclass(kind, aws.WaiterError):
         return kind(name="object", reason="r", last_response={})
     template = str(getattr(kind, "fmt", ""))
@@ -877,24 +905,14 @@ TRANSIENT = (
 @pytest.mark.parametrize(
     "kind", _descendants(aws.BotoCoreError) + _descendants(aws.ClientError), ids=lambda k: k.__name__
 )
-def test_every_error_of_botocore_is_ours(
-    moto: MotoServer, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
-) -> None:
+def test_every_error_of_botocore_is_ours(unsent: Store, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     """Each error class of botocore becomes one of ours, transient where it may pass, without credentials."""
-    moto.use(monkeypatch)
     monkeypatch.setattr(custody.store, "_BACKOFF_SECONDS", (0.0, 0.0))
-    store: Any = open_store("s3://bucket", S3Options(endpoint_url=moto.endpoint_url))
-
-    def fail(**_: Any) -> None:
-        raise _instance(kind)
-
-    for client in (store._reader, store._writer):
-        client.meta.events.register("before-call.s3", fail)
-    for call in _calls(store).values():
-        with pytest.raises(TransientStoreError if issubclass(kind, TRANSIENT) else TerminalStoreError) as caught:
-            call()
-        assert SECRET not in "".join(traceback.format_exception(caught.value))
-    store.close()
+    with _failing(unsent, lambda: _instance(kind)):
+        for call in _calls(unsent).values():
+            with pytest.raises(TransientStoreError if issubclass(kind, TRANSIENT) else TerminalStoreError) as caught:
+                call()
+            assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -910,22 +928,14 @@ def test_every_error_of_botocore_is_ours(
     ids=lambda value: type(value).__name__,
 )
 def test_errors_from_beneath_botocore_are_ours(
-    moto: MotoServer, monkeypatch: pytest.MonkeyPatch, error: Exception, transient: bool
+    unsent: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, transient: bool
 ) -> None:
     """What slips through botocore from the socket or a parser is ours as well."""
-    moto.use(monkeypatch)
     monkeypatch.setattr(custody.store, "_BACKOFF_SECONDS", (0.0, 0.0))
-    store: Any = open_store("s3://bucket", S3Options(endpoint_url=moto.endpoint_url))
-
-    def fail(**_: Any) -> None:
-        raise error
-
-    for client in (store._reader, store._writer):
-        client.meta.events.register("before-call.s3", fail)
-    for call in _calls(store).values():
-        with pytest.raises(TransientStoreError if transient else TerminalStoreError):
-            call()
-    store.close()
+    with _failing(unsent, lambda: error):
+        for call in _calls(unsent).values():
+            with pytest.raises(TransientStoreError if transient else TerminalStoreError):
+                call()
 
 
 @pytest.mark.parametrize(
@@ -964,28 +974,19 @@ def test_errors_from_beneath_botocore_are_ours(
         (0, "", TerminalStoreError),
     ],
 )
-def test_every_answer_of_s3_is_ours(
-    moto: MotoServer, monkeypatch: pytest.MonkeyPatch, status: int, code: str, expected: type[CustodyError]
-) -> None:
+def test_every_answer_of_s3_is_ours(unsent: Store, status: int, code: str, expected: type[CustodyError]) -> None:
     """An answer that says no is terminal or transient by its code and status, and names both."""
-    moto.use(monkeypatch)
-    store: Any = open_store("s3://bucket", S3Options(endpoint_url=moto.endpoint_url))
-    metadata = {"HTTPStatusCode": status} if status else {}
-
-    answer: Any = {"Error": {"Code": code, "Message": "m\x1b[2J" * 900}, "ResponseMetadata": metadata}
-
-    def fail(**_: Any) -> None:
-        raise aws.ClientError(answer, "GetObject")
-
-    store._reader.meta.events.register("before-call.s3", fail)
-    with pytest.raises(expected) as caught:
-        store.read("events/a", limit=1)
+    answer: Any = {
+        "Error": {"Code": code, "Message": "m\x1b[2J" * 900},
+        "ResponseMetadata": {"HTTPStatusCode": status} if status else {},
+    }
+    with _failing(unsent, lambda: aws.ClientError(answer, "GetObject")), pytest.raises(expected) as caught:
+        unsent.read("events/a", limit=1)
     assert type(caught.value).__mro__.index(expected) <= 1
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
     if expected is not ObjectMissing:
         assert code in str(caught.value)
-    store.close()
 
 
 def test_what_a_credential_helper_prints_is_not_shown(
