@@ -59,6 +59,7 @@ _BACKOFF_SECONDS = (0.1, 2.0)
 _ABANDONED_SECONDS = 24 * 3600
 _KEY_BYTES = 1024
 _DETAIL_CHARACTERS = 300
+_FOLDERS_KNOWN = 100_000
 _CHUNK = 1 << 20
 
 
@@ -246,6 +247,8 @@ class _FileStore:
             )
         # Folders whose entry in their parent is known to be on disk, so that each is synced once a process.
         self._synced: set[str] = set()
+        # Folders that no symbolic link leads to, so that each is looked at once and not for every object in it.
+        self._plain: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.url,)
@@ -335,7 +338,7 @@ class _FileStore:
                         f"cannot write beneath {folder}: a file or a symbolic link (not followed) is there; move it"
                     ) from None
             _sync_folder(parent)
-        if len(self._synced) > 100_000:
+        if len(self._synced) > _FOLDERS_KNOWN:
             self._synced.clear()
         self._synced.add(folder)
 
@@ -360,7 +363,7 @@ class _FileStore:
             ObjectMissing: there is none.
         """
         try:
-            if os.path.realpath(path) != path:
+            if not self._in_plain_folder(path):
                 raise ObjectMissing(f"there is no object {path}: a symbolic link stands there, which is not followed")
             # Not blocking: somebody may have put a pipe there.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -377,11 +380,23 @@ class _FileStore:
         path = self._path(key)
         with _os_errors("look for", path):
             try:
-                return os.path.realpath(path) == path and stat.S_ISREG(os.lstat(path).st_mode)
+                return self._in_plain_folder(path) and stat.S_ISREG(os.lstat(path).st_mode)
             except OSError as error:
                 if error.errno not in _MISSING_ERRNO:
                     raise
                 return False
+
+    def _in_plain_folder(self, path: str) -> bool:
+        """Tell whether no symbolic link leads to the object's folder. The object itself may still be one."""
+        folder = os.path.dirname(path)  # noqa: PTH120 - a hot path
+        if folder in self._plain:
+            return True
+        if os.path.realpath(folder) != folder:
+            return False
+        if len(self._plain) > _FOLDERS_KNOWN:
+            self._plain.clear()
+        self._plain.add(folder)
+        return True
 
     def names(self, prefix: str) -> list[str]:
         _check_prefix(prefix)
