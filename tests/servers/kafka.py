@@ -90,6 +90,9 @@ while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 1; done
 kill -0 "$1" 2>/dev/null || { kill -9 "$2" 2>/dev/null; sleep 1; rm -rf "$3"; }
 """
 
+_started: list["KafkaServer"] = []
+"""What this process started for others too: it must not collect the processes while they run."""
+
 _silent = logging.getLogger("tests.servers.kafka.client")
 _silent.addHandler(logging.NullHandler())
 _silent.propagate = False
@@ -392,7 +395,7 @@ def end_shared(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def kafka(pytestconfig: pytest.Config) -> KafkaServer:
+def kafka(pytestconfig: pytest.Config) -> Iterator[KafkaServer]:
     """A running Kafka, one for all processes of the test session. Name topics by `kafka.unused_name`."""
     workerinput: Mapping[str, str] | None = getattr(pytestconfig, "workerinput", None)
     folder = pytestconfig.stash[SHARED] if workerinput is None else Path(workerinput["shared_folder"])
@@ -400,14 +403,18 @@ def kafka(pytestconfig: pytest.Config) -> KafkaServer:
     saved = folder / "kafka.json"
     with locked(folder / "kafka.lock"):
         if saved.exists():
-            return KafkaServer.found(saved)
-        server = KafkaServer(folder / "kafka")
-        try:
-            server.start(owner)
-        except KafkaUnavailableError as error:
-            unavailable(str(error))
-        server.save(saved)
-        return server
+            server = KafkaServer.found(saved)
+        else:
+            server = KafkaServer(folder / "kafka")
+            try:
+                server.start(owner)
+            except KafkaUnavailableError as error:
+                unavailable(str(error))
+            server.save(saved)
+            _started.append(server)
+    yield server
+    if owner == os.getpid():
+        server.kill()
 
 
 def _until(done: Any, what: str) -> None:
