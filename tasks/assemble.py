@@ -16,6 +16,7 @@ What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and 
 """
 
 import base64
+import gc
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -233,10 +234,8 @@ class Assembler:
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
         offset = record.offset()
         kind, stamp = record.timestamp()
-        try:
-            headers = record.headers() or []
-        except (SystemError, UnicodeDecodeError):
-            # So confluent-kafka fails on a name that is not UTF-8. Kafka lets a client send one.
+        headers = _headers(record)
+        if headers is None:
             headers = []
             reason += "; its headers are left out, since a name among them is not UTF-8"
         line = json.dumps(
@@ -287,6 +286,19 @@ class Assembler:
             "mixed" if len(self._kinds) > 1 else "append" if TIME_APPEND in self._kinds else "create"
         )
         return KafkaTime(name, *self._stamps)
+
+
+def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
+    """Return a record's headers, None where they cannot be had: Kafka lets a client send a name that is not UTF-8."""
+    try:
+        headers = record.headers() or []
+    except (SystemError, UnicodeDecodeError):
+        return None
+    # confluent-kafka leaves the name of such a header empty, and to touch it ends the process. Python up to 3.11 may
+    # lose the exception that should have told us, in a garbage collection on the way.
+    if any(len(gc.get_referents(header)) != 2 for header in headers):
+        return None
+    return headers
 
 
 def _size(values: Sequence[bytes | None]) -> int:
