@@ -12,10 +12,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -102,7 +102,7 @@ def map_error(error: KafkaError | None, what: str) -> SourceRefused | TransientS
 _patiently = tenacity.retry(
     retry=tenacity.retry_if_exception_type(TransientSourceError),
     stop=tenacity.stop_after_delay(RETRY_SECONDS),
-    wait=tenacity.wait_exponential_jitter(0.1, 2, jitter=0.1),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=2, jitter=0.1),
     reraise=True,
 )
 """Ask again while a broker is starting, or a coordinator or leader moves; one that is down is not waited for."""
@@ -121,7 +121,8 @@ class Broker:
         base = dict(client)
         # The mock cluster listens where its own client says; only whoever made it may set this.
         self._servers = base["bootstrap.servers"]
-        self._probe = _consumer(base, group, "read_uncommitted")
+        self._refusal: KafkaError | None = None
+        self._probe = _consumer(base, group, "read_uncommitted", self._note)
         self._stable = _consumer(base, group, "read_committed")
         self._admin = AdminClient({**base}, logger=logger)
 
@@ -139,10 +140,7 @@ class Broker:
         Raises:
             SourceError: no broker answers, or it says no.
         """
-        try:
-            found = self._probe.list_topics(timeout=REQUEST_SECONDS).cluster_id
-        except KafkaException as error:
-            raise map_error(error.args[0], f"no answer from Kafka at {self._servers}") from None
+        found = self._list_topics().cluster_id
         if not found:
             raise TransientSourceError(f"Kafka at {self._servers} did not name its cluster; the next run tries again")
         return str(found)
@@ -154,10 +152,7 @@ class Broker:
         Raises:
             SourceError: the broker does not answer, or a topic that was named does not exist.
         """
-        try:
-            listing = self._probe.list_topics(timeout=REQUEST_SECONDS)
-        except KafkaException as error:
-            raise map_error(error.args[0], f"no answer from Kafka at {self._servers}") from None
+        listing = self._list_topics()
         there = {
             name: len(topic.partitions)
             for name, topic in listing.topics.items()
@@ -176,6 +171,21 @@ class Broker:
             )
         ids = self._topic_ids(names, str(listing.cluster_id))
         return [Topic(name, ids[name], there[name]) for name in names]
+
+    def _list_topics(self) -> Any:
+        self._refusal = None
+        try:
+            return self._probe.list_topics(timeout=REQUEST_SECONDS)
+        except KafkaException as error:
+            # A client that is refused, as for a wrong password, looks here like one whose connection is cut. Only the
+            # callback is told, and it is called in a poll.
+            self._probe.poll(0)
+            told: KafkaError | None = self._refusal
+            raise map_error(told or error.args[0], f"no answer from Kafka at {self._servers}") from None
+
+    def _note(self, error: KafkaError) -> None:
+        if error.code() in _TERMINAL:
+            self._refusal = error
 
     @_patiently
     def topic_id(self, topic: str, cluster: str) -> str | None:
@@ -286,15 +296,26 @@ class Feed:
         return cast("list[Received]", self._consumer.consume(records, seconds))
 
     def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Go on from another offset, after the broker deleted the one that was asked for."""
-        self._consumer.seek(TopicPartition(topic, partition, offset))
+        """Go on from another offset, after the broker deleted the one that was asked for.
+
+        Raises:
+            SourceError: librdkafka says no.
+        """
+        # Not by `seek`, which librdkafka refuses for a partition that it no longer fetches.
+        try:
+            self._consumer.incremental_unassign([TopicPartition(topic, partition)])
+            self._consumer.incremental_assign([TopicPartition(topic, partition, offset)])
+        except KafkaException as error:
+            raise map_error(error.args[0], f"{topic}/{partition}: cannot go on at offset {offset}") from None
 
     def stop(self, topic: str, partition: int) -> None:
         """Fetch no more of a partition. What was fetched of it may still come."""
         self._consumer.pause([TopicPartition(topic, partition)])
 
 
-def _consumer(client: dict[str, str], group: str, isolation: str) -> Consumer:
+def _consumer(
+    client: dict[str, str], group: str, isolation: str, note: Callable[[KafkaError], None] | None = None
+) -> Consumer:
     defaults: dict[str, str | int | bool] = {
         # What waits in memory, over all partitions; at 250,000 records of 340 bytes a second, 0.3 s.
         "queued.max.messages.kbytes": _QUEUE_KBYTES,
@@ -312,8 +333,9 @@ def _consumer(client: dict[str, str], group: str, isolation: str) -> Consumer:
         "enable.auto.offset.store": False,
         "enable.partition.eof": True,
     }
+    callbacks = {} if note is None else {"error_cb": note}
     try:
-        return Consumer({**defaults, **client, **ours}, logger=logger)
+        return Consumer({**defaults, **client, **ours, **callbacks}, logger=logger)
     except KafkaException as error:
         # librdkafka repeats a property's value in some messages, and a value may be a password.
         code = error.args[0].code()
