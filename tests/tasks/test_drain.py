@@ -5,6 +5,7 @@ The broker is real. Each drain is judged twice: by `tests.reading`, which knows 
 
 import base64
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -451,14 +452,23 @@ def test_quarantined_lines(site: Site) -> None:
     assert log.events == archived(sent)
 
 
-def test_header_name_that_is_not_utf_8(site: Site) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("often", [False, True], ids=["", "collecting at every step"])
+def test_header_name_that_is_not_utf_8(site: Site, monkeypatch: pytest.MonkeyPatch, often: bool) -> None:
     """A header's name of any bytes, as Kafka allows, stops nothing: the line in quarantine says what it leaves out."""
     topic = site.kafka.create_topic(site.kafka.unused_name("headers"))
     good = events(2)
     send(site.kafka.producer(), topic, good[:1])
     send_with_header(site.kafka.bootstrap, topic, b"no event", b"\xff\xfe")
     send_with_header(site.kafka.bootstrap, topic, good[1], b"\xff\xfe")
-    result = only(site.drain(topic))
+    before = gc.get_threshold()
+    if often:
+        # A collection on the way swallows the exception that confluent-kafka's failure is known by.
+        at_read(monkeypatch, lambda _, messages: gc.set_threshold(1) if messages else None)
+    try:
+        result = only(site.drain(topic))
+    finally:
+        gc.set_threshold(*before)
     assert (result.events, result.quarantined) == (2, 1)
     (line,) = site.read()[f"{topic}/0"].quarantined
     record = json.loads(line)
@@ -771,7 +781,7 @@ def test_retention_into_a_gap(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     send(aborting, topic, events(9, 2))
     aborting.abort_transaction(30)
     sent += send(plain, topic, events(10, 3))
-    assert sent[10].offset == 20
+    assert sent[10].offset == 20, "nine records and a marker"
 
     def delete(_: int, messages: list[Received]) -> None:
         if any(message.offset() == 20 for message in messages):
@@ -812,7 +822,8 @@ def test_topic_created_again(site: Site) -> None:
     results = site.drain(topic)
     assert {one.outcome for one in results.values()} == {"drained"}
     assert results[f"{topic}@2/0"].events == 50
-    found = site.read()
+    # That a new life was begun is a notice, which an auditor judges.
+    found = site.read(exit_code=3)
     assert found[f"{topic}/0"].events == archived(old)
     assert found[f"{topic}@2/0"].events == archived(new)
     assert found[f"{other}/0"].events == archived(elsewhere)
@@ -1143,20 +1154,18 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordServer
         unavailable(str(error))
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN"])
 def test_password(
     guarded: PasswordServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    mechanism: str,
 ) -> None:
     """SASL settings pass through; a wrong password is refused for good, and stands in no text."""
     monkeypatch.chdir(tmp_path)
     site = make_site(guarded, tmp_path)
     topic = guarded.inner().create_topic("guarded")
     sent = send(guarded.inner().producer(), topic, events(5))
-    client = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": mechanism, "sasl.username": "custody"}
+    client = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "custody"}
     assert only(site.drain(topic, client=client | {"sasl.password": "right-password"})).events == 5
     begun = time.monotonic()
     with caplog.at_level(logging.DEBUG), pytest.raises(SourceRefused, match="uthentication") as raised:
