@@ -1,0 +1,185 @@
+"""Regenerates the golden archive, `python -m tests.golden`, after a change of format that was meant; read the diff.
+
+The archive lies in `tests/golden/archive`, with `tests/golden/keys/plain.json` as its keyring. Records, clock, key and
+writer are fixed. isal's output depends on the processor, so members that are there already are kept as long as they
+inflate to what they should, and statements are made from them.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from custody.archive import FORMAT, ArchiveInfo, Entry, LogWriter
+from custody.keys import open_signers, open_trust
+from custody.manifest import After, LogId, format_time
+from custody.store import open_store
+from flows.sample import invalid_values
+from tasks.assemble import TIME_APPEND, TIME_CREATE, Assembler
+from tests.corpus import CASES
+from tests.reading import read_folder
+from tests.sample import Message, event
+
+HERE = Path(__file__).parent
+ARCHIVE = HERE / "archive"
+KEYRING = HERE / "keys" / "plain.json"
+BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+INFO = ArchiveInfo(FORMAT, "6f1ed002-ab59-4c4f-8b0c-d1a4c2b3e4f5", format_time(BEGIN), 3600)
+TOPIC = "audit.golden"
+EDGES = (
+    "api_key_id null",
+    "client_ip v6",
+    "unnamed field",
+    "numbers",
+    "indented",
+    "CR LF",
+    "all escapes",
+    "line separator in a string",
+    "looks like two lines",
+    "four bytes",
+    "64 deep",
+    "event_type nested too",
+    "time 1970-01-01T00:00:00Z",
+    "time 2026-03-01T12:34:56.999999999999Z",
+    "time 2026-03-01T12:34:56-05:30",
+    "time 9999-12-31T23:59:59.9999999999Z",
+)
+"""Cases of the corpus, by name: one that is added there changes nothing here."""
+
+
+class Appended(Message):
+    """A record whose time the broker set."""
+
+    def timestamp(self) -> tuple[int, int]:
+        return TIME_APPEND, 1_772_370_000_000 + self.at
+
+
+class Timeless(Message):
+    """A record without a time."""
+
+    def timestamp(self) -> tuple[int, int]:
+        return TIME_CREATE, -1
+
+
+@contextlib.contextmanager
+def private_keyring() -> Iterator[str]:
+    """Give the URI of a copy of the keyring that nobody else can read: git keeps no such mode."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "keyring.json"
+        shutil.copy(KEYRING, copy)
+        copy.chmod(0o600)
+        yield f"file:{copy}"
+
+
+def members(objects: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the gzip members of an archive's segments and quarantine objects, by the SHA-256 of what they hold."""
+    found = {}
+    for key, data in objects.items():
+        if not key.endswith(".jsonl.gz"):
+            continue
+        while data:
+            machine = zlib.decompressobj(wbits=31)
+            payload = machine.decompress(data)
+            rest = machine.unused_data
+            found[sha256(payload).hexdigest()] = data[: len(data) - len(rest)]
+            data = rest
+    return found
+
+
+def build(folder: Path, kept: Mapping[str, bytes]) -> None:
+    """Write the archive into an empty folder, with kept members where there are any."""
+    store = open_store(str(folder))
+    store.create("archive.json", msgspec.json.encode(INFO) + b"\n")
+    with private_keyring() as uri:
+        signers, trust = open_signers(uri, BEGIN), open_trust([uri])
+    moments = (BEGIN + timedelta(seconds=15 * step, microseconds=step) for step in range(1000))
+
+    def writer(life: int) -> LogWriter:
+        log_id = LogId("golden-cluster", TOPIC, f"golden-topic-{life}", 3, life)
+        made = LogWriter(
+            store,
+            INFO,
+            log_id,
+            signers=signers,
+            trust=trust,
+            writer="custody 0, golden, 00000000-0000-4000-8000-000000000000",
+            clock=lambda: next(moments),
+        )
+        made.open()
+        return made
+
+    first = writer(1)
+    for entry in first_life():
+        first.append(with_members(entry, kept))
+    second = writer(2)
+    second.append(Entry(first_offset=0, next_offset=0, after=After(1, first.head.size, first.head.root)))
+    assembler = Assembler(0, batch_events=10, segment_bytes=2**20, level=1)
+    assembler.add([Timeless(offset, event(offset)) for offset in range(3)])
+    second.append(with_members(assembler.cut(), kept))
+
+
+def first_life() -> Iterator[Entry]:
+    """Yield what the first life's statements account for: all that FORMAT.md knows but what has expired."""
+    assembler = Assembler(1000, batch_events=10, segment_bytes=2**20, level=1)
+    yield assembler.cut()
+    # Several batches, and edges of the event's definition that every writer may take.
+    assembler.add([Message(offset, event(offset)) for offset in range(1000, 1025)])
+    cases = {case.name: case.value for case in CASES}
+    assembler.add([Message(1025 + place, cases[name]) for place, name in enumerate(EDGES)])
+    yield assembler.cut()
+    # Skipped and quarantined offsets between, before and after events; both kinds of time.
+    assembler.skip(assembler.position + 2)
+    for place, value in enumerate([b"no event", *invalid_values(), None]):
+        start = assembler.position
+        assembler.add([Message(start, event(start)), Message(start + 1, value), Appended(start + 2, event(start + 2))])
+        if place % 3 == 0:
+            assembler.skip(assembler.position + 1 + place)
+    yield assembler.cut()
+    # A heartbeat; skipped offsets alone; a loss with events after it; quarantined records alone; a loss alone.
+    yield assembler.cut()
+    assembler.skip(assembler.position + 7)
+    yield assembler.cut()
+    assembler.lose(assembler.position + 100)
+    start = assembler.position
+    assembler.add([Message(offset, event(offset)) for offset in range(start, start + 5)])
+    yield assembler.cut()
+    start = assembler.position
+    assembler.add([Message(start, b""), Message(start + 1, b"\xff")])
+    yield assembler.cut()
+    assembler.lose(assembler.position + 1)
+    yield assembler.cut()
+
+
+def with_members(entry: Entry, kept: Mapping[str, bytes]) -> Entry:
+    """Return the entry with kept members in place of those that this processor has just made."""
+    chosen, batches, place = [], [], 0
+    for batch, fresh in zip(entry.batches, entry.members, strict=True):
+        member = kept.get(batch.sha256, fresh)
+        chosen.append(member)
+        batches.append(msgspec.structs.replace(batch, start=place, size=len(member)))
+        place += len(member)
+    quarantine = entry.quarantine
+    if quarantine is not None:
+        payload = zlib.decompress(quarantine, wbits=31)
+        quarantine = kept.get(sha256(payload).hexdigest(), quarantine)
+    return replace(entry, members=chosen, batches=batches, quarantine=quarantine)
+
+
+def regenerate() -> None:
+    """Write the golden archive anew."""
+    kept = members(read_folder(ARCHIVE)) if ARCHIVE.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder) / "archive", kept)
+        shutil.rmtree(ARCHIVE, ignore_errors=True)
+        shutil.copytree(Path(folder) / "archive", ARCHIVE, ignore=shutil.ignore_patterns(".staging"))
+
+
+if __name__ == "__main__":
+    regenerate()
