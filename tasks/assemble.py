@@ -138,8 +138,11 @@ class Assembler:
             or len(self._quarantined) >= RANGES
         )
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, records: Sequence[Record]) -> int:
         """Take records at consecutive offsets, the first of them at `position`.
+
+        Returns:
+            How many were taken: all, unless so much went to quarantine that the rest must wait for the next statement.
 
         Raises:
             ValueError: they are not; whoever calls must have accounted for the gap first.
@@ -150,9 +153,10 @@ class Assembler:
         values = [record.value() for record in records]
         if self._first_record is None:
             self._first_record = records[0]
-        self._last_record = last
-        self.position = last + 1
-        self._gather(records, values)
+        taken = self._gather(records, values)
+        self.position = first + taken
+        self._last_record = self.position - 1
+        return taken
 
     def skip(self, to: int) -> None:
         """Note that there are no records for a read-committed consumer from `position` to `to`."""
@@ -190,10 +194,10 @@ class Assembler:
         self._begin()
         return entry
 
-    def _gather(self, records: Sequence[Record], values: Sequence[bytes | None]) -> None:
-        """Put records into the open batch, and close it whenever it is full."""
+    def _gather(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
+        """Put records into the open batch, and close it whenever it is full; return how many were put."""
         done = 0
-        while done < len(records):
+        while done < len(records) and (not done or self._quarantine_bytes < QUARANTINE_BYTES):
             found = values[done : done + self._batch_events - self._open_events]
             room = BATCH_BYTES - self._open_bytes
             size = _size(found)
@@ -204,20 +208,26 @@ class Assembler:
                 if not fitting and self._open_events:
                     self._close_batch()
                     continue
-            self._take(records[done : done + len(found)], found)
-            done += len(found)
+            done += self._take(records[done : done + len(found)], found)
             if self._open_events >= self._batch_events or self._open_bytes >= BATCH_BYTES:
                 self._close_batch()
+        return done
 
-    def _take(self, records: Sequence[Record], values: Sequence[bytes | None]) -> None:
+    def _take(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
         checked = check(values)
+        taken = len(values)
         if checked.refused:
-            refused = dict(checked.refused)
             for index, reason in checked.refused:
                 self._put_aside(records[index], values[index], reason)
-            records = [record for index, record in enumerate(records) if index not in refused]
+                if self._quarantine_bytes >= QUARANTINE_BYTES:
+                    taken = index + 1
+                    break
+            if taken < len(values):
+                checked = check(values[:taken])
+            refused = dict(checked.refused)
+            records = [record for index, record in enumerate(records[:taken]) if index not in refused]
         if not records:
-            return
+            return taken
         if not self._open_events:
             self._open_from = records[0].offset()
         self._open_to = records[-1].offset() + 1
@@ -230,6 +240,7 @@ class Assembler:
                 self._kinds.add(kind)
                 low, high = self._stamps or (stamp, stamp)
                 self._stamps = min(low, stamp), max(high, stamp)
+        return taken
 
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
         offset = record.offset()

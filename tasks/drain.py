@@ -456,11 +456,12 @@ class _Drain:
             messages = messages[joined:]
 
     def _add(self, run: _Run, messages: list[Received]) -> None:
-        if not run.assembler.has_records:
-            run.since = time.monotonic()
-        run.assembler.add(messages)
-        if run.assembler.full:
-            self._cut(run)
+        while messages:
+            if not run.assembler.has_records:
+                run.since = time.monotonic()
+            messages = messages[run.assembler.add(messages) :]
+            if run.assembler.full:
+                self._cut(run)
 
     def _account(self, run: _Run, to: int, start: int) -> None:
         """Account for offsets that no record came for: lost below the log's start, skipped from there on."""

@@ -23,6 +23,7 @@ from tests.corpus import at, sized
 
 GOOD = list(sample_events(300, 3, datetime(2026, 3, 1, tzinfo=UTC)))
 BAD: list[bytes | None] = [None, b"", b"text", b"{}", b"\xff\n", GOOD[0][:-1]]
+QUARANTINE_BYTES = 2000
 Headers = list[tuple[str, bytes | None]]
 
 
@@ -126,6 +127,23 @@ def judge_batches(entry: Entry, fine: Sequence[Record], batch_events: int) -> No
     assert dict(entry.types) == types
 
 
+def quarantined_line(record: Record) -> bytes:
+    missing = record.stamp[0] == TIME_NOT_AVAILABLE or record.stamp[1] == -1
+    expected: dict[str, Any] = {
+        "offset": record.at,
+        "timestamp": None if missing else record.stamp[1],
+        "key": encoded(record.name),
+        "value": encoded(record.content),
+        "headers": [[name, encoded(value)] for name, value in record.more or []],
+        "error": reason(record.content),
+    }
+    return json.dumps(expected, separators=(",", ":")).encode() + b"\n"
+
+
+def quarantine_size(record: Record) -> int:
+    return len(quarantined_line(record))
+
+
 def judge_quarantine(entry: Entry, bad: Sequence[Record]) -> None:
     if not bad:
         assert (entry.quarantine, entry.quarantine_inflated) == (None, 0)
@@ -133,16 +151,7 @@ def judge_quarantine(entry: Entry, bad: Sequence[Record]) -> None:
     assert entry.quarantine is not None
     lines = inflate(entry.quarantine, entry.quarantine_inflated).splitlines(keepends=True)
     for line, record in zip(lines, bad, strict=True):
-        missing = record.stamp[0] == TIME_NOT_AVAILABLE or record.stamp[1] == -1
-        expected: dict[str, Any] = {
-            "offset": record.at,
-            "timestamp": None if missing else record.stamp[1],
-            "key": encoded(record.name),
-            "value": encoded(record.content),
-            "headers": [[name, encoded(value)] for name, value in record.more or []],
-            "error": reason(record.content),
-        }
-        assert line == json.dumps(expected, separators=(",", ":")).encode() + b"\n"
+        assert line == quarantined_line(record)
 
 
 def numbered(number: int) -> bytes | None:
@@ -162,7 +171,12 @@ headers = st.none() | st.lists(st.tuples(st.text(max_size=5), st.none() | st.bin
 
 
 class Machine(RuleBasedStateMachine):
-    """Adds, skips, losses and cuts in any order."""
+    """Adds, skips, losses and cuts in any order, with so small a limit of quarantine that it is met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(assemble, "QUARANTINE_BYTES", QUARANTINE_BYTES)
 
     @initialize(start=st.integers(0, 2**40), batch_events=st.integers(1, 12))
     def begin(self, start: int, batch_events: int) -> None:
@@ -177,9 +191,14 @@ class Machine(RuleBasedStateMachine):
     )
     def add(self, values: list[tuple[bytes | None, tuple[int, int], bytes | None, Headers | None]]) -> None:
         records = [Record(self.model.position + place, *value) for place, value in enumerate(values)]
-        self.assembler.add(records)
-        self.model.records += records
-        self.model.position += len(records)
+        full = self.assembler.full
+        taken = self.assembler.add(records)
+        assert 1 <= taken <= len(records)
+        if taken < len(records):
+            assert self.assembler.full
+            assert full or reason(records[taken - 1].content) is not None
+        self.model.records += records[:taken]
+        self.model.position += taken
 
     @rule(count=st.integers(1, 5))
     def skip(self, count: int) -> None:
@@ -216,11 +235,14 @@ class Machine(RuleBasedStateMachine):
         assert self.assembler.is_empty is (self.model.position == self.model.start)
         assert self.assembler.has_records is bool(self.model.records or self.model.lost)
         size = sum(len(one.content or b"") + 1 for one in self.model.records if reason(one.content) is None)
-        assert self.assembler.full is (size >= 20_000)
-        assert self.assembler.held_bytes >= 0
+        aside = sum(quarantine_size(one) for one in self.model.records if reason(one.content) is not None)
+        assert self.assembler.full is (size >= 20_000 or aside >= QUARANTINE_BYTES)
+        assert self.assembler.held_bytes >= aside
 
     def teardown(self) -> None:
-        self.cut()
+        if hasattr(self, "assembler"):
+            self.cut()
+        self.patch.undo()
 
 
 TestMachine = Machine.TestCase
@@ -236,9 +258,11 @@ def run(values: Sequence[bytes | None], step: int, **options: int) -> list[Entry
     assembler, entries = new(**options), []
     records = [Record(offset, value) for offset, value in enumerate(values)]
     for place in range(0, len(records), step):
-        assembler.add(records[place : place + step])
-        if assembler.full:
-            entries.append(assembler.cut())
+        some = records[place : place + step]
+        while some:
+            some = some[assembler.add(some) :]
+            if assembler.full:
+                entries.append(assembler.cut())
     return [*entries, assembler.cut()]
 
 
@@ -302,6 +326,18 @@ def test_large_keys_and_headers() -> None:
         assembler.add([Record(offset, None, name=large, more=[("h", large), ("h", large)])])
     assert assembler.full
     assert assembler.held_bytes > assemble.QUARANTINE_BYTES
+
+
+@pytest.mark.parametrize("step", [1, 7, 50])
+def test_more_quarantine_than_fits(step: int) -> None:
+    """However much comes at a time, a statement's quarantine is bounded, and what does not fit waits for the next."""
+    value = GOOD[0] * 5000
+    assert len(value) > 1_500_000
+    entries = run([GOOD[1], value, GOOD[2]] * 17, step)
+    assert len(entries) > 2
+    assert sum(batch.events for entry in entries for batch in entry.batches) == 34
+    assert [entry.first_offset for entry in entries[1:]] == [entry.next_offset for entry in entries[:-1]]
+    assert all(entry.quarantine_inflated <= assemble.QUARANTINE_BYTES + 2 * len(value) for entry in entries)
 
 
 class Unreadable(Record):

@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import random
 import re
 import signal
 import subprocess
@@ -587,7 +588,7 @@ def test_records_on_either_side_of_the_event_limit(site: Site) -> None:
     """An event of 1 MiB is archived, one byte more is put aside whole, and records of 10 MiB stop nothing."""
     topic = site.kafka.create_topic(site.kafka.unused_name("large"), max_message_bytes=11 * 2**20)
     producer = site.kafka.producer(message_max_bytes=11 * 2**20)
-    big = b"\xff" * (10 * 2**20)
+    big = random.Random(1).randbytes(10 * 2**20)
     small = events(2)
     values = [
         small[0],
@@ -597,16 +598,16 @@ def test_records_on_either_side_of_the_event_limit(site: Site) -> None:
         big,
         sized(10 * 2**20),
         small[1],
-        big,
+        *[big] * 7,
     ]
     sent = send(producer, topic, values)
     result = only(site.drain(topic))
-    assert (result.events, result.quarantined) == (4, 4)
+    assert (result.events, result.quarantined) == (4, 10)
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
-    assert log.quarantined_values == [values[3], big, values[5], big]
-    # What is held of quarantined records is bounded: these did not wait for one statement.
-    assert len(log.statements) > 2
+    assert log.quarantined_values == [values[3], big, values[5], *[big] * 7]
+    # A quarantine object has its limit, however much was fetched at once.
+    assert max(one["quarantine"]["size"] for one in log.statements if one["quarantine"]) < 40 * 2**20
 
 
 def test_batches_of_large_events(site: Site) -> None:
@@ -648,25 +649,25 @@ def test_segment_bytes(site: Site) -> None:
 def test_as_many_ranges_as_a_statement_may_hold(site: Site) -> None:
     """A topic in which every second record is no event is cut into statements before the format's limit of ranges."""
     topic = site.kafka.create_topic(site.kafka.unused_name("ranges"))
-    values = [value for pair in zip(events(45_000), [b"{}"] * 45_000, strict=True) for value in pair]
+    values = [value for pair in zip(events(22_000), [b"{}"] * 22_000, strict=True) for value in pair]
     sent = send(site.kafka.producer(linger_ms=50, queue_buffering_max_messages=100_000), topic, values)
     result = only(site.drain(topic))
-    assert (result.events, result.quarantined) == (45_000, 45_000)
+    assert (result.events, result.quarantined) == (22_000, 22_000)
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
-    assert len(log.quarantined) == 45_000
-    most = max(len(one["quarantine"]["offsets"]) for one in log.statements if one["quarantine"])
-    assert 20_000 <= most < 50_000
+    assert len(log.quarantined) == 22_000
+    assert [20_000 <= len(one["quarantine"]["offsets"]) < 50_000 for one in log.statements[1:]] == [True, False]
 
 
 def test_small_batches_fit_a_statement(site: Site) -> None:
     """With one event a batch a statement would grow beyond its limit of 8 MiB: it is cut earlier."""
     topic = site.kafka.create_topic(site.kafka.unused_name("tiny"))
-    sent = send(site.kafka.producer(linger_ms=50), topic, events(24_000))
-    assert only(site.drain(topic, batch_events=1)).events == 24_000
+    sent = send(site.kafka.producer(linger_ms=50), topic, events(12_500))
+    assert only(site.drain(topic, batch_events=1)).events == 12_500
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
-    assert len(log.batches) == 24_000
+    assert [len(one["batches"]) < 12_500 for one in log.statements] == [True] * 3
+    assert len(log.batches) == 12_500
 
 
 # --- Kafka's times
