@@ -5,8 +5,8 @@ reaches a terminal, and none of their text is taken for markup.
 """
 
 import codecs
-import os
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
