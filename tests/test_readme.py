@@ -27,7 +27,9 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.C
     # uv finds the project by --project, so that what the commands leave behind lands in the test's folder.
     command = re.sub(r"\buv run\b", f"uv run --no-sync --project '{ROOT}'", command)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_"))}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_", "COLUMNS"))
+    }
     return subprocess.run(
         ["bash", "-euc", command],
         cwd=folder,
