@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 import tenacity
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from custody.archive import Seen
@@ -89,6 +89,11 @@ class Received(Record, Protocol):
     def partition(self) -> int:
         """Its partition."""
         ...
+
+
+# As functions of the class they are mapped over lists in half the time that calls by name take.
+error_of = cast("Callable[[Received], KafkaError | None]", Message.error)
+partition_of = cast("Callable[[Received], int]", Message.partition)
 
 
 def map_error(error: KafkaError | None, what: str) -> SourceRefused | TransientSourceError:
