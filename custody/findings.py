@@ -56,7 +56,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     ),
     "offset-lost": (
         Severity.INCOMPLETE,
-        "accept it once judged (custody accept); drain more often or keep Kafka's records longer",
+        "once judged, list it in trust.json under accepted; drain more often, or keep Kafka's records longer",
     ),
     "new-life": (Severity.NOTICE, "nothing, if the topic was meant to be made again"),
     "unlisted": (Severity.TAMPERED, "find out who wrote it; move it out of the archive once that is known"),
