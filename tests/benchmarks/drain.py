@@ -30,7 +30,7 @@ from custody.keys import new_keyring
 from custody.settings import Settings
 from flows.sample import sample_events
 from tasks import assemble, drain
-from tasks.kafka import PARTITION_EOF, Broker, Feed
+from tasks.kafka import PARTITION_EOF, Feed
 from tests.servers.kafka import KafkaServer
 
 PARTITIONS = 4
@@ -125,12 +125,7 @@ def run_baseline(limit: int) -> dict[str, Any]:
     settings = Settings()
     target = store.open_store(settings.archive)
     kafka = settings.kafka.librdkafka()
-    with Broker(kafka, "baseline") as broker:
-        places = [
-            (topic.name, partition)
-            for topic in broker.topics(settings.kafka.topics)
-            for partition in range(topic.partitions)
-        ]
+    places = drain.find_places(settings)
 
     def step() -> dict[str, float]:
         waiting: dict[int, list[str]] = defaultdict(list)
@@ -151,6 +146,26 @@ def run_baseline(limit: int) -> dict[str, Any]:
                         events, bytes_in, bytes_out = events + 1000, bytes_in + len(payload), bytes_out + len(data)
                         lines.clear()
         return {"events": events, "bytes_in": bytes_in, "bytes_out": bytes_out}
+
+    return measure(step)
+
+
+def run_read() -> dict[str, Any]:
+    """Read all records and do nothing with them: what Kafka and librdkafka alone cost. It warms up the broker, too."""
+    settings = Settings()
+    kafka = settings.kafka.librdkafka()
+    places = drain.find_places(settings)
+
+    def step() -> dict[str, float]:
+        events = ended = 0
+        with Feed(kafka, "read", dict.fromkeys(places, 0)) as feed:
+            while ended < len(places):
+                for message in feed.read(drain.READ_RECORDS, 0.1):
+                    if message.error() is None:
+                        events += 1
+                    else:
+                        ended += 1
+        return {"events": events}
 
     return measure(step)
 
@@ -186,11 +201,12 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=2_000_000)
-    parser.add_argument("--role", choices=["custody", "baseline"], help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=["custody", "baseline", "read"], help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        print(json.dumps(run_custody() if options.role == "custody" else run_baseline(options.limit)))
+        roles = {"custody": run_custody, "read": run_read, "baseline": lambda: run_baseline(options.limit)}
+        print(json.dumps(roles[options.role]()))
         return
 
     console = Console(highlight=False)
@@ -214,14 +230,21 @@ def main() -> None:
             ours = {**common, "CUSTODY_ARCHIVE": str(folder / "archive")}
             archive.create_archive(store.open_store(ours["CUSTODY_ARCHIVE"]))
             limit = str(int(options.events * BASELINE_SHARE))
+            read = child("read", {**common, "CUSTODY_ARCHIVE": str(folder / "none")})
             plain = [child("baseline", {**common, "CUSTODY_ARCHIVE": str(folder / "before")}, "--limit", limit)]
             custody = child("custody", ours)
             plain.append(child("baseline", {**common, "CUSTODY_ARCHIVE": str(folder / "after")}, "--limit", limit))
         checked = verify(ours)
-    report(console, custody, plain, checked)
+    report(console, custody, plain, read, checked)
 
 
-def report(console: Console, custody: dict[str, Any], plain: list[dict[str, Any]], checked: dict[str, float]) -> None:
+def report(
+    console: Console,
+    custody: dict[str, Any],
+    plain: list[dict[str, Any]],
+    read: dict[str, Any],
+    checked: dict[str, float],
+) -> None:
     """Print the figures."""
     table = Table("", "custody drain", "plain baseline", "ratio")
     for column in table.columns[1:]:
@@ -252,6 +275,10 @@ def report(console: Console, custody: dict[str, Any], plain: list[dict[str, Any]
     console.print("Where the drain's time goes, in ns an event by the wall clock:")
     for stage, seconds in sorted(custody["stages"].items(), key=lambda item: -item[1]):
         console.print(f"  {seconds / custody['events'] * 1e9:>6,.0f}  {stage}")
+    console.print(
+        f"Reading from Kafka alone, nothing done: {rate(read, 'wall'):,.0f} events/s,"
+        f" {rate(read, 'cpu'):,.0f} per CPU second"
+    )
     console.print(
         f"custody verify: {custody['events'] / checked['wall']:,.0f} events/s, every event parsed;"
         f" {checked['wall']:.1f} s and {checked['cpu']:.1f} CPU s, start included"
