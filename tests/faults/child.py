@@ -1,0 +1,128 @@
+"""A drain in a process of its own, of which each call to the outside is numbered, and one may be the last or fail.
+
+The product knows nothing of this: calls are wrapped here, in the child. `Plan.at` counts them from 0.
+"""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from custody import store
+from custody.settings import Settings
+from tasks import drain
+from tasks.kafka import Broker, Feed
+
+STORE_CALLS = ("create", "read", "exists", "list", "names", "has_history")
+FILE_STEPS = ("mkdir", "open", "write", "fsync", "link", "unlink")
+KAFKA_CALLS = ("cluster", "topics", "topic_id", "bounds", "remembered", "commit")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens at which call.
+
+    Attributes:
+        at: the number of the call.
+        what: the process is killed with -9 before or after it, or it fails.
+        errno: the error that it fails with.
+        steps: count and break only the steps of the file store, and not the calls that they are part of.
+    """
+
+    at: int = -1
+    what: Literal["nothing", "kill-before", "kill-after", "fail"] = "nothing"
+    errno: int = 0
+    steps: bool = False
+
+
+class _Breaker:
+    """Counts calls and carries the plan out."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.names: list[str] = []
+        self._lock = threading.Lock()
+
+    def wrap(self, owner: Any, name: str, label: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            return self.run(label, lambda: inner(*arguments, **named))
+
+        setattr(owner, name, call)
+
+    def run(self, label: str, call: Callable[[], Any]) -> Any:
+        with self._lock:
+            here = len(self.names) == self.plan.at
+            self.names.append(label)
+        if here and self.plan.what == "kill-before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if here and self.plan.what == "fail":
+            raise OSError(self.plan.errno, os.strerror(self.plan.errno))
+        result = call()
+        if here and self.plan.what == "kill-after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+class _Os:
+    """The module `os` as the store sees it, with some of its functions counted."""
+
+    def __init__(self, breaker: _Breaker) -> None:
+        self._breaker = breaker
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        if name not in FILE_STEPS:
+            return real
+        return lambda *arguments, **named: self._breaker.run(f"os.{name}", lambda: real(*arguments, **named))
+
+
+def _break_calls(breaker: _Breaker) -> None:
+    store.os = _Os(breaker)  # type: ignore[attr-defined]
+    if breaker.plan.steps:
+        return
+    for kind in (store._FileStore, store._S3Store):
+        for name in STORE_CALLS:
+            breaker.wrap(kind, name, f"store.{name}")
+    for name in KAFKA_CALLS:
+        breaker.wrap(Broker, name, f"kafka.{name}")
+    read = Feed.read
+
+    def counted(self: Feed, records: int, seconds: float) -> Any:
+        messages = read(self, records, seconds)
+        # Reads that bring nothing are as many as the clock makes them, and change nothing.
+        return breaker.run("kafka.read", lambda: messages) if messages else messages
+
+    Feed.read = counted  # type: ignore[method-assign]
+
+
+def run(environment: Mapping[str, str], plan: Plan, report: Path) -> None:
+    """Drain until caught up, and leave the calls and the results in a file.
+
+    Args:
+        environment: the settings, as variables.
+        plan: what happens on the way.
+        report: JSON with `calls` and `results`; not there if the process was killed.
+    """
+    os.environ.update(environment)
+    # One log after the other, so that the same number is the same call in every run.
+    drain._OPENERS = drain._UPLOADERS = 1
+    # Few records a read, so that a run cuts several segments.
+    drain.READ_RECORDS = 8
+    breaker = _Breaker(plan)
+    if plan.at >= 0 or plan.what == "nothing":
+        _break_calls(breaker)
+    results = drain.drain_logs(Settings(), once=True)
+    report.write_text(json.dumps({"calls": breaker.names, "results": [asdict(result) for result in results]}))
+
+
+def run_freely(environment: Mapping[str, str], report: Path) -> None:
+    """Drain until caught up as an operator would, nothing wrapped, and leave the results in a file."""
+    os.environ.update(environment)
+    results = drain.drain_logs(Settings(), once=True)
+    report.write_text(json.dumps({"results": [asdict(result) for result in results]}))

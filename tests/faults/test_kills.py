@@ -1,0 +1,90 @@
+"""A drain that is killed with -9 at any call to the outside leaves nothing that the next one does not put right."""
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.child import Plan
+from tests.faults.world import World, make_world
+from tests.servers.kafka import KafkaServer
+
+SHARES = 4
+"""The calls of a run are dealt to so many tests, so that test processes share them."""
+RECORDS = 16
+"""To each partition before each drain: two segments, and what is quarantined with them."""
+
+
+@pytest.fixture
+def world(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An archive in a folder that a first drain has begun."""
+    monkeypatch.chdir(tmp_path)
+    made = make_world(kafka, tmp_path)
+    made.produce(RECORDS)
+    code, _ = made.drain()
+    assert code == 0
+    return made
+
+
+def calls(world: World, *, steps: bool = False) -> list[str]:
+    """Run a drain with records to archive, nothing broken, and return its calls in order."""
+    world.produce(RECORDS)
+    code, report = world.drain(Plan(steps=steps))
+    assert code == 0
+    found: list[str] = report["calls"]
+    world.judge()
+    return found
+
+
+def test_every_kind_of_call_is_counted(world: World) -> None:
+    """The harness sees each door to the outside that a drain uses: what it does not see it cannot break."""
+    names = calls(world)
+    assert {"store.create", "store.exists", "store.read", "store.list", "store.has_history"} <= set(names)
+    assert {"os.open", "os.write", "os.fsync", "os.link", "os.unlink"} <= set(names)
+    assert {"kafka.read", "kafka.commit", "kafka.topic_id", "kafka.bounds", "kafka.remembered"} <= set(names)
+    assert names.count("store.create") >= 12
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("share", range(SHARES))
+def test_killed_at_every_call(world: World, share: int) -> None:
+    """Killed before any call, which is after the one before it, and run again: all is well, at each of them.
+
+    Records are produced before each drain that is to die, so that it has everything to do.
+    """
+    number = len(calls(world))
+    for at in range(share, number, SHARES):
+        world.produce(RECORDS)
+        code, report = world.drain(Plan(at, "kill-before"))
+        # The order of reads and appends may differ by one from run to run; a run that outlives its plan is none.
+        assert code == -signal.SIGKILL or at >= number - 4, (at, code, report)
+        healed, _ = world.drain()
+        assert healed == 0, f"the drain after a kill at call {at}"
+        world.judge()
+
+
+@pytest.mark.timeout(400)
+def test_killed_again_and_again(world: World) -> None:
+    """Killed at one call after the other with no clean run between, and run once more: all is well."""
+    number = len(calls(world))
+    for at in range(0, number, 7):
+        world.produce(3)
+        world.drain(Plan(at, "kill-after"))
+    assert world.drain()[0] == 0
+    world.judge()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=errno.errorcode.get)
+def test_every_step_of_a_put_fails(world: World, number: int) -> None:
+    """A disk that is full, broken or closed at any step costs no record: the drain ends, and the next one heals."""
+    total = len(calls(world, steps=True))
+    for at in range(0, total, 3 if number != errno.EIO else 1):
+        world.produce(5)
+        code, report = world.drain(Plan(at, "fail", number, steps=True))
+        assert code == 0, f"a {errno.errorcode[number]} at step {at} ended the process"
+        for result in report["results"]:
+            assert result["outcome"] == "drained" or result["problem"], result
+        assert world.drain()[0] == 0
+        world.judge()

@@ -1,0 +1,154 @@
+"""An archive and a topic that live through many broken drains, and the two judges of what they leave."""
+
+import itertools
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from custody.archive import create_archive
+from custody.events import reason
+from custody.keys import new_keyring, open_trust
+from custody.settings import Settings
+from custody.store import S3Options, open_store
+from custody.verify import verify
+from flows.sample import invalid_values, sample_events
+from tests.faults import child
+from tests.faults.child import Plan
+from tests.reading import read_archive_records
+from tests.servers.kafka import KafkaServer
+
+PARTITIONS = 2
+SECONDS = 60
+"""A child that takes longer hangs."""
+BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tests.faults.child"])
+_numbers = itertools.count()
+
+
+@dataclass
+class World:
+    """A topic with what was produced to it, and the archive that it is drained into."""
+
+    kafka: KafkaServer
+    folder: Path
+    archive: str
+    s3: S3Options
+    fetch: Callable[[], Path | Mapping[str, bytes]]
+    topic: str
+    environment: dict[str, str]
+    produced: dict[int, list[bytes]] = field(default_factory=dict)
+    _seed: int = 0
+
+    def produce(self, number: int) -> None:
+        """Produce so many records to each partition, one in seven of them no event."""
+        producer = self.kafka.producer()
+        bad = itertools.cycle(invalid_values())
+        for partition in range(PARTITIONS):
+            self._seed += 1
+            for place, value in enumerate(sample_events(number, self._seed, BEGIN)):
+                record = next(bad) if place % 7 == 6 else value
+                producer.produce(self.topic, record, partition=partition)
+                self.produced.setdefault(partition, []).append(record)
+        assert producer.flush(60) == 0
+
+    def start(self, plan: Plan | None = None) -> tuple[Any, Path]:
+        """Start a drain in a child process; return it and where it will report."""
+        report = self.folder / f"report-{next(_numbers)}.json"
+        if plan is None:
+            process = _processes.Process(target=child.run_freely, args=(self.environment, report))
+        else:
+            process = _processes.Process(target=child.run, args=(self.environment, plan, report))
+        process.start()
+        return process, report
+
+    def finish(self, started: tuple[Any, Path]) -> tuple[int, dict[str, Any]]:
+        """Wait for a child; return its exit code, and its report if it lived to write one."""
+        process, report = started
+        process.join(SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise AssertionError(f"the drain did not end within {SECONDS} s")
+        code = process.exitcode
+        process.close()
+        return code, json.loads(report.read_text()) if report.exists() else {}
+
+    def drain(self, plan: Plan | None = None) -> tuple[int, dict[str, Any]]:
+        """Drain in a child process, to the end or to where the plan ends it."""
+        return self.finish(self.start(plan))
+
+    def settings(self) -> Settings:
+        """Return the settings, for a drain in this process."""
+        variables = self.environment
+        return Settings(
+            archive=self.archive,
+            keys=variables["CUSTODY_KEYS"],
+            s3=self.s3,
+            kafka={
+                "bootstrap_servers": self.kafka.bootstrap,
+                "topics": [self.topic],
+                "group": variables["CUSTODY_KAFKA__GROUP"],
+            },
+            drain={"batch_events": 10, "segment_bytes": 1500},
+        )
+
+    def judge(self, allowed: Sequence[str] = ("orphan",)) -> None:
+        """Let the verifier and a reader that shares nothing with us judge: nothing lost, doubled, moved or changed."""
+        store = open_store(self.archive, self.s3)
+        report = verify(store, open_trust([self.environment["CUSTODY_KEYS"]]), now=datetime.now(UTC), workers=0)
+        store.close()
+        assert report.exit_code in {0, 3}, [str(finding) for finding in report.findings]
+        assert {finding.finding for finding in report.findings} <= set(allowed), list(report.findings)
+        found = read_archive_records(self.fetch())
+        for partition, records in self.produced.items():
+            log = found[f"{self.topic}/{partition}"]
+            good = [(at, value) for at, value in enumerate(records) if reason(value) is None]
+            bad = [(at, value) for at, value in enumerate(records) if reason(value) is not None]
+            assert log.events == [(at, value.replace(b"\n", b" ")) for at, value in good]
+            assert list(zip(log.quarantined_offsets, log.quarantined_values, strict=True)) == bad
+            assert (log.skipped, log.lost) == ([], [])
+
+
+def make_world(
+    kafka: KafkaServer,
+    folder: Path,
+    *,
+    archive: str | None = None,
+    s3: S3Options | None = None,
+    fetch: Callable[[], Path | Mapping[str, bytes]] | None = None,
+    more: Mapping[str, str] | None = None,
+) -> World:
+    """Return a world with an empty archive: in a folder, or where it is said."""
+    folder.mkdir(exist_ok=True)
+    keyring = folder / "keyring.json"
+    new_keyring(keyring, datetime.now(UTC))
+    where = archive or str(folder / "archive")
+    store = open_store(where, s3 or S3Options())
+    create_archive(store)
+    store.close()
+    topic = kafka.create_topic(kafka.unused_name("faults"), PARTITIONS)
+    environment = {
+        "CUSTODY_ARCHIVE": where,
+        "CUSTODY_KEYS": f"file:{keyring}",
+        "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
+        "CUSTODY_KAFKA__TOPICS": topic,
+        "CUSTODY_KAFKA__GROUP": topic,
+        "CUSTODY_DRAIN__BATCH_EVENTS": "10",
+        "CUSTODY_DRAIN__SEGMENT_BYTES": "1500",
+        **(more or {}),
+    }
+    return World(
+        kafka,
+        folder,
+        where,
+        s3 or S3Options(),
+        fetch or (lambda: folder / "archive"),
+        topic,
+        environment,
+    )
