@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from custody import store
+from custody.errors import CustodyError
 from custody.settings import Settings
 from tasks import drain
 from tasks.kafka import Broker, Feed
@@ -107,7 +108,7 @@ def run(environment: Mapping[str, str], plan: Plan, report: Path) -> None:
     Args:
         environment: the settings, as variables.
         plan: what happens on the way.
-        report: JSON with `calls` and `results`; not there if the process was killed.
+        report: JSON with `calls`, `results` and `error`; not there if the process was killed.
     """
     os.environ.update(environment)
     # One log after the other, so that the same number is the same call in every run.
@@ -117,8 +118,13 @@ def run(environment: Mapping[str, str], plan: Plan, report: Path) -> None:
     breaker = _Breaker(plan)
     if plan.at >= 0 or plan.what == "nothing":
         _break_calls(breaker)
-    results = drain.drain_logs(Settings(), once=True)
-    report.write_text(json.dumps({"calls": breaker.names, "results": [asdict(result) for result in results]}))
+    found: dict[str, Any] = {"results": [], "error": None}
+    try:
+        found["results"] = [asdict(result) for result in drain.drain_logs(Settings(), once=True)]
+    except CustodyError as error:
+        # No log could be opened at all: said as one of ours, as the command line says it.
+        found["error"] = str(error)
+    report.write_text(json.dumps({"calls": breaker.names, **found}))
 
 
 def run_freely(environment: Mapping[str, str], report: Path) -> None:

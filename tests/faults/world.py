@@ -21,7 +21,6 @@ from tests.faults.child import Plan
 from tests.reading import read_archive_records
 from tests.servers.kafka import KafkaServer
 
-PARTITIONS = 2
 SECONDS = 60
 """A child that takes longer hangs."""
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
@@ -42,6 +41,7 @@ class World:
     fetch: Callable[[], Path | Mapping[str, bytes]]
     topic: str
     environment: dict[str, str]
+    partitions: int
     produced: dict[int, list[bytes]] = field(default_factory=dict)
     _seed: int = 0
 
@@ -49,7 +49,7 @@ class World:
         """Produce so many records to each partition, one in seven of them no event."""
         producer = self.kafka.producer()
         bad = itertools.cycle(invalid_values())
-        for partition in range(PARTITIONS):
+        for partition in range(self.partitions):
             self._seed += 1
             for place, value in enumerate(sample_events(number, self._seed, BEGIN)):
                 record = next(bad) if place % 7 == 6 else value
@@ -123,6 +123,7 @@ def make_world(
     s3: S3Options | None = None,
     fetch: Callable[[], Path | Mapping[str, bytes]] | None = None,
     more: Mapping[str, str] | None = None,
+    partitions: int = 2,
 ) -> World:
     """Return a world with an empty archive: in a folder, or where it is said."""
     folder.mkdir(exist_ok=True)
@@ -132,7 +133,7 @@ def make_world(
     store = open_store(where, s3 or S3Options())
     create_archive(store)
     store.close()
-    topic = kafka.create_topic(kafka.unused_name("faults"), PARTITIONS)
+    topic = kafka.create_topic(kafka.unused_name("faults"), partitions)
     environment = {
         "CUSTODY_ARCHIVE": where,
         "CUSTODY_KEYS": f"file:{keyring}",
@@ -151,4 +152,5 @@ def make_world(
         fetch or (lambda: folder / "archive"),
         topic,
         environment,
+        partitions,
     )
