@@ -15,6 +15,7 @@ the topic's id is asked for again, after what is appended was fetched: ids never
 the same id is of the same topic. A log that fails stops alone; the others go on.
 """
 
+import gc
 import logging
 import platform
 import signal
@@ -74,6 +75,7 @@ HELD_BYTES = 64 * 1024 * 1024
 """Assembled, over all logs; beyond it the largest is cut. As much again may be on its way to the store."""
 STALL_SECONDS = 30
 """A run that is to end when it has caught up gives up after so long without a record."""
+_COLLECT_AFTER = 50_000
 _OPENERS = 8
 _UPLOADERS = 8
 
@@ -386,7 +388,7 @@ class _Drain:
     def run(self) -> None:
         """Drain until caught up, out of time, or told to stop; then cut what is in hand and append it."""
         positions = {place: run.assembler.position for place, run in self._runs.items()}
-        with self._pool, Feed(*self._kafka, positions) as feed:
+        with _rare_collections(), self._pool, Feed(*self._kafka, positions) as feed:
             self._follow(feed)
             for run in self._active():
                 self._finish(run)
@@ -644,6 +646,17 @@ class _Drain:
                     waited,
                     result.lag,
                 )
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the garbage collector look seldom: a read's records are no cycles, and set off a collection every time."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _stalled(run: _Run) -> TransientSourceError:
