@@ -139,7 +139,7 @@ class Assembler:
         )
 
     def add(self, records: Sequence[Record]) -> int:
-        """Take records at consecutive offsets, the first of them at `position`.
+        """Take records of one class at consecutive offsets, the first of them at `position`.
 
         Returns:
             How many were taken: all, unless so much went to quarantine that the rest must wait for the next statement.

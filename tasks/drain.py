@@ -170,17 +170,20 @@ class _Context:
 
 
 def find_places(settings: Settings) -> list[Place]:
-    """Return the partitions that the settings name, as they are now.
+    """Return the partitions that the settings name, as they are now; partition 0 of a named topic that is not there.
 
     Raises:
-        SourceError: Kafka does not answer, or a topic does not exist.
-        ConfigurationError: a topic cannot be archived.
+        SourceError: Kafka does not answer.
     """
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
         topics = broker.topics(settings.kafka.topics)
-    for topic in topics:
-        layout.check_topic(topic.name, topic.partitions)
-    return [(topic.name, partition) for topic in topics for partition in range(topic.partitions)]
+    there = {topic.name for topic in topics}
+    # One that is missing is one failed log, and does not keep the others from being drained.
+    missing = [name for name in settings.kafka.topics if not name.startswith("^") and name not in there]
+    return [
+        *((topic.name, partition) for topic in topics for partition in range(topic.partitions)),
+        *((name, 0) for name in missing),
+    ]
 
 
 def drain_logs(
@@ -230,7 +233,9 @@ def begin_life(settings: Settings, topic: str) -> list[LogResult]:
     results = []
     with ExitStack() as stack:
         context = _enter(settings, stack)
-        found = context.broker.topics([topic])[0]
+        found = next(iter(context.broker.topics([topic])), None)
+        if found is None:
+            raise context.broker.missing(topic)
         life = _newest_life(list_logs(context.store), topic)
         places = [(topic, partition) for partition in range(found.partitions)]
         if not any(_has_changed(context, found, partition, life) for partition in range(found.partitions)):
@@ -281,6 +286,8 @@ def _open_logs(context: _Context, places: Sequence[Place]) -> tuple[list[_Run], 
     def open_one(place: Place) -> _Run | LogResult:
         life = _newest_life(logs, place[0])
         try:
+            if place[0] not in topics:
+                raise context.broker.missing(place[0])
             return _open_log(context, topics[place[0]], place[1], life, memories.get(place))
         except Fenced as error:
             logger.info("%s", error)

@@ -152,10 +152,10 @@ class Broker:
 
     @_patiently
     def topics(self, wanted: Sequence[str]) -> list[Topic]:
-        """Return the topics that a setting names: names, or one regular expression that begins with `^`.
+        """Return those topics that there are of what a setting names: names, or one regular expression with `^` first.
 
         Raises:
-            SourceError: the broker does not answer, or a topic that was named does not exist.
+            SourceError: the broker does not answer, or says no.
         """
         listing = self._list_topics()
         there = {
@@ -168,14 +168,15 @@ class Broker:
             for name in sorted(there)
             if any(re.search(one, name) if one.startswith("^") else one == name for one in wanted)
         ]
-        missing = [one for one in wanted if not one.startswith("^") and one not in there]
-        if missing:
-            raise SourceRefused(
-                f"topic {missing[0]!r} does not exist on Kafka at {self._servers}, or this client may not see it:"
-                " create it, or correct kafka.topics"
-            )
         ids = self._topic_ids(names, str(listing.cluster_id))
         return [Topic(name, ids[name], there[name]) for name in names]
+
+    def missing(self, topic: str) -> SourceRefused:
+        """Return the error that says that a topic which was named is not there."""
+        return SourceRefused(
+            f"topic {topic!r} does not exist on Kafka at {self._servers}, or this client may not see it:"
+            " create it, or correct kafka.topics"
+        )
 
     def _list_topics(self) -> Any:
         self._refusal = None

@@ -22,6 +22,8 @@ class Message:
 
     at: int
     content: bytes | None
+    time: tuple[int, int] | None = None
+    """The kind of its time, and the time in ms; by default its own for each offset."""
 
     def offset(self) -> int:
         return self.at
@@ -36,7 +38,7 @@ class Message:
         return [("trace", None)]
 
     def timestamp(self) -> tuple[int, int]:
-        return TIME_CREATE, BEGINNING_MS + self.at
+        return self.time or (TIME_CREATE, BEGINNING_MS + self.at)
 
 
 def event(offset: int) -> bytes:

@@ -54,18 +54,14 @@ EDGES = (
 """Cases of the corpus, by name: one that is added there changes nothing here."""
 
 
-class Appended(Message):
-    """A record whose time the broker set."""
-
-    def timestamp(self) -> tuple[int, int]:
-        return TIME_APPEND, 1_772_370_000_000 + self.at
+def appended(offset: int, value: bytes | None) -> Message:
+    """Return a record whose time the broker set."""
+    return Message(offset, value, (TIME_APPEND, 1_772_370_000_000 + offset))
 
 
-class Timeless(Message):
-    """A record without a time."""
-
-    def timestamp(self) -> tuple[int, int]:
-        return TIME_CREATE, -1
+def timeless(offset: int, value: bytes | None) -> Message:
+    """Return a record without a time."""
+    return Message(offset, value, (TIME_CREATE, -1))
 
 
 @contextlib.contextmanager
@@ -121,7 +117,7 @@ def build(folder: Path, kept: Mapping[str, bytes]) -> None:
     second = writer(2)
     second.append(Entry(first_offset=0, next_offset=0, after=After(1, first.head.size, first.head.root)))
     assembler = Assembler(0, batch_events=10, segment_bytes=2**20, level=1)
-    assembler.add([Timeless(offset, event(offset)) for offset in range(3)])
+    assembler.add([timeless(offset, event(offset)) for offset in range(3)])
     second.append(with_members(assembler.cut(), kept))
 
 
@@ -138,7 +134,7 @@ def first_life() -> Iterator[Entry]:
     assembler.skip(assembler.position + 2)
     for place, value in enumerate([b"no event", *invalid_values(), None]):
         start = assembler.position
-        assembler.add([Message(start, event(start)), Message(start + 1, value), Appended(start + 2, event(start + 2))])
+        assembler.add([Message(start, event(start)), Message(start + 1, value), appended(start + 2, event(start + 2))])
         if place % 3 == 0:
             assembler.skip(assembler.position + 1 + place)
     yield assembler.cut()

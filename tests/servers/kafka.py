@@ -27,7 +27,7 @@ from typing import Any, Self
 
 import psutil
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
@@ -44,6 +44,9 @@ _FORMAT_SECONDS = 60
 _START_SECONDS = 60
 _STOP_SECONDS = 30
 _ADMIN_SECONDS = 20.0
+_NO_LEADER_YET = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
 _OLDEST_JAVA = 17
 
 _POM = f"""\
@@ -205,6 +208,8 @@ class KafkaServer:
         new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
         self.admin.create_topics([new], operation_timeout=_ADMIN_SECONDS)[name].result(_ADMIN_SECONDS)
         _until(lambda: len(self._partitions(name)) == partitions, f"topic {name} to be there")
+        for partition in range(partitions):
+            self.watermarks(name, partition)
         return name
 
     def delete_topic(self, name: str) -> None:
@@ -229,11 +234,19 @@ class KafkaServer:
             {"bootstrap.servers": self.bootstrap, "group.id": "tests", "isolation.level": "read_uncommitted"},
             logger=_silent,
         )
+        place = TopicPartition(name, partition)
+        deadline = time.monotonic() + _ADMIN_SECONDS
         try:
-            start, end = consumer.get_watermark_offsets(
-                TopicPartition(name, partition), timeout=_ADMIN_SECONDS, cached=False
-            )
-            return start, end
+            while True:
+                try:
+                    start, end = consumer.get_watermark_offsets(place, timeout=_ADMIN_SECONDS, cached=False)
+                except KafkaException as error:
+                    # A partition that has just come is listed before its leader answers for it.
+                    if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+                else:
+                    return start, end
         finally:
             consumer.close()
 

@@ -1098,9 +1098,24 @@ def test_broker_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_topic(site: Site) -> None:
-    """A topic that does not exist is named, with what to do."""
-    with pytest.raises(SourceRefused, match=r"'no\.such\.topic' does not exist.*create it, or correct kafka\.topics"):
-        site.drain("no.such.topic")
+    """A topic that does not exist is named, with what to do, and keeps no other from being drained."""
+    there = site.kafka.create_topic(site.kafka.unused_name("there"))
+    sent = send(site.kafka.producer(), there, events(10))
+    results = site.drain([there, "no.such.topic"])
+    assert results[f"{there}/0"].outcome == "drained"
+    missing = results["no.such.topic/0"]
+    assert missing.outcome == "failed"
+    assert re.search(r"'no\.such\.topic' does not exist.*create it, or correct kafka\.topics", missing.problem or "")
+    assert site.read()[f"{there}/0"].events == archived(sent)
+
+
+def test_topic_that_cannot_be_archived(site: Site) -> None:
+    """A topic whose keys would be too long is refused with the reason, and keeps no other from being drained."""
+    there = site.kafka.create_topic(site.kafka.unused_name("short"))
+    long = site.kafka.create_topic(site.kafka.unused_name("x" * 200))
+    results = site.drain([there, long])
+    assert results[f"{there}/0"].outcome == "drained"
+    assert "too long to archive" in (results[f"{long}/0"].problem or "")
 
 
 def test_settings_reach_librdkafka(site: Site) -> None:
