@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from isal import isal_zlib
@@ -74,15 +74,32 @@ class Outcome:
     inflated: int = 0
 
 
+class Sink(Protocol):
+    """Takes the bytes that verification has inflated, so that what is made of them reads them no second time."""
+
+    def add(self, work: Work, batch: Batch, payload: bytes) -> None:
+        """Take a batch whose bytes are those stated: JSON lines. Batches come in order, those of a statement together."""
+        ...
+
+
 def check_all(store: Store, works: Sequence[Work]) -> list[Outcome]:
     """Check the objects of several statements."""
     return [check(store, work) for work in works]
 
 
-def check(store: Store, work: Work) -> Outcome:
-    """Check the objects of one statement. Whatever the store or the bytes do, the outcome says it."""
+def check(store: Store, work: Work, sink: Sink | None = None) -> Outcome:
+    """Check the objects of one statement. Whatever the store or the bytes do, the outcome says it.
+
+    Args:
+        store: where they lie.
+        work: what the statement says of them.
+        sink: takes each batch that inflates to the bytes stated.
+    """
     outcome = Outcome(work)
-    for ref, read in ((work.segment, _check_segment), (work.quarantine, _check_quarantine)):
+    for ref, read in (
+        (work.segment, lambda *given: _check_segment(*given, sink)),
+        (work.quarantine, _check_quarantine),
+    ):
         if ref is None:
             continue
         try:
@@ -126,7 +143,7 @@ def inflate(member: bytes, stated: int) -> bytes:
     return data
 
 
-def _check_segment(store: Store, work: Work, outcome: Outcome) -> None:
+def _check_segment(store: Store, work: Work, outcome: Outcome, sink: Sink | None) -> None:
     ref = work.segment
     if ref is None:
         return
@@ -149,6 +166,8 @@ def _check_segment(store: Store, work: Work, outcome: Outcome) -> None:
         outcome.inflated += len(payload)
         outcome.events += batch.events
         outcome.findings.extend(_check_lines(work, batch, payload, types))
+        if sink is not None:
+            sink.add(work, batch, payload)
         # Large ones shall not stand beside the next.
         del payload
     outcome.stored += read
