@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -78,7 +79,7 @@ class Sink(Protocol):
     """Takes the bytes that verification has inflated, so that what is made of them reads them no second time."""
 
     def add(self, work: Work, batch: Batch, payload: bytes) -> None:
-        """Take a batch whose bytes are those stated: JSON lines. Batches come in order, those of a statement together."""
+        """Take a batch of JSON lines whose bytes are those stated. Batches come in order of their log."""
         ...
 
 
@@ -96,10 +97,7 @@ def check(store: Store, work: Work, sink: Sink | None = None) -> Outcome:
         sink: takes each batch that inflates to the bytes stated.
     """
     outcome = Outcome(work)
-    for ref, read in (
-        (work.segment, lambda *given: _check_segment(*given, sink)),
-        (work.quarantine, _check_quarantine),
-    ):
+    for ref, read in ((work.segment, partial(_check_segment, sink=sink)), (work.quarantine, _check_quarantine)):
         if ref is None:
             continue
         try:
