@@ -5,6 +5,7 @@
     ├── FormatError             bytes do not follow FORMAT.md
     ├── StoreError              the archive's storage
     │   ├── ObjectMissing       there is no such object
+    │   ├── ObjectArchived      it lies in an archived storage class: restore it first
     │   ├── ObjectExists        the key holds other bytes: somebody else was first
     │   ├── TransientStoreError the same call may succeed later (time-out, throttling, 5xx, a cut connection)
     │   └── TerminalStoreError  the same call will fail again (refused, no bucket, bad credentials, disk full)
@@ -40,6 +41,10 @@ class StoreError(CustodyError):
 
 class ObjectMissing(StoreError):
     """There is no object under the key."""
+
+
+class ObjectArchived(StoreError):
+    """The object lies in an archived storage class, and no restored copy is there."""
 
 
 class ObjectExists(StoreError):

@@ -24,7 +24,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ from urllib.parse import unquote, urlsplit
 from custody.errors import (
     ConfigurationError,
     FormatError,
+    ObjectArchived,
     ObjectExists,
     ObjectMissing,
     StoreError,
@@ -44,7 +45,7 @@ from custody.layout import EVIDENCE
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ListObjectVersionsOutputTypeDef
 
 STAGING = ".staging"
 """Where a folder keeps objects that are not finished. No reader looks there."""
@@ -60,6 +61,8 @@ _ABANDONED_SECONDS = 24 * 3600
 _KEY_BYTES = 1024
 _DETAIL_CHARACTERS = 300
 _FOLDERS_KNOWN = 100_000
+ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+"""Storage classes that cannot be read without a restore."""
 _CHUNK = 1 << 20
 
 
@@ -74,6 +77,66 @@ class ObjectInfo:
 
     key: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """What the store says of an object besides its bytes.
+
+    Attributes:
+        size: in bytes.
+        created: when this version was put.
+        storage_class: of S3, `STANDARD` where it names none; None in a folder.
+        restored: whether a copy of an archived object is there to be read.
+        sha256: hex digest that the store computed when the object was put, None where it keeps none.
+        lock_mode: of Object Lock, None where there is no retention.
+        lock_until: the end of the retention.
+        legal_hold: whether there is one.
+    """
+
+    size: int
+    created: datetime
+    storage_class: str | None = None
+    restored: bool = False
+    sha256: str | None = None
+    lock_mode: str | None = None
+    lock_until: datetime | None = None
+    legal_hold: bool = False
+
+    @property
+    def archived(self) -> bool:
+        """Whether it lies in a class that cannot be read without a restore."""
+        return self.storage_class in ARCHIVED_CLASSES
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version, or one delete marker, of a key that has more than one plain object."""
+
+    key: str
+    id: str
+    marker: bool
+    latest: bool
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleRule:
+    """A rule by which the bucket moves or deletes objects.
+
+    Attributes:
+        id: its name.
+        prefix: of the bucket's keys that it is about.
+        filtered: whether tags or sizes narrow it further.
+        moves: days since the put and the class moved to, in order.
+        deletes: whether it deletes objects, or versions of them.
+    """
+
+    id: str
+    prefix: str
+    filtered: bool
+    moves: tuple[tuple[int, str], ...]
+    deletes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +183,7 @@ class Store(Protocol):
 
         Raises:
             ObjectMissing: there is no such object.
+            ObjectArchived: it lies in an archived storage class, and is not restored.
             FormatError: it is more than `limit` bytes. No more than one byte beyond the limit is read to know it.
         """
 
@@ -134,6 +198,19 @@ class Store(Protocol):
 
         Keys compare by their bytes. Objects that come or go meanwhile may or may not be seen.
         """
+
+    def status(self, key: str) -> ObjectStatus:
+        """Return what the store says of an object besides its bytes.
+
+        Raises:
+            ObjectMissing: there is no such object.
+        """
+
+    def history(self, prefix: str = "") -> Iterator[Version]:
+        """Yield all versions and delete markers of keys that have more than one plain object; none in a folder."""
+
+    def lifecycle(self) -> Sequence[LifecycleRule] | None:
+        """Return the rules in force for objects of this archive, None where the store knows no such thing."""
 
     def has_history(self, key: str) -> bool:
         """Say whether the store keeps a version or a delete marker of the key, besides an object without versions."""
@@ -454,6 +531,28 @@ class _FileStore:
                 if folder or entry.name != STAGING:
                     yield entry
 
+    def status(self, key: str) -> ObjectStatus:
+        path = self._path(key)
+        with _os_errors("look at", path):
+            try:
+                found = os.lstat(path)
+            except OSError as error:
+                if error.errno not in _MISSING_ERRNO:
+                    raise
+                found = None
+        if found is None or not stat.S_ISREG(found.st_mode) or not self._in_plain_folder(path):
+            raise _missing(path)
+        return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+    def history(self, prefix: str = "") -> Iterator[Version]:
+        """A folder keeps no versions."""
+        _check_prefix(prefix)
+        return iter(())
+
+    def lifecycle(self) -> None:
+        """A folder has no rules."""
+        return
+
     def has_history(self, key: str) -> bool:
         """A folder keeps no versions."""
         _check_key(key)
@@ -762,15 +861,8 @@ class _S3Store:
             more = {"ContinuationToken": token}
 
     def has_history(self, key: str) -> bool:
-        where = self._where(key)
         absolute = self._absolute(key)
-        more: dict[str, Any] = {}
-        while True:
-            try:
-                with _s3_errors("list versions of", where):
-                    page = self._reader.list_object_versions(**self._owned(), **more, Prefix=absolute)
-            except _NotImplementedError:
-                return False
+        for page in self._version_pages(absolute, self._where(key)):
             if any(marker["Key"] == absolute for marker in page.get("DeleteMarkers", ())):
                 return True
             for version in page.get("Versions", ()):
@@ -778,13 +870,79 @@ class _S3Store:
                 plain = version.get("VersionId", "null") == "null" and version.get("IsLatest", True)
                 if version["Key"] == absolute and not plain:
                     return True
+        return False
+
+    def status(self, key: str) -> ObjectStatus:
+        where = self._where(key)
+        try:
+            with _s3_errors("look at", where):
+                found: dict[str, Any] = {**self._reader.head_object(**self._object(key), ChecksumMode="ENABLED")}
+        except ObjectMissing:
+            self._check_bucket()
+            raise
+        digest = found.get("ChecksumSHA256")
+        # One of several parts ("…-3") is no digest of the bytes.
+        if digest is not None and (found.get("ChecksumType") == "COMPOSITE" or "-" in digest):
+            digest = None
+        return ObjectStatus(
+            size=found["ContentLength"],
+            created=found["LastModified"],
+            storage_class=found.get("StorageClass", "STANDARD"),
+            restored='ongoing-request="false"' in found.get("Restore", ""),
+            sha256=base64.b64decode(digest).hex() if digest is not None else None,
+            lock_mode=found.get("ObjectLockMode"),
+            lock_until=found.get("ObjectLockRetainUntilDate"),
+            legal_hold=found.get("ObjectLockLegalHoldStatus") == "ON",
+        )
+
+    def history(self, prefix: str = "") -> Iterator[Version]:
+        _check_prefix(prefix)
+        skip = len(self._absolute(""))
+        held: dict[str, list[Version]] = {}
+        for page in self._version_pages(self._absolute(prefix), f"{self.url}/{prefix}"):
+            for one in page.get("Versions", ()):
+                version = Version(one["Key"][skip:], one["VersionId"], False, one["IsLatest"], one["Size"])
+                held.setdefault(version.key, []).append(version)
+            for marker in page.get("DeleteMarkers") or ():
+                version = Version(marker["Key"][skip:], marker["VersionId"], True, marker["IsLatest"], 0)
+                held.setdefault(version.key, []).append(version)
+            # The last key of a page may go on in the next.
+            open_key = page.get("NextKeyMarker", "")[skip:] if page.get("IsTruncated") else ""
+            for key, versions in held.items():
+                if key != open_key and (len(versions) > 1 or versions[0].marker):
+                    yield from versions
+            held = {open_key: held[open_key]} if open_key in held else {}
+
+    def _version_pages(self, absolute: str, where: str) -> Iterator["ListObjectVersionsOutputTypeDef"]:
+        more: dict[str, Any] = {}
+        while True:
+            try:
+                with _s3_errors("list versions of", where):
+                    page = self._reader.list_object_versions(**self._owned(), **more, Prefix=absolute)
+            except _NotImplementedError:
+                return
+            yield page
             following = {
                 "KeyMarker": page.get("NextKeyMarker", ""),
                 "VersionIdMarker": page.get("NextVersionIdMarker", ""),
             }
+            following = {name: marker for name, marker in following.items() if marker}
             if not page.get("IsTruncated") or following == more:
-                return False
-            more = {name: marker for name, marker in following.items() if marker}
+                return
+            more = following
+
+    def lifecycle(self) -> Sequence[LifecycleRule] | None:
+        where = f"s3://{self._bucket}"
+        try:
+            with _s3_errors("read the lifecycle rules of", where):
+                found = self._reader.get_bucket_lifecycle_configuration(**self._owned())
+        except _NotImplementedError:
+            return None
+        except _NoLifecycleError:
+            return ()
+        rules = (_lifecycle_rule(rule) for rule in found.get("Rules", ()) if rule.get("Status") == "Enabled")
+        root = self._absolute("")
+        return [rule for rule in rules if rule.prefix.startswith(root) or root.startswith(rule.prefix)]
 
     def close(self) -> None:
         self._reader.close()
@@ -818,6 +976,21 @@ def _safe_start(prefix: str, after: str) -> str:
     if end > len(prefix) and after[end - 1] != "/":
         end -= 1
     return after[:end]
+
+
+def _lifecycle_rule(rule: Any) -> LifecycleRule:
+    """Return in our terms what boto3 gives of a rule."""
+    filter_ = rule.get("Filter") or {}
+    both = filter_.get("And") or {}
+    moves = {(move.get("Days", 0), move["StorageClass"]) for move in rule.get("Transitions", ())}
+    expiration = rule.get("Expiration") or {}
+    return LifecycleRule(
+        id=_clean(rule.get("ID", "")),
+        prefix=filter_.get("Prefix") or both.get("Prefix") or rule.get("Prefix") or "",
+        filtered=bool(set(filter_) - {"Prefix", "And"} or set(both) - {"Prefix"}),
+        moves=tuple(sorted(moves)),
+        deletes=bool({"Days", "Date"} & set(expiration) or rule.get("NoncurrentVersionExpiration")),
+    )
 
 
 def _bucket_of(url: str) -> tuple[str, str]:
@@ -905,6 +1078,10 @@ class _NotImplementedError(TerminalStoreError):
     """The server does not know the call."""
 
 
+class _NoLifecycleError(TerminalStoreError):
+    """The bucket has no lifecycle rules."""
+
+
 class _BeyondEndError(TerminalStoreError):
     """The range asked for begins behind the object's end."""
 
@@ -956,7 +1133,6 @@ _CODE_ADVICE = {
     "ExpiredTokenException": _EXPIRED_ADVICE,
     "IllegalLocationConstraintException": _REGION_ADVICE,
     "InvalidAccessKeyId": _CREDENTIALS_ADVICE,
-    "InvalidObjectState": "the object is in an archived storage class: restore it first",
     "InvalidToken": _CREDENTIALS_ADVICE,
     "NoSuchBucket": "there is no such bucket: create it, or correct the archive's URL",
     "PermanentRedirect": _REGION_ADVICE,
@@ -1006,6 +1182,10 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:
         return _missing(where)
     if status == 412 and doing == "write":
         return _occupied(where)
+    if code == "NoSuchLifecycleConfiguration":
+        return _NoLifecycleError(f"{where} has no lifecycle rules")
+    if code == "InvalidObjectState":
+        return ObjectArchived(f"{where} is in an archived storage class: restore it first")
     said = f"{_clean(code)} {_clean(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
     message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
     if code == "InvalidRange" or status == 416:
