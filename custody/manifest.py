@@ -190,15 +190,18 @@ def encode(statement: Statement) -> bytes:
     Raises:
         FormatError: the statement is beyond a limit of the format.
     """
-    line = _encoder.encode(statement)
-    if not line.isascii():
-        line = json.dumps(json.loads(line), separators=(",", ":")).encode()
+    line = to_ascii(_encoder.encode(statement))
     if len(line) > STATEMENT_LIMIT:
         raise FormatError(
             f"statement {statement.sequence} of {statement.log.topic}/{statement.log.partition} would have"
             f" {len(line)} bytes (limit {STATEMENT_LIMIT}): cut segments earlier"
         )
     return line
+
+
+def to_ascii(line: bytes) -> bytes:
+    """Return compact JSON in ASCII, as we write it."""
+    return line if line.isascii() else json.dumps(json.loads(line), separators=(",", ":")).encode()
 
 
 def seal(line: bytes, signers: Iterable[Signer], what: str = FORMAT) -> bytes:
@@ -222,7 +225,7 @@ def parse(data: bytes) -> Manifest:
         FormatError: the bytes are not a manifest of this format; the message says which rule they break.
     """
     line, second = split_lines(data)
-    statement: Statement = _strict(_statement_decoder, line, "the statement")
+    statement: Statement = decode_strictly(_statement_decoder, line, "the statement")
     for name, ranges in (
         ("skipped", statement.skipped),
         ("quarantine.offsets", statement.quarantine.offsets if statement.quarantine else []),
@@ -267,7 +270,7 @@ def parse_signatures(second: bytes) -> tuple[tuple[Signature, bytes], ...]:
         FormatError: it is malformed, or holds two signatures of one key. That an HMAC-SHA256 signature is among them is
             not asked here: a statement whose signatures were removed parses, and has no valid signature.
     """
-    listed: list[Signature] = _strict(_signatures_decoder, second, "the signatures").signatures
+    listed: list[Signature] = decode_strictly(_signatures_decoder, second, "the signatures").signatures
     if len({signature.key for signature in listed}) != len(listed):
         raise FormatError("the signatures: a key signs twice")
     decoded = []
@@ -282,8 +285,12 @@ def parse_signatures(second: bytes) -> tuple[tuple[Signature, bytes], ...]:
     return tuple(decoded)
 
 
-def _strict(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) -> Any:
-    """Decode `line` so that fields are exactly the type's, in its order, once each."""
+def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) -> Any:
+    """Decode `line` so that fields are exactly the type's, in its order, once each.
+
+    Raises:
+        FormatError: they are not; the message begins with `what`.
+    """
     try:
         value = decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:

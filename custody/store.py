@@ -1185,7 +1185,7 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:
     if code == "NoSuchLifecycleConfiguration":
         return _NoLifecycleError(f"{where} has no lifecycle rules")
     if code == "InvalidObjectState":
-        return ObjectArchived(f"{where} is in an archived storage class: restore it first")
+        return ObjectArchived(f"{where} is in an archived storage class (InvalidObjectState): restore it first")
     said = f"{_clean(code)} {_clean(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
     message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
     if code == "InvalidRange" or status == 416:
