@@ -20,7 +20,7 @@ import msgspec
 from isal import isal_zlib
 
 from custody import lines
-from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.findings import Finding, finding
 from custody.manifest import Batch, QuarantineRef, Range, SegmentRef, parse_time
 from custody.store import Store
@@ -55,6 +55,8 @@ class Work:
     quarantine: QuarantineRef | None
     unlined: Sequence[Range]
     """Offsets of the range that have no line in the segment: skipped, quarantined. Sorted."""
+    overdue: bool = False
+    """Whether the objects should have been deleted by now."""
 
     @property
     def weight(self) -> int:
@@ -104,6 +106,8 @@ def check(store: Store, work: Work, sink: Sink | None = None) -> Outcome:
             read(store, work, outcome)
         except ObjectMissing:
             outcome.missing.append(ref.key)
+        except ObjectArchived:
+            outcome.findings.append(_check_archived(store, work, ref))
         except CustodyError as error:
             outcome.findings.append(
                 finding(
@@ -115,6 +119,28 @@ def check(store: Store, work: Work, sink: Sink | None = None) -> Outcome:
                 )
             )
     return outcome
+
+
+def _check_archived(store: Store, work: Work, ref: SegmentRef | QuarantineRef) -> Finding:
+    """Hold an object that cannot be read without a restore to the digest that the store keeps (rule 9)."""
+    where: dict[str, Any] = {"log": work.log, "sequence": work.sequence, "key": ref.key}
+    try:
+        status = store.status(ref.key)
+    except CustodyError as error:
+        return finding("unreadable", f"the archived object cannot be looked at: {error}", **where)
+    if status.size != ref.size:
+        what = "the archived object has another size than stated"
+        return finding("segment-size", what, expected=f"{ref.size} bytes", found=f"{status.size} bytes", **where)
+    if status.sha256 is None:
+        what = f"the object is archived ({status.storage_class}), and the store keeps no SHA-256 of it"
+        return finding("unreadable", what, **where)
+    if status.sha256 != ref.sha256:
+        what = "the store's SHA-256 of the archived object is not the one stated"
+        return finding(
+            "segment-hash", what, expected=f"SHA-256 {ref.sha256}", found=status.sha256, sha256=status.sha256, **where
+        )
+    what = f"the object is archived ({status.storage_class}): checked by the SHA-256 that the store keeps"
+    return finding("deferred", what, **where)
 
 
 def inflate(member: bytes, stated: int) -> bytes:

@@ -59,6 +59,19 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
         "once judged, list it in trust.json under accepted; drain more often, or keep Kafka's records longer",
     ),
     "new-life": (Severity.NOTICE, "nothing, if the topic was meant to be made again"),
+    "checkpoint": (
+        Severity.TAMPERED,
+        "keep the checkpoint and the statements as evidence, and compare both with copies that others hold",
+    ),
+    "audit": (Severity.TAMPERED, "restore the audits from a replica or backup; find out who wrote"),
+    "version": (Severity.TAMPERED, "the first version is the evidence: find out who wrote over it"),
+    "delete-marker": (Severity.TAMPERED, "remove the marker to bring the object back; find out who deleted it"),
+    "deferred": (Severity.NOTICE, "nothing; restore the objects and verify again to have them read"),
+    "lock": (Severity.POLICY, "set Object Lock again as the settings ask, and find out who changed it"),
+    "lifecycle": (Severity.POLICY, "set the bucket's lifecycle rules again; rules may move evidence, never delete it"),
+    "retention": (Severity.POLICY, "hold trust.json's retention_days against what is deleted, and when"),
+    "tables": (Severity.POLICY, "remove the tables of these days: the next audit makes them anew"),
+    "skipped-record": (Severity.TAMPERED, "keep Kafka's records as evidence: the writer left out what it was given"),
     "unlisted": (Severity.TAMPERED, "find out who wrote it; move it out of the archive once that is known"),
     "orphan": (Severity.NOTICE, "nothing: a writer died before its commit, or is at work"),
     "signature": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
@@ -99,6 +112,8 @@ class Finding:
     found: str | None = None
     sha256: str | None = None
     """Of the stored bytes that the finding is about: what an acceptance of tampering must name."""
+    evidence: tuple[str, ...] = ()
+    """Signed texts that contradict each other, whole."""
     accepted: str | None = None
     """Who judged it, when and why; such a finding counts as a notice."""
     count: int = 1
@@ -150,6 +165,7 @@ class Finding:
             "finding": self.finding,
             "class": self.severity.name.lower(),
             **optional,
+            **({"evidence": list(self.evidence)} if self.evidence else {}),
             "count": self.count,
             "message": self.message,
             "action": self.action,

@@ -178,12 +178,12 @@ class Store(Protocol):
             TerminalStoreError: it was not written, and will not be by trying again.
         """
 
-    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None) -> bytes:
+    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None, restored: bool = False) -> bytes:
         """Return the object's bytes `[start:start + size]`, as a slice does: what lies beyond the end is not there.
 
         Raises:
             ObjectMissing: there is no such object.
-            ObjectArchived: it lies in an archived storage class, and is not restored.
+            ObjectArchived: it lies in an archived storage class; with `restored`, and no restored copy is there.
             FormatError: it is more than `limit` bytes. No more than one byte beyond the limit is read to know it.
         """
 
@@ -419,7 +419,15 @@ class _FileStore:
             self._synced.clear()
         self._synced.add(folder)
 
-    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None) -> bytes:
+    def read(
+        self,
+        key: str,
+        *,
+        limit: int,
+        start: int = 0,
+        size: int | None = None,
+        restored: bool = False,  # noqa: ARG002 - nothing in a folder is archived
+    ) -> bytes:
         path = self._path(key)
         with _os_errors("read", path):
             descriptor = self._open(path)
@@ -751,7 +759,7 @@ class _S3Store:
             put |= {"ObjectLockLegalHoldStatus": "ON"}
         return put
 
-    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None) -> bytes:
+    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None, restored: bool = False) -> bytes:
         if size is not None and size <= 0:
             if not self.exists(key):
                 raise _missing(self._where(key))
@@ -759,12 +767,12 @@ class _S3Store:
         # botocore's retries end with the answer's head; a body that breaks off is asked for again here.
         for attempt in range(1, _READ_ATTEMPTS):
             try:
-                return self._read(key, limit, start, size)
+                return self._read(key, limit, start, size, restored)
             except _CutShortError:
                 _wait(attempt)
-        return self._read(key, limit, start, size)
+        return self._read(key, limit, start, size, restored)
 
-    def _read(self, key: str, limit: int, start: int, size: int | None) -> bytes:
+    def _read(self, key: str, limit: int, start: int, size: int | None, restored: bool) -> bytes:
         where = self._where(key)
         span: dict[str, Any] = {}
         if start or size is not None:
@@ -777,6 +785,8 @@ class _S3Store:
             return b""
         body = answer["Body"]
         try:
+            if not restored and answer.get("StorageClass") in ARCHIVED_CLASSES:
+                raise ObjectArchived(f"{where} is in an archived storage class, and only a restored copy can be read")
             if span and "ContentRange" not in answer:
                 raise TerminalStoreError(
                     f"cannot read a part of {where}: the server does not do ranges; use one that does"
