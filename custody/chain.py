@@ -26,7 +26,11 @@ from custody.keys import Trust, TrustedKey
 from custody.lines import BATCH_EVENTS_LIMIT
 from custody.manifest import Algorithm, Batch, LogId, Manifest, Range, Statement, message, parse, parse_time
 
+RETENTION_GRACE = timedelta(days=7)
+"""How long after the end of its retention an object may still be there."""
+
 _CLOCK_SLACK = timedelta(minutes=5)
+_EVIDENCE_LIMIT = 65_536
 _DISPLACED_LIMIT = 10_000
 _HOLES_LIMIT = 100_000
 # A line 2 that parses: it stands in for one that does not, to see whether line 1 is sound.
@@ -43,6 +47,22 @@ class Memory:
     """None where only the size is known."""
     origin: str
     """Who remembers it."""
+    trusted: bool = False
+    """Whether it was signed or given so that what it covers counts as verified."""
+    checkpoint: str | None = None
+    """The key of the checkpoint that it is."""
+    evidence: str | None = None
+    """The signed text, whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """A statement that lets the objects of sequences `[first, end)` be deleted."""
+
+    sequence: int
+    first: int
+    end: int
+    sealed_at: datetime
 
 
 @dataclass(slots=True)
@@ -72,6 +92,10 @@ class Chain:
     """The partition's newest earlier life that has statements."""
     heartbeat: timedelta | None = None
     """Where given, statements further apart than twice this are `stale`."""
+    retention: timedelta | None = None
+    """How long objects are to be kept."""
+    begin: int = 0
+    """The first sequence to be looked at: what lies before it was verified at another time."""
 
     size: int = 0
     edge: merkle.Edge | None = ()
@@ -81,6 +105,9 @@ class Chain:
     holes: list[Range] = field(default_factory=list)
     """Offsets that a finding already speaks of."""
     expired: int = 0
+    expiries: list[Expiry] = field(default_factory=list)
+    covered: int = 0
+    """The largest size whose root somebody signed who is trusted."""
     sound: bool = True
     """Whether the head is what a trusted key signed: only then may it be remembered."""
     verified: int = 0
@@ -94,8 +121,16 @@ class Chain:
     _retired: set[str] = field(default_factory=set)
     _displaced: dict[int, int] = field(default_factory=dict)
     _lost: bool = False
-    _unverified_from: int | None = None
-    _gap: tuple[int, int] | None = None
+    _unverified: Range | None = None
+    _by_size: dict[int, list[Memory]] = field(default_factory=dict)
+    _data: bytes = b""
+
+    def __post_init__(self) -> None:
+        for memory in self.memories:
+            self._by_size.setdefault(memory.size, []).append(memory)
+        self.size = self.begin
+        if self.begin:
+            self.edge, self._batch_number = None, None
 
     @property
     def name(self) -> str:
@@ -144,6 +179,7 @@ class Chain:
     def step(self, sequence: int, data: bytes) -> Work | None:
         """Take the manifest of the next sequence; return what there is to check of its objects, if anything."""
         digest = sha256(data).hexdigest()
+        self._data = data
         try:
             manifest = parse(data)
         except FormatError as error:
@@ -177,14 +213,33 @@ class Chain:
         self._count(statement)
         self.size = sequence + 1
         self._lost = False
-        return self._work(statement, digest)
+        return self._work(statement, sealed_at, digest)
 
-    def end(self) -> None:
-        """Judge the whole, once there is no later manifest."""
+    def seam(self, data: bytes) -> None:
+        """Hold what was read to the statement behind it, of which no more is looked at: another span judges that."""
+        try:
+            statement = parse(data).statement
+        except FormatError:
+            return
+        if self.root is not None and (statement.sequence, statement.tree.root) != (self.size, self.root.hex()):
+            self.sound = False
+            self._report(
+                "tree",
+                "the tree signed here is not that of the statements before",
+                sequence=self.size,
+                expected=f"size {self.size}, root {self.root.hex()}",
+                found=f"size {statement.tree.size}, root {statement.tree.root}",
+                sha256=sha256(data).hexdigest(),
+            )
+
+    def end(self, *, whole: bool = True) -> None:
+        """Judge the whole, once there is no later manifest; of a part that ends earlier, no more than what it holds."""
         if self.edge is not None:
-            for memory in self.memories:
-                if memory.size == self.size and self.size and memory.root not in {None, merkle.edge_root(self.edge)}:
-                    self._fork(memory, merkle.edge_root(self.edge))
+            self._check_heads(self.size, merkle.edge_root(self.edge))
+        if self._unverified is not None:
+            self._uncovered(*self._unverified)
+        if not whole:
+            return
         ahead = [memory for memory in self.memories if memory.size > self.size]
         if ahead:
             most = max(ahead, key=lambda memory: memory.size)
@@ -192,6 +247,7 @@ class Chain:
             self._report(
                 "head-rollback",
                 f"the log went back: {most.origin} remembers more statements than there are",
+                evidence=(most.evidence,) if most.evidence else (),
                 sequence=self.size,
                 through=most.size - 1,
                 expected=f"size {most.size}" + (f", root {most.root.hex()}" if most.root else ""),
@@ -199,8 +255,6 @@ class Chain:
                 row="rollback",
             )
             self._hole(self.next_offset or 0, _FOREVER)
-        if self._unverified_from is not None:
-            self._uncovered()
         if self.log.life > 1 and self.totals.statements:
             what = f"life {self.log.life} of {self.log.topic}/{self.log.partition}: the topic was made again or moved"
             self._report("new-life", what, sequence=0)
@@ -244,8 +298,8 @@ class Chain:
             held = self._check_span(key, sealed_at, sequence, digest) or held
         if held:
             self.verified += 1
-        elif self._unverified_from is None:
-            self._unverified_from = sequence
+        else:
+            self._unverified = (self._unverified[0] if self._unverified else sequence, sequence + 1)
 
     def _unchecked(self, key: TrustedKey, reason: str, sequence: int) -> None:
         if key.checkable:
@@ -254,11 +308,13 @@ class Chain:
         else:
             self._report("unchecked-signature", reason, sequence=sequence, row=key.id)
 
-    def _uncovered(self) -> None:
+    def _uncovered(self, first: int, end: int) -> None:
         """Say once that statements are held by no signature, unless findings of their own say why."""
+        if end <= self.covered:
+            return
         if self.sound:
             what = "no signature of these statements could be checked, and no checkpoint covers them"
-            self._report("uncovered", what, sequence=self._unverified_from, through=self.size - 1)
+            self._report("uncovered", what, sequence=max(first, self.covered), through=end - 1)
         self.sound = False
 
     def _check_span(self, key: TrustedKey, sealed_at: datetime, sequence: int, digest: str) -> bool:
@@ -399,7 +455,7 @@ class Chain:
         edge = self.edge
         if edge is None:
             return
-        if self.memories:
+        if sequence in self._by_size:
             self._check_heads(sequence, merkle.edge_root(edge))
         self.edge = merkle.append(sequence, edge, merkle.leaf_hash(line))
         self._last_edge, self._last_size = self.edge, sequence + 1
@@ -416,20 +472,27 @@ class Chain:
         return True
 
     def _check_heads(self, size: int, root: bytes) -> None:
-        for memory in self.memories:
-            if memory.size == size and size and memory.root not in {None, root}:
-                self._fork(memory, root)
-
-    def _fork(self, memory: Memory, root: bytes) -> None:
-        self.sound = False
-        self._report(
-            "head-fork",
-            f"another history: {memory.origin} remembers another root at this size",
-            sequence=memory.size - 1,
-            expected=f"size {memory.size}, root {memory.root.hex() if memory.root else '?'}",
-            found=f"size {memory.size}, root {root.hex()}",
-            row=f"{memory.size} {root.hex()}",
-        )
+        for memory in self._by_size.get(size, ()) if size else ():
+            if memory.root is None:
+                continue
+            if memory.root == root:
+                if memory.trusted and not self._lost:
+                    self.covered = max(self.covered, size)
+                continue
+            self.sound = False
+            shown = self._data.decode(errors="replace") if len(self._data) <= _EVIDENCE_LIMIT else None
+            where: dict[str, Any] = {
+                "sequence": size - 1,
+                "expected": f"size {size}, root {memory.root.hex()}",
+                "found": f"size {size}, root {root.hex()}",
+                "evidence": tuple(text for text in (memory.evidence, shown) if text),
+            }
+            if memory.checkpoint:
+                what = "the root that was signed here is not that of the statements that it covers"
+                self._report("checkpoint", what, key=memory.checkpoint, row=f"{size} {root.hex()}", **where)
+            else:
+                what = f"another history: {memory.origin} remembers another root at this size"
+                self._report("head-fork", what, row=f"{size} {root.hex()}", **where)
 
     # --- rule 6
 
@@ -549,9 +612,11 @@ class Chain:
         elif self._lost:
             self._batch_number = None
         if statement.expired:
-            if statement.expired[0] != self.expired and not (self._lost and statement.expired[0] >= self.expired):
+            unknown = self._lost or (self.begin and not self.expired)
+            if statement.expired[0] != self.expired and not (unknown and statement.expired[0] >= self.expired):
                 self._odd(statement, "expired does not go on where the last one ended", digest)
             self.expired = max(self.expired, statement.expired[1])
+            self.expiries.append(Expiry(statement.sequence, *statement.expired, parse_time(statement.sealed_at)))
         self.next_offset = max(end, expected or 0)
 
     def _in_order(self, statement: Statement, digest: str) -> bool:
@@ -644,7 +709,7 @@ class Chain:
         totals.skipped += sum(end - start for start, end in statement.skipped)
         totals.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
 
-    def _work(self, statement: Statement, digest: str) -> Work | None:
+    def _work(self, statement: Statement, sealed_at: datetime, digest: str) -> Work | None:
         """Return what there is to check of the statement's objects; their keys must be theirs (rule 4)."""
         if not statement.segment and not statement.quarantine:
             return None
@@ -678,6 +743,7 @@ class Chain:
             statement.types,
             statement.quarantine,
             unlined_ranges(statement),
+            self.retention is not None and self.now - sealed_at > self.retention + RETENTION_GRACE,
         )
 
     def _lose(self, size: int) -> None:
