@@ -230,6 +230,12 @@ class Findings:
     """How many of each class are beyond `FINDINGS_LIMIT`."""
     _kept: list[Finding] = field(default_factory=list)
     _rows: dict[tuple[str, str | None, str], int] = field(default_factory=dict)
+    _by_place: dict[tuple[object, ...], list[Acceptance]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for judged in self.accepted:
+            place = (judged.key,) if judged.key is not None else (judged.log, judged.sequence)
+            self._by_place.setdefault((judged.finding, *place), []).append(judged)
 
     def add(self, one: Finding, *, row: str | None = None) -> None:
         """Add a finding. Those of one name, log and `row` are one finding with a count."""
@@ -248,18 +254,32 @@ class Findings:
         self._kept.append(one)
 
     def _judged(self, one: Finding) -> Finding:
-        for judged in self.accepted:
-            if judged.finding != one.finding:
-                continue
-            place = judged.key == one.key if judged.key is not None else (
-                judged.log == one.log and judged.sequence == one.sequence and one.sequence is not None
-            )  # fmt: skip
-            exact = judged.sha256 == one.sha256 if judged.sha256 else one.severity is not Severity.TAMPERED
-            if place and exact:
-                return replace(
-                    one, severity=Severity.NOTICE, accepted=f"by {judged.by} at {judged.at}: {judged.reason}"
-                )
-        return one
+        judged = self._acceptance(one)
+        if judged is None:
+            return one
+        accepted = f"by {judged.by} at {judged.at}: {judged.reason}"
+        return replace(one, severity=Severity.NOTICE, accepted=accepted)
+
+    def _acceptance(self, one: Finding) -> Acceptance | None:
+        """Return who accepted a finding. One about several statements is accepted where each of them is."""
+        if one.sequence is not None and one.through is not None and one.through != one.sequence:
+            judged: Acceptance | None = None
+            for sequence in range(one.sequence, one.through + 1):
+                judged = self._exact(one, (one.log, sequence))
+                if judged is None:
+                    return None
+            return judged
+        found = self._exact(one, (one.key,)) if one.key is not None else None
+        if found is None and one.sequence is not None:
+            found = self._exact(one, (one.log, one.sequence))
+        return found
+
+    def _exact(self, one: Finding, place: tuple[object, ...]) -> Acceptance | None:
+        for judged in self._by_place.get((one.finding, *place), ()):
+            # Tampering is accepted by its digest alone; all else by its digest where one was named.
+            if judged.sha256 == one.sha256 if judged.sha256 else one.severity is not Severity.TAMPERED:
+                return judged
+        return None
 
     def sorted(self) -> list[Finding]:
         """Return the findings, the worst first, and within a class by log and sequence."""

@@ -12,7 +12,8 @@ Rules:
    secret.
 
 Public names: `open_signers` for a writer; `open_trust`, `Trust`, `TrustedKey`, `Head`, `Accepted` for a verifier;
-`Keyring`, `HmacKey`, `Ed25519Key`, `new_keyring`, `rotate_keyring` for `custody keys`; `KmsKey`; `Secret`.
+`accept` for `custody accept`; `Keyring`, `HmacKey`, `Ed25519Key`, `new_keyring`, `rotate_keyring` for `custody keys`;
+`KmsKey`; `Secret`.
 """
 
 import base64
@@ -56,6 +57,7 @@ __all__ = [
     "Secret",
     "Trust",
     "TrustedKey",
+    "accept",
     "keyring_path",
     "new_keyring",
     "open_signers",
@@ -562,6 +564,41 @@ def open_trust(keys: Sequence[str] = (), trust: Path | None = None, passphrase: 
     return replace(opened, keys=merged)
 
 
+def accept(path: Path, judged: Sequence[Accepted]) -> int:
+    """Add judged findings to a `trust.json` (`custody accept`), alone and in one step; all else in it stays.
+
+    Args:
+        path: the file; its mode stays, too.
+        judged: what to add. What is there already, whoever judged it, is not added again.
+
+    Returns:
+        How many were added.
+
+    Raises:
+        ConfigurationError: the file cannot be used or written, or an entry is none.
+    """
+    what = f"trust {path}"
+    with _locked(path, "trust") as descriptor:
+        data = _read_all(descriptor, TRUST_LIMIT, what)
+        before = _read_trust(data, os.fstat(descriptor), what)
+        there = {_place(one) for one in before.accepted}
+        added = [one for one in judged if _place(one) not in there]
+        document = json.loads(data)
+        document.setdefault("accepted", []).extend(
+            {name: value for name in _ACCEPTED_FIELDS if (value := getattr(one, name)) is not None} for one in added
+        )
+        try:
+            after = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"{what}: a reason or a name holds characters that are not Unicode text") from None
+        if len(after) > TRUST_LIMIT:
+            raise ConfigurationError(f"{what}: would be larger than {TRUST_LIMIT} bytes")
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        _read_trust(after, os.fstat(descriptor), what)
+        _write(path, after, create=False, what="trust", mode=mode)
+    return len(added)
+
+
 def keyring_path(uri: str) -> Path | None:
     """Return the keyring that a key URI names, None where it names a key in a KMS.
 
@@ -644,13 +681,13 @@ def _split_uri(uri: str) -> tuple[Literal["file", "aws-kms"], str]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Open a keyring for reading, under a lock on the file that has the name now.
+def _locked(path: Path, what: str = "keyring") -> Iterator[int]:
+    """Open a keyring or trust for reading, under a lock on the file that has the name now.
 
     A rotation replaces the file, so whoever waited for the lock may hold that of the old one, and has to look again.
     """
     while True:
-        descriptor = _open(path, "keyring")
+        descriptor = _open(path, what)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
@@ -705,12 +742,12 @@ def _read_all(descriptor: int, limit: int, what: str) -> bytes:
     return data
 
 
-def _write(path: Path, data: bytes, *, create: bool) -> None:
+def _write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode: int = 0o600) -> None:
     # Beside a symbolic link's target, so that the link stays.
     try:
         path = path.resolve()
     except (OSError, RuntimeError, ValueError):
-        raise ConfigurationError(f"keyring {path}: cannot be written: no file can have that name") from None
+        raise ConfigurationError(f"{what} {path}: cannot be written: no file can have that name") from None
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -718,6 +755,7 @@ def _write(path: Path, data: bytes, *, create: bool) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
+                os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             if create:
                 os.link(temporary, path)
@@ -736,7 +774,7 @@ def _write(path: Path, data: bytes, *, create: bool) -> None:
             " choose another name"
         ) from None
     except OSError as error:
-        raise ConfigurationError(f"keyring {path}: cannot be written: {error.strerror}") from None
+        raise ConfigurationError(f"{what} {path}: cannot be written: {error.strerror}") from None
 
 
 # --- parsing -------------------------------------------------------------------------------------------------------
@@ -956,6 +994,11 @@ def _load_trust(path: Path) -> Trust:
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
+    return _read_trust(data, status, what)
+
+
+def _read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
+    """Parse a `trust.json`, and refuse one with secrets that others can read."""
     document = _document(data, what, _TrustFile)
     if any(msgspec.UNSET is not secret for entry in document.keys for secret in (entry.secret, entry.private)):
         _check_private(status, what)
@@ -1017,6 +1060,14 @@ def _accepted(entry: _Accepted, what: str) -> Accepted:
         _check_log(entry.log, f"{what}: accepted")
     _moment(entry.at, what, "at of an accepted finding")
     return Accepted(entry.finding, entry.reason, entry.by, entry.at, entry.log, entry.sequence, entry.key, entry.sha256)
+
+
+_ACCEPTED_FIELDS = ("finding", "log", "sequence", "key", "sha256", "reason", "by", "at")
+
+
+def _place(one: Accepted) -> tuple[object, ...]:
+    """Return what an entry accepts, whoever judged it."""
+    return one.finding, one.log, one.sequence, one.key, one.sha256
 
 
 def _check_vkey(vkey: str, what: str) -> None:

@@ -1,0 +1,98 @@
+"""`custody accept`: put a judged finding into `trust.json`, so that one loss does not hide the next."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from custody.errors import ConfigurationError
+from custody.settings import Settings
+
+if TYPE_CHECKING:
+    from custody.acceptance import Reported
+    from custody.keys import Accepted
+
+app = typer.Typer()
+
+_SHOWN = 20
+
+
+@app.command()
+def accept(
+    finding: Annotated[str, typer.Option(help="The finding's name, such as offset-lost.", metavar="NAME")],
+    reason: Annotated[str, typer.Option(help="Why it is accepted.")],
+    by: Annotated[str, typer.Option(help="Who judged it.")],
+    report: Annotated[
+        Path | None,
+        typer.Option("--from", help="What `custody verify --json` printed, - for stdin.", metavar="FILE"),
+    ] = None,
+    log: Annotated[str | None, typer.Option(help="The log that it is of.", metavar="TOPIC/PARTITION")] = None,
+    sequence: Annotated[int | None, typer.Option(min=0, help="The statement that it is about.")] = None,
+    key: Annotated[str | None, typer.Option(help="The object that it is about.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The digest of what was found.", metavar="HEX")] = None,
+    trust: Annotated[
+        Path | None, typer.Option(help="The trust.json to add it to; else the setting's.", metavar="FILE")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be accepted.")] = False,
+) -> None:
+    """Put a judged finding into trust.json: from then on it is a notice, and the next one like it is not.
+
+    Take it from the report of a verification (--from), where --log, --sequence or --key tell it from others of its
+    name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
+    """
+    from custody import acceptance, keys, render
+    from custody.manifest import format_time
+
+    settings = Settings(**({"trust": trust} if trust else {}))
+    if settings.trust is None:
+        raise ConfigurationError(
+            "there is no trust.json to put it into: name it by --trust FILE, or in the settings. A new one begins as"
+            ' {"format":"custody/trust/1"}'
+        )
+    wanted = acceptance.Wanted(finding, log, sequence, key, sha256)
+    if report is None:
+        judged = acceptance.named(wanted)
+    else:
+        reported = _read(report)
+        _check_archive(reported, keys.open_trust(trust=settings.trust).archive)
+        judged = acceptance.choose(reported, wanted)
+    entries = acceptance.entries(judged, reason, by, format_time(datetime.now(UTC)))
+    out = render.console()
+    out.print(render.findings_table([judged]))
+    for entry in entries[:_SHOWN]:
+        out.print(render.safe(f"  {_described(entry)}"), soft_wrap=True)
+    if len(entries) > _SHOWN:
+        out.print(f"  … and {len(entries) - _SHOWN:,} more", soft_wrap=True)
+    if dry_run:
+        out.print("Nothing was written (--dry-run).", soft_wrap=True)
+        return
+    added = keys.accept(settings.trust, entries)
+    there = f", {len(entries) - added} were there already" if added < len(entries) else ""
+    summary = f"Accepted in {settings.trust}: {added} entr{'y' if added == 1 else 'ies'} added{there}."
+    out.print(render.safe(summary), soft_wrap=True)
+
+
+def _read(report: Path) -> "Reported":
+    from custody.acceptance import LINE_LIMIT, read_report
+
+    if str(report) == "-":
+        return read_report(iter(lambda: sys.stdin.buffer.readline(LINE_LIMIT + 1), b""))
+    try:
+        with report.open("rb") as file:
+            return read_report(iter(lambda: file.readline(LINE_LIMIT + 1), b""))
+    except OSError as error:
+        raise ConfigurationError(f"the report {report} cannot be read: {error.strerror}") from None
+
+
+def _check_archive(reported: "Reported", trusted: str | None) -> None:
+    if trusted and reported.archive and reported.archive != trusted:
+        raise ConfigurationError(
+            f"the report is of the archive {reported.archive}, and trust.json is for {trusted}: nothing was accepted"
+        )
+
+
+def _described(entry: "Accepted") -> str:
+    place = entry.key if entry.key is not None else f"{entry.log}, sequence {entry.sequence}"
+    return f"{entry.finding}: {place}" + (f", SHA-256 {entry.sha256}" if entry.sha256 else "")

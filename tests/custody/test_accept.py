@@ -1,0 +1,373 @@
+"""`custody accept`: what is judged becomes a notice, exactly that, and nothing else in trust.json changes."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody import acceptance, cli, keys
+from custody.acceptance import Wanted
+from custody.errors import ConfigurationError
+from custody.findings import Finding, Severity, finding
+from custody.keys import Accepted, open_trust
+from custody.layout import manifest_key, parse_log
+from custody.store import open_store
+from custody.verify import Report, verify
+from tests.archives import ARCHIVE_ID, KEY_ID, SECRET, Builder, good
+
+AT = "2026-03-02T00:00:00.000000Z"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Builder:
+    return good(tmp_path / "archive")
+
+
+@pytest.fixture
+def trust(tmp_path: Path) -> Path:
+    """A trust.json with a secret, and with fields in an order and a spelling of their own."""
+    document = {
+        "accepted": [],
+        "format": "custody/trust/1",
+        "archive": ARCHIVE_ID,
+        "keys": [
+            {
+                "from": None,
+                "to": None,
+                "id": KEY_ID,
+                "algorithm": "HMAC-SHA256",
+                "secret": keys._base64(SECRET),
+            }
+        ],
+        "heads": {"audit/0": {"size": 1, "root": "0" * 64}},
+        "retention_days": 2557,
+    }
+    document["heads"] = {}
+    path = tmp_path / "trust.json"
+    path.write_text(json.dumps(document))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def custody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    for name in list(os.environ):
+        if name.upper().startswith("CUSTODY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def judge(builder: Builder, trust: Path) -> Report:
+    return verify(open_store(str(builder.root)), open_trust(trust=trust), now=builder.clock, workers=0)
+
+
+def report_of(builder: Builder, trust: Path, to: Path) -> Path:
+    to.write_text("".join(json.dumps(line) + "\n" for line in judge(builder, trust).to_dicts()))
+    return to
+
+
+def names(report: Report) -> list[str]:
+    return [one.finding for one in report.findings]
+
+
+def accept(custody: Run, *arguments: object) -> tuple[int, str, str]:
+    return custody("accept", "--reason", "the disk was full", "--by", "Ada", *arguments)
+
+
+def test_loss_is_accepted_and_the_next_is_not(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """A judged loss is a notice with who, when and why; another loss is still 11."""
+    archive.append(10, lose=7)
+    assert judge(archive, trust).exit_code == 11
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    code, out, err = accept(custody, "--from", report, "--finding", "offset-lost", "--log", "audit/0", "--trust", trust)
+    assert (code, err) == (0, "")
+    assert "audit/0, sequence 9" in out
+    found = judge(archive, trust)
+    assert (names(found), found.exit_code) == (["offset-lost"], 3)
+    assert "Ada" in str(found.findings[0])
+    assert "the disk was full" in str(found.findings[0])
+    archive.append(10, lose=2)
+    assert judge(archive, trust).exit_code == 11
+
+
+def test_all_else_in_the_file_stays(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """Fields, their order, the secret and the mode are as they were; the file is replaced in one step."""
+    archive.append(10, lose=7)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    before, inode = json.loads(trust.read_bytes()), trust.stat().st_ino
+    arguments = ["--from", report, "--finding", "offset-lost", "--trust", trust]
+    assert accept(custody, *arguments, "--dry-run")[0] == 0
+    assert (json.loads(trust.read_bytes()), trust.stat().st_ino) == (before, inode)
+    _, out, err = accept(custody, *arguments)
+    after = json.loads(trust.read_bytes())
+    (entry,) = after.pop("accepted")
+    assert before.pop("accepted") == []
+    assert list(after.items()) == list(before.items())
+    assert list(entry) == ["finding", "log", "sequence", "sha256", "reason", "by", "at"]
+    assert stat.S_IMODE(trust.stat().st_mode) == 0o600
+    assert trust.stat().st_ino != inode
+    assert list(trust.parent.glob(".trust*")) == []
+    assert keys._base64(SECRET) not in out + err
+
+
+def test_link_and_mode_of_a_file_without_secrets_stay(custody: Run, trust: Path, tmp_path: Path) -> None:
+    """A trust.json that others may read, behind a symbolic link, is both afterwards."""
+    real = tmp_path / "elsewhere.json"
+    real.write_text('{"format":"custody/trust/1"}')
+    real.chmod(0o644)
+    trust.unlink()
+    trust.symlink_to(real)
+    fields = ["--finding", "offset-lost", "--log", "audit/0", "--sequence", 9]
+    assert accept(custody, *fields, "--trust", trust)[0] == 0
+    assert trust.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o644
+    (entry,) = open_trust(trust=trust).accepted
+    assert (entry.finding, entry.log, entry.sequence, entry.sha256) == ("offset-lost", "audit/0", 9, None)
+    _, out, _ = accept(custody, *fields, "--trust", trust)
+    assert "1 were there already" in out
+    assert len(open_trust(trust=trust).accepted) == 1
+
+
+def test_tampering_by_its_exact_digest(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """Tampering is accepted as it was found, byte for byte: the next change of the same object is seen."""
+    path = archive.segment(1)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", "segment-hash", "--trust", trust)[0] == 0
+    assert judge(archive, trust).exit_code == 3
+    path.write_bytes(path.read_bytes()[:-1] + b"y")
+    assert judge(archive, trust).exit_code == 13
+
+
+def test_tampering_without_a_digest_is_refused(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """What has no digest to name it by is not accepted, and the error says what to do instead."""
+    document = json.loads(trust.read_bytes())
+    document["heads"] = {"audit/0": {"size": len(archive.lines) + 1, "root": "0" * 64}}
+    trust.write_text(json.dumps(document))
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    code, _, err = accept(custody, "--from", report, "--finding", "head-rollback", "--trust", trust)
+    assert code == 2
+    assert "digest" in err
+    assert "stop the writer" in err
+    code, _, err = accept(custody, "--finding", "segment-hash", "--key", "events/x", "--trust", trust)
+    assert code == 2
+    assert "digest" in err
+
+
+def test_missing_manifests_one_by_one(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """A gap that was accepted does not hide that it grows, to either side."""
+    for sequence in (3, 4):
+        archive.path(sequence).unlink()
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", "sequence-gap", "--trust", trust)[0] == 0
+    assert [(one.log, one.sequence) for one in open_trust(trust=trust).accepted] == [("audit/0", 3), ("audit/0", 4)]
+    assert judge(archive, trust).exit_code == 3
+    kept = archive.path(5).read_bytes()
+    archive.path(5).unlink()
+    assert judge(archive, trust).exit_code == 11
+    archive.path(5).write_bytes(kept)
+    assert judge(archive, trust).exit_code == 3
+    archive.path(2).unlink()
+    assert judge(archive, trust).exit_code == 11
+
+
+def test_missing_object_by_its_key(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """That a statement's segment is gone, and accepted, does not hide that its quarantine goes too."""
+    archive.segment(2).unlink()
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", "segment-missing", "--trust", trust)[0] == 0
+    assert judge(archive, trust).exit_code == 3
+    (archive.root / archive.statements[2]["quarantine"]["key"]).unlink()
+    assert judge(archive, trust).exit_code == 11
+
+
+def test_rows_of_statements(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """A finding that stands for a run of statements is accepted for each, and the next statement is not."""
+    document = json.loads(trust.read_bytes())
+    document["keys"][0]["to"] = "2026-03-01T12:00:00.000000Z"
+    trust.write_text(json.dumps(document))
+    assert (judge(archive, trust).exit_code, judge(archive, trust).findings[0].count) == (10, 9)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", "key-span", "--trust", trust)[0] == 0
+    assert judge(archive, trust).exit_code == 3
+    archive.append(5)
+    found = judge(archive, trust)
+    assert found.exit_code == 10
+    assert found.findings[0].sequence == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--finding", "offset-gap"], "no finding offset-gap"),
+        (["--finding", "offset-lost"], "2 findings offset-lost; say which"),
+        (["--finding", "offset-lost", "--sequence", 3], "of that name it has audit/0, sequence 9"),
+        (["--finding", "offset-lost", "--log", "audit/7"], "no finding offset-lost, log audit/7"),
+        (["--finding", "offset-lost", "--sequence", 9, "--sha256", "0" * 64], "no finding"),
+    ],
+    ids=str,
+)
+def test_what_is_not_found_is_refused(
+    custody: Run, archive: Builder, trust: Path, tmp_path: Path, arguments: list[object], says: str
+) -> None:
+    """Only what the report has is accepted, and only one; nothing is written else."""
+    archive.append(10, lose=7)
+    archive.append(10, lose=7)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    before = trust.read_bytes()
+    code, _, err = accept(custody, "--from", report, "--trust", trust, *arguments)
+    assert code == 2
+    assert says in err
+    assert trust.read_bytes() == before
+
+
+def test_accepted_already_and_notices(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """What needs no acceptance gets none."""
+    archive.append(10, lose=7)
+    archive.append(5, edit=lambda statement: statement.update(sealed_at="2026-03-01T12:00:00.000000Z"))
+    arguments = ["--from", report_of(archive, trust, tmp_path / "report.jsonl"), "--trust", trust, "--finding"]
+    assert accept(custody, *arguments, "offset-lost")[0] == 0
+    report_of(archive, trust, tmp_path / "report.jsonl")
+    assert "accepted already" in accept(custody, *arguments, "offset-lost")[2]
+    assert "is a notice" in accept(custody, *arguments, "clock")[2]
+
+
+def test_report_of_another_archive(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """The report must be of the archive that trust.json is for."""
+    archive.append(10, lose=7)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    report.write_text(report.read_text().replace(ARCHIVE_ID, "0" * 8 + ARCHIVE_ID[8:]))
+    code, _, err = accept(custody, "--from", report, "--finding", "offset-lost", "--trust", trust)
+    assert code == 2
+    assert "another" not in err
+    assert ARCHIVE_ID in err
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        b"",
+        b"noise\n",
+        b"[]\n",
+        b'{"kind":"finding"}\n',
+        b'{"kind":"finding","finding":"x","class":"awful","message":"","count":1}\n',
+        b'{"kind":"finding","finding":"x","class":"policy","message":"","count":1,"sequence":"1"}\n',
+        b'{"kind":"log"}\n',
+        b"[" * 100_000 + b"\n",
+    ],
+    ids=["empty", "noise", "array", "finding", "class", "sequence", "cut off", "deep"],
+)
+def test_what_is_no_report(custody: Run, trust: Path, tmp_path: Path, report: bytes) -> None:
+    """A report that is none, or is cut off, is one clear line."""
+    path = tmp_path / "report.jsonl"
+    path.write_bytes(report)
+    code, _, err = accept(custody, "--from", path, "--finding", "offset-lost", "--trust", trust)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "report" in err
+
+
+@pytest.mark.parametrize("where", ["nothing", "not there", "broken", "open", "no trust"])
+def test_trust_that_cannot_be_used(custody: Run, trust: Path, where: str) -> None:
+    """No file, a broken one, or one whose secrets others can read: a clear line, and nothing is written."""
+    if where == "broken":
+        trust.write_text('{"format":"custody/trust/1","accepted":null}')
+    elif where == "no trust":
+        trust.write_text("{}")
+    elif where == "open":
+        trust.chmod(0o644)
+    before = trust.read_bytes()
+    named = {"nothing": [], "not there": ["--trust", trust.with_name("other.json")]}.get(where, ["--trust", trust])
+    code, _, err = accept(custody, "--finding", "offset-lost", "--log", "audit/0", "--sequence", 9, *named)
+    assert code == 2
+    assert "trust" in err
+    assert trust.read_bytes() == before
+
+
+def test_a_reason_and_a_name_are_asked_for(custody: Run, trust: Path) -> None:
+    """Nobody accepts anonymously, or without saying why."""
+    fields = ["--finding", "offset-lost", "--log", "audit/0", "--sequence", 9, "--trust", trust]
+    assert custody("accept", *fields, "--by", "Ada")[0] == 2
+    assert "--reason" in custody("accept", *fields, "--reason", " ", "--by", "Ada")[2]
+
+
+def test_piped_from_verify(archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """The report may come from the verification itself."""
+    archive.append(10, lose=7)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    arguments = ["accept", "--from", "-", "--trust", trust, "--finding", "offset-lost", "--reason", "a", "--by", "b"]
+    with report.open("rb") as piped:
+        done = subprocess.run(
+            [sys.executable, "-c", "from custody.cli import main; main()", *map(str, arguments)],
+            stdin=piped,
+            capture_output=True,
+            cwd=tmp_path,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert len(open_trust(trust=trust).accepted) == 1
+
+
+# --- pure
+
+
+def entry(**fields: Any) -> list[Accepted]:
+    judged = finding(fields.pop("name", "offset-lost"), "x", **fields)
+    return acceptance.entries(judged, "why", "who", AT)
+
+
+def test_entries_name_what_they_can() -> None:
+    """An object is named by its key, a statement by log and sequence, and each by its digest where there is one."""
+    place: dict[str, Any] = {"log": "a/0", "sequence": 3}
+    assert entry(name="segment-missing", key="events/x", **place) == [
+        Accepted("segment-missing", "why", "who", AT, key="events/x")
+    ]
+    assert entry(sha256="0" * 64, **place) == [
+        Accepted("offset-lost", "why", "who", AT, log="a/0", sequence=3, sha256="0" * 64)
+    ]
+    gap = manifest_key(parse_log("a", 0), 3)  # type: ignore[arg-type]
+    assert [one.sequence for one in entry(name="sequence-gap", key=gap, through=5, **place)] == [3, 4, 5]
+    assert [one.sequence for one in entry(name="sequence-gap", key=gap, through=3, **place)] == [3]
+
+
+def test_entries_that_cannot_be() -> None:
+    """Too many statements, some of a row, or no place at all are refused."""
+    for fields in (
+        {"log": "a/0", "sequence": 0, "through": acceptance.ENTRIES_LIMIT},
+        {"log": "a/0", "sequence": 0, "through": 9, "count": 3},
+        {"log": "a/0"},
+        {},
+    ):
+        with pytest.raises(ConfigurationError):
+            entry(**fields)
+    with pytest.raises(ConfigurationError, match="--from with the report"):
+        acceptance.named(Wanted("offset-lost", log="a/0"))
+    with pytest.raises(ConfigurationError, match="no finding"):
+        acceptance.named(Wanted("offset-found", key="x"))
+
+
+def test_row_of_tampering_is_accepted_one_by_one() -> None:
+    """The digest of a row is its first one's, so only that one is accepted."""
+    row = replace(finding("signature", "x", log="a/0", sequence=3, sha256="0" * 64), through=7, count=5)
+    assert isinstance(row, Finding)
+    assert row.severity is Severity.TAMPERED
+    assert [one.sequence for one in acceptance.entries(row, "why", "who", AT)] == [3]
