@@ -11,7 +11,6 @@ The archive is the state: a writer asks it where a log ends and goes on from the
 5. Nothing that a writer left when it died is taken over: segments that no manifest names are orphans.
 """
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,8 @@ from hashlib import sha256
 
 import msgspec
 
-from custody import layout, manifest, merkle
+from custody import audit, layout, manifest, merkle
+from custody.audit import Audit, SignedAudit
 from custody.errors import (
     Fenced,
     FormatError,
@@ -43,7 +43,6 @@ DEFAULT_HEARTBEAT = 3600
 """Seconds after which an idle log writes a statement, so that silence and a missing tail can be told apart."""
 
 _INFO_LIMIT = 4096
-_AUDIT_LIMIT = manifest.MANIFEST_LIMIT
 _PARALLEL_READS = 32
 
 
@@ -162,19 +161,7 @@ def find_head(store: Store, log: Log, hint: int = 0) -> Head:
         FormatError: the newest manifest, or its edge, is not of the format.
         StoreError: the store does not answer.
     """
-
-    def there(sequence: int) -> bool:
-        return store.exists(layout.manifest_key(log, sequence))
-
-    low = hint - 1 if hint > 0 and there(hint - 1) else -1
-    step = 1
-    while there(low + step):
-        low += step
-        step *= 2
-    high = low + step
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if there(middle) else (low, middle)
+    low = _last(lambda sequence: store.exists(layout.manifest_key(log, sequence)), hint)
     if low < 0:
         return Head(log, 0, (), None)
     newest = read_manifest(store, log, low)
@@ -184,6 +171,59 @@ def find_head(store: Store, log: Log, hint: int = 0) -> Head:
     return Head(log, low + 1, merkle.append(low, edge, merkle.leaf_hash(newest.line)), newest)
 
 
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """Where the log of audits ends."""
+
+    size: int
+    edge: merkle.Edge
+    newest: SignedAudit | None
+
+    @property
+    def root(self) -> bytes:
+        """The root of the tree over all audits."""
+        return merkle.edge_root(self.edge)
+
+
+def find_audits(store: Store) -> AuditHead:
+    """Find where the log of audits ends, in O(log n) requests.
+
+    Raises:
+        FormatError: the newest audit is not of the format.
+        StoreError: the store does not answer.
+    """
+    last = _last(lambda sequence: store.exists(layout.audit_key(sequence)))
+    if last < 0:
+        return AuditHead(0, (), None)
+    key = layout.audit_key(last)
+    try:
+        newest = audit.parse(store.read(key, limit=manifest.MANIFEST_LIMIT))
+    except FormatError as error:
+        raise FormatError(f"{key} is no audit of this format: {error}; `custody verify` says more") from None
+    edge = tuple(map(bytes.fromhex, newest.statement.tree.edge))
+    if len(edge) != last.bit_count() or newest.statement.sequence != last:
+        raise FormatError(f"{key} does not belong at its place; `custody verify` says more")
+    return AuditHead(last + 1, merkle.append(last, edge, merkle.leaf_hash(newest.line)), newest)
+
+
+def append_audit(store: Store, head: AuditHead, statement: Audit, signers: Sequence[Signer]) -> AuditHead:
+    """Sign and write the next audit; `statement.sequence` and `statement.tree` must be those behind `head`.
+
+    Raises:
+        Fenced: somebody else wrote an audit of this sequence first.
+        KeyUnavailable: a signer cannot sign now.
+        StoreError: the store does not take it.
+    """
+    line = audit.encode(statement)
+    data = manifest.seal(line, signers, audit.FORMAT)
+    try:
+        store.create(layout.audit_key(statement.sequence), data)
+    except ObjectExists:
+        raise Fenced(f"audit {statement.sequence} was written by somebody else meanwhile") from None
+    edge = merkle.append(head.size, head.edge, merkle.leaf_hash(line))
+    return AuditHead(head.size + 1, edge, audit.parse(data))
+
+
 def audited_heads(store: Store) -> Mapping[str, Seen]:
     """Return what the newest audit saw of each log, by `<log>/<partition>`; nothing where there is no audit.
 
@@ -191,16 +231,25 @@ def audited_heads(store: Store) -> Mapping[str, Seen]:
         FormatError: the newest audit is not of the format.
         StoreError: the store does not answer.
     """
-    keys = [info.key for info in store.list(layout.AUDITS) if re.fullmatch(r"audits/[0-9]{12}\.json", info.key)]
-    if not keys:
+    newest = find_audits(store).newest
+    if newest is None:
         return {}
-    newest = max(keys)
-    line, _ = manifest.split_lines(store.read(newest, limit=_AUDIT_LIMIT))
-    try:
-        heads = json.loads(line)["heads"]
-        return {name: Seen(int(head["size"]), str(head["root"]), newest) for name, head in heads.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{newest} is not an audit of this format: {error}") from None
+    origin = layout.audit_key(newest.statement.sequence)
+    return {name: Seen(head.size, head.root, origin) for name, head in newest.statement.heads.items()}
+
+
+def _last(there: Callable[[int], bool], hint: int = 0) -> int:
+    """Return the last number, of those from 0 on without a hole, of which `there` says yes; -1 if there is none."""
+    low = hint - 1 if hint > 0 and there(hint - 1) else -1
+    step = 1
+    while there(low + step):
+        low += step
+        step *= 2
+    high = low + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if there(middle) else (low, middle)
+    return low
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ _COMPONENT_LIMIT = 255
 _LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]+))?"
 _MANIFEST = re.compile(rf"manifests/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})\.json")
 _CHECKPOINT = re.compile(rf"checkpoints/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})")
+_AUDIT = re.compile(r"audits/(?P<number>[0-9]{12})\.json")
 _RECORDS = re.compile(
     r"(?P<kind>events|quarantine)/[0-9]{4}/(?:[0-9]{2}/){4}[0-9]{2}-"
     rf"(?P<log>{_LOG})-(?P<partition>0|[1-9][0-9]{{0,9}})-(?P<first>[0-9]{{20}})-(?P<last>[0-9]{{20}})-(?P<digest>[0-9a-f]{{16}})\.jsonl\.gz"
@@ -62,6 +63,10 @@ class RecordsKey:
     first: int
     last: int
     digest: str
+
+
+AUDIT_LOG = Log("audits", 0)
+"""What checkpoints and heads call the log of audits; no topic may have that name."""
 
 
 def check_topic(topic: str, partition: int = 0) -> None:
@@ -112,6 +117,17 @@ def checkpoint_prefix(log: Log) -> str:
 def checkpoint_key(log: Log, size: int) -> str:
     """Return the key of the checkpoint of a log's first `size` statements."""
     return f"{checkpoint_prefix(log)}{size:012}"
+
+
+def audit_key(sequence: int) -> str:
+    """Return the key of an audit."""
+    return f"{AUDITS}{sequence:012}.json"
+
+
+def parse_audit_key(key: str) -> int | None:
+    """Return the sequence that an audit's key names."""
+    match = _AUDIT.fullmatch(key)
+    return int(match["number"]) if match else None
 
 
 def records_key(kind: Kind, log: Log, first: int, last: int, kafka_ms: int | None, sha256: str) -> str:

@@ -24,7 +24,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -178,7 +178,15 @@ class Store(Protocol):
             TerminalStoreError: it was not written, and will not be by trying again.
         """
 
-    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None, restored: bool = False) -> bytes:
+    def read(
+        self,
+        key: str,
+        *,
+        limit: int,
+        start: int = 0,
+        size: int | None = None,
+        restored: bool = False,
+    ) -> bytes:
         """Return the object's bytes `[start:start + size]`, as a slice does: what lies beyond the end is not there.
 
         Raises:
@@ -192,6 +200,9 @@ class Store(Protocol):
 
     def names(self, prefix: str) -> list[str]:
         """Return the next path components under a prefix that ends in `/` or is empty, sorted, without a slash."""
+
+    def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
+        """Return the folders, without a slash, and the objects right under a prefix that ends in `/` or is empty."""
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
@@ -208,6 +219,9 @@ class Store(Protocol):
 
     def history(self, prefix: str = "") -> Iterator[Version]:
         """Yield all versions and delete markers of keys that have more than one plain object; none in a folder."""
+
+    def at_versions(self, chosen: Mapping[str, Version]) -> "Store":
+        """Return this store as it shows when of some keys these versions are read, whatever lies over them."""
 
     def lifecycle(self) -> Sequence[LifecycleRule] | None:
         """Return the rules in force for objects of this archive, None where the store knows no such thing."""
@@ -493,6 +507,18 @@ class _FileStore:
             if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
         )
 
+    def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
+        _check_prefix(prefix)
+        folders, objects = [], []
+        for entry in self._scan(prefix):
+            with _os_errors("list", entry.path):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(_text(entry.name))
+                elif entry.is_file(follow_symlinks=False):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    objects.append(ObjectInfo(prefix + _text(entry.name), size))
+        return folders, objects
+
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         _check_prefix(prefix)
         top, slash, _ = prefix.rpartition("/")
@@ -556,6 +582,12 @@ class _FileStore:
         """A folder keeps no versions."""
         _check_prefix(prefix)
         return iter(())
+
+    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
+        """There are none to choose."""
+        if chosen:
+            raise TerminalStoreError(f"{self.url} is a folder, and keeps no versions")
+        return self
 
     def lifecycle(self) -> None:
         """A folder has no rules."""
@@ -688,7 +720,8 @@ class _CutShortError(TransientStoreError):
 class _S3Store:
     """An archive in a bucket of AWS S3, or of a server that speaks its protocol."""
 
-    def __init__(self, url: str, options: S3Options) -> None:
+    def __init__(self, url: str, options: S3Options, chosen: Mapping[str, Version] | None = None) -> None:
+        self._chosen = chosen or {}
         self._bucket, self._prefix = _bucket_of(url)
         _check_options(options)
         self._options = options
@@ -698,7 +731,7 @@ class _S3Store:
         self._bucket_seen = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.url, self._options)
+        return _S3Store, (self.url, self._options, self._chosen)
 
     def __repr__(self) -> str:
         return f"<Store {self.url}>"
@@ -759,7 +792,15 @@ class _S3Store:
             put |= {"ObjectLockLegalHoldStatus": "ON"}
         return put
 
-    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None, restored: bool = False) -> bytes:
+    def read(
+        self,
+        key: str,
+        *,
+        limit: int,
+        start: int = 0,
+        size: int | None = None,
+        restored: bool = False,
+    ) -> bytes:
         if size is not None and size <= 0:
             if not self.exists(key):
                 raise _missing(self._where(key))
@@ -780,7 +821,7 @@ class _S3Store:
             span["Range"] = f"bytes={start}-{start + want - 1}"
         try:
             with _s3_errors("read", where):
-                answer = self._reader.get_object(**self._object(key), **span)
+                answer = self._reader.get_object(**self._object(key), **self._version(key), **span)
         except _BeyondEndError:
             return b""
         body = answer["Body"]
@@ -809,7 +850,7 @@ class _S3Store:
         where = self._where(key)
         try:
             with _s3_errors("look for", where):
-                self._reader.head_object(**self._object(key))
+                self._reader.head_object(**self._object(key), **self._version(key))
         except ObjectMissing:
             self._check_bucket()
             return False
@@ -834,12 +875,19 @@ class _S3Store:
         _check_prefix(prefix)
         if prefix and not prefix.endswith("/"):
             raise FormatError(f"{_clean(prefix)!r} is no folder: its prefix ends in '/'")
-        skip = len(self._absolute(prefix))
-        found: set[str] = set()
+        folders, objects = self.level(prefix)
+        return sorted({*folders, *(info.key[len(prefix) :] for info in objects)} - {""})
+
+    def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
+        _check_prefix(prefix)
+        root, skip = len(self._absolute("")), len(self._absolute(prefix))
+        folders: set[str] = set()
+        objects: dict[str, ObjectInfo] = {}
         for page in self._pages(prefix, {"Delimiter": "/"}):
-            found.update(common["Prefix"][skip:].rstrip("/") for common in page.get("CommonPrefixes", ()))
-            found.update(item["Key"][skip:] for item in page.get("Contents", ()))
-        return sorted(found - {""})
+            folders.update(common["Prefix"][skip:].rstrip("/") for common in page.get("CommonPrefixes", ()))
+            for item in page.get("Contents", ()):
+                objects[item["Key"]] = ObjectInfo(item["Key"][root:], item["Size"])
+        return sorted(folders), list(objects.values())
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         _check_prefix(prefix)
@@ -852,9 +900,17 @@ class _S3Store:
             seen, recent = recent, set()
             for item in page.get("Contents", ()):
                 key = item["Key"][len(self._absolute("")) :]
+                if key in self._chosen:
+                    continue
                 if key > after and key.startswith(prefix) and key not in seen and key not in recent:
                     recent.add(key)
                     yield ObjectInfo(key, item["Size"])
+        for key, version in self._chosen.items():
+            if key > after and key.startswith(prefix):
+                yield ObjectInfo(key, version.size)
+
+    def _version(self, key: str) -> dict[str, Any]:
+        return {"VersionId": self._chosen[key].id} if key in self._chosen else {}
 
     def _pages(self, prefix: str, arguments: dict[str, Any]) -> Iterator["ListObjectsV2OutputTypeDef"]:
         where = f"{self.url}/{prefix}"
@@ -886,7 +942,8 @@ class _S3Store:
         where = self._where(key)
         try:
             with _s3_errors("look at", where):
-                found: dict[str, Any] = {**self._reader.head_object(**self._object(key), ChecksumMode="ENABLED")}
+                call = {**self._object(key), **self._version(key)}
+                found: dict[str, Any] = {**self._reader.head_object(**call, ChecksumMode="ENABLED")}
         except ObjectMissing:
             self._check_bucket()
             raise
@@ -940,6 +997,9 @@ class _S3Store:
             if not page.get("IsTruncated") or following == more:
                 return
             more = following
+
+    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
+        return _S3Store(self.url, self._options, chosen)
 
     def lifecycle(self) -> Sequence[LifecycleRule] | None:
         where = f"s3://{self._bucket}"

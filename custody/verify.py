@@ -2,58 +2,80 @@
 
 It shares no code that writes. Rules are numbered as in FORMAT.md, Verification; where each is held:
 
-- 1 to 6, one log's statements in order: `chain.py`, pure.
-- 7 and 8, the stored bytes and the lines in them: `contents.py`, in worker processes.
-- 10, objects that no manifest names: `orphans.py`. Versions and delete markers are not looked at yet.
-- 1 and 11, memories of heads: `heads.py` (`--state`), `trust.json`, and the sizes in the keys of checkpoints. What a
-  checkpoint says inside is not looked at yet.
+- 1 to 6, one log's statements in order: `chain.py`, pure. The log of audits: `audits.py`, pure.
+- 7 to 9, the stored bytes and the lines in them: `contents.py`, in worker processes (`workers.py`).
+- 10, objects that no manifest names: `orphans.py`; versions, delete markers, locks, lifecycle rules: `protection.py`.
+- 1 and 11, memories of heads: `heads.py` (`--state`), `trust.json`, checkpoints (`checkpoint.py`) and audits.
 
 This module lists first, reads manifests then, hands objects to workers, and adds up. Memory stays bounded at any size
-of archive: manifests are streamed, a log's sequences are a bitmap, names of objects are digests that go to a temporary
-file when they are many, and no more than a few segments are under way.
+of archive: manifests are streamed, what a listing shows is kept in little (`listing.py`), and no more than a few
+segments are under way. A `Scope` narrows it to a part; then memories of heads beyond that part are not asked.
 """
 
 import json
-import multiprocessing
 import os
-import re
-import tempfile
-from array import array
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from custody import layout, orphans
-from custody.chain import Chain, Memory, Totals
-from custody.contents import Outcome, Work, check_all
-from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody import checkpoint, layout, orphans
+from custody.audit import Audit
+from custody.audits import AuditChain
+from custody.chain import RETENTION_GRACE, Chain, Memory, Totals
+from custody.contents import Outcome, Sink, Work
+from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, Findings, Severity, finding
 from custody.heads import State
 from custody.keys import Head, Trust
-from custody.manifest import MANIFEST_LIMIT, Time, Uuid, check_time
+from custody.listing import Listing, Names, Sequences, list_all
+from custody.manifest import MANIFEST_LIMIT, Statement, Time, Uuid, check_time, parse, parse_time
+from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 from custody.store import Store
+from custody.workers import Pool, Reader
 
 _ARCHIVE_LIMIT = 4096
 _IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
-_GROUP_BYTES = 4 * 1_048_576
-_GROUP_WORKS = 64
-_READ_AHEAD = 32
-_BITMAP_LIMIT = 1 << 27
-_SPARSE_LIMIT = 10_000
 _MISSING_LIMIT = 100_000
 _UNNAMED_LIMIT = 100_000
-_BUCKETS = 256
-_SPILL_NAMES = 2_000_000
-_SOME_BIT = re.compile(rb"[^\x00]")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Statements `[first, end)` of a log.
+
+    Attributes:
+        first: sequence of the first one.
+        end: behind the last one; None for all there are.
+        root: of the tree of the statements before `first`, as it was when they were verified.
+    """
+
+    first: int = 0
+    end: int | None = None
+    root: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is verified.
+
+    Attributes:
+        spans: which statements of which logs, in order; None for all of all.
+        contents: whether objects are read, and not the chain alone.
+        listing: whether the archive is listed, for what only a listing shows: objects that no statement names,
+            checkpoints, audits, versions, lifecycle rules. Without it, spans must be given.
+    """
+
+    spans: Mapping[layout.Log, Sequence[Span]] | None = None
+    contents: bool = True
+    listing: bool = True
+
+
+EVERYTHING = Scope()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +104,10 @@ class LogSummary:
     next_offset: int | None
     size: int
     root: str | None
+    sound: bool
+    """Whether the head is what a trusted key signed."""
+    expired: int
+    """Sequences before this one may have lost their objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +122,7 @@ class Report:
     exit_code: int
     beyond: Mapping[Severity, int]
     """Findings of each class that are too many to be listed."""
+    scope: Scope
 
     @property
     def verdict(self) -> str:
@@ -105,6 +132,8 @@ class Report:
         count = len(self.findings) + sum(self.beyond.values())
         found = f"{count} finding{'s' if count != 1 else ''}"
         match self.exit_code:
+            case 0 if not self.scope.contents:
+                return f"chain verified: {len(self.logs)} logs; no segment was read"
             case 0:
                 return f"verified: {scope}; every hash recomputed, every line read"
             case Severity.NOTICE:
@@ -144,6 +173,9 @@ def verify(
     live: bool = False,
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    scope: Scope = EVERYTHING,
+    sink: Sink | None = None,
+    protection: Protection = UNPROTECTED,
 ) -> Report:
     """Verify an archive.
 
@@ -156,11 +188,15 @@ def verify(
         workers: processes that read segments; 0 reads them in this one. By default as many as there are processors,
             and none for a small archive.
         progress: called now and then with how far it is.
+        scope: what is verified; by default everything.
+        sink: takes the batches that were inflated; they are read in this process then.
+        protection: how the bucket is meant to protect the evidence.
 
     Raises:
         ConfigurationError: the state file cannot be used.
     """
-    return _Verification(store, trust, now, State(state) if state else None, live, progress).run(workers)
+    run = _Verification(store, trust, now, State(state) if state else None, live, progress, scope, sink, protection)
+    return run.run(0 if sink is not None else workers)
 
 
 class _ArchiveFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -181,6 +217,9 @@ class _Verification:
         state: State | None,
         live: bool,
         progress: Callable[[Progress], None] | None,
+        scope: Scope,
+        sink: Sink | None,
+        protection: Protection,
     ) -> None:
         self._store = store
         self._trust = trust
@@ -188,48 +227,81 @@ class _Verification:
         self._state = state
         self._live = live
         self._progress = progress
+        self._scope = scope
+        self._sink = sink
+        self._protection = protection
+        self._retention = timedelta(days=trust.retention_days) if trust.retention_days else None
         self._findings = Findings(trust.accepted)
-        self._chains: dict[layout.Log, Chain] = {}
-        self._missing: dict[str, list[tuple[Work, str]]] = {}
-        self._missing_count = 0
+        self._history: list[tuple[str, Finding]] = []
+        self._chains: dict[layout.Log, list[Chain]] = {}
+        self._missing = _Missing()
         self._events = 0
         self._stored = 0
-        self._listing = _Listing()
+        self._listing = Listing()
 
     def run(self, workers: int | None) -> Report:
+        if self._scope.listing:
+            self._look_beneath()
         archive = self._read_archive()
-        with _Names() as names:
-            complete = self._list(names)
+        with Names() as names:
+            complete = self._scope.listing and self._list(names)
             known = self._archive_id(archive)
-            memories = self._memories(known)
-            small = self._listing.stored <= _IN_PROCESS_BYTES
+            small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
             count = workers if workers is not None else 0 if small else max(os.cpu_count() or 1, 2)
             heartbeat = timedelta(seconds=archive.heartbeat) if archive and self._live else None
-            with _Pool(self._store, count, self._take) as pool, _Reader(self._store) as reader:
-                for log in sorted({*self._listing.manifests, *memories}):
-                    chain = Chain(
-                        log,
-                        known,
-                        self._trust,
-                        self._now,
-                        self._findings,
-                        memories.get(log, ()),
-                        self._earlier(log),
-                        heartbeat,
-                    )
-                    self._chains[log] = chain
-                    self._follow(chain, reader, pool, names, complete=complete)
-                    known = known or chain.archive
+            locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
+            with Pool(self._store, count, self._take, self._sink) as pool, Reader(self._store) as reader, locks:
+                locks.put(layout.ARCHIVE)
+                audits = self._read_audits(known, reader, locks)
+                memories = self._memories(known, audits)
+                logs = {*self._listing.manifests, *memories} if self._scope.spans is None else self._scope.spans
+                for log in sorted(logs):
+                    remembered = [*memories.get(log, ()), *self._read_checkpoints(log, known, reader, locks)]
+                    spans = self._scope.spans[log] if self._scope.spans is not None else (Span(),)
+                    for span in spans:
+                        begun = [Memory(span.first, span.root, "the last audit")] if span.root else []
+                        chain = Chain(
+                            log,
+                            known,
+                            self._trust,
+                            self._now,
+                            self._findings,
+                            [*remembered, *begun],
+                            self._earlier(log),
+                            heartbeat,
+                            self._retention,
+                            span.first,
+                        )
+                        self._chains.setdefault(log, []).append(chain)
+                        self._follow(chain, span, _Hands(reader, pool, names, locks), complete=complete)
+                        known = known or chain.archive
             self._judge_missing()
+            self._judge_expiries()
+            self._judge_history()
             if complete:
                 self._judge_unnamed(names)
-        if not memories and not any(chain.size for chain in self._chains.values()):
+        known_any = any(memories.values()) or audits.size
+        if self._scope.listing and not known_any and not any(map(self._size, self._chains)):
             self._findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
         if self._state and known:
-            self._state.remember(known, self._store.url, self._heads())
+            self._state.remember(known, self._store.url, self._heads(audits))
         return self._report(known)
 
     # --- what is there
+
+    def _look_beneath(self) -> None:
+        """Find what was put over objects, and go on with what lies beneath."""
+        try:
+            first, self._history = originals(self._store)
+            rules = self._store.lifecycle()
+        except CustodyError as error:
+            what = f"the bucket's versions and rules cannot be looked at: {error}"
+            self._findings.add(finding("unreadable", what, key=""))
+            return
+        for one in check_lifecycle(rules, self._protection):
+            self._findings.add(one)
+        if first:
+            self._store = self._store.at_versions(first)
 
     def _read_archive(self) -> _ArchiveFile | None:
         key = layout.ARCHIVE
@@ -256,55 +328,117 @@ class _Verification:
                 self._findings.add(finding("identity", what, key=layout.ARCHIVE, expected=id_, found=archive.archive))
         return archive.archive if archive else next((id_ for _, id_ in remembered if id_), None)
 
-    def _list(self, names: "_Names") -> bool:
+    def _list(self, names: Names) -> bool:
         """List everything; return whether that worked."""
-        try:
-            for info in self._store.list():
-                if not self._listing.add(info.key, info.size, names):
-                    self._findings.add(finding("unlisted", "an archive has no object of such a key", key=info.key))
-        except CustodyError as error:
-            self._findings.add(finding("unreadable", f"the archive cannot be listed: {error}", key=""))
-            return False
-        return True
+        complete = True
 
-    def _memories(self, archive: str | None) -> dict[layout.Log, list[Memory]]:
-        """Return what is remembered of each log's head."""
+        def failed(prefix: str, error: CustodyError) -> None:
+            nonlocal complete
+            complete = False
+            self._findings.add(finding("unreadable", f"the archive cannot be listed: {error}", key=prefix))
+
+        for info in list_all(self._store, failed):
+            if not self._listing.add(info.key, info.size, names):
+                self._findings.add(finding("unlisted", "an archive has no object of such a key", key=info.key))
+        return complete
+
+    # --- memories of heads
+
+    def _memories(self, archive: str | None, audits: AuditChain) -> dict[layout.Log, list[Memory]]:
+        """Return what is remembered of each log's head, but for checkpoints."""
         found: dict[layout.Log, list[Memory]] = {}
 
-        def remember(name: str, size: int, root: bytes | None, origin: str) -> None:
-            topic, _, partition = name.rpartition("/")
-            log = layout.parse_log(topic, int(partition)) if partition.isdecimal() else None
-            if log is not None and size:
-                found.setdefault(log, []).append(Memory(size, root, origin))
+        def remember(name: str, head: Head, origin: str, *, trusted: bool = False, evidence: str | None = None) -> None:
+            log = _log(name)
+            if log is not None and head.size:
+                found.setdefault(log, []).append(Memory(head.size, head.root, origin, trusted, evidence=evidence))
 
         for name, head in self._trust.heads.items():
-            remember(name, head.size, head.root, "trust.json")
+            remember(name, head, "trust.json", trusted=True)
         for key in self._trust.keys.values():
             for name, head in key.until.items():
-                remember(name, head.size, head.root, f"the end of the key {key.id!r}")
+                remember(name, head, f"the end of the key {key.id!r}")
         if self._state and archive:
             for name, head in self._state.heads(archive).items():
-                remember(name, head.size, head.root, "the state file")
-        for log, size in self._listing.checkpoints.items():
-            remember(str(log), size, None, "a checkpoint")
+                remember(name, head, "the state file", trusted=True)
+        if audits.newest:
+            statement: Audit = audits.newest.statement
+            origin = f"audit {statement.sequence}"
+            for name, seen in statement.heads.items():
+                quoted = f'{origin}, sealed {statement.sealed_at}: "{name}":{{"size":{seen.size},"root":"{seen.root}"}}'
+                remember(name, Head(seen.size, bytes.fromhex(seen.root)), origin, evidence=quoted)
+        for log, sizes in self._listing.checkpoints.items():
+            if sizes.next(0) is not None:
+                found.setdefault(log, [])
+        found.pop(layout.AUDIT_LOG, None)
         return found
+
+    def _read_checkpoints(self, log: layout.Log, archive: str | None, reader: Reader, locks: Locks) -> Iterator[Memory]:
+        """Yield the heads that a log's checkpoints sign (rule 11), and report those that do not hold."""
+        sizes = self._listing.checkpoints.get(log)
+        if sizes is None:
+            return
+        keys = checkpoint.checkpoint_keys(self._trust)
+        for size, answer in reader.objects(lambda one: layout.checkpoint_key(log, one), sizes, checkpoint.NOTE_LIMIT):
+            key = layout.checkpoint_key(log, size)
+            where: dict[str, Any] = {"log": str(log), "sequence": max(size - 1, 0), "key": key}
+            if isinstance(answer, CustodyError) and not isinstance(answer, FormatError):
+                self._findings.add(finding("unreadable", f"the checkpoint cannot be read: {answer}", **where))
+                continue
+            locks.put(key, log=str(log))
+            try:
+                if isinstance(answer, CustodyError):
+                    raise answer
+                memory = _memory_of(answer, size, key, log, archive, keys)
+            except (FormatError, SignatureInvalid) as error:
+                self._findings.add(finding("checkpoint", f"the checkpoint does not hold: {error}", **where))
+                continue
+            if not memory.trusted:
+                what = "no key is trusted to check the signatures of checkpoints by"
+                self._findings.add(finding("unchecked-signature", what, log=str(log)), row="checkpoints")
+            yield memory
+
+    def _read_audits(self, archive: str | None, reader: Reader, locks: Locks) -> AuditChain:
+        """Read the log of audits."""
+        log = layout.AUDIT_LOG
+        name = str(log)
+        memories = list(self._read_checkpoints(log, archive, reader, locks))
+        if head := self._trust.heads.get(name):
+            memories.append(Memory(head.size, head.root, "trust.json"))
+        if self._state and archive and (head := self._state.heads(archive).get(name)):
+            memories.append(Memory(head.size, head.root, "the state file"))
+        audits = AuditChain(archive, self._trust, self._findings, memories)
+        if not self._scope.listing:
+            return audits
+        for sequence, answer in reader.objects(layout.audit_key, self._listing.audits, MANIFEST_LIMIT):
+            if sequence > audits.size:
+                audits.gap(audits.size, sequence)
+            if isinstance(answer, CustodyError) and not isinstance(answer, FormatError):
+                audits.unreadable(sequence, str(answer))
+            else:
+                locks.put(layout.audit_key(sequence))
+                # What is too large to be one parses as none.
+                audits.step(sequence, b"" if isinstance(answer, CustodyError) else answer)
+        audits.end()
+        return audits
 
     def _earlier(self, log: layout.Log) -> Chain | None:
         lives = [
-            chain
-            for other, chain in self._chains.items()
+            chains[-1]
+            for other, chains in self._chains.items()
             if (other.topic, other.partition) == (log.topic, log.partition)
             and other.life < log.life
-            and chain.totals.statements
+            and chains[-1].totals.statements
         ]
         return max(lives, key=lambda chain: chain.log.life, default=None)
 
-    # --- rules 1 to 8
+    # --- rules 1 to 9
 
-    def _follow(self, chain: Chain, reader: "_Reader", pool: "_Pool", names: "_Names", *, complete: bool) -> None:
-        """Read a log's manifests in order, and hand on what they name."""
-        listed = self._listing.manifests.get(chain.log, _Sequences())
-        for sequence, answer in reader.manifests(chain.log, listed, onward=self._live or not complete):
+    def _follow(self, chain: Chain, span: Span, hands: "_Hands", *, complete: bool) -> None:
+        """Read a span of a log's manifests in order, and hand on what they name."""
+        listed = self._listing.manifests.get(chain.log, Sequences()) if self._scope.listing else None
+        onward = span.end is None and (self._live or not complete)
+        for sequence, answer in hands.reader.manifests(chain.log, listed, span.first, span.end, onward=onward):
             if sequence > chain.size:
                 chain.gap(chain.size, sequence)
             if isinstance(answer, FormatError):
@@ -312,30 +446,45 @@ class _Verification:
             elif isinstance(answer, CustodyError):
                 chain.unreadable(sequence, str(answer))
             else:
-                work = chain.step(sequence, answer)
-                if work is not None:
-                    for ref in (work.segment, work.quarantine):
-                        if ref is not None:
-                            names.name(ref.key)
-                    pool.put(work)
-        for sequence in listed.strays:
-            what = f"a manifest of sequence {sequence} lies far beyond the others"
-            key = layout.manifest_key(chain.log, sequence)
-            self._findings.add(finding("sequence-gap", what, log=chain.name, sequence=sequence, key=key), row="stray")
-        chain.end()
+                hands.locks.put(layout.manifest_key(chain.log, sequence), log=chain.name)
+                self._hand_on(chain.step(sequence, answer), hands)
+        if span.end is not None:
+            if chain.size < span.end:
+                chain.gap(chain.size, span.end)
+            behind = hands.reader.manifest(chain.log, span.end)
+            if isinstance(behind, bytes):
+                chain.seam(behind)
+        elif listed is not None:
+            for sequence in listed.strays:
+                what = f"a manifest of sequence {sequence} lies far beyond the others"
+                key = layout.manifest_key(chain.log, sequence)
+                self._findings.add(
+                    finding("sequence-gap", what, log=chain.name, sequence=sequence, key=key), row="stray"
+                )
+        chain.end(whole=span.end is None)
+
+    def _hand_on(self, work: Work | None, hands: "_Hands") -> None:
+        if work is None:
+            return
+        for ref in (work.segment, work.quarantine):
+            if ref is not None:
+                hands.names.name(ref.key)
+                hands.locks.put(ref.key, log=work.log, sequence=work.sequence)
+        if self._scope.contents:
+            hands.pool.put(work)
 
     def _take(self, outcome: Outcome) -> None:
         """Take what a worker found."""
         work = outcome.work
-        chain = self._chain(work.log)
+        chain = self._chain(work)
         for one in outcome.findings:
-            self._findings.add(one)
+            self._findings.add(one, row=one.finding if one.finding == "deferred" else None)
         for key in outcome.missing:
-            self._missing_count += 1
-            if self._missing_count <= _MISSING_LIMIT:
-                self._missing.setdefault(work.log, []).append((work, key))
-        if outcome.missing and self._missing_count > _MISSING_LIMIT:
-            self._findings.dropped[Severity.INCOMPLETE] += 1
+            self._missing.add(work, key)
+        if work.overdue and not outcome.missing:
+            what = f"objects are still there {RETENTION_GRACE.days} days after their retention ended"
+            one = finding("retention", what, log=work.log, sequence=work.sequence)
+            self._findings.add(one, row="kept")
         chain.totals.events += outcome.events
         chain.totals.stored += outcome.stored
         chain.totals.inflated += outcome.inflated
@@ -344,18 +493,17 @@ class _Verification:
         if self._progress:
             self._progress(Progress(self._events, self._stored, self._listing.stored))
 
-    def _chain(self, name: str) -> Chain:
-        topic, _, partition = name.rpartition("/")
-        log = layout.parse_log(topic, int(partition))
+    def _chain(self, work: Work) -> Chain:
+        log = _log(work.log)
         if log is None:
-            raise FormatError(f"{name!r} is no log")
-        return self._chains[log]
+            raise FormatError(f"{work.log!r} is no log")
+        return next(chain for chain in reversed(self._chains[log]) if chain.begin <= work.sequence)
 
     def _judge_missing(self) -> None:
         """Report objects that are not there, but for those that a statement let expire."""
-        for name, works in self._missing.items():
-            expired = self._chain(name).expired
-            for work, key in works:
+        for name, missing in self._missing.logs.items():
+            expired = max((chain.expired for chain in self._chains.get(_log(name) or layout.AUDIT_LOG, ())), default=0)
+            for work, key in missing.objects:
                 if work.sequence >= expired:
                     kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
                     records = f"offsets {work.first_offset} to {work.next_offset - 1}"
@@ -369,10 +517,52 @@ class _Verification:
                             key=key,
                         )
                     )
+            if missing.beyond is not None and missing.beyond[1] > expired:
+                first, end = max(missing.beyond[0], expired), missing.beyond[1]
+                what = "so many objects are not there that no more of them are listed one by one"
+                self._findings.add(finding("segment-missing", what, log=name, sequence=first, through=end - 1))
+
+    def _judge_expiries(self) -> None:
+        """Hold each signed expiry to the age that the retention asks."""
+        if self._retention is None:
+            return
+        for log, chains in self._chains.items():
+            for expiry in (one for chain in chains for one in chain.expiries):
+                youngest = self._statement(log, expiry.end - 1)
+                if youngest is None:
+                    continue
+                age = expiry.sealed_at - parse_time(youngest.sealed_at)
+                if age < self._retention:
+                    what = f"sequences {expiry.first} to {expiry.end - 1} were let expire before their time"
+                    where: dict[str, Any] = {"log": str(log), "sequence": expiry.sequence}
+                    expected, found = f"after {self._retention.days} days", f"after {age.days} days"
+                    self._findings.add(finding("retention", what, expected=expected, found=found, **where))
+
+    def _statement(self, log: layout.Log, sequence: int) -> Statement | None:
+        try:
+            return parse(self._store.read(layout.manifest_key(log, sequence), limit=MANIFEST_LIMIT)).statement
+        except CustodyError:
+            # A finding says so already.
+            return None
 
     # --- rule 10
 
-    def _judge_unnamed(self, names: "_Names") -> None:
+    def _judge_history(self) -> None:
+        """Report what was put over evidence, but for what has expired."""
+        ends: dict[layout.Log, int] = {}
+        for key, one in self._history:
+            parsed = layout.parse_records_key(key)
+            if parsed is None:
+                self._findings.add(one)
+                continue
+            if parsed.log not in ends:
+                expired = max((chain.expired for chain in self._chains.get(parsed.log, ())), default=0)
+                last = self._statement(parsed.log, expired - 1) if expired else None
+                ends[parsed.log] = last.next_offset if last else 0
+            if parsed.last >= ends[parsed.log]:
+                self._findings.add(one)
+
+    def _judge_unnamed(self, names: Names) -> None:
         """Find what no manifest names, and say what it is."""
         unnamed = names.unnamed()
         if not unnamed:
@@ -390,39 +580,119 @@ class _Verification:
         if len(seen) >= _UNNAMED_LIMIT:
             self._findings.dropped[Severity.TAMPERED] += 1
             return
-        seen.add(key)
         parsed = layout.parse_records_key(key)
-        judged = orphans.judge(self._store, self._chains.get(parsed.log) if parsed else None, key, live=self._live)
-        if judged:
-            self._findings.add(judged)
+        chains: Sequence[Chain | None] = (parsed and self._chains.get(parsed.log)) or (None,)
+        if self._scope.spans is not None and parsed and chains == (None,) and parsed.log in self._listing.manifests:
+            # Of a log that is out of scope.
+            return
+        seen.add(key)
+        # Each span of a log calls all that lies outside it a hole.
+        for chain in chains:
+            judged = orphans.judge(self._store, chain, key, live=self._live)
+            if judged:
+                self._findings.add(judged)
 
     # --- the result
 
-    def _heads(self) -> dict[str, Head]:
-        return {
+    def _size(self, log: layout.Log) -> int:
+        return max(chain.size for chain in self._chains[log])
+
+    def _heads(self, audits: AuditChain) -> dict[str, Head]:
+        heads = {
             chain.name: Head(chain.size, chain.root)
-            for chain in self._chains.values()
+            for chains in self._chains.values()
+            for chain in chains
             if chain.sound and chain.size and chain.root is not None
         }
+        if audits.sound and audits.size and audits.root is not None:
+            heads[str(layout.AUDIT_LOG)] = Head(audits.size, audits.root)
+        return heads
 
     def _report(self, archive: str | None) -> Report:
-        logs = [
-            LogSummary(
-                log=chain.name,
-                **_counted(chain.totals),
-                next_offset=chain.next_offset,
-                size=chain.size,
-                root=chain.root.hex() if chain.root is not None else None,
-            )
-            for chain in self._chains.values()
-            if chain.size
-        ]
+        logs = [_summary(chains) for log, chains in self._chains.items() if self._size(log)]
         found = self._findings
-        return Report(self._store.url, archive, found.sorted(), logs, found.exit_code, dict(found.dropped))
+        return Report(self._store.url, archive, found.sorted(), logs, found.exit_code, dict(found.dropped), self._scope)
 
 
-def _counted(totals: Totals) -> dict[str, int]:
-    return {name: getattr(totals, name) for name in Totals.__slots__}
+@dataclass(frozen=True, slots=True)
+class _Hands:
+    """What a chain's statements are handed to."""
+
+    reader: Reader
+    pool: Pool
+    names: Names
+    locks: Locks
+
+
+@dataclass(slots=True)
+class _MissingOfLog:
+    objects: list[tuple[Work, str]]
+    beyond: tuple[int, int] | None = None
+    """From the first to behind the last sequence of those that are not among `objects`."""
+
+
+class _Missing:
+    """Objects that are not there, by log: one by one up to a limit, for after an expiry they are many."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, _MissingOfLog] = {}
+        self._count = 0
+
+    def add(self, work: Work, key: str) -> None:
+        """Take note of one."""
+        found = self.logs.setdefault(work.log, _MissingOfLog([]))
+        if self._count < _MISSING_LIMIT:
+            self._count += 1
+            found.objects.append((work, key))
+        else:
+            first = found.beyond[0] if found.beyond else work.sequence
+            found.beyond = min(first, work.sequence), max(found.beyond[1] if found.beyond else 0, work.sequence + 1)
+
+
+def _log(name: str) -> layout.Log | None:
+    """Return the log that `<log>/<partition>` names."""
+    topic, _, partition = name.rpartition("/")
+    return layout.parse_log(topic, int(partition)) if partition.isdecimal() else None
+
+
+def _memory_of(
+    data: bytes,
+    size: int,
+    key: str,
+    log: layout.Log,
+    archive: str | None,
+    keys: Mapping[tuple[str, bytes], checkpoint.NoteKey],
+) -> Memory:
+    """Return the head that a checkpoint signs.
+
+    Raises:
+        FormatError: it is none, or not of this place.
+        SignatureInvalid: no trusted key signed it, or one that it names did not.
+    """
+    note = checkpoint.parse_note(data)
+    found = checkpoint.parse_checkpoint(note.text)
+    if found.size != size:
+        raise FormatError(f"it is of size {found.size}, and not of {size}")
+    name, _, place = found.origin.rpartition(f"/{archive}/") if archive else found.origin.partition("/")
+    if (archive and place != str(log)) or not name or not found.origin.endswith(f"/{log}"):
+        raise FormatError(f"it is of {found.origin[:300]!r}, and not of this log")
+    if keys:
+        checkpoint.verify_note(note, keys)
+    return Memory(size, found.root, f"a checkpoint of size {size}", bool(keys), key, data.decode())
+
+
+def _summary(chains: Sequence[Chain]) -> LogSummary:
+    last = chains[-1]
+    totals = {name: sum(getattr(chain.totals, name) for chain in chains) for name in Totals.__slots__}
+    return LogSummary(
+        log=last.name,
+        **totals,
+        next_offset=last.next_offset,
+        size=last.size,
+        root=last.root.hex() if last.root is not None else None,
+        sound=all(chain.sound for chain in chains),
+        expired=max(chain.expired for chain in chains),
+    )
 
 
 def _parse_archive(data: bytes) -> _ArchiveFile:
@@ -437,276 +707,3 @@ def _parse_archive(data: bytes) -> _ArchiveFile:
         raise FormatError("a field stands twice")
     check_time("created", found.created)
     return found
-
-
-class _Sequences:
-    """Which sequences of a log were listed: a bitmap, whatever the order, and however often each was."""
-
-    def __init__(self) -> None:
-        self._bits = bytearray()
-        self._strays: set[int] = set()
-
-    def add(self, sequence: int) -> None:
-        """Take note of one."""
-        if sequence >= _BITMAP_LIMIT:
-            if len(self._strays) < _SPARSE_LIMIT:
-                self._strays.add(sequence)
-            return
-        byte = sequence >> 3
-        if byte >= len(self._bits):
-            self._bits.extend(bytes(max(byte + 1 - len(self._bits), min(len(self._bits), 65_536))))
-        self._bits[byte] |= 1 << (sequence & 7)
-
-    @property
-    def strays(self) -> list[int]:
-        """Sequences beyond any that a writer could have reached."""
-        return sorted(self._strays)
-
-    def next(self, sequence: int) -> int | None:
-        """Return the first one listed from `sequence` on."""
-        byte = sequence >> 3
-        if byte < len(self._bits) and (rest := self._bits[byte] >> (sequence & 7)):
-            return sequence + (rest & -rest).bit_length() - 1
-        match = _SOME_BIT.search(self._bits, byte + 1)
-        if not match:
-            return None
-        value = match[0][0]
-        return (match.start() << 3) + (value & -value).bit_length() - 1
-
-
-@dataclass(slots=True)
-class _Listing:
-    """What a listing shows, in little."""
-
-    manifests: dict[layout.Log, _Sequences] = field(default_factory=dict)
-    checkpoints: dict[layout.Log, int] = field(default_factory=dict)
-    """The largest size of each log."""
-    stored: int = 0
-
-    def add(self, key: str, size: int, names: "_Names") -> bool:
-        """Take note of an object; False if an archive has no such key."""
-        if key.startswith((layout.EVENTS, layout.QUARANTINE)):
-            names.list(key)
-            self.stored += size
-        elif manifest := layout.parse_manifest_key(key):
-            log, sequence = manifest
-            self.manifests.setdefault(log, _Sequences()).add(sequence)
-        elif checkpoint := layout.parse_checkpoint_key(key):
-            log, sequence = checkpoint
-            # The log of audits has statements elsewhere.
-            if log.topic != "audits":
-                self.checkpoints[log] = max(self.checkpoints.get(log, 0), sequence)
-        else:
-            return key == layout.ARCHIVE or key.startswith((layout.AUDITS, *layout.REBUILDABLE))
-        return True
-
-
-class _Names:
-    """Which objects are listed, and which are named: digests of 64 bits under a random key, in buckets.
-
-    Where they are many, the buckets go to temporary files, and are compared one by one.
-    """
-
-    def __init__(self) -> None:
-        self._key = os.urandom(16)
-        self._listed = [array("Q") for _ in range(_BUCKETS)]
-        self._named = [array("Q") for _ in range(_BUCKETS)]
-        self._held = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder:
-            self._folder.cleanup()
-
-    def list(self, key: str) -> None:
-        """Take note of an object that is there."""
-        self._put(self._listed, key)
-
-    def name(self, key: str) -> None:
-        """Take note of an object that a manifest names."""
-        self._put(self._named, key)
-
-    def unnamed(self) -> frozenset[int]:
-        """Return the digests of those that are there and that nothing names."""
-        found: set[int] = set()
-        for number in range(_BUCKETS):
-            listed = set(self._load("listed", number, self._listed[number]))
-            listed.difference_update(self._load("named", number, self._named[number]))
-            found |= listed
-        return frozenset(found)
-
-    def holds(self, digests: frozenset[int], key: str) -> bool:
-        """Say whether an object is one of those."""
-        return self._digest(key) in digests
-
-    def _digest(self, key: str) -> int:
-        return int.from_bytes(blake2b(key.encode(), digest_size=8, key=self._key).digest(), "big")
-
-    def _put(self, buckets: Sequence["array[int]"], key: str) -> None:
-        digest = self._digest(key)
-        buckets[digest % _BUCKETS].append(digest)
-        self._held += 1
-        if self._held >= _SPILL_NAMES:
-            self._spill()
-
-    def _spill(self) -> None:
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="custody-")
-        for kind, buckets in (("listed", self._listed), ("named", self._named)):
-            for number, bucket in enumerate(buckets):
-                with self._path(kind, number).open("ab") as file:
-                    bucket.tofile(file)
-                del bucket[:]
-        self._held = 0
-
-    def _path(self, kind: str, number: int) -> Path:
-        return Path(self._folder.name if self._folder else "") / f"{kind}-{number}"
-
-    def _load(self, kind: str, number: int, held: "array[int]") -> "array[int]":
-        if not self._folder:
-            return held
-        loaded = array("Q", self._path(kind, number).read_bytes())
-        loaded.extend(held)
-        return loaded
-
-
-class _Reader:
-    """Reads a log's manifests in order; from a store that is far away, some ahead."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._threads = None if store.url.startswith("file:") else ThreadPoolExecutor(_READ_AHEAD)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._threads:
-            self._threads.shutdown(cancel_futures=True)
-
-    def manifests(
-        self, log: layout.Log, listed: _Sequences, *, onward: bool
-    ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        """Yield each sequence that is there, with its bytes or with the error that reading it gave.
-
-        The first one that a listing leaves out is tried too: it may have come while the listing ran. `onward` goes on
-        behind the last one listed, for a writer at work, or where no listing could be had.
-        """
-        ahead: deque[tuple[int, Future[bytes | CustodyError] | None]] = deque()
-        wanted = self._wanted(listed)
-        tried = -1
-        while True:
-            while len(ahead) < (_READ_AHEAD if self._threads else 1) and (sequence := next(wanted, None)) is not None:
-                ahead.append((sequence, self._threads.submit(self._read, log, sequence) if self._threads else None))
-            if not ahead:
-                break
-            tried, future = ahead.popleft()
-            answer = future.result() if future else self._read(log, tried)
-            if not isinstance(answer, ObjectMissing):
-                yield tried, answer
-        while onward and not isinstance(answer := self._read(log, tried := tried + 1), ObjectMissing):
-            yield tried, answer
-            # A store that answers nothing would be asked for ever.
-            onward = not isinstance(answer, CustodyError)
-
-    def _wanted(self, listed: _Sequences) -> Iterator[int]:
-        sequence = 0
-        while (following := listed.next(sequence)) is not None:
-            if following != sequence:
-                yield sequence
-            yield following
-            sequence = following + 1
-
-    def _read(self, log: layout.Log, sequence: int) -> bytes | CustodyError:
-        try:
-            return self._store.read(layout.manifest_key(log, sequence), limit=MANIFEST_LIMIT)
-        except CustodyError as error:
-            return error
-
-
-class _Pool:
-    """Hands the objects of statements to worker processes, in groups, a few at a time."""
-
-    def __init__(self, store: Store, workers: int, take: Callable[[Outcome], None]) -> None:
-        self._store = store
-        self._take = take
-        self._bound = 2 * workers
-        self._group: list[Work] = []
-        self._weight = 0
-        self._pending: dict[Future[list[Outcome]], list[Work]] = {}
-        # Not forked from this process: it may have threads.
-        context = multiprocessing.get_context("forkserver")
-        self._processes = (
-            ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(store,)) if workers else None
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._send()
-                while self._pending:
-                    self._collect()
-        finally:
-            if self._processes:
-                self._processes.shutdown(cancel_futures=True)
-
-    def put(self, work: Work) -> None:
-        """Have a statement's objects checked, now or soon."""
-        self._group.append(work)
-        self._weight += work.weight
-        if self._weight >= _GROUP_BYTES or len(self._group) >= _GROUP_WORKS:
-            self._send()
-
-    def _send(self) -> None:
-        group, self._group, self._weight = self._group, [], 0
-        if not group:
-            return
-        if self._processes is not None:
-            try:
-                self._pending[self._processes.submit(_check_in_worker, group)] = group
-            except BrokenProcessPool:
-                self._processes = None
-            else:
-                while len(self._pending) > self._bound:
-                    self._collect()
-                return
-        self._check_here(group)
-
-    def _collect(self) -> None:
-        done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            group = self._pending.pop(future)
-            try:
-                outcomes = future.result()
-            except BrokenProcessPool:
-                # A worker was killed, or could not be started: what it had in hand is done here.
-                self._processes = None
-                self._check_here(group)
-                continue
-            for outcome in outcomes:
-                self._take(outcome)
-
-    def _check_here(self, group: Sequence[Work]) -> None:
-        for work in group:
-            for outcome in check_all(self._store, [work]):
-                self._take(outcome)
-
-
-_worker_store: Store | None = None
-
-
-def _open(store: Store) -> None:
-    """Begin a worker: a store arrives as its URL and options, and is opened again."""
-    global _worker_store
-    _worker_store = store
-
-
-def _check_in_worker(works: Sequence[Work]) -> list[Outcome]:
-    if _worker_store is None:
-        raise FormatError("this process was not begun as a worker")
-    return check_all(_worker_store, works)

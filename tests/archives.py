@@ -1,4 +1,4 @@
-"""A second implementation of FORMAT.md's writing side, small and slow, from the standard library alone.
+"""A second implementation of FORMAT.md's writing side, small and slow, from the standard library (and Ed25519) alone.
 
 It builds good archives for the verifier's tests, and bent ones: every level (events, members, statements, signatures,
 keys of objects) can be changed before the next is made from it, as somebody who holds the HMAC key could. Nothing of
@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from tests.corpus import EVENTS, compact
 
 ARCHIVE_ID = "5a0c7a1e-1111-4222-8333-94b1ce1d2f3a"
@@ -25,6 +27,9 @@ KEY_ID = "key-2026"
 SECRET = bytes(range(32))
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HEARTBEAT = 3600
+NOTE_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
+NOTE_NAME = "public"
+NOTE_PUBLIC = NOTE_KEY.public_key().public_bytes_raw()
 
 
 def time_text(moment: datetime) -> str:
@@ -112,6 +117,17 @@ class Builder:
     @property
     def head(self) -> tuple[int, bytes]:
         return len(self.lines), tree_hash(self.lines)
+
+    def checkpoint(self, size: int | None = None, root: bytes | None = None) -> str:
+        """Write the checkpoint of the first statements, as C2SP has it, and return its key."""
+        size = len(self.lines) if size is None else size
+        root = tree_hash(self.lines[:size]) if root is None else root
+        text = f"{NOTE_NAME}/{self.archive}/{self.name}\n{size}\n{base64.b64encode(root).decode()}\n".encode()
+        hint = hashlib.sha256(f"{NOTE_NAME}\n\x01".encode() + NOTE_PUBLIC).digest()[:4]
+        signature = base64.b64encode(hint + NOTE_KEY.sign(text)).decode()
+        key = f"checkpoints/{self.name}/{size:012}"
+        self.put(key, text + f"\n\u2014 {NOTE_NAME} {signature}\n".encode())
+        return key
 
     def init(self, **fields: Any) -> "Builder":
         document = {

@@ -19,13 +19,16 @@ from custody.archive import (
     Head,
     LogWriter,
     Seen,
+    append_audit,
     audited_heads,
     create_archive,
+    find_audits,
     find_head,
     list_logs,
     read_archive,
     read_manifest,
 )
+from custody.audit import Audit, HeadRef
 from custody.errors import (
     Fenced,
     FormatError,
@@ -38,7 +41,7 @@ from custody.errors import (
 )
 from custody.keys import HmacKey, Secret, Trust, new_keyring, open_signers, open_trust
 from custody.layout import Log, checkpoint_key, manifest_key
-from custody.manifest import After, LogId
+from custody.manifest import After, LogId, Tree
 from custody.store import ObjectInfo, open_store
 from custody.verify import verify
 from tasks.assemble import Assembler
@@ -305,17 +308,42 @@ def test_no_archive() -> None:
         read_archive(Memory())
 
 
-def test_audited_heads() -> None:
+def test_audited_heads(keys: Keys) -> None:
     """The newest audit's heads are what it saw; where there is none, nothing was seen."""
     store = Memory()
     assert audited_heads(store) == {}
-    for sequence, size in ((8, 3), (9, 4), (10, 5)):
-        line = json.dumps({"heads": {"a/0": {"size": size, "root": "00"}}}).encode()
-        store.objects[f"audits/{sequence:012}.json"] = line + b'\n{"signatures":[]}\n'
-    store.objects["audits/000000000011.json.bak"] = b""
-    assert audited_heads(store) == {"a/0": Seen(5, "00", "audits/000000000010.json")}
-    for data in (b"", b"{}\n{}\n", b"[]\n[]\n", b'{"heads":[]}\n{}\n', b'{"heads":{"a/0":{}}}\n{}\n', b"\xff\n\n"):
-        store.objects["audits/000000000011.json"] = data
+    head = find_audits(store)
+    for sequence, size in enumerate((3, 4, 5)):
+        statement = Audit(
+            format="custody/audit/1",
+            archive="6f1ed002-ab59-4c4f-8b0c-d1a4c2b3e4f5",
+            sequence=sequence,
+            tree=Tree(head.size, head.root.hex(), [node.hex() for node in head.edge]),
+            started_at="2026-03-01T00:00:00.000000Z",
+            sealed_at="2026-03-01T00:00:01.000000Z",
+            writer="a test",
+            heads={"a/0": HeadRef(size, "00" * 32)},
+            covered={},
+            counts={},
+            findings=[],
+            verdict="verified",
+        )
+        written = append_audit(store, head, statement, open_signers(keys.uri, CLOCK))
+        with pytest.raises(Fenced):
+            append_audit(store, head, msgspec.structs.replace(statement, writer="another"), [])
+        head = written
+    store.objects["audits/000000000003.json.bak"] = b""
+    assert find_audits(store) == head
+    assert audited_heads(store) == {"a/0": Seen(5, "00" * 32, "audits/000000000002.json")}
+    for data in (
+        b"",
+        b"{}\n{}\n",
+        b"[]\n[]\n",
+        b'{"heads":[]}\n{}\n',
+        b"\xff\n\n",
+        store.objects["audits/000000000002.json"],
+    ):
+        store.objects["audits/000000000003.json"] = data
         with pytest.raises(FormatError):
             audited_heads(store)
 

@@ -20,9 +20,10 @@ from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Findings, Severity, finding
 from custody.keys import Accepted, Head, Secret, Trust, TrustedKey
 from custody.layout import Log
+from custody.listing import Names, Sequences
 from custody.store import ObjectInfo, Store, open_store
-from custody.verify import Progress, Report, _Names, _Sequences, verify
-from tests.archives import KEY_ID, SECRET, START, Builder, event, good, member, sha, time_text
+from custody.verify import Progress, Report, verify
+from tests.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, START, Builder, event, good, member, sha, time_text
 from tests.corpus import CASES
 
 KEY = TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))
@@ -198,7 +199,7 @@ def replaced_line(value: bytes) -> Callable[[Builder], object]:
 
 def newest(count: int, *, segments: bool) -> Callable[[Builder], object]:
     def apply(builder: Builder) -> None:
-        builder.put(f"checkpoints/{builder.name}/{len(builder.lines):012}", b"a checkpoint\n")
+        builder.checkpoint()
         for sequence in range(len(builder.lines) - count, len(builder.lines)):
             builder.path(sequence).unlink()
             if segments and builder.statements[sequence]["segment"]:
@@ -442,7 +443,7 @@ ATTACKS = [
     Attack("8 several", missing_middle(1, 2, 3, segments=False), ["sequence-gap"], 11, "3 manifests are missing"),
     Attack("8 in two places", missing_middle(1, 4, segments=False), ["sequence-gap", "sequence-gap"], 11),
     Attack("8 the first", missing_middle(0, 1, segments=False), ["sequence-gap"], 11),
-    Attack("9 newest deleted", newest(3, segments=True), ["head-rollback"], 13, "a checkpoint"),
+    Attack("9 newest deleted", newest(3, segments=True), ["head-rollback"], 13, "a checkpoint of size 9"),
     Attack("9 newest deleted, segments left", newest(3, segments=False), ["head-rollback"], 13),
     Attack("13 swapped", swap(2, 4), ["tree", "tree"], 13, "out of order"),
     Attack("13 batches reordered", rebuilt(reorder_batches), ["batch-order"], 13),
@@ -579,7 +580,7 @@ ATTACKS = [
     Attack("a stray manifest", foreign("manifests/audit/0/999999999999.json"), ["sequence-gap"], 11),
 ]  # fmt: skip
 
-PUBLIC = TrustedKey("public", "Ed25519", material=bytes(32))
+PUBLIC = TrustedKey(NOTE_NAME, "Ed25519", material=NOTE_PUBLIC)
 NEWER = TrustedKey(
     "key-2027", "HMAC-SHA256", from_=datetime(2027, 1, 1, tzinfo=UTC) - timedelta(days=400), material=Secret(b"7" * 32)
 )
@@ -907,8 +908,8 @@ def test_manifest_that_came_while_listing(archive: Builder) -> None:
 
 def test_names_spill_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of objects are compared the same when they are too many for memory."""
-    monkeypatch.setattr("custody.verify._SPILL_NAMES", 100)
-    with _Names() as held:
+    monkeypatch.setattr("custody.listing._SPILL_NAMES", 100)
+    with Names() as held:
         for number in range(1000):
             held.list(f"events/{number}")
             if number % 7:
@@ -919,7 +920,7 @@ def test_names_spill_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sequences() -> None:
     """A bitmap of sequences gives them in order, once each, and holds far ones apart."""
-    held = _Sequences()
+    held = Sequences()
     for sequence in (70_000, 3, 0, 3, 17, 16, 999_999_999_999, 8):
         held.add(sequence)
     found, at = [], held.next(0)

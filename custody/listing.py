@@ -1,0 +1,221 @@
+"""What a listing of an archive shows, in little: which sequences there are, which objects are listed, which are named.
+
+Memory stays bounded at any size of archive: a log's sequences are a bitmap, and names of objects are digests that go to
+a temporary file when they are many.
+"""
+
+import os
+import re
+import tempfile
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Self
+
+from custody import layout
+from custody.errors import CustodyError
+from custody.store import ObjectInfo, Store
+
+_BITMAP_LIMIT = 1 << 27
+_SPARSE_LIMIT = 10_000
+_LISTERS = 8
+# How many folders deep each part of the archive is opened: events/YYYY/MM, manifests/<log>/<partition>.
+_DEPTHS = {"events": 3, "quarantine": 3, "manifests": 3, "checkpoints": 3}
+_BUCKETS = 256
+_SPILL_NAMES = 2_000_000
+_SOME_BIT = re.compile(rb"[^\x00]")
+
+
+class Sequences:
+    """Which sequences of a log were listed: a bitmap, whatever the order, and however often each was."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+        self._strays: set[int] = set()
+
+    def add(self, sequence: int) -> None:
+        """Take note of one."""
+        if sequence >= _BITMAP_LIMIT:
+            if len(self._strays) < _SPARSE_LIMIT:
+                self._strays.add(sequence)
+            return
+        byte = sequence >> 3
+        if byte >= len(self._bits):
+            self._bits.extend(bytes(max(byte + 1 - len(self._bits), min(len(self._bits), 65_536))))
+        self._bits[byte] |= 1 << (sequence & 7)
+
+    @property
+    def strays(self) -> list[int]:
+        """Sequences beyond any that a writer could have reached."""
+        return sorted(self._strays)
+
+    def all(self) -> Iterator[int]:
+        """Yield all, in order, strays last."""
+        sequence = -1
+        while (following := self.next(sequence + 1)) is not None:
+            sequence = following
+            yield sequence
+        yield from self.strays
+
+    def next(self, sequence: int) -> int | None:
+        """Return the first one listed from `sequence` on."""
+        byte = sequence >> 3
+        if byte < len(self._bits) and (rest := self._bits[byte] >> (sequence & 7)):
+            return sequence + (rest & -rest).bit_length() - 1
+        match = _SOME_BIT.search(self._bits, byte + 1)
+        if not match:
+            return None
+        value = match[0][0]
+        return (match.start() << 3) + (value & -value).bit_length() - 1
+
+
+@dataclass(slots=True)
+class Listing:
+    """What a listing shows, in little."""
+
+    manifests: dict[layout.Log, Sequences] = field(default_factory=dict)
+    checkpoints: dict[layout.Log, Sequences] = field(default_factory=dict)
+    """Sizes of which there is a checkpoint."""
+    audits: Sequences = field(default_factory=Sequences)
+    stored: int = 0
+    """Bytes of segments and quarantine objects."""
+
+    def add(self, key: str, size: int, names: "Names") -> bool:
+        """Take note of an object; False if an archive has no such key."""
+        if key.startswith((layout.EVENTS, layout.QUARANTINE)):
+            names.list(key)
+            self.stored += size
+        elif manifest := layout.parse_manifest_key(key):
+            self.manifests.setdefault(manifest[0], Sequences()).add(manifest[1])
+        elif checkpoint := layout.parse_checkpoint_key(key):
+            self.checkpoints.setdefault(checkpoint[0], Sequences()).add(checkpoint[1])
+        elif (audit := layout.parse_audit_key(key)) is not None:
+            self.audits.add(audit)
+        else:
+            return key == layout.ARCHIVE or key.startswith(layout.REBUILDABLE)
+        return True
+
+
+def list_all(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
+    """Yield all objects of an archive; from a store that is far away, several folders at a time.
+
+    Args:
+        store: where it lies.
+        failed: is told of each folder that cannot be listed, and why; the others are listed all the same.
+    """
+    if store.url.startswith("file:"):
+        try:
+            yield from store.list()
+        except CustodyError as error:
+            failed("", error)
+        return
+    with ThreadPoolExecutor(_LISTERS) as threads:
+        parts = _parts(store, "", failed)
+        ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
+        while True:
+            while len(ahead) < _LISTERS and (part := next(parts, None)) is not None:
+                if isinstance(part, str):
+                    ahead.append((part, threads.submit(lambda chosen: list(store.list(chosen)), part)))
+                else:
+                    yield from part
+            if not ahead:
+                return
+            prefix, future = ahead.popleft()
+            try:
+                yield from future.result()
+            except CustodyError as error:
+                failed(prefix, error)
+
+
+def _parts(
+    store: Store, prefix: str, failed: Callable[[str, CustodyError], None]
+) -> Iterator[str | Sequence[ObjectInfo]]:
+    """Yield the objects right under a prefix, and prefixes of folders: of a month's objects at most, or of a log's."""
+    try:
+        folders, objects = store.level(prefix)
+    except CustodyError as error:
+        failed(prefix, error)
+        return
+    yield objects
+    for folder in folders:
+        inner = f"{prefix}{folder}/"
+        depth = _DEPTHS.get(inner.partition("/")[0], 0)
+        if inner.count("/") < depth:
+            yield from _parts(store, inner, failed)
+        else:
+            yield inner
+
+
+class Names:
+    """Which objects are listed, and which are named: digests of 64 bits under a random key, in buckets.
+
+    Where they are many, the buckets go to temporary files, and are compared one by one.
+    """
+
+    def __init__(self) -> None:
+        self._key = os.urandom(16)
+        self._listed = [array("Q") for _ in range(_BUCKETS)]
+        self._named = [array("Q") for _ in range(_BUCKETS)]
+        self._held = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder:
+            self._folder.cleanup()
+
+    def list(self, key: str) -> None:
+        """Take note of an object that is there."""
+        self._put(self._listed, key)
+
+    def name(self, key: str) -> None:
+        """Take note of an object that a manifest names."""
+        self._put(self._named, key)
+
+    def unnamed(self) -> frozenset[int]:
+        """Return the digests of those that are there and that nothing names."""
+        found: set[int] = set()
+        for number in range(_BUCKETS):
+            listed = set(self._load("listed", number, self._listed[number]))
+            listed.difference_update(self._load("named", number, self._named[number]))
+            found |= listed
+        return frozenset(found)
+
+    def holds(self, digests: frozenset[int], key: str) -> bool:
+        """Say whether an object is one of those."""
+        return self._digest(key) in digests
+
+    def _digest(self, key: str) -> int:
+        return int.from_bytes(blake2b(key.encode(), digest_size=8, key=self._key).digest(), "big")
+
+    def _put(self, buckets: Sequence["array[int]"], key: str) -> None:
+        digest = self._digest(key)
+        buckets[digest % _BUCKETS].append(digest)
+        self._held += 1
+        if self._held >= _SPILL_NAMES:
+            self._spill()
+
+    def _spill(self) -> None:
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="custody-")
+        for kind, buckets in (("listed", self._listed), ("named", self._named)):
+            for number, bucket in enumerate(buckets):
+                with self._path(kind, number).open("ab") as file:
+                    bucket.tofile(file)
+                del bucket[:]
+        self._held = 0
+
+    def _path(self, kind: str, number: int) -> Path:
+        return Path(self._folder.name if self._folder else "") / f"{kind}-{number}"
+
+    def _load(self, kind: str, number: int, held: "array[int]") -> "array[int]":
+        if not self._folder:
+            return held
+        loaded = array("Q", self._path(kind, number).read_bytes())
+        loaded.extend(held)
+        return loaded

@@ -1,0 +1,169 @@
+"""What a bucket itself says of the evidence: versions and delete markers (rule 10), Object Lock, lifecycle rules.
+
+Where a key has several versions the first one is the evidence, since a put of ours creates and never replaces. So the
+findings name what was put over it or deleted, and verification goes on with the first: what else is wrong shall be
+known too.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+
+from custody import layout
+from custody.errors import CustodyError, ObjectMissing
+from custody.findings import Finding, finding
+from custody.store import LifecycleRule, ObjectStatus, Store, Version
+
+_TOUCHED_LIMIT = 100_000
+_LOOK_AHEAD = 64
+_LOCK_SLACK = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """How a bucket is meant to protect the evidence.
+
+    Attributes:
+        lock_mode: Object Lock mode that each object of evidence has; None where locks are not asked for.
+        lock_days: for how long from its put.
+        moves: days since the put and the class that lifecycle rules move evidence to; None where that is not looked at.
+    """
+
+    lock_mode: str | None = None
+    lock_days: int | None = None
+    moves: Sequence[tuple[int, str]] | None = None
+
+
+UNPROTECTED = Protection()
+
+
+def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding]]]:
+    """Return, of each key of evidence with a history, its first version if there is one, and the findings by key.
+
+    Raises:
+        StoreError: the versions cannot be listed.
+    """
+    first: dict[str, Version] = {}
+    findings: list[tuple[str, Finding]] = []
+    for key, versions in _by_key(store.history()):
+        if not key.startswith(layout.EVIDENCE):
+            continue
+        objects = [version for version in versions if not version.marker]
+        hidden = any(version.marker and version.latest for version in versions)
+        if objects and len(first) < _TOUCHED_LIMIT:
+            # A listing names the newest first.
+            first[key] = objects[-1]
+        if len(objects) != len(versions):
+            what = "a delete marker stands over the object" if hidden else "a delete marker stood over the object"
+            findings.append((key, finding("delete-marker", what, key=key, found=_described(versions))))
+        if len(objects) > 1:
+            what = "the object was written over"
+            found = _described(versions)
+            findings.append((key, finding("version", what, key=key, expected="one version", found=found)))
+    return first, findings
+
+
+def _by_key(history: Iterator[Version]) -> Iterator[tuple[str, list[Version]]]:
+    held: list[Version] = []
+    for version in history:
+        if held and held[0].key != version.key:
+            yield held[0].key, held
+            held = []
+        held.append(version)
+    if held:
+        yield held[0].key, held
+
+
+def _described(versions: Sequence[Version]) -> str:
+    shown = [f"{'delete marker' if one.marker else f'{one.size} bytes'} {one.id[:64]}" for one in versions[:5]]
+    return f"{len(versions)}, newest first: {', '.join(shown)}{', …' if len(versions) > len(shown) else ''}"
+
+
+def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection) -> Iterator[Finding]:
+    """Yield what is wrong with the bucket's rules: they may move evidence as wanted, and never delete it."""
+    if rules is None:
+        return
+    for rule in rules:
+        if rule.deletes:
+            what = f"the lifecycle rule {rule.id[:100]!r} deletes objects: only a signed expiry may"
+            yield finding("lifecycle", what, key="", found=f"prefix {rule.prefix[:200]!r}")
+    if wanted.moves is None:
+        return
+    # Manifests, checkpoints and audits stay where they are: only segments and quarantine move.
+    for folder in (layout.EVENTS, layout.QUARANTINE):
+        found = sorted({move for rule in rules if not rule.filtered and _covers(rule, folder) for move in rule.moves})
+        if found != sorted(wanted.moves):
+            what = f"the lifecycle rules of {folder} are not those wanted"
+            yield finding("lifecycle", what, key=folder, expected=_moves(wanted.moves), found=_moves(found))
+
+
+def _covers(rule: LifecycleRule, folder: str) -> bool:
+    # A rule's prefix is one of the bucket, in which the archive may lie deeper: it ends in the folder, or holds it.
+    return rule.prefix.endswith(folder) or not rule.prefix
+
+
+def _moves(moves: Sequence[tuple[int, str]]) -> str:
+    return ", ".join(f"{class_} after {days} days" for days, class_ in sorted(moves)) or "none"
+
+
+class Locks:
+    """Looks at the Object Lock of each object that it is given, some ahead; does nothing where none is asked for."""
+
+    def __init__(self, store: Store, wanted: Protection, found: Callable[[Finding, str], None]) -> None:
+        """Begin.
+
+        Args:
+            store: where the objects lie.
+            wanted: what is asked for.
+            found: takes each finding, with the row that it belongs to.
+        """
+        self._store = store
+        self._wanted = wanted
+        self._found = found
+        self._pending: deque[tuple[str, dict[str, Any], Future[ObjectStatus]]] = deque()
+        active = wanted.lock_mode and wanted.lock_days and not store.url.startswith("file:")
+        self._threads = ThreadPoolExecutor(32) if active else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._threads is None:
+            return
+        while self._pending and kind is None:
+            self._judge()
+        self._threads.shutdown(cancel_futures=True)
+
+    def put(self, key: str, **where: Any) -> None:
+        """Have an object looked at."""
+        if self._threads is None:
+            return
+        self._pending.append((key, where, self._threads.submit(self._store.status, key)))
+        while len(self._pending) > _LOOK_AHEAD:
+            self._judge()
+
+    def _judge(self) -> None:
+        key, where, future = self._pending.popleft()
+        try:
+            status = future.result()
+        except ObjectMissing:
+            return
+        except CustodyError as error:
+            self._found(finding("unreadable", f"the lock cannot be looked at: {error}", key=key, **where), "lock")
+            return
+        until = status.created + timedelta(days=self._wanted.lock_days or 0)
+        expected = f"{self._wanted.lock_mode} until {until:%Y-%m-%d}"
+        if status.lock_mode is None or status.lock_until is None:
+            problem, found = "has no lock", "none"
+        else:
+            found = f"{status.lock_mode} until {status.lock_until:%Y-%m-%d}"
+            if status.lock_mode != self._wanted.lock_mode:
+                problem = "is locked in another mode"
+            elif status.lock_until < until - _LOCK_SLACK:
+                problem = "has a lock that ends too early"
+            else:
+                return
+        self._found(finding("lock", f"the object {problem}", key=key, expected=expected, found=found, **where), problem)

@@ -1,0 +1,183 @@
+"""Reads an archive for the verifier, in parallel: manifests some ahead of their need, objects in worker processes."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Self
+
+from custody import layout
+from custody.contents import Outcome, Sink, Work, check, check_all
+from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.listing import Sequences
+from custody.manifest import MANIFEST_LIMIT
+from custody.store import Store
+
+_GROUP_BYTES = 4 * 1_048_576
+_GROUP_WORKS = 64
+_READ_AHEAD = 32
+
+
+class Reader:
+    """Reads a log's manifests in order; from a store that is far away, some ahead."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._threads = None if store.url.startswith("file:") else ThreadPoolExecutor(_READ_AHEAD)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+
+    def manifests(
+        self, log: layout.Log, listed: Sequences | None, first: int, end: int | None, *, onward: bool
+    ) -> Iterator[tuple[int, bytes | CustodyError]]:
+        """Yield each sequence of `[first, end)` that is there, with its bytes or with the error that reading it gave.
+
+        The first one that a listing leaves out is tried too: it may have come while the listing ran. `onward` goes on
+        behind the last one listed, for a writer at work, or where no listing could be had.
+        """
+        wanted = iter(range(first, end or 0)) if listed is None else _wanted(listed, first, end)
+        tried = first - 1
+        for sequence, answer in self._ahead(wanted, lambda one: self.manifest(log, one)):
+            tried = sequence
+            if not isinstance(answer, ObjectMissing):
+                yield sequence, answer
+        while onward and not isinstance(answer := self.manifest(log, tried := tried + 1), ObjectMissing):
+            yield tried, answer
+            # A store that answers nothing would be asked for ever.
+            onward = not isinstance(answer, CustodyError)
+
+    def manifest(self, log: layout.Log, sequence: int) -> bytes | CustodyError:
+        """Return a manifest's bytes, or the error that reading it gave."""
+        return self._read(layout.manifest_key(log, sequence), MANIFEST_LIMIT)
+
+    def objects(
+        self, key: Callable[[int], str], listed: Sequences, limit: int
+    ) -> Iterator[tuple[int, bytes | CustodyError]]:
+        """Yield each number that is listed, with the bytes of the object that `key` names for it, or with the error."""
+        for number, answer in self._ahead(listed.all(), lambda one: self._read(key(one), limit)):
+            if not isinstance(answer, ObjectMissing):
+                yield number, answer
+
+    def _ahead(
+        self, wanted: Iterator[int], read: Callable[[int], bytes | CustodyError]
+    ) -> Iterator[tuple[int, bytes | CustodyError]]:
+        if self._threads is None:
+            for number in wanted:
+                yield number, read(number)
+            return
+        ahead: deque[tuple[int, Future[bytes | CustodyError]]] = deque()
+        while True:
+            while len(ahead) < _READ_AHEAD and (following := next(wanted, None)) is not None:
+                ahead.append((following, self._threads.submit(read, following)))
+            if not ahead:
+                return
+            number, future = ahead.popleft()
+            yield number, future.result()
+
+    def _read(self, key: str, limit: int) -> bytes | CustodyError:
+        try:
+            return self._store.read(key, limit=limit)
+        except CustodyError as error:
+            return error
+
+
+def _wanted(listed: Sequences, first: int, end: int | None) -> Iterator[int]:
+    """Yield the sequences listed, and before each hole the first one that is not."""
+    sequence = first
+    while (following := listed.next(sequence)) is not None and (end is None or following < end):
+        if following != sequence:
+            yield sequence
+        yield following
+        sequence = following + 1
+
+
+class Pool:
+    """Hands the objects of statements to worker processes, in groups, a few at a time."""
+
+    def __init__(self, store: Store, workers: int, take: Callable[[Outcome], None], sink: Sink | None = None) -> None:
+        self._store = store
+        self._sink = sink
+        self._take = take
+        self._bound = 2 * workers
+        self._group: list[Work] = []
+        self._weight = 0
+        self._pending: dict[Future[list[Outcome]], list[Work]] = {}
+        # Not forked from this process: it may have threads.
+        context = multiprocessing.get_context("forkserver")
+        self._processes = (
+            ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(store,)) if workers else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._send()
+                while self._pending:
+                    self._collect()
+        finally:
+            if self._processes:
+                self._processes.shutdown(cancel_futures=True)
+
+    def put(self, work: Work) -> None:
+        """Have a statement's objects checked, now or soon."""
+        self._group.append(work)
+        self._weight += work.weight
+        if self._weight >= _GROUP_BYTES or len(self._group) >= _GROUP_WORKS:
+            self._send()
+
+    def _send(self) -> None:
+        group, self._group, self._weight = self._group, [], 0
+        if not group:
+            return
+        if self._processes is not None:
+            try:
+                self._pending[self._processes.submit(_check_in_worker, group)] = group
+            except BrokenProcessPool:
+                self._processes = None
+            else:
+                while len(self._pending) > self._bound:
+                    self._collect()
+                return
+        self._check_here(group)
+
+    def _collect(self) -> None:
+        done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            group = self._pending.pop(future)
+            try:
+                outcomes = future.result()
+            except BrokenProcessPool:
+                # A worker was killed, or could not be started: what it had in hand is done here.
+                self._processes = None
+                self._check_here(group)
+                continue
+            for outcome in outcomes:
+                self._take(outcome)
+
+    def _check_here(self, group: Sequence[Work]) -> None:
+        for work in group:
+            self._take(check(self._store, work, self._sink))
+
+
+_worker_store: Store | None = None
+
+
+def _open(store: Store) -> None:
+    """Begin a worker: a store arrives as its URL and options, and is opened again."""
+    global _worker_store
+    _worker_store = store
+
+
+def _check_in_worker(works: Sequence[Work]) -> list[Outcome]:
+    if _worker_store is None:
+        raise FormatError("this process was not begun as a worker")
+    return check_all(_worker_store, works)
