@@ -151,6 +151,9 @@ def verify(
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="The archive is being written: ask for its heartbeats.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, logs, the verdict.")] = False,
+    chain_only: Annotated[
+        bool, typer.Option("--chain-only", help="Statements, signatures and trees alone: no segment is read.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read segments, 0 for this one. [default: one a core]")
     ] = None,
@@ -179,6 +182,8 @@ def verify(
             live=live,
             workers=workers,
             progress=progress,
+            scope=verifying.Scope(contents=not chain_only),
+            protection=settings.protection(),
         )
     if as_json:
         for line in report.to_dicts():

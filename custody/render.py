@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HIDDEN = "(hidden)"
 _FILE_WIDTH = 160
 FINDINGS_SHOWN = 100
+EVIDENCE_SHOWN = 10
 LOGS_SHOWN = 1000
 STYLES = {
     Severity.NOTICE: "cyan",
@@ -118,6 +119,12 @@ def report(found: "Report") -> Iterator[RenderableType]:
     """Yield what a person reads of a verification: findings, logs, the verdict."""
     if found.findings:
         yield findings_table(found.findings)
+        for one in [one for one in found.findings if one.evidence][:EVIDENCE_SHOWN]:
+            yield safe(f"Signed, and contradicting each other ({one.finding}, {one.where}):", style="bold")
+            for number, text in enumerate(one.evidence, 1):
+                yield safe(f"--- {number} of {len(one.evidence)}", style="dim")
+                for line in text.splitlines():
+                    yield safe(line)
     if found.logs:
         made = table("!log", "#events", "#quarantined", "#skipped", "#lost", "#head")
         for log in found.logs[:LOGS_SHOWN]:

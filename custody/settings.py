@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from custody.errors import ConfigurationError
+from custody.protection import Protection
 from custody.store import S3Options
 
 PREFIX = "CUSTODY_"
@@ -260,6 +261,23 @@ class DrainSettings(BaseModel):
     )
 
 
+class AuditSettings(BaseModel):
+    """How an audit works."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reread_days: int = Field(default=30, ge=1, description="Everything is read again within so many days")
+    piece_statements: int = Field(
+        default=500, ge=1, le=100_000, description="Statements that are verified, and remembered as done, at a time"
+    )
+    tables: bool = Field(default=True, description="Whether what is read becomes Parquet tables")
+    report: bool = Field(default=True, description="Whether the integrity notebook is run, and kept as HTML")
+    workers: int = Field(default=2, ge=1, le=1024, description="Pieces verified at the same time")
+    task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
+        default="processes", description="What the flow spreads pieces over"
+    )
+
+
 class Settings(BaseSettings):
     """All that an operator or auditor sets.
 
@@ -287,6 +305,7 @@ class Settings(BaseSettings):
     )
     kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
+    audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -306,6 +325,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read arguments, then variables, then the file."""
         return init_settings, _Variables(settings_cls), InitSettingsSource(settings_cls, _read_file())
+
+    def protection(self) -> Protection:
+        """Return how the bucket is meant to protect the evidence."""
+        return Protection(self.s3.retention_mode, self.s3.retention_days, self.s3.lifecycle)
 
     def passphrase(self) -> str | None:
         """Return the keyring's passphrase, for opening it alone."""
