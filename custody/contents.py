@@ -294,7 +294,7 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
         more = f" (and {len(found.faults) - 1} lines more of this batch)" if len(found.faults) > 1 else ""
         yield _at(
             work,
-            "event",
+            "gzip" if _is_oversize(payload, fault.byte) else "event",
             f"line {fault.line + 1} of the batch is no event: {fault.reason}{more}",
             batch,
             offset=_offset_of(work, batch, fault.line),
@@ -321,6 +321,12 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
                 expected=stated,
                 found=str(time),
             )
+
+
+def _is_oversize(payload: bytes, start: int) -> bool:
+    """Say whether a line is longer than an event may be: no writer inflates to that, so it is the member's fault."""
+    end = payload.find(b"\n", start, start + lines.EVENT_LIMIT + 1)
+    return end < 0 and len(payload) > start + lines.EVENT_LIMIT
 
 
 def _offset_of(work: Work, batch: Batch, line: int) -> int:

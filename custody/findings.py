@@ -223,7 +223,7 @@ class Acceptance(Protocol):
 
 @dataclass(slots=True)
 class Findings:
-    """Collects findings: judges them by what was accepted, joins those of a row, keeps within bounds."""
+    """Collects findings: judges them by what was accepted, joins those of a row, keeps each once and within bounds."""
 
     accepted: Iterable[Acceptance] = ()
     dropped: Counter[Severity] = field(default_factory=Counter)
@@ -231,6 +231,7 @@ class Findings:
     _kept: list[Finding] = field(default_factory=list)
     _rows: dict[tuple[str, str | None, str], int] = field(default_factory=dict)
     _by_place: dict[tuple[object, ...], list[Acceptance]] = field(default_factory=dict)
+    _once: set[Finding] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for judged in self.accepted:
@@ -251,6 +252,11 @@ class Findings:
             return
         if row is not None and not one.accepted:
             self._rows[one.finding, one.log, row] = len(self._kept)
+        elif one in self._once:
+            # A store may list a key twice.
+            return
+        else:
+            self._once.add(one)
         self._kept.append(one)
 
     def _judged(self, one: Finding) -> Finding:
