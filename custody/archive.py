@@ -21,7 +21,7 @@ from hashlib import sha256
 
 import msgspec
 
-from custody import audit, layout, manifest, merkle
+from custody import audit, checkpoint, layout, manifest, merkle
 from custody.audit import Audit, SignedAudit
 from custody.errors import (
     Fenced,
@@ -222,6 +222,32 @@ def append_audit(store: Store, head: AuditHead, statement: Audit, signers: Seque
         raise Fenced(f"audit {statement.sequence} was written by somebody else meanwhile") from None
     edge = merkle.append(head.size, head.edge, merkle.leaf_hash(line))
     return AuditHead(head.size + 1, edge, audit.parse(data))
+
+
+def put_checkpoint(store: Store, archive: str, log: Log, size: int, root: bytes, signer: Signer) -> checkpoint.Note:
+    """Sign a log's head and write it as a checkpoint; one that is there already with the same root is success.
+
+    Returns:
+        The checkpoint that is there now.
+
+    Raises:
+        HeadRollback: another root was signed for this size before.
+        KeyUnavailable: the signer cannot sign now.
+        FormatError: the key cannot sign checkpoints, or what lies there is none.
+        StoreError: the store does not take it.
+    """
+    key = layout.checkpoint_key(log, size)
+    note = checkpoint.sign_checkpoint(signer, archive, log, size, root)
+    try:
+        store.create(key, note.encode())
+    except ObjectExists:
+        there = checkpoint.parse_note(store.read(key, limit=checkpoint.NOTE_LIMIT))
+        if checkpoint.parse_checkpoint(there.text).root != root:
+            raise HeadRollback(
+                f"{key} signs another root than this log has now: `custody verify` says more; keep both as evidence"
+            ) from None
+        return there
+    return note
 
 
 def audited_heads(store: Store) -> Mapping[str, Seen]:

@@ -51,12 +51,10 @@ class Span:
     Attributes:
         first: sequence of the first one.
         end: behind the last one; None for all there are.
-        root: of the tree of the statements before `first`, as it was when they were verified.
     """
 
     first: int = 0
     end: int | None = None
-    root: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,17 +254,17 @@ class _Verification:
                 memories = self._memories(known, audits)
                 logs = {*self._listing.manifests, *memories} if self._scope.spans is None else self._scope.spans
                 for log in sorted(logs):
-                    remembered = [*memories.get(log, ()), *self._read_checkpoints(log, known, reader, locks)]
                     spans = self._scope.spans[log] if self._scope.spans is not None else (Span(),)
+                    signed = self._read_checkpoints(log, spans, known, reader, locks)
+                    remembered = [*memories.get(log, ()), *signed]
                     for span in spans:
-                        begun = [Memory(span.first, span.root, "the last audit")] if span.root else []
                         chain = Chain(
                             log,
                             known,
                             self._trust,
                             self._now,
                             self._findings,
-                            [*remembered, *begun],
+                            remembered,
                             self._earlier(log),
                             heartbeat,
                             self._retention,
@@ -373,12 +371,15 @@ class _Verification:
         found.pop(layout.AUDIT_LOG, None)
         return found
 
-    def _read_checkpoints(self, log: layout.Log, archive: str | None, reader: Reader, locks: Locks) -> Iterator[Memory]:
+    def _read_checkpoints(
+        self, log: layout.Log, spans: Sequence[Span], archive: str | None, reader: Reader, locks: Locks
+    ) -> Iterator[Memory]:
         """Yield the heads that a log's checkpoints sign (rule 11), and report those that do not hold."""
-        sizes = self._listing.checkpoints.get(log)
-        if sizes is None:
+        listed = self._listing.checkpoints.get(log)
+        if listed is None:
             return
         keys = checkpoint.checkpoint_keys(self._trust)
+        sizes = (size for size in listed.all() if any(one.first <= size <= (one.end or size) for one in spans))
         for size, answer in reader.objects(lambda one: layout.checkpoint_key(log, one), sizes, checkpoint.NOTE_LIMIT):
             key = layout.checkpoint_key(log, size)
             where: dict[str, Any] = {"log": str(log), "sequence": max(size - 1, 0), "key": key}
@@ -402,7 +403,7 @@ class _Verification:
         """Read the log of audits."""
         log = layout.AUDIT_LOG
         name = str(log)
-        memories = list(self._read_checkpoints(log, archive, reader, locks))
+        memories = list(self._read_checkpoints(log, (Span(),), archive, reader, locks))
         if head := self._trust.heads.get(name):
             memories.append(Memory(head.size, head.root, "trust.json"))
         if self._state and archive and (head := self._state.heads(archive).get(name)):
@@ -410,7 +411,7 @@ class _Verification:
         audits = AuditChain(archive, self._trust, self._findings, memories)
         if not self._scope.listing:
             return audits
-        for sequence, answer in reader.objects(layout.audit_key, self._listing.audits, MANIFEST_LIMIT):
+        for sequence, answer in reader.objects(layout.audit_key, self._listing.audits.all(), MANIFEST_LIMIT):
             if sequence > audits.size:
                 audits.gap(audits.size, sequence)
             if isinstance(answer, CustodyError) and not isinstance(answer, FormatError):

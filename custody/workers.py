@@ -57,10 +57,10 @@ class Reader:
         return self._read(layout.manifest_key(log, sequence), MANIFEST_LIMIT)
 
     def objects(
-        self, key: Callable[[int], str], listed: Sequences, limit: int
+        self, key: Callable[[int], str], numbers: Iterator[int], limit: int
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        """Yield each number that is listed, with the bytes of the object that `key` names for it, or with the error."""
-        for number, answer in self._ahead(listed.all(), lambda one: self._read(key(one), limit)):
+        """Yield each number, with the bytes of the object that `key` names for it, or with the error."""
+        for number, answer in self._ahead(numbers, lambda one: self._read(key(one), limit)):
             if not isinstance(answer, ObjectMissing):
                 yield number, answer
 

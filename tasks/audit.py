@@ -1,0 +1,496 @@
+"""Audit the archive: verify what is new since the last signed audit and a share of what is old, and sign the result.
+
+The life of an audit, and what is lost where it dies:
+
+1. **Survey.** Statements, signatures and trees of the spans, and all that only a listing shows. Lost: minutes.
+2. **Pieces.** Segments of the spans are read, some hundred statements at a time. Each piece's result is signed and put
+   under `reports/`, so that an audit that was killed goes on behind the last one. Nothing in `reports/` is believed
+   without that signature. Events of new statements become Parquet tables in the same read.
+3. **Conclusion.** Findings first, then the audit, which is the commit, then checkpoints of all logs. Of two audits at
+   once one is written, and the other ends quietly.
+
+The archive is the state: the newest audit says where to go on, and how far the rolling re-read came. An audit that no
+trusted key signed is nothing to go on from: then everything is new. Prefect is not imported here.
+"""
+
+import json
+import math
+import platform
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from importlib.metadata import version
+from typing import Any, Literal
+
+import msgspec
+
+from custody import audit, layout, manifest
+from custody.archive import (
+    AuditHead,
+    append_audit,
+    find_audits,
+    find_head,
+    list_logs,
+    put_checkpoint,
+    read_archive,
+    read_manifest,
+)
+from custody.audit import Audit, Covered, FindingsRef, HeadRef, Read, Verdict
+from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SignatureInvalid, SigningError
+from custody.findings import Severity
+from custody.keys import Trust, open_signers, open_trust
+from custody.layout import Log
+from custody.manifest import Signer
+from custody.settings import Settings
+from custody.store import Store, open_store
+from custody.verify import Report, Scope, Span, verify
+
+EXPIRED = "expired "
+READ_AGAIN = "read again "
+PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
+_PIECE_AGE = timedelta(days=2)
+_PIECE_LIMIT = manifest.MANIFEST_LIMIT
+_COUNTED = ("statements", "events", "quarantined", "skipped", "lost", "stored", "inflated")
+_VERDICTS: Mapping[int, Verdict] = {
+    0: "verified",
+    Severity.NOTICE: "notices",
+    Severity.POLICY: "policy",
+    Severity.INCOMPLETE: "incomplete",
+    Severity.UNVERIFIABLE: "unverifiable",
+    Severity.TAMPERED: "tampered",
+}
+
+
+class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Statements `[first, end)` of a log, verified at a time.
+
+    Attributes:
+        log: `<log>/<partition>`.
+        first: sequence of the first one.
+        end: behind the last one.
+        read: whether they are verified for the first time.
+    """
+
+    log: str
+    first: int
+    end: int
+    read: Read
+
+
+class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the verification of a piece gave; line 1 of its object."""
+
+    format: Literal["custody/audit-piece/1"]
+    archive: str
+    audit: int
+    piece: Piece
+    sealed_at: str
+    counts: dict[str, int]
+    findings: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which audit is wanted.
+
+    Attributes:
+        logs: `<log>/<partition>`, or `<log>` for all its partitions; none for all.
+        full: read everything again, and not only what is new and a share of the old.
+        since: only statements sealed from then on.
+        until: only statements sealed before.
+    """
+
+    logs: tuple[str, ...] = ()
+    full: bool = False
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an audit reads, and what its survey has found already."""
+
+    archive: str
+    sequence: int
+    started_at: datetime
+    pieces: tuple[Piece, ...]
+    heads: Mapping[str, tuple[int, str]]
+    """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
+    marks: Mapping[str, int]
+    """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone) and
+    `read again <log>` (how far the turn of reading old statements again came)."""
+    findings: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Statements `[first, end)` that are to be read; to the head where `end` is None."""
+
+    first: int
+    end: int | None
+    read: Read
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an audit found: the result of a run.
+
+    Attributes:
+        sequence: of the audit; None where another audit was written meanwhile.
+        verdict: the worst class of its findings.
+        exit_code: as `custody verify` has it.
+        counts: what was read.
+        findings: the worst first.
+        findings_key: the object that holds them all, where they are too many for the audit itself.
+        heads: size of each log.
+    """
+
+    sequence: int | None
+    verdict: Verdict
+    exit_code: int
+    counts: Mapping[str, int]
+    findings: tuple[Mapping[str, Any], ...]
+    findings_key: str | None = None
+    heads: Mapping[str, int] = field(default_factory=dict)
+
+
+def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
+    """Survey the archive, and say what is to be read.
+
+    Raises:
+        ConfigurationError: a setting, or the request, cannot be used.
+        CustodyError: the archive or the keys cannot be read at all; all else is a finding.
+    """
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        archive = read_archive(store).archive
+        trust = _trust(settings)
+        last = _last_audit(store, trust)
+        before = last.newest.statement if last.newest else None
+        # A log that somebody remembers is looked for even where nothing of it is left.
+        remembered = map(_log, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
+        logs = _chosen(sorted({*list_logs(store), *remembered}), request.logs)
+        reads = {log: _reads(store, log, before, request, settings, now) for log in logs}
+        scope = Scope({log: _surveyed(found) for log, found in reads.items() if found}, contents=False)
+        report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
+    return _planned(report, last, reads, archive, request, settings, now)
+
+
+def _planned(
+    report: Report,
+    last: AuditHead,
+    reads: Mapping[Log, Sequence[_Read]],
+    archive: str,
+    request: Request,
+    settings: Settings,
+    now: datetime,
+) -> Plan:
+    before = last.newest.statement if last.newest else None
+    summaries = {log.log: log for log in report.logs}
+    heads = {name: (head.size, head.root) for name, head in before.heads.items()} if before else {}
+    marks = {
+        name: number
+        for name, number in (before.counts.items() if before else ())
+        if name.startswith((EXPIRED, READ_AGAIN))
+    }
+    pieces: list[Piece] = []
+    for log, found in reads.items():
+        name = str(log)
+        summary = summaries.get(name)
+        if summary is None:
+            continue
+        if summary.expired:
+            marks[f"{EXPIRED}{name}"] = max(marks.get(f"{EXPIRED}{name}", 0), summary.expired)
+        whole = any(one.end is None for one in found)
+        if whole and summary.sound and summary.root is not None:
+            heads[name] = summary.size, summary.root
+        if not request.since and not request.until:
+            marks[f"{READ_AGAIN}{name}"] = _turn_end(found)
+        for one in found:
+            pieces += _cut(name, one.first, one.end or summary.size, one.read, settings.audit.piece_statements)
+    return Plan(
+        archive=archive,
+        sequence=last.size,
+        started_at=now,
+        pieces=tuple(pieces),
+        heads=heads,
+        marks=marks,
+        findings=tuple(one.to_dict() for one in report.findings),
+    )
+
+
+def _last_audit(store: Store, trust: Trust) -> AuditHead:
+    """Return where the audits end, with the newest one only if a trusted key signed it."""
+    head = find_audits(store)
+    if head.newest is None:
+        return head
+    text = manifest.message(head.newest.line, audit.FORMAT)
+    if _is_signed(trust, text, head.newest.signatures):
+        return head
+    # The survey says what is wrong with it; here it is nothing to go on from.
+    return AuditHead(head.size, head.edge, None)
+
+
+def _is_signed(trust: Trust, text: bytes, signatures: Sequence[tuple[manifest.Signature, bytes]]) -> bool:
+    held = False
+    for signature, value in signatures:
+        key = trust.keys.get(signature.key)
+        if key is None or key.algorithm != signature.algorithm:
+            return False
+        try:
+            key.verify(text, value)
+        except SignatureInvalid:
+            return False
+        except SigningError:
+            continue
+        held = True
+    return held
+
+
+def _chosen(logs: Sequence[Log], wanted: Sequence[str]) -> list[Log]:
+    if not wanted:
+        return list(logs)
+    chosen = [log for log in logs if str(log) in wanted or log.name in wanted]
+    for name in wanted:
+        if not any(name in {str(log), log.name} for log in chosen):
+            raise ConfigurationError(f"the archive has no log {name!r}; `custody status` lists them")
+    return chosen
+
+
+def _reads(
+    store: Store, log: Log, before: Audit | None, request: Request, settings: Settings, now: datetime
+) -> list[_Read]:
+    """Return what is read of a log, in order."""
+    seen = before.heads.get(str(log)) if before else None
+    old = seen.size if seen else 0
+    if request.since or request.until:
+        size = find_head(store, log, old).size
+        first = _sealed_from(store, log, size, request.since) if request.since else 0
+        end = _sealed_from(store, log, size, request.until) if request.until else size
+        return [_Read(first, end, "again")] if first < end else []
+    if before is None or not old:
+        return [_Read(0, None, "new")]
+    again = [(0, old)] if request.full else _share(str(log), old, before, settings, now)
+    return [*(_Read(first, end, "again") for first, end in again), _Read(old, None, "new")]
+
+
+def _surveyed(reads: Sequence[_Read]) -> list[Span]:
+    """Return the spans whose chain is looked at.
+
+    New statements are surveyed from the one before them: that it is still there, and leads to the root that was seen,
+    shows that the log did not go back.
+    """
+    return [Span(max(one.first - 1, 0) if one.end is None else one.first, one.end) for one in reads]
+
+
+def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
+    """Return the old statements whose turn it is to be read again, so that all are within `reread_days`."""
+    days = max((now - manifest.parse_time(before.started_at)) / timedelta(days=1), 1.0)
+    step = settings.audit.piece_statements
+    many = min(math.ceil(old * days / settings.audit.reread_days / step) * step, old)
+    start = before.counts.get(f"{READ_AGAIN}{name}", 0)
+    start = 0 if start >= old else start
+    if start + many <= old:
+        return [(start, start + many)]
+    return [(0, min(start + many - old, start)), (start, old)] if start else [(0, old)]
+
+
+def _turn_end(reads: Sequence[_Read]) -> int:
+    """Return where the next turn of reading old statements again begins."""
+    # A turn that wrapped around has its later part last, and ended in its earlier one.
+    return next((one.end or 0 for one in reads if one.read == "again"), 0)
+
+
+def _sealed_from(store: Store, log: Log, size: int, moment: datetime) -> int:
+    """Return the first sequence that was sealed at a moment or later."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        if manifest.parse_time(read_manifest(store, log, middle).statement.sealed_at) >= moment:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _cut(name: str, first: int, end: int, read: Read, step: int) -> Iterator[Piece]:
+    """Cut statements at whole multiples of the step, so that an audit that goes on finds the same pieces again."""
+    while first < end:
+        stop = min((first // step + 1) * step, end)
+        yield Piece(name, first, stop, read)
+        first = stop
+
+
+def verify_pieces(settings: Settings, plan: Plan, pieces: Sequence[Piece]) -> Iterator[PieceResult]:
+    """Read segments of some pieces, and yield what each gave; what an earlier run of this audit has done is not redone.
+
+    Raises:
+        CustodyError: the archive or the keys cannot be opened.
+    """
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        trust = _trust(settings)
+        signers = open_signers(settings.keys, datetime.now(UTC), settings.passphrase())
+        for piece in pieces:
+            done = _read_result(store, trust, plan, piece)
+            if done is None:
+                done = _verify_piece(store, trust, plan, piece)
+                line = msgspec.json.encode(done)
+                if len(line) < manifest.STATEMENT_LIMIT:
+                    _keep(store, _result_key(plan, piece), manifest.seal(line, signers, PIECE_FORMAT))
+            yield done
+
+
+def _verify_piece(store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult:
+    log = _log(piece.log)
+    report = verify(
+        store,
+        trust,
+        now=datetime.now(UTC),
+        workers=0,
+        scope=Scope({log: [Span(piece.first, piece.end)]}, listing=False),
+    )
+    return PieceResult(
+        format=PIECE_FORMAT,
+        archive=plan.archive,
+        audit=plan.sequence,
+        piece=piece,
+        sealed_at=manifest.format_time(datetime.now(UTC)),
+        counts={name: sum(getattr(one, name) for one in report.logs) for name in _COUNTED},
+        findings=[one.to_dict() for one in report.findings],
+    )
+
+
+def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult | None:
+    """Return what an earlier run of this audit found of a piece, if it signed it."""
+    try:
+        line, second = manifest.split_lines(store.read(_result_key(plan, piece), limit=_PIECE_LIMIT))
+        signatures = manifest.parse_signatures(second)
+        result = msgspec.json.decode(line, type=PieceResult)
+        age = datetime.now(UTC) - manifest.check_time("sealed_at", result.sealed_at)
+    except (ObjectMissing, FormatError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
+    if not same or not timedelta(0) <= age < _PIECE_AGE:
+        return None
+    return result if _is_signed(trust, manifest.message(line, PIECE_FORMAT), signatures) else None
+
+
+def _keep(store: Store, key: str, data: bytes) -> None:
+    """Put what the next run need not do again; that it cannot be put costs that run time, and nothing else."""
+    try:
+        store.create(key, data)
+    except CustodyError:
+        return
+
+
+def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> Outcome:
+    """Add up, sign and write the audit, and a checkpoint of each log.
+
+    Raises:
+        Fenced: another audit was written meanwhile.
+        HeadRollback: a checkpoint that is there has another root.
+        CustodyError: the archive does not take it, or no key can sign.
+    """
+    now = datetime.now(UTC)
+    findings = _merged(plan, results)
+    exit_code = max((_SEVERITIES[one["class"]] for one in findings), default=0)
+    verdict = _VERDICTS[exit_code]
+    counts: dict[str, int] = {}
+    for result in results:
+        for name, number in result.counts.items():
+            counts[name] = counts.get(name, 0) + number
+    counts["findings"] = len(findings)
+    counts |= plan.marks
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        signers = open_signers(settings.keys, now, settings.passphrase())
+        head = find_audits(store)
+        held: list[dict[str, Any]] | FindingsRef = [dict(one) for one in findings]
+        if len(findings) > audit.FINDINGS_INLINE:
+            held = _put_findings(store, head.size, findings)
+        statement = Audit(
+            format=audit.FORMAT,
+            archive=plan.archive,
+            sequence=plan.sequence,
+            tree=manifest.Tree(head.size, head.root.hex(), [node.hex() for node in head.edge]),
+            started_at=manifest.format_time(plan.started_at),
+            sealed_at=manifest.format_time(now),
+            writer=f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}",
+            heads={name: HeadRef(size, root) for name, (size, root) in sorted(plan.heads.items())},
+            covered=_covered(plan.pieces),
+            counts=dict(sorted(counts.items())),
+            findings=held,
+            verdict=verdict,
+        )
+        written = append_audit(store, head, statement, signers)
+        _put_checkpoints(store, plan, written, signers)
+    key = held.key if isinstance(held, FindingsRef) else None
+    sizes = {name: size for name, (size, _) in plan.heads.items()}
+    return Outcome(statement.sequence, verdict, exit_code, counts, tuple(findings), key, sizes)
+
+
+def _put_findings(store: Store, sequence: int, findings: Sequence[Mapping[str, Any]]) -> FindingsRef:
+    data = b"".join(json.dumps(one, separators=(",", ":")).encode() + b"\n" for one in findings)
+    digest = sha256(data).hexdigest()
+    key = f"reports/audits/{sequence:012}/findings-{digest[:16]}.jsonl"
+    store.create(key, data)
+    return FindingsRef(key, len(data), digest)
+
+
+def _put_checkpoints(store: Store, plan: Plan, head: AuditHead, signers: Sequence[Signer]) -> None:
+    signer = next((one for one in signers if one.algorithm == "Ed25519"), None)
+    if signer is None:
+        return
+    put_checkpoint(store, plan.archive, layout.AUDIT_LOG, head.size, head.root, signer)
+    for name, (size, root) in plan.heads.items():
+        if size:
+            put_checkpoint(store, plan.archive, _log(name), size, bytes.fromhex(root), signer)
+
+
+def _merged(plan: Plan, results: Sequence[PieceResult]) -> list[Mapping[str, Any]]:
+    """Return all findings, the worst first: what a piece found again of what the survey says is said once."""
+    surveyed: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
+    for one in plan.findings:
+        first = one.get("sequence", 0)
+        surveyed.setdefault((one["finding"], one.get("log")), []).append((first, one.get("through", first)))
+    found = list(plan.findings)
+    for result in results:
+        for one in result.findings:
+            sequence = one.get("sequence", 0)
+            said = surveyed.get((one["finding"], one.get("log")), ())
+            expired = one["finding"] == "segment-missing" and sequence < plan.marks.get(f"{EXPIRED}{one.get('log')}", 0)
+            if not expired and not any(first <= sequence <= through for first, through in said):
+                found.append(one)
+    return sorted(found, key=lambda one: (-_SEVERITIES[one["class"]], one.get("log", ""), one.get("sequence", -1)))
+
+
+_SEVERITIES = {severity.name.lower(): int(severity) for severity in Severity}
+
+
+def _covered(pieces: Sequence[Piece]) -> dict[str, list[Covered]]:
+    """Return what was read of each log, neighbours joined."""
+    covered: dict[str, list[Covered]] = {}
+    for piece in sorted(pieces, key=lambda one: (one.log, one.first)):
+        spans = covered.setdefault(piece.log, [])
+        if spans and (spans[-1].to, spans[-1].read) == (piece.first, piece.read):
+            spans[-1] = Covered(spans[-1].from_, piece.end, piece.read)
+        else:
+            spans.append(Covered(piece.first, piece.end, piece.read))
+    return covered
+
+
+def _result_key(plan: Plan, piece: Piece) -> str:
+    return f"reports/audits/{plan.sequence:012}/pieces/{piece.log}/{piece.first:012}-{piece.end:012}-{piece.read}.json"
+
+
+def _trust(settings: Settings) -> Trust:
+    return open_trust([settings.keys], settings.trust, settings.passphrase())
+
+
+def _log(name: str) -> Log:
+    topic, _, partition = name.rpartition("/")
+    log = layout.parse_log(topic, int(partition)) if partition.isdecimal() else None
+    if log is None:
+        raise FormatError(f"{name!r} is no log")
+    return log
