@@ -4,7 +4,6 @@ A run works from the archive's head, never from the time it was scheduled for: l
 the same to it. So it has no retries and no cache, and two at once only cost work.
 """
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.futures import wait
 from prefect.states import Completed, Failed
-from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from custody.errors import ConfigurationError, CustodyError
+from custody.errors import CustodyError
 from custody.settings import Settings
+from flows.runners import task_runner
 from tasks.drain import LogResult, Place, drain_logs, find_places, stopping_on_signals
 
 ROWS = 100
@@ -73,7 +72,9 @@ def _run(once: bool, seconds: float | None) -> RunReport:
     shares = [places[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(places)))]
     with stopping_on_signals():
         if len(shares) > 1:
-            spread = drain_shares.with_options(task_runner=_task_runner(settings))
+            spread = drain_shares.with_options(
+                task_runner=task_runner(settings.drain.task_runner, settings.drain.workers)
+            )
             results = spread(shares, once, seconds)
         else:
             results = [result for share in shares for result in drain_share(share, once, seconds)]
@@ -91,22 +92,6 @@ def drain_shares(shares: list[list[Place]], once: bool, seconds: float | None) -
 def _process_age() -> float:
     """Return the seconds since this process began, for the first run in it; a later one counts from now."""
     return time.time() - psutil.Process().create_time() if next(_runs) == 0 else 0.0
-
-
-def _task_runner(settings: Settings) -> TaskRunner[Any]:
-    workers, kind = settings.drain.workers, settings.drain.task_runner
-    if kind == "threads":
-        return ThreadPoolTaskRunner(max_workers=workers)
-    if kind == "processes":
-        return ProcessPoolTaskRunner(max_workers=workers)
-    module, name = {"dask": ("prefect_dask", "DaskTaskRunner"), "ray": ("prefect_ray", "RayTaskRunner")}[kind]
-    try:
-        runner: TaskRunner[Any] = getattr(importlib.import_module(module), name)()
-    except ImportError:
-        raise ConfigurationError(
-            f"drain.task_runner is {kind!r}, which needs the package prefect-{kind}: install it, or take 'threads'"
-        ) from None
-    return runner
 
 
 def _conclude(report: RunReport) -> State[Any]:

@@ -19,7 +19,7 @@ import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.metadata import version
@@ -109,20 +109,19 @@ class Request:
     until: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an audit reads, and what its survey has found already."""
 
     archive: str
     sequence: int
     started_at: datetime
     pieces: tuple[Piece, ...]
-    heads: Mapping[str, tuple[int, str]]
+    heads: dict[str, tuple[int, str]]
     """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
-    marks: Mapping[str, int]
+    marks: dict[str, int]
     """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone) and
     `read again <log>` (how far the turn of reading old statements again came)."""
-    findings: tuple[Mapping[str, Any], ...]
+    findings: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +138,24 @@ class Outcome:
     """What an audit found: the result of a run.
 
     Attributes:
-        sequence: of the audit; None where another audit was written meanwhile.
+        sequence: of the audit.
         verdict: the worst class of its findings.
         exit_code: as `custody verify` has it.
         counts: what was read.
         findings: the worst first.
-        findings_key: the object that holds them all, where they are too many for the audit itself.
+        whole: where all of them stand: the audit, or the object that holds them where they are too many for it.
         heads: size of each log.
+        report: where the integrity report lies, if one was made.
     """
 
-    sequence: int | None
+    sequence: int
     verdict: Verdict
     exit_code: int
     counts: Mapping[str, int]
     findings: tuple[Mapping[str, Any], ...]
-    findings_key: str | None = None
-    heads: Mapping[str, int] = field(default_factory=dict)
+    whole: str
+    heads: Mapping[str, int]
+    report: str | None = None
 
 
 def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
@@ -425,9 +426,9 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         )
         written = append_audit(store, head, statement, signers)
         _put_checkpoints(store, plan, written, signers)
-    key = held.key if isinstance(held, FindingsRef) else None
+        whole = f"{store.url}/{held.key if isinstance(held, FindingsRef) else layout.audit_key(statement.sequence)}"
     sizes = {name: size for name, (size, _) in plan.heads.items()}
-    return Outcome(statement.sequence, verdict, exit_code, counts, tuple(findings), key, sizes)
+    return Outcome(statement.sequence, verdict, exit_code, counts, tuple(findings), whole, sizes)
 
 
 def _put_findings(store: Store, sequence: int, findings: Sequence[Mapping[str, Any]]) -> FindingsRef:

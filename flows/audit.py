@@ -1,0 +1,170 @@
+"""The flow that runs every night: audit the archive, sign the result, and show it.
+
+The engine is `tasks.audit`; here are the parameters, the spreading over processes or machines, and what people see: an
+artifact with the verdict and the worst findings, a link to the report, an event for each audit that failed.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.futures import wait
+from prefect.states import Completed, Failed
+
+from custody.errors import CustodyError, Fenced, TransientStoreError
+from custody.findings import Severity
+from custody.settings import Settings
+from flows.runners import task_runner
+from tasks.audit import Outcome, Piece, PieceResult, Plan, Request, conclude, plan_audit, verify_pieces
+
+ROWS = 100
+"""Rows in the artifact; it lives in Prefect's database."""
+
+_SHARES_A_WORKER = 8
+
+
+def _passes(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Say whether trying again may help."""
+    try:
+        state.result()
+    except TransientStoreError:
+        return True
+    except Exception:  # noqa: BLE001 - whatever else it is, it would happen again
+        return False
+    return False
+
+
+@task(
+    name="survey",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=30,
+    retry_condition_fn=_passes,
+)
+def survey(request: Request) -> Plan:
+    """Look at what only listings and chains show. Settings are read here, since they hold secrets."""
+    return plan_audit(Settings(), request, datetime.now(UTC))
+
+
+@task(
+    name="read-pieces",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=30,
+    retry_condition_fn=_passes,
+)
+def read_pieces(plan: Plan, pieces: Sequence[Piece]) -> list[PieceResult]:
+    """Read the segments of some pieces."""
+    return list(verify_pieces(Settings(), plan, pieces))
+
+
+@task(name="sign", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def sign(plan: Plan, results: Sequence[PieceResult]) -> Outcome:
+    """Write the audit."""
+    return conclude(Settings(), plan, results)
+
+
+@flow(name="audit", persist_result=False, retries=0)
+def audit(
+    logs: list[str] | None = None,
+    full: bool = False,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> State[Any]:
+    """Audit the archive.
+
+    Args:
+        logs: `<log>/<partition>`, or `<log>` for all its partitions; all if not given.
+        full: read everything again, and not only what is new and a share of the old.
+        since: only statements sealed from then on.
+        until: only statements sealed before then.
+    """
+    try:
+        outcome = _run(Request(tuple(logs or ()), full, _aware(since), _aware(until)))
+    except Fenced as error:
+        return Completed(message=str(error))
+    except CustodyError as error:
+        # Said in one line: a traceback of ours would tell an operator nothing more.
+        _alarm("custody.audit.failed", {"verdict": "not done", "problem": str(error)})
+        return Failed(message=f"the audit could not be done: {error}")
+    return _conclude(outcome)
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def _run(request: Request) -> Outcome:
+    settings = Settings()
+    plan = survey(request)
+    workers = settings.audit.workers
+    size = -(-len(plan.pieces) // (workers * _SHARES_A_WORKER)) or 1
+    shares = [(start, start + size) for start in range(0, len(plan.pieces), size)]
+    if workers > 1 and len(shares) > 1:
+        spread = read_shares.with_options(task_runner=task_runner(settings.audit.task_runner, workers))
+        results = spread(msgspec.to_builtins(plan), shares)
+    else:
+        results = read_pieces(plan, plan.pieces)
+    return sign(plan, results)
+
+
+@flow(name="read-shares", persist_result=False, retries=0)
+def read_shares(plan: dict[str, Any], shares: list[tuple[int, int]]) -> list[PieceResult]:
+    """Read several shares of the pieces at the same time, on the task runner that the settings name.
+
+    Args:
+        plan: the plan in plain values, since Prefect keeps the parameters of flows.
+        shares: first piece, and the one behind the last.
+    """
+    whole = msgspec.convert(plan, Plan)
+    futures = [read_pieces.submit(whole, whole.pieces[first:end]) for first, end in shares]
+    wait(futures)
+    return [result for future in futures for result in future.result()]
+
+
+def _conclude(outcome: Outcome) -> State[Any]:
+    """Publish what was found, and end the run as failed unless it is a success."""
+    counts = outcome.counts
+    summary = (
+        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
+        f" {counts.get('statements', 0):,} statements of {len(outcome.heads)} logs were read;"
+        f" {len(outcome.findings):,} findings."
+    )
+    shown = [_row(one) for one in outcome.findings[:ROWS]]
+    more = f" The first {ROWS} of them." if len(outcome.findings) > ROWS else ""
+    whole = f" All of them: `{outcome.whole}`."
+    create_table_artifact(
+        key="audit", table=shown or [{"verdict": outcome.verdict}], description=summary + more + whole
+    )
+    if outcome.report:
+        create_link_artifact(
+            key="integrity-report", link=outcome.report, link_text="Integrity report", description=summary
+        )
+    get_run_logger().info(summary)
+    if outcome.exit_code >= Severity.POLICY:
+        worst = [
+            f"{one['finding']}: {one.get('log', one.get('key', ''))}: {one['message']}" for one in outcome.findings[:10]
+        ]
+        _alarm("custody.audit.failed", {"verdict": outcome.verdict, "audit": outcome.sequence, "findings": worst})
+        return Failed(message="\n".join([summary, *worst]), data=outcome)
+    _alarm("custody.audit.passed", {"verdict": outcome.verdict, "audit": outcome.sequence})
+    return Completed(message=summary, data=outcome)
+
+
+def _alarm(event: str, payload: dict[str, Any]) -> None:
+    """Emit what the automations in `deployments/` wait for."""
+    resource = {"prefect.resource.id": "custody.audit", "prefect.resource.name": "audit"}
+    emit_event(event, resource=resource, payload=payload)
+
+
+def _row(one: Any) -> dict[str, Any]:
+    names = ("class", "finding", "log", "sequence", "offset", "message", "expected", "found", "count", "action")
+    return {name: one.get(name, "") for name in names}
