@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from custody.keys import Key
 
 ENTRY_POINTS = "custody.commands"
-OPERATORS_COMMANDS = ("demo", "up", "drain", "status", "new-life")
+OPERATORS_COMMANDS = ("demo", "up", "drain", "audit", "status", "automations", "new-life")
 
 _PASSPHRASE_HINT = "It is not encrypted: set CUSTODY_KEYRING_PASSPHRASE before making it, to have it encrypted."  # noqa: S105
 
@@ -74,7 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Archive audit events from Kafka, and prove that nobody changed, dropped or invented one.",
-    epilog="Operators' commands (demo, up, drain, status, new-life) come with a checkout of the project or the image.",
+    epilog=f"Operators' commands ({', '.join(OPERATORS_COMMANDS)}) come with a checkout of the project or the image.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 keys_app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the keys that sign.")

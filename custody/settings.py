@@ -278,6 +278,16 @@ class AuditSettings(BaseModel):
     )
 
 
+class AlertSettings(BaseModel):
+    """Who is told when something is wrong."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    urls: list[SecretStr] = Field(
+        default=[], description="Where alerts go: URLs as Apprise has them, slack://, mailto:"
+    )
+
+
 class Settings(BaseSettings):
     """All that an operator or auditor sets.
 
@@ -306,6 +316,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
+    alert: AlertSettings = Field(default=AlertSettings(), description="Who is told when something is wrong")
 
     def __init__(self, **values: Any) -> None:
         try:

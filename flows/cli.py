@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,9 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 
 app = typer.Typer(name="operate", pretty_exceptions_enable=False)
+
+
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 
 
 def _import(name: str) -> Any:
@@ -75,6 +79,48 @@ def drain(
     problems = [result.problem for result in results if result.outcome == "failed"]
     if problems:
         raise CustodyError("\n".join(problems))
+
+
+@app.command()
+def audit(
+    log: Annotated[
+        list[str] | None, typer.Option(help="A log, or a topic for all of its logs. May be given again. [default: all]")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read everything again, and not only a share of the old.")
+    ] = False,
+    since: Annotated[
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed from then on, in UTC.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before then, in UTC.")
+    ] = None,
+) -> None:
+    """Audit the archive here and now, without Prefect, and write a signed audit. Exit codes as of `verify`."""
+    auditing = _import("tasks.audit")
+    aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
+    plan = auditing.plan_audit(Settings(), auditing.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
+    results = list(auditing.verify_pieces(Settings(), plan, plan.pieces))
+    outcome = auditing.conclude(Settings(), plan, results)
+    table = render.table("class", "!finding", "log", "#sequence", "message")
+    for one in outcome.findings[: render.FINDINGS_SHOWN]:
+        shown = (one["class"], one["finding"], one.get("log", ""), str(one.get("sequence", "")), one["message"])
+        table.add_row(*map(render.safe, shown))
+    if table.row_count:
+        render.console().print(table)
+    counts = outcome.counts
+    typer.echo(
+        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
+        f" {counts.get('statements', 0):,} statements were read; {len(outcome.findings):,} findings: {outcome.whole}"
+    )
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def automations() -> None:
+    """Make the alerts of deployments/automations.yaml on the Prefect server that PREFECT_API_URL names."""
+    for name in _import("flows.automations").make_automations():
+        typer.echo(name)
 
 
 @app.command("new-life")

@@ -119,6 +119,11 @@ def _conclude(report: RunReport) -> State[Any]:
     get_run_logger().info(summary)
     if failed:
         return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]), data=report)
+    emit_event(
+        "custody.drain.completed",
+        resource={"prefect.resource.id": "custody.drain", "prefect.resource.name": "drain"},
+        payload={"events": events, "lag": sum(result.lag or 0 for result in results)},
+    )
     return Completed(message=summary, data=report)
 
 

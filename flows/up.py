@@ -35,9 +35,9 @@ FOLDER = Path("custody-data") / "prefect"
 POOL = "custody"
 PORT = 4200
 
-WORKER_LIMIT = 2
-"""Runs at once. The worker counts them in memory, so that nothing is left of the count when it is killed; two, so that
-one run that hangs does not keep the next from running."""
+WORKER_LIMIT = 4
+"""Runs at once. The worker counts them in memory, so that nothing is left of the count when it is killed; so many
+that a drain that hangs, an audit and an alert do not keep the next drain from running."""
 
 _START_SECONDS = 180
 _DEPLOY_SECONDS = 120
@@ -153,7 +153,10 @@ def _start(house: _House) -> None:
     _add(house, worker)
     if not _wait_for(house, f"work_pools/{POOL}"):
         return
-    _deploy(house, prefect)
+    deploy = [*prefect, "--no-prompt", "deploy", "--prefect-file", str(house.deployments), "--all"]
+    _make(house, deploy, f"the deployments in {house.deployments}")
+    if house.deployments == DEPLOYMENTS:
+        _make(house, [sys.executable, "-m", "flows.automations"], "the automations")
 
 
 def _add(house: _House, child: _Child) -> None:
@@ -162,8 +165,8 @@ def _add(house: _House, child: _Child) -> None:
     _remember(house)
 
 
-def _deploy(house: _House, prefect: list[str]) -> None:
-    command = [*prefect, "--no-prompt", "deploy", "--prefect-file", str(house.deployments), "--all"]
+def _make(house: _House, command: list[str], what: str) -> None:
+    """Have a command make something on the server."""
     try:
         done = subprocess.run(
             command,
@@ -178,9 +181,9 @@ def _deploy(house: _House, prefect: list[str]) -> None:
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        raise CustodyError(f"the deployments were not made within {_DEPLOY_SECONDS} s; start again") from None
+        raise CustodyError(f"{what} were not made within {_DEPLOY_SECONDS} s; start again") from None
     if done.returncode:
-        raise CustodyError(f"the deployments in {house.deployments} were not accepted:\n{done.stdout[-2000:]}")
+        raise CustodyError(f"{what} were not accepted:\n{done.stdout[-2000:]}")
 
 
 def _wait_for(house: _House, path: str) -> bool:
