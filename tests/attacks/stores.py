@@ -1,0 +1,130 @@
+"""Rows 31 and 40: stores that refuse, answer garbage, or list as they like."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from custody.errors import TerminalStoreError, TransientStoreError
+from custody.store import ObjectInfo, Store
+from tests.attacks.objects import put
+from tests.attacks.registry import attack
+
+
+class Bent:
+    """A store that is as another, but for what a test bends."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class Refusing(Bent):
+    """Says no to each read of some objects."""
+
+    def __init__(self, store: Store, part: str, error: type[Exception]) -> None:
+        super().__init__(store)
+        self._part = part
+        self._error = error
+
+    def read(self, key: str, **more: Any) -> bytes:
+        if self._part in key:
+            raise self._error(f"503 for {key}")
+        return self._store.read(key, **more)
+
+
+class Jumbled(Bent):
+    """Lists in another order, and everything twice."""
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        found = sorted(self._store.list(prefix, after=after), key=lambda info: info.key[::-1])
+        yield from found
+        yield from reversed(found)
+
+    def level(self, prefix: str) -> Any:
+        folders, objects = self._store.level(prefix)
+        return [*reversed(folders), *folders], [*reversed(objects), *objects]
+
+
+class Halting(Bent):
+    """Breaks off each listing."""
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        yield from list(self._store.list(prefix, after=after))[:5]
+        raise TransientStoreError("503 in the middle of a listing")
+
+
+def refusing(part: str, error: type[Exception] = TransientStoreError) -> Callable[[Store], Store]:
+    return lambda store: Refusing(store, part, error)  # type: ignore[return-value]
+
+
+def jumbled(store: Store) -> Store:
+    return Jumbled(store)  # type: ignore[return-value]
+
+
+def nothing(_: object) -> None:
+    pass
+
+
+def segment_too(scene: Any) -> None:
+    """Something else that is wrong, to see that the rest is verified."""
+    scene.main.segment(7).unlink()
+
+
+ATTACKS = [
+    attack(
+        31,
+        "no to a manifest",
+        segment_too,
+        "unreadable segment-missing",
+        12,
+        store=refusing("manifests/audit/0/000000000003"),
+    ),
+    attack(
+        31,
+        "no to archive.json",
+        segment_too,
+        "unreadable segment-missing",
+        12,
+        store=refusing("archive.json", TerminalStoreError),
+    ),
+    attack(
+        31,
+        "no to a segment",
+        segment_too,
+        "unreadable segment-missing",
+        12,
+        store=refusing("-audit-0-00000000000000000100-"),
+    ),
+    attack(
+        31,
+        "no to a checkpoint",
+        segment_too,
+        "unreadable segment-missing",
+        12,
+        store=refusing("checkpoints/audit/0/000000000009"),
+    ),
+    attack(31, "no to an audit", segment_too, "unreadable segment-missing", 12, store=refusing("audits/000000000001")),
+    attack(31, "a listing that breaks off", nothing, "unreadable", 12, store=Halting),  # type: ignore[arg-type]
+    attack(40, "another order, and twice", nothing, "", 0, store=jumbled),
+    attack(40, "foreign key at the root", put("notes.txt"), "unlisted", 13, store=jumbled),
+    attack(
+        40,
+        "foreign key between manifests",
+        put("manifests/audit/0/000000000003.json.bak"),
+        "unlisted",
+        13,
+        store=jumbled,
+    ),
+    attack(40, "foreign key between segments", put("events/2026/03/01/notes.txt"), "unlisted", 13, store=jumbled),
+    attack(
+        40,
+        "foreign keys between checkpoints and audits",
+        lambda scene: (put("checkpoints/x")(scene), put("audits/x")(scene)),
+        "unlisted unlisted",
+        13,
+    ),
+    attack(
+        40, "tables and reports", lambda scene: (put("tables/a.parquet")(scene), put("reports/b.html")(scene)), "", 0
+    ),
+]

@@ -1,0 +1,47 @@
+"""Every attack gives its finding first, no other than its row names, and its exit code; in a folder and in S3."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.attacks import heads, objects, statements, stores
+from tests.attacks.archive import Scene
+from tests.attacks.registry import Attack
+from tests.attacks.targets import Target, judge, names
+
+ATTACKS = sorted([*objects.ATTACKS, *statements.ATTACKS, *heads.ATTACKS, *stores.ATTACKS], key=lambda one: one.row)
+
+
+def test_untouched(scene: Scene, target: Target) -> None:
+    """The good archive, with all that one may hold, gives no finding."""
+    target.hold(scene)
+    report = judge(scene, target)
+    assert [str(one) for one in report.findings] == []
+    assert report.exit_code == 0
+    assert {(log.log, log.size) for log in report.logs} == {(name, log.head[0]) for name, log in scene.logs.items()}
+    assert {bytes.fromhex(log.root or "") for log in report.logs} == {log.head[1] for log in scene.logs.values()}
+
+
+@pytest.mark.parametrize(
+    ("attack", "target"),
+    [
+        pytest.param(one, place, id=f"{one.id}-{place}")
+        for one in ATTACKS
+        for place in ("file", "s3")
+        if place == "file" or not one.variant
+    ],
+    indirect=["target"],
+)
+def test_attack(scene: Scene, target: Target, attack: Attack, tmp_path: Path) -> None:
+    """The attack gives what THREATS.md says of it, and nothing else."""
+    if attack.seen:
+        target.hold(scene)
+        scene.options["state"] = tmp_path / "state.json"
+        assert names(judge(scene, target)) == []
+    attack.apply(scene)
+    target.hold(scene)
+    report = judge(scene, target, attack.store)
+    found = [str(one) for one in report.findings]
+    assert names(report) == list(attack.findings), found
+    assert report.exit_code == attack.exit_code
+    assert not attack.findings or attack.says in found[0]
