@@ -1,8 +1,9 @@
 """A small archive in a folder, written by the writer's own code, for tests that read one."""
 
 import json
+import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from custody.archive import Head, LogWriter, create_archive
@@ -102,3 +103,52 @@ def make_archive(root: Path, passphrase: str | None = None) -> Sample:
                 events[offset] = content
         writer.append(assembler.cut())
     return Sample(folder, keyring, writer.log, writer.head, events, quarantined, skipped)
+
+
+class Growing:
+    """An archive of one log that grows by small statements, a minute apart."""
+
+    def __init__(self, root: Path, partition: int = 0) -> None:
+        self.root, self.folder, self.keyring = root, root / "archive", root / "keyring.json"
+        self.begun = datetime.now(UTC) - timedelta(minutes=50)
+        if not self.keyring.exists():
+            new_keyring(self.keyring, self.begun - timedelta(days=1), ed25519=True)
+        self.events = 0
+        self.writer = "a test"
+        self._log_id = LogId("cluster", "audit.grows", "topic-id", partition, 1)
+        self.log = f"audit.grows/{partition}"
+        self._statements = 0
+
+    def append(self, statements: int) -> None:
+        """Append statements of five events each."""
+        uri = f"file:{self.keyring}"
+        store = open_store(str(self.folder))
+        writer = LogWriter(
+            store,
+            create_archive(store),
+            self._log_id,
+            signers=open_signers(uri, datetime.now(UTC)),
+            trust=open_trust([uri]),
+            writer=self.writer,
+            clock=lambda: self.sealed_at(self._statements),
+        )
+        head = writer.open()
+        assembler = Assembler(head.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1)
+        for _ in range(statements):
+            start = assembler.position
+            assembler.add([Message(offset, event(offset)) for offset in range(start, start + 5)])
+            writer.append(assembler.cut())
+            self._statements += 1
+            self.events += 5
+
+    def sealed_at(self, sequence: int) -> datetime:
+        """When a statement was sealed."""
+        return self.begun + timedelta(minutes=sequence)
+
+    def copy(self, root: Path) -> "Growing":
+        """Return a copy that grows by itself, into another history."""
+        shutil.copytree(self.root, root, ignore=lambda _, names: [name for name in names if name == root.name])
+        made = Growing(root)
+        made.writer = "another"
+        made.begun, made.events, made._statements = self.begun, self.events, self._statements
+        return made
