@@ -171,6 +171,23 @@ def find_head(store: Store, log: Log, hint: int = 0) -> Head:
     return Head(log, low + 1, merkle.append(low, edge, merkle.leaf_hash(newest.line)), newest)
 
 
+def sealed_from(store: Store, log: Log, size: int, moment: datetime) -> int:
+    """Return the first of a log's `size` sequences that was sealed at a moment or later, in O(log n) reads.
+
+    Raises:
+        FormatError: a manifest on the way does not parse.
+        StoreError: the store does not give it.
+    """
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        if manifest.parse_time(read_manifest(store, log, middle).statement.sealed_at) >= moment:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
 @dataclass(frozen=True, slots=True)
 class AuditHead:
     """Where the log of audits ends."""

@@ -744,6 +744,7 @@ class Chain:
             statement.quarantine,
             unlined_ranges(statement),
             self.retention is not None and self.now - sealed_at > self.retention + RETENTION_GRACE,
+            statement.sealed_at,
         )
 
     def _lose(self, size: int) -> None:

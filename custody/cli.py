@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from custody.cli_accept import app as accept_app
+from custody.cli_query import app as query_app
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 
@@ -80,6 +81,7 @@ app = typer.Typer(
 keys_app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the keys that sign.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(accept_app)
+app.add_typer(query_app)
 
 
 def _version(wanted: bool) -> None:

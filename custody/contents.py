@@ -57,6 +57,7 @@ class Work:
     """Offsets of the range that have no line in the segment: skipped, quarantined. Sorted."""
     overdue: bool = False
     """Whether the objects should have been deleted by now."""
+    sealed_at: str = ""
 
     @property
     def weight(self) -> int:
@@ -297,7 +298,7 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
             "gzip" if _is_oversize(payload, fault.byte) else "event",
             f"line {fault.line + 1} of the batch is no event: {fault.reason}{more}",
             batch,
-            offset=_offset_of(work, batch, fault.line),
+            offset=offset_of(work, batch, fault.line),
             byte=fault.byte,
         )
     if found.count != batch.events:
@@ -329,7 +330,7 @@ def _is_oversize(payload: bytes, start: int) -> bool:
     return end < 0 and len(payload) > start + lines.EVENT_LIMIT
 
 
-def _offset_of(work: Work, batch: Batch, line: int) -> int:
+def offset_of(work: Work, batch: Batch, line: int) -> int:
     """Return the offset of a line of a batch: its lines take the offsets in order, but for those without a line."""
     offset = batch.first_offset + line
     for start, end in work.unlined[max(bisect_left(work.unlined, (batch.first_offset, 0)) - 1, 0) :]:

@@ -36,7 +36,7 @@ from custody.archive import (
     list_logs,
     put_checkpoint,
     read_archive,
-    read_manifest,
+    sealed_from,
 )
 from custody.audit import Audit, Covered, FindingsRef, HeadRef, Read, Verdict
 from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SignatureInvalid, SigningError
@@ -47,6 +47,7 @@ from custody.manifest import Signer
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.verify import Report, Scope, Span, verify
+from tasks.report import TableWriter, check_tables
 
 EXPIRED = "expired "
 READ_AGAIN = "read again "
@@ -176,7 +177,14 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         reads = {log: _reads(store, log, before, request, settings, now) for log in logs}
         scope = Scope({log: _surveyed(found) for log, found in reads.items() if found}, contents=False)
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
-    return _planned(report, last, reads, archive, request, settings, now)
+        tabled = [
+            one.to_dict()
+            for log, found in reads.items()
+            for read in found
+            if read.read == "again" and read.end is not None
+            for one in check_tables(store, log, read.first, read.end)
+        ]
+    return _planned(report, last, reads, archive, request, settings, now, tabled)
 
 
 def _planned(
@@ -187,6 +195,7 @@ def _planned(
     request: Request,
     settings: Settings,
     now: datetime,
+    tabled: Sequence[dict[str, Any]],
 ) -> Plan:
     before = last.newest.statement if last.newest else None
     summaries = {log.log: log for log in report.logs}
@@ -218,7 +227,7 @@ def _planned(
         pieces=tuple(pieces),
         heads=heads,
         marks=marks,
-        findings=tuple(one.to_dict() for one in report.findings),
+        findings=(*(one.to_dict() for one in report.findings), *tabled),
     )
 
 
@@ -268,8 +277,8 @@ def _reads(
     old = seen.size if seen else 0
     if request.since or request.until:
         size = find_head(store, log, old).size
-        first = _sealed_from(store, log, size, request.since) if request.since else 0
-        end = _sealed_from(store, log, size, request.until) if request.until else size
+        first = sealed_from(store, log, size, request.since) if request.since else 0
+        end = sealed_from(store, log, size, request.until) if request.until else size
         return [_Read(first, end, "again")] if first < end else []
     if before is None or not old:
         return [_Read(0, None, "new")]
@@ -304,18 +313,6 @@ def _turn_end(reads: Sequence[_Read]) -> int:
     return next((one.end or 0 for one in reads if one.read == "again"), 0)
 
 
-def _sealed_from(store: Store, log: Log, size: int, moment: datetime) -> int:
-    """Return the first sequence that was sealed at a moment or later."""
-    low, high = 0, size
-    while low < high:
-        middle = (low + high) // 2
-        if manifest.parse_time(read_manifest(store, log, middle).statement.sealed_at) >= moment:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
 def _cut(name: str, first: int, end: int, read: Read, step: int) -> Iterator[Piece]:
     """Cut statements at whole multiples of the step, so that an audit that goes on finds the same pieces again."""
     while first < end:
@@ -336,22 +333,21 @@ def verify_pieces(settings: Settings, plan: Plan, pieces: Sequence[Piece]) -> It
         for piece in pieces:
             done = _read_result(store, trust, plan, piece)
             if done is None:
-                done = _verify_piece(store, trust, plan, piece)
+                done = _verify_piece(store, trust, plan, piece, with_tables=settings.audit.tables)
                 line = msgspec.json.encode(done)
                 if len(line) < manifest.STATEMENT_LIMIT:
                     _keep(store, _result_key(plan, piece), manifest.seal(line, signers, PIECE_FORMAT))
             yield done
 
 
-def _verify_piece(store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult:
-    log = _log(piece.log)
-    report = verify(
-        store,
-        trust,
-        now=datetime.now(UTC),
-        workers=0,
-        scope=Scope({log: [Span(piece.first, piece.end)]}, listing=False),
-    )
+def _verify_piece(store: Store, trust: Trust, plan: Plan, piece: Piece, *, with_tables: bool) -> PieceResult:
+    log, scope = _log(piece.log), Scope({_log(piece.log): [Span(piece.first, piece.end)]}, listing=False)
+    if with_tables and piece.read == "new":
+        with TableWriter(store, log, piece.first, piece.end) as writer:
+            report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope, sink=writer)
+            writer.finish()
+    else:
+        report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope)
     return PieceResult(
         format=PIECE_FORMAT,
         archive=plan.archive,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from custody import audit as form
@@ -264,9 +265,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     read: list[Piece] = []
     original = engine._verify_piece
 
-    def counted(store: Any, trust: Any, plan: Plan, piece: Piece, *more: Any) -> Any:
+    def counted(store: Any, trust: Any, plan: Plan, piece: Piece, **more: Any) -> Any:
         read.append(piece)
-        return original(store, trust, plan, piece, *more)
+        return original(store, trust, plan, piece, **more)
 
     monkeypatch.setattr(engine, "_verify_piece", counted)
     return read
@@ -283,3 +284,33 @@ def damage(growing: Growing, many: int = 1) -> None:
 def overwrite(path: Path, data: bytes) -> None:
     path.unlink()
     path.write_bytes(data)
+
+
+def test_tables_are_made_once(growing: Growing) -> None:
+    """Statements that are read for the first time become tables, those that are read again do not."""
+    growing.append(5)
+    run(growing)
+    made = sorted((growing.folder / "tables").rglob("*.parquet"))
+    assert len(made) == 2
+    run(growing, Request(full=True))
+    assert sorted((growing.folder / "tables").rglob("*.parquet")) == made
+
+
+def test_changed_table(growing: Growing) -> None:
+    """A table that was changed, or lacks rows, is a finding of the audit whose turn it is."""
+    growing.append(3)
+    run(growing)
+    (path,) = (growing.folder / "tables").rglob("*.parquet")
+    table = pq.read_table(path, partitioning=None).slice(1)
+    path.unlink()
+    pq.write_table(table, path)
+    found = run(growing, Request(full=True))
+    assert [one["finding"] for one in found.findings] == ["tables", "tables"]
+    assert found.verdict == "policy"
+
+
+def test_without_tables(growing: Growing) -> None:
+    """Tables can be switched off."""
+    growing.append(1)
+    run(growing, tables=False)
+    assert not (growing.folder / "tables").exists()

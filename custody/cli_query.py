@@ -1,0 +1,100 @@
+"""`custody query`: SQL over an archive."""
+
+import csv
+import json
+import sys
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from custody.errors import ConfigurationError, CustodyError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+app = typer.Typer()
+
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
+
+
+@app.command()
+def query(
+    sql: Annotated[
+        str, typer.Argument(help="SQL as DuckDB has it, over events, batches, manifests, audits, findings.")
+    ],
+    archive: Annotated[str | None, typer.Option(help="Another archive than the setting's.", metavar="URL")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed from then on, in UTC.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before then, in UTC.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+) -> None:
+    """Ask an archive in SQL. Reads its tables, and segments that have none yet; verifies nothing.
+
+    For example: custody query "SELECT event_type, count(*) FROM events GROUP BY ALL"
+    """
+    try:
+        import duckdb
+
+        from custody.query import connect
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"`custody query` needs {error.name}, which is not installed: pip install 'custody[query]'"
+        ) from None
+    aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
+    connection = connect(archive, since=aware[0], until=aware[1])
+    try:
+        names, rows = _ask(connection, sql)
+    except duckdb.Error as error:
+        raise CustodyError(f"the query was refused: {error}") from None
+    finally:
+        connection.close()
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(dict(zip(names, map(_plain, row), strict=True))))
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([[_plain(value) for value in row] for row in rows])
+    else:
+        _print(names, rows)
+
+
+def _ask(connection: "DuckDBPyConnection", sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    found = connection.execute(sql)
+    return [column[0] for column in found.description or ()], found.fetchall()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON and CSV have it."""
+    if isinstance(value, datetime):
+        return (value.astimezone(UTC) if value.tzinfo else value).isoformat().replace("+00:00", "Z")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:
+    from custody import render
+
+    numeric = [all(isinstance(row[place], int | float | None) for row in rows) for place in range(len(names))]
+    table = render.table(*(f"#{name}" if number else name for name, number in zip(names, numeric, strict=True)))
+    for row in rows:
+        table.add_row(*(render.safe(_shown(value)) for value in row))
+    render.console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(_plain(value))
