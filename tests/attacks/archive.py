@@ -1,8 +1,8 @@
 """The good archive that attacks are applied to, written by `tests/archives.py` and this page of FORMAT.md alone.
 
 It holds what an archive may hold: four logs of three topics, segments of several batches, quarantine, skipped offsets,
-heartbeats, statements of expiry with the objects gone that they let go, Ed25519 signatures beside the HMAC, checkpoints,
-audits, tables. Nothing of `custody` is used but to say what a verifier is given.
+heartbeats, statements of expiry with the objects gone that they let go, Ed25519 signatures beside the HMAC,
+checkpoints, audits, tables. Nothing of `custody` is used but to say what a verifier is given.
 """
 
 import base64
@@ -89,6 +89,8 @@ class Scene:
     """More for `verify`."""
     older: Path | None = None
     """A snapshot of the archive, from before its last hours."""
+    expired: dict[str, bytes] = field(default_factory=dict)
+    """What was deleted when its time had come."""
 
     @property
     def main(self) -> Builder:
@@ -114,6 +116,11 @@ class Scene:
 
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
+
+    def expire(self, *keys: str) -> None:
+        """Delete what may go, and keep it in mind."""
+        self.expired |= {key: self.read(key) for key in keys}
+        self.delete(*keys)
 
     def delete(self, *keys: str) -> None:
         for key in keys:
@@ -191,9 +198,9 @@ def build(folder: Path) -> Scene:
     old.append(5)
     old.clock = START + timedelta(hours=1)
     old.append(expired=[0, 2])
-    scene.delete(old.statements[1]["segment"]["key"], old.statements[1]["quarantine"]["key"])
+    scene.expire(old.statements[1]["segment"]["key"], old.statements[1]["quarantine"]["key"])
     old.append(expired=[2, 3])
-    scene.delete(old.statements[2]["segment"]["key"])
+    scene.expire(old.statements[2]["segment"]["key"])
     for log in scene.logs.values():
         scene.checkpoint(log)
     scene.audit()

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,16 +25,28 @@ def scene(good: Scene, tmp_path: Path) -> Scene:
     return good.copy(tmp_path / "archive")
 
 
+# Making boto3's clients takes as long as verifying a small archive: all attacks of a process share them.
+_shared_clients = functools.cache(store._s3_clients)
+
+
+@pytest.fixture
+def shared_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores of the same options have the same clients."""
+    monkeypatch.setattr(store, "_s3_clients", _shared_clients)
+
+
 @pytest.fixture(scope="session")
-def bucket(seaweed: SeaweedServer) -> Iterator[Bucket]:
-    """A prefix in a real S3 server that one attacked archive after the other is put under: only what differs is."""
+def seaweed_client(seaweed: SeaweedServer) -> Iterator[Any]:
+    """A client of the real S3 server, for who may do everything there."""
     client = seaweed.client()
-    yield Bucket(client, seaweed.make_bucket(), "company/audit", seaweed.endpoint_url)
+    yield client
     client.close()
 
 
-# Making boto3's clients takes as long as verifying a small archive: all attacks of a process share them.
-_shared_clients = functools.cache(store._s3_clients)
+@pytest.fixture(scope="session")
+def bucket(seaweed: SeaweedServer, seaweed_client: Any) -> Bucket:
+    """A prefix in a real S3 server that one attacked archive after the other is put under: only what differs is."""
+    return Bucket(seaweed_client, seaweed.make_bucket(), "company/audit", seaweed.endpoint_url)
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -43,6 +56,6 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> T
         return Folder()
     seaweed: SeaweedServer = request.getfixturevalue("seaweed")
     seaweed.use(monkeypatch)
-    monkeypatch.setattr(store, "_s3_clients", _shared_clients)
+    request.getfixturevalue("shared_clients")
     held: Bucket = request.getfixturevalue("bucket")
     return held

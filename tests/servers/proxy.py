@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Kind = Literal["timeout", "reset", "cut", "500", "503", "409", "412"]
+Kind = Literal["timeout", "reset", "cut", "garbage", "403", "500", "503", "409", "412"]
 
 _CODES = {
+    "403": "AccessDenied",
     "500": "InternalError",
     "503": "SlowDown",
     "409": "ConditionalRequestConflict",
@@ -28,7 +29,8 @@ class Fault:
     """What goes wrong with one call.
 
     Attributes:
-        kind: no answer (`timeout`), a cut connection (`reset`), half of the answer's body (`cut`), or a status.
+        kind: no answer (`timeout`), a cut connection (`reset`), half of the answer's body (`cut`), what is no HTTP
+            (`garbage`), or a status.
         effect: whether the server behind has done what the call asked for.
     """
 
@@ -57,6 +59,7 @@ class FaultyProxy:
         self._upstream = urlsplit(upstream)
         self._faults: Mapping[int, Fault] = {}
         self._always: Fault | None = None
+        self._part = ""
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self.calls: list[str] = []
@@ -64,6 +67,7 @@ class FaultyProxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def handle_one_request(self) -> None:
                 # A client that gave up is what this is for, not a failure of the proxy.
@@ -85,11 +89,18 @@ class FaultyProxy:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.endpoint_url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def reset(self, faults: Mapping[int, Fault] | None = None, always: Fault | None = None) -> None:
-        """Forget the calls so far; from now on put these faults into the calls of these numbers, or one into all."""
+    def reset(self, faults: Mapping[int, Fault] | None = None, always: Fault | None = None, part: str = "") -> None:
+        """Forget the calls so far; from now on put these faults into the calls of these numbers, or one into others.
+
+        Args:
+            faults: by the number of the call.
+            always: for all calls whose path and query hold `part`.
+            part: any call holds the empty one.
+        """
         with self._lock:
             self._faults = faults or {}
             self._always = always
+            self._part = part
             self.calls = []
 
     def __enter__(self) -> Self:
@@ -107,7 +118,7 @@ class FaultyProxy:
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         with self._lock:
-            fault = self._faults.get(len(self.calls), self._always)
+            fault = self._faults.get(len(self.calls), self._always if self._part in request.path else None)
             self.calls.append(f"{request.command} {urlsplit(request.path).path}")
         status, headers, answer = 0, [("Content-Length", "0")], b""
         if fault is None or fault.effect:
@@ -119,6 +130,9 @@ class FaultyProxy:
                 self._closing.wait(60)
                 request.close_connection = True
             case "reset":
+                request.close_connection = True
+            case "garbage":
+                request.wfile.write(b"<html>no HTTP at all\x00\xff</html>")
                 request.close_connection = True
             case "cut":
                 self._answer(request, status, headers, answer[: len(answer) // 2])
