@@ -1,17 +1,11 @@
 """Archive audit events and prove that nobody changed, dropped or invented one. FORMAT.md is the specification."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from custody.query import connect
-
-__all__ = ["connect"]
+from importlib import import_module
+from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # DuckDB and Arrow are for those who query; an auditor's `verify` needs neither.
+    # `custody.connect()`: DuckDB and Arrow are for those who query; to verify needs neither.
     if name == "connect":
-        from custody.query import connect
-
-        return connect
+        return import_module("custody.query").connect
     raise AttributeError(f"module 'custody' has no attribute {name!r}")
