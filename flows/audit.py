@@ -5,6 +5,7 @@ artifact with the verdict and the worst findings, a link to the report, an event
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,7 @@ from custody.findings import Severity
 from custody.settings import Settings
 from flows.runners import task_runner
 from tasks.audit import Outcome, Piece, PieceResult, Plan, Request, conclude, plan_audit, verify_pieces
+from tasks.notebook import publish
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
@@ -113,7 +115,20 @@ def _run(request: Request) -> Outcome:
         results = spread(msgspec.to_builtins(plan), shares)
     else:
         results = read_pieces(plan, plan.pieces)
-    return sign(plan, results)
+    outcome = sign(plan, results)
+    if settings.audit.report:
+        try:
+            return replace(outcome, report=report(outcome.sequence))
+        except CustodyError as error:
+            # The audit is signed; a page about it that cannot be made takes nothing from it.
+            get_run_logger().warning("no integrity report: %s", error)
+    return outcome
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def report(sequence: int) -> str:
+    """Execute the integrity notebook, and keep it as HTML."""
+    return publish(Settings(), sequence)
 
 
 @flow(name="read-shares", persist_result=False, retries=0)

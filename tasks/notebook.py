@@ -1,0 +1,71 @@
+"""Executes a notebook against an archive, and returns it as one HTML page that needs no network."""
+
+import asyncio
+import os
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+
+from custody.errors import ConfigurationError, CustodyError
+from custody.settings import Settings
+from custody.store import open_store
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+_SECONDS = 600
+
+
+def execute(name: str, archive: str) -> Any:
+    """Execute a notebook of `notebooks/`, and return it with its outputs.
+
+    Args:
+        name: `integrity` or `activity`.
+        archive: what its variable `archive` is set to.
+
+    Raises:
+        ConfigurationError: there is no such notebook, or it has no such variable.
+        CustodyError: a cell failed, or took longer than ten minutes.
+    """
+    try:
+        notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ConfigurationError(f"there is no notebook {name!r} in {NOTEBOOKS}: {error.strerror}") from None
+    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
+    if first is None or "archive =" not in first.source:
+        raise ConfigurationError(f"the first cell of code of the notebook {name!r} does not set `archive`")
+    first.source = f"archive = {archive!r}"
+    client = NotebookClient(
+        notebook, timeout=_SECONDS, kernel_name="python3", resources={"metadata": {"path": Path.cwd()}}
+    )
+    try:
+        # In a process that has an event loop already, as a flow's, nbclient would start none.
+        asyncio.run(client.async_execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}))
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        said = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+        raise CustodyError(f"the notebook {name!r} failed: {said[:2000]}") from None
+    return notebook
+
+
+def to_html(notebook: Any) -> bytes:
+    """Return an executed notebook as HTML, without its code, and without anything that a browser would fetch."""
+    exporter = HTMLExporter(exclude_input=True, embed_images=True, mathjax_url="", require_js_url="", jquery_url="")  # type: ignore[no-untyped-call]
+    page, _ = exporter.from_notebook_node(notebook)
+    return str(page).encode()
+
+
+def publish(settings: Settings, sequence: int) -> str:
+    """Execute the integrity report, put it beside an audit's results, and return where it lies.
+
+    Raises:
+        CustodyError: it could not be made, or the archive does not take it.
+    """
+    page = to_html(execute("integrity", settings.archive))
+    key = f"reports/audits/{sequence:012}/integrity-{sha256(page).hexdigest()[:16]}.html"
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        store.create(key, page)
+        return f"{store.url}/{key}"

@@ -1,0 +1,94 @@
+"""The notebooks run against any archive as they are, and what they show is what is there."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.errors import ConfigurationError, CustodyError
+from custody.settings import AuditSettings, Settings
+from tasks import notebook as notebooks
+from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tests.sample import Growing, Sample, make_archive
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def texts(executed: Any) -> str:
+    """Return all that an executed notebook printed or showed as text."""
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
+    return "\n".join(one.get("text", "") + str(one.get("data", {}).get("text/plain", "")) for one in outputs)
+
+
+def charts(executed: Any) -> int:
+    return sum("image/png" in output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", ()))
+
+
+def audited(sample: Sample) -> None:
+    given = Settings(archive=str(sample.folder), keys=f"file:{sample.keyring}", audit=AuditSettings())
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+
+
+def test_integrity(tmp_path: Path) -> None:
+    """The report shows the verdict, what each log holds and what was quarantined, with charts, as a page of its own."""
+    sample = make_archive(tmp_path)
+    audited(sample)
+    executed = notebooks.execute("integrity", str(sample.folder))
+    shown = texts(executed)
+    assert "Verdict: VERIFIED" in shown
+    assert re.search(r"audit\.events/0 +4 +148\.0 +1\.0", shown), shown
+    assert "not JSON" in shown
+    assert charts(executed) == 4
+    page = notebooks.to_html(executed).decode()
+    assert "Verdict: VERIFIED" in page
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+
+
+def test_integrity_of_damage(tmp_path: Path) -> None:
+    """What an audit found stands in the report, and what to do."""
+    sample = make_archive(tmp_path)
+    path = next((sample.folder / "events").rglob("*.gz"))
+    data = bytearray(path.read_bytes())
+    data[50] ^= 1
+    path.unlink()
+    path.write_bytes(bytes(data))
+    audited(sample)
+    shown = texts(notebooks.execute("integrity", str(sample.folder)))
+    assert "Verdict: TAMPERED" in shown
+    assert "segment-hash" in shown
+
+
+def test_integrity_without_an_audit(tmp_path: Path) -> None:
+    """Before the first audit, and before the first event, the report says so."""
+    growing = Growing(tmp_path)
+    growing.append(0)
+    assert "NOT AUDITED YET" in texts(notebooks.execute("integrity", str(growing.folder)))
+
+
+def test_activity(tmp_path: Path) -> None:
+    """Who did what is shown with its place in the archive."""
+    sample = make_archive(tmp_path)
+    executed = notebooks.execute("activity", str(sample.folder))
+    shown = texts(executed)
+    for kind in ("query_executed", "auth_attempt", "config_change"):
+        assert kind in shown
+    assert charts(executed) == 3
+
+
+@pytest.mark.parametrize("name", ["integrity", "activity"])
+def test_kept_without_outputs(name: str) -> None:
+    """Notebooks lie here without outputs: what they show is of an archive, and not of the project."""
+    kept = json.loads((notebooks.NOTEBOOKS / f"{name}.ipynb").read_text())
+    assert not [cell for cell in kept["cells"] if cell.get("outputs") or cell.get("execution_count")]
+
+
+def test_failures_are_clear(tmp_path: Path) -> None:
+    """A notebook that does not exist, and an archive that does not, are said in one error."""
+    with pytest.raises(ConfigurationError, match="no notebook 'nothing'"):
+        notebooks.execute("nothing", str(tmp_path))
+    with pytest.raises(CustodyError, match=r"'activity' failed[\s\S]*there is no object"):
+        notebooks.execute("activity", str(tmp_path))
