@@ -1,0 +1,15 @@
+"""A drain that follows its topics in a process of its own, while others look at what it writes."""
+
+import os
+from collections.abc import Mapping
+
+from custody.settings import Settings
+from tasks import drain
+
+
+def follow(environment: Mapping[str, str], seconds: float) -> None:
+    """Drain for so long, with settings from variables."""
+    os.environ.update(environment)
+    # Few records a read, so that many small segments are cut.
+    drain.READ_RECORDS = 8
+    drain.drain_logs(Settings(), seconds=seconds)

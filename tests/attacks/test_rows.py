@@ -1,0 +1,67 @@
+"""Each of the rows of THREATS.md is attacked by a test that has a name, here or where its servers are."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from custody import findings
+from tests.attacks.test_attacks import ATTACKS
+
+ROOT = Path(__file__).parents[2]
+THREATS = (ROOT / "custody" / "THREATS.md").read_text()
+ROWS = {int(number): cells for number, cells in re.findall(r"^\| (\d+) \| (.*) \|$", THREATS, re.MULTILINE)}
+
+ELSEWHERE: dict[int, list[str]] = {
+    5: ["tests/attacks/test_memory.py::test_memory_is_bounded"],
+    # The broker's memory of the head keeps a drain from going on.
+    9: ["tests/tasks/test_drain.py::test_head_that_went_back"],
+    19: [
+        "tests/tasks/test_drain.py::test_topic_created_again",
+        "tests/tasks/test_drain.py::test_topic_created_again_during_a_run",
+    ],
+    20: [
+        "tests/tasks/test_drain.py::test_retention_before_a_run",
+        "tests/tasks/test_drain.py::test_retention_in_the_middle_of_a_run",
+    ],
+    22: ["tests/attacks/test_buckets.py::test_over"],
+    31: ["tests/attacks/test_buckets.py::test_no_answer", "tests/attacks/test_buckets.py::test_listing_refused"],
+    32: ["tests/attacks/test_buckets.py::test_archived"],
+    33: ["tests/attacks/test_buckets.py::test_archived_with_other_bytes"],
+    34: ["tests/attacks/test_buckets.py::test_lock", "tests/attacks/test_buckets.py::test_lifecycle"],
+}
+"""Rows whose attack needs more than an archive's objects: where it is made."""
+
+LATER = {36: "Elasticsearch is not there yet: issue 5"}
+
+
+def test_the_table_is_read() -> None:
+    """The page has 42 rows, and each names findings that there are, or none."""
+    assert list(ROWS) == list(range(1, 43))
+    for cells in ROWS.values():
+        for name in re.findall(r"`([a-z-]+)`", cells.split(" | ")[1]):
+            assert name in findings.CATALOGUE or name in {"skipped", "lost"} or name.startswith("index-"), name
+
+
+@pytest.mark.parametrize("row", range(1, 43))
+def test_each_row_is_attacked(row: int) -> None:
+    """A row has an attack with a name, and one that gives the finding that the row names first."""
+    if row in LATER:
+        pytest.skip(LATER[row])
+    own = [one for one in ATTACKS if one.row == row]
+    assert own or row in ELSEWHERE
+    named = set(re.findall(r"`([a-z-]+)`", ROWS[row].split(" | ")[1]))
+    assert not own or not named or {one.findings[0] for one in own if one.findings} & (named | {"orphan"})
+    for place in ELSEWHERE.get(row, ()):
+        path, _, name = place.partition("::")
+        functions = [
+            node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)
+        ]
+        assert name in [node.name for node in functions], place
+
+
+def test_no_attack_has_another_ones_name() -> None:
+    """A failing case can be told from all others."""
+    ids = [one.id for one in ATTACKS]
+    assert len(ids) == len(set(ids))
