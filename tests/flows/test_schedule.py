@@ -1,11 +1,14 @@
 """`custody up` with real processes: scheduled runs appear, drain a real Kafka, and come back after being killed."""
 
+import contextlib
+import http.server
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -39,6 +42,7 @@ class Installation:
         self.topic = kafka.create_topic(kafka.unused_name("audit.schedule"), 2)
         self.produced: list[bytes] = []
         self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
         self.log = folder / "up.log"
         (folder / "custody.toml").write_text(
             f"""
@@ -68,8 +72,10 @@ class Installation:
     def run(self, *arguments: str) -> str:
         """Run a command of custody's and return what it prints."""
         command = [sys.executable, "-c", "from custody.cli import main; main()", *arguments]
+        server = {"PREFECT_API_URL": f"{self.url}/api"} if self.url else {}
+        environment = {**self.environment(), **server}
         return subprocess.run(
-            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=60, check=True
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60, check=True
         ).stdout
 
     def produce(self, number: int) -> None:
@@ -130,6 +136,20 @@ class Installation:
         )
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             return json.load(answer)
+
+    def audit(self, **parameters: object) -> Any:
+        """Run the deployed audit now, and return its flow run once it has ended."""
+        with urllib.request.urlopen(f"{self.url}/api/deployments/name/audit/nightly", timeout=30) as answer:  # noqa: S310
+            deployment = json.load(answer)
+        run = self.prefect(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
+        found: list[Any] = []
+
+        def ended() -> bool:
+            found[:] = self.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+            return found[0]["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED"}
+
+        self.wait(ended, 120, "the audit to end")
+        return found[0]
 
     def running_drains(self) -> list[psutil.Process]:
         """Return the processes of flow runs."""
@@ -214,11 +234,17 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
     installation.produce(2000)
     installation.up()
     installation.wait_for_archived()
-    deployments = installation.prefect("deployments/filter")
-    assert [(one["name"], one["entrypoint"]) for one in deployments] == [("every-minute", "flows.drain.drain")]
+    deployments = {one["name"]: one for one in installation.prefect("deployments/filter")}
+    entrypoints = {name: one["entrypoint"] for name, one in deployments.items()}
+    assert entrypoints == {
+        "every-minute": "flows.drain.drain",
+        "nightly": "flows.audit.audit",
+        "now": "flows.alert.alert",
+    }
+    assert [one["schedule"]["cron"] for one in deployments["nightly"]["schedules"]] == ["17 2 * * *"]
     installation.wait(
         lambda: any(
-            run["auto_scheduled"] and run["deployment_id"] == deployments[0]["id"]
+            run["auto_scheduled"] and run["deployment_id"] == deployments["every-minute"]["id"]
             for run in installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
         ),
         60,
@@ -241,6 +267,63 @@ def test_ticks_come_back_after_everything_was_killed(installation: Installation)
     installation.wait_for_archived()
     assert installation.end() == 0
     assert f"{len(installation.produced):,} events" in installation.verify()
+
+
+@pytest.mark.timeout(280)
+def test_a_failed_audit_becomes_an_alert(installation: Installation) -> None:
+    """The deployed audit signs and reports; one that finds damage fails its run, and the automation tells people."""
+    told: list[dict[str, Any]] = []
+    with listening(told) as port:
+        path = installation.folder / "custody.toml"
+        path.write_text(path.read_text() + f'[alert]\nurls = ["json://127.0.0.1:{port}/alerts"]\n')
+        installation.produce(500)
+        installation.up()
+        assert installation.run("automations").split() == [
+            "custody-audit-failed",
+            "custody-audit-silent",
+            "custody-drain-silent",
+            "custody-transaction-hangs",
+        ]
+        installation.wait_for_archived()
+        assert installation.audit()["state"]["type"] == "COMPLETED"
+        assert len(list((installation.folder / "archive/audits").iterdir())) == 1
+        assert len(list((installation.folder / "archive/reports").rglob("integrity-*.html"))) == 1
+        keys = {one["key"] for one in installation.prefect("artifacts/latest/filter")}
+        assert {"audit", "integrity-report"} <= keys
+        assert told == []
+        segment = next((installation.folder / "archive/events").rglob("*.gz"))
+        data = bytearray(segment.read_bytes())
+        data[len(data) // 2] ^= 1
+        segment.unlink()
+        segment.write_bytes(bytes(data))
+        failed = installation.audit(full=True)
+        assert failed["state"]["type"] == "FAILED"
+        assert "segment-hash" in failed["state"]["message"]
+        installation.wait(lambda: told, 90, "somebody to be told")
+        assert told[0]["title"] == "custody: the audit failed"
+        assert "segment-hash" in told[0]["message"]
+    assert installation.end() == 0
+
+
+@contextlib.contextmanager
+def listening(told: list[dict[str, Any]]) -> Iterator[int]:
+    """Take JSON that is posted to the port given, as Apprise sends it."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
 
 
 def test_only_one_up_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
