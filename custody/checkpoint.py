@@ -88,7 +88,8 @@ class NoteKey:
         Raises:
             FormatError: it is none, or of a type that is not known here.
         """
-        match = _VKEY.fullmatch(vkey)
+        # An argument that is not UTF-8 comes with surrogates.
+        match = _VKEY.fullmatch(vkey) if vkey.isascii() or vkey == vkey.encode(errors="replace").decode() else None
         decoded = _bytes(match["key"], "the key") if match else b""
         if not match or len(decoded) != 33 or decoded[0] not in {ED25519, COSIGNATURE}:
             raise FormatError(f"{vkey[:200]!r} is no vkey of an Ed25519 key, NAME+HASH+KEY")

@@ -1,0 +1,627 @@
+"""Everything that the verifier reads from outside, each as a function of bytes that raises only where we are wrong.
+
+What is documented comes out as it should: a value, a finding, or the one error that the docstring names. Besides, where
+there is something to hold it against, it is held: two readings of one rule, a good archive of which a signed or hashed
+byte was changed, bytes that were read and written again.
+"""
+
+import gzip
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from custody import acceptance, audit, checkpoint, contents, keys, layout, lines, manifest, orphans
+from custody.audits import AuditChain
+from custody.chain import Chain
+from custody.contents import Work
+from custody.errors import ConfigurationError, CustodyError, FormatError, SignatureInvalid
+from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
+from custody.heads import State
+from custody.keys import Keyring, Trust
+from custody.manifest import Batch, QuarantineRef, SegmentRef
+from custody.store import _check_key
+from custody.verify import _parse_archive, verify
+from tests.attacks.archive import MAIN, Scene, build, two_lines
+from tests.corpus import CASES
+from tests.fuzz.edits import Edit, apply
+from tests.fuzz.memory import MemoryStore
+
+Check = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One door, with good bytes to begin from."""
+
+    name: str
+    check: Check
+    seeds: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Good:
+    """The good archive, in memory."""
+
+    scene: Scene
+    objects: dict[str, bytes]
+
+    @property
+    def trust(self) -> Trust:
+        """What a verifier is given."""
+        return self.scene.trust
+
+    def starting(self, prefix: str) -> list[bytes]:
+        """Return the objects whose key begins so."""
+        return [data for key, data in sorted(self.objects.items()) if key.startswith(prefix)]
+
+
+@cache
+def good() -> Good:
+    """Build the good archive, once a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        scene = build(Path(folder))
+        return Good(scene, {key: scene.read(key) for key in scene.listed()})
+
+
+def judge(findings: Iterable[Finding]) -> int:
+    """Hold findings to what every finding is; return how bad the worst one is."""
+    worst = 0
+    for one in findings:
+        assert one.finding in CATALOGUE
+        assert str(one).isprintable()
+        str(one).encode()
+        msgspec.json.encode(one.to_dict())
+        assert one.where
+        worst = max(worst, one.severity)
+    return worst
+
+
+def raises(*allowed: type[CustodyError]) -> Callable[[Check], Check]:
+    """Let a check raise these errors of ours, whose messages are text that can be shown."""
+
+    def wrap(check: Check) -> Check:
+        def held(data: bytes) -> None:
+            try:
+                check(data)
+            except allowed as error:
+                said = str(error)
+            else:
+                return
+            # Half of a message that is as long as what it is about helps nobody.
+            assert len(said) < 100_000
+
+        return held
+
+    return wrap
+
+
+# --- statements
+
+
+@raises(FormatError)
+def check_manifest(data: bytes) -> None:
+    """A manifest parses or is a FormatError; what parsed is written as what parses to the same."""
+    parsed = manifest.parse(data)
+    line = manifest.encode(parsed.statement)
+    assert manifest.parse(line + data[data.index(b"\n") :]).statement == parsed.statement
+
+
+def check_chain(line: bytes) -> None:
+    """A statement, signed by who holds the key, gives findings; and where a byte is another, it gives one."""
+    log = good().scene.main
+    original = log.lines[3]
+    manifests = [log.path(sequence).relative_to(log.root).as_posix() for sequence in range(len(log.lines))]
+    found = Findings()
+    chain = Chain(layout.Log("audit", 0), log.archive, good().trust, good().scene.now, found)
+    for sequence, key in enumerate(manifests):
+        data = good().objects[key] if sequence != 3 else two_lines(line, "custody/manifest/1")
+        work = chain.step(sequence, data)
+        if work is not None and sequence == 3:
+            assert work.weight >= 0
+    chain.end()
+    worst = judge(found.sorted())
+    assert worst >= Severity.TAMPERED if line != original else worst == 0
+    assert len(found.sorted()) <= 20
+
+
+def check_signatures(second: bytes) -> None:
+    """Whatever stands on line 2: findings, and none only if each signature that is listed holds."""
+    log = good().scene.main
+    found = Findings()
+    chain = Chain(layout.Log("audit", 0), log.archive, good().trust, good().scene.now, found)
+    for sequence in range(3):
+        chain.step(sequence, good().objects[log.path(sequence).relative_to(log.root).as_posix()])
+    chain.step(3, log.lines[3] + b"\n" + second)
+    chain.end()
+    if judge(found.sorted()) < Severity.POLICY:
+        signed = manifest.parse(log.lines[3] + b"\n" + second).signatures
+        for signature, value in signed:
+            good().trust.keys[signature.key].verify(manifest.message(log.lines[3]), value)
+        assert any(signature.algorithm == "HMAC-SHA256" for signature, _ in signed)
+
+
+# --- audits, checkpoints
+
+
+@raises(FormatError)
+def check_audit(data: bytes) -> None:
+    """An audit parses or is a FormatError."""
+    audit.encode(audit.parse(data).statement)
+
+
+def check_audits(line: bytes) -> None:
+    """An audit, signed by who holds the key, gives findings; and where a byte is another, the next one tells."""
+    lines_ = good().scene.audits
+    found = Findings()
+    chain = AuditChain(good().scene.main.archive, good().trust, found)
+    chain.step(0, two_lines(line, "custody/audit/1"))
+    chain.step(1, good().objects[layout.audit_key(1)])
+    chain.end()
+    worst = judge(found.sorted())
+    assert worst >= Severity.TAMPERED if line != lines_[0] else worst == 0
+
+
+@raises(FormatError, SignatureInvalid)
+def check_note(data: bytes) -> None:
+    """A note parses or is a FormatError; one that verifies has a text that was signed."""
+    note = checkpoint.parse_note(data)
+    assert checkpoint.parse_note(note.encode()) == note
+    keys_ = checkpoint.verify_note(note, checkpoint.checkpoint_keys(good().trust))
+    assert keys_
+    originals = [one.rpartition("— ".encode())[0][:-1] for one in good().starting("checkpoints/")]
+    assert note.text in originals
+
+
+@raises(FormatError)
+def check_checkpoint(data: bytes) -> None:
+    """A checkpoint's text parses or is a FormatError, and is the only text of what it parsed to."""
+    parsed = checkpoint.parse_checkpoint(data)
+    assert parsed.text() == data
+
+
+def check_vkey(data: bytes) -> None:
+    """A vkey that a trust.json may hold is one that a checkpoint can be checked by."""
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        parsed = checkpoint.NoteKey.parse(text)
+        assert parsed.vkey == text
+    except FormatError:
+        parsed = None
+    try:
+        keys._check_vkey(text, "trust")
+    except ConfigurationError:
+        return
+    assert parsed is not None
+
+
+# --- what is given from outside
+
+
+@raises(ConfigurationError)
+def check_keyring(data: bytes) -> None:
+    """A keyring parses or is a ConfigurationError; what parsed is written as what parses to the same."""
+    ring = Keyring.parse(data)
+    assert Keyring.parse(ring.encode()) == ring
+
+
+_PRIVATE = os.stat_result((0o100600, *(0,) * 9))
+
+
+@raises(ConfigurationError)
+def check_trust(data: bytes) -> None:
+    """A trust.json parses or is a ConfigurationError; what it trusts can be used."""
+    trust = keys._read_trust(data, _PRIVATE, "trust")
+    checkpoint.checkpoint_keys(trust)
+    Findings(trust.accepted)
+
+
+@cache
+def _scratch() -> Path:
+    folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)  # noqa: S108
+    _kept.append(folder)
+    return Path(folder.name)
+
+
+_kept: list[Any] = []
+
+
+@raises(ConfigurationError)
+def check_state(data: bytes) -> None:
+    """A state file opens or is a ConfigurationError."""
+    path = _scratch() / "state.json"
+    path.write_bytes(data)
+    state = State(path)
+    state.heads(good().scene.main.archive)
+    state.archive_at("file:///memory")
+
+
+@raises(ConfigurationError)
+def check_report(data: bytes) -> None:
+    """A report to accept findings from is one, or a ConfigurationError."""
+    reported = acceptance.read_report(data.splitlines(keepends=True))
+    for one in reported.findings:
+        try:
+            acceptance.entries(one, "why", "who", "2026-03-01T00:00:00.000000Z")
+        except ConfigurationError:
+            continue
+
+
+@raises(FormatError)
+def check_archive_file(data: bytes) -> None:
+    """An archive.json parses or is a FormatError."""
+    _parse_archive(data)
+
+
+# --- bytes
+
+
+@raises(FormatError)
+def check_member(data: bytes) -> None:
+    """A gzip member inflates to what it states, as zlib says too, or is a FormatError; nothing beyond is inflated."""
+    stated, member = int.from_bytes(data[:2], "big"), data[2:]
+    try:
+        machine = zlib.decompressobj(wbits=31)
+        reference = machine.decompress(member, stated + 1)
+        whole = machine.eof and not machine.unused_data and len(reference) == stated
+    except zlib.error:
+        whole = False
+    try:
+        payload = contents.inflate(member, stated)
+    except FormatError:
+        assert not whole or member[:8] != b"\x1f\x8b\x08\0\0\0\0\0"
+        raise
+    assert len(payload) == stated
+    assert whole
+    assert payload == reference
+
+
+@raises(FormatError)
+def check_stream(data: bytes) -> None:
+    """Members one after another inflate piece by piece as they do at once, and never beyond the limit."""
+    limit = int.from_bytes(data[:2], "big")
+    step = data[2] % 97 + 1 if len(data) > 2 else 1
+    body = data[3:]
+    pieces = (body[at : at + step] for at in range(0, len(body), step))
+    total = b"".join(contents.inflate_stream(pieces, limit))
+    assert len(total) <= limit
+    assert total == gzip.decompress(body)
+
+
+def _work(**fields: Any) -> Work:
+    given: dict[str, Any] = {"segment": None, "batches": [], "types": {}, "quarantine": None, "unlined": []}
+    return Work("audit/0", 1, 100, 135, **given | fields)
+
+
+@cache
+def _segment() -> tuple[bytes, Work]:
+    """Return a good segment and what its statement says of it."""
+    statement = manifest.parse(good().objects[layout.manifest_key(layout.Log("audit", 0), 1)]).statement
+    assert statement.segment
+    work = _work(segment=statement.segment, batches=statement.batches, types=statement.types)
+    return good().objects[statement.segment.key], work
+
+
+def check_tampered_segment(data: bytes) -> None:
+    """A segment whose bytes are others is tampered with, and one finding says so."""
+    original, work = _segment()
+    assert work.segment
+    outcome = contents.check(MemoryStore({work.segment.key: data}), work)
+    if data == original:
+        assert not outcome.findings
+    else:
+        assert judge(outcome.findings) == Severity.TAMPERED
+        assert len([one for one in outcome.findings if one.finding in {"segment-hash", "segment-size"}]) == 1
+
+
+def check_forged_segment(data: bytes) -> None:
+    """A segment with hashes that fit, of one batch that says what the first bytes say: findings or none, no error."""
+    stated, body = int.from_bytes(data[:2], "big"), data[2:]
+    _, work = _segment()
+    try:
+        payload = zlib.decompressobj(wbits=31).decompress(body, 1 << 20)
+    except zlib.error:
+        payload = b""
+    digest = sha256(body).hexdigest()
+    batch = msgspec.structs.replace(
+        work.batches[0],
+        start=0,
+        size=len(body),
+        inflated=len(payload) if stated & 1 else stated,
+        sha256=sha256(payload).hexdigest(),
+        events=payload.count(b"\n") if stated & 2 else stated % 40 + 1,
+    )
+    key = layout.records_key("events", layout.Log("audit", 0), 100, 134, 0, digest)
+    forged = _work(segment=SegmentRef(key, len(body), digest), batches=[batch], types={})
+    outcome = contents.check(MemoryStore({key: body}), forged)
+    assert {one.finding for one in outcome.findings} <= {"gzip", "event", "segment-size", "segment-hash"}
+    judge(outcome.findings)
+
+
+def check_batches(data: bytes) -> None:
+    """Batches that say of a good segment what they like: findings, and reads that stay within it."""
+    original, work = _segment()
+    assert work.segment
+    try:
+        batches = msgspec.json.decode(data, type=list[Batch])
+        for batch in batches:
+            manifest.check_time("min_time", batch.min_time)
+            manifest.check_time("max_time", batch.max_time)
+    except (msgspec.MsgspecError, ValueError, FormatError, RecursionError):
+        return
+    outcome = contents.check(MemoryStore({work.segment.key: original}), replace(work, batches=batches[:200]))
+    judge(outcome.findings)
+    assert outcome.stored <= len(original) + 1
+
+
+@cache
+def _quarantine() -> tuple[bytes, QuarantineRef]:
+    statement = manifest.parse(good().objects[layout.manifest_key(layout.Log("audit", 0), 2)]).statement
+    assert statement.quarantine
+    return good().objects[statement.quarantine.key], statement.quarantine
+
+
+def check_tampered_quarantine(data: bytes) -> None:
+    """A quarantine object whose bytes are others is tampered with."""
+    original, ref = _quarantine()
+    outcome = contents.check(MemoryStore({ref.key: data}), _work(quarantine=ref))
+    assert judge(outcome.findings) == (0 if data == original else Severity.TAMPERED)
+
+
+def check_forged_quarantine(payload: bytes) -> None:
+    """A quarantine object with hashes that fit: the records that are stated, or a finding."""
+    _, ref = _quarantine()
+    data = gzip.compress(payload, 1, mtime=0)
+    digest = sha256(data).hexdigest()
+    key = layout.records_key("quarantine", layout.Log("audit", 0), 135, 164, 0, digest)
+    forged = msgspec.structs.replace(ref, key=key, size=len(data), sha256=digest, inflated=len(payload))
+    outcome = contents.check(MemoryStore({key: data}), _work(quarantine=forged))
+    worst = judge(outcome.findings)
+    offsets = [offset for start, end in ref.offsets for offset in range(start, end)]
+    if not worst:
+        assert [contents.parse_quarantined(row).offset for row in payload.splitlines()] == offsets
+
+
+@raises(FormatError)
+def check_quarantined(data: bytes) -> None:
+    """A line of a quarantine object parses or is a FormatError."""
+    contents.parse_quarantined(data)
+
+
+def check_lines(payload: bytes) -> None:
+    """A batch's lines are events by the fast reading if and only if they are by the slow one."""
+    found = lines.check(payload)
+    rows = payload.split(b"\n")
+    ended = rows.pop() == b""
+    if not ended:
+        rows = payload.split(b"\n")
+    assert found.count == len(rows)
+    faults = {fault.line for fault in found.faults}
+    times = []
+    for number, row in enumerate(rows):
+        try:
+            times.append(lines.check_line(row)[1])
+        except FormatError:
+            assert number in faults
+        else:
+            assert number not in faults or (number == len(rows) - 1 and not ended)
+    assert sum(found.types.values()) == len(times)
+    assert (found.first, found.last) == (min(times, default=None), max(times, default=None))
+
+
+# --- names
+
+
+def check_key(data: bytes) -> None:
+    """A key that parses is the one key of what it names."""
+    key = data.decode("utf-8", "backslashreplace")
+    if parsed := layout.parse_manifest_key(key):
+        assert layout.manifest_key(*parsed) == key
+    if parsed := layout.parse_checkpoint_key(key):
+        assert layout.checkpoint_key(*parsed) == key
+    if (number := layout.parse_audit_key(key)) is not None:
+        assert layout.audit_key(number) == key
+    if records := layout.parse_records_key(key):
+        again = layout.records_key(records.kind, records.log, records.first, records.last, 0, records.digest + "0" * 48)
+        assert again.split("/")[-1][2:] == key.split("/")[-1][2:]
+    name, _, partition = key.rpartition("/")
+    if partition.isascii() and partition.isdecimal() and (log := layout.parse_log(name, int(partition[:9]))):
+        assert log.name == name
+
+
+@cache
+def _verified() -> dict[str, Chain]:
+    found = Findings()
+    chains = {}
+    for name in good().scene.logs:
+        topic, _, partition = name.partition("/")
+        log = layout.Log(topic, int(partition))
+        chain = Chain(log, None, good().trust, good().scene.now, found)
+        for sequence in range(len(good().scene.logs[name].lines)):
+            chain.step(sequence, good().objects[layout.manifest_key(log, sequence)])
+        chain.end()
+        chains[name] = chain
+    assert not found.sorted()
+    return chains
+
+
+def check_orphan(data: bytes) -> None:
+    """Bytes that no manifest names are an orphan only if each record is the committed one or lies beyond the head."""
+    kind, first, last, body = data[:1], *_span(data[1:5]), data[5:]
+    digest = sha256(body).hexdigest()
+    which: layout.Kind = "events" if not kind or kind[0] & 1 else "quarantine"
+    key = layout.records_key(which, layout.Log("audit", 0), first, last, 0, digest)
+    chain = _verified()[MAIN]
+    found = orphans.judge(MemoryStore(good().objects | {key: body}), chain, key, live=False)
+    assert found is not None
+    judge([found])
+    assert found.finding in {"orphan", "unlisted"}
+
+
+def _span(data: bytes) -> tuple[int, int]:
+    first = 90 + int.from_bytes(data[:2], "big") % 200
+    return first, first + int.from_bytes(data[2:4], "big") % 400
+
+
+# --- all of it
+
+_NOBODY_REMEMBERS = (f"manifests/{MAIN}/{11:012}.json",)
+"""Objects that may go unnoticed where nobody kept a head (FORMAT.md, Not promised), and checkpoints."""
+
+
+def check_archive(data: bytes) -> None:
+    """The good archive with one object changed, removed or added: no error, and nothing sealed changes unnoticed."""
+    keys_ = sorted(good().objects)
+    what, chosen, body = data[:1], data[1:3], data[3:]
+    key = keys_[int.from_bytes(chosen, "big") % len(keys_)]
+    objects = dict(good().objects)
+    match what[0] % 4 if what else 3:
+        case 0:
+            objects[key] = body
+        case 1:
+            edits = [Edit(*body[at : at + 1], *_words(body[at + 1 : at + 7])) for at in range(0, len(body) - 6, 7)]
+            objects[key] = apply(objects[key], edits[:8], list(good().objects.values()))
+        case 2:
+            key = body.decode("utf-8", "backslashreplace")[:300]
+            try:
+                _check_key(key)
+            except FormatError:
+                return
+            objects[key] = objects.get(key, b"foreign")
+        case _:
+            del objects[key]
+            if key in _NOBODY_REMEMBERS or key.startswith("checkpoints/"):
+                return
+    report = verify(MemoryStore(objects), good().trust, now=good().scene.now, workers=0)
+    worst = judge(report.findings)
+    assert worst == report.exit_code
+    assert len(report.findings) < min(60, FINDINGS_LIMIT)
+    before, after = good().objects.get(key), objects.get(key)
+    if _sealed(key, before) != _sealed(key, after):
+        assert worst >= Severity.NOTICE, key
+        assert before is None or worst >= Severity.POLICY, key
+
+
+def _words(data: bytes) -> list[int]:
+    return [int.from_bytes(data[at : at + 2], "big") for at in range(0, 6, 2)]
+
+
+def _sealed(key: str, data: bytes | None) -> bytes | None:
+    """Return what of an object is signed or hashed by something that is: no signature, and nothing rebuildable."""
+    if data is None or key.startswith(("tables/", "reports/")):
+        return None
+    if key.startswith(("manifests/", "audits/")) and data.count(b"\n") == 2:
+        return data.split(b"\n")[0]
+    if key.startswith("checkpoints/"):
+        return data.rpartition(b"\n\n")[0]
+    return b"" if key == layout.ARCHIVE else data
+
+
+# --- the doors
+
+
+def _rows(data: bytes) -> list[bytes]:
+    return gzip.decompress(data).splitlines(keepends=True)
+
+
+@cache
+def targets() -> dict[str, Target]:
+    """Return all doors by name."""
+    archive = good()
+    manifests = archive.starting("manifests/")
+    notes = archive.starting("checkpoints/")
+    segment, work = _segment()
+    batch = work.batches[0]
+    member = segment[: batch.size]
+    quarantine, _ = _quarantine()
+    rows = _rows(quarantine)
+    events = b"".join(_rows(segment))
+    ring = Keyring.new(archive.scene.now, ed25519=True)
+    trust = msgspec.json.encode(
+        {
+            "format": "custody/trust/1",
+            "archive": archive.scene.main.archive,
+            "keys": msgspec.json.decode(ring.encode())["keys"][:1],
+            "checkpoint": [key.vkey for key in checkpoint.checkpoint_keys(archive.trust).values()],
+            "heads": {"audit/0": {"size": 3, "root": "0" * 64}},
+            "retention_days": 30,
+            "accepted": [
+                {
+                    "finding": "offset-lost",
+                    "log": "audit/0",
+                    "sequence": 3,
+                    "sha256": "0" * 64,
+                    "reason": "why",
+                    "by": "who",
+                    "at": "2026-03-01T00:00:00.000000Z",
+                }
+            ],
+        }
+    )
+    state = msgspec.json.encode(
+        {
+            "format": "custody/state/1",
+            "archives": {
+                archive.scene.main.archive: {
+                    "url": "file:///memory",
+                    "heads": {"audit/0": {"size": 3, "root": "0" * 64}},
+                }
+            },
+        }
+    )
+    report = (
+        b'{"kind":"finding","finding":"sequence-gap","class":"incomplete","log":"audit/0","sequence":3,"through":4,'
+        b'"key":"manifests/audit/0/000000000003.json","count":1,"message":"a","action":"b"}\n'
+        b'{"kind":"verdict","archive":null}\n'
+    )
+    size = len(_rows(segment)).to_bytes(2, "big")
+    inflated = batch.inflated.to_bytes(2, "big")
+    corpus = [case.line for case in CASES]
+    listed = [
+        Target("manifest", check_manifest, manifests),
+        Target("chain", check_chain, [archive.scene.main.lines[3], *archive.scene.main.lines]),
+        Target("signatures", check_signatures, [data.split(b"\n", 1)[1] for data in manifests]),
+        Target("audit", check_audit, archive.starting("audits/")),
+        Target("audits", check_audits, archive.scene.audits),
+        Target("note", check_note, notes),
+        Target("checkpoint", check_checkpoint, [one.split(b"\n\n")[0] + b"\n" for one in notes]),
+        Target("vkey", check_vkey, [one.vkey.encode() for one in checkpoint.checkpoint_keys(archive.trust).values()]),
+        Target("keyring", check_keyring, [ring.encode()]),
+        Target("trust", check_trust, [trust]),
+        Target("state", check_state, [state]),
+        Target("report", check_report, [report]),
+        Target("archive.json", check_archive_file, [archive.objects["archive.json"]]),
+        Target("member", check_member, [inflated + member]),
+        Target("stream", check_stream, [b"\xff\xff" + bytes([5]) + member, b"\xff\xff\x60" + segment]),
+        Target("tampered segment", check_tampered_segment, [segment]),
+        Target("forged segment", check_forged_segment, [size + member, inflated + member]),
+        Target("batches", check_batches, [msgspec.json.encode(work.batches)]),
+        Target("tampered quarantine", check_tampered_quarantine, [quarantine]),
+        Target("forged quarantine", check_forged_quarantine, [b"".join(rows)]),
+        Target("quarantined", check_quarantined, [row[:-1] for row in rows]),
+        Target("lines", check_lines, [events, *(one + b"\n" for one in corpus if len(one) < 4000)]),
+        Target("key", check_key, [key.encode() for key in archive.objects]),
+        Target("orphan", check_orphan, [b"\x01\0\x0a\0\x09" + member, b"\0\0\x2d\0\x1d" + quarantine]),
+        Target("archive", check_archive, _archive_seeds()),
+    ]
+    return {one.name: one for one in listed}
+
+
+def _archive_seeds() -> list[bytes]:
+    seeds = []
+    for number, (key, data) in enumerate(sorted(good().objects.items())):
+        place = number.to_bytes(2, "big")
+        seeds += [
+            b"\0" + place + data[:4000],
+            b"\1" + place + bytes([number % 10, 1, 2, 3, 4, 5, 6]),
+            b"\2" + place + key.encode(),
+            b"\3" + place,
+        ]
+    return seeds
