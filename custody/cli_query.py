@@ -72,7 +72,8 @@ def _ask(connection: "DuckDBPyConnection", sql: str) -> tuple[list[str], list[tu
 def _plain(value: Any) -> Any:
     """Return a value as JSON and CSV have it."""
     if isinstance(value, datetime):
-        return (value.astimezone(UTC) if value.tzinfo else value).isoformat().replace("+00:00", "Z")
+        # Times without a zone are UTC, as all of ours.
+        return (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)).isoformat().replace("+00:00", "Z")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

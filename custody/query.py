@@ -36,7 +36,7 @@ _BLOCK = 4 * 1_048_576
 _FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000
 _YEAR_10000_MS = 253_402_300_800_000
-_TIME = pa.timestamp("us", tz="UTC")
+_TIME = pa.timestamp("us")
 
 _MANIFESTS = pa.schema(
     [
@@ -118,8 +118,8 @@ def connect(
         until: leave out statements sealed from then on.
 
     Returns:
-        A connection with the views `events`, `batches`, `manifests`, `quarantined`, `audits` and `findings`. What was
-        made for it is removed when the process ends.
+        A connection with the views `events`, `batches`, `manifests`, `quarantined`, `audits` and `findings`, all times
+        UTC. What was made for it is removed when the process ends.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -135,6 +135,7 @@ def connect(
         ":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     )
     try:
+        connection.execute("SET TimeZone = 'UTC'")
         views.make(connection)
     except duckdb.Error as error:
         connection.close()

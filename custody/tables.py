@@ -29,7 +29,7 @@ from custody.events import EVENT_TYPES
 from custody.manifest import Batch
 
 TABLES = "tables/"
-ROW_GROUP = 65_536
+ROW_GROUP = 32_768
 """Rows of a file that are sorted, and held in memory, at a time."""
 
 _FILE = re.compile(
@@ -37,7 +37,8 @@ _FILE = re.compile(
     r"-(?P<end>[0-9]{12})-(?P<number>[0-9]+)of(?P<total>[0-9]+)-(?P<digest>[0-9a-f]{16})\.parquet"
 )
 _LONGEST = 21
-_TIME = pa.timestamp("us", tz="UTC")
+_TIME = pa.timestamp("us")
+_ZONED = pa.timestamp("us", tz="UTC")
 
 
 def _arrow_type(annotation: Any) -> tuple[pa.DataType, Any]:
@@ -79,7 +80,8 @@ SCHEMA = pa.schema(
         *(pa.field(name, type_) for name, (type_, _) in FIELDS.items()),
     ]
 )
-"""All columns. `log` and `sequence` lead to the statement, `batch` and `offset` to the evidence of an event."""
+"""All columns. Times are UTC, without saying so in their type: DuckDB cuts those to minutes ten times as fast. `log` and
+`sequence` lead to the statement, `batch` and `offset` to the evidence of an event."""
 
 
 def _loose(name: str, kind: Any) -> tuple[str, Any, Any]:
@@ -249,7 +251,7 @@ def _held(value: Any) -> Any:
 
 def _times(texts: list[str]) -> Any:
     try:
-        return pa.array(texts, pa.string()).cast(_TIME)
+        return pa.array(texts, pa.string()).cast(_ZONED).cast(_TIME)
     except pa.ArrowInvalid:
         # More digits than microseconds have, or no time at all.
         found = [lines.parse_time(text) for text in texts]
