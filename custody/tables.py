@@ -80,7 +80,7 @@ SCHEMA = pa.schema(
         *(pa.field(name, type_) for name, (type_, _) in FIELDS.items()),
     ]
 )
-"""All columns. Times are UTC, without saying so in their type: DuckDB cuts those to minutes ten times as fast. `log` and
+"""All columns. Times are UTC, and their type does not say so: DuckDB cuts those to minutes ten times as fast. `log` and
 `sequence` lead to the statement, `batch` and `offset` to the evidence of an event."""
 
 
