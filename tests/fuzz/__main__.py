@@ -1,8 +1,8 @@
 """The long run: `python -m tests.fuzz --inputs 1000000`, over all doors at once, on all processors.
 
 Inputs are led by coverage (atheris, which is libFuzzer for Python) where it is installed, and else drawn by the edits
-of `edits.py`, which atheris uses too. Each door is a process of its own, with bounds for memory and for the time that an
-input takes. An input that fails is printed whole, in base64, with its traceback; `--replay` takes it.
+of `edits.py`, which atheris uses too. Each door is a process of its own, with bounds for memory and for the time that
+an input takes. An input that fails is printed whole, in base64, with its traceback; `--replay` takes it.
 """
 
 import argparse
