@@ -6,11 +6,14 @@ byte was changed, bytes that were read and written again.
 """
 
 import gzip
+import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -395,8 +398,59 @@ def check_quarantined(data: bytes) -> None:
     contents.parse_quarantined(data)
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+_INSTANT = re.compile(r"(\d{4}-\d\d-\d\dT)(\d\d)(:[0-5]\d:[0-5]\d)(\.\d+)?(Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII)
+
+
+def is_event(row: bytes) -> bool:
+    """Say what FORMAT.md says of a line, as it is written there and by nothing of ours."""
+    if len(row) > 1_048_576 or row.startswith(b"\xef\xbb\xbf"):
+        return False
+    try:
+        text = row.decode()
+        pairs: list[tuple[str, Any]] = json.loads(
+            text, object_pairs_hook=list, parse_constant=_refuse, parse_int=str, parse_float=str
+        )
+    except (ValueError, RecursionError):
+        return False
+    if not text.strip(" \t\r\n").startswith("{") or _deepest(re.sub(r'"(?:[^"\\]|\\.)*"', "", text)) > 64:
+        return False
+    types = [value for name, value in pairs if name == "event_type"]
+    times = [value for name, value in pairs if name == "timestamp"]
+    if len(types) != 1 or len(times) != 1:
+        return False
+    return all(_is_string(text, name) for name in ("event_type", "timestamp")) and _is_time(times[0])
+
+
+def _is_string(text: str, name: str) -> bool:
+    top = json.loads(text, parse_constant=_refuse, parse_int=lambda _: 0, parse_float=lambda _: 0.0)
+    return isinstance(top[name], str)
+
+
+def _deepest(brackets: str) -> int:
+    deepest = depth = 0
+    for character in brackets:
+        depth += (character in "{[") - (character in "}]")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _is_time(text: str) -> bool:
+    match = _INSTANT.fullmatch(text)
+    if not match or int(match[2]) > 23:
+        return False
+    try:
+        moment = datetime.fromisoformat(match[1] + match[2] + match[3] + (match[5].replace("Z", "+00:00")))
+        return 1970 <= moment.astimezone(UTC).year <= 9999
+    except (ValueError, OverflowError):
+        return False
+
+
 def check_lines(payload: bytes) -> None:
-    """A batch's lines are events by the fast reading if and only if they are by the slow one."""
+    """A batch's lines are events by the fast reading if they are by the slow one, and by FORMAT.md's."""
     found = lines.check(payload)
     rows = payload.split(b"\n")
     ended = rows.pop() == b""
@@ -406,6 +460,7 @@ def check_lines(payload: bytes) -> None:
     faults = {fault.line for fault in found.faults}
     times = []
     for number, row in enumerate(rows):
+        assert (number not in faults) == is_event(row) or (number == len(rows) - 1 and not ended), row
         try:
             times.append(lines.check_line(row)[1])
         except FormatError:
