@@ -233,17 +233,17 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
     Where the statement's members do not tile the segment, or one is beyond the limits, bytes come without a batch: they
     are hashed and not inflated. Stops early where the object does.
     """
-    position = 0
+    position = size = 0
     tiles = True
     run: list[Batch] = []
     for batch in [*batches, None]:
-        tiles = tiles and batch is not None and batch.start == position + sum(one.size for one in run)
+        tiles = tiles and batch is not None and batch.start == position + size
         fits = batch is not None and batch.size <= _MEMBER_LIMIT and batch.inflated <= lines.BATCH_BYTES_LIMIT
-        if tiles and fits and batch is not None and sum(one.size for one in run) + batch.size <= PIECE:
+        if tiles and fits and batch is not None and size + batch.size <= PIECE:
             run.append(batch)
+            size += batch.size
             continue
         if run:
-            size = sum(one.size for one in run)
             data = store.read(ref.key, limit=size, start=position, size=size)
             at = 0
             for one in run:
@@ -252,11 +252,11 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
             position += size
             if len(data) < size:
                 return
-            run = []
+            run, size = [], 0
         if batch is None or not tiles:
             break
         if fits:
-            run = [batch]
+            run, size = [batch], batch.size
             continue
         yield batch, b""
         end = position + batch.size
