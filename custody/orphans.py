@@ -143,8 +143,9 @@ def _committed_events(store: Store, chain: Chain, first: int, last: int) -> Iter
 def _compare_quarantine(store: Store, chain: Chain, key: str, parsed: layout.RecordsKey) -> str | None:
     """Return how a quarantine object differs from what was committed at its offsets, None if it does not."""
     end = chain.next_offset or 0
-    committed = _committed_quarantine(store, chain, parsed.first, parsed.last)
-    theirs = next(committed, None)
+    committed: Iterator[QuarantinedRecord | Range] = iter(())
+    theirs: QuarantinedRecord | Range | None = None
+    through = 0
     before = parsed.first - 1
     for line in quarantine_lines(store, key, QUARANTINE_LIMIT, QUARANTINE_INFLATED_LIMIT, exact=False):
         record = parse_quarantined(line)
@@ -153,6 +154,12 @@ def _compare_quarantine(store: Store, chain: Chain, key: str, parsed: layout.Rec
         before = record.offset
         if record.offset >= end:
             continue
+        if record.offset >= through:
+            # Looked for anew, so that a key that claims a whole log does not cost reading it.
+            statement = next(_statements(store, chain, record.offset, record.offset), None)
+            through = statement.next_offset if statement else record.offset + 1
+            committed = _committed_quarantine(store, statement) if statement else iter(())
+            theirs = next(committed, None)
         while theirs is not None and _end_of(theirs) <= record.offset:
             theirs = next(committed, None)
         if theirs is None or (record != theirs and not (isinstance(theirs, tuple) and theirs[0] <= record.offset)):
@@ -164,14 +171,13 @@ def _end_of(item: QuarantinedRecord | Range) -> int:
     return item[1] if isinstance(item, tuple) else item.offset + 1
 
 
-def _committed_quarantine(store: Store, chain: Chain, first: int, last: int) -> Iterator[QuarantinedRecord | Range]:
-    """Yield the quarantined records that statements have from `first` to `last`, and ranges admitted as lost."""
-    for statement in _statements(store, chain, first, last):
-        if statement.lost:
-            yield statement.lost
-        ref = statement.quarantine
-        if ref:
-            yield from map(parse_quarantined, quarantine_lines(store, ref.key, ref.size, ref.inflated))
+def _committed_quarantine(store: Store, statement: Statement) -> Iterator[QuarantinedRecord | Range]:
+    """Yield the quarantined records that a statement has, and before them what it admits as lost."""
+    if statement.lost:
+        yield statement.lost
+    ref = statement.quarantine
+    if ref:
+        yield from map(parse_quarantined, quarantine_lines(store, ref.key, ref.size, ref.inflated))
 
 
 def _statements(store: Store, chain: Chain, first: int, last: int) -> Iterator[Statement]:
