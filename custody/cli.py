@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from custody.cli_accept import app as accept_app
+from custody.cli_evidence import app as evidence_app
 from custody.cli_query import app as query_app
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
@@ -82,6 +83,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the key
 app.add_typer(keys_app, name="keys")
 app.add_typer(accept_app)
 app.add_typer(query_app)
+app.add_typer(evidence_app)
 
 
 def _version(wanted: bool) -> None:
@@ -296,7 +298,15 @@ def keys_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON line
     path = keys.keyring_path(settings.keys)
     if path is None:
         rows = [
-            {"id": key.key_id, "algorithm": key.algorithm, "from": None, "to": None, "public": None, "signs": True}
+            {
+                "id": key.key_id,
+                "algorithm": key.algorithm,
+                "from": None,
+                "to": None,
+                "public": None,
+                "vkey": None,
+                "signs": True,
+            }
             for key in keys.open_signers(settings.keys, now)
         ]
     else:
@@ -305,9 +315,9 @@ def keys_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON line
         for row in rows:
             typer.echo(json.dumps(row))
         return
-    table = render.table("key", "algorithm", "from", "to", "public")
+    table = render.table("key", "algorithm", "from", "to", "public, as a vkey")
     for row in rows:
-        shown = [row["id"], row["algorithm"], row["from"] or "-", row["to"] or "-", row["public"] or "-"]
+        shown = [row["id"], row["algorithm"], row["from"] or "-", row["to"] or "-", row["vkey"] or "-"]
         table.add_row(*map(render.safe, shown), style="" if row["signs"] else "dim")
     render.console().print(table)
 
@@ -341,6 +351,7 @@ def _keyring(settings: Settings, done: str) -> Path:
 def _key_row(key: "Key", now: datetime) -> dict[str, Any]:
     import base64
 
+    from custody.checkpoint import NoteKey
     from custody.keys import Ed25519Key
     from custody.manifest import format_time
 
@@ -350,6 +361,7 @@ def _key_row(key: "Key", now: datetime) -> dict[str, Any]:
         "from": format_time(key.from_) if key.from_ else None,
         "to": format_time(key.to) if key.to else None,
         "public": base64.b64encode(key.public).decode() if isinstance(key, Ed25519Key) else None,
+        "vkey": NoteKey(key.key_id, key.public).vkey if isinstance(key, Ed25519Key) else None,
         "signs": (key.from_ is None or key.from_ <= now) and (key.to is None or now < key.to),
     }
 

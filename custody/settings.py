@@ -254,6 +254,7 @@ class DrainSettings(BaseModel):
     flush_seconds: Seconds = Field(default=15, description="A segment is cut this long after its first record was read")
     seconds: Seconds = Field(default=38, description="A run's time, counted from the start of its process")
     hanging_seconds: Seconds = Field(default=900, description="A transaction open for longer than this is alarmed")
+    checkpoint_seconds: int = Field(default=3600, ge=1, description="How often a log's head is signed as a checkpoint")
     level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
     workers: int = Field(default=1, ge=1, le=1024, description="Logs drained at the same time")
     task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
@@ -302,6 +303,9 @@ class Settings(BaseSettings):
     )
     keys: Annotated[Location, AfterValidator(_key_uri)] = Field(
         default="file:keyring.json", description="The signing keys: file:PATH or aws-kms:///alias/NAME"
+    )
+    checkpoint_keys: Annotated[Location, AfterValidator(_key_uri)] | None = Field(
+        default=None, description="Where keys are in a KMS: a keyring with the Ed25519 key that signs checkpoints"
     )
     keyring_passphrase: Annotated[SecretStr, Field(min_length=1)] | None = Field(
         default=None, description="Opens the keyring's file, and encrypts a new one"

@@ -39,11 +39,11 @@ from custody.archive import (
     sealed_from,
 )
 from custody.audit import Audit, Covered, FindingsRef, HeadRef, Read, Verdict
+from custody.checkpoints import find_signer
 from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SignatureInvalid, SigningError
 from custody.findings import Severity
 from custody.keys import Trust, open_signers, open_trust
 from custody.layout import Log
-from custody.manifest import Signer
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.verify import Report, Scope, Span, verify
@@ -421,7 +421,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
             verdict=verdict,
         )
         written = append_audit(store, head, statement, signers)
-        _put_checkpoints(store, plan, written, signers)
+        _put_checkpoints(store, settings, plan, written, now)
         whole = f"{store.url}/{held.key if isinstance(held, FindingsRef) else layout.audit_key(statement.sequence)}"
     sizes = {name: size for name, (size, _) in plan.heads.items()}
     return Outcome(statement.sequence, verdict, exit_code, counts, tuple(findings), whole, sizes)
@@ -435,8 +435,9 @@ def _put_findings(store: Store, sequence: int, findings: Sequence[Mapping[str, A
     return FindingsRef(key, len(data), digest)
 
 
-def _put_checkpoints(store: Store, plan: Plan, head: AuditHead, signers: Sequence[Signer]) -> None:
-    signer = next((one for one in signers if one.algorithm == "Ed25519"), None)
+def _put_checkpoints(store: Store, settings: Settings, plan: Plan, head: AuditHead, now: datetime) -> None:
+    uri = settings.checkpoint_keys or settings.keys
+    signer = find_signer(open_signers(uri, now, settings.passphrase()))
     if signer is None:
         return
     put_checkpoint(store, plan.archive, layout.AUDIT_LOG, head.size, head.root, signer)

@@ -32,7 +32,18 @@ from importlib.metadata import version
 from typing import Literal
 
 from custody import layout, manifest
-from custody.archive import ArchiveInfo, Entry, LogWriter, Seen, audited_heads, find_head, list_logs, read_archive
+from custody.archive import (
+    ArchiveInfo,
+    Entry,
+    LogWriter,
+    Seen,
+    audited_heads,
+    find_head,
+    list_logs,
+    put_checkpoint,
+    read_archive,
+)
+from custody.checkpoints import find_signer
 from custody.errors import (
     ConfigurationError,
     CustodyError,
@@ -148,6 +159,8 @@ class _Run:
     assembler: Assembler
     target: int
     result: LogResult
+    begun: str | None = None
+    """When the head was sealed that this run began from."""
     since: float = 0.0
     append: Future[None] | None = None
     appending_bytes: int = 0
@@ -219,8 +232,51 @@ def drain_logs(
         runs, results = _open_logs(context, find_places(settings) if places is None else places)
         if runs:
             _Drain(context, runs, once=once, deadline=deadline, progress=progress).run()
+            _put_checkpoints(context, runs)
         results.extend(run.result for run in runs)
     return sorted(results, key=lambda result: result.log)
+
+
+def _put_checkpoints(context: _Context, runs: Sequence[_Run]) -> None:
+    """Sign the heads of logs for which an hour has begun since the head that this run found.
+
+    The hours are those of the clock, and both times stand in statements: nothing has to be looked up, and a run that
+    died here leaves that hour to the next audit. What a checkpoint covers is in the archive already, so that one that
+    cannot be put is no failure of the drain.
+    """
+    settings = context.settings
+    due = [run for run in runs if _is_due(run, settings.drain.checkpoint_seconds)]
+    if not due:
+        return
+    uri = settings.checkpoint_keys
+    try:
+        signers = open_signers(uri, datetime.now(UTC), settings.passphrase()) if uri else context.signers
+    except CustodyError as error:
+        logger.warning("no checkpoints: %s", error)
+        return
+    signer = find_signer(signers)
+    if signer is None:
+        return
+    for run in due:
+        head = run.writer.head
+        try:
+            put_checkpoint(
+                context.store, context.info.archive, run.writer.log, head.size, bytes.fromhex(head.root), signer
+            )
+        except CustodyError as error:
+            logger.warning("no checkpoint of %s: %s", run.writer.log, error)
+
+
+def _is_due(run: _Run, seconds: int) -> bool:
+    newest = run.writer.head.newest
+    if newest is None or run.result.outcome != "drained":
+        return False
+    if run.begun is None:
+        return True
+    before, now = (
+        int(manifest.parse_time(one).timestamp()) // seconds for one in (run.begun, newest.statement.sealed_at)
+    )
+    return before != now
 
 
 def begin_life(settings: Settings, topic: str) -> list[LogResult]:
@@ -340,7 +396,8 @@ def _open_log(context: _Context, topic: Topic, partition: int, life: int, memory
     )
     if bounds.start > position:
         assembler.lose(bounds.start)
-    return _Run((topic.name, partition), writer, assembler, bounds.stable, result)
+    begun = head.newest.statement.sealed_at if head.newest else None
+    return _Run((topic.name, partition), writer, assembler, bounds.stable, result, begun)
 
 
 def _check_end(log: Log, position: int, bounds: Bounds) -> None:

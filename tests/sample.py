@@ -111,6 +111,7 @@ class Growing:
     def __init__(self, root: Path, partition: int = 0) -> None:
         self.root, self.folder, self.keyring = root, root / "archive", root / "keyring.json"
         self.begun = datetime.now(UTC) - timedelta(minutes=50)
+        root.mkdir(exist_ok=True)
         if not self.keyring.exists():
             new_keyring(self.keyring, self.begun - timedelta(days=1), ed25519=True)
         self.events = 0

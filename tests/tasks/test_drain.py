@@ -32,6 +32,7 @@ from custody.errors import LogChanged, SourceRefused, TransientSourceError
 from custody.events import reason
 from custody.keys import new_keyring, open_signers, open_trust
 from custody.layout import Log as LogName
+from custody.layout import checkpoint_prefix, parse_checkpoint_key
 from custody.settings import Settings
 from custody.store import S3Options, open_store
 from custody.verify import verify
@@ -1193,3 +1194,41 @@ def test_password(
     assert time.monotonic() - begun < 15
     assert "wrong-password" not in str(raised.value) + caplog.text
     assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+# --- checkpoints
+
+
+def test_heads_are_signed_every_so_often(site: Site) -> None:
+    """The first run of a log signs its head, a later one once the time between has passed; the checkpoints verify."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("heads"))
+    log = LogName(topic, 0)
+
+    def sizes() -> list[int]:
+        parsed = (parse_checkpoint_key(info.key) for info in open_store(site.archive).list(checkpoint_prefix(log)))
+        return sorted(one[1] for one in parsed if one)
+
+    for number, seconds in enumerate((3600, 10**9, 1), 1):
+        send(site.kafka.producer(), topic, events(5, number))
+        site.drain(topic, checkpoint_seconds=seconds)
+        if seconds == 10**9:
+            # So that the next run's statement is of another second.
+            time.sleep(1)
+    assert sizes() == [2, 4]
+    site.read()
+
+
+def test_a_checkpoint_that_cannot_be_put_stops_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The drain goes on without it, and says so."""
+
+    def refuse(*_: object) -> None:
+        raise TransientSourceError("no")
+
+    monkeypatch.setattr("tasks.drain.put_checkpoint", refuse)
+    topic = site.kafka.create_topic(site.kafka.unused_name("refused"))
+    send(site.kafka.producer(), topic, events(5))
+    assert site.drain(topic)[f"{topic}/0"].outcome == "drained"
+    assert "no checkpoint of" in caplog.text
+    site.read()
