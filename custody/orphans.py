@@ -25,10 +25,14 @@ from custody.contents import (
 )
 from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, finding
-from custody.manifest import MANIFEST_LIMIT, Range, Statement, parse
+from custody.manifest import MANIFEST_LIMIT, Batch, Range, Statement, parse
 from custody.store import Store
 
 _NEVER = 1 << 64
+
+
+class _CommittedDamagedError(Exception):
+    """The committed bytes are not those stated, which a finding says already: nothing can be compared with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def judge(store: Store, chain: Chain | None, key: str, *, live: bool) -> Finding
             return finding("unlisted", "its bytes are not those that its key names", sha256=digest, **where)
         compare = _compare_events if parsed.kind == "events" else _compare_quarantine
         difference = compare(store, chain, key, parsed)
-    except ObjectMissing:
+    except (ObjectMissing, _CommittedDamagedError):
         return None
     except FormatError as error:
         return finding("unlisted", f"no manifest names it, and it is not well formed: {error}", **where)
@@ -127,17 +131,28 @@ def _committed_events(store: Store, chain: Chain, first: int, last: int) -> Iter
         for batch in statement.batches:
             if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
                 continue
-            if batch.inflated > lines.BATCH_BYTES_LIMIT or batch.size > 2 * lines.BATCH_BYTES_LIMIT:
-                raise FormatError("the committed batch is beyond the limits")
-            member = store.read(statement.segment.key, limit=batch.size, start=batch.start, size=batch.size)
             offset = batch.first_offset
-            for line in inflate(member, batch.inflated).splitlines():
+            for line in _committed_batch(store, statement.segment.key, batch).split(b"\n")[:-1]:
                 while end <= offset or start <= offset:
                     offset = max(offset, end)
                     start, end = next(ranges, (_NEVER, _NEVER))
                 if first <= offset <= last:
                     yield offset, line
                 offset += 1
+
+
+def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
+    """Return the bytes of a batch that was committed."""
+    if batch.inflated > lines.BATCH_BYTES_LIMIT or batch.size > 2 * lines.BATCH_BYTES_LIMIT:
+        raise _CommittedDamagedError
+    member = store.read(key, limit=batch.size, start=batch.start, size=batch.size)
+    try:
+        payload = inflate(member, batch.inflated)
+    except FormatError:
+        raise _CommittedDamagedError from None
+    if sha256(payload).hexdigest() != batch.sha256:
+        raise _CommittedDamagedError
+    return payload
 
 
 def _compare_quarantine(store: Store, chain: Chain, key: str, parsed: layout.RecordsKey) -> str | None:
@@ -176,8 +191,14 @@ def _committed_quarantine(store: Store, statement: Statement) -> Iterator[Quaran
     if statement.lost:
         yield statement.lost
     ref = statement.quarantine
-    if ref:
+    if ref is None:
+        return
+    try:
+        if _digest(store, ref.key, QUARANTINE_LIMIT) != ref.sha256:
+            raise _CommittedDamagedError
         yield from map(parse_quarantined, quarantine_lines(store, ref.key, ref.size, ref.inflated))
+    except FormatError:
+        raise _CommittedDamagedError from None
 
 
 def _statements(store: Store, chain: Chain, first: int, last: int) -> Iterator[Statement]:

@@ -123,6 +123,25 @@ def crashed_quarantine(scene: Scene) -> None:
     scene.put(scene.main.records_key("quarantine", 146, 147, data), data)
 
 
+def flipped_beneath_orphans(scene: Scene) -> None:
+    """Change what orphans are to be compared with: they are not blamed for it."""
+    unnamed(range(103, 125), committed)(scene)
+    crashed_quarantine(scene)
+    segment(flip(60))(scene)
+    quarantine(lambda data: data[:-1] + bytes([data[-1] ^ 1]))(scene)
+
+
+def carriage_returns(scene: Scene) -> None:
+    """Archive events that hold a carriage return, which is white space in JSON and no end of a line, and an orphan."""
+    start = scene.main.next_offset
+    scene.main.append(10, events=returned)
+    unnamed(range(start + 2, start + 7), lambda _, offset: returned(offset))(scene)
+
+
+def returned(offset: int) -> bytes:
+    return event(offset).replace(b",", b",\r ", 1) + b"\r"
+
+
 def kept_too_long(scene: Scene) -> None:
     """Let an object lie of which the retention ended long ago, and that nothing let expire."""
     long_ago = Builder(scene.root, topic="forgotten", clock=LONG_AGO)
@@ -149,6 +168,7 @@ ATTACKS = [
         "segment-hash",
         13,
     ),
+    attack(1, "bytes changed that orphans repeat", flipped_beneath_orphans, "segment-hash segment-hash", 13),
     attack(2, "recompressed member by member", recompress, "segment-hash", 13, "events are intact"),
     attack(
         2,
@@ -258,6 +278,7 @@ ATTACKS = [
         13,
     ),
     attack(21, "orphan: committed records, cut elsewhere", unnamed(range(103, 125), committed), "orphan", 3),
+    attack(21, "orphan: lines with carriage returns", carriage_returns, "orphan", 3),
     attack(21, "orphan: not committed yet", not_committed_yet, "orphan", 3),
     attack(21, "orphan: quarantine with another reason", crashed_quarantine, "orphan", 3),
     attack(35, "deleted before its time", stored(1), "segment-missing", 11),
