@@ -145,7 +145,7 @@ def site(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600) -> Site:
     archive, keyring = folder / "archive", folder / "keyring.json"
-    new_keyring(keyring, datetime.now(UTC))
+    new_keyring(keyring, datetime.now(UTC), ed25519=True)
     create_archive(open_store(str(archive)), heartbeat)
     return Site(kafka, str(archive), f"file:{keyring}", kafka.unused_name("group"), S3Options(), lambda: archive)
 
