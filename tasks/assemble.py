@@ -304,8 +304,8 @@ def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
     """Return a record's headers, None where they cannot be had: Kafka lets a client send a name that is not UTF-8."""
     try:
         headers = record.headers() or []
-        # confluent-kafka leaves the name of such a header empty, and to touch it ends the process. Python up to 3.11 may
-        # lose the exception that should have told us, in a garbage collection on the way, or raise it a call later.
+        # confluent-kafka leaves the name of such a header empty, and to touch it ends the process. Python up to 3.11
+        # may lose the exception that should have told us, in a garbage collection, or raise it a call later.
         if any(len(gc.get_referents(header)) != 2 for header in headers):
             return None
     except (SystemError, UnicodeDecodeError):
