@@ -177,7 +177,7 @@ def check_evidence(data: bytes, trust: Trust) -> Proven:
     batch, line = place
     payload = _inflate(members["batch.jsonl.gz"], batch)
     events = payload.split(b"\n")
-    if len(events) != batch.events + 1 or events[-1]:
+    if len(events) != batch.events + 1 or events[-1] or line >= batch.events:
         raise FormatError("the batch has another number of lines than stated")
     check_line(events[line])
     return Proven(

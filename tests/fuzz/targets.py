@@ -6,10 +6,13 @@ byte was changed, bytes that were read and written again.
 """
 
 import gzip
+import hashlib
+import io
 import json
 import os
 import re
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,18 +24,20 @@ from typing import Any
 
 import msgspec
 
-from custody import acceptance, audit, checkpoint, contents, keys, layout, lines, manifest, orphans
+from custody import acceptance, audit, checkpoint, contents, evidence, keys, layout, lines, manifest, merkle, orphans
 from custody.audits import AuditChain
 from custody.chain import Chain
 from custody.contents import Work
-from custody.errors import ConfigurationError, CustodyError, FormatError, SignatureInvalid
+from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUnavailable, SignatureInvalid
+from custody.evidence import check_evidence, make_evidence
 from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
 from custody.heads import State
 from custody.keys import Keyring, Trust
 from custody.manifest import Batch, QuarantineRef, SegmentRef
 from custody.store import _check_key
 from custody.verify import _parse_archive, verify
-from tests.attacks.archive import MAIN, Scene, build, two_lines
+from tests.archives import event
+from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines
 from tests.corpus import CASES
 from tests.fuzz.edits import Edit, apply
 from tests.fuzz.memory import MemoryStore
@@ -525,6 +530,56 @@ def _span(data: bytes) -> tuple[int, int]:
     return first, first + int.from_bytes(data[2:4], "big") % 400
 
 
+# --- evidence
+
+
+@cache
+def _evidence() -> tuple[bytes, int]:
+    """Return evidence of an event, and its offset."""
+    return make_evidence(MemoryStore(good().objects), layout.Log("audit", 0), 123), 123
+
+
+@raises(FormatError, SignatureInvalid, KeyUnavailable)
+def check_evidence_file(data: bytes) -> None:
+    """A file is evidence or is refused; what it proves is the event that was archived."""
+    proven = check_evidence(data, good().trust)
+    assert proven.event == event(proven.offset)
+    evidence.to_dict(proven)
+
+
+@raises(FormatError, SignatureInvalid, KeyUnavailable)
+def check_forged_evidence(data: bytes) -> None:
+    """Evidence whose statement and checkpoint were made by who holds all keys: proven or refused, no other error."""
+    offset, line = int.from_bytes(data[:2], "big"), data[2:]
+    members = evidence._read(_evidence()[0])
+    key_hash = hashlib.sha256(PUBLIC_ID.encode() + b"\n\x01" + public()).digest()[:4]
+    root = merkle.leaf_hash(line)
+    text = checkpoint.Checkpoint(f"{PUBLIC_ID}/{good().scene.main.archive}/{MAIN}", 1, root).text()
+    note = checkpoint.Note(text, (checkpoint.NoteSignature(PUBLIC_ID, key_hash, private().sign(text)),))
+    statement = manifest.parse(two_lines(line, "custody/manifest/1")).statement
+    place = evidence._place(statement, offset)
+    proof = {
+        "format": evidence.FORMAT,
+        "log": MAIN,
+        "offset": offset,
+        "batch": place[0].number if place else 0,
+        "line": place[1] if place and place[1] >= 0 else 0,
+        "index": 0,
+        "size": 1,
+        "proof": [],
+    }
+    members |= {
+        "proof.json": msgspec.json.encode(proof),
+        "manifest.json": two_lines(line, "custody/manifest/1"),
+        "checkpoint.txt": note.encode(),
+    }
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    evidence.to_dict(check_evidence(made.getvalue(), good().trust))
+
+
 # --- all of it
 
 _NOBODY_REMEMBERS = (f"manifests/{MAIN}/{11:012}.json",)
@@ -664,9 +719,21 @@ def targets() -> dict[str, Target]:
         Target("lines", check_lines, [events, *(one + b"\n" for one in corpus if len(one) < 4000)]),
         Target("key", check_key, [key.encode() for key in archive.objects]),
         Target("orphan", check_orphan, [b"\x01\0\x0a\0\x09" + member, b"\0\0\x2d\0\x1d" + quarantine]),
+        Target("evidence", check_evidence_file, [_evidence()[0]]),
+        Target(
+            "forged evidence",
+            check_forged_evidence,
+            [offset.to_bytes(2, "big") + _alone(archive.scene.main.lines[1]) for offset in (100, 109, 110, 123, 134)],
+        ),
         Target("archive", check_archive, _archive_seeds()),
     ]
     return {one.name: one for one in listed}
+
+
+def _alone(line: bytes) -> bytes:
+    """Return a statement as the first of its log, so that a tree of one holds it."""
+    tree = {"size": 0, "root": hashlib.sha256().hexdigest(), "edge": []}
+    return json.dumps(json.loads(line) | {"sequence": 0, "tree": tree}, separators=(",", ":")).encode()
 
 
 def _archive_seeds() -> list[bytes]:
