@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,9 +28,12 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 
 if TYPE_CHECKING:
+    from custody.findings import Finding
     from custody.keys import Key
+    from custody.store import Store
 
 ENTRY_POINTS = "custody.commands"
+CHECKS = "custody.checks"
 OPERATORS_COMMANDS = ("demo", "up", "drain", "audit", "status", "automations", "new-life")
 
 _PASSPHRASE_HINT = "It is not encrypted: set CUSTODY_KEYRING_PASSPHRASE before making it, to have it encrypted."  # noqa: S105
@@ -155,6 +158,9 @@ def verify(
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="The archive is being written: ask for its heartbeats.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, logs, the verdict.")] = False,
+    kafka: Annotated[
+        bool, typer.Option("--kafka", help="Read again what the broker still has, and hold it against the archive.")
+    ] = False,
     chain_only: Annotated[
         bool, typer.Option("--chain-only", help="Statements, signatures and trees alone: no segment is read.")
     ] = False,
@@ -188,6 +194,7 @@ def verify(
             progress=progress,
             scope=verifying.Scope(contents=not chain_only),
             protection=settings.protection(),
+            others=_ask_kafka(settings, store) if kafka else (),
         )
     if as_json:
         for line in report.to_dicts():
@@ -197,6 +204,20 @@ def verify(
         for part in render.report(report):
             out.print(part, soft_wrap=isinstance(part, Text))
     raise typer.Exit(report.exit_code)
+
+
+def _ask_kafka(settings: Settings, store: "Store") -> "Iterable[Finding]":
+    """Return what the broker tells: its client lives beside the wheel, as the operator's commands do."""
+    for point in importlib.metadata.entry_points(group=CHECKS, name="kafka"):
+        try:
+            found: Iterable[Finding] = point.load()(settings, store)
+        except ModuleNotFoundError:
+            break
+        return found
+    raise ConfigurationError(
+        "--kafka needs a Kafka client, which comes with the operator's commands; run it from a checkout of the project"
+        " (`uv run custody verify --kafka`) or in the image"
+    )
 
 
 def _trusted_keys(settings: Settings, given: Sequence[str] | None, archive: str) -> list[str]:

@@ -14,7 +14,7 @@ segments are under way. A `Scope` narrows it to a part; then memories of heads b
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -174,6 +174,7 @@ def verify(
     scope: Scope = EVERYTHING,
     sink: Sink | None = None,
     protection: Protection = UNPROTECTED,
+    others: Iterable[Finding] = (),
 ) -> Report:
     """Verify an archive.
 
@@ -189,12 +190,13 @@ def verify(
         scope: what is verified; by default everything.
         sink: takes the batches that were inflated; they are read in this process then.
         protection: how the bucket is meant to protect the evidence.
+        others: what else was found, by checks that are not of this package; judged and sorted with the rest.
 
     Raises:
         ConfigurationError: the state file cannot be used.
     """
     run = _Verification(store, trust, now, State(state) if state else None, live, progress, scope, sink, protection)
-    return run.run(0 if sink is not None else workers)
+    return run.run(0 if sink is not None else workers, others)
 
 
 class _ArchiveFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -237,7 +239,7 @@ class _Verification:
         self._stored = 0
         self._listing = Listing()
 
-    def run(self, workers: int | None) -> Report:
+    def run(self, workers: int | None, others: Iterable[Finding]) -> Report:
         if self._scope.listing:
             self._look_beneath()
         archive = self._read_archive()
@@ -278,6 +280,8 @@ class _Verification:
             self._judge_history()
             if complete:
                 self._judge_unnamed(names)
+        for one in others:
+            self._findings.add(one)
         known_any = any(memories.values()) or audits.size
         if self._scope.listing and not known_any and not any(map(self._size, self._chains)):
             self._findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
