@@ -136,7 +136,7 @@ class Finding:
                 parts.append(f"{name} {value}")
         if self.key and (not parts or self.sequence is None):
             parts.append(self.key)
-        return ", ".join(parts)
+        return ", ".join(parts) or "the archive as a whole"
 
     def __str__(self) -> str:
         compared = f" (expected {self.expected}, found {self.found})" if self.expected or self.found else ""
