@@ -139,7 +139,6 @@ class AuditChain:
                 self._report(
                     f"another history of audits: {memory.origin} has another root at this size",
                     size - 1,
-                    name="checkpoint" if memory.checkpoint else "audit",
                     expected=f"size {size}, root {memory.root.hex() if memory.root else '?'}",
                     found=f"size {size}, root {self.root.hex()}",
                     evidence=tuple(text for text in shown if text),

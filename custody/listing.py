@@ -53,6 +53,16 @@ class Sequences:
         """Sequences beyond any that a writer could have reached."""
         return sorted(self._strays)
 
+    def filled(self) -> "Sequences":
+        """Return all numbers up to the last one listed."""
+        made = Sequences()
+        made._bits = bytearray(b"\xff") * max(len(self._bits.rstrip(b"\0")) - 1, 0)
+        last = self._bits.rstrip(b"\0")[-1:]
+        if last:
+            made._bits.append((1 << last[0].bit_length()) - 1)
+        made._strays = set(self._strays)
+        return made
+
     def all(self) -> Iterator[int]:
         """Yield all, in order, strays last."""
         sequence = -1

@@ -82,27 +82,42 @@ def _described(versions: Sequence[Version]) -> str:
     return f"{len(versions)}, newest first: {', '.join(shown)}{', …' if len(versions) > len(shown) else ''}"
 
 
-def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection) -> Iterator[Finding]:
-    """Yield what is wrong with the bucket's rules: they may move evidence as wanted, and never delete it."""
+def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection, root: str) -> Iterator[Finding]:
+    """Yield what is wrong with the bucket's rules: they move segments and quarantine as wanted, and delete no evidence.
+
+    Args:
+        rules: in force, None where the store knows none.
+        wanted: how they are to be.
+        root: prefix of the archive in its bucket, empty or ending in a slash.
+    """
     if rules is None:
         return
     for rule in rules:
-        if rule.deletes:
-            what = f"the lifecycle rule {rule.id[:100]!r} deletes objects: only a signed expiry may"
-            yield finding("lifecycle", what, key="", found=f"prefix {rule.prefix[:200]!r}")
+        touched = [part for part in layout.EVIDENCE if _touches(rule, root + part)]
+        where: dict[str, Any] = {"key": touched[0] if touched else "", "found": f"prefix {rule.prefix[:200]!r}"}
+        if rule.deletes and touched:
+            what = f"the lifecycle rule {rule.id[:100]!r} deletes evidence: only a signed expiry may"
+            yield finding("lifecycle", what, **where)
+        staying = [part for part in touched if part not in _MOVING]
+        if rule.moves and staying:
+            what = f"the lifecycle rule {rule.id[:100]!r} moves {staying[0]}, which stays where it was put"
+            yield finding("lifecycle", what, **where)
     if wanted.moves is None:
         return
-    # Manifests, checkpoints and audits stay where they are: only segments and quarantine move.
-    for folder in (layout.EVENTS, layout.QUARANTINE):
-        found = sorted({move for rule in rules if not rule.filtered and _covers(rule, folder) for move in rule.moves})
+    for folder in _MOVING:
+        moving = (rule for rule in rules if not rule.filtered and (root + folder).startswith(rule.prefix))
+        found = sorted({move for rule in moving for move in rule.moves})
         if found != sorted(wanted.moves):
             what = f"the lifecycle rules of {folder} are not those wanted"
             yield finding("lifecycle", what, key=folder, expected=_moves(wanted.moves), found=_moves(found))
 
 
-def _covers(rule: LifecycleRule, folder: str) -> bool:
-    # A rule's prefix is one of the bucket, in which the archive may lie deeper: it ends in the folder, or holds it.
-    return rule.prefix.endswith(folder) or not rule.prefix
+_MOVING = (layout.EVENTS, layout.QUARANTINE)
+
+
+def _touches(rule: LifecycleRule, part: str) -> bool:
+    """Say whether a rule is about any key of a part of the archive."""
+    return part.startswith(rule.prefix) or rule.prefix.startswith(part)
 
 
 def _moves(moves: Sequence[tuple[int, str]]) -> str:

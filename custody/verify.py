@@ -283,7 +283,7 @@ class _Verification:
         for one in others:
             self._findings.add(one)
         known_any = any(memories.values()) or audits.size
-        if self._scope.listing and not known_any and not any(map(self._size, self._chains)):
+        if complete and not known_any and not any(map(self._size, self._chains)):
             self._findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
         if self._state and known:
             self._state.remember(known, self._store.url, self._heads(audits))
@@ -300,7 +300,7 @@ class _Verification:
             what = f"the bucket's versions and rules cannot be looked at: {error}"
             self._findings.add(finding("unreadable", what, key=""))
             return
-        for one in check_lifecycle(rules, self._protection):
+        for one in check_lifecycle(rules, self._protection, _root_in_bucket(self._store.url)):
             self._findings.add(one)
         if first:
             self._store = self._store.at_versions(first)
@@ -337,7 +337,8 @@ class _Verification:
         def failed(prefix: str, error: CustodyError) -> None:
             nonlocal complete
             complete = False
-            self._findings.add(finding("unreadable", f"the archive cannot be listed: {error}", key=prefix))
+            what = f"the archive cannot be listed: {error}"
+            self._findings.add(finding("unreadable", what, key=prefix), row="listing")
 
         for info in list_all(self._store, failed):
             if not self._listing.add(info.key, info.size, names):
@@ -443,6 +444,9 @@ class _Verification:
         """Read a span of a log's manifests in order, and hand on what they name."""
         listed = self._listing.manifests.get(chain.log, Sequences()) if self._scope.listing else None
         onward = span.end is None and (self._live or not complete)
+        if listed is not None and not complete:
+            # What a listing that broke off leaves out may be there.
+            listed = listed.filled()
         for sequence, answer in hands.reader.manifests(chain.log, listed, span.first, span.end, onward=onward):
             if sequence > chain.size:
                 chain.gap(chain.size, sequence)
@@ -652,6 +656,12 @@ class _Missing:
         else:
             first = found.beyond[0] if found.beyond else work.sequence
             found.beyond = min(first, work.sequence), max(found.beyond[1] if found.beyond else 0, work.sequence + 1)
+
+
+def _root_in_bucket(url: str) -> str:
+    """Return the prefix of an archive's keys in its bucket, empty or ending in a slash."""
+    _, _, prefix = url.removeprefix("s3://").partition("/")
+    return f"{prefix}/" if prefix else ""
 
 
 def _log(name: str) -> layout.Log | None:
