@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from custody import tables
 from custody.archive import read_manifest
 from custody.contents import Work
-from custody.errors import CustodyError, ObjectExists
+from custody.errors import CustodyError, ObjectExists, ObjectMissing
 from custody.findings import Finding, finding
 from custody.layout import Log
 from custody.manifest import Batch
@@ -112,6 +112,10 @@ def check_tables(store: Store, log: Log, first: int, end: int) -> list[Finding]:
                 for sequence in range(one.first, one.end)
                 for batch in read_manifest(store, log, sequence).statement.batches
             )
+        except ObjectMissing:
+            # It would hide the true tables from who asks them.
+            findings.append(finding("tables", "the table is of statements that are not there", **where))
+            continue
         except CustodyError:
             # What is wrong with the statements is a finding of its own.
             continue
