@@ -889,7 +889,14 @@ class _S3Store:
         for page in self._pages(prefix, {"Delimiter": "/"}):
             folders.update(common["Prefix"][skip:].rstrip("/") for common in page.get("CommonPrefixes", ()))
             for item in page.get("Contents", ()):
-                objects[item["Key"]] = ObjectInfo(item["Key"][root:], item["Size"])
+                objects[item["Key"][root:]] = ObjectInfo(item["Key"][root:], item["Size"])
+        for key, version in self._chosen.items():
+            if key.startswith(prefix):
+                folder, deeper, _ = key[len(prefix) :].partition("/")
+                if deeper:
+                    folders.add(folder)
+                else:
+                    objects[key] = ObjectInfo(key, version.size)
         return sorted(folders), list(objects.values())
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:

@@ -233,6 +233,7 @@ class _Verification:
         self._retention = timedelta(days=trust.retention_days) if trust.retention_days else None
         self._findings = Findings(trust.accepted)
         self._history: list[tuple[str, Finding]] = []
+        self._touched: frozenset[str] = frozenset()
         self._chains: dict[layout.Log, list[Chain]] = {}
         self._missing = _Missing()
         self._events = 0
@@ -302,6 +303,7 @@ class _Verification:
             return
         for one in check_lifecycle(rules, self._protection, _root_in_bucket(self._store.url)):
             self._findings.add(one)
+        self._touched = frozenset(first)
         if first:
             self._store = self._store.at_versions(first)
 
@@ -490,7 +492,9 @@ class _Verification:
             self._findings.add(one, row=one.finding if one.finding == "deferred" else None)
         for key in outcome.missing:
             self._missing.add(work, key)
-        if work.overdue and not outcome.missing:
+        refs = [ref.key for ref in (work.segment, work.quarantine) if ref]
+        # What a delete marker hides is not kept on purpose.
+        if work.overdue and not outcome.missing and self._touched.isdisjoint(refs):
             what = f"objects are still there {RETENTION_GRACE.days} days after their retention ended"
             one = finding("retention", what, log=work.log, sequence=work.sequence)
             self._findings.add(one, row="kept")
