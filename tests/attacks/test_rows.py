@@ -32,8 +32,7 @@ ELSEWHERE: dict[int, list[str]] = {
     31: ["tests/attacks/test_buckets.py::test_no_answer", "tests/attacks/test_buckets.py::test_listing_refused"],
     32: ["tests/attacks/test_buckets.py::test_archived"],
     33: ["tests/attacks/test_buckets.py::test_archived_with_other_bytes"],
-    37: ["tests/tasks/test_audit.py::test_changed_table"],
-    37: ["tests/attacks/test_tables.py::test_tables_that_differ"],
+    37: ["tests/tasks/test_audit.py::test_changed_table", "tests/attacks/test_tables.py::test_tables_that_differ"],
     41: ["tests/attacks/test_kafka.py::test_a_record_called_skipped"],
     34: ["tests/attacks/test_buckets.py::test_lock", "tests/attacks/test_buckets.py::test_lifecycle"],
 }
