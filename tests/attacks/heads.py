@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from custody.keys import Head
 from tests.archives import ARCHIVE_ID, tree_hash
 from tests.attacks.archive import MAIN, OTHER_ID, PUBLIC_ID, SIGNED, Scene, note, two_lines
-from tests.attacks.registry import Apply, attack, rebuilt
+from tests.attacks.registry import Apply, attack, rebuilt, with_key
 
 _ORIGIN = f"{PUBLIC_ID}/{ARCHIVE_ID}/{MAIN}"
 
@@ -121,6 +122,19 @@ def newest_audit_signed_again(scene: Scene) -> None:
     scene.put(f"audits/{1:012}.json", two_lines(line, "custody/audit/1", ed25519=True))
 
 
+def audit_by_leaked_key(scene: Scene) -> None:
+    """Let somebody who has a leaked key sign an audit, beyond the head of audits at which the key ended."""
+    with_key(scene, until={"audits/0": Head(len(scene.audits), tree_hash(scene.audits))})
+    scene.audit()
+    key = f"audits/{len(scene.audits) - 1:012}.json"
+    scene.put(key, two_lines(scene.audits[-1], "custody/audit/1"))
+    scene.delete(f"checkpoints/audits/0/{len(scene.audits):012}")
+
+
+def checkpoint_of_nothing(scene: Scene) -> None:
+    scene.put(f"checkpoints/{MAIN}/{0:012}", note(_ORIGIN, 0, bytes(32)))
+
+
 def bend(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
         assert old in data
@@ -193,6 +207,8 @@ ATTACKS = [
         13,
         variant=True,
     ),
+    attack(28, "of no statement, and not the empty tree", checkpoint_of_nothing, "checkpoint", 13),
+    attack(25, "leaked key beyond its until, an audit", audit_by_leaked_key, "key-span", 13),
     attack(38, "audit changed", audit(bend(b'"verified"', b'"tampered"')), "audit audit audit", 13),
     attack(38, "newest audit changed", audit(bend(b'"verified"', b'"tampered"'), 1), "audit audit audit", 13),
     attack(38, "audit changed and signed again", audit_signed_again, "audit", 13),

@@ -341,6 +341,16 @@ BAD: dict[str, list[dict[str, Any]]] = {
         GOOD_RULES[1],
     ],
     "narrowed to a year": [rule("events/2026/"), GOOD_RULES[1]],
+    "one more for a year, at once": [*GOOD_RULES, rule("events/2026/", ((0, "DEEP_ARCHIVE"),), ID="y")],
+    "one more for a tag, at once": [
+        *GOOD_RULES,
+        rule(
+            "quarantine/",
+            ((0, "DEEP_ARCHIVE"),),
+            ID="t",
+            Filter={"And": {"Prefix": f"{PREFIX}/quarantine/", "Tags": [{"Key": "a", "Value": "b"}]}},
+        ),
+    ],
     "one that moves manifests": [*GOOD_RULES, rule("manifests/", ID="m")],
     "one that moves everything at once": [*GOOD_RULES, rule("", ((0, "DEEP_ARCHIVE"),), ID="m")],
     "one that moves the whole bucket": [*GOOD_RULES, rule("", Filter={"Prefix": ""}, ID="m")],
