@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -131,16 +132,28 @@ class Installation:
 
     def prefect(self, path: str, **body: object) -> Any:
         """Ask Prefect's API."""
+        data = json.dumps(body).encode() if body or not path.startswith("deployments/name/") else None
         request = urllib.request.Request(  # noqa: S310 - it is http on loopback
-            f"{self.url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"{self.url}/api/{path}", data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-            return json.load(answer)
+        answers: list[Any] = []
+
+        def answered() -> bool:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                    answers.append(json.load(answer))
+            except urllib.error.HTTPError as error:
+                # SQLite is locked: what a server under load says, and what clients of Prefect's try again.
+                if error.code != 503:
+                    raise
+            return bool(answers)
+
+        self.wait(answered, 60, f"an answer to {path}")
+        return answers[0]
 
     def audit(self, **parameters: object) -> Any:
         """Run the deployed audit now, and return its flow run once it has ended."""
-        with urllib.request.urlopen(f"{self.url}/api/deployments/name/audit/nightly", timeout=30) as answer:  # noqa: S310
-            deployment = json.load(answer)
+        deployment = self.prefect("deployments/name/audit/nightly")
         run = self.prefect(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
         found: list[Any] = []
 
