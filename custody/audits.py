@@ -13,8 +13,8 @@ from custody.audit import SignedAudit
 from custody.chain import Memory
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Findings, Severity, finding
-from custody.keys import Trust
-from custody.manifest import message
+from custody.keys import Trust, TrustedKey
+from custody.manifest import message, parse_time
 
 
 @dataclass(slots=True)
@@ -108,8 +108,20 @@ class AuditChain:
                 name = "unreadable" if key.checkable else "unchecked-signature"
                 self._report(str(error), sequence, name=name, row=key.id)
             else:
-                held = True
+                held = self._may_sign(key, signed, sequence, digest) or held
         return held
+
+    def _may_sign(self, key: TrustedKey, signed: SignedAudit, sequence: int, digest: str) -> bool:
+        """Return whether the key may sign this audit at all; its span is policy, `until` is not."""
+        until = key.until.get(str(layout.AUDIT_LOG))
+        if until is not None and sequence >= until.size:
+            what = f"the key {key.id!r} ended at the audits' size {until.size} and signs beyond it"
+            self._report(what, sequence, name="key-span", severity=Severity.TAMPERED, sha256=digest)
+            return False
+        if not key.holds(parse_time(signed.statement.sealed_at)):
+            what = f"the key {key.id!r} signs outside its span"
+            self._report(what, sequence, name="key-span", row=f"span {key.id}", sha256=digest)
+        return True
 
     def _check_tree(self, signed: SignedAudit, sequence: int, digest: str) -> None:
         tree = signed.statement.tree

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import accumulate, pairwise
+from operator import itemgetter
 from typing import Any
 
 from custody import layout, merkle
@@ -759,7 +760,9 @@ class Chain:
 
     def in_hole(self, first: int, last: int) -> bool:
         """Say whether offsets `first` to `last` touch what a finding of this log already speaks of."""
-        return any(start <= last and first < end for start, end in self.holes)
+        # They are disjoint, and come in order.
+        place = bisect_right(self.holes, last, key=itemgetter(0))
+        return place > 0 and first < self.holes[place - 1][1]
 
     def _report(
         self, name: str, what: str, *, severity: Severity | None = None, row: str | None = None, **where: Any

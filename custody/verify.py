@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from custody import checkpoint, layout, orphans
+from custody import checkpoint, layout, merkle, orphans
 from custody.audit import Audit
 from custody.audits import AuditChain
 from custody.chain import RETENTION_GRACE, Chain, Memory, Totals
@@ -692,6 +692,8 @@ def _memory_of(
     found = checkpoint.parse_checkpoint(note.text)
     if found.size != size:
         raise FormatError(f"it is of size {found.size}, and not of {size}")
+    if not size and found.root != merkle.EMPTY_ROOT:
+        raise FormatError("it is of no statement, and its root is not that of the empty tree")
     name, _, place = found.origin.rpartition(f"/{archive}/") if archive else found.origin.partition("/")
     if (archive and place != str(log)) or not name or not found.origin.endswith(f"/{log}"):
         raise FormatError(f"it is of {found.origin[:300]!r}, and not of this log")

@@ -217,7 +217,7 @@ ATTACKS = [
         25,
         "key outside its span",
         lambda scene: with_key(scene, to=datetime(2026, 3, 1, 12, tzinfo=UTC)),
-        "key-span key-span key-span key-span",
+        "key-span key-span key-span key-span key-span",
         10,
         "outside its span",
     ),
