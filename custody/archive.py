@@ -171,21 +171,43 @@ def find_head(store: Store, log: Log, hint: int = 0) -> Head:
     return Head(log, low + 1, merkle.append(low, edge, merkle.leaf_hash(newest.line)), newest)
 
 
-def sealed_from(store: Store, log: Log, size: int, moment: datetime) -> int:
-    """Return the first of a log's `size` sequences that was sealed at a moment or later, in O(log n) reads.
+def first_sequence(store: Store, log: Log, size: int, wanted: Callable[[Statement], bool]) -> int:
+    """Return the first of a log's `size` sequences that is wanted, `size` if none is, in O(log n) reads.
+
+    Args:
+        store: the archive.
+        log: the log.
+        size: how many statements are searched.
+        wanted: says no of all before some statement, and yes from there on.
 
     Raises:
-        FormatError: a manifest on the way does not parse.
+        ObjectMissing: a manifest on the way is not there.
+        FormatError: one does not parse.
         StoreError: the store does not give it.
     """
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
-        if manifest.parse_time(read_manifest(store, log, middle).statement.sealed_at) >= moment:
+        if wanted(read_manifest(store, log, middle).statement):
             high = middle
         else:
             low = middle + 1
     return low
+
+
+def sealed_from(store: Store, log: Log, size: int, moment: datetime) -> int:
+    """Return the first of a log's `size` sequences that was sealed at a moment or later; raises as `first_sequence`."""
+    return first_sequence(store, log, size, lambda one: manifest.parse_time(one.sealed_at) >= moment)
+
+
+def find_statement(store: Store, log: Log, offset: int) -> tuple[int, Manifest] | None:
+    """Return the sequence and manifest that account for an offset, None if none does; raises as `first_sequence`."""
+    size = find_head(store, log).size
+    sequence = first_sequence(store, log, size, lambda one: one.next_offset > offset)
+    if sequence == size:
+        return None
+    found = read_manifest(store, log, sequence)
+    return (sequence, found) if found.statement.first_offset <= offset else None
 
 
 @dataclass(frozen=True, slots=True)

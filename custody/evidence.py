@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from custody import checkpoint, layout, merkle
-from custody.archive import find_head, read_manifest
+from custody.archive import find_statement
 from custody.chain import unlined_ranges
 from custody.checkpoint import Note
 from custody.contents import inflate
@@ -113,7 +113,12 @@ def make_evidence(store: Store, log: Log, offset: int) -> bytes:
         FormatError: what is on the way is not of the format.
         StoreError: the store does not give it.
     """
-    sequence, statement = _statement_at(store, log, offset)
+    found = find_statement(store, log, offset)
+    if found is None:
+        raise ConfigurationError(
+            f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head"
+        )
+    sequence, statement = found[0], found[1].statement
     place = _place(statement, offset)
     if place is None or statement.segment is None:
         kind = _other_kind(statement, offset)
@@ -250,23 +255,6 @@ def _inflate(member: bytes, batch: Batch) -> bytes:
     if sha256(payload).hexdigest() != batch.sha256:
         raise FormatError("the batch is not the one that the statement names: its events were changed")
     return payload
-
-
-def _statement_at(store: Store, log: Log, offset: int) -> tuple[int, Statement]:
-    """Return the statement that accounts for an offset, in O(log n) reads."""
-    size = find_head(store, log).size
-    low, high = 0, size
-    while low < high:
-        middle = (low + high) // 2
-        if read_manifest(store, log, middle).statement.next_offset > offset:
-            high = middle
-        else:
-            low = middle + 1
-    if low < size:
-        statement = read_manifest(store, log, low).statement
-        if statement.first_offset <= offset:
-            return low, statement
-    raise ConfigurationError(f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head")
 
 
 def _place(statement: Statement, offset: int) -> tuple[Batch, int] | None:

@@ -18,7 +18,7 @@ import msgspec
 
 from custody.errors import ConfigurationError
 from custody.keys import Head
-from custody.layout import parse_log
+from custody.layout import parse_log_text
 from custody.manifest import Hex, Int, Uuid
 
 _SIZE_LIMIT = 64 * 1_048_576
@@ -68,8 +68,7 @@ class State:
             ) from None
         for archive in self._file.archives.values():
             for name in archive.heads:
-                topic, _, partition = name.rpartition("/")
-                if not partition.isdecimal() or parse_log(topic, int(partition[:20])) is None:
+                if parse_log_text(name) is None:
                     raise ConfigurationError(f"{path} is no state file: {name[:300]!r} is no log")
 
     def archive_at(self, url: str) -> str | None:

@@ -41,7 +41,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
-from custody.layout import parse_log
+from custody.layout import parse_log_text
 from custody.manifest import Algorithm, Hex, Int, Signer, Time, Uuid, format_time, parse_time
 
 if TYPE_CHECKING:
@@ -1044,8 +1044,7 @@ def _heads(heads: Mapping[str, _Head], what: str) -> dict[str, Head]:
 
 
 def _check_log(text: str, what: str) -> None:
-    name, _, partition = text.rpartition("/")
-    if not re.fullmatch(r"0|[1-9][0-9]{0,9}", partition) or parse_log(name, int(partition)) is None:
+    if parse_log_text(text) is None:
         raise ConfigurationError(f"{what}: {text[:300]!r} names no log; write TOPIC/PARTITION or TOPIC@LIFE/PARTITION")
 
 

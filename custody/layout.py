@@ -99,6 +99,12 @@ def parse_log(name: str, partition: int) -> Log | None:
     return Log(topic, partition, int(life) if life else 1)
 
 
+def parse_log_text(text: str) -> Log | None:
+    """Parse `<log>/<partition>`, as `str(log)` writes it."""
+    name, _, partition = text.rpartition("/")
+    return parse_log(name, int(partition)) if re.fullmatch(r"0|[1-9][0-9]{0,9}", partition) else None
+
+
 def log_prefix(log: Log) -> str:
     """Return the prefix of a log's manifests."""
     return f"{MANIFESTS}{log.name}/{log.partition}/"

@@ -54,7 +54,7 @@ def root(leaves: Sequence[bytes]) -> bytes:
     return edge_root(edge)
 
 
-def _split(size: int) -> int:
+def split(size: int) -> int:
     """Return the largest power of two below `size` (at least 2)."""
     return 1 << (size - 1).bit_length() - 1
 
@@ -69,7 +69,7 @@ def inclusion_proof(index: int, leaves: Sequence[bytes]) -> list[bytes]:
         raise IndexError(f"there is no leaf {index} in a tree of {len(leaves)}")
     if len(leaves) == 1:
         return []
-    k = _split(len(leaves))
+    k = split(len(leaves))
     if index < k:
         return [*inclusion_proof(index, leaves[:k]), root(leaves[k:])]
     return [*inclusion_proof(index - k, leaves[k:]), root(leaves[:k])]
@@ -115,7 +115,7 @@ def consistency_proof(first: int, leaves: Sequence[bytes]) -> list[bytes]:
 def _subproof(first: int, leaves: Sequence[bytes], *, whole: bool) -> list[bytes]:
     if first == len(leaves):
         return [] if whole else [root(leaves)]
-    k = _split(len(leaves))
+    k = split(len(leaves))
     if first <= k:
         return [*_subproof(first, leaves[:k], whole=whole), root(leaves[k:])]
     return [*_subproof(first - k, leaves[k:], whole=False), root(leaves[:k])]

@@ -46,7 +46,7 @@ class Proofs:
         proof = []
         first, end = 0, size
         while end - first > 1:
-            middle = first + _split(end - first)
+            middle = first + merkle.split(end - first)
             if index < middle:
                 proof.append(self._subtree(middle, end))
                 end = middle
@@ -67,7 +67,7 @@ class Proofs:
         proof = []
         begin, end, whole = 0, second, True
         while first != end:
-            middle = begin + _split(end - begin)
+            middle = begin + merkle.split(end - begin)
             if first <= middle:
                 proof.append(self._subtree(middle, end))
                 end = middle
@@ -87,7 +87,7 @@ class Proofs:
             if begin == first:
                 return merkle.edge_root(self._edge(end)[place:])
             begin += size
-        middle = first + _split(end - first)
+        middle = first + merkle.split(end - first)
         return merkle.node_hash(self._subtree(first, middle), self._subtree(middle, end))
 
     def _edge(self, size: int) -> merkle.Edge:
@@ -125,8 +125,3 @@ def _stated(manifest: Manifest, size: int) -> merkle.Edge:
     if manifest.statement.tree.size != size or len(edge) != size.bit_count():
         raise FormatError(f"statement {size} does not say what the tree before it is; `custody verify` says more")
     return edge
-
-
-def _split(size: int) -> int:
-    """Return the largest power of two below `size` (at least 2)."""
-    return 1 << (size - 1).bit_length() - 1

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from custody import layout, merkle
-from custody.archive import find_head, read_manifest
+from custody.archive import find_head, find_statement, read_manifest
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.layout import Log
 from custody.manifest import Batch, Manifest, Range, Statement
@@ -115,7 +115,7 @@ def _place(log: Log, sequence: int, found: Manifest) -> dict[str, Any]:
 
 def _object(store: Store, key: str, records: layout.RecordsKey) -> Shown:
     """Show a segment or quarantine object, whether or not a manifest names it."""
-    found = _find(store, records.log, records.first)
+    found = find_statement(store, records.log, records.first)
     named = None
     if found:
         statement = found[1].statement
@@ -130,7 +130,7 @@ def _object(store: Store, key: str, records: layout.RecordsKey) -> Shown:
 
 
 def _record(store: Store, log: Log, offset: int) -> Shown:
-    found = _find(store, log, offset)
+    found = find_statement(store, log, offset)
     if not found:
         raise ObjectMissing(f"no statement of {log} in the archive {store.url} accounts for offset {offset}")
     sequence, accounting = found
@@ -152,21 +152,6 @@ def _record(store: Store, log: Log, offset: int) -> Shown:
     line = _line_of(statement, batch, offset)
     place |= {"object": statement.segment.key, "batch": batch.number, "line": line}
     return Shown(place, _event(store, statement.segment.key, batch, line), accounting)
-
-
-def _find(store: Store, log: Log, offset: int) -> tuple[int, Manifest] | None:
-    """Find the statement whose range holds an offset with O(log n) reads."""
-    low, high = 0, find_head(store, log).size
-    while low < high:
-        middle = (low + high) // 2
-        found = read_manifest(store, log, middle)
-        if offset >= found.statement.next_offset:
-            low = middle + 1
-        elif offset < found.statement.first_offset:
-            high = middle
-        else:
-            return middle, found
-    return None
 
 
 def _within(offset: int, ranges: list[Range]) -> bool:

@@ -354,7 +354,7 @@ class _Verification:
         found: dict[layout.Log, list[Memory]] = {}
 
         def remember(name: str, head: Head, origin: str, *, trusted: bool = False, evidence: str | None = None) -> None:
-            log = _log(name)
+            log = layout.parse_log_text(name)
             if log is not None and head.size:
                 found.setdefault(log, []).append(Memory(head.size, head.root, origin, trusted, evidence=evidence))
 
@@ -507,7 +507,7 @@ class _Verification:
             self._progress(Progress(self._events, self._stored, self._listing.stored))
 
     def _chain(self, work: Work) -> Chain:
-        log = _log(work.log)
+        log = layout.parse_log_text(work.log)
         if log is None:
             raise FormatError(f"{work.log!r} is no log")
         return next(chain for chain in reversed(self._chains[log]) if chain.begin <= work.sequence)
@@ -515,7 +515,10 @@ class _Verification:
     def _judge_missing(self) -> None:
         """Report objects that are not there, but for those that a statement let expire."""
         for name, missing in self._missing.logs.items():
-            expired = max((chain.expired for chain in self._chains.get(_log(name) or layout.AUDIT_LOG, ())), default=0)
+            expired = max(
+                (chain.expired for chain in self._chains.get(layout.parse_log_text(name) or layout.AUDIT_LOG, ())),
+                default=0,
+            )
             for work, key in missing.objects:
                 if work.sequence >= expired:
                     kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
@@ -666,12 +669,6 @@ def _root_in_bucket(url: str) -> str:
     """Return the prefix of an archive's keys in its bucket, empty or ending in a slash."""
     _, _, prefix = url.removeprefix("s3://").partition("/")
     return f"{prefix}/" if prefix else ""
-
-
-def _log(name: str) -> layout.Log | None:
-    """Return the log that `<log>/<partition>` names."""
-    topic, _, partition = name.rpartition("/")
-    return layout.parse_log(topic, int(partition)) if partition.isdecimal() else None
 
 
 def _memory_of(

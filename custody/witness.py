@@ -173,7 +173,7 @@ class Witness:
     def _logs(self, archive: str) -> Iterator[Log]:
         folder = self._folder / archive
         for place in folder.glob("*/*") if folder.is_dir() else ():
-            log = layout.parse_log(place.parent.name, int(place.name)) if place.name.isdecimal() else None
+            log = layout.parse_log_text(f"{place.parent.name}/{place.name}")
             if log is not None:
                 yield log
 
@@ -181,7 +181,7 @@ class Witness:
 def _logs_of(store: Store) -> Iterator[Log]:
     for name in store.names(layout.CHECKPOINTS):
         for partition in store.names(f"{layout.CHECKPOINTS}{name}/"):
-            log = layout.parse_log(name, int(partition)) if partition.isdecimal() else None
+            log = layout.parse_log_text(f"{name}/{partition}")
             # Audits are a log, too; their statements lie elsewhere.
             if log is not None and log != layout.AUDIT_LOG:
                 yield log

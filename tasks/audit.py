@@ -487,8 +487,7 @@ def _trust(settings: Settings) -> Trust:
 
 
 def _log(name: str) -> Log:
-    topic, _, partition = name.rpartition("/")
-    log = layout.parse_log(topic, int(partition)) if partition.isdecimal() else None
+    log = layout.parse_log_text(name)
     if log is None:
         raise FormatError(f"{name!r} is no log")
     return log

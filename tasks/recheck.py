@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from confluent_kafka import KafkaError
 
 from custody import layout
-from custody.archive import Head, find_head, list_logs, read_archive, read_manifest
+from custody.archive import Head, find_head, first_sequence, list_logs, read_archive, read_manifest
 from custody.errors import CustodyError, FormatError, ObjectMissing, SourceError
 from custody.findings import Finding, finding
 from custody.layout import Log
@@ -110,14 +110,7 @@ def _skipped(settings: Settings, broker: Broker, store: Store, log: Log, head: H
 
 def _skipped_ranges(store: Store, log: Log, size: int, start: int) -> Iterator[tuple[int, Range]]:
     """Yield, in order, the sequence and offsets of what statements call skipped, from an offset on."""
-    low, high = 0, size
-    while low < high:
-        middle = (low + high) // 2
-        if read_manifest(store, log, middle).statement.next_offset > start:
-            high = middle
-        else:
-            low = middle + 1
-    for sequence in range(low, size):
+    for sequence in range(first_sequence(store, log, size, lambda one: one.next_offset > start), size):
         try:
             skipped = read_manifest(store, log, sequence).statement.skipped
         except CustodyError:

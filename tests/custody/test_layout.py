@@ -167,3 +167,18 @@ def test_what_is_accepted_fits(length: int, partition: int) -> None:
     else:
         assert longest <= 255
         assert layout.parse_records_key(key)
+
+
+@pytest.mark.parametrize("log", [Log("audit", 0), Log("audit.x-1", 4_294_967_295), Log("audit", 7, 12)])
+def test_a_log_comes_back_from_its_text(log: Log) -> None:
+    """What a log is called in audits, heads and trust.json leads back to it."""
+    assert layout.parse_log_text(str(log)) == log
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "audit", "audit/", "/0", "audit/-1", "audit/01", "audit/٣", "audit@1/0", "a/b/0", "audit/" + "9" * 5000],
+)
+def test_what_names_no_log(text: str) -> None:
+    """Any other text names none, a number too long to convert among them."""
+    assert layout.parse_log_text(text) is None
