@@ -1,14 +1,39 @@
 """Proofs that others can check (RFC 6962, 2.1), read from an archive instead of from all of its statements.
 
-Each statement holds the edge of the tree before it: the roots of the perfect subtrees that make it up. So a subtree
-that stands in an edge costs one read, and a proof O(log n) of them; a right sibling within a larger subtree stands in
-none, and is made from its halves.
+Each statement holds the edge of the tree before it: the roots of the perfect subtrees that make it up. So a statement
+says, with its own leaf behind that edge, what the hash is of every subtree that ends with it; each node of a proof is
+such a one. A proof costs one read a node, O(log n).
 """
 
-from custody import layout, merkle
+from typing import Protocol
+
+from custody import audit, layout, manifest, merkle
 from custody.errors import FormatError, ObjectMissing
-from custody.manifest import MANIFEST_LIMIT, Manifest, parse
+from custody.manifest import MANIFEST_LIMIT, Tree
 from custody.store import Store
+
+
+class _Stated(Protocol):
+    """A statement as far as its log's tree is concerned."""
+
+    @property
+    def tree(self) -> Tree:
+        """The tree before it."""
+        ...
+
+
+class _Signed(Protocol):
+    """A manifest, or an audit."""
+
+    @property
+    def statement(self) -> _Stated:
+        """What it says."""
+        ...
+
+    @property
+    def line(self) -> bytes:
+        """The leaf."""
+        ...
 
 
 class Proofs:
@@ -17,13 +42,12 @@ class Proofs:
     def __init__(self, store: Store, log: layout.Log) -> None:
         """Begin; nothing is read yet."""
         self._store, self._log = store, log
-        self._manifests: dict[int, Manifest | None] = {}
-        self._edges: dict[int, merkle.Edge] = {}
+        self._read: dict[int, tuple[merkle.Edge, bytes]] = {}
 
     @property
     def reads(self) -> int:
-        """How many manifests were asked for."""
-        return len(self._manifests)
+        """How many statements were read."""
+        return len(self._read)
 
     def root(self, size: int) -> bytes:
         """Return the root of the tree of the first `size` statements.
@@ -32,7 +56,7 @@ class Proofs:
             FormatError: a statement on the way is not of the format, or the log has not so many.
             StoreError: the store does not give it.
         """
-        return merkle.edge_root(self._edge(size))
+        return self._subtree(0, size) if size else merkle.EMPTY_ROOT
 
     def inclusion(self, index: int, size: int) -> list[bytes]:
         """Return the proof that statement `index` is in the tree of the first `size` (RFC 6962, 2.1.1).
@@ -80,48 +104,27 @@ class Proofs:
 
     def _subtree(self, first: int, end: int) -> bytes:
         """Return the hash of the statements `[first, end)`, which are a subtree of some tree."""
-        if end - first == 1:
-            return merkle.leaf_hash(self._manifest(first).line)
-        begin = 0
-        for place, size in enumerate(merkle.subtree_sizes(end)):
-            if begin == first:
-                return merkle.edge_root(self._edge(end)[place:])
-            begin += size
-        middle = first + merkle.split(end - first)
-        return merkle.node_hash(self._subtree(first, middle), self._subtree(middle, end))
+        edge, leaf = self._last_of(end)
+        # The perfect subtrees before the last statement, of which the last ones are those within.
+        within = (end - 1 - first).bit_count()
+        return merkle.edge_root((*edge[len(edge) - within :], leaf))
 
-    def _edge(self, size: int) -> merkle.Edge:
-        if size == 0:
-            return ()
-        if size not in self._edges:
-            behind = self._read(size)
-            if behind is not None:
-                edge = _stated(behind, size)
-            else:
-                # At the head: no statement behind it says what its tree is.
-                last = self._manifest(size - 1)
-                edge = merkle.append(size - 1, _stated(last, size - 1), merkle.leaf_hash(last.line))
-            self._edges[size] = edge
-        return self._edges[size]
-
-    def _manifest(self, sequence: int) -> Manifest:
-        found = self._read(sequence)
-        if found is None:
-            raise FormatError(f"{layout.manifest_key(self._log, sequence)} is not there; `custody verify` says more")
-        return found
-
-    def _read(self, sequence: int) -> Manifest | None:
-        if sequence not in self._manifests:
+    def _last_of(self, size: int) -> tuple[merkle.Edge, bytes]:
+        """Return what the last one of the first `size` statements says: the edge before it, and its own leaf's hash."""
+        sequence = size - 1
+        if sequence not in self._read:
+            key = _key(self._log, sequence)
+            parse = audit.parse if self._log == layout.AUDIT_LOG else manifest.parse
             try:
-                data = self._store.read(layout.manifest_key(self._log, sequence), limit=MANIFEST_LIMIT)
-                self._manifests[sequence] = parse(data)
+                found: _Signed = parse(self._store.read(key, limit=MANIFEST_LIMIT))
             except ObjectMissing:
-                self._manifests[sequence] = None
-        return self._manifests[sequence]
+                raise FormatError(f"{key} is not there; `custody verify` says more") from None
+            tree = found.statement.tree
+            if tree.size != sequence or len(tree.edge) != sequence.bit_count():
+                raise FormatError(f"{key} does not say what the tree before it is; `custody verify` says more")
+            self._read[sequence] = tuple(map(bytes.fromhex, tree.edge)), merkle.leaf_hash(found.line)
+        return self._read[sequence]
 
 
-def _stated(manifest: Manifest, size: int) -> merkle.Edge:
-    edge = tuple(map(bytes.fromhex, manifest.statement.tree.edge))
-    if manifest.statement.tree.size != size or len(edge) != size.bit_count():
-        raise FormatError(f"statement {size} does not say what the tree before it is; `custody verify` says more")
-    return edge
+def _key(log: layout.Log, sequence: int) -> str:
+    return layout.audit_key(sequence) if log == layout.AUDIT_LOG else layout.manifest_key(log, sequence)
