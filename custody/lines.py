@@ -135,6 +135,41 @@ def _beyond(count: int) -> Lines:
     return Lines(count, {}, None, None, [Fault(BATCH_EVENTS_LIMIT, 0, reason)])
 
 
+def certain(payload: bytes, count: int) -> bool:
+    """Tell whether `count` objects that a parser found in a payload hold where a parser looks away.
+
+    That is: one stands on each line, `event_type` and `timestamp` stand once in each, nesting keeps to the limit, and
+    all is UTF-8. Where it says no, the slow path must decide.
+
+    Args:
+        payload: lines, each with its newline.
+        count: objects, each with both keys; one at least.
+    """
+    if not payload.isascii():
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            return False
+    frame = payload.translate(None, _NO_FRAME)
+    openers = frame.translate(None, _NO_OPENER)
+    # As many documents as lines, and none crosses a newline: within a document a newline, which no string holds, has
+    # beside it a bracket, comma or colon, and not a closing brace before it and an opening one behind it. So each line
+    # has a document, and none has two.
+    if openers.count(b"\n") != count or frame.count(b"}\n{") != count - 1:
+        return False
+    # Both keys stand in each line: as often as there are lines is once in each. Other text may read in the frame as a
+    # key does, and then the bytes themselves are asked; but no key is lost in it, unless it is spelled in another way.
+    if frame.count(b"vyp:") != count and payload.count(b'"event_type"') != count:
+        return False
+    if frame.count(b"mmp:") != count and payload.count(b'"timestamp"') != count:
+        return False
+    # One byte is found many times as fast as four.
+    if b"\\" in payload and any(escape in payload for escape in _LETTER_ESCAPES):
+        return False
+    # Openers bound the depth from above, those within strings counted too.
+    return _MANY_OPENERS.search(openers) is None
+
+
 def check_line(line: bytes) -> tuple[str, Time]:
     """Return the type and the time of one event, given without its newline. This is the slow path, and the rule.
 
@@ -231,34 +266,14 @@ def _fast(payload: bytes) -> _Known | None:
         return None
     try:
         events = _decode_lines(payload)
-        if not payload.isascii():
-            payload.decode()
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    count = len(events)
-    frame = payload.translate(None, _NO_FRAME)
-    openers = frame.translate(None, _NO_OPENER)
-    # As many documents as lines, and none crosses a newline: within a document a newline, which no string holds, has
-    # beside it a bracket, comma or colon, and not a closing brace before it and an opening one behind it. So each line
-    # has a document, and none has two.
-    if not count or openers.count(b"\n") != count or frame.count(b"}\n{") != count - 1:
-        return None
-    # Both keys stand in each line: as often as there are lines is once in each. Other text may read in the frame as a
-    # key does, and then the bytes themselves are asked; but no key is lost in it, unless it is spelled in another way.
-    if frame.count(b"vyp:") != count and payload.count(b'"event_type"') != count:
-        return None
-    if frame.count(b"mmp:") != count and payload.count(b'"timestamp"') != count:
-        return None
-    # One byte is found many times as fast as four.
-    if b"\\" in payload and any(escape in payload for escape in _LETTER_ESCAPES):
-        return None
-    # Openers bound the depth from above, those within strings counted too.
-    if _MANY_OPENERS.search(openers):
+    if not events or not certain(payload, len(events)):
         return None
     bounds = _time_bounds(list(map(_timestamp, events)))
     if bounds is None:
         return None
-    return _Known(count, Counter(map(_event_type, events)), *bounds)
+    return _Known(len(events), Counter(map(_event_type, events)), *bounds)
 
 
 def _time_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:

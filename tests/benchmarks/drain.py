@@ -1,8 +1,9 @@
 """How fast the drain is, next to a plain one, on a real broker: `uv run python -m tests.benchmarks.drain`.
 
-Loads a real Kafka with events over four partitions; then drains them in a child process into a folder, with the plain
-baseline before and after it on a share of the same events, since machines are noisy and ratios are what lasts. Then
-verifies the archive, every event parsed. Needs Java and Maven, as the tests do. Reports; judges nothing.
+Loads a real Kafka with events over four partitions; then drains them in a child process into a folder, several times,
+each with the plain baseline before and after it on a share of the same events, since machines are noisy and ratios are
+what lasts. Then verifies an archive, every event parsed. Needs Java and Maven, as the tests do. Reports the median of
+the rounds, and the range of their ratios; judges nothing.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -178,6 +182,13 @@ def child(role: str, environment: dict[str, str], *arguments: str) -> dict[str, 
     return figures
 
 
+def baseline(folder: Path, environment: dict[str, str], limit: str) -> dict[str, Any]:
+    """Run the plain baseline into a folder that does not stay."""
+    figures = child("baseline", {**environment, "CUSTODY_ARCHIVE": str(folder)}, "--limit", limit)
+    shutil.rmtree(folder)
+    return figures
+
+
 def verify(environment: dict[str, str]) -> dict[str, float]:
     """Verify the archive by the command line, in a process of its own."""
     begin = time.perf_counter()
@@ -201,6 +212,7 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--role", choices=["custody", "baseline", "read"], help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -229,61 +241,65 @@ def main() -> None:
                 "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
                 "CUSTODY_KAFKA__TOPICS": topic,
             }
-            ours = {**common, "CUSTODY_ARCHIVE": str(folder / "archive")}
-            archive.create_archive(store.open_store(ours["CUSTODY_ARCHIVE"]))
             limit = str(int(options.events * BASELINE_SHARE))
             read = child("read", {**common, "CUSTODY_ARCHIVE": str(folder / "none")})
-            plain = [child("baseline", {**common, "CUSTODY_ARCHIVE": str(folder / "before")}, "--limit", limit)]
-            custody = child("custody", ours)
-            plain.append(child("baseline", {**common, "CUSTODY_ARCHIVE": str(folder / "after")}, "--limit", limit))
+            plain, custody = [baseline(folder / "plain-0", common, limit)], []
+            for number in range(options.rounds):
+                ours = {**common, "CUSTODY_ARCHIVE": str(folder / f"archive-{number}")}
+                archive.create_archive(store.open_store(ours["CUSTODY_ARCHIVE"]))
+                custody.append(child("custody", ours))
+                plain.append(baseline(folder / f"plain-{number + 1}", common, limit))
+                if number:
+                    shutil.rmtree(folder / f"archive-{number - 1}")
         checked = verify(ours)
     report(console, custody, plain, read, checked)
 
 
 def report(
     console: Console,
-    custody: dict[str, Any],
+    custody: list[dict[str, Any]],
     plain: list[dict[str, Any]],
     read: dict[str, Any],
     checked: dict[str, float],
 ) -> None:
     """Print the figures."""
-    table = Table("", "custody drain", "plain baseline", "ratio")
+    for figures in (*custody, *plain, read):
+        figures["events/s"] = figures["events"] / figures["wall"]
+        figures["events per CPU second"] = figures["events"] / figures["cpu"]
+        figures["CPU s per million events"] = figures["cpu"] / figures["events"] * 1e6
+    for figures in (*custody, *plain):
+        figures["compression ratio"] = figures["bytes_in"] / figures["bytes_out"]
+    table = Table(f"median of {len(custody)} rounds", "custody drain", "plain baseline", "ratio", "of rounds")
     for column in table.columns[1:]:
         column.justify = "right"
-
-    def rate(figures: dict[str, Any], by: str) -> float:
-        return float(figures["events"]) / float(figures[by])
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    for label, by in (("events/s", "wall"), ("events per CPU second", "cpu")):
-        base = mean([rate(one, by) for one in plain])
-        table.add_row(label, f"{rate(custody, by):,.0f}", f"{base:,.0f}", f"{rate(custody, by) / base:.1f}")
-    per_million = custody["cpu"] / custody["events"] * 1e6
-    base = mean([one["cpu"] / one["events"] * 1e6 for one in plain])
-    table.add_row("CPU s per million events", f"{per_million:.2f}", f"{base:.2f}", f"{per_million / base:.2f}")
-    table.add_row(
-        "peak memory, MiB", f"{custody['peak_mib']:.0f}", f"{mean([one['peak_mib'] for one in plain]):.0f}", ""
-    )
-    table.add_row(
-        "compression ratio",
-        f"{custody['bytes_in'] / custody['bytes_out']:.2f}",
-        f"{mean([one['bytes_in'] / one['bytes_out'] for one in plain]):.2f}",
-        "",
-    )
+    for label, form in (("events/s", ",.0f"), ("events per CPU second", ",.0f"), ("CPU s per million events", ".2f")):
+        # Each round's baseline is the mean of the one before and the one after.
+        bases = [(one[label] + other[label]) / 2 for one, other in pairwise(plain)]
+        ratios = [one[label] / base for one, base in zip(custody, bases, strict=True)]
+        table.add_row(
+            label,
+            format(median(one[label] for one in custody), form),
+            format(median(bases), form),
+            f"{median(ratios):.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+        )
+    for label, key, form in (
+        ("peak memory, MiB", "peak_mib", ".0f"),
+        ("compression ratio", "compression ratio", ".2f"),
+    ):
+        table.add_row(label, *(format(max(one[key] for one in runs), form) for runs in (custody, plain)), "", "")
     console.print(table)
     console.print("Where the drain's time goes, in ns an event by the wall clock:")
-    for stage, seconds in sorted(custody["stages"].items(), key=lambda item: -item[1]):
-        console.print(f"  {seconds / custody['events'] * 1e9:>6,.0f}  {stage}")
+    stages = {name: median(one["stages"][name] / one["events"] for one in custody) for name in custody[0]["stages"]}
+    for stage, seconds in sorted(stages.items(), key=lambda item: -item[1]):
+        console.print(f"  {seconds * 1e9:>6,.0f}  {stage}")
     console.print(
-        f"Reading from Kafka alone, nothing done: {rate(read, 'wall'):,.0f} events/s,"
-        f" {rate(read, 'cpu'):,.0f} per CPU second"
+        f"Reading from Kafka alone, nothing done: {read['events/s']:,.0f} events/s,"
+        f" {read['events per CPU second']:,.0f} per CPU second"
     )
     console.print(
-        f"custody verify: {custody['events'] / checked['wall']:,.0f} events/s, every event parsed;"
-        f" {checked['wall']:.1f} s and {checked['cpu']:.1f} CPU s, start included"
+        f"custody verify: {custody[0]['events'] / checked['wall']:,.0f} events/s, every event parsed;"
+        f" {checked['wall']:.1f} s, start included"
     )
 
 
