@@ -1,13 +1,14 @@
 """The checkpoints of an archive: the newest of a log, a new one of its head, and who signs them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from custody import checkpoint, layout
 from custody.archive import find_head, list_logs, put_checkpoint, read_archive
 from custody.checkpoint import Note
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
-from custody.keys import Trust, open_signers
+from custody.keys import Trust, open_signers, open_trust
 from custody.layout import Log
 from custody.manifest import Signer, message
 from custody.settings import Settings
@@ -47,6 +48,19 @@ def open_signer(settings: Settings, now: datetime) -> Signer:
             " name it in checkpoint_keys"
         )
     return signer
+
+
+def trust_own(trust: Trust, settings: Settings) -> Trust:
+    """Return the trust with the public keys of the setting `checkpoint_keys`: for checkpoints, and for nothing else.
+
+    Raises:
+        ConfigurationError: that keyring cannot be read.
+    """
+    if settings.checkpoint_keys is None:
+        return trust
+    ring = open_trust([settings.checkpoint_keys], passphrase=settings.passphrase())
+    own = (key.vkey for key in checkpoint.checkpoint_keys(ring).values())
+    return replace(trust, checkpoint=tuple(dict.fromkeys((*trust.checkpoint, *own))))
 
 
 def newest_checkpoint(store: Store, log: Log) -> Note | None:

@@ -177,12 +177,14 @@ def verify(
 
     from custody import render
     from custody import verify as verifying
+    from custody.checkpoints import trust_own
     from custody.keys import open_trust
     from custody.store import open_store
 
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)
     trusted = open_trust(_trusted_keys(settings, keys, store.url), settings.trust, settings.passphrase())
+    trusted = trusted if keys else trust_own(trusted, settings)
     with render.verification_progress() as progress:
         report = verifying.verify(
             store,
@@ -350,7 +352,7 @@ def keys_rotate() -> None:
 
     settings = Settings()
     path = _keyring(settings, "rotated")
-    ring, new = rotate_keyring(path, datetime.now(UTC), settings.passphrase())
+    ring, new = rotate_keyring(path, passphrase=settings.passphrase())
     typer.echo(f"New in {path}: {', '.join(key.key_id for key in new)} ({len(ring.keys)} keys in all).")
     typer.echo("Verifiers need the new keys: give them the keyring, or the public half in their trust.json.")
 

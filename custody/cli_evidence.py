@@ -1,6 +1,7 @@
 """The commands whose results others can check: `checkpoint`, `evidence`, `check-evidence`, `witness`."""
 
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -46,8 +47,12 @@ def checkpoint(
         notes = [checkpoints.write_checkpoint(store, log, trust, signer) for log in chosen]
     else:
         notes = [note for log in chosen if (note := checkpoints.newest_checkpoint(store, log)) is not None]
-    for note in notes:
-        typer.echo("\n".join(map(escape, note.encode().decode().split("\n"))))
+    # A pipe gets a note's bytes as they are signed, and a terminal nothing that it would obey.
+    for number, note in enumerate(notes):
+        data = note.encode()
+        shown = "\n".join(map(escape, data.decode().split("\n"))) if sys.stdout.isatty() else data
+        typer.echo("\n" if number else "", nl=False)
+        typer.echo(shown, nl=False)
     if not notes:
         typer.echo("No log has a checkpoint yet: an audit writes them, or `custody checkpoint --write`.")
 
@@ -142,6 +147,7 @@ def witness(
     Exit codes: 0 all hold, 13 one does not: both signed heads are printed, and kept.
     """
     from custody.archive import read_archive
+    from custody.checkpoints import trust_own
     from custody.keys import open_trust
     from custody.render import escape
     from custody.store import open_store
@@ -150,6 +156,7 @@ def witness(
     settings = _settings(archive, trust)
     uris = list(keys) if keys else [] if settings.trust else [settings.keys]
     trusted = open_trust(uris, settings.trust, settings.passphrase())
+    trusted = trusted if keys else trust_own(trusted, settings)
     store = open_store(settings.archive, settings.s3)
     watching = Witness(state)
     typer.echo(f"witness {escape(watching.key.vkey)}")

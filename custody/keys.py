@@ -312,13 +312,13 @@ def new_keyring(path: Path, now: datetime, passphrase: str | None = None, *, ed2
 
 
 def rotate_keyring(
-    path: Path, now: datetime, passphrase: str | None = None, overlap: timedelta = OVERLAP
+    path: Path, now: datetime | None = None, passphrase: str | None = None, overlap: timedelta = OVERLAP
 ) -> tuple[Keyring, tuple[Key, ...]]:
     """Rotate a keyring file (`custody keys rotate`), alone: of two rotations at once, each adds its key.
 
     Args:
         path: the keyring.
-        now: where the new key's span begins.
+        now: where the new key's span begins; None for the time when the keyring is this rotation's alone.
         passphrase: opens the keyring, and encrypts what is written, even if it was not encrypted before.
         overlap: how long the keys that are replaced may still sign.
 
@@ -330,7 +330,7 @@ def rotate_keyring(
     """
     with _locked(path) as descriptor:
         before = _read_keyring(descriptor, path, passphrase)
-        after = before.rotate(now, overlap)
+        after = before.rotate(now or datetime.now(UTC), overlap)
         after.save(path, passphrase)
     return after, after.keys[len(before.keys) :]
 

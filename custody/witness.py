@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from custody import checkpoint, layout, merkle
 from custody.checkpoint import COSIGNATURE, Checkpoint, Note, NoteKey, NoteSignature
+from custody.checkpoints import newest_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid, StoreError
 from custody.keys import Trust
 from custody.layout import Log
@@ -103,7 +104,8 @@ class Witness:
         try:
             data = store.read(layout.checkpoint_key(log, size), limit=checkpoint.NOTE_LIMIT)
         except ObjectMissing:
-            return self._refuse(log, size, "the checkpoint that was co-signed is gone: the log went back", before, None)
+            what = "the checkpoint that was co-signed is gone: the log went back"
+            return self._refuse(log, size, what, before, _newest(store, log))
         except StoreError as error:
             return self._refuse(log, size, f"the checkpoint cannot be read: {error}", before, None)
         except FormatError as error:
@@ -117,16 +119,14 @@ class Witness:
         if head.size != size or not head.origin.endswith(f"/{archive}/{log}"):
             problem = f"the checkpoint is of {head.origin[:200]!r} and size {head.size}, and not of this place"
             return self._refuse(log, size, problem, before, data)
-        if before is not None:
-            if head.size == before[0].size:
-                if head.root != before[0].root:
-                    return self._refuse(log, size, "two roots were signed for one size", before, data)
-                return Seen(str(log), "unchanged", size)
-            wrong = _growth_problem(store, log, before[0], head)
-        else:
-            wrong = _root_problem(store, log, head)
+        if before is not None and head.size == before[0].size and head.root != before[0].root:
+            return self._refuse(log, size, "two roots were signed for one size", before, data)
+        grown = before is not None and head.size > before[0].size
+        wrong = _growth_problem(store, log, before[0], head) if before and grown else _root_problem(store, log, head)
         if wrong is not None:
             return self._refuse(log, size, wrong, before, data)
+        if before is not None and not grown:
+            return Seen(str(log), "unchanged", size)
         self._cosign(archive, log, head, note, now)
         return Seen(str(log), "grown" if before else "first", size)
 
@@ -185,6 +185,15 @@ def _logs_of(store: Store) -> Iterator[Log]:
             # Audits are a log, too; their statements lie elsewhere.
             if log is not None and log != layout.AUDIT_LOG:
                 yield log
+
+
+def _newest(store: Store, log: Log) -> bytes | None:
+    """Return the largest checkpoint that the archive has of a log, None where it gives none."""
+    try:
+        note = newest_checkpoint(store, log)
+    except (StoreError, FormatError):
+        return None
+    return note.encode() if note else None
 
 
 def _growth_problem(store: Store, log: Log, before: Checkpoint, head: Checkpoint) -> str | None:

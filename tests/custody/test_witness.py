@@ -1,6 +1,8 @@
 """A witness co-signs heads that grow out of those it saw, and no other."""
 
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from custody.archive import read_archive
 from custody.checkpoint import NoteKey, parse_checkpoint, parse_note
 from custody.cli import app
 from custody.errors import ConfigurationError
-from custody.keys import Trust, open_signers, open_trust
-from custody.layout import Log, checkpoint_key
+from custody.keys import Trust, new_keyring, open_signers, open_trust
+from custody.layout import Log, checkpoint_key, manifest_key
+from custody.settings import Settings
 from custody.store import open_store
 from custody.witness import Seen, Witness
 from tests.sample import Growing
@@ -98,6 +101,27 @@ def test_a_log_that_went_back(growing: Growing, tmp_path: Path) -> None:
     (growing.folder / checkpoint_key(LOG, 3)).unlink()
     (refused,) = watch(growing, folder)
     assert "went back" in (refused.problem or "")
+    assert [parse_checkpoint(parse_note(note.encode()).text).size for note in refused.notes] == [3]
+
+
+def test_what_the_archive_shows_instead(growing: Growing, tmp_path: Path) -> None:
+    """Of a log that went back, the checkpoint remembered and the largest one that is left are shown."""
+    folder = tmp_path / "witness"
+    growing.append(2)
+    seal(growing)
+    watch(growing, folder)
+    (growing.folder / checkpoint_key(LOG, 5)).unlink()
+    (refused,) = watch(growing, folder)
+    assert [parse_checkpoint(parse_note(note.encode()).text).size for note in refused.notes] == [5, 3]
+
+
+def test_statements_that_are_gone(growing: Growing, tmp_path: Path) -> None:
+    """A checkpoint that stays where it was is not enough: the statements that it covers must be there, too."""
+    folder = tmp_path / "witness"
+    watch(growing, folder)
+    (growing.folder / manifest_key(LOG, 2)).unlink()
+    (refused,) = watch(growing, folder)
+    assert "statements cannot be read" in (refused.problem or "")
 
 
 def test_a_checkpoint_of_nobody(growing: Growing, tmp_path: Path) -> None:
@@ -147,10 +171,10 @@ def test_commands(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     runner = CliRunner()
     printed = runner.invoke(app, ["checkpoint"])
-    assert parse_checkpoint(parse_note(printed.output.rstrip("\n").encode() + b"\n").text).size == 3
+    assert parse_checkpoint(parse_note(printed.output.encode()).text).size == 3
     growing.append(1)
     written = runner.invoke(app, ["checkpoint", "--write", "audit.grows/0"])
-    assert parse_checkpoint(parse_note(written.output.rstrip("\n").encode() + b"\n").text).size == 4
+    assert parse_checkpoint(parse_note(written.output.encode()).text).size == 4
     shown = runner.invoke(app, ["witness", "--state", str(tmp_path / "witness")])
     assert shown.exit_code == 0
     assert "audit.grows/0: first, size 4" in shown.output
@@ -158,3 +182,31 @@ def test_commands(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refused = runner.invoke(app, ["witness", "--state", str(tmp_path / "witness")])
     assert refused.exit_code == 13
     assert f"{read_archive(open_store(str(growing.folder))).archive}/audit.grows/0" in refused.output
+
+
+def test_a_keyring_for_checkpoints_alone(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints by the setting's own keyring hold; its keys are trusted for nothing else."""
+    ring = tmp_path / "checkpoints.json"
+    new_keyring(ring, datetime(2026, 1, 1, tzinfo=UTC), ed25519=True)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    monkeypatch.setenv("CUSTODY_CHECKPOINT_KEYS", f"file:{ring}")
+    (growing.folder / checkpoint_key(LOG, 3)).unlink()
+    runner = CliRunner()
+    assert runner.invoke(app, ["checkpoint", "--write"]).exit_code == 0
+    assert runner.invoke(app, ["verify"]).exit_code == 0
+    monkeypatch.delenv("CUSTODY_CHECKPOINT_KEYS")
+    assert runner.invoke(app, ["verify"]).exit_code == 13
+    trust = checkpoints.trust_own(open_trust([f"file:{growing.keyring}"]), Settings(checkpoint_keys=f"file:{ring}"))
+    assert set(trust.keys) == set(open_trust([f"file:{growing.keyring}"]).keys)
+
+
+def test_a_redirected_checkpoint(growing: Growing) -> None:
+    """What a pipe gets is the note byte for byte, so that it can be checked by others."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("custody"), "checkpoint", str(LOG), "--archive", growing.folder],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == (growing.folder / checkpoint_key(LOG, 3)).read_bytes()

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from custody import audit as form
+from custody import merkle
 from custody.errors import ConfigurationError, Fenced
 from custody.keys import open_trust
 from custody.settings import AuditSettings, Settings
@@ -258,6 +259,24 @@ def test_an_audit_nobody_signed_is_nothing_to_go_on_from(growing: Growing) -> No
     outcome = run(growing)
     assert outcome.findings[0]["finding"] == "audit"
     assert spans(growing, 1) == [(0, 4, "new")]
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [{"to": "2020-01-01T00:00:00.000000Z"}, {"until": {"audits/0": {"size": 0, "root": merkle.EMPTY_ROOT.hex()}}}],
+    ids=["by its span", "by a head of the audits"],
+)
+def test_an_audit_by_a_key_that_had_ended(growing: Growing, tmp_path: Path, ended: dict[str, Any]) -> None:
+    """What a leaked key signs after its end is nothing to go on from, however well it is signed."""
+    growing.append(4)
+    run(growing)
+    (key,) = (one for one in open_trust([f"file:{growing.keyring}"]).keys.values() if one.algorithm == "HMAC-SHA256")
+    entries = [{"id": key.id, "algorithm": key.algorithm, "from": None, "to": None, **ended}]
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps({"format": "custody/trust/1", "keys": entries}))
+    given = settings(growing).model_copy(update={"trust": trust})
+    assert [piece.read for piece in plan_audit(given, ALL, datetime.now(UTC)).pieces] == ["new", "new"]
+    assert [piece.read for piece in plan_audit(settings(growing), ALL, datetime.now(UTC)).pieces] != ["new", "new"]
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
