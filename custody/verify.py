@@ -691,8 +691,8 @@ def _memory_of(
         raise FormatError(f"it is of size {found.size}, and not of {size}")
     if not size and found.root != merkle.EMPTY_ROOT:
         raise FormatError("it is of no statement, and its root is not that of the empty tree")
-    name, _, place = found.origin.rpartition(f"/{archive}/") if archive else found.origin.partition("/")
-    if (archive and place != str(log)) or not name or not found.origin.endswith(f"/{log}"):
+    place = f"/{archive}/{log}" if archive else f"/{log}"
+    if not found.origin.endswith(place) or found.origin == place:
         raise FormatError(f"it is of {found.origin[:300]!r}, and not of this log")
     if keys:
         checkpoint.verify_note(note, keys)

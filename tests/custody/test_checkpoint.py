@@ -1,6 +1,10 @@
 """Notes and checkpoints are C2SP's, strictly, and what they do not allow is said."""
 
 import base64
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,7 +14,8 @@ from hypothesis import strategies as st
 from custody import checkpoint
 from custody.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note
 from custody.errors import FormatError, SignatureInvalid
-from custody.keys import Secret, Trust, TrustedKey
+from custody.keys import Keyring, Secret, Trust, TrustedKey
+from custody.layout import Log
 
 # From the documentation of Go's golang.org/x/mod/sumdb/note.
 VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -20,6 +25,7 @@ NOTE = (
     "\n"
     "— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
 ).encode()
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(32))
 PUBLIC = PRIVATE.public_key().public_bytes_raw()
 KEY = NoteKey("key-1", PUBLIC)
@@ -153,6 +159,58 @@ def test_no_vkey(vkey: str) -> None:
     """A key that is not one, or whose hash is another's, is refused."""
     with pytest.raises(FormatError):
         NoteKey.parse(vkey)
+
+
+def vkey(name: str, data: bytes) -> str:
+    key_hash = sha256(f"{name}\n".encode() + data).digest()[:4]
+    return f"{name}+{key_hash.hex()}+{base64.b64encode(data).decode()}"
+
+
+def test_vkeys_of_other_kinds() -> None:
+    """A key of another algorithm or size is refused, however right its hash is; any name in Unicode is taken."""
+    assert NoteKey.parse(vkey("Zoë", b"\x01" + PUBLIC)) == NoteKey("Zoë", PUBLIC)
+    for data in (b"\x02" + PUBLIC, b"\x01" + PUBLIC + b"\x00", b"\x01" + PUBLIC[:-1], b"\x01"):
+        with pytest.raises(FormatError, match="is no vkey of an Ed25519 key"):
+            NoteKey.parse(vkey("key", data))
+    with pytest.raises(FormatError, match="is no vkey"):
+        NoteKey.parse("\udcff" + VKEY)
+    with pytest.raises(FormatError, match="does not belong to its key"):
+        NoteKey.parse(VKEY.replace("c74f20a3", "c74f20a4"))
+
+
+LOG = Log("audit.events", 3)
+
+
+def test_signed_by_a_keyring() -> None:
+    """A log's head is signed under the key's id, and holds by that key alone."""
+    signer = next(one for one in Keyring.new(NOW, ed25519=True).signers(NOW) if one.algorithm == "Ed25519")
+    note = checkpoint.sign_checkpoint(signer, "an-archive", LOG, 7, bytes(range(32)))
+    assert parse_checkpoint(note.text) == Checkpoint(f"{signer.key_id}/an-archive/audit.events/3", 7, bytes(range(32)))
+    public = signer.public  # type: ignore[attr-defined]
+    key = NoteKey(signer.key_id, public)
+    assert checkpoint.verify_note(parse_note(note.encode()), {(key.name, key.key_hash): key}) == [key]
+    two = checkpoint.with_signature(note, NoteSignature("other", b"1234", bytes(64)))
+    assert parse_note(two.encode()) == two
+
+
+@dataclass(frozen=True)
+class BadSigner:
+    algorithm: Any
+    key_id: str
+    public: Any = PUBLIC
+
+    def sign(self, message: bytes) -> bytes:
+        return PRIVATE.sign(message)
+
+
+@pytest.mark.parametrize(
+    "signer",
+    [BadSigner("HMAC-SHA256", "key"), BadSigner("Ed25519", "two words"), BadSigner("Ed25519", "key", None)],
+)
+def test_no_signer_of_checkpoints(signer: BadSigner) -> None:
+    """A key that cannot sign notes is refused, by its name."""
+    with pytest.raises(FormatError, match=f"the key '{signer.key_id}' cannot sign checkpoints"):
+        checkpoint.sign_checkpoint(signer, "an-archive", LOG, 7, bytes(32))
 
 
 def test_signatures_of_others() -> None:

@@ -2,11 +2,14 @@
 
 import contextlib
 import gzip
+import multiprocessing
 import tracemalloc
 import zlib
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from hashlib import sha256
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody.errors import FormatError
@@ -22,6 +25,40 @@ def test_round_trip(payload: bytes, level: int) -> None:
     assert member.inflated == len(payload)
     assert inflate(member.data, member.inflated) == payload
     assert gzip.decompress(member.data) == payload
+
+
+@given(st.integers(64 * 1024 - 2, 64 * 1024 + 2), st.sampled_from([b"a", b"b"]))
+@settings(max_examples=20)
+def test_large(size: int, filling: bytes) -> None:
+    """Payloads that are hashed beside compressing come back, too, with their own digest."""
+    payload = filling * size
+    member = pack(payload, 1)
+    assert (member.inflated, member.sha256) == (size, sha256(payload).hexdigest())
+    assert inflate(member.data, size) == payload
+    assert member.data[:8] == b"\x1f\x8b\x08\x00" + bytes(4)
+
+
+def test_large_in_threads() -> None:
+    """Each caller gets the digest of its own payload."""
+    payloads = [bytes([number]) * (100_000 + number) for number in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        members = list(pool.map(pack, payloads))
+    assert [member.sha256 for member in members] == [sha256(payload).hexdigest() for payload in payloads]
+
+
+def test_large_after_a_fork() -> None:
+    """A child that was forked packs as its parent does."""
+    payload = PAYLOAD * 100
+    whole = pack(payload)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(pack, payload).result(timeout=60) == whole
+
+
+@pytest.mark.parametrize("payload", [PAYLOAD, b"".join(b'{"a":%d}\n' % number for number in range(20_000))])
+def test_level(payload: bytes) -> None:
+    """The level is the one asked for, 1 if none is: level 0 takes other bytes, on either side of the limit."""
+    assert pack(payload).data == pack(payload, 1).data
+    assert len({pack(payload, level).data for level in (0, 1)}) == 2
 
 
 def test_header() -> None:
@@ -61,6 +98,8 @@ def test_cut_short() -> None:
     for size in range(len(data)):
         with pytest.raises(FormatError):
             inflate(data[:size], len(PAYLOAD))
+    with pytest.raises(FormatError, match="the gzip member is cut short"):
+        inflate(data[:-1], len(PAYLOAD))
 
 
 def test_what_follows() -> None:

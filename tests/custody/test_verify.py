@@ -942,6 +942,36 @@ def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings.exit_code == Severity.TAMPERED
 
 
+def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many foreign objects some are named, and the rest counted: neither memory nor the report grows with them."""
+    monkeypatch.setattr("custody.verify._UNNAMED_LIMIT", 3)
+    for number in range(5):
+        foreign(f"events/{number}")(archive)
+    report = run(archive)
+    assert names(report) == ["unlisted"] * 3
+    assert report.beyond == {Severity.TAMPERED: 2}
+    assert report.exit_code == 13
+
+
+def test_as_json(archive: Builder) -> None:
+    """`--json` gives each finding, each log and then the verdict, with all that the report says."""
+    foreign("events/1")(archive)
+    report = run(archive)
+    finding, *logs, verdict = report.to_dicts()
+    assert finding == {"kind": "finding", **report.findings[0].to_dict()}
+    assert [log.pop("kind") for log in logs] == ["log"] * len(report.logs)
+    assert [log["log"] for log in logs] == [log.log for log in report.logs]
+    assert verdict == {
+        "kind": "verdict",
+        "url": report.url,
+        "archive": report.archive,
+        "exit_code": 13,
+        "verdict": "TAMPERED: 1 finding; 115 events in 1 log",
+        "findings": 1,
+        "beyond": {},
+    }
+
+
 def test_findings_print_whatever_they_hold() -> None:
     """Text from an archive cannot break the line or the terminal."""
     text = str(finding("unlisted", "a\nb\x1b[2J", key="\ud800\u202e", found="\x00"))
