@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -31,6 +32,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
+from tests.servers.guard import start_guard
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
 
@@ -85,13 +87,6 @@ _PROPERTIES = {
     "log.cleaner.dedupe.buffer.size": 8 * 1024 * 1024,
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
 }
-
-# Ends the broker ($2) once its owner ($1) is gone, and its folder ($3) with it.
-_GUARD = """\
-trap '' INT HUP TERM
-while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 1; done
-kill -0 "$1" 2>/dev/null || { kill -9 "$2" 2>/dev/null; sleep 1; rm -rf "$3"; }
-"""
 
 _started: list["KafkaServer"] = []
 """What this process started for others too: it must not collect the processes while they run."""
@@ -163,14 +158,7 @@ class KafkaServer:
                 start_new_session=True,
             )
         self._pid = self._process.pid
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "guard", str(owner or os.getpid()), str(self._pid), str(self.folder)],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._guard = start_guard(owner or os.getpid(), self._pid, self.folder)
         self._wait()
 
     def stop(self) -> None:
@@ -395,15 +383,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def end_shared(folder: Path) -> None:
-    """End the broker that a test session shared, if one was started, and remove the session's folder."""
-    saved = folder / "kafka.json"
-    if saved.exists():
+    """End the servers that a test session shared, if any were started, and remove their folders and the session's."""
+    for saved in folder.glob("*.json"):
         known = json.loads(saved.read_text())
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            broker = psutil.Process(known["pid"])
-            if broker.create_time() == known["created"]:
-                broker.kill()
-                broker.wait(10)
+            server = psutil.Process(known["pid"])
+            if server.create_time() == known["created"]:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait(10)
+        if "folder" in known:
+            shutil.rmtree(known["folder"], ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

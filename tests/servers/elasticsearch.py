@@ -1,0 +1,279 @@
+"""Start a real Elasticsearch: one node from Maven's artifact, on loopback, on free ports, in a folder of its own.
+
+The artifact is the server without most of its modules (no ILM, no `GET /`): templates, bulk, strict mappings, aliases
+and aggregations are the real thing. `CUSTODY_TEST_ELASTICSEARCH` names another version: 8.19.21 runs on Java 17, 9.x
+needs 21. Elasticsearch refuses to run as root; root's tests run it as nobody.
+
+The fixture `elastic` is one node for all processes of a test session. Indices are a test's own: `unused_prefix`.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import psutil
+import pytest
+
+from tests.servers.guard import start_guard
+from tests.servers.kafka import CACHE, SHARED, locked
+from tests.servers.ports import free_ports
+from tests.servers.require import unavailable
+
+VERSION = os.environ.get("CUSTODY_TEST_ELASTICSEARCH", "9.2.4")
+_ARTIFACT = f"org.elasticsearch.distribution.integ-test-zip:elasticsearch:{VERSION}:zip"
+_UNPACK = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:unpack"
+_OLDEST_JAVA = 21 if int(VERSION.partition(".")[0]) >= 9 else 17
+_FETCH_SECONDS = 400
+_START_SECONDS = 120
+_NOBODY = 65534
+
+_CONFIG = """\
+cluster.name: tests
+node.name: tests-1
+path.data: {folder}/data
+path.logs: {folder}/logs
+network.host: 127.0.0.1
+http.port: {port}
+transport.port: {transport}
+discovery.type: single-node
+xpack.security.enabled: false
+cluster.routing.allocation.disk.threshold_enabled: false
+action.destructive_requires_name: false
+"""
+
+_started: list["ElasticsearchServer"] = []
+"""What this process started for others too: it must not collect the processes while they run."""
+
+
+class ElasticsearchUnavailableError(Exception):
+    """This machine cannot run Elasticsearch; the message says what it lacks."""
+
+
+class ElasticsearchServer:
+    """One node: started, stopped, killed and started again on the same data and port."""
+
+    def __init__(self, heap: str = "512m") -> None:
+        # Not below a private folder: whoever it runs as has to get there.
+        self.folder = Path(tempfile.mkdtemp(prefix="custody-elasticsearch-"))
+        self.heap = heap
+        self.port, self._transport = free_ports(2)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @staticmethod
+    def unused_prefix() -> str:
+        """Return a prefix of indices that nobody has: tests share the node."""
+        return f"audit-{uuid.uuid4().hex[:12]}"
+
+    def start(self, owner: int | None = None) -> None:
+        """Start the node and return when it answers; after `kill`, on the same data.
+
+        Args:
+            owner: the process with which it ends at the latest; this one if None.
+
+        Raises:
+            ElasticsearchUnavailableError: this machine lacks Java or Maven, or cannot fetch it.
+        """
+        java, home = find_java_home(), fetch()
+        self._lay_out(home)
+        nobody = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self.folder / "home" / "bin" / "elasticsearch")],
+                cwd=self.folder,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "HOME": str(self.folder),
+                    "ES_JAVA_HOME": str(java),
+                    "ES_PATH_CONF": str(self.folder / "config"),
+                    "ES_TMPDIR": str(self.folder / "tmp"),
+                    "ES_JAVA_OPTS": f"-Xms{self.heap} -Xmx{self.heap}",
+                    "CLI_JAVA_OPTS": "-Xmx64m -XX:+UseSerialGC",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **nobody,
+            )
+        self._guard = start_guard(owner or os.getpid(), self._process.pid, self.folder)
+        self._wait()
+
+    def kill(self) -> None:
+        """End the node as kill -9 does."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
+        self._process = self._guard = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save(self, path: Path) -> None:
+        """Write down how other processes find this node."""
+        assert self._process is not None
+        created = psutil.Process(self._process.pid).create_time()
+        known = {"port": self.port, "pid": self._process.pid, "created": created, "folder": str(self.folder)}
+        path.write_text(json.dumps(known))
+
+    @classmethod
+    def found(cls, path: Path) -> Self:
+        """Return the node that another process started and saved, to use but not to stop."""
+        saved = json.loads(path.read_text())
+        server = cls.__new__(cls)
+        server.folder, server.port = Path(saved["folder"]), saved["port"]
+        server._process = server._guard = None
+        return server
+
+    def _lay_out(self, home: Path) -> None:
+        if not (self.folder / "home").exists():
+            with contextlib.suppress(OSError):
+                shutil.copytree(home, self.folder / "home", copy_function=os.link, symlinks=True)
+            if not (self.folder / "home" / "bin" / "elasticsearch").exists():
+                shutil.rmtree(self.folder / "home", ignore_errors=True)
+                shutil.copytree(home, self.folder / "home", symlinks=True)
+            shutil.copytree(home / "config", self.folder / "config")
+            options = (home / "config" / "jvm.options").read_text()
+            kept = [line for line in options.splitlines() if "Xlog:gc" not in line and "ErrorFile" not in line]
+            (self.folder / "config" / "jvm.options").write_text("\n".join(kept) + "\n")
+            for name in ("data", "logs", "tmp"):
+                (self.folder / name).mkdir()
+        config = _CONFIG.format(folder=self.folder, port=self.port, transport=self._transport)
+        (self.folder / "config" / "elasticsearch.yml").write_text(config)
+        (self.folder / "server.log").touch()
+        if os.getuid() == 0:
+            for path in (self.folder, *(self.folder / name for name in ("config", "data", "logs", "tmp"))):
+                os.chown(path, _NOBODY, _NOBODY)
+                for inner in path.rglob("*") if path != self.folder else ():
+                    os.chown(inner, _NOBODY, _NOBODY)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                tail = (self.folder / "server.log").read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"Elasticsearch did not start within {_START_SECONDS} s; its output ends:\n{tail}")
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=2s", timeout=5):
+                return True
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+@functools.cache
+def find_java_home() -> Path:
+    """Return the folder of a Java that is new enough.
+
+    Raises:
+        ElasticsearchUnavailableError: there is none.
+    """
+    places = [os.environ.get("JAVA_HOME"), *sorted(map(str, Path("/usr/lib/jvm").glob("*")))]
+    on_path = shutil.which("java")
+    if on_path:
+        places.append(str(Path(on_path).resolve().parents[1]))
+    for place in filter(None, places):
+        java = Path(place) / "bin" / "java"
+        if not java.exists():
+            continue
+        shown = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+        match = re.search(r'version "(\d+)', shown)
+        if match and int(match[1]) >= _OLDEST_JAVA:
+            return Path(place)
+    raise ElasticsearchUnavailableError(f"no Java: Elasticsearch {VERSION} needs Java {_OLDEST_JAVA} or newer")
+
+
+def fetch() -> Path:
+    """Return the folder with Elasticsearch, fetched by Maven unless it is there.
+
+    Raises:
+        ElasticsearchUnavailableError: there is no Maven, or it cannot fetch it.
+    """
+    home, partial = CACHE / f"elasticsearch-{VERSION}", CACHE / f"elasticsearch-{VERSION}.partial"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with locked(CACHE / "elasticsearch.lock"):
+        if home.exists():
+            return home
+        maven = shutil.which("mvn")
+        if maven is None:
+            raise ElasticsearchUnavailableError(f"no Maven (mvn): it fetches Elasticsearch {VERSION}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            done = subprocess.run(
+                [maven, "-q", "-B", _UNPACK, f"-Dartifact={_ARTIFACT}", f"-DoutputDirectory={partial}"],
+                cwd=partial,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_FETCH_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ElasticsearchUnavailableError(f"Maven did not fetch {_ARTIFACT} in {_FETCH_SECONDS} s") from None
+        unpacked = partial / f"elasticsearch-{VERSION}"
+        if done.returncode or not unpacked.exists():
+            raise ElasticsearchUnavailableError(f"Maven cannot fetch {_ARTIFACT}: {(done.stdout + done.stderr)[-500:]}")
+        for name in ("plugins", "logs"):
+            (unpacked / name).mkdir(exist_ok=True)
+        for path in unpacked.rglob("*"):
+            executable = path.is_dir() or path.parent.name == "bin"
+            path.chmod(0o755 if executable else 0o644)
+        unpacked.rename(home)
+        shutil.rmtree(partial, ignore_errors=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def elastic(pytestconfig: pytest.Config) -> Iterator[ElasticsearchServer]:
+    """A running Elasticsearch, one for all processes of the test session. Name indices by `unused_prefix`."""
+    workerinput: Mapping[str, str] | None = getattr(pytestconfig, "workerinput", None)
+    folder = pytestconfig.stash[SHARED] if workerinput is None else Path(workerinput["shared_folder"])
+    owner = os.getpid() if workerinput is None else os.getppid()
+    saved = folder / "elasticsearch.json"
+    with locked(folder / "elasticsearch.lock"):
+        if saved.exists():
+            server = ElasticsearchServer.found(saved)
+        else:
+            server = ElasticsearchServer()
+            try:
+                server.start(owner)
+            except ElasticsearchUnavailableError as error:
+                shutil.rmtree(server.folder, ignore_errors=True)
+                unavailable(str(error))
+            server.save(saved)
+            _started.append(server)
+    yield server
+    if owner == os.getpid():
+        server.__exit__()
