@@ -14,10 +14,11 @@
     │   └── KeyUnavailable      it could not be made or checked (no such key, KMS does not answer)
     ├── HeadRollback            an archive's head is behind, or other than, what was seen of it before
     ├── Fenced                  another writer has appended to the log; this one's work is not needed
-    └── SourceError             Kafka
-        ├── TransientSourceError    the broker does not answer, or not now
-        ├── LogChanged          the topic was created again or moved: the operator must begin a new life
-        └── SourceRefused       the broker says no, or a topic cannot be archived
+    ├── SourceError             Kafka
+    │   ├── TransientSourceError    the broker does not answer, or not now
+    │   ├── LogChanged          the topic was created again or moved: the operator must begin a new life
+    │   └── SourceRefused       the broker says no, or a topic cannot be archived
+    └── SearchError             Elasticsearch did not do what was asked; the archive is whole without it
 
 Every message says what happened, to what, and what to do. None holds a secret.
 """
@@ -93,3 +94,7 @@ class LogChanged(SourceError):
 
 class SourceRefused(SourceError):
     """The broker refuses, or the topic cannot be archived."""
+
+
+class SearchError(CustodyError):
+    """Elasticsearch did not do what was asked. Nothing is lost: what it lacks is in the archive."""

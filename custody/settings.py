@@ -279,6 +279,29 @@ class AuditSettings(BaseModel):
     )
 
 
+def _prefix(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", value):
+        raise ValueError("lower-case letters, digits, '-' and '_', beginning with a letter or digit")
+    return value
+
+
+class SearchSettings(BaseModel):
+    """Where archived events are searched."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Location | None = Field(default=None, description="Elasticsearch, https://host:9200; without it, no index")
+    api_key: SecretStr | None = Field(default=None, description="What the client says who it is by")
+    ca_certs: FilePath | None = Field(default=None, description="The authority that signed the server's certificate")
+    prefix: Annotated[str, AfterValidator(_prefix)] = Field(
+        default="fraiseql-audit-logs", description="The read alias, and what the names of daily indices begin with"
+    )
+    days: int = Field(default=90, ge=1, description="How long a day stays searchable")
+    bulk_bytes: Size = Field(default=4 * _MIB, ge=1024, le=64 * _MIB, description="About the size of a bulk request")
+    replicas: int = Field(default=1, ge=0, le=10, description="Copies of each index beside the first")
+    behind_seconds: Seconds = Field(default=900, description="An index further behind the archive is alarmed")
+
+
 class AlertSettings(BaseModel):
     """Who is told when something is wrong."""
 
@@ -320,6 +343,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
+    search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is told when something is wrong")
 
     def __init__(self, **values: Any) -> None:

@@ -71,12 +71,27 @@ def drain(
     settings = Settings()
     draining = _import("tasks.drain")
     with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
-        results = draining.drain_logs(settings, once=once, seconds=seconds)
+        results, indexed = _import("tasks.index").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.render").drain_table(results))
     else:
         typer.echo(f"No topic of {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
+    for result in indexed:
+        if result.problem:
+            typer.echo(f"Not searchable yet: {result.log}: {result.problem}", err=True)
     problems = [result.problem for result in results if result.outcome == "failed"]
+    if problems:
+        raise CustodyError("\n".join(problems))
+
+
+@app.command()
+def index(
+    logs: Annotated[list[str] | None, typer.Argument(help="LOG/PARTITION; all logs if not given.")] = None,
+) -> None:
+    """Bring Elasticsearch up to the archive, here and now. The drain does so by itself, right after each manifest."""
+    results = _import("tasks.index").index_logs(Settings(), logs or ())
+    render.console().print(_import("flows.render").index_table(results))
+    problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
     if problems:
         raise CustodyError("\n".join(problems))
 

@@ -22,7 +22,8 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.drain import LogResult, Place, drain_logs, find_places, stopping_on_signals
+from tasks.drain import LogResult, Place, find_places, stopping_on_signals
+from tasks.index import IndexResult, drain_and_index
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
@@ -36,12 +37,15 @@ class RunReport:
 
     results: tuple[LogResult, ...]
     seconds: float
+    indexed: tuple[IndexResult, ...] = ()
 
 
 @task(name="drain-share", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def drain_share(places: Sequence[Place], once: bool, seconds: float | None) -> list[LogResult]:
-    """Drain some of the logs. Settings are read here, since they hold secrets, and Prefect keeps parameters."""
-    return drain_logs(Settings(), places, once=once, seconds=seconds)
+def drain_share(
+    places: Sequence[Place], once: bool, seconds: float | None
+) -> tuple[list[LogResult], list[IndexResult]]:
+    """Drain and index some of the logs. Settings are read here: they hold secrets, and Prefect keeps parameters."""
+    return drain_and_index(Settings(), places, once=once, seconds=seconds)
 
 
 @flow(name="drain", persist_result=False, retries=0)
@@ -75,18 +79,22 @@ def _run(once: bool, seconds: float | None) -> RunReport:
             spread = drain_shares.with_options(
                 task_runner=task_runner(settings.drain.task_runner, settings.drain.workers)
             )
-            results = spread(shares, once, seconds)
+            done = spread(shares, once, seconds)
         else:
-            results = [result for share in shares for result in drain_share(share, once, seconds)]
-    return RunReport(tuple(results), time.monotonic() - begin)
+            done = [drain_share(share, once, seconds) for share in shares]
+    results = [result for drained, _ in done for result in drained]
+    indexed = [result for _, of_share in done for result in of_share]
+    return RunReport(tuple(results), time.monotonic() - begin, tuple(indexed))
 
 
 @flow(name="drain-shares", persist_result=False, retries=0)
-def drain_shares(shares: list[list[Place]], once: bool, seconds: float | None) -> list[LogResult]:
+def drain_shares(
+    shares: list[list[Place]], once: bool, seconds: float | None
+) -> list[tuple[list[LogResult], list[IndexResult]]]:
     """Drain several shares of the logs at the same time, on the task runner that the settings name."""
     futures = [drain_share.submit(share, once, seconds) for share in shares]
     wait(futures)
-    return [result for future in futures for result in future.result()]
+    return [future.result() for future in futures]
 
 
 def _process_age() -> float:
@@ -107,9 +115,13 @@ def _conclude(report: RunReport) -> State[Any]:
     )
     worst_first = sorted(results, key=lambda one: (one.outcome == "drained", -(one.lag or 0), one.log))
     shown = f" The first {ROWS} of {len(results)} logs." if len(results) > ROWS else ""
+    indexed = {one.log: one for one in report.indexed}
     create_table_artifact(
-        key="drain", table=[_row(result) for result in worst_first[:ROWS]], description=summary + shown
+        key="drain",
+        table=[_row(result, indexed.get(result.log)) for result in worst_first[:ROWS]],
+        description=summary + shown,
     )
+    _alarm_search(report.indexed)
     for result in hanging:
         emit_event(
             "custody.log.hanging-transaction",
@@ -127,7 +139,24 @@ def _conclude(report: RunReport) -> State[Any]:
     return Completed(message=summary, data=report)
 
 
-def _row(result: LogResult) -> dict[str, Any]:
+def _alarm_search(indexed: Sequence[IndexResult]) -> None:
+    """Say what of the archive cannot be searched; nothing of it is lost, so that the run is none the worse."""
+    limit = Settings().search.behind_seconds
+    for result in indexed:
+        if result.problem is None and result.behind <= limit:
+            continue
+        problem = result.problem or f"the index is {result.behind:,.0f} s behind the archive"
+        get_run_logger().warning("%s is archived, and not searchable yet: %s", result.log, problem)
+        emit_event(
+            "custody.search.behind",
+            resource={"prefect.resource.id": f"custody.log.{result.log}", "prefect.resource.name": result.log},
+            payload={"seconds": result.behind, "problem": problem, "sequence": result.sequence},
+        )
+
+
+def _row(result: LogResult, indexed: IndexResult | None) -> dict[str, Any]:
+    search = {} if indexed is None else {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected}
+    problems = [result.problem, indexed.problem if indexed else None]
     return {
         "log": result.log,
         "outcome": result.outcome if result.hanging is None else f"{result.outcome}, held back by a transaction",
@@ -139,5 +168,6 @@ def _row(result: LogResult) -> dict[str, Any]:
         "next offset": result.next_offset,
         "lag": result.lag,
         "head": f"{result.size} {result.root[:16]}",
-        "problem": result.problem or "",
+        **search,
+        "problem": "; ".join(filter(None, problems)),
     }

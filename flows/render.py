@@ -6,6 +6,7 @@ from rich.table import Table
 
 from custody import render
 from tasks.drain import LogResult
+from tasks.index import IndexResult
 
 
 def drain_table(results: Sequence[LogResult]) -> Table:
@@ -20,6 +21,21 @@ def drain_table(results: Sequence[LogResult]) -> Table:
             f"{result.lost:,}",
             "-" if result.lag is None else f"{result.lag:,}",
             f"{result.size} {result.root[:12]}" if result.outcome == "drained" else result.outcome,
+        )
+    return table
+
+
+def index_table(results: Sequence[IndexResult]) -> Table:
+    """Return one row a log: what was indexed of it."""
+    table = render.table("!log", "#created", "#there already", "#rejected", "#next statement", "#behind")
+    for result in results:
+        table.add_row(
+            render.safe(result.log, style="bold red" if result.problem else ""),
+            f"{result.created:,}",
+            f"{result.there:,}",
+            f"{result.rejected:,}",
+            f"{result.sequence:,}",
+            f"{result.behind:,.0f} s",
         )
     return table
 

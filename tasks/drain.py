@@ -166,6 +166,8 @@ class _Run:
     begun: str | None = None
     """When the head was sealed that this run began from."""
     since: float = 0.0
+    caught_up: bool = False
+    """Whether what there was at the run's start has been read."""
     append: Future[None] | None = None
     appending_bytes: int = 0
     stopped: bool = False
@@ -210,6 +212,7 @@ def drain_logs(
     once: bool = False,
     seconds: float | None = None,
     progress: Callable[[int], None] | None = None,
+    sealed: Callable[[layout.Log], None] | None = None,
 ) -> list[LogResult]:
     """Drain partitions into the archive.
 
@@ -219,6 +222,7 @@ def drain_logs(
         once: end when each log has reached what was its last stable offset at the start.
         seconds: end after this time; the setting's if None, without limit if `once`.
         progress: is called with the number of records archived since the last call.
+        sealed: is called with a log once it has a new statement.
 
     Returns:
         One result a log. A log that failed has its problem there; the others were drained.
@@ -235,7 +239,7 @@ def drain_logs(
         context = _enter(settings, stack)
         runs, results = _open_logs(context, find_places(settings) if places is None else places)
         if runs:
-            _Drain(context, runs, once=once, deadline=deadline, progress=progress).run()
+            _Drain(context, runs, once=once, deadline=deadline, progress=progress, sealed=sealed).run()
             _put_checkpoints(context, runs)
         results.extend(run.result for run in runs)
     return sorted(results, key=lambda result: result.log)
@@ -442,11 +446,13 @@ class _Drain:
         once: bool,
         deadline: float,
         progress: Callable[[int], None] | None,
+        sealed: Callable[[layout.Log], None] | None,
     ) -> None:
         self._context = context
         self._once = once
         self._deadline = deadline
         self._progress = progress
+        self._sealed = sealed
         self._runs = {run.place: run for run in runs}
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
         topics = {topic for topic, _ in self._runs}
@@ -601,7 +607,11 @@ class _Drain:
     def _cut_what_is_due(self, feed: Feed, now: float) -> None:
         active = self._active()
         for run in active:
-            if run.assembler.has_records and now - run.since >= self._context.settings.drain.flush_seconds:
+            # What waited through the pause between two runs does not wait for a whole flush time besides.
+            caught_up = not run.caught_up and run.assembler.position >= run.target
+            run.caught_up = run.caught_up or caught_up
+            waited = now - run.since >= self._context.settings.drain.flush_seconds
+            if run.assembler.has_records and (waited or (caught_up and not self._once)):
                 self._guard(run, feed, self._cut)
             elif run.append is not None and run.append.done():
                 self._guard(run, feed, self._collect)
@@ -655,6 +665,8 @@ class _Drain:
         result.bytes_out += statement.segment.size if statement.segment else 0
         if self._progress is not None:
             self._progress(events + quarantined)
+        if self._sealed is not None:
+            self._sealed(log)
 
     def _finish(self, run: _Run) -> None:
         """At the end of the run: write what is in hand, skipped offsets too, or a heartbeat where one is due."""

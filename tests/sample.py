@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,8 +121,8 @@ class Growing:
         self.log = f"audit.grows/{partition}"
         self._statements = 0
 
-    def append(self, statements: int) -> None:
-        """Append statements of five events each."""
+    def append(self, statements: int, content: Callable[[int], bytes] = event) -> None:
+        """Append statements of five events each, those that `content` gives by offset."""
         uri = f"file:{self.keyring}"
         store = open_store(str(self.folder))
         writer = LogWriter(
@@ -137,7 +138,7 @@ class Growing:
         assembler = Assembler(head.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1)
         for _ in range(statements):
             start = assembler.position
-            assembler.add([Message(offset, event(offset)) for offset in range(start, start + 5)])
+            assembler.add([Message(offset, content(offset)) for offset in range(start, start + 5)])
             writer.append(assembler.cut())
             self._statements += 1
             self.events += 5

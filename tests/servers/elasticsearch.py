@@ -185,7 +185,7 @@ class ElasticsearchServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=2s", timeout=5):
+            with urllib.request.urlopen(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=2s", timeout=5):  # noqa: S310
                 return True
         except (OSError, urllib.error.URLError):
             return False

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Kind = Literal["timeout", "reset", "cut", "garbage", "403", "500", "503", "409", "412"]
+Kind = Literal["timeout", "reset", "cut", "garbage", "403", "500", "503", "409", "412", "429"]
 
 _CODES = {
     "403": "AccessDenied",
@@ -21,6 +21,7 @@ _CODES = {
     "503": "SlowDown",
     "409": "ConditionalRequestConflict",
     "412": "PreconditionFailed",
+    "429": "TooManyRequests",
 }
 
 

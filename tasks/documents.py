@@ -1,0 +1,221 @@
+"""Events as Elasticsearch has them: the index template that follows from `events.py`, and the documents of a batch.
+
+A document is the event's own bytes, with one member more behind the others, `@custody`: topic, partition, offset, batch
+number and the segment's key, so that a hit leads back to the evidence (`custody evidence LOG OFFSET`). It is made by
+joining bytes: nothing is parsed for it but, where a batch crosses midnight, its times.
+
+An event goes into the index of its own day. Days far from when it was sealed would let a producer make as many indices
+as it likes: those events share one, `<prefix>-outlying`.
+"""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from custody import lines
+from custody.errors import FormatError
+from custody.events import EVENT_TYPES
+from custody.layout import Log
+from custody.manifest import Batch, Range, Statement, parse_time
+
+ORIGIN = "@custody"
+"""The member that says where in the archive an event is."""
+LEEWAY = timedelta(days=1)
+"""How far behind its sealing an event's day may be; a producer's clock may be wrong."""
+
+_KEYWORD = {"type": "keyword", "ignore_above": 8191}
+_LOOSE: dict[str, Any] = {"ignore_malformed": True}
+_FLATTENED = {"type": "flattened", "depth_limit": 64, "ignore_above": 8191}
+
+
+class _Time(msgspec.Struct, gc=False):
+    timestamp: str
+
+
+_decode_times = msgspec.json.Decoder(_Time).decode_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Documents of one batch, in order.
+
+    Attributes:
+        actions: what bulk requests do with each, a line without its newline.
+        sources: each document, the same.
+        offsets: where each is in its log.
+    """
+
+    actions: Sequence[bytes]
+    sources: Sequence[bytes]
+    offsets: Sequence[int]
+
+
+def properties() -> dict[str, Any]:
+    """Return the mapped fields: those of the six types, and where an event is in the archive."""
+    found: dict[str, Any] = {"event_type": _KEYWORD}
+    for kind in EVENT_TYPES.values():
+        for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
+            if not name.startswith("_"):
+                found.setdefault(name, _property(name, annotation))
+    origin = {
+        "topic": {"type": "keyword"},
+        "partition": {"type": "integer"},
+        "offset": {"type": "long"},
+        "batch": {"type": "integer"},
+        "segment": {"type": "keyword"},
+    }
+    return {**found, ORIGIN: {"dynamic": False, "properties": origin}}
+
+
+def _property(name: str, annotation: Any) -> dict[str, Any]:
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        return _property(name, next(one for one in typing.get_args(annotation) if one is not type(None)))
+    if name == "timestamp":
+        return {"type": "date", "format": "strict_date_optional_time", **_LOOSE}
+    if name == "client_ip":
+        return {"type": "ip", **_LOOSE}
+    if annotation in {int, float}:
+        return {"type": "long" if annotation is int else "double", **_LOOSE}
+    if annotation is bool:
+        return {"type": "boolean", **_LOOSE}
+    # Of objects every leaf is a keyword; else each new name in them would be a new field.
+    return _FLATTENED if typing.get_origin(annotation) is dict else _KEYWORD
+
+
+def index_name(prefix: str, day: date) -> str:
+    """Return the index of a day."""
+    return f"{prefix}-{day:%Y.%m.%d}"
+
+
+def outlying_name(prefix: str) -> str:
+    """Return the index of events whose day is far from when they were sealed."""
+    return f"{prefix}-outlying"
+
+
+def index_day(prefix: str, name: str) -> date | None:
+    """Return the day that an index is of, None where it is not one of a day."""
+    try:
+        found = datetime.strptime(name.removeprefix(f"{prefix}-"), "%Y.%m.%d").replace(tzinfo=UTC).date()
+    except ValueError:
+        return None
+    return found if name == index_name(prefix, found) else None
+
+
+def offsets_of(statement: Statement, batch: Batch) -> Sequence[int]:
+    """Return the offsets of a batch's lines, in order."""
+    if batch.next_offset - batch.first_offset == batch.events:
+        return range(batch.first_offset, batch.next_offset)
+    unlined: list[Range] = [*statement.skipped, *(statement.quarantine.offsets if statement.quarantine else ())]
+    found: list[int] = []
+    at = batch.first_offset
+    for first, end in sorted(unlined):
+        if end > at and first < batch.next_offset:
+            found.extend(range(at, first))
+            at = max(at, end)
+    found.extend(range(at, batch.next_offset))
+    return found
+
+
+def document_id(log: Log, offset: int) -> str:
+    """Return the id of an event's document: doing it again changes nothing."""
+    return f"{log.name}-{log.partition}-{offset}"
+
+
+def make_documents(
+    prefix: str, days: int, log: Log, statement: Statement, batch: Batch, payload: bytes, among: Sequence[int] = ()
+) -> Documents:
+    """Return the documents of a batch.
+
+    Args:
+        prefix: what names of indices begin with.
+        days: events older than so many days when they were sealed are outlying.
+        log: the log.
+        statement: what the batch belongs to; it has a segment.
+        batch: the batch.
+        payload: its lines, each with its newline.
+        among: only these offsets; all if empty.
+
+    Raises:
+        FormatError: the lines are not those stated.
+    """
+    found = payload.split(b"\n")
+    offsets = offsets_of(statement, batch)
+    if found.pop() or len(found) != len(offsets) or statement.segment is None:
+        raise FormatError(
+            f"{log}, sequence {statement.sequence}, batch {batch.number} has {len(found)} lines for {len(offsets)}"
+            " offsets; `custody verify` says more"
+        )
+    names = _index_names(prefix, days, statement, batch, payload)
+    if among:
+        wanted = set(among)
+        chosen = [place for place, offset in enumerate(offsets) if offset in wanted]
+        found, offsets = [found[place] for place in chosen], [offsets[place] for place in chosen]
+        names = names if isinstance(names, str) else [names[place] for place in chosen]
+    if set(map(_last_byte, found)) != {b"}"}:
+        found = [line.rstrip(b" \t\r") for line in found]
+    # Topics and keys are plain in JSON: neither Kafka nor FORMAT.md lets them hold a quote, a backslash or a control.
+    tail = (
+        f',"{ORIGIN}":{{"topic":"{log.name}","partition":{log.partition},"batch":{batch.number},'
+        f'"segment":"{statement.segment.key}","offset":'
+    ).encode()
+    ids = f'"_id":"{log.name}-{log.partition}-'.encode()
+    if isinstance(names, str):
+        head = b'{"create":{"_index":"' + names.encode() + b'",' + ids
+        actions = [b'%b%d"}}' % (head, offset) for offset in offsets]
+    else:
+        actions = [
+            b'{"create":{"_index":"%b",%b%d"}}' % (name.encode(), ids, offset)
+            for name, offset in zip(names, offsets, strict=True)
+        ]
+    sources = [b"%b%b%d}}" % (line[:-1], tail, offset) for line, offset in zip(found, offsets, strict=True)]
+    return Documents(actions, sources, offsets)
+
+
+def _last_byte(line: bytes) -> bytes:
+    return line[-1:]
+
+
+def _index_names(prefix: str, days: int, statement: Statement, batch: Batch, payload: bytes) -> str | Sequence[str]:
+    """Return the index of all of a batch's events, or of each."""
+    sealed = parse_time(statement.sealed_at)
+    oldest, newest = (sealed - timedelta(days=days)).date(), (sealed + LEEWAY).date()
+    first, last = parse_time(batch.min_time).date(), parse_time(batch.max_time).date()
+
+    def name(day: date) -> str:
+        return index_name(prefix, day) if oldest <= day <= newest else outlying_name(prefix)
+
+    if first == last:
+        return name(first)
+    named: dict[str, str] = {}
+
+    def name_of(text: str) -> str:
+        time = lines.parse_time(text)
+        if time is None:
+            raise FormatError(f"batch {batch.number} of sequence {statement.sequence} has an event without a time")
+        # The year 9999 ends before what a datetime can hold.
+        day = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time.seconds)).date()
+        return named.setdefault(str(day), name(day))
+
+    return [name_of(one.timestamp) for one in _decode_times(payload)]
+
+
+def template(prefix: str, replicas: int) -> Mapping[str, Any]:
+    """Return the index template of daily indices, without its name."""
+    return {
+        "index_patterns": [f"{prefix}-*.*.*", outlying_name(prefix)],
+        "priority": 500,
+        "template": {
+            "aliases": {prefix: {}},
+            # Without an interval of its own an index that nobody searches is refreshed by the first search alone.
+            "settings": {"index": {"number_of_replicas": replicas, "refresh_interval": "1s"}},
+            "mappings": {"dynamic": False, "date_detection": False, "properties": properties()},
+        },
+        "_meta": {"managed by": "custody"},
+    }

@@ -1,0 +1,332 @@
+"""Elasticsearch, 8.x or 9.x: the client, what custody keeps there beside the events, and how documents get there.
+
+Beside the daily indices there are two of custody's own: `<prefix>-cursors` says of each log how far it is indexed, so
+that a server that was lost, or restored from an old snapshot, says by itself what it lacks; `<prefix>-rejected` says of
+each event that Elasticsearch would not take why not.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from elastic_transport import ConnectionError as NoConnection
+from elastic_transport import ConnectionTimeout, SerializationError, TlsError
+from elasticsearch import ApiError, Elasticsearch, NotFoundError, UnsupportedProductError
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from custody.errors import ConfigurationError, SearchError
+from custody.layout import Log
+from custody.manifest import format_time
+from custody.settings import SearchSettings
+from tasks import documents
+from tasks.documents import Documents
+
+REQUEST_SECONDS = 30
+PATIENCE_SECONDS = 60
+"""How long a bulk request that Elasticsearch is too busy for is sent again."""
+
+_CREATED, _THERE, _TOO_LARGE, _BUSY = 201, 409, 413, 429
+_LATER = frozenset({_BUSY, 502, 503, 504})
+_NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
+_ERRORS_ONLY = "errors,items.*.status,items.*.error.type,items.*.error.reason"
+
+logger = logging.getLogger(__name__)
+
+
+class _Error(msgspec.Struct):
+    type: str = ""
+    reason: str = ""
+
+
+class _Item(msgspec.Struct):
+    status: int
+    error: _Error | None = None
+
+
+class _Created(msgspec.Struct):
+    create: _Item
+
+
+class _Answer(msgspec.Struct):
+    errors: bool
+    items: list[_Created]
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a log is indexed.
+
+    Attributes:
+        sequence: the first statement that is not indexed.
+        indexed: events indexed before it.
+        rejected: events before it that Elasticsearch did not take.
+    """
+
+    sequence: int = 0
+    indexed: int = 0
+    rejected: int = 0
+
+
+@dataclass(slots=True)
+class Sent:
+    """What became of documents: created now, there already, rejected."""
+
+    created: int = 0
+    there: int = 0
+    rejected: int = 0
+
+
+class _Busy(Exception):
+    """Elasticsearch said: later."""
+
+
+class Search:
+    """One Elasticsearch and the indices of one prefix. Threads may share it."""
+
+    def __init__(self, settings: SearchSettings) -> None:
+        """Open the client; nothing is asked yet.
+
+        Raises:
+            ConfigurationError: there is no URL, or one that cannot be used.
+        """
+        if settings.url is None:
+            raise ConfigurationError("search.url is not set: it says where Elasticsearch is")
+        options: dict[str, Any] = {}
+        if settings.api_key is not None:
+            options["api_key"] = settings.api_key.get_secret_value()
+        if settings.ca_certs is not None:
+            options["ca_certs"] = str(settings.ca_certs)
+        try:
+            self.client = Elasticsearch(
+                settings.url, request_timeout=REQUEST_SECONDS, retry_on_timeout=False, max_retries=0, **options
+            )
+        except (ValueError, OSError) as error:
+            raise ConfigurationError(f"search.url cannot be used: {error}") from None
+        self.settings = settings
+        self.prefix = settings.prefix
+        self._size = settings.bulk_bytes
+
+    def close(self) -> None:
+        """Let connections go."""
+        self.client.close()
+
+    @property
+    def cursors(self) -> str:
+        """The index of cursors."""
+        return f"{self.prefix}-cursors"
+
+    @property
+    def rejected(self) -> str:
+        """The index of what was not taken."""
+        return f"{self.prefix}-rejected"
+
+    def prepare(self) -> None:
+        """Set the templates, and make the indices of custody's own; doing it again changes nothing.
+
+        Raises:
+            SearchError: Elasticsearch does not answer, or says no.
+        """
+        settings = {"index": {"number_of_replicas": self.settings.replicas}}
+        own = {
+            self.cursors: {"log": {"type": "keyword"}, "sealed_at": {"type": "date"}},
+            self.rejected: {
+                "log": {"type": "keyword"},
+                "offset": {"type": "long"},
+                "index": {"type": "keyword"},
+                "type": {"type": "keyword"},
+                "reason": {"type": "text", "index": False},
+            },
+        }
+        with self.errors("its templates"):
+            self.client.indices.put_index_template(
+                name=self.prefix, **documents.template(self.prefix, self.settings.replicas)
+            )
+            for name, properties in own.items():
+                if not self.client.indices.exists(index=name):
+                    try:
+                        self.client.indices.create(
+                            index=name, settings=settings, mappings={"dynamic": False, "properties": properties}
+                        )
+                    except ApiError as error:
+                        if error.error != "resource_already_exists_exception":
+                            raise
+
+    def cursor(self, archive: str, log: Log) -> Cursor:
+        """Return how far a log is indexed; the beginning where nobody knows.
+
+        Raises:
+            SearchError: Elasticsearch does not answer, or says no.
+        """
+        with self.errors(f"the cursor of {log}"):
+            try:
+                found = self.client.get(index=self.cursors, id=_cursor_id(archive, log))["_source"]
+            except NotFoundError:
+                return Cursor()
+            return Cursor(int(found["sequence"]), int(found["indexed"]), int(found["rejected"]))
+
+    def put_cursor(self, archive: str, log: Log, cursor: Cursor, sealed_at: str) -> None:
+        """Say how far a log is indexed. Of two that index at once the last word counts: what it repeats is there.
+
+        Raises:
+            SearchError: Elasticsearch does not take it.
+        """
+        document = {
+            "archive": archive,
+            "log": str(log),
+            "sequence": cursor.sequence,
+            "indexed": cursor.indexed,
+            "rejected": cursor.rejected,
+            "sealed_at": sealed_at,
+            "at": format_time(datetime.now(UTC)),
+        }
+        with self.errors(f"the cursor of {log}"):
+            self.client.index(index=self.cursors, id=_cursor_id(archive, log), document=document)
+
+    def create(self, log: Log, found: Documents) -> Sent:
+        """Create documents, in requests of about the size that Elasticsearch has shown to take.
+
+        What it is too busy for is sent again, ever later and in smaller requests; what it will never take goes to
+        the index of rejected events, with the reason, and stops nothing.
+
+        Raises:
+            SearchError: it does not answer, is busy for longer than a minute, or refuses the request as a whole.
+        """
+        sent = Sent()
+        places: Sequence[int] = range(len(found.sources))
+        while places:
+            size = number = 0
+            for number, place in enumerate(places, 1):  # noqa: B007 - how many fit is wanted
+                size += len(found.actions[place]) + len(found.sources[place]) + 2
+                if size >= self._size:
+                    break
+            self._create(log, found, places[:number], sent)
+            places = places[number:]
+        return sent
+
+    def _create(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> None:
+        waiting = list(places)
+        try:
+            for attempt in Retrying(
+                stop=stop_after_delay(PATIENCE_SECONDS),
+                wait=wait_random_exponential(multiplier=0.2, max=10),
+                retry=retry_if_exception_type(_Busy),
+            ):
+                with attempt:
+                    waiting = self._try(log, found, waiting, sent)
+                    if waiting:
+                        self._slow_down()
+                        raise _Busy
+        except RetryError:
+            raise SearchError(
+                f"Elasticsearch at {self.settings.url} has been too busy for {PATIENCE_SECONDS} s; the next run goes on"
+            ) from None
+        self._size = min(self.settings.bulk_bytes, self._size + self._size // 8)
+
+    def _slow_down(self) -> None:
+        self._size = max(64 * 1024, self._size // 2)
+
+    def _try(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> list[int]:
+        """Send one request, and return what is to be sent again."""
+        body = b"\n".join([line for place in places for line in (found.actions[place], found.sources[place])]) + b"\n"
+        with self.errors(f"events of {log}"):
+            try:
+                answer = self.client.perform_request(
+                    "POST", "/_bulk", params={"filter_path": _ERRORS_ONLY}, headers=_NDJSON, body=body
+                )
+            except ApiError as error:
+                if error.status_code == _TOO_LARGE:
+                    return self._halve(log, found, places, sent)
+                if error.status_code in _LATER:
+                    return list(places)
+                raise
+            outcome = msgspec.convert(answer.body, _Answer)
+        if not outcome.errors:
+            sent.created += len(places)
+            return []
+        again, refused = [], []
+        for place, one in zip(places, outcome.items, strict=True):
+            if one.create.status == _CREATED:
+                sent.created += 1
+            elif one.create.status == _THERE:
+                sent.there += 1
+            elif one.create.status in _LATER:
+                again.append(place)
+            else:
+                refused.append((place, one.create.error or _Error()))
+        self._reject(log, found, refused, sent)
+        return again
+
+    def _halve(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> list[int]:
+        if len(places) == 1:
+            error = _Error("too_large", f"the document has {len(found.sources[places[0]])} bytes, and is refused whole")
+            self._reject(log, found, [(places[0], error)], sent)
+            return []
+        self._slow_down()
+        middle = len(places) // 2
+        return [*self._try(log, found, places[:middle], sent), *self._try(log, found, places[middle:], sent)]
+
+    def _reject(self, log: Log, found: Documents, refused: Sequence[tuple[int, _Error]], sent: Sent) -> None:
+        """Put what is refused where it is seen, the reason beside it."""
+        if not refused:
+            return
+        operations: list[Any] = []
+        for place, error in refused:
+            action = msgspec.json.decode(found.actions[place])["create"]
+            operations.append({"create": {"_index": self.rejected, "_id": action["_id"]}})
+            operations.append(
+                {
+                    "log": str(log),
+                    "offset": found.offsets[place],
+                    "index": action["_index"],
+                    "type": error.type[:200],
+                    "reason": error.reason[:2000],
+                    "at": format_time(datetime.now(UTC)),
+                }
+            )
+        with self.errors(f"the rejected events of {log}"):
+            done = self.client.bulk(operations=operations, filter_path="items.*.status")
+        bad = [one["create"]["status"] for one in done["items"] if one["create"]["status"] not in {_CREATED, _THERE}]
+        if bad:
+            raise SearchError(f"{self.rejected} did not take {len(bad)} events of {log} (status {bad[0]}); free it")
+        sent.rejected += len(refused)
+        offset, error = found.offsets[refused[0][0]], refused[0][1]
+        logger.warning(
+            "%s: Elasticsearch refuses %d events, which are in %s: offset %d: %s: %s",
+            log,
+            len(refused),
+            self.rejected,
+            offset,
+            error.type,
+            error.reason[:300],
+        )
+
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Turn the client's errors into ours.
+
+        Args:
+            what: what was asked for.
+        """
+        where = f"Elasticsearch at {self.settings.url}"
+        try:
+            yield
+        except (NoConnection, ConnectionTimeout, TlsError) as error:
+            raise SearchError(f"{where} does not answer ({type(error).__name__}), asked for {what}") from None
+        except ApiError as error:
+            raise SearchError(f"{where} says {error.status_code} {error.error} to {what}: {_reason(error)}") from None
+        except (SerializationError, UnsupportedProductError, msgspec.ValidationError, KeyError, ValueError) as error:
+            raise SearchError(f"{where} answers otherwise than Elasticsearch does, to {what}: {error}") from None
+
+
+def _cursor_id(archive: str, log: Log) -> str:
+    return f"{archive}-{log.name}-{log.partition}"
+
+
+def _reason(error: ApiError) -> str:
+    body = error.body
+    cause = body.get("error") if isinstance(body, Mapping) else None
+    return str(cause.get("reason") if isinstance(cause, Mapping) else cause or "no reason given")[:300]

@@ -1,0 +1,267 @@
+"""Elasticsearch comes to hold what the archive holds, whatever happens to it or on the way; on a real one."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.errors import ConfigurationError, SearchError
+from custody.layout import Log
+from custody.settings import SearchSettings, Settings
+from tasks import index, search
+from tasks.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
+from tasks.index import Follower, index_logs
+from tasks.search import Cursor, Search
+from tests.corpus import EVENTS
+from tests.sample import Growing, make_archive
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.ports import free_ports
+from tests.servers.proxy import Fault, FaultyProxy
+
+LOG = Log("audit.grows", 0)
+
+
+def now_event(offset: int, **fields: Any) -> bytes:
+    """Return an event of today."""
+    kind = list(EVENTS)[offset % len(EVENTS)]
+    time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({**EVENTS[kind], "timestamp": time, "request_id": f"request-{offset}", **fields}).encode()
+
+
+def settings(growing: Growing, url: str, prefix: str, **more: Any) -> Settings:
+    return Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        search=SearchSettings(url=url, prefix=prefix, replicas=0, **more),
+    )
+
+
+def documents(given: Settings) -> dict[str, dict[str, Any]]:
+    """Return all documents behind the alias, by id, with their index beside them."""
+    with_client = Search(given.search)
+    try:
+        with_client.client.indices.refresh(index=f"{given.search.prefix}*")
+        answer = with_client.client.search(index=given.search.prefix, size=10_000)
+        hits = answer["hits"]["hits"]
+        assert answer["hits"]["total"]["value"] == len(hits)
+        return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
+    finally:
+        with_client.close()
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    return Growing(tmp_path)
+
+
+@pytest.fixture
+def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    made = settings(growing, elastic.url, elastic.unused_prefix())
+    yield made
+    opened = Search(made.search)
+    opened.client.options(ignore_status=404).indices.delete(index=f"{made.search.prefix}*")
+    opened.client.options(ignore_status=404).indices.delete_index_template(name=made.search.prefix)
+    opened.close()
+
+
+def test_every_event_is_found(growing: Growing, given: Settings) -> None:
+    """Each event is a document of its day, byte for byte what was archived, and leads back to its evidence."""
+    growing.append(4, now_event)
+    (result,) = index_logs(given)
+    assert (result.created, result.there, result.rejected, result.sequence, result.problem) == (20, 0, 0, 4, None)
+    found = documents(given)
+    assert set(found) == {document_id(LOG, offset) for offset in range(20)}
+    for offset in range(20):
+        document = found[document_id(LOG, offset)]
+        origin = document.pop(ORIGIN)
+        assert (origin["topic"], origin["partition"], origin["offset"]) == ("audit.grows", 0, offset)
+        assert (growing.folder / origin["segment"]).exists()
+        assert index_day(given.search.prefix, document.pop("_index")) == date.fromisoformat(document["timestamp"][:10])
+        assert document["request_id"] == f"request-{offset}"
+        assert document["event_type"] == list(EVENTS)[offset % len(EVENTS)]
+
+
+def test_again_changes_nothing(growing: Growing, given: Settings) -> None:
+    """A second run has nothing to do; without its cursor it finds every event there."""
+    growing.append(2, now_event)
+    index_logs(given)
+    before = documents(given)
+    assert [(one.created, one.there) for one in index_logs(given)] == [(0, 0)]
+    opened = Search(given.search)
+    opened.client.indices.delete(index=opened.cursors)
+    opened.close()
+    assert [(one.created, one.there) for one in index_logs(given)] == [(0, 10)]
+    assert documents(given) == before
+
+
+def test_growth_is_followed(growing: Growing, given: Settings) -> None:
+    """What is sealed later is indexed from the cursor on, whose counts go on."""
+    growing.append(1, now_event)
+    index_logs(given)
+    growing.append(2, now_event)
+    assert [(one.created, one.there, one.sequence) for one in index_logs(given)] == [(10, 0, 3)]
+    opened = Search(given.search)
+    archive = json.loads((growing.folder / "archive.json").read_bytes())["archive"]
+    assert opened.cursor(archive, LOG) == Cursor(3, 15, 0)
+    opened.close()
+
+
+def test_gaps_keep_their_offsets(tmp_path: Path, elastic: ElasticsearchServer) -> None:
+    """Quarantined and skipped offsets have no document, and those behind them keep their own."""
+    sample = make_archive(tmp_path)
+    given = Settings(
+        archive=str(sample.folder),
+        keys=f"file:{sample.keyring}",
+        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0, days=3650),
+    )
+    index_logs(given)
+    found = documents(given)
+    assert set(found) == {document_id(sample.log, offset) for offset in sample.events}
+    for offset, content in sample.events.items():
+        assert found[document_id(sample.log, offset)]["request_id"] == json.loads(content)["request_id"]
+
+
+def test_far_days_share_an_index(growing: Growing, given: Settings) -> None:
+    """Events whose day is far from when they were sealed make no index of their own, and are found all the same."""
+    times = ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-01T00:00:00+14:00"]
+    today = datetime.now(UTC)
+
+    def content(offset: int) -> bytes:
+        return now_event(offset, **({"timestamp": times[offset]} if offset < len(times) else {}))
+
+    growing.append(1, content)
+    index_logs(given)
+    names = sorted(one["_index"] for one in documents(given).values())
+    assert names[-3:] == [outlying_name(given.search.prefix)] * 3
+    assert set(names[:2]) <= {index_name(given.search.prefix, (today - timedelta(days=d)).date()) for d in (0, 1)}
+
+
+def test_what_is_refused_stops_nothing(growing: Growing, given: Settings) -> None:
+    """An event that Elasticsearch will not take goes where it is seen, with the reason; the others are indexed."""
+
+    def content(offset: int) -> bytes:
+        event = json.loads(now_event(offset))
+        if offset == 3:
+            event = {**json.loads(now_event(3)), **EVENTS["api_key_operation"], "permissions": [{"no": "keyword"}]}
+        return json.dumps(event).encode()
+
+    growing.append(2, content)
+    (result,) = index_logs(given)
+    assert (result.created, result.rejected, result.problem) == (9, 1, None)
+    opened = Search(given.search)
+    opened.client.indices.refresh(index=opened.rejected)
+    (hit,) = opened.client.search(index=opened.rejected)["hits"]["hits"]
+    opened.close()
+    assert hit["_id"] == document_id(LOG, 3)
+    assert hit["_source"]["offset"] == 3
+    assert "permissions" in hit["_source"]["reason"]
+    assert document_id(LOG, 3) not in documents(given)
+
+
+def test_values_out_of_range_are_kept(growing: Growing, given: Settings) -> None:
+    """Unknown fields, and values that a field's type does not hold, are kept in the source and refuse nothing."""
+    odd = {"timestamp": f"{date.today()}T00:00:00.1234567890123Z", "client_ip": "::ffff:1.2.3.4", "more": {"a": [1]}}  # noqa: DTZ011
+    growing.append(1, lambda offset: now_event(offset, **odd))
+    (result,) = index_logs(given)
+    assert (result.created, result.rejected) == (5, 0)
+    assert all(one["more"] == {"a": [1]} for one in documents(given).values())
+
+
+def test_mapping_does_not_grow(growing: Growing, given: Settings) -> None:
+    """The mapping is that of the six types, whatever fields producers invent."""
+    growing.append(2, lambda offset: now_event(offset, **{f"invented_{offset}": offset}))
+    index_logs(given)
+    opened = Search(given.search)
+    found = opened.client.indices.get_mapping(index=f"{given.search.prefix}-2*")
+    opened.close()
+    for one in found.values():
+        assert set(one["mappings"]["properties"]) == set(properties())
+
+
+def test_lost_elasticsearch(growing: Growing, given: Settings) -> None:
+    """Where all indices are gone, cursors too, the next run brings everything back."""
+    growing.append(3, now_event)
+    index_logs(given)
+    before = documents(given)
+    opened = Search(given.search)
+    opened.client.indices.delete(index=f"{given.search.prefix}*")
+    opened.close()
+    assert [one.created for one in index_logs(given)] == [15]
+    assert documents(given) == before
+
+
+FAULTS = [Fault(kind, effect) for kind in ("reset", "429", "503") for effect in (False, True)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_at_each_call(growing: Growing, given: Settings, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever call fails, before or after its effect, the next run ends with every event there, once."""
+    monkeypatch.setattr(search, "PATIENCE_SECONDS", 1)
+    growing.append(1, now_event)
+    index_logs(given)
+    expected = documents(given)
+    opened = Search(given.search)
+    with FaultyProxy(str(given.search.url)) as proxy:
+        through = settings(growing, proxy.endpoint_url, given.search.prefix, bulk_bytes=1024)
+        opened.client.indices.delete(index=f"{given.search.prefix}*")
+        proxy.reset()
+        index_logs(through)
+        calls = len(proxy.calls)
+        assert calls > 3
+        for number in range(calls):
+            opened.client.indices.delete(index=f"{given.search.prefix}*")
+            proxy.reset({number: fault})
+            with contextlib.suppress(SearchError):
+                index_logs(through)
+            proxy.reset()
+            (result,) = index_logs(through)
+            assert result.problem is None
+            assert documents(given) == expected
+    opened.close()
+
+
+def test_down(growing: Growing, given: Settings) -> None:
+    """Where nothing answers, that is said in one line with the address; no traceback."""
+    growing.append(1, now_event)
+    (port,) = free_ports(1)
+    down = given.model_copy(update={"search": given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})})
+    with pytest.raises(SearchError, match=f"{port} does not answer"):
+        index_logs(down)
+    with pytest.raises(ConfigurationError, match="is not set"):
+        index_logs(given.model_copy(update={"search": SearchSettings()}))
+
+
+def test_follower(growing: Growing, given: Settings) -> None:
+    """Beside a drain, what was there and what is sealed meanwhile is indexed soon, and at the end all of it."""
+    growing.append(1, now_event)
+    follower = Follower(given)
+    deadline = time.monotonic() + 30
+    opened = Search(given.search)
+    while not opened.client.options(ignore_status=404).count(index=given.search.prefix).body.get("count"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    opened.close()
+    growing.append(2, now_event)
+    follower.sealed(LOG)
+    (result,) = follower.end()
+    assert (result.created, result.behind, result.problem) == (15, 0.0, None)
+    assert len(documents(given)) == 15
+
+
+def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) -> None:
+    """A drain does not wait for an Elasticsearch that does not answer, and says so."""
+    growing.append(1, now_event)
+    (port,) = free_ports(1)
+    search_down = given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})
+    follower = Follower(given.model_copy(update={"search": search_down}))
+    follower.sealed(LOG)
+    begin = time.monotonic()
+    results = follower.end()
+    assert time.monotonic() - begin < index.GRACE_SECONDS
+    assert all(f"{port} does not answer" in str(one.problem) for one in results)
+    assert results
