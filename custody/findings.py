@@ -71,6 +71,12 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "lifecycle": (Severity.POLICY, "set the bucket's lifecycle rules again; rules may move evidence, never delete it"),
     "retention": (Severity.POLICY, "hold trust.json's retention_days against what is deleted, and when"),
     "tables": (Severity.POLICY, "remove the tables of these days: the next audit makes them anew"),
+    "index-missing": (
+        Severity.INCOMPLETE,
+        "nothing, if Elasticsearch lost an index: what it lacked is indexed again; else find out who deleted it",
+    ),
+    "index-extra": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
+    "index-edited": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
     "skipped-record": (Severity.TAMPERED, "keep Kafka's records as evidence: the writer left out what it was given"),
     "unlisted": (Severity.TAMPERED, "find out who wrote it; move it out of the archive once that is known"),
     "orphan": (Severity.NOTICE, "nothing: a writer died before its commit, or is at work"),

@@ -17,10 +17,11 @@ import json
 import math
 import platform
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from typing import Any, Literal
@@ -40,14 +41,24 @@ from custody.archive import (
 )
 from custody.audit import Audit, Covered, FindingsRef, HeadRef, Read, Verdict
 from custody.checkpoints import find_signer, trust_own
-from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SignatureInvalid, SigningError
-from custody.findings import Severity
+from custody.errors import (
+    ConfigurationError,
+    CustodyError,
+    FormatError,
+    ObjectMissing,
+    SearchError,
+    SignatureInvalid,
+    SigningError,
+)
+from custody.findings import Finding, Severity, finding
 from custody.keys import Trust, open_signers, open_trust
 from custody.layout import Log
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.verify import Report, Scope, Span, verify
+from tasks.reconcile import find_strays, reconcile
 from tasks.report import TableWriter, check_tables
+from tasks.search import Search
 
 EXPIRED = "expired "
 READ_AGAIN = "read again "
@@ -184,6 +195,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             if read.read == "again" and read.end is not None
             for one in check_tables(store, log, read.first, read.end)
         ]
+        if settings.search.url and not request.logs:
+            tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs))
     return _planned(report, last, reads, archive, request, settings, now, tabled)
 
 
@@ -339,21 +352,27 @@ def verify_pieces(settings: Settings, plan: Plan, pieces: Sequence[Piece]) -> It
         for piece in pieces:
             done = _read_result(store, trust, plan, piece)
             if done is None:
-                done = _verify_piece(store, trust, plan, piece, with_tables=settings.audit.tables)
+                done = _verify_piece(settings, store, trust, plan, piece)
                 line = msgspec.json.encode(done)
                 if len(line) < manifest.STATEMENT_LIMIT:
                     _keep(store, _result_key(plan, piece), manifest.seal(line, signers, PIECE_FORMAT))
             yield done
 
 
-def _verify_piece(store: Store, trust: Trust, plan: Plan, piece: Piece, *, with_tables: bool) -> PieceResult:
+def _verify_piece(settings: Settings, store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult:
     log, scope = _log(piece.log), Scope({_log(piece.log): [Span(piece.first, piece.end)]}, listing=False)
-    if with_tables and piece.read == "new":
+    if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end) as writer:
             report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope, sink=writer)
             writer.finish()
     else:
         report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope)
+    findings = [one.to_dict() for one in report.findings]
+    if settings.search.url:
+        look = partial(
+            reconcile, store=store, archive=plan.archive, log=log, first=piece.first, end=piece.end, now=plan.started_at
+        )
+        findings += _held_against_search(settings, partial(look, content=piece.read == "again"))
     return PieceResult(
         format=PIECE_FORMAT,
         archive=plan.archive,
@@ -361,8 +380,23 @@ def _verify_piece(store: Store, trust: Trust, plan: Plan, piece: Piece, *, with_
         piece=piece,
         sealed_at=manifest.format_time(datetime.now(UTC)),
         counts={name: sum(getattr(one, name) for one in report.logs) for name in _COUNTED},
-        findings=[one.to_dict() for one in report.findings],
+        findings=findings,
     )
+
+
+def _held_against_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
+    """Return what a comparison with Elasticsearch finds; that it cannot be asked says nothing against the archive."""
+    found: list[dict[str, Any]] = []
+    try:
+        with closing(Search(settings.search)) as search:
+            found += (one.to_dict() for one in look(search))
+    except SearchError as error:
+        what = f"Elasticsearch was not held against the archive: {error}"
+        found.append(finding("unreadable", what, severity=Severity.NOTICE).to_dict())
+    except CustodyError:
+        # What is wrong with a statement or segment is a finding of its own.
+        pass
+    return found
 
 
 def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult | None:

@@ -284,9 +284,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     read: list[Piece] = []
     original = engine._verify_piece
 
-    def counted(store: Any, trust: Any, plan: Plan, piece: Piece, **more: Any) -> Any:
+    def counted(given: Any, store: Any, trust: Any, plan: Plan, piece: Piece) -> Any:
         read.append(piece)
-        return original(store, trust, plan, piece, **more)
+        return original(given, store, trust, plan, piece)
 
     monkeypatch.setattr(engine, "_verify_piece", counted)
     return read
