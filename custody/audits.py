@@ -14,7 +14,7 @@ from custody.chain import Memory
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Findings, Severity, finding
 from custody.keys import Trust, TrustedKey
-from custody.manifest import message, parse_time
+from custody.manifest import Signature, message, parse_time
 
 
 @dataclass(slots=True)
@@ -165,3 +165,33 @@ class AuditChain:
         if one.severity is not Severity.NOTICE:
             self.sound = False
         self.findings.add(one, row=row)
+
+
+def is_signed(
+    trust: Trust, text: bytes, signatures: Sequence[tuple[Signature, bytes]], sequence: int, sealed_at: str
+) -> bool:
+    """Say whether an audit, or a piece of it, is signed by keys that were trusted when it was sealed.
+
+    Args:
+        trust: the keys, and where they end.
+        text: what is signed.
+        signatures: by whom it is said to be, each with its value.
+        sequence: of the audit.
+        sealed_at: of what is signed.
+    """
+    held = False
+    for signature, value in signatures:
+        key = trust.keys.get(signature.key)
+        if key is None or key.algorithm != signature.algorithm:
+            return False
+        until = key.until.get(str(layout.AUDIT_LOG))
+        if (until is not None and sequence >= until.size) or not key.holds(parse_time(sealed_at)):
+            return False
+        try:
+            key.verify(text, value)
+        except SignatureInvalid:
+            return False
+        except KeyUnavailable:
+            continue
+        held = True
+    return held

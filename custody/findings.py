@@ -77,6 +77,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     ),
     "index-extra": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
     "index-edited": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
+    "rolled": (Severity.NOTICE, "nothing: it is the record of what the roll deleted, or did not"),
     "skipped-record": (Severity.TAMPERED, "keep Kafka's records as evidence: the writer left out what it was given"),
     "unlisted": (Severity.TAMPERED, "find out who wrote it; move it out of the archive once that is known"),
     "orphan": (Severity.NOTICE, "nothing: a writer died before its commit, or is at work"),

@@ -302,6 +302,28 @@ class SearchSettings(BaseModel):
     behind_seconds: Seconds = Field(default=900, description="An index further behind the archive is alarmed")
 
 
+class TierSettings(BaseModel):
+    """Where evidence lies as it grows old, and when its life ends. Days count from the put."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    warm_days: int = Field(default=90, ge=30, description="Then segments go to the warm class; S3 wants 30 at least")
+    cold_days: int = Field(default=365, ge=60, description="Then they go to the cold class")
+    life_days: int = Field(default=2555, ge=1, description="Then they expire, signed first, and are deleted")
+    warm_class: str = Field(default="STANDARD_IA", description="Storage class of the warm tier")
+    cold_class: str = Field(default="DEEP_ARCHIVE", description="Storage class of the cold tier")
+    manage: bool = Field(default=True, description="Whether the roll sets the bucket's rules; else it says what drifts")
+    prices: dict[str, float] = Field(
+        default={"STANDARD": 0.023, "STANDARD_IA": 0.0125, "GLACIER": 0.0036, "DEEP_ARCHIVE": 0.00099},
+        description="US dollars for a GB and month, by class",
+    )
+
+    @property
+    def moves(self) -> tuple[tuple[int, str], ...]:
+        """Days since the put, and the class moved to, in order."""
+        return ((self.warm_days, self.warm_class), (self.cold_days, self.cold_class))
+
+
 class AlertSettings(BaseModel):
     """Who is told when something is wrong."""
 
@@ -343,6 +365,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
+    tiers: TierSettings = Field(default=TierSettings(), description="Where evidence lies as it grows old")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is told when something is wrong")
 

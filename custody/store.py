@@ -25,7 +25,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -73,10 +73,12 @@ class ObjectInfo:
     Attributes:
         key: relative to the archive's root.
         size: in bytes.
+        storage_class: of S3; None in a folder.
     """
 
     key: str
     size: int
+    storage_class: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,15 @@ class Store(Protocol):
 
     def has_history(self, key: str) -> bool:
         """Say whether the store keeps a version or a delete marker of the key, besides an object without versions."""
+
+    def remove(self, key: str) -> None:
+        """Delete an object for good, every version of it; one that is not there is success.
+
+        Only what a signed statement has called expired may be removed, and tables, which can be made again.
+
+        Raises:
+            TerminalStoreError: it is locked, or may not be deleted.
+        """
 
     def close(self) -> None:
         """Give up connections. The store is not used afterwards."""
@@ -601,6 +612,16 @@ class _FileStore:
         _check_key(key)
         return False
 
+    def remove(self, key: str) -> None:
+        path = self._path(key)
+        with _os_errors("delete", path):
+            try:
+                if self._in_plain_folder(path):
+                    os.unlink(path)  # noqa: PTH108 - as its neighbours
+            except OSError as error:
+                if error.errno not in _MISSING_ERRNO:
+                    raise
+
     def close(self) -> None:
         """There is nothing to give up."""
 
@@ -889,7 +910,9 @@ class _S3Store:
         for page in self._pages(prefix, {"Delimiter": "/"}):
             folders.update(common["Prefix"][skip:].rstrip("/") for common in page.get("CommonPrefixes", ()))
             for item in page.get("Contents", ()):
-                objects[item["Key"][root:]] = ObjectInfo(item["Key"][root:], item["Size"])
+                objects[item["Key"][root:]] = ObjectInfo(
+                    item["Key"][root:], item["Size"], item.get("StorageClass", "STANDARD")
+                )
         for key, version in self._chosen.items():
             if key.startswith(prefix):
                 folder, deeper, _ = key[len(prefix) :].partition("/")
@@ -914,7 +937,7 @@ class _S3Store:
                     continue
                 if key > after and key.startswith(prefix) and key not in seen and key not in recent:
                     recent.add(key)
-                    yield ObjectInfo(key, item["Size"])
+                    yield ObjectInfo(key, item["Size"], item.get("StorageClass", "STANDARD"))
         for key, version in self._chosen.items():
             if key > after and key.startswith(prefix):
                 yield ObjectInfo(key, version.size)
@@ -1007,6 +1030,19 @@ class _S3Store:
             if not page.get("IsTruncated") or following == more:
                 return
             more = following
+
+    def remove(self, key: str) -> None:
+        absolute, where = self._absolute(key), self._where(key)
+        versions: list[str] = []
+        for page in self._version_pages(absolute, where):
+            found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+            versions += [one.get("VersionId", "null") for one in found if one["Key"] == absolute]
+        with _s3_errors("delete", where):
+            # By its version: else a bucket with versions would keep the bytes, under a delete marker.
+            for version in versions:
+                self._writer.delete_object(**self._object(key), VersionId=version)
+            if not versions:
+                self._writer.delete_object(**self._object(key))
 
     def at_versions(self, chosen: Mapping[str, Version]) -> Store:
         return _S3Store(self.url, self._options, chosen)

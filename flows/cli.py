@@ -97,6 +97,27 @@ def index(
 
 
 @app.command()
+def roll(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+) -> None:
+    """Roll indices and tiers, and end the life of what is old enough, here and now, without Prefect."""
+    settings, now = Settings(), datetime.now(UTC)
+    rolling = _import("tasks.roll")
+    actions = [*rolling.roll_indices(settings, now, dry_run=dry_run)] if settings.search.url else []
+    actions += _import("tasks.tiers").roll_bucket(settings, dry_run=dry_run)
+    actions += _import("tasks.expire").expire(settings, now, dry_run=dry_run)
+    if not dry_run:
+        rolling.record(settings, actions, now)
+    if actions:
+        render.console().print(_import("flows.render").roll_table(actions))
+    else:
+        typer.echo("Nothing was to be done.")
+    failed = [f"{one.what} {one.target}: {one.why}" for one in actions if one.outcome == "failed"]
+    if failed:
+        raise CustodyError("\n".join(failed))
+
+
+@app.command()
 def audit(
     log: Annotated[
         list[str] | None, typer.Option(help="A log, or a topic for all of its logs. May be given again. [default: all]")

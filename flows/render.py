@@ -7,6 +7,7 @@ from rich.table import Table
 from custody import render
 from tasks.drain import LogResult
 from tasks.index import IndexResult
+from tasks.roll import Action
 
 
 def drain_table(results: Sequence[LogResult]) -> Table:
@@ -37,6 +38,15 @@ def index_table(results: Sequence[IndexResult]) -> Table:
             f"{result.sequence:,}",
             f"{result.behind:,.0f} s",
         )
+    return table
+
+
+def roll_table(actions: Sequence[Action]) -> Table:
+    """Return one row for each thing that a roll did, or did not do."""
+    table = render.table("!what", "!target", "!outcome", "why")
+    for one in actions:
+        style = "bold red" if one.outcome in {"failed", "refused"} else ""
+        table.add_row(one.what, render.safe(one.target), render.safe(one.outcome, style=style), render.safe(one.why))
     return table
 
 

@@ -40,6 +40,7 @@ from custody.archive import (
     sealed_from,
 )
 from custody.audit import Audit, Covered, FindingsRef, HeadRef, Read, Verdict
+from custody.audits import is_signed
 from custody.checkpoints import find_signer, trust_own
 from custody.errors import (
     ConfigurationError,
@@ -47,8 +48,6 @@ from custody.errors import (
     FormatError,
     ObjectMissing,
     SearchError,
-    SignatureInvalid,
-    SigningError,
 )
 from custody.findings import Finding, Severity, finding
 from custody.keys import Trust, open_signers, open_trust
@@ -250,32 +249,10 @@ def _last_audit(store: Store, trust: Trust) -> AuditHead:
     if head.newest is None:
         return head
     text = manifest.message(head.newest.line, audit.FORMAT)
-    if _is_signed(trust, text, head.newest.signatures, head.size - 1, head.newest.statement.sealed_at):
+    if is_signed(trust, text, head.newest.signatures, head.size - 1, head.newest.statement.sealed_at):
         return head
     # The survey says what is wrong with it; here it is nothing to go on from.
     return AuditHead(head.size, head.edge, None)
-
-
-def _is_signed(
-    trust: Trust, text: bytes, signatures: Sequence[tuple[manifest.Signature, bytes]], sequence: int, sealed_at: str
-) -> bool:
-    """Say whether an audit, or a piece of it, is signed by keys that were trusted when it was sealed."""
-    held = False
-    for signature, value in signatures:
-        key = trust.keys.get(signature.key)
-        if key is None or key.algorithm != signature.algorithm:
-            return False
-        until = key.until.get(str(layout.AUDIT_LOG))
-        if (until is not None and sequence >= until.size) or not key.holds(manifest.parse_time(sealed_at)):
-            return False
-        try:
-            key.verify(text, value)
-        except SignatureInvalid:
-            return False
-        except SigningError:
-            continue
-        held = True
-    return held
 
 
 def _chosen(logs: Sequence[Log], wanted: Sequence[str]) -> list[Log]:
@@ -412,7 +389,7 @@ def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceR
     if not same or not timedelta(0) <= age < _PIECE_AGE:
         return None
     text = manifest.message(line, PIECE_FORMAT)
-    return result if _is_signed(trust, text, signatures, plan.sequence, result.sealed_at) else None
+    return result if is_signed(trust, text, signatures, plan.sequence, result.sealed_at) else None
 
 
 def _keep(store: Store, key: str, data: bytes) -> None:

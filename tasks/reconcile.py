@@ -62,6 +62,9 @@ def reconcile(
     wanted = [one for one in statements if parse_time(one.sealed_at) >= oldest]
     if not wanted:
         return
+    # What was indexed within the last second is there, and not seen yet.
+    with search.errors("a refresh"):
+        search.client.options(ignore_status=404).indices.refresh(index=f"{search.prefix},{search.rejected}")
     hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
     found = _count(search, search.prefix, _of(log), _OFFSET, ranges)

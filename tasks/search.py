@@ -29,7 +29,8 @@ REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 60
 """How long a bulk request that Elasticsearch is too busy for is sent again."""
 
-_CREATED, _THERE, _TOO_LARGE, _BUSY = 201, 409, 413, 429
+_CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 201, 403, 409, 413, 429
+_BLOCKED = "cluster_block_exception"
 _LATER = frozenset({_BUSY, 502, 503, 504})
 _NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
 _ERRORS_ONLY = "errors,items.*.status,items.*.error.type,items.*.error.reason"
@@ -247,7 +248,7 @@ class Search:
         if not outcome.errors:
             sent.created += len(places)
             return []
-        again, refused = [], []
+        again, refused, closed = [], [], set[str]()
         for place, one in zip(places, outcome.items, strict=True):
             if one.create.status == _CREATED:
                 sent.created += 1
@@ -255,9 +256,16 @@ class Search:
                 sent.there += 1
             elif one.create.status in _LATER:
                 again.append(place)
+            elif one.create.status == _FORBIDDEN and one.create.error and one.create.error.type == _BLOCKED:
+                closed.add(msgspec.json.decode(found.actions[place])["create"]["_index"])
+                again.append(place)
             else:
                 refused.append((place, one.create.error or _Error()))
         self._reject(log, found, refused, sent)
+        # What comes late opens the index of its day; the next roll closes it again.
+        for name in closed:
+            with self.errors(f"the settings of {name}"):
+                self.client.indices.put_settings(index=name, settings={"index.blocks.write": None})
         return again
 
     def _halve(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> list[int]:

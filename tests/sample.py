@@ -109,9 +109,9 @@ def make_archive(root: Path, passphrase: str | None = None) -> Sample:
 class Growing:
     """An archive of one log that grows by small statements, a minute apart."""
 
-    def __init__(self, root: Path, partition: int = 0) -> None:
+    def __init__(self, root: Path, partition: int = 0, begun: datetime | None = None) -> None:
         self.root, self.folder, self.keyring = root, root / "archive", root / "keyring.json"
-        self.begun = datetime.now(UTC) - timedelta(minutes=50)
+        self.begun = begun or datetime.now(UTC) - timedelta(minutes=50)
         root.mkdir(exist_ok=True)
         if not self.keyring.exists():
             new_keyring(self.keyring, self.begun - timedelta(days=1), ed25519=True)

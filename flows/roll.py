@@ -1,0 +1,141 @@
+"""The flow that runs every day: roll indices and tiers, end the life of what is old enough, and say what was done.
+
+What was deleted, and what was to be and was not, is signed as an audit too: Prefect's database is no evidence.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.states import Completed, Failed
+
+from custody.errors import CustodyError, Fenced
+from custody.settings import Settings
+from tasks.expire import expire
+from tasks.roll import Action, record, roll_indices
+from tasks.tiers import Usage, measure_usage, roll_bucket, small_objects
+
+ROWS = 100
+"""Rows in an artifact; it lives in Prefect's database."""
+
+_WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
+_BAR = 30
+
+
+@task(name="roll-indices", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def indices(now: datetime, dry_run: bool) -> list[Action]:
+    """Roll the daily indices. Settings are read here, since they hold secrets, and Prefect keeps parameters."""
+    settings = Settings()
+    return list(roll_indices(settings, now, dry_run=dry_run)) if settings.search.url else []
+
+
+@task(name="roll-bucket", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def bucket(dry_run: bool) -> list[Action]:
+    """Hold the bucket's rules against the settings."""
+    return list(roll_bucket(Settings(), dry_run=dry_run))
+
+
+@task(name="expire", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def end_of_life(now: datetime, dry_run: bool) -> list[Action]:
+    """Sign what has expired, and delete it."""
+    return list(expire(Settings(), now, dry_run=dry_run))
+
+
+@task(name="usage", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def usage() -> tuple[list[Usage], tuple[int, float]]:
+    """Count what lies in each class, and what it costs."""
+    settings = Settings()
+    found = measure_usage(settings)
+    return found, small_objects(found, settings)
+
+
+@flow(name="roll", persist_result=False, retries=0)
+def roll(dry_run: bool = False) -> State[Any]:
+    """Roll indices and tiers, and end the life of what is old enough.
+
+    Args:
+        dry_run: say what would be done, and change nothing.
+    """
+    now = datetime.now(UTC)
+    actions: list[Action] = []
+    problems: list[str] = []
+    steps: dict[str, Callable[[], list[Action]]] = {
+        "indices": lambda: indices(now, dry_run),
+        "bucket": lambda: bucket(dry_run),
+        "end of life": lambda: end_of_life(now, dry_run),
+    }
+    # Each on its own: an Elasticsearch that is down keeps nothing from expiring.
+    for name, step in steps.items():
+        try:
+            actions += step()
+        except CustodyError as error:
+            problems.append(f"{name}: {error}")
+    if not dry_run:
+        try:
+            record(Settings(), actions, now)
+        except Fenced as error:
+            problems.append(f"record: {error}; what was done stands in this run alone")
+        except CustodyError as error:
+            problems.append(f"record: {error}")
+    try:
+        _show_usage(*usage())
+    except CustodyError as error:
+        problems.append(f"usage: {error}")
+    return _conclude(actions, problems)
+
+
+def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
+    failed = [f"{one.what} {one.target}: {one.why}" for one in actions if one.outcome == "failed"]
+    counts = {name: sum(one.outcome == name for one in actions) for name in ("done", "planned", "refused", "failed")}
+    summary = (
+        "Roll: " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "done") + "."
+    )
+    shown = sorted(actions, key=lambda one: (_WORST_FIRST[one.outcome], one.what, one.target))
+    more = f" The first {ROWS} of {len(actions):,}." if len(actions) > ROWS else ""
+    create_table_artifact(
+        key="roll",
+        table=[_row(one) for one in shown[:ROWS]] or [{"what": "nothing was to be done"}],
+        description=summary + more,
+    )
+    get_run_logger().info(summary)
+    resource = {"prefect.resource.id": "custody.roll", "prefect.resource.name": "roll"}
+    if problems or failed:
+        worst = [*problems, *failed][:10]
+        emit_event("custody.roll.failed", resource=resource, payload={"problems": worst})
+        return Failed(message="\n".join([summary, *worst]), data=list(actions))
+    emit_event("custody.roll.completed", resource=resource, payload=counts)
+    return Completed(message=summary, data=list(actions))
+
+
+def _show_usage(found: Sequence[Usage], small: tuple[int, float]) -> None:
+    most = max((one.size for one in found), default=0) or 1
+    known = [one.cost for one in found if one.cost is not None]
+    description = f"{sum(one.size for one in found):,} bytes in {sum(one.objects for one in found):,} objects"
+    description += f", {sum(known):,.2f} US dollars a month." if known else "."
+    if small[0]:
+        description += (
+            f" {small[0]:,} segments are too small for cheaper classes to pay off; ten times as large ones"
+            f" (drain.segment_bytes, drain.flush_seconds) would save {small[1]:,.2f} dollars a month."
+        )
+    table = [
+        {
+            "part": one.part,
+            "class": one.storage_class,
+            "objects": one.objects,
+            "bytes": one.size,
+            "share": "\u2588" * round(_BAR * one.size / most),
+            "too small": one.small,
+            "dollars a month": "" if one.cost is None else round(one.cost, 4),
+        }
+        for one in found
+    ]
+    create_table_artifact(key="tiers", table=table or [{"part": "nothing is archived"}], description=description)
+
+
+def _row(one: Action) -> dict[str, Any]:
+    return {"what": one.what, "target": one.target, "outcome": one.outcome, "why": one.why}

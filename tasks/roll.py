@@ -1,0 +1,315 @@
+"""Rolls the daily indices: tomorrow's is made ahead, old ones become read-only and small, and the oldest are deleted.
+
+An index is deleted only if signed audits have verified every statement that has an event in it: Elasticsearch is the
+copy, and a timer's word is not enough. Where the cluster has ILM, its policy does what can be done by age alone, and
+deleting stays here; where it has none, all of it is done here.
+"""
+
+import platform
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from importlib.metadata import version
+from typing import Any, Literal
+
+from elasticsearch import ApiError
+
+from custody import audit, layout, manifest
+from custody.archive import append_audit, find_audits, find_statement, list_logs, read_archive
+from custody.audit import Audit
+from custody.audits import is_signed
+from custody.errors import CustodyError, ObjectMissing, SearchError
+from custody.findings import finding
+from custody.keys import Trust, open_signers, open_trust
+from custody.manifest import MANIFEST_LIMIT, Tree
+from custody.settings import Settings
+from custody.store import Store, open_store
+from tasks.audit import EXPIRED, READ_AGAIN
+from tasks.documents import ORIGIN, index_day, index_name
+from tasks.search import Search
+
+SETTLED_DAYS = 2
+"""A day's index becomes read-only so many days after the day; what comes later still opens it for a moment."""
+WARM_DAYS = 7
+RECORDED = 100
+"""Findings of a roll that stand in its audit; all of them are counted there."""
+_TOPIC, _PARTITION, _OFFSET = f"{ORIGIN}.topic", f"{ORIGIN}.partition", f"{ORIGIN}.offset"
+_GOOD = frozenset({"verified", "notices"})
+
+What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "find"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that the roll did, would do, or did not do.
+
+    Attributes:
+        what: the kind of thing.
+        target: what it was done to.
+        outcome: `planned` in a dry run, `refused` where a condition does not hold, `failed` where the server said no.
+        why: the reason.
+    """
+
+    what: What
+    target: str
+    outcome: Literal["done", "planned", "refused", "failed"]
+    why: str = ""
+
+
+def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
+    """Roll the daily indices.
+
+    Args:
+        settings: the settings; they name an Elasticsearch.
+        now: the time, aware.
+        dry_run: say what would be done, and change nothing.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or says no to what the rest depends on.
+        CustodyError: the archive or the keys cannot be opened.
+    """
+    with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
+        if not dry_run:
+            search.prepare()
+        yield from _Roll(settings, store, search, now, dry_run=dry_run).run()
+
+
+class _Roll:
+    def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
+        self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
+        self._verified: dict[str, list[tuple[int, int]]] | None = None
+
+    def run(self) -> Iterator[Action]:
+        today = self._now.astimezone(UTC).date()
+        by_policy = self._has_ilm()
+        if by_policy:
+            yield self._act("policy", self._search.prefix, self._set_policy)
+        there = self._indices()
+        tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
+        if tomorrow not in there:
+            yield self._act("create", tomorrow, lambda: self._create(tomorrow))
+        oldest = today - timedelta(days=self._settings.search.days)
+        for name, day in sorted(there.items()):
+            if day < oldest:
+                yield self._delete(name, day)
+            elif not by_policy:
+                yield from self._age(name, day, today)
+
+    def _act(self, what: What, target: str, do: Any) -> Action:
+        if self._dry:
+            return Action(what, target, "planned")
+        try:
+            do()
+        except SearchError as error:
+            return Action(what, target, "failed", str(error))
+        return Action(what, target, "done")
+
+    # --- what there is
+
+    def _has_ilm(self) -> bool:
+        with self._search.errors("whether it has ILM"):
+            try:
+                self._search.client.perform_request(
+                    "GET", f"/_ilm/policy/{self._search.prefix}", headers={"accept": "application/json"}
+                )
+            except ApiError as error:
+                # 404 is ILM's own: there is no such policy yet. A server without ILM knows no such address.
+                return error.status_code == 404
+        return True
+
+    def _indices(self) -> dict[str, date]:
+        with self._search.errors("its indices"):
+            names = self._search.client.indices.get(index=f"{self._search.prefix}-*", filter_path="*.aliases").body
+        days = {name: index_day(self._search.prefix, name) for name in names}
+        return {name: day for name, day in days.items() if day is not None}
+
+    # --- what is done by age
+
+    def _set_policy(self) -> None:
+        phases = {
+            "hot": {"actions": {}},
+            "warm": {
+                "min_age": f"{SETTLED_DAYS}d",
+                "actions": {"readonly": {}, "forcemerge": {"max_num_segments": 1}},
+            },
+        }
+        with self._search.errors("its ILM policy"):
+            self._search.client.ilm.put_lifecycle(name=self._search.prefix, policy={"phases": phases})
+            self._search.client.indices.put_settings(
+                index=f"{self._search.prefix}-*.*.*", settings={"index.lifecycle.name": self._search.prefix}
+            )
+
+    def _create(self, name: str) -> None:
+        with self._search.errors(f"making {name}"):
+            try:
+                self._search.client.indices.create(index=name)
+            except ApiError as error:
+                if error.error != "resource_already_exists_exception":
+                    raise
+
+    def _age(self, name: str, day: date, today: date) -> Iterator[Action]:
+        if (today - day).days <= SETTLED_DAYS:
+            return
+        with self._search.errors(f"the settings of {name}"):
+            found = self._search.client.indices.get_settings(index=name, flat_settings=True)[name]["settings"]
+            segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
+        shards = int(found.get("index.number_of_shards", 1))
+        if found.get("index.blocks.write") != "true":
+            yield self._act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}))
+        if segments["segments"]["count"] > shards:
+            yield self._act("merge", name, lambda: self._merge(name))
+        wanted = "data_warm,data_hot"
+        preferred = "index.routing.allocation.include._tier_preference"
+        if (today - day).days > WARM_DAYS and found.get(preferred) != wanted and self._has_warm_nodes():
+            yield self._act("warm", name, lambda: self._put(name, {preferred: wanted}))
+
+    def _put(self, name: str, changed: dict[str, Any]) -> None:
+        with self._search.errors(f"the settings of {name}"):
+            self._search.client.indices.put_settings(index=name, settings=changed)
+
+    def _merge(self, name: str) -> None:
+        with self._search.errors(f"merging {name}"):
+            self._search.client.options(request_timeout=3600).indices.forcemerge(index=name, max_num_segments=1)
+
+    def _has_warm_nodes(self) -> bool:
+        with self._search.errors("the roles of its nodes"):
+            nodes = self._search.client.nodes.info(filter_path="nodes.*.roles").body.get("nodes", {})
+        return any("data_warm" in node["roles"] for node in nodes.values())
+
+    # --- deleting
+
+    def _delete(self, name: str, day: date) -> Action:
+        try:
+            why = self._unverified(name)
+        except CustodyError as error:
+            why = f"it cannot be said whether the archive has verified it: {error}"
+        if why is not None:
+            return Action("delete", name, "refused", why)
+        age = (self._now.date() - day).days
+        done = self._act("delete", name, lambda: self._delete_index(name))
+        return Action(done.what, name, done.outcome, done.why or f"{age} days old, and every event of it verified")
+
+    def _delete_index(self, name: str) -> None:
+        with self._search.errors(f"deleting {name}"):
+            self._search.client.options(ignore_status=404).indices.delete(index=name)
+
+    def _unverified(self, name: str) -> str | None:
+        """Return why the archive does not vouch for all events of an index; None if it does."""
+        if self._verified is None:
+            self._verified = verified_spans(self._store, self._trust())
+        logs = {(log.name, log.partition): log for log in list_logs(self._store)}
+        for topic, partition, first, last, count in self._contents(name):
+            log = logs.get((topic, partition))
+            if log is None:
+                return f"{count} of its documents are of {topic}/{partition}, a log that the archive does not have"
+            begin, end = find_statement(self._store, log, first), find_statement(self._store, log, last)
+            if begin is None or end is None:
+                return f"offset {first if begin is None else last} of {log} is in no statement"
+            gap = _first_gap(self._verified.get(str(log), []), begin[0], end[0] + 1)
+            if gap is not None:
+                return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
+        return None
+
+    def _trust(self) -> Trust:
+        return open_trust([self._settings.keys], self._settings.trust, self._settings.passphrase())
+
+    def _contents(self, name: str) -> Iterator[tuple[str, int, int, int, int]]:
+        """Yield topic, partition, first and last offset, and number of the documents of each log in an index."""
+        sources = [{"topic": {"terms": {"field": _TOPIC}}}, {"partition": {"terms": {"field": _PARTITION}}}]
+        bounds = {"first": {"min": {"field": _OFFSET}}, "last": {"max": {"field": _OFFSET}}}
+        with self._search.errors(f"what is in {name}"):
+            answer = self._search.client.search(
+                index=name,
+                size=0,
+                aggs={
+                    "none": {"missing": {"field": _OFFSET}},
+                    "logs": {"composite": {"size": 10_000, "sources": sources}, "aggs": bounds},
+                },
+            )["aggregations"]
+        if count := answer["none"]["doc_count"]:
+            raise SearchError(f"{count} documents of {name} do not say where in the archive they are")
+        for bucket in answer["logs"]["buckets"]:
+            key = bucket["key"]
+            bounds_found = int(bucket["first"]["value"]), int(bucket["last"]["value"])
+            yield str(key["topic"]), int(key["partition"]), *bounds_found, int(bucket["doc_count"])
+
+
+def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
+    """Sign what was deleted, what was to be and was not, and what expired, as an audit of its own.
+
+    It covers nothing, and hands on what the audit before it says of heads and marks.
+
+    Returns:
+        Its sequence; None where there is nothing to record.
+
+    Raises:
+        Fenced: another audit was written meanwhile.
+        CustodyError: the archive does not take it, or no key can sign.
+    """
+    told = [one for one in actions if one.what in {"delete", "expire"} and one.outcome != "planned"]
+    if not told:
+        return None
+    counts = Counter(f"{one.what} {one.outcome}" for one in told)
+    found = [
+        finding("rolled", f"{one.what} {one.outcome}: {one.why}"[:1000], key=one.target[:500]).to_dict()
+        for one in told[:RECORDED]
+    ]
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        head = find_audits(store)
+        before = head.newest.statement if head.newest else None
+        marks = {
+            name: number
+            for name, number in (before.counts.items() if before else ())
+            if name.startswith((EXPIRED, READ_AGAIN))
+        }
+        statement = Audit(
+            format=audit.FORMAT,
+            archive=read_archive(store).archive,
+            sequence=head.size,
+            tree=Tree(head.size, head.root.hex(), [node.hex() for node in head.edge]),
+            started_at=manifest.format_time(now),
+            sealed_at=manifest.format_time(datetime.now(UTC)),
+            writer=f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}",
+            heads=before.heads if before else {},
+            covered={},
+            counts=dict(sorted({**marks, **counts}.items())),
+            findings=found,
+            verdict="notices",
+        )
+        append_audit(store, head, statement, open_signers(settings.keys, now, settings.passphrase()))
+    return statement.sequence
+
+
+def verified_spans(store: Store, trust: Trust) -> dict[str, list[tuple[int, int]]]:
+    """Return which statements of each log signed audits have verified, with nothing against the archive found.
+
+    Raises:
+        FormatError, StoreError: the audits cannot be read.
+    """
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for sequence in range(find_audits(store).size):
+        try:
+            signed = audit.parse(store.read(layout.audit_key(sequence), limit=MANIFEST_LIMIT))
+        except ObjectMissing:
+            continue
+        text = manifest.message(signed.line, audit.FORMAT)
+        statement = signed.statement
+        if statement.verdict not in _GOOD or not is_signed(
+            trust, text, signed.signatures, sequence, statement.sealed_at
+        ):
+            continue
+        for name, covered in statement.covered.items():
+            spans.setdefault(name, []).extend((one.from_, one.to) for one in covered)
+    return spans
+
+
+def _first_gap(spans: Sequence[tuple[int, int]], first: int, end: int) -> int | None:
+    """Return the first number of `[first, end)` that no span holds."""
+    for begin, stop in sorted(spans):
+        if begin > first:
+            break
+        first = max(first, stop)
+    return first if first < end else None

@@ -1,0 +1,246 @@
+"""The bucket's part in the seven years: rules that move evidence to cheaper classes, versions, locks, its policy.
+
+The rules only move: ending the life of evidence is the roll's, which signs first. What others have set in the bucket
+stays; what of ours has drifted is said, and set again unless `tiers.manage` is off. Manifests, checkpoints and audits
+stay in the class that they were put in.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from custody import layout, tables
+from custody.protection import Protection, check_lifecycle
+from custody.settings import Settings
+from custody.store import open_store
+from tasks.roll import Action
+
+SMALL_BYTES = 128 * 1024
+"""What a smaller object costs in Standard-IA; S3 moves none that is smaller."""
+OVERHEAD_BYTES = 40 * 1024
+"""What each object in an archived class costs besides its bytes: 32 KiB there, 8 KiB in Standard."""
+
+_MOVING = (layout.EVENTS, layout.QUARANTINE)
+_SID = "CustodyConditionalWrites"
+_GB = 1_000_000_000
+_ABSENT = frozenset(
+    {
+        "NoSuchLifecycleConfiguration",
+        "NoSuchBucketPolicy",
+        "ObjectLockConfigurationNotFoundError",
+        "NotImplemented",
+        "MethodNotAllowed",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What lies in one class of one part of the archive.
+
+    Attributes:
+        part: the folder.
+        storage_class: the class.
+        objects: how many.
+        size: their bytes.
+        small: objects too small to be moved to a cheaper class, or to be cheaper there.
+        cost: US dollars a month, by the prices of the settings; None where they have none for the class.
+    """
+
+    part: str
+    storage_class: str
+    objects: int
+    size: int
+    small: int
+    cost: float | None
+
+
+def roll_bucket(settings: Settings, *, dry_run: bool = False) -> Iterator[Action]:
+    """Hold the bucket against the settings, and set what has drifted.
+
+    Args:
+        settings: the settings.
+        dry_run: say what would be set, and change nothing.
+
+    Yields:
+        One action for each thing that is not as it should be; none for a folder, which has no rules.
+    """
+    bucket, _, prefix = settings.archive.removeprefix("s3://").partition("/")
+    if not settings.archive.startswith("s3://"):
+        return
+    client = boto3.session.Session().client("s3", endpoint_url=settings.s3.endpoint_url, region_name=settings.s3.region)
+    try:
+        yield from _Bucket(settings, client, bucket, f"{prefix.rstrip('/')}/" if prefix else "", dry_run).run()
+    finally:
+        client.close()
+
+
+class _Bucket:
+    def __init__(self, settings: Settings, client: Any, bucket: str, root: str, dry_run: bool) -> None:
+        self._settings, self._client, self._bucket, self._root, self._dry = settings, client, bucket, root, dry_run
+        self._whose = {"Bucket": bucket}
+        if settings.s3.expected_bucket_owner:
+            self._whose["ExpectedBucketOwner"] = settings.s3.expected_bucket_owner
+
+    def run(self) -> Iterator[Action]:
+        for check in (self._check_versions, self._check_lock, self._check_rules, self._check_policy):
+            try:
+                yield from check()
+            except (ClientError, BotoCoreError) as error:
+                yield Action("rules", f"s3://{self._bucket}", "failed", f"{_named(check)}: {_reason(error)}")
+
+    def _set(self, what: str, why: str, do: Callable[[], Any]) -> Action:
+        target = f"s3://{self._bucket}: {what}"
+        if not self._settings.tiers.manage:
+            return Action("rules", target, "refused", f"{why}; tiers.manage is off, so that it is not set")
+        if self._dry:
+            return Action("rules", target, "planned", why)
+        do()
+        return Action("rules", target, "done", why)
+
+    def _get(self, name: str, **more: Any) -> dict[str, Any] | None:
+        """Return a configuration of the bucket; None where there is none, or the server knows no such thing."""
+        try:
+            found: dict[str, Any] = getattr(self._client, name)(**self._whose, **more)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in _ABSENT:
+                return None
+            raise
+        return found
+
+    def _check_versions(self) -> Iterator[Action]:
+        found = self._get("get_bucket_versioning")
+        if found is not None and found.get("Status") != "Enabled":
+            enabled = {"Status": "Enabled"}
+            yield self._set(
+                "versions",
+                "without versions what is written over is lost",
+                lambda: self._client.put_bucket_versioning(**self._whose, VersioningConfiguration=enabled),
+            )
+
+    def _check_lock(self) -> Iterator[Action]:
+        wanted = self._settings.s3.retention_mode
+        found = self._get("get_object_lock_configuration")
+        enabled = (found or {}).get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
+        target = f"s3://{self._bucket}: Object Lock"
+        life = self._settings.tiers.life_days
+        if wanted is None:
+            why = "s3.retention_mode is not set: whoever may write may also delete; want COMPLIANCE for tiers.life_days"
+            yield Action("rules", target, "refused", why)
+        elif not enabled:
+            yield Action("rules", target, "refused", "the bucket was made without it, and each put asks for a lock")
+        elif (self._settings.s3.retention_days or 0) < life:
+            why = f"s3.retention_days is {self._settings.s3.retention_days}, and life lasts {life} days"
+            yield Action("rules", target, "refused", why)
+
+    def _check_rules(self) -> Iterator[Action]:
+        with closing(open_store(self._settings.archive, self._settings.s3)) as store:
+            in_force = store.lifecycle()
+        if in_force is None:
+            yield Action("rules", f"s3://{self._bucket}: lifecycle", "refused", "this server knows no lifecycle rules")
+            return
+        moves = self._settings.tiers.moves
+        drift = list(check_lifecycle(in_force, Protection(moves=moves), self._root))
+        if not drift:
+            return
+        ours = [_rule(self._root + folder, moves) for folder in _MOVING]
+        ids = {rule["ID"] for rule in ours}
+        found = self._get("get_bucket_lifecycle_configuration") or {}
+        others = [rule for rule in found.get("Rules", ()) if rule.get("ID") not in ids]
+        yield self._set(
+            "lifecycle",
+            "; ".join(str(one.message) for one in drift)[:500],
+            lambda: self._client.put_bucket_lifecycle_configuration(
+                **self._whose, LifecycleConfiguration={"Rules": [*others, *ours]}
+            ),
+        )
+        # A rule of somebody else may go on to delete or move what it should not; that is not ours to remove.
+        yield from (
+            Action("rules", f"s3://{self._bucket}: lifecycle", "refused", f"{one.message}: remove that rule")
+            for one in drift
+            if "wanted" not in one.message
+        )
+
+    def _check_policy(self) -> Iterator[Action]:
+        found = self._get("get_bucket_policy")
+        policy: dict[str, Any] = json.loads(found["Policy"]) if found else {"Version": "2012-10-17", "Statement": []}
+        given = policy["Statement"]
+        statements: list[dict[str, Any]] = given if isinstance(given, list) else [given]
+        wanted = _conditional_writes(self._bucket, self._root)
+        if wanted in statements:
+            return
+        policy["Statement"] = [*(one for one in statements if one.get("Sid") != _SID), wanted]
+        yield self._set(
+            "policy",
+            "a put without If-None-Match could write over evidence",
+            lambda: self._client.put_bucket_policy(**self._whose, Policy=json.dumps(policy)),
+        )
+
+
+def _rule(prefix: str, moves: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    return {
+        "ID": f"custody-{prefix.rstrip('/').replace('/', '-')}"[:255],
+        "Status": "Enabled",
+        "Filter": {"Prefix": prefix},
+        "Transitions": [{"Days": days, "StorageClass": class_} for days, class_ in moves],
+    }
+
+
+def _conditional_writes(bucket: str, root: str) -> dict[str, Any]:
+    """Return the statement that refuses every put of evidence which could replace an object."""
+    return {
+        "Sid": _SID,
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": [f"arn:aws:s3:::{bucket}/{root}{part}*" for part in layout.EVIDENCE],
+        "Condition": {"Null": {"s3:if-none-match": "true"}},
+    }
+
+
+def measure_usage(settings: Settings) -> list[Usage]:
+    """Return what lies where, and what that costs a month.
+
+    Raises:
+        StoreError: the archive cannot be listed.
+    """
+    prices = settings.tiers.prices
+    totals: dict[tuple[str, str], list[int]] = {}
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        for part in (*layout.EVIDENCE, tables.TABLES, "reports/"):
+            for info in store.list(part):
+                found = totals.setdefault((part, info.storage_class or "folder"), [0, 0, 0])
+                found[0] += 1
+                found[1] += info.size
+                found[2] += info.size < SMALL_BYTES and part in _MOVING
+    return [
+        Usage(part, class_, objects, size, small, size / _GB * prices[class_] if class_ in prices else None)
+        for (part, class_), (objects, size, small) in sorted(totals.items())
+    ]
+
+
+def small_objects(usage: Sequence[Usage], settings: Settings) -> tuple[int, float]:
+    """Return how many segments are too small for cheaper classes, and what larger ones would save, in dollars a month.
+
+    Ten times as large they would be a tenth as many, each with its overhead in the archived class once.
+    """
+    prices: Mapping[str, float] = settings.tiers.prices
+    small = sum(one.small for one in usage)
+    price = prices.get(settings.tiers.cold_class, 0.0)
+    return small, small * 0.9 * OVERHEAD_BYTES / _GB * price
+
+
+def _named(check: Callable[..., Any]) -> str:
+    return check.__name__.removeprefix("_check_")
+
+
+def _reason(error: ClientError | BotoCoreError) -> str:
+    if isinstance(error, ClientError):
+        found = error.response.get("Error", {})
+        return f"{found.get('Code', '?')}: {found.get('Message', '')}"[:300]
+    return type(error).__name__

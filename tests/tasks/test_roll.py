@@ -1,0 +1,180 @@
+"""Indices roll by age, and none is deleted on the word of a timer; on a real Elasticsearch."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from custody.settings import AuditSettings, SearchSettings, Settings
+from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tasks.documents import index_name
+from tasks.index import index_logs
+from tasks.roll import Action, roll_indices
+from tasks.search import Search
+from tests.sample import Growing
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.tasks.test_index import now_event
+
+NOW = datetime.now(UTC)
+LATER = NOW + timedelta(days=100)
+"""By then all that is of today is old enough to be deleted."""
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    made = Growing(tmp_path)
+    made.append(3, now_event)
+    return made
+
+
+@pytest.fixture
+def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    made = Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        audit=AuditSettings(tables=False),
+        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0),
+    )
+    index_logs(made)
+    yield made
+    opened = Search(made.search)
+    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
+    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
+    opened.close()
+
+
+@pytest.fixture
+def search(given: Settings) -> Iterator[Search]:
+    opened = Search(given.search)
+    yield opened
+    opened.close()
+
+
+def audit(given: Settings) -> None:
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+
+
+def roll(given: Settings, now: datetime = NOW, *, dry_run: bool = False) -> list[Action]:
+    search = Search(given.search)
+    search.client.indices.refresh(index=f"{search.prefix}*")
+    search.close()
+    return list(roll_indices(given, now, dry_run=dry_run))
+
+
+def names(search: Search) -> set[str]:
+    return set(search.client.indices.get(index=f"{search.prefix}-2*"))
+
+
+def test_tomorrow(given: Settings, search: Search) -> None:
+    """Tomorrow's index is there ahead of time, behind the alias and with the mapping; once."""
+    tomorrow = index_name(given.search.prefix, (NOW + timedelta(days=1)).date())
+    assert roll(given) == [Action("create", tomorrow, "done")]
+    found = search.client.indices.get(index=tomorrow)[tomorrow]
+    assert given.search.prefix in found["aliases"]
+    assert found["mappings"]["properties"]["client_ip"]["type"] == "ip"
+    assert roll(given) == []
+
+
+def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, search: Search) -> None:
+    """Days after its day an index is read-only and of one segment; again there is nothing to do."""
+    search.client.indices.flush(index=f"{search.prefix}*")
+    growing.append(3, now_event)
+    index_logs(given)
+    search.client.indices.flush(index=f"{search.prefix}*")
+    today = max(names(search))
+    actions = roll(given, NOW + timedelta(days=4))
+    assert [one for one in actions if one.target == today and one.what in {"read-only", "merge"}] == [
+        Action("read-only", today, "done"),
+        Action("merge", today, "done"),
+    ]
+    settings = search.client.indices.get_settings(index=today, flat_settings=True)[today]["settings"]
+    assert settings["index.blocks.write"] == "true"
+    search.client.indices.refresh(index=today)
+    stats = search.client.indices.stats(index=today, metric="segments")["indices"][today]["primaries"]
+    assert stats["segments"]["count"] == 1
+    assert [one for one in roll(given, NOW + timedelta(days=4)) if one.target == today] == []
+
+
+def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> None:
+    """An event of a day whose index is read-only is indexed there all the same."""
+    roll(given, NOW + timedelta(days=4))
+    growing.append(1, now_event)
+    (result,) = index_logs(given)
+    assert (result.created, result.rejected, result.problem) == (5, 0, None)
+
+
+def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Search) -> None:
+    """Without an audit that verified its events, an index stays however old it is, and the refusal says why."""
+    before = names(search)
+    refused = [one for one in roll(given, LATER) if one.what == "delete"]
+    assert {one.target for one in refused} == before
+    assert {one.outcome for one in refused} == {"refused"}
+    assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused[0].why
+    assert before <= names(search)
+
+
+def test_deleted_once_verified(given: Settings, search: Search) -> None:
+    """Once signed audits have verified every statement with an event in it, an old index is deleted."""
+    audit(given)
+    before = names(search)
+    planned = [one for one in roll(given, LATER, dry_run=True) if one.what == "delete"]
+    assert [(one.target, one.outcome) for one in planned] == [(name, "planned") for name in sorted(before)]
+    assert names(search) == before
+    assert {one.outcome for one in roll(given, LATER) if one.what == "delete"} == {"done"}
+    assert not before & names(search)
+
+
+def test_a_part_is_not_enough(growing: Growing, given: Settings) -> None:
+    """What was sealed behind the last audit keeps its day's index."""
+    audit(given)
+    growing.append(1, now_event)
+    index_logs(given)
+    refused = [one for one in roll(given, LATER) if one.what == "delete" and one.outcome == "refused"]
+    assert len(refused) == 1
+    assert "statement 3 of audit.grows/0" in refused[0].why
+
+
+def test_an_audit_that_found_something_vouches_for_nothing(growing: Growing, given: Settings) -> None:
+    """Of an archive that is damaged no index is deleted: it may be all that is left."""
+    path = next((growing.folder / "events").rglob("*.gz"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    audit(given)
+    assert {one.outcome for one in roll(given, LATER) if one.what == "delete"} == {"refused"}
+
+
+def test_an_unsigned_audit_vouches_for_nothing(growing: Growing, given: Settings) -> None:
+    """An audit that nobody trusted signed is no reason to delete."""
+    audit(given)
+    path = growing.folder / "audits" / f"{0:012}.json"
+    data = path.read_bytes()
+    line, _, signatures = data.partition(b"\n")
+    changed = json.loads(line)
+    changed["counts"]["events"] += 1
+    path.unlink()
+    path.write_bytes(json.dumps(changed, separators=(",", ":")).encode() + b"\n" + signatures)
+    assert {one.outcome for one in roll(given, LATER) if one.what == "delete"} == {"refused"}
+
+
+def test_foreign_documents_keep_an_index(given: Settings, search: Search) -> None:
+    """An index with documents that the archive does not have is evidence, and stays."""
+    audit(given)
+    index = max(names(search))
+    search.client.index(index=index, id="x", document={"@custody": {"topic": "other", "partition": 0, "offset": 1}})
+    refused = [one for one in roll(given, LATER) if one.outcome == "refused"]
+    assert [one.target for one in refused] == [index]
+    assert "a log that the archive does not have" in refused[0].why
+
+
+def test_dry_run(given: Settings, search: Search) -> None:
+    """A dry run says what would be done, and changes nothing."""
+    before = search.client.indices.get_settings(index=f"{search.prefix}*").body
+    actions = roll(given, NOW + timedelta(days=4), dry_run=True)
+    assert {one.outcome for one in actions} == {"planned"}
+    assert {one.what for one in actions} >= {"create", "read-only"}
+    assert search.client.indices.get_settings(index=f"{search.prefix}*").body == before

@@ -1,0 +1,149 @@
+"""The bucket's rules are set and held against the settings (moto, for lifecycle rules); what lies where is told."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.settings import Settings, TierSettings
+from custody.store import S3Options, open_store
+from tasks.roll import Action
+from tasks.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
+from tests.sample import Growing
+from tests.servers.s3 import MotoServer
+
+
+@pytest.fixture
+def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    moto.use(monkeypatch)
+    bucket = moto.make_bucket(object_lock=True)
+    return Settings(
+        archive=f"s3://{bucket}/archive",
+        s3=S3Options(endpoint_url=moto.endpoint_url, retention_mode="COMPLIANCE", retention_days=2555),
+    )
+
+
+def bucket_of(given: Settings) -> str:
+    return given.archive.removeprefix("s3://").partition("/")[0]
+
+
+def roll(given: Settings, **more: Any) -> dict[str, Action]:
+    return {one.target.rpartition(": ")[2]: one for one in roll_bucket(given, **more)}
+
+
+def test_set_once(given: Settings, moto: MotoServer) -> None:
+    """Rules that move evidence, and the policy that refuses plain puts, are set; then there is nothing to do."""
+    first = roll(given)
+    assert {name: one.outcome for name, one in first.items()} == {"lifecycle": "done", "policy": "done"}
+    rules = moto.client().get_bucket_lifecycle_configuration(Bucket=bucket_of(given))["Rules"]
+    assert {rule["Filter"]["Prefix"] for rule in rules} == {"archive/events/", "archive/quarantine/"}
+    for rule in rules:
+        assert [(move["Days"], move["StorageClass"]) for move in rule["Transitions"]] == [
+            (90, "STANDARD_IA"),
+            (365, "DEEP_ARCHIVE"),
+        ]
+        assert "Expiration" not in rule
+    assert roll(given) == {}
+
+
+def test_versions(moto: MotoServer, given: Settings) -> None:
+    """A bucket without versions gets them."""
+    bucket = moto.make_bucket()
+    plain = given.model_copy(update={"archive": f"s3://{bucket}/archive"})
+    found = roll(plain)
+    assert found["versions"].outcome == "done"
+    assert moto.client().get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    assert found["Object Lock"].outcome == "refused"
+
+
+def test_others_stay(given: Settings, moto: MotoServer) -> None:
+    """What others have set stays; a rule of theirs that deletes evidence is said, and is not ours to remove."""
+    bucket, client = bucket_of(given), moto.client()
+    theirs = [
+        {"ID": "logs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 7}},
+        {"ID": "bad", "Status": "Enabled", "Filter": {"Prefix": "archive/events/"}, "Expiration": {"Days": 7}},
+    ]
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": theirs})
+    statement = {
+        "Sid": "theirs",
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{bucket}/*",
+    }
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+    actions = list(roll_bucket(given))
+    assert ["refused" in one.outcome for one in actions if "'bad'" in one.why] == [False, True]
+    rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert {"logs", "bad"} < {rule["ID"] for rule in rules}
+    assert len(rules) == 4
+    assert statement in json.loads(client.get_bucket_policy(Bucket=bucket)["Policy"])["Statement"]
+
+
+def test_drift(given: Settings, moto: MotoServer) -> None:
+    """A rule of ours that somebody changed is said, and set again; the other stays as it is."""
+    roll(given)
+    client, bucket = moto.client(), bucket_of(given)
+    rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    rules[0]["Transitions"][0]["Days"] = 30
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
+    client.delete_bucket_policy(Bucket=bucket)
+    planned = roll(given, dry_run=True)
+    assert {name: one.outcome for name, one in planned.items()} == {"lifecycle": "planned", "policy": "planned"}
+    assert {name: one.outcome for name, one in roll(given).items()} == {"lifecycle": "done", "policy": "done"}
+    assert roll(given) == {}
+
+
+def test_only_said(given: Settings, moto: MotoServer) -> None:
+    """Where the settings leave rules to others, drift is said and nothing is set."""
+    said = given.model_copy(update={"tiers": TierSettings(manage=False)})
+    found = roll(said)
+    assert {one.outcome for one in found.values()} == {"refused"}
+    assert "tiers.manage is off" in found["policy"].why
+    assert {name: one.outcome for name, one in roll(given).items()} == {"lifecycle": "done", "policy": "done"}
+    assert moto.client().get_bucket_versioning(Bucket=bucket_of(given))["Status"] == "Enabled"
+
+
+def test_locks_shorter_than_life(given: Settings) -> None:
+    """Locks that end before life does, or that nobody asks for, are said."""
+    short = given.model_copy(update={"s3": S3Options(endpoint_url=given.s3.endpoint_url)})
+    assert "s3.retention_mode is not set" in roll(short)["Object Lock"].why
+    longer = given.model_copy(update={"tiers": TierSettings(life_days=4000)})
+    assert "s3.retention_days is 2555, and life lasts 4000 days" in roll(longer)["Object Lock"].why
+
+
+def test_no_bucket(given: Settings) -> None:
+    """A bucket that is not there is one clear line for each thing, and no traceback."""
+    gone = given.model_copy(update={"archive": "s3://there-is-no-such-bucket/archive"})
+    with pytest.raises(Exception, match="there-is-no-such-bucket") as raised:
+        assert {one.outcome for one in roll_bucket(gone)} == {"failed"}
+    assert type(raised.value).__module__ == "custody.errors"
+
+
+def test_folder(tmp_path: Path) -> None:
+    """A folder has no rules, and its usage is counted all the same."""
+    growing = Growing(tmp_path)
+    growing.append(3)
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
+    assert list(roll_bucket(given)) == []
+    usage = {one.part: one for one in measure_usage(given)}
+    assert (usage["events/"].objects, usage["events/"].small, usage["manifests/"].small) == (3, 3, 0)
+    paths = list((growing.folder / "events").rglob("*.gz"))
+    assert usage["events/"].size == sum(path.stat().st_size for path in paths)
+
+
+def test_usage_by_class(given: Settings, moto: MotoServer) -> None:
+    """Bytes, objects and dollars are told by class; what is too small for a cheaper class is counted."""
+    store, client, bucket = open_store(given.archive, given.s3), moto.client(), bucket_of(given)
+    store.create("events/a", bytes(SMALL_BYTES))
+    client.put_object(Bucket=bucket, Key="archive/events/b", Body=bytes(10), StorageClass="DEEP_ARCHIVE")
+    usage = measure_usage(given)
+    assert [(one.storage_class, one.objects, one.size, one.small) for one in usage if one.part == "events/"] == [
+        ("DEEP_ARCHIVE", 1, 10, 1),
+        ("STANDARD", 1, SMALL_BYTES, 0),
+    ]
+    prices = given.tiers.prices
+    assert usage[1].cost == pytest.approx(SMALL_BYTES / 1e9 * prices["STANDARD"])
+    assert small_objects(usage, given)[0] == 1
