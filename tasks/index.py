@@ -8,6 +8,7 @@ each manifest, in a thread that the drain never waits for but at its end.
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -30,6 +31,8 @@ GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""
 _LOOK_SECONDS = 5.0
 _CURSOR_SECONDS = 2.0
+_REQUESTS = 2
+"""Bulk requests under way at a time."""
 
 logger = logging.getLogger(__name__)
 
@@ -122,15 +125,15 @@ class Indexer:
         except ObjectArchived:
             logger.warning("%s: %s is archived; `custody backfill` brings it back", log, statement.segment.key)
             return total
-        # While one request is under way, the next is made.
-        with ThreadPoolExecutor(1) as sender:
-            under_way: Future[Sent] | None = None
+        # While some requests are under way, the next is made.
+        with ThreadPoolExecutor(_REQUESTS) as senders:
+            under_way: deque[Future[Sent]] = deque()
             for made in self._gather(log, statement, data):
-                if under_way is not None:
-                    _add(total, under_way.result())
-                under_way = sender.submit(self._search.create, log, made)
-            if under_way is not None:
-                _add(total, under_way.result())
+                if len(under_way) == _REQUESTS:
+                    _add(total, under_way.popleft().result())
+                under_way.append(senders.submit(self._search.create, log, made))
+            for sent in under_way:
+                _add(total, sent.result())
         return total
 
     def _gather(self, log: Log, statement: Statement, data: bytes) -> Iterator[Documents]:
