@@ -242,7 +242,7 @@ def test_follower(growing: Growing, given: Settings) -> None:
     follower = Follower(given)
     deadline = time.monotonic() + 30
     opened = Search(given.search)
-    while not opened.client.options(ignore_status=404).count(index=given.search.prefix).body.get("count"):
+    while not opened.client.options(ignore_status=[404, 503]).count(index=given.search.prefix).body.get("count"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     opened.close()
