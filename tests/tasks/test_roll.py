@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from tasks.roll import Action, roll_indices
 from tasks.search import Search
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.proxy import FaultyProxy
 from tests.tasks.test_index import now_event
 
 NOW = datetime.now(UTC)
@@ -178,3 +181,46 @@ def test_dry_run(given: Settings, search: Search) -> None:
     assert {one.outcome for one in actions} == {"planned"}
     assert {one.what for one in actions} >= {"create", "read-only"}
     assert search.client.indices.get_settings(index=f"{search.prefix}*").body == before
+
+
+class WithIlm(FaultyProxy):
+    """An Elasticsearch that has ILM, as far as the roll asks: the artifact that tests run has none."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.policies: dict[str, dict[str, Any]] = {}
+        self.followed: list[str] = []
+
+    def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        path = request.path.partition("?")[0]
+        answer = b'{"acknowledged":true}'
+        headers = [
+            ("X-elastic-product", "Elasticsearch"),
+            ("Content-Type", "application/vnd.elasticsearch+json;compatible-with=8"),
+            ("Content-Length", str(len(answer))),
+        ]
+        if path.startswith("/_ilm/policy/"):
+            name = path.rpartition("/")[2]
+            if request.command == "PUT":
+                self.policies[name] = json.loads(body)
+            return (200 if name in self.policies else 404), headers, answer
+        if path.endswith("/_settings") and b"index.lifecycle.name" in body:
+            self.followed.append(path)
+            return 200, headers, answer
+        return super()._ask(request, body)
+
+
+def test_where_there_is_ilm(given: Settings, search: Search) -> None:
+    """Where the cluster has ILM its policy makes indices read-only and merges them; deleting stays with the roll."""
+    with WithIlm(str(given.search.url)) as proxy:
+        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
+        first = list(roll_indices(through, NOW + timedelta(days=4)))
+        assert first[0] == Action("policy", given.search.prefix, "done")
+        assert {one.what for one in first} == {"policy", "create"}
+        phases = proxy.policies[given.search.prefix]["policy"]["phases"]
+        assert set(phases) == {"hot", "warm"}
+        assert set(phases["warm"]["actions"]) == {"readonly", "forcemerge"}
+        assert proxy.followed
+        later = list(roll_indices(through, LATER))
+        assert {one.outcome for one in later if one.what == "delete"} == {"refused"}
+    assert names(search)
