@@ -20,7 +20,7 @@ from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.segment import SEGMENT_LIMIT, inflate
 from custody.store import Store
-from tasks.documents import ORIGIN, Documents, index_day, make_documents
+from tasks.documents import ORIGIN, Documents, index_day, make_documents, restored_name
 from tasks.search import Search
 
 _PAGE = 1000
