@@ -208,7 +208,7 @@ class FolderTarget:
         with _file_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                if any(not name.startswith(".") for name in os.listdir(folder)):
+                if any(not name.startswith(".") for name in os.listdir(folder)):  # noqa: PTH208 - names are all that is asked
                     raise ConfigurationError(f"the folder {str(folder)!r} holds other things: name an empty one")
                 _write(path, wanted)
             if path.read_bytes() != wanted:
