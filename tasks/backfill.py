@@ -1,4 +1,4 @@
-"""Copies archived events, chosen by their own times, to where they are asked for: Elasticsearch, tables, Kafka, a folder.
+"""Copies archived events, chosen by their own times, to Elasticsearch, tables, a Kafka topic or a folder.
 
 1. `plan_backfill` walks the manifests and chooses the statements and batches whose times overlap the range. It reads
    no event, and changes nothing.
@@ -35,7 +35,7 @@ from custody.segment import BATCH_LIMIT, SEGMENT_LIMIT, inflate
 from custody.settings import Settings
 from custody.store import Store, Tier, open_store
 from tasks.documents import LEEWAY, offsets_of
-from tasks.search import Search
+from tasks.search import Search, Sent
 from tasks.targets import Content, FolderTarget, Part, SearchTarget, TablesTarget, Target, TopicTarget
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
@@ -504,8 +504,9 @@ class _Copy:
 
     def _copy(self, part: Part, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> None:
         mine = islice(fetched, len(pieces))
+        sent = Sent()
         try:
-            sent = self._target.write(part, self._contents(pieces, mine))
+            self._target.write(part, self._contents(pieces, mine), sent)
         except (FormatError, ObjectMissing, ObjectArchived, msgspec.MsgspecError) as error:
             if len(self._done.problems) < _PROBLEMS:
                 place = f"{part.log}, sequence {part.first}" + (f" to {part.end - 1}" if len(pieces) > 1 else "")
@@ -513,7 +514,7 @@ class _Copy:
             # What belongs to it was asked for ahead.
             for _ in mine:
                 pass
-        else:
+        finally:
             self._done.created += sent.created
             self._done.there += sent.there
             self._done.rejected += sent.rejected

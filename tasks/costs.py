@@ -1,6 +1,6 @@
 """What a backfill will cost and take, before it is begun: by AWS's list prices (us-east-1, 2025), and by rough speeds.
 
-An estimate, for deciding: prices differ between regions and change, and who reads from outside of AWS pays for that too.
+An estimate, for deciding: prices differ between regions and change, and reading from outside of AWS costs more.
 """
 
 from collections.abc import Mapping

@@ -79,8 +79,13 @@ class Target(Protocol):
     def has(self, part: Part) -> bool:
         """Say whether a part is known to be there, so that it need not be read."""
 
-    def write(self, part: Part, contents: Iterator[Content]) -> Sent:
+    def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Copy a part.
+
+        Args:
+            part: the part.
+            contents: its chosen events, batch by batch.
+            sent: is counted up, also where an error ends it.
 
         Raises:
             FormatError: what the archive holds cannot be copied. What goes wrong in `contents` passes through.
@@ -110,27 +115,28 @@ class SearchTarget:
         """Say no: what is there is not created again."""
         return False
 
-    def write(self, part: Part, contents: Iterator[Content]) -> Sent:
+    def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Create documents, about as many at a time as go into a request."""
-        total, size = Sent(), 0
+        size = 0
         waiting: list[Documents] = []
         try:
             for one in contents:
                 waiting.append(self._documents(part.log, one))
                 size += len(one.payload)
                 if size >= self._settings.bulk_bytes:
-                    self._create(part.log, waiting, total)
+                    self._create(part.log, waiting, sent)
                     size = 0
         finally:
             # What was read before something was found damaged is copied all the same.
-            self._create(part.log, waiting, total)
-        return total
+            self._create(part.log, waiting, sent)
 
     def _documents(self, log: Log, one: Content) -> Documents:
         where = (self._search.prefix, self._settings.days, log, one.statement, one.batch, one.payload)
         return make_documents(*where, among=() if one.whole else one.offsets, naming=self._name)
 
     def _create(self, log: Log, waiting: list[Documents], total: Sent) -> None:
+        if not waiting:
+            return
         made, waiting[:] = list(waiting), []
         joined = Documents(
             [line for one in made for line in one.actions],
@@ -162,12 +168,12 @@ class TablesTarget:
         """Say no: the plan has left out what there are tables of."""
         return False
 
-    def write(self, part: Part, contents: Iterator[Content]) -> Sent:
+    def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Make the tables of a range of statements; they are put once all of it was read."""
         with TableWriter(self._store, part.log, part.first, part.end) as writer:
             for one in contents:
                 writer.add(_work(part.log, one.statement), one.batch, one.payload)
-            return Sent(created=writer.finish())
+            sent.created += writer.finish()
 
 
 def _work(log: Log, statement: Statement) -> Work:
@@ -220,18 +226,19 @@ class FolderTarget:
         """Say whether the part's file is there."""
         return self._path(part).exists()
 
-    def write(self, part: Part, contents: Iterator[Content]) -> Sent:
+    def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Write a part's file; a batch that is chosen whole goes into it as it is stored."""
-        path, sent, members = self._path(part), Sent(), []
+        path, count = self._path(part), 0
+        members: list[bytes] = []
         for one in contents:
             lines = b"".join(line + b"\n" for line in one.lines) if not one.whole else b""
             members.append(one.member if one.whole else pack(lines).data)
-            sent.created += len(one.offsets)
+            count += len(one.offsets)
         with _file_errors(self._folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Even if it is empty: that nothing was chosen is then known, too.
             _write(path, b"".join(members) or pack(b"").data)
-        return sent
+        sent.created += count
 
     def _path(self, part: Part) -> Path:
         name = f"{part.first_offset:020}-{part.next_offset - 1:020}.jsonl.gz"
@@ -295,9 +302,9 @@ class TopicTarget:
         """Say no: which of a part's events are chosen is known once they are read."""
         return False
 
-    def write(self, part: Part, contents: Iterator[Content]) -> Sent:
+    def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Send what the topic lacks, and wait until it is acknowledged."""
-        sent, log, self._rejected = Sent(), part.log, 0
+        log, self._rejected = part.log, 0
         there = self._there.get(str(log), array("q"))
         try:
             for one in contents:
@@ -312,9 +319,8 @@ class TopicTarget:
                     sent.created += 1
         finally:
             self._flush()
-        sent.created -= self._rejected
-        sent.rejected += self._rejected
-        return sent
+            sent.created -= self._rejected
+            sent.rejected += self._rejected
 
     def _send(self, log: Log, line: bytes, offset: int, headers: list[tuple[str, bytes]]) -> None:
         while True:
