@@ -21,9 +21,8 @@ from prefect.states import Cancelled, Completed, Failed
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from custody.store import Tier
-from flows.render import size
+from flows.render import copy_summary, plan_summary
 from tasks.backfill import Kind, Plan, Progress, Request, copy, plan_backfill, restore
-from tasks.costs import duration, estimate
 from tasks.drain import stopping, stopping_on_signals
 
 EventType = Literal[
@@ -59,10 +58,10 @@ def copy_events(plan: Plan) -> Progress:
         nonlocal told
         if time.monotonic() - told >= _TELL_SECONDS:
             told = time.monotonic()
-            update_progress_artifact(shown, 100 * progress.share, describe(progress))
+            update_progress_artifact(shown, 100 * progress.share, copy_summary(progress))
 
     done = copy(Settings(), plan, tell, lambda: not stopping.is_set())
-    update_progress_artifact(shown, 100 * done.share, describe(done))
+    update_progress_artifact(shown, 100 * done.share, copy_summary(done))
     return done
 
 
@@ -117,7 +116,7 @@ def _aware(moment: datetime) -> datetime:
 
 def _run(request: Request, *, dry_run: bool) -> State[Any]:
     plan = choose(request)
-    summary = describe_plan(plan)
+    summary = plan_summary(plan)
     create_table_artifact(key="backfill", table=_rows(plan), description=summary)
     get_run_logger().info(summary)
     if dry_run:
@@ -127,12 +126,14 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
         return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_come_back()}")
     with stopping_on_signals():
         done = copy_events(plan)
-    get_run_logger().info(describe(done))
+    get_run_logger().info(copy_summary(done))
     if done.problems:
-        return Failed(message="\n".join([describe(done), *done.problems[:10]]))
+        return Failed(message="\n".join([copy_summary(done), *done.problems[:10]]))
     if done.stopped:
-        return Cancelled(message=f"{describe(done)} It was stopped; started again with the same parameters it goes on.")
-    return Completed(message=describe(done))
+        return Cancelled(
+            message=f"{copy_summary(done)} It was stopped; started again with the same parameters it goes on."
+        )
+    return Completed(message=copy_summary(done))
 
 
 def _come_back() -> str:
@@ -156,29 +157,6 @@ def _come_back() -> str:
             f"restores were asked for, and the next run could not be scheduled ({error}): start it again in some hours"
         ) from None
     return f"the run {following.name!r} looks again at {when:%Y-%m-%d %H:%M} UTC"
-
-
-def describe_plan(plan: Plan) -> str:
-    """Return what a plan reads, costs and takes, in one paragraph."""
-    archived = plan.archived
-    restores = f" {len(archived):,} of them must be restored first ({size(sum(one.size for one in archived))})."
-    problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
-    return (
-        f"{plan.events:,} events at most, in {plan.reads:,} reads of {len(plan.objects):,} segments"
-        f" ({size(plan.size)}); {plan.statements:,} statements were looked at.{restores if archived else ''}{problems}"
-        f" Estimate: {estimate(plan)}."
-    )
-
-
-def describe(progress: Progress) -> str:
-    """Return how far a copy is, how fast, and how long the rest takes."""
-    remaining = progress.remaining
-    rest = f", {duration(remaining)} left" if remaining else ""
-    return (
-        f"{progress.looked_at:,} of {progress.events:,} events looked at: {progress.created:,} copied,"
-        f" {progress.there:,} there already, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
-        f"{size(progress.read)} read{rest}."
-    )
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:

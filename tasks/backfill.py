@@ -21,7 +21,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -40,6 +40,7 @@ from tasks.targets import Content, FolderTarget, Part, SearchTarget, TablesTarge
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
 """What events are copied to."""
+KINDS, TIERS = get_args(Kind), get_args(Tier)
 RESTORE_DAYS = 7
 """How long the copy of an archived object can be read."""
 
