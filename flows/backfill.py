@@ -51,7 +51,8 @@ def ask_for_restores(plan: Plan) -> int:
 @task(name="copy", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def copy_events(plan: Plan) -> Progress:
     """Copy, and show how far that is."""
-    shown = create_progress_artifact(0.0, key="backfill-progress", description="begun")
+    # Called in a task that is no coroutine, these are none either.
+    shown: Any = create_progress_artifact(0.0, key="backfill-progress", description="begun")
     told = time.monotonic()
 
     def tell(progress: Progress) -> None:
@@ -144,7 +145,7 @@ def _come_back() -> str:
     when = datetime.now(UTC) + LOOK_AGAIN
     try:
         # Of the deployment, and no part of this run: so nothing waits for it, and no slot is held.
-        following = run_deployment(
+        following: Any = run_deployment(
             deployment,
             parameters=dict(runtime.flow_run.parameters),
             scheduled_time=when,

@@ -1,4 +1,4 @@
-"""A backfill copies exactly the events asked for, each once, from whatever storage class they lie in; on real servers."""
+"""A backfill copies exactly the events asked for, each once, from whatever storage class; on real servers."""
 
 import gzip
 import json
@@ -161,7 +161,7 @@ def test_logs_are_chosen(written: Growing, given: Settings, tmp_path: Path) -> N
         for logs in ((), ("audit.grows",), ("audit.grows/1",))
     ]
     assert counts == [2, 2, 1]
-    with pytest.raises(ConfigurationError, match="no log 'audit.grows/2'"):
+    with pytest.raises(ConfigurationError, match=r"no log 'audit\.grows/2'"):
         plan_backfill(given, folder_of(tmp_path, logs=("audit.grows/2",)))
 
 
@@ -220,9 +220,7 @@ class _Reads:
 
 
 def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments without an event of the range are not opened; of those at its edges only the batches that overlap are
-    read, neighbours at once.
-    """
+    """Of segments at the range's edges only the batches that overlap are read; of those without an event nothing is."""
     reads = _Reads(monkeypatch)
     plan = plan_backfill(given, folder_of(tmp_path))
     assert reads.ranges == []
@@ -239,7 +237,6 @@ def test_a_dry_run_changes_nothing(given: Settings, written: Growing, tmp_path: 
     """A plan says what would be read, cost and take, and neither archive nor target is touched."""
     before = state(written.folder)
     plan = plan_backfill(given, folder_of(tmp_path / "out"))
-    assert "25 events at most" not in str(estimate(plan))
     assert str(estimate(plan)) == "about $0.00 by AWS's list prices, 0 s to copy"
     assert state(written.folder) == before
     assert not (tmp_path / "out").exists()
@@ -363,7 +360,7 @@ def documents(given: Settings) -> dict[str, dict[str, Any]]:
 
 
 def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
-    """Each event of the day is a document that leads to its evidence, where the roll does not delete it; again: none."""
+    """Each event of the day is a document that leads to its evidence, where the roll leaves it; again: none."""
     assert run(searched, of_the_day()).created == 24
     found = documents(searched)
     assert set(found) == {document_id(LOG, offset) for offset in DAYS_OFFSETS}
