@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ from tasks.search import Search, Sent
 
 TOPIC_SECONDS = 120.0
 """How long Kafka may take to acknowledge a record, or to give the next one of what a topic holds."""
+_POLL_SECONDS = 0.2
 REQUEST_FILE = "backfill.json"
 """In a folder: which events the files hold."""
 
@@ -395,9 +397,12 @@ def _holdings(client: dict[str, str], group: str, topic: str) -> tuple[dict[str,
             bounds = {one.partition: consumer.get_watermark_offsets(one, REQUEST_SECONDS) for one in places}
             left = {partition for partition, (low, high) in bounds.items() if high > low}
             consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in sorted(left)])
+            heard = time.monotonic()
             while left:
-                messages = consumer.consume(10_000, TOPIC_SECONDS)
-                if not messages:
+                # It waits for as many as are asked for, or for as long: so not for long.
+                messages = consumer.consume(10_000, _POLL_SECONDS)
+                heard = time.monotonic() if messages else heard
+                if time.monotonic() - heard > TOPIC_SECONDS:
                     raise TransientSourceError(f"topic {topic} gives nothing for {TOPIC_SECONDS:.0f} s; try again")
                 for message in messages:
                     error = message.error()
