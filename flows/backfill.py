@@ -22,7 +22,7 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from custody.store import Tier
 from flows.render import copy_summary, plan_summary
-from tasks.backfill import Kind, Plan, Progress, Request, copy, plan_backfill, restore
+from tasks.backfill import Kind, Plan, Progress, Request, check_request, copy, plan_backfill, restore
 from tasks.drain import stopping, stopping_on_signals
 
 EventType = Literal[
@@ -116,6 +116,8 @@ def _aware(moment: datetime) -> datetime:
 
 
 def _run(request: Request, *, dry_run: bool) -> State[Any]:
+    # Here, too, since what a task raises is logged with a traceback.
+    check_request(Settings(), request)
     plan = choose(request)
     summary = plan_summary(plan)
     create_table_artifact(key="backfill", table=_rows(plan), description=summary)

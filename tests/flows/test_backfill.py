@@ -101,10 +101,9 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert following.expected_start_time - datetime.now(UTC) > timedelta(minutes=50)
         assert not (tmp_path / "again").exists()
 
+        # Whoever ran it now would wait for its time.
         monkeypatch.setattr(module, "restore", lambda *_: 0)
-        given = backfill.validate_parameters(following.parameters)
-        state = run_flow(backfill, flow_run=following, parameters=given, return_type="state")
-        assert state.is_completed(), state.message
+        assert backfill(**backfill.validate_parameters(following.parameters), return_state=True).is_completed()
     assert copied(tmp_path / "again") == FIRST_DAY
 
 
