@@ -11,6 +11,9 @@ Rules:
 4. Never let a lower library's error through: each becomes one of `custody.errors`, terminal or transient.
 5. Never show a credential: URLs that hold one are refused, and what libraries and servers say is clipped and cleaned.
 6. Never judge bytes: a store hands over what it holds, and the verifier finds out what it is worth.
+
+What costs money is asked for by name: `restore` has a readable copy of an archived object made, and the object stays as
+it is.
 """
 
 import base64
@@ -63,6 +66,8 @@ _DETAIL_CHARACTERS = 300
 _FOLDERS_KNOWN = 100_000
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes that cannot be read without a restore."""
+Tier = Literal["standard", "bulk"]
+"""How a restore is made: within some hours, or cheaply within two days."""
 _CHUNK = 1 << 20
 
 
@@ -90,6 +95,7 @@ class ObjectStatus:
         created: when this version was put.
         storage_class: of S3, `STANDARD` where it names none; None in a folder.
         restored: whether a copy of an archived object is there to be read.
+        restoring: whether such a copy is being made.
         sha256: hex digest that the store computed when the object was put, None where it keeps none.
         lock_mode: of Object Lock, None where there is no retention.
         lock_until: the end of the retention.
@@ -100,6 +106,7 @@ class ObjectStatus:
     created: datetime
     storage_class: str | None = None
     restored: bool = False
+    restoring: bool = False
     sha256: str | None = None
     lock_mode: str | None = None
     lock_until: datetime | None = None
@@ -220,6 +227,19 @@ class Store(Protocol):
 
         Raises:
             ObjectMissing: there is no such object.
+        """
+
+    def restore(self, key: str, *, days: int, tier: "Tier") -> None:
+        """Ask for a readable copy of an archived object; one that is there, or under way, is success. Costs money.
+
+        Args:
+            key: the object. In a folder nothing is archived, and nothing is done.
+            days: how long the copy stays once it is made, 1 or more.
+            tier: how soon it is made, and at what price.
+
+        Raises:
+            ObjectMissing: there is no such object.
+            TransientStoreError: it is not known whether it was asked for. Trying again is safe.
         """
 
     def history(self, prefix: str = "") -> Iterator[Version]:
@@ -591,6 +611,9 @@ class _FileStore:
         if found is None or not stat.S_ISREG(found.st_mode) or not self._in_plain_folder(path):
             raise _missing(path)
         return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+    def restore(self, key: str, *, days: int, tier: Tier) -> None:
+        """Nothing in a folder is archived."""
 
     def history(self, prefix: str = "") -> Iterator[Version]:
         """A folder keeps no versions."""
@@ -989,11 +1012,21 @@ class _S3Store:
             created=found["LastModified"],
             storage_class=found.get("StorageClass", "STANDARD"),
             restored='ongoing-request="false"' in found.get("Restore", ""),
+            restoring='ongoing-request="true"' in found.get("Restore", ""),
             sha256=base64.b64decode(digest).hex() if digest is not None else None,
             lock_mode=found.get("ObjectLockMode"),
             lock_until=found.get("ObjectLockRetainUntilDate"),
             legal_hold=found.get("ObjectLockLegalHoldStatus") == "ON",
         )
+
+    def restore(self, key: str, *, days: int, tier: Tier) -> None:
+        where = self._where(key)
+        asked: Any = {"Days": days, "GlacierJobParameters": {"Tier": tier.capitalize()}}
+        try:
+            with _s3_errors("restore", where):
+                self._reader.restore_object(**self._object(key), **self._version(key), RestoreRequest=asked)
+        except _RestoringError:
+            return
 
     def history(self, prefix: str = "") -> Iterator[Version]:
         _check_prefix(prefix)
@@ -1198,6 +1231,10 @@ class _NoLifecycleError(TerminalStoreError):
     """The bucket has no lifecycle rules."""
 
 
+class _RestoringError(TerminalStoreError):
+    """A copy of the archived object is being made already."""
+
+
 class _BeyondEndError(TerminalStoreError):
     """The range asked for begins behind the object's end."""
 
@@ -1300,6 +1337,12 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:
         return _occupied(where)
     if code == "NoSuchLifecycleConfiguration":
         return _NoLifecycleError(f"{where} has no lifecycle rules")
+    if code == "RestoreAlreadyInProgress":
+        return _RestoringError(f"{where} is being restored already")
+    if code == "AccessDenied" and doing == "restore":
+        return TerminalStoreError(f"cannot restore {where}: HTTP {status}, {code} (allow s3:RestoreObject)")
+    if code == "InvalidObjectState" and doing == "restore":
+        return TerminalStoreError(f"cannot restore {where}: it is in no archived storage class any more; run again")
     if code == "InvalidObjectState":
         return ObjectArchived(f"{where} is in an archived storage class (InvalidObjectState): restore it first")
     said = f"{_clean(code)} {_clean(str(answer.get('Message') or ''))}".strip() or "an answer without a code"

@@ -153,6 +153,53 @@ def audit(
 
 
 @app.command()
+def backfill(
+    since: Annotated[datetime, typer.Option(formats=_TIMES, help="Events from then on, by their own time, in UTC.")],
+    until: Annotated[datetime, typer.Option(formats=_TIMES, help="Events before then, in UTC.")],
+    to: Annotated[str, typer.Option("--to", help="elasticsearch, tables, topic or folder.")] = "elasticsearch",
+    log: Annotated[
+        list[str] | None, typer.Option(help="A log, or a topic for all of its logs. May be given again. [default: all]")
+    ] = None,
+    type_: Annotated[
+        list[str] | None, typer.Option("--type", help="A type of events. May be given again. [default: all]")
+    ] = None,
+    topic: Annotated[str | None, typer.Option(help="The Kafka topic, with --to topic.")] = None,
+    folder: Annotated[str | None, typer.Option(help="The folder, with --to folder.")] = None,
+    tier: Annotated[str, typer.Option(help="How archived segments are restored: standard or bulk.")] = "standard",
+    late_days: Annotated[
+        int | None, typer.Option(min=0, help="Only statements sealed so many days after the range. [default: all]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would read, cost and take, and change nothing.")
+    ] = False,
+) -> None:
+    """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""
+    work, tell = _import("tasks.backfill"), _import("flows.render")
+    for name, value, known in (("--to", to, work.KINDS), ("--tier", tier, work.TIERS)):
+        if value not in known:
+            raise ConfigurationError(f"{name} is {value[:100]!r}; want {', '.join(known)}")
+    aware = {"since": since.replace(tzinfo=UTC), "until": until.replace(tzinfo=UTC)}
+    chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
+    request = work.Request(**aware, **chosen, tier=tier, late_days=late_days)
+    plan = work.plan_backfill(Settings(), request)
+    typer.echo(tell.plan_summary(plan))
+    if dry_run:
+        return
+    if waiting := work.restore(Settings(), plan):
+        typer.echo(f"{waiting:,} segments are being restored: run the same command again when they are there.")
+        raise typer.Exit(3)
+    draining = _import("tasks.drain")
+    with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
+        done = work.copy(Settings(), plan, go_on=lambda: not draining.stopping.is_set())
+        stopped = done.stopped
+    typer.echo(tell.copy_summary(done))
+    if done.problems:
+        raise CustodyError("\n".join(done.problems))
+    if stopped:
+        raise CustodyError("it was stopped; the same command goes on")
+
+
+@app.command()
 def automations() -> None:
     """Make the alerts of deployments/automations.yaml on the Prefect server that PREFECT_API_URL names."""
     for name in _import("flows.automations").make_automations():

@@ -1,10 +1,12 @@
-"""Tables of what the operator's commands did."""
+"""What the operator's commands did, as tables and in words."""
 
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from custody import render
+from tasks.backfill import Plan, Progress
+from tasks.costs import duration, estimate
 from tasks.drain import LogResult
 from tasks.index import IndexResult
 from tasks.roll import Action
@@ -48,6 +50,29 @@ def roll_table(actions: Sequence[Action]) -> Table:
         style = "bold red" if one.outcome in {"failed", "refused"} else ""
         table.add_row(one.what, render.safe(one.target), render.safe(one.outcome, style=style), render.safe(one.why))
     return table
+
+
+def plan_summary(plan: Plan) -> str:
+    """Return what a plan reads, costs and takes, in one paragraph."""
+    archived = plan.archived
+    restores = f" {len(archived):,} of them must be restored first ({size(sum(one.size for one in archived))})."
+    problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
+    return (
+        f"{plan.events:,} events at most, in {plan.reads:,} reads of {len(plan.objects):,} segments"
+        f" ({size(plan.size)}); {plan.statements:,} statements were looked at.{restores if archived else ''}{problems}"
+        f" Estimate: {estimate(plan)}."
+    )
+
+
+def copy_summary(progress: Progress) -> str:
+    """Return how far a copy is, how fast, and how long the rest takes."""
+    remaining = progress.remaining
+    rest = f", {duration(remaining)} left" if remaining else ""
+    return (
+        f"{progress.looked_at:,} of {progress.events:,} events looked at: {progress.created:,} copied,"
+        f" {progress.there:,} there already, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
+        f"{size(progress.read)} read{rest}."
+    )
 
 
 def size(number: float) -> str:

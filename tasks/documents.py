@@ -10,9 +10,10 @@ as it likes: those events share one, `<prefix>-outlying`.
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -99,6 +100,11 @@ def outlying_name(prefix: str) -> str:
     return f"{prefix}-outlying"
 
 
+def restored_name(prefix: str, day: date) -> str:
+    """Return the index of a day that was brought back after it had aged out: the roll leaves it alone."""
+    return f"{prefix}-restored-{day:%Y.%m.%d}"
+
+
 def index_day(prefix: str, name: str) -> date | None:
     """Return the day that an index is of, None where it is not one of a day."""
     try:
@@ -129,7 +135,14 @@ def document_id(log: Log, offset: int) -> str:
 
 
 def make_documents(
-    prefix: str, days: int, log: Log, statement: Statement, batch: Batch, payload: bytes, among: Sequence[int] = ()
+    prefix: str,
+    days: int,
+    log: Log,
+    statement: Statement,
+    batch: Batch,
+    payload: bytes,
+    among: Sequence[int] = (),
+    naming: Callable[[date], str] | None = None,
 ) -> Documents:
     """Return the documents of a batch.
 
@@ -141,6 +154,7 @@ def make_documents(
         batch: the batch.
         payload: its lines, each with its newline.
         among: only these offsets; all if empty.
+        naming: gives the index of a day that is not outlying; `index_name` if None.
 
     Raises:
         FormatError: the lines are not those stated.
@@ -152,7 +166,7 @@ def make_documents(
             f"{log}, sequence {statement.sequence}, batch {batch.number} has {len(found)} lines for {len(offsets)}"
             " offsets; `custody verify` says more"
         )
-    names = _index_names(prefix, days, statement, batch, payload)
+    names = _index_names(prefix, days, statement, batch, payload, naming or partial(index_name, prefix))
     if among:
         wanted = set(among)
         chosen = [place for place, offset in enumerate(offsets) if offset in wanted]
@@ -182,14 +196,16 @@ def _last_byte(line: bytes) -> bytes:
     return line[-1:]
 
 
-def _index_names(prefix: str, days: int, statement: Statement, batch: Batch, payload: bytes) -> str | Sequence[str]:
+def _index_names(
+    prefix: str, days: int, statement: Statement, batch: Batch, payload: bytes, naming: Callable[[date], str]
+) -> str | Sequence[str]:
     """Return the index of all of a batch's events, or of each."""
     sealed = parse_time(statement.sealed_at)
     oldest, newest = (sealed - timedelta(days=days)).date(), (sealed + LEEWAY).date()
     first, last = parse_time(batch.min_time).date(), parse_time(batch.max_time).date()
 
     def name(day: date) -> str:
-        return index_name(prefix, day) if oldest <= day <= newest else outlying_name(prefix)
+        return naming(day) if oldest <= day <= newest else outlying_name(prefix)
 
     if first == last:
         return name(first)

@@ -253,6 +253,7 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
         "every-minute": "flows.drain.drain",
         "nightly": "flows.audit.audit",
         "now": "flows.alert.alert",
+        "ad-hoc": "flows.backfill.backfill",
     }
     assert [one["schedule"]["cron"] for one in deployments["nightly"]["schedules"]] == ["17 2 * * *"]
     installation.wait(

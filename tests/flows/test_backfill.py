@@ -1,0 +1,131 @@
+"""The flow and the command: a form's parameters in, events copied, what people see; and no run that waits."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
+from prefect.testing.utilities import prefect_test_harness
+
+from custody import cli
+from flows import backfill as module
+from flows.backfill import backfill
+from tests.corpus import EVENTS
+from tests.sample import Growing
+
+DAY = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def hourly(offset: int) -> bytes:
+    moment = (DAY + timedelta(hours=offset)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return json.dumps({**EVENTS["auth_attempt"], "timestamp": moment, "request_id": f"request-{offset}"}).encode()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """A Prefect server with a database of its own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DO_NOT_TRACK", "1")
+        patched.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        with prefect_test_harness(server_startup_timeout=120):
+            yield
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
+    """An archive with two days of events, that the settings name."""
+    growing = Growing(tmp_path / "written")
+    growing.append(10, hourly)
+    for name in list(os.environ):
+        if name.upper().startswith("CUSTODY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    monkeypatch.chdir(tmp_path)
+    return growing
+
+
+def copied(folder: Path) -> list[bytes]:
+    paths = sorted(folder.rglob("*.jsonl.gz"))
+    return [line for path in paths for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+FIRST_DAY = [hourly(offset) for offset in range(24)]
+
+
+@pytest.mark.usefixtures("server", "written")
+def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run says what it would take; a run copies, and shows its progress; what makes no sense fails in a line.
+
+    Deployed, and with restores under way, a run ends at once, and the next one is scheduled with its parameters.
+    """
+    parameters: dict[str, Any] = {
+        "since": DAY,
+        "until": DAY + timedelta(days=1),
+        "target": "folder",
+        "folder": str(tmp_path / "out"),
+    }
+    dry = backfill(**parameters, dry_run=True, return_state=True)
+    assert dry.is_completed()
+    assert "25 events at most, in 5 reads of 5 segments" in str(dry.message)
+    assert "Nothing was changed" in str(dry.message)
+    assert not (tmp_path / "out").exists()
+
+    wrong = backfill(**{**parameters, "folder": None}, return_state=True)
+    assert (wrong.is_failed(), wrong.message) == (True, "the target is a folder: say which")
+
+    done = backfill(**parameters, return_state=True)
+    assert done.is_completed(), done.message
+    assert copied(tmp_path / "out") == FIRST_DAY
+    with get_client(sync_client=True) as client:
+        artifacts = {one.key: one for one in client.read_artifacts()}
+        assert artifacts["backfill-progress"].data == 100
+        assert "24 copied" in str(artifacts["backfill-progress"].description)
+
+        deployment = backfill.to_deployment("ad-hoc").apply()
+        again = {**parameters, "folder": str(tmp_path / "again")}
+        created = client.create_flow_run_from_deployment(deployment, parameters=again)
+        monkeypatch.setattr(module, "restore", lambda *_: 3)
+        state: Any = run_flow(backfill, flow_run=created, parameters=again, return_type="state")
+        assert (state.name, "3 segments are being restored" in state.message) == ("Restoring", True)
+        (following,) = [one for one in client.read_flow_runs() if one.state and one.state.is_scheduled()]
+        assert following.deployment_id == deployment
+        assert following.parameters["folder"] == str(tmp_path / "again")
+        assert following.expected_start_time is not None
+        assert following.expected_start_time - datetime.now(UTC) > timedelta(minutes=50)
+        assert not (tmp_path / "again").exists()
+
+        # Whoever ran it now would wait for its time.
+        monkeypatch.setattr(module, "restore", lambda *_: 0)
+        assert backfill(**backfill.validate_parameters(following.parameters), return_state=True).is_completed()
+    assert copied(tmp_path / "again") == FIRST_DAY
+
+
+def run(*arguments: str) -> int:
+    """Run a command and return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["backfill", "--since", "2026-03-01", "--until", "2026-03-02", *arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.usefixtures("written")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`custody backfill` does the same here and now; wrong arguments are said in a line."""
+    arguments = ["--to", "folder", "--folder", str(tmp_path / "out")]
+    assert run(*arguments, "--dry-run") == 0
+    assert "25 events at most" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert run(*arguments) == 0
+    assert "24 copied" in capsys.readouterr().out
+    assert copied(tmp_path / "out") == FIRST_DAY
+    for wrong in (["--to", "moon"], [*arguments, "--tier", "soon"], ["--to", "tables", "--type", "x"], ["--log", "no"]):
+        assert run(*wrong) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("custody: ")
+        assert said.count("\n") == 1
