@@ -59,7 +59,7 @@ def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Itera
             if until > before:
                 action = _sign(settings, store, log, before, until, now, dry_run=dry_run)
                 yield action
-                if action.outcome == "done":
+                if action.outcome in {"done", "planned"}:
                     before = until
             if before:
                 ends[log] = read_manifest(store, log, before - 1).statement.next_offset

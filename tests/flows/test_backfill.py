@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
-from prefect.testing.utilities import prefect_test_harness
 
 from custody import cli
 from flows import backfill as module
@@ -25,16 +23,6 @@ DAY = datetime(2026, 3, 1, tzinfo=UTC)
 def hourly(offset: int) -> bytes:
     moment = (DAY + timedelta(hours=offset)).strftime("%Y-%m-%dT%H:%M:%SZ")
     return json.dumps({**EVENTS["auth_attempt"], "timestamp": moment, "request_id": f"request-{offset}"}).encode()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    """A Prefect server with a database of its own."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("DO_NOT_TRACK", "1")
-        patched.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        with prefect_test_harness(server_startup_timeout=120):
-            yield
 
 
 @pytest.fixture

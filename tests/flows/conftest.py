@@ -1,0 +1,16 @@
+"""A real Prefect server for flows that are called here, and not by a worker."""
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[None]:
+    """A Prefect server with a database of its own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DO_NOT_TRACK", "1")
+        patched.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        with prefect_test_harness(server_startup_timeout=120):
+            yield

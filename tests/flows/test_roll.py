@@ -1,0 +1,76 @@
+"""The flow and the command that roll: what people see of what was done, was not, and could not be."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from custody import cli
+from custody.settings import Settings
+from flows.roll import roll
+from tests.sample import Growing
+from tests.servers.ports import free_ports
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
+    """An archive of ten days ago, that the settings name, and whose life lasts nine."""
+    growing = Growing(tmp_path / "old", begun=datetime.now(UTC) - timedelta(days=10))
+    growing.append(3)
+    for name in list(os.environ):
+        if name.upper().startswith("CUSTODY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    monkeypatch.setenv("CUSTODY_TIERS__LIFE_DAYS", "9")
+    monkeypatch.chdir(tmp_path)
+    return growing
+
+
+def segments(growing: Growing) -> list[Path]:
+    return list((growing.folder / "events").rglob("*.gz"))
+
+
+def artifacts() -> dict[str | None, Any]:
+    with get_client(sync_client=True) as client:
+        return {one.key: one for one in client.read_artifacts()}
+
+
+@pytest.mark.usefixtures("server")
+def test_the_flow(old: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run changes nothing; a run ends lives, signs what it did, and shows it and what lies where.
+
+    An Elasticsearch that is down fails the run, and keeps nothing else from being done.
+    """
+    dry = roll(dry_run=True, return_state=True)
+    assert (dry.is_completed(), len(segments(old))) == (True, 3)
+    assert "4 planned" in str(dry.message)
+    assert "expire" in str(artifacts()["roll"].data)
+    assert "events/" in str(artifacts()["tiers"].data)
+
+    (port,) = free_ports(1)
+    with monkeypatch.context() as patched:
+        patched.setenv("CUSTODY_SEARCH__URL", f"http://127.0.0.1:{port}")
+        failed = roll(return_state=True)
+    assert failed.is_failed()
+    assert f"{port} does not answer" in str(failed.message)
+    assert segments(old) == []
+    assert (old.folder / "audits" / f"{0:012}.json").exists()
+
+    again = roll(return_state=True)
+    assert (again.is_completed(), again.message) == (True, "Roll: 0 done.")
+    assert not (old.folder / "audits" / f"{1:012}.json").exists()
+
+
+def test_the_command(old: Growing, capsys: pytest.CaptureFixture[str]) -> None:
+    """`custody roll` does the same here and now."""
+    for arguments, left, said in ((["--dry-run"], 3, "planned"), ([], 0, "done"), ([], 0, "Nothing was to be done")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["roll", *arguments])
+        assert not ended.value.code
+        assert len(segments(old)) == left
+        assert said in capsys.readouterr().out
+    assert Settings().tiers.life_days == 9
