@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from custody import checkpoint
 from custody.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note
 from custody.errors import FormatError, SignatureInvalid
-from custody.keys import Keyring, Secret, Trust, TrustedKey
+from custody.keys import Keyring, KmsKey, Secret, Trust, TrustedKey
 from custody.layout import Log
 
 # From the documentation of Go's golang.org/x/mod/sumdb/note.
@@ -133,6 +133,27 @@ def test_no_note(data: bytes) -> None:
         parse_note(data)
 
 
+def test_the_last_empty_line_divides() -> None:
+    """A text may have empty lines of its own: the signatures are what follows the last one."""
+    note = Note(b"one\n\ntwo\n", signed(b"one\n\ntwo\n").signatures)
+    assert parse_note(note.encode()) == note
+
+
+@pytest.mark.parametrize("below", [LINE.rstrip("\n"), LINE.removeprefix("\u2014 "), "\u2014 " + LINE, LINE + "\n"])
+def test_what_is_no_signature_line(below: str) -> None:
+    """A line that lacks its dash or its end, or has more than it should, is no signature."""
+    with pytest.raises(FormatError):
+        parse_note(f"text\n\n{below}".encode())
+
+
+def test_the_largest_size() -> None:
+    """Sizes end where FORMAT.md's integers do."""
+    text = f"origin\n{2**63 - 1}\n{ROOT}\n".encode()
+    assert parse_checkpoint(text).size == 2**63 - 1
+    with pytest.raises(FormatError, match="is no number of statements"):
+        parse_checkpoint(text.replace(b"5807\n", b"5808\n"))
+
+
 def test_as_many_signatures_as_allowed() -> None:
     """Limits are reached before they are passed."""
     note = parse_note(("text\n\n" + LINE * checkpoint.SIGNATURES_LIMIT).encode())
@@ -210,6 +231,13 @@ class BadSigner:
 def test_no_signer_of_checkpoints(signer: BadSigner) -> None:
     """A key that cannot sign notes is refused, by its name."""
     with pytest.raises(FormatError, match=f"the key '{signer.key_id}' cannot sign checkpoints"):
+        checkpoint.sign_checkpoint(signer, "an-archive", LOG, 7, bytes(32))
+
+
+def test_a_signer_without_a_public_half() -> None:
+    """A key that does not say what it is checked by, as one in a KMS, cannot sign checkpoints."""
+    signer = KmsKey("arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab")
+    with pytest.raises(FormatError, match="cannot sign checkpoints"):
         checkpoint.sign_checkpoint(signer, "an-archive", LOG, 7, bytes(32))
 
 
