@@ -71,7 +71,7 @@ def drain(
     settings = Settings()
     draining = _import("tasks.drain")
     with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
-        results, indexed = _import("tasks.index").drain_and_index(settings, once=once, seconds=seconds)
+        results, indexed = _import("tasks.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.render").drain_table(results))
     else:

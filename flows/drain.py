@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from prefect import flow, get_run_logger, task
@@ -23,7 +23,10 @@ from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.runners import task_runner
 from tasks.drain import LogResult, Place, find_places, stopping_on_signals
-from tasks.index import IndexResult, drain_and_index
+from tasks.follow import drain_and_index
+
+if TYPE_CHECKING:
+    from tasks.index import IndexResult
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
@@ -37,13 +40,13 @@ class RunReport:
 
     results: tuple[LogResult, ...]
     seconds: float
-    indexed: tuple[IndexResult, ...] = ()
+    indexed: "tuple[IndexResult, ...]" = ()
 
 
 @task(name="drain-share", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def drain_share(
     places: Sequence[Place], once: bool, seconds: float | None
-) -> tuple[list[LogResult], list[IndexResult]]:
+) -> "tuple[list[LogResult], list[IndexResult]]":
     """Drain and index some of the logs. Settings are read here: they hold secrets, and Prefect keeps parameters."""
     return drain_and_index(Settings(), places, once=once, seconds=seconds)
 
@@ -90,7 +93,7 @@ def _run(once: bool, seconds: float | None) -> RunReport:
 @flow(name="drain-shares", persist_result=False, retries=0)
 def drain_shares(
     shares: list[list[Place]], once: bool, seconds: float | None
-) -> list[tuple[list[LogResult], list[IndexResult]]]:
+) -> "list[tuple[list[LogResult], list[IndexResult]]]":
     """Drain several shares of the logs at the same time, on the task runner that the settings name."""
     futures = [drain_share.submit(share, once, seconds) for share in shares]
     wait(futures)
@@ -139,7 +142,7 @@ def _conclude(report: RunReport) -> State[Any]:
     return Completed(message=summary, data=report)
 
 
-def _alarm_search(indexed: Sequence[IndexResult]) -> None:
+def _alarm_search(indexed: "Sequence[IndexResult]") -> None:
     """Say what of the archive cannot be searched; nothing of it is lost, so that the run is none the worse."""
     limit = Settings().search.behind_seconds
     for result in indexed:
@@ -154,7 +157,7 @@ def _alarm_search(indexed: Sequence[IndexResult]) -> None:
         )
 
 
-def _row(result: LogResult, indexed: IndexResult | None) -> dict[str, Any]:
+def _row(result: LogResult, indexed: "IndexResult | None") -> dict[str, Any]:
     search = {} if indexed is None else {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected}
     problems = [result.problem, indexed.problem if indexed else None]
     return {

@@ -1,18 +1,20 @@
 """What the operator's commands did, as tables and in words."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from custody import render
-from tasks.backfill import Plan, Progress
-from tasks.costs import duration, estimate
-from tasks.drain import LogResult
-from tasks.index import IndexResult
-from tasks.roll import Action
+
+if TYPE_CHECKING:
+    from tasks.backfill import Plan, Progress
+    from tasks.drain import LogResult
+    from tasks.index import IndexResult
+    from tasks.roll import Action
 
 
-def drain_table(results: Sequence[LogResult]) -> Table:
+def drain_table(results: "Sequence[LogResult]") -> Table:
     """Return one row a log: what a run of the drain did to it."""
     table = render.table("!log", "#events", "#quarantined", "#segments", "#lost", "#lag", "!head")
     for result in results:
@@ -28,7 +30,7 @@ def drain_table(results: Sequence[LogResult]) -> Table:
     return table
 
 
-def index_table(results: Sequence[IndexResult]) -> Table:
+def index_table(results: "Sequence[IndexResult]") -> Table:
     """Return one row a log: what was indexed of it."""
     table = render.table("!log", "#created", "#there already", "#rejected", "#next statement", "#behind")
     for result in results:
@@ -43,7 +45,7 @@ def index_table(results: Sequence[IndexResult]) -> Table:
     return table
 
 
-def roll_table(actions: Sequence[Action]) -> Table:
+def roll_table(actions: "Sequence[Action]") -> Table:
     """Return one row for each thing that a roll did, or did not do."""
     table = render.table("!what", "!target", "!outcome", "why")
     for one in actions:
@@ -52,8 +54,11 @@ def roll_table(actions: Sequence[Action]) -> Table:
     return table
 
 
-def plan_summary(plan: Plan) -> str:
+def plan_summary(plan: "Plan") -> str:
     """Return what a plan reads, costs and takes, in one paragraph."""
+    # Elasticsearch's client comes with it, and no other table needs that.
+    from tasks.costs import estimate
+
     archived = plan.archived
     restores = f" {len(archived):,} of them must be restored first ({size(sum(one.size for one in archived))})."
     problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
@@ -64,8 +69,10 @@ def plan_summary(plan: Plan) -> str:
     )
 
 
-def copy_summary(progress: Progress) -> str:
+def copy_summary(progress: "Progress") -> str:
     """Return how far a copy is, how fast, and how long the rest takes."""
+    from tasks.costs import duration
+
     remaining = progress.remaining
     rest = f", {duration(remaining)} left" if remaining else ""
     return (

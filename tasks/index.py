@@ -24,7 +24,6 @@ from custody.segment import SEGMENT_LIMIT, inflate
 from custody.settings import Settings
 from custody.store import Store, open_store
 from tasks.documents import Documents, make_documents
-from tasks.drain import LogResult, Place, drain_logs
 from tasks.search import Cursor, Search, Sent
 
 GRACE_SECONDS = 10.0
@@ -199,30 +198,6 @@ def index_logs(
                 result.problem = str(error)
             results.append(result)
     return results
-
-
-def drain_and_index(
-    settings: Settings, places: Sequence[Place] | None = None, *, once: bool = False, seconds: float | None = None
-) -> tuple[list[LogResult], list[IndexResult]]:
-    """Drain partitions, and index what is archived of them at once, where the settings name an Elasticsearch.
-
-    Args:
-        settings: the settings.
-        places: the partitions; all that the settings name if None.
-        once: as in `drain_logs`.
-        seconds: as in `drain_logs`.
-
-    Raises:
-        CustodyError: what `drain_logs` raises. Elasticsearch fails no drain: its problems stand in the results.
-    """
-    if settings.search.url is None:
-        return drain_logs(settings, places, once=once, seconds=seconds), []
-    follower = Follower(settings, places)
-    try:
-        drained = drain_logs(settings, places, once=once, seconds=seconds, sealed=follower.sealed)
-    finally:
-        indexed = follower.end()
-    return drained, indexed
 
 
 class Follower:
