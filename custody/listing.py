@@ -48,6 +48,10 @@ class Sequences:
             self._bits.extend(bytes(max(byte + 1 - len(self._bits), min(len(self._bits), 65_536))))
         self._bits[byte] |= 1 << (sequence & 7)
 
+    def count(self) -> int:
+        """Return how many there are."""
+        return int.from_bytes(self._bits).bit_count() + len(self._strays)
+
     @property
     def strays(self) -> list[int]:
         """Sequences beyond any that a writer could have reached."""
