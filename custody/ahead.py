@@ -70,7 +70,7 @@ class Ahead:
     """Hands pieces of logs to worker processes, a few at a time."""
 
     def __init__(self, store: Store, trust: Trust, now: datetime, workers: int) -> None:
-        """Begin; processes are started with the first piece.
+        """Begin; nothing is read ahead until `start`.
 
         Args:
             store: where the archive lies.
@@ -82,14 +82,27 @@ class Ahead:
         self._bound = 2 * workers + 1
         self._judged = any(judged.finding == "unchecked-signature" for judged in trust.accepted)
         self._processes: ProcessPoolExecutor | None = None
+        self._begun: _Worker | None = None
+        self._workers = workers
         if workers and not any(isinstance(key.material, KmsKey) for key in trust.keys.values()):
             secret = frozenset(id_ for id_, key in trust.keys.items() if isinstance(key.material, Secret))
             public = {id_: replace(key, material=None) if id_ in secret else key for id_, key in trust.keys.items()}
-            # Not forked from this process: it may have threads.
-            context = multiprocessing.get_context("forkserver")
-            self._processes = ProcessPoolExecutor(
-                workers, mp_context=context, initializer=_begin, initargs=(_Worker(store, public, secret, now),)
-            )
+            self._begun = _Worker(store, public, secret, now)
+
+    def start(self) -> None:
+        """Start the processes, and do not wait for them."""
+        if self._begun is None or self._processes is not None:
+            return
+        # Not forked from this process: it may have threads.
+        context = multiprocessing.get_context("forkserver")
+        self._processes = ProcessPoolExecutor(
+            self._workers, mp_context=context, initializer=_begin, initargs=(self._begun,)
+        )
+        try:
+            for _ in range(self._workers):
+                self._processes.submit(_ready)
+        except BrokenProcessPool:
+            self._processes = None
 
     def __enter__(self) -> Self:
         return self
@@ -174,6 +187,10 @@ _worker: _Worker | None = None
 def _begin(worker: _Worker) -> None:
     global _worker
     _worker = worker
+
+
+def _ready() -> None:
+    """Do nothing, in a worker that has come up."""
 
 
 def _verify(task: _Task) -> Piece | None:

@@ -42,8 +42,8 @@ from custody.workers import Pool, Reader
 _ARCHIVE_LIMIT = 4096
 _IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
-_IN_PROCESS_STATEMENTS = 5000
-"""The same, where statements alone are read."""
+_IN_PROCESS_OBJECTS = 10_000
+"""The same for archives of fewer objects, where statements alone are read."""
 _MISSING_LIMIT = 100_000
 _UNNAMED_LIMIT = 100_000
 
@@ -248,17 +248,20 @@ class _Verification:
         if self._scope.listing:
             self._look_beneath()
         archive = self._read_archive()
-        with Names() as names:
-            complete = self._scope.listing and self._list(names)
+        count = workers if workers is not None else max(os.cpu_count() or 1, 2)
+        # Either there are objects to be read by other processes, or statements.
+        ahead_of = 0 if self._scope.contents else count
+        with Names() as names, Ahead(self._store, self._trust, self._now, ahead_of) as ahead:
+            if workers is not None:
+                ahead.start()
+            complete = self._scope.listing and self._list(names, ahead)
             known = self._archive_id(archive)
-            count = workers if workers is not None else 0 if self._is_small() else max(os.cpu_count() or 1, 2)
+            small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
+            pooled = 0 if not self._scope.contents else count if workers is not None or not small else 0
             heartbeat = timedelta(seconds=archive.heartbeat) if archive and self._live else None
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
-            # Either there are objects to be read by other processes, or statements.
-            pooled, ahead_of = (count, 0) if self._scope.contents else (0, count)
             with (
                 Pool(self._store, pooled, self._take, self._sink) as pool,
-                Ahead(self._store, self._trust, self._now, ahead_of) as ahead,
                 Reader(self._store) as reader,
                 locks,
             ):
@@ -299,14 +302,6 @@ class _Verification:
         if self._state and known:
             self._state.remember(known, self._store.url, self._heads(audits))
         return self._report(known)
-
-    def _is_small(self) -> bool:
-        """Say whether reading takes less time than starting other processes."""
-        if not self._scope.listing:
-            return False
-        if self._scope.contents:
-            return self._listing.stored <= _IN_PROCESS_BYTES
-        return sum(listed.count() for listed in self._listing.manifests.values()) <= _IN_PROCESS_STATEMENTS
 
     # --- what is there
 
@@ -350,8 +345,8 @@ class _Verification:
                 self._findings.add(finding("identity", what, key=layout.ARCHIVE, expected=id_, found=archive.archive))
         return archive.archive if archive else next((id_ for _, id_ in remembered if id_), None)
 
-    def _list(self, names: Names) -> bool:
-        """List everything; return whether that worked."""
+    def _list(self, names: Names, ahead: Ahead) -> bool:
+        """List everything; return whether that worked. Where that is much, worker processes start meanwhile."""
         complete = True
 
         def failed(prefix: str, error: CustodyError) -> None:
@@ -360,9 +355,11 @@ class _Verification:
             what = f"the archive cannot be listed: {error}"
             self._findings.add(finding("unreadable", what, key=prefix), row="listing")
 
-        for info in list_all(self._store, failed):
+        for number, info in enumerate(list_all(self._store, failed)):
             if not self._listing.add(info.key, info.size, names):
                 self._findings.add(finding("unlisted", "an archive has no object of such a key", key=info.key))
+            if number == _IN_PROCESS_OBJECTS:
+                ahead.start()
         return complete
 
     # --- memories of heads
