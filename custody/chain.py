@@ -11,8 +11,8 @@ statement's objects are. Its rules:
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from itertools import accumulate, pairwise
@@ -79,6 +79,46 @@ class Totals:
     inflated: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chain stands: all of its state that steps over statements without a fault depend on.
+
+    Faults, expiries and another signing key depend on more; a `Passage` has none of them.
+    """
+
+    archive: str | None
+    size: int
+    edge: merkle.Edge
+    next_offset: int | None
+    batch_number: int | None
+    identity: LogId | None
+    sealed_at: datetime | None
+    signing: Mapping[Algorithm, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """How a chain went over statements without a fault.
+
+    Attributes:
+        start: where it stood before.
+        end: where it stood then.
+        number: of the first batch on the way, None if there was none.
+        totals: what the statements account for.
+        verified: statements with a signature that holds.
+        unverified: sequences from the first to behind the last one without; None if there is none.
+        data: the last statement's manifest.
+    """
+
+    start: Place
+    end: Place
+    number: int | None
+    totals: Totals
+    verified: int
+    unverified: Range | None
+    data: bytes
+
+
 @dataclass(slots=True)
 class Chain:
     """The state of one log's verification."""
@@ -97,6 +137,8 @@ class Chain:
     """How long objects are to be kept."""
     begin: int = 0
     """The first sequence to be looked at: what lies before it was verified at another time."""
+    check: Callable[[TrustedKey, bytes, bytes], None] = TrustedKey.verify
+    """Checks a signature: key, message, value."""
 
     size: int = 0
     edge: merkle.Edge | None = ()
@@ -263,6 +305,71 @@ class Chain:
             silent = self.now - self._sealed_at
             self._report("stale", f"nothing was written since {self._sealed_at:%Y-%m-%dT%H:%M:%SZ} ({silent})")
 
+    # --- passages: statements that another chain stepped over
+
+    @property
+    def remembered(self) -> Mapping[int, Sequence[Memory]]:
+        """What is remembered of the log's heads, by size."""
+        return self._by_size
+
+    def depart(self) -> Place | None:
+        """Begin a passage: forget what was counted; None where the chain cannot go on from what it knows."""
+        self.totals, self.verified, self._unverified, self.sound = Totals(), 0, None, True
+        self.expiries.clear()
+        return self._place()
+
+    def arrive(self, start: Place, number: int | None) -> Passage | None:
+        """End a passage; None if another chain could judge otherwise of what was met.
+
+        Args:
+            start: what `depart` gave.
+            number: of the first batch since then.
+        """
+        end = self._place()
+        if end is None or not self.sound or self.expiries or end.signing != start.signing:
+            return None
+        return Passage(start, end, number, self.totals, self.verified, self._unverified, self._data)
+
+    def passes(self, passage: Passage) -> bool:
+        """Say whether stepping over a passage's statements would lead this chain where it led the other one."""
+        start, here = passage.start, self._place()
+        if here is None or any(here.signing.get(algorithm) != key for algorithm, key in start.signing.items()):
+            return False
+        number = here.batch_number
+        if start.batch_number is None and number is not None and passage.number in (None, number):
+            # The other one had met no batch yet, and took the first one's number as it came.
+            number = None
+        return replace(here, batch_number=number, signing=start.signing) == start
+
+    def pass_on(self, passage: Passage) -> None:
+        """Go where steps over a passage's statements lead. It must be one that `passes`."""
+        end = passage.end
+        self.size, self.edge, self.next_offset, self._sealed_at = end.size, end.edge, end.next_offset, end.sealed_at
+        self._last_edge, self._last_size = end.edge, end.size
+        if end.batch_number is not None:
+            self._batch_number = end.batch_number
+        for name in Totals.__slots__:
+            setattr(self.totals, name, getattr(self.totals, name) + getattr(passage.totals, name))
+        self.verified += passage.verified
+        if passage.unverified:
+            first, behind = passage.unverified
+            self._unverified = (self._unverified[0] if self._unverified else first, behind)
+        self._data = passage.data
+
+    def _place(self) -> Place | None:
+        if self.edge is None or self._lost:
+            return None
+        return Place(
+            self.archive,
+            self.size,
+            self.edge,
+            self.next_offset,
+            self._batch_number,
+            self._identity,
+            self._sealed_at,
+            dict(self._signing),
+        )
+
     # --- rule 3
 
     def _check_signatures(self, manifest: Manifest, sealed_at: datetime, sequence: int, digest: str) -> None:
@@ -288,7 +395,7 @@ class Chain:
                 )
                 continue
             try:
-                key.verify(text, value)
+                self.check(key, text, value)
             except SignatureInvalid as error:
                 self.sound = False
                 self._report("signature", str(error), sequence=sequence, sha256=digest, row=signature.key)

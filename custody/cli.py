@@ -10,6 +10,7 @@ Rules:
 
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -181,6 +182,8 @@ def verify(
     from custody.keys import open_trust
     from custody.store import open_store
 
+    # Each worker process would import it again for itself.
+    multiprocessing.set_forkserver_preload([__name__, verifying.__name__])
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)
     trusted = open_trust(_trusted_keys(settings, keys, store.url), settings.trust, settings.passphrase())

@@ -6,7 +6,7 @@ has judged and put into `trust.json` is shown as a notice.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Protocol
@@ -293,6 +293,12 @@ class Findings:
             if judged.sha256 == one.sha256 if judged.sha256 else one.severity is not Severity.TAMPERED:
                 return judged
         return None
+
+    def rows(self) -> Iterator[tuple[Finding, str | None]]:
+        """Yield the findings in the order in which they came, each with the row that it began."""
+        rows = {place: row for (_, _, row), place in self._rows.items()}
+        for place, one in enumerate(self._kept):
+            yield one, rows.get(place)
 
     def sorted(self) -> list[Finding]:
         """Return the findings, the worst first, and within a class by log and sequence."""

@@ -7,6 +7,7 @@ are the caller's finding, not an error.
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Literal
 
 from custody.errors import ConfigurationError
@@ -25,7 +26,7 @@ REBUILDABLE = ("tables/", "reports/")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_10000_MS = 253_402_300_800_000
 _COMPONENT_LIMIT = 255
-_LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]+))?"
+_LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]{1,18}))?"
 _MANIFEST = re.compile(rf"manifests/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})\.json")
 _CHECKPOINT = re.compile(rf"checkpoints/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})")
 _AUDIT = re.compile(r"audits/(?P<number>[0-9]{12})\.json")
@@ -91,8 +92,13 @@ def check_topic(topic: str, partition: int = 0) -> None:
 
 def parse_log(name: str, partition: int) -> Log | None:
     """Parse `<topic>` or `<topic>@<life>`."""
-    if not re.fullmatch(_LOG, name):
-        return None
+    return _log(name, partition) if re.fullmatch(_LOG, name) else None
+
+
+# Each of a listing's keys names a log, and logs are few.
+@lru_cache(maxsize=1024)
+def _log(name: str, partition: int) -> Log | None:
+    """Return the log of a name that matches `_LOG`."""
     topic, _, life = name.partition("@")
     if topic in {".", ".."}:
         return None
@@ -167,7 +173,7 @@ def _numbered(pattern: re.Pattern[str], key: str) -> tuple[Log, int] | None:
     match = pattern.fullmatch(key)
     if not match:
         return None
-    log = parse_log(match["log"], int(match["partition"]))
+    log = _log(match["log"], int(match["partition"]))
     return (log, int(match["number"])) if log else None
 
 
@@ -176,7 +182,7 @@ def parse_records_key(key: str) -> RecordsKey | None:
     match = _RECORDS.fullmatch(key)
     if not match:
         return None
-    log = parse_log(match["log"], int(match["partition"]))
+    log = _log(match["log"], int(match["partition"]))
     if log is None:
         return None
     kind: Kind = "events" if match["kind"] == "events" else "quarantine"

@@ -100,7 +100,9 @@ class Listing:
             names.list(key)
             self.stored += size
         elif manifest := layout.parse_manifest_key(key):
-            self.manifests.setdefault(manifest[0], Sequences()).add(manifest[1])
+            if (listed := self.manifests.get(manifest[0])) is None:
+                listed = self.manifests[manifest[0]] = Sequences()
+            listed.add(manifest[1])
         elif checkpoint := layout.parse_checkpoint_key(key):
             self.checkpoints.setdefault(checkpoint[0], Sequences()).add(checkpoint[1])
         elif (audit := layout.parse_audit_key(key)) is not None:

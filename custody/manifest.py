@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Protocol
 
@@ -400,6 +401,8 @@ def format_us(microseconds: int) -> str:
     return format_time(_EPOCH + timedelta(microseconds=microseconds))
 
 
+# A statement's times are read more than once, and batches of one moment have the same.
+@lru_cache(maxsize=1024)
 def parse_time(text: str) -> datetime:
     """Return the aware datetime of a time that custody wrote.
 
@@ -410,6 +413,6 @@ def parse_time(text: str) -> datetime:
         raise ValueError(f"{text!r} is not of the form YYYY-MM-DDTHH:MM:SS.ffffffZ")
     moment = datetime.fromisoformat(text)
     # What fromisoformat lets in differs from one Python to the next: 24:00, a comma, other digits.
-    if format_time(moment) != text:
+    if moment.tzinfo is not UTC or f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z" != text:
         raise ValueError(f"{text!r} is not how that time is written")
     return moment

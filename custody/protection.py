@@ -155,6 +155,11 @@ class Locks:
             self._judge()
         self._threads.shutdown(cancel_futures=True)
 
+    @property
+    def active(self) -> bool:
+        """Whether locks are asked for at all."""
+        return self._threads is not None
+
     def put(self, key: str, **where: Any) -> None:
         """Have an object looked at."""
         if self._threads is None:

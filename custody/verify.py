@@ -14,6 +14,7 @@ segments are under way. A `Scope` narrows it to a part; then memories of heads b
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from custody import checkpoint, layout, merkle, orphans
+from custody.ahead import Ahead, Piece
 from custody.audit import Audit
 from custody.audits import AuditChain
 from custody.chain import RETENTION_GRACE, Chain, Memory, Totals
@@ -40,6 +42,8 @@ from custody.workers import Pool, Reader
 _ARCHIVE_LIMIT = 4096
 _IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
+_IN_PROCESS_OBJECTS = 10_000
+"""The same for archives of fewer objects, where statements alone are read."""
 _MISSING_LIMIT = 100_000
 _UNNAMED_LIMIT = 100_000
 
@@ -184,8 +188,8 @@ def verify(
         now: the time, aware.
         state: a file that remembers the heads seen.
         live: a writer may be at work; and an archive that has gone silent is `stale`.
-        workers: processes that read segments; 0 reads them in this one. By default as many as there are processors,
-            and none for a small archive.
+        workers: processes that read segments, or statements where no segment is read; 0 reads them in this one. By
+            default as many as there are processors, and none for a small archive.
         progress: called now and then with how far it is.
         scope: what is verified; by default everything.
         sink: takes the batches that were inflated; they are read in this process then.
@@ -244,14 +248,23 @@ class _Verification:
         if self._scope.listing:
             self._look_beneath()
         archive = self._read_archive()
-        with Names() as names:
-            complete = self._scope.listing and self._list(names)
+        count = workers if workers is not None else max(os.cpu_count() or 1, 2)
+        # Either there are objects to be read by other processes, or statements.
+        ahead_of = 0 if self._scope.contents else count
+        with Names() as names, Ahead(self._store, self._trust, self._now, ahead_of) as ahead:
+            if workers is not None:
+                ahead.start()
+            complete = self._scope.listing and self._list(names, ahead)
             known = self._archive_id(archive)
             small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
-            count = workers if workers is not None else 0 if small else max(os.cpu_count() or 1, 2)
+            pooled = 0 if not self._scope.contents else count if workers is not None or not small else 0
             heartbeat = timedelta(seconds=archive.heartbeat) if archive and self._live else None
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
-            with Pool(self._store, count, self._take, self._sink) as pool, Reader(self._store) as reader, locks:
+            with (
+                Pool(self._store, pooled, self._take, self._sink) as pool,
+                Reader(self._store) as reader,
+                locks,
+            ):
                 locks.put(layout.ARCHIVE)
                 audits = self._read_audits(known, reader, locks)
                 memories = self._memories(known, audits)
@@ -274,7 +287,7 @@ class _Verification:
                             span.first,
                         )
                         self._chains.setdefault(log, []).append(chain)
-                        self._follow(chain, span, _Hands(reader, pool, names, locks), complete=complete)
+                        self._follow(chain, span, _Hands(reader, pool, ahead, names, locks), complete=complete)
                         known = known or chain.archive
             self._judge_missing()
             self._judge_expiries()
@@ -332,8 +345,8 @@ class _Verification:
                 self._findings.add(finding("identity", what, key=layout.ARCHIVE, expected=id_, found=archive.archive))
         return archive.archive if archive else next((id_ for _, id_ in remembered if id_), None)
 
-    def _list(self, names: Names) -> bool:
-        """List everything; return whether that worked."""
+    def _list(self, names: Names, ahead: Ahead) -> bool:
+        """List everything; return whether that worked. Where that is much, worker processes start meanwhile."""
         complete = True
 
         def failed(prefix: str, error: CustodyError) -> None:
@@ -342,9 +355,11 @@ class _Verification:
             what = f"the archive cannot be listed: {error}"
             self._findings.add(finding("unreadable", what, key=prefix), row="listing")
 
-        for info in list_all(self._store, failed):
+        for number, info in enumerate(list_all(self._store, failed)):
             if not self._listing.add(info.key, info.size, names):
                 self._findings.add(finding("unlisted", "an archive has no object of such a key", key=info.key))
+            if number == _IN_PROCESS_OBJECTS:
+                ahead.start()
         return complete
 
     # --- memories of heads
@@ -449,16 +464,16 @@ class _Verification:
         if listed is not None and not complete:
             # What a listing that broke off leaves out may be there.
             listed = listed.filled()
-        for sequence, answer in hands.reader.manifests(chain.log, listed, span.first, span.end, onward=onward):
-            if sequence > chain.size:
-                chain.gap(chain.size, sequence)
-            if isinstance(answer, FormatError):
-                chain.malformed(sequence, str(answer))
-            elif isinstance(answer, CustodyError):
-                chain.unreadable(sequence, str(answer))
-            else:
-                hands.locks.put(layout.manifest_key(chain.log, sequence), log=chain.name)
-                self._hand_on(chain.step(sequence, answer), hands)
+        first = span.first
+        if listed is not None and complete:
+            for begin, end, future in hands.ahead.pieces(chain, listed, first, span.end):
+                # The first one of a piece is stepped over here, with what lies between it and the last one.
+                self._step(chain, hands, listed, first, begin + 1)
+                first = begin + 1
+                if (piece := hands.ahead.join(chain, future)) is not None:
+                    self._name(chain, hands, piece, first, end)
+                    first = end
+        self._step(chain, hands, listed, first, span.end, onward=onward)
         if span.end is not None:
             if chain.size < span.end:
                 chain.gap(chain.size, span.end)
@@ -473,6 +488,41 @@ class _Verification:
                     finding("sequence-gap", what, log=chain.name, sequence=sequence, key=key), row="stray"
                 )
         chain.end(whole=span.end is None)
+
+    def _step(
+        self,
+        chain: Chain,
+        hands: "_Hands",
+        listed: Sequences | None,
+        first: int,
+        end: int | None,
+        *,
+        onward: bool = False,
+    ) -> None:
+        """Read manifests `[first, end)` and step over each."""
+        for sequence, answer in hands.reader.manifests(chain.log, listed, first, end, onward=onward):
+            if sequence > chain.size:
+                chain.gap(chain.size, sequence)
+            if isinstance(answer, FormatError):
+                chain.malformed(sequence, str(answer))
+            elif isinstance(answer, CustodyError):
+                chain.unreadable(sequence, str(answer))
+            else:
+                if hands.locks.active:
+                    hands.locks.put(layout.manifest_key(chain.log, sequence), log=chain.name)
+                self._hand_on(chain.step(sequence, answer), hands)
+
+    def _name(self, chain: Chain, hands: "_Hands", piece: Piece, first: int, end: int) -> None:
+        """Take note of what the statements `[first, end)` of a piece name, in their order."""
+        for _, key in piece.objects:
+            hands.names.name(key)
+        if not hands.locks.active:
+            return
+        objects = deque(piece.objects)
+        for sequence in range(first, end):
+            hands.locks.put(layout.manifest_key(chain.log, sequence), log=chain.name)
+            while objects and objects[0][0] == sequence:
+                hands.locks.put(objects.popleft()[1], log=chain.name, sequence=sequence)
 
     def _hand_on(self, work: Work | None, hands: "_Hands") -> None:
         if work is None:
@@ -636,6 +686,7 @@ class _Hands:
 
     reader: Reader
     pool: Pool
+    ahead: Ahead
     names: Names
     locks: Locks
 

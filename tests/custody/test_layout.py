@@ -182,3 +182,11 @@ def test_a_log_comes_back_from_its_text(log: Log) -> None:
 def test_what_names_no_log(text: str) -> None:
     """Any other text names none, a number too long to convert among them."""
     assert layout.parse_log_text(text) is None
+
+
+def test_life_that_no_statement_has() -> None:
+    """A life of more digits than an integer of ours has is no life, however many they are."""
+    for digits in (20, 5000):
+        log = f"audit@{'9' * digits}"
+        key = f"events/2026/01/01/00/00/00-{log}-0-{0:020}-{0:020}-{'a' * 16}.jsonl.gz"
+        assert layout.parse_records_key(key) is layout.parse_log(log, 0) is None

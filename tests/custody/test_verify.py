@@ -19,10 +19,11 @@ from custody.chain import Chain
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Findings, Severity, finding
 from custody.keys import Accepted, Head, Secret, Trust, TrustedKey
-from custody.layout import Log
+from custody.layout import Log, manifest_key
 from custody.listing import Names, Sequences
 from custody.store import ObjectInfo, Store, open_store
-from custody.verify import Progress, Report, verify
+from custody.verify import Progress, Report, Scope, verify
+from tests.ahead_here import die, work_here
 from tests.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, START, Builder, event, good, member, sha, time_text
 from tests.corpus import CASES
 
@@ -72,6 +73,74 @@ def test_workers_find_the_same(archive: Builder) -> None:
         path.stat().st_size for part in ("events", "quarantine") for path in archive.root.glob(f"{part}/**/*.gz")
     )
     assert seen[-1].stored == seen[-1].total == stored
+
+
+CHAIN_ONLY = Scope(contents=False)
+
+
+def same_ahead(builder: Builder, trust: Trust, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[int, ...]:
+    """Hold what is found ahead to what is found without; return where pieces of up to 256 statements were joined."""
+    joined: list[int] = []
+    here = run(builder, trust, scope=CHAIN_ONLY, **options)
+    for piece in (3, 4, 256):
+        with monkeypatch.context() as patch:
+            joined = work_here(patch, piece)
+            there = run(builder, trust, scope=CHAIN_ONLY, workers=2, **options)
+        assert here.findings == there.findings
+        assert (here.logs, here.exit_code, here.beyond) == (there.logs, there.exit_code, there.beyond)
+    return tuple(joined)
+
+
+def test_statements_are_verified_ahead(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is as it should be is joined in one piece, also where a piece begins with statements without a batch."""
+    assert same_ahead(archive, TRUST, monkeypatch) == (9,)
+    archive.append(0, expired=[0, 3])
+    assert same_ahead(archive, TRUST, monkeypatch) == ()
+    assert same_ahead(archive, remembered(archive), monkeypatch) == ()
+
+
+@pytest.mark.parametrize(
+    ("trust", "pieces"),
+    [
+        (Trust(), 0),
+        (Trust(keys={KEY_ID: replace(KEY, material=None)}), 1),
+        (Trust(keys={KEY_ID: replace(KEY, material=Secret(b"0" * 32))}), 0),
+        (Trust(keys={KEY_ID: replace(KEY, to=START)}), 0),
+        (Trust(keys={KEY_ID: replace(KEY, until={"audit/0": Head(5, b"0" * 32)})}), 1),
+        (Trust(keys={KEY_ID: KEY}, heads={"audit/0": Head(4, b"0" * 32)}), 2),
+        (Trust(keys={KEY_ID: KEY}, heads={"audit/0": Head(9, b"0" * 32)}), 1),
+        (Trust(keys={KEY_ID: KEY}, heads={"audit/0": Head(90, b"0" * 32)}), 1),
+        (
+            Trust(
+                keys={KEY_ID: replace(KEY, material=None)},
+                accepted=(Accepted("unchecked-signature", "known", "ops", "2026-03-02", log="audit/0", sequence=2),),
+            ),
+            0,
+        ),
+    ],
+)  # fmt: skip
+def test_trust_ahead(archive: Builder, trust: Trust, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is trusted, what is found ahead is what is found without."""
+    assert len(same_ahead(archive, trust, monkeypatch, live=True)) == pieces
+    archive.key_id, archive.secret = "key-2027", b"7" * 32
+    for _ in range(5):
+        archive.append(5)
+    same_ahead(archive, replace(trust, keys={**trust.keys, "key-2027": NEWER}), monkeypatch, live=True)
+
+
+def test_worker_processes_ahead(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes find what this one finds; those that die are done without."""
+    for _ in range(3):
+        archive.append(5)
+    manifest = archive.root / manifest_key(Log("audit", 0), 6)
+    manifest.write_bytes(manifest.read_bytes().replace(b'"writer":"', b'"writer":"x'))
+    monkeypatch.setattr("custody.ahead._PIECE", 4)
+    here = run(archive, scope=CHAIN_ONLY)
+    there = run(archive, scope=CHAIN_ONLY, workers=2)
+    assert here.findings == there.findings != []
+    assert here.logs == there.logs
+    monkeypatch.setattr("custody.ahead._verify", die)
+    assert run(archive, scope=CHAIN_ONLY, workers=2).findings == here.findings
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -584,6 +653,13 @@ PUBLIC = TrustedKey(NOTE_NAME, "Ed25519", material=NOTE_PUBLIC)
 NEWER = TrustedKey(
     "key-2027", "HMAC-SHA256", from_=datetime(2027, 1, 1, tzinfo=UTC) - timedelta(days=400), material=Secret(b"7" * 32)
 )
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_attack_ahead(archive: Builder, attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements that are verified ahead, in pieces of any size, give the same findings in the same order."""
+    attack.apply(archive)
+    same_ahead(archive, Trust(keys={KEY_ID: KEY, "public": PUBLIC, "key-2027": NEWER}), monkeypatch)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
