@@ -515,8 +515,17 @@ class _FileStore:
         size: int | None = None,
         restored: bool = False,  # noqa: ARG002 - nothing in a folder is archived
     ) -> bytes:
-        descriptor, path = self._open_any(key)
+        missing: ObjectMissing | None = None
+        for path in self._paths(key):
+            try:
+                return self._read(path, limit, start, size)
+            except ObjectMissing as error:
+                missing = missing or error
+        raise missing or _missing(key)
+
+    def _read(self, path: str, limit: int, start: int, size: int | None) -> bytes:
         with _os_errors("read", path):
+            descriptor = self._open(path)
             try:
                 if size is None and os.fstat(descriptor).st_size - start > limit:
                     raise _too_large(path, limit)
@@ -526,17 +535,6 @@ class _FileStore:
         if len(data) > limit:
             raise _too_large(path, limit)
         return data
-
-    def _open_any(self, key: str) -> tuple[int, str]:
-        """Open an object wherever it lies, and say where; raises as `_open`."""
-        missing: ObjectMissing | None = None
-        for path in self._paths(key):
-            with _os_errors("read", path):
-                try:
-                    return self._open(path), path
-                except ObjectMissing as error:
-                    missing = missing or error
-        raise missing or _missing(key)
 
     def _open(self, path: str) -> int:
         """Open a plain file that no symbolic link leads to.
@@ -871,7 +869,9 @@ class _FileStore:
     def _paths(self, key: str) -> Sequence[str]:
         """Return where an object may lie, the hot part first."""
         _check_key(key)
-        return [f"{place}/{key}" for _, place in self._places]
+        if len(self._places) == 1:
+            return (f"{self._places[0][1]}/{key}",)
+        return tuple(f"{place}/{key}" for _, place in self._places)
 
 
 def _is_there(path: str) -> bool:
