@@ -21,6 +21,9 @@ AUDITS = "audits/"
 EVIDENCE = (ARCHIVE, EVENTS, QUARANTINE, MANIFESTS, CHECKPOINTS, AUDITS)
 """The archive's single object and prefixes that are evidence; `tables/` and `reports/` are rebuildable."""
 
+RECORDS = (EVENTS, QUARANTINE)
+"""What the records themselves lie under: it moves to cheaper places as it grows old, and expires. The rest stays."""
+
 REBUILDABLE = ("tables/", "reports/")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -3,7 +3,7 @@
 Rules:
 
 1. Never overwrite: every object is created by one conditional put (S3 `If-None-Match: *`) or one exclusive link. There
-   is no call here that changes or deletes an object.
+   is no call here that changes an object. A folder's `move` unlinks one only behind a durable copy of the same bytes.
 2. Never take a put for done before it is durable, nor for failed before that is known: where a put's outcome is unknown
    (time-out, cut connection, 5xx, 409) or the key is taken (412), the object is read back. The same bytes are success,
    others are `ObjectExists`, and only where there is nothing is the put sent again.
@@ -44,14 +44,18 @@ from custody.errors import (
     TerminalStoreError,
     TransientStoreError,
 )
-from custody.layout import EVIDENCE
+from custody.layout import EVIDENCE, RECORDS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ListObjectVersionsOutputTypeDef
 
 STAGING = ".staging"
-"""Where a folder keeps objects that are not finished. No reader looks there."""
+"""Where a folder, and each of its tiers, keeps objects that are not finished. No reader looks there."""
+TIERS = ".tiers"
+"""Where a folder keeps what has grown old: `.tiers/warm/` and `.tiers/cold/`, each of which may be a mount."""
+TIER_NAMES = ("warm", "cold")
+"""A folder's tiers, the warmest first. An object lies in one place, and only ever goes on to a colder one."""
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
@@ -69,6 +73,7 @@ ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 Tier = Literal["standard", "bulk"]
 """How a restore is made: within some hours, or cheaply within two days."""
 _CHUNK = 1 << 20
+_NO_KEYS = frozenset({STAGING, TIERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class ObjectInfo:
     Attributes:
         key: relative to the archive's root.
         size: in bytes.
-        storage_class: of S3; None in a folder.
+        storage_class: of S3; in a folder that of TIER_NAMES which it lies in, None where that is none.
     """
 
     key: str
@@ -93,7 +98,7 @@ class ObjectStatus:
     Attributes:
         size: in bytes.
         created: when this version was put.
-        storage_class: of S3, `STANDARD` where it names none; None in a folder.
+        storage_class: of S3, `STANDARD` where it names none; in a folder as in `ObjectInfo`.
         restored: whether a copy of an archived object is there to be read.
         restoring: whether such a copy is being made.
         sha256: hex digest that the store computed when the object was put, None where it keeps none.
@@ -263,6 +268,25 @@ class Store(Protocol):
             TerminalStoreError: it is locked, or may not be deleted.
         """
 
+    def tiers(self) -> Sequence[str]:
+        """Return what `move` moves to, the warmest first; none in S3, where rules of the bucket move objects.
+
+        Raises:
+            TerminalStoreError: what stands in a tier's place is no folder, or there is a place for tiers, and no tier.
+        """
+
+    def move(self, key: str, tier: str) -> None:
+        """Move an object to a tier; one that is there already, or in a colder one, is success.
+
+        At any moment it can be read. Killed anywhere, calling again goes on: copies in several places are one object.
+
+        Raises:
+            ObjectMissing: there is no such object.
+            ObjectExists: it lies in several places, with other bytes in each. All are left, the warmest is read.
+            TransientStoreError: it was not moved. Trying again is safe.
+            TerminalStoreError: likewise, and trying again does not help.
+        """
+
     def close(self) -> None:
         """Give up connections. The store is not used afterwards."""
 
@@ -316,13 +340,14 @@ def _check_key(key: str) -> None:
     parts = key.split("/")
     if (
         any(part in {"", ".", ".."} for part in parts)
-        or parts[0] == STAGING
+        or parts[0] in _NO_KEYS
         or "\0" in key
         or not _is_unicode(key)
         or len(key.encode()) > _KEY_BYTES
     ):
         raise FormatError(
-            f"{_clean(key)!r} is no object's key: no name in it may be empty, '.', '..' or begin with .staging"
+            f"{_clean(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first {STAGING}"
+            f" or {TIERS}"
         )
 
 
@@ -361,7 +386,11 @@ def _occupied(where: str) -> ObjectExists:
 
 
 class _FileStore:
-    """An archive in a folder. No symbolic link beneath the root is followed, in reading or writing."""
+    """An archive in a folder, and in its tiers. No symbolic link beneath the root is followed, in reading or writing.
+
+    Tiers are looked for once, when the store is opened. They are looked at from warm to cold, the way that objects go,
+    so that one which is moved meanwhile is met.
+    """
 
     def __init__(self, folder: str) -> None:
         self._root = os.path.realpath(folder)
@@ -374,6 +403,11 @@ class _FileStore:
         self._synced: set[str] = set()
         # Folders that no symbolic link leads to, so that each is looked at once and not for every object in it.
         self._plain: set[str] = set()
+        base = self._root.rstrip("/")
+        # The class and the folder of each place that objects lie in.
+        self._places: tuple[tuple[str | None, str], ...] = ((None, base),)
+        if _is_folder(f"{base}/{TIERS}"):
+            self._places += tuple((name, f"{base}/{TIERS}/{name}") for name in TIER_NAMES)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.url,)
@@ -382,16 +416,19 @@ class _FileStore:
         return f"<Store {self.url}>"
 
     def create(self, key: str, data: bytes) -> None:
-        path = self._path(key)
+        path, *tiers = self._paths(key)
         with _os_errors("write", path):
+            # What lies in the hot part is what is read, whatever a tier has.
+            if tiers and not os.path.lexists(path) and self._lies_in(tiers, data):
+                return
             try:
-                self._create(path, data)
+                self._create(path, data, tiers)
             except FileNotFoundError:
                 # Somebody removed a folder, or our staged file, under our hands: make them again, once.
                 self._synced.clear()
-                self._create(path, data)
+                self._create(path, data, tiers)
 
-    def _create(self, path: str, data: bytes) -> None:
+    def _create(self, path: str, data: bytes, tiers: Sequence[str]) -> None:
         folder = os.path.dirname(path)  # noqa: PTH120 - a hot path
         self._make_folder(folder)
         staged = self._stage(data)
@@ -400,24 +437,46 @@ class _FileStore:
                 os.link(staged, path, follow_symlinks=False)
             except FileExistsError:
                 self._accept_existing(path, data)
+            else:
+                # The name was free. If that is because a roll had moved the object since we looked, it is in a tier.
+                try:
+                    self._lies_in(tiers, data)
+                except ObjectExists:
+                    os.unlink(path)  # noqa: PTH108
+                    raise
             _sync_folder(folder)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(staged)  # noqa: PTH108
 
-    def _stage(self, data: bytes) -> str:
-        """Write and sync the bytes beside the archive's objects, under a name that nobody else has."""
-        folder = f"{self._root}/{STAGING}"
+    def _lies_in(self, tiers: Sequence[str], data: bytes) -> bool:
+        """Say whether one of these paths holds the bytes, durably; refuse other bytes there, and what is no object."""
+        for path in tiers:
+            if not self._in_plain_folder(path):
+                raise TerminalStoreError(
+                    f"cannot write beside {path}: a symbolic link (not followed) leads there; move it away"
+                )
+            if _is_there(path):
+                self._accept_existing(path, data)
+                _sync_folder(os.path.dirname(path))  # noqa: PTH120
+                return True
+        return False
+
+    def _new_staged(self, place: str) -> tuple[int, str]:
+        """Make a file beside the objects of a place, under a name that nobody else has, and open it for writing."""
+        folder = f"{place}/{STAGING}"
         if folder not in self._synced:
             self._make_folder(folder)
             _remove_abandoned(folder)
         path = f"{folder}/{os.getpid()}-{uuid.uuid4().hex}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
+
+    def _stage(self, data: bytes) -> str:
+        """Write and sync the bytes beside the archive's objects."""
+        descriptor, path = self._new_staged(self._root)
         try:
             try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(descriptor, rest) :]
+                _write_all(descriptor, data)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -476,7 +535,15 @@ class _FileStore:
         size: int | None = None,
         restored: bool = False,  # noqa: ARG002 - nothing in a folder is archived
     ) -> bytes:
-        path = self._path(key)
+        missing: ObjectMissing | None = None
+        for path in self._paths(key):
+            try:
+                return self._read(path, limit, start, size)
+            except ObjectMissing as error:
+                missing = missing or error
+        raise missing or _missing(key)
+
+    def _read(self, path: str, limit: int, start: int, size: int | None) -> bytes:
         with _os_errors("read", path):
             descriptor = self._open(path)
             try:
@@ -510,14 +577,23 @@ class _FileStore:
         return descriptor
 
     def exists(self, key: str) -> bool:
-        path = self._path(key)
-        with _os_errors("look for", path):
-            try:
-                return self._in_plain_folder(path) and stat.S_ISREG(os.lstat(path).st_mode)
-            except OSError as error:
-                if error.errno not in _MISSING_ERRNO:
-                    raise
-                return False
+        for path in self._paths(key):
+            with _os_errors("look for", path):
+                if self._look(path):
+                    return True
+        return False
+
+    def _look(self, path: str) -> os.stat_result | None:
+        """Return what is known of a plain file that no symbolic link leads to; None if there is none."""
+        try:
+            if not self._in_plain_folder(path):
+                return None
+            found = os.lstat(path)
+        except OSError as error:
+            if error.errno not in _MISSING_ERRNO:
+                raise
+            return None
+        return found if stat.S_ISREG(found.st_mode) else None
 
     def _in_plain_folder(self, path: str) -> bool:
         """Tell whether no symbolic link leads to the object's folder. The object itself may still be one."""
@@ -535,14 +611,19 @@ class _FileStore:
         _check_prefix(prefix)
         if prefix and not prefix.endswith("/"):
             raise FormatError(f"{_clean(prefix)!r} is no folder: its prefix ends in '/'")
-        return sorted(
+        found = [
             _text(entry.name)
-            for entry in self._scan(prefix)
+            for _, place in self._places
+            for entry in self._scan(prefix, place)
             if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-        )
+        ]
+        return sorted(set(found) if len(self._places) > 1 else found)
 
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
         _check_prefix(prefix)
+        if len(self._places) > 1:
+            inside, plain = self._merge(prefix)
+            return [_text(name) for name in sorted(inside)], [plain[name] for name in sorted(plain)]
         folders, objects = [], []
         for entry in self._scan(prefix):
             with _os_errors("list", entry.path):
@@ -556,7 +637,74 @@ class _FileStore:
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         _check_prefix(prefix)
         top, slash, _ = prefix.rpartition("/")
-        folders = [top + slash]
+        if self._is_tiered(top + slash):
+            yield from self._list_tiered(top + slash, prefix, after)
+        else:
+            yield from self._list_plain(top + slash, prefix, after)
+
+    def _is_tiered(self, folder: str) -> bool:
+        """Tell whether objects under a folder may lie in tiers.
+
+        It is so of what the roll moves, whether or not it has yet: it may while we list. Others list as they would
+        without tiers, since they may have more objects in one folder than memory should hold in order to merge them.
+        """
+        if len(self._places) == 1:
+            return False
+        part = folder.partition("/")[0]
+        if not part or folder.startswith(RECORDS):
+            return True
+        for _, place in self._places[1:]:
+            with _os_errors("list", place):
+                if _is_there(f"{place}/{part}"):
+                    return True
+        return False
+
+    def _list_tiered(self, top: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
+        """List what lies in several places, each key once, in byte order of keys but for parts that are not tiered."""
+        waiting: list[ObjectInfo | str] = [top]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, ObjectInfo):
+                yield one
+                continue
+            if one != top and one.count("/") == 1 and not self._is_tiered(one):
+                yield from self._list_plain(one, prefix, after)
+                continue
+            folders, objects = self._merge(one)
+            # Names compare as bytes, a folder's with its slash, as they do in keys.
+            found: list[tuple[bytes, ObjectInfo | str]] = [
+                (os.fsencode(f"{name}/"), f"{one}{name}/") for name in folders
+            ]
+            found += [(os.fsencode(name), info) for name, info in objects.items() if info.key > after]
+            for _, item in sorted(found, key=lambda pair: pair[0], reverse=True):
+                if isinstance(item, ObjectInfo):
+                    wanted = item.key.startswith(prefix)
+                else:
+                    wanted = item.startswith(prefix) and (item > after or after.startswith(item))
+                if wanted:
+                    waiting.append(item)
+
+    def _merge(self, folder: str) -> tuple[set[str], dict[str, ObjectInfo]]:
+        """Return by file name the folders and the objects right under a folder, wherever they lie."""
+        folders: set[str] = set()
+        objects: dict[str, ObjectInfo] = {}
+        for class_, place in self._places:
+            for entry in self._scan(folder, place):
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.add(entry.name)
+                    elif entry.name not in objects and entry.is_file(follow_symlinks=False):
+                        size = entry.stat(follow_symlinks=False).st_size
+                        objects[entry.name] = ObjectInfo(folder + _text(entry.name), size, class_)
+                except FileNotFoundError:
+                    # Gone, or moved to a tier, which is looked at next.
+                    continue
+                except OSError as error:
+                    raise _from_os(error, "list", entry.path) from error
+        return folders, objects
+
+    def _list_plain(self, top: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
+        folders = [top]
         while folders:
             folder = folders.pop()
             for entry in self._scan(folder):
@@ -578,9 +726,9 @@ class _FileStore:
                 except OSError as error:
                     raise _from_os(error, "list", entry.path) from error
 
-    def _scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """Yield a folder's entries but for the staging area; none if it is missing or behind a symbolic link."""
-        path = f"{self._root}/{folder}".rstrip("/") or "/"
+    def _scan(self, folder: str, place: str | None = None) -> Iterator[os.DirEntry[str]]:
+        """Yield a folder's entries but for those that are no keys; none if it is missing or behind a symbolic link."""
+        path = f"{self._root if place is None else place}/{folder}".rstrip("/") or "/"
         with _os_errors("list", path):
             if os.path.realpath(path) != path:
                 return
@@ -596,21 +744,17 @@ class _FileStore:
                     entry = next(entries, None)
                 if entry is None:
                     return
-                if folder or entry.name != STAGING:
+                if folder or entry.name not in _NO_KEYS:
                     yield entry
 
     def status(self, key: str) -> ObjectStatus:
-        path = self._path(key)
-        with _os_errors("look at", path):
-            try:
-                found = os.lstat(path)
-            except OSError as error:
-                if error.errno not in _MISSING_ERRNO:
-                    raise
-                found = None
-        if found is None or not stat.S_ISREG(found.st_mode) or not self._in_plain_folder(path):
-            raise _missing(path)
-        return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+        paths = self._paths(key)
+        for (class_, _), path in zip(self._places, paths, strict=True):
+            with _os_errors("look at", path):
+                found = self._look(path)
+            if found:
+                return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), class_)
+        raise _missing(paths[0])
 
     def restore(self, key: str, *, days: int, tier: Tier) -> None:
         """Nothing in a folder is archived."""
@@ -636,21 +780,151 @@ class _FileStore:
         return False
 
     def remove(self, key: str) -> None:
-        path = self._path(key)
-        with _os_errors("delete", path):
+        for path in self._paths(key):
+            with _os_errors("delete", path):
+                try:
+                    if self._in_plain_folder(path):
+                        os.unlink(path)  # noqa: PTH108 - as its neighbours
+                except OSError as error:
+                    if error.errno not in _MISSING_ERRNO:
+                        raise
+
+    def tiers(self) -> Sequence[str]:
+        above = f"{self._root.rstrip('/')}/{TIERS}"
+        with _os_errors("look at", above):
+            if not _is_there(above):
+                return ()
+            names = [name for name in TIER_NAMES if _is_there(f"{above}/{name}")]
+            for path in (above, *(f"{above}/{name}" for name in names)):
+                if not _is_folder(path):
+                    raise TerminalStoreError(
+                        f"{path} is a file or a symbolic link (not followed): make a folder there, or mount one"
+                    )
+        if not names:
+            raise TerminalStoreError(f"{above} holds no tier: make `warm` or `cold` in it, or remove it")
+        return names
+
+    def move(self, key: str, tier: str) -> None:
+        paths = self._paths(key)
+        if tier not in self.tiers() or len(paths) == 1:
+            raise TerminalStoreError(
+                f"cannot move {key} to {tier!r}: there was no folder {TIERS}/{tier} in {self._root} when it was opened"
+            )
+        colder = paths[1 + TIER_NAMES.index(tier) :]
+        with _os_errors("move", paths[0]):
+            copies = [path for path in paths if self._look(path)]
+            if not copies:
+                raise _missing(paths[0])
+            if len(copies) > 1 and len({self._digest(path) for path in copies}) > 1:
+                raise ObjectExists(
+                    f"{' and '.join(copies)} hold different bytes, and the first is read: find out by its digest in"
+                    " the key or the manifest which one is the object, and move the other away"
+                )
+            if copies[-1] not in colder:
+                self._copy(copies[0], colder[0], dict(self._places)[tier])
+                copies.append(colder[0])
+            self._make_durable(copies[-1])
+            for path in copies[:-1]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # noqa: PTH108
+
+    def _copy(self, source: str, path: str, place: str) -> None:
+        """Copy an object to a free path of another place; the copy gets its name when it was read and found equal."""
+        if _is_there(path):
+            raise TerminalStoreError(f"cannot move to {path}: what is in its place is no plain file; move it away")
+        self._make_folder(os.path.dirname(path))  # noqa: PTH120
+        descriptor, staged = self._new_staged(place)
+        try:
             try:
-                if self._in_plain_folder(path):
-                    os.unlink(path)  # noqa: PTH108 - as its neighbours
-            except OSError as error:
-                if error.errno not in _MISSING_ERRNO:
-                    raise
+                digest = hashlib.sha256()
+                origin = self._open(source)
+                try:
+                    for chunk in _chunks(origin):
+                        digest.update(chunk)
+                        _write_all(descriptor, chunk)
+                    found = os.fstat(origin)
+                finally:
+                    os.close(origin)
+                os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
+                os.fsync(descriptor)
+                if hasattr(os, "posix_fadvise"):
+                    # So that it is read from the disk below, and not from what we have just written.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+            self._check_copy(staged, digest.digest(), source)
+            os.replace(staged, path)  # noqa: PTH105
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)  # noqa: PTH108
+            raise
+
+    def _check_copy(self, path: str, digest: bytes, source: str) -> None:
+        if self._digest(path) != digest:
+            raise TransientStoreError(
+                f"the copy {path} of {source} does not read as it was written: check its disk; the object stays"
+            )
+
+    def _digest(self, path: str) -> bytes:
+        digest = hashlib.sha256()
+        descriptor = self._open(path)
+        try:
+            for chunk in _chunks(descriptor):
+                digest.update(chunk)
+        finally:
+            os.close(descriptor)
+        return digest.digest()
+
+    def _make_durable(self, path: str) -> None:
+        """Sync an object and all that leads to it: who copied it may have died."""
+        folder = os.path.dirname(path)  # noqa: PTH120
+        self._make_folder(folder)
+        descriptor = self._open(path)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _sync_folder(folder)
 
     def close(self) -> None:
         """There is nothing to give up."""
 
-    def _path(self, key: str) -> str:
+    def _paths(self, key: str) -> Sequence[str]:
+        """Return where an object may lie, the hot part first."""
         _check_key(key)
-        return f"{self._root.rstrip('/')}/{key}"
+        if len(self._places) == 1:
+            return (f"{self._places[0][1]}/{key}",)
+        return tuple(f"{place}/{key}" for _, place in self._places)
+
+
+def _is_there(path: str) -> bool:
+    """Say whether anything has that name; unlike `os.path.lexists` it does not take an error for a no."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno not in _MISSING_ERRNO:
+            raise
+        return False
+    return True
+
+
+def _is_folder(path: str) -> bool:
+    """Say whether that is a folder, and no symbolic link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _chunks(descriptor: int) -> Iterator[bytes]:
+    """Yield a file's bytes from its beginning."""
+    start = 0
+    while chunk := os.pread(descriptor, _CHUNK, start):
+        yield chunk
+        start += len(chunk)
 
 
 def _text(name: str) -> str:
@@ -1076,6 +1350,14 @@ class _S3Store:
                 self._writer.delete_object(**self._object(key), VersionId=version)
             if not versions:
                 self._writer.delete_object(**self._object(key))
+
+    def tiers(self) -> Sequence[str]:
+        """The bucket's rules move objects."""
+        return ()
+
+    def move(self, key: str, tier: str) -> None:
+        """Likewise."""
+        raise TerminalStoreError(f"cannot move {self._where(key)} to {tier!r}: in S3 the bucket's rules move objects")
 
     def at_versions(self, chosen: Mapping[str, Version]) -> Store:
         return _S3Store(self.url, self._options, chosen)

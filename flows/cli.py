@@ -104,8 +104,11 @@ def roll(
     settings, now = Settings(), datetime.now(UTC)
     rolling = _import("tasks.roll")
     actions = [*rolling.roll_indices(settings, now, dry_run=dry_run)] if settings.search.url else []
-    actions += _import("tasks.tiers").roll_bucket(settings, dry_run=dry_run)
+    tiers = _import("tasks.tiers")
+    actions += tiers.roll_bucket(settings, dry_run=dry_run)
+    # Ended first, so that nothing is moved on the day that it is deleted.
     actions += _import("tasks.expire").expire(settings, now, dry_run=dry_run)
+    actions += tiers.roll_folder(settings, now, dry_run=dry_run)
     if not dry_run:
         rolling.record(settings, actions, now)
     if actions:

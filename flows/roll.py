@@ -18,7 +18,7 @@ from custody.errors import CustodyError, Fenced
 from custody.settings import Settings
 from tasks.expire import expire
 from tasks.roll import Action, record, roll_indices
-from tasks.tiers import Usage, measure_usage, roll_bucket, small_objects
+from tasks.tiers import Usage, measure_usage, roll_bucket, roll_folder, small_objects
 
 ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""
@@ -38,6 +38,12 @@ def indices(now: datetime, dry_run: bool) -> list[Action]:
 def bucket(dry_run: bool) -> list[Action]:
     """Hold the bucket's rules against the settings."""
     return list(roll_bucket(Settings(), dry_run=dry_run))
+
+
+@task(name="roll-folder", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def folder(now: datetime, dry_run: bool) -> list[Action]:
+    """Move what is old enough to a folder's tiers."""
+    return list(roll_folder(Settings(), now, dry_run=dry_run))
 
 
 @task(name="expire", cache_policy=NO_CACHE, persist_result=False, retries=0)
@@ -67,7 +73,9 @@ def roll(dry_run: bool = False) -> State[Any]:
     steps: dict[str, Callable[[], list[Action]]] = {
         "indices": lambda: indices(now, dry_run),
         "bucket": lambda: bucket(dry_run),
+        # Ended first, so that nothing is moved on the day that it is deleted.
         "end of life": lambda: end_of_life(now, dry_run),
+        "folder": lambda: folder(now, dry_run),
     }
     # Each on its own: an Elasticsearch that is down keeps nothing from expiring.
     for name, step in steps.items():

@@ -2,15 +2,15 @@
 
 So verification tells expiry from loss for ever (FORMAT.md, `expired`).
 
-A run that dies between the two leaves objects that may go; the next one finds them, since the oldest keys come first in
-a listing, and deletes them. What is locked stays until its lock has ended.
+A run that dies between the two leaves objects that may go; the next one finds them, since it lists all days up to the
+end of life, and deletes them. What is locked stays until its lock has ended.
 """
 
 import platform
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from importlib.metadata import version
 
 from custody import layout, tables
@@ -31,6 +31,7 @@ from custody.settings import Settings
 from custody.store import Store, open_store
 from tasks.audit import EXPIRED
 from tasks.roll import Action
+from tasks.tiers import list_records
 
 
 def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
@@ -142,18 +143,13 @@ def _delete(
 def _expired_keys(
     store: Store, ends: Mapping[Log, int], sequences: Mapping[Log, int], end_of_life: datetime
 ) -> Iterator[tuple[Log, str]]:
-    """Yield what may be deleted, the oldest first; a listing is not read beyond the day on which life ends now."""
+    """Yield what may be deleted."""
     if not ends:
         return
-    # The day in a key is Kafka's; records may lie there for a while before they are sealed.
-    last = f"{end_of_life.astimezone(UTC) + timedelta(days=1):%Y/%m/%d}"
-    for folder in (layout.EVENTS, layout.QUARANTINE):
-        for info in store.list(folder):
-            if info.key.removeprefix(folder)[: len(last)] > last:
-                break
-            parsed = layout.parse_records_key(info.key)
-            if parsed and parsed.last < ends.get(parsed.log, 0):
-                yield parsed.log, info.key
+    for info in list_records(store, end_of_life):
+        parsed = layout.parse_records_key(info.key)
+        if parsed and parsed.last < ends.get(parsed.log, 0):
+            yield parsed.log, info.key
     for info in store.list(tables.TABLES):
         table = tables.parse_table_key(info.key)
         if table and table.end <= sequences.get(table.log, 0):

@@ -1,23 +1,31 @@
-"""The bucket's part in the seven years: rules that move evidence to cheaper classes, versions, locks, its policy.
+"""The store's part in the seven years: a bucket's rules, versions, locks and policy; a folder's tiers.
 
 The rules only move: ending the life of evidence is the roll's, which signs first. What others have set in the bucket
 stays; what of ours has drifted is said, and set again unless `tiers.manage` is off. Manifests, checkpoints and audits
 stay in the class that they were put in.
+
+A folder has no rules, so that the roll itself moves what is old enough to `.tiers/warm/` and `.tiers/cold/`, where
+somebody has made or mounted these.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from custody import layout, tables
+from custody.archive import find_head, list_logs, read_manifest, sealed_from
+from custody.errors import CustodyError, ObjectMissing, TerminalStoreError
+from custody.layout import Log
 from custody.protection import Protection, check_lifecycle
 from custody.settings import Settings
-from custody.store import open_store
+from custody.store import TIER_NAMES, ObjectInfo, Store, open_store
 from tasks.roll import Action
 
 SMALL_BYTES = 128 * 1024
@@ -25,7 +33,9 @@ SMALL_BYTES = 128 * 1024
 OVERHEAD_BYTES = 40 * 1024
 """What each object in an archived class costs besides its bytes: 32 KiB there, 8 KiB in Standard."""
 
-_MOVING = (layout.EVENTS, layout.QUARANTINE)
+_FAILURES = 10
+"""So many failures one after the other are the file system's, and not an object's."""
+
 _SID = "CustodyConditionalWrites"
 _GB = 1_000_000_000
 _ABSENT = frozenset(
@@ -78,6 +88,102 @@ def roll_bucket(settings: Settings, *, dry_run: bool = False) -> Iterator[Action
         yield from _Bucket(settings, client, bucket, f"{prefix.rstrip('/')}/" if prefix else "", dry_run).run()
     finally:
         client.close()
+
+
+def roll_folder(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
+    """Move segments and quarantine objects that are old enough to a folder's tiers.
+
+    A statement is as old as its seal. Tiers are opted into by making the folders `.tiers/warm/` and `.tiers/cold/`, or
+    one of them, in the archive; without `.tiers/`, nothing is done.
+
+    Args:
+        settings: the settings.
+        now: the time, aware.
+        dry_run: say what would be moved, and change nothing.
+
+    Yields:
+        One action for each object that is to be moved; one for each log, and for what stands in a tier's place, where
+        that keeps objects from moving; none for a bucket, whose rules move.
+
+    Raises:
+        CustodyError: the archive cannot be opened or listed.
+    """
+    if settings.archive.startswith("s3://"):
+        return
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        try:
+            tiers = store.tiers()
+        except TerminalStoreError as error:
+            yield Action("move", f"{store.url}/.tiers", "refused", f"{error}; nothing is moved until then")
+            return
+        if not tiers:
+            return
+        days = {"warm": settings.tiers.warm_days, "cold": settings.tiers.cold_days}
+        moments = {tier: now - timedelta(days=days[tier]) for tier in tiers}
+        ends: dict[str, dict[Log, int]] = {tier: {} for tier in tiers}
+        for log in list_logs(store):
+            try:
+                size = find_head(store, log).size
+                for tier, moment in moments.items():
+                    if until := sealed_from(store, log, size, moment):
+                        ends[tier][log] = read_manifest(store, log, until - 1).statement.next_offset
+            except CustodyError as error:
+                yield Action("move", str(log), "failed", f"it cannot be said which of its objects are old: {error}")
+        failures = 0
+        for info, tier in _old_objects(store, ends, max(moments.values())):
+            action = _move(store, info.key, tier, f"sealed more than {days[tier]} days ago", dry_run=dry_run)
+            failures = failures + 1 if action.outcome == "failed" else 0
+            yield action
+            if failures == _FAILURES:
+                yield Action("move", store.url, "refused", f"{failures} objects in a row failed; the rest is left")
+                return
+
+
+def _old_objects(
+    store: Store, ends: Mapping[str, Mapping[Log, int]], youngest: datetime
+) -> Iterator[tuple[ObjectInfo, str]]:
+    """Yield what lies in a warmer place than it should, and the coldest tier that it is old enough for."""
+    coldest_first = list(ends)[::-1]
+    places = (None, *TIER_NAMES)
+    for info in list_records(store, youngest):
+        parsed = layout.parse_records_key(info.key)
+        if parsed is None:
+            continue
+        tier = next((tier for tier in coldest_first if parsed.last < ends[tier].get(parsed.log, 0)), None)
+        if tier and places.index(info.storage_class) < places.index(tier):
+            yield info, tier
+
+
+def _move(store: Store, key: str, tier: str, why: str, *, dry_run: bool) -> Action:
+    target = f"{key} to {tier}"
+    if dry_run:
+        return Action("move", target, "planned", why)
+    try:
+        store.move(key, tier)
+    except ObjectMissing:
+        return Action("move", target, "refused", "it was deleted meanwhile")
+    except CustodyError as error:
+        return Action("move", target, "failed", f"{error}; the next roll tries again")
+    return Action("move", target, "done", why)
+
+
+def list_records(store: Store, until: datetime) -> Iterator[ObjectInfo]:
+    """Yield segments and quarantine objects whose keys' day is not after a moment's, and the one after it.
+
+    The day in a key is Kafka's; records may lie there for a while before they are sealed. Younger days are not listed.
+
+    Raises:
+        StoreError: the archive cannot be listed.
+    """
+    last = f"{until.astimezone(UTC) + timedelta(days=1):%Y/%m/%d}"
+    for part in layout.RECORDS:
+        folders = [""]
+        # Years, months, days. A store lists in any order, so that no listing can be left at the first day too young.
+        for _ in range(3):
+            inner = (f"{folder}{name}" for folder in folders for name in store.names(part + folder))
+            folders = [f"{folder}/" for folder in inner if re.fullmatch("[0-9/]+", folder) and folder <= last]
+        for folder in folders:
+            yield from store.list(part + folder)
 
 
 class _Bucket:
@@ -148,7 +254,7 @@ class _Bucket:
         drift = list(check_lifecycle(in_force, Protection(moves=moves), self._root))
         if not drift:
             return
-        ours = [_rule(self._root + folder, moves) for folder in _MOVING]
+        ours = [_rule(self._root + folder, moves) for folder in layout.RECORDS]
         ids = {rule["ID"] for rule in ours}
         found = self._get("get_bucket_lifecycle_configuration") or {}
         others = [rule for rule in found.get("Rules", ()) if rule.get("ID") not in ids]
@@ -217,7 +323,7 @@ def measure_usage(settings: Settings) -> list[Usage]:
                 found = totals.setdefault((part, info.storage_class or "folder"), [0, 0, 0])
                 found[0] += 1
                 found[1] += info.size
-                found[2] += info.size < SMALL_BYTES and part in _MOVING
+                found[2] += info.size < SMALL_BYTES and part in layout.RECORDS
     return [
         Usage(part, class_, objects, size, small, size / _GB * prices[class_] if class_ in prices else None)
         for (part, class_), (objects, size, small) in sorted(totals.items())

@@ -240,7 +240,7 @@ def test_what_is_no_key_is_refused(store: Store, key: str) -> None:
             call()
 
 
-@pytest.mark.parametrize("prefix", ["/", "../", "a//", "a/../", ".staging/", "a/.."])
+@pytest.mark.parametrize("prefix", ["/", "../", "a//", "a/../", ".staging/", ".tiers/", "a/.."])
 def test_what_is_no_prefix_is_refused(store: Store, prefix: str) -> None:
     """Nor does a listing lead outside."""
     with pytest.raises(FormatError):
@@ -281,7 +281,7 @@ def test_any_key_round_trips_in_a_folder(tmp_path_factory: pytest.TempPathFactor
     try:
         store.create(key, data)
     except FormatError:
-        assert any(part in {".", ".."} for part in key.split("/")) or key.split("/")[0] == ".staging"
+        assert any(part in {".", ".."} for part in key.split("/")) or key.split("/")[0] in {".staging", ".tiers"}
         return
     assert store.read(key, limit=len(data)) == data
     assert list(store.list()) == [ObjectInfo(key, len(data))]
@@ -544,6 +544,213 @@ def test_a_folder_that_may_not_be_written_is_terminal(folder: Store, tmp_path: P
             folder.create("a/c", b"x")
     finally:
         (tmp_path / "archive" / "a").chmod(stat.S_IRWXU)
+
+
+# --- a folder's tiers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The root of an archive with both tiers."""
+    for name in ("warm", "cold"):
+        (tmp_path / "archive" / ".tiers" / name).mkdir(parents=True)
+    return tmp_path / "archive"
+
+
+def _put(place: Path, key: str, data: bytes) -> Path:
+    path = place / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("tier", ["warm", "cold"])
+def test_an_object_in_a_tier_is_an_object(root: Path, tier: str) -> None:
+    """It is read, seen, listed and removed as any other is, and its class is the tier's."""
+    store = open_store(str(root))
+    store.create("events/hot", b"hot")
+    path = _put(root / ".tiers" / tier, "events/old", b"hello")
+    assert store.read("events/old", limit=5) == b"hello"
+    assert store.read("events/old", limit=2, start=1, size=2) == b"el"
+    with pytest.raises(FormatError):
+        store.read("events/old", limit=4)
+    assert store.exists("events/old")
+    status = store.status("events/old")
+    assert (status.size, status.storage_class, status.archived) == (5, tier, False)
+    assert store.status("events/hot").storage_class is None
+    assert [(info.key, info.size, info.storage_class) for info in store.list()] == [
+        ("events/hot", 3, None),
+        ("events/old", 5, tier),
+    ]
+    assert store.names("") == ["events"]
+    assert store.names("events/") == ["hot", "old"]
+    folders, objects = store.level("events/")
+    assert (list(folders), [info.storage_class for info in objects]) == ([], [None, tier])
+    store.remove("events/old")
+    assert not path.exists()
+    assert not store.exists("events/old")
+    with pytest.raises(ObjectMissing):
+        store.read("events/old", limit=5)
+
+
+@pytest.mark.parametrize("tier", ["warm", "cold"])
+def test_a_key_that_lies_in_a_tier_is_taken(root: Path, tier: str) -> None:
+    """The same bytes are success, others are refused, and there is never a second object."""
+    store = open_store(str(root))
+    _put(root / ".tiers" / tier, "events/old", b"old")
+    store.create("events/old", b"old")
+    for other in (b"", b"Old", b"older"):
+        with pytest.raises(ObjectExists):
+            store.create("events/old", other)
+    assert not (root / "events" / "old").exists()
+    assert store.read("events/old", limit=3) == b"old"
+
+
+@pytest.mark.parametrize("data", [b"old", b"new"])
+def test_a_key_that_goes_to_a_tier_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """A roll that moves an object between a writer's look and its link does not let other bytes in."""
+    store = open_store(str(root))
+    store.create("events/old", b"old")
+    real = os.link
+
+    def link(*arguments: Any, **more: Any) -> None:
+        open_store(str(root)).move("events/old", "warm")
+        real(*arguments, **more)
+
+    monkeypatch.setattr(os, "link", link)
+    if data == b"new":
+        with pytest.raises(ObjectExists):
+            store.create("events/old", data)
+        assert not (root / "events" / "old").exists()
+    else:
+        store.create("events/old", data)
+    assert store.read("events/old", limit=3) == b"old"
+    assert (root / ".tiers/warm/events/old").read_bytes() == b"old"
+
+
+def test_symbolic_links_in_tiers_are_not_followed(root: Path, tmp_path: Path) -> None:
+    """As in the hot part: what they lead to is no object, and a put of their keys is refused."""
+    store = open_store(str(root))
+    outside = tmp_path / "outside"
+    _put(outside, "secret", b"x")
+    warm = root / ".tiers" / "warm"
+    _put(warm, "events/real", b"x")
+    (warm / "events" / "file").symlink_to(outside / "secret")
+    (warm / "events" / "folder").symlink_to(outside)
+    for key in ("events/file", "events/folder/secret"):
+        assert not store.exists(key)
+        with pytest.raises(ObjectMissing):
+            store.read(key, limit=1)
+        with pytest.raises(ObjectMissing):
+            store.status(key)
+        with pytest.raises(TerminalStoreError, match="move it"):
+            store.create(key, b"x")
+        store.remove("events/folder/secret")
+    assert [info.key for info in store.list()] == ["events/real"]
+    assert store.names("events/") == ["real"]
+    assert list(store.list("events/folder/")) == []
+
+    # Nor is one followed that an object would be moved through, or over.
+    for key in ("events/folder/new", "events/file"):
+        _put(root, key, b"y")
+        with pytest.raises(TerminalStoreError, match="move it"):
+            store.move(key, "warm")
+        assert store.read(key, limit=1) == b"y"
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+
+
+def test_a_tier_that_is_a_link_is_none(tmp_path: Path) -> None:
+    """A link in a tier's place shows nothing of what it leads to, and nothing is moved behind it."""
+    outside, root = tmp_path / "outside", tmp_path / "archive"
+    _put(outside, "events/secret", b"x")
+    store = open_store(str(root))
+    store.create("events/hot", b"x")
+    (root / ".tiers").mkdir()
+    (root / ".tiers" / "warm").symlink_to(outside)
+    store = open_store(str(root))
+    assert [info.key for info in store.list()] == ["events/hot"]
+    assert not store.exists("events/secret")
+    with pytest.raises(TerminalStoreError, match="symbolic link"):
+        store.move("events/hot", "warm")
+    assert store.read("events/hot", limit=1) == b"x"
+
+
+def test_nothing_moves_where_no_tier_is(store: Store) -> None:
+    """A folder without tiers has none, nor has a bucket, whose rules move; to ask for a move is an error."""
+    store.create("events/a", b"x")
+    assert list(store.tiers()) == []
+    with pytest.raises(TerminalStoreError, match="move"):
+        store.move("events/a", "warm")
+    assert store.read("events/a", limit=1) == b"x"
+
+
+def test_a_folder_without_tiers_is_looked_at_once(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no tiers does not pay for them: no later call looks for any."""
+    folder.create("events/a", b"x")
+    looked: list[str] = []
+    for name in ("lstat", "stat", "open", "scandir", "link", "mkdir"):
+        real = getattr(os, name)
+
+        def spy(path: Any, *arguments: Any, real: Any = real, **more: Any) -> Any:
+            looked.append(str(path))
+            return real(path, *arguments, **more)
+
+        monkeypatch.setattr(os, name, spy)
+    again = open_store(folder.url)
+    assert sum(".tiers" in path for path in looked) <= 1
+    looked.clear()
+    again.create("events/b", b"x")
+    assert {info.key for info in again.list()} == {"events/a", "events/b"}
+    assert again.read("events/a", limit=1) == b"x"
+    assert not again.exists("events/c")
+    assert again.names("events/") == ["a", "b"]
+    again.remove("events/b")
+    assert looked
+    assert not [path for path in looked if ".tiers" in path]
+
+
+_PARTS = st.sampled_from(["a", "a-", "a.b", "b", "0", "ä", "\U0001f600", "z"])
+_KEYS = st.tuples(
+    st.sampled_from(["events", "quarantine", "manifests", "other"]), st.lists(_PARTS, min_size=1, max_size=4)
+)
+
+
+@given(
+    objects=st.dictionaries(
+        _KEYS.map(lambda key: "/".join([key[0], *key[1]])),
+        st.sets(st.sampled_from(["", ".tiers/warm", ".tiers/cold"]), min_size=1),
+        max_size=25,
+    ),
+    prefix=st.sampled_from(["", "events/", "events/a", "events/a/", "manifests/", "quarantine/a-", "o"]),
+    after=_KEYS.map(lambda key: "/".join([key[0], *key[1]])) | st.just(""),
+)
+@settings(deadline=None, max_examples=150)
+def test_tiers_list_as_a_plain_folder(
+    tmp_path_factory: pytest.TempPathFactory, objects: dict[str, set[str]], prefix: str, after: str
+) -> None:
+    """Wherever the objects lie, in one place or several, they list as they would in one, each once, and in order."""
+    # A folder cannot hold both `a` and `a/b`.
+    keys = [key for key in objects if not any(other.startswith(f"{key}/") for other in objects)]
+    top = tmp_path_factory.mktemp("tiers")
+    (top / "tiered" / ".tiers").mkdir(parents=True)
+    for key in keys:
+        _put(top / "plain", key, key.encode())
+        for place in objects[key]:
+            _put(top / "tiered" / place, key, key.encode())
+    plain, tiered = open_store(str(top / "plain")), open_store(str(top / "tiered"))
+    wanted = sorted(plain.list(prefix, after=after), key=lambda info: info.key.encode())
+    found = list(tiered.list(prefix, after=after))
+    assert sorted(found, key=lambda info: info.key.encode()) == wanted
+    for part in ("events/", "quarantine/"):
+        shown = [info.key.encode() for info in found if info.key.startswith(part)]
+        assert shown == sorted(shown)
+    for info in found:
+        place = {None: "", "warm": ".tiers/warm", "cold": ".tiers/cold"}[info.storage_class]
+        assert place == min(objects[info.key], key=["", ".tiers/warm", ".tiers/cold"].index)
+    for folder in {"", *(f"{key.rpartition('/')[0]}/" for key in keys)}:
+        assert tiered.names(folder) == plain.names(folder)
+        folders, inside = plain.level(folder)
+        assert tiered.level(folder) == (sorted(folders), sorted(inside, key=lambda info: info.key.encode()))
 
 
 # --- S3 --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,412 @@
+"""A folder's tiers: what is old moves to them, and whatever happens on the way it can be read and verified."""
+
+import gzip
+import os
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import custody.store
+from custody.errors import TransientStoreError
+from custody.keys import open_trust
+from custody.settings import AuditSettings, Settings, TierSettings
+from custody.store import open_store
+from custody.verify import Report, verify
+from tasks import tiers
+from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tasks.expire import expire
+from tasks.roll import Action
+from tasks.tiers import measure_usage, roll_folder
+from tests.sample import Growing, event
+
+NOW = datetime.now(UTC)
+QUARANTINED = 7
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def content(offset: int) -> bytes:
+    return b"no event" if offset == QUARANTINED else event(offset)
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    """An archive of a statement of 400 days ago, two of 100 days, one of them with a quarantine object, one of 10."""
+    made = Growing(tmp_path, begun=NOW - timedelta(days=400))
+    made.append(1)
+    made.begun = NOW - timedelta(days=100)
+    made.append(2, content)
+    made.begun = NOW - timedelta(days=10)
+    made.append(1)
+    return made
+
+
+@pytest.fixture
+def tiered(growing: Growing) -> Growing:
+    """The same, with both tiers made and nothing in them."""
+    for name in ("warm", "cold"):
+        (growing.folder / ".tiers" / name).mkdir(parents=True)
+    return growing
+
+
+def settings(growing: Growing, **days: int) -> Settings:
+    return Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        audit=AuditSettings(tables=False),
+        tiers=TierSettings(**days),  # type: ignore[arg-type]
+    )
+
+
+def roll(growing: Growing, **more: Any) -> list[Action]:
+    return list(roll_folder(settings(growing), NOW, **more))
+
+
+def judged(growing: Growing) -> Report:
+    trust = open_trust([f"file:{growing.keyring}"])
+    return verify(open_store(str(growing.folder)), trust, now=growing.sealed_at(4), workers=0)
+
+
+def assert_whole(growing: Growing) -> None:
+    report = judged(growing)
+    assert (report.exit_code, report.findings) == (0, [])
+    assert report.logs[0].events == growing.events - 1
+
+
+def records(folder: Path) -> list[str]:
+    """Return the segments and quarantine objects right in a place, and nothing of places within it."""
+    found = (path for part in ("events", "quarantine") for path in (folder / part).rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def places(growing: Growing) -> tuple[int, int, int]:
+    root = growing.folder
+    return len(records(root)), len(records(root / ".tiers/warm")), len(records(root / ".tiers/cold"))
+
+
+def staged(growing: Growing) -> list[Path]:
+    return list((growing.folder / ".tiers").glob("*/.staging/*"))
+
+
+def everything(growing: Growing) -> dict[str, bytes | None]:
+    return {
+        path.relative_to(growing.folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in growing.folder.rglob("*")
+    }
+
+
+def test_moved_by_age(tiered: Growing) -> None:
+    """Each object goes to the tier of its age, once, with its time; the archive verifies without a finding."""
+    assert_whole(tiered)
+    before = {key: (tiered.folder / key).stat().st_mtime_ns for key in records(tiered.folder)}
+    actions = roll(tiered)
+    assert sorted((one.outcome, one.target.rpartition(" ")[2], one.why) for one in actions) == [
+        ("done", "cold", "sealed more than 365 days ago"),
+        *[("done", "warm", "sealed more than 90 days ago")] * 3,
+    ]
+    assert places(tiered) == (1, 3, 1)
+    for tier in ("warm", "cold"):
+        for key in records(tiered.folder / ".tiers" / tier):
+            assert (tiered.folder / ".tiers" / tier / key).stat().st_mtime_ns == before[key]
+            assert open_store(str(tiered.folder)).status(key).storage_class == tier
+    assert not staged(tiered)
+    assert_whole(tiered)
+    assert roll(tiered) == []
+
+
+def test_on_as_time_goes_by(tiered: Growing) -> None:
+    """What lies in the warm tier goes on to the cold one."""
+    roll(tiered)
+    assert len(list(roll_folder(settings(tiered), NOW + timedelta(days=300)))) == 4
+    assert places(tiered) == (0, 1, 4)
+    assert_whole(tiered)
+
+
+def test_audits_and_usage(tiered: Growing) -> None:
+    """A full audit of a tiered archive finds nothing, new statements go on, and the usage tells the tiers apart."""
+    roll(tiered)
+    given = settings(tiered)
+    plan = plan_audit(given, Request(full=True), NOW)
+    outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+    assert {one["finding"] for one in outcome.findings} <= {"stale"}
+    tiered.append(1)
+    assert judged(tiered).exit_code == 0
+    found = {(one.part, one.storage_class): one.objects for one in measure_usage(given)}
+    assert found["events/", "folder"] == 2
+    assert (found["events/", "warm"], found["quarantine/", "warm"], found["events/", "cold"]) == (2, 1, 1)
+    assert {class_ for part, class_ in found if part == "manifests/"} == {"folder"}
+
+
+def test_tiers_are_opted_into(growing: Growing) -> None:
+    """Without the folders nothing moves, and nothing is said; with one of them, what is old goes there."""
+    before = everything(growing)
+    assert roll(growing) == []
+    assert everything(growing) == before
+    (growing.folder / ".tiers/warm").mkdir(parents=True)
+    roll(growing)
+    assert places(growing) == (1, 4, 0)
+    assert not (growing.folder / ".tiers/cold").exists()
+    assert_whole(growing)
+
+
+@pytest.mark.parametrize("name", [".tiers", ".tiers/warm"])
+@pytest.mark.parametrize("kind", ["link", "file", "empty"])
+def test_what_is_no_tier(growing: Growing, tmp_path: Path, name: str, kind: str) -> None:
+    """A link or a file in a tier's place is not followed, and said once; nothing is moved."""
+    (tmp_path / "elsewhere").mkdir()
+    path = growing.folder / name
+    path.parent.mkdir(exist_ok=True)
+    if kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        path.write_text("")
+    elif name == ".tiers":
+        path.mkdir()
+    actions = roll(growing)
+    assert [(one.what, one.outcome) for one in actions] == [("move", "refused")]
+    assert str(path if kind != "empty" else growing.folder / ".tiers") in actions[0].why
+    assert places(growing)[0] == 5
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert_whole(growing)
+
+
+def test_dry_run(tiered: Growing) -> None:
+    """A dry run says what would move, and changes nothing."""
+    before = everything(tiered)
+    actions = roll(tiered, dry_run=True)
+    assert [(one.what, one.outcome) for one in actions] == [("move", "planned")] * 4
+    assert everything(tiered) == before
+
+
+def killing(monkeypatch: pytest.MonkeyPatch, call: str, at: int, *, effect: bool) -> Callable[[], int]:
+    """Let the process end in a call of the operating system, with or without its effect; from then on none is made."""
+    made = 0
+
+    def patch(name: str) -> None:
+        real = getattr(os, name)
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            nonlocal made
+            if name == call or made > at:
+                made += 1
+            if made > at:
+                if effect and made == at + 1:
+                    real(*arguments, **named)
+                raise Killed
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(os, name, run)
+
+    for name in ("replace", "unlink", "fsync", "mkdir", "write", "utime", "link"):
+        patch(name)
+    return lambda: made
+
+
+@pytest.mark.parametrize(
+    ("call", "effect"),
+    [
+        ("fsync", False),
+        ("write", False),
+        *((call, effect) for call in ("replace", "unlink") for effect in (False, True)),
+    ],
+)
+def test_killed_anywhere(tiered: Growing, tmp_path: Path, call: str, effect: bool) -> None:
+    """A roll that dies at any of its steps leaves an archive that verifies, and the next roll goes on to the end."""
+    at = 0
+    while True:
+        copy = tiered.copy(tmp_path / "copy")
+        with pytest.MonkeyPatch.context() as patch:
+            killing(patch, call, at, effect=effect)
+            try:
+                roll(copy)
+            except Killed:
+                ended = False
+            else:
+                ended = True
+        assert_whole(copy)
+        roll(copy)
+        assert places(copy) == (1, 3, 1)
+        assert roll(copy) == []
+        assert_whole(copy)
+        shutil.rmtree(copy.root)
+        if ended:
+            break
+        at += 1
+    assert at >= 4
+
+
+def test_durable_before_the_hot_one_goes(tiered: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy, its folder and the folders above are synced before the hot object is unlinked, also if found there."""
+    steps: list[str] = []
+    sync, unlink, replace = os.fsync, os.unlink, os.replace
+    root = tiered.folder.resolve()
+
+    def synced(descriptor: int) -> None:
+        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(root)}")
+        sync(descriptor)
+
+    def unlinked(path: str) -> None:
+        steps.append(f"unlink {Path(path).relative_to(root)}")
+        unlink(path)
+
+    def replaced(source: str, target: str) -> None:
+        steps.append(f"replace {Path(target).relative_to(root)}")
+        replace(source, target)
+
+    key = min(records(tiered.folder))
+    place = f".tiers/warm/{Path(key).parent}"
+    for name, fake in (("fsync", synced), ("unlink", unlinked), ("replace", replaced)):
+        monkeypatch.setattr(os, name, fake)
+    open_store(str(tiered.folder)).move(key, "warm")
+    at = steps.index(f"replace .tiers/warm/{key}")
+    assert steps[at - 1].startswith("sync .tiers/warm/.staging/")
+    assert {f"sync {above}" for above in (".tiers", ".tiers/warm", ".tiers/warm/events")} <= set(steps[:at])
+    assert steps[at + 1 :] == [f"sync .tiers/warm/{key}", f"sync {place}", f"unlink {key}"]
+
+    shutil.copy(tiered.folder / ".tiers/warm" / key, tiered.folder / key)
+    steps.clear()
+    open_store(str(tiered.folder)).move(key, "warm")
+    assert steps[-3:] == [f"sync .tiers/warm/{key}", f"sync {place}", f"unlink {key}"]
+    assert f"sync {Path(place).parent}" in steps
+
+
+def test_a_copy_that_reads_differently(tiered: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not give back what was written gets no object: the hot one stays, and nothing has its name."""
+    real = os.write
+
+    def damage(descriptor: int, data: memoryview) -> int:
+        return real(descriptor, bytes([data[0] ^ 1]) + bytes(data[1:]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", damage)
+        actions = roll(tiered)
+    assert [one.outcome for one in actions] == ["failed"] * 4
+    assert "does not read as it was written" in actions[0].why
+    assert places(tiered) == (5, 0, 0)
+    assert not staged(tiered)
+    assert_whole(tiered)
+
+
+def test_two_equal_copies_are_one(tiered: Growing) -> None:
+    """Whatever places hold a copy, the object is listed once, and the next roll leaves the coldest one."""
+    keys = records(tiered.folder)
+    for key in keys:
+        for tier in ("warm", "cold"):
+            target = tiered.folder / ".tiers" / tier / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tiered.folder / key, target)
+    assert_whole(tiered)
+    assert {one.outcome for one in roll(tiered)} == {"done"}
+    assert places(tiered) == (1, 1, 5)
+    assert_whole(tiered)
+
+
+def test_two_other_copies_stay(tiered: Growing) -> None:
+    """Of copies that differ none is removed, and the roll says so; the hot one is what is read."""
+    roll(tiered)
+    key = records(tiered.folder / ".tiers/warm")[0]
+    good = (tiered.folder / ".tiers/warm" / key).read_bytes()
+    (tiered.folder / key).write_bytes(good)
+    (tiered.folder / ".tiers/warm" / key).write_bytes(good[:-1] + b"x")
+    assert_whole(tiered)
+    (action,) = roll(tiered)
+    assert (action.what, action.target, action.outcome) == ("move", f"{key} to warm", "failed")
+    assert "different bytes" in action.why
+    assert (tiered.folder / key).read_bytes() == good
+    assert (tiered.folder / ".tiers/warm" / key).read_bytes() == good[:-1] + b"x"
+    (tiered.folder / ".tiers/warm" / key).unlink()
+    assert [one.outcome for one in roll(tiered)] == ["done"]
+    assert_whole(tiered)
+
+
+@pytest.mark.parametrize("tier", ["warm", "cold"])
+def test_a_flipped_bit_in_a_tier(tiered: Growing, tier: str) -> None:
+    """Verification reads what lies in tiers as it reads the rest."""
+    roll(tiered)
+    path = tiered.folder / ".tiers" / tier / records(tiered.folder / ".tiers" / tier)[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert judged(tiered).exit_code == 13
+
+
+def test_lost_in_a_tier(tiered: Growing) -> None:
+    """A tier that is not mounted is an archive that is not whole, and no error; a stranger's object is found."""
+    roll(tiered)
+    shutil.move(tiered.folder / ".tiers/warm", tiered.root / "unmounted")
+    assert judged(tiered).exit_code == 11
+    shutil.move(tiered.root / "unmounted", tiered.folder / ".tiers/warm")
+    assert_whole(tiered)
+    stranger = tiered.folder / ".tiers/warm/events/2026/01/01/00/00/00-x.jsonl.gz"
+    stranger.parent.mkdir(parents=True)
+    stranger.write_bytes(gzip.compress(b"{}\n"))
+    assert judged(tiered).findings
+
+
+def test_expired_in_tiers(tiered: Growing) -> None:
+    """The end of life comes in tiers too, in every place that holds a copy, and what is left verifies."""
+    roll(tiered)
+    key = records(tiered.folder / ".tiers/cold")[0]
+    shutil.copy(tiered.folder / ".tiers/cold" / key, tiered.folder / key)
+    given = settings(tiered, life_days=50)
+    actions = [one for one in expire(given, NOW) if one.what == "delete"]
+    assert [one.outcome for one in actions] == ["done"] * 4
+    assert places(tiered) == (1, 0, 0)
+    report = judged(tiered)
+    assert report.exit_code in {0, 3}
+    assert report.logs[0].expired == 3
+
+
+def test_expired_whatever_the_order(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder lists in any order: old days are met behind young ones, too."""
+    real = custody.store._FileStore._scan
+
+    def backwards(store: Any, *arguments: Any) -> Any:
+        return iter(sorted(real(store, *arguments), key=lambda entry: entry.name))
+
+    for path in (growing.folder / "events").rglob("*.gz"):
+        young = growing.folder / "events/2999/01/01/00/00" / path.name
+        young.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, young)
+    monkeypatch.setattr(custody.store._FileStore, "_scan", backwards)
+    actions = [one for one in expire(settings(growing, life_days=50), NOW) if one.what == "delete"]
+    assert len(actions) == 4
+
+
+def test_one_broken_object_stops_no_other(tiered: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be moved is said, and tried again by the next roll; many in a row end this one."""
+    real = custody.store._FileStore.move
+    bad = {records(tiered.folder)[0]}
+
+    def move(store: Any, key: str, tier: str) -> None:
+        if key in bad:
+            raise TransientStoreError("the disk is busy")
+        real(store, key, tier)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(custody.store._FileStore, "move", move)
+        assert sorted(one.outcome for one in roll(tiered)) == ["done", "done", "done", "failed"]
+        bad = set(records(tiered.folder)) | bad
+        patch.setattr(tiers, "_FAILURES", 1)
+        assert [one.outcome for one in roll(tiered)] == ["failed", "refused"]
+    assert [one.outcome for one in roll(tiered)] == ["done"]
+    assert_whole(tiered)
+
+
+def test_a_log_that_cannot_be_dated(tiered: Growing) -> None:
+    """A manifest that is missing is a failure of its log, and keeps the roll from nothing else."""
+    other = Growing(tiered.root, partition=1, begun=NOW - timedelta(days=100))
+    other.append(1)
+    for path in (tiered.folder / "manifests" / "audit.grows" / "0").iterdir():
+        path.write_text("{}")
+    actions = roll(tiered)
+    assert [(one.target.partition(" ")[0], one.outcome) for one in actions if one.outcome == "failed"] == [
+        (tiered.log, "failed")
+    ]
+    assert sum(one.outcome == "done" for one in actions) == 1
