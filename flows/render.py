@@ -47,10 +47,10 @@ def index_table(results: "Sequence[IndexResult]") -> Table:
 
 def roll_table(actions: "Sequence[Action]") -> Table:
     """Return one row for each thing that a roll did, or did not do."""
-    table = render.table("!what", "!target", "!outcome", "why")
+    table = render.table("!what", "!outcome", "target", "why")
     for one in actions:
         style = "bold red" if one.outcome in {"failed", "refused"} else ""
-        table.add_row(one.what, render.safe(one.target), render.safe(one.outcome, style=style), render.safe(one.why))
+        table.add_row(one.what, render.safe(one.outcome, style=style), render.safe(one.target), render.safe(one.why))
     return table
 
 

@@ -254,6 +254,7 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
         "nightly": "flows.audit.audit",
         "now": "flows.alert.alert",
         "ad-hoc": "flows.backfill.backfill",
+        "daily": "flows.roll.roll",
     }
     assert [one["schedule"]["cron"] for one in deployments["nightly"]["schedules"]] == ["17 2 * * *"]
     installation.wait(
@@ -297,6 +298,8 @@ def test_a_failed_audit_becomes_an_alert(installation: Installation) -> None:
             "custody-audit-silent",
             "custody-drain-silent",
             "custody-transaction-hangs",
+            "custody-search-behind",
+            "custody-roll-failed",
         ]
         installation.wait_for_archived()
         assert installation.audit()["state"]["type"] == "COMPLETED"

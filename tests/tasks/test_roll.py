@@ -119,6 +119,15 @@ def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Sear
     assert before <= names(search)
 
 
+def test_what_is_not_seen_yet_is_there(growing: Growing, given: Settings, search: Search) -> None:
+    """An index whose documents no search shows yet is not taken for an empty one."""
+    growing.append(1, now_event)
+    today = max(names(search))
+    search.client.indices.put_settings(index=today, settings={"index.refresh_interval": "-1"})
+    index_logs(given)
+    assert {one.outcome for one in roll_indices(given, LATER) if one.target == today} == {"refused"}
+
+
 def test_deleted_once_verified(given: Settings, search: Search) -> None:
     """Once signed audits have verified every statement with an event in it, an old index is deleted."""
     audit(given)
