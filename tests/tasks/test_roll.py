@@ -1,5 +1,6 @@
 """Indices roll by age, and none is deleted on the word of a timer; on a real Elasticsearch."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from custody.errors import SearchError
 from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.documents import index_name
@@ -17,7 +19,7 @@ from tasks.roll import Action, roll_indices
 from tasks.search import Search
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
-from tests.servers.proxy import FaultyProxy
+from tests.servers.proxy import Fault, FaultyProxy
 from tests.tasks.test_index import now_event
 
 NOW = datetime.now(UTC)
@@ -234,3 +236,28 @@ def test_where_there_is_ilm(given: Settings, search: Search) -> None:
         later = list(roll_indices(through, LATER))
         assert {one.target for one in later if one.outcome == "refused"} == before
     assert before <= names(search)
+
+
+@pytest.mark.parametrize("fault", [Fault("reset", effect=True), Fault("503", effect=False)], ids=str)
+def test_a_fault_at_each_call(given: Settings, search: Search, fault: Fault) -> None:
+    """Whichever call fails, no index goes that the archive has not verified, and the next roll does what is left."""
+    before = names(search)
+    with FaultyProxy(str(given.search.url)) as proxy:
+        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
+        proxy.reset()
+        list(roll_indices(through, LATER))
+        calls = len(proxy.calls)
+        assert calls > 5
+        for number in range(calls):
+            proxy.reset({number: fault})
+            with contextlib.suppress(SearchError):
+                assert {one.outcome for one in roll_indices(through, LATER) if one.target in before} <= {
+                    "refused",
+                    "failed",
+                }
+            assert before <= names(search)
+        proxy.reset()
+        audit(given)
+        gone = [one for one in roll_indices(through, LATER) if one.what == "delete" and one.target in before]
+        assert {one.outcome for one in gone} == {"done"}
+    assert not before & names(search)
