@@ -38,6 +38,7 @@ _FAILURES = 10
 
 _SID = "CustodyConditionalWrites"
 _GB = 1_000_000_000
+_TAKEN = "PreconditionFailed"
 _ABSENT = frozenset(
     {
         "NoSuchLifecycleConfiguration",
@@ -281,11 +282,37 @@ class _Bucket:
         if wanted in statements:
             return
         policy["Statement"] = [*(one for one in statements if one.get("Sid") != _SID), wanted]
-        yield self._set(
-            "policy",
-            "a put without If-None-Match could write over evidence",
-            lambda: self._client.put_bucket_policy(**self._whose, Policy=json.dumps(policy)),
+        why = "a put without If-None-Match could write over evidence"
+        target = f"s3://{self._bucket}: policy"
+        if self._settings.s3.endpoint_url is not None and not self._settings.tiers.policy:
+            hint = "a server that does not know s3:if-none-match would refuse every put; tiers.policy tries it"
+            yield Action("rules", target, "refused", f"{why}, and this is not AWS: {hint}")
+            return
+        if not self._dry and self._settings.tiers.manage and self._probe() != _TAKEN:
+            yield Action("rules", target, "refused", f"{why}; it is set once archive.json is there, to try it by")
+            return
+        action = self._set(
+            "policy", why, lambda: self._client.put_bucket_policy(**self._whose, Policy=json.dumps(policy))
         )
+        if action.outcome == "done" and self._probe() != _TAKEN:
+            # Else nothing would be archived any more.
+            if found is None:
+                self._client.delete_bucket_policy(**self._whose)
+            else:
+                self._client.put_bucket_policy(**self._whose, Policy=found["Policy"])
+            action = Action(
+                "rules", target, "refused", f"{why}, but this server refuses conditional ones too: taken back"
+            )
+        yield action
+
+    def _probe(self) -> str:
+        """Return what the server answers to a conditional put of a key that is taken: nothing is written by it."""
+        try:
+            self._client.head_object(**self._whose, Key=f"{self._root}{layout.ARCHIVE}")
+            self._client.put_object(**self._whose, Key=f"{self._root}{layout.ARCHIVE}", Body=b"", IfNoneMatch="*")
+        except ClientError as error:
+            return str(error.response.get("Error", {}).get("Code", ""))
+        return ""
 
 
 def _rule(prefix: str, moves: Sequence[tuple[int, str]]) -> dict[str, Any]:

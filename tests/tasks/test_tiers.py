@@ -7,22 +7,29 @@ from typing import Any
 
 import pytest
 
+from custody.archive import create_archive
 from custody.settings import Settings, TierSettings
 from custody.store import S3Options, open_store
+from tasks import tiers
 from tasks.roll import Action
 from tasks.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
 from tests.sample import Growing
-from tests.servers.s3 import MotoServer
+from tests.servers.s3 import MotoServer, SeaweedServer
 
 
 @pytest.fixture
 def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     moto.use(monkeypatch)
     bucket = moto.make_bucket(object_lock=True)
-    return Settings(
+    # No server here knows the condition of the policy: whether a put gets through is a fake, but where a test says so.
+    monkeypatch.setattr(tiers._Bucket, "_probe", lambda _: "PreconditionFailed")
+    made = Settings(
         archive=f"s3://{bucket}/archive",
         s3=S3Options(endpoint_url=moto.endpoint_url, retention_mode="COMPLIANCE", retention_days=2555),
+        tiers=TierSettings(policy=True),
     )
+    create_archive(open_store(made.archive, S3Options(endpoint_url=moto.endpoint_url)))
+    return made
 
 
 def bucket_of(given: Settings) -> str:
@@ -52,6 +59,7 @@ def test_versions(moto: MotoServer, given: Settings) -> None:
     """A bucket without versions gets them."""
     bucket = moto.make_bucket()
     plain = given.model_copy(update={"archive": f"s3://{bucket}/archive"})
+    create_archive(open_store(plain.archive, S3Options(endpoint_url=moto.endpoint_url)))
     found = roll(plain)
     assert found["versions"].outcome == "done"
     assert moto.client().get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
@@ -82,6 +90,33 @@ def test_others_stay(given: Settings, moto: MotoServer) -> None:
     assert statement in json.loads(client.get_bucket_policy(Bucket=bucket)["Policy"])["Statement"]
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["with a policy of theirs", "without"])
+def test_a_server_that_does_not_understand(
+    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    """On a server that takes our policy for a ban on all puts it is taken back, and theirs is as it was: SeaweedFS."""
+    seaweed.use(monkeypatch)
+    bucket, client = seaweed.make_bucket(versioned=True), seaweed.client()
+    given = Settings(
+        archive=f"s3://{bucket}/archive",
+        s3=S3Options(endpoint_url=seaweed.endpoint_url),
+        tiers=TierSettings(policy=True),
+    )
+    assert "to try it by" in roll(given)["policy"].why
+    store = open_store(given.archive, given.s3)
+    create_archive(store)
+    theirs = {"Sid": "theirs", "Effect": "Allow", "Principal": "*", "Action": "s3:GetObject"}
+    before = json.dumps({"Version": "2012-10-17", "Statement": [{**theirs, "Resource": f"arn:aws:s3:::{bucket}/*"}]})
+    if there:
+        client.put_bucket_policy(Bucket=bucket, Policy=before)
+    assert "taken back" in roll(given)["policy"].why
+    store.create("manifests/a/0/000000000000.json", b"still written")
+    if there:
+        assert json.loads(client.get_bucket_policy(Bucket=bucket)["Policy"]) == json.loads(before)
+    plain = given.model_copy(update={"tiers": TierSettings()})
+    assert "this is not AWS" in roll(plain)["policy"].why
+
+
 def test_drift(given: Settings, moto: MotoServer) -> None:
     """A rule of ours that somebody changed is said, and set again; the other stays as it is."""
     roll(given)
@@ -98,7 +133,7 @@ def test_drift(given: Settings, moto: MotoServer) -> None:
 
 def test_only_said(given: Settings, moto: MotoServer) -> None:
     """Where the settings leave rules to others, drift is said and nothing is set."""
-    said = given.model_copy(update={"tiers": TierSettings(manage=False)})
+    said = given.model_copy(update={"tiers": TierSettings(manage=False, policy=True)})
     found = roll(said)
     assert {one.outcome for one in found.values()} == {"refused"}
     assert "tiers.manage is off" in found["policy"].why
@@ -110,7 +145,7 @@ def test_locks_shorter_than_life(given: Settings) -> None:
     """Locks that end before life does, or that nobody asks for, are said."""
     short = given.model_copy(update={"s3": S3Options(endpoint_url=given.s3.endpoint_url)})
     assert "s3.retention_mode is not set" in roll(short)["Object Lock"].why
-    longer = given.model_copy(update={"tiers": TierSettings(life_days=4000)})
+    longer = given.model_copy(update={"tiers": TierSettings(life_days=4000, policy=True)})
     assert "s3.retention_days is 2555, and life lasts 4000 days" in roll(longer)["Object Lock"].why
 
 
@@ -145,5 +180,6 @@ def test_usage_by_class(given: Settings, moto: MotoServer) -> None:
         ("STANDARD", 1, SMALL_BYTES, 0),
     ]
     prices = given.tiers.prices
-    assert usage[1].cost == pytest.approx(SMALL_BYTES / 1e9 * prices["STANDARD"])
+    by_class = {one.storage_class: one for one in usage if one.part == "events/"}
+    assert by_class["STANDARD"].cost == pytest.approx(SMALL_BYTES / 1e9 * prices["STANDARD"])
     assert small_objects(usage, given)[0] == 1
