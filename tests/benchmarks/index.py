@@ -245,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=300_000, help="indexed, in turns with parallel_bulk")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--drained", type=int, default=1_000_000, help="for the drain beside a server that is down")
+    parser.add_argument("--drained", type=int, default=3_000_000, help="for the drain beside a server that is down")
     parser.add_argument("--minutes", type=int, default=5, help="of latency; 0 leaves it out")
     parser.add_argument("--rate", type=int, default=1000, help="events a second")
     options = parser.parse_args()
