@@ -4,8 +4,9 @@ On a real Elasticsearch, and for the last part a real Kafka, beside it on the sa
 
 1. an archive in a folder is indexed, in turns with `elasticsearch.helpers.parallel_bulk` on the same events;
 2. 1000 documents are sent at a time, and each request is timed;
-3. the drain's speed with an Elasticsearch that is down, next to none;
-4. 1000 events a second are produced for some minutes, drained each minute as the schedule does, and looked for.
+3. archived events are copied to Elasticsearch and to a folder (`custody backfill`);
+4. the drain's speed with an Elasticsearch that is down, next to none;
+5. 1000 events a second are produced for some minutes, drained each minute as the schedule does, and looked for.
 
 Reports; judges nothing. Needs Java (21 for Elasticsearch 9) and Maven, as the tests do.
 """
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -171,6 +172,32 @@ def command(environment: dict[str, str], *arguments: str) -> None:
     subprocess.run([program, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True, timeout=900)
 
 
+def run_backfill(server: ElasticsearchServer, folder: Path, events: int, console: Console) -> None:
+    """Copy archived events to Elasticsearch and to a folder, as a user does, and print both speeds."""
+    folder.mkdir()
+    keyring, _ = verify.build(str(folder / "archive"), folder, events)
+    environment = {
+        **os.environ,
+        "CUSTODY_ARCHIVE": str(folder / "archive"),
+        "CUSTODY_KEYS": f"file:{keyring}",
+        "CUSTODY_SEARCH__URL": server.url,
+        "CUSTODY_SEARCH__PREFIX": "backfilled",
+        "CUSTODY_SEARCH__REPLICAS": "0",
+    }
+    days = ("--since", f"{verify.BEGIN:%Y-%m-%d}", "--until", f"{verify.BEGIN + timedelta(days=1):%Y-%m-%d}")
+    for target, more in (("elasticsearch", ()), ("folder", ("--folder", str(folder / "copied")))):
+        begin = time.perf_counter()
+        command(environment, "backfill", *days, "--to", target, *more)
+        seconds = time.perf_counter() - begin
+        speed = f"{events / seconds:,.0f} events/s, start included"
+        console.print(f"backfill of {events:,} events to {target}: {seconds:.1f} s, {speed}")
+    with contextlib.closing(Elasticsearch(server.url)) as client:
+        client.indices.refresh(index="backfilled*")
+        found = client.count(index="backfilled")["count"]
+    if found != events:
+        raise SystemExit(f"the backfill left {found} of {events} events")
+
+
 def run_latency(kafka: KafkaServer, server: ElasticsearchServer, folder: Path, minutes: int, rate: int) -> list[float]:
     """Produce, drain each minute, look; return the seconds from Kafka's timestamp to being found, of each event."""
     topic = kafka.create_topic("audit.latency", PARTITIONS)
@@ -245,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=300_000, help="indexed, in turns with parallel_bulk")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--backfilled", type=int, default=1_000_000, help="restored from the archive; 0 leaves it out")
     parser.add_argument("--drained", type=int, default=3_000_000, help="for the drain beside a server that is down")
     parser.add_argument("--minutes", type=int, default=5, help="of latency; 0 leaves it out")
     parser.add_argument("--rate", type=int, default=1000, help="events a second")
@@ -279,6 +307,8 @@ def main() -> None:
         console.print(
             f"1000 documents: {median(seconds) * 1000:.0f} ms (median of {len(seconds)}), {longest:.0f} at most"
         )
+        if options.backfilled:
+            run_backfill(server, folder / "backfill", options.backfilled, console)
         with KafkaServer(folder / "kafka", heap="1g") as kafka:
             if options.drained:
                 run_drains(kafka, folder, options.drained, console)
