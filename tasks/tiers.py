@@ -306,10 +306,14 @@ class _Bucket:
         yield action
 
     def _probe(self) -> str:
-        """Return what the server answers to a conditional put of a key that is taken: nothing is written by it."""
+        """Return what the server answers to a conditional put of a key that is taken: nothing is written by it.
+
+        The bytes are those that are there. A server that writes whatever the condition says then does no harm.
+        """
+        key = f"{self._root}{layout.ARCHIVE}"
         try:
-            self._client.head_object(**self._whose, Key=f"{self._root}{layout.ARCHIVE}")
-            self._client.put_object(**self._whose, Key=f"{self._root}{layout.ARCHIVE}", Body=b"", IfNoneMatch="*")
+            there = self._client.get_object(**self._whose, Key=key)["Body"].read()
+            self._client.put_object(**self._whose, Key=key, Body=there, IfNoneMatch="*")
         except ClientError as error:
             return str(error.response.get("Error", {}).get("Code", ""))
         return ""

@@ -85,6 +85,12 @@ def edit(**fields: Any) -> Callable[[Scene], None]:
     return attack
 
 
+def denials_as_numbers(scene: Scene) -> None:
+    document = scene.source(8)
+    assert document["permission_granted"] is False
+    scene.search.client.index(**scene.place(8), document={**document, "permission_granted": 0})
+
+
 def lose_a_field(scene: Scene) -> None:
     document = scene.source(7)
     del document["client_ip"]
@@ -117,6 +123,7 @@ ATTACKS: dict[str, tuple[Callable[[Scene], None], str, int]] = {
     "a day's index deleted": (delete_index, "index-missing", 11),
     "a field edited": (edit(client_ip="6.6.6.6"), "index-edited", 13),
     "a number edited by the last digit": (edit(request_id="request-8"), "index-edited", 13),
+    "a truth made a number": (denials_as_numbers, "index-edited", 13),
     "a field added": (edit(innocent=True), "index-edited", 13),
     "a field removed": (lose_a_field, "index-edited", 13),
     "moved to another day's index": (move, "index-edited", 13),

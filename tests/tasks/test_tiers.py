@@ -1,5 +1,6 @@
 """The bucket's rules are set and held against the settings (moto, for lifecycle rules); what lies where is told."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,22 @@ def test_a_server_that_does_not_understand(
         assert json.loads(client.get_bucket_policy(Bucket=bucket)["Policy"]) == json.loads(before)
     plain = given.model_copy(update={"tiers": TierSettings()})
     assert "this is not AWS" in roll(plain)["policy"].why
+
+
+def test_a_server_that_ignores_conditions(given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To try a server changes no byte of archive.json, even where it writes whatever the condition says."""
+    put: list[dict[str, Any]] = []
+
+    class Client:
+        def get_object(self, **_: Any) -> dict[str, Any]:
+            return {"Body": io.BytesIO(b"what is there")}
+
+        def put_object(self, **asked: Any) -> None:
+            put.append(asked)
+
+    monkeypatch.undo()
+    assert tiers._Bucket(given, Client(), "bucket", "archive/", False)._probe() == ""
+    assert put == [{"Bucket": "bucket", "Key": "archive/archive.json", "Body": b"what is there", "IfNoneMatch": "*"}]
 
 
 def test_drift(given: Settings, moto: MotoServer) -> None:
