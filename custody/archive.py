@@ -11,6 +11,7 @@ The archive is the state: a writer asks it where a log ends and goes on from the
 5. Nothing that a writer left when it died is taken over: segments that no manifest names are orphans.
 """
 
+import platform
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.metadata import version
 
 import msgspec
 
@@ -315,6 +317,12 @@ def _last(there: Callable[[int], bool], hint: int = 0) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if there(middle) else (low, middle)
     return low
+
+
+def writer_name() -> str:
+    """Return what signed statements say of the program, host and run; ASCII, whatever the host is called."""
+    name = f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}"
+    return name.encode("ascii", "replace").decode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -257,7 +257,7 @@ class _Verification:
             complete = self._scope.listing and self._list(names, ahead)
             known = self._archive_id(archive)
             small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
-            pooled = 0 if not self._scope.contents else count if workers is not None or not small else 0
+            pooled = count if self._scope.contents and (workers is not None or not small) else 0
             heartbeat = timedelta(seconds=archive.heartbeat) if archive and self._live else None
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
             with (

@@ -15,15 +15,12 @@ trusted key signed is nothing to go on from: then everything is new. Prefect is 
 
 import json
 import math
-import platform
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import version
 from typing import Any, Literal
 
 import msgspec
@@ -38,6 +35,7 @@ from custody.archive import (
     put_checkpoint,
     read_archive,
     sealed_from,
+    writer_name,
 )
 from custody.audit import Audit, Covered, FindingsRef, HeadRef, Read, Verdict
 from custody.audits import is_signed
@@ -212,11 +210,7 @@ def _planned(
     before = last.newest.statement if last.newest else None
     summaries = {log.log: log for log in report.logs}
     heads = {name: (head.size, head.root) for name, head in before.heads.items()} if before else {}
-    marks = {
-        name: number
-        for name, number in (before.counts.items() if before else ())
-        if name.startswith((EXPIRED, READ_AGAIN))
-    }
+    marks = marks_of(before)
     pieces: list[Piece] = []
     for log, found in reads.items():
         name = str(log)
@@ -241,6 +235,12 @@ def _planned(
         marks=marks,
         findings=(*(one.to_dict() for one in report.findings), *tabled),
     )
+
+
+def marks_of(before: Audit | None) -> dict[str, int]:
+    """Return the counts of an audit that the next one goes on from."""
+    counts = before.counts.items() if before else ()
+    return {name: number for name, number in counts if name.startswith((EXPIRED, READ_AGAIN))}
 
 
 def _last_audit(store: Store, trust: Trust) -> AuditHead:
@@ -431,7 +431,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
             tree=manifest.Tree(head.size, head.root.hex(), [node.hex() for node in head.edge]),
             started_at=manifest.format_time(plan.started_at),
             sealed_at=manifest.format_time(now),
-            writer=f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}",
+            writer=writer_name(),
             heads={name: HeadRef(size, root) for name, (size, root) in sorted(plan.heads.items())},
             covered=_covered(plan.pieces),
             counts=dict(sorted(counts.items())),

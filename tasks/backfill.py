@@ -516,9 +516,7 @@ class _Copy:
             for _ in mine:
                 pass
         finally:
-            self._done.created += sent.created
-            self._done.there += sent.there
-            self._done.rejected += sent.rejected
+            sent.add_to(self._done)
         self._done.done += 1
 
     def _contents(self, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> Iterator[Content]:

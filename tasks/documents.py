@@ -10,7 +10,7 @@ as it likes: those events share one, `<prefix>-outlying`.
 
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -19,13 +19,17 @@ from typing import Any
 import msgspec
 
 from custody import lines
+from custody.chain import unlined_ranges
 from custody.errors import FormatError
 from custody.events import EVENT_TYPES
 from custody.layout import Log
-from custody.manifest import Batch, Range, Statement, parse_time
+from custody.manifest import Batch, Statement, parse_time
+from custody.segment import SEGMENT_LIMIT, inflate
+from custody.store import Store
 
 ORIGIN = "@custody"
 """The member that says where in the archive an event is."""
+TOPIC, PARTITION, OFFSET = f"{ORIGIN}.topic", f"{ORIGIN}.partition", f"{ORIGIN}.offset"
 LEEWAY = timedelta(days=1)
 """How far behind its sealing an event's day may be; a producer's clock may be wrong."""
 
@@ -43,7 +47,7 @@ _decode_times = msgspec.json.Decoder(_Time).decode_lines
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Documents of one batch, in order.
+    """Documents of a log, in order.
 
     Attributes:
         actions: what bulk requests do with each, a line without its newline.
@@ -54,6 +58,23 @@ class Documents:
     actions: Sequence[bytes]
     sources: Sequence[bytes]
     offsets: Sequence[int]
+
+    @classmethod
+    def join(cls, parts: Sequence["Documents"]) -> "Documents":
+        """Return several as one, in order."""
+        return cls(
+            [line for one in parts for line in one.actions],
+            [line for one in parts for line in one.sources],
+            [offset for one in parts for offset in one.offsets],
+        )
+
+    def at(self, places: Sequence[int]) -> "Documents":
+        """Return those at some places."""
+        return Documents(
+            [self.actions[place] for place in places],
+            [self.sources[place] for place in places],
+            [self.offsets[place] for place in places],
+        )
 
 
 def properties() -> dict[str, Any]:
@@ -118,10 +139,9 @@ def offsets_of(statement: Statement, batch: Batch) -> Sequence[int]:
     """Return the offsets of a batch's lines, in order."""
     if batch.next_offset - batch.first_offset == batch.events:
         return range(batch.first_offset, batch.next_offset)
-    unlined: list[Range] = [*statement.skipped, *(statement.quarantine.offsets if statement.quarantine else ())]
     found: list[int] = []
     at = batch.first_offset
-    for first, end in sorted(unlined):
+    for first, end in unlined_ranges(statement):
         if end > at and first < batch.next_offset:
             found.extend(range(at, first))
             at = max(at, end)
@@ -190,6 +210,21 @@ def make_documents(
         ]
     sources = [b"%b%b%d}}" % (line[:-1], tail, offset) for line, offset in zip(found, offsets, strict=True)]
     return Documents(actions, sources, offsets)
+
+
+def read_documents(store: Store, prefix: str, days: int, log: Log, statement: Statement) -> Iterator[Documents]:
+    """Yield the documents of a statement, batch by batch, from its segment.
+
+    Raises:
+        StoreError: the store does not give the segment; ObjectArchived before the first batch.
+        FormatError: the segment is not what the statement says.
+    """
+    if statement.segment is None:
+        return
+    data = store.read(statement.segment.key, limit=SEGMENT_LIMIT)
+    for batch in statement.batches:
+        payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
+        yield make_documents(prefix, days, log, statement, batch, payload)
 
 
 def _last_byte(line: bytes) -> bytes:

@@ -22,14 +22,12 @@ import platform
 import signal
 import threading
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Literal
 
 from custody import layout, manifest
@@ -43,6 +41,7 @@ from custody.archive import (
     list_logs,
     put_checkpoint,
     read_archive,
+    writer_name,
 )
 from custody.checkpoints import find_signer
 from custody.errors import (
@@ -323,7 +322,6 @@ def _enter(settings: Settings, stack: ExitStack) -> _Context:
         raise ConfigurationError(f"there is no archive at {store.url}: run 'custody init' first") from None
     passphrase = settings.passphrase()
     broker = stack.enter_context(Broker(settings.kafka.librdkafka(), settings.kafka.group))
-    writer = f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}"
     return _Context(
         settings,
         store,
@@ -332,7 +330,7 @@ def _enter(settings: Settings, stack: ExitStack) -> _Context:
         open_trust((settings.keys,), passphrase=passphrase),
         broker,
         broker.cluster(),
-        writer.encode("ascii", "replace").decode(),
+        writer_name(),
         dict(audited_heads(store)),
     )
 

@@ -6,12 +6,9 @@ A run that dies between the two leaves objects that may go; the next one finds t
 end of life, and deletes them. What is locked stays until its lock has ended.
 """
 
-import platform
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import datetime, timedelta
-from importlib.metadata import version
 
 from custody import layout, tables
 from custody.archive import (
@@ -23,6 +20,7 @@ from custody.archive import (
     read_archive,
     read_manifest,
     sealed_from,
+    writer_name,
 )
 from custody.errors import CustodyError, ObjectMissing
 from custody.keys import open_signers, open_trust
@@ -100,7 +98,7 @@ def _sign(settings: Settings, store: Store, log: Log, first: int, end: int, now:
             newest.log,
             signers=open_signers(settings.keys, now, passphrase),
             trust=open_trust([settings.keys], settings.trust, passphrase),
-            writer=f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}",
+            writer=writer_name(),
         )
         head = writer.open()
         if head.next_offset is None:

@@ -20,10 +20,9 @@ from custody.checkpoints import choose_logs
 from custody.errors import CustodyError, ObjectArchived, ObjectMissing
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
-from custody.segment import SEGMENT_LIMIT, inflate
 from custody.settings import Settings
 from custody.store import Store, open_store
-from tasks.documents import Documents, make_documents
+from tasks.documents import Documents, read_documents
 from tasks.search import Cursor, Search, Sent
 
 GRACE_SECONDS = 10.0
@@ -93,9 +92,7 @@ class Indexer:
                     break
                 result.behind = (datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds()
                 sent = self._index(log, statement)
-                result.created += sent.created
-                result.there += sent.there
-                result.rejected += sent.rejected
+                sent.add_to(result)
                 indexed = cursor.indexed + sent.created + sent.there
                 cursor = Cursor(cursor.sequence + 1, indexed, cursor.rejected + sent.rejected)
                 sealed_at = statement.sealed_at
@@ -117,59 +114,40 @@ class Indexer:
 
     def _index(self, log: Log, statement: Statement) -> Sent:
         total = Sent()
-        if statement.segment is None or not statement.batches:
-            return total
-        try:
-            data = self._store.read(statement.segment.key, limit=SEGMENT_LIMIT)
-        except ObjectArchived:
-            logger.warning("%s: %s is archived; `custody backfill` brings it back", log, statement.segment.key)
-            return total
         # While some requests are under way, the next is made.
         with ThreadPoolExecutor(_REQUESTS) as senders:
             under_way: deque[Future[Sent]] = deque()
-            for made in self._gather(log, statement, data):
-                if len(under_way) == _REQUESTS:
-                    _add(total, under_way.popleft().result())
-                under_way.append(senders.submit(self._search.create, log, made))
+            try:
+                for made in self._gather(log, statement):
+                    if len(under_way) == _REQUESTS:
+                        under_way.popleft().result().add_to(total)
+                    under_way.append(senders.submit(self._search.create, log, made))
+            except ObjectArchived as error:
+                logger.warning("%s: %s; `custody backfill` brings it back", log, error)
             for sent in under_way:
-                _add(total, sent.result())
+                sent.result().add_to(total)
         return total
 
-    def _gather(self, log: Log, statement: Statement, data: bytes) -> Iterator[Documents]:
-        """Yield the documents of a segment, as many at a time as go into a request."""
-        actions: list[bytes] = []
-        sources: list[bytes] = []
-        offsets: list[int] = []
+    def _gather(self, log: Log, statement: Statement) -> Iterator[Documents]:
+        """Yield the documents of a statement, as many at a time as go into a request."""
+        waiting: list[Documents] = []
         size = 0
-        for batch in statement.batches:
-            payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
-            made = make_documents(self._search.prefix, self._settings.days, log, statement, batch, payload)
-            actions += made.actions
-            sources += made.sources
-            offsets += made.offsets
-            size += batch.inflated
+        for made in read_documents(self._store, self._search.prefix, self._settings.days, log, statement):
+            waiting.append(made)
+            size += sum(map(len, made.sources))
             if size >= self._settings.bulk_bytes:
-                yield Documents(actions, sources, offsets)
-                actions, sources, offsets, size = [], [], [], 0
-        if actions:
-            yield Documents(actions, sources, offsets)
+                yield Documents.join(waiting)
+                waiting, size = [], 0
+        if waiting:
+            yield Documents.join(waiting)
 
 
-def _add(total: Sent, sent: Sent) -> None:
-    total.created += sent.created
-    total.there += sent.there
-    total.rejected += sent.rejected
-
-
-def index_logs(
-    settings: Settings, wanted: Sequence[str] = (), progress: Callable[[IndexResult], None] | None = None
-) -> list[IndexResult]:
+def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:
     """Index logs up to their heads (`custody index`).
 
     Args:
         settings: the settings.
         wanted: logs, as LOG/PARTITION; all if empty.
-        progress: is called with a log's result after each statement.
 
     Returns:
         One result a log; one that failed has its problem there, and the others were indexed.
@@ -186,14 +164,8 @@ def index_logs(
         indexer = Indexer(settings, store, search, read_archive(store).archive)
         for log in logs:
             result = IndexResult(str(log))
-
-            def go_on(result: IndexResult = result) -> bool:
-                if progress is not None:
-                    progress(result)
-                return True
-
             try:
-                indexer.index(log, result, go_on)
+                indexer.index(log, result)
             except CustodyError as error:
                 result.problem = str(error)
             results.append(result)

@@ -18,14 +18,12 @@ from custody.archive import find_head, read_manifest
 from custody.findings import Finding, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
-from custody.segment import SEGMENT_LIMIT, inflate
 from custody.store import Store
-from tasks.documents import ORIGIN, Documents, index_day, make_documents, restored_name
+from tasks.documents import OFFSET, PARTITION, TOPIC, Documents, index_day, read_documents, restored_name
 from tasks.search import Search
 
 _PAGE = 1000
 _SHOWN = 5
-_TOPIC, _PARTITION, _OFFSET = f"{ORIGIN}.topic", f"{ORIGIN}.partition", f"{ORIGIN}.offset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ def reconcile(
         search.client.options(ignore_status=404).indices.refresh(index=f"{search.prefix},{search.rejected}")
     hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
-    found = _count(search, search.prefix, _of(log), _OFFSET, ranges)
+    found = _count(search, search.prefix, _of(log), OFFSET, ranges)
     rejected = _count(search, search.rejected, [{"term": {"log": str(log)}}], "offset", ranges)
     for hour, count, refused in zip(hours, found, rejected, strict=True):
         expected = sum(batch.events for one in hour for batch in one.batches)
@@ -85,38 +83,21 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[F
     """
     with search.errors("the logs that it has events of"):
         try:
-            answer = search.client.search(
-                index=search.prefix,
-                size=0,
-                track_total_hits=True,
-                aggs={
-                    "none": {"missing": {"field": _OFFSET}},
-                    "logs": {
-                        "composite": {
-                            "size": 10_000,
-                            "sources": [
-                                {"topic": {"terms": {"field": _TOPIC}}},
-                                {"partition": {"terms": {"field": _PARTITION}}},
-                            ],
-                        }
-                    },
-                },
-            )["aggregations"]
+            strays, found = search.logs_in(search.prefix)
         except NotFoundError:
             return
     known = {(log.name, log.partition): log for log in logs}
-    if count := answer["none"]["doc_count"]:
-        yield finding("index-extra", f"{count} documents of {search.prefix} do not say where in the archive they are")
-    for bucket in answer["logs"]["buckets"]:
-        place = (str(bucket["key"]["topic"]), int(bucket["key"]["partition"]))
-        log = known.get(place)
-        name = f"{place[0]}/{place[1]}"
+    if strays:
+        yield finding("index-extra", f"{strays} documents of {search.prefix} do not say where in the archive they are")
+    for one in found:
+        log = known.get((one.name, one.partition))
+        name = f"{one.name}/{one.partition}"
         if log is None:
-            what = f"{bucket['doc_count']} documents are of a log that the archive does not have"
+            what = f"{one.count} documents are of a log that the archive does not have"
             yield finding("index-extra", what, log=name[:300])
             continue
         head = find_head(store, log)
-        beyond = _count(search, search.prefix, _of(log), _OFFSET, [(head.next_offset or 0, 2**62)])[0]
+        beyond = _count(search, search.prefix, _of(log), OFFSET, [(head.next_offset or 0, 2**62)])[0]
         # A drain may have gone on meanwhile.
         beyond = beyond if beyond and find_head(store, log, head.size).size == head.size else 0
         if beyond:
@@ -125,7 +106,7 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[F
 
 
 def _of(log: Log) -> list[dict[str, Any]]:
-    return [{"term": {_TOPIC: log.name}}, {"term": {_PARTITION: log.partition}}]
+    return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
 
 
 def _count(
@@ -149,7 +130,7 @@ def _count(
 def _compare(search: Search, store: Store, log: Log, statement: Statement, oldest: datetime) -> Iterator[Finding]:
     """Compare each document of a statement with its event."""
     there: dict[int, list[_Document]] = {}
-    for document in _documents(search, search.prefix, _of(log), _OFFSET, statement):
+    for document in _documents(search, search.prefix, _of(log), OFFSET, statement):
         there.setdefault(document.offset, []).append(document)
     refused = {
         document.offset
@@ -158,7 +139,7 @@ def _compare(search: Search, store: Store, log: Log, statement: Statement, oldes
     where: dict[str, Any] = {"log": str(log), "sequence": statement.sequence}
     edited: list[tuple[int, str]] = []
     lacking: list[tuple[Documents, list[int]]] = []
-    for expected in _expected(search, store, log, statement):
+    for expected in read_documents(store, search.prefix, search.settings.days, log, statement):
         missing = []
         for place, offset in enumerate(expected.offsets):
             found = there.get(offset, [])
@@ -186,31 +167,13 @@ def _compare(search: Search, store: Store, log: Log, statement: Statement, oldes
         yield finding("index-edited", f"{what}: {edited[0][1]}", offset=edited[0][0], **where)
     if lacking:
         offsets = [expected.offsets[place] for expected, places in lacking for place in places]
-        created = sum(_create(search, log, expected, places) for expected, places in lacking)
+        created = search.create(log, Documents.join([one.at(places) for one, places in lacking])).created
         what = f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} are indexed again"
         yield finding("index-missing", what, offset=offsets[0], **where)
 
 
 def _text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, sort_keys=True)
-
-
-def _create(search: Search, log: Log, expected: Documents, places: Sequence[int]) -> int:
-    chosen = Documents(
-        [expected.actions[place] for place in places],
-        [expected.sources[place] for place in places],
-        [expected.offsets[place] for place in places],
-    )
-    return search.create(log, chosen).created
-
-
-def _expected(search: Search, store: Store, log: Log, statement: Statement) -> Iterator[Documents]:
-    if statement.segment is None:
-        return
-    data = store.read(statement.segment.key, limit=SEGMENT_LIMIT)
-    for batch in statement.batches:
-        payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
-        yield make_documents(search.prefix, search.settings.days, log, statement, batch, payload)
 
 
 def _documents(

@@ -5,20 +5,17 @@ copy, and a timer's word is not enough. Where the cluster has ILM, its policy do
 deleting stays here; where it has none, all of it is done here.
 """
 
-import platform
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from importlib.metadata import version
 from typing import Any, Literal
 
 from elasticsearch import ApiError
 
 from custody import audit, layout, manifest
-from custody.archive import append_audit, find_audits, find_statement, list_logs, read_archive
+from custody.archive import append_audit, find_audits, find_statement, list_logs, read_archive, writer_name
 from custody.audit import Audit
 from custody.audits import is_signed
 from custody.errors import CustodyError, ObjectMissing, SearchError
@@ -27,8 +24,8 @@ from custody.keys import Trust, open_signers, open_trust
 from custody.manifest import MANIFEST_LIMIT, Tree
 from custody.settings import Settings
 from custody.store import Store, open_store
-from tasks.audit import EXPIRED, READ_AGAIN
-from tasks.documents import ORIGIN, index_day, index_name
+from tasks.audit import marks_of
+from tasks.documents import index_day, index_name
 from tasks.search import Search
 
 SETTLED_DAYS = 2
@@ -36,10 +33,9 @@ SETTLED_DAYS = 2
 WARM_DAYS = 7
 RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""
-_TOPIC, _PARTITION, _OFFSET = f"{ORIGIN}.topic", f"{ORIGIN}.partition", f"{ORIGIN}.offset"
 _GOOD = frozenset({"verified", "notices"})
 
-What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "find"]
+What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +197,18 @@ class _Roll:
         if self._verified is None:
             self._verified = verified_spans(self._store, self._trust())
         logs = {(log.name, log.partition): log for log in list_logs(self._store)}
-        for topic, partition, first, last, count in self._contents(name):
-            log = logs.get((topic, partition))
+        with self._search.errors(f"what is in {name}"):
+            strays, found = self._search.logs_in(name)
+        if strays:
+            return f"{strays} of its documents do not say where in the archive they are"
+        for one in found:
+            log = logs.get((one.name, one.partition))
             if log is None:
-                return f"{count} of its documents are of {topic}/{partition}, a log that the archive does not have"
-            begin, end = find_statement(self._store, log, first), find_statement(self._store, log, last)
+                where = f"{one.name}/{one.partition}"
+                return f"{one.count} of its documents are of {where}, a log that the archive does not have"
+            begin, end = find_statement(self._store, log, one.first), find_statement(self._store, log, one.last)
             if begin is None or end is None:
-                return f"offset {first if begin is None else last} of {log} is in no statement"
+                return f"offset {one.first if begin is None else one.last} of {log} is in no statement"
             gap = _first_gap(self._verified.get(str(log), []), begin[0], end[0] + 1)
             if gap is not None:
                 return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
@@ -215,30 +216,6 @@ class _Roll:
 
     def _trust(self) -> Trust:
         return open_trust([self._settings.keys], self._settings.trust, self._settings.passphrase())
-
-    def _contents(self, name: str) -> Iterator[tuple[str, int, int, int, int]]:
-        """Yield topic, partition, first and last offset, and number of the documents of each log in an index."""
-        sources = [{"topic": {"terms": {"field": _TOPIC}}}, {"partition": {"terms": {"field": _PARTITION}}}]
-        bounds = {"first": {"min": {"field": _OFFSET}}, "last": {"max": {"field": _OFFSET}}}
-        with self._search.errors(f"what is in {name}"):
-            # What was indexed within the last second is there, and would not be seen.
-            self._search.client.indices.refresh(index=name)
-            found = self._search.client.search(
-                index=name,
-                size=0,
-                track_total_hits=True,
-                aggs={
-                    "logs": {"composite": {"size": 10_000, "sources": sources}, "aggs": bounds},
-                },
-            )
-        answer, total = found["aggregations"], found["hits"]["total"]["value"]
-        told = sum(bucket["doc_count"] for bucket in answer["logs"]["buckets"])
-        if told != total:
-            raise SearchError(f"{total - told} documents of {name} do not say where in the archive they are")
-        for bucket in answer["logs"]["buckets"]:
-            key = bucket["key"]
-            bounds_found = int(bucket["first"]["value"]), int(bucket["last"]["value"])
-            yield str(key["topic"]), int(key["partition"]), *bounds_found, int(bucket["doc_count"])
 
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
@@ -264,11 +241,6 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
     with closing(open_store(settings.archive, settings.s3)) as store:
         head = find_audits(store)
         before = head.newest.statement if head.newest else None
-        marks = {
-            name: number
-            for name, number in (before.counts.items() if before else ())
-            if name.startswith((EXPIRED, READ_AGAIN))
-        }
         statement = Audit(
             format=audit.FORMAT,
             archive=read_archive(store).archive,
@@ -276,10 +248,10 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
             tree=Tree(head.size, head.root.hex(), [node.hex() for node in head.edge]),
             started_at=manifest.format_time(now),
             sealed_at=manifest.format_time(datetime.now(UTC)),
-            writer=f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}",
+            writer=writer_name(),
             heads=before.heads if before else {},
             covered={},
-            counts=dict(sorted({**marks, **counts}.items())),
+            counts=dict(sorted({**marks_of(before), **counts}.items())),
             findings=found,
             verdict="notices",
         )

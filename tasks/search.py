@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from elastic_transport import ConnectionError as NoConnection
@@ -23,7 +23,7 @@ from custody.layout import Log
 from custody.manifest import format_time
 from custody.settings import SearchSettings
 from tasks import documents
-from tasks.documents import Documents
+from tasks.documents import OFFSET, PARTITION, TOPIC, Documents
 
 REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 60
@@ -72,6 +72,14 @@ class Cursor:
     rejected: int = 0
 
 
+class Counted(Protocol):
+    """What counts documents by what became of them."""
+
+    created: int
+    there: int
+    rejected: int
+
+
 @dataclass(slots=True)
 class Sent:
     """What became of documents: created now, there already, rejected."""
@@ -79,6 +87,23 @@ class Sent:
     created: int = 0
     there: int = 0
     rejected: int = 0
+
+    def add_to(self, total: Counted) -> None:
+        """Add this to a sum."""
+        total.created += self.created
+        total.there += self.there
+        total.rejected += self.rejected
+
+
+@dataclass(frozen=True, slots=True)
+class LogDocuments:
+    """The documents of one log in an index: how many, and their first and last offset."""
+
+    name: str
+    partition: int
+    first: int
+    last: int
+    count: int
 
 
 class _Busy(Exception):
@@ -186,6 +211,40 @@ class Search:
         }
         with self.errors(f"the cursor of {log}"):
             self.client.index(index=self.cursors, id=_cursor_id(archive, log), document=document)
+
+    def logs_in(self, index: str) -> tuple[int, list[LogDocuments]]:
+        """Return how many documents of an index do not say where in the archive they are, and the others by log.
+
+        Raises:
+            ApiError, TransportError: the client's own; see `errors`.
+        """
+        # What was indexed within the last second is there, and would not be seen.
+        self.client.indices.refresh(index=index)
+        sources = [{"topic": {"terms": {"field": TOPIC}}}, {"partition": {"terms": {"field": PARTITION}}}]
+        placed = {
+            "first": {"min": {"field": OFFSET}},
+            "last": {"max": {"field": OFFSET}},
+            "count": {"value_count": {"field": OFFSET}},
+        }
+        # All by one search: documents may come meanwhile.
+        answer = self.client.search(
+            index=index,
+            size=0,
+            track_total_hits=True,
+            aggs={"logs": {"composite": {"size": 10_000, "sources": sources}, "aggs": placed}},
+        )
+        found = [
+            LogDocuments(
+                str(bucket["key"]["topic"]),
+                int(bucket["key"]["partition"]),
+                int(bucket["first"]["value"]),
+                int(bucket["last"]["value"]),
+                int(bucket["count"]["value"]),
+            )
+            for bucket in answer["aggregations"]["logs"]["buckets"]
+            if bucket["count"]["value"]
+        ]
+        return answer["hits"]["total"]["value"] - sum(one.count for one in found), found
 
     def create(self, log: Log, found: Documents) -> Sent:
         """Create documents, in requests of about the size that Elasticsearch has shown to take.

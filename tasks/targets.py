@@ -140,15 +140,7 @@ class SearchTarget:
         if not waiting:
             return
         made, waiting[:] = list(waiting), []
-        joined = Documents(
-            [line for one in made for line in one.actions],
-            [line for one in made for line in one.sources],
-            [offset for one in made for offset in one.offsets],
-        )
-        sent = self._search.create(log, joined)
-        total.created += sent.created
-        total.there += sent.there
-        total.rejected += sent.rejected
+        self._search.create(log, Documents.join(made)).add_to(total)
 
     def _name(self, day: date) -> str:
         if day not in self._names:

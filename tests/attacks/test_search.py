@@ -111,6 +111,11 @@ def add(offset: int | None, log: Log = LOG, days: int = 0, **fields: Any) -> Cal
     return attack
 
 
+def of_no_offset(scene: Scene) -> None:
+    document = {**scene.source(7), ORIGIN: {"topic": "audit.grows", "partition": 9}}
+    scene.search.client.index(**{**scene.place(7), "id": "x"}, document=document)
+
+
 def move(scene: Scene) -> None:
     document = scene.source(7)
     delete_one(scene)
@@ -130,6 +135,7 @@ ATTACKS: dict[str, tuple[Callable[[Scene], None], str, int]] = {
     "one too many, doubled": (add(7, days=3), "index-extra", 13),
     "one too many, beyond the head": (add(1_000_000), "index-extra", 13),
     "one too many, of another log": (add(3, Log("audit.grows", 9)), "index-extra", 13),
+    "one too many, of no offset": (of_no_offset, "index-extra", 13),
     "one too many, of nowhere": (add(None), "index-extra", 13),
 }
 
