@@ -53,15 +53,18 @@ def test_killed_at_every_call(world: World, share: int) -> None:
 
     Records are produced before each drain that is to die, so that it has everything to do.
     """
-    number = len(calls(world))
-    for at in range(share, number, SHARES):
+    plans = range(share, len(calls(world)), SHARES)
+    killed = 0
+    for at in plans:
         world.produce(RECORDS)
         code, report = world.drain(Plan(at, "kill-before"))
-        # The order of reads and appends may differ by one from run to run; a run that outlives its plan is none.
-        assert code == -signal.SIGKILL or at >= number - 4, (at, code, report)
+        # A fast broker hands over in fewer reads, so a run may end before its call comes: only then may it live.
+        assert code == -signal.SIGKILL or len(report["calls"]) <= at, (at, code, report)
+        killed += code == -signal.SIGKILL
         healed, _ = world.drain()
         assert healed == 0, f"the drain after a kill at call {at}"
         world.judge()
+    assert killed > 0.8 * len(plans), f"only {killed} of {len(plans)} drains were killed"
 
 
 @pytest.mark.timeout(400)
