@@ -96,6 +96,7 @@ def parse(data: bytes) -> SignedAudit:
     """
     line, second = manifest.split_lines(data)
     statement: Audit = manifest.decode_strictly(_decoder, line, "the audit")
+    manifest.check_hashes("the audit", [statement.tree.root, *statement.tree.edge])
     for name in ("started_at", "sealed_at"):
         manifest.check_time(name, getattr(statement, name))
     for name, spans in statement.covered.items():

@@ -7,6 +7,7 @@ a temporary file when they are many.
 import os
 import re
 import tempfile
+import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ _SPARSE_LIMIT = 10_000
 _LISTERS = 8
 # How many folders deep each part of the archive is opened: events/YYYY/MM, manifests/<log>/<partition>.
 _DEPTHS = {"events": 3, "quarantine": 3, "manifests": 3, "checkpoints": 3}
+_STATEMENTS = {layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS}
 _BUCKETS = 256
 _SPILL_NAMES = 2_000_000
 _SOME_BIT = re.compile(rb"[^\x00]")
@@ -112,21 +114,52 @@ class Listing:
         return True
 
 
-def list_all(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
-    """Yield all objects of an archive; from a store that is far away, several folders at a time.
+def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
+    """Yield the objects of an archive that are statements: manifests, checkpoints and audits.
 
     Args:
         store: where it lies.
         failed: is told of each folder that cannot be listed, and why; the others are listed all the same.
     """
+    folders, _ = _top(store, failed)
+    yield from _list_folders(store, [folder for folder in folders if folder in _STATEMENTS], failed)
+
+
+def list_records(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
+    """Yield all other objects of an archive, above all segments.
+
+    Args:
+        store: where it lies.
+        failed: as for `list_statements`.
+    """
+    folders, objects = _top(store, failed)
+    yield from objects
+    yield from _list_folders(store, [folder for folder in folders if folder not in _STATEMENTS], failed)
+
+
+def _top(store: Store, failed: Callable[[str, CustodyError], None]) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
+    """Return the folders, with their slashes, and the objects right under the root."""
+    try:
+        folders, objects = store.level("")
+    except CustodyError as error:
+        failed("", error)
+        return [], []
+    return [f"{folder}/" for folder in folders], objects
+
+
+def _list_folders(
+    store: Store, folders: Sequence[str], failed: Callable[[str, CustodyError], None]
+) -> Iterator[ObjectInfo]:
+    """Yield all objects in folders; from a store that is far away, several of those inside at a time."""
     if store.url.startswith("file:"):
-        try:
-            yield from store.list()
-        except CustodyError as error:
-            failed("", error)
+        for folder in folders:
+            try:
+                yield from store.list(folder)
+            except CustodyError as error:
+                failed(folder, error)
         return
     with ThreadPoolExecutor(_LISTERS) as threads:
-        parts = _parts(store, "", failed)
+        parts = (part for folder in folders for part in _parts(store, folder, failed))
         ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
         while True:
             while len(ahead) < _LISTERS and (part := next(parts, None)) is not None:
@@ -144,22 +177,20 @@ def list_all(store: Store, failed: Callable[[str, CustodyError], None]) -> Itera
 
 
 def _parts(
-    store: Store, prefix: str, failed: Callable[[str, CustodyError], None]
+    store: Store, folder: str, failed: Callable[[str, CustodyError], None]
 ) -> Iterator[str | Sequence[ObjectInfo]]:
-    """Yield the objects right under a prefix, and prefixes of folders: of a month's objects at most, or of a log's."""
+    """Yield folders of a month's objects at most, or of a log's, and the objects right under those above them."""
+    if folder.count("/") >= _DEPTHS.get(folder.partition("/")[0], 0):
+        yield folder
+        return
     try:
-        folders, objects = store.level(prefix)
+        folders, objects = store.level(folder)
     except CustodyError as error:
-        failed(prefix, error)
+        failed(folder, error)
         return
     yield objects
-    for folder in folders:
-        inner = f"{prefix}{folder}/"
-        depth = _DEPTHS.get(inner.partition("/")[0], 0)
-        if inner.count("/") < depth:
-            yield from _parts(store, inner, failed)
-        else:
-            yield inner
+    for inner in folders:
+        yield from _parts(store, f"{folder}{inner}/", failed)
 
 
 class Names:
@@ -170,6 +201,8 @@ class Names:
 
     def __init__(self) -> None:
         self._key = os.urandom(16)
+        # One thread lists while another one reads what names.
+        self._lock = threading.Lock()
         self._listed = [array("Q") for _ in range(_BUCKETS)]
         self._named = [array("Q") for _ in range(_BUCKETS)]
         self._held = 0
@@ -208,10 +241,11 @@ class Names:
 
     def _put(self, buckets: Sequence["array[int]"], key: str) -> None:
         digest = self._digest(key)
-        buckets[digest % _BUCKETS].append(digest)
-        self._held += 1
-        if self._held >= _SPILL_NAMES:
-            self._spill()
+        with self._lock:
+            buckets[digest % _BUCKETS].append(digest)
+            self._held += 1
+            if self._held >= _SPILL_NAMES:
+                self._spill()
 
     def _spill(self) -> None:
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="custody-")

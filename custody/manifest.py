@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -53,12 +53,14 @@ class LogId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     life: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
 
 
+# Times, digests and the archive's id are plain strings here: `parse` holds them to their form, many at once, in half
+# the time that a pattern at each field takes.
 class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tree of the statements before this one: its size, its root, and its edge, all hashes in hex."""
 
     size: Int
-    root: Hex
-    edge: list[Hex]
+    root: str
+    edge: list[str]
 
 
 class After(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +68,7 @@ class After(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     life: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
     size: Int
-    root: Hex
+    root: str
 
 
 class SegmentRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +76,7 @@ class SegmentRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key: str
     size: Int
-    sha256: Hex
+    sha256: str
 
 
 class KafkaTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,9 +97,9 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Int
     size: Int
     inflated: Int
-    sha256: Hex
-    min_time: Time
-    max_time: Time
+    sha256: str
+    min_time: str
+    max_time: str
     kafka_time: KafkaTime | None
 
 
@@ -106,7 +108,7 @@ class QuarantineRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key: str
     size: Int
-    sha256: Hex
+    sha256: str
     inflated: Int
     records: Int
     offsets: list[Range]
@@ -116,7 +118,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """What a manifest says: a range of offsets of a log is accounted for. FORMAT.md has the meaning of each field."""
 
     format: Literal["custody/manifest/1"] = FORMAT
-    archive: Uuid
+    archive: str
     log: LogId
     sequence: Int
     tree: Tree
@@ -125,7 +127,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     next_offset: Int
     skipped: list[Range]
     lost: Range | None
-    sealed_at: Time
+    sealed_at: str
     writer: str
     segment: SegmentRef | None
     batches: list[Batch]
@@ -178,6 +180,11 @@ class Manifest:
 _encoder = msgspec.json.Encoder()
 _statement_decoder = msgspec.json.Decoder(Statement)
 _signatures_decoder = msgspec.json.Decoder(_Signatures)
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_HEX = re.compile(r"[0-9a-f]*")
+_HEX_DIGITS = 64
+_HEX_LENGTHS = frozenset([_HEX_DIGITS])
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 
 
 def message(line: bytes, what: str = FORMAT) -> bytes:
@@ -227,14 +234,16 @@ def parse(data: bytes) -> Manifest:
     """
     line, second = split_lines(data)
     statement: Statement = decode_strictly(_statement_decoder, line, "the statement")
-    for name, ranges in (
-        ("skipped", statement.skipped),
-        ("quarantine.offsets", statement.quarantine.offsets if statement.quarantine else []),
-    ):
-        check_ranges(name, ranges)
+    if statement.skipped:
+        check_ranges("skipped", statement.skipped)
+    if statement.quarantine:
+        check_ranges("quarantine.offsets", statement.quarantine.offsets)
     for name, pair in (("lost", statement.lost), ("expired", statement.expired)):
         if pair and pair[0] >= pair[1]:
             raise FormatError(f"the statement: {name} is an empty or reversed range {list(pair)}")
+    if not _UUID.fullmatch(statement.archive):
+        raise FormatError(f"the statement: archive {statement.archive[:100]!r} is no UUID in lower case")
+    check_hashes("the statement", _hashes(statement))
     check_time("sealed_at", statement.sealed_at)
     for batch in statement.batches:
         check_time("min_time", batch.min_time)
@@ -244,6 +253,30 @@ def parse(data: bytes) -> Manifest:
     if not all(statement.types.values()):
         raise FormatError("the statement: types holds a zero")
     return Manifest(statement, line, parse_signatures(second))
+
+
+def _hashes(statement: Statement) -> list[str]:
+    """Return all digests of a statement."""
+    found = [statement.tree.root, *statement.tree.edge]
+    if statement.after:
+        found.append(statement.after.root)
+    if statement.segment:
+        found.append(statement.segment.sha256)
+    found += [batch.sha256 for batch in statement.batches]
+    if statement.quarantine:
+        found.append(statement.quarantine.sha256)
+    return found
+
+
+def check_hashes(what: str, hashes: Sequence[str]) -> None:
+    """Hold digests to their form: SHA-256 in lower case hex.
+
+    Raises:
+        FormatError: one is not; the message begins with `what`.
+    """
+    if not _HEX.fullmatch("".join(hashes)) or not _HEX_LENGTHS.issuperset(map(len, hashes)):
+        wrong = next(one for one in hashes if len(one) != _HEX_DIGITS or not _HEX.fullmatch(one))
+        raise FormatError(f"{what}: {wrong[:100]!r} is no SHA-256 in lower case hex")
 
 
 def split_lines(data: bytes) -> tuple[bytes, bytes]:
@@ -387,7 +420,7 @@ def check_time(name: str, text: str) -> datetime:
         return parse_time(text)
     except ValueError:
         raise FormatError(
-            f"the statement: {name} {text!r} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ"
+            f"the statement: {name} {text[:100]!r} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ"
         ) from None
 
 
@@ -409,10 +442,7 @@ def parse_time(text: str) -> datetime:
     Raises:
         ValueError: it is not of that form.
     """
-    if len(text) != 27 or text[10] != "T" or text[26] != "Z":
-        raise ValueError(f"{text!r} is not of the form YYYY-MM-DDTHH:MM:SS.ffffffZ")
-    moment = datetime.fromisoformat(text)
     # What fromisoformat lets in differs from one Python to the next: 24:00, a comma, other digits.
-    if moment.tzinfo is not UTC or f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z" != text:
-        raise ValueError(f"{text!r} is not how that time is written")
-    return moment
+    if not _TIME.fullmatch(text):
+        raise ValueError(f"{text[:100]!r} is not of the form YYYY-MM-DDTHH:MM:SS.ffffffZ")
+    return datetime.fromisoformat(text)

@@ -489,13 +489,13 @@ class _FileStore:
     def _accept_existing(self, path: str, data: bytes) -> None:
         """Take an object that is already there for ours if its bytes are; sync it, for who wrote it may have died."""
         try:
-            descriptor = self._open(path)
+            descriptor, found = self._open(path)
         except ObjectMissing as error:
             raise TerminalStoreError(
                 f"cannot write {path}: what is in its place is no plain file; move it away"
             ) from error
         try:
-            if os.fstat(descriptor).st_size != len(data) or _read_descriptor(descriptor, 0, len(data) + 1) != data:
+            if found.st_size != len(data) or _read_descriptor(descriptor, 0, len(data) + 1, len(data)) != data:
                 raise _occupied(path)
             os.fsync(descriptor)
         finally:
@@ -545,19 +545,20 @@ class _FileStore:
 
     def _read(self, path: str, limit: int, start: int, size: int | None) -> bytes:
         with _os_errors("read", path):
-            descriptor = self._open(path)
+            descriptor, found = self._open(path)
             try:
-                if size is None and os.fstat(descriptor).st_size - start > limit:
+                if size is None and found.st_size - start > limit:
                     raise _too_large(path, limit)
-                data = _read_descriptor(descriptor, start, limit + 1 if size is None else min(size, limit + 1))
+                most = limit + 1 if size is None else min(size, limit + 1)
+                data = _read_descriptor(descriptor, start, most, found.st_size - start)
             finally:
                 os.close(descriptor)
         if len(data) > limit:
             raise _too_large(path, limit)
         return data
 
-    def _open(self, path: str) -> int:
-        """Open a plain file that no symbolic link leads to.
+    def _open(self, path: str) -> tuple[int, os.stat_result]:
+        """Open a plain file that no symbolic link leads to, and return what is known of it too.
 
         Raises:
             ObjectMissing: there is none.
@@ -571,10 +572,11 @@ class _FileStore:
             if error.errno not in _MISSING_ERRNO:
                 raise
             raise ObjectMissing(f"there is no object {path}") from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
             raise ObjectMissing(f"there is no object {path}: what stands there is no plain file")
-        return descriptor
+        return descriptor, found
 
     def exists(self, key: str) -> bool:
         for path in self._paths(key):
@@ -713,14 +715,15 @@ class _FileStore:
                 if not key.startswith(prefix):
                     continue
                 try:
-                    if entry.is_dir(follow_symlinks=False):
+                    if entry.is_file(follow_symlinks=False):
+                        if key > after:
+                            yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
+                    elif entry.is_dir(follow_symlinks=False):
                         # A folder's keys all begin with its own name and a slash: if that is below `after` and not the
                         # beginning of it, all of them are.
                         inside = key + "/"
                         if inside > after or after.startswith(inside):
                             folders.append(folder + entry.name + "/")
-                    elif key > after and entry.is_file(follow_symlinks=False):
-                        yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
                 except FileNotFoundError:
                     continue
                 except OSError as error:
@@ -739,13 +742,12 @@ class _FileStore:
                     raise
                 return
         with entries:
-            while True:
-                with _os_errors("list", path):
-                    entry = next(entries, None)
-                if entry is None:
-                    return
-                if folder or entry.name not in _NO_KEYS:
-                    yield entry
+            try:
+                for entry in entries:
+                    if folder or entry.name not in _NO_KEYS:
+                        yield entry
+            except OSError as error:
+                raise _from_os(error, "list", path) from error
 
     def status(self, key: str) -> ObjectStatus:
         paths = self._paths(key)
@@ -837,12 +839,11 @@ class _FileStore:
         try:
             try:
                 digest = hashlib.sha256()
-                origin = self._open(source)
+                origin, found = self._open(source)
                 try:
                     for chunk in _chunks(origin):
                         digest.update(chunk)
                         _write_all(descriptor, chunk)
-                    found = os.fstat(origin)
                 finally:
                     os.close(origin)
                 os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -867,7 +868,7 @@ class _FileStore:
 
     def _digest(self, path: str) -> bytes:
         digest = hashlib.sha256()
-        descriptor = self._open(path)
+        descriptor, _ = self._open(path)
         try:
             for chunk in _chunks(descriptor):
                 digest.update(chunk)
@@ -879,7 +880,7 @@ class _FileStore:
         """Sync an object and all that leads to it: who copied it may have died."""
         folder = os.path.dirname(path)  # noqa: PTH120
         self._make_folder(folder)
-        descriptor = self._open(path)
+        descriptor, _ = self._open(path)
         try:
             os.fsync(descriptor)
         finally:
@@ -932,16 +933,20 @@ def _text(name: str) -> str:
     return name if _is_unicode(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _read_descriptor(descriptor: int, start: int, size: int) -> bytes:
-    """Return up to `size` bytes from `start`."""
+def _read_descriptor(descriptor: int, start: int, size: int, there: int) -> bytes:
+    """Return up to `size` bytes from `start`, where `there` bytes are by what the file system said."""
     chunks = []
     while size > 0:
-        chunk = os.pread(descriptor, min(size, 16 * _CHUNK), start)
-        if not chunk:
-            break
-        chunks.append(chunk)
+        # One byte more than there is, so that a small object costs one call, and memory of its size alone.
+        wanted = min(size, there + 1 if there >= 0 else _CHUNK, 16 * _CHUNK)
+        chunk = os.pread(descriptor, wanted, start)
+        if chunk:
+            chunks.append(chunk)
         start += len(chunk)
         size -= len(chunk)
+        there -= len(chunk)
+        if not chunk or (len(chunk) < wanted and there <= 0):
+            break
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -16,7 +16,9 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,17 +35,17 @@ from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureIn
 from custody.findings import Finding, Findings, Severity, finding
 from custody.heads import State
 from custody.keys import Head, Trust
-from custody.listing import Listing, Names, Sequences, list_all
+from custody.listing import Listing, Names, Sequences, list_records, list_statements
 from custody.manifest import MANIFEST_LIMIT, Statement, Time, Uuid, check_time, parse, parse_time
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
-from custody.store import Store
+from custody.store import ObjectInfo, Store
 from custody.workers import Pool, Reader
 
 _ARCHIVE_LIMIT = 4096
 _IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
-_IN_PROCESS_OBJECTS = 10_000
-"""The same for archives of fewer objects, where statements alone are read."""
+_IN_PROCESS_STATEMENTS = 5_000
+"""The same for archives of fewer statements, where they alone are read."""
 _MISSING_LIMIT = 100_000
 _UNNAMED_LIMIT = 100_000
 
@@ -210,6 +212,18 @@ class _ArchiveFile(msgspec.Struct, forbid_unknown_fields=True):
     heartbeat: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)]
 
 
+@dataclass(slots=True)
+class _Listed:
+    """How a listing went: whether it is whole, how many objects it had, and what is wrong with them."""
+
+    complete: bool = True
+    number: int = 0
+    findings: Findings = field(default_factory=Findings)
+
+
+_Lister = Callable[[Store, Callable[[str, CustodyError], None]], Iterator[ObjectInfo]]
+
+
 class _Verification:
     """One run."""
 
@@ -243,6 +257,7 @@ class _Verification:
         self._events = 0
         self._stored = 0
         self._listing = Listing()
+        self._over = False
 
     def run(self, workers: int | None, others: Iterable[Finding]) -> Report:
         if self._scope.listing:
@@ -254,14 +269,16 @@ class _Verification:
         with Names() as names, Ahead(self._store, self._trust, self._now, ahead_of) as ahead:
             if workers is not None:
                 ahead.start()
-            complete = self._scope.listing and self._list(names, ahead)
+            statements = self._list(names, list_statements)
+            self._take_listed(statements)
+            if statements.number > _IN_PROCESS_STATEMENTS:
+                ahead.start()
             known = self._archive_id(archive)
-            small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
-            pooled = count if self._scope.contents and (workers is not None or not small) else 0
             heartbeat = timedelta(seconds=archive.heartbeat) if archive and self._live else None
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
             with (
-                Pool(self._store, pooled, self._take, self._sink) as pool,
+                self._list_meanwhile(names) as records,
+                Pool(self._store, self._pooled(workers, count, records), self._take, self._sink) as pool,
                 Reader(self._store) as reader,
                 locks,
             ):
@@ -287,8 +304,11 @@ class _Verification:
                             span.first,
                         )
                         self._chains.setdefault(log, []).append(chain)
-                        self._follow(chain, span, _Hands(reader, pool, ahead, names, locks), complete=complete)
+                        hands = _Hands(reader, pool, ahead, names, locks)
+                        self._follow(chain, span, hands, complete=statements.complete)
                         known = known or chain.archive
+                self._take_listed(records.result())
+            complete = self._scope.listing and statements.complete and records.result().complete
             self._judge_missing()
             self._judge_expiries()
             self._judge_history()
@@ -345,22 +365,47 @@ class _Verification:
                 self._findings.add(finding("identity", what, key=layout.ARCHIVE, expected=id_, found=archive.archive))
         return archive.archive if archive else next((id_ for _, id_ in remembered if id_), None)
 
-    def _list(self, names: Names, ahead: Ahead) -> bool:
-        """List everything; return whether that worked. Where that is much, worker processes start meanwhile."""
-        complete = True
+    def _list(self, names: Names, objects: _Lister) -> _Listed:
+        """List statements, or all else, and judge nothing yet: it may go on while what is listed is read."""
+        found = _Listed()
+        if not self._scope.listing:
+            return found
 
         def failed(prefix: str, error: CustodyError) -> None:
-            nonlocal complete
-            complete = False
+            found.complete = False
             what = f"the archive cannot be listed: {error}"
-            self._findings.add(finding("unreadable", what, key=prefix), row="listing")
+            found.findings.add(finding("unreadable", what, key=prefix), row="listing")
 
-        for number, info in enumerate(list_all(self._store, failed)):
+        for info in objects(self._store, failed):
+            if self._over:
+                break
+            found.number += 1
             if not self._listing.add(info.key, info.size, names):
-                self._findings.add(finding("unlisted", "an archive has no object of such a key", key=info.key))
-            if number == _IN_PROCESS_OBJECTS:
-                ahead.start()
-        return complete
+                found.findings.add(finding("unlisted", "an archive has no object of such a key", key=info.key))
+        return found
+
+    @contextmanager
+    def _list_meanwhile(self, names: Names) -> Iterator[Future[_Listed]]:
+        """List all but statements in a thread: the chain needs none of it, and it may take as long."""
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                yield thread.submit(self._list, names, list_records)
+            finally:
+                self._over = True
+
+    def _take_listed(self, listed: _Listed) -> None:
+        for one, row in listed.findings.rows():
+            self._findings.add(one, row=row)
+        self._findings.dropped.update(listed.findings.dropped)
+
+    def _pooled(self, workers: int | None, most: int, records: Future[_Listed]) -> int:
+        """Return how many processes are to read objects."""
+        if not self._scope.contents:
+            return 0
+        # How much there is to read says whether others are worth their start, and how far a reading has come.
+        records.result()
+        small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
+        return most if workers is not None or not small else 0
 
     # --- memories of heads
 
