@@ -25,7 +25,19 @@ from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Finding, Findings, Severity, finding
 from custody.keys import Trust, TrustedKey
 from custody.lines import BATCH_EVENTS_LIMIT
-from custody.manifest import Algorithm, Batch, LogId, Manifest, Range, Statement, message, parse, parse_time
+from custody.manifest import (
+    Algorithm,
+    Batch,
+    LogId,
+    Manifest,
+    QuarantineRef,
+    Range,
+    SegmentRef,
+    Statement,
+    message,
+    parse,
+    parse_time,
+)
 
 RETENTION_GRACE = timedelta(days=7)
 """How long after the end of its retention an object may still be there."""
@@ -140,6 +152,8 @@ class Chain:
     check: Callable[[TrustedKey, bytes, bytes], None] = TrustedKey.verify
     """Checks a signature: key, message, value."""
 
+    name: str = field(init=False, default="")
+    """The log's name and partition."""
     size: int = 0
     edge: merkle.Edge | None = ()
     """Of the first `size` statements; None after one that is lost, until the next takes it up again."""
@@ -169,16 +183,12 @@ class Chain:
     _data: bytes = b""
 
     def __post_init__(self) -> None:
+        self.name = str(self.log)
         for memory in self.memories:
             self._by_size.setdefault(memory.size, []).append(memory)
         self.size = self.begin
         if self.begin:
             self.edge, self._batch_number = None, None
-
-    @property
-    def name(self) -> str:
-        """The log's name and partition."""
-        return str(self.log)
 
     @property
     def root(self) -> bytes | None:
@@ -772,7 +782,7 @@ class Chain:
         if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
             self._odd(statement, "skipped, lost or quarantined offsets lie outside the range", digest)
             return
-        measure = _Measure(unlined)
+        measure: Callable[[int, int], int] = _Measure(unlined) if unlined else _no_offsets
         cursor = statement.first_offset
         for batch in [*statement.batches, None]:
             start = batch.first_offset if batch else statement.next_offset
@@ -821,11 +831,15 @@ class Chain:
         """Return what there is to check of the statement's objects; their keys must be theirs (rule 4)."""
         if not statement.segment and not statement.quarantine:
             return None
-        for kind, ref in (("events", statement.segment), ("quarantine", statement.quarantine)):
-            if ref is None:
+        bounds = _record_bounds(statement)
+        kinds: tuple[tuple[layout.Kind, SegmentRef | QuarantineRef | None], ...] = (
+            ("events", statement.segment),
+            ("quarantine", statement.quarantine),
+        )
+        for kind, ref in kinds:
+            if ref is None or (bounds and layout.is_records_key(ref.key, kind, self.log, *bounds, ref.sha256)):
                 continue
             key = layout.parse_records_key(ref.key)
-            bounds = _record_bounds(statement)
             if (
                 key is None
                 or (key.kind, key.log, key.digest) != (kind, self.log, ref.sha256[:16])
@@ -897,6 +911,10 @@ class _Measure:
             return 0
         start, end = self._ranges[place - 1]
         return self._before[place - 1] + min(offset, end) - start
+
+
+def _no_offsets(_start: int, _end: int) -> int:
+    return 0
 
 
 def unlined_ranges(statement: Statement) -> list[Range]:

@@ -183,7 +183,7 @@ def verify(
     from custody.store import open_store
 
     # Each worker process would import it again for itself.
-    multiprocessing.set_forkserver_preload([__name__, verifying.__name__])
+    multiprocessing.set_forkserver_preload([verifying.__name__])
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)
     trusted = open_trust(_trusted_keys(settings, keys, store.url), settings.trust, settings.passphrase())

@@ -33,6 +33,8 @@ _LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]{1,18}))?"
 _MANIFEST = re.compile(rf"manifests/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})\.json")
 _CHECKPOINT = re.compile(rf"checkpoints/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})")
 _AUDIT = re.compile(r"audits/(?P<number>[0-9]{12})\.json")
+_DATE = re.compile(r"/[0-9]{4}(?:/[0-9]{2}){5}")
+_DATE_SIZE = len("/2026/11/24/00/00/00")
 _RECORDS = re.compile(
     r"(?P<kind>events|quarantine)/[0-9]{4}/(?:[0-9]{2}/){4}[0-9]{2}-"
     rf"(?P<log>{_LOG})-(?P<partition>0|[1-9][0-9]{{0,9}})-(?P<first>[0-9]{{20}})-(?P<last>[0-9]{{20}})-(?P<digest>[0-9a-f]{{16}})\.jsonl\.gz"
@@ -170,6 +172,16 @@ def parse_manifest_key(key: str) -> tuple[Log, int] | None:
 def parse_checkpoint_key(key: str) -> tuple[Log, int] | None:
     """Return the log and size that a checkpoint's key names."""
     return _numbered(_CHECKPOINT, key)
+
+
+def is_records_key(key: str, kind: Kind, log: Log, first: int, last: int, sha256: str) -> bool:
+    """Tell whether a key is that of a segment or quarantine object with these records and this digest.
+
+    The date is a convenience, and only its form is looked at. Args are those of `records_key`.
+    """
+    rest = f"-{log.name}-{log.partition}-{first:020}-{last:020}-{sha256[:16]}.jsonl.gz"
+    head = len(kind) + _DATE_SIZE
+    return key.startswith(kind) and key[head:] == rest and _DATE.fullmatch(key, len(kind), head) is not None
 
 
 def _numbered(pattern: re.Pattern[str], key: str) -> tuple[Log, int] | None:

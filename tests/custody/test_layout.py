@@ -44,6 +44,26 @@ def test_records_keys_come_back(
     assert all(len(component.encode()) <= 255 for component in key.split("/"))
 
 
+@given(
+    st.sampled_from(["events", "quarantine"]), logs, offsets, offsets, st.integers(0, 2**45), st.integers(0, 200),
+    st.sampled_from("/-0a\n."),
+)  # fmt: skip
+def test_whose_key_it_is(
+    kind: layout.Kind, log: Log, first: int, last: int, kafka_ms: int, place: int, character: str
+) -> None:
+    """A key is taken for that of certain records exactly where parsing it names them."""
+    key = layout.records_key(kind, log, first, last, kafka_ms, DIGEST)
+    place %= len(key)
+    expected = RecordsKey(kind, log, first, last, DIGEST[:16])
+    for given_key in (key, key[:place] + character + key[place + 1 :], key[:place] + key[place + 1 :], key + character):
+        named = layout.parse_records_key(given_key) == expected
+        assert layout.is_records_key(given_key, kind, log, first, last, DIGEST) is named
+    other: layout.Kind = "quarantine" if kind == "events" else "events"
+    assert not layout.is_records_key(key, other, log, first, last, DIGEST)
+    assert not layout.is_records_key(key, kind, log, first, last + 1, DIGEST)
+    assert not layout.is_records_key(key, kind, log, first, last, "f" * 64)
+
+
 @pytest.mark.parametrize(
     "topic",
     [
