@@ -182,10 +182,11 @@ def verify(
     from custody.keys import open_trust
     from custody.store import open_store
 
-    # Each worker process would import it again for itself.
-    multiprocessing.set_forkserver_preload([verifying.__name__])
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)
+    # Each worker process would import them again for itself.
+    clients = [] if store.url.startswith("file:") else ["boto3"]
+    multiprocessing.set_forkserver_preload([verifying.__name__, *clients])
     trusted = open_trust(_trusted_keys(settings, keys, store.url), settings.trust, settings.passphrase())
     trusted = trusted if keys else trust_own(trusted, settings)
     with render.verification_progress() as progress:
