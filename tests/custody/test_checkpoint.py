@@ -139,11 +139,23 @@ def test_the_last_empty_line_divides() -> None:
     assert parse_note(note.encode()) == note
 
 
-@pytest.mark.parametrize("below", [LINE.rstrip("\n"), LINE.removeprefix("\u2014 "), "\u2014 " + LINE, LINE + "\n"])
+@pytest.mark.parametrize(
+    "below", [LINE.rstrip("\n"), LINE[:-1] + "x", LINE.removeprefix("\u2014 "), "\u2014 " + LINE, LINE + "\n"]
+)
 def test_what_is_no_signature_line(below: str) -> None:
     """A line that lacks its dash or its end, or has more than it should, is no signature."""
     with pytest.raises(FormatError):
         parse_note(f"text\n\n{below}".encode())
+
+
+def test_what_is_not_base64_is_named() -> None:
+    """Who reads the error learns which part of a note or key is broken."""
+    with pytest.raises(FormatError, match=r"^a signature of the note is not"):
+        parse_note(b"text\n\n\xe2\x80\x94 key-1 !!!!\n")
+    with pytest.raises(FormatError, match=r"^the checkpoint's root is not"):
+        parse_checkpoint(b"origin\n0\n!!!!\n")
+    with pytest.raises(FormatError, match=r"^the key is not"):
+        NoteKey.parse("name+01234567+A")
 
 
 def test_the_largest_size() -> None:
@@ -249,6 +261,9 @@ def test_signatures_of_others() -> None:
     assert checkpoint.verify_note(checkpoint.with_signature(good, other), keys) == [KEY]
     with pytest.raises(SignatureInvalid, match=r"none of its signatures \(other\)"):
         checkpoint.verify_note(Note(b"text\n", (other,)), keys)
+    many = tuple(NoteSignature(name, b"1234", bytes(64)) for name in ("b", "a" * 200))
+    with pytest.raises(SignatureInvalid, match=rf"none of its signatures \({'a' * 100}, b\)"):
+        checkpoint.verify_note(Note(b"text\n", many), keys)
     with pytest.raises(SignatureInvalid, match="'key-1' is not over this note"):
         checkpoint.verify_note(Note(b"another text\n", good.signatures), keys)
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from hashlib import sha256
@@ -370,6 +371,55 @@ def test_wrong_values(change: Callable[[dict[str, Any]], object]) -> None:
     refused(with_change(change))
 
 
+@pytest.mark.parametrize("wrong", ["upper", "short", "long", "newline", "other digits", "empty"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda s: (s["tree"], "root"),
+        lambda s: (s["tree"]["edge"], 0),
+        lambda s: (s["tree"]["edge"], -1),
+        lambda s: (s["after"], "root"),
+        lambda s: (s["segment"], "sha256"),
+        lambda s: (s["batches"][0], "sha256"),
+        lambda s: (s["batches"][-1], "sha256"),
+        lambda s: (s["quarantine"], "sha256"),
+    ],
+)
+def test_digests(place: Callable[[dict[str, Any]], tuple[Any, Any]], wrong: str) -> None:
+    """Every digest is SHA-256 in lower case hex, and the error shows the one that is not."""
+    bad = {
+        "upper": "A" * 64,
+        "short": "a" * 63,
+        "long": "a" * 65,
+        "newline": "a" * 63 + "\n",
+        "other digits": "a" * 63 + "\u0663",
+        "empty": "",
+    }[wrong]
+
+    def change(statement: dict[str, Any]) -> None:
+        holder, name = place(statement)
+        holder[name] = bad
+
+    with pytest.raises(FormatError) as caught:
+        manifest.parse(with_change(change))
+    assert str(caught.value) == f"the statement: {bad!r} is no SHA-256 in lower case hex"
+
+
+def test_two_digests_wrong_together() -> None:
+    """Lengths that even out are wrong all the same."""
+    refused(with_change(lambda s: s["tree"].update(edge=["a" * 63, "a" * 65])))
+
+
+@pytest.mark.parametrize("name", ["sealed_at", "min_time", "max_time"])
+def test_an_endless_time_is_not_printed(name: str) -> None:
+    """An error names the field, and shows no more of what stands there than a line holds."""
+    long = "2026" * 1000
+    change = {"sealed_at": lambda s: s}.get(name, lambda s: s["batches"][1])
+    with pytest.raises(FormatError, match=f"^the statement: {name} '2026") as caught:
+        manifest.parse(with_change(lambda s: change(s).update({name: long})))
+    assert len(str(caught.value)) < 250
+
+
 @pytest.mark.parametrize("place", ["skipped", "offsets"])
 def test_the_largest_lists_of_ranges(place: str) -> None:
     """50,000 ranges are within the limit."""
@@ -569,6 +619,16 @@ def test_times_are_written_in_utc() -> None:
     """A moment of another zone is written in UTC, always with six digits."""
     moment = datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=2)))
     assert manifest.format_time(moment) == "2025-12-31T23:00:00.000000Z"
+
+
+def test_times_are_written_in_utc_wherever_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zone of the machine has no say."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        text = manifest.format_time(datetime(2026, 1, 1, tzinfo=UTC))
+    time.tzset()
+    assert text == "2026-01-01T00:00:00.000000Z"
 
 
 @given(st.text(max_size=30))

@@ -1027,6 +1027,7 @@ def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.Monke
     assert names(report) == ["unlisted"] * 3
     assert report.beyond == {Severity.TAMPERED: 2}
     assert report.exit_code == 13
+    assert list(report.to_dicts())[-1]["beyond"] == {"tampered": 2}
 
 
 def test_as_json(archive: Builder) -> None:
