@@ -24,9 +24,11 @@ from custody import layout
 from custody.chain import Chain, Passage
 from custody.errors import CustodyError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Finding, Findings
-from custody.keys import KmsKey, Secret, Trust, TrustedKey
+from custody.keys import Secret
+from custody.kms import KmsKey
 from custody.listing import Sequences
 from custody.store import Store
+from custody.trust import Trust, TrustedKey
 
 _PIECE = 256
 """Statements of a piece at most."""

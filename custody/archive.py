@@ -35,10 +35,10 @@ from custody.errors import (
     SigningError,
     StoreError,
 )
-from custody.keys import Trust
 from custody.layout import Log
 from custody.manifest import After, Batch, LogId, Manifest, QuarantineRef, SegmentRef, Signer, Statement, Tree
 from custody.store import Store
+from custody.trust import Trust
 
 FORMAT = "custody/archive/1"
 DEFAULT_HEARTBEAT = 3600

@@ -13,8 +13,8 @@ from custody.audit import SignedAudit
 from custody.chain import Memory
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Findings, Severity, finding
-from custody.keys import Trust, TrustedKey
 from custody.manifest import Signature, message, parse_time
+from custody.trust import Trust, TrustedKey
 
 
 @dataclass(slots=True)

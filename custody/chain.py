@@ -23,7 +23,6 @@ from custody import layout, merkle
 from custody.contents import QUARANTINE_INFLATED_LIMIT, QUARANTINE_LIMIT, SEGMENT_LIMIT, Work
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Finding, Findings, Severity, finding
-from custody.keys import Trust, TrustedKey
 from custody.lines import BATCH_EVENTS_LIMIT
 from custody.manifest import (
     Algorithm,
@@ -38,6 +37,7 @@ from custody.manifest import (
     parse,
     parse_time,
 )
+from custody.trust import Trust, TrustedKey
 
 RETENTION_GRACE = timedelta(days=7)
 """How long after the end of its retention an object may still be there."""

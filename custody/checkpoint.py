@@ -16,9 +16,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from custody.errors import FormatError, SignatureInvalid
-from custody.keys import Trust
 from custody.layout import Log
 from custody.manifest import INT_MAX, Signer
+from custody.trust import Trust
 
 NOTE_LIMIT = 65_536
 """Bytes in a note."""

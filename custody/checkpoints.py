@@ -8,11 +8,12 @@ from custody import checkpoint, layout
 from custody.archive import find_head, list_logs, put_checkpoint, read_archive
 from custody.checkpoint import Note
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
-from custody.keys import Trust, open_signers, open_trust
+from custody.keys import open_signers
 from custody.layout import Log
 from custody.manifest import Signer, message
 from custody.settings import Settings
 from custody.store import Store
+from custody.trust import Trust, open_trust
 
 
 def choose_logs(store: Store, wanted: Sequence[str]) -> list[Log]:

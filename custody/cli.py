@@ -179,8 +179,8 @@ def verify(
     from custody import render
     from custody import verify as verifying
     from custody.checkpoints import trust_own
-    from custody.keys import open_trust
     from custody.store import open_store
+    from custody.trust import open_trust
 
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)

@@ -12,7 +12,7 @@ from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.acceptance import Reported
-    from custody.keys import Accepted
+    from custody.trust import Accepted
 
 app = typer.Typer()
 
@@ -42,7 +42,8 @@ def accept(
     Take it from the report of a verification (--from), where --log, --sequence or --key tell it from others of its
     name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
     """
-    from custody import acceptance, keys, render
+    from custody import acceptance, render
+    from custody import trust as trusted
     from custody.manifest import format_time
 
     settings = Settings(**({"trust": trust} if trust else {}))
@@ -56,7 +57,7 @@ def accept(
         judged = acceptance.named(wanted)
     else:
         reported = _read(report)
-        _check_archive(reported, keys.open_trust(trust=settings.trust).archive)
+        _check_archive(reported, trusted.open_trust(trust=settings.trust).archive)
         judged = acceptance.choose(reported, wanted)
     entries = acceptance.entries(judged, reason, by, format_time(datetime.now(UTC)))
     out = render.console()
@@ -68,7 +69,7 @@ def accept(
     if dry_run:
         out.print("Nothing was written (--dry-run).", soft_wrap=True)
         return
-    added = keys.accept(settings.trust, entries)
+    added = trusted.accept(settings.trust, entries)
     there = f", {len(entries) - added} were there already" if added < len(entries) else ""
     summary = f"Accepted in {settings.trust}: {added} entr{'y' if added == 1 else 'ies'} added{there}."
     out.print(render.safe(summary), soft_wrap=True)

@@ -34,9 +34,9 @@ def checkpoint(
 ) -> None:
     """Print the newest checkpoint of each log: its signed head, which anybody can keep, and check with a public key."""
     from custody import checkpoints
-    from custody.keys import open_trust
     from custody.render import escape
     from custody.store import open_store
+    from custody.trust import open_trust
 
     settings = _settings(archive)
     store = open_store(settings.archive, settings.s3)
@@ -94,8 +94,8 @@ def check_evidence(
     Exit codes: 0 it holds, 12 no trusted key signed it, 13 it does not hold.
     """
     from custody import evidence as checking
-    from custody.keys import open_trust
     from custody.render import escape
+    from custody.trust import open_trust
 
     if not trust and not keys:
         raise ConfigurationError("say whom you trust: --trust trust.json, or --keys file:KEYRING")
@@ -148,9 +148,9 @@ def witness(
     """
     from custody.archive import read_archive
     from custody.checkpoints import trust_own
-    from custody.keys import open_trust
     from custody.render import escape
     from custody.store import open_store
+    from custody.trust import open_trust
     from custody.witness import Witness
 
     settings = _settings(archive, trust)

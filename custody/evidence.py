@@ -20,12 +20,12 @@ from custody.chain import unlined_ranges
 from custody.checkpoint import Note
 from custody.contents import inflate
 from custody.errors import ConfigurationError, FormatError, KeyUnavailable, ObjectMissing
-from custody.keys import Trust
 from custody.layout import Log
 from custody.lines import BATCH_BYTES_LIMIT, check_line
 from custody.manifest import MANIFEST_LIMIT, Batch, Hex, Int, Range, Statement, parse
 from custody.proofs import Proofs
 from custody.store import Store
+from custody.trust import Trust
 
 FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
 _MEMBER_LIMIT = BATCH_BYTES_LIMIT + 65_536

@@ -17,9 +17,9 @@ from typing import Literal
 import msgspec
 
 from custody.errors import ConfigurationError
-from custody.keys import Head
 from custody.layout import parse_log_text
 from custody.manifest import Hex, Int, Uuid
+from custody.trust import Head
 
 _SIZE_LIMIT = 64 * 1_048_576
 

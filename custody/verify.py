@@ -34,11 +34,11 @@ from custody.contents import Outcome, Sink, Work
 from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, Findings, Severity, finding
 from custody.heads import State
-from custody.keys import Head, Trust
 from custody.listing import Listing, Names, Sequences, list_records, list_statements
 from custody.manifest import MANIFEST_LIMIT, Statement, Time, Uuid, check_time, parse, parse_time
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 from custody.store import ObjectInfo, Store
+from custody.trust import Head, Trust
 from custody.workers import Pool, Reader
 
 _ARCHIVE_LIMIT = 4096

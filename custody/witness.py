@@ -21,10 +21,10 @@ from custody import checkpoint, layout, merkle
 from custody.checkpoint import COSIGNATURE, Checkpoint, Note, NoteKey, NoteSignature
 from custody.checkpoints import newest_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid, StoreError
-from custody.keys import Trust
 from custody.layout import Log
 from custody.proofs import Proofs
 from custody.store import Store
+from custody.trust import Trust
 
 _KEY = "witness.json"
 _NAME = "custody-witness"

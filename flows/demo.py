@@ -26,9 +26,10 @@ from rich.table import Table
 from custody import layout, render
 from custody.archive import create_archive, read_manifest
 from custody.errors import CustodyError, ObjectMissing, TransientSourceError
-from custody.keys import new_keyring, open_trust
+from custody.keys import new_keyring
 from custody.layout import Log
 from custody.store import open_store
+from custody.trust import open_trust
 from custody.verify import Report, verify
 from flows.render import drain_table, size
 from flows.sample import invalid_values, sample_events

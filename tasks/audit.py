@@ -48,10 +48,11 @@ from custody.errors import (
     SearchError,
 )
 from custody.findings import Finding, Severity, finding
-from custody.keys import Trust, open_signers, open_trust
+from custody.keys import open_signers
 from custody.layout import Log
 from custody.settings import Settings
 from custody.store import Store, open_store
+from custody.trust import Trust, open_trust
 from custody.verify import Report, Scope, Span, verify
 from tasks.reconcile import find_strays, reconcile
 from tasks.report import TableWriter, check_tables

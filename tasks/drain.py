@@ -53,11 +53,12 @@ from custody.errors import (
     SourceRefused,
     TransientSourceError,
 )
-from custody.keys import Trust, open_signers, open_trust
+from custody.keys import open_signers
 from custody.layout import Log
 from custody.manifest import After, LogId, Signer
 from custody.settings import Settings
 from custody.store import Store, open_store
+from custody.trust import Trust, open_trust
 from tasks.assemble import Assembler
 from tasks.kafka import (
     DAMAGED,

@@ -23,10 +23,11 @@ from custody.archive import (
     writer_name,
 )
 from custody.errors import CustodyError, ObjectMissing
-from custody.keys import open_signers, open_trust
+from custody.keys import open_signers
 from custody.layout import Log
 from custody.settings import Settings
 from custody.store import Store, open_store
+from custody.trust import open_trust
 from tasks.audit import EXPIRED
 from tasks.roll import Action
 from tasks.tiers import list_records

@@ -20,10 +20,11 @@ from custody.audit import Audit
 from custody.audits import is_signed
 from custody.errors import CustodyError, ObjectMissing, SearchError
 from custody.findings import finding
-from custody.keys import Trust, open_signers, open_trust
+from custody.keys import open_signers
 from custody.manifest import MANIFEST_LIMIT, Tree
 from custody.settings import Settings
 from custody.store import Store, open_store
+from custody.trust import Trust, open_trust
 from tasks.audit import marks_of
 from tasks.documents import index_day, index_name
 from tasks.search import Search

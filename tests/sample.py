@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from custody.archive import Head, LogWriter, create_archive
-from custody.keys import new_keyring, open_signers, open_trust
+from custody.keys import new_keyring, open_signers
 from custody.layout import Log
 from custody.manifest import LogId
 from custody.store import open_store
+from custody.trust import open_trust
 from tasks.assemble import TIME_CREATE, Assembler
 from tests.corpus import EVENTS
 

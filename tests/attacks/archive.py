@@ -19,7 +19,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from custody.keys import Head, Secret, Trust, TrustedKey
+from custody.keys import Secret
+from custody.trust import Head, Trust, TrustedKey
 from tests.archives import ARCHIVE_ID, KEY_ID, SECRET, START, Builder, good, sha, time_text, tree_edge, tree_hash
 
 RETENTION_DAYS = 30

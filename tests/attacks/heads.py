@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from custody.keys import Head
+from custody.trust import Head
 from tests.archives import ARCHIVE_ID, tree_hash
 from tests.attacks.archive import MAIN, OTHER_ID, PUBLIC_ID, SIGNED, Scene, note, two_lines
 from tests.attacks.registry import Apply, attack, rebuilt, with_key

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from custody.keys import TrustedKey
 from custody.store import Store
+from custody.trust import TrustedKey
 from tests.archives import KEY_ID, Builder, tree_edge
 from tests.attacks.archive import Scene, two_lines
 

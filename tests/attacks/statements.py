@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from custody.keys import Head
+from custody.trust import Head
 from tests.archives import KEY_ID, SECRET, START, Builder, time_text
 from tests.attacks.archive import HEARTBEAT, MAIN, NEWER_ID, NEWER_SECRET, OLD, PUBLIC_ID, Scene
 from tests.attacks.registry import (

@@ -17,7 +17,8 @@ LIMIT_MIB = 300
 _CHILD = """
 import json, resource, sys
 from datetime import datetime, timezone
-from custody.keys import Secret, Trust, TrustedKey
+from custody.keys import Secret
+from custody.trust import Trust, TrustedKey
 from custody.store import open_store
 from custody.verify import verify
 # What goes beyond it fails, rather than taking the machine's memory.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from custody.keys import Trust, TrustedKey
+from custody.trust import Trust, TrustedKey
 from tests.archives import ARCHIVE_ID, KEY_ID
 from tests.attacks import heads, objects, statements
 from tests.attacks.archive import MAIN, ORDERS, PUBLIC_ID, RETENTION_DAYS, SIGNED, Scene, public

@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from custody.archive import LogWriter, create_archive, read_archive
-from custody.keys import new_keyring, open_signers, open_trust
+from custody.keys import new_keyring, open_signers
 from custody.manifest import LogId
 from custody.settings import Settings
 from custody.store import Store, open_store
+from custody.trust import open_trust
 from flows.sample import sample_events
 from tasks.assemble import TIME_CREATE, Assembler
 from tests.servers.s3 import SeaweedServer

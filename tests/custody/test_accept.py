@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from custody import acceptance, cli, keys
+from custody import acceptance, cli
 from custody.acceptance import Wanted
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
-from custody.keys import Accepted, open_trust
+from custody.keyfiles import encode_base64
 from custody.layout import manifest_key, parse_log
 from custody.store import open_store
+from custody.trust import Accepted, open_trust
 from custody.verify import Report, verify
 from tests.archives import ARCHIVE_ID, KEY_ID, SECRET, Builder, good
 
@@ -45,7 +46,7 @@ def trust(tmp_path: Path) -> Path:
                 "to": None,
                 "id": KEY_ID,
                 "algorithm": "HMAC-SHA256",
-                "secret": keys._base64(SECRET),
+                "secret": encode_base64(SECRET),
             }
         ],
         "heads": {"audit/0": {"size": 1, "root": "0" * 64}},
@@ -126,7 +127,7 @@ def test_all_else_in_the_file_stays(custody: Run, archive: Builder, trust: Path,
     assert stat.S_IMODE(trust.stat().st_mode) == 0o600
     assert trust.stat().st_ino != inode
     assert list(trust.parent.glob(".trust*")) == []
-    assert keys._base64(SECRET) not in out + err
+    assert encode_base64(SECRET) not in out + err
 
 
 def test_link_and_mode_of_a_file_without_secrets_stay(custody: Run, trust: Path, tmp_path: Path) -> None:

@@ -39,10 +39,11 @@ from custody.errors import (
     ObjectMissing,
     TransientStoreError,
 )
-from custody.keys import HmacKey, Secret, Trust, new_keyring, open_signers, open_trust
+from custody.keys import HmacKey, Secret, new_keyring, open_signers
 from custody.layout import Log, checkpoint_key, manifest_key
 from custody.manifest import After, LogId, Tree
 from custody.store import ObjectInfo, open_store
+from custody.trust import Trust, open_trust
 from custody.verify import verify
 from tasks.assemble import Assembler
 from tests.reading import read_archive_records

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from custody import checkpoint
 from custody.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note
 from custody.errors import FormatError, SignatureInvalid
-from custody.keys import Keyring, KmsKey, Secret, Trust, TrustedKey
+from custody.keys import Keyring, Secret
+from custody.kms import KmsKey
 from custody.layout import Log
+from custody.trust import Trust, TrustedKey
 
 # From the documentation of Go's golang.org/x/mod/sumdb/note.
 VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"

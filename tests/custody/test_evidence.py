@@ -14,9 +14,10 @@ from custody import checkpoints
 from custody.cli import app
 from custody.errors import ConfigurationError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.evidence import FILE_LIMIT, check_evidence, make_evidence
-from custody.keys import Keyring, Trust, TrustedKey, open_signers, open_trust
+from custody.keys import Keyring, open_signers
 from custody.layout import Log
 from custody.store import Store, open_store
+from custody.trust import Trust, TrustedKey, open_trust
 from tests.sample import Growing, Sample, make_archive
 
 LOG = Log("audit.events", 0)

@@ -36,21 +36,10 @@ from hypothesis import strategies as st
 
 from custody import keys
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
-from custody.keys import (
-    Ed25519Key,
-    Head,
-    HmacKey,
-    Keyring,
-    KmsKey,
-    Secret,
-    Trust,
-    TrustedKey,
-    new_keyring,
-    open_signers,
-    open_trust,
-    rotate_keyring,
-)
+from custody.keys import Ed25519Key, HmacKey, Keyring, Secret, new_keyring, open_signers, rotate_keyring
+from custody.kms import KmsKey
 from custody.manifest import parse_time
+from custody.trust import Head, Trust, TrustedKey, _merge, _trusted, open_trust
 from tests.servers.s3 import MotoServer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "keys"
@@ -157,7 +146,7 @@ def test_rfc_8032(seed: str, public: str, message: str, signature: str) -> None:
 @given(st.binary(max_size=100), st.binary(max_size=100), st.sampled_from([HMAC_KEY, ED25519_KEY]))
 def test_only_the_signature_holds(message: bytes, other: bytes, key: HmacKey | Ed25519Key) -> None:
     """A signature holds for its message alone; any other value or message is invalid, never another error."""
-    held = keys._trusted(key)
+    held = _trusted(key)
     value = key.sign(message)
     held.verify(message, value)
     for text, wrong in [(message, other), (message + b"\0", value), (message, value[:-1]), (message, value + b"\0")]:
@@ -555,7 +544,7 @@ def test_a_run_may_end_with_the_key_it_began_with() -> None:
     ring = Keyring.new(NOW)
     [held] = ring.signers(NOW)
     rotated = ring.rotate(NOW + SECOND)
-    old = keys._trusted(rotated.keys[0])
+    old = _trusted(rotated.keys[0])
     assert old.id == held.key_id
     assert old.holds(NOW + 60 * SECOND)
     assert not old.holds(NOW + SECOND + keys.OVERLAP)
@@ -605,8 +594,8 @@ HOLDERS = [
     HMAC_KEY,
     Ed25519Key("e", Secret(SECRET), PUBLIC),
     Keyring((HMAC_KEY,)),
-    keys._trusted(HMAC_KEY),
-    Trust(keys={"hmac-1": keys._trusted(HMAC_KEY)}),
+    _trusted(HMAC_KEY),
+    Trust(keys={"hmac-1": _trusted(HMAC_KEY)}),
 ]
 SHAPES = [SECRET.hex(), base64.b64encode(SECRET).decode(), repr(SECRET), repr(list(SECRET)), repr(SECRET)[4:-4]]
 
@@ -785,9 +774,9 @@ def test_ends_of_a_leaked_key_merge() -> None:
     one = TrustedKey("k", "HMAC-SHA256", until={"a/0": Head(5, b"a"), "b/0": Head(1, b"b")})
     other = TrustedKey("k", "HMAC-SHA256", until={"a/0": Head(3, b"c"), "c/0": Head(9, b"d")})
     both = {"a/0": Head(3, b"c"), "b/0": Head(1, b"b"), "c/0": Head(9, b"d")}
-    assert keys._merge(one, other).until == keys._merge(other, one).until == both
+    assert _merge(one, other).until == _merge(other, one).until == both
     with pytest.raises(ConfigurationError, match="two different heads"):
-        keys._merge(one, dataclasses.replace(one, until={"a/0": Head(5, b"x")}))
+        _merge(one, dataclasses.replace(one, until={"a/0": Head(5, b"x")}))
 
 
 # --- URIs ----------------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ import pytest
 from custody.chain import Chain
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Findings, Severity, finding
-from custody.keys import Accepted, Head, Secret, Trust, TrustedKey
+from custody.keys import Secret
 from custody.layout import Log, manifest_key
 from custody.listing import Names, Sequences
 from custody.store import ObjectInfo, Store, open_store
+from custody.trust import Accepted, Head, Trust, TrustedKey
 from custody.verify import Progress, Report, Scope, verify
 from tests.ahead_here import die, work_here
 from tests.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, START, Builder, event, good, member, sha, time_text

@@ -14,10 +14,11 @@ from custody.archive import read_archive
 from custody.checkpoint import NoteKey, parse_checkpoint, parse_note
 from custody.cli import app
 from custody.errors import ConfigurationError
-from custody.keys import Trust, new_keyring, open_signers, open_trust
+from custody.keys import new_keyring, open_signers
 from custody.layout import Log, checkpoint_key, manifest_key
 from custody.settings import Settings
 from custody.store import open_store
+from custody.trust import Trust, open_trust
 from custody.witness import Seen, Witness
 from tests.sample import Growing
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from custody.archive import create_archive
 from custody.events import reason
-from custody.keys import new_keyring, open_trust
+from custody.keys import new_keyring
 from custody.settings import Settings
 from custody.store import S3Options, open_store
+from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import invalid_values, sample_events
 from tests.faults import child

@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from custody.errors import ConfigurationError
-from custody.keys import open_trust
 from custody.store import open_store
+from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import sample_events
 from flows.up import DEPLOYMENTS, up

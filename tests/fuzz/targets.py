@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from custody import acceptance, audit, checkpoint, contents, evidence, keys, layout, lines, manifest, merkle, orphans
+from custody import acceptance, audit, checkpoint, contents, evidence, layout, lines, manifest, merkle, orphans
 from custody.audits import AuditChain
 from custody.chain import Chain
 from custody.contents import Work
@@ -32,9 +32,10 @@ from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUna
 from custody.evidence import check_evidence, make_evidence
 from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
 from custody.heads import State
-from custody.keys import Keyring, Trust
+from custody.keys import Keyring
 from custody.manifest import Batch, QuarantineRef, SegmentRef
 from custody.store import _check_key
+from custody.trust import Trust, _check_vkey, _read_trust
 from custody.verify import _parse_archive, verify
 from tests.archives import event
 from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines
@@ -204,7 +205,7 @@ def check_vkey(data: bytes) -> None:
     except FormatError:
         parsed = None
     try:
-        keys._check_vkey(text, "trust")
+        _check_vkey(text, "trust")
     except ConfigurationError:
         return
     assert parsed is not None
@@ -226,7 +227,7 @@ _PRIVATE = os.stat_result((0o100600, *(0,) * 9))
 @raises(ConfigurationError)
 def check_trust(data: bytes) -> None:
     """A trust.json parses or is a ConfigurationError; what it trusts can be used."""
-    trust = keys._read_trust(data, _PRIVATE, "trust")
+    trust = _read_trust(data, _PRIVATE, "trust")
     checkpoint.checkpoint_keys(trust)
     Findings(trust.accepted)
 

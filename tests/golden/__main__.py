@@ -18,9 +18,10 @@ from pathlib import Path
 import msgspec
 
 from custody.archive import FORMAT, ArchiveInfo, Entry, LogWriter
-from custody.keys import open_signers, open_trust
+from custody.keys import open_signers
 from custody.manifest import After, LogId, format_time
 from custody.store import open_store
+from custody.trust import open_trust
 from flows.sample import invalid_values
 from tasks.assemble import TIME_APPEND, TIME_CREATE, Assembler
 from tests.corpus import CASES

@@ -14,11 +14,12 @@ import pytest
 from custody import checkpoints
 from custody.archive import read_archive
 from custody.checkpoint import NoteKey, origin_of, parse_note
-from custody.keys import open_signers, open_trust
+from custody.keys import open_signers
 from custody.layout import Log, checkpoint_key, manifest_key
 from custody.manifest import parse
 from custody.proofs import Proofs
 from custody.store import open_store
+from custody.trust import open_trust
 from tests.sample import Growing
 from tests.servers.require import unavailable
 

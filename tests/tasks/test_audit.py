@@ -12,9 +12,9 @@ import pytest
 from custody import audit as form
 from custody import merkle
 from custody.errors import ConfigurationError, Fenced
-from custody.keys import open_trust
 from custody.settings import AuditSettings, Settings
 from custody.store import open_store
+from custody.trust import open_trust
 from custody.verify import Report, verify
 from tasks import audit as engine
 from tasks.audit import Outcome, Piece, Plan, Request, conclude, plan_audit, verify_pieces

@@ -30,11 +30,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from custody.archive import Entry, LogWriter, create_archive, find_head, read_archive
 from custody.errors import LogChanged, SourceRefused, TransientSourceError
 from custody.events import reason
-from custody.keys import new_keyring, open_signers, open_trust
+from custody.keys import new_keyring, open_signers
 from custody.layout import Log as LogName
 from custody.layout import checkpoint_prefix, parse_checkpoint_key
 from custody.settings import Settings
 from custody.store import S3Options, open_store
+from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import invalid_values, sample_events
 from tasks import drain as engine

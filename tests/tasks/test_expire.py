@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from custody.errors import TerminalStoreError
-from custody.keys import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store import S3Options, Store, open_store
+from custody.trust import open_trust
 from custody.verify import Report, verify
 from tasks import expire as expiring
 from tasks.audit import Request, conclude, plan_audit, verify_pieces

@@ -12,9 +12,9 @@ import pytest
 
 import custody.store
 from custody.errors import TransientStoreError
-from custody.keys import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store import open_store
+from custody.trust import open_trust
 from custody.verify import Report, verify
 from tasks import tiers
 from tasks.audit import Request, conclude, plan_audit, verify_pieces

@@ -1,0 +1,212 @@
+"""Files that hold keys and trust: opened, locked, read whole, decoded strictly, and replaced in one step.
+
+Rules:
+1. A file is read from one descriptor, whose mode is looked at first, and replaced by one rename of a synced file.
+2. Whatever bytes a file holds, reading it gives a value or a `ConfigurationError` that names the file and not the
+   secret: no message repeats a value.
+"""
+
+import base64
+import binascii
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from custody.errors import ConfigurationError
+from custody.manifest import parse_time
+
+_Form = TypeVar("_Form")
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str = "keyring") -> Iterator[int]:
+    """Open a keyring or trust for reading, under a lock on the file that has the name now.
+
+    A rotation replaces the file, so whoever waited for the lock may hold that of the old one, and has to look again.
+    """
+    while True:
+        descriptor = open_plain(path, what)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                current = os.path.samestat(path.stat(), os.fstat(descriptor))
+            except OSError:
+                current = False
+            if current:
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def open_plain(path: Path, what: str) -> int:
+    """Open a regular file for reading, and return its descriptor.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be opened; the message begins with `what`.
+    """
+    try:
+        # Not blocking, so that a pipe under that name is refused rather than waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        advice = "; make one with `custody keys new`" if what == "keyring" else ""
+        raise ConfigurationError(f"{what} {path}: there is no such file{advice}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
+        raise ConfigurationError(f"{what} {path}: cannot be opened: {reason}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigurationError(f"{what} {path}: is not a regular file")
+    return descriptor
+
+
+def check_private(status: os.stat_result, what: str) -> None:
+    """Refuse a file with secrets in it that others than its owner can read or write.
+
+    Raises:
+        ConfigurationError: they can.
+    """
+    if status.st_mode & 0o077:
+        raise ConfigurationError(
+            f"{what}: others can read or write it (mode {stat.S_IMODE(status.st_mode):04o}) and it holds secrets;"
+            " run `chmod 600` on it, and think about whether they have been read"
+        )
+
+
+def read_all(descriptor: int, limit: int, what: str) -> bytes:
+    """Return all bytes of an open file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or has more than `limit` bytes.
+    """
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{what}: cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise ConfigurationError(f"{what}: is larger than {limit} bytes")
+    return data
+
+
+def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode: int = 0o600) -> None:
+    """Put bytes where a file is, or is to be, in one step, and sync them.
+
+    Args:
+        path: the file; where it is a symbolic link, its target is replaced.
+        data: all that it is to hold.
+        create: refuse to replace one.
+        what: it is in errors.
+        mode: of the file.
+
+    Raises:
+        ConfigurationError: it cannot be written, or is there already.
+    """
+    # Beside a symbolic link's target, so that the link stays.
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise ConfigurationError(f"{what} {path}: cannot be written: no file can have that name") from None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            if create:
+                os.link(temporary, path)
+            else:
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"keyring {path}: is there already, and replacing it would lose its keys; run `custody keys rotate`, or"
+            " choose another name"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"{what} {path}: cannot be written: {error.strerror}") from None
+
+
+def decode_document(data: bytes, what: str, form: type[_Form]) -> _Form:
+    """Decode a file strictly. No message repeats a value: it might be a secret in the wrong place."""
+    try:
+        value = msgspec.json.decode(data, type=form)
+        json.loads(data, object_pairs_hook=_once)
+    except _TwiceError as error:
+        raise ConfigurationError(f"{what}: {error}") from None
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at ")
+        if reason.startswith("Invalid enum value"):
+            reason = "a value that is not one of those allowed"
+        elif reason.startswith("Object contains unknown field"):
+            reason = "a field that does not belong there"
+        raise ConfigurationError(f"{what}: {reason}{f' at {place}' if place else ''}") from None
+    except (msgspec.DecodeError, ValueError, OverflowError) as error:
+        reason = (
+            str(error)
+            if isinstance(error, msgspec.DecodeError)
+            else "it is not UTF-8 or holds a number that is too long"
+        )
+        raise ConfigurationError(f"{what}: {reason}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{what}: it is nested too deep") from None
+    return value
+
+
+class _TwiceError(Exception):
+    """A name stands twice in one object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise _TwiceError("a field stands twice in one object")
+
+
+def encode_base64(data: bytes) -> str:
+    """Return bytes in base64, with padding."""
+    return base64.b64encode(data).decode()
+
+
+def decode_base64(text: str, what: str, name: str, size: int | None = None) -> bytes:
+    """Decode canonical base64 of so many bytes, without ever repeating it."""
+    try:
+        data = base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, ValueError):
+        raise ConfigurationError(f"{what}: {name} is not base64") from None
+    if encode_base64(data) != text:
+        raise ConfigurationError(f"{what}: {name} is not canonical base64")
+    if size is not None and len(data) != size:
+        raise ConfigurationError(f"{what}: {name} has {len(data)} bytes, and {size} are wanted")
+    return data
+
+
+def parse_moment(text: str | None, what: str, name: str) -> datetime | None:
+    """Return the moment that a field names, None where it is null.
+
+    Raises:
+        ConfigurationError: it is not written as custody writes times.
+    """
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise ConfigurationError(f"{what}: {name} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None

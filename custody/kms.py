@@ -1,0 +1,165 @@
+"""An HMAC key in AWS KMS, by URI `aws-kms:///alias/NAME` or `aws-kms:///ARN` (FORMAT.md, Manifest).
+
+A key in KMS signs and checks; its secret never leaves AWS. What KMS and its client say may quote signed requests, so
+errors tell the operation, the key and the code, and no more.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
+
+if TYPE_CHECKING:
+    from mypy_boto3_kms import KMSClient
+
+KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]{1,128}")
+
+
+_NAME = re.compile(
+    r"(?:arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:)?(?:alias/[A-Za-z0-9/_-]{1,250}|(?:key/)?[A-Za-z0-9-]{1,128})"
+)
+
+
+class KmsKey:
+    """An HMAC_256 key in AWS KMS, called by its ARN. Its secret never leaves KMS."""
+
+    __slots__ = ("_client", "_lock", "key_id")
+
+    algorithm: Literal["HMAC-SHA256"] = "HMAC-SHA256"
+
+    def __init__(self, arn: str, client: "KMSClient | None" = None) -> None:
+        self.key_id = arn
+        self._client = client
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return f"KmsKey({self.key_id!r})"
+
+    def __reduce_ex__(self, protocol: object) -> tuple[type["KmsKey"], tuple[str]]:
+        return KmsKey, (self.key_id,)
+
+    @classmethod
+    def open(cls, name: str) -> "KmsKey":
+        """Resolve an alias, id or ARN to the key.
+
+        Raises:
+            ConfigurationError: the name is malformed, boto3 or a region is missing, or it is no key for HMAC_SHA_256.
+            KeyUnavailable: KMS does not answer, or says no.
+        """
+        match = _NAME.fullmatch(name)
+        if not match:
+            raise ConfigurationError(
+                "an aws-kms key is named aws-kms:///alias/NAME, aws-kms:///KEY-ID or aws-kms:///ARN; what was given is"
+                " none of these"
+            )
+        client = _client(match["region"])
+        with _errors("DescribeKey", name):
+            found = client.describe_key(KeyId=name)["KeyMetadata"]
+            arn = found["Arn"]
+        if (found.get("KeySpec"), found.get("KeyUsage")) != ("HMAC_256", "GENERATE_VERIFY_MAC"):
+            raise ConfigurationError(
+                f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and cannot make HMAC_SHA_256;"
+                " create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC"
+            )
+        return cls(arn, client)
+
+    def _kms(self) -> "KMSClient":
+        with self._lock:
+            if self._client is None:
+                match = KEY_ARN.fullmatch(self.key_id)
+                try:
+                    self._client = _client(match["region"] if match else None)
+                except ConfigurationError as error:
+                    raise KeyUnavailable(f"the KMS key {self.key_id} cannot be asked: {error}") from None
+            return self._client
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the message's HMAC.
+
+        Raises:
+            KeyUnavailable: KMS does not answer, or says no.
+        """
+        client = self._kms()
+        with _errors("GenerateMac", self.key_id):
+            answer = client.generate_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256")
+            key_id, value = answer["KeyId"], answer["Mac"]
+        # Real KMS answers with the ARN, its stand-ins with the id at its end.
+        if key_id not in {self.key_id, self.key_id.rpartition("/")[2]} or len(value) != 32:
+            raise KeyUnavailable(
+                f"KMS answered GenerateMac for {self.key_id} with another key or length; nothing was signed"
+            )
+        return value
+
+    def check(self, message: bytes, value: bytes) -> None:
+        """Let KMS check a message's HMAC.
+
+        Raises:
+            SignatureInvalid: it is wrong.
+            KeyUnavailable: KMS does not answer, or says no.
+        """
+        if len(value) != 32:
+            raise SignatureInvalid(
+                f"the signature of key {self.key_id!r} has {len(value)} bytes, and an HMAC-SHA256 has 32"
+            )
+        client = self._kms()
+        with _errors("VerifyMac", self.key_id):
+            answer = client.verify_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256", Mac=value)
+        if answer.get("MacValid") is not True:
+            raise SignatureInvalid(f"the signature of key {self.key_id!r} is not over this statement")
+
+
+def _client(region: str | None) -> "KMSClient":
+    """Return a KMS client from the standard AWS settings, AWS_ENDPOINT_URL_KMS and AWS_ENDPOINT_URL among them."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ModuleNotFoundError:
+        raise ConfigurationError("aws-kms keys need boto3, which is not installed: pip install 'custody[s3]'") from None
+    # Short, because a drain has less than a minute, and a statement that was not signed is signed by the next run.
+    config = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
+    try:
+        return boto3.session.Session().client("kms", region_name=region, config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigurationError(
+            f"AWS is not configured for KMS ({type(error).__name__}): set AWS_REGION, and check AWS_PROFILE and any"
+            " AWS_ENDPOINT_URL"
+        ) from None
+
+
+_ADVICE = {
+    "NotFoundException": "there is no such key in this account and region",
+    "AccessDeniedException": "these credentials may not do that; allow it in the key's policy or by IAM",
+    "DisabledException": "the key is disabled; enable it",
+    "KMSInvalidStateException": "the key is not usable now; it may be waiting for its deletion",
+    "InvalidKeyUsageException": "it is no key for HMAC; create one with key spec HMAC_256",
+    "ThrottlingException": "AWS asks for fewer calls; try again later",
+}
+
+
+@contextlib.contextmanager
+def _errors(operation: str, name: str) -> Iterator[None]:
+    """Turn what botocore raises into our errors. Its own texts may quote signed requests, so they are left out."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        if code == "KMSInvalidMacException":
+            raise SignatureInvalid(f"the signature of key {name!r} is not over this statement") from None
+        advice = _ADVICE.get(code, "look the code up in the AWS KMS API reference")
+        raise KeyUnavailable(f"KMS refused {operation} for {name} ({code}): {advice}") from None
+    except (BotoCoreError, HTTPClientError) as error:
+        raise KeyUnavailable(
+            f"KMS did not answer {operation} for {name} ({type(error).__name__}): check the network,"
+            " the credentials and the endpoint"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        # Something that is not KMS answered.
+        raise KeyUnavailable(
+            f"the answer to KMS {operation} for {name} makes no sense ({type(error).__name__}): check the endpoint"
+        ) from None
