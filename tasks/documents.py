@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -224,6 +225,11 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
     data = store.read(statement.segment.key, limit=SEGMENT_LIMIT)
     for batch in statement.batches:
         payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
+        if sha256(payload).hexdigest() != batch.sha256:
+            raise FormatError(
+                f"{statement.segment.key}: batch {batch.number} is not what sequence {statement.sequence} of {log}"
+                " states; `custody verify` says more"
+            )
         yield make_documents(prefix, days, log, statement, batch, payload)
 
 

@@ -20,7 +20,7 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_d
 
 from custody.errors import ConfigurationError, SearchError
 from custody.layout import Log
-from custody.manifest import format_time
+from custody.manifest import Int, format_time
 from custody.settings import SearchSettings
 from tasks import documents
 from tasks.documents import OFFSET, PARTITION, TOPIC, Documents
@@ -67,9 +67,9 @@ class Cursor:
         rejected: events before it that Elasticsearch did not take.
     """
 
-    sequence: int = 0
-    indexed: int = 0
-    rejected: int = 0
+    sequence: Int = 0
+    indexed: Int = 0
+    rejected: Int = 0
 
 
 class Counted(Protocol):
@@ -181,21 +181,33 @@ class Search:
                         if error.error != "resource_already_exists_exception":
                             raise
 
-    def cursor(self, archive: str, log: Log) -> Cursor:
-        """Return how far a log is indexed; the beginning where nobody knows.
+    def cursor(self, archive: str, log: Log) -> Cursor | None:
+        """Return how far Elasticsearch says a log is indexed: its word, which whoever may write there can change.
+
+        Returns:
+            The cursor; the beginning where there is none, and None where what stands there is no cursor.
 
         Raises:
             SearchError: Elasticsearch does not answer, or says no.
         """
         with self.errors(f"the cursor of {log}"):
             try:
-                found = self.client.get(index=self.cursors, id=_cursor_id(archive, log))["_source"]
+                found = self.client.get(index=self.cursors, id=_cursor_id(archive, log)).get("_source")
             except NotFoundError:
                 return Cursor()
-            return Cursor(int(found["sequence"]), int(found["indexed"]), int(found["rejected"]))
+        try:
+            return msgspec.convert(found, Cursor)
+        except msgspec.ValidationError:
+            return None
 
-    def put_cursor(self, archive: str, log: Log, cursor: Cursor, sealed_at: str) -> None:
+    def put_cursor(self, archive: str, log: Log, cursor: Cursor, sealed_at: str | None) -> None:
         """Say how far a log is indexed. Of two that index at once the last word counts: what it repeats is there.
+
+        Args:
+            archive: its id.
+            log: the log.
+            cursor: how far.
+            sealed_at: when the last statement before it was sealed, None where nobody knows.
 
         Raises:
             SearchError: Elasticsearch does not take it.
