@@ -30,8 +30,8 @@ from custody.findings import Finding, Severity, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.store import Store
-from tasks.documents import OFFSET, PARTITION, TOPIC, Documents, index_day, read_documents, restored_name
-from tasks.search import Search
+from tasks.documents import OFFSET, Documents, index_day, read_documents, restored_name
+from tasks.search import Search, of_log
 
 _PAGE = 1000
 _SHOWN = 5
@@ -94,7 +94,7 @@ def reconcile(
         search.client.options(ignore_status=404).indices.refresh(index=f"{search.prefix},{search.rejected}")
     hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
-    found = _count(search, search.prefix, _of(log), OFFSET, ranges)
+    found = _count(search, search.prefix, of_log(log), OFFSET, ranges)
     rejected = _count(search, search.rejected, _refused(log), "offset", ranges)
     counts["rejected"] += sum(rejected)
     looked = _Comparison(search, store, log, oldest, cursor.sequence if cursor else 0, marked)
@@ -178,16 +178,12 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[F
             yield finding("index-extra", what, log=name[:300])
             continue
         head = find_head(store, log)
-        beyond = _count(search, search.prefix, _of(log), OFFSET, [(head.next_offset or 0, 2**62)])[0]
+        beyond = _count(search, search.prefix, of_log(log), OFFSET, [(head.next_offset or 0, 2**62)])[0]
         # A drain may have gone on meanwhile.
         beyond = beyond if beyond and find_head(store, log, head.size).size == head.size else 0
         if beyond:
             what = f"{beyond} documents are of offsets that the log has not reached"
             yield finding("index-extra", what, log=name, offset=head.next_offset or 0)
-
-
-def _of(log: Log) -> list[dict[str, Any]]:
-    return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
 
 
 def _refused(log: Log) -> list[dict[str, Any]]:
@@ -230,7 +226,7 @@ class _Comparison:
     def compare(self, statement: Statement) -> Iterator[Finding]:
         """Compare each document of a statement with its event."""
         there: dict[int, list[_Document]] = {}
-        for document in _documents(self.search, self.search.prefix, _of(self.log), OFFSET, statement):
+        for document in _documents(self.search, self.search.prefix, of_log(self.log), OFFSET, statement):
             there.setdefault(document.offset, []).append(document)
         promised = statement.sequence < max(self.indexed, self.marked)
         if not there and not promised:

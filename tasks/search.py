@@ -29,7 +29,8 @@ REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 60
 """How long a bulk request that Elasticsearch is too busy for is sent again."""
 
-_CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 201, 403, 409, 413, 429
+_DELETED, _CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 200, 201, 403, 409, 413, 429
+_PAGE = 1000
 _BLOCKED = "cluster_block_exception"
 _LATER = frozenset({_BUSY, 502, 503, 504})
 _NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
@@ -258,6 +259,38 @@ class Search:
         ]
         return answer["hits"]["total"]["value"] - sum(one.count for one in found), found
 
+    def count_below(self, index: str, log: Log, offset: int) -> int:
+        """Return how many documents of an index are of a log, and of offsets below one.
+
+        Raises:
+            SearchError: Elasticsearch does not answer, or says no.
+        """
+        with self.errors(f"a count of {index}"):
+            return int(self.client.count(index=index, query=_below(log, offset))["count"])
+
+    def delete_below(self, index: str, log: Log, offset: int) -> None:
+        """Delete the documents of an index that are of a log, and of offsets below one.
+
+        Raises:
+            SearchError: Elasticsearch does not answer, or does not delete them.
+        """
+        # By their ids: what deletes by a query is a module that not every server has.
+        with self.errors(f"deleting documents of {index}"):
+            while True:
+                hits = self.client.search(
+                    index=index, size=_PAGE, query=_below(log, offset), source=False, sort=["_doc"]
+                )["hits"]["hits"]
+                if not hits:
+                    return
+                deletes = [{"delete": {"_index": hit["_index"], "_id": hit["_id"]}} for hit in hits]
+                done = self.client.bulk(operations=deletes, refresh=True, filter_path="items.*.status")
+                if not any(one["delete"]["status"] == _DELETED for one in done["items"]):
+                    status = done["items"][0]["delete"]["status"]
+                    raise SearchError(
+                        f"Elasticsearch at {self.settings.url} does not delete documents of {index} (status {status}):"
+                        " see its log, then roll again"
+                    )
+
     def create(self, log: Log, found: Documents) -> Sent:
         """Create documents, in requests of about the size that Elasticsearch has shown to take.
 
@@ -399,6 +432,15 @@ class Search:
             raise SearchError(f"{where} says {error.status_code} {error.error} to {what}: {_reason(error)}") from None
         except (SerializationError, UnsupportedProductError, msgspec.ValidationError, KeyError, ValueError) as error:
             raise SearchError(f"{where} answers otherwise than Elasticsearch does, to {what}: {error}") from None
+
+
+def of_log(log: Log) -> list[dict[str, Any]]:
+    """Return what a query for a log's documents filters by."""
+    return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
+
+
+def _below(log: Log, offset: int) -> dict[str, Any]:
+    return {"bool": {"filter": [*of_log(log), {"range": {OFFSET: {"lt": offset}}}]}}
 
 
 def _cursor_id(archive: str, log: Log) -> str:
