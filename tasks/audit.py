@@ -198,7 +198,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         marks = marks_of(before)
         if settings.search.url:
             indexed = {str(log): marks.get(f"{INDEXED}{log}", 0) for log in logs}
-            look = partial(check_cursors, store=store, archive=archive, logs=logs, marks=indexed)
+            look = partial(check_cursors, store=store, archive=archive, logs=logs, now=now, marks=indexed)
             tabled += _held_against_search(settings, look)
             marks |= {f"{INDEXED}{name}": size for name, size in indexed.items() if size}
             if not request.logs:

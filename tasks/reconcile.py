@@ -7,9 +7,10 @@ Whoever can write to Elasticsearch can write its cursors too, so that they hide 
 
 1. What is there is compared, whatever the cursor says.
 2. What lacks before the cursor is missing. So a cursor that is set ahead shows what it left out.
-3. What lacks behind the cursor, but before where an audit has found the log indexed, is indexed again too, and is a
-   notice: Elasticsearch was lost, or restored from an older snapshot, or somebody set the cursor back.
-4. What lacks behind both is late, and no finding: indexing catches up.
+3. What lacks behind the cursor, but before where an audit has found the log indexed (by its cursor, or by its last
+   document), is indexed again too, and is a notice: Elasticsearch was lost, or restored from an older snapshot, or
+   somebody set the cursor back.
+4. What lacks behind both is late, and indexing catches up. A cursor far behind is a notice.
 """
 
 import json
@@ -24,8 +25,8 @@ from typing import Any
 from elasticsearch import NotFoundError
 
 from custody import layout
-from custody.archive import find_head, read_manifest
-from custody.errors import FormatError, StoreError, TransientStoreError
+from custody.archive import find_head, find_statement, read_manifest
+from custody.errors import FormatError, ObjectMissing, StoreError, TransientStoreError
 from custody.findings import Finding, Severity, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
@@ -99,6 +100,8 @@ def reconcile(
     counts["rejected"] += sum(rejected)
     looked = _Comparison(search, store, log, oldest, cursor.sequence if cursor else 0, marked)
     for hour, count, refused in zip(hours, found, rejected, strict=True):
+        if not count and hour[0].sequence >= looked.promised:
+            continue
         expected = sum(batch.events for one in hour for batch in one.batches)
         if content or count + refused != expected:
             for statement in hour:
@@ -107,15 +110,16 @@ def reconcile(
 
 
 def check_cursors(
-    search: Search, store: Store, archive: str, logs: Sequence[Log], marks: dict[str, int]
+    search: Search, store: Store, archive: str, logs: Sequence[Log], now: datetime, marks: dict[str, int]
 ) -> Iterator[Finding]:
-    """Find cursors that cannot be true, or went back.
+    """Find cursors that cannot be true, went back, or are far behind.
 
     Args:
         search: Elasticsearch.
         store: the archive.
         archive: its id.
         logs: the logs.
+        now: the time, aware.
         marks: by log, how many statements audits have found indexed; is brought up to date, and never goes back.
 
     Raises:
@@ -125,22 +129,56 @@ def check_cursors(
     for log in logs:
         cursor = search.cursor(archive, log)
         name, before = str(log), marks.get(str(log), 0)
-        if cursor is None:
-            yield finding("index-edited", f"what {search.cursors} has of the log is no cursor", log=name)
-            continue
         with _alone():
             # The manifest is sealed before its events are indexed.
-            if cursor.sequence and not store.exists(layout.manifest_key(log, cursor.sequence - 1)):
+            if cursor is None:
+                yield finding("index-edited", f"what {search.cursors} has of the log is no cursor", log=name)
+            elif cursor.sequence and not store.exists(layout.manifest_key(log, cursor.sequence - 1)):
                 what = f"{search.cursors} says that {cursor.sequence:,} statements are indexed, and the log has fewer"
                 yield finding("index-edited", what, log=name)
-                continue
-            if cursor.sequence < before:
-                what = (
-                    f"{search.cursors} says that {cursor.sequence:,} statements are indexed, where an audit has seen"
-                    f" {before:,}: Elasticsearch was lost or restored from an older snapshot, or somebody set it back"
-                )
-                yield finding("index-missing", what, severity=Severity.NOTICE, log=name)
-            marks[name] = max(before, cursor.sequence)
+            else:
+                marks[name] = max(before, cursor.sequence)
+                yield from _late(search, store, log, cursor.sequence, before, now)
+        with _alone():
+            marks[name] = max(marks.get(name, 0), _reached(search, store, log))
+
+
+def _late(search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime) -> Iterator[Finding]:
+    """Say where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
+    said = f"{search.cursors} says that {indexed:,} statements are indexed"
+    if indexed < before:
+        what = (
+            f"{said}, where an audit has seen {before:,}: Elasticsearch was lost or restored from an older snapshot, or"
+            " somebody set it back"
+        )
+        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
+        return
+    try:
+        waiting = now - parse_time(read_manifest(store, log, indexed).statement.sealed_at)
+    except ObjectMissing:
+        return
+    if waiting > timedelta(seconds=search.settings.behind_seconds):
+        what = f"{said}, and the next one was sealed {waiting.total_seconds():,.0f} s before this audit"
+        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
+
+
+def _reached(search: Search, store: Store, log: Log) -> int:
+    """Return behind which statement the last document of a log is: they are indexed in order."""
+    end = find_head(store, log).next_offset or 0
+    within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
+    with search.errors(f"the last document of {log}"):
+        try:
+            answer = search.client.search(
+                index=search.prefix,
+                size=0,
+                query={"bool": {"filter": within}},
+                aggs={"last": {"max": {"field": OFFSET}}},
+            )
+        except NotFoundError:
+            return 0
+        last = answer["aggregations"]["last"]["value"]
+    found = None if last is None else find_statement(store, log, int(last))
+    return found[0] + 1 if found else 0
 
 
 @contextmanager
@@ -220,15 +258,20 @@ class _Comparison:
     """Statements that Elasticsearch says are indexed."""
     marked: int
     """Those that an audit has found so."""
-    _late: list[tuple[Statement, int]] = field(default_factory=list)
+    _brought: list[tuple[Statement, int]] = field(default_factory=list)
     """Statements between the two that lacked events, and how many."""
+
+    @property
+    def promised(self) -> int:
+        """Statements of which nothing may lack; what others lack is late."""
+        return max(self.indexed, self.marked)
 
     def compare(self, statement: Statement) -> Iterator[Finding]:
         """Compare each document of a statement with its event."""
         there: dict[int, list[_Document]] = {}
         for document in _documents(self.search, self.search.prefix, of_log(self.log), OFFSET, statement):
             there.setdefault(document.offset, []).append(document)
-        promised = statement.sequence < max(self.indexed, self.marked)
+        promised = statement.sequence < self.promised
         if not there and not promised:
             return
         refused = {
@@ -274,7 +317,7 @@ class _Comparison:
                 )
                 yield finding("index-missing", what, offset=offsets[0], **where)
             else:
-                self._late.append((statement, len(offsets)))
+                self._brought.append((statement, len(offsets)))
         # Else whoever deletes a document would only have to say that it was refused.
         taken = self._create(doubted) if doubted else 0
         if taken:
@@ -286,12 +329,12 @@ class _Comparison:
 
     def brought(self) -> Iterator[Finding]:
         """Say what was indexed again because Elasticsearch has forgotten that it had it."""
-        if self._late:
+        if self._brought:
             what = (
-                f"{sum(count for _, count in self._late):,} events that an audit has found indexed were not in"
-                " Elasticsearch, whose cursor went back behind them; they are indexed again"
+                f"{sum(count for _, count in self._brought):,} events were not in Elasticsearch, whose cursor does not"
+                " promise them, but an audit has found them or later ones there; they are indexed again"
             )
-            (first, _), (last, _) = self._late[0], self._late[-1]
+            (first, _), (last, _) = self._brought[0], self._brought[-1]
             where: dict[str, Any] = {"log": str(self.log), "sequence": first.sequence, "through": last.sequence}
             yield finding("index-missing", what, severity=Severity.NOTICE, offset=first.first_offset, **where)
 
