@@ -297,6 +297,7 @@ class SearchSettings(BaseModel):
         default="fraiseql-audit-logs", description="The read alias, and what the names of daily indices begin with"
     )
     days: int = Field(default=90, ge=1, description="How long a day stays searchable")
+    restored_days: int = Field(default=30, ge=1, description="How long a day that a backfill brought back stays")
     bulk_bytes: Size = Field(default=4 * _MIB, ge=1024, le=64 * _MIB, description="About the size of a bulk request")
     replicas: int = Field(default=1, ge=0, le=10, description="Copies of each index beside the first")
     behind_seconds: Seconds = Field(default=900, description="An index further behind the archive is alarmed")

@@ -153,6 +153,8 @@ def _conclude(outcome: Outcome) -> State[Any]:
         f" {counts.get('statements', 0):,} statements of {len(outcome.heads)} logs were read;"
         f" {len(outcome.findings):,} findings."
     )
+    if counts.get("rejected"):
+        summary += f" Elasticsearch has refused {counts['rejected']:,} of the events, which are not searchable."
     shown = [_row(one) for one in outcome.findings[:ROWS]]
     more = f" The first {ROWS} of them." if len(outcome.findings) > ROWS else ""
     whole = f" All of them: `{outcome.whole}`."

@@ -152,6 +152,8 @@ def audit(
         f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
         f" {counts.get('statements', 0):,} statements were read; {len(outcome.findings):,} findings: {outcome.whole}"
     )
+    if counts.get("rejected"):
+        typer.echo(f"Elasticsearch has refused {counts['rejected']:,} of the events, which are not searchable.")
     raise typer.Exit(outcome.exit_code)
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError, Fenced
 from custody.settings import Settings
+from flows.render import usage_chart
 from tasks.expire import expire
 from tasks.roll import Action, record, roll_indices
 from tasks.tiers import Usage, measure_usage, roll_bucket, roll_folder, small_objects
@@ -24,7 +25,6 @@ ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""
 
 _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
-_BAR = 30
 
 
 @task(name="roll-indices", cache_policy=NO_CACHE, persist_result=False, retries=0)
@@ -121,7 +121,6 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
 
 
 def _show_usage(found: Sequence[Usage], small: tuple[int, float]) -> None:
-    most = max((one.size for one in found), default=0) or 1
     known = [one.cost for one in found if one.cost is not None]
     description = f"{sum(one.size for one in found):,} bytes in {sum(one.objects for one in found):,} objects"
     description += f", {sum(known):,.2f} US dollars a month." if known else "."
@@ -136,13 +135,14 @@ def _show_usage(found: Sequence[Usage], small: tuple[int, float]) -> None:
             "class": one.storage_class,
             "objects": one.objects,
             "bytes": one.size,
-            "share": "\u2588" * round(_BAR * one.size / most),
             "too small": one.small,
             "dollars a month": "" if one.cost is None else round(one.cost, 4),
         }
         for one in found
     ]
     create_table_artifact(key="tiers", table=table or [{"part": "nothing is archived"}], description=description)
+    if found:
+        create_markdown_artifact(key="tiers-chart", markdown=usage_chart(found), description=description)
 
 
 def _row(one: Action) -> dict[str, Any]:

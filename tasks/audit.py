@@ -15,6 +15,7 @@ trusted key signed is nothing to go on from: then everything is new. Prefect is 
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -54,12 +55,13 @@ from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from custody.verify import Report, Scope, Span, verify
-from tasks.reconcile import find_strays, reconcile
+from tasks.reconcile import check_cursors, find_strays, reconcile
 from tasks.report import TableWriter, check_tables
 from tasks.search import Search
 
 EXPIRED = "expired "
 READ_AGAIN = "read again "
+INDEXED = "indexed "
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(days=2)
 _PIECE_LIMIT = manifest.MANIFEST_LIMIT
@@ -129,8 +131,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     heads: dict[str, tuple[int, str]]
     """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
     marks: dict[str, int]
-    """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone) and
-    `read again <log>` (how far the turn of reading old statements again came)."""
+    """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone),
+    `read again <log>` (how far the turn of reading old statements again came) and `indexed <log>` (how many statements
+    Elasticsearch was seen to have; it never goes back)."""
     findings: tuple[dict[str, Any], ...]
 
 
@@ -193,15 +196,22 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             if read.read == "again" and read.end is not None
             for one in check_tables(store, log, read.first, read.end)
         ]
-        if settings.search.url and not request.logs:
-            tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs))
-    return _planned(report, last, reads, archive, request, settings, now, tabled)
+        marks = marks_of(before)
+        if settings.search.url:
+            indexed = {str(log): marks.get(f"{INDEXED}{log}", 0) for log in logs}
+            look = partial(check_cursors, store=store, archive=archive, logs=logs, now=now, marks=indexed)
+            tabled += _held_against_search(settings, look)
+            marks |= {f"{INDEXED}{name}": size for name, size in indexed.items() if size}
+            if not request.logs:
+                tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs))
+    return _planned(report, last, reads, marks, archive, request, settings, now, tabled)
 
 
 def _planned(
     report: Report,
     last: AuditHead,
     reads: Mapping[Log, Sequence[_Read]],
+    marks: dict[str, int],
     archive: str,
     request: Request,
     settings: Settings,
@@ -211,7 +221,6 @@ def _planned(
     before = last.newest.statement if last.newest else None
     summaries = {log.log: log for log in report.logs}
     heads = {name: (head.size, head.root) for name, head in before.heads.items()} if before else {}
-    marks = marks_of(before)
     pieces: list[Piece] = []
     for log, found in reads.items():
         name = str(log)
@@ -241,7 +250,7 @@ def _planned(
 def marks_of(before: Audit | None) -> dict[str, int]:
     """Return the counts of an audit that the next one goes on from."""
     counts = before.counts.items() if before else ()
-    return {name: number for name, number in counts if name.startswith((EXPIRED, READ_AGAIN))}
+    return {name: number for name, number in counts if name.startswith((EXPIRED, READ_AGAIN, INDEXED))}
 
 
 def _last_audit(store: Store, trust: Trust) -> AuditHead:
@@ -346,18 +355,23 @@ def _verify_piece(settings: Settings, store: Store, trust: Trust, plan: Plan, pi
     else:
         report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope)
     findings = [one.to_dict() for one in report.findings]
+    counts = Counter({name: sum(getattr(one, name) for one in report.logs) for name in _COUNTED})
     if settings.search.url:
+        counts["rejected"] = 0
         look = partial(
             reconcile, store=store, archive=plan.archive, log=log, first=piece.first, end=piece.end, now=plan.started_at
         )
-        findings += _held_against_search(settings, partial(look, content=piece.read == "again"))
+        marked = plan.marks.get(f"{INDEXED}{log}", 0)
+        findings += _held_against_search(
+            settings, partial(look, marked=marked, content=piece.read == "again", counts=counts)
+        )
     return PieceResult(
         format=PIECE_FORMAT,
         archive=plan.archive,
         audit=plan.sequence,
         piece=piece,
         sealed_at=manifest.format_time(datetime.now(UTC)),
-        counts={name: sum(getattr(one, name) for one in report.logs) for name in _COUNTED},
+        counts=dict(counts),
         findings=findings,
     )
 
@@ -469,12 +483,13 @@ def _merged(plan: Plan, results: Sequence[PieceResult]) -> list[Mapping[str, Any
     """Return all findings, the worst first: what a piece found again of what the survey says is said once."""
     surveyed: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
     for one in plan.findings:
-        first = one.get("sequence", 0)
+        # One of no statement says nothing about the first one.
+        first = one.get("sequence", -1)
         surveyed.setdefault((one["finding"], one.get("log")), []).append((first, one.get("through", first)))
     found = list(plan.findings)
     for result in results:
         for one in result.findings:
-            sequence = one.get("sequence", 0)
+            sequence = one.get("sequence", -1)
             said = surveyed.get((one["finding"], one.get("log")), ())
             expired = one["finding"] == "segment-missing" and sequence < plan.marks.get(f"{EXPIRED}{one.get('log')}", 0)
             if not expired and not any(first <= sequence <= through for first, through in said):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -121,9 +122,17 @@ def outlying_name(prefix: str) -> str:
     return f"{prefix}-outlying"
 
 
-def restored_name(prefix: str, day: date) -> str:
-    """Return the index of a day that was brought back after it had aged out: the roll leaves it alone."""
-    return f"{prefix}-restored-{day:%Y.%m.%d}"
+def restored_name(prefix: str, day: date | None) -> str:
+    """Return the index of a day that was brought back after it had aged out, or of such outlying events where None.
+
+    The roll deletes it `search.restored_days` after it was made, whatever the day.
+    """
+    return outlying_name(f"{prefix}-restored") if day is None else index_name(f"{prefix}-restored", day)
+
+
+def is_restored(prefix: str, name: str) -> bool:
+    """Say whether an index holds what was brought back."""
+    return name == restored_name(prefix, None) or index_day(f"{prefix}-restored", name) is not None
 
 
 def index_day(prefix: str, name: str) -> date | None:
@@ -162,7 +171,7 @@ def make_documents(
     batch: Batch,
     payload: bytes,
     among: Sequence[int] = (),
-    naming: Callable[[date], str] | None = None,
+    naming: Callable[[date | None], str] | None = None,
 ) -> Documents:
     """Return the documents of a batch.
 
@@ -174,7 +183,7 @@ def make_documents(
         batch: the batch.
         payload: its lines, each with its newline.
         among: only these offsets; all if empty.
-        naming: gives the index of a day that is not outlying; `index_name` if None.
+        naming: gives the index of a day, and that of outlying events for None; by default those that the indexer fills.
 
     Raises:
         FormatError: the lines are not those stated.
@@ -186,7 +195,7 @@ def make_documents(
             f"{log}, sequence {statement.sequence}, batch {batch.number} has {len(found)} lines for {len(offsets)}"
             " offsets; `custody verify` says more"
         )
-    names = _index_names(prefix, days, statement, batch, payload, naming or partial(index_name, prefix))
+    names = _index_names(days, statement, batch, payload, naming or partial(_own_name, prefix))
     if among:
         wanted = set(among)
         chosen = [place for place, offset in enumerate(offsets) if offset in wanted]
@@ -224,7 +233,16 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
     data = store.read(statement.segment.key, limit=SEGMENT_LIMIT)
     for batch in statement.batches:
         payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
+        if sha256(payload).hexdigest() != batch.sha256:
+            raise FormatError(
+                f"{statement.segment.key}: batch {batch.number} is not what sequence {statement.sequence} of {log}"
+                " states; `custody verify` says more"
+            )
         yield make_documents(prefix, days, log, statement, batch, payload)
+
+
+def _own_name(prefix: str, day: date | None) -> str:
+    return outlying_name(prefix) if day is None else index_name(prefix, day)
 
 
 def _last_byte(line: bytes) -> bytes:
@@ -232,7 +250,7 @@ def _last_byte(line: bytes) -> bytes:
 
 
 def _index_names(
-    prefix: str, days: int, statement: Statement, batch: Batch, payload: bytes, naming: Callable[[date], str]
+    days: int, statement: Statement, batch: Batch, payload: bytes, naming: Callable[[date | None], str]
 ) -> str | Sequence[str]:
     """Return the index of all of a batch's events, or of each."""
     sealed = parse_time(statement.sealed_at)
@@ -240,7 +258,7 @@ def _index_names(
     first, last = parse_time(batch.min_time).date(), parse_time(batch.max_time).date()
 
     def name(day: date) -> str:
-        return naming(day) if oldest <= day <= newest else outlying_name(prefix)
+        return naming(day if oldest <= day <= newest else None)
 
     if first == last:
         return name(first)
@@ -260,7 +278,7 @@ def _index_names(
 def template(prefix: str, replicas: int) -> Mapping[str, Any]:
     """Return the index template of daily indices, without its name."""
     return {
-        "index_patterns": [f"{prefix}-*.*.*", outlying_name(prefix)],
+        "index_patterns": [f"{prefix}-*.*.*", outlying_name(prefix), restored_name(prefix, None)],
         "priority": 500,
         "template": {
             "aliases": {prefix: {}},

@@ -1,8 +1,11 @@
 """Brings Elasticsearch up to what the archive holds: each log from its cursor to its head, statement by statement.
 
 The archive is what is indexed, and not what came from Kafka: so it makes no difference whether Elasticsearch was down
-for a second or a week, lost, or restored from an old snapshot. A `Follower` does so beside a drain, right after
-each manifest, in a thread that the drain never waits for but at its end.
+for a second or a week, lost, or restored from an old snapshot. Cursors are Elasticsearch's word: one that cannot be
+true is not believed, and what others would hide is the nightly audit's to see (`tasks.reconcile`).
+
+A `Follower` does so beside a drain, right after each manifest, in a thread that the drain never waits for but at its
+end.
 """
 
 import logging
@@ -15,6 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from custody import layout
 from custody.archive import find_head, list_logs, read_archive, read_manifest, sealed_from
 from custody.checkpoints import choose_logs
 from custody.errors import CustodyError, ObjectArchived, ObjectMissing
@@ -65,6 +69,8 @@ class Indexer:
         """Begin; nothing is asked yet."""
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._cursors: dict[Log, Cursor] = {}
+        self.untrue: dict[Log, str] = {}
+        """By log, what was wrong with the cursor that stood in Elasticsearch, and what was done."""
 
     def index(self, log: Log, result: IndexResult, go_on: Callable[[], bool] = lambda: True) -> None:
         """Index a log from its cursor to its head.
@@ -78,10 +84,10 @@ class Indexer:
             SearchError: Elasticsearch does not take it.
             StoreError, FormatError: the archive does not give it.
         """
-        cursor = self._cursors.get(log) or self._search.cursor(self._archive, log)
-        if cursor == Cursor():
-            cursor = Cursor(self._first(log))
-        written, sealed_at, since = cursor, "", time.monotonic()
+        known = self._cursors.get(log)
+        written = known or self._written(log)
+        cursor = known or self._begin(log, written)
+        sealed_at, since = None, time.monotonic()
         try:
             while go_on():
                 result.sequence = cursor.sequence
@@ -107,10 +113,38 @@ class Indexer:
             self._search.put_cursor(self._archive, log, cursor, sealed_at)
         self._cursors[log] = cursor
 
-    def _first(self, log: Log) -> int:
-        """Return the first statement of which events are wanted: older ones would be deleted by the next roll."""
-        size = find_head(self._store, log).size
-        return sealed_from(self._store, log, size, datetime.now(UTC) - timedelta(days=self._settings.days))
+    def _written(self, log: Log) -> Cursor | None:
+        """Return the cursor that stands in Elasticsearch; None if it cannot be true, which is noted.
+
+        Whoever can write there could end all indexing by one that is far ahead. What lies before a cursor has a
+        manifest, so one request tells.
+        """
+        cursor = self._search.cursor(self._archive, log)
+        if cursor is None:
+            said = "is no cursor"
+        elif cursor.sequence and not self._store.exists(layout.manifest_key(log, cursor.sequence - 1)):
+            said = f"says that {cursor.sequence:,} statements are indexed, and the log has fewer"
+        else:
+            return cursor
+        self.untrue[log] = (
+            f"what {self._search.cursors} has of {log} {said}: all of the last {self._settings.days} days is indexed"
+            " again, and what is there stays as it is; find out who wrote it, and run `custody audit --full`"
+        )
+        logger.warning("%s", self.untrue[log])
+        return None
+
+    def _begin(self, log: Log, written: Cursor | None) -> Cursor:
+        """Return where to go on: at the cursor, but behind all that is so old that the next roll would delete it."""
+        cursor = written or Cursor()
+        oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
+        try:
+            sealed_at = read_manifest(self._store, log, cursor.sequence).statement.sealed_at
+        except ObjectMissing:
+            return cursor
+        if parse_time(sealed_at) >= oldest:
+            return cursor
+        first = sealed_from(self._store, log, find_head(self._store, log, cursor.sequence).size, oldest)
+        return replace(cursor, sequence=first)
 
     def _index(self, log: Log, statement: Statement) -> Sent:
         total = Sent()
@@ -168,6 +202,8 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
                 indexer.index(log, result)
             except CustodyError as error:
                 result.problem = str(error)
+            else:
+                result.problem = indexer.untrue.get(log)
             results.append(result)
     return results
 
@@ -254,5 +290,5 @@ class Follower:
         except CustodyError as error:
             result.problem = str(error)
             return False
-        result.problem = None
+        result.problem = indexer.untrue.get(log)
         return True

@@ -1,26 +1,38 @@
 """Holds Elasticsearch against the archive: by counts of each log and hour, and by document where that is due.
 
 What it lacks is indexed again, and said; what it has too many, or changed, is said and left as it is, for evidence.
-Only statements before a log's cursor count, and of those only such that have not aged out: the rest is not promised
-yet, or no longer.
+What has aged out is no longer promised, and left out.
+
+Whoever can write to Elasticsearch can write its cursors too, so that they hide nothing:
+
+1. What is there is compared, whatever the cursor says.
+2. What lacks before the cursor is missing. So a cursor that is set ahead shows what it left out.
+3. What lacks behind the cursor, but before where an audit has found the log indexed (by its cursor, or by its last
+   document), is indexed again too, and is a notice: Elasticsearch was lost, or restored from an older snapshot, or
+   somebody set the cursor back.
+4. What lacks behind both is late, and indexing catches up. A cursor far behind is a notice.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
 from elasticsearch import NotFoundError
 
-from custody.archive import find_head, read_manifest
-from custody.findings import Finding, finding
+from custody import layout
+from custody.archive import find_head, find_statement, read_manifest
+from custody.errors import FormatError, ObjectMissing, StoreError, TransientStoreError
+from custody.findings import Finding, Severity, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.store import Store
-from tasks.documents import OFFSET, PARTITION, TOPIC, Documents, index_day, read_documents, restored_name
-from tasks.search import Search
+from tasks.documents import OFFSET, Documents, index_day, read_documents, restored_name
+from tasks.search import Search, of_log
 
 _PAGE = 1000
 _SHOWN = 5
@@ -36,9 +48,21 @@ class _Document:
 
 
 def reconcile(
-    search: Search, store: Store, archive: str, log: Log, first: int, end: int, now: datetime, *, content: bool
+    search: Search,
+    store: Store,
+    archive: str,
+    log: Log,
+    first: int,
+    end: int,
+    now: datetime,
+    *,
+    marked: int,
+    content: bool,
+    counts: Counter[str],
 ) -> Iterator[Finding]:
     """Compare the documents of a log's statements `[first, end)` with the archive.
+
+    A statement or segment that cannot be read is left out, and costs no other: verification says what is wrong with it.
 
     Args:
         search: Elasticsearch.
@@ -46,18 +70,24 @@ def reconcile(
         archive: its id.
         log: the log.
         first: the first statement.
-        end: the end; what is not indexed yet is left out.
+        end: behind the last one.
         now: the time, aware.
+        marked: how many statements audits have found indexed.
         content: compare each document, and not only how many there are.
+        counts: `rejected` is added to: events of these statements that Elasticsearch says it has refused.
 
     Raises:
         SearchError: Elasticsearch does not answer.
-        CustodyError: the archive does not give a statement or segment; verification says more.
+        TransientStoreError: the archive does not answer.
     """
-    end = min(end, search.cursor(archive, log).sequence)
+    cursor = search.cursor(archive, log)
     oldest = now - timedelta(days=search.settings.days)
-    statements = [read_manifest(store, log, sequence).statement for sequence in range(first, end)]
-    wanted = [one for one in statements if parse_time(one.sealed_at) >= oldest]
+    wanted = []
+    for sequence in range(first, end):
+        with _alone():
+            statement = read_manifest(store, log, sequence).statement
+            if parse_time(statement.sealed_at) >= oldest:
+                wanted.append(statement)
     if not wanted:
         return
     # What was indexed within the last second is there, and not seen yet.
@@ -65,13 +95,102 @@ def reconcile(
         search.client.options(ignore_status=404).indices.refresh(index=f"{search.prefix},{search.rejected}")
     hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
-    found = _count(search, search.prefix, _of(log), OFFSET, ranges)
-    rejected = _count(search, search.rejected, [{"term": {"log": str(log)}}], "offset", ranges)
+    found = _count(search, search.prefix, of_log(log), OFFSET, ranges)
+    rejected = _count(search, search.rejected, _refused(log), "offset", ranges)
+    counts["rejected"] += sum(rejected)
+    looked = _Comparison(search, store, log, oldest, cursor.sequence if cursor else 0, marked)
     for hour, count, refused in zip(hours, found, rejected, strict=True):
+        if not count and hour[0].sequence >= looked.promised:
+            continue
         expected = sum(batch.events for one in hour for batch in one.batches)
         if content or count + refused != expected:
             for statement in hour:
-                yield from _compare(search, store, log, statement, oldest)
+                yield from looked.compare(statement)
+    yield from looked.brought()
+
+
+def check_cursors(
+    search: Search, store: Store, archive: str, logs: Sequence[Log], now: datetime, marks: dict[str, int]
+) -> Iterator[Finding]:
+    """Find cursors that cannot be true, went back, or are far behind.
+
+    Args:
+        search: Elasticsearch.
+        store: the archive.
+        archive: its id.
+        logs: the logs.
+        now: the time, aware.
+        marks: by log, how many statements audits have found indexed; is brought up to date, and never goes back.
+
+    Raises:
+        SearchError: Elasticsearch does not answer.
+        TransientStoreError: the archive does not answer.
+    """
+    for log in logs:
+        cursor = search.cursor(archive, log)
+        name, before = str(log), marks.get(str(log), 0)
+        with _alone():
+            # The manifest is sealed before its events are indexed.
+            if cursor is None:
+                yield finding("index-edited", f"what {search.cursors} has of the log is no cursor", log=name)
+            elif cursor.sequence and not store.exists(layout.manifest_key(log, cursor.sequence - 1)):
+                what = f"{search.cursors} says that {cursor.sequence:,} statements are indexed, and the log has fewer"
+                yield finding("index-edited", what, log=name)
+            else:
+                marks[name] = max(before, cursor.sequence)
+                yield from _late(search, store, log, cursor.sequence, before, now)
+        with _alone():
+            marks[name] = max(marks.get(name, 0), _reached(search, store, log))
+
+
+def _late(search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime) -> Iterator[Finding]:
+    """Say where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
+    said = f"{search.cursors} says that {indexed:,} statements are indexed"
+    if indexed < before:
+        what = (
+            f"{said}, where an audit has seen {before:,}: Elasticsearch was lost or restored from an older snapshot, or"
+            " somebody set it back"
+        )
+        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
+        return
+    try:
+        waiting = now - parse_time(read_manifest(store, log, indexed).statement.sealed_at)
+    except ObjectMissing:
+        return
+    if waiting > timedelta(seconds=search.settings.behind_seconds):
+        what = f"{said}, and the next one was sealed {waiting.total_seconds():,.0f} s before this audit"
+        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
+
+
+def _reached(search: Search, store: Store, log: Log) -> int:
+    """Return behind which statement the last document of a log is: they are indexed in order."""
+    end = find_head(store, log).next_offset or 0
+    within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
+    with search.errors(f"the last document of {log}"):
+        try:
+            answer = search.client.search(
+                index=search.prefix,
+                size=0,
+                query={"bool": {"filter": within}},
+                aggs={"last": {"max": {"field": OFFSET}}},
+            )
+        except NotFoundError:
+            return 0
+        last = answer["aggregations"]["last"]["value"]
+    found = None if last is None else find_statement(store, log, int(last))
+    return found[0] + 1 if found else 0
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let what is wrong with one object of the archive cost that one alone."""
+    try:
+        yield
+    except TransientStoreError:
+        raise
+    except (FormatError, StoreError):
+        # Verification reads the same object, and says what it is.
+        pass
 
 
 def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[Finding]:
@@ -97,7 +216,7 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[F
             yield finding("index-extra", what, log=name[:300])
             continue
         head = find_head(store, log)
-        beyond = _count(search, search.prefix, _of(log), OFFSET, [(head.next_offset or 0, 2**62)])[0]
+        beyond = _count(search, search.prefix, of_log(log), OFFSET, [(head.next_offset or 0, 2**62)])[0]
         # A drain may have gone on meanwhile.
         beyond = beyond if beyond and find_head(store, log, head.size).size == head.size else 0
         if beyond:
@@ -105,8 +224,8 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[F
             yield finding("index-extra", what, log=name, offset=head.next_offset or 0)
 
 
-def _of(log: Log) -> list[dict[str, Any]]:
-    return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
+def _refused(log: Log) -> list[dict[str, Any]]:
+    return [{"term": {"log": str(log)}}]
 
 
 def _count(
@@ -127,49 +246,116 @@ def _count(
     return [bucket["doc_count"] for bucket in answer["aggregations"]["counts"]["buckets"]]
 
 
-def _compare(search: Search, store: Store, log: Log, statement: Statement, oldest: datetime) -> Iterator[Finding]:
-    """Compare each document of a statement with its event."""
-    there: dict[int, list[_Document]] = {}
-    for document in _documents(search, search.prefix, _of(log), OFFSET, statement):
-        there.setdefault(document.offset, []).append(document)
-    refused = {
-        document.offset
-        for document in _documents(search, search.rejected, [{"term": {"log": str(log)}}], "offset", statement)
-    }
-    where: dict[str, Any] = {"log": str(log), "sequence": statement.sequence}
-    edited: list[tuple[int, str]] = []
-    lacking: list[tuple[Documents, list[int]]] = []
-    for expected in read_documents(store, search.prefix, search.settings.days, log, statement):
-        missing = []
-        for place, offset in enumerate(expected.offsets):
-            found = there.get(offset, [])
-            index = json.loads(expected.actions[place])["create"]["_index"]
-            day = index_day(search.prefix, index)
-            if not found:
-                if offset not in refused and (day is None or day > oldest.date()):
-                    missing.append(place)
-                continue
-            # Of two that claim an offset, the one in its place is held to be the event.
-            one = found.pop(next((number for number, it in enumerate(found) if it.index == index), 0))
-            # As text, since in Python 0 is False and 1.0 is 1, and for a search they are not.
-            if _text(one.source) != _text(json.loads(expected.sources[place])):
-                edited.append((offset, "its content is another"))
-            elif one.index != index and (day is None or one.index != restored_name(search.prefix, day)):
-                edited.append((offset, f"it lies in {one.index[:100]}, not in {index}"))
-        if missing:
-            lacking.append((expected, missing))
-    extra = sorted(offset for offset, left in there.items() for _ in left)
-    if extra:
-        what = f"{len(extra)} documents are of no event, or doubled ({_some(extra)})"
-        yield finding("index-extra", what, offset=extra[0], **where)
-    if edited:
-        what = f"{len(edited)} documents are not the events archived ({_some([one for one, _ in edited])})"
-        yield finding("index-edited", f"{what}: {edited[0][1]}", offset=edited[0][0], **where)
-    if lacking:
-        offsets = [expected.offsets[place] for expected, places in lacking for place in places]
-        created = search.create(log, Documents.join([one.at(places) for one, places in lacking])).created
-        what = f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} are indexed again"
-        yield finding("index-missing", what, offset=offsets[0], **where)
+@dataclass(slots=True)
+class _Comparison:
+    """Compares the documents of a log with its events, statement by statement."""
+
+    search: Search
+    store: Store
+    log: Log
+    oldest: datetime
+    indexed: int
+    """Statements that Elasticsearch says are indexed."""
+    marked: int
+    """Those that an audit has found so."""
+    _brought: list[tuple[Statement, int]] = field(default_factory=list)
+    """Statements between the two that lacked events, and how many."""
+
+    @property
+    def promised(self) -> int:
+        """Statements of which nothing may lack; what others lack is late."""
+        return max(self.indexed, self.marked)
+
+    def compare(self, statement: Statement) -> Iterator[Finding]:
+        """Compare each document of a statement with its event."""
+        there: dict[int, list[_Document]] = {}
+        for document in _documents(self.search, self.search.prefix, of_log(self.log), OFFSET, statement):
+            there.setdefault(document.offset, []).append(document)
+        promised = statement.sequence < self.promised
+        if not there and not promised:
+            return
+        refused = {
+            document.offset
+            for document in _documents(self.search, self.search.rejected, _refused(self.log), "offset", statement)
+        }
+        edited: list[tuple[int, str]] = []
+        lacking: list[tuple[Documents, list[int]]] = []
+        doubted: list[tuple[Documents, list[int]]] = []
+        whole = False
+        with _alone():
+            for expected in self._expected(statement):
+                missing: list[int] = []
+                doubtful: list[int] = []
+                for place, offset in enumerate(expected.offsets):
+                    found = there.get(offset, [])
+                    index = json.loads(expected.actions[place])["create"]["_index"]
+                    day = index_day(self.search.prefix, index)
+                    if found:
+                        why = self._edited(found, index, day, expected.sources[place])
+                        if why is not None:
+                            edited.append((offset, why))
+                    elif promised and (day is None or day > self.oldest.date()):
+                        (doubtful if offset in refused else missing).append(place)
+                lacking += [(expected, missing)] if missing else []
+                doubted += [(expected, doubtful)] if doubtful else []
+            whole = True
+        where: dict[str, Any] = {"log": str(self.log), "sequence": statement.sequence}
+        # Of a segment that could not be read to its end, what was not compared is not one too many.
+        extra = sorted(offset for offset, left in there.items() for _ in left) if whole else []
+        if extra:
+            what = f"{len(extra)} documents are of no event, or doubled ({_some(extra)})"
+            yield finding("index-extra", what, offset=extra[0], **where)
+        if edited:
+            what = f"{len(edited)} documents are not the events archived ({_some([one for one, _ in edited])})"
+            yield finding("index-edited", f"{what}: {edited[0][1]}", offset=edited[0][0], **where)
+        if lacking:
+            offsets = [expected.offsets[place] for expected, places in lacking for place in places]
+            created = self._create(lacking)
+            if statement.sequence < self.indexed:
+                what = (
+                    f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} are indexed again"
+                )
+                yield finding("index-missing", what, offset=offsets[0], **where)
+            else:
+                self._brought.append((statement, len(offsets)))
+        # Else whoever deletes a document would only have to say that it was refused.
+        taken = self._create(doubted) if doubted else 0
+        if taken:
+            what = (
+                f"{taken} events that {self.search.rejected} says were refused were not in Elasticsearch, which takes"
+                " them: they are indexed now"
+            )
+            yield finding("index-missing", what, **where)
+
+    def brought(self) -> Iterator[Finding]:
+        """Say what was indexed again because Elasticsearch has forgotten that it had it."""
+        if self._brought:
+            what = (
+                f"{sum(count for _, count in self._brought):,} events were not in Elasticsearch, whose cursor does not"
+                " promise them, but an audit has found them or later ones there; they are indexed again"
+            )
+            (first, _), (last, _) = self._brought[0], self._brought[-1]
+            where: dict[str, Any] = {"log": str(self.log), "sequence": first.sequence, "through": last.sequence}
+            yield finding("index-missing", what, severity=Severity.NOTICE, offset=first.first_offset, **where)
+
+    def _expected(self, statement: Statement) -> Iterator[Documents]:
+        return read_documents(self.store, self.search.prefix, self.search.settings.days, self.log, statement)
+
+    def _edited(self, found: list[_Document], index: str, day: date | None, source: bytes) -> str | None:
+        """Take the document of an event out of those that claim its offset, and return what is wrong with it."""
+        # Of two that claim an offset, the one in its place is held to be the event.
+        one = found.pop(next((number for number, it in enumerate(found) if it.index == index), 0))
+        # As text, since in Python 0 is False and 1.0 is 1, and for a search they are not.
+        if _text(one.source) != _text(json.loads(source)):
+            return "its content is another"
+        if one.index != index and (day is None or one.index != restored_name(self.search.prefix, day)):
+            return f"it lies in {one.index[:100]}, not in {index}"
+        return None
+
+    def _create(self, lacking: Sequence[tuple[Documents, Sequence[int]]]) -> int:
+        # An Elasticsearch that was lost has no templates either, and would map each field as it likes.
+        self.search.prepare()
+        return self.search.create(self.log, Documents.join([one.at(places) for one, places in lacking])).created
 
 
 def _text(document: Mapping[str, Any]) -> str:

@@ -1,32 +1,46 @@
 """Rolls the daily indices: tomorrow's is made ahead, old ones become read-only and small, and the oldest are deleted.
 
 An index is deleted only if signed audits have verified every statement that has an event in it: Elasticsearch is the
-copy, and a timer's word is not enough. Where the cluster has ILM, its policy does what can be done by age alone, and
-deleting stays here; where it has none, all of it is done here.
+copy, and a timer's word is not enough. That holds, too, for days that a backfill brought back, which stay for
+`search.restored_days`, and for outlying events, which share an index and are deleted log by log, by when they were
+sealed. Where the cluster has ILM, its policy does what can be done by age alone, and deleting stays here; where it has
+none, all of it is done here.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from typing import Any, Literal
 
 from elasticsearch import ApiError
 
 from custody import audit, layout, manifest
-from custody.archive import append_audit, find_audits, find_statement, list_logs, read_archive, writer_name
+from custody.archive import (
+    append_audit,
+    find_audits,
+    find_head,
+    find_statement,
+    list_logs,
+    read_archive,
+    read_manifest,
+    sealed_from,
+    writer_name,
+)
 from custody.audit import Audit
 from custody.audits import is_signed
 from custody.errors import CustodyError, ObjectMissing, SearchError
 from custody.findings import finding
 from custody.keys import open_signers
+from custody.layout import Log
 from custody.manifest import MANIFEST_LIMIT, Tree
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from tasks.audit import marks_of
-from tasks.documents import index_day, index_name
+from tasks.documents import index_day, index_name, is_restored, outlying_name
 from tasks.search import Search
 
 SETTLED_DAYS = 2
@@ -84,16 +98,21 @@ class _Roll:
         by_policy = self._has_ilm()
         if by_policy:
             yield self._act("policy", self._search.prefix, self._set_policy)
-        there = self._indices()
+        made = self._made()
+        days = {name: index_day(self._search.prefix, name) for name in made}
+        there = {name: day for name, day in days.items() if day is not None}
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in there:
             yield self._act("create", tomorrow, lambda: self._create(tomorrow))
         oldest = today - timedelta(days=self._settings.search.days)
         for name, day in sorted(there.items()):
             if day < oldest:
-                yield self._delete(name, day)
+                yield self._delete(name, f"{(self._now.date() - day).days} days old")
             elif not by_policy:
                 yield from self._age(name, day, today)
+        yield from self._end_restored(made)
+        if outlying_name(self._search.prefix) in made:
+            yield from self._end_outlying(oldest)
 
     def _act(self, what: What, target: str, do: Any) -> Action:
         if self._dry:
@@ -117,11 +136,16 @@ class _Roll:
                 return error.status_code == 404
         return True
 
-    def _indices(self) -> dict[str, date]:
+    def _made(self) -> dict[str, datetime]:
+        """Return all indices, and when each was made."""
         with self._search.errors("its indices"):
-            names = self._search.client.indices.get(index=f"{self._search.prefix}-*", filter_path="*.aliases").body
-        days = {name: index_day(self._search.prefix, name) for name in names}
-        return {name: day for name, day in days.items() if day is not None}
+            found = self._search.client.indices.get_settings(
+                index=f"{self._search.prefix}-*", name="index.creation_date", flat_settings=True
+            ).body
+            return {
+                name: datetime.fromtimestamp(int(one["settings"]["index.creation_date"]) / 1000, UTC)
+                for name, one in found.items()
+            }
 
     # --- what is done by age
 
@@ -178,16 +202,50 @@ class _Roll:
 
     # --- deleting
 
-    def _delete(self, name: str, day: date) -> Action:
+    def _delete(self, name: str, age: str) -> Action:
         try:
             why = self._unverified(name)
         except CustodyError as error:
             why = f"it cannot be said whether the archive has verified it: {error}"
         if why is not None:
             return Action("delete", name, "refused", why)
-        age = (self._now.date() - day).days
         done = self._act("delete", name, lambda: self._delete_index(name))
-        return Action(done.what, name, done.outcome, done.why or f"{age} days old, and every event of it verified")
+        return Action(done.what, name, done.outcome, done.why or f"{age}, and every event of it verified")
+
+    def _end_restored(self, made: Mapping[str, datetime]) -> Iterator[Action]:
+        for name, since in sorted(made.items()):
+            days = (self._now - since).days
+            if is_restored(self._search.prefix, name) and days >= self._settings.search.restored_days:
+                yield self._delete(name, f"brought back {days} days ago")
+
+    def _end_outlying(self, oldest: date) -> Iterator[Action]:
+        """Delete outlying events that were sealed before a day, log by log; what is of no log stays as evidence."""
+        name = outlying_name(self._search.prefix)
+        with self._search.errors(f"what is in {name}"):
+            _, found = self._search.logs_in(name)
+        logs = {(log.name, log.partition): log for log in list_logs(self._store)}
+        for one in found:
+            log = logs.get((one.name, one.partition))
+            if log is None:
+                continue
+            target = f"{name}: {log}"
+            try:
+                sealed = sealed_from(
+                    self._store, log, find_head(self._store, log).size, datetime.combine(oldest, time(), UTC)
+                )
+                end = read_manifest(self._store, log, sealed - 1).statement.next_offset if sealed else 0
+                if one.first >= end:
+                    continue
+                many = self._search.count_below(name, log, end)
+                why = self._gap(log, one.first, end - 1)
+            except CustodyError as error:
+                many, why = 0, f"it cannot be said whether the archive has verified it: {error}"
+            if why is not None:
+                yield Action("delete", target, "refused", why)
+                continue
+            done = self._act("delete", target, partial(self._search.delete_below, name, log, end))
+            told = f"{many:,} documents, sealed before {oldest}, and every event up to there verified"
+            yield Action(done.what, target, done.outcome, done.why or told)
 
     def _delete_index(self, name: str) -> None:
         with self._search.errors(f"deleting {name}"):
@@ -195,8 +253,6 @@ class _Roll:
 
     def _unverified(self, name: str) -> str | None:
         """Return why the archive does not vouch for all events of an index; None if it does."""
-        if self._verified is None:
-            self._verified = verified_spans(self._store, self._trust())
         logs = {(log.name, log.partition): log for log in list_logs(self._store)}
         with self._search.errors(f"what is in {name}"):
             strays, found = self._search.logs_in(name)
@@ -207,12 +263,21 @@ class _Roll:
             if log is None:
                 where = f"{one.name}/{one.partition}"
                 return f"{one.count} of its documents are of {where}, a log that the archive does not have"
-            begin, end = find_statement(self._store, log, one.first), find_statement(self._store, log, one.last)
-            if begin is None or end is None:
-                return f"offset {one.first if begin is None else one.last} of {log} is in no statement"
-            gap = _first_gap(self._verified.get(str(log), []), begin[0], end[0] + 1)
-            if gap is not None:
-                return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
+            why = self._gap(log, one.first, one.last)
+            if why is not None:
+                return why
+        return None
+
+    def _gap(self, log: Log, first: int, last: int) -> str | None:
+        """Return why the archive does not vouch for all events from one offset to another; None if it does."""
+        if self._verified is None:
+            self._verified = verified_spans(self._store, self._trust())
+        begin, end = find_statement(self._store, log, first), find_statement(self._store, log, last)
+        if begin is None or end is None:
+            return f"offset {first if begin is None else last} of {log} is in no statement"
+        gap = _first_gap(self._verified.get(str(log), []), begin[0], end[0] + 1)
+        if gap is not None:
+            return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
         return None
 
     def _trust(self) -> Trust:

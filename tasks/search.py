@@ -20,7 +20,7 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_d
 
 from custody.errors import ConfigurationError, SearchError
 from custody.layout import Log
-from custody.manifest import format_time
+from custody.manifest import Int, format_time
 from custody.settings import SearchSettings
 from tasks import documents
 from tasks.documents import OFFSET, PARTITION, TOPIC, Documents
@@ -29,7 +29,8 @@ REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 60
 """How long a bulk request that Elasticsearch is too busy for is sent again."""
 
-_CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 201, 403, 409, 413, 429
+_DELETED, _CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 200, 201, 403, 409, 413, 429
+_PAGE = 1000
 _BLOCKED = "cluster_block_exception"
 _LATER = frozenset({_BUSY, 502, 503, 504})
 _NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
@@ -67,9 +68,9 @@ class Cursor:
         rejected: events before it that Elasticsearch did not take.
     """
 
-    sequence: int = 0
-    indexed: int = 0
-    rejected: int = 0
+    sequence: Int = 0
+    indexed: Int = 0
+    rejected: Int = 0
 
 
 class Counted(Protocol):
@@ -181,21 +182,33 @@ class Search:
                         if error.error != "resource_already_exists_exception":
                             raise
 
-    def cursor(self, archive: str, log: Log) -> Cursor:
-        """Return how far a log is indexed; the beginning where nobody knows.
+    def cursor(self, archive: str, log: Log) -> Cursor | None:
+        """Return how far Elasticsearch says a log is indexed: its word, which whoever may write there can change.
+
+        Returns:
+            The cursor; the beginning where there is none, and None where what stands there is no cursor.
 
         Raises:
             SearchError: Elasticsearch does not answer, or says no.
         """
         with self.errors(f"the cursor of {log}"):
             try:
-                found = self.client.get(index=self.cursors, id=_cursor_id(archive, log))["_source"]
+                found = self.client.get(index=self.cursors, id=_cursor_id(archive, log)).get("_source")
             except NotFoundError:
                 return Cursor()
-            return Cursor(int(found["sequence"]), int(found["indexed"]), int(found["rejected"]))
+        try:
+            return msgspec.convert(found, Cursor)
+        except msgspec.ValidationError:
+            return None
 
-    def put_cursor(self, archive: str, log: Log, cursor: Cursor, sealed_at: str) -> None:
+    def put_cursor(self, archive: str, log: Log, cursor: Cursor, sealed_at: str | None) -> None:
         """Say how far a log is indexed. Of two that index at once the last word counts: what it repeats is there.
+
+        Args:
+            archive: its id.
+            log: the log.
+            cursor: how far.
+            sealed_at: when the last statement before it was sealed, None where nobody knows.
 
         Raises:
             SearchError: Elasticsearch does not take it.
@@ -245,6 +258,38 @@ class Search:
             if bucket["count"]["value"]
         ]
         return answer["hits"]["total"]["value"] - sum(one.count for one in found), found
+
+    def count_below(self, index: str, log: Log, offset: int) -> int:
+        """Return how many documents of an index are of a log, and of offsets below one.
+
+        Raises:
+            SearchError: Elasticsearch does not answer, or says no.
+        """
+        with self.errors(f"a count of {index}"):
+            return int(self.client.count(index=index, query=_below(log, offset))["count"])
+
+    def delete_below(self, index: str, log: Log, offset: int) -> None:
+        """Delete the documents of an index that are of a log, and of offsets below one.
+
+        Raises:
+            SearchError: Elasticsearch does not answer, or does not delete them.
+        """
+        # By their ids: what deletes by a query is a module that not every server has.
+        with self.errors(f"deleting documents of {index}"):
+            while True:
+                hits = self.client.search(
+                    index=index, size=_PAGE, query=_below(log, offset), source=False, sort=["_doc"]
+                )["hits"]["hits"]
+                if not hits:
+                    return
+                deletes = [{"delete": {"_index": hit["_index"], "_id": hit["_id"]}} for hit in hits]
+                done = self.client.bulk(operations=deletes, refresh=True, filter_path="items.*.status")
+                if not any(one["delete"]["status"] == _DELETED for one in done["items"]):
+                    status = done["items"][0]["delete"]["status"]
+                    raise SearchError(
+                        f"Elasticsearch at {self.settings.url} does not delete documents of {index} (status {status}):"
+                        " see its log, then roll again"
+                    )
 
     def create(self, log: Log, found: Documents) -> Sent:
         """Create documents, in requests of about the size that Elasticsearch has shown to take.
@@ -387,6 +432,15 @@ class Search:
             raise SearchError(f"{where} says {error.status_code} {error.error} to {what}: {_reason(error)}") from None
         except (SerializationError, UnsupportedProductError, msgspec.ValidationError, KeyError, ValueError) as error:
             raise SearchError(f"{where} answers otherwise than Elasticsearch does, to {what}: {error}") from None
+
+
+def of_log(log: Log) -> list[dict[str, Any]]:
+    """Return what a query for a log's documents filters by."""
+    return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
+
+
+def _below(log: Log, offset: int) -> dict[str, Any]:
+    return {"bool": {"filter": [*of_log(log), {"range": {OFFSET: {"lt": offset}}}]}}
 
 
 def _cursor_id(archive: str, log: Log) -> str:

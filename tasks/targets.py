@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,11 +27,11 @@ from custody.chain import unlined_ranges
 from custody.contents import Work
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.layout import Log, check_topic
-from custody.manifest import Batch, Statement
+from custody.manifest import Batch, Statement, parse_time
 from custody.segment import pack
 from custody.settings import Settings
 from custody.store import Store
-from tasks.documents import Documents, index_name, make_documents, restored_name
+from tasks.documents import Documents, index_name, make_documents, outlying_name, restored_name
 from tasks.kafka import PARTITION_EOF, REQUEST_SECONDS, logger, map_error
 from tasks.report import TableWriter
 from tasks.search import Search, Sent
@@ -99,7 +100,8 @@ class SearchTarget:
     """Elasticsearch: each event is a document of its day, as the indexer makes it, and is created once.
 
     The index of a day that has aged out, and is gone, would be deleted again by the next roll. So such days come back
-    under another name (`documents.restored_name`), behind the same alias.
+    under another name (`documents.restored_name`), behind the same alias, and stay for `search.restored_days`; so do
+    outlying events that were sealed so long ago.
     """
 
     def __init__(self, settings: Settings, search: Search) -> None:
@@ -134,7 +136,8 @@ class SearchTarget:
 
     def _documents(self, log: Log, one: Content) -> Documents:
         where = (self._search.prefix, self._settings.days, log, one.statement, one.batch, one.payload)
-        return make_documents(*where, among=() if one.whole else one.offsets, naming=self._name)
+        naming = partial(self._name, one.statement)
+        return make_documents(*where, among=() if one.whole else one.offsets, naming=naming)
 
     def _create(self, log: Log, waiting: list[Documents], total: Sent) -> None:
         if not waiting:
@@ -142,7 +145,10 @@ class SearchTarget:
         made, waiting[:] = list(waiting), []
         self._search.create(log, Documents.join(made)).add_to(total)
 
-    def _name(self, day: date) -> str:
+    def _name(self, statement: Statement, day: date | None) -> str:
+        if day is None:
+            kept = parse_time(statement.sealed_at).date() >= self._oldest
+            return outlying_name(self._search.prefix) if kept else restored_name(self._search.prefix, None)
         if day not in self._names:
             own = index_name(self._search.prefix, day)
             with self._search.errors(f"whether there is {own}"):

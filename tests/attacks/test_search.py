@@ -1,5 +1,7 @@
 """Row 36: a real Elasticsearch lacks an event, has one too many, or an edited one, and the nightly audit says so."""
 
+import gzip
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -9,11 +11,13 @@ from typing import Any
 import pytest
 
 from custody.layout import Log
+from custody.segment import pack
 from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit import Outcome, Request, conclude, plan_audit, verify_pieces
 from tasks.documents import ORIGIN, document_id, index_day, index_name
 from tasks.index import index_logs
 from tasks.search import Search
+from tests.corpus import EVENTS
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
@@ -170,8 +174,227 @@ def test_counts_find_what_content_does_not_read(scene: Scene) -> None:
     assert "1 are indexed again" in outcome.findings[0]["message"]
 
 
+def edit_one(scene: Scene) -> None:
+    scene.refresh()
+    edit(client_ip="6.6.6.6")(scene)
+
+
+def set_cursor(scene: Scene, changed: dict[str, Any] | None) -> None:
+    """Write over the cursor of the log, or delete it."""
+    client, name = scene.search.client, scene.search.cursors
+    client.indices.refresh(index=name)
+    (hit,) = client.search(index=name)["hits"]["hits"]
+    if changed is None:
+        client.delete(index=name, id=hit["_id"])
+    else:
+        client.index(index=name, id=hit["_id"], document={**hit["_source"], **changed})
+
+
+BACK: dict[str, dict[str, Any] | None] = {
+    "to the beginning": {"sequence": 0, "indexed": 0},
+    "by one": {"sequence": 2},
+    "deleted": None,
+}
+UNTRUE: dict[str, dict[str, Any]] = {
+    "far ahead": {"sequence": 1_000_000},
+    "as far as numbers go": {"sequence": 2**63},
+    "negative": {"sequence": -1},
+    "no number": {"sequence": "3", "indexed": None},
+}
+
+
+@pytest.mark.parametrize("changed", BACK.values(), ids=BACK)
+def test_a_cursor_that_goes_back_hides_nothing(scene: Scene, changed: dict[str, Any] | None) -> None:
+    """A cursor that goes back right before an audit is a notice, and an edit is found all the same."""
+    assert scene.audit().exit_code == 0
+    set_cursor(scene, changed)
+    outcome = scene.audit(full=True)
+    assert [(one["finding"], one["class"]) for one in outcome.findings] == [("index-missing", "notice")]
+    assert "where an audit has seen 3" in outcome.findings[0]["message"]
+    edit_one(scene)
+    scene.search.client.index(**scene.place(2), document={**scene.source(2), "client_ip": "6.6.6.6"})
+    found = [(one["finding"], one.get("sequence")) for one in scene.audit(full=True).findings]
+    assert found == [("index-edited", 0), ("index-edited", 1), ("index-missing", None)]
+
+
+def test_a_cursor_at_the_beginning_before_the_first_audit(scene: Scene) -> None:
+    """What is there is compared even where nobody has ever seen it indexed."""
+    edit_one(scene)
+    set_cursor(scene, None)
+    scene.audit()
+    found = [(one["finding"], one["class"]) for one in scene.audit(full=True).findings]
+    assert found == [("index-edited", "tampered"), ("index-missing", "notice")]
+
+
+def test_a_deletion_behind_a_cursor_that_goes_back(scene: Scene) -> None:
+    """What was deleted before the cursor went back is there again after the audit, which says so."""
+    assert scene.audit().exit_code == 0
+    scene.refresh()
+    delete_one(scene)
+    set_cursor(scene, {"sequence": 0})
+    outcome = scene.audit(full=True)
+    assert [one["finding"] for one in outcome.findings] == ["index-missing"] * 2
+    assert {one["class"] for one in outcome.findings} == {"notice"}
+    assert any(one["message"].startswith("1 events were not in") for one in outcome.findings)
+    scene.refresh()
+    assert scene.source(7)["request_id"] == "request-7"
+
+
+def test_a_cursor_held_back_hides_no_deletion(scene: Scene) -> None:
+    """Who holds a cursor where audits have seen it hides nothing that they delete behind it: later events are there."""
+    assert scene.audit().exit_code == 0
+    scene.growing.append(3, now_event)
+    index_logs(scene.settings)
+    scene.refresh()
+    scene.search.client.delete(**scene.place(22))
+    set_cursor(scene, {"sequence": 3, "indexed": 15})
+    outcome = scene.audit()
+    assert {(one["finding"], one["class"]) for one in outcome.findings} == {("index-missing", "notice")}
+    assert {one["message"][:24] for one in outcome.findings} >= {"1 events were not in Ela"}
+    scene.refresh()
+    assert scene.source(22)["request_id"] == "request-22"
+
+
+@pytest.mark.parametrize("changed", UNTRUE.values(), ids=UNTRUE)
+def test_a_cursor_that_cannot_be_true(scene: Scene, changed: dict[str, Any]) -> None:
+    """It ends no indexing: the audit calls it tampering; a run says so, indexes what lacks, and puts it right."""
+    scene.growing.append(2, now_event)
+    set_cursor(scene, changed)
+    outcome = scene.audit()
+    assert outcome.exit_code == 13
+    assert "index-edited" in {one["finding"] for one in outcome.findings}
+    set_cursor(scene, changed)
+    (result,) = index_logs(scene.settings)
+    assert "find out who wrote it" in str(result.problem)
+    assert (result.sequence, result.behind) == (5, 0.0)
+    scene.refresh()
+    assert [scene.source(offset)["request_id"] for offset in (0, 24)] == ["request-0", "request-24"]
+    assert [one.problem for one in index_logs(scene.settings)] == [None]
+    assert scene.audit(full=True).exit_code == 0
+
+
+def test_a_cursor_set_ahead_within_the_log(scene: Scene) -> None:
+    """One that leaves out statements that are there is found by what lacks before it, which is indexed."""
+    scene.growing.append(2, now_event)
+    set_cursor(scene, {"sequence": 5})
+    outcome = scene.audit()
+    assert (outcome.exit_code, {one["finding"] for one in outcome.findings}) == (11, {"index-missing"})
+    scene.refresh()
+    assert scene.source(24)["request_id"] == "request-24"
+
+
+def lose_everything(scene: Scene) -> None:
+    scene.search.client.indices.delete(index=f"{scene.search.prefix}*")
+    scene.search.client.indices.delete_index_template(name=scene.search.prefix)
+
+
+def test_lost(scene: Scene) -> None:
+    """An Elasticsearch that lost all is filled again, with its templates, by whoever comes first; nobody is accused."""
+    assert scene.audit().exit_code == 0
+    lose_everything(scene)
+    outcome = scene.audit(full=True)
+    assert {(one["finding"], one["class"]) for one in outcome.findings} == {("index-missing", "notice")}
+    assert "15 events" in outcome.findings[1]["message"]
+    (result,) = index_logs(scene.settings)
+    assert (result.created, result.there, result.problem) == (0, 15, None)
+    assert scene.audit(full=True).exit_code == 0
+    lose_everything(scene)
+    (result,) = index_logs(scene.settings)
+    assert (result.created, result.problem) == (15, None)
+    assert scene.audit(full=True).exit_code == 0
+    mapping = scene.search.client.indices.get_mapping(index=f"{scene.search.prefix}-2*")
+    assert all(one["mappings"]["properties"]["client_ip"]["type"] == "ip" for one in mapping.values())
+
+
+def test_restored_from_an_older_snapshot(scene: Scene) -> None:
+    """What came after the snapshot is indexed again, and is a notice if an audit comes first."""
+    scene.growing.append(1, now_event)
+    index_logs(scene.settings)
+    assert scene.audit().exit_code == 0
+    scene.refresh()
+    for offset in range(15, 20):
+        scene.search.client.delete(**scene.place(offset))
+    set_cursor(scene, {"sequence": 3, "indexed": 15})
+    assert scene.audit(full=True).exit_code == 3
+    assert [(one.created, one.there, one.problem) for one in index_logs(scene.settings)] == [(0, 5, None)]
+    assert scene.audit(full=True).exit_code == 0
+
+
+def test_a_week_behind(scene: Scene) -> None:
+    """Indexing that is late is a notice, however much it lacks, and goes on from where it was."""
+    assert scene.audit().exit_code == 0
+    scene.growing.append(5, now_event)
+    for request in ({}, {"full": True}):
+        outcome = scene.audit(**request)
+        assert [(one["finding"], one["class"]) for one in outcome.findings] == [("index-missing", "notice")]
+        assert "the next one was sealed" in outcome.findings[0]["message"]
+    assert [(one.created, one.problem) for one in index_logs(scene.settings)] == [(25, None)]
+    assert scene.audit(full=True).exit_code == 0
+
+
+def test_an_unreadable_segment_costs_its_own_statement(scene: Scene) -> None:
+    """Where a segment cannot be read, the documents of all other statements are compared, before it and behind it."""
+    assert scene.audit().exit_code == 0
+    damaged = json.loads((scene.growing.folder / f"manifests/{LOG}/{1:012}.json").read_bytes().splitlines()[0])
+    (scene.growing.folder / damaged["segment"]["key"]).unlink()
+    scene.refresh()
+    for offset in (2, 12):
+        scene.search.client.index(**scene.place(offset), document={**scene.source(offset), "client_ip": "6.6.6.6"})
+    outcome = scene.audit(full=True)
+    assert [(one["finding"], one.get("offset")) for one in outcome.findings if "index" in one["finding"]] == [
+        ("index-edited", 2),
+        ("index-edited", 12),
+    ]
+
+
+def test_a_damaged_segment_accuses_no_document(scene: Scene) -> None:
+    """Documents are compared with what was signed, and with nothing else that lies in the archive."""
+    assert scene.audit().exit_code == 0
+    line = (scene.growing.folder / f"manifests/{LOG}/{1:012}.json").read_bytes().splitlines()[0]
+    path = scene.growing.folder / json.loads(line)["segment"]["key"]
+    lines = gzip.decompress(path.read_bytes()).replace(b"request-7", b"request-8").splitlines(keepends=True)
+    path.unlink()
+    path.write_bytes(pack(b"".join(lines[:3])).data + pack(b"".join(lines[3:])).data)
+    found = {one["finding"] for one in scene.audit(full=True).findings}
+    assert "segment-hash" in found
+    assert not any(name.startswith("index-") for name in found)
+
+
+def refuse(offset: int) -> bytes:
+    """Return an event that Elasticsearch refuses where its offset is 18."""
+    more = {**EVENTS["api_key_operation"], "permissions": [{"no": "keyword"}]} if offset == 18 else {}
+    return json.dumps({**json.loads(now_event(offset)), **more, "timestamp": f"{datetime.now(UTC):%FT%TZ}"}).encode()
+
+
+def test_rejected_events_are_counted(scene: Scene) -> None:
+    """The signed audit counts the events it read that Elasticsearch has refused; they are not missing."""
+    assert scene.audit().counts["rejected"] == 0
+    scene.growing.append(2, refuse)
+    assert [(one.created, one.rejected) for one in index_logs(scene.settings)] == [(9, 1)]
+    outcome = scene.audit()
+    assert (outcome.counts["rejected"], outcome.findings) == (1, ())
+    signed = (scene.growing.folder / f"audits/{outcome.sequence:012}.json").read_bytes().splitlines()[0]
+    assert json.loads(signed)["counts"]["rejected"] == 1
+    again = scene.audit(full=True)
+    assert (again.counts["rejected"], again.findings) == (1, ())
+
+
+def test_a_deletion_called_a_rejection(scene: Scene) -> None:
+    """What is said to be refused is offered again, so that nobody can delete an event by saying so."""
+    assert scene.audit().exit_code == 0
+    scene.refresh()
+    delete_one(scene)
+    scene.search.client.index(index=scene.search.rejected, document={"log": str(LOG), "offset": 7, "reason": "no"})
+    outcome = scene.audit(full=True)
+    assert (outcome.exit_code, outcome.counts["rejected"]) == (11, 1)
+    assert "1 events that" in outcome.findings[0]["message"]
+    scene.refresh()
+    assert scene.source(7)["request_id"] == "request-7"
+
+
 def test_not_yet_indexed(scene: Scene) -> None:
-    """What lies beyond a log's cursor is late, and not missing."""
+    """What was sealed just now lies beyond a log's cursor, and is not missing."""
+    scene.growing.begun = datetime.now(UTC) - timedelta(minutes=5)
     scene.growing.append(2, now_event)
     assert scene.audit().exit_code == 0
 

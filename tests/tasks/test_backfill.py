@@ -23,7 +23,7 @@ from custody.store import S3Options, Store, open_store
 from tasks import backfill
 from tasks.backfill import Progress, Request, copy, plan_backfill, restore
 from tasks.costs import estimate
-from tasks.documents import ORIGIN, document_id, index_day, restored_name
+from tasks.documents import ORIGIN, document_id, index_day, is_restored, restored_name
 from tasks.index import index_logs
 from tasks.search import Search
 from tests.corpus import EVENTS
@@ -373,6 +373,20 @@ def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
     again = run(searched, of_the_day())
     assert (again.created, again.there) == (0, 24)
     assert documents(searched) == found
+
+
+def test_outlying_events_come_back_where_they_stay(searched: Settings) -> None:
+    """Outlying events that were sealed long ago do not come back into the index that the next roll would clear."""
+    assert run(searched, Request(since=DAY - NIGHT, until=DAY + 3 * NIGHT)).created == 75
+    found = documents(searched)
+    apart = {name for name, one in found.items() if one["_index"] == restored_name(searched.search.prefix, None)}
+    # Their day is more than a day behind when they were sealed.
+    assert apart == {document_id(LOG, offset) for offset in range(48, 75)}
+    assert all(is_restored(searched.search.prefix, one["_index"]) for one in found.values())
+    opened = Search(searched.search)
+    mapping = opened.client.indices.get_mapping(index=restored_name(searched.search.prefix, None)).body
+    opened.close()
+    assert all(one["mappings"]["properties"]["client_ip"]["type"] == "ip" for one in mapping.values())
 
 
 def test_a_day_that_is_kept_goes_into_its_own_index(searched: Settings) -> None:

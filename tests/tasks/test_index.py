@@ -111,6 +111,28 @@ def test_growth_is_followed(growing: Growing, given: Settings) -> None:
     opened.close()
 
 
+@pytest.mark.parametrize("sequence", [0, 1, 1_000_000])
+def test_what_has_aged_out_is_not_indexed(growing: Growing, given: Settings, sequence: int) -> None:
+    """A cursor of long ago, or one that is not true, goes on with what the roll would not delete again at once."""
+    growing.begun = datetime.now(UTC) - timedelta(days=given.search.days + 10)
+    growing.append(3, now_event)
+    for path in (growing.folder / "events").rglob("*.gz"):
+        path.unlink()
+    growing.begun = datetime.now(UTC) - timedelta(minutes=30)
+    growing.append(2, now_event)
+    archive = json.loads((growing.folder / "archive.json").read_bytes())["archive"]
+    opened = Search(given.search)
+    opened.prepare()
+    opened.put_cursor(archive, LOG, Cursor(sequence, 5, 0), None)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, bool(result.problem)) == (10, 5, sequence > 5)
+    cursor = opened.cursor(archive, LOG)
+    opened.close()
+    assert cursor is not None
+    assert cursor.sequence == 5
+    assert set(documents(given)) == {document_id(LOG, offset) for offset in range(15, 25)}
+
+
 def test_gaps_keep_their_offsets(tmp_path: Path, elastic: ElasticsearchServer) -> None:
     """Quarantined and skipped offsets have no document, and those behind them keep their own."""
     sample = make_archive(tmp_path)

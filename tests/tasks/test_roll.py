@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from custody.errors import SearchError
 from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
-from tasks.documents import index_name
+from tasks.documents import index_name, outlying_name, restored_name
 from tasks.index import index_logs
 from tasks.roll import Action, roll_indices
 from tasks.search import Search
@@ -183,6 +183,136 @@ def test_foreign_documents_keep_an_index(given: Settings, search: Search) -> Non
     refused = [one for one in roll(given, LATER) if one.outcome == "refused"]
     assert [one.target for one in refused] == [index]
     assert "a log that the archive does not have" in refused[0].why
+
+
+def bring_back(search: Search) -> str:
+    """Put today's documents where a backfill puts those of a day that had aged out, and return the index."""
+    name = restored_name(search.prefix, date(2026, 1, 1))
+    search.client.indices.refresh(index=f"{search.prefix}*")
+    for hit in search.client.search(index=search.prefix, size=100)["hits"]["hits"]:
+        search.client.index(index=name, id=hit["_id"], document=hit["_source"])
+    search.client.indices.refresh(index=name)
+    return name
+
+
+def test_what_was_brought_back_goes_again(given: Settings, search: Search) -> None:
+    """A restored day stays for as long as the setting says, counted from when it came, and goes once it is verified."""
+    audit(given)
+    name = bring_back(search)
+    days = given.search.restored_days
+    assert all(one.target != name for one in roll(given, NOW + timedelta(days=days - 1)))
+    later = NOW + timedelta(days=days, minutes=5)
+    (planned,) = (one for one in roll(given, later, dry_run=True) if one.target == name)
+    assert (planned.what, planned.outcome) == ("delete", "planned")
+    assert search.client.indices.exists(index=name)
+    (done,) = (one for one in roll(given, later) if one.target == name)
+    assert (done.outcome, done.why) == ("done", f"brought back {days} days ago, and every event of it verified")
+    assert not search.client.indices.exists(index=name)
+    assert names(search)
+
+
+def test_what_was_brought_back_waits_for_an_audit(given: Settings, search: Search) -> None:
+    """A restored day that no audit has verified stays however long ago it came, and the refusal says why."""
+    name = bring_back(search)
+    (refused,) = (one for one in roll(given, NOW + timedelta(days=60)) if one.target == name)
+    assert (refused.what, refused.outcome) == ("delete", "refused")
+    assert "is verified by no audit yet" in refused.why
+    assert search.client.indices.exists(index=name)
+
+
+def test_a_foreign_document_keeps_what_was_brought_back(given: Settings, search: Search) -> None:
+    """A restored day with a document that the archive does not have is evidence, and stays."""
+    audit(given)
+    name = bring_back(search)
+    search.client.index(index=name, document={"request_id": "of nowhere"})
+    (refused,) = (one for one in roll(given, NOW + timedelta(days=40)) if one.target == name)
+    assert (refused.outcome, "do not say where" in refused.why) == ("refused", True)
+    assert search.client.indices.exists(index=name)
+
+
+MIDNIGHT = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+@pytest.fixture
+def outlying(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[tuple[Growing, Settings]]:
+    """Two statements sealed yesterday, and two today, of outlying events alone: the archive and its settings."""
+    growing = Growing(tmp_path, begun=MIDNIGHT - timedelta(minutes=2))
+    growing.append(4, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
+    made = Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        audit=AuditSettings(tables=False),
+        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0),
+    )
+    index_logs(made)
+    yield growing, made
+    opened = Search(made.search)
+    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
+    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
+    opened.close()
+
+
+def outliers(given: Settings) -> list[int]:
+    opened = Search(given.search)
+    name = outlying_name(opened.prefix)
+    opened.client.indices.refresh(index=name)
+    hits = opened.client.search(index=name, size=100)["hits"]["hits"]
+    opened.close()
+    return sorted(hit["_source"].get("@custody", {}).get("offset", -1) for hit in hits)
+
+
+def test_outlying_events_go_by_when_they_were_sealed(
+    outlying: tuple[Growing, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outlying events go once they are old by their sealing and verified by signed audits; younger ones stay.
+
+    What no event of the archive is stays as evidence, and the next audit misses nothing that went.
+    """
+    growing, given = outlying
+    monkeypatch.setattr("tasks.search._PAGE", 3)
+    later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
+    target = f"{outlying_name(given.search.prefix)}: {growing.log}"
+
+    def ended(now: datetime, *, dry_run: bool = False) -> list[Action]:
+        return [one for one in roll(given, now, dry_run=dry_run) if one.what == "delete"]
+
+    assert ended(later - timedelta(days=1)) == []
+    (refused,) = ended(later)
+    assert (refused.target, refused.outcome) == (target, "refused")
+    assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused.why
+    audit(given)
+    opened = Search(given.search)
+    opened.client.index(index=outlying_name(opened.prefix), document={"request_id": "of nowhere"})
+    opened.close()
+    (planned,) = ended(later, dry_run=True)
+    assert (planned.target, planned.outcome) == (target, "planned")
+    assert "10 documents" in planned.why
+    assert outliers(given) == [-1, *range(20)]
+    (done,) = ended(later)
+    assert (done.target, done.outcome) == (target, "done")
+    assert outliers(given) == [-1, *range(10, 20)]
+    assert ended(later) == []
+    plan = plan_audit(given, Request(full=True), later)
+    found = [one for piece in verify_pieces(given, plan, plan.pieces) for one in piece.findings]
+    assert [one for one in found if one["finding"].startswith("index-")] == []
+
+
+def test_a_fault_while_outlying_events_go(outlying: tuple[Growing, Settings]) -> None:
+    """Whichever call fails, what is young stays, and the next roll does what is left."""
+    _, given = outlying
+    audit(given)
+    later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
+    with FaultyProxy(str(given.search.url)) as proxy:
+        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
+        proxy.reset()
+        list(roll_indices(through, later, dry_run=True))
+        for number in range(len(proxy.calls), len(proxy.calls) + 12):
+            proxy.reset({number: Fault("reset", effect=True)})
+            with contextlib.suppress(SearchError):
+                list(roll_indices(through, later))
+            assert outliers(given)[-10:] == list(range(10, 20))
+    list(roll_indices(given, later))
+    assert outliers(given) == list(range(10, 20))
 
 
 def test_dry_run(given: Settings, search: Search) -> None:

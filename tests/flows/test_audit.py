@@ -1,0 +1,58 @@
+"""The flow that audits: what people see of a real archive and a real Elasticsearch."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from custody import cli
+from custody.settings import Settings
+from flows.audit import audit
+from tasks.index import index_logs
+from tasks.search import Search
+from tests.attacks.test_search import refuse
+from tests.sample import Growing
+from tests.servers.elasticsearch import ElasticsearchServer
+
+
+@pytest.fixture
+def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    """Settings of an archive of twenty events, indexed but for one that Elasticsearch has refused."""
+    growing = Growing(tmp_path / "audited")
+    growing.append(4, refuse)
+    for name in list(os.environ):
+        if name.upper().startswith("CUSTODY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
+    monkeypatch.setenv("CUSTODY_AUDIT__REPORT", "false")
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", elastic.url)
+    monkeypatch.setenv("CUSTODY_SEARCH__PREFIX", elastic.unused_prefix())
+    monkeypatch.setenv("CUSTODY_SEARCH__REPLICAS", "0")
+    monkeypatch.chdir(tmp_path)
+    made = Settings()
+    index_logs(made)
+    yield made
+    opened = Search(made.search)
+    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
+    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
+    opened.close()
+
+
+@pytest.mark.usefixtures("server", "indexed")
+def test_rejected_events_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """What Elasticsearch has refused is no finding, but the artifact, the run and the command say how much it is."""
+    ended = audit(return_state=True)
+    assert ended.is_completed()
+    said = "Elasticsearch has refused 1 of the events"
+    assert said in str(ended.message)
+    with get_client(sync_client=True) as client:
+        (artifact,) = (one for one in client.read_artifacts() if one.flow_run_id == ended.state_details.flow_run_id)
+    assert said in str(artifact.description)
+    with pytest.raises(SystemExit) as finished:
+        cli.main(["audit", "--full"])
+    assert not finished.value.code
+    assert said in capsys.readouterr().out
