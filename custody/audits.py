@@ -12,7 +12,7 @@ from custody import audit, layout, merkle
 from custody.audit import SignedAudit
 from custody.chain import Memory
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
-from custody.findings import Findings, Severity, finding
+from custody.findings import Findings, Severity, finding, loss_digest
 from custody.keys import Trust, TrustedKey
 from custody.manifest import Signature, message, parse_time
 
@@ -42,7 +42,7 @@ class AuditChain:
     def gap(self, first: int, end: int) -> None:
         """Take note that audits `[first, end)` are not there."""
         what = f"{end - first} audit{'s are' if end - first > 1 else ' is'} missing, with later ones there"
-        self._report(what, first, through=end - 1)
+        self._report(what, first, through=end - 1, sha256=loss_digest(layout.AUDIT_LOG, "missing", first, end))
         self._lose(end)
 
     def unreadable(self, sequence: int, reason: str) -> None:
@@ -84,6 +84,8 @@ class AuditChain:
         if ahead:
             most = max(ahead, key=lambda memory: memory.size)
             where = {"expected": f"size {most.size}", "found": f"size {self.size}"}
+            root = most.root.hex() if most.root else None
+            where["sha256"] = loss_digest(layout.AUDIT_LOG, *where.values(), root)
             self._report(f"audits were removed: {most.origin} remembers more of them", self.size, **where)
 
     def _is_signed(self, signed: SignedAudit, sequence: int, digest: str) -> bool:

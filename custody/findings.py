@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from hashlib import sha256
 from typing import Any, Protocol
 
 FINDINGS_LIMIT = 100_000
@@ -118,7 +119,7 @@ class Finding:
     expected: str | None = None
     found: str | None = None
     sha256: str | None = None
-    """Of the stored bytes that the finding is about: what an acceptance of tampering must name."""
+    """Of the stored bytes that the finding is about, or of a loss (`loss_digest`): what accepts tampering."""
     evidence: tuple[str, ...] = ()
     """Signed texts that contradict each other, whole."""
     accepted: str | None = None
@@ -182,6 +183,15 @@ class Finding:
 def finding(name: str, message: str, *, severity: Severity | None = None, **where: Any) -> Finding:
     """Make a finding of the class that THREATS.md gives to its name, unless told otherwise."""
     return Finding(finding=name, message=message, severity=severity or CATALOGUE[name][0], **where)
+
+
+def loss_digest(*facts: object) -> str:
+    """Return the digest of a loss that has no bytes of its own, in hex.
+
+    Args:
+        facts: what tells this loss from the next one, such as the head that was remembered and the one that was found.
+    """
+    return sha256("".join(f"{fact}\n" for fact in facts).encode()).hexdigest()
 
 
 class Acceptance(Protocol):
@@ -274,8 +284,12 @@ class Findings:
         return replace(one, severity=Severity.NOTICE, accepted=accepted)
 
     def _acceptance(self, one: Finding) -> Acceptance | None:
-        """Return who accepted a finding. One about several statements is accepted where each of them is."""
-        if one.sequence is not None and one.through is not None and one.through != one.sequence:
+        """Return who accepted a finding. One about several statements is accepted where each of them is.
+
+        Tampering with several at once, as a log that went back, has a digest of all of it: one acceptance is enough.
+        """
+        whole = one.severity is Severity.TAMPERED and one.sha256 is not None and one.count == 1
+        if not whole and one.sequence is not None and one.through is not None and one.through != one.sequence:
             judged: Acceptance | None = None
             for sequence in range(one.sequence, one.through + 1):
                 judged = self._exact(one, (one.log, sequence))

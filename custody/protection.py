@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from custody import layout
 from custody.errors import CustodyError, ObjectMissing
-from custody.findings import Finding, finding
+from custody.findings import Finding, finding, loss_digest
 from custody.store import LifecycleRule, ObjectStatus, Store, Version
 
 _TOUCHED_LIMIT = 100_000
@@ -52,17 +52,19 @@ def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding
         if not key.startswith(layout.EVIDENCE):
             continue
         objects = [version for version in versions if not version.marker]
+        digest = loss_digest(key, *(f"{one.id} {one.marker} {one.size} {one.etag}" for one in versions))
         hidden = any(version.marker and version.latest for version in versions)
         if objects and len(first) < _TOUCHED_LIMIT:
             # A listing names the newest first.
             first[key] = objects[-1]
         if len(objects) != len(versions):
             what = "a delete marker stands over the object" if hidden else "a delete marker stood over the object"
-            findings.append((key, finding("delete-marker", what, key=key, found=_described(versions))))
+            findings.append((key, finding("delete-marker", what, key=key, found=_described(versions), sha256=digest)))
         if len(objects) > 1:
             what = "the object was written over"
             found = _described(versions)
-            findings.append((key, finding("version", what, key=key, expected="one version", found=found)))
+            one = finding("version", what, key=key, expected="one version", found=found, sha256=digest)
+            findings.append((key, one))
     return first, findings
 
 

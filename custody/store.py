@@ -132,6 +132,8 @@ class Version:
     marker: bool
     latest: bool
     size: int
+    etag: str = ""
+    """The store's name for the bytes: ids alone do not tell them apart where versioning was suspended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1308,7 +1310,7 @@ class _S3Store:
         held: dict[str, list[Version]] = {}
         for page in self._version_pages(self._absolute(prefix), f"{self.url}/{prefix}"):
             for one in page.get("Versions", ()):
-                version = Version(one["Key"][skip:], one["VersionId"], False, one["IsLatest"], one["Size"])
+                version = Version(one["Key"][skip:], one["VersionId"], False, one["IsLatest"], one["Size"], one["ETag"])
                 held.setdefault(version.key, []).append(version)
             for marker in page.get("DeleteMarkers") or ():
                 version = Version(marker["Key"][skip:], marker["VersionId"], True, marker["IsLatest"], 0)

@@ -270,7 +270,7 @@ def _reads(
 ) -> list[_Read]:
     """Return what is read of a log, in order."""
     seen = before.heads.get(str(log)) if before else None
-    old = seen.size if seen else 0
+    old = _left(store, log, seen.size) if seen else 0
     if request.since or request.until:
         size = find_head(store, log, old).size
         first = sealed_from(store, log, size, request.since) if request.since else 0
@@ -280,6 +280,17 @@ def _reads(
         return [_Read(0, None, "new")]
     again = [(0, old)] if request.full else _share(str(log), old, before, settings, now)
     return [*(_Read(first, end, "again") for first, end in again), _Read(old, None, "new")]
+
+
+def _left(store: Store, log: Log, seen: int) -> int:
+    """Return how much of a log's first `seen` statements is there: where it went back, the survey begins at its end."""
+    try:
+        if not seen or any(store.exists(layout.manifest_key(log, sequence)) for sequence in (seen - 1, seen)):
+            return seen
+        return min(find_head(store, log, seen).size, seen)
+    except CustodyError:
+        # The survey says what is wrong with it.
+        return seen
 
 
 def _surveyed(reads: Sequence[_Read]) -> list[Span]:

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from custody import acceptance, keys, manifest, merkle
 from custody import audit as form
-from custody import merkle
 from custody.errors import ConfigurationError, Fenced
 from custody.keys import open_trust
 from custody.settings import AuditSettings, Settings
@@ -29,9 +29,12 @@ def growing(tmp_path: Path) -> Growing:
     return Growing(tmp_path)
 
 
-def settings(growing: Growing, **more: Any) -> Settings:
+def settings(growing: Growing, trust: Path | None = None, **more: Any) -> Settings:
     return Settings(
-        archive=str(growing.folder), keys=f"file:{growing.keyring}", audit=AuditSettings(piece_statements=3, **more)
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        trust=trust,
+        audit=AuditSettings(piece_statements=3, **more),
     )
 
 
@@ -199,6 +202,24 @@ def test_rollback_is_found(growing: Growing, tmp_path: Path) -> None:
     outcome = run(growing)
     assert outcome.findings[0]["finding"] == "head-rollback"
     assert audit_of(growing, 1).heads[growing.log].size == 7
+
+
+def test_rollback_that_was_accepted(growing: Growing, tmp_path: Path) -> None:
+    """An audit judges a log that went back as `custody verify` does: what was accepted of one is a notice in both."""
+    growing.append(7)
+    run(growing)
+    for sequence in (5, 6):
+        (growing.folder / f"manifests/{growing.log}/{sequence:012}.json").unlink()
+    (found,) = (one for one in judged(growing).findings if one.finding == "head-rollback")
+    trust = tmp_path / "trust.json"
+    trust.write_text('{"format":"custody/trust/1"}')
+    keys.accept(trust, acceptance.entries(found, "a drill", "Ada", manifest.format_time(datetime.now(UTC))))
+    outcome = run(growing, trust=trust)
+    (one,) = (one for one in outcome.findings if one["finding"] == "head-rollback")
+    assert (one["sha256"], one["class"]) == (found.sha256, "notice")
+    assert outcome.exit_code == 3
+    (growing.folder / f"manifests/{growing.log}/{4:012}.json").unlink()
+    assert run(growing, trust=trust).exit_code == 13
 
 
 def test_a_log_that_is_gone_is_missed(growing: Growing) -> None:
