@@ -8,7 +8,7 @@ known too.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Self
 
@@ -130,7 +130,11 @@ def _moves(moves: Sequence[tuple[int, str]]) -> str:
 
 
 class Locks:
-    """Looks at the Object Lock of each object that it is given, some ahead; does nothing where none is asked for."""
+    """Looks at the Object Lock of each object that it is given, some ahead; does nothing where none is asked for.
+
+    S3 says nothing of a lock to who may not see it, as if there was none. So where none is said it is asked for by the
+    call that has a permission of its own: a refusal is `unreadable`, and no object without a lock.
+    """
 
     def __init__(self, store: Store, wanted: Protection, found: Callable[[Finding, str], None]) -> None:
         """Begin.
@@ -166,15 +170,21 @@ class Locks:
         """Have an object looked at."""
         if self._threads is None:
             return
-        self._pending.append((key, where, self._threads.submit(self._store.status, key)))
+        self._pending.append((key, where, self._threads.submit(self._look, key)))
         while len(self._pending) > _LOOK_AHEAD:
             self._judge()
+
+    def _look(self, key: str) -> ObjectStatus:
+        status = self._store.status(key)
+        lock = self._store.lock(key) if status.lock_mode is None or status.lock_until is None else None
+        return replace(status, lock_mode=lock[0], lock_until=lock[1]) if lock else status
 
     def _judge(self) -> None:
         key, where, future = self._pending.popleft()
         try:
             status = future.result()
         except ObjectMissing:
+            # That it has gone is a finding of its own.
             return
         except CustodyError as error:
             self._found(finding("unreadable", f"the lock cannot be looked at: {error}", key=key, **where), "lock")

@@ -236,6 +236,16 @@ class Store(Protocol):
             ObjectMissing: there is no such object.
         """
 
+    def lock(self, key: str) -> tuple[str, datetime] | None:
+        """Return mode and end of an object's Object Lock, None where it has none, as always in a folder.
+
+        `status` says the same to who may see it, and leaves the lock out to who may not: this tells one from the other.
+
+        Raises:
+            ObjectMissing: there is no such object, in a bucket that knows locks.
+            TerminalStoreError: the lock may not be looked at.
+        """
+
     def restore(self, key: str, *, days: int, tier: "Tier") -> None:
         """Ask for a readable copy of an archived object; one that is there, or under way, is success. Costs money.
 
@@ -757,6 +767,10 @@ class _FileStore:
             if found:
                 return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), class_)
         raise _missing(paths[0])
+
+    def lock(self, key: str) -> None:
+        """A folder locks nothing."""
+        _check_key(key)
 
     def restore(self, key: str, *, days: int, tier: Tier) -> None:
         """Nothing in a folder is archived."""
@@ -1295,6 +1309,16 @@ class _S3Store:
             legal_hold=found.get("ObjectLockLegalHoldStatus") == "ON",
         )
 
+    def lock(self, key: str) -> tuple[str, datetime] | None:
+        where = self._where(key)
+        try:
+            with _s3_errors(_LOOK_AT_LOCK, where):
+                found = self._reader.get_object_retention(**self._object(key), **self._version(key))["Retention"]
+        except (_NotImplementedError, _NoLockError):
+            return None
+        mode, until = found.get("Mode"), found.get("RetainUntilDate")
+        return (mode, until) if mode and until else None
+
     def restore(self, key: str, *, days: int, tier: Tier) -> None:
         where = self._where(key)
         asked: Any = {"Days": days, "GlacierJobParameters": {"Tier": tier.capitalize()}}
@@ -1515,6 +1539,10 @@ class _NoLifecycleError(TerminalStoreError):
     """The bucket has no lifecycle rules."""
 
 
+class _NoLockError(TerminalStoreError):
+    """The object, or its whole bucket, has no Object Lock."""
+
+
 class _RestoringError(TerminalStoreError):
     """A copy of the archived object is being made already."""
 
@@ -1554,6 +1582,10 @@ _TRANSIENT_CODES = frozenset(
 )
 # 412: to a call without a condition it makes no sense.
 _TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})
+
+_LOOK_AT_LOCK = "look at the lock of"
+# AWS has a code for an object without a lock, and InvalidRequest for one in a bucket without.
+_NO_LOCK_CODES = frozenset({"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest"})
 
 _CREDENTIALS_ADVICE = "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role)"
 _EXPIRED_ADVICE = "the credentials have expired: renew them"
@@ -1621,6 +1653,10 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:
         return _occupied(where)
     if code == "NoSuchLifecycleConfiguration":
         return _NoLifecycleError(f"{where} has no lifecycle rules")
+    if code in _NO_LOCK_CODES and doing == _LOOK_AT_LOCK:
+        return _NoLockError(f"{where} has no lock")
+    if code == "AccessDenied" and doing == _LOOK_AT_LOCK:
+        return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow s3:GetObjectRetention)")
     if code == "RestoreAlreadyInProgress":
         return _RestoringError(f"{where} is being restored already")
     if code == "AccessDenied" and doing == "restore":

@@ -542,9 +542,10 @@ class _Verification:
             self._findings.add(one, row=one.finding if one.finding == "deferred" else None)
         for key in outcome.missing:
             self._missing.add(work, key)
-        refs = [ref.key for ref in (work.segment, work.quarantine) if ref]
-        # What a delete marker hides is not kept on purpose.
-        if work.overdue and not outcome.missing and self._touched.isdisjoint(refs):
+        # What a delete marker hides is not kept on purpose, and of what could not be read it is not known.
+        unread = {one.key for one in outcome.findings if one.finding == "unreadable"}
+        kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread} - self._touched
+        if work.overdue and kept:
             what = f"objects are still there {RETENTION_GRACE.days} days after their retention ended"
             one = finding("retention", what, log=work.log, sequence=work.sequence)
             self._findings.add(one, row="kept")

@@ -276,6 +276,26 @@ def test_locks_as_they_should_be(scene: Scene, locked: Bucket) -> None:
     assert set(names(judge(scene, locked))) == {"lock"}
 
 
+@pytest.mark.parametrize("refused", ["the lock", "everything"])
+def test_lock_that_may_not_be_looked_at(
+    seaweed: SeaweedServer, scene: Scene, locked: Bucket, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Who may not see locks is told so, and not that there are none; AWS leaves them out of its answers (row 31)."""
+    locked.hold(scene)
+    key = manifest_key(3)
+    with FaultyProxy(seaweed.endpoint_url) as proxy:
+        monkeypatch.setattr(locked, "endpoint_url", proxy.endpoint_url)
+        proxy.reset(hidden="x-amz-object-lock")
+        assert names(judge(scene, locked)) == []
+        part = f"{key}?retention" if refused == "the lock" else key
+        proxy.reset(always=Fault("403", effect=False), part=part, hidden="x-amz-object-lock")
+        report = judge(scene, locked)
+    assert names(report) == ["unreadable"], [str(one) for one in report.findings]
+    assert report.exit_code == 12
+    assert report.findings[0].key == key
+    assert ("s3:GetObjectRetention" in report.findings[0].message) == (refused == "the lock")
+
+
 # --- rows 32 to 34: archived classes and lifecycle rules, of moto
 
 
