@@ -32,6 +32,8 @@ class AuditChain:
     sound: bool = True
     newest: SignedAudit | None = None
     """The newest audit that a trusted key signed."""
+    heartbeat: tuple[int, int] | None = None
+    """The archive's heartbeat in seconds as the first audit of a trusted key has it, and that audit's sequence."""
     _data: bytes = b""
 
     @property
@@ -76,6 +78,9 @@ class AuditChain:
         self.size = sequence + 1
         if held:
             self.newest = signed
+            seconds = statement.counts.get(audit.HEARTBEAT)
+            if seconds and self.heartbeat is None:
+                self.heartbeat = seconds, sequence
 
     def end(self) -> None:
         """Judge the whole, once there is no later audit."""

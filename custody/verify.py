@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -243,6 +244,7 @@ class _Verification:
         self._events = 0
         self._stored = 0
         self._listing = Listing()
+        self._archive_digest = ""
 
     def run(self, workers: int | None, others: Iterable[Finding]) -> Report:
         if self._scope.listing:
@@ -258,7 +260,6 @@ class _Verification:
             known = self._archive_id(archive)
             small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
             pooled = count if self._scope.contents and (workers is not None or not small) else 0
-            heartbeat = timedelta(seconds=archive.heartbeat) if archive and self._live else None
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
             with (
                 Pool(self._store, pooled, self._take, self._sink) as pool,
@@ -267,6 +268,7 @@ class _Verification:
             ):
                 locks.put(layout.ARCHIVE)
                 audits = self._read_audits(known, reader, locks)
+                heartbeat = self._heartbeat(archive, audits)
                 memories = self._memories(known, audits)
                 logs = {*self._listing.manifests, *memories} if self._scope.spans is None else self._scope.spans
                 for log in sorted(logs):
@@ -324,6 +326,7 @@ class _Verification:
         key = layout.ARCHIVE
         try:
             data = self._store.read(key, limit=_ARCHIVE_LIMIT)
+            self._archive_digest = sha256(data).hexdigest()
             return _parse_archive(data)
         except ObjectMissing:
             self._findings.add(finding("archive", "there is no archive.json here", key=key))
@@ -344,6 +347,22 @@ class _Verification:
                 what = f"this is another archive than {origin} knows here"
                 self._findings.add(finding("identity", what, key=layout.ARCHIVE, expected=id_, found=archive.archive))
         return archive.archive if archive else next((id_ for _, id_ in remembered if id_), None)
+
+    def _heartbeat(self, archive: _ArchiveFile | None, audits: AuditChain) -> timedelta | None:
+        """Return how long a log may be silent, None where that is not looked at.
+
+        archive.json is not signed, and who raises its heartbeat would hide that nothing is written. So the one that the
+        first audit signed is what counts, and archive.json must say the same.
+        """
+        stated = archive.heartbeat if archive else None
+        signed, sequence = audits.heartbeat or (None, 0)
+        if stated is not None and signed is not None and stated != signed:
+            where = {"expected": f"{signed} s", "found": f"{stated} s", "sha256": self._archive_digest}
+            what = f"archive.json was changed: the heartbeat is another than audit {sequence} signed"
+            one = finding("archive", what, severity=Severity.TAMPERED, key=layout.ARCHIVE, **where)
+            self._findings.add(one)
+        seconds = signed or stated
+        return timedelta(seconds=seconds) if seconds and self._live else None
 
     def _list(self, names: Names, ahead: Ahead) -> bool:
         """List everything; return whether that worked. Where that is much, worker processes start meanwhile."""

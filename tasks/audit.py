@@ -27,6 +27,7 @@ import msgspec
 
 from custody import audit, layout, manifest
 from custody.archive import (
+    ArchiveInfo,
     AuditHead,
     append_audit,
     find_audits,
@@ -128,8 +129,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     heads: dict[str, tuple[int, str]]
     """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
     marks: dict[str, int]
-    """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone) and
-    `read again <log>` (how far the turn of reading old statements again came)."""
+    """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone),
+    `read again <log>` (how far the turn of reading old statements again came), and the archive's `heartbeat`."""
     findings: tuple[dict[str, Any], ...]
 
 
@@ -175,7 +176,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         CustodyError: the archive or the keys cannot be read at all; all else is a finding.
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
-        archive = read_archive(store).archive
+        info = read_archive(store)
         trust = _trust(settings)
         last = _last_audit(store, trust)
         before = last.newest.statement if last.newest else None
@@ -194,14 +195,14 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         ]
         if settings.search.url and not request.logs:
             tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs))
-    return _planned(report, last, reads, archive, request, settings, now, tabled)
+    return _planned(report, last, reads, info, request, settings, now, tabled)
 
 
 def _planned(
     report: Report,
     last: AuditHead,
     reads: Mapping[Log, Sequence[_Read]],
-    archive: str,
+    info: ArchiveInfo,
     request: Request,
     settings: Settings,
     now: datetime,
@@ -210,7 +211,8 @@ def _planned(
     before = last.newest.statement if last.newest else None
     summaries = {log.log: log for log in report.logs}
     heads = {name: (head.size, head.root) for name, head in before.heads.items()} if before else {}
-    marks = marks_of(before)
+    # What the first audit says is what counts from then on.
+    marks = {audit.HEARTBEAT: info.heartbeat} | marks_of(before)
     pieces: list[Piece] = []
     for log, found in reads.items():
         name = str(log)
@@ -227,7 +229,7 @@ def _planned(
         for one in found:
             pieces += _cut(name, one.first, one.end or summary.size, one.read, settings.audit.piece_statements)
     return Plan(
-        archive=archive,
+        archive=info.archive,
         sequence=last.size,
         started_at=now,
         pieces=tuple(pieces),
@@ -240,7 +242,9 @@ def _planned(
 def marks_of(before: Audit | None) -> dict[str, int]:
     """Return the counts of an audit that the next one goes on from."""
     counts = before.counts.items() if before else ()
-    return {name: number for name, number in counts if name.startswith((EXPIRED, READ_AGAIN))}
+    return {
+        name: number for name, number in counts if name.startswith((EXPIRED, READ_AGAIN)) or name == audit.HEARTBEAT
+    }
 
 
 def _last_audit(store: Store, trust: Trust) -> AuditHead:

@@ -204,6 +204,24 @@ def test_rollback_is_found(growing: Growing, tmp_path: Path) -> None:
     assert audit_of(growing, 1).heads[growing.log].size == 7
 
 
+def test_heartbeat_is_signed(growing: Growing) -> None:
+    """The first audit signs the archive's heartbeat: raised later, it is found, and the true one is handed on."""
+    growing.append(3)
+    run(growing)
+    before = audit_of(growing, 0).counts["heartbeat"]
+    path = growing.folder / "archive.json"
+    info = json.loads(path.read_bytes())
+    assert info["heartbeat"] == before
+    path.unlink()
+    path.write_text(json.dumps(info | {"heartbeat": 1000 * before}))
+    later = datetime.now(UTC) + timedelta(seconds=3 * before)
+    outcome = run(growing, now=later)
+    assert [one["finding"] for one in outcome.findings] == ["archive", "stale"]
+    assert outcome.verdict == "tampered"
+    assert audit_of(growing, 1).counts["heartbeat"] == before
+    assert [one.finding for one in judged(growing).findings] == ["archive"]
+
+
 def test_rollback_that_was_accepted(growing: Growing, tmp_path: Path) -> None:
     """An audit judges a log that went back as `custody verify` does: what was accepted of one is a notice in both."""
     growing.append(7)
