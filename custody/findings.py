@@ -71,7 +71,10 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "lock": (Severity.POLICY, "set Object Lock again as the settings ask, and find out who changed it"),
     "lifecycle": (Severity.POLICY, "set the bucket's lifecycle rules again; rules may move evidence, never delete it"),
     "retention": (Severity.POLICY, "hold trust.json's retention_days against what is deleted, and when"),
-    "tables": (Severity.POLICY, "remove the tables of these days: the next audit makes them anew"),
+    "tables": (
+        Severity.POLICY,
+        "remove the tables of these statements; `custody backfill --to tables` makes them anew",
+    ),
     "index-missing": (
         Severity.INCOMPLETE,
         "nothing, if Elasticsearch lost an index: what it lacked is indexed again; else find out who deleted it",

@@ -51,6 +51,7 @@ from custody.errors import (
 from custody.findings import Finding, Severity, finding
 from custody.keys import Trust, open_signers, open_trust
 from custody.layout import Log
+from custody.manifest import Signer
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.verify import Report, Scope, Span, verify
@@ -191,7 +192,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             for log, found in reads.items()
             for read in found
             if read.read == "again" and read.end is not None
-            for one in check_tables(store, log, read.first, read.end)
+            for one in check_tables(store, info.archive, log, read.first, read.end, trust)
         ]
         if settings.search.url and not request.logs:
             tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs))
@@ -344,17 +345,19 @@ def verify_pieces(settings: Settings, plan: Plan, pieces: Sequence[Piece]) -> It
         for piece in pieces:
             done = _read_result(store, trust, plan, piece)
             if done is None:
-                done = _verify_piece(settings, store, trust, plan, piece)
+                done = _verify_piece(settings, store, trust, signers, plan, piece)
                 line = msgspec.json.encode(done)
                 if len(line) < manifest.STATEMENT_LIMIT:
                     _keep(store, _result_key(plan, piece), manifest.seal(line, signers, PIECE_FORMAT))
             yield done
 
 
-def _verify_piece(settings: Settings, store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult:
+def _verify_piece(
+    settings: Settings, store: Store, trust: Trust, signers: Sequence[Signer], plan: Plan, piece: Piece
+) -> PieceResult:
     log, scope = _log(piece.log), Scope({_log(piece.log): [Span(piece.first, piece.end)]}, listing=False)
     if settings.audit.tables and piece.read == "new":
-        with TableWriter(store, log, piece.first, piece.end) as writer:
+        with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
             report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope, sink=writer)
             writer.finish()
     else:
