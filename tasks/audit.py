@@ -142,6 +142,8 @@ class _Read:
     first: int
     end: int | None
     read: Read
+    survey: int | None = None
+    """Where the survey begins, if not there: at the end of a log that went back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +277,7 @@ def _reads(
 ) -> list[_Read]:
     """Return what is read of a log, in order."""
     seen = before.heads.get(str(log)) if before else None
-    old = _left(store, log, seen.size) if seen else 0
+    old = seen.size if seen else 0
     if request.since or request.until:
         size = find_head(store, log, old).size
         first = sealed_from(store, log, size, request.since) if request.since else 0
@@ -283,8 +285,9 @@ def _reads(
         return [_Read(first, end, "again")] if first < end else []
     if before is None or not old:
         return [_Read(0, None, "new")]
-    again = [(0, old)] if request.full else _share(str(log), old, before, settings, now)
-    return [*(_Read(first, end, "again") for first, end in again), _Read(old, None, "new")]
+    left = _left(store, log, old)
+    again = [(0, left)] if request.full else _share(str(log), left, before, settings, now)
+    return [*(_Read(first, end, "again") for first, end in again if first < end), _Read(old, None, "new", left)]
 
 
 def _left(store: Store, log: Log, seen: int) -> int:
@@ -304,7 +307,10 @@ def _surveyed(reads: Sequence[_Read]) -> list[Span]:
     New statements are surveyed from the one before them: that it is still there, and leads to the root that was seen,
     shows that the log did not go back.
     """
-    return [Span(max(one.first - 1, 0) if one.end is None else one.first, one.end) for one in reads]
+    begins = (one.first if one.survey is None else one.survey for one in reads)
+    return [
+        Span(max(begin - 1, 0) if one.end is None else begin, one.end) for one, begin in zip(reads, begins, strict=True)
+    ]
 
 
 def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
