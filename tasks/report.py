@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custody import manifest, tables
@@ -31,9 +32,13 @@ from custody.store import Store
 
 LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
 
-_FILE_BYTES = 64 * 1_048_576
+_FILE_BYTES = 16 * 1_048_576
 """A file is closed at this size: it is put as a whole, from memory."""
-_FILE_LIMIT = 2 * _FILE_BYTES
+_FILE_LIMIT = 128 * 1_048_576
+"""Beyond the largest file that was ever put."""
+
+# Arrow's own allocator keeps, in each thread's heap, what one row group took at most: some 40 MiB.
+pa.set_memory_pool(pa.system_memory_pool())
 
 
 class TableRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
