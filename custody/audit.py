@@ -16,6 +16,8 @@ from custody.errors import FormatError
 from custody.manifest import Hex, Int, Signature, Time, Tree, Uuid
 
 FORMAT: Literal["custody/audit/1"] = "custody/audit/1"
+HEARTBEAT = "heartbeat"
+"""The count that says the archive's heartbeat, in seconds: `archive.json` says it too, and is not signed."""
 FINDINGS_INLINE = 1000
 """Findings that stand in the statement itself; more go to an object of their own."""
 

@@ -12,7 +12,7 @@ from custody import audit, layout, merkle
 from custody.audit import SignedAudit
 from custody.chain import Memory
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
-from custody.findings import Findings, Severity, finding
+from custody.findings import Findings, Severity, finding, loss_digest
 from custody.manifest import Signature, message, parse_time
 from custody.trust import Trust, TrustedKey
 
@@ -32,6 +32,8 @@ class AuditChain:
     sound: bool = True
     newest: SignedAudit | None = None
     """The newest audit that a trusted key signed."""
+    heartbeat: tuple[int, int] | None = None
+    """The archive's heartbeat in seconds as the first audit of a trusted key has it, and that audit's sequence."""
     _data: bytes = b""
 
     @property
@@ -42,7 +44,7 @@ class AuditChain:
     def gap(self, first: int, end: int) -> None:
         """Take note that audits `[first, end)` are not there."""
         what = f"{end - first} audit{'s are' if end - first > 1 else ' is'} missing, with later ones there"
-        self._report(what, first, through=end - 1)
+        self._report(what, first, through=end - 1, sha256=loss_digest(layout.AUDIT_LOG, "missing", first, end))
         self._lose(end)
 
     def unreadable(self, sequence: int, reason: str) -> None:
@@ -76,6 +78,9 @@ class AuditChain:
         self.size = sequence + 1
         if held:
             self.newest = signed
+            seconds = statement.counts.get(audit.HEARTBEAT)
+            if seconds and self.heartbeat is None:
+                self.heartbeat = seconds, sequence
 
     def end(self) -> None:
         """Judge the whole, once there is no later audit."""
@@ -84,6 +89,8 @@ class AuditChain:
         if ahead:
             most = max(ahead, key=lambda memory: memory.size)
             where = {"expected": f"size {most.size}", "found": f"size {self.size}"}
+            root = most.root.hex() if most.root else None
+            where["sha256"] = loss_digest(layout.AUDIT_LOG, *where.values(), root)
             self._report(f"audits were removed: {most.origin} remembers more of them", self.size, **where)
 
     def _is_signed(self, signed: SignedAudit, sequence: int, digest: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from custody import layout, merkle
 from custody.contents import QUARANTINE_INFLATED_LIMIT, QUARANTINE_LIMIT, SEGMENT_LIMIT, Work
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
-from custody.findings import Finding, Findings, Severity, finding
+from custody.findings import Finding, Findings, Severity, finding, loss_digest
 from custody.lines import BATCH_EVENTS_LIMIT
 from custody.manifest import (
     Algorithm,
@@ -297,14 +297,17 @@ class Chain:
         if ahead:
             most = max(ahead, key=lambda memory: memory.size)
             self.sound = False
+            expected = f"size {most.size}" + (f", root {most.root.hex()}" if most.root else "")
+            found = f"size {self.size}" + (f", root {self.root.hex()}" if self.root else "")
             self._report(
                 "head-rollback",
                 f"the log went back: {most.origin} remembers more statements than there are",
                 evidence=(most.evidence,) if most.evidence else (),
                 sequence=self.size,
                 through=most.size - 1,
-                expected=f"size {most.size}" + (f", root {most.root.hex()}" if most.root else ""),
-                found=f"size {self.size}" + (f", root {self.root.hex()}" if self.root else ""),
+                expected=expected,
+                found=found,
+                sha256=loss_digest(self.name, expected, found),
                 row="rollback",
             )
             self._hole(self.next_offset or 0, _FOREVER)
@@ -654,7 +657,8 @@ class Chain:
         what = f"the log went back: life {self.log.life} was begun when there were more statements"
         expected, found = f"size {remembered}, root {root}", f"size {size}"
         where: dict[str, Any] = {"sequence": size, "through": remembered - 1, "expected": expected, "found": found}
-        self.findings.add(finding("head-rollback", what, log=str(log), **where), row="rollback")
+        digest = loss_digest(log, expected, found)
+        self.findings.add(finding("head-rollback", what, log=str(log), sha256=digest, **where), row="rollback")
 
     def _check_clock(self, statement: Statement, sealed_at: datetime) -> None:
         before = self._sealed_at

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from hashlib import sha256
 from typing import Any, Protocol
 
 FINDINGS_LIMIT = 100_000
@@ -70,7 +71,10 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "lock": (Severity.POLICY, "set Object Lock again as the settings ask, and find out who changed it"),
     "lifecycle": (Severity.POLICY, "set the bucket's lifecycle rules again; rules may move evidence, never delete it"),
     "retention": (Severity.POLICY, "hold trust.json's retention_days against what is deleted, and when"),
-    "tables": (Severity.POLICY, "remove the tables of these days: the next audit makes them anew"),
+    "tables": (
+        Severity.POLICY,
+        "remove the tables of these statements; `custody backfill --to tables` makes them anew",
+    ),
     "index-missing": (
         Severity.INCOMPLETE,
         "nothing, if Elasticsearch lost an index: what it lacked is indexed again; else find out who deleted it",
@@ -118,7 +122,7 @@ class Finding:
     expected: str | None = None
     found: str | None = None
     sha256: str | None = None
-    """Of the stored bytes that the finding is about: what an acceptance of tampering must name."""
+    """Of the stored bytes that the finding is about, or of a loss (`loss_digest`): what accepts tampering."""
     evidence: tuple[str, ...] = ()
     """Signed texts that contradict each other, whole."""
     accepted: str | None = None
@@ -182,6 +186,15 @@ class Finding:
 def finding(name: str, message: str, *, severity: Severity | None = None, **where: Any) -> Finding:
     """Make a finding of the class that THREATS.md gives to its name, unless told otherwise."""
     return Finding(finding=name, message=message, severity=severity or CATALOGUE[name][0], **where)
+
+
+def loss_digest(*facts: object) -> str:
+    """Return the digest of a loss that has no bytes of its own, in hex.
+
+    Args:
+        facts: what tells this loss from the next one, such as the head that was remembered and the one that was found.
+    """
+    return sha256("".join(f"{fact}\n" for fact in facts).encode()).hexdigest()
 
 
 class Acceptance(Protocol):
@@ -274,8 +287,12 @@ class Findings:
         return replace(one, severity=Severity.NOTICE, accepted=accepted)
 
     def _acceptance(self, one: Finding) -> Acceptance | None:
-        """Return who accepted a finding. One about several statements is accepted where each of them is."""
-        if one.sequence is not None and one.through is not None and one.through != one.sequence:
+        """Return who accepted a finding. One about several statements is accepted where each of them is.
+
+        Tampering with several at once, as a log that went back, has a digest of all of it: one acceptance is enough.
+        """
+        whole = one.severity is Severity.TAMPERED and one.sha256 is not None and one.count == 1
+        if not whole and one.sequence is not None and one.through is not None and one.through != one.sequence:
             judged: Acceptance | None = None
             for sequence in range(one.sequence, one.through + 1):
                 judged = self._exact(one, (one.log, sequence))

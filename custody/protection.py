@@ -8,13 +8,13 @@ known too.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Self
 
 from custody import layout
 from custody.errors import CustodyError, ObjectMissing
-from custody.findings import Finding, finding
+from custody.findings import Finding, finding, loss_digest
 from custody.store import LifecycleRule, ObjectStatus, Store, Version
 
 _TOUCHED_LIMIT = 100_000
@@ -52,17 +52,19 @@ def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding
         if not key.startswith(layout.EVIDENCE):
             continue
         objects = [version for version in versions if not version.marker]
+        digest = loss_digest(key, *(f"{one.id} {one.marker} {one.size} {one.etag}" for one in versions))
         hidden = any(version.marker and version.latest for version in versions)
         if objects and len(first) < _TOUCHED_LIMIT:
             # A listing names the newest first.
             first[key] = objects[-1]
         if len(objects) != len(versions):
             what = "a delete marker stands over the object" if hidden else "a delete marker stood over the object"
-            findings.append((key, finding("delete-marker", what, key=key, found=_described(versions))))
+            findings.append((key, finding("delete-marker", what, key=key, found=_described(versions), sha256=digest)))
         if len(objects) > 1:
             what = "the object was written over"
             found = _described(versions)
-            findings.append((key, finding("version", what, key=key, expected="one version", found=found)))
+            one = finding("version", what, key=key, expected="one version", found=found, sha256=digest)
+            findings.append((key, one))
     return first, findings
 
 
@@ -128,7 +130,11 @@ def _moves(moves: Sequence[tuple[int, str]]) -> str:
 
 
 class Locks:
-    """Looks at the Object Lock of each object that it is given, some ahead; does nothing where none is asked for."""
+    """Looks at the Object Lock of each object that it is given, some ahead; does nothing where none is asked for.
+
+    S3 says nothing of a lock to who may not see it, as if there was none. So where none is said it is asked for by the
+    call that has a permission of its own: a refusal is `unreadable`, and no object without a lock.
+    """
 
     def __init__(self, store: Store, wanted: Protection, found: Callable[[Finding, str], None]) -> None:
         """Begin.
@@ -164,15 +170,21 @@ class Locks:
         """Have an object looked at."""
         if self._threads is None:
             return
-        self._pending.append((key, where, self._threads.submit(self._store.status, key)))
+        self._pending.append((key, where, self._threads.submit(self._look, key)))
         while len(self._pending) > _LOOK_AHEAD:
             self._judge()
+
+    def _look(self, key: str) -> ObjectStatus:
+        status = self._store.status(key)
+        lock = self._store.lock(key) if status.lock_mode is None or status.lock_until is None else None
+        return replace(status, lock_mode=lock[0], lock_until=lock[1]) if lock else status
 
     def _judge(self) -> None:
         key, where, future = self._pending.popleft()
         try:
             status = future.result()
         except ObjectMissing:
+            # That it has gone is a finding of its own.
             return
         except CustodyError as error:
             self._found(finding("unreadable", f"the lock cannot be looked at: {error}", key=key, **where), "lock")

@@ -132,6 +132,8 @@ class Version:
     marker: bool
     latest: bool
     size: int
+    etag: str = ""
+    """The store's name for the bytes: ids alone do not tell them apart where versioning was suspended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,16 @@ class Store(Protocol):
 
         Raises:
             ObjectMissing: there is no such object.
+        """
+
+    def lock(self, key: str) -> tuple[str, datetime] | None:
+        """Return mode and end of an object's Object Lock, None where it has none, as always in a folder.
+
+        `status` says the same to who may see it, and leaves the lock out to who may not: this tells one from the other.
+
+        Raises:
+            ObjectMissing: there is no such object, in a bucket that knows locks.
+            TerminalStoreError: the lock may not be looked at.
         """
 
     def restore(self, key: str, *, days: int, tier: "Tier") -> None:
@@ -757,6 +769,10 @@ class _FileStore:
             if found:
                 return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), class_)
         raise _missing(paths[0])
+
+    def lock(self, key: str) -> None:
+        """A folder locks nothing."""
+        _check_key(key)
 
     def restore(self, key: str, *, days: int, tier: Tier) -> None:
         """Nothing in a folder is archived."""
@@ -1298,6 +1314,16 @@ class _S3Store:
             legal_hold=found.get("ObjectLockLegalHoldStatus") == "ON",
         )
 
+    def lock(self, key: str) -> tuple[str, datetime] | None:
+        where = self._where(key)
+        try:
+            with _s3_errors(_LOOK_AT_LOCK, where):
+                found = self._reader.get_object_retention(**self._object(key), **self._version(key))["Retention"]
+        except (_NotImplementedError, _NoLockError):
+            return None
+        mode, until = found.get("Mode"), found.get("RetainUntilDate")
+        return (mode, until) if mode and until else None
+
     def restore(self, key: str, *, days: int, tier: Tier) -> None:
         where = self._where(key)
         asked: Any = {"Days": days, "GlacierJobParameters": {"Tier": tier.capitalize()}}
@@ -1313,7 +1339,7 @@ class _S3Store:
         held: dict[str, list[Version]] = {}
         for page in self._version_pages(self._absolute(prefix), f"{self.url}/{prefix}"):
             for one in page.get("Versions", ()):
-                version = Version(one["Key"][skip:], one["VersionId"], False, one["IsLatest"], one["Size"])
+                version = Version(one["Key"][skip:], one["VersionId"], False, one["IsLatest"], one["Size"], one["ETag"])
                 held.setdefault(version.key, []).append(version)
             for marker in page.get("DeleteMarkers") or ():
                 version = Version(marker["Key"][skip:], marker["VersionId"], True, marker["IsLatest"], 0)
@@ -1518,6 +1544,10 @@ class _NoLifecycleError(TerminalStoreError):
     """The bucket has no lifecycle rules."""
 
 
+class _NoLockError(TerminalStoreError):
+    """The object, or its whole bucket, has no Object Lock."""
+
+
 class _RestoringError(TerminalStoreError):
     """A copy of the archived object is being made already."""
 
@@ -1557,6 +1587,10 @@ _TRANSIENT_CODES = frozenset(
 )
 # 412: to a call without a condition it makes no sense.
 _TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})
+
+_LOOK_AT_LOCK = "look at the lock of"
+# AWS has a code for an object without a lock, and InvalidRequest for one in a bucket without.
+_NO_LOCK_CODES = frozenset({"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest"})
 
 _CREDENTIALS_ADVICE = "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role)"
 _EXPIRED_ADVICE = "the credentials have expired: renew them"
@@ -1624,6 +1658,10 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:
         return _occupied(where)
     if code == "NoSuchLifecycleConfiguration":
         return _NoLifecycleError(f"{where} has no lifecycle rules")
+    if code in _NO_LOCK_CODES and doing == _LOOK_AT_LOCK:
+        return _NoLockError(f"{where} has no lock")
+    if code == "AccessDenied" and doing == _LOOK_AT_LOCK:
+        return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow s3:GetObjectRetention)")
     if code == "RestoreAlreadyInProgress":
         return _RestoringError(f"{where} is being restored already")
     if code == "AccessDenied" and doing == "restore":

@@ -29,12 +29,17 @@ from custody.events import EVENT_TYPES
 from custody.manifest import Batch
 
 TABLES = "tables/"
+SIGNED = f"{TABLES}signed/"
+"""Lists of the files of a range, signed: names of files say nothing to who may write there."""
 ROW_GROUP = 32_768
 """Rows of a file that are sorted, and held in memory, at a time."""
 
 _FILE = re.compile(
     r"tables/day=(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})/(?P<log>.+)-(?P<partition>[0-9]{1,10})-(?P<first>[0-9]{12})"
     r"-(?P<end>[0-9]{12})-(?P<number>[0-9]+)of(?P<total>[0-9]+)-(?P<digest>[0-9a-f]{16})\.parquet"
+)
+_LIST = re.compile(
+    r"tables/signed/(?P<log>.+)-(?P<partition>[0-9]{1,10})-(?P<first>[0-9]{12})-(?P<end>[0-9]{12})-[0-9a-f]{16}\.json"
 )
 _LONGEST = 21
 _TIME = pa.timestamp("us")
@@ -147,6 +152,18 @@ def parse_table_key(key: str) -> TableFile | None:
         return None
     first, end, number, total = (int(match[name]) for name in ("first", "end", "number", "total"))
     return TableFile(key, match["day"], log, first, end, number, total, match["digest"])
+
+
+def list_key(log: layout.Log, first: int, end: int, data: bytes) -> str:
+    """Return the key of the signed list of a range's files; it holds a digest of the bytes."""
+    return f"{SIGNED}{log.name}-{log.partition}-{first:012}-{end:012}-{sha256(data).hexdigest()[:16]}.json"
+
+
+def parse_list_key(key: str) -> tuple[layout.Log, int, int] | None:
+    """Return log and range `[first, end)` of a signed list, None if the key is none of one."""
+    match = _LIST.fullmatch(key)
+    log = layout.parse_log(match["log"], int(match["partition"])) if match else None
+    return (log, int(match["first"]), int(match["end"])) if match and log else None
 
 
 def whole_ranges(keys: Iterable[str]) -> Iterator[list[TableFile]]:

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -258,6 +259,7 @@ class _Verification:
         self._stored = 0
         self._listing = Listing()
         self._over = False
+        self._archive_digest = ""
 
     def run(self, workers: int | None, others: Iterable[Finding]) -> Report:
         if self._scope.listing:
@@ -274,7 +276,6 @@ class _Verification:
             if statements.number > _IN_PROCESS_STATEMENTS:
                 ahead.start()
             known = self._archive_id(archive)
-            heartbeat = timedelta(seconds=archive.heartbeat) if archive and self._live else None
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
             with (
                 self._list_meanwhile(names) as records,
@@ -284,6 +285,7 @@ class _Verification:
             ):
                 locks.put(layout.ARCHIVE)
                 audits = self._read_audits(known, reader, locks)
+                heartbeat = self._heartbeat(archive, audits)
                 memories = self._memories(known, audits)
                 logs = {*self._listing.manifests, *memories} if self._scope.spans is None else self._scope.spans
                 for log in sorted(logs):
@@ -344,6 +346,7 @@ class _Verification:
         key = layout.ARCHIVE
         try:
             data = self._store.read(key, limit=_ARCHIVE_LIMIT)
+            self._archive_digest = sha256(data).hexdigest()
             return _parse_archive(data)
         except ObjectMissing:
             self._findings.add(finding("archive", "there is no archive.json here", key=key))
@@ -364,6 +367,22 @@ class _Verification:
                 what = f"this is another archive than {origin} knows here"
                 self._findings.add(finding("identity", what, key=layout.ARCHIVE, expected=id_, found=archive.archive))
         return archive.archive if archive else next((id_ for _, id_ in remembered if id_), None)
+
+    def _heartbeat(self, archive: _ArchiveFile | None, audits: AuditChain) -> timedelta | None:
+        """Return how long a log may be silent, None where that is not looked at.
+
+        archive.json is not signed, and who raises its heartbeat would hide that nothing is written. So the one that the
+        first audit signed is what counts, and archive.json must say the same.
+        """
+        stated = archive.heartbeat if archive else None
+        signed, sequence = audits.heartbeat or (None, 0)
+        if stated is not None and signed is not None and stated != signed:
+            where = {"expected": f"{signed} s", "found": f"{stated} s", "sha256": self._archive_digest}
+            what = f"archive.json was changed: the heartbeat is another than audit {sequence} signed"
+            one = finding("archive", what, severity=Severity.TAMPERED, key=layout.ARCHIVE, **where)
+            self._findings.add(one)
+        seconds = signed or stated
+        return timedelta(seconds=seconds) if seconds and self._live else None
 
     def _list(self, names: Names, objects: _Lister) -> _Listed:
         """List statements, or all else, and judge nothing yet: it may go on while what is listed is read."""
@@ -587,9 +606,10 @@ class _Verification:
             self._findings.add(one, row=one.finding if one.finding == "deferred" else None)
         for key in outcome.missing:
             self._missing.add(work, key)
-        refs = [ref.key for ref in (work.segment, work.quarantine) if ref]
-        # What a delete marker hides is not kept on purpose.
-        if work.overdue and not outcome.missing and self._touched.isdisjoint(refs):
+        # What a delete marker hides is not kept on purpose, and of what could not be read it is not known.
+        unread = {one.key for one in outcome.findings if one.finding == "unreadable"}
+        kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread} - self._touched
+        if work.overdue and kept:
             what = f"objects are still there {RETENTION_GRACE.days} days after their retention ended"
             one = finding("retention", what, log=work.log, sequence=work.sequence)
             self._findings.add(one, row="kept")

@@ -51,6 +51,7 @@ from custody.errors import (
 from custody.findings import Finding, Severity, finding
 from custody.keys import open_signers
 from custody.layout import Log
+from custody.manifest import Signer
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
@@ -132,8 +133,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
     marks: dict[str, int]
     """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone),
-    `read again <log>` (how far the turn of reading old statements again came) and `indexed <log>` (how many statements
-    Elasticsearch was seen to have; it never goes back)."""
+    `read again <log>` (how far the turn of reading old statements again came), `indexed <log>` (how many statements
+    Elasticsearch was seen to have; it never goes back), and the archive's `heartbeat`."""
     findings: tuple[dict[str, Any], ...]
 
 
@@ -144,6 +145,8 @@ class _Read:
     first: int
     end: int | None
     read: Read
+    survey: int | None = None
+    """Where the survey begins, if not there: at the end of a log that went back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         CustodyError: the archive or the keys cannot be read at all; all else is a finding.
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
-        archive = read_archive(store).archive
+        info = read_archive(store)
         trust = _trust(settings)
         last = _last_audit(store, trust)
         before = last.newest.statement if last.newest else None
@@ -194,17 +197,18 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             for log, found in reads.items()
             for read in found
             if read.read == "again" and read.end is not None
-            for one in check_tables(store, log, read.first, read.end)
+            for one in check_tables(store, info.archive, log, read.first, read.end, trust)
         ]
-        marks = marks_of(before)
+        # The heartbeat that the first audit says is what counts from then on.
+        marks = {audit.HEARTBEAT: info.heartbeat} | marks_of(before)
         if settings.search.url:
             indexed = {str(log): marks.get(f"{INDEXED}{log}", 0) for log in logs}
-            look = partial(check_cursors, store=store, archive=archive, logs=logs, now=now, marks=indexed)
+            look = partial(check_cursors, store=store, archive=info.archive, logs=logs, now=now, marks=indexed)
             tabled += _held_against_search(settings, look)
             marks |= {f"{INDEXED}{name}": size for name, size in indexed.items() if size}
             if not request.logs:
                 tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs))
-    return _planned(report, last, reads, marks, archive, request, settings, now, tabled)
+    return _planned(report, last, reads, marks, info.archive, request, settings, now, tabled)
 
 
 def _planned(
@@ -250,7 +254,11 @@ def _planned(
 def marks_of(before: Audit | None) -> dict[str, int]:
     """Return the counts of an audit that the next one goes on from."""
     counts = before.counts.items() if before else ()
-    return {name: number for name, number in counts if name.startswith((EXPIRED, READ_AGAIN, INDEXED))}
+    return {
+        name: number
+        for name, number in counts
+        if name.startswith((EXPIRED, READ_AGAIN, INDEXED)) or name == audit.HEARTBEAT
+    }
 
 
 def _last_audit(store: Store, trust: Trust) -> AuditHead:
@@ -288,8 +296,20 @@ def _reads(
         return [_Read(first, end, "again")] if first < end else []
     if before is None or not old:
         return [_Read(0, None, "new")]
-    again = [(0, old)] if request.full else _share(str(log), old, before, settings, now)
-    return [*(_Read(first, end, "again") for first, end in again), _Read(old, None, "new")]
+    left = _left(store, log, old)
+    again = [(0, left)] if request.full else _share(str(log), left, before, settings, now)
+    return [*(_Read(first, end, "again") for first, end in again if first < end), _Read(old, None, "new", left)]
+
+
+def _left(store: Store, log: Log, seen: int) -> int:
+    """Return how much of a log's first `seen` statements is there: where it went back, the survey begins at its end."""
+    try:
+        if not seen or any(store.exists(layout.manifest_key(log, sequence)) for sequence in (seen - 1, seen)):
+            return seen
+        return min(find_head(store, log, seen).size, seen)
+    except CustodyError:
+        # The survey says what is wrong with it.
+        return seen
 
 
 def _surveyed(reads: Sequence[_Read]) -> list[Span]:
@@ -298,7 +318,10 @@ def _surveyed(reads: Sequence[_Read]) -> list[Span]:
     New statements are surveyed from the one before them: that it is still there, and leads to the root that was seen,
     shows that the log did not go back.
     """
-    return [Span(max(one.first - 1, 0) if one.end is None else one.first, one.end) for one in reads]
+    begins = (one.first if one.survey is None else one.survey for one in reads)
+    return [
+        Span(max(begin - 1, 0) if one.end is None else begin, one.end) for one, begin in zip(reads, begins, strict=True)
+    ]
 
 
 def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
@@ -339,17 +362,19 @@ def verify_pieces(settings: Settings, plan: Plan, pieces: Sequence[Piece]) -> It
         for piece in pieces:
             done = _read_result(store, trust, plan, piece)
             if done is None:
-                done = _verify_piece(settings, store, trust, plan, piece)
+                done = _verify_piece(settings, store, trust, signers, plan, piece)
                 line = msgspec.json.encode(done)
                 if len(line) < manifest.STATEMENT_LIMIT:
                     _keep(store, _result_key(plan, piece), manifest.seal(line, signers, PIECE_FORMAT))
             yield done
 
 
-def _verify_piece(settings: Settings, store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult:
+def _verify_piece(
+    settings: Settings, store: Store, trust: Trust, signers: Sequence[Signer], plan: Plan, piece: Piece
+) -> PieceResult:
     log, scope = _log(piece.log), Scope({_log(piece.log): [Span(piece.first, piece.end)]}, listing=False)
     if settings.audit.tables and piece.read == "new":
-        with TableWriter(store, log, piece.first, piece.end) as writer:
+        with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
             report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope, sink=writer)
             writer.finish()
     else:

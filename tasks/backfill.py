@@ -29,6 +29,7 @@ from custody import lines, tables
 from custody.archive import find_head, list_logs, read_archive, read_manifest, sealed_from
 from custody.errors import ConfigurationError, FormatError, ObjectArchived, ObjectMissing
 from custody.events import EVENT_TYPES
+from custody.keys import open_signers
 from custody.layout import Log
 from custody.manifest import Batch, Statement, format_time, parse_time
 from custody.segment import BATCH_LIMIT, SEGMENT_LIMIT, inflate
@@ -452,7 +453,9 @@ def _target(settings: Settings, store: Store, plan: Plan) -> Iterator[Target]:
             with closing(Search(settings.search)) as search:
                 yield SearchTarget(settings, search)
         case "tables":
-            yield TablesTarget(store)
+            yield TablesTarget(
+                store, plan.archive, open_signers(settings.keys, datetime.now(UTC), settings.passphrase())
+            )
         case "topic":
             yield TopicTarget(settings, request.topic or "")
         case "folder":

@@ -150,6 +150,7 @@ def _expired_keys(
         if parsed and parsed.last < ends.get(parsed.log, 0):
             yield parsed.log, info.key
     for info in store.list(tables.TABLES):
-        table = tables.parse_table_key(info.key)
-        if table and table.end <= sequences.get(table.log, 0):
-            yield table.log, info.key
+        table, listed = tables.parse_table_key(info.key), tables.parse_list_key(info.key)
+        log, end = (table.log, table.end) if table else (listed[0], listed[2]) if listed else (None, 0)
+        if log and end <= sequences.get(log, 0):
+            yield log, info.key

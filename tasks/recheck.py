@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 from custody import layout
 from custody.archive import Head, find_head, first_sequence, list_logs, read_archive, read_manifest
 from custody.errors import CustodyError, FormatError, ObjectMissing, SourceError
-from custody.findings import Finding, finding
+from custody.findings import Finding, finding, loss_digest
 from custody.layout import Log
 from custody.manifest import Range
 from custody.settings import Settings
@@ -68,6 +68,7 @@ def _went_back(broker: Broker, archive: str, log: Log, head: Head) -> Iterator[F
             through=seen.size - 1,
             expected=expected,
             found=found,
+            sha256=loss_digest(log, expected, found),
         )
     elif seen.size == head.size and seen.root != head.root:
         what = f"another history: {seen.where} remembers another root at this size"

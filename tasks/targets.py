@@ -27,7 +27,7 @@ from custody.chain import unlined_ranges
 from custody.contents import Work
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.layout import Log, check_topic
-from custody.manifest import Batch, Statement, parse_time
+from custody.manifest import Batch, Signer, Statement, parse_time
 from custody.segment import pack
 from custody.settings import Settings
 from custody.store import Store
@@ -160,9 +160,15 @@ class SearchTarget:
 class TablesTarget:
     """The archive's own tables, of statements that have none: whole statements, for a table says which it holds."""
 
-    def __init__(self, store: Store) -> None:
-        """Prepare; nothing is asked."""
-        self._store = store
+    def __init__(self, store: Store, archive: str, signers: Sequence[Signer]) -> None:
+        """Prepare; nothing is asked.
+
+        Args:
+            store: the archive.
+            archive: its id.
+            signers: who sign which files are the tables.
+        """
+        self._store, self._archive, self._signers = store, archive, signers
 
     def has(self, part: Part) -> bool:  # noqa: ARG002 - the plan has left out what is tabled
         """Say no: the plan has left out what there are tables of."""
@@ -170,7 +176,9 @@ class TablesTarget:
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Make the tables of a range of statements; they are put once all of it was read."""
-        with TableWriter(self._store, part.log, part.first, part.end) as writer:
+        with TableWriter(
+            self._store, part.log, part.first, part.end, archive=self._archive, signers=self._signers
+        ) as writer:
             for one in contents:
                 writer.add(_work(part.log, one.statement), one.batch, one.payload)
             sent.created += writer.finish()

@@ -166,7 +166,7 @@ class Scene:
                 for name, head in heads.items()
                 if before.get(name, {"size": 0})["size"] < head["size"]
             },
-            "counts": {"events": 0, "findings": 0},
+            "counts": {"events": 0, "findings": 0, "heartbeat": int(HEARTBEAT.total_seconds())},
             "findings": [],
             "verdict": "verified",
         }

@@ -150,6 +150,18 @@ def kept_too_long(scene: Scene) -> None:
     scene.logs["forgotten/0"] = long_ago
 
 
+def kept_in_part(what: str) -> Apply:
+    """Let objects of a statement lie too long, of which one has gone."""
+
+    def apply(scene: Scene) -> None:
+        kept_too_long(scene)
+        long_ago = scene.logs["forgotten/0"]
+        long_ago.append(5, quarantine=[2])
+        scene.delete(long_ago.statements[1]["segment"]["key"], long_ago.statements[2][what]["key"])
+
+    return apply
+
+
 ATTACKS = [
     attack(1, "byte of a member changed", segment(flip(60)), "segment-hash", 13, "1 of 4 batches are damaged"),
     attack(1, "byte of a gzip header changed", segment(flip(9)), "segment-hash", 13, "events are intact"),
@@ -283,4 +295,10 @@ ATTACKS = [
     attack(21, "orphan: quarantine with another reason", crashed_quarantine, "orphan", 3),
     attack(35, "deleted before its time", stored(1), "segment-missing", 11),
     attack(35, "kept past its time", kept_too_long, "retention", 10),
+    attack(
+        35, "quarantine kept, segments gone", kept_in_part("segment"), "segment-missing segment-missing retention", 11
+    ),
+    attack(
+        35, "segment kept, quarantine gone", kept_in_part("quarantine"), "segment-missing segment-missing retention", 11
+    ),
 ]

@@ -1,5 +1,6 @@
 """Rows 8, 13 to 20, 23 to 26, 29, 30, 39 and 42: what is done to statements, their order and their signatures."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -120,6 +121,14 @@ def silent(scene: Scene) -> None:
 def long_silent(scene: Scene) -> None:
     scene.trust = replace(scene.trust, retention_days=None)
     scene.options.update(live=True, now=scene.now + 2 * HEARTBEAT + timedelta(minutes=1))
+
+
+def silence_hidden(scene: Scene) -> None:
+    """Let archive.json say that a log may be silent for years, and write nothing more."""
+    long_silent(scene)
+    info = json.loads(scene.read("archive.json"))
+    info["heartbeat"] *= 100
+    scene.put("archive.json", json.dumps(info, separators=(",", ":")).encode())
 
 
 def expired_too_soon(scene: Scene) -> None:
@@ -243,6 +252,7 @@ ATTACKS = [
     ),
     attack(30, "statements far apart", silent, "stale stale stale stale", 3),
     attack(30, "nothing after the last one", long_silent, "stale stale stale stale", 3, "nothing was written since"),
+    attack(30, "nothing after the last one, heartbeat raised", silence_hidden, "archive stale stale stale stale", 13),
     *(
         attack(39, name, raw_statement(old, new), "statement", 13, variant=place > 4)
         for place, (name, old, new) in enumerate(

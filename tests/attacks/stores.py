@@ -5,7 +5,7 @@ from typing import Any
 
 from custody.errors import TerminalStoreError, TransientStoreError
 from custody.store import ObjectInfo, Store
-from tests.attacks.objects import put
+from tests.attacks.objects import kept_too_long, put
 from tests.attacks.registry import attack
 
 
@@ -105,6 +105,9 @@ ATTACKS = [
         store=refusing("checkpoints/audit/0/000000000009"),
     ),
     attack(31, "no to an audit", segment_too, "unreadable segment-missing", 12, store=refusing("audits/000000000001")),
+    attack(
+        31, "no to what may be kept past its time", kept_too_long, "unreadable", 12, store=refusing("-forgotten-0-")
+    ),
     attack(31, "a listing that breaks off", nothing, "unreadable", 12, store=Halting),  # type: ignore[arg-type]
     attack(40, "another order, and twice", nothing, "", 0, store=jumbled),
     attack(40, "foreign key at the root", put("notes.txt"), "unlisted", 13, store=jumbled),

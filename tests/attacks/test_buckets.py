@@ -6,13 +6,14 @@ none: it shows that the right calls are made, and not that they protect anything
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from custody import store
+from custody.acceptance import entries
 from custody.protection import Protection
 from custody.verify import Report
 from tests.attacks.archive import MAIN, Scene
@@ -145,6 +146,34 @@ def test_over(scene: Scene, versioned: Bucket, over: Over) -> None:
     assert sum(log.size for log in report.logs) == sum(log.head[0] for log in scene.logs.values())
 
 
+def put_over(scene: Scene, bucket: Bucket) -> None:
+    bucket.put(segment_key(scene), b"something else")
+
+
+@pytest.mark.parametrize(
+    ("attack", "name"), [(put_over, "version"), (deleted, "delete-marker")], ids=["version", "delete marker"]
+)
+def test_over_that_was_accepted(
+    scene: Scene, versioned: Bucket, attack: Callable[[Scene, Bucket], object], name: str
+) -> None:
+    """What was put over an object and judged is a notice; what is put over it next, or over another, is found again."""
+    attack(scene, versioned)
+    (one,) = judge(scene, versioned).findings
+    assert one.finding == name
+    accepted = entries(one, "a drill", "Ada", "2026-03-02T00:00:00.000000Z")
+    scene.trust = replace(scene.trust, accepted=tuple(accepted))
+    report = judge(scene, versioned)
+    assert (names(report), report.exit_code) == ([name], 3)
+    attack(scene, versioned)
+    report = judge(scene, versioned)
+    assert (names(report), report.exit_code) == ([name], 13)
+    scene.trust = replace(scene.trust, accepted=(*accepted, *entries(report.findings[0], "again", "Ada", "now")))
+    assert judge(scene, versioned).exit_code == 3
+    versioned.put(segment_key(scene, 2), b"something else")
+    report = judge(scene, versioned)
+    assert (sorted(names(report)), report.exit_code) == (sorted([name, "version"]), 13)
+
+
 def test_everything_behind_delete_markers(scene: Scene, versioned: Bucket) -> None:
     """An archive that was deleted object by object is there beneath its markers: each is named, and all verifies."""
     all_deleted(scene, versioned)
@@ -245,6 +274,26 @@ def test_locks_as_they_should_be(scene: Scene, locked: Bucket) -> None:
     assert names(judge(scene, locked)) == []
     scene.options["protection"] = Protection("COMPLIANCE", LOCK_DAYS + 5)
     assert set(names(judge(scene, locked))) == {"lock"}
+
+
+@pytest.mark.parametrize("refused", ["the lock", "everything"])
+def test_lock_that_may_not_be_looked_at(
+    seaweed: SeaweedServer, scene: Scene, locked: Bucket, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Who may not see locks is told so, and not that there are none; AWS leaves them out of its answers (row 31)."""
+    locked.hold(scene)
+    key = manifest_key(3)
+    with FaultyProxy(seaweed.endpoint_url) as proxy:
+        monkeypatch.setattr(locked, "endpoint_url", proxy.endpoint_url)
+        proxy.reset(hidden="x-amz-object-lock")
+        assert names(judge(scene, locked)) == []
+        part = f"{key}?retention" if refused == "the lock" else key
+        proxy.reset(always=Fault("403", effect=False), part=part, hidden="x-amz-object-lock")
+        report = judge(scene, locked)
+    assert names(report) == ["unreadable"], [str(one) for one in report.findings]
+    assert report.exit_code == 12
+    assert report.findings[0].key == key
+    assert ("s3:GetObjectRetention" in report.findings[0].message) == (refused == "the lock")
 
 
 # --- rows 32 to 34: archived classes and lifecycle rules, of moto

@@ -1,9 +1,15 @@
 """Row 37: tables that differ from the archive are found, and are no tampering: they can be made again."""
 
+import base64
+import hmac
 import io
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -11,12 +17,35 @@ import pytest
 from custody import tables
 from custody.findings import Severity
 from custody.layout import Log
+from custody.manifest import Algorithm, Signer
 from custody.store import open_store
+from custody.trust import Head
 from custody.verify import Scope, Span, verify
 from tasks.report import TableWriter, check_tables
+from tests.archives import ARCHIVE_ID, KEY_ID, SECRET
 from tests.attacks.archive import Scene
+from tests.attacks.registry import with_key
 
 LOG = Log("audit", 0)
+
+
+@dataclass(frozen=True)
+class Hmac:
+    """Signs with a secret."""
+
+    secret: bytes = SECRET
+    key_id: str = KEY_ID
+    algorithm: Algorithm = "HMAC-SHA256"
+
+    def sign(self, message: bytes) -> bytes:
+        return hmac.digest(self.secret, message, "sha256")
+
+
+def signed(line: bytes, signer: Signer) -> bytes:
+    """Sign a list of tables, two lines over custody/tables/1."""
+    value = base64.b64encode(signer.sign(f"custody/tables/1\n{sha256(line).hexdigest()}\n".encode())).decode()
+    second = {"signatures": [{"key": signer.key_id, "algorithm": signer.algorithm, "value": value}]}
+    return line + b"\n" + json.dumps(second).encode() + b"\n"
 
 
 @pytest.fixture
@@ -25,16 +54,20 @@ def tabled(scene: Scene) -> Scene:
     scene.delete(*scene.listed("tables/"))
     store = open_store(str(scene.root))
     end = len(scene.main.lines)
-    with TableWriter(store, LOG, 0, end) as writer:
+    with TableWriter(store, LOG, 0, end, archive=ARCHIVE_ID, signers=[Hmac()]) as writer:
         verify(store, scene.trust, now=scene.now, sink=writer, scope=Scope({LOG: (Span(0, end),)}, listing=False))
         assert writer.finish() == 136
     return scene
 
 
 def found(scene: Scene) -> list[str]:
-    findings = check_tables(open_store(str(scene.root)), LOG, 0, len(scene.main.lines))
+    findings = check_tables(open_store(str(scene.root)), ARCHIVE_ID, LOG, 0, len(scene.main.lines), scene.trust)
     assert {one.severity for one in findings} <= {Severity.POLICY}
     return [one.finding for one in findings]
+
+
+def parquet(scene: Scene) -> list[str]:
+    return [key for key in scene.listed("tables/") if key.endswith(".parquet")]
 
 
 def put_as(scene: Scene, data: bytes, day: str, end: int) -> None:
@@ -72,22 +105,95 @@ def of_statements_that_are_not_there(scene: Scene, key: str) -> None:
     put_as(scene, data, key.split("/")[1].removeprefix("day="), 10**11)
 
 
-ATTACKS = [changed, truncated, noise, a_row_less_under_its_own_key, of_statements_that_are_not_there]
+def edited_under_its_own_key(scene: Scene, key: str) -> None:
+    """Change what an event says, keep the number of rows, and give the file the name that its bytes have."""
+
+    def change(table: Any) -> Any:
+        place = table.schema.get_field_index("api_key_id")
+        return table.set_column(place, "api_key_id", pa.array(["somebody-else"] * table.num_rows, pa.string()))
+
+    data = edited(scene.read(key), change)
+    scene.delete(key)
+    put_as(scene, data, key.split("/")[1].removeprefix("day="), len(scene.main.lines))
+
+
+def the_list(scene: Scene) -> str:
+    (key,) = scene.listed("tables/signed/")
+    return key
+
+
+def listed_by(signer: Signer, rows: int = 136, **changes: Any) -> Callable[[Scene, str], None]:
+    """Name an edited table in a list of one's own, in the place of the true one."""
+
+    def apply(scene: Scene, key: str) -> None:
+        edited_under_its_own_key(scene, key)
+        (new,) = parquet(scene)
+        made = json.loads(scene.read(the_list(scene)).split(b"\n")[0])
+        (ref,) = made["files"]
+        ref.update(key=new, sha256=sha256(scene.read(new)).hexdigest(), rows=rows)
+        scene.delete(the_list(scene))
+        data = signed(json.dumps(made | changes).encode(), signer)
+        scene.put(tables.list_key(LOG, 0, len(scene.main.lines), data), data)
+
+    return apply
+
+
+def list_of_a_key_that_ended(scene: Scene, key: str) -> None:
+    """Sign a list with a key that leaked: when it was made nobody can tell."""
+    listed_by(Hmac())(scene, key)
+    with_key(scene, until={str(LOG): Head(len(scene.main.lines), scene.main.head[1])})
+
+
+def list_edited(scene: Scene, key: str) -> None:
+    edited_under_its_own_key(scene, key)
+    (new,) = parquet(scene)
+    place = the_list(scene)
+    made = scene.read(place).replace(key.encode(), new.encode())
+    scene.put(place, made)
+
+
+def list_removed(scene: Scene, _: str) -> None:
+    scene.delete(the_list(scene))
+
+
+def list_that_is_noise(scene: Scene, _: str) -> None:
+    scene.put(the_list(scene), b"\xff\n{}\n")
+
+
+ATTACKS = {
+    "changed": changed,
+    "truncated": truncated,
+    "noise": noise,
+    "a row less under its own key": a_row_less_under_its_own_key,
+    "edited under its own key": edited_under_its_own_key,
+    "of statements that are not there": of_statements_that_are_not_there,
+    "list edited": list_edited,
+    "list removed": list_removed,
+    "list that is noise": list_that_is_noise,
+    "list by an unknown key": listed_by(Hmac(b"x" * 32, "who")),
+    "list by a wrong secret": listed_by(Hmac(b"x" * 32)),
+    "list by a key that ended": list_of_a_key_that_ended,
+    "list of another archive": listed_by(Hmac(), archive="0" * 8 + ARCHIVE_ID[8:]),
+    "list of another log": listed_by(Hmac(), log="audit/1"),
+    "list of nothing": listed_by(Hmac(), files=[]),
+    "list of a row less": listed_by(Hmac(), rows=135),
+}
 
 
 def test_tables_as_they_were_made(tabled: Scene) -> None:
     """Tables that nobody touched are no finding."""
     assert found(tabled) == []
-    (key,) = tabled.listed("tables/")
+    (key,) = parquet(tabled)
     assert tables.parse_table_key(key)
     assert sha256(tabled.read(key)).hexdigest()[:16] in key
+    assert tables.parse_list_key(the_list(tabled)) == (LOG, 0, len(tabled.main.lines))
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda one: one.__name__)
-def test_tables_that_differ(tabled: Scene, attack: Callable[[Scene, str], None]) -> None:
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_tables_that_differ(tabled: Scene, attack: str) -> None:
     """Tables that say other than the archive are found, and removing them is all that is to do (row 37)."""
-    (key,) = tabled.listed("tables/")
-    attack(tabled, key)
+    (key,) = parquet(tabled)
+    ATTACKS[attack](tabled, key)
     assert set(found(tabled)) == {"tables"}
     tabled.delete(*tabled.listed("tables/"))
     assert found(tabled) == []

@@ -162,16 +162,47 @@ def test_tampering_by_its_exact_digest(custody: Run, archive: Builder, trust: Pa
 def test_tampering_without_a_digest_is_refused(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """What has no digest to name it by is not accepted, and the error says what to do instead."""
     document = json.loads(trust.read_bytes())
-    document["heads"] = {"audit/0": {"size": len(archive.lines) + 1, "root": "0" * 64}}
+    document["heads"] = {"audit/0": {"size": len(archive.lines), "root": "0" * 64}}
     trust.write_text(json.dumps(document))
     report = report_of(archive, trust, tmp_path / "report.jsonl")
-    code, _, err = accept(custody, "--from", report, "--finding", "head-rollback", "--trust", trust)
+    code, _, err = accept(custody, "--from", report, "--finding", "head-fork", "--trust", trust)
     assert code == 2
     assert "digest" in err
-    assert "stop the writer" in err
+    assert "keep both heads" in err
     code, _, err = accept(custody, "--finding", "segment-hash", "--key", "events/x", "--trust", trust)
     assert code == 2
     assert "digest" in err
+
+
+def test_a_log_that_went_back(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """A log that went back is accepted as far as it went; that it goes back further, or goes on, is found again."""
+    size, root = archive.head
+    document = json.loads(trust.read_bytes())
+    document["heads"] = {"audit/0": {"size": size, "root": root.hex()}}
+    trust.write_text(json.dumps(document))
+    kept = {sequence: archive.path(sequence).read_bytes() for sequence in range(size - 4, size)}
+
+    def leave(end: int) -> Report:
+        for sequence, data in kept.items():
+            if sequence < end:
+                archive.path(sequence).write_bytes(data)
+            else:
+                archive.path(sequence).unlink(missing_ok=True)
+        return judge(archive, trust)
+
+    found = leave(size - 2)
+    assert (names(found), found.exit_code) == (["head-rollback"], 13)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", "head-rollback", "--trust", trust)[0] == 0
+    found = leave(size - 2)
+    assert (names(found), found.exit_code) == (["head-rollback"], 3)
+    assert leave(size - 3).exit_code == 13
+    assert leave(size - 1).exit_code == 13
+    assert leave(size - 2).exit_code == 3
+    document = json.loads(trust.read_bytes())
+    document["heads"] = {"audit/0": {"size": size + 1, "root": root.hex()}}
+    trust.write_text(json.dumps(document))
+    assert judge(archive, trust).exit_code == 13
 
 
 def test_missing_manifests_one_by_one(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:

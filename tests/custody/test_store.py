@@ -849,6 +849,20 @@ def test_settings_go_with_every_call(moto: MotoServer, monkeypatch: pytest.Monke
     assert (put["IfNoneMatch"], put["ChecksumAlgorithm"]) == ("*", "SHA256")
 
 
+@pytest.mark.parametrize("object_lock", [True, False], ids=["with Object Lock", "without"])
+def test_no_lock(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, *, object_lock: bool) -> None:
+    """An object without a lock has none, whether its bucket knows locks or not."""
+    seaweed.use(monkeypatch)
+    bucket = seaweed.make_bucket(object_lock=object_lock)
+    store = open_store(f"s3://{bucket}", S3Options(endpoint_url=seaweed.endpoint_url))
+    store.create("events/a", b"x")
+    assert store.lock("events/a") is None
+    if object_lock:
+        with pytest.raises(ObjectMissing):
+            store.lock("events/b")
+    store.close()
+
+
 def test_bytes_damaged_on_the_way_are_not_stored(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server refuses an upload that has not the digest, which is worth another try."""
     seaweed.use(monkeypatch)

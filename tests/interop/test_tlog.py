@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +20,13 @@ from custody.manifest import parse
 from custody.proofs import Proofs
 from custody.store import open_store
 from custody.trust import open_trust
+from custody.witness import Witness
 from tests.sample import Growing
 from tests.servers.require import unavailable
 
 HERE = Path(__file__).parent / "tlog"
 LOG = Log("audit.grows", 0)
+WITNESSED = datetime(2026, 11, 24, 12, tzinfo=UTC)
 Check = Callable[[dict[str, Any]], str]
 
 
@@ -68,15 +70,22 @@ def sealed(root: Path, size: int, index: int, older: int) -> dict[str, Any]:
     assert parse_note(note).signatures[0].name == signer.key_id
     lines = [parse(store.read(manifest_key(LOG, one), limit=10**6)).line for one in range(size)]
     proofs = Proofs(store, LOG)
+    witness = Witness(root / "witness")
+    archive = read_archive(store).archive
+    (seen,) = witness.watch(store, open_trust([uri]), archive, WITNESSED)
+    assert (seen.outcome, seen.size) == ("first", size)
     return {
         "statements": [b64encode(line).decode() for line in lines],
         "note": note.decode(),
         "vkey": NoteKey(signer.key_id, signer.public).vkey,  # type: ignore[attr-defined]
-        "origin": origin_of(signer.key_id, read_archive(store).archive, LOG),
+        "origin": origin_of(signer.key_id, archive, LOG),
         "index": index,
         "inclusion": [node.hex() for node in proofs.inclusion(index, size)],
         "older": older,
         "consistency": [node.hex() for node in proofs.consistency(older, size)],
+        "cosigned": (root / "witness" / archive / str(LOG) / f"{size:012}").read_text(),
+        "witness": witness.key.vkey,
+        "time": int(WITNESSED.timestamp()),
     }
 
 
@@ -85,7 +94,7 @@ def sealed(root: Path, size: int, index: int, older: int) -> dict[str, Any]:
     ("size", "index", "older"), [(1, 0, 1), (2, 1, 1), (7, 6, 4), (8, 3, 5), (13, 12, 7), (21, 0, 20)]
 )
 def test_go_agrees(check: Check, tmp_path: Path, size: int, index: int, older: int) -> None:
-    """Note, root, inclusion and consistency are what Go computes from the statements."""
+    """Note, root, inclusion and consistency are what Go computes from the statements, and the cosignature holds."""
     assert check(sealed(tmp_path, size, index, older)) == "ok"
 
 
@@ -94,11 +103,25 @@ def test_go_refuses(check: Check, tmp_path: Path) -> None:
     """What was changed, Go refuses: so the agreement above says something."""
     good = sealed(tmp_path, 5, 2, 3)
     other = b64encode(b'{"format":"custody/manifest/1"}').decode()
+    stranger = Witness(tmp_path / "stranger").key
+    lines = good["cosigned"].splitlines(keepends=True)
+    assert [line.split(" ")[1] for line in lines[-2:]] == [good["vkey"].split("+")[0], stranger.name]
+    cosignature = b64decode(lines[-1].split(" ")[2])
+    # The time is signed, too: a second later it is another.
+    later = cosignature[:11] + bytes([cosignature[11] ^ 1]) + cosignature[12:]
+    plain = NoteKey(stranger.name, b64decode(good["witness"].split("+", 2)[2])[1:])
     changed = {
         "note": good | {"note": good["note"].replace("\n5\n", "\n6\n")},
         "root": good | {"statements": [*good["statements"][:4], other]},
         "inclusion": good | {"index": 3},
         "consistency": good | {"older": 2},
+        "cosigned, by nobody": good | {"cosigned": good["note"]},
+        "cosigned, by a stranger": good | {"witness": stranger.vkey},
+        "cosigned, by a key of another type": good | {"witness": plain.vkey},
+        "cosigned, at another time": good | {"time": good["time"] + 1},
+        "cosigned, with a time that was changed": good
+        | {"cosigned": "".join([*lines[:-1], f"— {stranger.name} {b64encode(later).decode()}\n"])},
+        "cosigned, with a text that was changed": good | {"cosigned": good["cosigned"].replace("\n5\n", "\n6\n")},
     }
     for part, given in changed.items():
-        assert check(given).startswith(part), part
+        assert check(given).startswith(part.split(",")[0]), part

@@ -1,12 +1,18 @@
 """The notebooks run against any archive as they are, and what they show is what is there."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import AuditSettings, Settings
@@ -77,6 +83,39 @@ def test_activity(tmp_path: Path) -> None:
     for kind in ("query_executed", "auth_attempt", "config_change"):
         assert kind in shown
     assert charts(executed) == 3
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the notebooks as they are kept, in which `custody demo` was run."""
+    root = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(notebooks.NOTEBOOKS, root / "notebooks")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_"))}
+    command = [sys.executable, "-c", "from custody.cli import main; main()", "demo", "--events", "1200"]
+    done = subprocess.run(command, cwd=root, env=clean, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("name", "shows", "drawn"), [("integrity", "NOT AUDITED YET", 4), ("activity", "query_executed", 3)]
+)
+def test_as_they_are_after_the_demo(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, shows: str, drawn: int
+) -> None:
+    """Opened where they lie, and run with no cell changed, they show what `custody demo` leaves beside them."""
+    for variable in [*os.environ]:
+        if variable.startswith("CUSTODY_"):
+            monkeypatch.delenv(variable)
+    folder = checkout / "notebooks"
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    # As Jupyter does: the kernel starts in the notebook's folder.
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": folder}}).execute()
+    shown = texts(notebook)
+    assert shows in shown
+    assert "demo-" in shown
+    assert charts(notebook) == drawn
 
 
 @pytest.mark.parametrize("name", ["integrity", "activity"])

@@ -61,6 +61,7 @@ class FaultyProxy:
         self._faults: Mapping[int, Fault] = {}
         self._always: Fault | None = None
         self._part = ""
+        self._hidden = ""
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self.calls: list[str] = []
@@ -90,18 +91,26 @@ class FaultyProxy:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.endpoint_url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def reset(self, faults: Mapping[int, Fault] | None = None, always: Fault | None = None, part: str = "") -> None:
+    def reset(
+        self,
+        faults: Mapping[int, Fault] | None = None,
+        always: Fault | None = None,
+        part: str = "",
+        hidden: str = "",
+    ) -> None:
         """Forget the calls so far; from now on put these faults into the calls of these numbers, or one into others.
 
         Args:
             faults: by the number of the call.
             always: for all calls whose path and query hold `part`.
             part: any call holds the empty one.
+            hidden: headers that begin so are left out of each answer, as AWS does for who may not see them.
         """
         with self._lock:
             self._faults = faults or {}
             self._always = always
             self._part = part
+            self._hidden = hidden.lower()
             self.calls = []
 
     def __enter__(self) -> Self:
@@ -158,6 +167,7 @@ class FaultyProxy:
                 (name, value)
                 for name, value in answer.getheaders()
                 if name.lower() not in {"connection", "transfer-encoding", "content-length"}
+                and not (self._hidden and name.lower().startswith(self._hidden))
             ]
             data = answer.read()
             length = answer.getheader("Content-Length") if request.command == "HEAD" else str(len(data))

@@ -3,21 +3,22 @@
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from custody import acceptance, manifest, merkle
 from custody import audit as form
-from custody import merkle
 from custody.errors import ConfigurationError, Fenced
 from custody.settings import AuditSettings, Settings
 from custody.store import open_store
-from custody.trust import open_trust
+from custody.trust import accept, open_trust
 from custody.verify import Report, verify
 from tasks import audit as engine
-from tasks.audit import Outcome, Piece, Plan, Request, conclude, plan_audit, verify_pieces
+from tasks.audit import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
 from tests.sample import Growing
 
 NOW = datetime.now(UTC)
@@ -29,9 +30,12 @@ def growing(tmp_path: Path) -> Growing:
     return Growing(tmp_path)
 
 
-def settings(growing: Growing, **more: Any) -> Settings:
+def settings(growing: Growing, trust: Path | None = None, **more: Any) -> Settings:
     return Settings(
-        archive=str(growing.folder), keys=f"file:{growing.keyring}", audit=AuditSettings(piece_statements=3, **more)
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        trust=trust,
+        audit=AuditSettings(piece_statements=3, **more),
     )
 
 
@@ -201,6 +205,42 @@ def test_rollback_is_found(growing: Growing, tmp_path: Path) -> None:
     assert audit_of(growing, 1).heads[growing.log].size == 7
 
 
+def test_heartbeat_is_signed(growing: Growing) -> None:
+    """The first audit signs the archive's heartbeat: raised later, it is found, and the true one is handed on."""
+    growing.append(3)
+    run(growing)
+    before = audit_of(growing, 0).counts["heartbeat"]
+    path = growing.folder / "archive.json"
+    info = json.loads(path.read_bytes())
+    assert info["heartbeat"] == before
+    path.unlink()
+    path.write_text(json.dumps(info | {"heartbeat": 1000 * before}))
+    later = datetime.now(UTC) + timedelta(seconds=3 * before)
+    outcome = run(growing, now=later)
+    assert [one["finding"] for one in outcome.findings] == ["archive", "stale"]
+    assert outcome.verdict == "tampered"
+    assert audit_of(growing, 1).counts["heartbeat"] == before
+    assert [one.finding for one in judged(growing).findings] == ["archive"]
+
+
+def test_rollback_that_was_accepted(growing: Growing, tmp_path: Path) -> None:
+    """An audit judges a log that went back as `custody verify` does: what was accepted of one is a notice in both."""
+    growing.append(7)
+    run(growing)
+    for sequence in (5, 6):
+        (growing.folder / f"manifests/{growing.log}/{sequence:012}.json").unlink()
+    (found,) = (one for one in judged(growing).findings if one.finding == "head-rollback")
+    trust = tmp_path / "trust.json"
+    trust.write_text('{"format":"custody/trust/1"}')
+    accept(trust, acceptance.entries(found, "a drill", "Ada", manifest.format_time(datetime.now(UTC))))
+    outcome = run(growing, trust=trust)
+    (one,) = (one for one in outcome.findings if one["finding"] == "head-rollback")
+    assert (one["sha256"], one["class"]) == (found.sha256, "notice")
+    assert outcome.exit_code == 3
+    (growing.folder / f"manifests/{growing.log}/{4:012}.json").unlink()
+    assert run(growing, trust=trust).exit_code == 13
+
+
 def test_a_log_that_is_gone_is_missed(growing: Growing) -> None:
     """A log of which nothing is left is missed as long as an audit remembers it."""
     growing.append(3)
@@ -284,9 +324,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     read: list[Piece] = []
     original = engine._verify_piece
 
-    def counted(given: Any, store: Any, trust: Any, plan: Plan, piece: Piece) -> Any:
-        read.append(piece)
-        return original(given, store, trust, plan, piece)
+    def counted(*given: Any) -> Any:
+        read.append(given[-1])
+        return original(*given)
 
     monkeypatch.setattr(engine, "_verify_piece", counted)
     return read
@@ -316,7 +356,7 @@ def test_tables_are_made_once(growing: Growing) -> None:
 
 
 def test_changed_table(growing: Growing) -> None:
-    """A table that was changed, or lacks rows, is a finding of the audit whose turn it is."""
+    """A table that was changed is a finding of the audit whose turn it is, whatever it is called then."""
     growing.append(3)
     run(growing)
     (path,) = (growing.folder / "tables").rglob("*.parquet")
@@ -324,8 +364,13 @@ def test_changed_table(growing: Growing) -> None:
     path.unlink()
     pq.write_table(table, path)
     found = run(growing, Request(full=True))
-    assert [one["finding"] for one in found.findings] == ["tables", "tables"]
+    assert [one["finding"] for one in found.findings] == ["tables"]
     assert found.verdict == "policy"
+    digest = sha256(path.read_bytes()).hexdigest()[:16]
+    path.rename(path.with_name(f"{path.name.rpartition('-')[0]}-{digest}.parquet"))
+    found = run(growing, Request(full=True))
+    assert [one["finding"] for one in found.findings] == ["tables"]
+    assert "no key that is trusted" in found.findings[0]["message"]
 
 
 def test_without_tables(growing: Growing) -> None:

@@ -1,7 +1,7 @@
 // Checks what custody writes with Go's own implementation of notes and transparency logs, which no one here wrote.
 //
 // It reads one JSON object from stdin: statements, a signed checkpoint and the public key that it is to be checked by,
-// and proofs. It recomputes everything from the statements, and ends with 1 and a reason if anything differs.
+// proofs, and the same checkpoint as a witness co-signed it, with the witness's key and time. It recomputes everything from the statements, and ends with 1 and a reason if anything differs.
 package main
 
 import (
@@ -26,6 +26,9 @@ type input struct {
 	Inclusion  []string `json:"inclusion"`
 	Older      int64    `json:"older"`
 	Consistent []string `json:"consistency"`
+	Cosigned   string   `json:"cosigned"`
+	Witness    string   `json:"witness"`
+	Time       uint64   `json:"time"`
 }
 
 func main() {
@@ -104,6 +107,9 @@ func check() error {
 	}
 	if err := tlog.CheckTree(consistency, size, root, in.Older, older); err != nil {
 		return fmt.Errorf("consistency: %w", err)
+	}
+	if err := checkCosigned(in.Cosigned, verifier, in.Witness, in.Time, opened.Text); err != nil {
+		return fmt.Errorf("cosigned: %w", err)
 	}
 	return nil
 }
