@@ -300,6 +300,7 @@ def open_store(url: str, options: S3Options | None = None) -> Store:
 
     Raises:
         ConfigurationError: the URL or an option cannot be used, or boto3 is not installed.
+        StoreError: the file system does not say what is there.
     """
     if "\0" in url or not url:
         raise ConfigurationError("the archive's URL is empty or holds a null byte; want s3://BUCKET/PREFIX or a folder")
@@ -395,7 +396,9 @@ class _FileStore:
     def __init__(self, folder: str) -> None:
         self._root = os.path.realpath(folder)
         self.url = Path(self._root).as_uri()
-        if os.path.lexists(self._root) and not Path(self._root).is_dir():
+        with _os_errors("open", self._root):
+            wrong = _is_there(self._root) and not Path(self._root).is_dir()
+        if wrong:
             raise ConfigurationError(
                 f"the archive's root {self._root} is not a folder; name one, or a path that is free"
             )
