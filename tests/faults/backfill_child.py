@@ -16,7 +16,7 @@ from elastic_transport import Transport
 from custody import store
 from custody.errors import CustodyError
 from custody.settings import Settings
-from tasks import backfill
+from tasks import backfill, targets
 from tasks.backfill import Request, copy, plan_backfill, restore
 from tests.faults.child import Plan, _Breaker
 
@@ -72,6 +72,9 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
                 breaker.wrap(kind, name, f"store.{name}")
         if target:
             _break_files(breaker, target, CHANGES)
+        breaker.wrap(targets, "_holdings", "kafka.read")
+        for name in ("_send", "_flush"):
+            breaker.wrap(targets.TopicTarget, name, f"kafka.{name}")
     settings = Settings()
     found: dict[str, Any] = {"done": None, "waiting": 0, "error": None}
     try:

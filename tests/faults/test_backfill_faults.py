@@ -34,9 +34,10 @@ from tests.faults.backfill_child import run
 from tests.faults.child import Plan
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.kafka import KafkaServer
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.s3 import MotoServer
-from tests.tasks.test_backfill import LOG, Deep, documents, lines_in
+from tests.tasks.test_backfill import LOG, Deep, documents, lines_in, records
 
 NOW = datetime.now(UTC)
 OLD = NOW - timedelta(days=150)
@@ -268,6 +269,27 @@ def test_killed_at_every_call_into_tables(written: Growing, tmp_path: Path) -> N
         assert rows == [(offset,) for offset in range(STATEMENTS * 5)]
         trust = open_trust([f"file:{growing.keyring}"])
         assert verify(open_store(str(growing.folder)), trust, now=NOW, workers=0).exit_code == 0
+
+
+# --- a topic
+
+
+def test_killed_on_the_way_into_a_topic(written: Growing, kafka: KafkaServer, tmp_path: Path) -> None:
+    """Killed before any event is sent, or before what was sent is known to be there, the topic gets each event once."""
+    made = world(written, tmp_path, CUSTODY_KAFKA__BOOTSTRAP_SERVERS=kafka.bootstrap)
+
+    def fresh() -> str:
+        return kafka.create_topic(kafka.unused_name("replay"), 1)
+
+    calls = made.calls(wanted(target="topic", topic=fresh()))
+    assert (calls.count("kafka._send"), calls.count("kafka.read")) == (len(WANTED), 1)
+    flushes = [at for at, call in enumerate(calls) if call == "kafka._flush"]
+    for at in sorted({*range(calls.index("kafka.read"), len(calls), 4), *flushes}):
+        topic = fresh()
+        request = wanted(target="topic", topic=topic)
+        assert made.run(request, Plan(at, "kill-before"))[0] == -signal.SIGKILL
+        made.heal(request)
+        assert [value for _, value, _, _ in records(kafka, topic, 1)] == LINES
 
 
 # --- archived classes
