@@ -20,7 +20,7 @@ import msgspec
 from isal import igzip_lib, isal_zlib
 
 from custody import lines
-from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, TierUnmounted
 from custody.findings import Finding, finding
 from custody.manifest import Batch, QuarantineRef, Range, SegmentRef, parse_time
 from custody.store import Store
@@ -110,15 +110,9 @@ def check(store: Store, work: Work, sink: Sink | None = None) -> Outcome:
         except ObjectArchived:
             outcome.findings.append(_check_archived(store, work, ref))
         except CustodyError as error:
-            outcome.findings.append(
-                finding(
-                    "unreadable",
-                    f"the object cannot be read: {error}",
-                    log=work.log,
-                    sequence=work.sequence,
-                    key=ref.key,
-                )
-            )
+            name = "unmounted" if isinstance(error, TierUnmounted) else "unreadable"
+            what = f"the object cannot be read: {error}"
+            outcome.findings.append(finding(name, what, log=work.log, sequence=work.sequence, key=ref.key))
     return outcome
 
 

@@ -92,6 +92,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "clock": (Severity.NOTICE, "check the writer's clock"),
     "stale": (Severity.NOTICE, "check that the drain is running"),
     "unreadable": (Severity.UNVERIFIABLE, "check the store and the verifier's permissions, then verify again"),
+    "unmounted": (Severity.UNVERIFIABLE, "mount the tier, then verify again: what lies in it could not be looked at"),
     "statement": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
     "unchecked-signature": (Severity.NOTICE, "nothing, if this verifier is not meant to hold the HMAC secret"),
     "uncovered": (Severity.UNVERIFIABLE, "verify with the key, or ask for a checkpoint that covers these statements"),

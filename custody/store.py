@@ -42,9 +42,10 @@ from custody.errors import (
     ObjectMissing,
     StoreError,
     TerminalStoreError,
+    TierUnmounted,
     TransientStoreError,
 )
-from custody.layout import EVIDENCE, RECORDS
+from custody.layout import ARCHIVE, EVIDENCE, RECORDS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -56,6 +57,11 @@ TIERS = ".tiers"
 """Where a folder keeps what has grown old: `.tiers/warm/` and `.tiers/cold/`, each of which may be a mount."""
 TIER_NAMES = ("warm", "cold")
 """A folder's tiers, the warmest first. An object lies in one place, and only ever goes on to a colder one."""
+MARK = ".tier"
+"""In a tier that is in use, a file with the same bytes as `.tier-warm` or `.tier-cold` beside `archive.json`.
+
+So a tier that is not mounted can be told from one whose objects are lost.
+"""
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
@@ -73,7 +79,8 @@ ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 Tier = Literal["standard", "bulk"]
 """How a restore is made: within some hours, or cheaply within two days."""
 _CHUNK = 1 << 20
-_NO_KEYS = frozenset({STAGING, TIERS})
+_MARK_BYTES = 1 << 12
+_NO_KEYS = frozenset({STAGING, TIERS, MARK, *(f"{MARK}-{name}" for name in TIER_NAMES)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +189,11 @@ class S3Options:
 
 
 class Store(Protocol):
-    """Objects under one root. Implementations are thread-safe and pickle as their URL and options."""
+    """Objects under one root. Implementations are thread-safe and pickle as their URL and options.
+
+    Where a tier of a folder is in use and not mounted, segments and quarantine objects that are found nowhere else are
+    not missing: whoever asks for one, or for a listing of them, gets `TierUnmounted`. All else goes on.
+    """
 
     @property
     def url(self) -> str:
@@ -227,6 +238,9 @@ class Store(Protocol):
         """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
 
         Keys compare by their bytes. Objects that come or go meanwhile may or may not be seen.
+
+        Raises:
+            TierUnmounted: at the end, once all that is there was listed.
         """
 
     def status(self, key: str) -> ObjectStatus:
@@ -284,6 +298,7 @@ class Store(Protocol):
         """Return what `move` moves to, the warmest first; none in S3, where rules of the bucket move objects.
 
         Raises:
+            TierUnmounted: one that is in use is not mounted.
             TerminalStoreError: what stands in a tier's place is no folder, or there is a place for tiers, and no tier.
         """
 
@@ -295,6 +310,7 @@ class Store(Protocol):
         Raises:
             ObjectMissing: there is no such object.
             ObjectExists: it lies in several places, with other bytes in each. All are left, the warmest is read.
+            TierUnmounted: a tier that is in use is not mounted.
             TransientStoreError: it was not moved. Trying again is safe.
             TerminalStoreError: likewise, and trying again does not help.
         """
@@ -312,6 +328,7 @@ def open_store(url: str, options: S3Options | None = None) -> Store:
 
     Raises:
         ConfigurationError: the URL or an option cannot be used, or boto3 is not installed.
+        StoreError: the file system does not say what is there.
     """
     if "\0" in url or not url:
         raise ConfigurationError("the archive's URL is empty or holds a null byte; want s3://BUCKET/PREFIX or a folder")
@@ -358,8 +375,8 @@ def _check_key(key: str) -> None:
         or len(key.encode()) > _KEY_BYTES
     ):
         raise FormatError(
-            f"{_clean(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first {STAGING}"
-            f" or {TIERS}"
+            f"{_clean(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first"
+            f" {', '.join(sorted(_NO_KEYS))}"
         )
 
 
@@ -401,13 +418,16 @@ class _FileStore:
     """An archive in a folder, and in its tiers. No symbolic link beneath the root is followed, in reading or writing.
 
     Tiers are looked for once, when the store is opened. They are looked at from warm to cold, the way that objects go,
-    so that one which is moved meanwhile is met.
+    so that one which is moved meanwhile is met. The first move to a tier marks it. Where the mark is gone the tier is
+    not mounted: nothing is read there or moved, and of no object is it said that it is missing.
     """
 
     def __init__(self, folder: str) -> None:
         self._root = os.path.realpath(folder)
         self.url = Path(self._root).as_uri()
-        if os.path.lexists(self._root) and not Path(self._root).is_dir():
+        with _os_errors("open", self._root):
+            wrong = _is_there(self._root) and not Path(self._root).is_dir()
+        if wrong:
             raise ConfigurationError(
                 f"the archive's root {self._root} is not a folder; name one, or a path that is free"
             )
@@ -418,8 +438,16 @@ class _FileStore:
         base = self._root.rstrip("/")
         # The class and the folder of each place that objects lie in.
         self._places: tuple[tuple[str | None, str], ...] = ((None, base),)
-        if _is_folder(f"{base}/{TIERS}"):
-            self._places += tuple((name, f"{base}/{TIERS}/{name}") for name in TIER_NAMES)
+        # What was put on record of the tiers in use: the bytes of their marks.
+        self._marks: dict[str, bytes] = {}
+        for name in TIER_NAMES:
+            with contextlib.suppress(ObjectMissing):
+                self._marks[name] = self._read(self._record(name), _MARK_BYTES, 0, None)
+        # Left alone for as long as the store is open, so that a mount that fails keeps nobody from writing.
+        self._unmounted = {name: why for name in self._marks if (why := self._why_unmounted(name))}
+        if self._marks or _is_folder(f"{base}/{TIERS}"):
+            there = (name for name in TIER_NAMES if name not in self._unmounted)
+            self._places += tuple((name, self._tier(name)) for name in there)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.url,)
@@ -553,6 +581,7 @@ class _FileStore:
                 return self._read(path, limit, start, size)
             except ObjectMissing as error:
                 missing = missing or error
+        self._check_mounted(key)
         raise missing or _missing(key)
 
     def _read(self, path: str, limit: int, start: int, size: int | None) -> bytes:
@@ -595,6 +624,7 @@ class _FileStore:
             with _os_errors("look for", path):
                 if self._look(path):
                     return True
+        self._check_mounted(key)
         return False
 
     def _look(self, path: str) -> os.stat_result | None:
@@ -625,6 +655,7 @@ class _FileStore:
         _check_prefix(prefix)
         if prefix and not prefix.endswith("/"):
             raise FormatError(f"{_clean(prefix)!r} is no folder: its prefix ends in '/'")
+        self._check_mounted(prefix)
         found = [
             _text(entry.name)
             for _, place in self._places
@@ -635,6 +666,7 @@ class _FileStore:
 
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
         _check_prefix(prefix)
+        self._check_mounted(prefix)
         if len(self._places) > 1:
             inside, plain = self._merge(prefix)
             return [_text(name) for name in sorted(inside)], [plain[name] for name in sorted(plain)]
@@ -655,6 +687,8 @@ class _FileStore:
             yield from self._list_tiered(top + slash, prefix, after)
         else:
             yield from self._list_plain(top + slash, prefix, after)
+        # All of an archive, or of a part that the roll moves. At the end: what is there can be listed all the same.
+        self._check_mounted(prefix or RECORDS[0])
 
     def _is_tiered(self, folder: str) -> bool:
         """Tell whether objects under a folder may lie in tiers.
@@ -768,6 +802,7 @@ class _FileStore:
                 found = self._look(path)
             if found:
                 return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), class_)
+        self._check_mounted(key)
         raise _missing(paths[0])
 
     def lock(self, key: str) -> None:
@@ -798,6 +833,8 @@ class _FileStore:
         return False
 
     def remove(self, key: str) -> None:
+        # A copy in a tier that is not there would come back with it.
+        self._check_mounted(key)
         for path in self._paths(key):
             with _os_errors("delete", path):
                 try:
@@ -808,6 +845,7 @@ class _FileStore:
                         raise
 
     def tiers(self) -> Sequence[str]:
+        self._check_mounted(RECORDS[0])
         above = f"{self._root.rstrip('/')}/{TIERS}"
         with _os_errors("look at", above):
             if not _is_there(above):
@@ -839,12 +877,95 @@ class _FileStore:
                     " the key or the manifest which one is the object, and move the other away"
                 )
             if copies[-1] not in colder:
-                self._copy(copies[0], colder[0], dict(self._places)[tier])
+                place = dict(self._places)[tier]
+                self._mark(tier, place)
+                self._copy(copies[0], colder[0], place)
                 copies.append(colder[0])
             self._make_durable(copies[-1])
             for path in copies[:-1]:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)  # noqa: PTH108
+
+    def _tier(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{TIERS}/{name}"
+
+    def _record(self, tier: str) -> str:
+        return f"{self._root.rstrip('/')}/{MARK}-{tier}"
+
+    def _mark(self, tier: str, place: str) -> None:
+        """Mark a tier at its first use, then put that on record; killed in between, the next move goes on.
+
+        The bytes are the same whoever marks it, so that two at once do no harm.
+        """
+        if tier in self._marks:
+            return
+        try:
+            archive = hashlib.sha256(self.read(ARCHIVE, limit=_CHUNK)).hexdigest()
+        except ObjectMissing:
+            # There is nothing yet that it could be the tier of.
+            return
+        path = f"{place}/{MARK}"
+        data = f'{{"format":"custody/tier/1","tier":"{tier}","archive":"{archive}"}}\n'.encode()
+        try:
+            found = self._read(path, _MARK_BYTES, 0, None)
+        except ObjectMissing:
+            found = self._put_mark(place, path, data)
+        if found != data:
+            raise TerminalStoreError(
+                f"{path} is the mark of another tier, or of another archive's: mount this one's there"
+            )
+        record = self._record(tier)
+        self._create(record, data, ())
+        if self._read(record, _MARK_BYTES, 0, None) != data:
+            os.unlink(record)  # noqa: PTH108
+            raise TransientStoreError(f"{record} does not read as it was written: check its disk; nothing was moved")
+        self._marks[tier] = data
+
+    def _put_mark(self, place: str, path: str, data: bytes) -> bytes:
+        descriptor, staged = self._new_staged(place)
+        try:
+            try:
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._check_copy(staged, hashlib.sha256(data).digest(), "the tier's mark")
+            os.replace(staged, path)  # noqa: PTH105
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)  # noqa: PTH108
+            raise
+        _sync_folder(place)
+        return data
+
+    def _check_mounted(self, key: str) -> None:
+        """Look, before something that may lie in a tier is called missing, whether each tier in use is there.
+
+        Raises:
+            TierUnmounted: one is not.
+        """
+        if not self._marks or not key.startswith(RECORDS):
+            return
+        for tier in self._marks:
+            if why := self._unmounted.get(tier) or self._why_unmounted(tier):
+                raise TierUnmounted(why)
+
+    def _why_unmounted(self, tier: str) -> str | None:
+        place, record = self._tier(tier), self._record(tier)
+        path = f"{place}/{MARK}"
+        try:
+            if self._read(path, _MARK_BYTES, 0, None) == self._marks[tier]:
+                return None
+            why = "is not the one of"
+        except ObjectMissing:
+            why = "is not there, and should be as"
+        except (FormatError, StoreError) as error:
+            why = f"cannot be read ({error}) and held against"
+        return (
+            f"the tier {tier!r} is not mounted at {place}: its mark {path} {why} {record}; mount it, and try again"
+            f" (if it was copied to another disk without its mark, copy {record} to {path}; if nothing is kept in it"
+            f" any more, remove {record})"
+        )
 
     def _copy(self, source: str, path: str, place: str) -> None:
         """Copy an object to a free path of another place; the copy gets its name when it was read and found equal."""

@@ -32,7 +32,7 @@ from custody.audit import Audit
 from custody.audits import AuditChain
 from custody.chain import RETENTION_GRACE, Chain, Memory, Totals
 from custody.contents import Outcome, Sink, Work
-from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
+from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid, TierUnmounted
 from custody.findings import Finding, Findings, Severity, finding
 from custody.heads import State
 from custody.listing import Listing, Names, Sequences, list_records, list_statements
@@ -47,6 +47,8 @@ _IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
 _IN_PROCESS_STATEMENTS = 5_000
 """The same for archives of fewer statements, where they alone are read."""
+_OF_PLACES = frozenset({"deferred", "unmounted"})
+"""Findings about where objects lie: of many objects, they are one."""
 _MISSING_LIMIT = 100_000
 _UNNAMED_LIMIT = 100_000
 
@@ -392,8 +394,9 @@ class _Verification:
 
         def failed(prefix: str, error: CustodyError) -> None:
             found.complete = False
+            name = "unmounted" if isinstance(error, TierUnmounted) else "unreadable"
             what = f"the archive cannot be listed: {error}"
-            found.findings.add(finding("unreadable", what, key=prefix), row="listing")
+            found.findings.add(finding(name, what, key=prefix), row="listing")
 
         for info in objects(self._store, failed):
             if self._over:
@@ -603,7 +606,7 @@ class _Verification:
         work = outcome.work
         chain = self._chain(work)
         for one in outcome.findings:
-            self._findings.add(one, row=one.finding if one.finding == "deferred" else None)
+            self._findings.add(one, row=one.finding if one.finding in _OF_PLACES else None)
         for key in outcome.missing:
             self._missing.add(work, key)
         # What a delete marker hides is not kept on purpose, and of what could not be read it is not known.

@@ -8,7 +8,7 @@ import yaml
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import Automation, AutomationCore
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectNotFound, PrefectException, PrefectHTTPStatusError
 
 from custody.errors import ConfigurationError, CustodyError
 
@@ -28,7 +28,7 @@ def make_automations(path: Path = AUTOMATIONS) -> list[str]:
         raise ConfigurationError(f"{path} is no file of automations: {error}") from None
     try:
         return asyncio.run(_make_all(wanted, path))
-    except (PrefectException, OSError, RuntimeError) as error:
+    except (PrefectException, PrefectHTTPStatusError, OSError, RuntimeError) as error:
         raise CustodyError(f"the automations could not be made: {type(error).__name__}: {error}") from None
 
 

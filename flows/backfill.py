@@ -15,7 +15,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
-from prefect.exceptions import PrefectException
+from prefect.exceptions import PrefectException, PrefectHTTPStatusError
 from prefect.states import Cancelled, Completed, Failed
 
 from custody.errors import ConfigurationError, CustodyError
@@ -155,7 +155,7 @@ def _come_back() -> str:
             as_subflow=False,
             idempotency_key=f"after-{runtime.flow_run.id}",
         )
-    except PrefectException as error:
+    except (PrefectException, PrefectHTTPStatusError) as error:
         raise ConfigurationError(
             f"restores were asked for, and the next run could not be scheduled ({error}): start it again in some hours"
         ) from None

@@ -49,6 +49,8 @@ def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Itera
     """
     end_of_life = now - timedelta(days=settings.tiers.life_days)
     with closing(open_store(settings.archive, settings.s3)) as store:
+        # Before anything is signed: what lies in a tier that is not mounted could not be deleted.
+        store.names(layout.EVENTS)
         marks = _marks(store)
         ends: dict[Log, int] = {}
         sequences: dict[Log, int] = {}

@@ -232,7 +232,8 @@ class FolderTarget:
 
     def has(self, part: Part) -> bool:
         """Say whether the part's file is there."""
-        return self._path(part).exists()
+        with _file_errors(self._folder, "read"):
+            return self._path(part).exists()
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Write a part's file; a batch that is chosen whole goes into it as it is stored."""
@@ -270,11 +271,14 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _file_errors(folder: Path) -> Iterator[None]:
+def _file_errors(folder: Path, doing: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigurationError(f"the folder {str(folder)!r} cannot be written: {error.strerror or error}") from None
+        raise ConfigurationError(
+            f"the folder {str(folder)!r} cannot be {doing}: {error.strerror or error}; see to it, and start again:"
+            " it goes on"
+        ) from None
 
 
 class TopicTarget:

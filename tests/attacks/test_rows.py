@@ -29,7 +29,11 @@ ELSEWHERE: dict[int, list[str]] = {
         "tests/tasks/test_drain.py::test_retention_in_the_middle_of_a_run",
     ],
     22: ["tests/attacks/test_buckets.py::test_over"],
-    31: ["tests/attacks/test_buckets.py::test_no_answer", "tests/attacks/test_buckets.py::test_listing_refused"],
+    31: [
+        "tests/attacks/test_buckets.py::test_no_answer",
+        "tests/attacks/test_buckets.py::test_listing_refused",
+        "tests/tasks/test_folder_tiers.py::test_not_mounted",
+    ],
     32: ["tests/attacks/test_buckets.py::test_archived"],
     33: ["tests/attacks/test_buckets.py::test_archived_with_other_bytes"],
     37: ["tests/tasks/test_audit.py::test_changed_table", "tests/attacks/test_tables.py::test_tables_that_differ"],

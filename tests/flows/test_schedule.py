@@ -5,14 +5,11 @@ import http.server
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,27 +23,21 @@ from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import sample_events
 from flows.up import DEPLOYMENTS, up
+from tests.flows.installation import ROOT, Installation, command, ended
 from tests.servers.kafka import KafkaServer
 
 INTERVAL = 15
-ROOT = Path(__file__).resolve().parents[2]
-UP = "import sys; from pathlib import Path; from flows.up import up; up(Path('prefect'), 0, Path(sys.argv[1]))"
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-class Installation:
-    """A folder with an archive and settings, in which `custody up` runs and Kafka gets events."""
+class Drained(Installation):
+    """An installation with an archive, and with a topic that the schedule drains."""
 
     def __init__(self, folder: Path, kafka: KafkaServer) -> None:
-        self.folder = folder
         self.kafka = kafka
         self.topic = kafka.create_topic(kafka.unused_name("audit.schedule"), 2)
         self.produced: list[bytes] = []
-        self.process: subprocess.Popen[bytes] | None = None
-        self.url = ""
-        self.log = folder / "up.log"
-        (folder / "custody.toml").write_text(
-            f"""
+        settings = f"""
             archive = "archive"
             keys = "file:keyring.json"
             [kafka]
@@ -57,18 +48,12 @@ class Installation:
             seconds = 12
             flush_seconds = 2
             """
-        )
         # The schedule that operators get, but for how often.
         schedule = DEPLOYMENTS.read_text()
         often = re.sub(r'- cron: "\* \* \* \* \*"\n +timezone: UTC\n', f"- interval: {INTERVAL}\n", schedule)
         assert often != schedule
-        (folder / "deployments.yaml").write_text(often)
+        super().__init__(folder, settings, often)
         self.run("init")
-
-    def environment(self) -> dict[str, str]:
-        """Return the variables of this process without those that are settings of custody's or Prefect's."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_"))}
-        return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
     def run(self, *arguments: str) -> str:
         """Run a command of custody's and return what it prints."""
@@ -88,28 +73,6 @@ class Installation:
             self.produced.append(value)
         assert producer.flush(30) == 0
 
-    def up(self) -> None:
-        """Start `custody up` and return once it says that it is."""
-        begin = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", UP, "deployments.yaml"],
-                cwd=self.folder,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        said: list[str] = []
-
-        def ready() -> bool:
-            said[:] = re.findall(r"custody is up: (http://127\.0\.0\.1:\d+)", self.log.read_text()[begin:])
-            return bool(said) or self.process is None or self.process.poll() is not None
-
-        self.wait(ready, 120, "custody up to be up")
-        assert said, self.log.read_text()[-3000:]
-        self.url = said[0]
-
     def archived(self) -> int:
         """Return how many events the archive holds, which verifies at any moment."""
         store = open_store(str(self.folder / "archive"))
@@ -121,57 +84,9 @@ class Installation:
         """Wait until scheduled runs have archived all that was produced."""
         self.wait(lambda: self.archived() >= len(self.produced), seconds, f"{len(self.produced)} events to be archived")
 
-    def wait(self, done: Callable[[], object], seconds: float, what: str) -> None:
-        """Wait, and show what `up` said if it takes too long."""
-        deadline = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > deadline:
-                said = self.log.read_text()[-4000:] if self.log.exists() else ""
-                pytest.fail(f"waited {seconds} s for {what}; the end of what `custody up` said:\n{said}")
-            time.sleep(0.3)
-
-    def prefect(self, path: str, **body: object) -> Any:
-        """Ask Prefect's API."""
-        data = json.dumps(body).encode() if body or not path.startswith("deployments/name/") else None
-        request = urllib.request.Request(  # noqa: S310 - it is http on loopback
-            f"{self.url}/api/{path}", data, {"Content-Type": "application/json"}
-        )
-        answers: list[Any] = []
-
-        def answered() -> bool:
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-                    answers.append(json.load(answer))
-            except urllib.error.HTTPError as error:
-                # SQLite is locked: what a server under load says, and what clients of Prefect's try again.
-                if error.code != 503:
-                    raise
-            return bool(answers)
-
-        self.wait(answered, 60, f"an answer to {path}")
-        return answers[0]
-
     def audit(self, **parameters: object) -> Any:
         """Run the deployed audit now, and return its flow run once it has ended."""
-        deployment = self.prefect("deployments/name/audit/nightly")
-        run = self.prefect(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
-        found: list[Any] = []
-
-        def ended() -> bool:
-            found[:] = self.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
-            return found[0]["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED"}
-
-        self.wait(ended, 120, "the audit to end")
-        return found[0]
-
-    def running_drains(self) -> list[psutil.Process]:
-        """Return the processes of flow runs."""
-        return [process for process in self.children() if "prefect.engine" in _command(process)]
-
-    def children(self) -> list[psutil.Process]:
-        """Return all processes below `up`."""
-        assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return self.finish(self.start("audit/nightly", **parameters))
 
     def kill_in_mid_run(self, *, with_up: bool) -> None:
         """Kill worker, flow and server with -9 while a run drains, and `up` too if asked."""
@@ -179,13 +94,13 @@ class Installation:
         segments = len(list((self.folder / "archive").rglob("*.gz")))
         self.produce(500)
         self.wait(
-            lambda: self.running_drains() and len(list((self.folder / "archive").rglob("*.gz"))) > segments,
+            lambda: self.running() and len(list((self.folder / "archive").rglob("*.gz"))) > segments,
             90,
             f"a run to be in the middle of draining {begun}",
         )
         self.produce(500)
         doomed = self.children()
-        commands = " ".join(_command(process) for process in doomed)
+        commands = " ".join(command(process) for process in doomed)
         assert all(part in commands for part in ("server start", "worker start", "prefect.engine"))
         if with_up and self.process is not None:
             self.process.kill()
@@ -196,15 +111,6 @@ class Installation:
         assert gone
         assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
-    def end(self) -> int:
-        """End `up` as a service manager does, and return its exit code once nothing of it is left."""
-        assert self.process is not None
-        below = self.children()
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(90)
-        assert [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
-        return code
-
     def verify(self) -> str:
         """Let the command line prove that every event is there exactly once, byte for byte, in order."""
         said = self.run("verify", "--keys", "file:keyring.json")
@@ -212,37 +118,16 @@ class Installation:
         return said
 
 
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 @pytest.fixture
-def installation(tmp_path: Path, kafka: KafkaServer) -> Iterator[Installation]:
+def installation(tmp_path: Path, kafka: KafkaServer) -> Iterator[Drained]:
     """An installation whose processes are gone after the test, whatever became of it."""
-    made = Installation(tmp_path, kafka)
-    try:
+    made = Drained(tmp_path, kafka)
+    with ended(made):
         yield made
-    finally:
-        left = [one for one in psutil.process_iter() if str(tmp_path) in _environment(one)]
-        for process in left:
-            process.kill()
-        psutil.wait_procs(left, timeout=10)
-        if made.process is not None:
-            made.process.wait()
-
-
-def _environment(process: psutil.Process) -> str:
-    try:
-        return process.environ().get("PREFECT_HOME", "") + process.cwd()
-    except psutil.Error:
-        return ""
 
 
 @pytest.mark.timeout(280)
-def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installation: Installation) -> None:
+def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installation: Drained) -> None:
     """Runs appear by the schedule and drain; `up` brings back what is killed, and ends without leaving a process."""
     installation.produce(2000)
     installation.up()
@@ -273,7 +158,7 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
 
 
 @pytest.mark.timeout(280)
-def test_ticks_come_back_after_everything_was_killed(installation: Installation) -> None:
+def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> None:
     """After kill -9 of `up`, server, worker and flow in mid-run, a new `up` in the same folder drains on."""
     installation.up()
     installation.kill_in_mid_run(with_up=True)
@@ -285,7 +170,7 @@ def test_ticks_come_back_after_everything_was_killed(installation: Installation)
 
 
 @pytest.mark.timeout(280)
-def test_a_failed_audit_becomes_an_alert(installation: Installation) -> None:
+def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
     """The deployed audit signs and reports; one that finds damage fails its run, and the automation tells people."""
     told: list[dict[str, Any]] = []
     with listening(told) as port:

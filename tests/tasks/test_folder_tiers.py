@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 
 import custody.store
-from custody.errors import TransientStoreError
+from custody.errors import TierUnmounted, TransientStoreError
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store import open_store
 from custody.trust import open_trust
 from custody.verify import Report, verify
-from tasks import tiers
+from tasks import backfill, tiers
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.expire import expire
 from tasks.roll import Action
@@ -337,16 +338,155 @@ def test_a_flipped_bit_in_a_tier(tiered: Growing, tier: str) -> None:
 
 
 def test_lost_in_a_tier(tiered: Growing) -> None:
-    """A tier that is not mounted is an archive that is not whole, and no error; a stranger's object is found."""
+    """An object that is gone from a tier which is there is missing; a stranger's object is found."""
     roll(tiered)
-    shutil.move(tiered.folder / ".tiers/warm", tiered.root / "unmounted")
-    assert judged(tiered).exit_code == 11
-    shutil.move(tiered.root / "unmounted", tiered.folder / ".tiers/warm")
+    path = tiered.folder / ".tiers/warm" / records(tiered.folder / ".tiers/warm")[0]
+    data = path.read_bytes()
+    path.unlink()
+    assert (judged(tiered).exit_code, [one.finding for one in judged(tiered).findings]) == (11, ["segment-missing"])
+    path.write_bytes(data)
     assert_whole(tiered)
     stranger = tiered.folder / ".tiers/warm/events/2026/01/01/00/00/00-x.jsonl.gz"
     stranger.parent.mkdir(parents=True)
     stranger.write_bytes(gzip.compress(b"{}\n"))
     assert judged(tiered).findings
+
+
+# --- mounts
+
+
+def unmount(growing: Growing, tier: str, how: str) -> Callable[[], None]:
+    """Take a tier away as a missing mount does, and return what mounts it again."""
+    path, away = growing.folder / ".tiers" / tier, growing.root / "unmounted"
+    shutil.move(path, away)
+    match how:
+        case "empty":
+            path.mkdir()
+        case "other":
+            other = ".tier-cold" if tier == "warm" else ".tier-warm"
+            path.mkdir()
+            shutil.copy(growing.folder / other, path / ".tier")
+        case "all":
+            shutil.move(growing.folder / ".tiers", growing.root / "all")
+
+    def mount() -> None:
+        if how == "all":
+            shutil.move(growing.root / "all", growing.folder / ".tiers")
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.move(away, path)
+
+    return mount
+
+
+HOW = ["empty", "absent", "other", "all"]
+"""The folder that is mounted on is empty, or not there; another disk is mounted; nor is `.tiers` there."""
+
+
+@pytest.mark.parametrize("tier", ["warm", "cold"])
+@pytest.mark.parametrize("how", HOW)
+def test_not_mounted(tiered: Growing, tier: str, how: str) -> None:
+    """A tier that is not mounted is said once, with what to do; nothing in it is called missing; mounted, all is well.
+
+    The rest is verified, and what is drained meanwhile is archived.
+    """
+    roll(tiered)
+    hidden = len(records(tiered.folder / ".tiers" / tier)) if how != "all" else 4
+    mount = unmount(tiered, tier, how)
+    report = judged(tiered)
+    assert report.exit_code == 12
+    assert {one.finding for one in report.findings} == {"unmounted"}
+    listed, read = report.findings if report.findings[0].log is None else reversed(report.findings)
+    # Neither events/ nor quarantine/ could be listed.
+    assert (listed.count, read.count) == (2, hidden)
+    assert re.search(r"the tier '\w+' is not mounted at .*; mount it", read.message)
+    assert report.logs[0].events == (5 if how == "all" else {"warm": 10, "cold": 14}[tier])
+    tiered.append(1)
+    assert {one.finding for one in judged(tiered).findings} == {"unmounted"}
+    mount()
+    assert_whole(tiered)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_nothing_moves_or_ends_where_a_tier_is_not_mounted(tiered: Growing, how: str) -> None:
+    """The roll writes nothing into a mount's folder, and calls nothing expired; mounted again, both go on."""
+    roll(tiered)
+    later = NOW + timedelta(days=300)
+    mount = unmount(tiered, "cold", how)
+    before = everything(tiered)
+    (action,) = roll_folder(settings(tiered), later)
+    assert (action.what, action.outcome) == ("move", "refused")
+    assert "mount it" in action.why
+    with pytest.raises(TierUnmounted, match="mount it"):
+        list(expire(settings(tiered, life_days=50), NOW))
+    assert everything(tiered) == before
+    mount()
+    assert {one.outcome for one in roll_folder(settings(tiered), later)} == {"done"}
+    assert places(tiered) == (0, 1, 4)
+    assert_whole(tiered)
+
+
+def test_a_backfill_where_a_tier_is_not_mounted(tiered: Growing, tmp_path: Path) -> None:
+    """What lies there is not called lost: the backfill says what to mount, and then copies everything."""
+    roll(tiered)
+    mount = unmount(tiered, "warm", "empty")
+    since, until = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+    request = backfill.Request(since=since, until=until, target="folder", folder=str(tmp_path / "out"))
+    with pytest.raises(TierUnmounted, match="mount it"):
+        backfill.plan_backfill(settings(tiered), request)
+    mount()
+    plan = backfill.plan_backfill(settings(tiered), request)
+    assert backfill.copy(settings(tiered), plan).created == tiered.events - 1
+
+
+def test_unmounted_while_a_store_is_open(tiered: Growing) -> None:
+    """A mount that goes while somebody reads is noticed as well."""
+    roll(tiered)
+    key = records(tiered.folder / ".tiers/warm")[0]
+    store = open_store(str(tiered.folder))
+    assert store.exists(key)
+    unmount(tiered, "warm", "empty")
+    for ask in (store.exists, store.status, store.remove, lambda one: store.read(one, limit=1 << 20)):
+        with pytest.raises(TierUnmounted):
+            ask(key)
+
+
+def test_a_tier_is_marked_at_its_first_use(tiered: Growing) -> None:
+    """A tier that nothing was moved to may come and go; one that is copied without its mark gets it as the error says.
+
+    One that is given up is forgotten once its record is gone.
+    """
+    shutil.rmtree(tiered.folder / ".tiers/warm")
+    assert_whole(tiered)
+    (tiered.folder / ".tiers/warm").mkdir()
+    roll(tiered)
+    for tier in ("warm", "cold"):
+        record, mark = tiered.folder / f".tier-{tier}", tiered.folder / ".tiers" / tier / ".tier"
+        assert record.read_bytes() == mark.read_bytes()
+        mark.unlink()
+        assert judged(tiered).exit_code == 12
+        shutil.copy(record, mark)
+        assert_whole(tiered)
+    assert {info.key for info in open_store(str(tiered.folder)).list() if "tier" in info.key} == set()
+    for tier in ("warm", "cold"):
+        shutil.copytree(tiered.folder / ".tiers" / tier, tiered.folder, dirs_exist_ok=True)
+        (tiered.folder / f".tier-{tier}").unlink()
+    shutil.rmtree(tiered.folder / ".tiers")
+    (tiered.folder / ".tier").unlink()
+    assert_whole(tiered)
+
+
+def test_another_archives_tier(tiered: Growing, tmp_path: Path) -> None:
+    """Nothing is moved to a tier that another archive has marked."""
+    other = Growing(tmp_path / "other", begun=NOW - timedelta(days=100))
+    other.append(1)
+    (other.folder / ".tiers/warm").mkdir(parents=True)
+    roll(other)
+    shutil.rmtree(tiered.folder / ".tiers/warm")
+    shutil.move(other.folder / ".tiers/warm", tiered.folder / ".tiers/warm")
+    actions = [one for one in roll(tiered) if one.target.endswith("warm")]
+    assert {one.outcome for one in actions} == {"failed"}
+    assert "another archive" in actions[0].why
+    assert places(tiered)[0] == 4
 
 
 def test_expired_in_tiers(tiered: Growing) -> None:

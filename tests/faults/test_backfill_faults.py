@@ -1,0 +1,352 @@
+"""A backfill that is killed, or of which any call to the outside fails, leaves nothing that the next run does not mend.
+
+On a real Elasticsearch, in folders, in the archive's tables, and from archived classes: in the end every event of the
+range is there, once; and a run that says that it is done has copied everything.
+"""
+
+import contextlib
+import errno
+import gzip
+import json
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.errors import CustodyError
+from custody.trust import open_trust
+from custody.query import connect
+from custody.settings import SearchSettings, Settings
+from custody.store import S3Options, open_store
+from custody.verify import verify
+from tasks import search as search_module
+from tasks.backfill import Progress, Request, copy, plan_backfill, restore
+from tasks.documents import document_id
+from tasks.search import Search
+from tests.corpus import EVENTS
+from tests.faults.backfill_child import run
+from tests.faults.child import Plan
+from tests.sample import Growing
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.kafka import KafkaServer
+from tests.servers.proxy import Fault, FaultyProxy
+from tests.servers.s3 import MotoServer
+from tests.tasks.test_backfill import LOG, Deep, documents, lines_in, records
+
+NOW = datetime.now(UTC)
+OLD = NOW - timedelta(days=150)
+"""A day that has aged out of Elasticsearch."""
+STATEMENTS, AGED = 5, 3
+"""How many there are, and how many of them were sealed on that day."""
+WANTED = list(range(5, 22))
+"""Offsets of the events that are asked for: of the last statement that has any, the first two."""
+LIMIT_SECONDS = 60
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tests.faults.backfill_child", "boto3"])
+
+
+def content(offset: int) -> bytes:
+    """Return an event of long before, then some of an old day, some of today, and some of tomorrow."""
+    if offset in WANTED:
+        moment = (OLD if offset < AGED * 5 else NOW - timedelta(hours=1)) + timedelta(seconds=offset)
+    else:
+        moment = OLD - timedelta(days=50) if offset < WANTED[0] else NOW + timedelta(days=1)
+    fields = {"timestamp": moment.isoformat().replace("+00:00", "Z"), "request_id": f"request-{offset}"}
+    return json.dumps({**EVENTS[list(EVENTS)[offset % len(EVENTS)]], **fields}).encode()
+
+
+LINES = [content(offset) for offset in WANTED]
+
+
+def wanted(**more: Any) -> Request:
+    return Request(since=OLD - timedelta(days=1), until=NOW, **more)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Growing:
+    """An archive that tests read, and copy where they write."""
+    growing = Growing(tmp_path_factory.mktemp("backfill-faults"), begun=OLD)
+    growing.append(AGED, content)
+    growing.begun = NOW - timedelta(minutes=30)
+    growing.append(STATEMENTS - AGED, content)
+    return growing
+
+
+@dataclass
+class World:
+    """What backfills run on, in processes of their own."""
+
+    environment: dict[str, str]
+    report: Path
+
+    def run(self, request: Request, plan: Plan | None = None) -> tuple[int | None, dict[str, Any]]:
+        """Run one to its end, or to where the plan ends it; return its exit code, and its report if it lived."""
+        self.report.unlink(missing_ok=True)
+        process = _processes.Process(target=run, args=(self.environment, request, plan or Plan(), self.report))
+        process.start()
+        process.join(LIMIT_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise AssertionError(f"a backfill hung at {plan}")
+        code = process.exitcode
+        process.close()
+        return code, json.loads(self.report.read_text()) if self.report.exists() else {}
+
+    def calls(self, request: Request, *, steps: bool = False) -> list[str]:
+        """Run one of which nothing breaks, and return its calls in order."""
+        code, report = self.run(request, Plan(steps=steps))
+        assert code == 0
+        assert done(report)
+        found: list[str] = report["calls"]
+        return found
+
+    def heal(self, request: Request) -> None:
+        """Run it once more, with nothing broken: then it is done."""
+        code, report = self.run(request)
+        assert (code, done(report)) == (0, True), report
+
+
+def world(growing: Growing, folder: Path, **more: str) -> World:
+    named = {"CUSTODY_ARCHIVE": str(growing.folder), "CUSTODY_KEYS": f"file:{growing.keyring}"}
+    return World({**named, **more}, folder / "report.json")
+
+
+def done(report: dict[str, Any]) -> bool:
+    """Say whether a run says that it has copied everything."""
+    return bool(report["error"] is None and report["done"] and not report["done"]["problems"])
+
+
+# --- Elasticsearch
+
+
+@pytest.fixture
+def searched(written: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    """Settings with an Elasticsearch that has nothing of ours."""
+    made = Settings(
+        archive=str(written.folder),
+        keys=f"file:{written.keyring}",
+        # So small that each statement is a request of its own.
+        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0, bulk_bytes=1024),
+    )
+    yield made
+    empty(made)
+
+
+def empty(settings: Settings) -> None:
+    """Remove every index of ours."""
+    with contextlib.closing(Search(settings.search)) as opened:
+        opened.client.options(ignore_status=404).indices.delete(index=f"{settings.search.prefix}*")
+
+
+def assert_found(settings: Settings) -> None:
+    """Every event asked for is found, once, as it was archived, and no other."""
+    found = documents(settings)
+    assert set(found) == {document_id(LOG, offset) for offset in WANTED}
+    for offset in WANTED:
+        one = found[document_id(LOG, offset)]
+        assert json.loads(content(offset)).items() <= one.items()
+        assert ("restored" in one["_index"]) == (offset < AGED * 5)
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_every_call_into_elasticsearch(searched: Settings, written: Growing, tmp_path: Path) -> None:
+    """Killed before any call to store or Elasticsearch and run again, every event is found, once."""
+    given = {"URL": str(searched.search.url), "PREFIX": searched.search.prefix, "REPLICAS": "0", "BULK_BYTES": "1024"}
+    made = world(written, tmp_path, **{f"CUSTODY_SEARCH__{name}": value for name, value in given.items()})
+    calls = made.calls(wanted())
+    assert {"store.read", "store.status", "store.names", "search"} <= set(calls)
+    assert calls.count("search") >= 8
+    assert_found(searched)
+    for at in range(len(calls)):
+        # What comes before the first request leaves nothing there: one such run is like another.
+        if "search" in calls[:at]:
+            empty(searched)
+        assert made.run(wanted(), Plan(at, "kill-before"))[0] == -signal.SIGKILL
+        made.heal(wanted())
+        assert_found(searched)
+
+
+FAULTS = [Fault("reset", effect=False), Fault("reset", effect=True), Fault("429", effect=False)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_at_each_request(searched: Settings, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever request fails, before or after its effect, a run ends in one of our errors, and the next one heals."""
+    monkeypatch.setattr(search_module, "PATIENCE_SECONDS", 1)
+    with FaultyProxy(str(searched.search.url)) as proxy:
+        through = searched.model_copy(update={"search": searched.search.model_copy(update={"url": proxy.endpoint_url})})
+        backfilled(through)
+        calls = len(proxy.calls)
+        assert calls >= 8
+        for number in range(calls):
+            empty(searched)
+            proxy.reset({number: fault})
+            with contextlib.suppress(CustodyError):
+                if not backfilled(through).problems:
+                    assert_found(searched)
+            proxy.reset()
+            assert backfilled(through).problems == []
+            assert_found(searched)
+
+
+def backfilled(settings: Settings, request: Request | None = None) -> Progress:
+    """Plan, restore and copy here."""
+    plan = plan_backfill(settings, request or wanted())
+    assert restore(settings, plan) == 0
+    return copy(settings, plan)
+
+
+# --- a folder
+
+
+def assert_copied(folder: Path) -> None:
+    """Every event asked for is in whole files, once, and nothing else is there but what died unfinished."""
+    for path in folder.rglob("*"):
+        named = path.name == "backfill.json" or path.name.endswith(".jsonl.gz") or path.name.endswith(".partial")
+        assert named or path.is_dir()
+    for path in folder.rglob("*.jsonl.gz"):
+        gzip.decompress(path.read_bytes())
+    assert lines_in(folder) == LINES
+
+
+def test_killed_at_every_call_into_a_folder(written: Growing, tmp_path: Path) -> None:
+    """Killed before any call to the store or change of the folder and run again, every event is there, once."""
+    made, out = world(written, tmp_path), tmp_path / "out"
+    request = wanted(target="folder", folder=str(out))
+    calls = made.calls(request)
+    assert {"store.read", "os.mkdir", "os.fsync", "os.chmod", "os.rename"} <= set(calls)
+    assert_copied(out)
+    for at in range(len(calls)):
+        if out.exists():
+            shutil.rmtree(out)
+        assert made.run(request, Plan(at, "kill-before"))[0] == -signal.SIGKILL
+        made.heal(request)
+        assert_copied(out)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=errno.errorcode.get)
+def test_every_step_fails_into_a_folder(written: Growing, tmp_path: Path, number: int) -> None:
+    """A disk that is full, broken or closed, of archive or folder, is said as an error of ours; the next run heals."""
+    made, out = world(written, tmp_path), tmp_path / "out"
+    request = wanted(target="folder", folder=str(out))
+    total = len(made.calls(request, steps=True))
+    for at in range(0, total, 1 if number == errno.EIO else 3):
+        if out.exists():
+            shutil.rmtree(out)
+        code, report = made.run(request, Plan(at, "fail", number, steps=True))
+        assert code == 0, f"a {errno.errorcode[number]} at step {at} ended the process"
+        if done(report):
+            assert_copied(out)
+        made.heal(request)
+        assert_copied(out)
+
+
+# --- tables
+
+
+def test_killed_at_every_call_into_tables(written: Growing, tmp_path: Path) -> None:
+    """Killed before a call to the store and run again, SQL sees each event once, and the archive verifies."""
+    copies = (written.copy(tmp_path / f"copy-{number}") for number in range(1000))
+    request = wanted(target="tables")
+    calls = world(next(copies), tmp_path).calls(request)
+    assert {"store.read", "store.create", "store.list"} <= set(calls)
+    for at in sorted({*range(0, len(calls), 3), *(at for at, call in enumerate(calls) if call == "store.create")}):
+        growing = next(copies)
+        made = world(growing, tmp_path)
+        assert made.run(request, Plan(at, "kill-before"))[0] == -signal.SIGKILL
+        made.heal(request)
+        rows = connect(str(growing.folder)).execute('SELECT "offset" FROM events ORDER BY 1').fetchall()
+        assert rows == [(offset,) for offset in range(STATEMENTS * 5)]
+        trust = open_trust([f"file:{growing.keyring}"])
+        assert verify(open_store(str(growing.folder)), trust, now=NOW, workers=0).exit_code == 0
+
+
+# --- a topic
+
+
+def test_killed_on_the_way_into_a_topic(written: Growing, kafka: KafkaServer, tmp_path: Path) -> None:
+    """Killed before any event is sent, or before what was sent is known to be there, the topic gets each event once."""
+    made = world(written, tmp_path, CUSTODY_KAFKA__BOOTSTRAP_SERVERS=kafka.bootstrap)
+
+    def fresh() -> str:
+        return kafka.create_topic(kafka.unused_name("replay"), 1)
+
+    calls = made.calls(wanted(target="topic", topic=fresh()))
+    assert (calls.count("kafka._send"), calls.count("kafka.read")) == (len(WANTED), 1)
+    flushes = [at for at, call in enumerate(calls) if call == "kafka._flush"]
+    for at in sorted({*range(calls.index("kafka.read"), len(calls), 4), *flushes}):
+        topic = fresh()
+        request = wanted(target="topic", topic=topic)
+        assert made.run(request, Plan(at, "kill-before"))[0] == -signal.SIGKILL
+        made.heal(request)
+        assert [value for _, value, _, _ in records(kafka, topic, 1)] == LINES
+
+
+# --- archived classes
+
+
+@pytest.mark.timeout(300)
+def test_killed_on_the_way_from_deep_archive(
+    written: Growing, moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before any call of what asks for restores, or at some others, the next run copies every event, once."""
+    moto.use(monkeypatch)
+    deep, out = Deep(moto, written), tmp_path / "out"
+    request = wanted(target="folder", folder=str(out))
+
+    def there(url: str) -> World:
+        more = {**moto.environment(), "CUSTODY_S3__ENDPOINT_URL": moto.endpoint_url, "CUSTODY_ARCHIVE": url}
+        return world(written, tmp_path, **more)
+
+    calls = there(deep.url).calls(request)
+    assert calls.count("store.restore") == 4
+    assert_copied(out)
+    first, last = calls.index("store.restore"), len(calls) - calls[::-1].index("store.restore")
+    for at in sorted({*range(0, len(calls), 20), *range(first - 1, last + 1)}):
+        shutil.rmtree(out, ignore_errors=True)
+        made = there(Deep(moto, written).url)
+        assert made.run(request, Plan(at, "kill-before"))[0] == -signal.SIGKILL
+        made.heal(request)
+        assert_copied(out)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("effect", [False, True], ids=["before", "after"])
+def test_a_fault_on_the_way_from_deep_archive(
+    written: Growing, moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effect: bool
+) -> None:
+    """Requests to S3 fail, before or after their effect: that is mended, or said, and the next run heals."""
+    moto.use(monkeypatch)
+    out = tmp_path / "out"
+    request = wanted(target="folder", folder=str(out))
+    with FaultyProxy(moto.endpoint_url) as proxy:
+
+        def settings() -> Settings:
+            found = Deep(moto, written)
+            options = S3Options(endpoint_url=proxy.endpoint_url)
+            return Settings(archive=found.url, s3=options, keys=f"file:{written.keyring}")
+
+        backfilled(settings(), request)
+        calls = list(proxy.calls)
+        assert_copied(out)
+        assert any(call.startswith("POST") for call in calls)
+        for at in range(0, len(calls), 8):
+            shutil.rmtree(out, ignore_errors=True)
+            given = settings()
+            proxy.reset({at: Fault("reset", effect)})
+            with contextlib.suppress(CustodyError):
+                if not backfilled(given, request).problems:
+                    assert_copied(out)
+            proxy.reset()
+            assert backfilled(given, request).problems == []
+            assert_copied(out)

@@ -1,0 +1,153 @@
+"""`custody up` in a folder of its own, with real processes, of which nothing is left when a test is over."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+UP = "import sys; from pathlib import Path; from flows.up import up; up(Path('prefect'), 0, Path(sys.argv[1]))"
+
+
+class Installation:
+    """A folder with settings and deployments, in which `custody up` runs."""
+
+    def __init__(self, folder: Path, settings: str, deployments: str) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        self.log = folder / "up.log"
+        (folder / "custody.toml").write_text(settings)
+        (folder / "deployments.yaml").write_text(deployments)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of this process without those that are settings of custody's or Prefect's."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_"))}
+        return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def up(self) -> None:
+        """Start `custody up` and return once it says that it is."""
+        begin = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", UP, "deployments.yaml"],
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        said: list[str] = []
+
+        def ready() -> bool:
+            said[:] = re.findall(r"custody is up: (http://127\.0\.0\.1:\d+)", self.log.read_text()[begin:])
+            return bool(said) or self.process is None or self.process.poll() is not None
+
+        self.wait(ready, 120, "custody up to be up")
+        assert said, self.log.read_text()[-3000:]
+        self.url = said[0]
+
+    def wait(self, done: Callable[[], object], seconds: float, what: str) -> None:
+        """Wait, and show what `up` said if it takes too long."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                said = self.log.read_text()[-4000:] if self.log.exists() else ""
+                pytest.fail(f"waited {seconds} s for {what}; the end of what `custody up` said:\n{said}")
+            time.sleep(0.3)
+
+    def prefect(self, path: str, **body: object) -> Any:
+        """Ask Prefect's API."""
+        data = json.dumps(body).encode() if body or not path.startswith("deployments/name/") else None
+        request = urllib.request.Request(  # noqa: S310 - it is http on loopback
+            f"{self.url}/api/{path}", data, {"Content-Type": "application/json"}
+        )
+        answers: list[Any] = []
+
+        def answered() -> bool:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                    answers.append(json.load(answer))
+            except urllib.error.HTTPError as error:
+                # SQLite is locked: what a server under load says, and what clients of Prefect's try again.
+                if error.code != 503:
+                    raise
+            return bool(answers)
+
+        self.wait(answered, 60, f"an answer to {path}")
+        return answers[0]
+
+    def start(self, deployment: str, **parameters: object) -> str:
+        """Have a deployment run now, as its form does, and return the id of the flow run."""
+        found = self.prefect(f"deployments/name/{deployment}")
+        return str(self.prefect(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"])
+
+    def finish(self, run: str) -> Any:
+        """Wait until a flow run has ended, and return it."""
+        found: list[Any] = []
+
+        def ended() -> bool:
+            found[:] = self.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+            return found[0]["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+        self.wait(ended, 120, f"the run {run} to end")
+        return found[0]
+
+    def children(self) -> list[psutil.Process]:
+        """Return all processes below `up`."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def running(self) -> list[psutil.Process]:
+        """Return the processes of flow runs."""
+        return [process for process in self.children() if "prefect.engine" in command(process)]
+
+    def end(self) -> int:
+        """End `up` as a service manager does, and return its exit code once nothing of it is left."""
+        assert self.process is not None
+        below = self.children()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(90)
+        assert [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+        return code
+
+
+def command(process: psutil.Process) -> str:
+    """Return a process's command line, empty if it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextlib.contextmanager
+def ended(installation: Installation) -> Iterator[None]:
+    """End what runs in the installation's folder when the block does, whatever became of it."""
+    try:
+        yield
+    finally:
+        left = [one for one in psutil.process_iter() if str(installation.folder) in _environment(one)]
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=10)
+        if installation.process is not None:
+            installation.process.wait()
+
+
+def _environment(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("PREFECT_HOME", "") + process.cwd()
+    except psutil.Error:
+        return ""
