@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from custody import store
+from custody import s3
 from custody.acceptance import entries
 from custody.protection import Protection
 from custody.verify import Report
@@ -434,9 +434,9 @@ def proxied(
     """The good archive behind a proxy that can break any call."""
     seaweed.use(monkeypatch)
     # What a call without an answer costs, and how long is waited between tries.
-    monkeypatch.setattr(store, "_READ_SECONDS", 1)
-    monkeypatch.setattr(store, "_READ_ATTEMPTS", 2)
-    monkeypatch.setattr(store, "_BACKOFF_SECONDS", (0.01, 0.05))
+    monkeypatch.setattr(s3, "_READ_SECONDS", 1)
+    monkeypatch.setattr(s3, "_READ_ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "_BACKOFF_SECONDS", (0.01, 0.05))
     bucket.hold(scene)
     with FaultyProxy(seaweed.endpoint_url) as proxy:
         monkeypatch.setattr(bucket, "endpoint_url", proxy.endpoint_url)

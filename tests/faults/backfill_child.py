@@ -13,7 +13,7 @@ from typing import Any
 
 from elastic_transport import Transport
 
-from custody import store
+from custody import folder, s3
 from custody.errors import CustodyError
 from custody.settings import Settings
 from tasks import backfill, targets
@@ -67,7 +67,7 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
     if plan.steps:
         _break_files(breaker, (environment["CUSTODY_ARCHIVE"], *target), (*CHANGES, *LOOKS))
     else:
-        for kind in (store._FileStore, store._S3Store):
+        for kind in (folder.FolderStore, s3.S3Store):
             for name in STORE_CALLS:
                 breaker.wrap(kind, name, f"store.{name}")
         if target:

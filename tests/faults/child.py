@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from custody import store
+from custody import folder, s3
 from custody.errors import CustodyError
 from custody.settings import Settings
 from tasks import drain
@@ -84,10 +84,10 @@ class _Os:
 
 
 def _break_calls(breaker: _Breaker) -> None:
-    store.os = _Os(breaker)  # type: ignore[attr-defined]
+    folder.os = _Os(breaker)  # type: ignore[attr-defined]
     if breaker.plan.steps:
         return
-    for kind in (store._FileStore, store._S3Store):
+    for kind in (folder.FolderStore, s3.S3Store):
         for name in STORE_CALLS:
             breaker.wrap(kind, name, f"store.{name}")
     for name in KAFKA_CALLS:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from elastic_transport import Transport
 
-from custody import store
+from custody import folder
 from custody.errors import CustodyError
 from custody.settings import Settings
 from tasks import index
@@ -41,7 +41,7 @@ def run(environment: Mapping[str, str], what: What, now: str, plan: Plan, report
     breaker = _Breaker(plan)
     breaker.wrap(Transport, "perform_request", "search")
     for name in ("create", "read", "remove"):
-        breaker.wrap(store._FileStore, name, f"store.{name}")
+        breaker.wrap(folder.FolderStore, name, f"store.{name}")
     settings, moment = Settings(), datetime.fromisoformat(now)
     found: dict[str, Any] = {"done": [], "error": None}
     try:

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from custody import acceptance, audit, checkpoint, contents, evidence, layout, lines, manifest, merkle, orphans
+from custody import acceptance, audit, checkpoint, contents, evidence, layout, lines, manifest, merkle, orphans, store
 from custody.audits import AuditChain
 from custody.chain import Chain
 from custody.contents import Work
@@ -34,7 +34,6 @@ from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Sever
 from custody.heads import State
 from custody.keys import Keyring
 from custody.manifest import Batch, QuarantineRef, SegmentRef
-from custody.store import _check_key
 from custody.trust import Trust, _check_vkey, _read_trust
 from custody.verify import _parse_archive, verify
 from tests.archives import event
@@ -602,7 +601,7 @@ def check_archive(data: bytes) -> None:
         case 2:
             key = body.decode("utf-8", "backslashreplace")[:300]
             try:
-                _check_key(key)
+                store.check_key(key)
             except FormatError:
                 return
             objects[key] = objects.get(key, b"foreign")
