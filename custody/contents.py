@@ -21,7 +21,7 @@ from isal import igzip_lib, isal_zlib
 
 from custody import lines
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, TierUnmounted
-from custody.findings import Finding, finding
+from custody.findings import Finding, finding, loss_digest
 from custody.manifest import Batch, QuarantineRef, Range, SegmentRef, parse_time
 from custody.store import Store
 
@@ -125,7 +125,9 @@ def _check_archived(store: Store, work: Work, ref: SegmentRef | QuarantineRef) -
         return finding("unreadable", f"the archived object cannot be looked at: {error}", **where)
     if status.size != ref.size:
         what = "the archived object has another size than stated"
-        return finding("segment-size", what, expected=f"{ref.size} bytes", found=f"{status.size} bytes", **where)
+        expected, found = f"{ref.size} bytes", f"{status.size} bytes"
+        digest = status.sha256 or loss_digest(ref.key, expected, found)
+        return finding("segment-size", what, expected=expected, found=found, sha256=digest, **where)
     if status.sha256 is None:
         what = f"the object is archived ({status.storage_class}), and the store keeps no SHA-256 of it"
         return finding("unreadable", what, **where)

@@ -7,7 +7,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -316,13 +316,13 @@ class FolderStore:
                     objects.append(ObjectInfo(prefix + _text(entry.name), size))
         return folders, objects
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         top, slash, _ = prefix.rpartition("/")
         if self._is_tiered(top + slash):
-            yield from self._list_tiered(top + slash, prefix, after)
+            yield from self._list_tiered(top + slash, prefix, after, without)
         else:
-            yield from self._list_plain(top + slash, prefix, after)
+            yield from self._list_plain(top + slash, prefix, after, without)
         # All of an archive, or of a part that the roll moves. At the end: what is there can be listed all the same.
         self._check_mounted(prefix or RECORDS[0])
 
@@ -343,7 +343,7 @@ class FolderStore:
                     return True
         return False
 
-    def _list_tiered(self, top: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
+    def _list_tiered(self, top: str, prefix: str, after: str, without: Collection[str]) -> Iterator[ObjectInfo]:
         """List what lies in several places, each key once, in byte order of keys but for parts that are not tiered."""
         waiting: list[ObjectInfo | str] = [top]
         while waiting:
@@ -352,7 +352,7 @@ class FolderStore:
                 yield one
                 continue
             if one != top and one.count("/") == 1 and not self._is_tiered(one):
-                yield from self._list_plain(one, prefix, after)
+                yield from self._list_plain(one, prefix, after, ())
                 continue
             folders, objects = self._merge(one)
             # Names compare as bytes, a folder's with its slash, as they do in keys.
@@ -364,7 +364,9 @@ class FolderStore:
                 if isinstance(item, ObjectInfo):
                     wanted = item.key.startswith(prefix)
                 else:
-                    wanted = item.startswith(prefix) and (item > after or after.startswith(item))
+                    wanted = (
+                        item.startswith(prefix) and (item > after or after.startswith(item)) and item not in without
+                    )
                 if wanted:
                     waiting.append(item)
 
@@ -372,6 +374,7 @@ class FolderStore:
         """Return by file name the folders and the objects right under a folder, wherever they lie."""
         folders: set[str] = set()
         objects: dict[str, ObjectInfo] = {}
+        shown = _text(folder)
         for class_, place in self._places:
             for entry in self._scan(folder, place):
                 try:
@@ -379,7 +382,7 @@ class FolderStore:
                         folders.add(entry.name)
                     elif entry.name not in objects and entry.is_file(follow_symlinks=False):
                         size = entry.stat(follow_symlinks=False).st_size
-                        objects[entry.name] = ObjectInfo(folder + _text(entry.name), size, class_)
+                        objects[entry.name] = ObjectInfo(shown + _text(entry.name), size, class_)
                 except FileNotFoundError:
                     # Gone, or moved to a tier, which is looked at next.
                     continue
@@ -387,13 +390,13 @@ class FolderStore:
                     raise _from_os(error, "list", entry.path) from error
         return folders, objects
 
-    def _list_plain(self, top: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
+    def _list_plain(self, top: str, prefix: str, after: str, without: Collection[str]) -> Iterator[ObjectInfo]:
         folders = [top]
         while folders:
             folder = folders.pop()
+            shown = _text(folder)
             for entry in self._scan(folder):
-                name = _text(entry.name)
-                key = folder + name
+                key = shown + _text(entry.name)
                 if not key.startswith(prefix):
                     continue
                 try:
@@ -404,7 +407,7 @@ class FolderStore:
                         # A folder's keys all begin with its own name and a slash: if that is below `after` and not the
                         # beginning of it, all of them are.
                         inside = key + "/"
-                        if inside > after or after.startswith(inside):
+                        if (inside > after or after.startswith(inside)) and inside not in without:
                             folders.append(folder + entry.name + "/")
                 except FileNotFoundError:
                     continue

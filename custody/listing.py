@@ -10,7 +10,7 @@ import tempfile
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -26,7 +26,8 @@ _SPARSE_LIMIT = 10_000
 _LISTERS = 8
 # How many folders deep each part of the archive is opened: events/YYYY/MM, manifests/<log>/<partition>.
 _DEPTHS = {"events": 3, "quarantine": 3, "manifests": 3, "checkpoints": 3}
-_STATEMENTS = {layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS}
+_STATEMENTS = (layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS)
+_NO_NAMES = frozenset({"", ".", ".."})
 _BUCKETS = 256
 _SPILL_NAMES = 2_000_000
 _SOME_BIT = re.compile(rb"[^\x00]")
@@ -121,8 +122,13 @@ def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -
         store: where it lies.
         failed: is told of each folder that cannot be listed, and why; the others are listed all the same.
     """
-    folders, _ = _top(store, failed)
-    yield from _list_folders(store, [folder for folder in folders if folder in _STATEMENTS], failed)
+    if _is_near(store):
+        for folder in _STATEMENTS:
+            yield from _list_folder(store, folder, failed)
+    else:
+        yield from _list_parts(
+            store, (part for folder in _STATEMENTS for part in _parts(store, folder, failed)), failed
+        )
 
 
 def list_records(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
@@ -132,34 +138,30 @@ def list_records(store: Store, failed: Callable[[str, CustodyError], None]) -> I
         store: where it lies.
         failed: as for `list_statements`.
     """
-    folders, objects = _top(store, failed)
-    yield from objects
-    yield from _list_folders(store, [folder for folder in folders if folder not in _STATEMENTS], failed)
+    if _is_near(store):
+        yield from _list_folder(store, "", failed, without=_STATEMENTS)
+    else:
+        yield from _list_parts(store, _parts(store, "", failed), failed)
 
 
-def _top(store: Store, failed: Callable[[str, CustodyError], None]) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
-    """Return the folders, with their slashes, and the objects right under the root."""
-    try:
-        folders, objects = store.level("")
-    except CustodyError as error:
-        failed("", error)
-        return [], []
-    return [f"{folder}/" for folder in folders], objects
+def _is_near(store: Store) -> bool:
+    return store.url.startswith("file:")
 
 
-def _list_folders(
-    store: Store, folders: Sequence[str], failed: Callable[[str, CustodyError], None]
+def _list_folder(
+    store: Store, folder: str, failed: Callable[[str, CustodyError], None], without: Collection[str] = ()
 ) -> Iterator[ObjectInfo]:
-    """Yield all objects in folders; from a store that is far away, several of those inside at a time."""
-    if store.url.startswith("file:"):
-        for folder in folders:
-            try:
-                yield from store.list(folder)
-            except CustodyError as error:
-                failed(folder, error)
-        return
+    try:
+        yield from store.list(folder, without=without)
+    except CustodyError as error:
+        failed(folder, error)
+
+
+def _list_parts(
+    store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: Callable[[str, CustodyError], None]
+) -> Iterator[ObjectInfo]:
+    """Yield the objects of parts, several of which are listed at a time."""
     with ThreadPoolExecutor(_LISTERS) as threads:
-        parts = (part for folder in folders for part in _parts(store, folder, failed))
         ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
         while True:
             while len(ahead) < _LISTERS and (part := next(parts, None)) is not None:
@@ -179,8 +181,11 @@ def _list_folders(
 def _parts(
     store: Store, folder: str, failed: Callable[[str, CustodyError], None]
 ) -> Iterator[str | Sequence[ObjectInfo]]:
-    """Yield folders of a month's objects at most, or of a log's, and the objects right under those above them."""
-    if folder.count("/") >= _DEPTHS.get(folder.partition("/")[0], 0):
+    """Yield folders of a month's objects at most, or of a log's, and the objects right under those above them.
+
+    From the root on, statements are left out.
+    """
+    if folder and folder.count("/") >= _DEPTHS.get(folder.partition("/")[0], 0):
         yield folder
         return
     try:
@@ -188,9 +193,14 @@ def _parts(
     except CustodyError as error:
         failed(folder, error)
         return
+    if not _NO_NAMES.isdisjoint(folders):
+        # A bucket may hold keys that no store of ours would read, and no prefix leads to them alone.
+        yield folder
+        return
     yield objects
     for inner in folders:
-        yield from _parts(store, f"{folder}{inner}/", failed)
+        if folder or f"{inner}/" not in _STATEMENTS:
+            yield from _parts(store, f"{folder}{inner}/", failed)
 
 
 class Names:

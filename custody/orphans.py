@@ -46,16 +46,19 @@ def judge(store: Store, chain: Chain | None, key: str, *, live: bool) -> Finding
     """Return what an unnamed object is; None if it is gone, belongs to another finding, or a live writer is at it."""
     parsed = layout.parse_records_key(key)
     if parsed is None:
-        return finding("unlisted", "no manifest can name an object of such a key", key=key)
+        what = "no manifest can name an object of such a key"
+        return finding("unlisted", what, key=key, sha256=_digest_if_read(store, key))
     if chain is None or not chain.totals.statements:
         if chain is not None and chain.in_hole(parsed.first, parsed.last):
             return None
-        return finding("unlisted", "its log has no statement", log=str(parsed.log), key=key)
+        digest = _digest_if_read(store, key)
+        return finding("unlisted", "its log has no statement", log=str(parsed.log), key=key, sha256=digest)
     if chain.in_hole(parsed.first, parsed.last):
         return None
     if live and parsed.last >= (chain.next_offset or 0):
         return None
     where: dict[str, Any] = {"log": chain.name, "key": key, "offset": parsed.first}
+    digest = None
     try:
         digest = _digest(store, key, SEGMENT_LIMIT if parsed.kind == "events" else QUARANTINE_LIMIT)
         if digest[:16] != parsed.digest:
@@ -65,12 +68,20 @@ def judge(store: Store, chain: Chain | None, key: str, *, live: bool) -> Finding
     except (ObjectMissing, _CommittedDamagedError):
         return None
     except FormatError as error:
-        return finding("unlisted", f"no manifest names it, and it is not well formed: {error}", **where)
+        return finding("unlisted", f"no manifest names it, and it is not well formed: {error}", sha256=digest, **where)
     except StoreError as error:
         return finding("unreadable", f"the object cannot be read: {error}", **where)
     if difference:
         return finding("unlisted", f"no manifest names it, and {difference}", sha256=digest, **where)
     return finding("orphan", "no manifest names it; its records are the committed ones or not committed yet", **where)
+
+
+def _digest_if_read(store: Store, key: str) -> str | None:
+    """Return the SHA-256 of an object that nothing else is known of, by which it can be accepted."""
+    try:
+        return _digest(store, key, SEGMENT_LIMIT)
+    except (FormatError, StoreError):
+        return None
 
 
 def _digest(store: Store, key: str, limit: int) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -239,7 +239,7 @@ class S3Store:
                     objects[key] = ObjectInfo(key, version.size)
         return sorted(folders), list(objects.values())
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
         if after > prefix and not after.startswith(prefix):
             return
@@ -250,13 +250,13 @@ class S3Store:
             seen, recent = recent, set()
             for item in page.get("Contents", ()):
                 key = item["Key"][len(self._absolute("")) :]
-                if key in self._chosen:
+                if key in self._chosen or key[: key.find("/") + 1] in without:
                     continue
                 if key > after and key.startswith(prefix) and key not in seen and key not in recent:
                     recent.add(key)
                     yield ObjectInfo(key, item["Size"], item.get("StorageClass", "STANDARD"))
         for key, version in self._chosen.items():
-            if key > after and key.startswith(prefix):
+            if key > after and key.startswith(prefix) and key[: key.find("/") + 1] not in without:
                 yield ObjectInfo(key, version.size)
 
     def _version(self, key: str) -> dict[str, Any]:

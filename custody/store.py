@@ -17,7 +17,7 @@ it is.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
@@ -201,8 +201,10 @@ class Store(Protocol):
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
         """Return the folders, without a slash, and the objects right under a prefix that ends in `/` or is empty."""
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
+
+        Of the folders right under the root, each with its slash, those in `without` are left out.
 
         Keys compare by their bytes. Objects that come or go meanwhile may or may not be seen.
 

@@ -16,7 +16,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -33,7 +33,7 @@ from custody.audits import AuditChain
 from custody.chain import RETENTION_GRACE, Chain, Memory, Totals
 from custody.contents import Outcome, Sink, Work
 from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid, TierUnmounted
-from custody.findings import Finding, Findings, Severity, finding
+from custody.findings import Finding, Findings, Severity, finding, loss_digest
 from custody.heads import State
 from custody.listing import Listing, Names, Sequences, list_records, list_statements
 from custody.manifest import MANIFEST_LIMIT, Statement, Time, Uuid, check_time, parse, parse_time
@@ -49,6 +49,8 @@ _IN_PROCESS_STATEMENTS = 5_000
 """The same for archives of fewer statements, where they alone are read."""
 _OF_PLACES = frozenset({"deferred", "unmounted"})
 """Findings about where objects lie: of many objects, they are one."""
+_LATER_LIMIT = 10_000
+"""Statements that are looked at behind the last one verified, for what they name."""
 _MISSING_LIMIT = 100_000
 _UNNAMED_LIMIT = 100_000
 
@@ -261,6 +263,7 @@ class _Verification:
         self._stored = 0
         self._listing = Listing()
         self._over = False
+        self._named_since: dict[layout.Log, frozenset[str]] = {}
         self._archive_digest = ""
 
     def run(self, workers: int | None, others: Iterable[Finding]) -> Report:
@@ -270,18 +273,26 @@ class _Verification:
         count = workers if workers is not None else max(os.cpu_count() or 1, 2)
         # Either there are objects to be read by other processes, or statements.
         ahead_of = 0 if self._scope.contents else count
-        with Names() as names, Ahead(self._store, self._trust, self._now, ahead_of) as ahead:
+        with (
+            Names() as names,
+            Ahead(self._store, self._trust, self._now, ahead_of) as ahead,
+            self._lister() as lister,
+        ):
             if workers is not None:
                 ahead.start()
+            if self._scope.contents:
+                # What is there is listed before what names it, and how much it is says how to read it.
+                wait([records := lister.submit(self._list, names, list_records)])
             statements = self._list(names, list_statements)
+            if not self._scope.contents:
+                records = lister.submit(self._list, names, list_records)
             self._take_listed(statements)
             if statements.number > _IN_PROCESS_STATEMENTS:
                 ahead.start()
             known = self._archive_id(archive)
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
             with (
-                self._list_meanwhile(names) as records,
-                Pool(self._store, self._pooled(workers, count, records), self._take, self._sink) as pool,
+                Pool(self._store, self._pooled(workers, count), self._take, self._sink) as pool,
                 Reader(self._store) as reader,
                 locks,
             ):
@@ -309,7 +320,7 @@ class _Verification:
                         )
                         self._chains.setdefault(log, []).append(chain)
                         hands = _Hands(reader, pool, ahead, names, locks)
-                        self._follow(chain, span, hands, complete=statements.complete)
+                        self._follow(chain, span, hands, complete=self._scope.listing and statements.complete)
                         known = known or chain.archive
                 self._take_listed(records.result())
             complete = self._scope.listing and statements.complete and records.result().complete
@@ -354,7 +365,8 @@ class _Verification:
             self._findings.add(finding("archive", "there is no archive.json here", key=key))
         except FormatError as error:
             what = f"archive.json is not of its form: {error}"
-            self._findings.add(finding("archive", what, severity=Severity.TAMPERED, key=key))
+            digest = self._archive_digest or None
+            self._findings.add(finding("archive", what, severity=Severity.TAMPERED, key=key, sha256=digest))
         except CustodyError as error:
             self._findings.add(finding("unreadable", f"archive.json cannot be read: {error}", key=key))
         return None
@@ -403,15 +415,16 @@ class _Verification:
                 break
             found.number += 1
             if not self._listing.add(info.key, info.size, names):
-                found.findings.add(finding("unlisted", "an archive has no object of such a key", key=info.key))
+                what, digest = "an archive has no object of such a key", loss_digest(info.key, info.size)
+                found.findings.add(finding("unlisted", what, key=info.key, sha256=digest))
         return found
 
     @contextmanager
-    def _list_meanwhile(self, names: Names) -> Iterator[Future[_Listed]]:
-        """List all but statements in a thread: the chain needs none of it, and it may take as long."""
+    def _lister(self) -> Iterator[ThreadPoolExecutor]:
+        """Return a thread to list in: the chain needs none of what records are, and listing them may take as long."""
         with ThreadPoolExecutor(1) as thread:
             try:
-                yield thread.submit(self._list, names, list_records)
+                yield thread
             finally:
                 self._over = True
 
@@ -420,14 +433,10 @@ class _Verification:
             self._findings.add(one, row=row)
         self._findings.dropped.update(listed.findings.dropped)
 
-    def _pooled(self, workers: int | None, most: int, records: Future[_Listed]) -> int:
+    def _pooled(self, workers: int | None, most: int) -> int:
         """Return how many processes are to read objects."""
-        if not self._scope.contents:
-            return 0
-        # How much there is to read says whether others are worth their start, and how far a reading has come.
-        records.result()
         small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
-        return most if workers is not None or not small else 0
+        return most if self._scope.contents and (workers is not None or not small) else 0
 
     # --- memories of heads
 
@@ -481,7 +490,9 @@ class _Verification:
                     raise answer
                 memory = _memory_of(answer, size, key, log, archive, keys)
             except (FormatError, SignatureInvalid) as error:
-                self._findings.add(finding("checkpoint", f"the checkpoint does not hold: {error}", **where))
+                digest = sha256(answer).hexdigest() if isinstance(answer, bytes) else None
+                what = f"the checkpoint does not hold: {error}"
+                self._findings.add(finding("checkpoint", what, sha256=digest, **where))
                 continue
             if not memory.trusted:
                 what = "no key is trusted to check the signatures of checkpoints by"
@@ -610,7 +621,7 @@ class _Verification:
         for key in outcome.missing:
             self._missing.add(work, key)
         # What a delete marker hides is not kept on purpose, and of what could not be read it is not known.
-        unread = {one.key for one in outcome.findings if one.finding == "unreadable"}
+        unread = {one.key for one in outcome.findings if one.finding in {"unreadable", "unmounted"}}
         kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread} - self._touched
         if work.overdue and kept:
             what = f"objects are still there {RETENTION_GRACE.days} days after their retention ended"
@@ -719,12 +730,27 @@ class _Verification:
         if self._scope.spans is not None and parsed and chains == (None,) and parsed.log in self._listing.manifests:
             # Of a log that is out of scope.
             return
+        newest = chains[-1]
+        if parsed and (newest is None or parsed.last >= (newest.next_offset or 0)) and key in self._later(parsed.log):
+            return
         seen.add(key)
         # Each span of a log calls all that lies outside it a hole.
         for chain in chains:
             judged = orphans.judge(self._store, chain, key, live=self._live)
             if judged:
                 self._findings.add(judged)
+
+    def _later(self, log: layout.Log) -> frozenset[str]:
+        """Return what is named by statements that came since a log was read: the next verification judges those."""
+        if log not in self._named_since:
+            found: set[str] = set()
+            first = max((chain.size for chain in self._chains.get(log, ())), default=0)
+            for sequence in range(first, first + _LATER_LIMIT):
+                if (statement := self._statement(log, sequence)) is None:
+                    break
+                found.update(ref.key for ref in (statement.segment, statement.quarantine) if ref)
+            self._named_since[log] = frozenset(found)
+        return self._named_since[log]
 
     # --- the result
 

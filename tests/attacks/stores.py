@@ -36,8 +36,8 @@ class Refusing(Bent):
 class Jumbled(Bent):
     """Lists in another order, and everything twice."""
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        found = sorted(self._store.list(prefix, after=after), key=lambda info: info.key[::-1])
+    def list(self, prefix: str = "", **more: Any) -> Iterator[ObjectInfo]:
+        found = sorted(self._store.list(prefix, **more), key=lambda info: info.key[::-1])
         yield from found
         yield from reversed(found)
 
@@ -49,8 +49,8 @@ class Jumbled(Bent):
 class Halting(Bent):
     """Breaks off each listing."""
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        yield from list(self._store.list(prefix, after=after))[:5]
+    def list(self, prefix: str = "", **more: Any) -> Iterator[ObjectInfo]:
+        yield from list(self._store.list(prefix, **more))[:5]
         raise TransientStoreError("503 in the middle of a listing")
 
 

@@ -336,6 +336,19 @@ def test_archived(scene: Scene, mocked: Bucket, *, restored: bool) -> None:
     assert "SHA-256" in str(report.findings[0])
 
 
+@pytest.mark.parametrize(
+    "key", ["events//planted", "events/2026//planted", "/planted", "manifests//0/x", "events/../x"]
+)
+def test_keys_that_no_store_of_ours_reads(scene: Scene, mocked: Bucket, key: str) -> None:
+    """A key with an empty name in it is a foreign object, and hides no other one (row 40)."""
+    mocked.put(key, b"planted")
+    mocked.put("events/planted", b"planted")
+    report = judge(scene, mocked)
+    assert names(report) == ["unlisted", "unlisted"]
+    assert {one.key for one in report.findings} == {key, "events/planted"}
+    assert report.exit_code == 13
+
+
 def test_archived_with_other_bytes(scene: Scene, mocked: Bucket) -> None:
     """An archived object whose stored SHA-256 differs is tampered with (row 33)."""
     data = scene.main.segment(1).read_bytes()

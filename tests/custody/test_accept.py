@@ -174,6 +174,35 @@ def test_tampering_without_a_digest_is_refused(custody: Run, archive: Builder, t
     assert "digest" in err
 
 
+@pytest.mark.parametrize(
+    ("key", "finding"),
+    [
+        ("notes.txt", "unlisted"),
+        ("events/notes.txt", "unlisted"),
+        (f"events/2026/01/01/00/00/00-none-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted"),
+        (f"events/2026/01/01/00/00/00-audit-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted"),
+        ("checkpoints/audit/0/000000000007", "checkpoint"),
+        ("archive.json", "archive"),
+    ],
+)
+def test_what_a_lock_keeps_for_years(
+    custody: Run, archive: Builder, trust: Path, tmp_path: Path, key: str, finding: str
+) -> None:
+    """What nobody can delete under a lock is accepted as it is; other bytes in its place are not."""
+    path = archive.root / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"planted")
+    found = judge(archive, trust)
+    assert (names(found), found.exit_code) == ([finding], 13)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    code, _, err = accept(custody, "--from", report, "--finding", finding, "--key", key, "--trust", trust)
+    assert (code, err) == (0, "")
+    found = judge(archive, trust)
+    assert (names(found), found.exit_code) == ([finding], 3)
+    path.write_bytes(b"something else")
+    assert judge(archive, trust).exit_code == 13
+
+
 def test_a_log_that_went_back(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """A log that went back is accepted as far as it went; that it goes back further, or goes on, is found again."""
     size, root = archive.head

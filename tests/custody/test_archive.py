@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -86,10 +86,14 @@ class Memory:
         self._call("exists", key)
         return key in self.objects
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         self._call("list", prefix)
         return iter(
-            [ObjectInfo(key, len(data)) for key, data in self.objects.items() if key.startswith(prefix) and key > after]
+            [
+                ObjectInfo(key, len(data))
+                for key, data in self.objects.items()
+                if key.startswith(prefix) and key > after and key[: key.find("/") + 1] not in without
+            ]
         )
 
     def names(self, prefix: str) -> "list[str]":

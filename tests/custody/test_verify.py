@@ -927,8 +927,8 @@ class Bent:
             raise TransientStoreError(f"503 for {key}")
         return self._store.read(key, **more)
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        found = sorted(self._store.list(prefix, after=after), key=lambda info: info.key[::-1])
+    def list(self, prefix: str = "", **more: Any) -> Iterator[ObjectInfo]:
+        found = sorted(self._store.list(prefix, **more), key=lambda info: info.key[::-1])
         if self._bent.get("halts"):
             yield from found[:5]
             raise TransientStoreError("503 in the middle of a listing")

@@ -1,6 +1,6 @@
 """A store in memory, so that a fuzzer's archive costs nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from custody.errors import FormatError, ObjectMissing
@@ -43,10 +43,10 @@ class MemoryStore:
         """Say whether there is an object."""
         return key in self._objects
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         """Yield the objects."""
         for key, data in self._objects.items():
-            if key.startswith(prefix) and key > after:
+            if key.startswith(prefix) and key > after and key[: key.find("/") + 1] not in without:
                 yield ObjectInfo(key, len(data))
 
     def names(self, prefix: str) -> Sequence[str]:

@@ -1,0 +1,74 @@
+"""No false alarm from what is written between two listings of a verification; and no name that a listing loses."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.store import ObjectInfo, Store, open_store
+from custody.trust import open_trust
+from custody.verify import Report, Scope, verify
+from tests.sample import Growing
+
+
+class Meanwhile:
+    """A store to which something is written right before a listing begins."""
+
+    def __init__(self, store: Store, prefix: str, write: Callable[[], object]) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._write: Callable[[], object] | None = write
+        self.url = store.url
+
+    def list(self, prefix: str = "", **more: Any) -> Iterator[ObjectInfo]:
+        if prefix == self._prefix and self._write:
+            write, self._write = self._write, None
+            write()
+        return self._store.list(prefix, **more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def judge(growing: Growing, around: Callable[[Store], Store] = lambda store: store, **more: Any) -> Report:
+    trust = open_trust([f"file:{growing.keyring}"])
+    return verify(around(open_store(str(growing.folder))), trust, now=datetime.now(UTC), workers=0, **more)
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("contents", [True, False], ids=["whole", "chain alone"])
+@pytest.mark.parametrize("prefix", ["", "manifests/", "audits/"])
+@pytest.mark.parametrize("what", ["a log goes on", "a log begins"])
+def test_written_between_listings(tmp_path: Path, what: str, prefix: str, *, contents: bool, live: bool) -> None:
+    """Whatever a drain writes while the archive is listed, and whichever part is listed then, nothing is alarmed."""
+    growing = Growing(tmp_path)
+    growing.append(3)
+    writing = growing if what == "a log goes on" else Growing(tmp_path, partition=1, begun=growing.begun)
+
+    def around(store: Store) -> Store:
+        return Meanwhile(store, prefix, lambda: writing.append(4))  # type: ignore[return-value]
+
+    report = judge(growing, around, scope=Scope(contents=contents), live=live)
+    assert [str(one) for one in report.findings] == []
+    assert judge(growing).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [b"x\xff", b"events/x\xff", b"events/2026/x\xff/y", b"quarantine/\xfe", b"manifests/x\xff/0", b"audits/\xff"],
+)
+@pytest.mark.parametrize("contents", [True, False], ids=["whole", "chain alone"])
+def test_folders_that_are_no_text(tmp_path: Path, folder: bytes, *, contents: bool) -> None:
+    """An object in a folder whose name is no UTF-8 is found as any other foreign one, by a name that can be read."""
+    growing = Growing(tmp_path)
+    growing.append(2)
+    path = growing.folder / os.fsdecode(folder)
+    path.mkdir(parents=True)
+    (path / "planted").touch()
+    report = judge(growing, scope=Scope(contents=contents))
+    assert [one.finding for one in report.findings] == ["unlisted"]
+    assert report.findings[0].key == folder.decode("utf-8", "backslashreplace") + "/planted"
+    assert report.exit_code == 13
