@@ -79,7 +79,10 @@ class AuditChain:
         if held:
             self.newest = signed
             seconds = statement.counts.get(audit.HEARTBEAT)
-            if seconds and self.heartbeat is None:
+            if seconds is not None and not 1 <= seconds <= audit.HEARTBEAT_LIMIT:
+                where = {"expected": f"1 to {audit.HEARTBEAT_LIMIT} s", "found": f"{seconds} s", "sha256": digest}
+                self._report("the audit signs a heartbeat that no archive may have", sequence, **where)
+            elif seconds is not None and self.heartbeat is None:
                 self.heartbeat = seconds, sequence
 
     def end(self) -> None:

@@ -200,7 +200,9 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             for one in check_tables(store, info.archive, log, read.first, read.end, trust)
         ]
         # The heartbeat that the first audit says is what counts from then on.
-        marks = {audit.HEARTBEAT: info.heartbeat} | marks_of(before)
+        marks = marks_of(before)
+        if 1 <= info.heartbeat <= audit.HEARTBEAT_LIMIT:
+            marks.setdefault(audit.HEARTBEAT, info.heartbeat)
         if settings.search.url:
             indexed = {str(log): marks.get(f"{INDEXED}{log}", 0) for log in logs}
             look = partial(check_cursors, store=store, archive=info.archive, logs=logs, now=now, marks=indexed)
@@ -257,7 +259,8 @@ def marks_of(before: Audit | None) -> dict[str, int]:
     return {
         name: number
         for name, number in counts
-        if name.startswith((EXPIRED, READ_AGAIN, INDEXED)) or name == audit.HEARTBEAT
+        if name.startswith((EXPIRED, READ_AGAIN, INDEXED))
+        or (name == audit.HEARTBEAT and 1 <= number <= audit.HEARTBEAT_LIMIT)
     }
 
 
