@@ -57,7 +57,7 @@ from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from custody.verify import Report, Scope, Span, verify
 from tasks.reconcile import check_cursors, find_strays, reconcile
-from tasks.report import TableWriter, check_tables
+from tasks.report import TableWriter, check_tables, list_tables
 from tasks.search import Search
 
 EXPIRED = "expired "
@@ -192,12 +192,13 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         reads = {log: _reads(store, log, before, request, settings, now) for log in logs}
         scope = Scope({log: _surveyed(found) for log, found in reads.items() if found}, contents=False)
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
+        tables = list_tables(store)
         tabled = [
             one.to_dict()
             for log, found in reads.items()
             for read in found
             if read.read == "again" and read.end is not None
-            for one in check_tables(store, info.archive, log, read.first, read.end, trust)
+            for one in check_tables(store, tables, info.archive, log, read.first, read.end, trust)
         ]
         # The heartbeat that the first audit says is what counts from then on.
         marks = marks_of(before)
