@@ -18,6 +18,8 @@ from custody.manifest import Hex, Int, Signature, Time, Tree, Uuid
 FORMAT: Literal["custody/audit/1"] = "custody/audit/1"
 HEARTBEAT = "heartbeat"
 """The count that says the archive's heartbeat, in seconds: `archive.json` says it too, and is not signed."""
+HEARTBEAT_LIMIT = 366 * 86_400
+"""The longest heartbeat that an archive may have, in seconds; the shortest is one."""
 FINDINGS_INLINE = 1000
 """Findings that stand in the statement itself; more go to an object of their own."""
 

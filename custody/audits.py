@@ -79,7 +79,10 @@ class AuditChain:
         if held:
             self.newest = signed
             seconds = statement.counts.get(audit.HEARTBEAT)
-            if seconds and self.heartbeat is None:
+            if seconds is not None and not 1 <= seconds <= audit.HEARTBEAT_LIMIT:
+                where = {"expected": f"1 to {audit.HEARTBEAT_LIMIT} s", "found": f"{seconds} s", "sha256": digest}
+                self._report("the audit signs a heartbeat that no archive may have", sequence, **where)
+            elif seconds is not None and self.heartbeat is None:
                 self.heartbeat = seconds, sequence
 
     def end(self) -> None:
@@ -179,6 +182,8 @@ def is_signed(
 ) -> bool:
     """Say whether an audit, or a piece of it, is signed by keys that were trusted when it was sealed.
 
+    A signature that cannot be checked now counts for none; `check_signed` tells the two apart.
+
     Args:
         trust: the keys, and where they end.
         text: what is signed.
@@ -186,7 +191,21 @@ def is_signed(
         sequence: of the audit.
         sealed_at: of what is signed.
     """
-    held = False
+    try:
+        return check_signed(trust, text, signatures, sequence, sealed_at)
+    except KeyUnavailable:
+        return False
+
+
+def check_signed(
+    trust: Trust, text: bytes, signatures: Sequence[tuple[Signature, bytes]], sequence: int, sealed_at: str
+) -> bool:
+    """Say the same as `is_signed`.
+
+    Raises:
+        KeyUnavailable: nothing speaks against it, and none of its signatures can be checked now.
+    """
+    held, unavailable = False, None
     for signature, value in signatures:
         key = trust.keys.get(signature.key)
         if key is None or key.algorithm != signature.algorithm:
@@ -198,7 +217,10 @@ def is_signed(
             key.verify(text, value)
         except SignatureInvalid:
             return False
-        except KeyUnavailable:
+        except KeyUnavailable as error:
+            unavailable = unavailable or error
             continue
         held = True
+    if unavailable is not None and not held:
+        raise unavailable
     return held

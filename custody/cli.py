@@ -108,7 +108,10 @@ def _options(
 @app.command()
 def init(
     heartbeat: Annotated[
-        int | None, typer.Option(min=1, help="Seconds after which an idle log writes a statement. [default: 3600]")
+        int | None,
+        typer.Option(
+            min=1, max=366 * 86_400, help="Seconds after which an idle log writes a statement. [default: 3600]"
+        ),
     ] = None,
 ) -> None:
     """Make the archive that the settings name, and a keyring if there is none."""

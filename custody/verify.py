@@ -28,7 +28,7 @@ import msgspec
 
 from custody import checkpoint, layout, merkle, orphans
 from custody.ahead import Ahead, Piece
-from custody.audit import Audit
+from custody.audit import HEARTBEAT_LIMIT, Audit
 from custody.audits import AuditChain
 from custody.chain import RETENTION_GRACE, Chain, Memory, Totals
 from custody.contents import Outcome, Sink, Work
@@ -214,7 +214,7 @@ class _ArchiveFile(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["custody/archive/1"]
     archive: Uuid
     created: Time
-    heartbeat: Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)]
+    heartbeat: Annotated[int, msgspec.Meta(ge=1, le=HEARTBEAT_LIMIT)]
 
 
 @dataclass(slots=True)

@@ -57,7 +57,7 @@ from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from custody.verify import Report, Scope, Span, verify
 from tasks.reconcile import check_cursors, find_strays, reconcile
-from tasks.report import TableWriter, check_tables
+from tasks.report import TableWriter, check_tables, list_tables
 from tasks.search import Search
 
 EXPIRED = "expired "
@@ -192,15 +192,18 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         reads = {log: _reads(store, log, before, request, settings, now) for log in logs}
         scope = Scope({log: _surveyed(found) for log, found in reads.items() if found}, contents=False)
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
+        tables = list_tables(store)
         tabled = [
             one.to_dict()
             for log, found in reads.items()
             for read in found
             if read.read == "again" and read.end is not None
-            for one in check_tables(store, info.archive, log, read.first, read.end, trust)
+            for one in check_tables(store, tables, info.archive, log, read.first, read.end, trust)
         ]
         # The heartbeat that the first audit says is what counts from then on.
-        marks = {audit.HEARTBEAT: info.heartbeat} | marks_of(before)
+        marks = marks_of(before)
+        if 1 <= info.heartbeat <= audit.HEARTBEAT_LIMIT:
+            marks.setdefault(audit.HEARTBEAT, info.heartbeat)
         if settings.search.url:
             indexed = {str(log): marks.get(f"{INDEXED}{log}", 0) for log in logs}
             look = partial(check_cursors, store=store, archive=info.archive, logs=logs, now=now, marks=indexed)
@@ -257,7 +260,8 @@ def marks_of(before: Audit | None) -> dict[str, int]:
     return {
         name: number
         for name, number in counts
-        if name.startswith((EXPIRED, READ_AGAIN, INDEXED)) or name == audit.HEARTBEAT
+        if name.startswith((EXPIRED, READ_AGAIN, INDEXED))
+        or (name == audit.HEARTBEAT and 1 <= number <= audit.HEARTBEAT_LIMIT)
     }
 
 

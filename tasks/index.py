@@ -4,6 +4,9 @@ The archive is what is indexed, and not what came from Kafka: so it makes no dif
 for a second or a week, lost, or restored from an old snapshot. Cursors are Elasticsearch's word: one that cannot be
 true is not believed, and what others would hide is the nightly audit's to see (`tasks.reconcile`).
 
+Nothing stalls behind a statement that is bad: a manifest that is missing or cannot be read, and a segment that is lost
+or is not what was signed, is named in the result, and what comes behind it is indexed.
+
 A `Follower` does so beside a drain, right after each manifest, in a thread that the drain never waits for but at its
 end.
 """
@@ -19,9 +22,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from custody import layout
-from custody.archive import find_head, list_logs, read_archive, read_manifest, sealed_from
+from custody.archive import list_logs, read_archive, read_manifest
 from custody.checkpoints import choose_logs
-from custody.errors import CustodyError, ObjectArchived, ObjectMissing
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.settings import Settings
@@ -50,7 +53,7 @@ class IndexResult:
         there: events that were there already.
         rejected: events that Elasticsearch did not take.
         behind: seconds since the oldest statement that is not indexed was sealed; 0 if there is none.
-        problem: what went wrong, and what to do.
+        problem: what went wrong, what was passed over, and what to do.
     """
 
     log: str
@@ -69,84 +72,166 @@ class Indexer:
         """Begin; nothing is asked yet."""
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._cursors: dict[Log, Cursor] = {}
-        self.untrue: dict[Log, str] = {}
-        """By log, what was wrong with the cursor that stood in Elasticsearch, and what was done."""
+        self._untrue: dict[Log, str] = {}
+        self._unread: dict[Log, dict[int, str]] = {}
+        self._lost: dict[Log, dict[int, str]] = {}
+        self._ended: set[Log] = set()
+        """Logs whose end was held against a listing: it costs more than a read, and is done once."""
 
-    def index(self, log: Log, result: IndexResult, go_on: Callable[[], bool] = lambda: True) -> None:
+    def index(self, log: Log, result: IndexResult, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Index a log from its cursor to its head.
 
         Args:
             log: the log.
-            result: is brought up to date after each statement.
+            result: is brought up to date after each statement; what went wrong is said there.
             go_on: is asked before each statement.
 
-        Raises:
-            SearchError: Elasticsearch does not take it.
-            StoreError, FormatError: the archive does not give it.
+        Returns:
+            False where Elasticsearch does not take it, or the archive does not give it, for now.
         """
+        try:
+            self._follow(log, result, go_on)
+        except CustodyError as error:
+            # What was done may be done again; what is there changes nothing.
+            self._cursors.pop(log, None)
+            result.problem = "; ".join(filter(None, [str(error), self._problem(log)]))
+            return False
+        result.problem = self._problem(log)
+        return True
+
+    def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool]) -> None:
         known = self._cursors.get(log)
         written = known or self._written(log)
         cursor = known or self._begin(log, written)
+        unread, lost = self._unread.setdefault(log, {}), self._lost.setdefault(log, {})
         sealed_at, since = None, time.monotonic()
-        try:
-            while go_on():
-                result.sequence = cursor.sequence
-                try:
-                    statement = read_manifest(self._store, log, cursor.sequence).statement
-                except ObjectMissing:
-                    result.behind = 0.0
-                    break
-                result.behind = (datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds()
-                sent = self._index(log, statement)
-                sent.add_to(result)
-                indexed = cursor.indexed + sent.created + sent.there
-                cursor = Cursor(cursor.sequence + 1, indexed, cursor.rejected + sent.rejected)
-                sealed_at = statement.sealed_at
-                if time.monotonic() - since > _CURSOR_SECONDS:
-                    self._search.put_cursor(self._archive, log, cursor, sealed_at)
-                    written, since = cursor, time.monotonic()
-        except CustodyError:
-            # What was done may be done again; what is there changes nothing.
-            self._cursors.pop(log, None)
-            raise
+        while go_on():
+            result.sequence = cursor.sequence
+            statement, passed = self._next(log, cursor.sequence, holes=log not in self._ended)
+            for sequence in passed.keys() - unread.keys():
+                logger.warning("%s: %s", log, passed[sequence])
+            unread |= passed
+            if statement is None:
+                if not passed:
+                    self._ended.add(log)
+                result.behind = 0.0
+                break
+            result.sequence = statement.sequence
+            result.behind = (datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds()
+            sent = self._index(log, statement, lost)
+            sent.add_to(result)
+            if statement.expired is not None:
+                # It is said behind those that it is about.
+                for sequence in [one for one in lost if statement.expired[0] <= one < statement.expired[1]]:
+                    del lost[sequence]
+            indexed = cursor.indexed + sent.created + sent.there
+            cursor = Cursor(statement.sequence + 1, indexed, cursor.rejected + sent.rejected)
+            sealed_at = statement.sealed_at
+            if time.monotonic() - since > _CURSOR_SECONDS:
+                self._search.put_cursor(self._archive, log, cursor, sealed_at)
+                written, since = cursor, time.monotonic()
         if cursor != written:
             self._search.put_cursor(self._archive, log, cursor, sealed_at)
         self._cursors[log] = cursor
+
+    def _problem(self, log: Log) -> str | None:
+        """Return what was wrong with a log, so far as it does not keep others from being indexed."""
+        said = [self._untrue[log]] if log in self._untrue else []
+        passed = self._unread.get(log, {}) | self._lost.get(log, {})
+        if passed:
+            more = f", and so of {len(passed) - 1:,} more places" if len(passed) > 1 else ""
+            said.append(
+                f"not indexed, and passed over: {passed[min(passed)]}{more}; `custody verify` says more; once it is"
+                " restored, `custody audit --full` has it indexed"
+            )
+        return "; ".join(said) or None
 
     def _written(self, log: Log) -> Cursor | None:
         """Return the cursor that stands in Elasticsearch; None if it cannot be true, which is noted.
 
         Whoever can write there could end all indexing by one that is far ahead. What lies before a cursor has a
-        manifest, so one request tells.
+        manifest, so one request tells; where it was lost, those behind it do.
         """
         cursor = self._search.cursor(self._archive, log)
         if cursor is None:
             said = "is no cursor"
-        elif cursor.sequence and not self._store.exists(layout.manifest_key(log, cursor.sequence - 1)):
+        elif cursor.sequence and not self._reaches(log, cursor.sequence - 1):
             said = f"says that {cursor.sequence:,} statements are indexed, and the log has fewer"
         else:
             return cursor
-        self.untrue[log] = (
+        self._untrue[log] = (
             f"what {self._search.cursors} has of {log} {said}: all of the last {self._settings.days} days is indexed"
             " again, and what is there stays as it is; find out who wrote it, and run `custody audit --full`"
         )
-        logger.warning("%s", self.untrue[log])
+        logger.warning("%s", self._untrue[log])
         return None
+
+    def _reaches(self, log: Log, sequence: int) -> bool:
+        return self._store.exists(layout.manifest_key(log, sequence)) or self._listed(log, sequence) is not None
 
     def _begin(self, log: Log, written: Cursor | None) -> Cursor:
         """Return where to go on: at the cursor, but behind all that is so old that the next roll would delete it."""
         cursor = written or Cursor()
         oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
-        try:
-            sealed_at = read_manifest(self._store, log, cursor.sequence).statement.sealed_at
-        except ObjectMissing:
-            return cursor
-        if parse_time(sealed_at) >= oldest:
-            return cursor
-        first = sealed_from(self._store, log, find_head(self._store, log, cursor.sequence).size, oldest)
-        return replace(cursor, sequence=first)
 
-    def _index(self, log: Log, statement: Statement) -> Sent:
+        def old(sequence: int) -> int | None:
+            # Those that cannot be read are as old as the next one that can.
+            statement, _ = self._next(log, sequence, holes=True)
+            return statement.sequence if statement and parse_time(statement.sealed_at) < oldest else None
+
+        statement, passed = self._next(log, cursor.sequence, holes=True)
+        if statement is None and not passed:
+            self._ended.add(log)
+        if statement is None or parse_time(statement.sealed_at) >= oldest:
+            return cursor
+        low, step = statement.sequence, 1
+        while (found := old(low + step)) is not None:
+            low, step = found, step * 2
+        high = low + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = old(middle)
+            low, high = (low, middle) if found is None or found >= high else (found, high)
+        return replace(cursor, sequence=high)
+
+    def _next(self, log: Log, sequence: int, *, holes: bool) -> tuple[Statement | None, dict[int, str]]:
+        """Return the first statement from a sequence on that can be read, and what is wrong with those before it.
+
+        Args:
+            log: the log.
+            sequence: where to begin.
+            holes: whether a manifest that is missing is held against a listing; else the log ends there.
+        """
+        passed: dict[int, str] = {}
+        while True:
+            try:
+                statement = read_manifest(self._store, log, sequence).statement
+            except FormatError as error:
+                passed[sequence] = str(error)
+                sequence += 1
+            except ObjectMissing:
+                following = self._listed(log, sequence) if holes else None
+                if following is None:
+                    return None, passed
+                # It may have been put meanwhile, and others behind it.
+                if not self._store.exists(layout.manifest_key(log, sequence)):
+                    span = f"sequence {sequence}" if following == sequence + 1 else f"{sequence} to {following - 1}"
+                    passed[sequence] = f"of {log} manifests are missing ({span}), and later ones are there"
+                    sequence = following
+            else:
+                if statement.sequence == sequence:
+                    return statement, passed
+                key = layout.manifest_key(log, sequence)
+                passed[sequence] = f"{key} is the statement of sequence {statement.sequence}"
+                sequence += 1
+
+    def _listed(self, log: Log, sequence: int) -> int | None:
+        """Return the first sequence behind one of which a manifest is listed, None if there is none."""
+        listed = self._store.list(layout.log_prefix(log), after=layout.manifest_key(log, sequence))
+        numbers = (parsed[1] for info in listed if (parsed := layout.parse_manifest_key(info.key)))
+        return min((number for number in numbers if number > sequence), default=None)
+
+    def _index(self, log: Log, statement: Statement, lost: dict[int, str]) -> Sent:
         total = Sent()
         # While some requests are under way, the next is made.
         with ThreadPoolExecutor(_REQUESTS) as senders:
@@ -158,6 +243,10 @@ class Indexer:
                     under_way.append(senders.submit(self._search.create, log, made))
             except ObjectArchived as error:
                 logger.warning("%s: %s; `custody backfill` brings it back", log, error)
+            except (FormatError, ObjectMissing) as error:
+                # It will not be otherwise at the next try, and is not to stop all that comes behind it.
+                lost[statement.sequence] = f"sequence {statement.sequence} of {log}: {error}"
+                logger.warning("%s", lost[statement.sequence])
             for sent in under_way:
                 sent.result().add_to(total)
         return total
@@ -198,12 +287,7 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
         indexer = Indexer(settings, store, search, read_archive(store).archive)
         for log in logs:
             result = IndexResult(str(log))
-            try:
-                indexer.index(log, result)
-            except CustodyError as error:
-                result.problem = str(error)
-            else:
-                result.problem = indexer.untrue.get(log)
+            indexer.index(log, result)
             results.append(result)
     return results
 
@@ -263,6 +347,9 @@ class Follower:
                     return
             except CustodyError as error:
                 self._problem = str(error)
+            except Exception as error:  # noqa: BLE001 - nobody else would see it
+                self._problem = _unforeseen(error)
+                return
             with self._changed:
                 if self._deadline is not None:
                     return
@@ -286,9 +373,17 @@ class Follower:
         with self._changed:
             result = self._results.setdefault(log, IndexResult(str(log)))
         try:
-            indexer.index(log, result, self._go_on)
-        except CustodyError as error:
-            result.problem = str(error)
-            return False
-        result.problem = indexer.untrue.get(log)
-        return True
+            return indexer.index(log, result, self._go_on)
+        except Exception as error:  # noqa: BLE001 - it must not end the indexing of other logs
+            result.problem = _unforeseen(error)
+            # Not again before the log grows: it is an error of ours, which waiting does not mend.
+            return True
+
+
+def _unforeseen(error: Exception) -> str:
+    """Log an error that is not one of ours with its traceback, and return what is said of it."""
+    logger.error("indexing beside the drain met an error that custody does not foresee", exc_info=error)
+    return (
+        f"indexing beside the drain met an error that custody does not foresee ({type(error).__name__}): the log has"
+        " its traceback, which we ask you to report; `custody index` tries again"
+    )

@@ -9,7 +9,8 @@ no such list names is a finding. A key that has ended (`until`) counts for no li
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +22,9 @@ import pyarrow.parquet as pq
 
 from custody import manifest, tables
 from custody.archive import read_manifest
-from custody.audits import is_signed
+from custody.audits import check_signed
 from custody.contents import Work
-from custody.errors import CustodyError, ObjectExists, ObjectMissing
+from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing
 from custody.findings import Finding, finding
 from custody.layout import Log
 from custody.manifest import Batch, Signer
@@ -157,13 +158,42 @@ class TableWriter:
             self._open = None
 
 
-def check_tables(store: Store, archive: str, log: Log, first: int, end: int, trust: Trust) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What lies under `tables/`: the whole ranges of each log, and the keys of their lists by log, first and end."""
+
+    ranges: Mapping[Log, Sequence[Sequence[tables.TableFile]]]
+    lists: Mapping[tuple[Log, int, int], Sequence[str]]
+
+
+def list_tables(store: Store) -> Listed:
+    """List the archive's tables, all at once: they are many, and the checks of all logs ask of the same.
+
+    Raises:
+        StoreError: the archive cannot be listed.
+    """
+    keys = [info.key for info in store.list(tables.TABLES)]
+    ranges: dict[Log, list[Sequence[tables.TableFile]]] = {}
+    for files in tables.whole_ranges(keys):
+        ranges.setdefault(files[0].log, []).append(files)
+    lists: dict[tuple[Log, int, int], list[str]] = {}
+    for key in keys:
+        if parsed := tables.parse_list_key(key):
+            lists.setdefault(parsed, []).append(key)
+    return Listed(ranges, lists)
+
+
+def check_tables(
+    store: Store, listed: Listed, archive: str, log: Log, first: int, end: int, trust: Trust
+) -> list[Finding]:
     """Hold the tables of the ranges that begin in a log's statements `[first, end)` to the archive.
 
-    Bytes are compared with the lists that trusted keys signed, and rows with the manifests' counts.
+    Bytes are compared with the lists that trusted keys signed, and rows with the manifests' counts. What the store does
+    not give, or no key can check, now, is nothing against a table: it is the finding `unreadable`.
 
     Args:
         store: the archive.
+        listed: its tables.
         archive: its id.
         log: the log.
         first: sequence of the first statement.
@@ -171,67 +201,96 @@ def check_tables(store: Store, archive: str, log: Log, first: int, end: int, tru
         trust: by which keys a list may be signed.
     """
     findings: list[Finding] = []
-    keys = [info.key for info in store.list(tables.TABLES)]
-    for files in tables.whole_ranges(keys):
+    unknown: list[Finding] = []
+    for files in listed.ranges.get(log, ()):
         one = files[0]
-        if one.log != log or not first <= one.first < end:
+        if not first <= one.first < end:
             continue
         where: dict[str, Any] = {"log": str(log), "sequence": one.first, "through": one.end - 1, "key": one.key}
-        listed = _listed(store, archive, log, one.first, one.end, keys, trust)
-        problems = [problem for file in files if (problem := _problem(store, file.key, listed))]
+        lists = listed.lists.get((log, one.first, one.end), ())
+        signed, unread = _signed(store, archive, log, one.first, one.end, lists, trust)
+        problems: list[str] = []
+        for file in files:
+            try:
+                if file.key in signed:
+                    problems += _problems(store, file.key, signed[file.key])
+                elif unread is not None:
+                    raise unread
+                else:
+                    problems.append("no key that is trusted signed that this is a table of these statements")
+            except CustodyError as error:
+                # Without a sequence: it must not stand for what a piece finds unreadable of these statements.
+                span = f"the tables of statements {one.first} to {one.end - 1}"
+                unknown.append(finding("unreadable", f"{span} cannot be checked: {error}", log=str(log), key=file.key))
+                break
+        else:
+            if not problems:
+                findings += _counted(store, log, files, signed, where)
         findings += (finding("tables", problem, **where) for problem in problems)
-        if problems:
-            continue
-        try:
-            expected = sum(
-                batch.events
-                for sequence in range(one.first, one.end)
-                for batch in read_manifest(store, log, sequence).statement.batches
-            )
-        except ObjectMissing:
-            # It would hide the true tables from who asks them.
-            findings.append(finding("tables", "the table is of statements that are not there", **where))
-            continue
-        except CustodyError:
-            # What is wrong with the statements is a finding of its own.
-            continue
-        rows = sum(listed[file.key].rows for file in files)
-        if rows != expected:
-            what = "the tables have another number of events than the statements"
-            findings.append(finding("tables", what, expected=f"{expected} events", found=f"{rows} rows", **where))
-    return findings
+    # A store that does not answer gives one for each range; the first says it.
+    return [*findings, *(replace(one, count=len(unknown)) for one in unknown[:1])]
 
 
-def _listed(
+def _counted(
+    store: Store,
+    log: Log,
+    files: Sequence[tables.TableFile],
+    signed: Mapping[str, TableRef],
+    where: Mapping[str, Any],
+) -> Iterator[Finding]:
+    """Yield what is wrong with the number of a range's rows."""
+    try:
+        expected = sum(
+            batch.events
+            for sequence in range(files[0].first, files[0].end)
+            for batch in read_manifest(store, log, sequence).statement.batches
+        )
+    except ObjectMissing:
+        # It would hide the true tables from who asks them.
+        yield finding("tables", "the table is of statements that are not there", **where)
+        return
+    except CustodyError:
+        # What is wrong with the statements is a finding of its own.
+        return
+    rows = sum(signed[file.key].rows for file in files)
+    if rows != expected:
+        what = "the tables have another number of events than the statements"
+        yield finding("tables", what, expected=f"{expected} events", found=f"{rows} rows", **where)
+
+
+def _signed(
     store: Store, archive: str, log: Log, first: int, end: int, keys: Iterable[str], trust: Trust
-) -> Mapping[str, TableRef]:
-    """Return, by key, the files of a range that trusted keys signed to be its tables."""
+) -> tuple[Mapping[str, TableRef], CustodyError | None]:
+    """Return, by key, the files of a range that trusted keys signed to be its tables, and why a list is not known."""
     found: dict[str, TableRef] = {}
+    unread: CustodyError | None = None
     for key in keys:
-        if tables.parse_list_key(key) != (log, first, end):
-            continue
         try:
             line, second = manifest.split_lines(store.read(key, limit=manifest.MANIFEST_LIMIT))
             signatures = manifest.parse_signatures(second)
             made = msgspec.json.decode(line, type=TableList)
             manifest.check_time("sealed_at", made.sealed_at)
-        except (CustodyError, msgspec.MsgspecError, ValueError, RecursionError):
+            ended = any(one.key in trust.keys and trust.keys[one.key].until for one, _ in signatures)
+            own = (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end)
+            text = manifest.message(line, LIST_FORMAT)
+            if own and not ended and check_signed(trust, text, signatures, 0, made.sealed_at):
+                found |= {ref.key: ref for ref in made.files}
+        except (FormatError, ObjectMissing, msgspec.MsgspecError, ValueError, RecursionError):
             # Then its files are named by none.
             continue
-        ended = any(signature.key in trust.keys and trust.keys[signature.key].until for signature, _ in signatures)
-        own = (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end)
-        text = manifest.message(line, LIST_FORMAT)
-        if own and not ended and is_signed(trust, text, signatures, 0, made.sealed_at):
-            found |= {ref.key: ref for ref in made.files}
-    return found
+        except CustodyError as error:
+            unread = error
+    return found, unread
 
 
-def _problem(store: Store, key: str, listed: Mapping[str, TableRef]) -> str | None:
-    """Return what is wrong with a file, None if it is as it was signed."""
-    if key not in listed:
-        return "no key that is trusted signed that this is a table of these statements"
+def _problems(store: Store, key: str, listed: TableRef) -> list[str]:
+    """Return what is wrong with a file, nothing if it is as it was signed.
+
+    Raises:
+        StoreError: the store does not give it now.
+    """
     try:
         digest = sha256(store.read(key, limit=_FILE_LIMIT)).hexdigest()
-    except CustodyError as error:
-        return f"the table cannot be read: {error}"
-    return None if digest == listed[key].sha256 else "the table's bytes are not those that were put"
+    except (FormatError, ObjectMissing) as error:
+        return [f"the table cannot be read: {error}"]
+    return [] if digest == listed.sha256 else ["the table's bytes are not those that were put"]

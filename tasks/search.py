@@ -349,11 +349,12 @@ class Search:
                     return list(places)
                 raise
             outcome = msgspec.convert(answer.body, _Answer)
-        if not outcome.errors:
-            sent.created += len(places)
-            return []
+            if not outcome.errors:
+                sent.created += len(places)
+                return []
+            answered = list(zip(places, outcome.items, strict=True))
         again, refused, closed = [], [], set[str]()
-        for place, one in zip(places, outcome.items, strict=True):
+        for place, one in answered:
             if one.create.status == _CREATED:
                 sent.created += 1
             elif one.create.status == _THERE:
@@ -401,7 +402,8 @@ class Search:
             )
         with self.errors(f"the rejected events of {log}"):
             done = self.client.bulk(operations=operations, filter_path="items.*.status")
-        bad = [one["create"]["status"] for one in done["items"] if one["create"]["status"] not in {_CREATED, _THERE}]
+            statuses = [one["create"]["status"] for one in done["items"]]
+        bad = [status for status in statuses if status not in {_CREATED, _THERE}]
         if bad:
             raise SearchError(f"{self.rejected} did not take {len(bad)} events of {log} (status {bad[0]}); free it")
         sent.rejected += len(refused)
@@ -430,7 +432,10 @@ class Search:
             raise SearchError(f"{where} does not answer ({type(error).__name__}), asked for {what}") from None
         except ApiError as error:
             raise SearchError(f"{where} says {error.status_code} {error.error} to {what}: {_reason(error)}") from None
-        except (SerializationError, UnsupportedProductError, msgspec.ValidationError, KeyError, ValueError) as error:
+        except (
+            *(SerializationError, UnsupportedProductError),
+            *(msgspec.ValidationError, KeyError, TypeError, ValueError),
+        ) as error:
             raise SearchError(f"{where} answers otherwise than Elasticsearch does, to {what}: {error}") from None
 
 

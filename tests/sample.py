@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from custody.archive import Head, LogWriter, create_archive
+from custody.archive import Entry, Head, LogWriter, create_archive
 from custody.keys import new_keyring, open_signers
 from custody.layout import Log
 from custody.manifest import LogId
@@ -124,6 +124,24 @@ class Growing:
 
     def append(self, statements: int, content: Callable[[int], bytes] = event) -> None:
         """Append statements of five events each, those that `content` gives by offset."""
+        writer = self._open()
+        head = writer.head
+        assembler = Assembler(head.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1)
+        for _ in range(statements):
+            start = assembler.position
+            assembler.add([Message(offset, content(offset)) for offset in range(start, start + 5)])
+            writer.append(assembler.cut())
+            self._statements += 1
+            self.events += 5
+
+    def expire(self, first: int, end: int) -> None:
+        """Append a statement that calls others expired; nothing is deleted."""
+        writer = self._open()
+        at = writer.head.next_offset or 0
+        writer.append(Entry(first_offset=at, next_offset=at, expired=(first, end)))
+        self._statements += 1
+
+    def _open(self) -> LogWriter:
         uri = f"file:{self.keyring}"
         store = open_store(str(self.folder))
         writer = LogWriter(
@@ -135,14 +153,8 @@ class Growing:
             writer=self.writer,
             clock=lambda: self.sealed_at(self._statements),
         )
-        head = writer.open()
-        assembler = Assembler(head.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1)
-        for _ in range(statements):
-            start = assembler.position
-            assembler.add([Message(offset, content(offset)) for offset in range(start, start + 5)])
-            writer.append(assembler.cut())
-            self._statements += 1
-            self.events += 5
+        writer.open()
+        return writer
 
     def sealed_at(self, sequence: int) -> datetime:
         """When a statement was sealed."""

@@ -131,6 +131,18 @@ def audit_by_leaked_key(scene: Scene) -> None:
     scene.delete(f"checkpoints/audits/0/{len(scene.audits):012}")
 
 
+def heartbeat_signed(seconds: int) -> Apply:
+    """Let the audits begin anew, signed by who has the key, with a heartbeat that hides any silence."""
+
+    def apply(scene: Scene) -> None:
+        scene.options["live"] = True
+        scene.delete(*scene.listed("audits/"), *scene.listed("checkpoints/audits/"))
+        scene.audits.clear()
+        scene.audit(lambda statement: statement["counts"].update(heartbeat=seconds))
+
+    return apply
+
+
 def checkpoint_of_nothing(scene: Scene) -> None:
     scene.put(f"checkpoints/{MAIN}/{0:012}", note(_ORIGIN, 0, bytes(32)))
 
@@ -209,6 +221,9 @@ ATTACKS = [
     ),
     attack(28, "of no statement, and not the empty tree", checkpoint_of_nothing, "checkpoint", 13),
     attack(25, "leaked key beyond its until, an audit", audit_by_leaked_key, "key-span", 13),
+    attack(38, "heartbeat beyond any time", heartbeat_signed(2**62), "audit", 13, "a heartbeat", variant=True),
+    attack(38, "heartbeat beyond half of time", heartbeat_signed(8 * 10**13), "audit", 13, "a heartbeat", variant=True),
+    attack(38, "heartbeat of no time", heartbeat_signed(0), "audit", 13, "a heartbeat", variant=True),
     attack(38, "audit changed", audit(bend(b'"verified"', b'"tampered"')), "audit audit audit", 13),
     attack(38, "newest audit changed", audit(bend(b'"verified"', b'"tampered"'), 1), "audit audit audit", 13),
     attack(38, "audit changed and signed again", audit_signed_again, "audit", 13),

@@ -9,7 +9,7 @@ import pytest
 from custody.trust import Trust, TrustedKey
 from tests.archives import ARCHIVE_ID, KEY_ID
 from tests.attacks import heads, objects, statements
-from tests.attacks.archive import MAIN, ORDERS, PUBLIC_ID, RETENTION_DAYS, SIGNED, Scene, public
+from tests.attacks.archive import MAIN, ORDERS, PUBLIC_ID, RETENTION_DAYS, SIGNED, Scene, public, two_lines
 from tests.attacks.registry import rebuilt
 from tests.attacks.targets import Folder, judge, names
 
@@ -84,6 +84,15 @@ def test_no_key(scene: Scene) -> None:
     assert set(names(report)) == {"key-unknown", "unchecked-signature"}
     assert report.findings[0].finding == "key-unknown"
     assert report.exit_code == 12
+
+
+def test_hidden_silence(auditor: Scene) -> None:
+    """An auditor without the secret knows the signed heartbeat by Ed25519 alone; where no audit has it, by nothing."""
+    statements.silence_hidden(auditor)
+    assert {"archive", "stale"} <= set(names(judge(auditor, Folder())))
+    for sequence, line in enumerate(auditor.audits):
+        auditor.put(f"audits/{sequence:012}.json", two_lines(line, "custody/audit/1"))
+    assert not {"archive", "stale"} & set(names(judge(auditor, Folder())))
 
 
 def test_rewritten_history(auditor: Scene) -> None:

@@ -15,16 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from custody import tables
-from custody.findings import Severity
+from custody.findings import Finding, Severity
 from custody.layout import Log
 from custody.manifest import Algorithm, Signer
-from custody.store import open_store
+from custody.store import Store, open_store
 from custody.trust import Head
 from custody.verify import Scope, Span, verify
-from tasks.report import TableWriter, check_tables
+from tasks.report import TableWriter, check_tables, list_tables
 from tests.archives import ARCHIVE_ID, KEY_ID, SECRET
 from tests.attacks.archive import Scene
 from tests.attacks.registry import with_key
+from tests.attacks.stores import refusing
 
 LOG = Log("audit", 0)
 
@@ -60,8 +61,12 @@ def tabled(scene: Scene) -> Scene:
     return scene
 
 
+def checked(scene: Scene, store: Store) -> list[Finding]:
+    return check_tables(store, list_tables(store), ARCHIVE_ID, LOG, 0, len(scene.main.lines), scene.trust)
+
+
 def found(scene: Scene) -> list[str]:
-    findings = check_tables(open_store(str(scene.root)), ARCHIVE_ID, LOG, 0, len(scene.main.lines), scene.trust)
+    findings = checked(scene, open_store(str(scene.root)))
     assert {one.severity for one in findings} <= {Severity.POLICY}
     return [one.finding for one in findings]
 
@@ -197,3 +202,35 @@ def test_tables_that_differ(tabled: Scene, attack: str) -> None:
     assert set(found(tabled)) == {"tables"}
     tabled.delete(*tabled.listed("tables/"))
     assert found(tabled) == []
+
+
+@pytest.mark.parametrize("part", [tables.SIGNED, ".parquet"])
+def test_a_store_that_does_not_answer_says_nothing_against_tables(tabled: Scene, part: str) -> None:
+    """Where a list, or a table, is not given for now, no advice is to remove one; what could not be read is said."""
+    (one,) = checked(tabled, refusing(part)(open_store(str(tabled.root))))
+    assert (one.finding, one.severity) == ("unreadable", Severity.UNVERIFIABLE)
+    assert "cannot be checked: 503 for tables/" in one.message
+
+
+def test_a_key_that_does_not_answer_says_nothing_against_tables(tabled: Scene) -> None:
+    """So it is where the list's signature cannot be checked, and a wrong table is found once it can."""
+    (key,) = parquet(tabled)
+    changed(tabled, key)
+    trusted = tabled.trust
+    with_key(tabled, material=None)
+    (one,) = checked(tabled, open_store(str(tabled.root)))
+    assert (one.finding, one.log, one.sequence) == ("unreadable", "audit/0", None)
+    tabled.trust = trusted
+    assert found(tabled) == ["tables"]
+
+
+def test_tables_are_listed_once(tabled: Scene) -> None:
+    """However many logs and ranges are checked, their tables are listed once, and each range knows its own lists."""
+    store = open_store(str(tabled.root))
+    listed = list_tables(store)
+    tabled.delete(*tabled.listed("tables/"))
+    end = len(tabled.main.lines)
+    assert set(listed.lists) == {(LOG, 0, end)}
+    assert len(check_tables(store, listed, ARCHIVE_ID, LOG, 0, end, tabled.trust)) == 1
+    assert check_tables(store, listed, ARCHIVE_ID, LOG, 1, end, tabled.trust) == []
+    assert check_tables(store, listed, ARCHIVE_ID, Log("orders", 0), 0, end, tabled.trust) == []

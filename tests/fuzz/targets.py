@@ -135,6 +135,7 @@ def check_chain(line: bytes) -> None:
         if work is not None and sequence == 3:
             assert work.weight >= 0
     chain.end()
+    assert chain.heartbeat is None or 1 <= chain.heartbeat[0] <= audit.HEARTBEAT_LIMIT
     worst = judge(found.sorted())
     assert worst >= Severity.TAMPERED if line != original else worst == 0
     assert len(found.sorted()) <= 20

@@ -205,6 +205,22 @@ def test_rollback_is_found(growing: Growing, tmp_path: Path) -> None:
     assert audit_of(growing, 1).heads[growing.log].size == 7
 
 
+def test_a_heartbeat_that_none_may_have_is_not_signed(growing: Growing) -> None:
+    """What archive.json says out of all bounds is found, and no audit of ours signs it or hands it on."""
+    growing.append(1)
+    path = growing.folder / "archive.json"
+    info = path.read_bytes()
+    for seconds in (0, 2**62):
+        path.unlink()
+        path.write_text(json.dumps(json.loads(info) | {"heartbeat": seconds}))
+        assert "archive" in {one["finding"] for one in run(growing).findings}
+        path.unlink()
+        path.write_bytes(info)
+    assert "heartbeat" not in audit_of(growing, 0).counts
+    assert run(growing).findings == ()
+    assert audit_of(growing, 2).counts["heartbeat"] == json.loads(info)["heartbeat"]
+
+
 def test_heartbeat_is_signed(growing: Growing) -> None:
     """The first audit signs the archive's heartbeat: raised later, it is found, and the true one is handed on."""
     growing.append(3)

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from custody import layout, manifest
 from custody.errors import ConfigurationError, SearchError
 from custody.layout import Log
 from custody.settings import SearchSettings, Settings
@@ -52,6 +55,16 @@ def documents(given: Settings) -> dict[str, dict[str, Any]]:
         return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
     finally:
         with_client.close()
+
+
+def manifest_of(growing: Growing, sequence: int) -> Path:
+    return growing.folder / layout.manifest_key(LOG, sequence)
+
+
+def segment_of(growing: Growing, sequence: int) -> Path:
+    segment = manifest.parse(manifest_of(growing, sequence).read_bytes()).statement.segment
+    assert segment is not None
+    return growing.folder / segment.key
 
 
 @pytest.fixture
@@ -217,6 +230,123 @@ def test_lost_elasticsearch(growing: Growing, given: Settings) -> None:
     assert documents(given) == before
 
 
+def lost_segment(growing: Growing, sequence: int) -> None:
+    segment_of(growing, sequence).unlink()
+
+
+def flipped_bit(growing: Growing, sequence: int) -> None:
+    path = segment_of(growing, sequence)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+
+
+def unreadable_manifest(growing: Growing, sequence: int) -> None:
+    manifest_of(growing, sequence).write_bytes(b"no manifest")
+
+
+def misplaced_manifest(growing: Growing, sequence: int) -> None:
+    manifest_of(growing, sequence).write_bytes(manifest_of(growing, 0).read_bytes())
+
+
+def lost_manifest(growing: Growing, sequence: int) -> None:
+    manifest_of(growing, sequence).unlink()
+
+
+BAD = [lost_segment, flipped_bit, unreadable_manifest, misplaced_manifest, lost_manifest]
+
+
+def test_nothing_stalls_behind_what_is_bad(growing: Growing, given: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """A statement that cannot be indexed is named, once, and all that comes behind it is indexed."""
+    growing.append(2 * len(BAD) + 1, now_event)
+    bad = range(1, 2 * len(BAD), 2)
+    for sequence, make in zip(bad, BAD, strict=True):
+        make(growing, sequence)
+    (result,) = index_logs(given)
+    assert (result.sequence, result.behind) == (2 * len(BAD) + 1, 0.0)
+    assert "sequence 1 of audit.grows/0" in str(result.problem)
+    assert f"and so of {len(BAD) - 1} more places" in str(result.problem)
+    for sequence in bad:
+        names = {f"{sequence:012}.json", f"sequence {sequence} of", f"(sequence {sequence})"}
+        assert any(name in one for one in caplog.messages for name in names)
+    good = {offset for offset in range(growing.events) if offset // 5 not in bad}
+    assert {document_id(LOG, offset) for offset in good} <= set(documents(given))
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, result.problem) == (0, 2 * len(BAD) + 1, None)
+
+
+def test_a_hole_is_not_the_head(growing: Growing, given: Settings) -> None:
+    """Manifests deleted at the cursor, or right before it, are said to be missing, and what follows is indexed."""
+    growing.append(4, now_event)
+    index_logs(given)
+    growing.append(5, now_event)
+    for sequence in (4, 5, 6):
+        lost_manifest(growing, sequence)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence) == (10, 9)
+    assert "(4 to 6), and later ones are there" in str(result.problem)
+    lost_manifest(growing, 7)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, result.problem) == (0, 9, None)
+    lost_manifest(growing, 8)
+    (result,) = index_logs(given)
+    assert (result.there, result.sequence) == (20, 4)
+    assert "the log has fewer" in str(result.problem)
+
+
+def test_an_unreadable_end_is_said_until_it_is_mended(growing: Growing, given: Settings) -> None:
+    """No cursor goes beyond the last statement that can be read, however far ahead something was put."""
+    growing.append(2, now_event)
+    for sequence in (2, 10**9):
+        unreadable_manifest(growing, sequence)
+    for _ in range(2):
+        (result,) = index_logs(given)
+        assert result.sequence == 2
+        assert "and so of 2 more places" in str(result.problem)
+    lost_manifest(growing, 2)
+    (result,) = index_logs(given)
+    assert result.sequence == 2
+    assert "(2 to 999999999), and later ones are there" in str(result.problem)
+    unreadable_manifest(growing, 2)
+    for sequence in (2, 10**9):
+        lost_manifest(growing, sequence)
+    growing.append(1, now_event)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, result.problem) == (5, 3, None)
+
+
+def test_what_expired_is_no_loss(growing: Growing, given: Settings) -> None:
+    """Segments deleted after their statements were called expired are passed over in silence, others are not."""
+    growing.append(4, now_event)
+    for sequence in (0, 1, 2):
+        lost_segment(growing, sequence)
+    growing.expire(0, 2)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence) == (5, 5)
+    assert "sequence 2 of" in str(result.problem)
+    assert "more places" not in str(result.problem)
+
+
+@pytest.mark.parametrize("hole", [[0, 1], [4, 5, 7], [8, 9, 11]], ids=str)
+def test_what_has_aged_out_is_not_indexed_whatever_is_missing(
+    growing: Growing, given: Settings, hole: list[int]
+) -> None:
+    """Where manifests are missing, too, a lost Elasticsearch gets all that is wanted, and nothing that is not."""
+    growing.begun = datetime.now(UTC) - timedelta(days=given.search.days + 10)
+    growing.append(9, now_event)
+    growing.begun = datetime.now(UTC) - timedelta(minutes=30)
+    growing.append(4, now_event)
+    for sequence in hole:
+        lost_manifest(growing, sequence)
+    (result,) = index_logs(given)
+    assert result.sequence == 13
+    assert set(documents(given)) == {
+        document_id(LOG, offset)
+        for sequence in {9, 10, 11, 12} - {*hole}
+        for offset in range(sequence * 5, sequence * 5 + 5)
+    }
+
+
 FAULTS = [Fault(kind, effect) for kind in ("reset", "429", "503") for effect in (False, True)]
 
 
@@ -287,3 +417,65 @@ def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) ->
     assert time.monotonic() - begin < index.GRACE_SECONDS
     assert all(f"{port} does not answer" in str(one.problem) for one in results)
     assert results
+
+
+@pytest.mark.parametrize("call", ["prepare", "cursor"])
+def test_a_follower_that_fails_is_heard(
+    growing: Growing, given: Settings, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that nobody foresaw stands in the result and, with its traceback, in the log; no drain ends by it."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Search, call, fail)
+    growing.append(1, now_event)
+    follower = Follower(given)
+    follower.sealed(LOG)
+    (result,) = follower.end()
+    assert "does not foresee (ZeroDivisionError)" in str(result.problem)
+    assert "Traceback" in caplog.text
+
+
+ODD_ANSWERS: list[Any] = [
+    {"errors": True, "items": []},
+    {"errors": True, "items": [{"create": {"status": 400}}] * 6},
+    {"errors": True, "items": None},
+    {"hits": None},
+    [],
+]
+
+
+@pytest.mark.parametrize("answer", ODD_ANSWERS, ids=str)
+def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
+    """What answers otherwise than Elasticsearch does is a problem that is said, whatever it answers."""
+
+    class Odd(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            cursor = self.path.startswith("/odd-cursors/_doc")
+            body = b"{}" if cursor else json.dumps(answer).encode()
+            self.send_response(404 if cursor else 200)
+            self.send_header("x-elastic-product", "Elasticsearch")
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 - as the server names them
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    growing.append(1, now_event)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        given = settings(growing, f"http://127.0.0.1:{server.server_port}", "odd")
+        (result,) = index_logs(given)
+        assert "answers otherwise than Elasticsearch does" in str(result.problem)
+        opened = Search(given.search)
+        with pytest.raises(SearchError, match="answers otherwise"):
+            opened.delete_below("odd", LOG, 1)
+        opened.close()
+        server.shutdown()
