@@ -184,7 +184,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
     with closing(open_store(settings.archive, settings.s3)) as store:
         info = read_archive(store)
         trust = _trust(settings)
-        last = _last_audit(store, trust)
+        last = last_trusted_audit(store, trust)
         before = last.newest.statement if last.newest else None
         # A log that somebody remembers is looked for even where nothing of it is left.
         remembered = map(_log, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
@@ -261,13 +261,21 @@ def marks_of(before: Audit | None) -> dict[str, int]:
     }
 
 
-def _last_audit(store: Store, trust: Trust) -> AuditHead:
-    """Return where the audits end, with the newest one only if a trusted key signed it."""
+def last_trusted_audit(store: Store, trust: Trust) -> AuditHead:
+    """Return where the audits end, with the newest one only if a trusted key signed it, for this archive.
+
+    Raises:
+        FormatError: the newest audit is not of the format.
+        StoreError: the store does not answer.
+    """
     head = find_audits(store)
     if head.newest is None:
         return head
+    statement = head.newest.statement
     text = manifest.message(head.newest.line, audit.FORMAT)
-    if is_signed(trust, text, head.newest.signatures, head.size - 1, head.newest.statement.sealed_at):
+    if statement.archive == read_archive(store).archive and is_signed(
+        trust, text, head.newest.signatures, head.size - 1, statement.sealed_at
+    ):
         return head
     # The survey says what is wrong with it; here it is nothing to go on from.
     return AuditHead(head.size, head.edge, None)

@@ -39,7 +39,7 @@ from custody.manifest import MANIFEST_LIMIT, Tree
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
-from tasks.audit import marks_of
+from tasks.audit import last_trusted_audit, marks_of
 from tasks.documents import index_day, index_name, is_restored, outlying_name
 from tasks.search import Search
 
@@ -287,7 +287,7 @@ class _Roll:
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
     """Sign what was deleted, what was to be and was not, and what expired, as an audit of its own.
 
-    It covers nothing, and hands on what the audit before it says of heads and marks.
+    It covers nothing, and hands on what the audit before it says of heads and marks, if a trusted key signed that one.
 
     Returns:
         Its sequence; None where there is nothing to record.
@@ -304,8 +304,9 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
         finding("rolled", f"{one.what} {one.outcome}: {one.why}"[:1000], key=one.target[:500]).to_dict()
         for one in told[:RECORDED]
     ]
+    trust = open_trust([settings.keys], settings.trust, settings.passphrase())
     with closing(open_store(settings.archive, settings.s3)) as store:
-        head = find_audits(store)
+        head = last_trusted_audit(store, trust)
         before = head.newest.statement if head.newest else None
         statement = Audit(
             format=audit.FORMAT,
