@@ -50,7 +50,7 @@ RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""
 _GOOD = frozenset({"verified", "notices"})
 
-What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire"]
+What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "step", "record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,11 @@ class _Roll:
         if (today - day).days <= SETTLED_DAYS:
             return
         with self._search.errors(f"the settings of {name}"):
-            found = self._search.client.indices.get_settings(index=name, flat_settings=True)[name]["settings"]
+            answer = self._search.client.indices.get_settings(index=name, flat_settings=True, ignore_unavailable=True)
+            if name not in answer:
+                # Somebody deleted it meanwhile.
+                return
+            found = answer[name]["settings"]
             segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
         shards = int(found.get("index.number_of_shards", 1))
         if found.get("index.blocks.write") != "true":
@@ -285,7 +289,7 @@ class _Roll:
 
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
-    """Sign what was deleted, what was to be and was not, and what expired, as an audit of its own.
+    """Sign what was deleted, what was to be and was not, what expired, and what ended a step, as an audit of its own.
 
     It covers nothing, and hands on what the audit before it says of heads and marks, if a trusted key signed that one.
 
@@ -299,6 +303,7 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
     told = [one for one in actions if one.what in {"delete", "expire"} and one.outcome != "planned"]
     if not told:
         return None
+    told = [*(one for one in actions if one.what == "step"), *told]
     counts = Counter(f"{one.what} {one.outcome}" for one in told)
     found = [
         finding("rolled", f"{one.what} {one.outcome}: {one.why}"[:1000], key=one.target[:500]).to_dict()

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from custody.archive import find_audits
 from custody.errors import SearchError
-from custody.settings import AuditSettings, SearchSettings, Settings
+from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
+from custody.store import open_store
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tasks.daily import roll_all, take_step
 from tasks.documents import index_name, outlying_name, restored_name
 from tasks.index import index_logs
 from tasks.roll import Action, roll_indices
@@ -313,6 +316,45 @@ def test_a_fault_while_outlying_events_go(outlying: tuple[Growing, Settings]) ->
             assert outliers(given)[-10:] == list(range(10, 20))
     list(roll_indices(given, later))
     assert outliers(given) == list(range(10, 20))
+
+
+class Dying(FaultyProxy):
+    """An Elasticsearch that deletes one index, and answers nothing from then on."""
+
+    dead = False
+
+    def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        if self.dead:
+            raise ConnectionResetError
+        self.dead = request.command == "DELETE"
+        return super()._ask(request, body)
+
+
+def test_what_was_done_before_a_fault_is_told_and_signed(growing: Growing, given: Settings, search: Search) -> None:
+    """An Elasticsearch that fails behind a deletion hides nothing of it, and keeps nothing else from being done."""
+    today = max(names(search))
+    growing.append(1, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
+    index_logs(given)
+    audit(given)
+    with Dying(str(given.search.url)) as proxy:
+        through = given.model_copy(
+            update={
+                "search": given.search.model_copy(update={"url": proxy.endpoint_url}),
+                "tiers": TierSettings(life_days=99),
+            }
+        )
+        actions = roll_all(through, LATER, lambda name, done: take_step(name, through, LATER, done))
+    assert not search.client.indices.exists(index=today)
+    (deleted,) = (one for one in actions if one.target == today)
+    assert (deleted.what, deleted.outcome) == ("delete", "done")
+    (ended,) = (one for one in actions if one.what == "step")
+    assert (ended.target, ended.outcome, "does not answer" in ended.why) == ("indices", "failed", True)
+    assert {one.outcome for one in actions if one.what == "expire"} == {"done"}
+    newest = find_audits(open_store(given.archive)).newest
+    assert newest
+    told = [str(one["message"]) for one in newest.statement.findings if isinstance(one, dict)]
+    assert any(one.startswith("delete done: 100 days old") for one in told)
+    assert any(one.startswith("step failed") for one in told)
 
 
 def test_dry_run(given: Settings, search: Search) -> None:
