@@ -48,6 +48,8 @@ SETTLED_DAYS = 2
 WARM_DAYS = 7
 RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""
+_BY_ILM = "the cluster's ILM makes old indices read-only and merges them; the roll closes what was opened, and deletes"
+_BY_ROLL = "the cluster has no ILM: the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
 _GOOD = frozenset({"verified", "notices"})
 
 What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "step", "record"]
@@ -96,8 +98,7 @@ class _Roll:
     def run(self) -> Iterator[Action]:
         today = self._now.astimezone(UTC).date()
         by_policy = self._has_ilm()
-        if by_policy:
-            yield self._act("policy", self._search.prefix, self._set_policy)
+        yield self._set_policy() if by_policy else self._told(_BY_ROLL)
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         there = {name: day for name, day in days.items() if day is not None}
@@ -108,11 +109,14 @@ class _Roll:
         for name, day in sorted(there.items()):
             if day < oldest:
                 yield self._delete(name, f"{(self._now.date() - day).days} days old")
-            elif not by_policy:
-                yield from self._age(name, day, today)
+            elif (today - day).days > SETTLED_DAYS:
+                yield from self._age(name, day, today, by_policy=by_policy)
         yield from self._end_restored(made)
         if outlying_name(self._search.prefix) in made:
             yield from self._end_outlying(oldest)
+
+    def _told(self, why: str) -> Action:
+        return Action("policy", self._search.prefix, "planned" if self._dry else "done", why)
 
     def _act(self, what: What, target: str, do: Any) -> Action:
         if self._dry:
@@ -149,7 +153,11 @@ class _Roll:
 
     # --- what is done by age
 
-    def _set_policy(self) -> None:
+    def _set_policy(self) -> Action:
+        action = self._act("policy", self._search.prefix, self._put_policy)
+        return self._told(_BY_ILM) if action.outcome != "failed" else action
+
+    def _put_policy(self) -> None:
         phases = {
             "hot": {"actions": {}},
             "warm": {
@@ -171,19 +179,21 @@ class _Roll:
                 if error.error != "resource_already_exists_exception":
                     raise
 
-    def _age(self, name: str, day: date, today: date) -> Iterator[Action]:
-        if (today - day).days <= SETTLED_DAYS:
-            return
+    def _age(self, name: str, day: date, today: date, *, by_policy: bool) -> Iterator[Action]:
         with self._search.errors(f"the settings of {name}"):
             answer = self._search.client.indices.get_settings(index=name, flat_settings=True, ignore_unavailable=True)
             if name not in answer:
                 # Somebody deleted it meanwhile.
                 return
             found = answer[name]["settings"]
+        if found.get("index.blocks.write") != "true":
+            # By ILM too: it does so once, and a late event opens the index again.
+            yield self._act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}))
+        if by_policy:
+            return
+        with self._search.errors(f"the segments of {name}"):
             segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
         shards = int(found.get("index.number_of_shards", 1))
-        if found.get("index.blocks.write") != "true":
-            yield self._act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}))
         if segments["segments"]["count"] > shards:
             yield self._act("merge", name, lambda: self._merge(name))
         wanted = "data_warm,data_hot"

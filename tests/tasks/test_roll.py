@@ -18,7 +18,7 @@ from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.daily import roll_all, take_step
 from tasks.documents import index_name, outlying_name, restored_name
 from tasks.index import index_logs
-from tasks.roll import Action, roll_indices
+from tasks.roll import _BY_ILM, _BY_ROLL, Action, roll_indices
 from tasks.search import Search
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -72,6 +72,11 @@ def roll(given: Settings, now: datetime = NOW, *, dry_run: bool = False) -> list
     return list(roll_indices(given, now, dry_run=dry_run))
 
 
+def told(given: Settings) -> Action:
+    """What a roll says of who does hot and warm, where the cluster has no ILM."""
+    return Action("policy", given.search.prefix, "done", _BY_ROLL)
+
+
 def names(search: Search) -> set[str]:
     return set(search.client.indices.get(index=f"{search.prefix}-2*"))
 
@@ -79,11 +84,11 @@ def names(search: Search) -> set[str]:
 def test_tomorrow(given: Settings, search: Search) -> None:
     """Tomorrow's index is there ahead of time, behind the alias and with the mapping; once."""
     tomorrow = index_name(given.search.prefix, (NOW + timedelta(days=1)).date())
-    assert roll(given) == [Action("create", tomorrow, "done")]
+    assert roll(given) == [told(given), Action("create", tomorrow, "done")]
     found = search.client.indices.get(index=tomorrow)[tomorrow]
     assert given.search.prefix in found["aliases"]
     assert found["mappings"]["properties"]["client_ip"]["type"] == "ip"
-    assert roll(given) == []
+    assert roll(given) == [told(given)]
 
 
 def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, search: Search) -> None:
@@ -107,11 +112,15 @@ def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, se
 
 
 def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> None:
-    """An event of a day whose index is read-only is indexed there all the same."""
+    """An event of a day whose index is read-only is indexed there all the same, and the next roll closes it again."""
     roll(given, NOW + timedelta(days=4))
     growing.append(1, now_event)
     (result,) = index_logs(given)
     assert (result.created, result.rejected, result.problem) == (5, 0, None)
+    assert [one.what for one in roll(given, NOW + timedelta(days=4)) if one.outcome == "done"][:2] == [
+        "policy",
+        "read-only",
+    ]
 
 
 def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Search) -> None:
@@ -393,14 +402,23 @@ class WithIlm(FaultyProxy):
         return super()._ask(request, body)
 
 
-def test_where_there_is_ilm(given: Settings, search: Search) -> None:
-    """Where the cluster has ILM its policy makes indices read-only and merges them; deleting stays with the roll."""
+def test_where_there_is_ilm(growing: Growing, given: Settings, search: Search) -> None:
+    """Where the cluster has ILM its policy makes indices read-only and merges them; deleting stays with the roll.
+
+    What a late event opened is closed by the roll, for ILM does so once. The roll says which does what.
+    """
     before = names(search)
     with WithIlm(str(given.search.url)) as proxy:
         through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
         first = list(roll_indices(through, NOW + timedelta(days=4)))
-        assert first[0] == Action("policy", given.search.prefix, "done")
-        assert {one.what for one in first} == {"policy", "create"}
+        assert first[0] == Action("policy", given.search.prefix, "done", _BY_ILM)
+        # What no ILM has closed, or what a late event opened behind its back, is closed; merging is left to it.
+        assert {one.what for one in first} == {"policy", "create", "read-only"}
+        assert {one.target for one in first if one.what == "read-only"} == before
+        growing.append(1, now_event)
+        index_logs(given)
+        again = list(roll_indices(through, NOW + timedelta(days=4)))
+        assert [one.what for one in again] == ["policy", "read-only"]
         phases = proxy.policies[given.search.prefix]["policy"]["phases"]
         assert set(phases) == {"hot", "warm"}
         assert set(phases["warm"]["actions"]) == {"readonly", "forcemerge"}
