@@ -62,6 +62,7 @@ from tasks.search import Search
 
 EXPIRED = "expired "
 READ_AGAIN = "read again "
+LAST_TURN = "last turn "
 INDEXED = "indexed "
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(days=2)
@@ -133,8 +134,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
     marks: dict[str, int]
     """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone),
-    `read again <log>` (how far the turn of reading old statements again came), `indexed <log>` (how many statements
-    Elasticsearch was seen to have; it never goes back), and the archive's `heartbeat`."""
+    `read again <log>` (how far the turn of reading old statements again came), `last turn <log>` (when that was, in
+    seconds since 1970), `indexed <log>` (how many statements Elasticsearch was seen to have; it never goes back), and
+    the archive's `heartbeat`."""
     findings: tuple[dict[str, Any], ...]
 
 
@@ -238,6 +240,7 @@ def _planned(
             heads[name] = summary.size, summary.root
         if not request.since and not request.until:
             marks[f"{READ_AGAIN}{name}"] = _turn_end(found)
+            marks[f"{LAST_TURN}{name}"] = math.ceil(now.timestamp())
         for one in found:
             pieces += _cut(name, one.first, one.end or summary.size, one.read, settings.audit.piece_statements)
     return Plan(
@@ -257,7 +260,7 @@ def marks_of(before: Audit | None) -> dict[str, int]:
     return {
         name: number
         for name, number in counts
-        if name.startswith((EXPIRED, READ_AGAIN, INDEXED)) or name == audit.HEARTBEAT
+        if name.startswith((EXPIRED, READ_AGAIN, LAST_TURN, INDEXED)) or name == audit.HEARTBEAT
     }
 
 
@@ -334,7 +337,10 @@ def _surveyed(reads: Sequence[_Read]) -> list[Span]:
 
 def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
     """Return the old statements whose turn it is to be read again, so that all are within `reread_days`."""
-    days = max((now - manifest.parse_time(before.started_at)) / timedelta(days=1), 1.0)
+    # Since this log's last turn: the audit before may be of other logs, or a roll's, which reads nothing.
+    turned = before.counts.get(f"{LAST_TURN}{name}")
+    last = manifest.parse_time(before.started_at).timestamp() if turned is None else turned
+    days = max((now.timestamp() - last) / timedelta(days=1).total_seconds(), 1.0)
     step = settings.audit.piece_statements
     many = min(math.ceil(old * days / settings.audit.reread_days / step) * step, old)
     start = before.counts.get(f"{READ_AGAIN}{name}", 0)
