@@ -40,7 +40,7 @@ from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from tasks.audit import last_trusted_audit, marks_of
-from tasks.documents import index_day, index_name, is_restored, outlying_name
+from tasks.documents import BROUGHT, index_day, index_name, is_restored, outlying_name
 from tasks.search import Search
 
 SETTLED_DAYS = 2
@@ -227,10 +227,24 @@ class _Roll:
         return Action(done.what, name, done.outcome, done.why or f"{age}, and every event of it verified")
 
     def _end_restored(self, made: Mapping[str, datetime]) -> Iterator[Action]:
+        kept = self._settings.search.restored_days
         for name, since in sorted(made.items()):
-            days = (self._now - since).days
-            if is_restored(self._search.prefix, name) and days >= self._settings.search.restored_days:
+            if not is_restored(self._search.prefix, name) or (self._now - since).days < kept:
+                continue
+            # One index may have been filled by many backfills.
+            days = (self._now - max(since, self._brought(name) or since)).days
+            if days >= kept:
                 yield self._delete(name, f"brought back {days} days ago")
+
+    def _brought(self, name: str) -> datetime | None:
+        """Return when a backfill last brought events to an index; None where it does not say so."""
+        with self._search.errors(f"when events were brought to {name}"):
+            found = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
+        text = found.get(name, {}).get("mappings", {}).get("_meta", {}).get(BROUGHT)
+        try:
+            return manifest.parse_time(text) if isinstance(text, str) else None
+        except ValueError:
+            return None
 
     def _end_outlying(self, oldest: date) -> Iterator[Action]:
         """Delete outlying events that were sealed before a day, log by log; what is of no log stays as evidence."""
