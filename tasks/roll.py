@@ -31,7 +31,7 @@ from custody.archive import (
 )
 from custody.audit import Audit
 from custody.audits import is_signed
-from custody.errors import CustodyError, ObjectMissing, SearchError
+from custody.errors import CustodyError, FormatError, ObjectMissing, SearchError
 from custody.findings import finding
 from custody.keys import open_signers
 from custody.layout import Log
@@ -93,7 +93,7 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
 class _Roll:
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
-        self._verified: dict[str, list[tuple[int, int]]] | None = None
+        self._verified: _Verified | None = None
 
     def run(self) -> Iterator[Action]:
         today = self._now.astimezone(UTC).date()
@@ -299,11 +299,11 @@ class _Roll:
     def _gap(self, log: Log, first: int, last: int) -> str | None:
         """Return why the archive does not vouch for all events from one offset to another; None if it does."""
         if self._verified is None:
-            self._verified = verified_spans(self._store, self._trust())
+            self._verified = _Verified(self._store, self._trust())
         begin, end = find_statement(self._store, log, first), find_statement(self._store, log, last)
         if begin is None or end is None:
             return f"offset {first if begin is None else last} of {log} is in no statement"
-        gap = _first_gap(self._verified.get(str(log), []), begin[0], end[0] + 1)
+        gap = self._verified.gap(log, begin[0], end[0] + 1)
         if gap is not None:
             return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
         return None
@@ -355,27 +355,44 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
     return statement.sequence
 
 
-def verified_spans(store: Store, trust: Trust) -> dict[str, list[tuple[int, int]]]:
-    """Return which statements of each log signed audits have verified, with nothing against the archive found.
+class _Verified:
+    """Which statements signed audits have verified, with nothing against the archive found.
 
-    Raises:
-        FormatError, StoreError: the audits cannot be read.
+    Audits are read from the newest one back, each once, and only as far as what is asked for needs them. One that is
+    not there, does not parse, stands elsewhere or is not signed vouches for nothing.
     """
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for sequence in range(find_audits(store).size):
+
+    def __init__(self, store: Store, trust: Trust) -> None:
+        self._store, self._trust = store, trust
+        self._archive = ""
+        self._left: int | None = None
+        self._spans: dict[str, list[tuple[int, int]]] = {}
+
+    def gap(self, log: Log, first: int, end: int) -> int | None:
+        """Return the first statement of `[first, end)` of a log that no audit has verified; None if all are.
+
+        Raises:
+            FormatError: the newest audit is not of the format, so that it is not known how many there are.
+            StoreError: the audits cannot be read; what was read so far is not read again.
+        """
+        if self._left is None:
+            self._archive = read_archive(self._store).archive
+            self._left = find_audits(self._store).size
+        while (gap := _first_gap(self._spans.get(str(log), ()), first, end)) is not None and self._left:
+            self._read(self._left - 1)
+            self._left -= 1
+        return gap
+
+    def _read(self, sequence: int) -> None:
         try:
-            signed = audit.parse(store.read(layout.audit_key(sequence), limit=MANIFEST_LIMIT))
-        except ObjectMissing:
-            continue
-        text = manifest.message(signed.line, audit.FORMAT)
-        statement = signed.statement
-        if statement.verdict not in _GOOD or not is_signed(
-            trust, text, signed.signatures, sequence, statement.sealed_at
-        ):
-            continue
-        for name, covered in statement.covered.items():
-            spans.setdefault(name, []).extend((one.from_, one.to) for one in covered)
-    return spans
+            signed = audit.parse(self._store.read(layout.audit_key(sequence), limit=MANIFEST_LIMIT))
+        except (ObjectMissing, FormatError):
+            return
+        text, one = manifest.message(signed.line, audit.FORMAT), signed.statement
+        placed = (one.archive, one.sequence) == (self._archive, sequence)
+        if placed and one.verdict in _GOOD and is_signed(self._trust, text, signed.signatures, sequence, one.sealed_at):
+            for name, covered in one.covered.items():
+                self._spans.setdefault(name, []).extend((part.from_, part.to) for part in covered)
 
 
 def _first_gap(spans: Sequence[tuple[int, int]], first: int, end: int) -> int | None:

@@ -12,13 +12,15 @@ import pytest
 
 from custody.archive import find_audits
 from custody.errors import SearchError
+from custody.layout import parse_log_text
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from custody.store import open_store
+from custody.trust import open_trust
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.daily import roll_all, take_step
 from tasks.documents import index_name, outlying_name, restored_name
 from tasks.index import index_logs
-from tasks.roll import _BY_ILM, _BY_ROLL, Action, roll_indices
+from tasks.roll import _BY_ILM, _BY_ROLL, Action, _Verified, roll_indices
 from tasks.search import Search
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -185,6 +187,35 @@ def test_an_unsigned_audit_vouches_for_nothing(growing: Growing, given: Settings
     path.unlink()
     path.write_bytes(json.dumps(changed, separators=(",", ":")).encode() + b"\n" + signatures)
     assert {one.outcome for one in roll(given, LATER) if one.what == "delete"} == {"refused"}
+
+
+def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, given: Settings, search: Search) -> None:
+    """One damaged audit refuses nothing that others have verified; each is read once, the newest first."""
+    audit(given)
+    audit(given)
+    growing.append(1, now_event)
+    index_logs(given)
+    audit(given)
+    path = growing.folder / "audits" / f"{1:012}.json"
+    path.unlink()
+    path.write_bytes(b"no audit")
+    before = names(search)
+    assert {one.outcome for one in roll(given, LATER, dry_run=True) if one.target in before} == {"planned"}
+
+    read: list[int] = []
+
+    class Counting(_Verified):
+        def _read(self, sequence: int) -> None:
+            read.append(sequence)
+            super()._read(sequence)
+
+    trust = open_trust([given.keys])
+    verified = Counting(open_store(given.archive), trust)
+    log = parse_log_text(growing.log)
+    assert log
+    assert [verified.gap(log, 3, 4), read] == [None, [2]]
+    assert [verified.gap(log, 0, 4), verified.gap(log, 0, 5), verified.gap(log, 1, 3)] == [None, 4, None]
+    assert read == [2, 1, 0]
 
 
 def test_foreign_documents_keep_an_index(given: Settings, search: Search) -> None:
