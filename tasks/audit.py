@@ -233,7 +233,8 @@ def _planned(
         summary = summaries.get(name)
         if summary is None:
             continue
-        if summary.expired:
+        # As with heads: what a statement says that does not hold is not signed again as ours.
+        if summary.expired and summary.sound:
             marks[f"{EXPIRED}{name}"] = max(marks.get(f"{EXPIRED}{name}", 0), summary.expired)
         whole = any(one.end is None for one in found)
         if whole and summary.sound and summary.root is not None:

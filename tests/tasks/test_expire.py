@@ -203,7 +203,7 @@ def test_what_was_signed_for_a_shorter_life(young: Growing, monkeypatch: pytest.
 
 @pytest.mark.parametrize("place", [3, 4], ids=["the newest", "one more"])
 def test_a_statement_that_nobody_signed_ends_nothing(young: Growing, place: int) -> None:
-    """A forged statement that carries `expired` is refused, and nothing of its log is deleted."""
+    """A forged statement that carries `expired` is refused, no audit signs it, and nothing of its log is deleted."""
     manifests = young.folder / "manifests" / young.log
 
     def lie(one: dict[str, Any]) -> None:
@@ -216,6 +216,11 @@ def test_a_statement_that_nobody_signed_ends_nothing(young: Growing, place: int)
     assert (refused.what, refused.target, refused.outcome) == ("expire", young.log, "refused")
     assert "no trusted key signed" in refused.why
     assert len(segments(young)) == 4
+    given = settings(young)
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+    assert f"{EXPIRED}{young.log}" not in outcome.counts
+    assert outcome.verdict == "tampered"
 
 
 def test_an_age_that_nobody_signed_ends_nothing(young: Growing) -> None:
