@@ -13,6 +13,7 @@ from custody.audit import SignedAudit
 from custody.chain import Memory
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Findings, Severity, finding, loss_digest
+from custody.layout import Log
 from custody.manifest import Signature, message, parse_time
 from custody.trust import Trust, TrustedKey
 
@@ -178,9 +179,14 @@ class AuditChain:
 
 
 def is_signed(
-    trust: Trust, text: bytes, signatures: Sequence[tuple[Signature, bytes]], sequence: int, sealed_at: str
+    trust: Trust,
+    text: bytes,
+    signatures: Sequence[tuple[Signature, bytes]],
+    sequence: int,
+    sealed_at: str,
+    log: Log = layout.AUDIT_LOG,
 ) -> bool:
-    """Say whether an audit, or a piece of it, is signed by keys that were trusted when it was sealed.
+    """Say whether an audit, a piece of it, or a log's statement is signed by keys that were trusted when it was sealed.
 
     A signature that cannot be checked now counts for none; `check_signed` tells the two apart.
 
@@ -188,8 +194,9 @@ def is_signed(
         trust: the keys, and where they end.
         text: what is signed.
         signatures: by whom it is said to be, each with its value.
-        sequence: of the audit.
+        sequence: of the audit, or of the statement.
         sealed_at: of what is signed.
+        log: whose statement it is; the audits' own by default.
     """
     try:
         return check_signed(trust, text, signatures, sequence, sealed_at)
@@ -210,7 +217,7 @@ def check_signed(
         key = trust.keys.get(signature.key)
         if key is None or key.algorithm != signature.algorithm:
             return False
-        until = key.until.get(str(layout.AUDIT_LOG))
+        until = key.until.get(str(log))
         if (until is not None and sequence >= until.size) or not key.holds(parse_time(sealed_at)):
             return False
         try:

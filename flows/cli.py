@@ -102,15 +102,13 @@ def roll(
 ) -> None:
     """Roll indices and tiers, and end the life of what is old enough, here and now, without Prefect."""
     settings, now = Settings(), datetime.now(UTC)
-    rolling = _import("tasks.roll")
-    actions = [*rolling.roll_indices(settings, now, dry_run=dry_run)] if settings.search.url else []
-    tiers = _import("tasks.tiers")
-    actions += tiers.roll_bucket(settings, dry_run=dry_run)
-    # Ended first, so that nothing is moved on the day that it is deleted.
-    actions += _import("tasks.expire").expire(settings, now, dry_run=dry_run)
-    actions += tiers.roll_folder(settings, now, dry_run=dry_run)
-    if not dry_run:
-        rolling.record(settings, actions, now)
+    daily = _import("tasks.daily")
+    actions = daily.roll_all(
+        settings,
+        now,
+        lambda name, done: daily.take_step(name, settings, now, done, dry_run=dry_run),
+        dry_run=dry_run,
+    )
     if actions:
         render.console().print(_import("flows.render").roll_table(actions))
     else:

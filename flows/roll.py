@@ -3,7 +3,7 @@
 What was deleted, and what was to be and was not, is signed as an audit too: Prefect's database is no evidence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,42 +14,17 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
-from custody.errors import CustodyError, Fenced
+from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.render import usage_chart
-from tasks.expire import expire
-from tasks.roll import Action, record, roll_indices
-from tasks.tiers import Usage, measure_usage, roll_bucket, roll_folder, small_objects
+from tasks.daily import roll_all, take_step
+from tasks.roll import Action
+from tasks.tiers import Usage, measure_usage, small_objects
 
 ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""
 
 _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
-
-
-@task(name="roll-indices", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def indices(now: datetime, dry_run: bool) -> list[Action]:
-    """Roll the daily indices. Settings are read here, since they hold secrets, and Prefect keeps parameters."""
-    settings = Settings()
-    return list(roll_indices(settings, now, dry_run=dry_run)) if settings.search.url else []
-
-
-@task(name="roll-bucket", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def bucket(dry_run: bool) -> list[Action]:
-    """Hold the bucket's rules against the settings."""
-    return list(roll_bucket(Settings(), dry_run=dry_run))
-
-
-@task(name="roll-folder", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def folder(now: datetime, dry_run: bool) -> list[Action]:
-    """Move what is old enough to a folder's tiers."""
-    return list(roll_folder(Settings(), now, dry_run=dry_run))
-
-
-@task(name="expire", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def end_of_life(now: datetime, dry_run: bool) -> list[Action]:
-    """Sign what has expired, and delete it."""
-    return list(expire(Settings(), now, dry_run=dry_run))
 
 
 @task(name="usage", cache_policy=NO_CACHE, persist_result=False, retries=0)
@@ -68,33 +43,32 @@ def roll(dry_run: bool = False) -> State[Any]:
         dry_run: say what would be done, and change nothing.
     """
     now = datetime.now(UTC)
-    actions: list[Action] = []
     problems: list[str] = []
-    steps: dict[str, Callable[[], list[Action]]] = {
-        "indices": lambda: indices(now, dry_run),
-        "bucket": lambda: bucket(dry_run),
-        # Ended first, so that nothing is moved on the day that it is deleted.
-        "end of life": lambda: end_of_life(now, dry_run),
-        "folder": lambda: folder(now, dry_run),
-    }
-    # Each on its own: an Elasticsearch that is down keeps nothing from expiring.
-    for name, step in steps.items():
-        try:
-            actions += step()
-        except CustodyError as error:
-            problems.append(f"{name}: {error}")
-    if not dry_run:
-        try:
-            record(Settings(), actions, now)
-        except Fenced as error:
-            problems.append(f"record: {error}; what was done stands in this run alone")
-        except CustodyError as error:
-            problems.append(f"record: {error}")
+    actions: list[Action] = []
+    try:
+        settings = Settings()
+        actions = roll_all(settings, now, lambda name, done: _take(name, settings, now, done, dry_run), dry_run=dry_run)
+    except CustodyError as error:
+        problems.append(str(error))
     try:
         _show_usage(*usage())
     except CustodyError as error:
         problems.append(f"usage: {error}")
     return _conclude(actions, problems)
+
+
+def _take(name: str, settings: Settings, now: datetime, done: list[Action], dry_run: bool) -> None:
+    """Take a step as a task of its own. What is done goes into the list, and not through Prefect."""
+
+    # It has no parameters: Prefect keeps them, and settings hold secrets.
+    @task(name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)
+    def step() -> State[Any]:
+        ended = take_step(name, settings, now, done, dry_run=dry_run)
+        return Completed() if ended else Failed(message=done[-1].why)
+
+    state = step(return_state=True)
+    if not state.is_completed() and not any((one.what, one.target) == ("step", name) for one in done):
+        done.append(Action("step", name, "failed", f"Prefect says {state.name}: {state.message}"))
 
 
 def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:

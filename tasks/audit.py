@@ -62,6 +62,7 @@ from tasks.search import Search
 
 EXPIRED = "expired "
 READ_AGAIN = "read again "
+LAST_TURN = "last turn "
 INDEXED = "indexed "
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(days=2)
@@ -133,8 +134,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
     marks: dict[str, int]
     """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone),
-    `read again <log>` (how far the turn of reading old statements again came), `indexed <log>` (how many statements
-    Elasticsearch was seen to have; it never goes back), and the archive's `heartbeat`."""
+    `read again <log>` (how far the turn of reading old statements again came), `last turn <log>` (when that was, in
+    seconds since 1970), `indexed <log>` (how many statements Elasticsearch was seen to have; it never goes back), and
+    the archive's `heartbeat`."""
     findings: tuple[dict[str, Any], ...]
 
 
@@ -184,7 +186,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
     with closing(open_store(settings.archive, settings.s3)) as store:
         info = read_archive(store)
         trust = _trust(settings)
-        last = _last_audit(store, trust)
+        last = last_trusted_audit(store, trust)
         before = last.newest.statement if last.newest else None
         # A log that somebody remembers is looked for even where nothing of it is left.
         remembered = map(_log, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
@@ -234,13 +236,15 @@ def _planned(
         summary = summaries.get(name)
         if summary is None:
             continue
-        if summary.expired:
+        # As with heads: what a statement says that does not hold is not signed again as ours.
+        if summary.expired and summary.sound:
             marks[f"{EXPIRED}{name}"] = max(marks.get(f"{EXPIRED}{name}", 0), summary.expired)
         whole = any(one.end is None for one in found)
         if whole and summary.sound and summary.root is not None:
             heads[name] = summary.size, summary.root
         if not request.since and not request.until:
             marks[f"{READ_AGAIN}{name}"] = _turn_end(found)
+            marks[f"{LAST_TURN}{name}"] = math.ceil(now.timestamp())
         for one in found:
             pieces += _cut(name, one.first, one.end or summary.size, one.read, settings.audit.piece_statements)
     return Plan(
@@ -260,18 +264,26 @@ def marks_of(before: Audit | None) -> dict[str, int]:
     return {
         name: number
         for name, number in counts
-        if name.startswith((EXPIRED, READ_AGAIN, INDEXED))
+        if name.startswith((EXPIRED, READ_AGAIN, LAST_TURN, INDEXED))
         or (name == audit.HEARTBEAT and 1 <= number <= audit.HEARTBEAT_LIMIT)
     }
 
 
-def _last_audit(store: Store, trust: Trust) -> AuditHead:
-    """Return where the audits end, with the newest one only if a trusted key signed it."""
+def last_trusted_audit(store: Store, trust: Trust) -> AuditHead:
+    """Return where the audits end, with the newest one only if a trusted key signed it, for this archive.
+
+    Raises:
+        FormatError: the newest audit is not of the format.
+        StoreError: the store does not answer.
+    """
     head = find_audits(store)
     if head.newest is None:
         return head
+    statement = head.newest.statement
     text = manifest.message(head.newest.line, audit.FORMAT)
-    if is_signed(trust, text, head.newest.signatures, head.size - 1, head.newest.statement.sealed_at):
+    if statement.archive == read_archive(store).archive and is_signed(
+        trust, text, head.newest.signatures, head.size - 1, statement.sealed_at
+    ):
         return head
     # The survey says what is wrong with it; here it is nothing to go on from.
     return AuditHead(head.size, head.edge, None)
@@ -330,7 +342,10 @@ def _surveyed(reads: Sequence[_Read]) -> list[Span]:
 
 def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
     """Return the old statements whose turn it is to be read again, so that all are within `reread_days`."""
-    days = max((now - manifest.parse_time(before.started_at)) / timedelta(days=1), 1.0)
+    # Since this log's last turn: the audit before may be of other logs, or a roll's, which reads nothing.
+    turned = before.counts.get(f"{LAST_TURN}{name}")
+    last = manifest.parse_time(before.started_at).timestamp() if turned is None else turned
+    days = max((now.timestamp() - last) / timedelta(days=1).total_seconds(), 1.0)
     step = settings.audit.piece_statements
     many = min(math.ceil(old * days / settings.audit.reread_days / step) * step, old)
     start = before.counts.get(f"{READ_AGAIN}{name}", 0)

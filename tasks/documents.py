@@ -122,10 +122,14 @@ def outlying_name(prefix: str) -> str:
     return f"{prefix}-outlying"
 
 
+BROUGHT = "brought_at"
+"""In the `_meta` of an index of restored events: when a backfill last brought some there."""
+
+
 def restored_name(prefix: str, day: date | None) -> str:
     """Return the index of a day that was brought back after it had aged out, or of such outlying events where None.
 
-    The roll deletes it `search.restored_days` after it was made, whatever the day.
+    The roll deletes it `search.restored_days` after something was last brought there, whatever the day.
     """
     return outlying_name(f"{prefix}-restored") if day is None else index_name(f"{prefix}-restored", day)
 

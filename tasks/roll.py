@@ -31,7 +31,7 @@ from custody.archive import (
 )
 from custody.audit import Audit
 from custody.audits import is_signed
-from custody.errors import CustodyError, ObjectMissing, SearchError
+from custody.errors import CustodyError, FormatError, ObjectMissing, SearchError
 from custody.findings import finding
 from custody.keys import open_signers
 from custody.layout import Log
@@ -39,8 +39,8 @@ from custody.manifest import MANIFEST_LIMIT, Tree
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
-from tasks.audit import marks_of
-from tasks.documents import index_day, index_name, is_restored, outlying_name
+from tasks.audit import last_trusted_audit, marks_of
+from tasks.documents import BROUGHT, index_day, index_name, is_restored, outlying_name
 from tasks.search import Search
 
 SETTLED_DAYS = 2
@@ -48,9 +48,11 @@ SETTLED_DAYS = 2
 WARM_DAYS = 7
 RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""
+_BY_ILM = "the cluster's ILM makes old indices read-only and merges them; the roll closes what was opened, and deletes"
+_BY_ROLL = "the cluster has no ILM: the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
 _GOOD = frozenset({"verified", "notices"})
 
-What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire"]
+What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "step", "record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,12 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
 class _Roll:
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
-        self._verified: dict[str, list[tuple[int, int]]] | None = None
+        self._verified: _Verified | None = None
 
     def run(self) -> Iterator[Action]:
         today = self._now.astimezone(UTC).date()
         by_policy = self._has_ilm()
-        if by_policy:
-            yield self._act("policy", self._search.prefix, self._set_policy)
+        yield self._set_policy() if by_policy else self._told(_BY_ROLL)
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         there = {name: day for name, day in days.items() if day is not None}
@@ -108,11 +109,14 @@ class _Roll:
         for name, day in sorted(there.items()):
             if day < oldest:
                 yield self._delete(name, f"{(self._now.date() - day).days} days old")
-            elif not by_policy:
-                yield from self._age(name, day, today)
+            elif (today - day).days > SETTLED_DAYS:
+                yield from self._age(name, day, today, by_policy=by_policy)
         yield from self._end_restored(made)
         if outlying_name(self._search.prefix) in made:
             yield from self._end_outlying(oldest)
+
+    def _told(self, why: str) -> Action:
+        return Action("policy", self._search.prefix, "planned" if self._dry else "done", why)
 
     def _act(self, what: What, target: str, do: Any) -> Action:
         if self._dry:
@@ -149,7 +153,11 @@ class _Roll:
 
     # --- what is done by age
 
-    def _set_policy(self) -> None:
+    def _set_policy(self) -> Action:
+        action = self._act("policy", self._search.prefix, self._put_policy)
+        return self._told(_BY_ILM) if action.outcome != "failed" else action
+
+    def _put_policy(self) -> None:
         phases = {
             "hot": {"actions": {}},
             "warm": {
@@ -171,15 +179,21 @@ class _Roll:
                 if error.error != "resource_already_exists_exception":
                     raise
 
-    def _age(self, name: str, day: date, today: date) -> Iterator[Action]:
-        if (today - day).days <= SETTLED_DAYS:
-            return
+    def _age(self, name: str, day: date, today: date, *, by_policy: bool) -> Iterator[Action]:
         with self._search.errors(f"the settings of {name}"):
-            found = self._search.client.indices.get_settings(index=name, flat_settings=True)[name]["settings"]
+            answer = self._search.client.indices.get_settings(index=name, flat_settings=True, ignore_unavailable=True)
+            if name not in answer:
+                # Somebody deleted it meanwhile.
+                return
+            found = answer[name]["settings"]
+        if found.get("index.blocks.write") != "true":
+            # By ILM too: it does so once, and a late event opens the index again.
+            yield self._act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}))
+        if by_policy:
+            return
+        with self._search.errors(f"the segments of {name}"):
             segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
         shards = int(found.get("index.number_of_shards", 1))
-        if found.get("index.blocks.write") != "true":
-            yield self._act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}))
         if segments["segments"]["count"] > shards:
             yield self._act("merge", name, lambda: self._merge(name))
         wanted = "data_warm,data_hot"
@@ -213,10 +227,24 @@ class _Roll:
         return Action(done.what, name, done.outcome, done.why or f"{age}, and every event of it verified")
 
     def _end_restored(self, made: Mapping[str, datetime]) -> Iterator[Action]:
+        kept = self._settings.search.restored_days
         for name, since in sorted(made.items()):
-            days = (self._now - since).days
-            if is_restored(self._search.prefix, name) and days >= self._settings.search.restored_days:
+            if not is_restored(self._search.prefix, name) or (self._now - since).days < kept:
+                continue
+            # One index may have been filled by many backfills.
+            days = (self._now - max(since, self._brought(name) or since)).days
+            if days >= kept:
                 yield self._delete(name, f"brought back {days} days ago")
+
+    def _brought(self, name: str) -> datetime | None:
+        """Return when a backfill last brought events to an index; None where it does not say so."""
+        with self._search.errors(f"when events were brought to {name}"):
+            found = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
+        text = found.get(name, {}).get("mappings", {}).get("_meta", {}).get(BROUGHT)
+        try:
+            return manifest.parse_time(text) if isinstance(text, str) else None
+        except ValueError:
+            return None
 
     def _end_outlying(self, oldest: date) -> Iterator[Action]:
         """Delete outlying events that were sealed before a day, log by log; what is of no log stays as evidence."""
@@ -271,11 +299,11 @@ class _Roll:
     def _gap(self, log: Log, first: int, last: int) -> str | None:
         """Return why the archive does not vouch for all events from one offset to another; None if it does."""
         if self._verified is None:
-            self._verified = verified_spans(self._store, self._trust())
+            self._verified = _Verified(self._store, self._trust())
         begin, end = find_statement(self._store, log, first), find_statement(self._store, log, last)
         if begin is None or end is None:
             return f"offset {first if begin is None else last} of {log} is in no statement"
-        gap = _first_gap(self._verified.get(str(log), []), begin[0], end[0] + 1)
+        gap = self._verified.gap(log, begin[0], end[0] + 1)
         if gap is not None:
             return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
         return None
@@ -285,9 +313,9 @@ class _Roll:
 
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
-    """Sign what was deleted, what was to be and was not, and what expired, as an audit of its own.
+    """Sign what was deleted, what was to be and was not, what expired, and what ended a step, as an audit of its own.
 
-    It covers nothing, and hands on what the audit before it says of heads and marks.
+    It covers nothing, and hands on what the audit before it says of heads and marks, if a trusted key signed that one.
 
     Returns:
         Its sequence; None where there is nothing to record.
@@ -299,13 +327,15 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
     told = [one for one in actions if one.what in {"delete", "expire"} and one.outcome != "planned"]
     if not told:
         return None
+    told = [*(one for one in actions if one.what == "step"), *told]
     counts = Counter(f"{one.what} {one.outcome}" for one in told)
     found = [
         finding("rolled", f"{one.what} {one.outcome}: {one.why}"[:1000], key=one.target[:500]).to_dict()
         for one in told[:RECORDED]
     ]
+    trust = open_trust([settings.keys], settings.trust, settings.passphrase())
     with closing(open_store(settings.archive, settings.s3)) as store:
-        head = find_audits(store)
+        head = last_trusted_audit(store, trust)
         before = head.newest.statement if head.newest else None
         statement = Audit(
             format=audit.FORMAT,
@@ -325,27 +355,44 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
     return statement.sequence
 
 
-def verified_spans(store: Store, trust: Trust) -> dict[str, list[tuple[int, int]]]:
-    """Return which statements of each log signed audits have verified, with nothing against the archive found.
+class _Verified:
+    """Which statements signed audits have verified, with nothing against the archive found.
 
-    Raises:
-        FormatError, StoreError: the audits cannot be read.
+    Audits are read from the newest one back, each once, and only as far as what is asked for needs them. One that is
+    not there, does not parse, stands elsewhere or is not signed vouches for nothing.
     """
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for sequence in range(find_audits(store).size):
+
+    def __init__(self, store: Store, trust: Trust) -> None:
+        self._store, self._trust = store, trust
+        self._archive = ""
+        self._left: int | None = None
+        self._spans: dict[str, list[tuple[int, int]]] = {}
+
+    def gap(self, log: Log, first: int, end: int) -> int | None:
+        """Return the first statement of `[first, end)` of a log that no audit has verified; None if all are.
+
+        Raises:
+            FormatError: the newest audit is not of the format, so that it is not known how many there are.
+            StoreError: the audits cannot be read; what was read so far is not read again.
+        """
+        if self._left is None:
+            self._archive = read_archive(self._store).archive
+            self._left = find_audits(self._store).size
+        while (gap := _first_gap(self._spans.get(str(log), ()), first, end)) is not None and self._left:
+            self._read(self._left - 1)
+            self._left -= 1
+        return gap
+
+    def _read(self, sequence: int) -> None:
         try:
-            signed = audit.parse(store.read(layout.audit_key(sequence), limit=MANIFEST_LIMIT))
-        except ObjectMissing:
-            continue
-        text = manifest.message(signed.line, audit.FORMAT)
-        statement = signed.statement
-        if statement.verdict not in _GOOD or not is_signed(
-            trust, text, signed.signatures, sequence, statement.sealed_at
-        ):
-            continue
-        for name, covered in statement.covered.items():
-            spans.setdefault(name, []).extend((one.from_, one.to) for one in covered)
-    return spans
+            signed = audit.parse(self._store.read(layout.audit_key(sequence), limit=MANIFEST_LIMIT))
+        except (ObjectMissing, FormatError):
+            return
+        text, one = manifest.message(signed.line, audit.FORMAT), signed.statement
+        placed = (one.archive, one.sequence) == (self._archive, sequence)
+        if placed and one.verdict in _GOOD and is_signed(self._trust, text, signed.signatures, sequence, one.sealed_at):
+            for name, covered in one.covered.items():
+                self._spans.setdefault(name, []).extend((part.from_, part.to) for part in covered)
 
 
 def _first_gap(spans: Sequence[tuple[int, int]], first: int, end: int) -> int | None:

@@ -22,16 +22,25 @@ from typing import Any, Protocol
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from elasticsearch import ApiError
 
 from custody.chain import unlined_ranges
 from custody.contents import Work
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.layout import Log, check_topic
-from custody.manifest import Batch, Signer, Statement, parse_time
+from custody.manifest import Batch, Signer, Statement, format_time, parse_time
 from custody.segment import pack
 from custody.settings import Settings
 from custody.store import Store
-from tasks.documents import Documents, index_name, make_documents, outlying_name, restored_name
+from tasks.documents import (
+    BROUGHT,
+    Documents,
+    index_name,
+    is_restored,
+    make_documents,
+    outlying_name,
+    restored_name,
+)
 from tasks.kafka import PARTITION_EOF, REQUEST_SECONDS, logger, map_error
 from tasks.report import TableWriter
 from tasks.search import Search, Sent
@@ -39,6 +48,7 @@ from tasks.search import Search, Sent
 TOPIC_SECONDS = 120.0
 """How long Kafka may take to acknowledge a record, or to give the next one of what a topic holds."""
 _POLL_SECONDS = 0.2
+_MARKED_EVERY = timedelta(hours=1)
 REQUEST_FILE = "backfill.json"
 """In a folder: which events the files hold."""
 
@@ -101,7 +111,8 @@ class SearchTarget:
 
     The index of a day that has aged out, and is gone, would be deleted again by the next roll. So such days come back
     under another name (`documents.restored_name`), behind the same alias, and stay for `search.restored_days`; so do
-    outlying events that were sealed so long ago.
+    outlying events that were sealed so long ago. Such an index says when something was last brought there, and is made
+    and marked before anything is: the roll counts from then on.
     """
 
     def __init__(self, settings: Settings, search: Search) -> None:
@@ -113,6 +124,7 @@ class SearchTarget:
         self._settings, self._search = settings.search, search
         self._oldest = datetime.now(UTC).date() - timedelta(days=settings.search.days)
         self._names: dict[date, str] = {}
+        self._marked: dict[str, datetime] = {}
         search.prepare()
 
     def has(self, part: Part) -> bool:  # noqa: ARG002 - creating again is as quick as asking
@@ -142,8 +154,11 @@ class SearchTarget:
     def _create(self, log: Log, waiting: list[Documents], total: Sent) -> None:
         if not waiting:
             return
-        made, waiting[:] = list(waiting), []
-        self._search.create(log, Documents.join(made)).add_to(total)
+        found, waiting[:] = Documents.join(waiting), []
+        for name in {msgspec.json.decode(action)["create"]["_index"] for action in found.actions}:
+            if is_restored(self._search.prefix, name):
+                self._mark(name)
+        self._search.create(log, found).add_to(total)
 
     def _name(self, statement: Statement, day: date | None) -> str:
         if day is None:
@@ -155,6 +170,22 @@ class SearchTarget:
                 kept = day >= self._oldest or bool(self._search.client.indices.exists(index=own))
             self._names[day] = own if kept else restored_name(self._search.prefix, day)
         return self._names[day]
+
+    def _mark(self, name: str) -> None:
+        """Say in an index of restored events that some are brought there now, and make it if it is not there."""
+        now = datetime.now(UTC)
+        # A long backfill says it again; each time costs the cluster a new state.
+        if name in self._marked and now - self._marked[name] < _MARKED_EVERY:
+            return
+        indices = self._search.client.indices
+        with self._search.errors(f"when events were brought to {name}"):
+            try:
+                indices.create(index=name)
+            except ApiError as error:
+                if error.error != "resource_already_exists_exception":
+                    raise
+            indices.put_mapping(index=name, meta={BROUGHT: format_time(now)})
+        self._marked[name] = now
 
 
 class TablesTarget:

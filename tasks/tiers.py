@@ -200,6 +200,8 @@ class _Bucket:
                 yield from check()
             except (ClientError, BotoCoreError) as error:
                 yield Action("rules", f"s3://{self._bucket}", "failed", f"{_named(check)}: {_reason(error)}")
+            except CustodyError as error:
+                yield Action("rules", f"s3://{self._bucket}", "failed", f"{_named(check)}: {error}")
 
     def _set(self, what: str, why: str, do: Callable[[], Any]) -> Action:
         target = f"s3://{self._bucket}: {what}"

@@ -106,3 +106,17 @@ def test_the_command(old: Growing, capsys: pytest.CaptureFixture[str]) -> None:
         assert len(segments(old)) == left
         assert said in capsys.readouterr().out
     assert Settings().tiers.life_days == 9
+
+
+def test_the_command_without_elasticsearch(
+    old: Growing, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Elasticsearch that is down fails the command, and keeps nothing from expiring and from being signed."""
+    (port,) = free_ports(1)
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", f"http://127.0.0.1:{port}")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["roll"])
+    assert ended.value.code == 1
+    assert f"{port} does not answer" in capsys.readouterr().err
+    assert segments(old) == []
+    assert (old.folder / "audits" / f"{0:012}.json").exists()

@@ -19,6 +19,7 @@ from custody.trust import accept, open_trust
 from custody.verify import Report, verify
 from tasks import audit as engine
 from tasks.audit import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
+from tasks.roll import Action, record
 from tests.sample import Growing
 
 NOW = datetime.now(UTC)
@@ -103,6 +104,19 @@ def test_a_missed_night_is_made_up_for(growing: Growing) -> None:
     run(growing, now=NOW)
     run(growing, now=NOW + timedelta(days=4), reread_days=10)
     assert spans(growing, 1) == [(0, 12, "again")]
+
+
+def test_only_a_turn_of_its_own_counts(growing: Growing) -> None:
+    """Audits that read nothing of a log between two of its turns, a roll's or one of other logs, delay none of it."""
+    growing.append(30)
+    other = Growing(growing.root, partition=1)
+    other.append(3)
+    run(growing, now=NOW, reread_days=10)
+    for days in (1, 2):
+        assert record(settings(growing), [Action("delete", "an index", "done")], NOW + timedelta(days=days)) == days
+    run(growing, Request(logs=(other.log,)), NOW + timedelta(days=3), reread_days=10)
+    assert run(growing, now=NOW + timedelta(days=4), reread_days=10).sequence == 4
+    assert spans(growing, 4) == [(0, 12, "again")]
 
 
 def test_full(growing: Growing) -> None:

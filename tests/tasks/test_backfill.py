@@ -17,14 +17,16 @@ from custody import tables
 from custody.errors import ConfigurationError, CustodyError
 from custody.events import EVENT_TYPES
 from custody.layout import Log
+from custody.manifest import format_time, parse_time
 from custody.query import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store import S3Options, Store, open_store
 from tasks import backfill
 from tasks.backfill import Progress, Request, copy, plan_backfill, restore
 from tasks.costs import estimate
-from tasks.documents import ORIGIN, document_id, index_day, is_restored, restored_name
+from tasks.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
 from tasks.index import index_logs
+from tasks.roll import roll_indices
 from tasks.search import Search
 from tests.corpus import EVENTS
 from tests.sample import Growing
@@ -373,6 +375,25 @@ def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
     again = run(searched, of_the_day())
     assert (again.created, again.there) == (0, 24)
     assert documents(searched) == found
+
+
+def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) -> None:
+    """An index of restored events stays for `restored_days` from the last backfill that brought some, not the first."""
+    run(searched, of_the_day(types=KINDS[:1]))
+    name = restored_name(searched.search.prefix, DAY.date())
+    opened = Search(searched.search)
+    # As if the index had been made 29 days ago: it goes by this alone, and not by when Elasticsearch made it.
+    made = opened.client.indices.get_settings(index=name, flat_settings=True)[name]["settings"]["index.creation_date"]
+    days = searched.search.restored_days
+    later = datetime.fromtimestamp(int(made) / 1000, UTC) + timedelta(days=days, minutes=1)
+    opened.client.indices.put_mapping(index=name, meta={BROUGHT: format_time(later - timedelta(days=1))})
+    assert all(one.target != name for one in roll_indices(searched, later, dry_run=True))
+    run(searched, of_the_day())
+    brought = opened.client.indices.get_mapping(index=name)[name]["mappings"]["_meta"][BROUGHT]
+    opened.close()
+    assert abs(parse_time(brought) - datetime.now(UTC)) < timedelta(minutes=1)
+    (due,) = (one for one in roll_indices(searched, later + timedelta(hours=1), dry_run=True) if one.target == name)
+    assert (due.what, "is verified by no audit yet" in due.why) == ("delete", True)
 
 
 def test_outlying_events_come_back_where_they_stay(searched: Settings) -> None:

@@ -1,18 +1,20 @@
 """The end of life is signed before anything is deleted, and verification tells it from loss for ever."""
 
+import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from custody.archive import find_audits
 from custody.errors import TerminalStoreError
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store import S3Options, Store, open_store
 from custody.trust import open_trust
 from custody.verify import Report, verify
-from tasks import expire as expiring
-from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tasks.audit import EXPIRED, Request, conclude, plan_audit, verify_pieces
 from tasks.expire import expire
 from tasks.roll import Action, record
 from tests.sample import Growing
@@ -137,13 +139,101 @@ def test_after_an_audit(growing: Growing) -> None:
     audit(given)
     list(expire(given, NOW))
     audit(given)
-    assert expiring._marks(open_store(given.archive)) == {growing.log: (4, 5)}
+    newest = find_audits(open_store(given.archive)).newest
+    assert newest
+    assert newest.statement.counts[f"{EXPIRED}{growing.log}"] == 4
     growing.append(0)
     assert list(expire(given, NOW)) == []
     plan = plan_audit(given, Request(full=True), datetime.now(UTC))
     # Nothing was written for days, which is a notice.
     outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
     assert {one["finding"] for one in outcome.findings} == {"stale"}
+
+
+def forge(path: Path, change: Callable[[dict[str, Any]], None], place: Path | None = None) -> None:
+    """Write a signed statement again with other words and the signatures that it had, as who holds no key can."""
+    line, _, signatures = path.read_bytes().partition(b"\n")
+    statement = json.loads(line)
+    change(statement)
+    path = place or path
+    path.unlink(missing_ok=True)
+    path.write_bytes(json.dumps(statement, separators=(",", ":")).encode() + b"\n" + signatures)
+
+
+@pytest.fixture
+def young(tmp_path: Path) -> Growing:
+    """An archive of four statements of yesterday; by their keys they are old, for Kafka's times are a producer's."""
+    made = Growing(tmp_path, begun=NOW - timedelta(days=1))
+    made.append(4)
+    return made
+
+
+def test_an_audit_that_nobody_signed_ends_nothing(young: Growing) -> None:
+    """A forged audit that calls statements expired deletes none of them, and our own key repeats nothing of it."""
+    given = settings(young)
+    audit(given)
+    audits = young.folder / "audits"
+
+    def lie(one: dict[str, Any]) -> None:
+        one["sequence"] = one["tree"]["size"] = 1
+        one["tree"]["edge"] = ["00" * 32]
+        one["counts"][f"{EXPIRED}{young.log}"] = 4
+        one["heads"][young.log]["size"] = 10**9
+
+    forge(audits / f"{0:012}.json", lie, audits / f"{1:012}.json")
+    assert list(expire(given, NOW)) == []
+    assert len(segments(young)) == 4
+    assert record(given, [Action("delete", "an index", "refused", "for a test")], NOW) == 2
+    newest = find_audits(open_store(given.archive)).newest
+    assert newest
+    assert f"{EXPIRED}{young.log}" not in newest.statement.counts
+    assert newest.statement.heads == {}
+
+
+def test_what_was_signed_for_a_shorter_life(young: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was called expired, and was sealed since the end of the life that is set now, is not deleted."""
+    short, later = settings(young, days=1), NOW + timedelta(hours=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.expire._delete", lambda *_, **__: iter(()))
+        assert [one.outcome for one in expire(short, later)] == ["done"]
+    assert list(expire(settings(young), NOW)) == []
+    assert len(segments(young)) == 4
+    assert [one.what for one in expire(short, later)] == ["delete"] * 4
+
+
+@pytest.mark.parametrize("place", [3, 4], ids=["the newest", "one more"])
+def test_a_statement_that_nobody_signed_ends_nothing(young: Growing, place: int) -> None:
+    """A forged statement that carries `expired` is refused, no audit signs it, and nothing of its log is deleted."""
+    manifests = young.folder / "manifests" / young.log
+
+    def lie(one: dict[str, Any]) -> None:
+        one.update(sequence=place, expired=[0, 3], segment=None, batches=[], types={}, first_offset=one["next_offset"])
+        one["sealed_at"] = one["sealed_at"].replace(str(NOW.year), "2020")
+        one["tree"].update(size=place, edge=["00" * 32] * place.bit_count())
+
+    forge(manifests / f"{3:012}.json", lie, manifests / f"{place:012}.json")
+    (refused,) = expire(settings(young), NOW)
+    assert (refused.what, refused.target, refused.outcome) == ("expire", young.log, "refused")
+    assert "no trusted key signed" in refused.why
+    assert len(segments(young)) == 4
+    given = settings(young)
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+    assert f"{EXPIRED}{young.log}" not in outcome.counts
+    assert outcome.verdict == "tampered"
+
+
+def test_an_age_that_nobody_signed_ends_nothing(young: Growing) -> None:
+    """Statements that were made old without a key are refused: the age of what is deleted is signed."""
+    manifests = young.folder / "manifests" / young.log
+    for sequence in range(3):
+        forge(
+            manifests / f"{sequence:012}.json",
+            lambda one: one.update(sealed_at=one["sealed_at"].replace(str(NOW.year), "2020")),
+        )
+    (refused,) = expire(settings(young), NOW)
+    assert (refused.outcome, "no trusted key signed" in refused.why) == ("refused", True)
+    assert len(segments(young)) == 4
 
 
 def test_recorded(growing: Growing) -> None:

@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from custody.archive import find_audits
 from custody.errors import SearchError
-from custody.settings import AuditSettings, SearchSettings, Settings
+from custody.layout import parse_log_text
+from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
+from custody.store import open_store
+from custody.trust import open_trust
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tasks.daily import roll_all, take_step
 from tasks.documents import index_name, outlying_name, restored_name
 from tasks.index import index_logs
-from tasks.roll import Action, roll_indices
+from tasks.roll import _BY_ILM, _BY_ROLL, Action, _Verified, roll_indices
 from tasks.search import Search
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -69,6 +74,11 @@ def roll(given: Settings, now: datetime = NOW, *, dry_run: bool = False) -> list
     return list(roll_indices(given, now, dry_run=dry_run))
 
 
+def told(given: Settings) -> Action:
+    """What a roll says of who does hot and warm, where the cluster has no ILM."""
+    return Action("policy", given.search.prefix, "done", _BY_ROLL)
+
+
 def names(search: Search) -> set[str]:
     return set(search.client.indices.get(index=f"{search.prefix}-2*"))
 
@@ -76,11 +86,11 @@ def names(search: Search) -> set[str]:
 def test_tomorrow(given: Settings, search: Search) -> None:
     """Tomorrow's index is there ahead of time, behind the alias and with the mapping; once."""
     tomorrow = index_name(given.search.prefix, (NOW + timedelta(days=1)).date())
-    assert roll(given) == [Action("create", tomorrow, "done")]
+    assert roll(given) == [told(given), Action("create", tomorrow, "done")]
     found = search.client.indices.get(index=tomorrow)[tomorrow]
     assert given.search.prefix in found["aliases"]
     assert found["mappings"]["properties"]["client_ip"]["type"] == "ip"
-    assert roll(given) == []
+    assert roll(given) == [told(given)]
 
 
 def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, search: Search) -> None:
@@ -104,11 +114,15 @@ def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, se
 
 
 def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> None:
-    """An event of a day whose index is read-only is indexed there all the same."""
+    """An event of a day whose index is read-only is indexed there all the same, and the next roll closes it again."""
     roll(given, NOW + timedelta(days=4))
     growing.append(1, now_event)
     (result,) = index_logs(given)
     assert (result.created, result.rejected, result.problem) == (5, 0, None)
+    assert [one.what for one in roll(given, NOW + timedelta(days=4)) if one.outcome == "done"][:2] == [
+        "policy",
+        "read-only",
+    ]
 
 
 def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Search) -> None:
@@ -173,6 +187,35 @@ def test_an_unsigned_audit_vouches_for_nothing(growing: Growing, given: Settings
     path.unlink()
     path.write_bytes(json.dumps(changed, separators=(",", ":")).encode() + b"\n" + signatures)
     assert {one.outcome for one in roll(given, LATER) if one.what == "delete"} == {"refused"}
+
+
+def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, given: Settings, search: Search) -> None:
+    """One damaged audit refuses nothing that others have verified; each is read once, the newest first."""
+    audit(given)
+    audit(given)
+    growing.append(1, now_event)
+    index_logs(given)
+    audit(given)
+    path = growing.folder / "audits" / f"{1:012}.json"
+    path.unlink()
+    path.write_bytes(b"no audit")
+    before = names(search)
+    assert {one.outcome for one in roll(given, LATER, dry_run=True) if one.target in before} == {"planned"}
+
+    read: list[int] = []
+
+    class Counting(_Verified):
+        def _read(self, sequence: int) -> None:
+            read.append(sequence)
+            super()._read(sequence)
+
+    trust = open_trust([given.keys])
+    verified = Counting(open_store(given.archive), trust)
+    log = parse_log_text(growing.log)
+    assert log
+    assert [verified.gap(log, 3, 4), read] == [None, [2]]
+    assert [verified.gap(log, 0, 4), verified.gap(log, 0, 5), verified.gap(log, 1, 3)] == [None, 4, None]
+    assert read == [2, 1, 0]
 
 
 def test_foreign_documents_keep_an_index(given: Settings, search: Search) -> None:
@@ -315,6 +358,45 @@ def test_a_fault_while_outlying_events_go(outlying: tuple[Growing, Settings]) ->
     assert outliers(given) == list(range(10, 20))
 
 
+class Dying(FaultyProxy):
+    """An Elasticsearch that deletes one index, and answers nothing from then on."""
+
+    dead = False
+
+    def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        if self.dead:
+            raise ConnectionResetError
+        self.dead = request.command == "DELETE"
+        return super()._ask(request, body)
+
+
+def test_what_was_done_before_a_fault_is_told_and_signed(growing: Growing, given: Settings, search: Search) -> None:
+    """An Elasticsearch that fails behind a deletion hides nothing of it, and keeps nothing else from being done."""
+    today = max(names(search))
+    growing.append(1, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
+    index_logs(given)
+    audit(given)
+    with Dying(str(given.search.url)) as proxy:
+        through = given.model_copy(
+            update={
+                "search": given.search.model_copy(update={"url": proxy.endpoint_url}),
+                "tiers": TierSettings(life_days=99),
+            }
+        )
+        actions = roll_all(through, LATER, lambda name, done: take_step(name, through, LATER, done))
+    assert not search.client.indices.exists(index=today)
+    (deleted,) = (one for one in actions if one.target == today)
+    assert (deleted.what, deleted.outcome) == ("delete", "done")
+    (ended,) = (one for one in actions if one.what == "step")
+    assert (ended.target, ended.outcome, "does not answer" in ended.why) == ("indices", "failed", True)
+    assert {one.outcome for one in actions if one.what == "expire"} == {"done"}
+    newest = find_audits(open_store(given.archive)).newest
+    assert newest
+    told = [str(one["message"]) for one in newest.statement.findings if isinstance(one, dict)]
+    assert any(one.startswith("delete done: 100 days old") for one in told)
+    assert any(one.startswith("step failed") for one in told)
+
+
 def test_dry_run(given: Settings, search: Search) -> None:
     """A dry run says what would be done, and changes nothing."""
     before = search.client.indices.get_settings(index=f"{search.prefix}*").body
@@ -351,14 +433,23 @@ class WithIlm(FaultyProxy):
         return super()._ask(request, body)
 
 
-def test_where_there_is_ilm(given: Settings, search: Search) -> None:
-    """Where the cluster has ILM its policy makes indices read-only and merges them; deleting stays with the roll."""
+def test_where_there_is_ilm(growing: Growing, given: Settings, search: Search) -> None:
+    """Where the cluster has ILM its policy makes indices read-only and merges them; deleting stays with the roll.
+
+    What a late event opened is closed by the roll, for ILM does so once. The roll says which does what.
+    """
     before = names(search)
     with WithIlm(str(given.search.url)) as proxy:
         through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
         first = list(roll_indices(through, NOW + timedelta(days=4)))
-        assert first[0] == Action("policy", given.search.prefix, "done")
-        assert {one.what for one in first} == {"policy", "create"}
+        assert first[0] == Action("policy", given.search.prefix, "done", _BY_ILM)
+        # What no ILM has closed, or what a late event opened behind its back, is closed; merging is left to it.
+        assert {one.what for one in first} == {"policy", "create", "read-only"}
+        assert {one.target for one in first if one.what == "read-only"} == before
+        growing.append(1, now_event)
+        index_logs(given)
+        again = list(roll_indices(through, NOW + timedelta(days=4)))
+        assert [one.what for one in again] == ["policy", "read-only"]
         phases = proxy.policies[given.search.prefix]["policy"]["phases"]
         assert set(phases) == {"hot", "warm"}
         assert set(phases["warm"]["actions"]) == {"readonly", "forcemerge"}
