@@ -31,7 +31,7 @@ from custody.findings import Finding, Severity, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.store import Store
-from tasks.documents import OFFSET, Documents, index_day, read_documents, restored_name
+from tasks.documents import OFFSET, ORIGIN, Documents, index_day, read_documents, restored_name
 from tasks.search import Search, of_log
 
 _PAGE = 1000
@@ -295,7 +295,8 @@ class _Comparison:
                         if why is not None:
                             edited.append((offset, why))
                     elif promised and (day is None or day > self.oldest.date()):
-                        (doubtful if offset in refused else missing).append(place)
+                        known = offset in refused or offset in expected.forged
+                        (doubtful if known else missing).append(place)
                 lacking += [(expected, missing)] if missing else []
                 doubted += [(expected, doubtful)] if doubtful else []
             whole = True
@@ -379,13 +380,20 @@ def _documents(
             hits = answer["hits"]["hits"]
         for hit in hits:
             if (hit["_index"], hit["_id"]) not in seen:
-                yield _Document(hit["_index"], int(hit["sort"][0]), hit["_source"])
+                yield _Document(hit["_index"], _offset(hit), hit["_source"])
         if len(hits) < _PAGE:
             return
         # The next page begins where this one ended, since several documents may claim one offset.
         last = int(hits[-1]["sort"][0])
         seen = {(hit["_index"], hit["_id"]) for hit in hits if int(hit["sort"][0]) == last}
         begin = last if last > begin else begin + 1
+
+
+def _offset(hit: Mapping[str, Any]) -> int:
+    """Return which offset a document claims; of several the one where it stands by right."""
+    origin = hit["_source"].get(ORIGIN)
+    claimed = origin.get("offset") if isinstance(origin, Mapping) else None
+    return claimed if type(claimed) is int else int(hit["sort"][0])
 
 
 def _some(offsets: Sequence[int]) -> str:

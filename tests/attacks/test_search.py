@@ -379,6 +379,50 @@ def test_rejected_events_are_counted(scene: Scene) -> None:
     assert (again.counts["rejected"], again.findings) == (1, ())
 
 
+FORGED = {
+    "beyond the head": '"@custody.offset": 1000000000000000',
+    "negative": '"@custody.offset": -1',
+    "of another event": '"@custody.offset": 0',
+    "several": '"@custody.offset": [3, 4]',
+    "of another log": '"@custody.topic": "x"',
+    "spelled otherwise": r'"\u0040cust\u006fdy\u002eoffset": 5',
+    "as a whole": '"@custody": {"offset": 5}',
+}
+
+
+def test_an_origin_forged_by_a_producer(scene: Scene) -> None:
+    """An event that says itself where it is in the archive is archived, and rejected; it makes no other look forged."""
+    added = [f", {member}}}" for member in FORGED.values()]
+    innocent = ', "details": {"@custody.offset": 3}, "a": "\\u0040custody.offset", "\\u0063": "@custody.offset"}'
+
+    def forge(offset: int) -> bytes:
+        members = [*added, innocent][offset % 8] if offset < 23 else innocent
+        return now_event(offset, execution_time=1.5)[:-1] + members.encode()
+
+    scene.growing.append(2, forge)
+    assert [(one.created, one.rejected) for one in index_logs(scene.settings)] == [(3, 7)]
+    assert scene.refresh() is None
+    assert scene.search.logs_in(scene.search.prefix)[0] == 0
+    outcome = scene.audit()
+    assert (outcome.counts["rejected"], outcome.findings) == (7, ())
+    reasons = scene.search.client.search(index=scene.search.rejected, size=10)["hits"]["hits"]
+    assert {one["_source"]["type"] for one in reasons} == {"forged_origin"}
+    # Of an Elasticsearch that has lost who was rejected, they are not missing either.
+    scene.search.client.indices.delete(index=scene.search.rejected)
+    assert scene.audit(full=True).findings == ()
+    outcome = scene.audit(full=True)
+    assert (outcome.counts["rejected"], outcome.findings) == (7, ())
+
+
+def test_a_document_of_two_origins_is_one(scene: Scene) -> None:
+    """What claims two offsets hides no document of none: documents are counted, and not what they claim."""
+    scene.refresh()
+    scene.search.client.index(**scene.place(7), document={**scene.source(7), f"{ORIGIN}.offset": 8})
+    add(None)(scene)
+    found = [one["message"] for one in scene.audit(full=True).findings]
+    assert any("1 documents of" in one and "do not say where" in one for one in found)
+
+
 def test_a_deletion_called_a_rejection(scene: Scene) -> None:
     """What is said to be refused is offered again, so that nobody can delete an event by saying so."""
     assert scene.audit().exit_code == 0
