@@ -156,6 +156,13 @@ def index_day(prefix: str, name: str) -> date | None:
     return found if name == index_name(prefix, found) else None
 
 
+def date_of(text: str) -> date | None:
+    """Return the day of an event's time, in UTC; None if it is no time."""
+    time = lines.parse_time(text)
+    # The year 9999 ends before what a datetime can hold.
+    return None if time is None else (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time.seconds)).date()
+
+
 def offsets_of(statement: Statement, batch: Batch) -> Sequence[int]:
     """Return the offsets of a batch's lines, in order."""
     if batch.next_offset - batch.first_offset == batch.events:
@@ -294,11 +301,9 @@ def _index_names(
     named: dict[str, str] = {}
 
     def name_of(text: str) -> str:
-        time = lines.parse_time(text)
-        if time is None:
+        day = date_of(text)
+        if day is None:
             raise FormatError(f"batch {batch.number} of sequence {statement.sequence} has an event without a time")
-        # The year 9999 ends before what a datetime can hold.
-        day = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time.seconds)).date()
         return named.setdefault(str(day), name(day))
 
     return [name_of(one.timestamp) for one in _decode_times(payload)]

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -31,7 +31,17 @@ from custody.findings import Finding, Severity, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.store import Store
-from tasks.documents import OFFSET, ORIGIN, Documents, index_day, read_documents, restored_name
+from tasks.documents import (
+    OFFSET,
+    ORIGIN,
+    Documents,
+    date_of,
+    index_day,
+    index_name,
+    outlying_name,
+    read_documents,
+    restored_name,
+)
 from tasks.search import Search, of_log
 
 _PAGE = 1000
@@ -278,7 +288,8 @@ class _Comparison:
             document.offset
             for document in _documents(self.search, self.search.rejected, _refused(self.log), "offset", statement)
         }
-        edited: list[tuple[int, str]] = []
+        edited: list[tuple[int, _Document]] = []
+        moved: list[tuple[int, _Document]] = []
         lacking: list[tuple[Documents, list[int]]] = []
         doubted: list[tuple[Documents, list[int]]] = []
         whole = False
@@ -291,9 +302,11 @@ class _Comparison:
                     index = json.loads(expected.actions[place])["create"]["_index"]
                     day = index_day(self.search.prefix, index)
                     if found:
-                        why = self._edited(found, index, day, expected.sources[place])
-                        if why is not None:
-                            edited.append((offset, why))
+                        one, as_archived = self._take(found, index, expected.sources[place])
+                        if not as_archived:
+                            edited.append((offset, one))
+                        elif one.index != index and not self._may_lie(one, index):
+                            moved.append((offset, one))
                     elif promised and (day is None or day > self.oldest.date()):
                         known = offset in refused or offset in expected.forged
                         (doubtful if known else missing).append(place)
@@ -307,8 +320,18 @@ class _Comparison:
             what = f"{len(extra)} documents are of no event, or doubled ({_some(extra)})"
             yield finding("index-extra", what, offset=extra[0], **where)
         if edited:
-            what = f"{len(edited)} documents are not the events archived ({_some([one for one, _ in edited])})"
-            yield finding("index-edited", f"{what}: {edited[0][1]}", offset=edited[0][0], **where)
+            what = (
+                f"{len(edited)} documents are not the events archived ({_some([one for one, _ in edited])}): their"
+                f" content is another; the first lies in {edited[0][1].index[:100]}"
+            )
+            yield finding("index-edited", what, offset=edited[0][0], **where)
+        if moved:
+            what = (
+                f"{len(moved)} documents are the events archived ({_some([one for one, _ in moved])}), but not in the"
+                f" index of their day; the first lies in {moved[0][1].index[:100]}: they were restored under another"
+                " name, or somebody moved them, and they do not age as others do"
+            )
+            yield finding("index-edited", what, severity=Severity.NOTICE, offset=moved[0][0], **where)
         if lacking:
             offsets = [expected.offsets[place] for expected, places in lacking for place in places]
             created = self._create(lacking)
@@ -342,16 +365,24 @@ class _Comparison:
     def _expected(self, statement: Statement) -> Iterator[Documents]:
         return read_documents(self.store, self.search.prefix, self.search.settings.days, self.log, statement)
 
-    def _edited(self, found: list[_Document], index: str, day: date | None, source: bytes) -> str | None:
-        """Take the document of an event out of those that claim its offset, and return what is wrong with it."""
+    def _take(self, found: list[_Document], index: str, source: bytes) -> tuple[_Document, bool]:
+        """Take the document of an event out of those that claim its offset, and say whether it is as archived."""
         # Of two that claim an offset, the one in its place is held to be the event.
         one = found.pop(next((number for number, it in enumerate(found) if it.index == index), 0))
         # As text, since in Python 0 is False and 1.0 is 1, and for a search they are not.
-        if _text(one.source) != _text(json.loads(source)):
-            return "its content is another"
-        if one.index != index and (day is None or one.index != restored_name(self.search.prefix, day)):
-            return f"it lies in {one.index[:100]}, not in {index}"
-        return None
+        return one, _text(one.source) == _text(json.loads(source))
+
+    def _may_lie(self, one: _Document, index: str) -> bool:
+        """Say whether an event may lie in another index than it would be put in today.
+
+        What was outlying with the `search.days` of then may be in its day's index with those of today, or the other way
+        round; a backfill brings both back under names of their own.
+        """
+        prefix = self.search.prefix
+        if one.index in {outlying_name(prefix), restored_name(prefix, None)}:
+            return True
+        day = index_day(prefix, index) or date_of(one.source["timestamp"])
+        return day is not None and one.index in {index_name(prefix, day), restored_name(prefix, day)}
 
     def _create(self, lacking: Sequence[tuple[Documents, Sequence[int]]]) -> int:
         # An Elasticsearch that was lost has no templates either, and would map each field as it likes.

@@ -135,7 +135,7 @@ ATTACKS: dict[str, tuple[Callable[[Scene], None], str, int]] = {
     "a truth made a number": (denials_as_numbers, "index-edited", 13),
     "a field added": (edit(innocent=True), "index-edited", 13),
     "a field removed": (lose_a_field, "index-edited", 13),
-    "moved to another day's index": (move, "index-edited", 13),
+    "moved to another day's index": (move, "index-edited", 3),
     "one too many, doubled": (add(7, days=3), "index-extra", 13),
     "one too many, beyond the head": (add(1_000_000), "index-extra", 13),
     "one too many, of another log": (add(3, Log("audit.grows", 9)), "index-extra", 13),
