@@ -173,7 +173,10 @@ def _late(search: Search, store: Store, log: Log, indexed: int, before: int, now
 
 
 def _reached(search: Search, store: Store, log: Log) -> int:
-    """Return behind which statement the last document of a log is: they are indexed in order."""
+    """Return which statement the last document of a log is of: those before it were indexed before it.
+
+    Not so that one itself: several requests for it may be under way.
+    """
     end = find_head(store, log).next_offset or 0
     within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
     with search.errors(f"the last document of {log}"):
@@ -188,7 +191,7 @@ def _reached(search: Search, store: Store, log: Log) -> int:
             return 0
         last = answer["aggregations"]["last"]["value"]
     found = None if last is None else find_statement(store, log, int(last))
-    return found[0] + 1 if found else 0
+    return found[0] if found else 0
 
 
 @contextmanager
@@ -356,7 +359,9 @@ class _Comparison:
         if self._brought:
             what = (
                 f"{sum(count for _, count in self._brought):,} events were not in Elasticsearch, whose cursor does not"
-                " promise them, but an audit has found them or later ones there; they are indexed again"
+                " promise them, but an audit has found them or later ones there; they are indexed again: Elasticsearch"
+                " was lost or restored, somebody set the cursor back, or a backfill wrote later ones before indexing"
+                " came there"
             )
             (first, _), (last, _) = self._brought[0], self._brought[-1]
             where: dict[str, Any] = {"log": str(self.log), "sequence": first.sequence, "through": last.sequence}
