@@ -45,7 +45,13 @@ from tasks.documents import (
 from tasks.search import Search, of_log
 
 _PAGE = 1000
+_SPARE = 10_000
+"""Documents beyond twice a statement's events that are compared with them still."""
 _SHOWN = 5
+
+
+class _TooMany(Exception):
+    """Far more documents claim a statement's offsets than it has events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +287,13 @@ class _Comparison:
 
     def compare(self, statement: Statement) -> Iterator[Finding]:
         """Compare each document of a statement with its event."""
+        try:
+            yield from self._compare(statement)
+        except _TooMany as error:
+            where: dict[str, Any] = {"sequence": statement.sequence, "offset": statement.first_offset}
+            yield finding("index-extra", str(error), log=str(self.log), **where)
+
+    def _compare(self, statement: Statement) -> Iterator[Finding]:
         there: dict[int, list[_Document]] = {}
         for document in _documents(self.search, self.search.prefix, of_log(self.log), OFFSET, statement):
             there.setdefault(document.offset, []).append(document)
@@ -402,27 +415,39 @@ def _text(document: Mapping[str, Any]) -> str:
 def _documents(
     search: Search, index: str, query: list[dict[str, Any]], field: str, statement: Statement
 ) -> Iterator[_Document]:
-    """Yield the documents of a statement's offsets, in order."""
-    begin, seen = statement.first_offset, set[tuple[str, str]]()
-    while begin < statement.next_offset:
-        asked = [*query, {"range": {field: {"gte": begin, "lt": statement.next_offset}}}]
+    """Yield the documents of a statement's offsets, in order.
+
+    Raises:
+        _TooMany: they are far more than the statement has events.
+    """
+    within = {"range": {field: {"gte": statement.first_offset, "lt": statement.next_offset}}}
+    events = sum(batch.events for batch in statement.batches)
+    after: Sequence[Any] | None = None
+    while True:
         with search.errors(f"documents of {index}"):
             try:
                 answer = search.client.search(
-                    index=index, size=_PAGE, query={"bool": {"filter": asked}}, sort=[{field: "asc"}]
+                    index=index,
+                    size=_PAGE,
+                    query={"bool": {"filter": [*query, within]}},
+                    # Any number of documents may claim one offset.
+                    sort=[{field: "asc"}, {"_index": "asc"}, {"_seq_no": "asc"}],
+                    search_after=after,
+                    track_total_hits=True,
                 )
             except NotFoundError:
                 return
-            hits = answer["hits"]["hits"]
+            hits, total = answer["hits"]["hits"], answer["hits"]["total"]["value"]
+        if total > 2 * events + _SPARE:
+            raise _TooMany(
+                f"{total:,} documents of {index} claim the offsets of {events:,} events, too many to be compared: find"
+                " out who wrote them, delete those that are of no event, and run `custody audit --full`"
+            )
         for hit in hits:
-            if (hit["_index"], hit["_id"]) not in seen:
-                yield _Document(hit["_index"], _offset(hit), hit["_source"])
+            yield _Document(hit["_index"], _offset(hit), hit["_source"])
         if len(hits) < _PAGE:
             return
-        # The next page begins where this one ended, since several documents may claim one offset.
-        last = int(hits[-1]["sort"][0])
-        seen = {(hit["_index"], hit["_id"]) for hit in hits if int(hit["sort"][0]) == last}
-        begin = last if last > begin else begin + 1
+        after = hits[-1]["sort"]
 
 
 def _offset(hit: Mapping[str, Any]) -> int:
