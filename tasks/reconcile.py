@@ -18,26 +18,28 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from itertools import groupby
 from typing import Any
 
 from elasticsearch import NotFoundError
 
 from custody import layout
-from custody.archive import find_head, find_statement, read_manifest
-from custody.errors import FormatError, ObjectMissing, StoreError, TransientStoreError
+from custody.archive import Head, find_head, find_statement, read_manifest, sealed_from
+from custody.errors import FormatError, ObjectMissing, StoreError, TierUnmounted, TransientStoreError
 from custody.findings import Finding, Severity, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.store import Store
 from tasks.documents import (
+    LEEWAY,
     OFFSET,
     ORIGIN,
     Documents,
     date_of,
     index_day,
     index_name,
+    is_restored,
     outlying_name,
     read_documents,
     restored_name,
@@ -205,19 +207,28 @@ def _alone() -> Iterator[None]:
     """Let what is wrong with one object of the archive cost that one alone."""
     try:
         yield
-    except TransientStoreError:
-        raise
-    except (FormatError, StoreError):
-        # Verification reads the same object, and says what it is.
-        pass
+    except (FormatError, StoreError) as error:
+        # Verification reads the same object, and says what it is; of a tier that is not mounted too.
+        if isinstance(error, TransientStoreError) and not isinstance(error, TierUnmounted):
+            raise
 
 
-def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[Finding]:
-    """Find documents that are of no statement: of no log of the archive, beyond a log's head, or of no origin at all.
+def find_strays(search: Search, store: Store, logs: Sequence[Log], now: datetime) -> Iterator[Finding]:
+    """Find documents that are of no statement that is compared with them.
+
+    They are of no origin at all, of no log of the archive, beyond a log's head, before its beginning, or of statements
+    sealed too long ago for the index that they lie in. What was brought back, and what the next roll deletes, may be as
+    old as the log. A log whose manifests cannot be read costs no other.
+
+    Args:
+        search: Elasticsearch.
+        store: the archive.
+        logs: all of its logs.
+        now: the time, aware.
 
     Raises:
         SearchError: Elasticsearch does not answer.
-        CustodyError: the archive does not give a head.
+        TransientStoreError: the archive does not answer.
     """
     with search.errors("the logs that it has events of"):
         try:
@@ -229,18 +240,74 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[F
         yield finding("index-extra", f"{strays} documents of {search.prefix} do not say where in the archive they are")
     for one in found:
         log = known.get((one.name, one.partition))
-        name = f"{one.name}/{one.partition}"
         if log is None:
             what = f"{one.count} documents are of a log that the archive does not have"
-            yield finding("index-extra", what, log=name[:300])
+            yield finding("index-extra", what, log=f"{one.name}/{one.partition}"[:300])
             continue
-        head = find_head(store, log)
-        beyond = _count(search, search.prefix, of_log(log), OFFSET, [(head.next_offset or 0, 2**62)])[0]
-        # A drain may have gone on meanwhile.
-        beyond = beyond if beyond and find_head(store, log, head.size).size == head.size else 0
-        if beyond:
-            what = f"{beyond} documents are of offsets that the log has not reached"
-            yield finding("index-extra", what, log=name, offset=head.next_offset or 0)
+        with _alone():
+            head = find_head(store, log)
+            yield from _beyond(search, store, head)
+            yield from _before(search, store, head, one.first, now)
+
+
+def _beyond(search: Search, store: Store, head: Head) -> Iterator[Finding]:
+    """Find documents of offsets that a log has not reached."""
+    end = head.next_offset or 0
+    beyond = _count(search, search.prefix, of_log(head.log), OFFSET, [(end, 2**62)])[0]
+    # A drain may have gone on meanwhile.
+    if beyond and find_head(store, head.log, head.size).size == head.size:
+        what = f"{beyond} documents are of offsets that the log has not reached"
+        yield finding("index-extra", what, log=str(head.log), offset=end)
+
+
+def _before(search: Search, store: Store, head: Head, lowest: int, now: datetime) -> Iterator[Finding]:
+    """Find documents of offsets that are older than what the index that they lie in may hold.
+
+    Args:
+        search: Elasticsearch.
+        store: the archive.
+        head: where the log ends.
+        lowest: the lowest offset that Elasticsearch has of it.
+        now: the time, aware.
+    """
+    log, oldest = head.log, now - timedelta(days=search.settings.days)
+
+    def sealed(moment: datetime) -> int:
+        sequence = sealed_from(store, log, head.size, moment)
+        return _first_offset(store, head, sequence)
+
+    # What was sealed since is compared event by event.
+    compared = sealed(oldest)
+    if lowest >= compared:
+        return
+    asked = [*of_log(log), {"range": {OFFSET: {"lt": compared}}}]
+    with search.errors(f"where the oldest documents of {log} lie"):
+        answer = search.client.search(
+            index=search.prefix,
+            size=0,
+            query={"bool": {"filter": asked}},
+            aggs={"indices": {"terms": {"field": "_index", "size": 10_000}}},
+        )
+        names = [str(bucket["key"]) for bucket in answer["aggregations"]["indices"]["buckets"]]
+    for name in names:
+        day = index_day(search.prefix, name)
+        if is_restored(search.prefix, name) or name == outlying_name(search.prefix) or (day and day < oldest.date()):
+            first, why = _first_offset(store, head, 0), "before the log begins"
+        else:
+            # A day's events were sealed since the day before, or are outlying.
+            since = oldest if day is None else min(datetime.combine(day, time(), UTC) - LEEWAY, oldest)
+            first, why = sealed(since), f"sealed before {since:%F %T} UTC, too old for that index"
+        many = search.count_below(name, log, first)
+        if many:
+            what = f"{many} documents of {name[:100]} are of offsets {why}"
+            yield finding("index-extra", what, log=str(log), offset=first)
+
+
+def _first_offset(store: Store, head: Head, sequence: int) -> int:
+    """Return where a statement of a log begins, or the log ends if there is none."""
+    if sequence < head.size:
+        return read_manifest(store, head.log, sequence).statement.first_offset
+    return head.next_offset or 0
 
 
 def _refused(log: Log) -> list[dict[str, Any]]:
