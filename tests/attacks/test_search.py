@@ -558,6 +558,19 @@ def test_not_yet_indexed(scene: Scene) -> None:
     assert scene.audit().exit_code == 0
 
 
+def test_indexing_under_way(scene: Scene) -> None:
+    """Of a statement whose last event is indexed others may still be under way: nobody says that they were lost."""
+    assert scene.audit().exit_code == 0
+    scene.growing.begun = datetime.now(UTC) - timedelta(minutes=5)
+    scene.growing.append(1, now_event)
+    index_logs(scene.settings)
+    scene.refresh()
+    for offset in range(15, 19):
+        scene.search.client.delete(**scene.place(offset))
+    set_cursor(scene, {"sequence": 3, "indexed": 15})
+    assert scene.audit(full=True).findings == ()
+
+
 def test_down(scene: Scene) -> None:
     """An Elasticsearch that does not answer is a notice: it says nothing against the archive."""
     (port,) = free_ports(1)
