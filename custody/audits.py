@@ -199,13 +199,18 @@ def is_signed(
         log: whose statement it is; the audits' own by default.
     """
     try:
-        return check_signed(trust, text, signatures, sequence, sealed_at)
+        return check_signed(trust, text, signatures, sequence, sealed_at, log)
     except KeyUnavailable:
         return False
 
 
 def check_signed(
-    trust: Trust, text: bytes, signatures: Sequence[tuple[Signature, bytes]], sequence: int, sealed_at: str
+    trust: Trust,
+    text: bytes,
+    signatures: Sequence[tuple[Signature, bytes]],
+    sequence: int,
+    sealed_at: str,
+    log: Log = layout.AUDIT_LOG,
 ) -> bool:
     """Say the same as `is_signed`.
 

@@ -47,6 +47,7 @@ from custody.errors import (
     FormatError,
     ObjectMissing,
     SearchError,
+    TransientStoreError,
 )
 from custody.findings import Finding, Severity, finding
 from custody.keys import open_signers
@@ -212,7 +213,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             tabled += _held_against_search(settings, look)
             marks |= {f"{INDEXED}{name}": size for name, size in indexed.items() if size}
             if not request.logs:
-                tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs))
+                tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs, now=now))
     return _planned(report, last, reads, marks, info.archive, request, settings, now, tabled)
 
 
@@ -426,7 +427,7 @@ def _held_against_search(settings: Settings, look: Callable[[Search], Iterator[F
     try:
         with closing(Search(settings.search)) as search:
             found += (one.to_dict() for one in look(search))
-    except SearchError as error:
+    except (SearchError, TransientStoreError) as error:
         what = f"Elasticsearch was not held against the archive: {error}"
         found.append(finding("unreadable", what, severity=Severity.NOTICE).to_dict())
     except CustodyError:

@@ -4,10 +4,15 @@ A document is the event's own bytes, with one member more behind the others, `@c
 number and the segment's key, so that a hit leads back to the evidence (`custody evidence LOG OFFSET`). It is made by
 joining bytes: nothing is parsed for it but, where a batch crosses midnight, its times.
 
+Elasticsearch reads a key `@custody.offset` of the event's own as one more offset: who produces such events could call
+them what they are not. They stay in the archive, and are rejected (`Documents.forged`).
+
 An event goes into the index of its own day. Days far from when it was sealed would let a producer make as many indices
 as it likes: those events share one, `<prefix>-outlying`.
 """
 
+import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +48,9 @@ class _Time(msgspec.Struct, gc=False):
     timestamp: str
 
 
+# All letters of the name lie at 0x40, or 0x63 to 0x79: only these escapes can spell it in another way.
+_ORIGIN_BYTES, _ESCAPED = ORIGIN.encode(), re.compile(rb"\\u00[467]")
+
 _decode_times = msgspec.json.Decoder(_Time).decode_lines
 
 
@@ -54,11 +62,13 @@ class Documents:
         actions: what bulk requests do with each, a line without its newline.
         sources: each document, the same.
         offsets: where each is in its log.
+        forged: offsets of the events that say themselves where they are in the archive; they are not to be indexed.
     """
 
     actions: Sequence[bytes]
     sources: Sequence[bytes]
     offsets: Sequence[int]
+    forged: frozenset[int] = frozenset()
 
     @classmethod
     def join(cls, parts: Sequence["Documents"]) -> "Documents":
@@ -67,6 +77,7 @@ class Documents:
             [line for one in parts for line in one.actions],
             [line for one in parts for line in one.sources],
             [offset for one in parts for offset in one.offsets],
+            frozenset(offset for one in parts for offset in one.forged),
         )
 
     def at(self, places: Sequence[int]) -> "Documents":
@@ -75,6 +86,7 @@ class Documents:
             [self.actions[place] for place in places],
             [self.sources[place] for place in places],
             [self.offsets[place] for place in places],
+            self.forged,
         )
 
 
@@ -146,6 +158,13 @@ def index_day(prefix: str, name: str) -> date | None:
     except ValueError:
         return None
     return found if name == index_name(prefix, found) else None
+
+
+def date_of(text: str) -> date | None:
+    """Return the day of an event's time, in UTC; None if it is no time."""
+    time = lines.parse_time(text)
+    # The year 9999 ends before what a datetime can hold.
+    return None if time is None else (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time.seconds)).date()
 
 
 def offsets_of(statement: Statement, batch: Batch) -> Sequence[int]:
@@ -222,7 +241,24 @@ def make_documents(
             for name, offset in zip(names, offsets, strict=True)
         ]
     sources = [b"%b%b%d}}" % (line[:-1], tail, offset) for line, offset in zip(found, offsets, strict=True)]
-    return Documents(actions, sources, offsets)
+    forged = frozenset[int]()
+    if _may_be_forged(payload):
+        forged = frozenset(offset for line, offset in zip(found, offsets, strict=True) if _is_forged(line))
+    return Documents(actions, sources, offsets, forged)
+
+
+def _may_be_forged(text: bytes) -> bool:
+    # One byte is looked for several times as fast as many: most batches have none of the two.
+    return (b"@" in text and _ORIGIN_BYTES in text) or (b"\\" in text and _ESCAPED.search(text) is not None)
+
+
+def _is_forged(line: bytes) -> bool:
+    """Say whether an event has a key that Elasticsearch would take for where it is in the archive."""
+    if not _may_be_forged(line):
+        return False
+    # Numbers may be of any size: they are not converted, only passed over.
+    names = json.loads(line, parse_int=len, parse_float=len)
+    return any(name == ORIGIN or name.startswith(f"{ORIGIN}.") for name in names)
 
 
 def read_documents(store: Store, prefix: str, days: int, log: Log, statement: Statement) -> Iterator[Documents]:
@@ -269,11 +305,9 @@ def _index_names(
     named: dict[str, str] = {}
 
     def name_of(text: str) -> str:
-        time = lines.parse_time(text)
-        if time is None:
+        day = date_of(text)
+        if day is None:
             raise FormatError(f"batch {batch.number} of sequence {statement.sequence} has an event without a time")
-        # The year 9999 ends before what a datetime can hold.
-        day = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time.seconds)).date()
         return named.setdefault(str(day), name(day))
 
     return [name_of(one.timestamp) for one in _decode_times(payload)]

@@ -18,24 +18,42 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from itertools import groupby
 from typing import Any
 
 from elasticsearch import NotFoundError
 
 from custody import layout
-from custody.archive import find_head, find_statement, read_manifest
-from custody.errors import FormatError, ObjectMissing, StoreError, TransientStoreError
+from custody.archive import Head, find_head, find_statement, read_manifest, sealed_from
+from custody.errors import FormatError, ObjectMissing, StoreError, TierUnmounted, TransientStoreError
 from custody.findings import Finding, Severity, finding
 from custody.layout import Log
 from custody.manifest import Statement, parse_time
 from custody.store import Store
-from tasks.documents import OFFSET, Documents, index_day, read_documents, restored_name
+from tasks.documents import (
+    LEEWAY,
+    OFFSET,
+    ORIGIN,
+    Documents,
+    date_of,
+    index_day,
+    index_name,
+    is_restored,
+    outlying_name,
+    read_documents,
+    restored_name,
+)
 from tasks.search import Search, of_log
 
 _PAGE = 1000
+_SPARE = 10_000
+"""Documents beyond twice a statement's events that are compared with them still."""
 _SHOWN = 5
+
+
+class _TooMany(Exception):
+    """Far more documents claim a statement's offsets than it has events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +181,10 @@ def _late(search: Search, store: Store, log: Log, indexed: int, before: int, now
 
 
 def _reached(search: Search, store: Store, log: Log) -> int:
-    """Return behind which statement the last document of a log is: they are indexed in order."""
+    """Return which statement the last document of a log is of: those before it were indexed before it.
+
+    Not so that one itself: several requests for it may be under way.
+    """
     end = find_head(store, log).next_offset or 0
     within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
     with search.errors(f"the last document of {log}"):
@@ -178,7 +199,7 @@ def _reached(search: Search, store: Store, log: Log) -> int:
             return 0
         last = answer["aggregations"]["last"]["value"]
     found = None if last is None else find_statement(store, log, int(last))
-    return found[0] + 1 if found else 0
+    return found[0] if found else 0
 
 
 @contextmanager
@@ -186,19 +207,28 @@ def _alone() -> Iterator[None]:
     """Let what is wrong with one object of the archive cost that one alone."""
     try:
         yield
-    except TransientStoreError:
-        raise
-    except (FormatError, StoreError):
-        # Verification reads the same object, and says what it is.
-        pass
+    except (FormatError, StoreError) as error:
+        # Verification reads the same object, and says what it is; of a tier that is not mounted too.
+        if isinstance(error, TransientStoreError) and not isinstance(error, TierUnmounted):
+            raise
 
 
-def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[Finding]:
-    """Find documents that are of no statement: of no log of the archive, beyond a log's head, or of no origin at all.
+def find_strays(search: Search, store: Store, logs: Sequence[Log], now: datetime) -> Iterator[Finding]:
+    """Find documents that are of no statement that is compared with them.
+
+    They are of no origin at all, of no log of the archive, beyond a log's head, before its beginning, or of statements
+    sealed too long ago for the index that they lie in. What was brought back, and what the next roll deletes, may be as
+    old as the log. A log whose manifests cannot be read costs no other.
+
+    Args:
+        search: Elasticsearch.
+        store: the archive.
+        logs: all of its logs.
+        now: the time, aware.
 
     Raises:
         SearchError: Elasticsearch does not answer.
-        CustodyError: the archive does not give a head.
+        TransientStoreError: the archive does not answer.
     """
     with search.errors("the logs that it has events of"):
         try:
@@ -210,18 +240,74 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log]) -> Iterator[F
         yield finding("index-extra", f"{strays} documents of {search.prefix} do not say where in the archive they are")
     for one in found:
         log = known.get((one.name, one.partition))
-        name = f"{one.name}/{one.partition}"
         if log is None:
             what = f"{one.count} documents are of a log that the archive does not have"
-            yield finding("index-extra", what, log=name[:300])
+            yield finding("index-extra", what, log=f"{one.name}/{one.partition}"[:300])
             continue
-        head = find_head(store, log)
-        beyond = _count(search, search.prefix, of_log(log), OFFSET, [(head.next_offset or 0, 2**62)])[0]
-        # A drain may have gone on meanwhile.
-        beyond = beyond if beyond and find_head(store, log, head.size).size == head.size else 0
-        if beyond:
-            what = f"{beyond} documents are of offsets that the log has not reached"
-            yield finding("index-extra", what, log=name, offset=head.next_offset or 0)
+        with _alone():
+            head = find_head(store, log)
+            yield from _beyond(search, store, head)
+            yield from _before(search, store, head, one.first, now)
+
+
+def _beyond(search: Search, store: Store, head: Head) -> Iterator[Finding]:
+    """Find documents of offsets that a log has not reached."""
+    end = head.next_offset or 0
+    beyond = _count(search, search.prefix, of_log(head.log), OFFSET, [(end, 2**62)])[0]
+    # A drain may have gone on meanwhile.
+    if beyond and find_head(store, head.log, head.size).size == head.size:
+        what = f"{beyond} documents are of offsets that the log has not reached"
+        yield finding("index-extra", what, log=str(head.log), offset=end)
+
+
+def _before(search: Search, store: Store, head: Head, lowest: int, now: datetime) -> Iterator[Finding]:
+    """Find documents of offsets that are older than what the index that they lie in may hold.
+
+    Args:
+        search: Elasticsearch.
+        store: the archive.
+        head: where the log ends.
+        lowest: the lowest offset that Elasticsearch has of it.
+        now: the time, aware.
+    """
+    log, oldest = head.log, now - timedelta(days=search.settings.days)
+
+    def sealed(moment: datetime) -> int:
+        sequence = sealed_from(store, log, head.size, moment)
+        return _first_offset(store, head, sequence)
+
+    # What was sealed since is compared event by event.
+    compared = sealed(oldest)
+    if lowest >= compared:
+        return
+    asked = [*of_log(log), {"range": {OFFSET: {"lt": compared}}}]
+    with search.errors(f"where the oldest documents of {log} lie"):
+        answer = search.client.search(
+            index=search.prefix,
+            size=0,
+            query={"bool": {"filter": asked}},
+            aggs={"indices": {"terms": {"field": "_index", "size": 10_000}}},
+        )
+        names = [str(bucket["key"]) for bucket in answer["aggregations"]["indices"]["buckets"]]
+    for name in names:
+        day = index_day(search.prefix, name)
+        if is_restored(search.prefix, name) or name == outlying_name(search.prefix) or (day and day < oldest.date()):
+            first, why = _first_offset(store, head, 0), "before the log begins"
+        else:
+            # A day's events were sealed since the day before, or are outlying.
+            since = oldest if day is None else min(datetime.combine(day, time(), UTC) - LEEWAY, oldest)
+            first, why = sealed(since), f"sealed before {since:%F %T} UTC, too old for that index"
+        many = search.count_below(name, log, first)
+        if many:
+            what = f"{many} documents of {name[:100]} are of offsets {why}"
+            yield finding("index-extra", what, log=str(log), offset=first)
+
+
+def _first_offset(store: Store, head: Head, sequence: int) -> int:
+    """Return where a statement of a log begins, or the log ends if there is none."""
+    if sequence < head.size:
+        return read_manifest(store, head.log, sequence).statement.first_offset
+    return head.next_offset or 0
 
 
 def _refused(log: Log) -> list[dict[str, Any]]:
@@ -268,6 +354,13 @@ class _Comparison:
 
     def compare(self, statement: Statement) -> Iterator[Finding]:
         """Compare each document of a statement with its event."""
+        try:
+            yield from self._compare(statement)
+        except _TooMany as error:
+            where: dict[str, Any] = {"sequence": statement.sequence, "offset": statement.first_offset}
+            yield finding("index-extra", str(error), log=str(self.log), **where)
+
+    def _compare(self, statement: Statement) -> Iterator[Finding]:
         there: dict[int, list[_Document]] = {}
         for document in _documents(self.search, self.search.prefix, of_log(self.log), OFFSET, statement):
             there.setdefault(document.offset, []).append(document)
@@ -278,7 +371,8 @@ class _Comparison:
             document.offset
             for document in _documents(self.search, self.search.rejected, _refused(self.log), "offset", statement)
         }
-        edited: list[tuple[int, str]] = []
+        edited: list[tuple[int, _Document]] = []
+        moved: list[tuple[int, _Document]] = []
         lacking: list[tuple[Documents, list[int]]] = []
         doubted: list[tuple[Documents, list[int]]] = []
         whole = False
@@ -291,11 +385,14 @@ class _Comparison:
                     index = json.loads(expected.actions[place])["create"]["_index"]
                     day = index_day(self.search.prefix, index)
                     if found:
-                        why = self._edited(found, index, day, expected.sources[place])
-                        if why is not None:
-                            edited.append((offset, why))
+                        one, as_archived = self._take(found, index, expected.sources[place])
+                        if not as_archived:
+                            edited.append((offset, one))
+                        elif one.index != index and not self._may_lie(one, index):
+                            moved.append((offset, one))
                     elif promised and (day is None or day > self.oldest.date()):
-                        (doubtful if offset in refused else missing).append(place)
+                        known = offset in refused or offset in expected.forged
+                        (doubtful if known else missing).append(place)
                 lacking += [(expected, missing)] if missing else []
                 doubted += [(expected, doubtful)] if doubtful else []
             whole = True
@@ -306,8 +403,18 @@ class _Comparison:
             what = f"{len(extra)} documents are of no event, or doubled ({_some(extra)})"
             yield finding("index-extra", what, offset=extra[0], **where)
         if edited:
-            what = f"{len(edited)} documents are not the events archived ({_some([one for one, _ in edited])})"
-            yield finding("index-edited", f"{what}: {edited[0][1]}", offset=edited[0][0], **where)
+            what = (
+                f"{len(edited)} documents are not the events archived ({_some([one for one, _ in edited])}): their"
+                f" content is another; the first lies in {edited[0][1].index[:100]}"
+            )
+            yield finding("index-edited", what, offset=edited[0][0], **where)
+        if moved:
+            what = (
+                f"{len(moved)} documents are the events archived ({_some([one for one, _ in moved])}), but not in the"
+                f" index of their day; the first lies in {moved[0][1].index[:100]}: they were restored under another"
+                " name, or somebody moved them, and they do not age as others do"
+            )
+            yield finding("index-edited", what, severity=Severity.NOTICE, offset=moved[0][0], **where)
         if lacking:
             offsets = [expected.offsets[place] for expected, places in lacking for place in places]
             created = self._create(lacking)
@@ -332,7 +439,9 @@ class _Comparison:
         if self._brought:
             what = (
                 f"{sum(count for _, count in self._brought):,} events were not in Elasticsearch, whose cursor does not"
-                " promise them, but an audit has found them or later ones there; they are indexed again"
+                " promise them, but an audit has found them or later ones there; they are indexed again: Elasticsearch"
+                " was lost or restored, somebody set the cursor back, or a backfill wrote later ones before indexing"
+                " came there"
             )
             (first, _), (last, _) = self._brought[0], self._brought[-1]
             where: dict[str, Any] = {"log": str(self.log), "sequence": first.sequence, "through": last.sequence}
@@ -341,16 +450,24 @@ class _Comparison:
     def _expected(self, statement: Statement) -> Iterator[Documents]:
         return read_documents(self.store, self.search.prefix, self.search.settings.days, self.log, statement)
 
-    def _edited(self, found: list[_Document], index: str, day: date | None, source: bytes) -> str | None:
-        """Take the document of an event out of those that claim its offset, and return what is wrong with it."""
+    def _take(self, found: list[_Document], index: str, source: bytes) -> tuple[_Document, bool]:
+        """Take the document of an event out of those that claim its offset, and say whether it is as archived."""
         # Of two that claim an offset, the one in its place is held to be the event.
         one = found.pop(next((number for number, it in enumerate(found) if it.index == index), 0))
         # As text, since in Python 0 is False and 1.0 is 1, and for a search they are not.
-        if _text(one.source) != _text(json.loads(source)):
-            return "its content is another"
-        if one.index != index and (day is None or one.index != restored_name(self.search.prefix, day)):
-            return f"it lies in {one.index[:100]}, not in {index}"
-        return None
+        return one, _text(one.source) == _text(json.loads(source))
+
+    def _may_lie(self, one: _Document, index: str) -> bool:
+        """Say whether an event may lie in another index than it would be put in today.
+
+        What was outlying with the `search.days` of then may be in its day's index with those of today, or the other way
+        round; a backfill brings both back under names of their own.
+        """
+        prefix = self.search.prefix
+        if one.index in {outlying_name(prefix), restored_name(prefix, None)}:
+            return True
+        day = index_day(prefix, index) or date_of(one.source["timestamp"])
+        return day is not None and one.index in {index_name(prefix, day), restored_name(prefix, day)}
 
     def _create(self, lacking: Sequence[tuple[Documents, Sequence[int]]]) -> int:
         # An Elasticsearch that was lost has no templates either, and would map each field as it likes.
@@ -365,27 +482,46 @@ def _text(document: Mapping[str, Any]) -> str:
 def _documents(
     search: Search, index: str, query: list[dict[str, Any]], field: str, statement: Statement
 ) -> Iterator[_Document]:
-    """Yield the documents of a statement's offsets, in order."""
-    begin, seen = statement.first_offset, set[tuple[str, str]]()
-    while begin < statement.next_offset:
-        asked = [*query, {"range": {field: {"gte": begin, "lt": statement.next_offset}}}]
+    """Yield the documents of a statement's offsets, in order.
+
+    Raises:
+        _TooMany: they are far more than the statement has events.
+    """
+    within = {"range": {field: {"gte": statement.first_offset, "lt": statement.next_offset}}}
+    events = sum(batch.events for batch in statement.batches)
+    after: Sequence[Any] | None = None
+    while True:
         with search.errors(f"documents of {index}"):
             try:
                 answer = search.client.search(
-                    index=index, size=_PAGE, query={"bool": {"filter": asked}}, sort=[{field: "asc"}]
+                    index=index,
+                    size=_PAGE,
+                    query={"bool": {"filter": [*query, within]}},
+                    # Any number of documents may claim one offset.
+                    sort=[{field: "asc"}, {"_index": "asc"}, {"_seq_no": "asc"}],
+                    search_after=after,
+                    track_total_hits=True,
                 )
             except NotFoundError:
                 return
-            hits = answer["hits"]["hits"]
+            hits, total = answer["hits"]["hits"], answer["hits"]["total"]["value"]
+        if total > 2 * events + _SPARE:
+            raise _TooMany(
+                f"{total:,} documents of {index} claim the offsets of {events:,} events, too many to be compared: find"
+                " out who wrote them, delete those that are of no event, and run `custody audit --full`"
+            )
         for hit in hits:
-            if (hit["_index"], hit["_id"]) not in seen:
-                yield _Document(hit["_index"], int(hit["sort"][0]), hit["_source"])
+            yield _Document(hit["_index"], _offset(hit), hit["_source"])
         if len(hits) < _PAGE:
             return
-        # The next page begins where this one ended, since several documents may claim one offset.
-        last = int(hits[-1]["sort"][0])
-        seen = {(hit["_index"], hit["_id"]) for hit in hits if int(hit["sort"][0]) == last}
-        begin = last if last > begin else begin + 1
+        after = hits[-1]["sort"]
+
+
+def _offset(hit: Mapping[str, Any]) -> int:
+    """Return which offset a document claims; of several the one where it stands by right."""
+    origin = hit["_source"].get(ORIGIN)
+    claimed = origin.get("offset") if isinstance(origin, Mapping) else None
+    return claimed if type(claimed) is int else int(hit["sort"][0])
 
 
 def _some(offsets: Sequence[int]) -> str:

@@ -23,7 +23,7 @@ from custody.layout import Log
 from custody.manifest import Int, format_time
 from custody.settings import SearchSettings
 from tasks import documents
-from tasks.documents import OFFSET, PARTITION, TOPIC, Documents
+from tasks.documents import OFFSET, ORIGIN, PARTITION, TOPIC, Documents
 
 REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 60
@@ -42,6 +42,13 @@ logger = logging.getLogger(__name__)
 class _Error(msgspec.Struct):
     type: str = ""
     reason: str = ""
+
+
+_FORGED = _Error(
+    "forged_origin",
+    f"a key of the event is {ORIGIN}, or begins with {ORIGIN}., which in Elasticsearch says where an event is in the"
+    " archive; the archive has the event",
+)
 
 
 class _Item(msgspec.Struct):
@@ -234,30 +241,29 @@ class Search:
         # What was indexed within the last second is there, and would not be seen.
         self.client.indices.refresh(index=index)
         sources = [{"topic": {"terms": {"field": TOPIC}}}, {"partition": {"terms": {"field": PARTITION}}}]
-        placed = {
-            "first": {"min": {"field": OFFSET}},
-            "last": {"max": {"field": OFFSET}},
-            "count": {"value_count": {"field": OFFSET}},
-        }
+        # By documents and not by values: one that claims two offsets, or two logs, is one.
+        placed = {"bool": {"filter": [{"exists": {"field": name}} for name in (TOPIC, PARTITION, OFFSET)]}}
+        spans = {"first": {"min": {"field": OFFSET}}, "last": {"max": {"field": OFFSET}}}
+        logs = {"composite": {"size": 10_000, "sources": sources}, "aggs": spans}
         # All by one search: documents may come meanwhile.
         answer = self.client.search(
             index=index,
             size=0,
             track_total_hits=True,
-            aggs={"logs": {"composite": {"size": 10_000, "sources": sources}, "aggs": placed}},
+            aggs={"placed": {"filter": placed, "aggs": {"logs": logs}}},
         )
+        within = answer["aggregations"]["placed"]
         found = [
             LogDocuments(
                 str(bucket["key"]["topic"]),
                 int(bucket["key"]["partition"]),
                 int(bucket["first"]["value"]),
                 int(bucket["last"]["value"]),
-                int(bucket["count"]["value"]),
+                int(bucket["doc_count"]),
             )
-            for bucket in answer["aggregations"]["logs"]["buckets"]
-            if bucket["count"]["value"]
+            for bucket in within["logs"]["buckets"]
         ]
-        return answer["hits"]["total"]["value"] - sum(one.count for one in found), found
+        return answer["hits"]["total"]["value"] - within["doc_count"], found
 
     def count_below(self, index: str, log: Log, offset: int) -> int:
         """Return how many documents of an index are of a log, and of offsets below one.
@@ -294,14 +300,18 @@ class Search:
     def create(self, log: Log, found: Documents) -> Sent:
         """Create documents, in requests of about the size that Elasticsearch has shown to take.
 
-        What it is too busy for is sent again, ever later and in smaller requests; what it will never take goes to
-        the index of rejected events, with the reason, and stops nothing.
+        What it is too busy for is sent again, ever later and in smaller requests; what it will never take, or must not
+        be given (`Documents.forged`), goes to the index of rejected events, with the reason, and stops nothing.
 
         Raises:
             SearchError: it does not answer, is busy for longer than a minute, or refuses the request as a whole.
         """
         sent = Sent()
         places: Sequence[int] = range(len(found.sources))
+        if found.forged:
+            forged = [place for place in places if found.offsets[place] in found.forged]
+            self._reject(log, found, [(place, _FORGED) for place in forged], sent)
+            places = sorted({*places} - {*forged})
         while places:
             size = number = 0
             for number, place in enumerate(places, 1):  # noqa: B007 - how many fit is wanted

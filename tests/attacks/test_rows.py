@@ -41,6 +41,8 @@ ELSEWHERE: dict[int, list[str]] = {
     34: ["tests/attacks/test_buckets.py::test_lock", "tests/attacks/test_buckets.py::test_lifecycle"],
     36: [
         "tests/attacks/test_search.py::test_attack",
+        "tests/attacks/test_search.py::test_an_origin_forged_by_a_producer",
+        "tests/attacks/test_search.py::test_an_offset_too_old_for_its_index",
         "tests/attacks/test_search.py::test_a_cursor_that_cannot_be_true",
         "tests/attacks/test_search.py::test_a_cursor_that_goes_back_hides_nothing",
     ],

@@ -3,8 +3,10 @@
 import gzip
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import pytest
 
 from custody.layout import Log
 from custody.segment import pack
-from custody.settings import AuditSettings, SearchSettings, Settings
+from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
+from tasks import reconcile
 from tasks.audit import Outcome, Request, conclude, plan_audit, verify_pieces
-from tasks.documents import ORIGIN, document_id, index_day, index_name
+from tasks.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
 from tasks.index import index_logs
 from tasks.search import Search
+from tasks.tiers import roll_folder
 from tests.corpus import EVENTS
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -48,6 +52,16 @@ class Scene:
     def refresh(self) -> None:
         self.search.client.indices.refresh(index=f"{self.search.prefix}*")
 
+    def within(self, days: int) -> "Scene":
+        """Return the same where `search.days` is another."""
+        search = self.settings.search.model_copy(update={"days": days})
+        return replace(self, settings=self.settings.model_copy(update={"search": search}))
+
+    def index_findings(self, **request: Any) -> list[tuple[str, int | None]]:
+        """Audit, and return what it finds in Elasticsearch, and of which offset."""
+        found = self.audit(full=True, **request).findings
+        return [(one["finding"], one.get("offset")) for one in found if one["finding"].startswith("index-")]
+
     def audit(self, **request: Any) -> Outcome:
         self.refresh()
         plan = plan_audit(self.settings, Request(**request), datetime.now(UTC))
@@ -58,11 +72,29 @@ class Scene:
 def scene(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[Scene]:
     growing = Growing(tmp_path)
     growing.append(3, now_event)
+    with indexed(growing, elastic) as made:
+        yield made
+
+
+@pytest.fixture
+def aged(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[Scene]:
+    """Return one of statements of 100 days, 40 days and 30 hours ago, and of two of today, all indexed."""
+    now = datetime.now(UTC)
+    growing = Growing(tmp_path, begun=now - timedelta(days=100))
+    for hours, statements in ((2400, 1), (960, 1), (30, 1), (0.5, 2)):
+        sealed = growing.begun = now - timedelta(hours=hours)
+        growing.append(statements, partial(now_event, timestamp=f"{sealed:%FT%TZ}"))
+    with indexed(growing, elastic, days=400) as made:
+        yield made.within(90)
+
+
+@contextmanager
+def indexed(growing: Growing, elastic: ElasticsearchServer, **search: Any) -> Iterator[Scene]:
     given = Settings(
         archive=str(growing.folder),
         keys=f"file:{growing.keyring}",
         audit=AuditSettings(tables=False),
-        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0),
+        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0, **search),
     )
     index_logs(given)
     opened = Search(given.search)
@@ -135,9 +167,10 @@ ATTACKS: dict[str, tuple[Callable[[Scene], None], str, int]] = {
     "a truth made a number": (denials_as_numbers, "index-edited", 13),
     "a field added": (edit(innocent=True), "index-edited", 13),
     "a field removed": (lose_a_field, "index-edited", 13),
-    "moved to another day's index": (move, "index-edited", 13),
+    "moved to another day's index": (move, "index-edited", 3),
     "one too many, doubled": (add(7, days=3), "index-extra", 13),
     "one too many, beyond the head": (add(1_000_000), "index-extra", 13),
+    "one too many, before the log begins": (add(-1), "index-extra", 13),
     "one too many, of another log": (add(3, Log("audit.grows", 9)), "index-extra", 13),
     "one too many, of no offset": (of_no_offset, "index-extra", 13),
     "one too many, of nowhere": (add(None), "index-extra", 13),
@@ -379,6 +412,50 @@ def test_rejected_events_are_counted(scene: Scene) -> None:
     assert (again.counts["rejected"], again.findings) == (1, ())
 
 
+FORGED = {
+    "beyond the head": '"@custody.offset": 1000000000000000',
+    "negative": '"@custody.offset": -1',
+    "of another event": '"@custody.offset": 0',
+    "several": '"@custody.offset": [3, 4]',
+    "of another log": '"@custody.topic": "x"',
+    "spelled otherwise": r'"\u0040cust\u006fdy\u002eoffset": 5',
+    "as a whole": '"@custody": {"offset": 5}',
+}
+
+
+def test_an_origin_forged_by_a_producer(scene: Scene) -> None:
+    """An event that says itself where it is in the archive is archived, and rejected; it makes no other look forged."""
+    added = [f", {member}}}" for member in FORGED.values()]
+    innocent = ', "details": {"@custody.offset": 3}, "a": "\\u0040custody.offset", "\\u0063": "@custody.offset"}'
+
+    def forge(offset: int) -> bytes:
+        members = [*added, innocent][offset % 8] if offset < 23 else innocent
+        return now_event(offset, execution_time=1.5)[:-1] + members.encode()
+
+    scene.growing.append(2, forge)
+    assert [(one.created, one.rejected) for one in index_logs(scene.settings)] == [(3, 7)]
+    assert scene.refresh() is None
+    assert scene.search.logs_in(scene.search.prefix)[0] == 0
+    outcome = scene.audit()
+    assert (outcome.counts["rejected"], outcome.findings) == (7, ())
+    reasons = scene.search.client.search(index=scene.search.rejected, size=10)["hits"]["hits"]
+    assert {one["_source"]["type"] for one in reasons} == {"forged_origin"}
+    # Of an Elasticsearch that has lost who was rejected, they are not missing either.
+    scene.search.client.indices.delete(index=scene.search.rejected)
+    assert scene.audit(full=True).findings == ()
+    outcome = scene.audit(full=True)
+    assert (outcome.counts["rejected"], outcome.findings) == (7, ())
+
+
+def test_a_document_of_two_origins_is_one(scene: Scene) -> None:
+    """What claims two offsets hides no document of none: documents are counted, and not what they claim."""
+    scene.refresh()
+    scene.search.client.index(**scene.place(7), document={**scene.source(7), f"{ORIGIN}.offset": 8})
+    add(None)(scene)
+    found = [one["message"] for one in scene.audit(full=True).findings]
+    assert any("1 documents of" in one and "do not say where" in one for one in found)
+
+
 def test_a_deletion_called_a_rejection(scene: Scene) -> None:
     """What is said to be refused is offered again, so that nobody can delete an event by saying so."""
     assert scene.audit().exit_code == 0
@@ -392,11 +469,106 @@ def test_a_deletion_called_a_rejection(scene: Scene) -> None:
     assert scene.source(7)["request_id"] == "request-7"
 
 
+def test_other_days_accuse_nobody(scene: Scene) -> None:
+    """What lies where other `search.days`, or a backfill, put it is where it may lie."""
+
+    def old(offset: int) -> bytes:
+        return now_event(offset, timestamp=f"{datetime.now(UTC) - timedelta(days=20 if offset % 2 else 5):%FT%TZ}")
+
+    scene.growing.append(1, old)
+    assert [one.created for one in index_logs(scene.settings)] == [5]
+    assert scene.audit(full=True).findings == ()
+    for days in (10, 2):
+        assert scene.within(days).audit(full=True).findings == ()
+    document = scene.source(15)
+    scene.search.client.delete(**scene.place(15))
+    for name in (outlying_name(scene.search.prefix), restored_name(scene.search.prefix, None)):
+        scene.search.client.index(index=name, id="x", document=document, refresh=True)
+        assert scene.audit(full=True).findings == ()
+        scene.search.client.delete(index=name, id="x")
+
+
+def test_an_offset_too_old_for_its_index(aged: Scene) -> None:
+    """A document that claims an event that is not compared any more is found by the index that it lies in."""
+    for days in (90, 35, 1):
+        assert aged.within(days).index_findings() == []
+    document, prefix = aged.source(17), aged.search.prefix
+    day = datetime.now(UTC).date()
+
+    def forge(index: str, offset: int) -> list[tuple[str, int | None]]:
+        forged = {**document, ORIGIN: {**document[ORIGIN], "offset": offset}}
+        aged.search.client.index(index=index, id="x", document=forged, refresh=True)
+        found = aged.index_findings()
+        aged.search.client.delete(index=index, id="x")
+        return found
+
+    assert forge(index_name(prefix, day), 2) == [("index-extra", 5)]
+    assert forge(f"{prefix}-others", 2) == []
+    aged.search.client.indices.put_alias(index=f"{prefix}-others", name=prefix)
+    assert forge(f"{prefix}-others", 2) == [("index-extra", 5)]
+    # What a backfill brings back may be as old as the log, but no older.
+    assert forge(restored_name(prefix, day - timedelta(days=100)), 2) == []
+    assert forge(restored_name(prefix, None), -1) == [("index-extra", 0)]
+
+
+def test_a_tier_not_mounted_costs_its_own_statements(aged: Scene) -> None:
+    """Where segments lie in a tier that is not mounted, the documents of all other statements are compared."""
+    tier = aged.growing.folder / ".tiers" / "warm"
+    tier.mkdir(parents=True)
+    (aged.growing.folder / ".tiers" / "cold").mkdir()
+    list(roll_folder(aged.settings.model_copy(update={"tiers": TierSettings(warm_days=30)}), datetime.now(UTC)))
+    tier.rename(aged.growing.root / "unmounted")
+    aged.refresh()
+    aged.search.client.index(**aged.place(17), document={**aged.source(17), "client_ip": "6.6.6.6"})
+    aged.audit()
+    assert aged.index_findings() == [("index-edited", 17)]
+
+
+def test_a_damaged_head_costs_its_own_log(scene: Scene) -> None:
+    """Where a log's head cannot be read, documents of no statement are found in all logs behind it."""
+    other = Growing(scene.growing.root, partition=1)
+    other.append(1, now_event)
+    (scene.growing.folder / f"manifests/{LOG}/{2:012}.json").write_bytes(b"damaged")
+    scene.refresh()
+    add(1_000_000, Log("audit.grows", 1))(scene)
+    assert ("index-extra", 5) in scene.index_findings()
+
+
+@pytest.mark.parametrize("origin", [7, [0, 7]], ids=["the same", "two"])
+def test_any_number_of_one_offset(scene: Scene, monkeypatch: pytest.MonkeyPatch, origin: Any) -> None:
+    """Of more documents of one offset than a page holds none is passed over, nor any of a later offset."""
+    scene.refresh()
+    place, document = scene.place(7), scene.source(7)
+    document[ORIGIN]["offset"] = origin
+    copies = [one for _ in range(2100) for one in ({"create": {"_index": place["index"]}}, document)]
+    scene.search.client.bulk(operations=copies, refresh=True)
+    found = scene.audit(full=True).findings
+    assert {one["finding"] for one in found} == {"index-extra"}
+    assert any(one["message"].startswith("2100 documents are of no event") for one in found)
+    # Far too many are not read.
+    monkeypatch.setattr(reconcile, "_SPARE", 100)
+    (one, *_) = scene.audit(full=True).findings
+    assert "too many to be compared" in one["message"]
+
+
 def test_not_yet_indexed(scene: Scene) -> None:
     """What was sealed just now lies beyond a log's cursor, and is not missing."""
     scene.growing.begun = datetime.now(UTC) - timedelta(minutes=5)
     scene.growing.append(2, now_event)
     assert scene.audit().exit_code == 0
+
+
+def test_indexing_under_way(scene: Scene) -> None:
+    """Of a statement whose last event is indexed others may still be under way: nobody says that they were lost."""
+    assert scene.audit().exit_code == 0
+    scene.growing.begun = datetime.now(UTC) - timedelta(minutes=5)
+    scene.growing.append(1, now_event)
+    index_logs(scene.settings)
+    scene.refresh()
+    for offset in range(15, 19):
+        scene.search.client.delete(**scene.place(offset))
+    set_cursor(scene, {"sequence": 3, "indexed": 15})
+    assert scene.audit(full=True).findings == ()
 
 
 def test_down(scene: Scene) -> None:

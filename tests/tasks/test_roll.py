@@ -244,7 +244,7 @@ def test_what_was_brought_back_goes_again(given: Settings, search: Search) -> No
     name = bring_back(search)
     days = given.search.restored_days
     assert all(one.target != name for one in roll(given, NOW + timedelta(days=days - 1)))
-    later = NOW + timedelta(days=days, minutes=5)
+    later = datetime.now(UTC) + timedelta(days=days, minutes=5)
     (planned,) = (one for one in roll(given, later, dry_run=True) if one.target == name)
     assert (planned.what, planned.outcome) == ("delete", "planned")
     assert search.client.indices.exists(index=name)
