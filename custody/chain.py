@@ -258,11 +258,11 @@ class Chain:
         if statement.sequence != sequence:
             return self._misplaced(statement, sequence, digest)
         sealed_at = parse_time(statement.sealed_at)
-        self._check_signatures(manifest, sealed_at, sequence, digest)
+        believed = self._check_signatures(manifest, sealed_at, sequence, digest)
         self._check_tree(statement, manifest.line, sequence, digest)
         self._check_after(statement, digest)
         self._check_clock(statement, sealed_at)
-        self._join(statement, digest)
+        self._join(statement, digest, believed=believed)
         self._count(statement)
         self.size = sequence + 1
         self._lost = False
@@ -385,9 +385,10 @@ class Chain:
 
     # --- rule 3
 
-    def _check_signatures(self, manifest: Manifest, sealed_at: datetime, sequence: int, digest: str) -> None:
+    def _check_signatures(self, manifest: Manifest, sealed_at: datetime, sequence: int, digest: str) -> bool:
+        """Return whether what the statement lets expire counts: a signature holds, or one cannot be checked here."""
         text = message(manifest.line)
-        held = False
+        held = unchecked = False
         for signature, value in manifest.signatures:
             key = self.trust.keys.get(signature.key)
             if key is None:
@@ -415,12 +416,14 @@ class Chain:
                 continue
             except KeyUnavailable as error:
                 self._unchecked(key, str(error), sequence)
+                unchecked = True
                 continue
             held = self._check_span(key, sealed_at, sequence, digest) or held
         if held:
             self.verified += 1
         else:
             self._unverified = (self._unverified[0] if self._unverified else sequence, sequence + 1)
+        return held or unchecked
 
     def _unchecked(self, key: TrustedKey, reason: str, sequence: int) -> None:
         if key.checkable:
@@ -689,7 +692,7 @@ class Chain:
             )
         self._sealed_at = sealed_at
 
-    def _join(self, statement: Statement, digest: str) -> None:
+    def _join(self, statement: Statement, digest: str, *, believed: bool) -> None:
         """Hold the range against the one before, and account for its offsets."""
         first, end = statement.first_offset, statement.next_offset
         expected = self.next_offset
@@ -733,7 +736,8 @@ class Chain:
             self._batch_number = statement.batches[-1].number + 1 if ordered else None
         elif self._lost:
             self._batch_number = None
-        if statement.expired:
+        # Who forges a statement shall not hide by it which objects are gone.
+        if statement.expired and believed:
             unknown = self._lost or (self.begin and not self.expired)
             if statement.expired[0] != self.expired and not (unknown and statement.expired[0] >= self.expired):
                 self._odd(statement, "expired does not go on where the last one ended", digest)
