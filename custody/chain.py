@@ -395,6 +395,7 @@ class Chain:
                 self.sound = False
                 what = f"the key {signature.key[:200]!r} is not among those trusted"
                 self._report("key-unknown", what, sequence=sequence, sha256=digest, row=signature.key)
+                unchecked = True
                 continue
             if key.algorithm != signature.algorithm:
                 self.sound = False

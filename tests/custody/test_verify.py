@@ -876,25 +876,17 @@ def test_expired(archive: Builder) -> None:
     assert names(run(archive)) == []
 
 
-@pytest.mark.parametrize(
-    ("forged", "finding"),
-    [
-        ({"value": base64.b64encode(bytes(32)).decode()}, "signature"),
-        ({"key": "another"}, "key-unknown"),
-        (None, "signature"),
-    ],
-    ids=["wrong value", "unknown key", "none"],
-)
-def test_forged_expiry_hides_no_loss(archive: Builder, forged: dict[str, str] | None, finding: str) -> None:
-    """What a statement without a signature that holds lets expire is missing all the same."""
+@pytest.mark.parametrize("forged", [{"value": base64.b64encode(bytes(32)).decode()}, None], ids=["wrong value", "none"])
+def test_forged_expiry_hides_no_loss(archive: Builder, forged: dict[str, str] | None) -> None:
+    """What a statement whose signature does not hold lets expire is missing all the same."""
     archive.append(0, expired=[0, 3])
     last = archive.path(len(archive.statements) - 1)
     line = last.read_bytes().split(b"\n")[0]
     last.write_bytes(archive.sign(line, **forged) if forged else line + b'\n{"signatures":[]}\n')
     archive.segment(1).unlink()
     report = run(archive)
-    assert sorted(names(report)) == sorted([finding, "segment-missing"])
-    assert report.exit_code == (12 if finding == "key-unknown" else 13)
+    assert sorted(names(report)) == ["segment-missing", "signature"]
+    assert report.exit_code == 13
 
 
 def test_stale_only_live(archive: Builder) -> None:
