@@ -22,19 +22,25 @@ settings.register_profile("explore", deadline=None, print_blob=True, max_example
 settings.load_profile("fixed")
 
 
+PROCESSES = 3
+"""Test processes, as `-n` has it in pyproject.toml: long tests wait for others most of their time."""
 LONG = ("tests/flows/test_schedule.py", "tests/flows/test_restore.py", "tests/faults/", "tests/test_readme.py")
-"""Tests that take a minute each: they come first, so that no process is left with them when the others are done."""
+"""Tests that take up to a minute or two: they come first, so that no process is left with them when others are done."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long tests in both halves of the list, which is how two test processes divide it."""
+    """Begin each process's share of the list, as xdist deals it, with its share of the long tests."""
     ranks = {
         item: next((rank for rank, path in enumerate(LONG) if item.nodeid.startswith(path)), None) for item in items
     }
     long = sorted((item for item in items if ranks[item] is not None), key=lambda item: ranks[item] or 0)
     rest = [item for item in items if ranks[item] is None]
-    half = len(rest) // 2
-    items[:] = [*long[::2], *rest[:half], *long[1::2], *rest[half:]]
+    share = -(-len(rest) // PROCESSES)
+    items[:] = [
+        item
+        for process in range(PROCESSES)
+        for item in (*long[process::PROCESSES], *rest[process * share : (process + 1) * share])
+    ]
 
 
 def pytest_configure(config: pytest.Config) -> None:
