@@ -83,7 +83,7 @@ def test_killed_again_and_again(world: World) -> None:
 def test_every_step_of_a_put_fails(world: World, number: int) -> None:
     """A disk that is full, broken or closed at any step costs no record: the drain ends, and the next one heals."""
     total = len(calls(world, steps=True))
-    for at in range(0, total, 3 if number != errno.EIO else 1):
+    for at in range(0, total, 6 if number != errno.EIO else 1):
         world.produce(5)
         code, report = world.drain(Plan(at, "fail", number, steps=True))
         assert code == 0, f"a {errno.errorcode[number]} at step {at} ended the process"

@@ -70,6 +70,10 @@ def proxied(
         yield s3_world(kafka, seaweed, tmp_path, monkeypatch, proxy.endpoint_url, partitions=1), proxy
 
 
+ALTERNATE = {"500": 0, "503": 1, "409": 0, "412": 1, "reset": 0, "timeout": 1}
+"""Faults that a client takes alike share the calls: each fails by a server's error, a conflict and a lost answer."""
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_every_call_fails_in_turn(proxied: tuple[World, FaultyProxy], fault: Fault) -> None:
@@ -85,6 +89,8 @@ def test_every_call_fails_in_turn(proxied: tuple[World, FaultyProxy], fault: Fau
     for at, call in enumerate(calls):
         if fault.effect and not call.startswith("PUT"):
             continue  # a read has no effect: after is the same as before
+        if at % 2 == ALTERNATE.get(fault.kind):
+            continue
         world.produce(9)
         proxy.reset({at: fault})
         try:
