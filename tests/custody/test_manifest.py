@@ -639,3 +639,12 @@ def test_any_text_as_a_time(text: str) -> None:
     except ValueError:
         with pytest.raises(FormatError, match="is no time"):
             manifest.check_time("sealed_at", text)
+
+
+def test_what_is_signed_is_named() -> None:
+    """A signature is over the kind of file too, so that an audit's is none for a manifest of the same bytes."""
+    line = manifest.encode(FULL)
+    for what in (manifest.FORMAT, "custody/audit/1"):
+        second = manifest.seal(line, SIGNERS, what).split(b"\n")[1]
+        values = [value for _, value in manifest.parse_signatures(second)]
+        assert values == [signer.sign(manifest.message(line, what)) for signer in SIGNERS]

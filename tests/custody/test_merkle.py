@@ -211,3 +211,8 @@ def test_a_node_is_no_leaf() -> None:
     """A leaf that spells two hashes does not pass for their parent."""
     left, right = LEAVES[0], LEAVES[1]
     assert merkle.leaf_hash(left + right) != merkle.node_hash(left, right)
+
+
+def test_the_hash_of_an_empty_leaf() -> None:
+    """A leaf is hashed behind one zero byte: Certificate Transparency's own vector."""
+    assert merkle.leaf_hash(b"").hex() == "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
