@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from custody.audit import HEARTBEAT_LIMIT
 from custody.cli_accept import app as accept_app
 from custody.cli_evidence import app as evidence_app
 from custody.cli_query import app as query_app
@@ -110,7 +111,7 @@ def init(
     heartbeat: Annotated[
         int | None,
         typer.Option(
-            min=1, max=366 * 86_400, help="Seconds after which an idle log writes a statement. [default: 3600]"
+            min=1, max=HEARTBEAT_LIMIT, help="Seconds after which an idle log writes a statement. [default: 3600]"
         ),
     ] = None,
 ) -> None:

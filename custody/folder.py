@@ -107,7 +107,7 @@ class FolderStore:
     def _create(self, path: str, data: bytes, tiers: Sequence[str]) -> None:
         folder = os.path.dirname(path)  # noqa: PTH120 - a hot path
         self._make_folder(folder)
-        staged = self._stage(data)
+        staged = self._stage(self._root, data)
         try:
             try:
                 os.link(staged, path, follow_symlinks=False)
@@ -147,9 +147,9 @@ class FolderStore:
         path = f"{folder}/{os.getpid()}-{uuid.uuid4().hex}"
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
-    def _stage(self, data: bytes) -> str:
-        """Write and sync the bytes beside the archive's objects."""
-        descriptor, path = self._new_staged(self._root)
+    def _stage(self, place: str, data: bytes) -> str:
+        """Write and sync the bytes beside the objects of a place."""
+        descriptor, path = self._new_staged(place)
         try:
             try:
                 _write_all(descriptor, data)
@@ -561,13 +561,8 @@ class FolderStore:
         self._marks[tier] = data
 
     def _put_mark(self, place: str, path: str, data: bytes) -> bytes:
-        descriptor, staged = self._new_staged(place)
+        staged = self._stage(place, data)
         try:
-            try:
-                _write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
             self._check_copy(staged, hashlib.sha256(data).digest(), "the tier's mark")
             os.replace(staged, path)  # noqa: PTH105
         except BaseException:

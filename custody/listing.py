@@ -131,7 +131,7 @@ def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -
         )
 
 
-def list_records(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
+def list_others(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
     """Yield all other objects of an archive, above all segments.
 
     Args:

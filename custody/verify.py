@@ -35,7 +35,7 @@ from custody.contents import Outcome, Sink, Work
 from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid, TierUnmounted
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
 from custody.heads import State
-from custody.listing import Listing, Names, Sequences, list_records, list_statements
+from custody.listing import Listing, Names, Sequences, list_others, list_statements
 from custody.manifest import MANIFEST_LIMIT, Statement, Time, Uuid, check_time, parse, parse_time
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 from custody.store import ObjectInfo, Store
@@ -282,10 +282,10 @@ class _Verification:
                 ahead.start()
             if self._scope.contents:
                 # What is there is listed before what names it, and how much it is says how to read it.
-                wait([records := lister.submit(self._list, names, list_records)])
+                wait([records := lister.submit(self._list, names, list_others)])
             statements = self._list(names, list_statements)
             if not self._scope.contents:
-                records = lister.submit(self._list, names, list_records)
+                records = lister.submit(self._list, names, list_others)
             self._take_listed(statements)
             if statements.number > _IN_PROCESS_STATEMENTS:
                 ahead.start()

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from custody import cli
 from tasks.kafka import Broker
 from tests.archives import KEY_ID, SECRET, Builder, event
+from tests.environment import clear_settings
 from tests.faults.world import make_world
 from tests.servers.kafka import KafkaServer
 
@@ -30,9 +30,7 @@ def verify(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 
 def clear(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.chdir(folder)
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
 
 
 @pytest.fixture

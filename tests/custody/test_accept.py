@@ -1,7 +1,6 @@
 """`custody accept`: what is judged becomes a notice, exactly that, and nothing else in trust.json changes."""
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from custody.store import open_store
 from custody.trust import Accepted, open_trust
 from custody.verify import Report, verify
 from tests.archives import ARCHIVE_ID, KEY_ID, SECRET, Builder, good
+from tests.environment import clear_settings
 
 AT = "2026-03-02T00:00:00.000000Z"
 
@@ -61,9 +61,7 @@ def trust(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def custody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 

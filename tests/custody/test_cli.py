@@ -22,6 +22,7 @@ from custody.archive import read_archive
 from custody.errors import CustodyError, TransientStoreError
 from custody.keys import Ed25519Key, HmacKey, Keyring
 from custody.store import open_store
+from tests.environment import clear_settings
 from tests.sample import Sample, make_archive
 
 CANARY = "canary-Zq7-secret"
@@ -43,9 +44,7 @@ Command = Callable[..., Result]
 @pytest.fixture
 def custody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
     """Return the command line, run in an empty folder without a variable of ours."""
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
 

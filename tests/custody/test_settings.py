@@ -1,7 +1,6 @@
 """Settings: where they come from, what a wrong one says, and that no secret is ever shown."""
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from custody.errors import ConfigurationError
 from custody.settings import KafkaSettings, Settings
 from custody.store import S3Options
+from tests.environment import clear_settings
 
 CANARY = "canary-Zq7#secret"
 
@@ -19,9 +19,7 @@ CANARY = "canary-Zq7#secret"
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Run in an empty folder without a variable of ours."""
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

@@ -40,6 +40,18 @@ class Plan:
     steps: bool = False
 
 
+def finish(process: Any, report: Path, seconds: float, what: str) -> tuple[int | None, dict[str, Any]]:
+    """Wait for a child process; return its exit code, and its report if it lived to write one."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"{what} did not end within {seconds} s")
+    code = process.exitcode
+    process.close()
+    return code, json.loads(report.read_text()) if report.exists() else {}
+
+
 class _Breaker:
     """Counts calls and carries the plan out."""
 

@@ -31,7 +31,7 @@ from tasks.documents import document_id
 from tasks.search import Search
 from tests.corpus import EVENTS
 from tests.faults.backfill_child import run
-from tests.faults.child import Plan
+from tests.faults.child import Plan, finish
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
@@ -91,14 +91,7 @@ class World:
         self.report.unlink(missing_ok=True)
         process = _processes.Process(target=run, args=(self.environment, request, plan or Plan(), self.report))
         process.start()
-        process.join(LIMIT_SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise AssertionError(f"a backfill hung at {plan}")
-        code = process.exitcode
-        process.close()
-        return code, json.loads(self.report.read_text()) if self.report.exists() else {}
+        return finish(process, self.report, LIMIT_SECONDS, f"a backfill at {plan}")
 
     def calls(self, request: Request, *, steps: bool = False) -> list[str]:
         """Run one of which nothing breaks, and return its calls in order."""

@@ -3,7 +3,6 @@
 On a real Elasticsearch: nothing lost, nothing doubled, and nothing deleted too early.
 """
 
-import json
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from custody.trust import open_trust
 from custody.verify import verify
 from tasks.documents import document_id, index_day
 from tasks.search import Search
-from tests.faults.child import Plan
+from tests.faults.child import Plan, finish
 from tests.faults.search_child import What, run
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -55,12 +54,7 @@ class World:
         }
         process = _processes.Process(target=run, args=(environment, what, now.isoformat(), plan, report))
         process.start()
-        process.join(LIMIT_SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise AssertionError(f"{what} hung at {plan}")
-        return process.exitcode, json.loads(report.read_text()) if report.exists() else {}
+        return finish(process, report, LIMIT_SECONDS, f"{what} at {plan}")
 
     def drop(self) -> None:
         """Remove every index."""

@@ -1,7 +1,6 @@
 """An archive and a topic that live through many broken drains, and the two judges of what they leave."""
 
 import itertools
-import json
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,19 +67,12 @@ class World:
         process.start()
         return process, report
 
-    def finish(self, started: tuple[Any, Path]) -> tuple[int, dict[str, Any]]:
-        """Wait for a child; return its exit code, and its report if it lived to write one."""
+    def finish(self, started: tuple[Any, Path]) -> tuple[int | None, dict[str, Any]]:
+        """Wait for a drain that was started; return its exit code, and its report if it lived to write one."""
         process, report = started
-        process.join(SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise AssertionError(f"the drain did not end within {SECONDS} s")
-        code = process.exitcode
-        process.close()
-        return code, json.loads(report.read_text()) if report.exists() else {}
+        return child.finish(process, report, SECONDS, "the drain")
 
-    def drain(self, plan: Plan | None = None) -> tuple[int, dict[str, Any]]:
+    def drain(self, plan: Plan | None = None) -> tuple[int | None, dict[str, Any]]:
         """Drain in a child process, to the end or to where the plan ends it."""
         return self.finish(self.start(plan))
 

@@ -1,6 +1,5 @@
 """The flow that audits: what people see of a real archive and a real Elasticsearch."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from flows.audit import audit
 from tasks.index import index_logs
 from tasks.search import Search
 from tests.attacks.test_search import refuse
+from tests.environment import clear_settings
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
 
@@ -22,9 +22,7 @@ def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: Elasticsea
     """Settings of an archive of twenty events, indexed but for one that Elasticsearch has refused."""
     growing = Growing(tmp_path / "audited")
     growing.append(4, refuse)
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from custody import cli
 from flows import backfill as module
 from flows.backfill import backfill
 from tests.corpus import EVENTS
+from tests.environment import clear_settings
 from tests.sample import Growing
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
@@ -30,9 +30,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
     """An archive with two days of events, that the settings name."""
     growing = Growing(tmp_path / "written")
     growing.append(10, hourly)
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,6 @@
 """The operator's commands, without Kafka and Prefect: what they show and refuse before either is needed."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from custody import cli
 from custody.errors import TransientSourceError
 from tasks.kafka import Broker
+from tests.environment import clear_settings
 from tests.sample import Sample, make_archive
 
 
@@ -27,9 +27,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Sample) -
         raise TransientSourceError(f"{broker} does not answer")
 
     monkeypatch.setattr(Broker, "cluster", silent)
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
     monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9")
     monkeypatch.setenv("COLUMNS", "120")

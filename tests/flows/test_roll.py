@@ -1,6 +1,5 @@
 """The flow and the command that roll: what people see of what was done, was not, and could not be."""
 
-import os
 import re
 from base64 import b64decode
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from custody.settings import Settings
 from flows.render import usage_chart
 from flows.roll import roll
 from tasks.tiers import Usage
+from tests.environment import clear_settings
 from tests.sample import Growing
 from tests.servers.ports import free_ports
 
@@ -25,9 +25,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
     """An archive of ten days ago, that the settings name, and whose life lasts nine."""
     growing = Growing(tmp_path / "old", begun=datetime.now(UTC) - timedelta(days=10))
     growing.append(3)
-    for name in list(os.environ):
-        if name.upper().startswith("CUSTODY_"):
-            monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     monkeypatch.setenv("CUSTODY_TIERS__LIFE_DAYS", "9")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -39,8 +40,9 @@ def growing(tmp_path: Path) -> Growing:
     return made
 
 
-@pytest.fixture
-def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
+@contextmanager
+def indexed(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    """Index an archive under a prefix of its own, and give its settings; all of it goes with the block."""
     made = Settings(
         archive=str(growing.folder),
         keys=f"file:{growing.keyring}",
@@ -53,6 +55,12 @@ def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
     opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
     opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
     opened.close()
+
+
+@pytest.fixture
+def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    with indexed(growing, elastic) as made:
+        yield made
 
 
 @pytest.fixture
@@ -281,18 +289,8 @@ def outlying(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[tuple[Gro
     """Two statements sealed yesterday, and two today, of outlying events alone: the archive and its settings."""
     growing = Growing(tmp_path, begun=MIDNIGHT - timedelta(minutes=2))
     growing.append(4, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
-    made = Settings(
-        archive=str(growing.folder),
-        keys=f"file:{growing.keyring}",
-        audit=AuditSettings(tables=False),
-        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0),
-    )
-    index_logs(made)
-    yield growing, made
-    opened = Search(made.search)
-    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
-    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
-    opened.close()
+    with indexed(growing, elastic) as made:
+        yield growing, made
 
 
 def outliers(given: Settings) -> list[int]:
