@@ -133,7 +133,7 @@ def _conclude(report: RunReport) -> State[Any]:
         )
     get_run_logger().info(summary)
     if failed:
-        return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]), data=report)
+        return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]))
     emit_event(
         "custody.drain.completed",
         resource={"prefect.resource.id": "custody.drain", "prefect.resource.name": "drain"},

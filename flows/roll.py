@@ -89,7 +89,7 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
     if problems or failed:
         worst = [*problems, *failed][:10]
         emit_event("custody.roll.failed", resource=resource, payload={"problems": worst})
-        return Failed(message="\n".join([summary, *worst]), data=list(actions))
+        return Failed(message="\n".join([summary, *worst]))
     emit_event("custody.roll.completed", resource=resource, payload=counts)
     return Completed(message=summary, data=list(actions))
 

@@ -55,7 +55,7 @@ class Installation:
             said[:] = re.findall(r"custody is up: (http://127\.0\.0\.1:\d+)", self.log.read_text()[begin:])
             return bool(said) or self.process is None or self.process.poll() is not None
 
-        self.wait(ready, 120, "custody up to be up")
+        self.wait(ready, 240, "custody up to be up")
         assert said, self.log.read_text()[-3000:]
         self.url = said[0]
 
@@ -86,13 +86,21 @@ class Installation:
                     raise
             return bool(answers)
 
-        self.wait(answered, 60, f"an answer to {path}")
+        self.wait(answered, 120, f"an answer to {path}")
         return answers[0]
 
     def start(self, deployment: str, **parameters: object) -> str:
         """Have a deployment run now, as its form does, and return the id of the flow run."""
         found = self.prefect(f"deployments/name/{deployment}")
         return str(self.prefect(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"])
+
+    def pause(self, deployment: str) -> None:
+        """Let a deployment's schedule start nothing more, as its switch does."""
+        found = self.prefect(f"deployments/name/{deployment}")
+        request = urllib.request.Request(  # noqa: S310 - it is http on loopback
+            f"{self.url}/api/deployments/{found['id']}/pause_deployment", b"", method="POST"
+        )
+        urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
 
     def finish(self, run: str) -> Any:
         """Wait until a flow run has ended, and return it."""
@@ -102,7 +110,7 @@ class Installation:
             found[:] = self.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run]}})
             return found[0]["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
-        self.wait(ended, 120, f"the run {run} to end")
+        self.wait(ended, 300, f"the run {run} to end")
         return found[0]
 
     def children(self) -> list[psutil.Process]:

@@ -97,7 +97,7 @@ def installation(tmp_path: Path, given: Settings) -> Iterator[Installation]:
 
 def following(installation: Installation) -> Any:
     """Return the one run that is scheduled, once nothing runs: no process waits for it."""
-    installation.wait(lambda: not installation.running(), 60, "no run to be under way")
+    installation.wait(lambda: not installation.running(), 180, "no run to be under way")
     (one,) = installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
     assert datetime.fromisoformat(one["expected_start_time"]) - datetime.now(UTC) > timedelta(minutes=50)
     assert one["parameters"]["since"] == DAY.isoformat()
@@ -111,7 +111,7 @@ def run_now(installation: Installation, run: Any) -> Any:
     return installation.finish(run["id"])
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_run_ends_and_another_looks_again(installation: Installation, given: Settings, moto: MotoServer) -> None:
     """The run from the form asks for restores and ends; the one that it scheduled looks again, and copies every event.
 
