@@ -389,7 +389,8 @@ def test_a_damaged_segment_accuses_no_document(scene: Scene) -> None:
     path.unlink()
     path.write_bytes(pack(b"".join(lines[:3])).data + pack(b"".join(lines[3:])).data)
     found = {one["finding"] for one in scene.audit(full=True).findings}
-    assert "segment-hash" in found
+    # Which of the two depends on how well the lines of this moment pack.
+    assert found & {"segment-hash", "segment-size"}
     assert not any(name.startswith("index-") for name in found)
 
 
