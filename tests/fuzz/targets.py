@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
@@ -365,7 +365,9 @@ def check_batches(data: bytes) -> None:
             manifest.check_time("max_time", batch.max_time)
     except (msgspec.MsgspecError, ValueError, FormatError, RecursionError):
         return
-    outcome = contents.check(MemoryStore({work.segment.key: original}), replace(work, batches=batches[:200]))
+    outcome = contents.check(
+        MemoryStore({work.segment.key: original}), msgspec.structs.replace(work, batches=batches[:200])
+    )
     judge(outcome.findings)
     assert outcome.stored <= len(original) + 1
 
