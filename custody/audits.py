@@ -159,11 +159,14 @@ class AuditChain:
         for memory in self.memories:
             if memory.size == size and memory.root not in {None, self.root}:
                 shown = (memory.evidence, self._data[:65_536].decode(errors="replace"))
+                expected = f"size {size}, root {memory.root.hex() if memory.root else '?'}"
+                found = f"size {size}, root {self.root.hex()}"
                 self._report(
                     f"another history of audits: {memory.origin} has another root at this size",
                     size - 1,
-                    expected=f"size {size}, root {memory.root.hex() if memory.root else '?'}",
-                    found=f"size {size}, root {self.root.hex()}",
+                    expected=expected,
+                    found=found,
+                    sha256=loss_digest(layout.AUDIT_LOG, expected, found),
                     evidence=tuple(text for text in shown if text),
                 )
 
@@ -173,9 +176,9 @@ class AuditChain:
 
     def _report(self, what: str, sequence: int, *, name: str = "audit", row: str | None = None, **where: Any) -> None:
         one = finding(name, what, log=str(layout.AUDIT_LOG), sequence=sequence, key=layout.audit_key(sequence), **where)
-        if one.severity is not Severity.NOTICE:
+        accepted = self.findings.add(one, row=row)
+        if one.severity is not Severity.NOTICE and not accepted:
             self.sound = False
-        self.findings.add(one, row=row)
 
 
 def is_signed(

@@ -166,7 +166,8 @@ class Chain:
     covered: int = 0
     """The largest size whose root somebody signed who is trusted."""
     sound: bool = True
-    """Whether the head is what a trusted key signed: only then may it be remembered."""
+    """Whether the head is what a trusted key signed, or what speaks against it was accepted: only then may it be
+    remembered."""
     verified: int = 0
     """Statements with at least one signature that holds."""
     _last_edge: merkle.Edge = ()
@@ -178,6 +179,7 @@ class Chain:
     _retired: set[str] = field(default_factory=set)
     _displaced: dict[int, int] = field(default_factory=dict)
     _lost: bool = False
+    _doubted: bool = False
     _unverified: Range | None = None
     _by_size: dict[int, list[Memory]] = field(default_factory=dict)
     _data: bytes = b""
@@ -208,8 +210,7 @@ class Chain:
 
     def unreadable(self, sequence: int, reason: str) -> None:
         """Take note that a manifest is there and cannot be read."""
-        self.sound = False
-        self._report(
+        self._doubt(
             "unreadable",
             f"the manifest cannot be read: {reason}",
             sequence=sequence,
@@ -219,8 +220,7 @@ class Chain:
 
     def malformed(self, sequence: int, reason: str, digest: str | None = None) -> None:
         """Take note that a manifest's bytes are no statement."""
-        self.sound = False
-        self._report(
+        self._doubt(
             "statement",
             reason,
             sequence=sequence,
@@ -243,13 +243,11 @@ class Chain:
                 self.malformed(sequence, str(error), self._digest())
                 return None
             manifest = Manifest(manifest.statement, manifest.line, ())
-            self.sound = False
-            self._report("signature", str(error), sequence=sequence, sha256=self._digest(), row="line 2")
+            self._doubt("signature", str(error), sequence=sequence, sha256=self._digest(), row="line 2")
         else:
             if not any(signature.algorithm == "HMAC-SHA256" for signature, _ in manifest.signatures):
-                self.sound = False
                 what = "the statement has no HMAC-SHA256 signature"
-                self._report("signature", what, sequence=sequence, sha256=self._digest(), row="none")
+                self._doubt("signature", what, sequence=sequence, sha256=self._digest(), row="none")
         statement = manifest.statement
         if not self._belongs(statement, sequence):
             self._lose(sequence + 1)
@@ -278,8 +276,7 @@ class Chain:
         except FormatError:
             return
         if self.root is not None and (statement.sequence, statement.tree.root) != (self.size, self.root.hex()):
-            self.sound = False
-            self._report(
+            self._doubt(
                 "tree",
                 "the tree signed here is not that of the statements before",
                 sequence=self.size,
@@ -299,10 +296,9 @@ class Chain:
         ahead = [memory for memory in self.memories if memory.size > self.size]
         if ahead:
             most = max(ahead, key=lambda memory: memory.size)
-            self.sound = False
             expected = f"size {most.size}" + (f", root {most.root.hex()}" if most.root else "")
             found = f"size {self.size}" + (f", root {self.root.hex()}" if self.root else "")
-            self._report(
+            self._doubt(
                 "head-rollback",
                 f"the log went back: {most.origin} remembers more statements than there are",
                 evidence=(most.evidence,) if most.evidence else (),
@@ -330,7 +326,8 @@ class Chain:
 
     def depart(self) -> Place | None:
         """Begin a passage: forget what was counted; None where the chain cannot go on from what it knows."""
-        self.totals, self.verified, self._unverified, self.sound = Totals(), 0, None, True
+        self.totals, self.verified, self._unverified = Totals(), 0, None
+        self.sound, self._doubted = True, False
         self.expiries.clear()
         return self._place()
 
@@ -392,17 +389,17 @@ class Chain:
         """Return whether what the statement lets expire counts: a signature holds, or one cannot be checked here."""
         text = message(manifest.line)
         held = unchecked = False
+        # Whether a finding of its own says why no signature holds.
+        said = not manifest.signatures
         for signature, value in manifest.signatures:
             key = self.trust.keys.get(signature.key)
             if key is None:
-                self.sound = False
                 what = f"the key {signature.key[:200]!r} is not among those trusted"
-                self._report("key-unknown", what, sequence=sequence, sha256=self._digest(), row=signature.key)
-                unchecked = True
+                self._doubt("key-unknown", what, sequence=sequence, sha256=self._digest(), row=signature.key)
+                unchecked = said = True
                 continue
             if key.algorithm != signature.algorithm:
-                self.sound = False
-                self._report(
+                self._doubt(
                     "key-algorithm",
                     f"the key {signature.key!r} signs by an algorithm that it does not have",
                     sequence=sequence,
@@ -411,28 +408,31 @@ class Chain:
                     sha256=self._digest(),
                     row=signature.key,
                 )
+                said = True
                 continue
             try:
                 self.check(key, text, value)
             except SignatureInvalid as error:
-                self.sound = False
-                self._report("signature", str(error), sequence=sequence, sha256=self._digest(), row=signature.key)
+                self._doubt("signature", str(error), sequence=sequence, sha256=self._digest(), row=signature.key)
+                said = True
                 continue
             except KeyUnavailable as error:
                 self._unchecked(key, str(error), sequence)
-                unchecked = True
+                unchecked, said = True, said or key.checkable
                 continue
-            held = self._check_span(key, sealed_at, sequence) or held
+            if self._check_span(key, sealed_at, sequence):
+                held = True
+            else:
+                said = True
         if held:
             self.verified += 1
-        else:
+        elif not said:
             self._unverified = (self._unverified[0] if self._unverified else sequence, sequence + 1)
         return held or unchecked
 
     def _unchecked(self, key: TrustedKey, reason: str, sequence: int) -> None:
         if key.checkable:
-            self.sound = False
-            self._report("unreadable", f"a signature could not be checked: {reason}", sequence=sequence, row=key.id)
+            self._doubt("unreadable", f"a signature could not be checked: {reason}", sequence=sequence, row=key.id)
         else:
             self._report("unchecked-signature", reason, sequence=sequence, row=key.id)
 
@@ -440,7 +440,7 @@ class Chain:
         """Say once that statements are held by no signature, unless findings of their own say why."""
         if end <= self.covered:
             return
-        if self.sound:
+        if not self._doubted:
             what = "no signature of these statements could be checked, and no checkpoint covers them"
             self._report("uncovered", what, sequence=max(first, self.covered), through=end - 1)
         self.sound = False
@@ -449,8 +449,7 @@ class Chain:
         """Return whether the key may sign this statement at all; its span is policy, `until` is not."""
         until = key.until.get(self.name)
         if until is not None and sequence >= until.size:
-            self.sound = False
-            self._report(
+            self._doubt(
                 "key-span",
                 f"the key {key.id!r} ended at this log's size {until.size} and signs beyond it",
                 severity=Severity.TAMPERED,
@@ -463,8 +462,7 @@ class Chain:
         if current is not None and current != key.id:
             before = self.trust.keys[current]
             if key.id in self._retired or key.began < before.began:
-                self.sound = False
-                self._report(
+                self._doubt(
                     "key-span",
                     f"the older key {key.id!r} signs after the newer {current!r}",
                     severity=Severity.TAMPERED,
@@ -509,8 +507,7 @@ class Chain:
                       f"{log.cluster}, {log.topic_id}")]  # fmt: skip
         if wrong:
             name, expected, found = wrong[0]
-            self.sound = False
-            self._report(
+            self._doubt(
                 "identity",
                 f"the statement is of another {name}",
                 sequence=sequence,
@@ -525,12 +522,11 @@ class Chain:
 
     def _misplaced(self, statement: Statement, sequence: int) -> Work | None:
         """Judge a statement of this log that stands at another one's place: swapped, or replayed."""
-        self.sound = False
         number = statement.sequence
         swapped = number > sequence or number in self._displaced
         if len(self._displaced) < _DISPLACED_LIMIT:
             self._displaced[sequence] = number
-        self._report(
+        self._doubt(
             "tree" if swapped else "identity",
             "the statements are out of order" if swapped else "an older statement stands in the place of this one",
             sequence=sequence,
@@ -560,13 +556,12 @@ class Chain:
             )
             resumed = self.edge is None and coherent and self._extends(stated, sequence)
             if not resumed:
-                self.sound = False
                 computed = (
                     f"size {sequence}, root {self.root.hex()}"
                     if self.root
                     else "an edge that extends the last one known"
                 )
-                self._report(
+                self._doubt(
                     "tree",
                     "the tree signed here is not that of the statements before"
                     + ("" if coherent else ", and its root does not follow from its edge"),
@@ -607,20 +602,22 @@ class Chain:
                 if memory.trusted and not self._lost:
                     self.covered = max(self.covered, size)
                 continue
-            self.sound = False
             shown = self._data.decode(errors="replace") if len(self._data) <= _EVIDENCE_LIMIT else None
+            expected, found = f"size {size}, root {memory.root.hex()}", f"size {size}, root {root.hex()}"
             where: dict[str, Any] = {
                 "sequence": size - 1,
-                "expected": f"size {size}, root {memory.root.hex()}",
-                "found": f"size {size}, root {root.hex()}",
+                "expected": expected,
+                "found": found,
                 "evidence": tuple(text for text in (memory.evidence, shown) if text),
+                "sha256": loss_digest(self.name, expected, found),
+                "row": f"{size} {root.hex()}",
             }
             if memory.checkpoint:
                 what = "the root that was signed here is not that of the statements that it covers"
-                self._report("checkpoint", what, key=memory.checkpoint, row=f"{size} {root.hex()}", **where)
+                self._doubt("checkpoint", what, key=memory.checkpoint, **where)
             else:
                 what = f"another history: {memory.origin} remembers another root at this size"
-                self._report("head-fork", what, row=f"{size} {root.hex()}", **where)
+                self._doubt("head-fork", what, **where)
 
     # --- rule 6
 
@@ -635,8 +632,7 @@ class Chain:
                 self._rolled_back(layout.Log(self.log.topic, self.log.partition, after.life), 0, after.size, after.root)
             return
         if after is None or after.life != earlier.log.life:
-            self.sound = False
-            self._report(
+            self._doubt(
                 "identity",
                 "the first statement of a life does not name the life before it",
                 sequence=0,
@@ -830,8 +826,7 @@ class Chain:
         )
 
     def _odd(self, statement: Statement, what: str) -> None:
-        self.sound = False
-        self._report("statement", what, sequence=statement.sequence, sha256=self._digest())
+        self._doubt("statement", what, sequence=statement.sequence, sha256=self._digest())
 
     def _count(self, statement: Statement) -> None:
         totals = self.totals
@@ -858,8 +853,7 @@ class Chain:
                 or (key.kind, key.log, key.digest) != (kind, self.log, ref.sha256[:16])
                 or (bounds and (key.first, key.last) != bounds)
             ):
-                self.sound = False
-                self._report(
+                self._doubt(
                     "identity",
                     f"the key of the statement's {'segment' if kind == 'events' else 'quarantine'} is not its own",
                     sequence=statement.sequence,
@@ -898,11 +892,18 @@ class Chain:
         place = bisect_right(self.holes, last, key=itemgetter(0))
         return place > 0 and first < self.holes[place - 1][1]
 
+    def _doubt(self, name: str, what: str, **where: Any) -> None:
+        """Report what keeps the head from being remembered, unless somebody has judged it: then the log goes on."""
+        self._doubted = True
+        if not self._report(name, what, **where):
+            self.sound = False
+
     def _report(
         self, name: str, what: str, *, severity: Severity | None = None, row: str | None = None, **where: Any
-    ) -> None:
+    ) -> bool:
+        """Add a finding, and say whether somebody has accepted it."""
         one: Finding = finding(name, what, severity=severity, log=self.name, **where)
-        self.findings.add(one, row=row)
+        return self.findings.add(one, row=row)
 
 
 class _Measure:

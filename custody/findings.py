@@ -259,26 +259,27 @@ class Findings:
             place = (judged.key,) if judged.key is not None else (judged.log, judged.sequence)
             self._by_place.setdefault((judged.finding, *place), []).append(judged)
 
-    def add(self, one: Finding, *, row: str | None = None) -> None:
-        """Add a finding. Those of one name, log and `row` are one finding with a count."""
+    def add(self, one: Finding, *, row: str | None = None) -> bool:
+        """Add a finding, and say whether it was accepted. Those of one name, log and `row` are one with a count."""
         one = self._judged(one)
         if row is not None and not one.accepted:
             place = self._rows.get((one.finding, one.log, row))
             if place is not None:
                 first = self._kept[place]
                 self._kept[place] = replace(first, through=one.through or one.sequence, count=first.count + one.count)
-                return
+                return False
         if len(self._kept) >= FINDINGS_LIMIT:
             self.dropped[one.severity] += one.count
-            return
+            return bool(one.accepted)
         if row is not None and not one.accepted:
             self._rows[one.finding, one.log, row] = len(self._kept)
         elif one in self._once:
             # A store may list a key twice.
-            return
+            return bool(one.accepted)
         else:
             self._once.add(one)
         self._kept.append(one)
+        return bool(one.accepted)
 
     def _judged(self, one: Finding) -> Finding:
         judged = self._acceptance(one)

@@ -136,7 +136,7 @@ class Locks:
     call that has a permission of its own: a refusal is `unreadable`, and no object without a lock.
     """
 
-    def __init__(self, store: Store, wanted: Protection, found: Callable[[Finding, str], None]) -> None:
+    def __init__(self, store: Store, wanted: Protection, found: Callable[[Finding, str], object]) -> None:
         """Begin.
 
         Args:

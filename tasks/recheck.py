@@ -72,7 +72,15 @@ def _went_back(broker: Broker, archive: str, log: Log, head: Head) -> Iterator[F
         )
     elif seen.size == head.size and seen.root != head.root:
         what = f"another history: {seen.where} remembers another root at this size"
-        yield finding("head-fork", what, log=str(log), sequence=head.size - 1, expected=expected, found=found)
+        yield finding(
+            "head-fork",
+            what,
+            log=str(log),
+            sequence=head.size - 1,
+            expected=expected,
+            found=found,
+            sha256=loss_digest(log, expected, found),
+        )
 
 
 def _skipped(settings: Settings, broker: Broker, store: Store, log: Log, head: Head) -> Iterator[Finding]:

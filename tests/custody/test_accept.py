@@ -13,6 +13,7 @@ import pytest
 
 from custody import acceptance, cli
 from custody.acceptance import Wanted
+from custody.checkpoint import NoteKey
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
 from custody.keyfiles import encode_base64
@@ -20,7 +21,7 @@ from custody.layout import manifest_key, parse_log
 from custody.store import open_store
 from custody.trust import Accepted, open_trust
 from custody.verify import Report, verify
-from tests.archives import ARCHIVE_ID, KEY_ID, SECRET, Builder, good
+from tests.archives import ARCHIVE_ID, KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, good
 from tests.environment import clear_settings
 
 AT = "2026-03-02T00:00:00.000000Z"
@@ -157,16 +158,8 @@ def test_tampering_by_its_exact_digest(custody: Run, archive: Builder, trust: Pa
     assert judge(archive, trust).exit_code == 13
 
 
-def test_tampering_without_a_digest_is_refused(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_tampering_without_a_digest_is_refused(custody: Run, trust: Path) -> None:
     """What has no digest to name it by is not accepted, and the error says what to do instead."""
-    document = json.loads(trust.read_bytes())
-    document["heads"] = {"audit/0": {"size": len(archive.lines), "root": "0" * 64}}
-    trust.write_text(json.dumps(document))
-    report = report_of(archive, trust, tmp_path / "report.jsonl")
-    code, _, err = accept(custody, "--from", report, "--finding", "head-fork", "--trust", trust)
-    assert code == 2
-    assert "digest" in err
-    assert "keep both heads" in err
     code, _, err = accept(custody, "--finding", "segment-hash", "--key", "events/x", "--trust", trust)
     assert code == 2
     assert "digest" in err
@@ -228,6 +221,53 @@ def test_a_log_that_went_back(custody: Run, archive: Builder, trust: Path, tmp_p
     assert leave(size - 2).exit_code == 3
     document = json.loads(trust.read_bytes())
     document["heads"] = {"audit/0": {"size": size + 1, "root": root.hex()}}
+    trust.write_text(json.dumps(document))
+    assert judge(archive, trust).exit_code == 13
+
+
+def test_a_judged_log_is_remembered_again(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+    """Once a broken signature is accepted, the head is remembered as before: what is removed next is found."""
+    state = tmp_path / "state.json"
+
+    def look() -> Report:
+        opened = open_trust(trust=trust)
+        return verify(open_store(str(archive.root)), opened, now=archive.clock, state=state, workers=0)
+
+    path = archive.path(3)
+    line, signatures, _ = path.read_bytes().split(b"\n")
+    value = json.loads(signatures)["signatures"][0]["value"]
+    path.write_bytes(line + b"\n" + signatures.replace(value.encode(), encode_base64(b"x" * 32).encode()) + b"\n")
+    assert [(names(found := look()), found.exit_code, found.logs[0].sound)] == [(["signature"], 13, False)]
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", "signature", "--trust", trust)[0] == 0
+    assert [(names(found := look()), found.exit_code, found.logs[0].sound)] == [(["signature"], 3, True)]
+    archive.path(len(archive.lines) - 1).unlink()
+    assert (sorted(names(found := look())), found.exit_code) == (["head-rollback", "signature"], 13)
+
+
+@pytest.mark.parametrize("memory", ["trust", "checkpoint"])
+def test_another_history_by_both_heads(
+    custody: Run, archive: Builder, trust: Path, tmp_path: Path, memory: str
+) -> None:
+    """A log that was restored from a backup, and went on, forks for ever: accepted by both roots, and no third one."""
+    size = len(archive.lines)
+    document = json.loads(trust.read_bytes())
+    if memory == "trust":
+        name = "head-fork"
+        document["heads"] = {"audit/0": {"size": size, "root": "ab" * 32}}
+    else:
+        name = "checkpoint"
+        archive.checkpoint(size, b"\xab" * 32)
+        document["checkpoint"] = [NoteKey(NOTE_NAME, NOTE_PUBLIC).vkey]
+    trust.write_text(json.dumps(document))
+    found = judge(archive, trust)
+    assert (names(found), found.exit_code, found.logs[0].sound) == ([name], 13, False)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", name, "--trust", trust)[0] == 0
+    found = judge(archive, trust)
+    assert (names(found), found.exit_code, found.logs[0].sound) == ([name], 3, True)
+    document = json.loads(trust.read_bytes())
+    document["heads"] = {"audit/0": {"size": size, "root": "cd" * 32}}
     trust.write_text(json.dumps(document))
     assert judge(archive, trust).exit_code == 13
 
