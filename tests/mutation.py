@@ -29,7 +29,12 @@ NEAR: Mapping[str, Sequence[str]] = {
     "segment": ["tests/custody/test_segment.py", "tests/custody/test_golden.py"],
     "manifest": ["tests/custody/test_manifest.py", "tests/custody/test_golden.py"],
     "checkpoint": ["tests/custody/test_checkpoint.py"],
-    "verify": ["tests/custody/test_verify.py", "tests/attacks/test_attacks.py", "tests/attacks/test_meanwhile.py"],
+    "verify": [
+        "tests/custody/test_verify.py",
+        "tests/custody/test_scope.py",
+        "tests/attacks/test_attacks.py",
+        "tests/attacks/test_meanwhile.py",
+    ],
 }
 """The tests that are about each module."""
 WIDE = (
@@ -39,6 +44,7 @@ WIDE = (
     "tests/custody/test_checkpoint.py",
     "tests/custody/test_golden.py",
     "tests/custody/test_verify.py",
+    "tests/custody/test_scope.py",
     "tests/custody/test_evidence.py",
     "tests/custody/test_accept.py",
     "tests/attacks/test_attacks.py",

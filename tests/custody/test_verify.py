@@ -742,6 +742,36 @@ def test_fork(archive: Builder, tmp_path: Path) -> None:
     assert names(run(other, state=state)) == ["head-fork"]
 
 
+def test_both_heads_are_evidence(archive: Builder) -> None:
+    """Where a checkpoint signs another root, the finding names it, and holds it and the statement whole (row 12)."""
+    key = archive.checkpoint(9, b"\xab" * 32)
+    trust = replace(TRUST, keys={**TRUST.keys, NOTE_NAME: PUBLIC})
+    (found,) = run(archive, trust).findings
+    assert (found.finding, found.key, found.sequence) == ("checkpoint", key, 8)
+    assert found.evidence == ((archive.root / key).read_text(), archive.path(8).read_text())
+    # Nobody's word where no key is trusted to check it: a notice says so, and the fork is said all the same.
+    report = run(archive)
+    assert sorted(names(report)) == ["checkpoint", "unchecked-signature"]
+
+
+def test_checkpoints_of_other_places(archive: Builder) -> None:
+    """A checkpoint counts for the size, the log and the archive that it lies under, and for no other."""
+    trust = replace(TRUST, keys={**TRUST.keys, NOTE_NAME: PUBLIC})
+    note = (archive.root / archive.checkpoint(5)).read_bytes()
+    assert names(run(archive, trust)) == []
+    for key in ("checkpoints/audit/0/000000000004", "checkpoints/audit/0/000000000006"):
+        archive.put(key, note)
+        report = run(archive, trust)
+        assert [(one.finding, one.key) for one in report.findings] == [("checkpoint", key)]
+        (archive.root / key).unlink()
+    other = Builder(archive.root, partition=1)
+    for _ in range(6):
+        other.append(5)
+    archive.put("checkpoints/audit/1/000000000005", note)
+    report = run(archive, trust)
+    assert [(one.finding, one.log) for one in report.findings] == [("checkpoint", "audit/1")]
+
+
 def test_state_moves_forward_only_when_verified(archive: Builder, tmp_path: Path) -> None:
     """A head with a bad signature is not remembered; a missing segment does not keep a head from being."""
     state = tmp_path / "state.json"
