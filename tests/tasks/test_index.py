@@ -510,6 +510,6 @@ def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
         assert "answers otherwise than Elasticsearch does" in str(result.problem)
         opened = Search(given.search)
         with pytest.raises(SearchError, match="answers otherwise"):
-            opened.delete_below("odd", LOG, 1)
+            opened.delete("odd", {})
         opened.close()
         server.shutdown()
