@@ -295,12 +295,13 @@ class FolderStore:
         if prefix and not prefix.endswith("/"):
             raise FormatError(f"{legible(prefix)!r} is no folder: its prefix ends in '/'")
         self._check_mounted(prefix)
-        found = [
-            _text(entry.name)
-            for _, place in self._places
-            for entry in self._scan(prefix, place)
-            if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-        ]
+        found = []
+        for _, place in self._places:
+            for entry in self._scan(prefix, place):
+                # What a file system does not say with the name is asked for here.
+                with _os_errors("list", entry.path):
+                    if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
+                        found.append(_text(entry.name))
         return sorted(set(found) if len(self._places) > 1 else found)
 
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
@@ -489,15 +490,18 @@ class FolderStore:
     def tiers(self) -> Sequence[str]:
         self._check_mounted(RECORDS[0])
         above = f"{self._root.rstrip('/')}/{TIERS}"
-        with _os_errors("look at", above):
-            if not _is_there(above):
-                return ()
-            names = [name for name in TIER_NAMES if _is_there(f"{above}/{name}")]
-            for path in (above, *(f"{above}/{name}" for name in names)):
-                if not _is_folder(path):
+
+        def is_there(path: str) -> bool:
+            with _os_errors("look at", path):
+                if _is_there(path) and not _is_folder(path):
                     raise TerminalStoreError(
                         f"{path} is a file or a symbolic link (not followed): make a folder there, or mount one"
                     )
+                return _is_there(path)
+
+        if not is_there(above):
+            return ()
+        names = [name for name in TIER_NAMES if is_there(self._tier(name))]
         if not names:
             raise TerminalStoreError(f"{above} holds no tier: make `warm` or `cold` in it, or remove it")
         return names

@@ -91,6 +91,8 @@ _AUDITS = pa.schema(
         pa.field("statements", pa.int64()),
         pa.field("events", pa.int64()),
         pa.field("findings", pa.int64()),
+        # NULL where Elasticsearch was not asked.
+        pa.field("rejected", pa.int64()),
         pa.field("covered", pa.string()),
         pa.field("heads", pa.string()),
     ]
@@ -269,6 +271,7 @@ class _Views:
                 found.counts.get("statements", 0),
                 found.counts.get("events", 0),
                 found.counts.get("findings", 0),
+                found.counts.get("rejected"),
                 msgspec.json.encode(found.covered).decode(),
                 msgspec.json.encode(found.heads).decode(),
             )

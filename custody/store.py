@@ -268,7 +268,9 @@ class Store(Protocol):
 
         Raises:
             TierUnmounted: one that is in use is not mounted.
-            TerminalStoreError: what stands in a tier's place is no folder, or there is a place for tiers, and no tier.
+            TransientStoreError: one cannot be looked at, as where a mount is stale.
+            TerminalStoreError: likewise, and trying again does not help; or no folder stands in a tier's place; or
+                there is a place for tiers, and no tier.
         """
 
     def move(self, key: str, tier: str) -> None:

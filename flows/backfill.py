@@ -10,12 +10,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+import httpx
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
-from prefect.exceptions import PrefectException, PrefectHTTPStatusError
+from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed, Failed
 
 from custody.errors import ConfigurationError, CustodyError
@@ -155,9 +156,12 @@ def _come_back() -> str:
             as_subflow=False,
             idempotency_key=f"after-{runtime.flow_run.id}",
         )
-    except (PrefectException, PrefectHTTPStatusError) as error:
+    # The client says of a server that it does not reach what httpx does, and of one at first use a RuntimeError.
+    except (PrefectException, httpx.HTTPError, RuntimeError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigurationError(
-            f"restores were asked for, and the next run could not be scheduled ({error}): start it again in some hours"
+            f"restores were asked for, and the next run could not be scheduled ({said}): start it again, with the same"
+            " parameters, in some hours"
         ) from None
     return f"the run {following.name!r} looks again at {when:%Y-%m-%d %H:%M} UTC"
 

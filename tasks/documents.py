@@ -52,6 +52,8 @@ class _Time(msgspec.Struct, gc=False):
 _ORIGIN_BYTES, _ESCAPED = ORIGIN.encode(), re.compile(rb"\\u00[467]")
 
 _decode_times = msgspec.json.Decoder(_Time).decode_lines
+_HOSTILE = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
+"""What decoders raise at what was never checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ def make_documents(
         naming: gives the index of a day, and that of outlying events for None; by default those that the indexer fills.
 
     Raises:
-        FormatError: the lines are not those stated.
+        FormatError: the lines are not those stated, or one that must be looked into is no event.
     """
     found = payload.split(b"\n")
     offsets = offsets_of(statement, batch)
@@ -243,7 +245,10 @@ def make_documents(
     sources = [b"%b%b%d}}" % (line[:-1], tail, offset) for line, offset in zip(found, offsets, strict=True)]
     forged = frozenset[int]()
     if _may_be_forged(payload):
-        forged = frozenset(offset for line, offset in zip(found, offsets, strict=True) if _is_forged(line))
+        try:
+            forged = frozenset(offset for line, offset in zip(found, offsets, strict=True) if _is_forged(line))
+        except _HOSTILE as error:
+            raise _no_event(statement, batch, error) from None
     return Documents(actions, sources, offsets, forged)
 
 
@@ -258,6 +263,8 @@ def _is_forged(line: bytes) -> bool:
         return False
     # Numbers may be of any size: they are not converted, only passed over.
     names = json.loads(line, parse_int=len, parse_float=len)
+    if not isinstance(names, dict):
+        raise TypeError("a line is no object")
     return any(name == ORIGIN or name.startswith(f"{ORIGIN}.") for name in names)
 
 
@@ -310,7 +317,21 @@ def _index_names(
             raise FormatError(f"batch {batch.number} of sequence {statement.sequence} has an event without a time")
         return named.setdefault(str(day), name(day))
 
-    return [name_of(one.timestamp) for one in _decode_times(payload)]
+    try:
+        times = _decode_times(payload)
+    except _HOSTILE as error:
+        raise _no_event(statement, batch, error) from None
+    # Blank lines are none to the decoder.
+    if len(times) != batch.events:
+        raise _no_event(statement, batch, "a line is blank")
+    return [name_of(one.timestamp) for one in times]
+
+
+def _no_event(statement: Statement, batch: Batch, why: object) -> FormatError:
+    # Only whoever holds a key can have signed such a batch.
+    return FormatError(
+        f"batch {batch.number} of sequence {statement.sequence} has a line that is no event ({str(why)[:200]})"
+    )
 
 
 def template(prefix: str, replicas: int) -> Mapping[str, Any]:

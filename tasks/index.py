@@ -4,8 +4,8 @@ The archive is what is indexed, and not what came from Kafka: so it makes no dif
 for a second or a week, lost, or restored from an old snapshot. Cursors are Elasticsearch's word: one that cannot be
 true is not believed, and what others would hide is the nightly audit's to see (`tasks.reconcile`).
 
-Nothing stalls behind a statement that is bad: a manifest that is missing or cannot be read, and a segment that is lost
-or is not what was signed, is named in the result, and what comes behind it is indexed.
+Nothing stalls behind a statement that is bad: a manifest that is missing or cannot be read, and a segment that is lost,
+is not what was signed or has a line that is no event, is named in the result, and what comes behind it is indexed.
 
 A `Follower` does so beside a drain, right after each manifest, in a thread that the drain never waits for but at its
 end.

@@ -44,7 +44,7 @@ from tasks.documents import (
     read_documents,
     restored_name,
 )
-from tasks.search import Search, of_log
+from tasks.search import Search, below, of_log, refused_of
 
 _PAGE = 1000
 _SPARE = 10_000
@@ -114,7 +114,7 @@ def reconcile(
     hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
     found = _count(search, search.prefix, of_log(log), OFFSET, ranges)
-    rejected = _count(search, search.rejected, _refused(log), "offset", ranges)
+    rejected = _count(search, search.rejected, refused_of(log), "offset", ranges)
     counts["rejected"] += sum(rejected)
     looked = _Comparison(search, store, log, oldest, cursor.sequence if cursor else 0, marked)
     for hour, count, refused in zip(hours, found, rejected, strict=True):
@@ -297,7 +297,7 @@ def _before(search: Search, store: Store, head: Head, lowest: int, now: datetime
             # A day's events were sealed since the day before, or are outlying.
             since = oldest if day is None else min(datetime.combine(day, time(), UTC) - LEEWAY, oldest)
             first, why = sealed(since), f"sealed before {since:%F %T} UTC, too old for that index"
-        many = search.count_below(name, log, first)
+        many = search.count(name, below(log, first))
         if many:
             what = f"{many} documents of {name[:100]} are of offsets {why}"
             yield finding("index-extra", what, log=str(log), offset=first)
@@ -308,10 +308,6 @@ def _first_offset(store: Store, head: Head, sequence: int) -> int:
     if sequence < head.size:
         return read_manifest(store, head.log, sequence).statement.first_offset
     return head.next_offset or 0
-
-
-def _refused(log: Log) -> list[dict[str, Any]]:
-    return [{"term": {"log": str(log)}}]
 
 
 def _count(
@@ -369,7 +365,7 @@ class _Comparison:
             return
         refused = {
             document.offset
-            for document in _documents(self.search, self.search.rejected, _refused(self.log), "offset", statement)
+            for document in _documents(self.search, self.search.rejected, refused_of(self.log), "offset", statement)
         }
         edited: list[tuple[int, _Document]] = []
         moved: list[tuple[int, _Document]] = []

@@ -2,13 +2,15 @@
 
 An index is deleted only if signed audits have verified every statement that has an event in it: Elasticsearch is the
 copy, and a timer's word is not enough. That holds, too, for days that a backfill brought back, which stay for
-`search.restored_days`, and for outlying events, which share an index and are deleted log by log, by when they were
-sealed. Where the cluster has ILM, its policy does what can be done by age alone, and deleting stays here; where it has
-none, all of it is done here.
+`search.restored_days`, and for outlying and for rejected events: each kind shares an index, and is deleted log by log,
+by when the events were sealed. What was rejected lately, by a backfill say, stays for `search.restored_days`.
+
+Where the cluster has ILM, its policy does what can be done by age alone, and deleting stays here; where it has none,
+all of it is done here.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -41,7 +43,7 @@ from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from tasks.audit import last_trusted_audit, marks_of
 from tasks.documents import BROUGHT, index_day, index_name, is_restored, outlying_name
-from tasks.search import Search
+from tasks.search import Search, below, refused_below
 
 SETTLED_DAYS = 2
 """A day's index becomes read-only so many days after the day; what comes later still opens it for a moment."""
@@ -114,6 +116,8 @@ class _Roll:
         yield from self._end_restored(made)
         if outlying_name(self._search.prefix) in made:
             yield from self._end_outlying(oldest)
+        if self._search.rejected in made:
+            yield from self._end_rejected(oldest)
 
     def _told(self, why: str) -> Action:
         return Action("policy", self._search.prefix, "planned" if self._dry else "done", why)
@@ -247,13 +251,31 @@ class _Roll:
             return None
 
     def _end_outlying(self, oldest: date) -> Iterator[Action]:
-        """Delete outlying events that were sealed before a day, log by log; what is of no log stays as evidence."""
         name = outlying_name(self._search.prefix)
         with self._search.errors(f"what is in {name}"):
             _, found = self._search.logs_in(name)
-        logs = {(log.name, log.partition): log for log in list_logs(self._store)}
-        for one in found:
-            log = logs.get((one.name, one.partition))
+        yield from self._end_sealed(name, {f"{one.name}/{one.partition}": one.first for one in found}, oldest, below)
+
+    def _end_rejected(self, oldest: date) -> Iterator[Action]:
+        name, since = self._search.rejected, self._now - timedelta(days=self._settings.search.restored_days)
+        with self._search.errors(f"what is in {name}"):
+            found = self._search.refused_logs()
+        yield from self._end_sealed(name, found, oldest, partial(refused_below, since=since))
+
+    def _end_sealed(
+        self, name: str, found: Mapping[str, int], oldest: date, below: Callable[[Log, int], Mapping[str, Any]]
+    ) -> Iterator[Action]:
+        """Delete documents that were sealed before a day, log by log; what is of no log stays as evidence.
+
+        Args:
+            name: the index.
+            found: logs by name, with the lowest offset that it has of each.
+            oldest: the day.
+            below: gives the query for a log's documents of offsets below one.
+        """
+        logs = {str(log): log for log in list_logs(self._store)}
+        for text, first in found.items():
+            log = logs.get(text)
             if log is None:
                 continue
             target = f"{name}: {log}"
@@ -262,16 +284,16 @@ class _Roll:
                     self._store, log, find_head(self._store, log).size, datetime.combine(oldest, time(), UTC)
                 )
                 end = read_manifest(self._store, log, sealed - 1).statement.next_offset if sealed else 0
-                if one.first >= end:
+                many = self._search.count(name, below(log, end)) if first < end else 0
+                if not many:
                     continue
-                many = self._search.count_below(name, log, end)
-                why = self._gap(log, one.first, end - 1)
+                why = self._gap(log, first, end - 1)
             except CustodyError as error:
                 many, why = 0, f"it cannot be said whether the archive has verified it: {error}"
             if why is not None:
                 yield Action("delete", target, "refused", why)
                 continue
-            done = self._act("delete", target, partial(self._search.delete_below, name, log, end))
+            done = self._act("delete", target, partial(self._search.delete, name, below(log, end)))
             told = f"{many:,} documents, sealed before {oldest}, and every event up to there verified"
             yield Action(done.what, target, done.outcome, done.why or told)
 

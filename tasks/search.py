@@ -2,7 +2,7 @@
 
 Beside the daily indices there are two of custody's own: `<prefix>-cursors` says of each log how far it is indexed, so
 that a server that was lost, or restored from an old snapshot, says by itself what it lacks; `<prefix>-rejected` says of
-each event that Elasticsearch would not take why not.
+each event that Elasticsearch would not take why not, for as long as the event would have been there (`tasks.roll`).
 """
 
 import logging
@@ -173,6 +173,7 @@ class Search:
                 "index": {"type": "keyword"},
                 "type": {"type": "keyword"},
                 "reason": {"type": "text", "index": False},
+                "at": {"type": "date"},
             },
         }
         with self.errors("its templates"):
@@ -265,17 +266,30 @@ class Search:
         ]
         return answer["hits"]["total"]["value"] - within["doc_count"], found
 
-    def count_below(self, index: str, log: Log, offset: int) -> int:
-        """Return how many documents of an index are of a log, and of offsets below one.
+    def refused_logs(self) -> dict[str, int]:
+        """Return the logs that events were refused of, by name, each with the lowest offset of such an event.
+
+        Raises:
+            ApiError, TransportError: the client's own; see `errors`.
+        """
+        self.client.indices.refresh(index=self.rejected)
+        logs = {"terms": {"field": "log", "size": 10_000}, "aggs": {"first": {"min": {"field": "offset"}}}}
+        found = self.client.search(
+            index=self.rejected, size=0, query={"exists": {"field": "offset"}}, aggs={"logs": logs}
+        )["aggregations"]["logs"]["buckets"]
+        return {str(bucket["key"]): int(bucket["first"]["value"]) for bucket in found}
+
+    def count(self, index: str, query: Mapping[str, Any]) -> int:
+        """Return how many documents of an index a query finds.
 
         Raises:
             SearchError: Elasticsearch does not answer, or says no.
         """
         with self.errors(f"a count of {index}"):
-            return int(self.client.count(index=index, query=_below(log, offset))["count"])
+            return int(self.client.count(index=index, query=query)["count"])
 
-    def delete_below(self, index: str, log: Log, offset: int) -> None:
-        """Delete the documents of an index that are of a log, and of offsets below one.
+    def delete(self, index: str, query: Mapping[str, Any]) -> None:
+        """Delete the documents of an index that a query finds.
 
         Raises:
             SearchError: Elasticsearch does not answer, or does not delete them.
@@ -283,12 +297,10 @@ class Search:
         # By their ids: what deletes by a query is a module that not every server has.
         with self.errors(f"deleting documents of {index}"):
             while True:
-                hits = self.client.search(
-                    index=index, size=_PAGE, query=_below(log, offset), source=False, sort=["_doc"]
-                )["hits"]["hits"]
-                if not hits:
+                hits = self.client.search(index=index, size=_PAGE, query=query, source=False, sort=["_doc"])
+                deletes = [{"delete": {"_index": hit["_index"], "_id": hit["_id"]}} for hit in hits["hits"]["hits"]]
+                if not deletes:
                     return
-                deletes = [{"delete": {"_index": hit["_index"], "_id": hit["_id"]}} for hit in hits]
                 done = self.client.bulk(operations=deletes, refresh=True, filter_path="items.*.status")
                 if not any(one["delete"]["status"] == _DELETED for one in done["items"]):
                     status = done["items"][0]["delete"]["status"]
@@ -454,8 +466,20 @@ def of_log(log: Log) -> list[dict[str, Any]]:
     return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
 
 
-def _below(log: Log, offset: int) -> dict[str, Any]:
+def below(log: Log, offset: int) -> dict[str, Any]:
+    """Return the query for a log's documents of offsets below one."""
     return {"bool": {"filter": [*of_log(log), {"range": {OFFSET: {"lt": offset}}}]}}
+
+
+def refused_of(log: Log) -> list[dict[str, Any]]:
+    """Return what a query for a log's refused events filters by."""
+    return [{"term": {"log": str(log)}}]
+
+
+def refused_below(log: Log, offset: int, since: datetime) -> dict[str, Any]:
+    """Return the query for a log's refused events of offsets below one, but for those refused since a moment."""
+    lately = {"range": {"at": {"gte": format_time(since)}}}
+    return {"bool": {"filter": [*refused_of(log), {"range": {"offset": {"lt": offset}}}], "must_not": [lately]}}
 
 
 def _cursor_id(archive: str, log: Log) -> str:

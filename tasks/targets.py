@@ -5,6 +5,7 @@ stopped, killed or started twice leaves each event there once. Two at the same t
 takes no answer for an event that the other has not sent yet.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -51,6 +52,7 @@ _POLL_SECONDS = 0.2
 _MARKED_EVERY = timedelta(hours=1)
 REQUEST_FILE = "backfill.json"
 """In a folder: which events the files hold."""
+_UNFINISHED = ".backfill-"
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -234,6 +236,7 @@ class FolderTarget:
     """Files `<folder>/<log>/<partition>/<first>-<last>.jsonl.gz`, named by the offsets that were looked at.
 
     A file is there whole or not at all. One that is there is left alone; so a folder holds one choice of events only.
+    What a run that was killed left unfinished is removed by the next one.
     """
 
     def __init__(self, folder: Path, archive: str, chosen: dict[str, Any]) -> None:
@@ -260,6 +263,7 @@ class FolderTarget:
                 raise ConfigurationError(
                     f"the folder {str(folder)!r} holds another choice of events ({path} says which): name an empty one"
                 )
+            _remove_abandoned(folder)
 
     def has(self, part: Part) -> bool:
         """Say whether the part's file is there."""
@@ -287,18 +291,45 @@ class FolderTarget:
 
 def _write(path: Path, data: bytes) -> None:
     """Put a file that is there whole, on disk, or not at all."""
-    descriptor, staged = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
+    descriptor, staged = _stage(path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(staged).chmod(0o644)
-        Path(staged).rename(path)
+            # While it is locked: else another run may take it for abandoned.
+            Path(staged).chmod(0o644)
+            Path(staged).rename(path)
     except BaseException:
         with suppress(OSError):
             Path(staged).unlink()
         raise
+
+
+def _stage(folder: Path) -> tuple[int, str]:
+    """Make a file of a name that nobody has, which is locked until it is closed, or its process has died."""
+    while True:
+        descriptor, staged = tempfile.mkstemp(prefix=_UNFINISHED, suffix=".partial", dir=folder)
+        # Where nothing can be locked nothing is taken for abandoned.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Another run may have come between the two.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, staged
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished files of runs that have died; a file that cannot be removed is in nobody's way."""
+    name = f"{_UNFINISHED}*.partial"
+    for path in (*folder.glob(name), *folder.glob(f"*/*/{name}")):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager

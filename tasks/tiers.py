@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from custody import layout, tables
 from custody.archive import find_head, list_logs, read_manifest, sealed_from
-from custody.errors import CustodyError, ObjectMissing, TerminalStoreError, TierUnmounted
+from custody.errors import CustodyError, ObjectMissing, StoreError
 from custody.layout import Log
 from custody.protection import Protection, check_lifecycle
 from custody.settings import Settings
@@ -114,7 +114,8 @@ def roll_folder(settings: Settings, now: datetime, *, dry_run: bool = False) -> 
     with closing(open_store(settings.archive, settings.s3)) as store:
         try:
             tiers = store.tiers()
-        except (TerminalStoreError, TierUnmounted) as error:
+        except StoreError as error:
+            # Not mounted, stale, no folder: what it is the message says, and the nightly audit, too.
             yield Action("move", f"{store.url}/.tiers", "refused", f"{error}; nothing is moved until then")
             return
         if not tiers:

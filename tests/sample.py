@@ -122,15 +122,20 @@ class Growing:
         self.log = f"audit.grows/{partition}"
         self._statements = 0
 
-    def append(self, statements: int, content: Callable[[int], bytes] = event) -> None:
-        """Append statements of five events each, those that `content` gives by offset."""
+    def append(
+        self,
+        statements: int,
+        content: Callable[[int], bytes] = event,
+        edit: Callable[[Entry], Entry] = lambda entry: entry,
+    ) -> None:
+        """Append statements of five events each, those that `content` gives by offset, `edit`ed before the signing."""
         writer = self._open()
         head = writer.head
         assembler = Assembler(head.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1)
         for _ in range(statements):
             start = assembler.position
             assembler.add([Message(offset, content(offset)) for offset in range(start, start + 5)])
-            writer.append(assembler.cut())
+            writer.append(edit(assembler.cut()))
             self._statements += 1
             self.events += 5
 

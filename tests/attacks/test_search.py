@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from custody.layout import Log
+from custody.query import connect
 from custody.segment import pack
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from tasks import reconcile
@@ -411,6 +412,8 @@ def test_rejected_events_are_counted(scene: Scene) -> None:
     assert json.loads(signed)["counts"]["rejected"] == 1
     again = scene.audit(full=True)
     assert (again.counts["rejected"], again.findings) == (1, ())
+    with closing(connect(str(scene.growing.folder))) as opened:
+        assert opened.execute("SELECT rejected FROM audits ORDER BY sequence").fetchall() == [(0,), (1,), (1,)]
 
 
 FORGED = {

@@ -102,7 +102,7 @@ def test_the_other_views(sample: Sample) -> None:
     ((offset, error),) = ask(sample.folder, 'SELECT "offset", error FROM quarantined')
     assert offset == sample.quarantined
     assert "not JSON" in error
-    assert ask(sample.folder, "SELECT verdict, events FROM audits") == [("verified", 148)]
+    assert ask(sample.folder, "SELECT verdict, events, rejected FROM audits") == [("verified", 148, None)]
     assert ask(sample.folder, "SELECT count(*) FROM findings") == [(0,)]
 
 

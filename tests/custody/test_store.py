@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from botocore import exceptions as aws
@@ -525,6 +525,40 @@ def test_every_failure_of_a_read_is_ours(folder: Store, monkeypatch: pytest.Monk
             uses[call]()
     assert not isinstance(caught.value, ObjectMissing)
     assert isinstance(caught.value, TransientStoreError) == (code in {errno.ESTALE, errno.EMFILE})
+
+
+class _Unknown:
+    """An entry of a folder on a file system that does not say what its entries are, and then does not answer."""
+
+    def __init__(self, entry: "os.DirEntry[str]") -> None:
+        self.name, self.path = entry.name, entry.path
+
+    def is_dir(self, **_: bool) -> bool:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self.path)
+
+    is_file = stat = is_dir
+
+
+def test_an_entry_that_cannot_be_looked_at_is_no_missing_one(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing whose entries cannot be told apart is an error of ours, and no shorter listing."""
+    folder.create("a/b", b"x")
+    scan = os.scandir
+
+    class Scan(list[_Unknown]):
+        def __init__(self, path: str) -> None:
+            with scan(path) as entries:
+                super().__init__(map(_Unknown, entries))
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Scan)
+    for ask in (folder.names, folder.level, lambda prefix: list(folder.list(prefix))):
+        with pytest.raises(TransientStoreError, match="cannot list"):
+            ask("a/")
 
 
 def test_a_name_too_long_for_the_disk_is_refused(folder: Store) -> None:

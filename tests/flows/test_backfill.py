@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from custody import cli
 from flows import backfill as module
@@ -16,6 +19,7 @@ from flows.backfill import backfill
 from tests.corpus import EVENTS
 from tests.environment import clear_settings
 from tests.sample import Growing
+from tests.servers.ports import free_ports
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -40,6 +44,25 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
 def copied(folder: Path) -> list[bytes]:
     paths = sorted(folder.rglob("*.jsonl.gz"))
     return [line for path in paths for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
+@contextmanager
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lose the server for just the time in which a run schedules the next one."""
+    schedule = module.run_deployment
+
+    def lost(*given: Any, **more: Any) -> Any:
+        client: Any = get_client(sync_client=True)._client
+        there, client.base_url = client.base_url, f"http://127.0.0.1:{free_ports(1)[0]}/api"
+        try:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                return schedule(*given, **more)
+        finally:
+            client.base_url = there
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "run_deployment", lost)
+        yield
 
 
 FIRST_DAY = [hourly(offset) for offset in range(24)]
@@ -86,6 +109,13 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert following.expected_start_time is not None
         assert following.expected_start_time - datetime.now(UTC) > timedelta(minutes=50)
         assert not (tmp_path / "again").exists()
+
+        with cut_off(monkeypatch):
+            created = client.create_flow_run_from_deployment(deployment, parameters=again)
+            alone: Any = run_flow(backfill, flow_run=created, parameters=again, return_type="state")
+        assert (alone.name, alone.message.splitlines()) == ("Failed", [alone.message])
+        assert "restores were asked for, and the next run could not be scheduled" in alone.message
+        assert "start it again, with the same parameters" in alone.message
 
         # Whoever ran it now would wait for its time.
         monkeypatch.setattr(module, "restore", lambda *_: 0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from msgspec import structs
 from nbclient import NotebookClient
 
 from custody.errors import ConfigurationError, CustodyError
@@ -33,19 +34,25 @@ def charts(executed: Any) -> int:
     return sum("image/png" in output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", ()))
 
 
-def audited(sample: Sample) -> None:
+def audited(sample: Sample, **counts: int) -> None:
+    """Audit, as if it had counted these as well."""
     given = Settings(archive=str(sample.folder), keys=f"file:{sample.keyring}", audit=AuditSettings())
     plan = plan_audit(given, Request(), datetime.now(UTC))
-    conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+    results = [structs.replace(one, counts=one.counts | counts) for one in verify_pieces(given, plan, plan.pieces)]
+    conclude(given, plan, results)
 
 
 def test_integrity(tmp_path: Path) -> None:
-    """The report shows the verdict, what each log holds and what was quarantined, with charts, as a page of its own."""
+    """The report shows the verdict, what each log holds, what was quarantined and what Elasticsearch has refused.
+
+    It has charts, and is a page of its own.
+    """
     sample = make_archive(tmp_path)
-    audited(sample)
+    audited(sample, rejected=2)
     executed = notebooks.execute("integrity", str(sample.folder))
     shown = texts(executed)
     assert "Verdict: VERIFIED" in shown
+    assert "Elasticsearch has refused 2 of the events that audit 0 read" in shown
     assert re.search(r"audit\.events/0 +4 +148\.0 +1\.0", shown), shown
     assert "not JSON" in shown
     assert charts(executed) == 4
@@ -65,6 +72,7 @@ def test_integrity_of_damage(tmp_path: Path) -> None:
     audited(sample)
     shown = texts(notebooks.execute("integrity", str(sample.folder)))
     assert "Verdict: TAMPERED" in shown
+    assert "has refused" not in shown
     assert "segment-hash" in shown
 
 

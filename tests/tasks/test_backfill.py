@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -288,6 +289,23 @@ def test_stopped_in_the_middle(given: Settings, tmp_path: Path) -> None:
         if not done.stopped:
             break
     assert copied == 24
+    assert lines_in(tmp_path) == [hourly(offset) for offset in DAYS_OFFSETS]
+
+
+def test_two_at_once_into_a_folder(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that begins while another one writes a file removes nothing of it: what is unfinished is not abandoned."""
+    sync = os.fsync
+    others = iter(range(3))
+
+    def meanwhile(descriptor: int) -> None:
+        sync(descriptor)
+        if next(others, None) is not None:
+            run(given, folder_of(tmp_path))
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    run(given, folder_of(tmp_path))
+    assert list(others) == []
+    assert list(tmp_path.rglob("*.partial")) == []
     assert lines_in(tmp_path) == [hourly(offset) for offset in DAYS_OFFSETS]
 
 

@@ -1,10 +1,12 @@
 """A folder's tiers: what is old moves to them, and whatever happens on the way it can be read and verified."""
 
+import errno
 import gzip
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 import custody.folder
-from custody.errors import TierUnmounted, TransientStoreError
+from custody.errors import StoreError, TierUnmounted, TransientStoreError
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store import open_store
 from custody.trust import open_trust
@@ -447,6 +449,64 @@ def test_unmounted_while_a_store_is_open(tiered: Growing) -> None:
     for ask in (store.exists, store.status, store.remove, lambda one: store.read(one, limit=1 << 20)):
         with pytest.raises(TierUnmounted):
             ask(key)
+
+
+@contextmanager
+def stale(path: Path, number: int) -> Iterator[None]:
+    """Let the operating system refuse all under a path, as it does where a mount is stale, or its disk fails."""
+
+    def refusing(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Any, *more: Any, **named: Any) -> Any:
+            where = "" if isinstance(first, int) else os.fspath(first)
+            if where == str(path) or where.startswith(f"{path}/"):
+                raise OSError(number, os.strerror(number), where)
+            return inner(first, *more, **named)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("open", "lstat", "stat", "scandir", "mkdir", "unlink"):
+            patched.setattr(os, name, refusing(getattr(os, name)))
+        yield
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOTCONN], ids=errno.errorcode.get)
+def test_a_mount_that_is_stale(tiered: Growing, number: int) -> None:
+    """A tier that answers with errors is said not to be mounted, or to be unreadable: nothing in it is called missing.
+
+    It is so whether it fails before an archive is opened or behind, as a whole or in a part; and nothing is moved.
+    """
+    roll(tiered)
+    before = everything(tiered)
+    trust = open_trust([f"file:{tiered.keyring}"])
+    opened = open_store(str(tiered.folder))
+    path = tiered.folder / ".tiers/warm"
+    with stale(path, number):
+        reports = [judged(tiered), verify(opened, trust, now=tiered.sealed_at(4), workers=0)]
+        (action,) = roll_folder(settings(tiered), NOW + timedelta(days=300))
+        with pytest.raises(StoreError):
+            list(expire(settings(tiered, life_days=50), NOW))
+    assert (action.what, action.outcome) == ("move", "refused")
+    with stale(path / "events", number):
+        reports.append(judged(tiered))
+        with pytest.raises(StoreError, match="cannot list"):
+            list(roll_folder(settings(tiered), NOW + timedelta(days=300)))
+    said = [({one.finding for one in report.findings}, report.exit_code) for report in reports]
+    assert said == [({"unmounted"}, 12), ({"unreadable"}, 12), ({"unreadable"}, 12)]
+    assert everything(tiered) == before
+    assert_whole(tiered)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO], ids=errno.errorcode.get)
+def test_a_stale_mount_that_was_never_used(tiered: Growing, number: int) -> None:
+    """Nothing is moved to any tier while one cannot be looked at, which is said; then all is."""
+    with stale(tiered.folder / ".tiers/cold", number):
+        (action,) = roll(tiered)
+        report = judged(tiered)
+    assert (action.what, action.outcome, ".tiers/cold" in action.why) == ("move", "refused", True)
+    assert places(tiered) == (5, 0, 0)
+    assert ({one.finding for one in report.findings}, report.exit_code) == ({"unreadable"}, 12)
+    assert {one.outcome for one in roll(tiered)} == {"done"}
 
 
 def test_a_tier_is_marked_at_its_first_use(tiered: Growing) -> None:

@@ -1,20 +1,27 @@
 """Elasticsearch comes to hold what the archive holds, whatever happens to it or on the way; on a real one."""
 
 import contextlib
+import gzip
 import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from custody import layout, manifest
+from custody.archive import Entry
 from custody.errors import ConfigurationError, SearchError
 from custody.layout import Log
+from custody.segment import pack
 from custody.settings import SearchSettings, Settings
 from tasks import index, search
 from tasks.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
@@ -275,6 +282,33 @@ def test_nothing_stalls_behind_what_is_bad(growing: Growing, given: Settings, ca
     assert (result.created, result.sequence, result.problem) == (0, 2 * len(BAD) + 1, None)
 
 
+NO_EVENTS = (b"{]", b"", b"[]", b'{"@custody":]', b'"@custody"')
+
+
+def test_nothing_stalls_behind_signed_lines_that_are_no_events(growing: Growing, given: Settings) -> None:
+    """What only who holds a key could sign, a line that is no event, is said of its log, and none stalls behind it."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+    def two_days(offset: int) -> bytes:
+        return now_event(offset, timestamp=f"{today - timedelta(days=offset % 2):%FT%TZ}")
+
+    def put(line: bytes, entry: Entry) -> Entry:
+        payload = b"\n".join([line, *gzip.decompress(entry.members[0]).split(b"\n")[1:]])
+        member, (first, second) = pack(payload).data, entry.batches
+        said = {"size": len(member), "inflated": len(payload), "sha256": sha256(payload).hexdigest()}
+        batches = [structs.replace(first, **said), structs.replace(second, start=len(member))]
+        return replace(entry, members=[member, *entry.members[1:]], batches=batches)
+
+    for line in NO_EVENTS:
+        growing.append(1, now_event if ORIGIN.encode() in line else two_days, partial(put, line))
+    growing.append(1, now_event)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence) == (5, len(NO_EVENTS) + 1)
+    assert "sequence 0 of audit.grows/0: batch 0 of sequence 0 has a line that is no event" in str(result.problem)
+    assert f"and so of {len(NO_EVENTS) - 1} more places" in str(result.problem)
+    assert "\n" not in str(result.problem)
+
+
 def test_a_hole_is_not_the_head(growing: Growing, given: Settings) -> None:
     """Manifests deleted at the cursor, or right before it, are said to be missing, and what follows is indexed."""
     growing.append(4, now_event)
@@ -476,6 +510,6 @@ def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
         assert "answers otherwise than Elasticsearch does" in str(result.problem)
         opened = Search(given.search)
         with pytest.raises(SearchError, match="answers otherwise"):
-            opened.delete_below("odd", LOG, 1)
+            opened.delete("odd", {})
         opened.close()
         server.shutdown()

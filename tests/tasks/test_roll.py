@@ -356,6 +356,46 @@ def test_a_fault_while_outlying_events_go(outlying: tuple[Growing, Settings]) ->
     assert outliers(given) == list(range(10, 20))
 
 
+def test_rejected_events_go_by_when_they_were_sealed(tmp_path: Path, elastic: ElasticsearchServer) -> None:
+    """What is said of events that were refused goes once they are old by their sealing and verified, as events do.
+
+    The next audit misses nothing of them; and what was refused lately, by a backfill say, stays for a while.
+    """
+    growing = Growing(tmp_path, begun=MIDNIGHT - timedelta(minutes=2))
+    growing.append(4, lambda offset: now_event(offset, **{"@custody": offset}))
+    with indexed(growing, elastic) as given:
+        later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
+        name = f"{given.search.prefix}-rejected"
+        opened = Search(given.search)
+        opened.client.index(index=name, document={"log": "of nowhere/0", "offset": 1})
+        opened.client.index(index=name, document={"reason": "none"})
+
+        def ended(now: datetime, *, dry_run: bool = False, **search: int) -> list[Action]:
+            changed = given.search.model_copy(update=search)
+            actions = roll(given.model_copy(update={"search": changed}), now, dry_run=dry_run)
+            return [one for one in actions if one.target.startswith(name)]
+
+        def left() -> int:
+            opened.client.indices.refresh(index=name)
+            return int(opened.client.count(index=name)["count"])
+
+        assert ended(later - timedelta(days=1)) == []
+        (refused,) = ended(later)
+        assert (refused.what, refused.target, refused.outcome) == ("delete", f"{name}: {growing.log}", "refused")
+        assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused.why
+        audit(given)
+        assert ended(later, restored_days=given.search.days + 1) == []
+        (planned,) = ended(later, dry_run=True)
+        assert (planned.outcome, "10 documents" in planned.why, left()) == ("planned", True, 22)
+        (done,) = ended(later)
+        assert (done.outcome, left(), ended(later)) == ("done", 12, [])
+        plan = plan_audit(given, Request(full=True), MIDNIGHT + timedelta(days=given.search.days))
+        outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+        assert [one for one in outcome.findings if one["finding"].startswith("index-")] == []
+        assert outcome.counts["rejected"] == 10
+        opened.close()
+
+
 class Dying(FaultyProxy):
     """An Elasticsearch that deletes one index, and answers nothing from then on."""
 
