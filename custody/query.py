@@ -90,6 +90,7 @@ _AUDITS = pa.schema(
         pa.field("verdict", pa.string()),
         pa.field("statements", pa.int64()),
         pa.field("events", pa.int64()),
+        # NULL in what a roll recorded: it looks for none, and its verdict is not on the archive.
         pa.field("findings", pa.int64()),
         # NULL where Elasticsearch was not asked.
         pa.field("rejected", pa.int64()),
@@ -270,7 +271,7 @@ class _Views:
                 found.verdict,
                 found.counts.get("statements", 0),
                 found.counts.get("events", 0),
-                found.counts.get("findings", 0),
+                found.counts.get("findings"),
                 found.counts.get("rejected"),
                 msgspec.json.encode(found.covered).decode(),
                 msgspec.json.encode(found.heads).decode(),
