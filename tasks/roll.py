@@ -40,7 +40,7 @@ from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from tasks.audit import last_trusted_audit, marks_of
-from tasks.documents import BROUGHT, index_day, index_name, is_restored, outlying_name
+from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
 from tasks.search import Search
 
 SETTLED_DAYS = 2
@@ -50,6 +50,12 @@ RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""
 _BY_ILM = "the cluster's ILM makes old indices read-only and merges them; the roll closes what was opened, and deletes"
 _BY_ROLL = "the cluster has no ILM: the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
+_UNSAID = "it cannot be said whether the archive has verified it"
+_LOST = "a shard of it is on no node: bring back the node that held it, or restore the index"
+_HOT, _WARM = frozenset({"data_hot", "data_content"}), frozenset({"data_warm", "data"})
+"""Roles of a node of the tier; plain `data` is of all tiers."""
+_ON_WARM_NODES = "data_warm,data_hot,data_content"
+_WARM_WHY = "Elasticsearch moves its shards to warm nodes from now on"
 _GOOD = frozenset({"verified", "notices"})
 
 What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "step", "record"]
@@ -94,6 +100,7 @@ class _Roll:
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
         self._verified: _Verified | None = None
+        self._lost: frozenset[str] = frozenset()
 
     def run(self) -> Iterator[Action]:
         today = self._now.astimezone(UTC).date()
@@ -102,6 +109,7 @@ class _Roll:
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         there = {name: day for name, day in days.items() if day is not None}
+        self._lost = self._find_lost()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in there:
             yield self._act("create", tomorrow, lambda: self._create(tomorrow))
@@ -139,6 +147,14 @@ class _Roll:
                 # 404 is ILM's own: there is no such policy yet. A server without ILM knows no such address.
                 return error.status_code == 404
         return True
+
+    def _find_lost(self) -> frozenset[str]:
+        """Return the indices with a shard on no node: some calls wait for it for a minute, others overlook it."""
+        with self._search.errors("the health of its indices"):
+            found = self._search.client.cluster.health(
+                index=f"{self._search.prefix}-*", level="indices", filter_path="indices.*.status"
+            ).body
+        return frozenset(name for name, one in found.get("indices", {}).items() if one["status"] == "red")
 
     def _made(self) -> dict[str, datetime]:
         """Return all indices, and when each was made."""
@@ -191,15 +207,18 @@ class _Roll:
             yield self._act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}))
         if by_policy:
             return
+        if name in self._lost:
+            yield Action("merge", name, "refused", _LOST)
+            return
         with self._search.errors(f"the segments of {name}"):
             segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
         shards = int(found.get("index.number_of_shards", 1))
         if segments["segments"]["count"] > shards:
             yield self._act("merge", name, lambda: self._merge(name))
-        wanted = "data_warm,data_hot"
-        preferred = "index.routing.allocation.include._tier_preference"
-        if (today - day).days > WARM_DAYS and found.get(preferred) != wanted and self._has_warm_nodes():
-            yield self._act("warm", name, lambda: self._put(name, {preferred: wanted}))
+        setting = f"index.{TIER}"
+        if (today - day).days > WARM_DAYS and found.get(setting) != _ON_WARM_NODES and self._has_warm_nodes():
+            moved = self._act("warm", name, lambda: self._put(name, {setting: _ON_WARM_NODES}))
+            yield Action(moved.what, name, moved.outcome, moved.why or _WARM_WHY)
 
     def _put(self, name: str, changed: dict[str, Any]) -> None:
         with self._search.errors(f"the settings of {name}"):
@@ -207,20 +226,27 @@ class _Roll:
 
     def _merge(self, name: str) -> None:
         with self._search.errors(f"merging {name}"):
-            self._search.client.options(request_timeout=3600).indices.forcemerge(index=name, max_num_segments=1)
+            long = self._search.client.options(request_timeout=3600)
+            shards = long.indices.forcemerge(index=name, max_num_segments=1)["_shards"]
+        if shards["failed"] or not shards["successful"]:
+            raise SearchError(
+                f"Elasticsearch merged {shards['successful']} of {shards['total']} shards of {name}; see its log"
+            )
 
     def _has_warm_nodes(self) -> bool:
+        """Say whether there are warm nodes, and others: where every node is of every tier there is nowhere to move."""
         with self._search.errors("the roles of its nodes"):
             nodes = self._search.client.nodes.info(filter_path="nodes.*.roles").body.get("nodes", {})
-        return any("data_warm" in node["roles"] for node in nodes.values())
+        roles = [frozenset(node["roles"]) for node in nodes.values()]
+        return any(one & _WARM for one in roles) and any(one & _HOT and not one & _WARM for one in roles)
 
     # --- deleting
 
     def _delete(self, name: str, age: str) -> Action:
         try:
-            why = self._unverified(name)
+            why = self._unverified(name) if name not in self._lost else f"{_UNSAID}: {_LOST}"
         except CustodyError as error:
-            why = f"it cannot be said whether the archive has verified it: {error}"
+            why = f"{_UNSAID}: {error}"
         if why is not None:
             return Action("delete", name, "refused", why)
         done = self._act("delete", name, lambda: self._delete_index(name))
@@ -249,6 +275,9 @@ class _Roll:
     def _end_outlying(self, oldest: date) -> Iterator[Action]:
         """Delete outlying events that were sealed before a day, log by log; what is of no log stays as evidence."""
         name = outlying_name(self._search.prefix)
+        if name in self._lost:
+            yield Action("delete", name, "refused", f"{_UNSAID}: {_LOST}")
+            return
         with self._search.errors(f"what is in {name}"):
             _, found = self._search.logs_in(name)
         logs = {(log.name, log.partition): log for log in list_logs(self._store)}
@@ -267,7 +296,7 @@ class _Roll:
                 many = self._search.count_below(name, log, end)
                 why = self._gap(log, one.first, end - 1)
             except CustodyError as error:
-                many, why = 0, f"it cannot be said whether the archive has verified it: {error}"
+                many, why = 0, f"{_UNSAID}: {error}"
             if why is not None:
                 yield Action("delete", target, "refused", why)
                 continue
