@@ -8,7 +8,7 @@ none, all of it is done here.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -48,14 +48,20 @@ SETTLED_DAYS = 2
 WARM_DAYS = 7
 RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""
-_BY_ILM = "the cluster's ILM makes old indices read-only and merges them; the roll closes what was opened, and deletes"
-_BY_ROLL = "the cluster has no ILM: the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
+_BY_ILM = (
+    "the cluster's ILM makes old indices read-only, merges them and moves them to warm nodes;"
+    " the roll closes what was opened, and deletes"
+)
+_ALL = "the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
+_BY_ROLL = f"the cluster has no ILM: {_ALL}"
+_NOT_ALLOWED = f"the key may not use the cluster's ILM (the privilege manage_ilm): {_ALL}"
 _UNSAID = "it cannot be said whether the archive has verified it"
 _LOST = "a shard of it is on no node: bring back the node that held it, or restore the index"
 _HOT, _WARM = frozenset({"data_hot", "data_content"}), frozenset({"data_warm", "data"})
 """Roles of a node of the tier; plain `data` is of all tiers."""
 _ON_WARM_NODES = "data_warm,data_hot,data_content"
 _WARM_WHY = "Elasticsearch moves its shards to warm nodes from now on"
+_UNKNOWN_ADDRESS = frozenset({400, 405, 410})
 _GOOD = frozenset({"verified", "notices"})
 
 What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "step", "record"]
@@ -104,11 +110,13 @@ class _Roll:
 
     def run(self) -> Iterator[Action]:
         today = self._now.astimezone(UTC).date()
-        by_policy = self._has_ilm()
-        yield self._set_policy() if by_policy else self._told(_BY_ROLL)
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         there = {name: day for name, day in days.items() if day is not None}
+        without = self._without_ilm()
+        policy = self._set_policy(there) if without is None else self._told(without)
+        by_policy = without is None and policy.outcome != "failed"
+        yield policy
         self._lost = self._find_lost()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in there:
@@ -137,7 +145,8 @@ class _Roll:
 
     # --- what there is
 
-    def _has_ilm(self) -> bool:
+    def _without_ilm(self) -> str | None:
+        """Return why the roll does all, and what; None where the cluster has ILM."""
         with self._search.errors("whether it has ILM"):
             try:
                 self._search.client.perform_request(
@@ -145,8 +154,13 @@ class _Roll:
                 )
             except ApiError as error:
                 # 404 is ILM's own: there is no such policy yet. A server without ILM knows no such address.
-                return error.status_code == 404
-        return True
+                if error.status_code in _UNKNOWN_ADDRESS:
+                    return _BY_ROLL
+                if error.status_code == 403:
+                    return _NOT_ALLOWED
+                if error.status_code != 404:
+                    raise
+        return None
 
     def _find_lost(self) -> frozenset[str]:
         """Return the indices with a shard on no node: some calls wait for it for a minute, others overlook it."""
@@ -169,23 +183,33 @@ class _Roll:
 
     # --- what is done by age
 
-    def _set_policy(self) -> Action:
-        action = self._act("policy", self._search.prefix, self._put_policy)
-        return self._told(_BY_ILM) if action.outcome != "failed" else action
+    def _set_policy(self, there: Iterable[str]) -> Action:
+        action = self._act("policy", self._search.prefix, partial(self._put_policy, there))
+        if action.outcome == "failed":
+            return Action("policy", action.target, "failed", f"{action.why}; {_ALL}")
+        return self._told(_BY_ILM)
 
-    def _put_policy(self) -> None:
+    def _put_policy(self, there: Iterable[str]) -> None:
+        name = "index.lifecycle.name"
         phases = {
             "hot": {"actions": {}},
             "warm": {
-                "min_age": f"{SETTLED_DAYS}d",
+                # Counted from when an index was made, which is up to a day before its day begins.
+                "min_age": f"{SETTLED_DAYS + 2}d",
                 "actions": {"readonly": {}, "forcemerge": {"max_num_segments": 1}},
             },
         }
         with self._search.errors("its ILM policy"):
             self._search.client.ilm.put_lifecycle(name=self._search.prefix, policy={"phases": phases})
-            self._search.client.indices.put_settings(
-                index=f"{self._search.prefix}-*.*.*", settings={"index.lifecycle.name": self._search.prefix}
-            )
+            found = self._search.client.indices.get_settings(
+                index=f"{self._search.prefix}-*", name=name, flat_settings=True
+            ).body
+            # One by one: what a pattern matches may be others' indices.
+            for index in sorted(there):
+                if found.get(index, {}).get("settings", {}).get(name) != self._search.prefix:
+                    self._search.client.options(ignore_status=404).indices.put_settings(
+                        index=index, settings={name: self._search.prefix}
+                    )
 
     def _create(self, name: str) -> None:
         with self._search.errors(f"making {name}"):
