@@ -334,6 +334,12 @@ def _no_event(statement: Statement, batch: Batch, why: object) -> FormatError:
     )
 
 
+TIER = "routing.allocation.include._tier_preference"
+"""The setting of an index that says on which nodes it is: those of the first tier here that the cluster has."""
+ON_HOT_NODES: Mapping[str, str] = {TIER: "data_hot,data_content,data_warm"}
+"""Where an index begins. By itself Elasticsearch asks for content nodes, and puts it nowhere if there are none."""
+
+
 def template(prefix: str, replicas: int) -> Mapping[str, Any]:
     """Return the index template of daily indices, without its name."""
     return {
@@ -342,7 +348,7 @@ def template(prefix: str, replicas: int) -> Mapping[str, Any]:
         "template": {
             "aliases": {prefix: {}},
             # Without an interval of its own an index that nobody searches is refreshed by the first search alone.
-            "settings": {"index": {"number_of_replicas": replicas, "refresh_interval": "1s"}},
+            "settings": {"index": {"number_of_replicas": replicas, "refresh_interval": "1s", **ON_HOT_NODES}},
             "mappings": {"dynamic": False, "date_detection": False, "properties": properties()},
         },
         "_meta": {"managed by": "custody"},

@@ -16,7 +16,7 @@ Whoever can write to Elasticsearch can write its cursors too, so that they hide 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from itertools import groupby
@@ -108,9 +108,8 @@ def reconcile(
                 wanted.append(statement)
     if not wanted:
         return
-    # What was indexed within the last second is there, and not seen yet.
-    with search.errors("a refresh"):
-        search.client.options(ignore_status=404).indices.refresh(index=f"{search.prefix},{search.rejected}")
+    with search.errors("a refresh"), suppress(NotFoundError):
+        search.refresh(f"{search.prefix},{search.rejected}")
     hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
     found = _count(search, search.prefix, of_log(log), OFFSET, ranges)
@@ -189,7 +188,7 @@ def _reached(search: Search, store: Store, log: Log) -> int:
     within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
     with search.errors(f"the last document of {log}"):
         try:
-            answer = search.client.search(
+            answer = search.find(
                 index=search.prefix,
                 size=0,
                 query={"bool": {"filter": within}},
@@ -282,7 +281,7 @@ def _before(search: Search, store: Store, head: Head, lowest: int, now: datetime
         return
     asked = [*of_log(log), {"range": {OFFSET: {"lt": compared}}}]
     with search.errors(f"where the oldest documents of {log} lie"):
-        answer = search.client.search(
+        answer = search.find(
             index=search.prefix,
             size=0,
             query={"bool": {"filter": asked}},
@@ -317,7 +316,7 @@ def _count(
     filters = [{"range": {field: {"gte": first, "lt": end}}} for first, end in ranges]
     with search.errors(f"counts of {index}"):
         try:
-            answer = search.client.search(
+            answer = search.find(
                 index=index,
                 size=0,
                 query={"bool": {"filter": query}},
@@ -489,7 +488,7 @@ def _documents(
     while True:
         with search.errors(f"documents of {index}"):
             try:
-                answer = search.client.search(
+                answer = search.find(
                     index=index,
                     size=_PAGE,
                     query={"bool": {"filter": [*query, within]}},

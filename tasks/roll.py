@@ -10,7 +10,7 @@ all of it is done here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -42,7 +42,7 @@ from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from tasks.audit import last_trusted_audit, marks_of
-from tasks.documents import BROUGHT, index_day, index_name, is_restored, outlying_name
+from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
 from tasks.search import Search, below, refused_below
 
 SETTLED_DAYS = 2
@@ -50,8 +50,20 @@ SETTLED_DAYS = 2
 WARM_DAYS = 7
 RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""
-_BY_ILM = "the cluster's ILM makes old indices read-only and merges them; the roll closes what was opened, and deletes"
-_BY_ROLL = "the cluster has no ILM: the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
+_BY_ILM = (
+    "the cluster's ILM makes old indices read-only, merges them and moves them to warm nodes;"
+    " the roll closes what was opened, and deletes"
+)
+_ALL = "the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
+_BY_ROLL = f"the cluster has no ILM: {_ALL}"
+_NOT_ALLOWED = f"the key may not use the cluster's ILM (the privilege manage_ilm): {_ALL}"
+_UNSAID = "it cannot be said whether the archive has verified it"
+_LOST = "a shard of it is on no node: bring back the node that held it, or restore the index"
+_HOT, _WARM = frozenset({"data_hot", "data_content"}), frozenset({"data_warm", "data"})
+"""Roles of a node of the tier; plain `data` is of all tiers."""
+_ON_WARM_NODES = "data_warm,data_hot,data_content"
+_WARM_WHY = "Elasticsearch moves its shards to warm nodes from now on"
+_UNKNOWN_ADDRESS = frozenset({400, 405, 410})
 _GOOD = frozenset({"verified", "notices"})
 
 What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "step", "record"]
@@ -96,14 +108,18 @@ class _Roll:
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
         self._verified: _Verified | None = None
+        self._lost: frozenset[str] = frozenset()
 
     def run(self) -> Iterator[Action]:
         today = self._now.astimezone(UTC).date()
-        by_policy = self._has_ilm()
-        yield self._set_policy() if by_policy else self._told(_BY_ROLL)
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         there = {name: day for name, day in days.items() if day is not None}
+        without = self._without_ilm()
+        policy = self._set_policy(there) if without is None else self._told(without)
+        by_policy = without is None and policy.outcome != "failed"
+        yield policy
+        self._lost = self._find_lost()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in there:
             yield self._act("create", tomorrow, lambda: self._create(tomorrow))
@@ -114,10 +130,14 @@ class _Roll:
             elif (today - day).days > SETTLED_DAYS:
                 yield from self._age(name, day, today, by_policy=by_policy)
         yield from self._end_restored(made)
-        if outlying_name(self._search.prefix) in made:
-            yield from self._end_outlying(oldest)
-        if self._search.rejected in made:
-            yield from self._end_rejected(oldest)
+        for name, end in (
+            (outlying_name(self._search.prefix), self._end_outlying),
+            (self._search.rejected, self._end_rejected),
+        ):
+            if name in self._lost:
+                yield Action("delete", name, "refused", f"{_UNSAID}: {_LOST}")
+            elif name in made:
+                yield from end(name, oldest)
 
     def _told(self, why: str) -> Action:
         return Action("policy", self._search.prefix, "planned" if self._dry else "done", why)
@@ -133,7 +153,8 @@ class _Roll:
 
     # --- what there is
 
-    def _has_ilm(self) -> bool:
+    def _without_ilm(self) -> str | None:
+        """Return why the roll does all, and what; None where the cluster has ILM."""
         with self._search.errors("whether it has ILM"):
             try:
                 self._search.client.perform_request(
@@ -141,8 +162,21 @@ class _Roll:
                 )
             except ApiError as error:
                 # 404 is ILM's own: there is no such policy yet. A server without ILM knows no such address.
-                return error.status_code == 404
-        return True
+                if error.status_code in _UNKNOWN_ADDRESS:
+                    return _BY_ROLL
+                if error.status_code == 403:
+                    return _NOT_ALLOWED
+                if error.status_code != 404:
+                    raise
+        return None
+
+    def _find_lost(self) -> frozenset[str]:
+        """Return the indices with a shard on no node: some calls wait for it for a minute, others overlook it."""
+        with self._search.errors("the health of its indices"):
+            found = self._search.client.cluster.health(
+                index=f"{self._search.prefix}-*", level="indices", filter_path="indices.*.status"
+            ).body
+        return frozenset(name for name, one in found.get("indices", {}).items() if one["status"] == "red")
 
     def _made(self) -> dict[str, datetime]:
         """Return all indices, and when each was made."""
@@ -157,23 +191,33 @@ class _Roll:
 
     # --- what is done by age
 
-    def _set_policy(self) -> Action:
-        action = self._act("policy", self._search.prefix, self._put_policy)
-        return self._told(_BY_ILM) if action.outcome != "failed" else action
+    def _set_policy(self, there: Iterable[str]) -> Action:
+        action = self._act("policy", self._search.prefix, partial(self._put_policy, there))
+        if action.outcome == "failed":
+            return Action("policy", action.target, "failed", f"{action.why}; {_ALL}")
+        return self._told(_BY_ILM)
 
-    def _put_policy(self) -> None:
+    def _put_policy(self, there: Iterable[str]) -> None:
+        name = "index.lifecycle.name"
         phases = {
             "hot": {"actions": {}},
             "warm": {
-                "min_age": f"{SETTLED_DAYS}d",
+                # Counted from when an index was made, which is up to a day before its day begins.
+                "min_age": f"{SETTLED_DAYS + 2}d",
                 "actions": {"readonly": {}, "forcemerge": {"max_num_segments": 1}},
             },
         }
         with self._search.errors("its ILM policy"):
             self._search.client.ilm.put_lifecycle(name=self._search.prefix, policy={"phases": phases})
-            self._search.client.indices.put_settings(
-                index=f"{self._search.prefix}-*.*.*", settings={"index.lifecycle.name": self._search.prefix}
-            )
+            found = self._search.client.indices.get_settings(
+                index=f"{self._search.prefix}-*", name=name, flat_settings=True
+            ).body
+            # One by one: what a pattern matches may be others' indices.
+            for index in sorted(there):
+                if found.get(index, {}).get("settings", {}).get(name) != self._search.prefix:
+                    self._search.client.options(ignore_status=404).indices.put_settings(
+                        index=index, settings={name: self._search.prefix}
+                    )
 
     def _create(self, name: str) -> None:
         with self._search.errors(f"making {name}"):
@@ -195,15 +239,18 @@ class _Roll:
             yield self._act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}))
         if by_policy:
             return
+        if name in self._lost:
+            yield Action("merge", name, "refused", _LOST)
+            return
         with self._search.errors(f"the segments of {name}"):
             segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
         shards = int(found.get("index.number_of_shards", 1))
         if segments["segments"]["count"] > shards:
             yield self._act("merge", name, lambda: self._merge(name))
-        wanted = "data_warm,data_hot"
-        preferred = "index.routing.allocation.include._tier_preference"
-        if (today - day).days > WARM_DAYS and found.get(preferred) != wanted and self._has_warm_nodes():
-            yield self._act("warm", name, lambda: self._put(name, {preferred: wanted}))
+        setting = f"index.{TIER}"
+        if (today - day).days > WARM_DAYS and found.get(setting) != _ON_WARM_NODES and self._has_warm_nodes():
+            moved = self._act("warm", name, lambda: self._put(name, {setting: _ON_WARM_NODES}))
+            yield Action(moved.what, name, moved.outcome, moved.why or _WARM_WHY)
 
     def _put(self, name: str, changed: dict[str, Any]) -> None:
         with self._search.errors(f"the settings of {name}"):
@@ -211,20 +258,27 @@ class _Roll:
 
     def _merge(self, name: str) -> None:
         with self._search.errors(f"merging {name}"):
-            self._search.client.options(request_timeout=3600).indices.forcemerge(index=name, max_num_segments=1)
+            long = self._search.client.options(request_timeout=3600)
+            shards = long.indices.forcemerge(index=name, max_num_segments=1)["_shards"]
+        if shards["failed"] or not shards["successful"]:
+            raise SearchError(
+                f"Elasticsearch merged {shards['successful']} of {shards['total']} shards of {name}; see its log"
+            )
 
     def _has_warm_nodes(self) -> bool:
+        """Say whether there are warm nodes, and others: where every node is of every tier there is nowhere to move."""
         with self._search.errors("the roles of its nodes"):
             nodes = self._search.client.nodes.info(filter_path="nodes.*.roles").body.get("nodes", {})
-        return any("data_warm" in node["roles"] for node in nodes.values())
+        roles = [frozenset(node["roles"]) for node in nodes.values()]
+        return any(one & _WARM for one in roles) and any(one & _HOT and not one & _WARM for one in roles)
 
     # --- deleting
 
     def _delete(self, name: str, age: str) -> Action:
         try:
-            why = self._unverified(name)
+            why = self._unverified(name) if name not in self._lost else f"{_UNSAID}: {_LOST}"
         except CustodyError as error:
-            why = f"it cannot be said whether the archive has verified it: {error}"
+            why = f"{_UNSAID}: {error}"
         if why is not None:
             return Action("delete", name, "refused", why)
         done = self._act("delete", name, lambda: self._delete_index(name))
@@ -250,14 +304,13 @@ class _Roll:
         except ValueError:
             return None
 
-    def _end_outlying(self, oldest: date) -> Iterator[Action]:
-        name = outlying_name(self._search.prefix)
+    def _end_outlying(self, name: str, oldest: date) -> Iterator[Action]:
         with self._search.errors(f"what is in {name}"):
             _, found = self._search.logs_in(name)
         yield from self._end_sealed(name, {f"{one.name}/{one.partition}": one.first for one in found}, oldest, below)
 
-    def _end_rejected(self, oldest: date) -> Iterator[Action]:
-        name, since = self._search.rejected, self._now - timedelta(days=self._settings.search.restored_days)
+    def _end_rejected(self, name: str, oldest: date) -> Iterator[Action]:
+        since = self._now - timedelta(days=self._settings.search.restored_days)
         with self._search.errors(f"what is in {name}"):
             found = self._search.refused_logs()
         yield from self._end_sealed(name, found, oldest, partial(refused_below, since=since))
@@ -289,7 +342,7 @@ class _Roll:
                     continue
                 why = self._gap(log, first, end - 1)
             except CustodyError as error:
-                many, why = 0, f"it cannot be said whether the archive has verified it: {error}"
+                many, why = 0, f"{_UNSAID}: {error}"
             if why is not None:
                 yield Action("delete", target, "refused", why)
                 continue

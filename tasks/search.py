@@ -34,6 +34,7 @@ _PAGE = 1000
 _BLOCKED = "cluster_block_exception"
 _LATER = frozenset({_BUSY, 502, 503, 504})
 _NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
+_ODDLY_MADE = frozenset({"illegal_argument_exception", "query_shard_exception"})
 _ERRORS_ONLY = "errors,items.*.status,items.*.error.type,items.*.error.reason"
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Search:
         Raises:
             SearchError: Elasticsearch does not answer, or says no.
         """
-        settings = {"index": {"number_of_replicas": self.settings.replicas}}
+        settings = {"index": {"number_of_replicas": self.settings.replicas, **documents.ON_HOT_NODES}}
         own = {
             self.cursors: {"log": {"type": "keyword"}, "sealed_at": {"type": "date"}},
             self.rejected: {
@@ -233,21 +234,60 @@ class Search:
         with self.errors(f"the cursor of {log}"):
             self.client.index(index=self.cursors, id=_cursor_id(archive, log), document=document)
 
+    def find(self, **asked: Any) -> Mapping[str, Any]:
+        """Search all shards of what is asked for, or fail: what some of them hold must not pass for all that there is.
+
+        Elasticsearch by itself answers without the shards that no node holds just now. A shard that cannot answer
+        because of how somebody made its index is passed over: it must not keep the others from being looked at.
+
+        Args:
+            asked: as the client's `search` takes it.
+
+        Raises:
+            SearchError: a shard is on no node, or failed.
+            ApiError, TransportError: the client's own; see `errors`.
+        """
+        answer: Mapping[str, Any] = self.client.search(**asked).body
+        shards = answer["_shards"]
+        failures = [one for one in shards.get("failures", ()) if one["reason"]["type"] not in _ODDLY_MADE]
+        if failures or (shards["successful"] < shards["total"] and not shards["failed"]):
+            what = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
+            raise SearchError(
+                f"Elasticsearch at {self.settings.url} answers for {shards['successful']} of {shards['total']} shards"
+                f" alone ({what}): bring back the node that held the others, or see its log"
+            )
+        return answer
+
+    def refresh(self, index: str) -> None:
+        """Let searches see all that was indexed: what came within the last second is there, and would not be seen.
+
+        Raises:
+            SearchError: some shards cannot be refreshed.
+            ApiError, TransportError: the client's own; see `errors`.
+        """
+        # For a shard that no node holds a refresh waits a minute; a search says at once that there is one.
+        self.find(index=index, size=0)
+        shards = self.client.indices.refresh(index=index)["_shards"]
+        if shards["failed"]:
+            raise SearchError(
+                f"Elasticsearch at {self.settings.url} cannot refresh {shards['failed']} shards of {index}, and does"
+                " not show what they hold; see its log, then do this again"
+            )
+
     def logs_in(self, index: str) -> tuple[int, list[LogDocuments]]:
         """Return how many documents of an index do not say where in the archive they are, and the others by log.
 
         Raises:
             ApiError, TransportError: the client's own; see `errors`.
         """
-        # What was indexed within the last second is there, and would not be seen.
-        self.client.indices.refresh(index=index)
+        self.refresh(index)
         sources = [{"topic": {"terms": {"field": TOPIC}}}, {"partition": {"terms": {"field": PARTITION}}}]
         # By documents and not by values: one that claims two offsets, or two logs, is one.
         placed = {"bool": {"filter": [{"exists": {"field": name}} for name in (TOPIC, PARTITION, OFFSET)]}}
         spans = {"first": {"min": {"field": OFFSET}}, "last": {"max": {"field": OFFSET}}}
         logs = {"composite": {"size": 10_000, "sources": sources}, "aggs": spans}
         # All by one search: documents may come meanwhile.
-        answer = self.client.search(
+        answer = self.find(
             index=index,
             size=0,
             track_total_hits=True,
@@ -270,13 +310,14 @@ class Search:
         """Return the logs that events were refused of, by name, each with the lowest offset of such an event.
 
         Raises:
+            SearchError: some shards do not answer.
             ApiError, TransportError: the client's own; see `errors`.
         """
-        self.client.indices.refresh(index=self.rejected)
+        self.refresh(self.rejected)
         logs = {"terms": {"field": "log", "size": 10_000}, "aggs": {"first": {"min": {"field": "offset"}}}}
-        found = self.client.search(
-            index=self.rejected, size=0, query={"exists": {"field": "offset"}}, aggs={"logs": logs}
-        )["aggregations"]["logs"]["buckets"]
+        found = self.find(index=self.rejected, size=0, query={"exists": {"field": "offset"}}, aggs={"logs": logs})[
+            "aggregations"
+        ]["logs"]["buckets"]
         return {str(bucket["key"]): int(bucket["first"]["value"]) for bucket in found}
 
     def count(self, index: str, query: Mapping[str, Any]) -> int:
@@ -286,7 +327,8 @@ class Search:
             SearchError: Elasticsearch does not answer, or says no.
         """
         with self.errors(f"a count of {index}"):
-            return int(self.client.count(index=index, query=query)["count"])
+            found = self.find(index=index, size=0, track_total_hits=True, query=query)
+            return int(found["hits"]["total"]["value"])
 
     def delete(self, index: str, query: Mapping[str, Any]) -> None:
         """Delete the documents of an index that a query finds.
@@ -297,8 +339,8 @@ class Search:
         # By their ids: what deletes by a query is a module that not every server has.
         with self.errors(f"deleting documents of {index}"):
             while True:
-                hits = self.client.search(index=index, size=_PAGE, query=query, source=False, sort=["_doc"])
-                deletes = [{"delete": {"_index": hit["_index"], "_id": hit["_id"]}} for hit in hits["hits"]["hits"]]
+                hits = self.find(index=index, size=_PAGE, query=query, source=False, sort=["_doc"])["hits"]["hits"]
+                deletes = [{"delete": {"_index": hit["_index"], "_id": hit["_id"]}} for hit in hits]
                 if not deletes:
                     return
                 done = self.client.bulk(operations=deletes, refresh=True, filter_path="items.*.status")

@@ -1,8 +1,8 @@
 """Start a real Elasticsearch: one node from Maven's artifact, on loopback, on free ports, in a folder of its own.
 
-The artifact is the server without most of its modules (no ILM, no `GET /`): templates, bulk, strict mappings, aliases
-and aggregations are the real thing. `CUSTODY_TEST_ELASTICSEARCH` names another version: 8.19.21 runs on Java 17, 9.x
-needs 21. Elasticsearch refuses to run as root; root's tests run it as nobody.
+The artifact is the server without most of its modules (no `GET /`; of ILM only what parses a policy): templates, bulk,
+strict mappings, aliases, aggregations and data tiers are the real thing. `CUSTODY_TEST_ELASTICSEARCH` names another
+version: 8.19.21 runs on Java 17, 9.x needs 21. Elasticsearch refuses to run as root; root's tests run it as nobody.
 
 The fixture `elastic` is one node for all processes of a test session. Indices are a test's own: `unused_prefix`.
 """
@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -42,17 +42,28 @@ _NOBODY = 65534
 
 _CONFIG = """\
 cluster.name: tests
-node.name: tests-1
+node.name: {name}
 path.data: {folder}/data
 path.logs: {folder}/logs
 network.host: 127.0.0.1
 http.port: {port}
 transport.port: {transport}
-discovery.type: single-node
+{discovery}
 xpack.security.enabled: false
 cluster.routing.allocation.disk.threshold_enabled: false
 action.destructive_requires_name: false
 """
+
+_QUICK = "-XX:TieredStopAtLevel=1"
+"""Of a node of a cluster, which is up for one test: it starts with less work."""
+_ALONE = "discovery.type: single-node"
+_FOUNDING = """\
+cluster.initial_master_nodes: [{name}]
+discovery.seed_hosts: []
+node.roles: {roles}"""
+_JOINING = """\
+discovery.seed_hosts: ["127.0.0.1:{seed}"]
+node.roles: {roles}"""
 
 _started: list["ElasticsearchServer"] = []
 """What this process started for others too: it must not collect the processes while they run."""
@@ -63,12 +74,28 @@ class ElasticsearchUnavailableError(Exception):
 
 
 class ElasticsearchServer:
-    """One node: started, stopped, killed and started again on the same data and port."""
+    """One node: started, stopped, killed and started again on the same data and port.
 
-    def __init__(self, heap: str = "512m") -> None:
+    It is a cluster by itself, unless it is given roles: then it founds a cluster that others join, or joins one.
+
+    Args:
+        heap: Java's, as Java writes it.
+        name: the node's.
+        roles: the node's (`data_warm`, say); all of them where there are none.
+        joins: the node, of roles too, whose cluster it joins; they may start at the same time, see `launch`.
+    """
+
+    def __init__(
+        self,
+        heap: str = "512m",
+        name: str = "tests-1",
+        roles: Sequence[str] = (),
+        joins: "ElasticsearchServer | None" = None,
+    ) -> None:
         # Not below a private folder: whoever it runs as has to get there.
         self.folder = Path(tempfile.mkdtemp(prefix="custody-elasticsearch-"))
         self.heap = heap
+        self.name, self._roles, self._joins = name, roles, joins
         self.port, self._transport = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -92,6 +119,11 @@ class ElasticsearchServer:
         Raises:
             ElasticsearchUnavailableError: this machine lacks Java or Maven, or cannot fetch it.
         """
+        self.launch(owner)
+        self.wait()
+
+    def launch(self, owner: int | None = None) -> None:
+        """Start the node as `start` does, and return at once: `wait` says when it answers."""
         java, home = find_java_home(), fetch()
         self._lay_out(home)
         nobody = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
@@ -105,7 +137,7 @@ class ElasticsearchServer:
                     "ES_JAVA_HOME": str(java),
                     "ES_PATH_CONF": str(self.folder / "config"),
                     "ES_TMPDIR": str(self.folder / "tmp"),
-                    "ES_JAVA_OPTS": f"-Xms{self.heap} -Xmx{self.heap}",
+                    "ES_JAVA_OPTS": f"-Xms{self.heap} -Xmx{self.heap} {_QUICK if self._roles else ''}",
                     "CLI_JAVA_OPTS": "-Xmx64m -XX:+UseSerialGC",
                 },
                 stdin=subprocess.DEVNULL,
@@ -115,7 +147,6 @@ class ElasticsearchServer:
                 **nobody,
             )
         self._guard = start_guard(owner or os.getpid(), self._process.pid, self.folder)
-        self._wait()
 
     def kill(self) -> None:
         """End the node as kill -9 does."""
@@ -165,7 +196,14 @@ class ElasticsearchServer:
             (self.folder / "config" / "jvm.options").write_text("\n".join(kept) + "\n")
             for name in ("data", "logs", "tmp"):
                 (self.folder / name).mkdir()
-        config = _CONFIG.format(folder=self.folder, port=self.port, transport=self._transport)
+        roles = json.dumps(list(self._roles))
+        if self._joins is not None:
+            discovery = _JOINING.format(seed=self._joins._transport, roles=roles)
+        else:
+            discovery = _FOUNDING.format(name=self.name, roles=roles) if self._roles else _ALONE
+        config = _CONFIG.format(
+            folder=self.folder, name=self.name, port=self.port, transport=self._transport, discovery=discovery
+        )
         (self.folder / "config" / "elasticsearch.yml").write_text(config)
         (self.folder / "server.log").touch()
         if os.getuid() == 0:
@@ -174,7 +212,12 @@ class ElasticsearchServer:
                 for inner in path.rglob("*") if path != self.folder else ():
                     os.chown(inner, _NOBODY, _NOBODY)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return when the node answers, and knows a master.
+
+        Raises:
+            RuntimeError: it ended, or takes too long; the message ends with its log.
+        """
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers():
             if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
@@ -189,6 +232,31 @@ class ElasticsearchServer:
                 return True
         except (OSError, urllib.error.URLError):
             return False
+
+
+def parse_policies(*bodies: str) -> list[str]:
+    """Return what Elasticsearch's own code makes of ILM policies, the bodies of their PUTs: `taken`, or `refused: why`.
+
+    The artifact has the code that parses and validates policies, though not the module that carries them out.
+
+    Raises:
+        ElasticsearchUnavailableError: this machine lacks a JDK or Maven, or cannot fetch it.
+    """
+    java, home = find_java_home(), fetch()
+    if not (java / "bin" / "javac").exists():
+        raise ElasticsearchUnavailableError(f"no JDK: {java} has no compiler, and cannot run what parses policies")
+    program = Path(__file__).with_name("ParsePolicy.java")
+    classes = f"{home}/lib/*:{home}/modules/x-pack-core/*"
+    done = subprocess.run(
+        [java / "bin" / "java", _QUICK, f"-Des.path.home={home}", "-cp", classes, program, *bodies],
+        capture_output=True,
+        text=True,
+        timeout=_START_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{program.name} failed; its output ends:\n{done.stderr[-3000:]}")
+    return done.stdout.splitlines()
 
 
 @functools.cache

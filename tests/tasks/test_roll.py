@@ -21,11 +21,12 @@ from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.daily import roll_all, take_step
 from tasks.documents import index_name, outlying_name, restored_name
 from tasks.index import index_logs
-from tasks.roll import _BY_ILM, _BY_ROLL, Action, _Verified, roll_indices
+from tasks.roll import _ALL, _BY_ILM, _BY_ROLL, _NOT_ALLOWED, SETTLED_DAYS, Action, _Verified, roll_indices
 from tasks.search import Search
 from tests.sample import Growing
-from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError, parse_policies
 from tests.servers.proxy import Fault, FaultyProxy
+from tests.servers.require import unavailable
 from tests.tasks.test_index import now_event
 
 NOW = datetime.now(UTC)
@@ -445,12 +446,17 @@ def test_dry_run(given: Settings, search: Search) -> None:
 
 
 class WithIlm(FaultyProxy):
-    """An Elasticsearch that has ILM, as far as the roll asks: the artifact that tests run has none."""
+    """An Elasticsearch that has ILM, as far as the roll asks.
 
-    def __init__(self, upstream: str) -> None:
+    A fake, for the real one is not to be had: the artifact that tests run lacks the module, and Maven Central has it
+    for no version of ours. That the real one takes the policy is tested; what it does by it is not.
+    """
+
+    def __init__(self, upstream: str, *, get: int | None = None, put: int = 200) -> None:
         super().__init__(upstream)
         self.policies: dict[str, dict[str, Any]] = {}
         self.followed: list[str] = []
+        self.get, self.put = get, put
 
     def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         path = request.path.partition("?")[0]
@@ -464,9 +470,10 @@ class WithIlm(FaultyProxy):
             name = path.rpartition("/")[2]
             if request.command == "PUT":
                 self.policies[name] = json.loads(body)
-            return (200 if name in self.policies else 404), headers, answer
+                return self.put, headers, answer
+            return self.get or (200 if name in self.policies else 404), headers, answer
         if path.endswith("/_settings") and b"index.lifecycle.name" in body:
-            self.followed.append(path)
+            self.followed.append(path.split("/")[1])
             return 200, headers, answer
         return super()._ask(request, body)
 
@@ -474,9 +481,11 @@ class WithIlm(FaultyProxy):
 def test_where_there_is_ilm(growing: Growing, given: Settings, search: Search) -> None:
     """Where the cluster has ILM its policy makes indices read-only and merges them; deleting stays with the roll.
 
-    What a late event opened is closed by the roll, for ILM does so once. The roll says which does what.
+    What a late event opened is closed by the roll, for ILM does so once. The roll says which does what, and lets
+    others' indices alone, however they are called.
     """
     before = names(search)
+    search.client.indices.create(index=f"{search.prefix}-others-2026.01.01", settings={"number_of_replicas": 0})
     with WithIlm(str(given.search.url)) as proxy:
         through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
         first = list(roll_indices(through, NOW + timedelta(days=4)))
@@ -491,10 +500,47 @@ def test_where_there_is_ilm(growing: Growing, given: Settings, search: Search) -
         phases = proxy.policies[given.search.prefix]["policy"]["phases"]
         assert set(phases) == {"hot", "warm"}
         assert set(phases["warm"]["actions"]) == {"readonly", "forcemerge"}
-        assert proxy.followed
+        # Counted from when an index was made, up to a day before its own.
+        assert phases["warm"]["min_age"] == f"{SETTLED_DAYS + 2}d"
+        assert set(proxy.followed) == names(search)
         later = list(roll_indices(through, LATER))
         assert {one.target for one in later if one.outcome == "refused"} == before
     assert before <= names(search)
+
+
+def test_the_policy_is_one(given: Settings) -> None:
+    """Elasticsearch's own code, which parses and validates policies, takes the one that the roll sets."""
+    with WithIlm(str(given.search.url)) as proxy:
+        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
+        list(roll_indices(through, NOW))
+    policy = json.dumps(proxy.policies[given.search.prefix])
+    bad = policy.replace('"hot": {"actions": {}}', '"hot": {"actions": {"readonly": {}}}')
+    assert bad != policy
+    try:
+        ours, others = parse_policies(policy, bad)
+    except ElasticsearchUnavailableError as error:
+        unavailable(str(error))
+    assert ours == "taken"
+    assert "[readonly] action(s) may not be used in the [hot] phase" in others
+
+
+@pytest.mark.parametrize(
+    ("get", "put", "outcome", "why"),
+    [(403, 200, "done", _NOT_ALLOWED), (400, 200, "done", _BY_ROLL), (None, 403, "failed", _ALL)],
+)
+def test_where_ilm_is_not_to_be_used(
+    given: Settings, search: Search, get: int | None, put: int, outcome: str, why: str
+) -> None:
+    """Where the cluster's ILM takes no policy from this key, or there is none, the roll does all of it, and says so."""
+    for _ in range(2):
+        search.client.index(index=max(names(search)), document={}, refresh=True)
+    with WithIlm(str(given.search.url), get=get, put=put) as proxy:
+        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
+        policy, *others = roll_indices(through, NOW + timedelta(days=4))
+    assert (policy.what, policy.outcome) == ("policy", outcome)
+    assert policy.why.endswith(why)
+    assert "merge" in {one.what for one in others}
+    assert not proxy.followed
 
 
 @pytest.mark.parametrize("fault", [Fault("reset", effect=True), Fault("503", effect=False)], ids=str)
