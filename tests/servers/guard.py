@@ -4,11 +4,12 @@ import subprocess
 from pathlib import Path
 
 # Ends the server's process group ($2) once its owner ($1) is gone, and its folder ($3) with it. The group is watched,
-# and not who leads it: that may be a launcher, which can die before the server.
+# and not who leads it: that may be a launcher, which can die before the server. Every shell takes a group behind
+# `-s NAME --`; behind `-9 --` dash calls it an illegal number, and kills nothing.
 _SCRIPT = """\
 trap '' INT HUP TERM
-while kill -0 "$1" 2>/dev/null && kill -0 -- "-$2" 2>/dev/null; do sleep 1; done
-kill -0 "$1" 2>/dev/null || { kill -9 -- "-$2" 2>/dev/null; sleep 1; rm -rf "$3"; }
+while kill -0 "$1" 2>/dev/null && kill -s 0 -- "-$2" 2>/dev/null; do sleep 1; done
+kill -0 "$1" 2>/dev/null || { kill -s KILL -- "-$2" 2>/dev/null; sleep 1; rm -rf "$3"; }
 """
 
 
