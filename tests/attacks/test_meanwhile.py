@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from custody.keys import Secret
 from custody.store import ObjectInfo, Store, open_store
-from custody.trust import open_trust
+from custody.trust import Trust, TrustedKey, open_trust
 from custody.verify import Report, Scope, verify
+from tests.archives import KEY_ID, SECRET, Builder
 from tests.sample import Growing
 
 
@@ -54,6 +56,17 @@ def test_written_between_listings(tmp_path: Path, what: str, prefix: str, *, con
     report = judge(growing, around, scope=Scope(contents=contents), live=live)
     assert [str(one) for one in report.findings] == []
     assert judge(growing).exit_code == 0
+
+
+@pytest.mark.parametrize("first", [0, 100])
+def test_one_event_written_meanwhile(tmp_path: Path, first: int) -> None:
+    """The event right behind what a log held when it was listed, be it the first one ever, alarms nothing either."""
+    writing = Builder(tmp_path, next_offset=first).init()
+    writing.append(0)
+    store: Any = Meanwhile(open_store(str(tmp_path)), "", lambda: writing.append(1))
+    trust = Trust(keys={KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))})
+    report = verify(store, trust, now=writing.clock, workers=0, scope=Scope(contents=False))
+    assert [str(one) for one in report.findings] == []
 
 
 @pytest.mark.parametrize(

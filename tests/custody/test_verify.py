@@ -770,6 +770,10 @@ def test_checkpoints_of_other_places(archive: Builder) -> None:
     archive.put("checkpoints/audit/1/000000000005", note)
     report = run(archive, trust)
     assert [(one.finding, one.log) for one in report.findings] == [("checkpoint", "audit/1")]
+    (archive.root / "checkpoints/audit/1/000000000005").unlink()
+    # Where nothing says which archive this is, the log alone is asked for.
+    (archive.root / "archive.json").unlink()
+    assert names(run(archive, trust)) == ["archive"]
 
 
 def test_state_moves_forward_only_when_verified(archive: Builder, tmp_path: Path) -> None:
