@@ -44,8 +44,12 @@ def judge(growing: Growing, around: Callable[[Store], Store] = lambda store: sto
 @pytest.mark.parametrize("contents", [True, False], ids=["whole", "chain alone"])
 @pytest.mark.parametrize("prefix", ["", "manifests/", "audits/"])
 @pytest.mark.parametrize("what", ["a log goes on", "a log begins"])
-def test_written_between_listings(tmp_path: Path, what: str, prefix: str, *, contents: bool, live: bool) -> None:
+def test_written_between_listings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, prefix: str, *, contents: bool, live: bool
+) -> None:
     """Whatever a drain writes while the archive is listed, and whichever part is listed then, nothing is alarmed."""
+    # So many statements are written: they are looked for from where the log ended, and not from its beginning.
+    monkeypatch.setattr("custody.verify._LATER_LIMIT", 4)
     growing = Growing(tmp_path)
     growing.append(3)
     writing = growing if what == "a log goes on" else Growing(tmp_path, partition=1, begun=growing.begun)
