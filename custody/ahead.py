@@ -1,6 +1,6 @@
 """Verifies a log's statements ahead, in worker processes, where nothing is wrong with them.
 
-A worker reads a piece of some hundred statements in a row, and steps a chain of its own over them, begun at the piece.
+A worker reads a piece of a thousand statements in a row, and steps a chain of its own over them, begun at the piece.
 The verifier steps its own chain over the first one. A step depends on nothing but a chain's state and the bytes: so if
 both chains are in the same state behind the first one, they are behind the last one too, and the verifier's chain goes
 on from there. Where the states differ, or the worker met anything out of the ordinary, the verifier's chain steps over
@@ -30,7 +30,7 @@ from custody.listing import Sequences
 from custody.store import Store
 from custody.trust import Trust, TrustedKey
 
-_PIECE = 256
+_PIECE = 1024
 """Statements of a piece at most."""
 _PIECE_LEAST = 3
 """A shorter one is not worth the way: the verifier steps over the first one in any case."""
