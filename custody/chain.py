@@ -179,7 +179,6 @@ class Chain:
     _retired: set[str] = field(default_factory=set)
     _displaced: dict[int, int] = field(default_factory=dict)
     _lost: bool = False
-    _doubted: bool = False
     _unverified: Range | None = None
     _by_size: dict[int, list[Memory]] = field(default_factory=dict)
     _data: bytes = b""
@@ -326,8 +325,7 @@ class Chain:
 
     def depart(self) -> Place | None:
         """Begin a passage: forget what was counted; None where the chain cannot go on from what it knows."""
-        self.totals, self.verified, self._unverified = Totals(), 0, None
-        self.sound, self._doubted = True, False
+        self.totals, self.verified, self._unverified, self.sound = Totals(), 0, None, True
         self.expiries.clear()
         return self._place()
 
@@ -440,7 +438,7 @@ class Chain:
         """Say once that statements are held by no signature, unless findings of their own say why."""
         if end <= self.covered:
             return
-        if not self._doubted:
+        if self.sound:
             what = "no signature of these statements could be checked, and no checkpoint covers them"
             self._report("uncovered", what, sequence=max(first, self.covered), through=end - 1)
         self.sound = False
@@ -894,7 +892,6 @@ class Chain:
 
     def _doubt(self, name: str, what: str, **where: Any) -> None:
         """Report what keeps the head from being remembered, unless somebody has judged it: then the log goes on."""
-        self._doubted = True
         if not self._report(name, what, **where):
             self.sound = False
 

@@ -245,6 +245,23 @@ def test_a_judged_log_is_remembered_again(custody: Run, archive: Builder, trust:
     assert (sorted(names(found := look())), found.exit_code) == (["head-rollback", "signature"], 13)
 
 
+def test_what_was_accepted_hides_no_unsigned_statement(
+    custody: Run, archive: Builder, trust: Path, tmp_path: Path
+) -> None:
+    """Who has no secret, and accepts one changed statement, still hears that no checkpoint covers any of them."""
+    document = json.loads(trust.read_bytes())
+    del document["keys"][0]["secret"]
+    trust.write_text(json.dumps(document))
+    assert sorted(names(judge(archive, trust))) == ["unchecked-signature", "uncovered"]
+    archive.resign(4, lambda statement: statement.update(writer="another"))
+    assert sorted(names(judge(archive, trust))) == ["tree", "unchecked-signature"]
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    assert accept(custody, "--from", report, "--finding", "tree", "--trust", trust)[0] == 0
+    found = judge(archive, trust)
+    assert (sorted(names(found)), found.exit_code) == (["tree", "unchecked-signature", "uncovered"], 12)
+    assert not found.logs[0].sound
+
+
 @pytest.mark.parametrize("memory", ["trust", "checkpoint"])
 def test_another_history_by_both_heads(
     custody: Run, archive: Builder, trust: Path, tmp_path: Path, memory: str
