@@ -493,11 +493,12 @@ class FolderStore:
 
         def is_there(path: str) -> bool:
             with _os_errors("look at", path):
-                if _is_there(path) and not _is_folder(path):
+                there = _is_there(path)
+                if there and not _is_folder(path):
                     raise TerminalStoreError(
                         f"{path} is a file or a symbolic link (not followed): make a folder there, or mount one"
                     )
-                return _is_there(path)
+                return there
 
         if not is_there(above):
             return ()
