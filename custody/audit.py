@@ -1,8 +1,8 @@
 """The signed audit: its fields, its exact bytes, and strict parsing (FORMAT.md, Audit). Pure.
 
 Audits are a log of their own, in the two-line form of manifests, signed over `custody/audit/1`. Each says of every log
-how far it was when it was audited (`heads`), which statements were read (`covered`), and what was found. Like manifests
-they are chained by `tree`, so that an audit that was changed or removed shows in the next one, and in a checkpoint.
+how far it was when it was audited (`heads`), which statements were read (`covered`), where the next audit continues
+(`marks`), and what was found.
 """
 
 from collections.abc import Sequence
@@ -11,27 +11,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from custody import manifest
+from custody import envelope
+from custody.envelope import HeadRef, Hex, Int, Signatures, Time, Tree, Uuid
 from custody.errors import FormatError
-from custody.manifest import Hex, Int, Signature, Time, Tree, Uuid
+from custody.times import check_time
 
 FORMAT: Literal["custody/audit/1"] = "custody/audit/1"
-HEARTBEAT = "heartbeat"
-"""The count that says the archive's heartbeat, in seconds: `archive.json` says it too, and is not signed."""
-HEARTBEAT_LIMIT = 366 * 86_400
-"""The longest heartbeat that an archive may have, in seconds; the shortest is one."""
 FINDINGS_INLINE = 1000
 """Findings that stand in the statement itself; more go to an object of their own."""
 
 Verdict = Literal["verified", "notices", "policy", "incomplete", "unverifiable", "tampered"]
 Read = Literal["new", "again"]
-
-
-class HeadRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a log ended."""
-
-    size: Int
-    root: Hex
 
 
 class Covered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"from_": "from"}):
@@ -42,8 +32,24 @@ class Covered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"
     read: Read
 
 
-class FindingsRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An object of findings, one JSON object a line."""
+class Marks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the next audit of a log continues.
+
+    Attributes:
+        expired: sequences before this one may have lost their objects.
+        reread: where the next turn of reading old statements again begins.
+        reread_at: when the last turn was.
+        indexed: statements that Elasticsearch was seen to have; it never goes back.
+    """
+
+    expired: Int
+    reread: Int
+    reread_at: Time
+    indexed: Int
+
+
+class ObjectRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An object that an audit refers to: its findings, one JSON object a line; its report; lists of tables."""
 
     key: str
     size: Int
@@ -57,13 +63,16 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     archive: Uuid
     sequence: Int
     tree: Tree
+    passed_over: list[str]
     started_at: Time
     sealed_at: Time
     writer: str
     heads: dict[str, HeadRef]
     covered: dict[str, list[Covered]]
+    marks: dict[str, Marks]
     counts: dict[str, Int]
-    findings: list[dict[str, Any]] | FindingsRef
+    findings: list[dict[str, Any]] | ObjectRef
+    objects: list[ObjectRef]
     verdict: Verdict
 
 
@@ -73,11 +82,16 @@ class SignedAudit:
 
     statement: Audit
     line: bytes
-    signatures: tuple[tuple[Signature, bytes], ...]
+    signatures: Signatures
+
+    @property
+    def message(self) -> bytes:
+        """What is signed, and the entry of the tree."""
+        return envelope.message(self.line, FORMAT)
 
 
-_encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Audit)
+_object_decoder = msgspec.json.Decoder(ObjectRef)
 
 
 def encode(statement: Audit) -> bytes:
@@ -86,10 +100,20 @@ def encode(statement: Audit) -> bytes:
     Raises:
         FormatError: it is beyond a limit of the format.
     """
-    line = manifest.to_ascii(_encoder.encode(statement))
-    if len(line) > manifest.STATEMENT_LIMIT:
-        raise FormatError(f"audit {statement.sequence} would have {len(line)} bytes (limit {manifest.STATEMENT_LIMIT})")
+    line = envelope.encode_line(statement)
+    if len(line) > envelope.LINE_LIMIT:
+        raise FormatError(f"audit {statement.sequence} would have {len(line)} bytes (limit {envelope.LINE_LIMIT})")
     return line
+
+
+def parse_object(line: bytes) -> ObjectRef:
+    """Parse a line of an object that lists others.
+
+    Raises:
+        FormatError: it is no such line.
+    """
+    ref: ObjectRef = envelope.decode_strictly(_object_decoder, line, "an object of an audit")
+    return ref
 
 
 def parse(data: bytes) -> SignedAudit:
@@ -98,14 +122,18 @@ def parse(data: bytes) -> SignedAudit:
     Raises:
         FormatError: the bytes are not an audit of this format; the message says which rule they break.
     """
-    line, second = manifest.split_lines(data)
-    statement: Audit = manifest.decode_strictly(_decoder, line, "the audit")
-    manifest.check_hashes("the audit", [statement.tree.root, *statement.tree.edge])
+    line, second = envelope.split_lines(data)
+    statement: Audit = envelope.decode_strictly(_decoder, line, "the audit")
+    envelope.check_passed_over("the audit", statement.passed_over, statement.sequence)
+    hashes = [statement.tree.root, *statement.tree.compact_range, *statement.passed_over]
+    envelope.check_hashes("the audit", hashes)
     for name in ("started_at", "sealed_at"):
-        manifest.check_time(name, getattr(statement, name))
-    for name, spans in statement.covered.items():
-        _check_spans(name, spans)
-    return SignedAudit(statement, line, manifest.parse_signatures(second))
+        check_time(f"the audit: {name}", getattr(statement, name))
+    for log, marks in statement.marks.items():
+        check_time(f"the audit: reread_at of {log[:300]!r}", marks.reread_at)
+    for log, spans in statement.covered.items():
+        _check_spans(log, spans)
+    return SignedAudit(statement, line, envelope.parse_signatures(second))
 
 
 def _check_spans(name: str, spans: Sequence[Covered]) -> None:

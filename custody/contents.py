@@ -9,30 +9,27 @@ import binascii
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from isal import igzip_lib, isal_zlib
 
-from custody import lines
+from custody import leaves, limits, lines
+from custody.envelope import INT_MAX, Hex, Int
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, TierUnmounted
 from custody.findings import Finding, finding, loss_digest
-from custody.manifest import Batch, QuarantineRef, Range, SegmentRef, parse_time
+from custody.manifest import Batch, QuarantineRef, Range, SegmentRef
 from custody.store import Store
+from custody.times import parse_time
 
-SEGMENT_LIMIT = 256 * 1_048_576
-QUARANTINE_LIMIT = 64 * 1_048_576
-QUARANTINE_INFLATED_LIMIT = 512 * 1_048_576
 PIECE = 8 * 1_048_576
 """Bytes of an object that are read at once, unless one member is larger."""
 
-_MEMBER_LIMIT = lines.BATCH_BYTES_LIMIT + 65_536
-_LINE_LIMIT = 64 * 1_048_576
 _CHUNK = 1_048_576
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -57,6 +54,8 @@ class Work(msgspec.Struct, frozen=True):
     overdue: bool = False
     """Whether the objects should have been deleted by now."""
     sealed_at: str = ""
+    archive: str = ""
+    """The archive's id, as stated."""
 
     @property
     def weight(self) -> int:
@@ -85,21 +84,29 @@ class Sink(Protocol):
         ...
 
 
-def check_all(store: Store, works: Sequence[Work]) -> list[Outcome]:
+Salts = Callable[[Work, Batch], bytes | None]
+"""Returns the salts of a batch's events, None where there are none, or their secret is not at hand."""
+
+
+def check_all(store: Store, works: Sequence[Work], salts: Salts | None = None) -> list[Outcome]:
     """Check the objects of several statements."""
-    return [check(store, work) for work in works]
+    return [check(store, work, salts=salts) for work in works]
 
 
-def check(store: Store, work: Work, sink: Sink | None = None) -> Outcome:
+def check(store: Store, work: Work, sink: Sink | None = None, salts: Salts | None = None) -> Outcome:
     """Check the objects of one statement. Whatever the store or the bytes do, the outcome says it.
 
     Args:
         store: where they lie.
         work: what the statement says of them.
         sink: takes each batch that inflates to the bytes stated.
+        salts: gives the salts by which `leaves` are checked; without it they are not.
     """
     outcome = Outcome(work)
-    for ref, read in ((work.segment, partial(_check_segment, sink=sink)), (work.quarantine, _check_quarantine)):
+    for ref, read in (
+        (work.segment, partial(_check_segment, sink=sink, salts=salts)),
+        (work.quarantine, _check_quarantine),
+    ):
         if ref is None:
             continue
         try:
@@ -164,7 +171,7 @@ def inflate(member: bytes, stated: int) -> bytes:
     return data
 
 
-def _check_segment(store: Store, work: Work, outcome: Outcome, sink: Sink | None) -> None:
+def _check_segment(store: Store, work: Work, outcome: Outcome, sink: Sink | None, salts: Salts | None) -> None:
     ref = work.segment
     if ref is None:
         return
@@ -187,6 +194,8 @@ def _check_segment(store: Store, work: Work, outcome: Outcome, sink: Sink | None
         outcome.inflated += len(payload)
         outcome.events += batch.events
         outcome.findings.extend(_check_lines(work, batch, payload, types))
+        if salts is not None and batch.leaves is not None and (made := salts(work, batch)) is not None:
+            outcome.findings.extend(_check_leaves(work, batch, payload, made))
         if sink is not None:
             sink.add(work, batch, payload)
         # Large ones shall not stand beside the next.
@@ -234,7 +243,7 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
     run: list[Batch] = []
     for batch in [*batches, None]:
         tiles = tiles and batch is not None and batch.start == position + size
-        fits = batch is not None and batch.size <= _MEMBER_LIMIT and batch.inflated <= lines.BATCH_BYTES_LIMIT
+        fits = batch is not None and batch.size <= limits.MEMBER_BYTES and batch.inflated <= limits.BATCH_BYTES
         if tiles and fits and batch is not None and size + batch.size <= PIECE:
             run.append(batch)
             size += batch.size
@@ -262,7 +271,7 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
             position += len(data)
             if not data:
                 return
-    while position < min(ref.size, SEGMENT_LIMIT):
+    while position < min(ref.size, limits.SEGMENT_BYTES):
         data = store.read(ref.key, limit=PIECE, start=position, size=min(PIECE, ref.size - position))
         yield None, data
         position += len(data)
@@ -271,10 +280,10 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
 
 
 def _batch_payload(batch: Batch, member: bytes) -> bytes:
-    if batch.inflated > lines.BATCH_BYTES_LIMIT:
-        raise FormatError(f"{batch.inflated} bytes inflated are stated (limit {lines.BATCH_BYTES_LIMIT}): not inflated")
-    if batch.size > _MEMBER_LIMIT:
-        raise FormatError(f"a member of {batch.size} bytes is stated (limit {_MEMBER_LIMIT}): not inflated")
+    if batch.inflated > limits.BATCH_BYTES:
+        raise FormatError(f"{batch.inflated} bytes inflated are stated (limit {limits.BATCH_BYTES}): not inflated")
+    if batch.size > limits.MEMBER_BYTES:
+        raise FormatError(f"a member of {batch.size} bytes is stated (limit {limits.MEMBER_BYTES}): not inflated")
     if len(member) < batch.size:
         raise FormatError(f"the object ends {batch.size - len(member)} bytes before it does")
     payload = inflate(member, batch.inflated)
@@ -320,10 +329,23 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
             )
 
 
+def _check_leaves(work: Work, batch: Batch, payload: bytes, salts: bytes) -> Iterator[Finding]:
+    """Compare a batch's `leaves` with its events. One that has another number of events than stated says so already."""
+    events = leaves.split(payload)
+    if batch.leaves is None or len(salts) != leaves.SALT_BYTES * len(events):
+        return
+    root = leaves.root(events, salts)
+    if root != batch.leaves.sha256:
+        yield _at(
+            work, "leaves", "the batch's leaves are not those of its events", batch,
+            expected=f"SHA-256 {batch.leaves.sha256}", found=root,
+        )  # fmt: skip
+
+
 def _is_oversize(payload: bytes, start: int) -> bool:
     """Say whether a line is longer than an event may be: no writer inflates to that, so it is the member's fault."""
-    end = payload.find(b"\n", start, start + lines.EVENT_LIMIT + 1)
-    return end < 0 and len(payload) > start + lines.EVENT_LIMIT
+    end = payload.find(b"\n", start, start + limits.EVENT_BYTES + 1)
+    return end < 0 and len(payload) > start + limits.EVENT_BYTES
 
 
 def offset_of(work: Work, batch: Batch, line: int) -> int:
@@ -342,7 +364,7 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
     """Say what was done to a segment whose bytes are not those stated."""
     digest = sha256()
     size = 0
-    for data in read_pieces(store, ref.key, SEGMENT_LIMIT):
+    for data in read_pieces(store, ref.key, limits.SEGMENT_BYTES):
         digest.update(data)
         size += len(data)
     added = size - ref.size
@@ -421,7 +443,8 @@ def _events_intact(store: Store, work: Work, ref: SegmentRef) -> bool:
     digest = sha256()
     missing = batch.inflated if batch else 0
     try:
-        for chunk in inflate_stream(read_pieces(store, ref.key, SEGMENT_LIMIT), sum(one.inflated for one in batches)):
+        pieces = read_pieces(store, ref.key, limits.SEGMENT_BYTES)
+        for chunk in inflate_stream(pieces, sum(one.inflated for one in batches)):
             rest = memoryview(chunk)
             while rest:
                 if batch is None:
@@ -443,7 +466,7 @@ def _is_stuffed(store: Store, work: Work, ref: SegmentRef, added: int) -> bool:
     """Say whether all members are there as stated, and bytes were only put before, between or behind them."""
     shift = 0
     for batch in sorted(work.batches, key=lambda batch: batch.start):
-        if batch.size > _MEMBER_LIMIT or added < 0:
+        if batch.size > limits.MEMBER_BYTES or added < 0:
             return False
         for step in (shift, added):
             member = store.read(ref.key, limit=batch.size, start=batch.start + step, size=batch.size)
@@ -458,13 +481,30 @@ def _is_stuffed(store: Store, work: Work, ref: SegmentRef, added: int) -> bool:
     return True
 
 
+class LeftOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes that a quarantine object does not hold: how many, and their SHA-256 in hex."""
+
+    size: Int
+    sha256: Hex
+
+
+class Omitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was left out of a quarantined record that is too large: each None where it was not."""
+
+    key: LeftOut | None
+    value: LeftOut | None
+    headers: LeftOut | None
+    """Of the headers' JSON."""
+
+
 class _Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    offset: int
-    timestamp: int | None
+    offset: Int
+    timestamp: Annotated[int, msgspec.Meta(ge=-(2**63), le=INT_MAX)] | None
     key: str | None
     value: str | None
     headers: list[tuple[str, str | None]]
     error: str
+    omitted: Omitted | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,6 +516,7 @@ class QuarantinedRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
+    omitted: Omitted | None = None
 
 
 _decode_quarantined = msgspec.json.Decoder(_Quarantined).decode
@@ -489,23 +530,55 @@ def parse_quarantined(line: bytes) -> QuarantinedRecord:
     """
     try:
         record = _decode_quarantined(line)
-        names: list[str] = []
-
-        def pairs(found: list[tuple[str, Any]]) -> None:
-            names.extend(name for name, _ in found)
-
-        json.loads(line, object_pairs_hook=pairs)
+        json.loads(line, object_pairs_hook=_refuse_repeated)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"it is no quarantined record: {str(error)[:200]}") from None
-    if len(names) != len(set(names)):
-        raise FormatError("it is no quarantined record: a field stands twice")
-    return QuarantinedRecord(
+    found = QuarantinedRecord(
         record.offset,
         record.timestamp,
         _bytes(record.key),
         _bytes(record.value),
         tuple((name, _bytes(value)) for name, value in record.headers),
+        record.omitted,
     )
+    _check_omitted(record, found)
+    return found
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a field stands twice")
+
+
+def _check_omitted(record: _Quarantined, found: QuarantinedRecord) -> None:
+    """Check that bytes were left out of a record that is too large, and of no other, and that nothing replaces them.
+
+    Raises:
+        FormatError: it is not so.
+    """
+    kept = len(found.key or b"") + len(found.value or b"")
+    if record.headers:
+        kept += len(json.dumps(record.headers, separators=(",", ":")))
+    if kept > limits.QUARANTINE_RECORD:
+        raise FormatError(
+            f"it is no quarantined record: it holds {kept} bytes of key, value and headers (limit"
+            f" {limits.QUARANTINE_RECORD})"
+        )
+    omitted = found.omitted
+    if omitted is None:
+        return
+    for name, left_out, kept_too in (
+        ("key", omitted.key, found.key is not None),
+        ("value", omitted.value, found.value is not None),
+        ("headers", omitted.headers, bool(found.headers)),
+    ):
+        if left_out and kept_too:
+            raise FormatError(f"it is no quarantined record: {name} is there, and omitted")
+    size = kept + sum(one.size for one in (omitted.key, omitted.value, omitted.headers) if one)
+    if size <= limits.QUARANTINE_RECORD:
+        raise FormatError(
+            f"it is no quarantined record: it omits some of its {size} bytes (limit {limits.QUARANTINE_RECORD})"
+        )
 
 
 def _bytes(text: str | None) -> bytes | None:
@@ -531,20 +604,26 @@ def quarantine_lines(store: Store, key: str, size: int, inflated: int, *, exact:
         FormatError: it is not one gzip member of lines within the limits.
         StoreError: it cannot be read.
     """
-    if size > QUARANTINE_LIMIT or inflated > QUARANTINE_INFLATED_LIMIT:
+    if size > limits.QUARANTINE_BYTES or inflated > limits.QUARANTINE_INFLATED:
         raise FormatError(f"{size} bytes stored and {inflated} inflated are beyond the limits: not inflated")
     rest = b""
     total = 0
     for chunk in inflate_stream(_checked_header(read_pieces(store, key, size)), inflated, single=True):
         total += len(chunk)
         *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-        if len(rest) > _LINE_LIMIT:
-            raise FormatError(f"a line has more than {_LINE_LIMIT} bytes")
+        for line in whole:
+            _check_length(line)
+            yield line
+        _check_length(rest)
     if rest:
         raise FormatError("the last line does not end in a newline")
     if exact and total != inflated:
         raise FormatError(f"it inflates to {total} bytes ({inflated} stated)")
+
+
+def _check_length(line: bytes) -> None:
+    if len(line) > limits.QUARANTINE_LINE:
+        raise FormatError(f"a line has more than {limits.QUARANTINE_LINE} bytes")
 
 
 def _checked_header(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -561,7 +640,7 @@ def _check_quarantine(store: Store, work: Work, outcome: Outcome) -> None:
         return
     digest = sha256()
     size = 0
-    for data in read_pieces(store, ref.key, QUARANTINE_LIMIT + 1):
+    for data in read_pieces(store, ref.key, limits.QUARANTINE_BYTES + 1):
         digest.update(data)
         size += len(data)
     outcome.stored += size

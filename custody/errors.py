@@ -3,6 +3,7 @@
     CustodyError
     ├── ConfigurationError      a setting, argument or local file cannot be used as it is
     ├── FormatError             bytes do not follow FORMAT.md
+    │   └── NotEvidence         a file is no evidence at all, so nothing of it was checked
     ├── StoreError              the archive's storage
     │   ├── ObjectMissing       there is no such object
     │   ├── ObjectArchived      it lies in an archived storage class: restore it first
@@ -17,7 +18,7 @@
     ├── Fenced                  another writer has appended to the log; this one's work is not needed
     ├── SourceError             Kafka
     │   ├── TransientSourceError    the broker does not answer, or not now
-    │   ├── LogChanged          the topic was created again or moved: the operator must begin a new life
+    │   ├── LogChanged          the topic was created again or moved: the operator must begin a new epoch
     │   └── SourceRefused       the broker says no, or a topic cannot be archived
     └── SearchError             Elasticsearch did not do what was asked; the archive is whole without it
 
@@ -35,6 +36,10 @@ class ConfigurationError(CustodyError):
 
 class FormatError(CustodyError):
     """Bytes do not follow FORMAT.md."""
+
+
+class NotEvidence(FormatError):
+    """A file is no evidence at all: no zip, or one without the members of evidence."""
 
 
 class StoreError(CustodyError):

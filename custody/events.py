@@ -16,16 +16,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from custody import limits
 from custody.lines import certain
-
-EVENT_LIMIT = 1_048_576
-"""Bytes of an event as received."""
-NESTING_LIMIT = 64
-"""Containers open at once, the event's own object being the first."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -132,6 +129,7 @@ class Checked:
         earliest: lower bound of their times, µs since 1970.
         latest: upper bound of their times, µs since 1970, less than 1 µs off like `earliest`.
         refused: index in the run and reason of each value that is no event, in order.
+        lines: the events one by one, without newlines, if they were asked for.
     """
 
     payload: bytes
@@ -140,27 +138,30 @@ class Checked:
     earliest: int
     latest: int
     refused: tuple[tuple[int, str], ...] = ()
+    lines: Sequence[bytes] = ()
 
 
-def check(values: Sequence[bytes | None]) -> Checked:
-    """Tell the events among record values from what must be quarantined. Never raises for bad input.
+def check(values: Sequence[bytes | None], *, lines: bool = False) -> Checked:
+    """Return which record values are events, and why the others must be quarantined. Never raises for bad input.
 
     Args:
         values: values as received, in order; None where the record has none.
+        lines: whether to give the events one by one, too.
     """
     if not values:
         return Checked(b"", 0, Counter(), 0, 0)
-    whole = _vouch(values)
+    whole = _vouch(values, lines=lines)
     if whole is not None:
         return whole
     if len(values) == 1:
         reason, bounds, kind = _judge(values[0])
         if reason is not None or values[0] is None:
             return Checked(b"", 0, Counter(), 0, 0, ((0, reason or ""),))
-        return Checked(values[0].replace(b"\n", b" ") + b"\n", 1, Counter((kind,)), *bounds)
+        line = values[0].replace(b"\n", b" ")
+        return Checked(line + b"\n", 1, Counter((kind,)), *bounds, lines=(line,) if lines else ())
     step = max(1, len(values) // 8)
     runs = [values[at : at + step] for at in range(0, len(values), step)]
-    return join([check(run) for run in runs], [len(run) for run in runs])
+    return join([check(run, lines=lines) for run in runs], [len(run) for run in runs])
 
 
 def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checked:
@@ -186,6 +187,7 @@ def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checke
         min((part.earliest for part in held), default=0),
         max((part.latest for part in held), default=0),
         tuple(refused),
+        list(chain.from_iterable([part.lines for part in held])),
     )
 
 
@@ -194,7 +196,7 @@ def reason(value: bytes | None) -> str | None:
     return _judge(value)[0]
 
 
-def _vouch(values: Sequence[bytes | None]) -> Checked | None:
+def _vouch(values: Sequence[bytes | None], *, lines: bool) -> Checked | None:
     """Return the verdict where cheap tests prove that every value is an event, else None."""
     count = len(values)
     try:
@@ -203,12 +205,12 @@ def _vouch(values: Sequence[bytes | None]) -> Checked | None:
             for value in values:
                 if b"\n" in value:  # type: ignore[operator]
                     _decoder.decode(value)  # type: ignore[arg-type]
-            lines = [value.replace(b"\n", b" ") for value in values]  # type: ignore[union-attr]
+            rows = [value.replace(b"\n", b" ") for value in values]  # type: ignore[union-attr]
         else:
-            lines = values  # type: ignore[assignment]
+            rows = values  # type: ignore[assignment]
         # The empty one at the end gives the last line its newline, without a copy.
-        payload = b"\n".join((*lines, b""))
-        if len(payload) > EVENT_LIMIT and max(map(len, values)) > EVENT_LIMIT:  # type: ignore[arg-type]
+        payload = b"\n".join((*rows, b""))
+        if len(payload) > limits.EVENT_BYTES and max(map(len, values)) > limits.EVENT_BYTES:  # type: ignore[arg-type]
             return None
         events = _decoder.decode_lines(payload)
         if len(events) != count or not certain(payload, count):
@@ -219,7 +221,7 @@ def _vouch(values: Sequence[bytes | None]) -> Checked | None:
     except (*_HOSTILE, TypeError, IndexError):
         return None
     types = Counter({_NAMES[kind]: number for kind, number in Counter(map(type, events)).items()})
-    return Checked(payload, count, types, *bounds)
+    return Checked(payload, count, types, *bounds, lines=rows if lines else ())
 
 
 def _time_bounds(times: list[str]) -> tuple[int, int] | None:
@@ -300,8 +302,8 @@ def _judge(value: bytes | None) -> tuple[str | None, tuple[int, int], str]:
         return "the record has no value (a tombstone)", no_time, ""
     if not value.strip():
         return "the value is empty", no_time, ""
-    if len(value) > EVENT_LIMIT:
-        return f"the value has {len(value)} bytes, more than the {EVENT_LIMIT} of an event", no_time, ""
+    if len(value) > limits.EVENT_BYTES:
+        return f"the value has {len(value)} bytes, more than the {limits.EVENT_BYTES} of an event", no_time, ""
     text, problem = _text(value)
     if problem is not None:
         return problem, no_time, ""
@@ -357,8 +359,8 @@ def _text(value: bytes) -> tuple[str, str | None]:
             deepest = max(deepest, depth)
         elif match[0] in "]}":
             depth -= 1
-    if deepest > NESTING_LIMIT:
-        return "", f"nested {deepest} deep, more than {NESTING_LIMIT}"
+    if deepest > limits.EVENT_DEPTH:
+        return "", f"nested {deepest} deep, more than {limits.EVENT_DEPTH}"
     return text, None
 
 

@@ -18,6 +18,7 @@ QUARANTINE = "quarantine/"
 MANIFESTS = "manifests/"
 CHECKPOINTS = "checkpoints/"
 AUDITS = "audits/"
+AUDIT_OBJECTS = f"{AUDITS}objects/"
 EVIDENCE = (ARCHIVE, EVENTS, QUARANTINE, MANIFESTS, CHECKPOINTS, AUDITS)
 """The archive's single object and prefixes that are evidence; `tables/` and `reports/` are rebuildable."""
 
@@ -33,6 +34,7 @@ _LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]{1,18}))?"
 _MANIFEST = re.compile(rf"manifests/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})\.json")
 _CHECKPOINT = re.compile(rf"checkpoints/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})")
 _AUDIT = re.compile(r"audits/(?P<number>[0-9]{12})\.json")
+_AUDIT_OBJECT = re.compile(r"audits/objects/(?P<digest>[0-9a-f]{64})")
 _DATE = re.compile(r"/[0-9]{4}(?:/[0-9]{2}){5}")
 _DATE_SIZE = len("/2026/11/24/00/00/00")
 _RECORDS = re.compile(
@@ -45,16 +47,16 @@ Kind = Literal["events", "quarantine"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Log:
-    """One life of a topic-partition: what chaining and order are about."""
+    """One epoch of a topic-partition: what chaining and order are about."""
 
     topic: str
     partition: int
-    life: int = 1
+    epoch: int = 1
 
     @property
     def name(self) -> str:
-        """The topic, or `<topic>@<life>` from the second life on."""
-        return self.topic if self.life == 1 else f"{self.topic}@{self.life}"
+        """The topic, or `<topic>@<epoch>` from the second epoch on."""
+        return self.topic if self.epoch == 1 else f"{self.topic}@{self.epoch}"
 
     def __str__(self) -> str:
         return f"{self.name}/{self.partition}"
@@ -86,7 +88,7 @@ def check_topic(topic: str, partition: int = 0) -> None:
         raise ConfigurationError(f"{topic!r} is no Kafka topic name (letters, digits, '.', '_' and '-', at most 249)")
     if topic == "audits":
         raise ConfigurationError("a topic may not be called 'audits': the archive keeps its own audits under that name")
-    # Room for a life of up to four digits, so that a name accepted today still fits after the topic was made again.
+    # Room for an epoch of up to four digits, so that a name accepted today still fits after the topic was made again.
     longest = len(f"59-{topic}@9999-{max(partition, 99_999)}-{0:020}-{0:020}-{'f' * 16}.jsonl.gz")
     if longest > _COMPONENT_LIMIT:
         raise ConfigurationError(
@@ -96,7 +98,7 @@ def check_topic(topic: str, partition: int = 0) -> None:
 
 
 def parse_log(name: str, partition: int) -> Log | None:
-    """Parse `<topic>` or `<topic>@<life>`."""
+    """Parse `<topic>` or `<topic>@<epoch>`."""
     return _log(name, partition) if re.fullmatch(_LOG, name) else None
 
 
@@ -104,10 +106,10 @@ def parse_log(name: str, partition: int) -> Log | None:
 @lru_cache(maxsize=1024)
 def _log(name: str, partition: int) -> Log | None:
     """Return the log of a name that matches `_LOG`."""
-    topic, _, life = name.partition("@")
+    topic, _, epoch = name.partition("@")
     if topic in {".", ".."}:
         return None
-    return Log(topic, partition, int(life) if life else 1)
+    return Log(topic, partition, int(epoch) if epoch else 1)
 
 
 def parse_log_text(text: str) -> Log | None:
@@ -139,6 +141,17 @@ def checkpoint_key(log: Log, size: int) -> str:
 def audit_key(sequence: int) -> str:
     """Return the key of an audit."""
     return f"{AUDITS}{sequence:012}.json"
+
+
+def audit_object_key(sha256: str) -> str:
+    """Return the key of what an audit refers to by its hex SHA-256."""
+    return f"{AUDIT_OBJECTS}{sha256}"
+
+
+def parse_audit_object_key(key: str) -> str | None:
+    """Return the hex SHA-256 that the key of what an audit refers to names."""
+    match = _AUDIT_OBJECT.fullmatch(key)
+    return match["digest"] if match else None
 
 
 def parse_audit_key(key: str) -> int | None:

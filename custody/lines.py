@@ -21,14 +21,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from custody import limits
 from custody.errors import FormatError
-
-EVENT_LIMIT = 1_048_576
-"""Bytes in one event."""
-DEPTH_LIMIT = 64
-"""Containers open at once, the event itself counted."""
-BATCH_EVENTS_LIMIT = 10_000
-BATCH_BYTES_LIMIT = 16 * 1_048_576
 
 _PART = 1_048_576
 """Bytes of a batch that are tried at once."""
@@ -38,7 +32,7 @@ _CHUNK = 32
 _YEAR_10000 = 253_402_300_800
 _EPOCH_DAY = 719_163
 _OPENERS = frozenset(b"{[\n")
-_MANY_OPENERS = re.compile(rb"[{\[]{%d}" % (DEPTH_LIMIT + 1))
+_MANY_OPENERS = re.compile(rb"[{\[]{%d}" % (limits.EVENT_DEPTH + 1))
 _NO_OPENER = bytes(byte for byte in range(256) if byte not in _OPENERS)
 # What a batch's frame keeps: all that JSON is built of but strings and scalars, newlines, and of the letters of our two
 # keys those that are rare. In it "event_type": reads vyp: and "timestamp": reads mmp:, whatever white space there is.
@@ -131,18 +125,18 @@ class _Known(NamedTuple):
 def check(payload: bytes) -> Lines:
     """Hold each line of a batch's inflated bytes against FORMAT.md's definition of an event.
 
-    Beyond `BATCH_EVENTS_LIMIT` lines only the count is taken, and one fault says so.
+    Beyond `limits.BATCH_EVENTS` lines only the count is taken, and one fault says so.
     """
-    if len(payload) <= _PART and (known := _fast(payload)) and known.lines <= BATCH_EVENTS_LIMIT:
+    if len(payload) <= _PART and (known := _fast(payload)) and known.lines <= limits.BATCH_EVENTS:
         return Lines(*known, ())
-    if (count := payload.count(b"\n") + (not payload.endswith(b"\n"))) > BATCH_EVENTS_LIMIT:
+    if (count := payload.count(b"\n") + (not payload.endswith(b"\n"))) > limits.BATCH_EVENTS:
         return _beyond(count)
     return _piecewise(payload)
 
 
 def _beyond(count: int) -> Lines:
-    reason = f"{count} lines in one batch (limit {BATCH_EVENTS_LIMIT})"
-    return Lines(count, {}, None, None, [Fault(BATCH_EVENTS_LIMIT, 0, reason)])
+    reason = f"{count} lines in one batch (limit {limits.BATCH_EVENTS})"
+    return Lines(count, {}, None, None, [Fault(limits.BATCH_EVENTS, 0, reason)])
 
 
 def certain(payload: bytes, count: int) -> bool:
@@ -186,8 +180,8 @@ def check_line(line: bytes) -> tuple[str, Time]:
     Raises:
         FormatError: it is no event; the message says why.
     """
-    if len(line) > EVENT_LIMIT:
-        raise FormatError(f"{len(line)} bytes (limit {EVENT_LIMIT})")
+    if len(line) > limits.EVENT_BYTES:
+        raise FormatError(f"{len(line)} bytes (limit {limits.EVENT_BYTES})")
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -195,7 +189,7 @@ def check_line(line: bytes) -> tuple[str, Time]:
     if text.startswith("\ufeff"):
         raise FormatError("begins with a byte order mark")
     if _too_deep(line):
-        raise FormatError(f"nested deeper than {DEPTH_LIMIT}")
+        raise FormatError(f"nested deeper than {limits.EVENT_DEPTH}")
     return _read_fields(text)
 
 
@@ -272,7 +266,7 @@ def _piecewise(payload: bytes) -> Lines:
 
 def _fast(payload: bytes) -> _Known | None:
     """Return what the lines are if every line is certainly an event, None if the slow path must decide."""
-    if len(payload) > EVENT_LIMIT or not payload.endswith(b"\n"):
+    if len(payload) > limits.EVENT_BYTES or not payload.endswith(b"\n"):
         return None
     events: Sequence[_KnownEnvelope | _Envelope]
     try:
@@ -287,7 +281,21 @@ def _fast(payload: bytes) -> _Known | None:
     bounds = _time_bounds(list(map(_timestamp, events)))
     if bounds is None:
         return None
-    return _Known(len(events), Counter(map(_event_type, events)), *bounds)
+    types = Counter(map(_event_type, events))
+    if isinstance(events[0], _Envelope) and any(map(_type_fault, types)):
+        return None
+    return _Known(len(events), types, *bounds)
+
+
+def _type_fault(name: str) -> str | None:
+    """Return why a string is not the type of an event, None if it may be one."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "event_type holds a lone surrogate"
+    if 0 < size <= limits.EVENT_TYPE_BYTES:
+        return None
+    return f"event_type has {size} bytes (1 to {limits.EVENT_TYPE_BYTES})"
 
 
 def _time_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
@@ -343,14 +351,14 @@ def _uniform_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
 
 
 def _too_deep(line: bytes) -> bool:
-    if line.count(b"{") + line.count(b"[") <= DEPTH_LIMIT:
+    if line.count(b"{") + line.count(b"[") <= limits.EVENT_DEPTH:
         return False
     depth = 0
     for match in _TOKEN.finditer(line):
         token = match[0]
         if token in {b"{", b"["}:
             depth += 1
-            if depth > DEPTH_LIMIT:
+            if depth > limits.EVENT_DEPTH:
                 return True
         elif token in {b"}", b"]"}:
             depth -= 1
@@ -379,10 +387,12 @@ def _read_fields(text: str) -> tuple[str, Time]:
     except json.JSONDecodeError as error:
         raise FormatError(f"not JSON ({error.msg} at character {error.pos} of the line)") from None
     except RecursionError:
-        raise FormatError(f"nested deeper than {DEPTH_LIMIT}") from None
+        raise FormatError(f"nested deeper than {limits.EVENT_DEPTH}") from None
     if value is not _OBJECT:
         raise FormatError("not a JSON object")
     event_type = _only(top, "event_type")
+    if fault := _type_fault(event_type):
+        raise FormatError(fault)
     timestamp = _only(top, "timestamp")
     time = parse_time(timestamp)
     if time is None:

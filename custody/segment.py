@@ -14,14 +14,6 @@ from isal import igzip, isal_zlib
 from custody import hasher
 from custody.errors import FormatError
 
-BATCH_LIMIT = 16 * 1024 * 1024
-"""Inflated bytes in a batch of more than one event."""
-BATCH_EVENTS_LIMIT = 10_000
-SEGMENT_LIMIT = 256 * 1024 * 1024
-"""Stored bytes in a segment."""
-QUARANTINE_LIMIT = 64 * 1024 * 1024
-"""Stored bytes in a quarantine object."""
-QUARANTINE_INFLATED_LIMIT = 512 * 1024 * 1024
 DEFAULT_LEVEL = 1
 _WORTH_A_THREAD = 64 * 1024
 """Bytes from which on to hash beside compressing saves more than the hand-over costs."""

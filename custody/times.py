@@ -1,0 +1,46 @@
+"""Times that custody writes: UTC, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, always six digits (FORMAT.md, Event)."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+from custody.errors import FormatError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
+
+
+def check_time(name: str, text: str) -> datetime:
+    """Parse a time that custody writes; an error begins with `name`.
+
+    Raises:
+        FormatError: no such date or time of day.
+    """
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise FormatError(f"{name} {text[:100]!r} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None
+
+
+def format_time(moment: datetime) -> str:
+    """Return an aware datetime as custody writes times: UTC, six digits, `Z`."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def format_us(microseconds: int) -> str:
+    """Return a time given in µs since 1970 as custody writes times."""
+    return format_time(_EPOCH + timedelta(microseconds=microseconds))
+
+
+# A statement's times are read more than once, and batches of one moment have the same.
+@lru_cache(maxsize=1024)
+def parse_time(text: str) -> datetime:
+    """Return the aware datetime of a time that custody wrote.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    # What fromisoformat lets in differs from one Python to the next: 24:00, a comma, other digits.
+    if not _TIME.fullmatch(text):
+        raise ValueError(f"{text[:100]!r} is not of the form YYYY-MM-DDTHH:MM:SS.ffffffZ")
+    return datetime.fromisoformat(text)
