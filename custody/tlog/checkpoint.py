@@ -8,17 +8,17 @@ key alone. Parsing is strict and bounded; whatever is wrong is a `FormatError`.
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from custody.envelope import INT_MAX
 from custody.errors import FormatError, SignatureInvalid
 from custody.layout import Log
-from custody.manifest import INT_MAX, Signer
-from custody.trust import Trust
+from custody.tlog.head import Head
 
 NOTE_LIMIT = 65_536
 """Bytes in a note."""
@@ -28,6 +28,7 @@ ED25519 = 1
 """The type byte of a key that signs the note's text."""
 COSIGNATURE = 4
 """The type byte of a witness's key, which signs a time and the note's text."""
+
 
 _DASH = "— "
 _VKEY = re.compile(r"(?P<name>[^\s+]+)\+(?P<hash>[0-9a-f]{8})\+(?P<key>[A-Za-z0-9+/]+={0,2})")
@@ -40,7 +41,7 @@ class Checkpoint:
     """A tree head."""
 
     origin: str
-    """Which log: `<key name>/<archive>/<log>/<partition>`."""
+    """Which log: `custody/<archive>/<log>/<partition>`."""
     size: int
     root: bytes
 
@@ -125,10 +126,6 @@ class NoteKey:
         return time
 
 
-NoteKeys = Mapping[tuple[str, bytes], NoteKey]
-"""Keys by name and hash, as signature lines name them."""
-
-
 def parse_note(data: bytes) -> Note:
     """Parse a signed note.
 
@@ -184,44 +181,41 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
     return Checkpoint(lines[0], int(lines[1]), root)
 
 
-def origin_of(key_name: str, archive: str, log: Log) -> str:
-    """Return the first line of a log's checkpoints."""
-    return f"{key_name}/{archive}/{log}"
+def origin_of(archive: str, log: Log) -> str:
+    """Return the first line of a log's checkpoints, which a key's rotation does not change."""
+    return f"custody/{archive}/{log}"
 
 
-def sign_checkpoint(signer: Signer, archive: str, log: Log, size: int, root: bytes) -> Note:
+def sign_checkpoint(signer: "NoteSigner", archive: str, log: Log, head: Head) -> Note:
     """Return a log's head, signed by an Ed25519 key; the key's id is its name.
 
     Raises:
         KeyUnavailable: the signer cannot sign now.
-        FormatError: the key's id cannot be a name in a note, or the key is of another algorithm.
+        FormatError: the key's id cannot be a name in a note.
     """
-    public = getattr(signer, "public", None)
-    if signer.algorithm != "Ed25519" or not isinstance(public, bytes) or not is_name(signer.key_id):
-        raise FormatError(
-            f"the key {signer.key_id!r} cannot sign checkpoints: they need an Ed25519 key with a plain name"
-        )
-    text = Checkpoint(origin_of(signer.key_id, archive, log), size, root).text()
-    key = NoteKey(signer.key_id, public)
+    if not is_name(signer.key_id):
+        raise FormatError(f"the key {signer.key_id!r} cannot sign checkpoints: its id holds white space or '+'")
+    text = Checkpoint(origin_of(archive, log), head.size, head.root).text()
+    key = NoteKey(signer.key_id, signer.public)
     return Note(text, (NoteSignature(key.name, key.key_hash, signer.sign(text)),))
 
 
-def verify_note(note: Note, keys: NoteKeys) -> Sequence[NoteKey]:
-    """Check every signature by a key that is known, and return those keys; others' lines are left alone, as C2SP asks.
+class NoteSigner(Protocol):
+    """An Ed25519 key that can sign notes."""
 
-    Raises:
-        SignatureInvalid: none is by a known key, or one of those does not hold.
-    """
-    known = []
-    for one in note.signatures:
-        key = keys.get((one.name, one.key_hash))
-        if key is not None:
-            key.verify(note.text, one.signature)
-            known.append(key)
-    if not known:
-        names = ", ".join(sorted({one.name[:100] for one in note.signatures}))
-        raise SignatureInvalid(f"none of its signatures ({names}) is by a trusted key")
-    return known
+    @property
+    def key_id(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def public(self) -> bytes:
+        """The 32 bytes of its public half."""
+        ...
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign; raises KeyUnavailable."""
+        ...
 
 
 def cosigned(text: bytes, time: int) -> bytes:
@@ -233,17 +227,6 @@ def with_signature(note: Note, signature: NoteSignature) -> Note:
     """Return the note with one signature more, in place of an earlier one of the same key."""
     others = tuple(one for one in note.signatures if (one.name, one.key_hash) != (signature.name, signature.key_hash))
     return replace(note, signatures=(*others, signature))
-
-
-def checkpoint_keys(trust: Trust) -> NoteKeys:
-    """Return the keys that a verifier trusts to sign checkpoints: its vkeys, and its Ed25519 keys by their ids."""
-    keys = [NoteKey.parse(vkey) for vkey in trust.checkpoint]
-    keys += [
-        NoteKey(key.id, key.material)
-        for key in trust.keys.values()
-        if key.algorithm == "Ed25519" and isinstance(key.material, bytes) and is_name(key.id)
-    ]
-    return {(key.name, key.key_hash): key for key in keys}
 
 
 def is_name(name: str) -> bool:

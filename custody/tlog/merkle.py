@@ -1,8 +1,8 @@
 """Merkle tree hashes, compact ranges, inclusion and consistency proofs of RFC 6962 section 2.1, with SHA-256.
 
 The prefix bytes 0x00 (leaf) and 0x01 (node) keep a leaf from being passed off as a node. All functions are pure; a hash
-is 32 bytes. An *edge* is the compact form of a tree: the roots of the perfect subtrees that make it up, largest first,
-one for each bit that is set in its size.
+is 32 bytes. A *compact range* holds the roots of the perfect subtrees that make up a tree, largest first, one for each
+bit that is set in its size.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from custody.errors import FormatError
 
 EMPTY_ROOT = sha256(b"").digest()
 
-Edge = tuple[bytes, ...]
+CompactRange = tuple[bytes, ...]
 
 
 def leaf_hash(leaf: bytes) -> bytes:
@@ -25,9 +25,9 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(b"\x01" + left + right).digest()
 
 
-def append(size: int, edge: Edge, leaf: bytes) -> Edge:
-    """Return the edge of the tree of `size` leaves after one more leaf, given by its hash."""
-    nodes = list(edge)
+def append(size: int, compact_range: CompactRange, leaf: bytes) -> CompactRange:
+    """Return the compact range of the tree of `size` leaves after one more leaf, given by its hash."""
+    nodes = list(compact_range)
     node = leaf
     while size & 1:
         node = node_hash(nodes.pop(), node)
@@ -36,22 +36,22 @@ def append(size: int, edge: Edge, leaf: bytes) -> Edge:
     return tuple(nodes)
 
 
-def edge_root(edge: Edge) -> bytes:
-    """Return the root of the tree with this edge."""
-    if not edge:
+def range_root(compact_range: CompactRange) -> bytes:
+    """Return the root of the tree with this compact range."""
+    if not compact_range:
         return EMPTY_ROOT
-    root = edge[-1]
-    for node in reversed(edge[:-1]):
+    root = compact_range[-1]
+    for node in reversed(compact_range[:-1]):
         root = node_hash(node, root)
     return root
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
     """Return the root of the tree over these leaf hashes (RFC 6962, 2.1: MTH)."""
-    edge: Edge = ()
+    compact_range: CompactRange = ()
     for size, leaf in enumerate(leaves):
-        edge = append(size, edge, leaf)
-    return edge_root(edge)
+        compact_range = append(size, compact_range, leaf)
+    return range_root(compact_range)
 
 
 def split(size: int) -> int:
@@ -164,6 +164,6 @@ def roots_from_consistency(first: int, second: int, first_root: bytes, proof: Se
 
 
 def subtree_sizes(size: int) -> list[int]:
-    """Return the sizes of the perfect subtrees of a tree, largest first: what each node of its edge covers."""
+    """Return the sizes of the perfect subtrees of a tree, largest first: what each node of its compact range covers."""
     bits = [1 << bit for bit in range(size.bit_length()) if size >> bit & 1]
     return bits[::-1]

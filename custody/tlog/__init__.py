@@ -1,0 +1,1 @@
+"""Signed logs: Merkle trees (RFC 6962), notes and checkpoints (C2SP), and what makes a signature and a head count."""

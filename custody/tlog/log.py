@@ -1,0 +1,627 @@
+"""A signed log: entries in sequence, signed, chained by a Merkle tree, and compared with known heads. Pure.
+
+The log of a partition's statements and the log of audits are two payloads of it; `Form` is what differs. A `SignedLog`
+is told of every slot, in order, exactly one of three things: its object's bytes (`step`), that there is none (`gap`),
+or that it cannot be read (`unreadable`). It checks rules 1, 2, 3, 5 of FORMAT.md, Verification, and asks its owner
+about rule 4. Its own rules:
+
+1. Each fault is reported once. After an entry that is missing, unreadable, malformed or not of its place the tree is
+   taken up again from the next one's `compact_range`, if that agrees with what is known.
+2. A changed entry is reported at its successor, whose `tree` shows it: later trees are consistent with the changed one.
+3. An entry whose signature does not hold is still read: what else is wrong with it shall be known too.
+4. A slot without a good signature is looked at together with the next entry that has one: where that passes over the
+   slot, by its digest, the slot is a leaf of its own kind, and a notice. Who cannot check signatures believes it.
+5. What an ended key signed before its end counts only if the tree leads to the head at which it ended. That head is a
+   known head, so a tree that does not lead there is a fork.
+6. A gap hides nothing that lies before it. Known heads of the size at which it begins are checked there. Entries that
+   neither such a head nor the tree taken up again behind the gap leads to are in no tree that anybody vouches for: they
+   are covered by nothing, and an ended key's do not count.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Generic, Protocol, TypeVar
+
+from custody.envelope import PASSED_OVER_LIMIT, Algorithm, Signatures, Tree, passed_over_message
+from custody.errors import FormatError
+from custody.times import parse_time
+from custody.tlog import merkle
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.signatures import KeyOrder, Keys, Place, Problem, Verdict, check_file
+
+_EVIDENCE_LIMIT = 65_536
+_DISPLACED_LIMIT = 10_000
+UNSIGNED = Verdict((), ())
+"""What the policy says of a file whose line 2 cannot be read."""
+# A line 2 that parses: it stands in for one that does not, to see whether line 1 is sound.
+_ANY_SIGNATURE = b'{"signatures":[{"key":"-","algorithm":"HMAC-SHA256","value":"' + b"A" * 43 + b'="}]}\n'
+
+
+class Statement(Protocol):
+    """Line 1 of an entry, as far as its log is concerned."""
+
+    @property
+    def sequence(self) -> int:
+        """Its place."""
+        ...
+
+    @property
+    def tree(self) -> Tree:
+        """The tree before it."""
+        ...
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Digests of the slots directly before it that hold no valid entry."""
+        ...
+
+    @property
+    def sealed_at(self) -> str:
+        """When it was sealed."""
+        ...
+
+
+class Entry(Protocol):
+    """A manifest, or an audit."""
+
+    @property
+    def statement(self) -> Statement:
+        """Line 1."""
+        ...
+
+    @property
+    def signatures(self) -> Signatures:
+        """Line 2."""
+        ...
+
+    @property
+    def message(self) -> bytes:
+        """What is signed, and the entry of the tree."""
+        ...
+
+
+E = TypeVar("E", bound=Entry)
+E_co = TypeVar("E_co", bound=Entry, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Form(Generic[E_co]):
+    """What one kind of signed log differs by from another.
+
+    Attributes:
+        parse: returns an entry from its bytes; raises FormatError.
+        wanted: the algorithms of which each entry has exactly one signature.
+        noun: what messages call an entry.
+        key: returns the key of the object of a sequence.
+        prefix: what these keys begin with.
+    """
+
+    parse: Callable[[bytes], E_co]
+    wanted: tuple[Algorithm, ...]
+    noun: str
+    key: Callable[[int], str]
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with an entry: a finding that is not reported yet."""
+
+    name: str
+    what: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Report(Protocol):
+    """Takes a finding; returns whether somebody has accepted it."""
+
+    def __call__(
+        self, name: str, what: str, *, loss: tuple[str, ...] = (), row: str | None = None, **where: Any
+    ) -> bool:
+        """Report.
+
+        Args:
+            name: of the finding.
+            what: happened.
+            loss: of a loss that has no bytes of its own, what distinguishes it from the next one.
+            row: findings of one row are joined.
+            where: fields of the finding.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class SignedLog(Generic[E]):
+    """The state of verifying one signed log, or a part of it."""
+
+    name: str
+    """`<log>/<partition>`."""
+    form: Form[E]
+    keys: Keys
+    report: Report
+    belongs: Callable[[E], Fault | None]
+    """Returns what makes an entry one of another log or archive (rule 4), None if it is of this one."""
+    known: Sequence[KnownHead] = ()
+    begin: int = 0
+    """The first sequence to be looked at: what lies before it was verified at another time."""
+    following: Callable[[int], Iterator[tuple[int, bytes]]] = lambda _: iter(())
+    """Returns the objects from a sequence on, for looking ahead."""
+    within: Callable[[int, bytes, Head], bool] = lambda _size, _root, _head: False
+    """Returns whether the tree of a size and root is shown to be a prefix of a head."""
+
+    peek: tuple[int, bytes] | None = None
+    """The object behind the one in hand, where it was read already."""
+    size: int = 0
+    compact_range: merkle.CompactRange | None = ()
+    """Of the first `size` entries; None after one that is lost, until the next takes it up again."""
+    lost: bool = False
+    """Whether the entry before is not known."""
+    sound: bool = True
+    """Whether the head is what a trusted key signed, or what speaks against it was accepted."""
+    covered: int = 0
+    """The largest size whose root somebody signed who is trusted."""
+    verified: int = 0
+    """Entries whose signatures count."""
+    signers: tuple[str, ...] = ()
+    """Keys whose signatures of the newest entry count; none where it does not count as signed."""
+    covered_root: bytes | None = None
+    """The root at that size."""
+    unverified: tuple[int, int] | None = None
+    """From the first to behind the last entry that nothing speaks against, and whose signature nobody here can
+    check."""
+    pending: int | None = None
+    """The first of those that no trusted head covers."""
+    pending_since: str = ""
+    """When that one was sealed."""
+    unlinked: list[tuple[int, int]] = field(default_factory=list)
+    """From the first to behind the last of the unverified entries before each gap that no later tree leads to."""
+    broken: set[str] = field(default_factory=set)
+    """Ids of ended keys that signed in a tree that does not lead to the head at which they ended."""
+    _last_range: merkle.CompactRange = ()
+    _last_size: int = 0
+    _order: KeyOrder = field(default_factory=KeyOrder)
+    _displaced: dict[int, int] = field(default_factory=dict)
+    _ended: dict[str, Head] = field(default_factory=dict)
+    _last_by: dict[str, int] = field(default_factory=dict)
+    _shown: int = 0
+    _loose: Head | None = None
+    _by_size: dict[int, list[KnownHead]] = field(default_factory=dict)
+    _passed: dict[int, str] = field(default_factory=dict)
+    _looked: int = -1
+    _consumed: tuple[int, int] = (0, 0)
+    _data: bytes = b""
+    _parsed: tuple[bytes, E] | None = None
+    _sealed_at: str = ""
+
+    def __post_init__(self) -> None:
+        for head in self.known:
+            self._by_size.setdefault(head.size, []).append(head)
+        self.size = self.begin
+        if self.begin:
+            self.compact_range = None
+
+    @property
+    def root(self) -> bytes | None:
+        """The root of the tree of all entries so far, None where it is not known."""
+        return merkle.range_root(self.compact_range) if self.compact_range is not None else None
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the object in hand. Only findings show it, and good entries make none."""
+        return sha256(self._data).hexdigest()
+
+    def covers(self, sequence: int) -> bool:
+        """Return whether a head that somebody trusted signed covers an entry."""
+        return sequence < self.covered and not any(first <= sequence < end for first, end in self.unlinked)
+
+    # --- what there is, slot by slot
+
+    def gap(self, first: int, end: int) -> tuple[int, int] | None:
+        """Take the slots `[first, end)`, which hold nothing; return those that a later entry does not pass over."""
+        self._look_ahead(end - 1)
+        passed = min((slot for slot in self._passed if first <= slot < end), default=end)
+        if first < passed:
+            self._lose(passed)
+        for slot in range(passed, end):
+            self._pass_over(slot, None)
+        return (first, passed) if first < passed else None
+
+    def unreadable(self, sequence: int) -> None:
+        """Take a slot whose object cannot be read."""
+        self._lose(sequence + 1)
+
+    def malformed(self, sequence: int, reason: str, digest: str) -> None:
+        """Take a slot whose bytes, of this SHA-256, are no entry, unless a later one passes over it."""
+        if not self._is_passed_over(sequence, digest):
+            self._doubt(Fault("statement", reason, {"key": self.form.key(sequence), "sha256": digest}), sequence)
+            self._lose(sequence + 1)
+
+    def step(self, sequence: int, data: bytes) -> E | None:
+        """Take the object of the next slot; return its entry, None where it holds none of this log and place."""
+        self._data = data
+        entry, broken = self._parse(data)
+        if entry is None:
+            self.malformed(sequence, broken, self.digest)
+            return None
+        fault = self.belongs(entry) or self._misplaced(entry, sequence)
+        if fault is not None:
+            if not self._is_passed_over(sequence, self.digest):
+                self._doubt(fault, sequence)
+                self._lose(sequence + 1)
+            return None
+        verdict = UNSIGNED if broken else self._check(entry, sequence, self._order)
+        if not verdict.good and self._is_passed_over(sequence, self.digest):
+            return None
+        if broken:
+            self._doubt(Fault("signature", broken, {"sha256": self.digest, "row": "line 2"}), sequence)
+        if entry.statement.passed_over:
+            self._check_passed_over(entry, sequence)
+        self._take(verdict, sequence)
+        self._check_tree(entry, sequence)
+        self._count(entry, verdict, sequence, broken=bool(broken))
+        self._sealed_at = entry.statement.sealed_at
+        self.size = sequence + 1
+        self.lost = False
+        return entry
+
+    def seam(self, data: bytes) -> None:
+        """Check that our root matches the `tree` of the entry behind us, whose rest is verified by the next span."""
+        try:
+            statement = self.form.parse(data).statement
+        except FormatError:
+            return
+        if statement.passed_over:
+            return
+        if self.root is not None and (statement.sequence, statement.tree.root) != (self.size, self.root.hex()):
+            where = {
+                "expected": f"size {self.size}, root {self.root.hex()}",
+                "found": f"size {statement.tree.size}, root {statement.tree.root}",
+                "sha256": sha256(data).hexdigest(),
+            }
+            self._doubt(Fault("tree", "the tree signed here is not that of the statements before", where), self.size)
+
+    def end(self, *, whole: bool = True) -> None:
+        """Run the checks that need the whole log. For a part that ends earlier, check only the heads inside it."""
+        if self.compact_range is not None:
+            self._check_heads(self.size, merkle.range_root(self.compact_range))
+        self._settle(0)
+        self._check_ends()
+        if not whole:
+            return
+        ahead = [head for head in self.known if head.size > self.size]
+        if ahead:
+            most = max(ahead, key=lambda head: head.size)
+            expected = f"size {most.size}" + (f", root {most.root.hex()}" if most.root else "")
+            found = f"size {self.size}" + (f", root {self.root.hex()}" if self.root else "")
+            where = {
+                "evidence": (most.evidence,) if most.evidence else (),
+                "through": most.size - 1,
+                "expected": expected,
+                "found": found,
+                "loss": (self.name, expected, found),
+                "row": "rollback",
+            }
+            what = f"the log went back: {most.origin} remembers more {self.form.noun}s than there are"
+            self._doubt(Fault("head-rollback", what, where), self.size)
+
+    # --- rule 2
+
+    def _parse(self, data: bytes) -> tuple[E | None, str]:
+        """Return the entry, and what is wrong with the bytes: of one with a broken line 2 both."""
+        if self._parsed is not None and data is self._parsed[0]:
+            # It was looked at ahead.
+            return self._parsed[1], ""
+        try:
+            entry = self.form.parse(data)
+        except FormatError as error:
+            reason = str(error)
+        else:
+            self._parsed = data, entry
+            return entry, ""
+        if data.count(b"\n") > 2:
+            return None, reason
+        try:
+            return self.form.parse(data.partition(b"\n")[0] + b"\n" + _ANY_SIGNATURE), reason
+        except FormatError:
+            return None, reason
+
+    def _misplaced(self, entry: E, sequence: int) -> Fault | None:
+        """Return what makes an entry one of another place in this log: swapped, or replayed."""
+        number = entry.statement.sequence
+        if number == sequence:
+            return None
+        swapped = number > sequence or number in self._displaced
+        if len(self._displaced) < _DISPLACED_LIMIT:
+            self._displaced[sequence] = number
+        noun = self.form.noun
+        return Fault(
+            "tree" if swapped else "identity",
+            f"the {noun}s are out of order" if swapped else f"an older {noun} stands in the place of this one",
+            {
+                "expected": f"sequence {sequence}",
+                "found": f"sequence {number}",
+                "key": self.form.key(sequence),
+                "sha256": self.digest,
+            },
+        )
+
+    # --- slots that hold no valid entry
+
+    def _is_passed_over(self, sequence: int, digest: str | None) -> bool:
+        """Return whether a later entry passes over a slot whose bytes are no valid entry, and step over it if so."""
+        self._look_ahead(sequence)
+        if sequence not in self._passed:
+            return False
+        self._pass_over(sequence, digest)
+        return True
+
+    def _look_ahead(self, sequence: int) -> None:
+        """Find the next valid entry after a slot, and note which slots it passes over. Each is looked at once."""
+        if sequence < self._looked:
+            return
+        self._passed.clear()
+        self._looked = sequence + 1
+        for number, data in self._ahead(sequence):
+            if number > sequence + PASSED_OVER_LIMIT:
+                return
+            entry, broken = self._parse(data)
+            self._looked = number
+            if entry is None or broken or self.belongs(entry) or entry.statement.sequence != number:
+                continue
+            verdict = self._check(entry, number, None)
+            if verdict.void or verdict.unknown:
+                continue
+            hashes = entry.statement.passed_over
+            self._passed = dict(zip(range(number - len(hashes), number), hashes, strict=True))
+            return
+
+    def _ahead(self, sequence: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the objects behind a slot, the one that was read already first."""
+        if self.peek is not None and self.peek[0] > sequence:
+            sequence = self.peek[0]
+            yield self.peek
+        yield from self.following(sequence + 1)
+
+    def _pass_over(self, sequence: int, digest: str | None) -> None:
+        """Step over a slot that a later entry passes over."""
+        stated = self._passed[sequence]
+        where: dict[str, Any] = {"sequence": sequence, "key": self.form.key(sequence), "sha256": digest}
+        if digest is not None and digest != stated:
+            what = "the slot was passed over, and holds other bytes now"
+            self._doubt(Fault("statement", what, {**where, "expected": stated, "found": digest}), sequence)
+        else:
+            gone = ", and is empty now" if digest is None else ""
+            what = f"the slot held no valid {self.form.noun}, and the writer passed over it{gone}"
+            self.report(
+                "passed-over", what, row=f"{'gone' if digest is None else 'there'} before {self._looked}", **where
+            )
+        if self.compact_range is not None:
+            leaf = merkle.leaf_hash(passed_over_message(stated))
+            self._append(sequence, leaf)
+        first = self._consumed[0] if self._consumed[1] == sequence else sequence
+        self._consumed = (first, sequence + 1)
+        self.size = sequence + 1
+
+    def _check_passed_over(self, entry: E, sequence: int) -> None:
+        """Check that each slot which an entry passes over was stepped over, and held no valid entry."""
+        first = max(sequence - len(entry.statement.passed_over), self.begin)
+        if first < sequence and not (self._consumed[0] <= first and self._consumed[1] == sequence):
+            what = f"the {self.form.noun} passes over a slot that holds a valid one: two histories were signed"
+            where = {"through": sequence - 1, "sha256": self.digest, "row": f"passed {sequence}"}
+            self._doubt(Fault("head-fork", what, where), first)
+            self.compact_range, self._last_range, self._last_size = None, (), 0
+
+    # --- rule 3
+
+    def _check(self, entry: E, sequence: int, order: KeyOrder | None) -> Verdict:
+        return check_file(
+            entry.message,
+            entry.signatures,
+            self.keys,
+            wanted=self.form.wanted,
+            place=Place(self.name, sequence),
+            sealed_at=parse_time(entry.statement.sealed_at),
+            order=order,
+            what=self.form.noun,
+        )
+
+    def _take(self, verdict: Verdict, sequence: int) -> None:
+        """Report what is wrong with signatures."""
+        for problem in verdict.problems:
+            where: dict[str, Any] = {"expected": problem.expected, "found": problem.found, "row": _row(problem)}
+            if problem.open:
+                if problem.kind == "unreadable":
+                    self._doubt(Fault(problem.kind, problem.what, where), sequence)
+                else:
+                    self.report(problem.kind, problem.what, sequence=sequence, **where)
+                continue
+            where |= {"sha256": self.digest, "tampered": problem.kind == "key-span" and not problem.policy}
+            fault = Fault(problem.kind, problem.what, where)
+            if problem.policy:
+                self.report(fault.name, fault.what, sequence=sequence, **fault.where)
+            else:
+                self._doubt(fault, sequence)
+        for id_ in verdict.held:
+            until = self.keys[id_].until
+            if until is not None:
+                self._ended[id_], self._last_by[id_] = until[self.name], sequence
+
+    def _count(self, entry: E, verdict: Verdict, sequence: int, *, broken: bool) -> None:
+        """Count the entry among those that are verified, or those that nobody here can check."""
+        self.signers = verdict.held if verdict.counts and not broken else ()
+        if self.signers:
+            self.verified += 1
+        elif not broken and all(problem.kind == "unchecked-signature" for problem in verdict.problems):
+            self.unverified = (self.unverified[0] if self.unverified else sequence, sequence + 1)
+            if self.pending is None:
+                self.pending, self.pending_since = sequence, entry.statement.sealed_at
+
+    def _check_ends(self) -> None:
+        """Check that what ended keys signed lies in a tree that leads to the heads at which they ended."""
+        for id_, head in self._ended.items():
+            if id_ in self.broken or self.size >= head.size:
+                continue
+            root = self.root
+            if root is None or not self.within(self.size, root, head):
+                self._break(id_, head, self.size)
+
+    def _break(self, id_: str, head: Head, size: int) -> None:
+        self.broken.add(id_)
+        what = (
+            f"the key {id_!r} ended at this log's size {head.size}, and these {self.form.noun}s are not shown to lie"
+            " within that head"
+        )
+        where = {"tampered": True, "row": f"until {id_}", "loss": (self.name, id_, str(size))}
+        self._doubt(Fault("key-span", what, where), max(size - 1, 0))
+
+    def _settle(self, linked: int) -> None:
+        """Judge the entries before a gap, of which what follows leads to the first `linked` ones."""
+        if self._loose is None:
+            return
+        before, self._loose = self._loose, None
+        first = max(linked, self._shown, self.begin)
+        if first >= before.size:
+            return
+        if self.unverified is not None and self.unverified[1] > first:
+            self.unlinked.append((max(first, self.unverified[0]), self.unverified[1]))
+            if self.pending is not None and self.pending >= first:
+                self.pending = None
+        for id_, head in self._ended.items():
+            if (
+                self._last_by[id_] >= first
+                and id_ not in self.broken
+                and not self.within(before.size, before.root, head)
+            ):
+                self._break(id_, head, before.size)
+
+    # --- rule 5
+
+    def _check_tree(self, entry: E, sequence: int) -> None:
+        tree = entry.statement.tree
+        follows = False
+        # All digests are of one length, so that they are the same where they are so end to end.
+        if (
+            self.compact_range is not None
+            and tree.size == sequence
+            and "".join(tree.compact_range) == b"".join(self.compact_range).hex()
+        ):
+            # The root of the range that was recomputed is what counts.
+            follows = merkle.range_root(self.compact_range).hex() == tree.root
+        if not follows:
+            stated = tuple(map(bytes.fromhex, tree.compact_range))
+            coherent = (
+                tree.size == sequence
+                and len(stated) == sequence.bit_count()
+                and merkle.range_root(stated).hex() == tree.root
+            )
+            linked = self._linked(stated, sequence) if self.compact_range is None and coherent else None
+            if self.compact_range is None:
+                self._settle(linked or 0)
+            if linked is None:
+                known = f"root {self.root.hex()}" if self.root else "a compact range that extends the last one known"
+                what = f"the tree signed here is not that of the {self.form.noun}s before"
+                if not coherent:
+                    what += ", and its root does not follow from its compact range"
+                where = {
+                    "expected": f"size {sequence}, {known}",
+                    "found": f"size {tree.size}, root {tree.root}",
+                    "sha256": self.digest,
+                }
+                self._doubt(Fault("tree", what, where), sequence)
+            if coherent:
+                self.compact_range = stated
+            elif self.compact_range is None:
+                self._check_heads(sequence, bytes.fromhex(tree.root))
+                return
+        if self.compact_range is not None:
+            self._append(sequence, merkle.leaf_hash(entry.message))
+
+    def _append(self, sequence: int, leaf: bytes) -> None:
+        """Check the known heads of the tree so far, and append a leaf to it."""
+        compact_range = self.compact_range
+        if compact_range is None:
+            return
+        if sequence in self._by_size:
+            self._check_heads(sequence, merkle.range_root(compact_range))
+        self.compact_range = merkle.append(sequence, compact_range, leaf)
+        self._last_range, self._last_size = self.compact_range, sequence + 1
+
+    def _linked(self, compact_range: merkle.CompactRange, size: int) -> int | None:
+        """Return how many entries lie in subtrees that a stated compact range and the last one known have in common.
+
+        None where the two contradict each other.
+        """
+        linked = 0
+        for known_size, stated_size, known, stated in zip(
+            merkle.subtree_sizes(self._last_size),
+            merkle.subtree_sizes(size),
+            self._last_range,
+            compact_range,
+            strict=False,
+        ):
+            if known_size != stated_size:
+                break
+            if known != stated:
+                return None
+            linked += known_size
+        return linked
+
+    # --- rule 1
+
+    def _check_heads(self, size: int, root: bytes) -> None:
+        for head in self._by_size.get(size, ()) if size else ():
+            if head.root is None:
+                continue
+            if head.root == root:
+                self._shown = max(self._shown, size)
+                self._check_ends_of(head)
+                if head.trusted and not self.lost and size > self.covered:
+                    self.covered, self.covered_root, self.pending = size, root, None
+                continue
+            shown = self._data.decode(errors="replace") if len(self._data) <= _EVIDENCE_LIMIT else None
+            expected, found = f"size {size}, root {head.root.hex()}", f"size {size}, root {root.hex()}"
+            where: dict[str, Any] = {
+                "expected": expected,
+                "found": found,
+                "evidence": tuple(text for text in (head.evidence, shown) if text),
+                "loss": (self.name, expected, found),
+                "row": f"{size} {root.hex()}",
+            }
+            if head.checkpoint:
+                what = "the root that was signed here is not that of the statements that it covers"
+                self._doubt(Fault("checkpoint", what, {**where, "key": head.checkpoint}), size - 1)
+            else:
+                what = f"another history: {head.origin} remembers another root at this size"
+                self._doubt(Fault("head-fork", what, where), size - 1)
+            self.broken |= {id_ for id_, end in self._ended.items() if end.size == size and end.root == head.root}
+
+    def _check_ends_of(self, head: KnownHead) -> None:
+        """Report a checkpoint of an entry that was sealed after the span of the key that signed the checkpoint."""
+        if head.ends is not None and self._sealed_at and parse_time(self._sealed_at) >= head.ends:
+            what = "the key of the checkpoint signs entries that were sealed after its span"
+            where: dict[str, Any] = {"sequence": head.size - 1, "key": head.checkpoint, "found": self._sealed_at}
+            where["expected"] = f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}"
+            self.report("key-span", what, row="checkpoints", **where)
+
+    def _lose(self, size: int) -> None:
+        """Continue behind entries that are not known."""
+        if self.compact_range is not None:
+            root = merkle.range_root(self.compact_range)
+            self._check_heads(self.size, root)
+            self._loose = Head(self.size, root)
+        self.size = size
+        self.compact_range = None
+        self.lost = True
+
+    def _doubt(self, fault: Fault, sequence: int) -> None:
+        """Add a finding and mark the head untrusted, unless the finding was accepted."""
+        if not self.report(fault.name, fault.what, **{"sequence": sequence, **fault.where}):
+            self.sound = False
+
+
+def _row(problem: Problem) -> str:
+    """Return what findings of one kind and key are joined by."""
+    if problem.kind != "key-span":
+        return problem.key or problem.what
+    return f"{'span' if problem.policy else 'ended'} {problem.key}"
