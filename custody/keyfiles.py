@@ -22,9 +22,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from custody.errors import ConfigurationError
-from custody.manifest import parse_time
+from custody.times import parse_time
 
 _Form = TypeVar("_Form")
+
+
+class _Formatted(msgspec.Struct):
+    format: str
 
 
 @contextlib.contextmanager
@@ -58,14 +62,16 @@ def open_plain(path: Path, what: str) -> int:
         # Not blocking, so that a pipe under that name is refused rather than waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        advice = "; make one with `custody keys new`" if what == "keyring" else ""
+        advice = f"; `custody keys {'new' if what == 'keyring' else 'export'}` makes one"
         raise ConfigurationError(f"{what} {path}: there is no such file{advice}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
         raise ConfigurationError(f"{what} {path}: cannot be opened: {reason}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise ConfigurationError(f"{what} {path}: is not a regular file")
+        kind = "is a folder, and" if stat.S_ISDIR(mode) else "is"
+        raise ConfigurationError(f"{what} {path}: {kind} not a regular file")
     return descriptor
 
 
@@ -96,6 +102,26 @@ def read_all(descriptor: int, limit: int, what: str) -> bytes:
     if len(data) > limit:
         raise ConfigurationError(f"{what}: is larger than {limit} bytes")
     return data
+
+
+def refuse_other(data: bytes, what: str, other: str, advice: str) -> None:
+    """Refuse a file of another format by that one's name: it was given where this one belongs.
+
+    Args:
+        data: the file's bytes.
+        what: it is in errors.
+        other: the format that it may be mistaken for.
+        advice: what to do with one of that.
+
+    Raises:
+        ConfigurationError: it is of that format.
+    """
+    try:
+        format_ = msgspec.json.decode(data, type=_Formatted).format
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return
+    if format_ == other:
+        raise ConfigurationError(f"{what}: {advice}")
 
 
 def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode: int = 0o600) -> None:
@@ -137,10 +163,8 @@ def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode:
         finally:
             os.close(folder)
     except FileExistsError:
-        raise ConfigurationError(
-            f"keyring {path}: is there already, and replacing it would lose its keys; run `custody keys rotate`, or"
-            " choose another name"
-        ) from None
+        advice = ", and replacing it would lose its keys; run `custody keys rotate`, or choose another name"
+        raise ConfigurationError(f"{what} {path}: is there already{advice if what == 'keyring' else ''}") from None
     except OSError as error:
         raise ConfigurationError(f"{what} {path}: cannot be written: {error.strerror}") from None
 

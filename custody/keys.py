@@ -1,4 +1,4 @@
-"""Signers, chosen by URI scheme: `file:` keyrings and `aws-kms:` HMAC keys (FORMAT.md, Keyring).
+"""Signers, chosen by URI scheme: `file:` keyrings and `aws-kms:` keys, and the secret of leaves (FORMAT.md, Keyring).
 
 Rules:
 1. A secret lives in a `Secret`, which shows itself to nobody: not in a repr, a format, a log line, `asdict` or an
@@ -7,19 +7,20 @@ Rules:
 2. A key's span is half-open, `[from, to)`. Rotation opens the new span before it ends the old one, so that no instant
    is without a key, and a run that began with the old key may end with it.
 
-`open_signers` is for a writer; `Keyring`, `new_keyring` and `rotate_keyring` are for `custody keys`. What a verifier
-trusts is opened by `trust.py`.
+`open_signers` is for a writer; `Keyring`, `new_keyring`, `rotate_keyring` and `open_public` are for `custody keys`.
+What a verifier trusts is opened by `trust.py`.
 """
 
 import hmac
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import scrypt
 from pathlib import Path
-from typing import ClassVar, Literal, NoReturn
+from typing import ClassVar, Literal, NoReturn, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -27,6 +28,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from custody.envelope import Signer, Time
 from custody.errors import ConfigurationError, KeyUnavailable
 from custody.keyfiles import (
     check_private,
@@ -37,32 +39,40 @@ from custody.keyfiles import (
     open_plain,
     parse_moment,
     read_all,
+    refuse_other,
     write,
 )
-from custody.kms import KmsKey
-from custody.manifest import Algorithm, Signer, Time, format_time
+from custody.kms import KmsEd25519Key, KmsKey
+from custody.times import format_time
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
 """When a key begins that names no time."""
 
+KeyAlgorithm = Literal["HMAC-SHA256", "Ed25519", "SHAKE-256"]
+"""What a keyring's keys are for: the first two sign, the third makes the salts of leaves."""
+ALGORITHMS: tuple[KeyAlgorithm, ...] = ("HMAC-SHA256", "Ed25519", "SHAKE-256")
+
 OVERLAP = timedelta(minutes=10)
 """How long a rotated key may still sign: longer than a drain that is at work, and holds it, goes on."""
 
-
 KEYRING_LIMIT = 1024 * 1024
 
-
 _SCRYPT = {"n": 2**16, "r": 8, "p": 2}
-
-
 _SCRYPT_MEMORY = 256 * 1024 * 1024
-
-
 _SCRYPT_WORK = 2**22
 
 
+class PublicSigner(Signer, Protocol):
+    """An Ed25519 key that can sign, and whose public half is known."""
+
+    @property
+    def public(self) -> bytes:
+        """The 32 bytes of its public half."""
+        ...
+
+
 class Secret:
-    """Bytes that nobody gets to see by accident."""
+    """Bytes that never appear in a repr, log or pickle."""
 
     __slots__ = ("_value",)
 
@@ -124,7 +134,31 @@ class Ed25519Key:
         return Ed25519PrivateKey.from_private_bytes(self.private.reveal()).sign(message)
 
 
-Key = HmacKey | Ed25519Key
+@dataclass(frozen=True, slots=True)
+class LeafKey:
+    """The secret that the salts of leaves are made from. It signs nothing; whoever holds it can check leaves."""
+
+    key_id: str
+    secret: Secret
+    from_: datetime | None = None
+    to: datetime | None = None
+
+    algorithm: ClassVar[Literal["SHAKE-256"]] = "SHAKE-256"
+
+
+Key = HmacKey | Ed25519Key | LeafKey
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """What everybody may know of a key: no secret."""
+
+    id: str
+    algorithm: KeyAlgorithm
+    from_: datetime | None = None
+    to: datetime | None = None
+    public: bytes | None = None
+    """The public half of an Ed25519 key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +195,7 @@ class Keyring:
         """
         document = decode_document(data, what, _AnyKeyringFile)
         if not isinstance(document.scrypt, msgspec.UnsetType):
-            data = _decrypt(decode_document(data, what, _SealedFile), what, passphrase)
+            data = _decrypt(decode_document(data, what, _EncryptedFile), what, passphrase)
             what = f"{what}, decrypted"
         keys: dict[str, Key] = {}
         for entry in decode_document(data, what, _KeyringFile).keys:
@@ -174,14 +208,13 @@ class Keyring:
         return cls(tuple(keys.values()))
 
     @classmethod
-    def new(cls, now: datetime, *, ed25519: bool = False) -> "Keyring":
-        """Make a keyring of one new HMAC-SHA256 key, and with `ed25519` an Ed25519 key beside it, valid from `now`."""
-        ring = cls((_new_hmac(now),))
-        return replace(ring, keys=(*ring.keys, _new_ed25519(now))) if ed25519 else ring
+    def new(cls, now: datetime, algorithms: Sequence[KeyAlgorithm] = ALGORITHMS) -> "Keyring":
+        """Make a keyring of one new key of each algorithm, valid from `now`."""
+        return cls(tuple(_new_key(algorithm, now) for algorithm in algorithms))
 
-    def add(self, algorithm: Algorithm, now: datetime) -> "Keyring":
+    def add(self, algorithm: KeyAlgorithm, now: datetime) -> "Keyring":
         """Return the keyring with one new key more, valid from `now`; the others stay as they are."""
-        return Keyring((*self.keys, _new_hmac(now) if algorithm == "HMAC-SHA256" else _new_ed25519(now)))
+        return Keyring((*self.keys, _new_key(algorithm, now)))
 
     def rotate(self, now: datetime, overlap: timedelta = OVERLAP) -> "Keyring":
         """Return the keyring with a new key, valid from `now`, for each algorithm that has a key at `now`.
@@ -201,32 +234,27 @@ class Keyring:
             )
         end = now + overlap
         kept = [replace(key, to=end) if key.to is None or key.to > end else key for key in self.keys]
-        algorithms: list[Algorithm] = ["HMAC-SHA256"]
-        if any(key.algorithm == "Ed25519" and holds(key.from_, key.to, now) for key in self.keys):
-            algorithms.append("Ed25519")
         ring = Keyring(tuple(kept))
-        for algorithm in algorithms:
-            ring = ring.add(algorithm, now)
+        # What nothing is left of, as after a time without any key, begins anew; what was never there stays away.
+        for algorithm in ALGORITHMS:
+            if any(key.algorithm == algorithm for key in self.keys):
+                ring = ring.add(algorithm, now)
         return ring
 
-    def signers(self, now: datetime) -> list[Signer]:
-        """Return the newest HMAC-SHA256 key whose span holds `now`, and the newest such Ed25519 key if there is one.
+    def newest(self, algorithm: KeyAlgorithm, now: datetime) -> Key | None:
+        """Return the newest key of an algorithm whose span holds `now`, None if there is none."""
+        valid = [key for key in self.keys if key.algorithm == algorithm and holds(key.from_, key.to, now)]
+        # Of two that began together, the one further down in the file.
+        return max(reversed(valid), key=lambda key: key.from_ or BEGINNING) if valid else None
 
-        Raises:
-            KeyUnavailable: no HMAC-SHA256 key's span holds `now`.
-        """
-        chosen: list[Signer] = []
-        for algorithm in ("HMAC-SHA256", "Ed25519"):
-            valid = [key for key in self.keys if key.algorithm == algorithm and holds(key.from_, key.to, now)]
-            if valid:
-                # Of two that began together, the one further down in the file.
-                chosen.append(max(reversed(valid), key=lambda key: key.from_ or BEGINNING))
-            elif algorithm == "HMAC-SHA256":
-                raise KeyUnavailable(
-                    f"no HMAC-SHA256 key of the keyring is valid at {format_time(now)}, so nothing can be signed;"
-                    " run `custody keys rotate`"
-                )
-        return chosen
+    def signers(self, now: datetime) -> "Signers":
+        """Return the keys that sign at `now`: the newest of each algorithm whose span holds it."""
+        hmac_key, ed25519, leaves = (self.newest(algorithm, now) for algorithm in ALGORITHMS)
+        return Signers(
+            hmac_key if isinstance(hmac_key, HmacKey) else None,
+            ed25519 if isinstance(ed25519, Ed25519Key) else None,
+            leaves if isinstance(leaves, LeafKey) else None,
+        )
 
     def encode(self, passphrase: str | None = None) -> bytes:
         """Return the file's bytes, encrypted if there is a passphrase. They hold the secrets.
@@ -242,11 +270,11 @@ class Keyring:
                 "from": format_time(key.from_) if key.from_ else None,
                 "to": format_time(key.to) if key.to else None,
             }
-            if isinstance(key, HmacKey):
-                entry["secret"] = encode_base64(key.secret.reveal())
-            else:
+            if isinstance(key, Ed25519Key):
                 entry["private"] = encode_base64(key.private.reveal())
                 entry["public"] = encode_base64(key.public)
+            else:
+                entry["secret"] = encode_base64(key.secret.reveal())
             entries.append(entry)
         data = json.dumps({"format": _KEYRING, "keys": entries}, indent=1).encode() + b"\n"
         if passphrase is not None:
@@ -255,13 +283,13 @@ class Keyring:
                     "the keyring's passphrase is empty; set one, or unset CUSTODY_KEYRING_PASSPHRASE"
                 )
             salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
-            sealed = AESGCM(_stretch(passphrase, salt, **_SCRYPT)).encrypt(nonce, data, None)
+            ciphertext = AESGCM(_stretch(passphrase, salt, **_SCRYPT)).encrypt(nonce, data, None)
             parameters = {"salt": encode_base64(salt), **_SCRYPT}
             outer = {
                 "format": _KEYRING,
                 "scrypt": parameters,
                 "nonce": encode_base64(nonce),
-                "sealed": encode_base64(sealed),
+                "ciphertext": encode_base64(ciphertext),
             }
             data = json.dumps(outer, indent=1).encode() + b"\n"
         if len(data) > KEYRING_LIMIT:
@@ -284,13 +312,15 @@ class Keyring:
         write(path, self.encode(passphrase), create=create)
 
 
-def new_keyring(path: Path, now: datetime, passphrase: str | None = None, *, ed25519: bool = False) -> Keyring:
+def new_keyring(
+    path: Path, now: datetime, passphrase: str | None = None, algorithms: Sequence[KeyAlgorithm] = ALGORITHMS
+) -> Keyring:
     """Make a keyring file with new keys (`custody keys new`). Never replaces one: its secrets would be lost.
 
     Raises:
         ConfigurationError: there is a file already, or it cannot be written.
     """
-    ring = Keyring.new(now, ed25519=ed25519)
+    ring = Keyring.new(now, algorithms)
     ring.save(path, passphrase, create=True)
     return ring
 
@@ -319,22 +349,108 @@ def rotate_keyring(
     return after, after.keys[len(before.keys) :]
 
 
-def open_signers(uri: str, now: datetime, passphrase: str | None = None) -> list[Signer]:
-    """Open what signs at `now`: the newest HMAC-SHA256 key, and with a keyring the newest Ed25519 key beside it.
+@dataclass(frozen=True, slots=True)
+class Signers:
+    """What a writer signs with at one time.
+
+    Attributes:
+        statements: the HMAC-SHA256 key: manifests, and beside the Ed25519 key audits and `archive.json`.
+        checkpoints: the Ed25519 key.
+        leaves: the secret of leaves; None where there is none.
+    """
+
+    statements: Signer | None = None
+    checkpoints: PublicSigner | None = None
+    leaves: LeafKey | None = None
+
+    def hmac(self) -> Signer:
+        """Return the key that signs statements.
+
+        Raises:
+            KeyUnavailable: there is none now.
+        """
+        if self.statements is None:
+            raise KeyUnavailable(
+                "no HMAC-SHA256 key is valid now, so nothing can be signed; run `custody keys rotate`, or correct the"
+                " setting `keys`"
+            )
+        return self.statements
+
+    def ed25519(self) -> PublicSigner:
+        """Return the key that signs checkpoints.
+
+        Raises:
+            KeyUnavailable: there is none now.
+        """
+        if self.checkpoints is None:
+            raise KeyUnavailable(
+                "no Ed25519 key is valid now, and checkpoints, audits and archive.json need one: run `custody keys"
+                " rotate` if the keyring had one, else name a keyring or KMS key that has one in the setting"
+                " `checkpoint_keys` (`custody keys new` makes the keyring)"
+            )
+        return self.checkpoints
+
+    def both(self) -> tuple[Signer, Signer]:
+        """Return the keys that sign audits and `archive.json`; raises as `hmac` and `ed25519`."""
+        return self.hmac(), self.ed25519()
+
+
+def open_signers(uri: str, now: datetime, passphrase: str | None = None, checkpoint_uri: str | None = None) -> Signers:
+    """Open what signs at `now`: of each algorithm the newest key.
 
     Args:
         uri: `file:keyring.json`, `file:///etc/custody/keyring.json`, `aws-kms:///alias/NAME`, `aws-kms:///ARN`.
         now: the time, aware.
         passphrase: opens an encrypted keyring.
+        checkpoint_uri: where the Ed25519 key and the secret of leaves are, if not there as well.
 
     Raises:
-        ConfigurationError: the URI, the keyring or the key cannot be used.
-        KeyUnavailable: no key is valid now, or KMS does not answer.
+        ConfigurationError: a URI, keyring or key cannot be used.
+        KeyUnavailable: KMS does not answer.
     """
+    signers = _open(uri, now, passphrase)
+    if checkpoint_uri is None:
+        return signers
+    other = _open(checkpoint_uri, now, passphrase)
+    return Signers(signers.statements, other.checkpoints, other.leaves or signers.leaves)
+
+
+def _open(uri: str, now: datetime, passphrase: str | None) -> Signers:
     scheme, rest = split_uri(uri)
     if scheme == "file":
         return Keyring.load(Path(rest), passphrase).signers(now)
-    return [KmsKey.open(rest)]
+    key = KmsKey.open(rest)
+    return Signers(checkpoints=key) if isinstance(key, KmsEd25519Key) else Signers(statements=key)
+
+
+def open_public(uri: str, passphrase: str | None = None, checkpoint_uri: str | None = None) -> list[PublicKey]:
+    """Return what everybody may know of a writer's keys, old ones included; the arguments are those of `open_signers`.
+
+    Raises:
+        ConfigurationError: a URI, keyring or key cannot be used, or one id names two keys.
+        KeyUnavailable: KMS does not answer.
+    """
+    keys = {key.id: key for key in _open_public(uri, passphrase)}
+    # Of `checkpoint_uri` an HMAC key signs nothing.
+    others = _open_public(checkpoint_uri, passphrase) if checkpoint_uri else []
+    for key in others:
+        if key.algorithm != "HMAC-SHA256" and keys.setdefault(key.id, key) != key:
+            raise ConfigurationError(
+                f"the key id {key.id!r} names two different keys in `keys` and `checkpoint_keys`; an id names one key"
+                " for ever, so find out which source is wrong"
+            )
+    return list(keys.values())
+
+
+def _open_public(uri: str, passphrase: str | None) -> list[PublicKey]:
+    scheme, rest = split_uri(uri)
+    if scheme == "file":
+        return [
+            PublicKey(key.key_id, key.algorithm, key.from_, key.to, key.public if isinstance(key, Ed25519Key) else None)
+            for key in Keyring.load(Path(rest), passphrase).keys
+        ]
+    key = KmsKey.open(rest)
+    return [PublicKey(key.key_id, key.algorithm, public=key.public if isinstance(key, KmsEd25519Key) else None)]
 
 
 def keyring_path(uri: str) -> Path | None:
@@ -352,18 +468,20 @@ def holds(begin: datetime | None, end: datetime | None, moment: datetime) -> boo
     return (begin is None or begin <= moment) and (end is None or moment < end)
 
 
-def _new_hmac(now: datetime) -> HmacKey:
-    return HmacKey(f"hmac-{secrets.token_hex(6)}", Secret(secrets.token_bytes(32)), now)
-
-
-def _new_ed25519(now: datetime) -> Ed25519Key:
-    private = Ed25519PrivateKey.generate()
-    return Ed25519Key(
-        f"ed25519-{secrets.token_hex(6)}",
-        Secret(private.private_bytes_raw()),
-        private.public_key().public_bytes_raw(),
-        now,
-    )
+def _new_key(algorithm: KeyAlgorithm, now: datetime) -> Key:
+    match algorithm:
+        case "HMAC-SHA256":
+            return HmacKey(f"hmac-{secrets.token_hex(6)}", Secret(secrets.token_bytes(32)), now)
+        case "SHAKE-256":
+            return LeafKey(f"leaves-{secrets.token_hex(6)}", Secret(secrets.token_bytes(32)), now)
+        case "Ed25519":
+            private = Ed25519PrivateKey.generate()
+            return Ed25519Key(
+                f"ed25519-{secrets.token_hex(6)}",
+                Secret(private.private_bytes_raw()),
+                private.public_key().public_bytes_raw(),
+                now,
+            )
 
 
 def split_uri(uri: str) -> tuple[Literal["file", "aws-kms"], str]:
@@ -387,8 +505,18 @@ def split_uri(uri: str) -> tuple[Literal["file", "aws-kms"], str]:
 
 def _read_keyring(descriptor: int, path: Path, passphrase: str | None) -> Keyring:
     what = f"keyring {path}"
-    check_private(os.fstat(descriptor), what)
-    return Keyring.parse(read_all(descriptor, KEYRING_LIMIT, what), what, passphrase)
+    try:
+        check_private(os.fstat(descriptor), what)
+    except ConfigurationError:
+        _refuse_trust(os.pread(descriptor, KEYRING_LIMIT, 0), what)
+        raise
+    data = read_all(descriptor, KEYRING_LIMIT, what)
+    _refuse_trust(data, what)
+    return Keyring.parse(data, what, passphrase)
+
+
+def _refuse_trust(data: bytes, what: str) -> None:
+    refuse_other(data, what, "custody/trust/1", "it is a trust.json, and no keyring: give it with --trust")
 
 
 _KEYRING: Literal["custody/keyring/1"] = "custody/keyring/1"
@@ -398,7 +526,7 @@ class KeyEntry(msgspec.Struct, forbid_unknown_fields=True, rename={"from_": "fro
     """A key as keyrings and `trust.json` list it, its halves in base64."""
 
     id: str
-    algorithm: Algorithm
+    algorithm: KeyAlgorithm
     from_: Time | None
     to: Time | None
     secret: str | msgspec.UnsetType = msgspec.UNSET
@@ -423,17 +551,17 @@ class _Scrypt(msgspec.Struct, forbid_unknown_fields=True):
     p: int
 
 
-class _SealedFile(msgspec.Struct, forbid_unknown_fields=True):
+class _EncryptedFile(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["custody/keyring/1"]
     scrypt: _Scrypt
     nonce: str
-    sealed: str
+    ciphertext: str
 
 
-def _decrypt(sealed: _SealedFile, what: str, passphrase: str | None) -> bytes:
+def _decrypt(file: _EncryptedFile, what: str, passphrase: str | None) -> bytes:
     if not passphrase:
         raise ConfigurationError(f"{what}: is encrypted, and there is no passphrase; set CUSTODY_KEYRING_PASSPHRASE")
-    n, r, p = sealed.scrypt.n, sealed.scrypt.r, sealed.scrypt.p
+    n, r, p = file.scrypt.n, file.scrypt.r, file.scrypt.p
     if (
         not (2**14 <= n <= 2**24 and n & (n - 1) == 0 and 1 <= r <= 64 and 1 <= p <= 64)
         or 128 * n * r > _SCRYPT_MEMORY
@@ -442,9 +570,9 @@ def _decrypt(sealed: _SealedFile, what: str, passphrase: str | None) -> bytes:
         raise ConfigurationError(
             f"{what}: scrypt's n, r and p are out of bounds (n a power of two from 2¹⁴, 128·n·r at most 2²⁸, n·r·p 2²²)"
         )
-    salt = decode_base64(sealed.scrypt.salt, what, "scrypt.salt")
-    nonce = decode_base64(sealed.nonce, what, "nonce", 12)
-    text = decode_base64(sealed.sealed, what, "sealed")
+    salt = decode_base64(file.scrypt.salt, what, "scrypt.salt")
+    nonce = decode_base64(file.nonce, what, "nonce", 12)
+    text = decode_base64(file.ciphertext, what, "ciphertext")
     if not 16 <= len(salt) <= 64:
         raise ConfigurationError(f"{what}: scrypt.salt has {len(salt)} bytes, and 16 to 64 are wanted")
     try:
@@ -494,7 +622,7 @@ def _given(
 def key_material(entry: KeyEntry, what: str) -> tuple[bytes | None, bytes | None, bytes | None]:
     """Return a key's secret, private and public half, as far as they are given and belong to its algorithm."""
     _check_id(entry, what)
-    symmetric = entry.algorithm == "HMAC-SHA256"
+    symmetric = entry.algorithm != "Ed25519"
     secret = _given(entry, what, "secret", allowed=symmetric)
     private = _given(entry, what, "private", allowed=not symmetric)
     public = _given(entry, what, "public", allowed=not symmetric)
@@ -507,8 +635,9 @@ def _key(entry: KeyEntry, what: str) -> Key:
     secret, private, public = key_material(entry, what)
     begin, end = key_span(entry, what)
     if secret:
-        return HmacKey(entry.id, Secret(secret), begin, end)
+        form = HmacKey if entry.algorithm == "HMAC-SHA256" else LeafKey
+        return form(entry.id, Secret(secret), begin, end)
     if private and public:
         return Ed25519Key(entry.id, Secret(private), public, begin, end)
-    wanted = "'secret'" if entry.algorithm == "HMAC-SHA256" else "'private' and 'public'"
+    wanted = "'secret'" if entry.algorithm != "Ed25519" else "'private' and 'public'"
     raise ConfigurationError(f"{what}: the key {entry.id!r} lacks {wanted}")

@@ -1,7 +1,7 @@
-"""An HMAC key in AWS KMS, by URI `aws-kms:///alias/NAME` or `aws-kms:///ARN` (FORMAT.md, Manifest).
+"""Keys in AWS KMS, by URI `aws-kms:///alias/NAME` or `aws-kms:///ARN` (FORMAT.md, Signed files).
 
-A key in KMS signs and checks; its secret never leaves AWS. What KMS and its client say may quote signed requests, so
-errors tell the operation, the key and the code, and no more.
+An HMAC key in KMS signs and checks; an Ed25519 key signs, and is checked by its public half. Secrets never leave AWS.
+What KMS and its client say may quote signed requests, so errors tell the operation, the key and the code, and no more.
 """
 
 import contextlib
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
 
 KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]{1,128}")
-
-
 _NAME = re.compile(
     r"(?:arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:)?(?:alias/[A-Za-z0-9/_-]{1,250}|(?:key/)?[A-Za-z0-9-]{1,128})"
 )
@@ -42,11 +40,12 @@ class KmsKey:
         return KmsKey, (self.key_id,)
 
     @classmethod
-    def open(cls, name: str) -> "KmsKey":
+    def open(cls, name: str) -> "KmsKey | KmsEd25519Key":
         """Resolve an alias, id or ARN to the key.
 
         Raises:
-            ConfigurationError: the name is malformed, boto3 or a region is missing, or it is no key for HMAC_SHA_256.
+            ConfigurationError: the name is malformed, boto3 or a region is missing, or the key can make neither
+                HMAC_SHA_256 nor ED25519_SHA_512.
             KeyUnavailable: KMS does not answer, or says no.
         """
         match = _NAME.fullmatch(name)
@@ -59,12 +58,16 @@ class KmsKey:
         with _errors("DescribeKey", name):
             found = client.describe_key(KeyId=name)["KeyMetadata"]
             arn = found["Arn"]
-        if (found.get("KeySpec"), found.get("KeyUsage")) != ("HMAC_256", "GENERATE_VERIFY_MAC"):
-            raise ConfigurationError(
-                f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and cannot make HMAC_SHA_256;"
-                " create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC"
-            )
-        return cls(arn, client)
+        match found.get("KeySpec"), found.get("KeyUsage"):
+            case "HMAC_256", "GENERATE_VERIFY_MAC":
+                return cls(arn, client)
+            case "ECC_NIST_EDWARDS25519", "SIGN_VERIFY":
+                return KmsEd25519Key(arn, client)
+        raise ConfigurationError(
+            f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and can make neither HMAC_SHA_256 nor"
+            " ED25519_SHA_512; create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC for statements, or"
+            " ECC_NIST_EDWARDS25519 and SIGN_VERIFY for checkpoints"
+        )
 
     def _kms(self) -> "KMSClient":
         with self._lock:
@@ -111,6 +114,50 @@ class KmsKey:
             raise SignatureInvalid(f"the signature of key {self.key_id!r} is not over this statement")
 
 
+class KmsEd25519Key:
+    """An Ed25519 key in AWS KMS, called by its ARN. Whoever has its public half can check, without AWS."""
+
+    __slots__ = ("_client", "key_id", "public")
+
+    algorithm: Literal["Ed25519"] = "Ed25519"
+
+    def __init__(self, arn: str, client: "KMSClient") -> None:
+        """Ask for the public half.
+
+        Raises:
+            KeyUnavailable: KMS does not answer, says no, or gives no Ed25519 key.
+        """
+        self.key_id = arn
+        self._client = client
+        with _errors("GetPublicKey", arn):
+            encoded = client.get_public_key(KeyId=arn)["PublicKey"]
+        if len(encoded) != len(_SPKI) + 32 or not encoded.startswith(_SPKI):
+            raise KeyUnavailable(f"KMS answered GetPublicKey for {arn} with something that is no Ed25519 key")
+        self.public = encoded[len(_SPKI) :]
+
+    def __repr__(self) -> str:
+        return f"KmsEd25519Key({self.key_id!r})"
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the message's signature.
+
+        Raises:
+            KeyUnavailable: KMS does not answer, or says no.
+        """
+        with _errors("Sign", self.key_id):
+            answer = self._client.sign(
+                KeyId=self.key_id, Message=message, MessageType="RAW", SigningAlgorithm="ED25519_SHA_512"
+            )
+            key_id, value = answer["KeyId"], answer["Signature"]
+        if key_id != self.key_id or len(value) != 64:
+            raise KeyUnavailable(f"KMS answered Sign for {self.key_id} with another key or length; nothing was signed")
+        return value
+
+
+# How X.509 writes an Ed25519 public key, up to its 32 bytes (RFC 8410).
+_SPKI = bytes.fromhex("302a300506032b6570032100")
+
+
 def _client(region: str | None) -> "KMSClient":
     """Return a KMS client from the standard AWS settings, AWS_ENDPOINT_URL_KMS and AWS_ENDPOINT_URL among them."""
     try:
@@ -125,8 +172,8 @@ def _client(region: str | None) -> "KMSClient":
         return boto3.session.Session().client("kms", region_name=region, config=config)
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(
-            f"AWS is not configured for KMS ({type(error).__name__}): set AWS_REGION, and check AWS_PROFILE and any"
-            " AWS_ENDPOINT_URL"
+            f"AWS is not configured for KMS ({type(error).__name__}): set AWS_DEFAULT_REGION, and check AWS_PROFILE and"
+            " any AWS_ENDPOINT_URL"
         ) from None
 
 
@@ -135,7 +182,8 @@ _ADVICE = {
     "AccessDeniedException": "these credentials may not do that; allow it in the key's policy or by IAM",
     "DisabledException": "the key is disabled; enable it",
     "KMSInvalidStateException": "the key is not usable now; it may be waiting for its deletion",
-    "InvalidKeyUsageException": "it is no key for HMAC; create one with key spec HMAC_256",
+    "InvalidKeyUsageException": "the key is of another kind; create one with key spec HMAC_256 for statements, or"
+    " ECC_NIST_EDWARDS25519 for checkpoints",
     "ThrottlingException": "AWS asks for fewer calls; try again later",
 }
 

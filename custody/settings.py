@@ -8,12 +8,14 @@ Rules:
 """
 
 import difflib
+import logging
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -25,9 +27,15 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, SigningError
 from custody.protection import Protection
 from custody.store import S3Options
+
+if TYPE_CHECKING:
+    from custody.keys import Signers
+    from custody.trust import Trust
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "CUSTODY_"
 CONFIG_FILE = "custody.toml"
@@ -129,7 +137,7 @@ def _servers(value: str) -> str:
 
 def _not_here(value: Path) -> Path:
     if value == Path():
-        raise ValueError("a file's path; unset it where there is none")
+        raise ValueError("a file's path, and not this folder; unset it where there is none")
     return value
 
 
@@ -254,8 +262,11 @@ class DrainSettings(BaseModel):
     flush_seconds: Seconds = Field(default=15, description="A segment is cut this long after its first record was read")
     seconds: Seconds = Field(default=38, description="A run's time, counted from the start of its process")
     hanging_seconds: Seconds = Field(default=900, description="A transaction open for longer than this is alarmed")
-    checkpoint_seconds: int = Field(default=3600, ge=1, description="How often a log's head is signed as a checkpoint")
     level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
+    event_leaves: bool = Field(
+        default=False,
+        description="Whether a batch commits to each event alone, so that evidence shows no other; a quarter more CPU",
+    )
     workers: int = Field(default=1, ge=1, le=1024, description="Logs drained at the same time")
     task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
         default="threads", description="What the flow spreads logs over"
@@ -355,7 +366,8 @@ class Settings(BaseSettings):
         default="file:keyring.json", description="The signing keys: file:PATH or aws-kms:///alias/NAME"
     )
     checkpoint_keys: Annotated[Location, AfterValidator(_key_uri)] | None = Field(
-        default=None, description="Where keys are in a KMS: a keyring with the Ed25519 key that signs checkpoints"
+        default=None,
+        description="Where `keys` is a KMS: a keyring with the Ed25519 key and the secret of leaves, or such a KMS key",
     )
     keyring_passphrase: Annotated[SecretStr, Field(min_length=1)] | None = Field(
         default=None, description="Opens the keyring's file, and encrypts a new one"
@@ -396,6 +408,40 @@ class Settings(BaseSettings):
     def protection(self) -> Protection:
         """Return how the bucket is meant to protect the evidence."""
         return Protection(self.s3.retention_mode, self.s3.retention_days, self.s3.lifecycle)
+
+    def signers(self, now: datetime) -> "Signers":
+        """Return what signs at `now`: the keys of `keys`, and of `checkpoint_keys` where that is set.
+
+        Raises:
+            ConfigurationError: a URI, keyring or key cannot be used.
+            KeyUnavailable: KMS does not answer.
+        """
+        from custody.keys import open_signers
+
+        return open_signers(self.keys, now, self.passphrase(), self.checkpoint_keys)
+
+    def own_trust(self) -> "Trust":
+        """Return what a writer of this archive trusts: its own keys, within what `trust.json` says of them.
+
+        Raises:
+            ConfigurationError: a source cannot be used, or two contradict each other.
+            KeyUnavailable: KMS does not answer.
+        """
+        from custody.trust import open_trust
+
+        return open_trust([self.keys], self.trust, self.passphrase(), self.checkpoint_keys)
+
+    def trust_at_hand(self) -> "Trust":
+        """Return what `own_trust` does, and no key at all where none can be had: for reading, which needs none."""
+        from custody.trust import Trust
+
+        try:
+            return self.own_trust()
+        except ConfigurationError:
+            return Trust()
+        except SigningError as error:
+            logger.warning("signatures are not checked, for the keys cannot be had now: %s", error)
+            return Trust()
 
     def passphrase(self) -> str | None:
         """Return the keyring's passphrase, for opening it alone."""
@@ -501,5 +547,5 @@ def _show(path: tuple[str, ...], value: object) -> str:
     shown = len(path) > 1 or path in {("archive",), ("trust",), ("state",)}
     if path[:2] == ("kafka", "client") or not shown or "@" in str(value):
         return "a value (hidden)"
-    text = repr(value)
+    text = repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,21 +1,20 @@
-"""What a verifier trusts: keys with their spans, vkeys of checkpoints, heads, judged findings (FORMAT.md, Trust).
+"""What a verifier trusts: an archive's pin, keys, heads, witnesses, judged findings (FORMAT.md, Trust).
 
-It comes from outside the archive: from keyrings, keys in a KMS, and a `trust.json`, merged by `open_trust`.
+It comes from outside the archive: from keyrings, keys in a KMS, and a `trust.json`, merged by `open_trust`. Files are
+written by `trust_file.py`.
 
 Rules:
 1. "The signature is wrong" (`SignatureInvalid`) and "it could not be checked" (`KeyUnavailable`) are different errors.
 2. Trust with secrets in it is not pickled: a worker process opens it again from the same arguments.
+3. A key in a KMS is asked only where a key URI names a KMS. A `trust.json` alone knows such a key by its id and no
+   more, so an auditor with public keys needs no AWS account.
 """
 
 import hmac
-import json
 import os
-import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -23,31 +22,29 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
-from custody.keyfiles import (
-    check_private,
-    decode_base64,
-    decode_document,
-    locked,
-    open_plain,
-    parse_moment,
-    read_all,
-    write,
+from custody.archive_file import Days, Pin
+from custody.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
+from custody.errors import ConfigurationError, FormatError, KeyUnavailable, SignatureInvalid
+from custody.keyfiles import check_private, decode_document, open_plain, parse_moment, read_all, refuse_other
+from custody.keys import (
+    BEGINNING,
+    Ed25519Key,
+    HmacKey,
+    KeyEntry,
+    Keyring,
+    LeafKey,
+    Secret,
+    holds,
+    key_material,
+    key_span,
+    split_uri,
 )
-from custody.keys import BEGINNING, HmacKey, Key, KeyEntry, Keyring, Secret, holds, key_material, key_span, split_uri
-from custody.kms import KEY_ARN, KmsKey
+from custody.kms import KEY_ARN, KmsEd25519Key, KmsKey
 from custody.layout import parse_log_text
-from custody.manifest import Algorithm, Hex, Int, Time, Uuid
+from custody.tlog.checkpoint import COSIGNATURE, NoteKey
+from custody.tlog.head import Head
 
 TRUST_LIMIT = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The size of a log's tree and its root."""
-
-    size: int
-    root: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,9 @@ class TrustedKey:
     algorithm: Algorithm
     from_: datetime | None = None
     to: datetime | None = None
-    until: Mapping[str, Head] = field(default_factory=dict)
-    """Where a leaked key ends, by `<log>/<partition>`: beyond that head it counts for nothing."""
+    until: Mapping[str, Head] | None = None
+    """Where a leaked key ends, by `<log>/<partition>`: it counts only for what lies within these heads. A log that is
+    not named ends at size 0; None: the key has not ended."""
     material: Secret | bytes | KmsKey | None = field(default=None, repr=False)
     """The HMAC secret, the public Ed25519 key, the KMS key to ask, or nothing."""
 
@@ -90,12 +88,22 @@ class TrustedKey:
         """
         return self.from_ or BEGINNING
 
+    @property
+    def ended(self) -> datetime | None:
+        """When its span ends, None where it does not."""
+        return self.to
+
+    @property
+    def public(self) -> bytes | None:
+        """The public half of an Ed25519 key."""
+        return self.material if isinstance(self.material, bytes) else None
+
     def holds(self, moment: datetime) -> bool:
         """Whether the key's span `[from, to)` holds this moment."""
         return holds(self.from_, self.to, moment)
 
     def verify(self, message: bytes, value: bytes) -> None:
-        """Check a signature. Neither span nor `until` is looked at here.
+        """Check a signature, and nothing else of the policy: only `custody.tlog.signatures` calls this.
 
         Raises:
             SignatureInvalid: it is wrong.
@@ -118,7 +126,7 @@ class TrustedKey:
                     f"the secret of the key {self.id!r} is not at hand, so its signatures cannot be checked here"
                 )
         if not good:
-            raise SignatureInvalid(f"the signature of key {self.id!r} is not over this statement")
+            raise SignatureInvalid(f"the signature of key {self.id!r} is not over this message")
         return None
 
 
@@ -126,17 +134,34 @@ class TrustedKey:
 class Trust:
     """What a verifier is given from outside the archive. Not picklable with secrets in it: call `open_trust` again."""
 
-    archive: str | None = None
+    archive: Pin | None = None
+    """Which archive this is; None before the first look."""
     keys: Mapping[str, TrustedKey] = field(default_factory=dict)
-    checkpoint: tuple[str, ...] = ()
-    """C2SP vkeys."""
+    leaves: Mapping[str, Secret] = field(default_factory=dict)
+    """Secrets of leaves, by key id."""
     heads: Mapping[str, Head] = field(default_factory=dict)
     """The last heads seen, by `<log>/<partition>`."""
+    witnesses: tuple[NoteKey, ...] = ()
+    quorum: int = 0
+    """How many witnesses must have cosigned a checkpoint before it counts."""
     retention_days: int | None = None
     accepted: tuple[Accepted, ...] = ()
 
+    @property
+    def at_hand(self) -> Mapping[str, TrustedKey]:
+        """The keys, those in a KMS by their ids alone: by these, a check asks nobody."""
+        return {
+            id_: replace(key, material=None) if isinstance(key.material, KmsKey) else key
+            for id_, key in self.keys.items()
+        }
 
-def open_trust(keys: Sequence[str] = (), trust: Path | None = None, passphrase: str | None = None) -> Trust:
+
+def open_trust(
+    keys: Sequence[str] = (),
+    trust: Path | None = None,
+    passphrase: str | None = None,
+    checkpoint_keys: str | None = None,
+) -> Trust:
     """Merge keyrings, KMS keys and a `trust.json` into what a verifier trusts.
 
     A key that several name must be the same key in all. It is then valid where all say so.
@@ -145,62 +170,52 @@ def open_trust(keys: Sequence[str] = (), trust: Path | None = None, passphrase: 
         keys: URIs as `open_signers` takes them.
         trust: path of a `trust.json`.
         passphrase: opens encrypted keyrings.
+        checkpoint_keys: URI of a keyring or KMS key of which the Ed25519 keys and secrets of leaves are trusted, too.
 
     Raises:
         ConfigurationError: a source cannot be used, or two contradict each other.
         KeyUnavailable: KMS does not answer when a name that is not a key's ARN must be resolved.
     """
-    opened = Trust() if trust is None else _load_trust(trust)
-    merged = dict(opened.keys)
-    for uri in keys:
-        scheme, rest = split_uri(uri)
-        if scheme == "file":
-            found = [_trusted(key) for key in Keyring.load(Path(rest), passphrase).keys]
-        else:
-            # An auditor may be allowed to verify and nothing else: an ARN needs no look-up.
-            kms = KmsKey(rest) if KEY_ARN.fullmatch(rest) else KmsKey.open(rest)
-            found = [TrustedKey(kms.key_id, kms.algorithm, material=kms)]
-        for key in found:
-            merged[key.id] = _merge(merged[key.id], key) if key.id in merged else key
-    return replace(opened, keys=merged)
+    opened = Trust() if trust is None else load_trust(trust)
+    merged, leaves = dict(opened.keys), dict(opened.leaves)
+    if any(split_uri(uri)[0] == "aws-kms" for uri in keys):
+        merged = {key.id: _ask_kms(key) for key in merged.values()}
+    for uri, all_of_it in [*((uri, True) for uri in keys), *([(checkpoint_keys, False)] if checkpoint_keys else [])]:
+        for key in _open_keys(uri, passphrase, resolve=not all_of_it):
+            if isinstance(key, LeafKey):
+                _merge_leaves(leaves, key)
+            elif all_of_it or key.algorithm == "Ed25519":
+                merged[key.id] = _merge(merged[key.id], key) if key.id in merged else key
+    return replace(opened, keys=merged, leaves=leaves)
 
 
-def accept(path: Path, judged: Sequence[Accepted]) -> int:
-    """Add judged findings to a `trust.json` (`custody accept`), alone and in one step; all else in it stays.
+def _open_keys(uri: str, passphrase: str | None, *, resolve: bool) -> list[TrustedKey | LeafKey]:
+    scheme, rest = split_uri(uri)
+    if scheme == "file":
+        keys = Keyring.load(Path(rest), passphrase).keys
+        return [key if isinstance(key, LeafKey) else _trusted(key) for key in keys]
+    # An auditor may be allowed to verify and nothing else: an ARN needs no look-up.
+    kms = KmsKey(rest) if KEY_ARN.fullmatch(rest) and not resolve else KmsKey.open(rest)
+    material = kms.public if isinstance(kms, KmsEd25519Key) else kms
+    return [TrustedKey(kms.key_id, kms.algorithm, material=material)]
 
-    Args:
-        path: the file; its mode stays, too.
-        judged: what to add. What is there already, whoever judged it, is not added again.
 
-    Returns:
-        How many were added.
+def _ask_kms(key: TrustedKey) -> TrustedKey:
+    """Return a key that `trust.json` knows by its ARN alone as one that KMS is asked about, any other as it is."""
+    if key.material is None and KEY_ARN.fullmatch(key.id):
+        return replace(key, material=KmsKey(key.id))
+    return key
 
-    Raises:
-        ConfigurationError: the file cannot be used or written, or an entry is none.
-    """
-    what = f"trust {path}"
-    with locked(path, "trust") as descriptor:
-        data = read_all(descriptor, TRUST_LIMIT, what)
-        before = _read_trust(data, os.fstat(descriptor), what)
-        there = {_place(one) for one in before.accepted}
-        added = [one for one in judged if _place(one) not in there]
-        document = json.loads(data)
-        document.setdefault("accepted", []).extend(
-            {name: value for name in _ACCEPTED_FIELDS if (value := getattr(one, name)) is not None} for one in added
+
+def _merge_leaves(leaves: dict[str, Secret], key: LeafKey) -> None:
+    if leaves.setdefault(key.key_id, key.secret) != key.secret:
+        raise ConfigurationError(
+            f"the key id {key.key_id!r} names two different keys in the keyrings and trust given; an id names one key"
+            " for ever, so find out which source is wrong"
         )
-        try:
-            after = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
-        except UnicodeEncodeError:
-            raise ConfigurationError(f"{what}: a reason or a name holds characters that are not Unicode text") from None
-        if len(after) > TRUST_LIMIT:
-            raise ConfigurationError(f"{what}: would be larger than {TRUST_LIMIT} bytes")
-        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-        _read_trust(after, os.fstat(descriptor), what)
-        write(path, after, create=False, what="trust", mode=mode)
-    return len(added)
 
 
-def _trusted(key: Key) -> TrustedKey:
+def _trusted(key: HmacKey | Ed25519Key) -> TrustedKey:
     material = key.secret if isinstance(key, HmacKey) else key.public
     return TrustedKey(key.key_id, key.algorithm, key.from_, key.to, material=material)
 
@@ -218,26 +233,41 @@ def _merge(one: TrustedKey, other: TrustedKey) -> TrustedKey:
             f"the key id {one.id!r} names two different keys in the keyrings and trust given; an id names one key for"
             " ever, so find out which source is wrong"
         )
-    until = dict(one.until)
-    for log, head in other.until.items():
-        known = until.get(log, head)
-        if known.size == head.size and known.root != head.root:
-            raise ConfigurationError(
-                f"the key {one.id!r} ends at two different heads of {log}; keep the one that is right"
-            )
-        until[log] = min(known, head, key=lambda each: each.size)
     begins = [moment for moment in (one.from_, other.from_) if moment]
     ends = [moment for moment in (one.to, other.to) if moment]
-    return replace(one, from_=max(begins, default=None), to=min(ends, default=None), until=until, material=material)
+    begin, end = max(begins, default=None), min(ends, default=None)
+    return replace(one, from_=begin, to=end, until=merge_until(one.id, one.until, other.until), material=material)
 
 
-class _Head(msgspec.Struct, forbid_unknown_fields=True):
-    size: Int
-    root: Hex
+def merge_until(
+    key_id: str, one: Mapping[str, Head] | None, other: Mapping[str, Head] | None
+) -> Mapping[str, Head] | None:
+    """Return where a key ended by two sources: of each log the smaller head, of one that a source lacks none.
+
+    Raises:
+        ConfigurationError: they give two roots for one size.
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    until = {}
+    for log in sorted(one.keys() & other.keys()):
+        first, second = one[log], other[log]
+        if first.size == second.size and first.root != second.root:
+            raise ConfigurationError(
+                f"the key {key_id!r} ends at two different heads of {log}, of size {first.size} both; keep the one that"
+                " is right"
+            )
+        until[log] = min(first, second, key=lambda head: head.size)
+    return until
 
 
 class _TrustKey(KeyEntry, forbid_unknown_fields=True, rename={"from_": "from"}):
-    until: dict[str, _Head] | None = None
+    until: dict[str, HeadRef] | None = None
+
+
+class _Pin(msgspec.Struct, forbid_unknown_fields=True):
+    id: Uuid
+    sha256: Hex
 
 
 class _Accepted(msgspec.Struct, forbid_unknown_fields=True):
@@ -253,15 +283,21 @@ class _Accepted(msgspec.Struct, forbid_unknown_fields=True):
 
 class _TrustFile(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["custody/trust/1"]
-    archive: Uuid | None = None
+    archive: _Pin | None = None
     keys: list[_TrustKey] = []
-    checkpoint: list[str] = []
-    heads: dict[str, _Head] = {}
-    retention_days: Int | None = None
+    heads: dict[str, HeadRef] = {}
+    witnesses: list[str] = []
+    quorum: Int = 0
+    retention_days: Days | None = None
     accepted: list[_Accepted] = []
 
 
-def _load_trust(path: Path) -> Trust:
+def load_trust(path: Path) -> Trust:
+    """Read a `trust.json`.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
     what = f"trust {path}"
     descriptor = open_plain(path, "trust")
     try:
@@ -269,11 +305,22 @@ def _load_trust(path: Path) -> Trust:
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    return _read_trust(data, status, what)
+    return read_trust(data, status, what)
 
 
-def _read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
-    """Parse a `trust.json`, and refuse one with secrets that others can read."""
+def read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
+    """Parse a `trust.json`, and refuse one with secrets that others can read.
+
+    Args:
+        data: the file's bytes.
+        status: the file's, for its mode.
+        what: how errors call it.
+
+    Raises:
+        ConfigurationError: it is none, or others can read its secrets.
+    """
+    advice = "it is a keyring, and no trust.json: give it with --keys file:KEYRING"
+    refuse_other(data, what, "custody/keyring/1", advice)
     document = decode_document(data, what, _TrustFile)
     if any(msgspec.UNSET is not secret for entry in document.keys for secret in (entry.secret, entry.private)):
         check_private(status, what)
@@ -282,37 +329,48 @@ def _read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
 
 def _trust(document: _TrustFile, what: str) -> Trust:
     keys: dict[str, TrustedKey] = {}
+    leaves: dict[str, Secret] = {}
+    ids: set[str] = set()
     for entry in document.keys:
         secret, _, public = key_material(entry, what)
-        if entry.id in keys:
+        if entry.id in ids:
             raise ConfigurationError(f"{what}: the key id {entry.id!r} stands twice; every key has an id of its own")
+        ids.add(entry.id)
         if entry.algorithm == "Ed25519" and not public:
             raise ConfigurationError(f"{what}: the key {entry.id!r} lacks 'public'")
         begin, end = key_span(entry, what)
-        material: Secret | bytes | KmsKey | None = Secret(secret) if secret else public
-        if material is None and KEY_ARN.fullmatch(entry.id):
-            material = KmsKey(entry.id)
+        if entry.algorithm == "SHAKE-256":
+            if entry.until is not None:
+                raise ConfigurationError(f"{what}: the key {entry.id!r} signs nothing, so it has no 'until'")
+            if secret:
+                leaves[entry.id] = Secret(secret)
+            continue
         keys[entry.id] = TrustedKey(
             entry.id,
             entry.algorithm,
             begin,
             end,
-            _heads(entry.until or {}, f"{what}: until of key {entry.id!r}"),
-            material,
+            None if entry.until is None else _heads(entry.until, f"{what}: until of key {entry.id!r}"),
+            Secret(secret) if secret else public,
         )
-    for vkey in document.checkpoint:
-        _check_vkey(vkey, what)
+    witnesses = _witnesses(document.witnesses, keys, what)
+    if document.quorum > len(witnesses):
+        raise ConfigurationError(
+            f"{what}: quorum is {document.quorum}, and there are {len(witnesses)} witnesses: no checkpoint could count"
+        )
     return Trust(
-        archive=document.archive,
+        archive=Pin(document.archive.id, document.archive.sha256) if document.archive else None,
         keys=keys,
-        checkpoint=tuple(document.checkpoint),
+        leaves=leaves,
+        witnesses=witnesses,
+        quorum=document.quorum,
         heads=_heads(document.heads, f"{what}: heads"),
         retention_days=document.retention_days,
         accepted=tuple(_accepted(entry, what) for entry in document.accepted),
     )
 
 
-def _heads(heads: Mapping[str, _Head], what: str) -> dict[str, Head]:
+def _heads(heads: Mapping[str, HeadRef], what: str) -> dict[str, Head]:
     for log in heads:
         _check_log(log, what)
     return {log: Head(head.size, bytes.fromhex(head.root)) for log, head in heads.items()}
@@ -320,7 +378,7 @@ def _heads(heads: Mapping[str, _Head], what: str) -> dict[str, Head]:
 
 def _check_log(text: str, what: str) -> None:
     if parse_log_text(text) is None:
-        raise ConfigurationError(f"{what}: {text[:300]!r} names no log; write TOPIC/PARTITION or TOPIC@LIFE/PARTITION")
+        raise ConfigurationError(f"{what}: {text[:300]!r} names no log; write TOPIC/PARTITION or TOPIC@EPOCH/PARTITION")
 
 
 def _accepted(entry: _Accepted, what: str) -> Accepted:
@@ -336,26 +394,26 @@ def _accepted(entry: _Accepted, what: str) -> Accepted:
     return Accepted(entry.finding, entry.reason, entry.by, entry.at, entry.log, entry.sequence, entry.key, entry.sha256)
 
 
-_ACCEPTED_FIELDS = ("finding", "log", "sequence", "key", "sha256", "reason", "by", "at")
-
-
-def _place(one: Accepted) -> tuple[object, ...]:
-    """Return what an entry accepts, whoever judged it."""
-    return one.finding, one.log, one.sequence, one.key, one.sha256
-
-
-def _check_vkey(vkey: str, what: str) -> None:
-    """Hold a C2SP signed-note verifier key to its form: `<name>+<hash>+<base64(0x01 ‖ public key)>`."""
-    name, _, rest = vkey.partition("+")
-    stated, _, encoded = rest.partition("+")
-    if not name or any(character.isspace() for character in name) or not re.fullmatch(r"[0-9a-f]{8}", stated):
-        raise ConfigurationError(f"{what}: a checkpoint key is not of the form NAME+HASH+KEY (a C2SP vkey)")
-    key = decode_base64(encoded, what, f"the checkpoint key of {name!r}", 33)
-    if key[0] != 1:
-        raise ConfigurationError(f"{what}: the checkpoint key of {name!r} is not of type 1 (Ed25519)")
-    try:
-        digest = sha256(name.encode() + b"\n" + key).hexdigest()
-    except UnicodeEncodeError:
-        raise ConfigurationError(f"{what}: the name of a checkpoint key is not UTF-8") from None
-    if digest[:8] != stated:
-        raise ConfigurationError(f"{what}: the hash in the checkpoint key of {name!r} does not belong to its key")
+def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], what: str) -> tuple[NoteKey, ...]:
+    """Return the witnesses that C2SP vkeys name: keys of type 4, which sign a time and a note."""
+    witnesses = []
+    signing = {key.public: key.id for key in keys.values() if key.public is not None}
+    for vkey in vkeys:
+        try:
+            key = NoteKey.parse(vkey)
+        except FormatError as error:
+            raise ConfigurationError(f"{what}: a witness is not a C2SP vkey: {error}") from None
+        if key.type != COSIGNATURE:
+            raise ConfigurationError(
+                f"{what}: the witness {key.name!r} has a key that signs notes, not cosignatures (type 4): take the vkey"
+                " that `custody witness` prints"
+            )
+        if key.public in signing:
+            raise ConfigurationError(
+                f"{what}: the witness {key.name!r} has the key of {signing[key.public]!r}: whoever writes the log is no"
+                " witness of it"
+            )
+        witnesses.append(key)
+    if len({key.name for key in witnesses}) < len(witnesses) or len({key.public for key in witnesses}) < len(witnesses):
+        raise ConfigurationError(f"{what}: a witness stands twice; a quorum counts each once")
+    return tuple(witnesses)
