@@ -1,26 +1,31 @@
-"""Find one thing in an archive, and say where in the chain it stands. Reads only, and verifies nothing.
+"""Find one thing in an archive, and say where in the chain it stands. Reads only.
 
 What is asked for is an object's key, or one of `LOG/PARTITION` (the head), `LOG/PARTITION/SEQUENCE` (a statement) and
-`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<life>`.
+`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<epoch>`. Verifies no more than that no
+signature at hand speaks against a statement, and that no later one passes over it.
 """
 
 import json
 import re
-import zlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from custody import layout, merkle
-from custody.archive import find_head, find_statement, read_manifest
+from custody import layout, limits
+from custody.archive.forms import statements_of
+from custody.archive.offsets import kind_of, line_of, reason_of
+from custody.archive.reader import Holds, find_statement, find_tip, read_manifest
+from custody.archive.trusted import Judge
+from custody.contents import inflate, inflate_stream, read_pieces
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.layout import Log
-from custody.manifest import Batch, Manifest, Range, Statement
-from custody.segment import QUARANTINE_INFLATED_LIMIT, inflate
+from custody.manifest import Batch, Manifest, Statement
 from custody.store import Store
+from custody.tlog import merkle
+from custody.trust import Trust
 
-_CHUNK = 1024 * 1024
 _TEXT_LIMIT = 4 * 1024 * 1024
 _POSITION = re.compile(
     r"(?P<log>[^/]+)/(?P<partition>[0-9]{1,10})(?:/(?P<sequence>[0-9]{1,12})|@(?P<offset>[0-9]{1,19}))?"
@@ -42,8 +47,13 @@ class Shown:
     manifest: Manifest | None = None
 
 
-def show(store: Store, what: str) -> Shown:
+def show(store: Store, what: str, trust: Trust) -> Shown:
     """Find what is asked for.
+
+    Args:
+        store: the archive.
+        what: a key, or a place in a log.
+        trust: keys, as far as there are any at hand: a statement that is not theirs by its signature is none.
 
     Raises:
         ConfigurationError: it is not something that an archive could hold.
@@ -55,20 +65,21 @@ def show(store: Store, what: str) -> Shown:
     if key == layout.ARCHIVE or key.startswith((layout.AUDITS, layout.CHECKPOINTS)):
         return Shown({"object": key}, iter([store.read(key, limit=_TEXT_LIMIT)]))
     if named := layout.parse_manifest_key(key):
-        return _statement(store, *named)
+        return _statement(store, *named, _holds(store, named[0], trust))
     if records := layout.parse_records_key(key):
-        return _object(store, key, records)
+        return _object(store, key, records, _holds(store, records.log, trust))
     if position := _POSITION.fullmatch(key):
         log = layout.parse_log(position["log"], int(position["partition"]))
-        if log and position["offset"]:
-            return _record(store, log, int(position["offset"]))
-        if log and position["sequence"]:
-            return _statement(store, log, int(position["sequence"]))
         if log:
-            head = find_head(store, log)
-            if not head.size:
+            holds = _holds(store, log, trust)
+            if position["offset"]:
+                return _record(store, log, int(position["offset"]), holds)
+            if position["sequence"]:
+                return _statement(store, log, int(position["sequence"]), holds)
+            size = find_tip(store, log, holds).head.size
+            if not size:
                 raise ObjectMissing(f"the archive {store.url} has no log {log}")
-            return _statement(store, log, head.size - 1)
+            return _statement(store, log, size - 1, holds)
     raise ConfigurationError(
         f"{what!r} is nothing that an archive holds; name an object's key, or LOG/PARTITION, LOG/PARTITION/SEQUENCE"
         " or LOG/PARTITION@OFFSET"
@@ -86,11 +97,15 @@ def events(store: Store, statement: Statement) -> Iterator[bytes]:
         yield from _inflated(store, statement.segment.key, statement.segment.sha256)
 
 
-def _statement(store: Store, log: Log, sequence: int) -> Shown:
-    found = read_manifest(store, log, sequence)
+def _holds(store: Store, log: Log, trust: Trust) -> Holds[Manifest]:
+    return Judge(store, log, statements_of(log), None, trust).may_stand
+
+
+def _statement(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> Shown:
+    found = read_manifest(store, log, sequence, holds)
     view = {
         "key": layout.manifest_key(log, sequence),
-        "leaf": merkle.leaf_hash(found.line).hex(),
+        "leaf": merkle.leaf_hash(found.message).hex(),
         "statement": json.loads(found.line),
         "signatures": [
             {"key": signature.key, "algorithm": signature.algorithm, "value": signature.value}
@@ -106,16 +121,16 @@ def _place(log: Log, sequence: int, found: Manifest) -> dict[str, Any]:
         "log": str(log),
         "sequence": sequence,
         "manifest": layout.manifest_key(log, sequence),
-        "leaf": merkle.leaf_hash(found.line).hex(),
+        "leaf": merkle.leaf_hash(found.message).hex(),
         "offsets": [statement.first_offset, statement.next_offset],
         "sealed_at": statement.sealed_at,
         "keys": [signature.key for signature, _ in found.signatures],
     }
 
 
-def _object(store: Store, key: str, records: layout.RecordsKey) -> Shown:
+def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Manifest]) -> Shown:
     """Show a segment or quarantine object, whether or not a manifest names it."""
-    found = find_statement(store, records.log, records.first)
+    found = find_statement(store, records.log, records.first, holds)
     named = None
     if found:
         statement = found[1].statement
@@ -129,45 +144,36 @@ def _object(store: Store, key: str, records: layout.RecordsKey) -> Shown:
     return Shown(place, _inflated(store, key, named.sha256), found[1])
 
 
-def _record(store: Store, log: Log, offset: int) -> Shown:
-    found = find_statement(store, log, offset)
+def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
+    found = find_statement(store, log, offset, holds)
     if not found:
         raise ObjectMissing(f"no statement of {log} in the archive {store.url} accounts for offset {offset}")
     sequence, accounting = found
     statement = accounting.statement
     place = {"offset": offset, **_place(log, sequence, accounting)}
-    if statement.lost and statement.lost[0] <= offset < statement.lost[1]:
-        raise ObjectMissing(f"offset {offset} of {log} is lost: statement {sequence} admits it")
-    if _within(offset, statement.skipped):
-        raise ObjectMissing(
-            f"offset {offset} of {log} has no record that a read-committed consumer gets: statement {sequence} skips it"
-        )
-    quarantine = statement.quarantine
-    if quarantine and _within(offset, quarantine.offsets):
-        place |= {"object": quarantine.key, "quarantined": True}
-        return Shown(place, _quarantined(store, quarantine.key, quarantine.sha256, offset), accounting)
-    batch = next((one for one in statement.batches if one.first_offset <= offset < one.next_offset), None)
-    if batch is None or statement.segment is None:
+    match kind_of(statement, offset):
+        case "lost" | "skipped" | "unreadable":
+            raise ObjectMissing(
+                f"{log} has no record at offset {offset}, by statement {sequence}: {reason_of(statement, offset)}"
+            )
+        case "quarantined" if statement.quarantine:
+            key = statement.quarantine.key
+            place |= {"object": key, "quarantined": True}
+            return Shown(place, _quarantined(store, key, statement.quarantine.sha256, offset), accounting)
+    held = line_of(statement, offset)
+    if held is None or statement.segment is None:
         raise FormatError(f"{place['manifest']} does not account for offset {offset}: run custody verify")
-    line = _line_of(statement, batch, offset)
+    batch, line = held
     place |= {"object": statement.segment.key, "batch": batch.number, "line": line}
     return Shown(place, _event(store, statement.segment.key, batch, line), accounting)
 
 
-def _within(offset: int, ranges: list[Range]) -> bool:
-    return any(start <= offset < stop for start, stop in ranges)
-
-
-def _line_of(statement: Statement, batch: Batch, offset: int) -> int:
-    """Return the line of an event in its batch: its offset's place among those neither skipped nor quarantined."""
-    left_out = [*statement.skipped, *(statement.quarantine.offsets if statement.quarantine else [])]
-    before = sum(max(0, min(stop, offset) - max(start, batch.first_offset)) for start, stop in left_out)
-    return offset - batch.first_offset - before
-
-
 def _event(store: Store, key: str, batch: Batch, line: int) -> Iterator[bytes]:
     member = store.read(key, limit=batch.size, start=batch.start, size=batch.size)
-    payload = inflate(member, batch.inflated)
+    try:
+        payload = inflate(member, batch.inflated)
+    except FormatError as error:
+        raise FormatError(f"batch {batch.number} in {key} is damaged: {error}; run custody verify") from None
     lines = payload.split(b"\n")
     if line < len(lines):
         yield lines[line] + b"\n"
@@ -186,27 +192,22 @@ def _quarantined(store: Store, key: str, digest: str, offset: int) -> Iterator[b
                 if line.startswith(wanted):
                     yield bytes(line)
                 line.clear()
-        if len(line) > QUARANTINE_INFLATED_LIMIT:
-            raise FormatError(f"{key} has a line of more than {QUARANTINE_INFLATED_LIMIT:,} bytes: run custody verify")
+        if len(line) > limits.QUARANTINE_LINE:
+            raise FormatError(f"{key} has a line of more than {limits.QUARANTINE_LINE:,} bytes: run custody verify")
 
 
 def _inflated(store: Store, key: str, digest: str | None) -> Iterator[bytes]:
     """Inflate an object piece by piece, and compare what was stored with its digest at the end."""
-    machine = zlib.decompressobj(wbits=31)
     stored = sha256()
-    start = 0
+
+    def pieces() -> Iterator[bytes]:
+        for piece in read_pieces(store, key, sys.maxsize):
+            stored.update(piece)
+            yield piece
+
     try:
-        while chunk := store.read(key, limit=_CHUNK, start=start, size=_CHUNK):
-            start += len(chunk)
-            stored.update(chunk)
-            while chunk:
-                if machine.eof:
-                    machine = zlib.decompressobj(wbits=31)
-                yield machine.decompress(chunk, _CHUNK)
-                chunk = machine.unused_data if machine.eof else machine.unconsumed_tail
-    except zlib.error as error:
-        raise FormatError(f"{key} is damaged after {start:,} bytes: {error}; run custody verify") from None
-    if not machine.eof:
-        raise FormatError(f"{key} is cut short at {start:,} bytes; run custody verify")
+        yield from inflate_stream(pieces(), sys.maxsize)
+    except FormatError as error:
+        raise FormatError(f"{key} is damaged: {error}; run custody verify") from None
     if digest and stored.hexdigest() != digest:
         raise FormatError(f"{key} is not what was signed: its SHA-256 differs from the statement's; run custody verify")

@@ -1,0 +1,1 @@
+"""An archive: read it, append to it, prove from it."""

@@ -1,0 +1,68 @@
+"""The checkpoints of an archive: the newest that counts of a log, and a new one of its head."""
+
+from collections.abc import Sequence
+
+from custody import layout
+from custody.archive.forms import form_of
+from custody.archive.reader import checkpoint_sizes, list_logs, read_checkpoint
+from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
+from custody.archive.writer import put_checkpoint
+from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.layout import Log
+from custody.store import Store
+from custody.tlog.checkpoint import Note, NoteSigner
+from custody.trust import Trust
+
+
+def choose_logs(store: Store, wanted: Sequence[str]) -> list[Log]:
+    """Return the logs that are named `<log>/<partition>`, the log of audits among them; all others if none is.
+
+    Raises:
+        ConfigurationError: the archive has none of that name.
+    """
+    logs = list_logs(store)
+    there = {str(log): log for log in [*logs, layout.AUDIT_LOG]}
+    for name in wanted:
+        if name not in there:
+            raise ConfigurationError(f"the archive has no log {name!r}; `custody status` lists them")
+    return [there[name] for name in wanted] if wanted else logs
+
+
+def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None) -> Note | None:
+    """Return a log's largest checkpoint, None where it has none.
+
+    Args:
+        store: the archive.
+        log: the log.
+        archive: the archive's id.
+        trust: what does not count by these keys is passed over; without it, what is no checkpoint.
+
+    Raises:
+        StoreError: the store does not give it.
+    """
+    judge = Judge(store, log, form_of(log), archive, trust) if trust else None
+    for size in reversed(checkpoint_sizes(store, log)):
+        try:
+            note, found = read_checkpoint(store, log, size)
+        except (FormatError, ObjectMissing):
+            continue
+        if judge is None or judge.counts_checkpoint(note, found):
+            return note
+    return None
+
+
+def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer: NoteSigner) -> Note | None:
+    """Sign a log's head as it is now, and write it; None where its slot is taken by what does not count.
+
+    Raises:
+        ConfigurationError: the log has no statement yet.
+        HeadRollback: the head's statement does not count, or another root was signed for this size before.
+        KeyUnavailable: the head's signature cannot be checked now, or the signer cannot sign.
+        StoreError: the store does not take it.
+    """
+    audits = log == layout.AUDIT_LOG
+    tip = find_trusted_audits(store, archive, trust) if audits else find_trusted_tip(store, log, archive, trust)
+    if not tip.head.size:
+        raise ConfigurationError(f"{log} has no statement yet")
+    judge = Judge(store, log, form_of(log), archive, trust)
+    return put_checkpoint(store, archive, log, tip.head, signer, judge)

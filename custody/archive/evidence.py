@@ -1,0 +1,536 @@
+"""Evidence: one file that proves one event to whoever has the public key; what it holds, and how it is checked.
+
+It is a zip of the event, its statement, the proof that the statement is in the log, and a signed head of the log. Where
+the batch has leaves, it holds no other event: only what the statement says of the others (counts, types, and the first
+and last time of each batch). Otherwise it holds the batch. Checking it needs no archive, no network and no secret; its
+README says how to do so by hand. Rules of the check:
+
+1. The parts must belong together, down to the bytes of the event: whatever does not is a `FormatError`.
+2. Whether the checkpoint counts is decided by the one policy (`custody.tlog.signatures`), with its quorum of witnesses.
+   A key that has ended counts only if a consistency proof here shows that the checkpoint's tree lies within its end.
+3. Each head of this log that is known from elsewhere, also one at which a key ended, is compared with the checkpoint:
+   of the same size by its root, of another by a consistency proof. A difference is a fork. Where the file has no such
+   proof, the result says so: the file proves the event in its own history, and not that this is the known one.
+4. The statement's own signature is checked where its secret is at hand. Nobody else has to believe it: the checkpoint
+   covers it.
+5. Sizes are claims: nothing is read or inflated beyond the limit of its part.
+6. `README.txt` is for people. No check reads it, and nothing that it says is proved.
+"""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from custody import archive_file, envelope, leaves, limits, manifest
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive.offsets import line_of
+from custody.archive_file import ArchiveFile
+from custody.contents import inflate
+from custody.envelope import Hex, Int
+from custody.errors import FormatError, NotEvidence, SignatureInvalid
+from custody.findings import Severity
+from custody.layout import Log, parse_log_text
+from custody.lines import check_line
+from custody.manifest import Batch, Manifest
+from custody.times import parse_time
+from custody.tlog import checkpoint, merkle
+from custody.tlog.checkpoint import Checkpoint, Note
+from custody.tlog.head import Head
+from custody.tlog.signatures import Keys, NoteVerdict, Place, Verdict, check_checkpoint, check_file
+from custody.trust import Trust
+
+FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
+
+README, PROOF, ARCHIVE, MANIFEST, CHECKPOINT = (
+    "README.txt",
+    "proof.json",
+    "archive.json",
+    "manifest.json",
+    "checkpoint.txt",
+)
+EVENT, LEAVES, BATCH = "event.json", "leaves.bin", "batch.jsonl.gz"
+
+_LIMITS = {
+    README: 65_536,
+    PROOF: 1_048_576,
+    ARCHIVE: archive_file.FILE_LIMIT,
+    MANIFEST: envelope.FILE_LIMIT,
+    CHECKPOINT: checkpoint.NOTE_LIMIT,
+    EVENT: limits.EVENT_BYTES,
+    LEAVES: limits.BATCH_EVENTS * leaves.HASH_BYTES,
+    BATCH: limits.MEMBER_BYTES,
+}
+_COMMON = {README, PROOF, ARCHIVE, MANIFEST, CHECKPOINT}
+_SETS = (_COMMON | {EVENT, LEAVES}, _COMMON | {BATCH})
+FILE_LIMIT = sum(_LIMITS.values()) + 65_536
+"""Bytes of the whole file."""
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+_INCOMPRESSIBLE = {LEAVES, BATCH}
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    LookupError,
+    struct.error,
+    zlib.error,
+)
+"""What zipfile raises on damaged or hostile bytes."""
+
+Salt = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+
+
+class Consistency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A proof that of two trees, the checkpoint's and the one of `size`, the smaller one is a prefix of the other."""
+
+    size: Int
+    proof: list[Hex]
+
+
+class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`proof.json`: where the event is, and the proofs of RFC 6962."""
+
+    format: Literal["custody/evidence/1"] = FORMAT
+    log: str
+    offset: Int
+    batch: Int
+    line: Int
+    """Within the batch, from 0."""
+    salt: Salt | None
+    """Of the event, where it is shown alone."""
+    index: Int
+    size: Int
+    inclusion: list[Hex]
+    consistency: list[Consistency]
+
+
+_proof_decoder = msgspec.json.Decoder(Proof)
+
+Relation = Literal["same", "consistent", "unshown", "fork"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What the checkpoint's tree is to a head that is known from elsewhere.
+
+    Attributes:
+        origin: who knows the head, for messages.
+        head: what is known.
+        relation: the same head, shown to be of one history, not shown, or shown to be another history.
+    """
+
+    origin: str
+    head: Head
+    relation: Relation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a piece of evidence shows, and what it does not. Its parts belong together: that was checked before.
+
+    Attributes:
+        event: its bytes as archived, without a newline.
+        log: `<log>/<partition>`.
+        offset: of the record in Kafka.
+        archive: the archive's id.
+        pinned: whether its `archive.json` is the one that `trust.json` pins.
+        sequence: of the statement.
+        sealed_at: when the statement was sealed, by the writer's clock.
+        writer: who sealed it.
+        others: how many other events the file holds.
+        checkpoint: the head that covers the statement.
+        note: the checkpoint as it was signed, whole.
+        signatures: what the policy says of it.
+        statement: what the policy says of the statement's own signature.
+        compared: how the checkpoint compares with each head known of this log.
+    """
+
+    event: bytes
+    log: str
+    offset: int
+    archive: str
+    pinned: bool
+    sequence: int
+    sealed_at: str
+    writer: str
+    others: int
+    checkpoint: Checkpoint
+    note: str
+    signatures: NoteVerdict
+    statement: Verdict
+    compared: tuple[Compared, ...]
+
+    @property
+    def proved(self) -> bool:
+        """Whether the event is proved."""
+        return self.severity is None
+
+    @property
+    def severity(self) -> Severity | None:
+        """How bad it is that it is not, None where it is."""
+        if not self.problems:
+            return None
+        kinds = {problem.kind for problem in self.signatures.problems if not problem.policy}
+        if self.statement.refused:
+            kinds |= {problem.kind for problem in self.statement.problems if not problem.policy}
+        forked = any(one.relation == "fork" for one in self.compared)
+        return Severity.TAMPERED if forked or kinds & {"signature", "key-algorithm"} else Severity.UNVERIFIABLE
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why it is not proved, a line each; empty where it is."""
+        problems = [
+            f"two histories: {one.origin} knows size {one.head.size}, root {one.head.root.hex()}, and the checkpoint of"
+            f" size {self.checkpoint.size}, root {self.checkpoint.root.hex()}, is not of that tree"
+            for one in self.compared
+            if one.relation == "fork"
+        ]
+        if not self.signatures.counts:
+            problems.append(f"the checkpoint does not count: {self.signatures.reason}")
+        if self.statement.refused:
+            problems.append(f"the statement does not count: {self.statement.reason}")
+        return tuple(problems)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is odd, and makes nothing wrong."""
+        policies = [*self.signatures.problems, *self.statement.problems]
+        return tuple(problem.what for problem in policies if problem.policy)
+
+    @property
+    def unproved(self) -> tuple[str, ...]:
+        """What the evidence does not prove, a line each."""
+        lines = [
+            f"that this history is the one that {one.origin} knows at size {one.head.size}: the file has no proof"
+            " between the two; ask for evidence made with --for your trust.json"
+            for one in self.compared
+            if one.relation == "unshown"
+        ]
+        if not self.pinned:
+            lines.append(f"which archive this is: trust.json pins none, and {self.archive} is what the file says")
+        if not self.signatures.witnessed and not any(one.relation in {"same", "consistent"} for one in self.compared):
+            lines.append(
+                "that others are shown the same history: no trusted witness cosigned it, and it is not shown to lead to"
+                " any head known here"
+            )
+        if not self.statement.counts:
+            lines.append("who sealed the statement: the secret of its signature is not here; the checkpoint covers it")
+        return (
+            *lines,
+            "that what the event says is true",
+            "when it happened, but for the times that the application, Kafka and the archiver gave",
+            "that no other event is missing",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {
+            "proved": self.proved,
+            "verdict": self.severity.name.lower() if self.severity else "proved",
+            "problems": list(self.problems),
+            "remarks": list(self.remarks),
+            "event": self.event.decode() if self.proved else None,
+            "log": self.log,
+            "offset": self.offset,
+            "archive": {"id": self.archive, "pinned": self.pinned},
+            "sequence": self.sequence,
+            "sealed_at": self.sealed_at,
+            "writer": self.writer,
+            "other_events": self.others,
+            "checkpoint": {
+                "origin": self.checkpoint.origin,
+                "size": self.checkpoint.size,
+                "root": self.checkpoint.root.hex(),
+                "signed_by": list(self.signatures.signers),
+                "witnessed": [{"by": name, "at": at} for name, at in self.signatures.witnessed],
+                "quorum": self.signatures.quorum,
+            },
+            "statement_signed_by": list(self.statement.held),
+            "compared": [
+                {
+                    "with": one.origin,
+                    "size": one.head.size,
+                    "root": one.head.root.hex(),
+                    "relation": one.relation,
+                }
+                for one in self.compared
+            ],
+            "not_proved": list(self.unproved),
+        }
+
+
+def check_evidence(data: bytes, trust: Trust, now: datetime) -> Result:
+    """Check evidence against what is trusted, and return what it shows. Asks nobody: a key in a KMS is known by its id.
+
+    Args:
+        data: the file.
+        trust: keys, heads, witnesses and the archive's pin, from elsewhere.
+        now: the time, aware: cosignatures from later do not count.
+
+    Raises:
+        NotEvidence: it is no evidence at all.
+        FormatError: its parts do not belong together.
+        SignatureInvalid: `archive.json` in it has a signature that is wrong.
+    """
+    members = unpack(data)
+    proof = _parse_proof(members[PROOF])
+    archive = archive_file.parse(members[ARCHIVE])
+    found = manifest.parse(members[MANIFEST])
+    note = checkpoint.parse_note(members[CHECKPOINT])
+    head = checkpoint.parse_checkpoint(note.text)
+    statement = found.statement
+    log = Log(statement.log.topic, statement.log.partition, statement.log.epoch)
+    keys = trust.at_hand
+    _check_archive(archive, found, keys, trust)
+    _check_place(proof, found, head, log)
+    event, others = _check_event(members, proof, found)
+    compared = _Comparison(head, {one.size: one.proof for one in proof.consistency})
+    return Result(
+        event=event,
+        log=str(log),
+        offset=proof.offset,
+        archive=archive.id,
+        pinned=trust.archive is not None,
+        sequence=statement.sequence,
+        sealed_at=statement.sealed_at,
+        writer=statement.writer,
+        others=others,
+        checkpoint=head,
+        note=note.encode().decode(),
+        signatures=_check_note(note, head, found, log, compared, keys, trust, now),
+        statement=check_file(
+            found.message,
+            found.signatures,
+            keys,
+            wanted=statements_of(log).wanted,
+            place=Place(str(log), statement.sequence),
+            sealed_at=parse_time(statement.sealed_at),
+            within=compared.leads_to,
+        ),
+        compared=tuple(Compared(origin, one, compared.relation(one)) for origin, one in known_heads(trust, log)),
+    )
+
+
+def known_heads(trust: Trust, log: Log) -> list[tuple[str, Head]]:
+    """Return the heads that are known of a log from outside its archive, each with who knows it: also ends of keys."""
+    heads = [("trust.json", trust.heads.get(str(log)))]
+    heads += [(f"the end of the key {key.id!r}", key.until.get(str(log))) for key in trust.keys.values() if key.until]
+    return [(origin, head) for origin, head in heads if head is not None]
+
+
+def leads(first: Head, second: Head, proof: list[bytes]) -> bool:
+    """Return whether a consistency proof shows that of two heads of different sizes one is a prefix of the other.
+
+    Raises:
+        FormatError: the proof is too short or too long for these sizes.
+    """
+    older, newer = sorted((first, second), key=lambda head: head.size)
+    roots = merkle.roots_from_consistency(older.size, newer.size, older.root, proof)
+    return roots == (older.root, newer.root)
+
+
+class _Comparison:
+    """Compares the checkpoint's tree with heads known from elsewhere, by the consistency proofs in the file."""
+
+    def __init__(self, checkpoint: Checkpoint, proofs: Mapping[int, list[str]]) -> None:
+        self._head = Head(checkpoint.size, checkpoint.root)
+        self._proofs = proofs
+
+    def relation(self, head: Head) -> Relation:
+        if head.size == self._head.size:
+            return "same" if head.root == self._head.root else "fork"
+        if not head.size:
+            return "consistent" if head.root == merkle.EMPTY_ROOT else "fork"
+        proof = self._proofs.get(head.size)
+        if proof is None:
+            return "unshown"
+        return "consistent" if leads(self._head, head, list(map(bytes.fromhex, proof))) else "fork"
+
+    def leads_to(self, head: Head) -> bool:
+        return self.relation(head) in {"same", "consistent"}
+
+
+def _check_archive(archive: ArchiveFile, found: Manifest, keys: Keys, trust: Trust) -> None:
+    if found.statement.archive != archive.id:
+        raise FormatError(
+            f"the statement is of the archive {found.statement.archive}, and archive.json beside it of {archive.id}"
+        )
+    if trust.archive is not None and archive.pin != trust.archive:
+        raise FormatError(
+            f"the evidence is of the archive {archive.id} with SHA-256 {archive.pin.sha256}, and trust.json pins"
+            f" {trust.archive.id} with {trust.archive.sha256}"
+        )
+    verdict = check_file(
+        archive.message, archive.signatures, keys, wanted=AUDITS.wanted, place=None, what="archive.json"
+    )
+    if verdict.refused:
+        raise SignatureInvalid(f"archive.json in the evidence is not signed as it must be: {verdict.reason}")
+
+
+def _check_place(proof: Proof, found: Manifest, head: Checkpoint, log: Log) -> None:
+    """Check that proof, statement and checkpoint are of one log and archive, and that the proof holds."""
+    statement = found.statement
+    origin = checkpoint.origin_of(statement.archive, log)
+    if head.origin != origin or proof.log != str(log) or parse_log_text(proof.log) != log:
+        raise FormatError("the checkpoint is not of the log and archive of the statement")
+    if (proof.index, proof.size) != (statement.sequence, head.size):
+        raise FormatError("the proof is not of the statement and the checkpoint beside it")
+    nodes = list(map(bytes.fromhex, proof.inclusion))
+    root = merkle.root_from_inclusion(proof.index, proof.size, merkle.leaf_hash(found.message), nodes)
+    if root != head.root:
+        raise FormatError("the statement is not in the tree that the checkpoint signs: one of the two was changed")
+
+
+def _check_event(members: Mapping[str, bytes], proof: Proof, found: Manifest) -> tuple[bytes, int]:
+    """Return the event, and how many others the file holds; it must be the one that the statement commits to."""
+    place = line_of(found.statement, proof.offset)
+    if place is None or (place[0].number, place[1]) != (proof.batch, proof.line):
+        raise FormatError(f"the statement has no event at offset {proof.offset} at this place")
+    batch, line = place
+    if line >= batch.events:
+        raise FormatError("the batch has fewer events than the proof wants")
+    if (proof.salt is None) != (BATCH in members):
+        raise FormatError("the evidence has a salt if and only if it shows the event alone, and this one does not")
+    if proof.salt is None:
+        event, others = _event_of_batch(members[BATCH], batch, line), batch.events - 1
+    else:
+        event, others = _event_alone(members, bytes.fromhex(proof.salt), batch, line), 0
+    check_line(event)
+    return event, others
+
+
+def _event_alone(members: Mapping[str, bytes], salt: bytes, batch: Batch, line: int) -> bytes:
+    event, hashes = members[EVENT], members[LEAVES]
+    if batch.leaves is None or len(hashes) != batch.events * leaves.HASH_BYTES:
+        raise FormatError("the evidence shows the event alone, and the statement has no such leaves")
+    if sha256(hashes).hexdigest() != batch.leaves.sha256:
+        raise FormatError("the leaf hashes are not those that the statement commits to")
+    start = line * leaves.HASH_BYTES
+    if b"\n" in event or leaves.leaf_hash(salt, event) != hashes[start : start + leaves.HASH_BYTES]:
+        raise FormatError("the event is not the one that the statement commits to: it was changed, or its salt")
+    return event
+
+
+def _event_of_batch(member: bytes, batch: Batch, line: int) -> bytes:
+    if batch.inflated > limits.BATCH_BYTES or len(member) != batch.size:
+        raise FormatError("the batch has another size than stated, or is beyond the limit")
+    payload = inflate(member, batch.inflated)
+    if sha256(payload).hexdigest() != batch.sha256:
+        raise FormatError("the batch is not the one that the statement names: its events were changed")
+    events = payload.split(b"\n")
+    if len(events) != batch.events + 1 or events[-1]:
+        raise FormatError("the batch has another number of lines than stated")
+    return events[line]
+
+
+def _check_note(
+    note: Note,
+    head: Checkpoint,
+    found: Manifest,
+    log: Log,
+    compared: _Comparison,
+    keys: Keys,
+    trust: Trust,
+    now: datetime,
+) -> NoteVerdict:
+    return check_checkpoint(
+        note,
+        head,
+        str(log),
+        keys,
+        within=compared.leads_to,
+        witnesses=trust.witnesses,
+        quorum=trust.quorum,
+        # What it covers was sealed no earlier than this statement.
+        sealed_at=parse_time(found.statement.sealed_at),
+        now=now,
+    )
+
+
+def _parse_proof(data: bytes) -> Proof:
+    proof: Proof = envelope.decode_strictly(_proof_decoder, data, "proof.json in the evidence")
+    sizes = [one.size for one in proof.consistency]
+    if sizes != sorted(set(sizes)):
+        raise FormatError("proof.json in the evidence: its consistency proofs are not sorted by size, one for each")
+    return proof
+
+
+def encode_proof(proof: Proof) -> bytes:
+    """Return `proof.json`.
+
+    Raises:
+        FormatError: it is beyond the limit.
+    """
+    data = msgspec.json.format(msgspec.json.encode(proof), indent=1) + b"\n"
+    if len(data) > _LIMITS[PROOF]:
+        raise FormatError(f"proof.json would have {len(data)} bytes (limit {_LIMITS[PROOF]}): name fewer heads")
+    return data
+
+
+def pack(members: Mapping[str, bytes]) -> bytes:
+    """Return the file of these members: the same bytes whenever the same zlib packs them."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name, _ZIP_EPOCH)
+            info.external_attr = 0o644 << 16
+            info.create_system = 3
+            kind = zipfile.ZIP_STORED if name in _INCOMPRESSIBLE else zipfile.ZIP_DEFLATED
+            file.writestr(info, data, kind, 9)
+    return made.getvalue()
+
+
+def unpack(data: bytes) -> dict[str, bytes]:
+    """Return the members of the file. Stored sizes are claims: none is inflated beyond its limit.
+
+    Raises:
+        NotEvidence: it is no zip, or lacks members of evidence.
+        FormatError: it holds other members too, or one that is damaged or beyond its limit.
+    """
+    if len(data) > FILE_LIMIT:
+        raise NotEvidence(f"the file is no evidence: it is larger than the limit of {FILE_LIMIT:,} bytes")
+    try:
+        names = _names(data)
+    except _ZIP_ERRORS as error:
+        raise NotEvidence(f"the file is no evidence: it is no zip ({str(error) or type(error).__name__})") from None
+    if not any(wanted <= set(names) for wanted in _SETS):
+        raise NotEvidence(
+            "the file is no evidence: a zip of it holds README.txt, proof.json, archive.json, manifest.json and"
+            " checkpoint.txt, and either event.json and leaves.bin or batch.jsonl.gz"
+        )
+    if sorted(names) not in [sorted(wanted) for wanted in _SETS]:
+        raise FormatError("the evidence holds other members than it may, or one of them twice")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            return {info.filename: _member(file, info) for info in file.infolist()}
+    except _ZIP_ERRORS as error:
+        raise FormatError(f"a part of the evidence is damaged: {str(error) or type(error).__name__}") from None
+
+
+def _names(data: bytes) -> list[str]:
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        return file.namelist()
+
+
+def _member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    limit = _LIMITS[info.filename]
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} or info.file_size > limit:
+        raise FormatError(f"{info.filename} in the evidence is packed in a way that is not known, or beyond its limit")
+    with file.open(info) as opened:
+        # Not all of it: a member may inflate to more than it says.
+        data = opened.read(limit + 1)
+        if len(data) > limit or len(data) != info.file_size:
+            raise FormatError(f"{info.filename} in the evidence has another size than it says")
+    return data

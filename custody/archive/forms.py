@@ -1,0 +1,28 @@
+"""The two kinds of signed log that an archive has: the statements of a partition, and the audits."""
+
+from typing import Any
+
+from custody import audit, layout, manifest
+from custody.audit import SignedAudit
+from custody.layout import Log
+from custody.manifest import Manifest
+from custody.tlog.log import Form
+
+AUDITS: Form[SignedAudit] = Form(audit.parse, ("HMAC-SHA256", "Ed25519"), "audit", layout.audit_key, layout.AUDITS)
+"""The log of audits."""
+
+
+def statements_of(log: Log) -> Form[Manifest]:
+    """Return the form of a log of statements."""
+    return Form(
+        manifest.parse,
+        ("HMAC-SHA256",),
+        "statement",
+        lambda sequence: layout.manifest_key(log, sequence),
+        layout.log_prefix(log),
+    )
+
+
+def form_of(log: Log) -> Form[Any]:
+    """Return the form of a log, whichever of the two it is."""
+    return AUDITS if log == layout.AUDIT_LOG else statements_of(log)

@@ -1,0 +1,106 @@
+"""What a log lost, named and digested as `custody verify` does, so that one acceptance releases a witness as well.
+
+A loss is told from the next one by two heads: the one that is remembered, and the one that was found.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from custody import layout
+from custody.archive.reader import sequence_of
+from custody.errors import FormatError, StoreError
+from custody.findings import loss_digest
+from custody.layout import Log
+from custody.tlog.head import Head
+from custody.tlog.proofs import Proofs
+from custody.trust import Accepted, Trust
+
+_NAMES = frozenset({"head-rollback", "head-fork", "checkpoint"})
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A finding that `trust.json` can accept: by its log and sequence, or by its key.
+
+    Attributes:
+        finding: its name, as `custody verify` has it.
+        sha256: its exact digest.
+        log: `<log>/<partition>`.
+        sequence: of the statement that it is about.
+        key: of the object that it is about.
+    """
+
+    finding: str
+    sha256: str
+    log: str | None = None
+    sequence: int | None = None
+    key: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that accepts exactly this."""
+        where = f"--key {self.key}" if self.key is not None else f"--log {self.log} --sequence {self.sequence}"
+        return (
+            f"custody accept --finding {self.finding} {where} --sha256 {self.sha256} --reason WHY --by NAME"
+            " --trust trust.json"
+        )
+
+    def is_accepted(self, trust: Trust) -> bool:
+        """Return whether somebody has accepted it. Its digest holds the log and both heads, or the stored bytes."""
+        names = {self.finding} if self.log is None else names_of(self.log)
+        return any(
+            one.finding in names and one.sha256 == self.sha256 and (self.log is not None or one.key == self.key)
+            for one in trust.accepted
+        )
+
+
+def names_of(log: str) -> Collection[str]:
+    """Return what `custody verify` calls the losses of a log: all of the log of audits is `audit`."""
+    return {"audit", "checkpoint"} if log == str(layout.AUDIT_LOG) else _NAMES
+
+
+def rollback(log: Log, known: Head, found: Head) -> Loss:
+    """Return the loss of a log that ends before a known head."""
+    name = "audit" if log == layout.AUDIT_LOG else "head-rollback"
+    return Loss(name, _digest(str(log), known, found), str(log), found.size)
+
+
+def fork(log: Log, known: Head, found: Head) -> Loss:
+    """Return the loss of a log that has another history than that of a known head."""
+    name = "audit" if log == layout.AUDIT_LOG else "head-fork"
+    return Loss(name, _digest(str(log), known, found), str(log), known.size - 1)
+
+
+def wrong_checkpoint(log: Log, signed: Head, found: Head) -> Loss:
+    """Return the loss of a checkpoint in the archive whose root is not that of the statements that it covers."""
+    name = "audit" if log == layout.AUDIT_LOG else "checkpoint"
+    key = layout.checkpoint_key(log, signed.size)
+    return Loss(name, _digest(str(log), signed, found), str(log), signed.size - 1, key)
+
+
+def is_continued(log: Log, known: Iterable[Head], proofs: Proofs, trust: Trust) -> bool:
+    """Return whether it was accepted that a log went back, and the log goes on from where it was then.
+
+    A log that is being written grows between the acceptance and the next look.
+    """
+    heads = [head for head in known if head.size]
+    return any(_continues(str(log), heads, proofs, one) for one in trust.accepted)
+
+
+def _continues(name: str, known: Iterable[Head], proofs: Proofs, judged: Accepted) -> bool:
+    if judged.finding not in names_of(name) or judged.sha256 is None or judged.log not in {None, name}:
+        return False
+    size = judged.sequence if judged.key is None else sequence_of(judged.key)
+    longer = [head for head in known if size is not None and head.size > size]
+    if size is None or not longer:
+        return False
+    try:
+        found = Head(size, proofs.root(size))
+    except (FormatError, StoreError):
+        return False
+    return judged.sha256 in {_digest(name, head, found) for head in longer}
+
+
+def _digest(name: str, known: Head, found: Head) -> str:
+    """Return the digest that `custody.tlog.log` gives to the same loss; a test compares the two."""
+    return loss_digest(name, *(f"size {head.size}, root {head.root.hex()}" for head in (known, found)))

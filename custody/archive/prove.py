@@ -1,0 +1,328 @@
+"""Makes evidence of one event (`custody.archive.evidence`) from an archive.
+
+What is put into the file is chosen by what counts for its maker, and the file is checked before it is handed out: an
+archive that was tampered with gives an error, and no evidence that fails in somebody else's hands.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+
+from custody import archive_file, layout, leaves
+from custody.archive.checkpoints import newest_checkpoint
+from custody.archive.evidence import (
+    ARCHIVE,
+    BATCH,
+    CHECKPOINT,
+    EVENT,
+    LEAVES,
+    MANIFEST,
+    PROOF,
+    README,
+    Consistency,
+    Proof,
+    check_evidence,
+    encode_proof,
+    known_heads,
+    leads,
+    pack,
+)
+from custody.archive.forms import statements_of
+from custody.archive.offsets import line_of, reason_of
+from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_checkpoint
+from custody.archive.trusted import Judge
+from custody.contents import inflate
+from custody.envelope import FILE_LIMIT
+from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
+from custody.layout import Log
+from custody.manifest import Batch, Manifest, SegmentRef
+from custody.store import Store
+from custody.tlog import checkpoint
+from custody.tlog.checkpoint import Checkpoint, Note
+from custody.tlog.head import Head
+from custody.trust import Trust
+
+_README = """\
+Evidence of one event of the log {log}, offset {offset}.
+
+What lies here
+{contents}
+  manifest.json   the signed statement, as stored: line 1 is the statement, line 2 its signatures. It tells about all
+                  events of its segment how many there are, their types, and the first and last time of each batch
+  archive.json    which archive this is, as stored
+  proof.json      the Merkle proof (RFC 6962) that the statement is number {index}, from 0, of the log's first {size};
+                  and proofs that the log's trees of other sizes and this one are of one history
+  checkpoint.txt  the log's head at that size: a C2SP tlog-checkpoint, signed with Ed25519
+
+To check it with the tool:  custody check-evidence FILE --trust trust.json
+
+To check it by hand
+{by_hand}
+  2. h=$(head -n 1 manifest.json | tr -d '\\n' | sha256sum | cut -c 1-64)
+     printf '\\000custody/manifest/1\\n%s\\n' "$h" | sha256sum
+     is the leaf hash. Fold it with the hashes of "inclusion" in proof.json as RFC 9162, 2.1.3.2, says, each node being
+     SHA-256(0x01 || left || right). The result, in base64, must be line 3 of checkpoint.txt.
+  3. Check the signature of checkpoint.txt, an Ed25519 signature over all before its empty line, with any client of C2SP
+     signed notes and a public key that you have from elsewhere, never from the archive.
+
+What this proves: the event, byte for byte, was in the log before the checkpoint was signed, and has not changed since.
+What it does not prove: that what the event says is true; when it happened, but for the times that the application,
+Kafka and the archiver gave; that no other event is missing.
+"""
+
+_ALONE = """\
+  event.json      the event, byte for byte as archived; no other event is here
+  leaves.bin      one salted SHA-256, of 32 bytes, for each event of its batch"""
+
+_ALONE_BY_HAND = """\
+  1. (printf '{salt}'; cat event.json) | sha256sum
+     with the event's salt from proof.json before it, must be hash number {line}, from 0, of leaves.bin:
+     dd if=leaves.bin bs=32 skip={line} count=1 2>/dev/null | od -An -v -tx1 | tr -d ' \\n'
+     sha256sum leaves.bin
+     must be the "sha256" of "leaves" of the batch in manifest.json whose first_offset is {first}."""
+
+_WHOLE = """\
+  batch.jsonl.gz  the batch that holds the event, as stored: gzip of JSON lines. The event is line {number}, from 1"""
+
+_WHOLE_BY_HAND = """\
+  1. gunzip -c batch.jsonl.gz | sha256sum
+     must be the "sha256" of the batch in manifest.json whose first_offset is {first}
+     gunzip -c batch.jsonl.gz | sed -n {number}p
+     is the event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Evidence that was made.
+
+    Attributes:
+        data: the file.
+        size: statements that its checkpoint covers.
+        others: other events that it hands over, because the batch has no leaves, or their secret is not at hand.
+        why: of these two, which.
+    """
+
+    data: bytes
+    size: int
+    others: int
+    why: str | None
+
+    @property
+    def summary(self) -> str:
+        """What it shows besides the event, in a sentence for whoever hands it over."""
+        if self.why is not None:
+            return f"It holds the whole batch, with {self.others:,} other events: {self.why}."
+        return (
+            "It holds this event and no other. Its manifest shows how many others there are, their types, and the first"
+            " and last time of each batch."
+        )
+
+
+def make_evidence(
+    store: Store,
+    log: Log,
+    offset: int,
+    trust: Trust,
+    now: datetime,
+    *,
+    note: bytes | None = None,
+    auditor: Trust | None = None,
+    whole_batch: bool = False,
+) -> Made:
+    """Return evidence of one event.
+
+    Args:
+        store: the archive.
+        log: the event's log.
+        offset: of the record in Kafka.
+        trust: what the maker trusts, and the secrets of leaves.
+        now: the time, aware.
+        note: a checkpoint of this log that witnesses have cosigned, to be taken instead of one of the archive's own.
+        auditor: what somebody else trusts, who is to check the evidence: proofs lead to the heads in it.
+        whole_batch: hand over the whole batch where it has leaves and their secret is not at hand.
+
+    Raises:
+        ConfigurationError: the archive holds no event at this offset, no checkpoint covers it yet, the note does not
+            fit, or the secret of leaves is not at hand and a whole batch was not asked for.
+        FormatError: what is on the way is not of the format, or not what was signed.
+        StoreError: the store does not give it.
+    """
+    if log == layout.AUDIT_LOG:
+        raise ConfigurationError("the log of audits holds no events; evidence is made of a topic's, LOG/PARTITION")
+    archive = read_archive(store)
+    judge = Judge(store, log, statements_of(log), archive.id, trust)
+    sequence, found = _find(store, log, offset, judge)
+    place = line_of(found.statement, offset)
+    if place is None or found.statement.segment is None:
+        reason = reason_of(found.statement, offset)
+        raise ConfigurationError(
+            f"{log} has no event at offset {offset}: {reason}; `custody show {log}@{offset}` shows what is known of it"
+        )
+    batch, line = place
+    if batch.leaves is not None and batch.leaves.key not in trust.leaves and batch.events > 1 and not whole_batch:
+        raise ConfigurationError(
+            f"the secret of leaves {batch.leaves.key!r} is not at hand, and without it the evidence would hold"
+            f" {batch.events - 1:,} other events, the whole batch. Name the keyring that has it, by --keys file:KEYRING"
+            " or the setting `keys` or `checkpoint_keys`. To hand over the whole batch, give --whole-batch"
+        )
+    signed, head = _given(note, sequence, log, judge) if note is not None else _covering(store, log, sequence, judge)
+    heads = [*known_heads(trust, log), *(known_heads(auditor, log) if auditor else [])]
+    newest = newest_checkpoint(store, log, archive.id, trust)
+    if newest is not None:
+        latest = checkpoint.parse_checkpoint(newest.text)
+        heads.append((layout.checkpoint_key(log, latest.size), Head(latest.size, latest.root)))
+    payload, member = _read_batch(store, found.statement.segment, batch)
+    salts, why = _salts(trust, archive.id, log, batch)
+    proof = Proof(
+        log=str(log),
+        offset=offset,
+        batch=batch.number,
+        line=line,
+        salt=salts[line * leaves.SALT_BYTES :][: leaves.SALT_BYTES].hex() if salts else None,
+        index=sequence,
+        size=head.size,
+        inclusion=[node.hex() for node in judge.proofs.inclusion(sequence, head.size)],
+        consistency=_consistency(judge, log, head, heads),
+    )
+    if salts:
+        events = payload.split(b"\n")[:-1]
+        shown = {EVENT: events[line], LEAVES: leaves.hashes(events, salts)}
+    else:
+        shown = {BATCH: member}
+    members = {
+        README: _readme(proof, batch).encode(),
+        PROOF: encode_proof(proof),
+        ARCHIVE: store.read(layout.ARCHIVE, limit=archive_file.FILE_LIMIT),
+        MANIFEST: store.read(layout.manifest_key(log, sequence), limit=FILE_LIMIT),
+        CHECKPOINT: signed.encode(),
+        **shown,
+    }
+    data = pack(members)
+    _check(data, trust, now, offset)
+    return Made(data, head.size, 0 if salts else batch.events - 1, why)
+
+
+def _find(store: Store, log: Log, offset: int, judge: Judge) -> tuple[int, Manifest]:
+    """Return the statement that accounts for an offset. A slot whose entry has a wrong signature was passed over."""
+    found = find_statement(store, log, offset, judge.may_stand)
+    if found is None:
+        raise ConfigurationError(
+            f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head"
+        )
+    return found
+
+
+def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Checkpoint]:
+    """Return a checkpoint that was given, if it is one of this log that counts and covers the statement."""
+    try:
+        note = checkpoint.parse_note(data)
+        head = checkpoint.parse_checkpoint(note.text)
+    except FormatError as error:
+        raise ConfigurationError(f"the note that was given is no checkpoint: {error}") from None
+    refusal = judge.refusal(note, head)
+    if refusal is not None:
+        raise ConfigurationError(f"the checkpoint that was given does not count: {refusal}")
+    if head.size <= sequence:
+        raise ConfigurationError(
+            f"the checkpoint that was given covers {head.size} statements of {log}, and the event is in statement"
+            f" {sequence}, counted from 0: give a later one"
+        )
+    return note, head
+
+
+def _covering(store: Store, log: Log, sequence: int, judge: Judge) -> tuple[Note, Checkpoint]:
+    """Return the smallest checkpoint that counts and covers a statement."""
+    for size in checkpoint_sizes(store, log, sequence):
+        try:
+            note, head = read_checkpoint(store, log, size)
+        except (FormatError, ObjectMissing):
+            continue
+        if judge.counts_checkpoint(note, head):
+            return note, head
+    raise ConfigurationError(
+        f"no checkpoint that a trusted key signed covers statement {sequence} of {log} yet: run `custody checkpoint"
+        f" --write {log}`, or wait for the next drain"
+    )
+
+
+def _consistency(judge: Judge, log: Log, head: Checkpoint, heads: Sequence[tuple[str, Head]]) -> list[Consistency]:
+    """Return proofs between the checkpoint and each head of another size.
+
+    Raises:
+        FormatError: the archive does not lead to one of them.
+    """
+    ours = Head(head.size, head.root)
+    proofs: dict[int, Consistency] = {}
+    for origin, known in heads:
+        if not known.size or known == ours:
+            continue
+        try:
+            proof, problem = _between(judge, ours, known)
+        except FormatError as error:
+            proof, problem = [], str(error)
+        if problem is not None:
+            raise FormatError(
+                f"{origin} knows size {known.size} of {log} with root {known.root.hex()}, and this archive does not"
+                f" lead there: {problem}; `custody verify` says more"
+            )
+        proofs[known.size] = Consistency(known.size, [node.hex() for node in proof])
+    return [proofs[size] for size in sorted(proofs)]
+
+
+def _between(judge: Judge, ours: Head, known: Head) -> tuple[list[bytes], str | None]:
+    """Return the proof between two heads of a log, and what is wrong with it."""
+    if known.size == ours.size:
+        return [], f"at this size its root is {ours.root.hex()}"
+    proof = judge.proofs.consistency(min(known.size, ours.size), max(known.size, ours.size))
+    return proof, None if leads(ours, known, proof) else "its statements are of another history"
+
+
+def _read_batch(store: Store, segment: SegmentRef, batch: Batch) -> tuple[bytes, bytes]:
+    """Return what a batch inflates to, and its gzip member as stored."""
+    try:
+        member = store.read(segment.key, limit=batch.size, start=batch.start, size=batch.size)
+    except ObjectMissing:
+        raise ObjectMissing(
+            f"the segment {segment.key} is not there: it has expired, or was removed; `custody verify` says which"
+        ) from None
+    payload = inflate(member, batch.inflated)
+    if sha256(payload).hexdigest() != batch.sha256 or payload.count(b"\n") != batch.events:
+        raise FormatError(f"batch {batch.number} in {segment.key} is not the one stated; `custody verify` says more")
+    return payload, member
+
+
+def _salts(trust: Trust, archive: str, log: Log, batch: Batch) -> tuple[bytes, str | None]:
+    """Return the salts of a batch's events; without them, why the event cannot be shown alone."""
+    if batch.leaves is None:
+        return b"", "its batch was written without leaves (the setting `drain.event_leaves` was off)"
+    secret = trust.leaves.get(batch.leaves.key)
+    if secret is None:
+        return b"", f"the secret of leaves {batch.leaves.key!r} is not at hand"
+    return leaves.salts(secret, archive, str(log), batch.number, batch.events), None
+
+
+def _readme(proof: Proof, batch: Batch) -> str:
+    alone = proof.salt is not None
+    salt = "".join(f"\\{byte:03o}" for byte in bytes.fromhex(proof.salt or ""))
+    values = {"line": proof.line, "number": proof.line + 1, "first": batch.first_offset, "salt": salt}
+    return _README.format(
+        log=proof.log,
+        offset=proof.offset,
+        index=proof.index,
+        size=proof.size,
+        contents=(_ALONE if alone else _WHOLE).format_map(values),
+        by_hand=(_ALONE_BY_HAND if alone else _WHOLE_BY_HAND).format_map(values),
+    )
+
+
+def _check(data: bytes, trust: Trust, now: datetime, offset: int) -> None:
+    """Check evidence before it is handed out. Witnesses are not asked for: others may have cosigned by the time."""
+    try:
+        result = check_evidence(data, replace(trust, quorum=0), now)
+    except (FormatError, SignatureInvalid) as error:
+        reason = str(error)
+    else:
+        reason = "; ".join(result.problems)
+    if reason:
+        raise FormatError(f"evidence of offset {offset} does not hold: {reason}; `custody verify` says more")

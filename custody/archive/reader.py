@@ -1,0 +1,383 @@
+"""Reads an archive: what it is, which logs it has, where they end, and what accounts for an offset or a moment.
+
+Searches among manifests take O(log n) reads. A slot that holds no valid entry does not stop them: where a later entry
+passes over it they step over it too. What looks like an entry need be none: whoever can write into the store can put it
+there. So each function is told, by `holds`, what is valid where it stands: `custody.archive.trusted.Judge` knows.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from typing import Generic, TypeVar
+
+from custody import archive_file, layout
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive_file import ArchiveFile
+from custody.audit import SignedAudit
+from custody.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, passed_over_message
+from custody.errors import FormatError, ObjectMissing
+from custody.layout import Log
+from custody.manifest import Manifest, Statement
+from custody.store import Store
+from custody.times import parse_time
+from custody.tlog import checkpoint, merkle
+from custody.tlog.checkpoint import Checkpoint, Note
+from custody.tlog.head import Head
+from custody.tlog.log import Entry, Form
+from custody.tlog.signatures import NOWHERE
+
+E = TypeVar("E", bound=Entry)
+
+_PIECE = 4 * 1_048_576
+
+
+def read_archive(store: Store) -> ArchiveFile:
+    """Read `archive.json`.
+
+    Raises:
+        ObjectMissing: there is no archive here.
+        FormatError: it is not of this format.
+        StoreError: the store does not give it.
+    """
+    data = store.read(layout.ARCHIVE, limit=archive_file.FILE_LIMIT)
+    try:
+        return archive_file.parse(data)
+    except FormatError as error:
+        raise FormatError(f"{store.url}/{layout.ARCHIVE} is not what `custody init` writes: {error}") from None
+
+
+def list_logs(store: Store) -> list[Log]:
+    """Return every log whose folder has an object, in order of topic, partition and epoch. Names prove nothing."""
+    logs = [
+        layout.parse_log(name, int(partition))
+        for name in store.names(layout.MANIFESTS)
+        for partition in store.names(f"{layout.MANIFESTS}{name}/")
+        if re.fullmatch(r"0|[1-9][0-9]{0,9}", partition)
+    ]
+    return sorted(log for log in logs if log is not None)
+
+
+Holds = Callable[[E, int], bool]
+"""Returns whether an entry that was found in a slot is valid there; raises where the slot may not be passed over."""
+
+
+def read_manifest(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> Manifest:
+    """Read one manifest.
+
+    Args:
+        store: the archive.
+        log: the log.
+        sequence: of the slot.
+        holds: whether an entry is valid where it stands.
+
+    Raises:
+        ObjectMissing: there is none.
+        FormatError: it does not parse, or is not valid there; the message names it.
+        StoreError: the store does not give it.
+    """
+    return _read(store, statements_of(log), sequence, holds)
+
+
+def read_audit(store: Store, sequence: int, holds: Holds[SignedAudit]) -> SignedAudit:
+    """Read one audit; as `read_manifest`."""
+    return _read(store, AUDITS, sequence, holds)
+
+
+def _read(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E:
+    key = form.key(sequence)
+    try:
+        found = form.parse(store.read(key, limit=FILE_LIMIT))
+    except FormatError as error:
+        raise FormatError(f"{key}: {error}") from None
+    if not holds(found, sequence):
+        raise FormatError(f"{key} holds no valid {form.noun}")
+    return found
+
+
+def read_slot(store: Store, key: str) -> tuple[bytes, str]:
+    """Return what a slot holds, and its SHA-256 in hex. Of what is too large to be an entry no bytes are returned.
+
+    Raises:
+        ObjectMissing: it is empty.
+        StoreError: the store does not give it.
+    """
+    try:
+        data = store.read(key, limit=FILE_LIMIT)
+    except FormatError:
+        return b"", stored_digest(store, key)
+    return data, sha256(data).hexdigest()
+
+
+def stored_digest(store: Store, key: str) -> str:
+    """Return the SHA-256 in hex of an object of any size, read piece by piece; raises as `read_slot`."""
+    digest, position = sha256(), 0
+    while piece := store.read(key, limit=_PIECE, start=position, size=_PIECE):
+        digest.update(piece)
+        position += len(piece)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Tip(Generic[E]):
+    """Where a log ends.
+
+    Attributes:
+        size: slots that are taken; the next entry goes into the slot of this number.
+        compact_range: of the tree over all of them.
+        newest: the newest valid entry, None if there is none.
+        head: of the tree up to that entry.
+        passed_over: digests of the slots behind it, which hold no valid entry: the next entry passes over them.
+    """
+
+    size: int = 0
+    compact_range: merkle.CompactRange = ()
+    newest: E | None = None
+    head: Head = NOWHERE
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def root(self) -> bytes:
+        """The root of the tree over all slots, the one that the next entry states."""
+        return merkle.range_root(self.compact_range)
+
+    def behind(self, entry: E) -> "Tip[E]":
+        """Return the tip behind an entry that was put into the next slot."""
+        compact_range = merkle.append(self.size, self.compact_range, merkle.leaf_hash(entry.message))
+        return Tip(self.size + 1, compact_range, entry, Head(self.size + 1, merkle.range_root(compact_range)))
+
+    def pass_over(self, digest: str) -> "Tip[E]":
+        """Return the tip behind the next slot, which holds no valid entry, by the hex SHA-256 of what is stored there.
+
+        Raises:
+            FormatError: so many such slots follow one another that no entry may pass over them.
+        """
+        if len(self.passed_over) >= PASSED_OVER_LIMIT:
+            raise FormatError(
+                f"{PASSED_OVER_LIMIT} slots in a row hold no valid entry, and no more may be passed over: remove them"
+            )
+        leaf = merkle.leaf_hash(passed_over_message(digest))
+        compact_range = merkle.append(self.size, self.compact_range, leaf)
+        return replace(self, size=self.size + 1, compact_range=compact_range, passed_over=(*self.passed_over, digest))
+
+
+def find_tip(store: Store, log: Log, holds: Holds[Manifest], hint: int = 0) -> Tip[Manifest]:
+    """Find where a log ends, with O(log n) requests.
+
+    Args:
+        store: the archive.
+        log: the log.
+        holds: whether an entry is valid where it stands.
+        hint: a size that the log is believed to have; a wrong one costs requests, nothing else.
+
+    Raises:
+        FormatError: the newest manifest does not hold together with its tree.
+        StoreError: the store does not answer.
+    """
+    return find_end(store, statements_of(log), holds, hint)
+
+
+def find_audit_tip(store: Store, holds: Holds[SignedAudit]) -> Tip[SignedAudit]:
+    """Find where the log of audits ends; as `find_tip`."""
+    return find_end(store, AUDITS, holds)
+
+
+def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip[E]:
+    """Find where a log of any form ends; as `find_tip`."""
+    last = _last(lambda sequence: store.exists(form.key(sequence)), hint)
+    while (further := _behind_a_hole(store, form, last, holds)) is not None:
+        last = _last(lambda sequence: store.exists(form.key(sequence)), further + 1)
+    behind: list[str] = []
+    sequence = last
+    while sequence >= 0:
+        data, digest = read_slot(store, form.key(sequence))
+        entry = _entry(form, data, sequence, holds)
+        if entry is not None:
+            tip = _tip_behind(form, entry, sequence)
+            break
+        behind.append(digest)
+        if len(behind) > PASSED_OVER_LIMIT:
+            raise FormatError(f"{form.key(sequence)} and the {PASSED_OVER_LIMIT} slots behind it hold no valid entry")
+        sequence -= 1
+    else:
+        tip = Tip()
+    for digest in reversed(behind):
+        tip = tip.pass_over(digest)
+    return tip
+
+
+def _tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:
+    tree = entry.statement.tree
+    compact_range = tuple(map(bytes.fromhex, tree.compact_range))
+    if (
+        tree.size != sequence
+        or len(compact_range) != sequence.bit_count()
+        or merkle.range_root(compact_range).hex() != tree.root
+    ):
+        raise FormatError(
+            f"the tree that {form.key(sequence)} states does not hold together; `custody verify` says more"
+        )
+    before: Tip[E] = Tip(sequence, compact_range)
+    return before.behind(entry)
+
+
+def _entry(form: Form[E], data: bytes, sequence: int, holds: Holds[E]) -> E | None:
+    try:
+        entry = form.parse(data)
+    except FormatError:
+        return None
+    return entry if holds(entry, sequence) else None
+
+
+def _behind_a_hole(store: Store, form: Form[E], last: int, holds: Holds[E]) -> int | None:
+    """Return the first entry that passes over empty slots behind `last`: they held something once."""
+    start = form.key(last) if last >= 0 else form.prefix
+    for info in store.list(form.prefix, after=start):
+        number = sequence_of(info.key)
+        if number is None or number <= last + 1 or number > last + 1 + PASSED_OVER_LIMIT:
+            continue
+        try:
+            entry = _entry(form, store.read(info.key, limit=FILE_LIMIT), number, holds)
+        except (ObjectMissing, FormatError):
+            continue
+        if entry is not None and number - len(entry.statement.passed_over) <= last + 1:
+            return number
+    return None
+
+
+def sequence_of(key: str) -> int | None:
+    """Return the sequence that the key of a manifest or of an audit names."""
+    parsed = layout.parse_manifest_key(key)
+    return parsed[1] if parsed else layout.parse_audit_key(key)
+
+
+def _last(there: Callable[[int], bool], hint: int = 0) -> int:
+    """Return the last number, of those from 0 on without a hole, of which `there` says yes; -1 if there is none."""
+    low = hint - 1 if hint > 0 and there(hint - 1) else -1
+    step = 1
+    while there(low + step):
+        low += step
+        step *= 2
+    high = low + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if there(middle) else (low, middle)
+    return low
+
+
+def manifests_from(
+    store: Store, log: Log, sequence: int, end: int, holds: Holds[Manifest]
+) -> Iterator[tuple[int, Manifest]]:
+    """Yield the manifests of sequences `[sequence, end)`, leaving out slots that hold no valid one.
+
+    Raises:
+        StoreError: the store does not give one.
+    """
+    for number in range(sequence, end):
+        try:
+            yield number, read_manifest(store, log, number, holds)
+        except (ObjectMissing, FormatError):
+            continue
+
+
+def first_sequence(
+    store: Store,
+    log: Log,
+    size: int,
+    wanted: Callable[[Statement], bool],
+    holds: Holds[Manifest],
+) -> int:
+    """Return the first of a log's `size` sequences that is wanted, `size` if none is, in O(log n) reads.
+
+    Args:
+        store: the archive.
+        log: the log.
+        size: how many slots are searched.
+        wanted: says no of all statements before some one, and yes from there on.
+        holds: whether an entry is valid where it stands.
+
+    Raises:
+        ObjectMissing: a manifest on the way is not there.
+        FormatError: one does not parse, or is not valid there.
+        StoreError: the store does not give it.
+    """
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        number, found = at_or_behind(store, log, middle, size, holds)
+        if wanted(found.statement):
+            high = middle
+        else:
+            low = number + 1
+    return low
+
+
+def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[Manifest]) -> tuple[int, Manifest]:
+    """Return the manifest of a sequence; where that slot was passed over, the one before `end` that passes over it.
+
+    Args:
+        store: the archive.
+        log: the log.
+        sequence: of the slot.
+        end: how many slots there are.
+        holds: whether an entry is valid where it stands.
+
+    Raises:
+        ObjectMissing: the manifest is not there, and was not passed over.
+        FormatError: it does not parse, or is not valid there, and was not passed over.
+        StoreError: the store does not give it.
+    """
+    try:
+        return sequence, read_manifest(store, log, sequence, holds)
+    except (ObjectMissing, FormatError) as error:
+        last = min(end, sequence + 1 + PASSED_OVER_LIMIT)
+        for number, found in manifests_from(store, log, sequence + 1, last, holds):
+            if number - len(found.statement.passed_over) <= sequence:
+                return number, found
+            raise error from None
+        raise
+
+
+def sealed_from(store: Store, log: Log, size: int, moment: datetime, holds: Holds[Manifest]) -> int:
+    """Return the first of a log's `size` sequences that was sealed at a moment or later; raises as `first_sequence`."""
+    return first_sequence(store, log, size, lambda one: parse_time(one.sealed_at) >= moment, holds)
+
+
+def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:
+    """Return the sequence and manifest that account for an offset, None if none does; raises as `first_sequence`.
+
+    Args:
+        store: the archive.
+        log: the log.
+        offset: of the record in Kafka.
+        holds: whether an entry is valid where it stands.
+    """
+    size = find_tip(store, log, holds).head.size
+    sequence = first_sequence(store, log, size, lambda one: one.next_offset > offset, holds)
+    if sequence == size:
+        return None
+    sequence, found = at_or_behind(store, log, sequence, size, holds)
+    return (sequence, found) if found.statement.first_offset <= offset else None
+
+
+def read_checkpoint(store: Store, log: Log, size: int) -> tuple[Note, Checkpoint]:
+    """Read the checkpoint of a size.
+
+    Raises:
+        ObjectMissing: there is none.
+        FormatError: what is there is none, or is of another size.
+        StoreError: the store does not give it.
+    """
+    note = checkpoint.parse_note(store.read(layout.checkpoint_key(log, size), limit=checkpoint.NOTE_LIMIT))
+    found = checkpoint.parse_checkpoint(note.text)
+    if found.size != size:
+        raise FormatError(f"{layout.checkpoint_key(log, size)} is of size {found.size}")
+    return note, found
+
+
+def checkpoint_sizes(store: Store, log: Log, after: int = -1) -> list[int]:
+    """Return the sizes above `after` of which there is an object among a log's checkpoints, sorted."""
+    start = layout.checkpoint_key(log, after) if after >= 0 else ""
+    parsed = (layout.parse_checkpoint_key(info.key) for info in store.list(layout.checkpoint_prefix(log), after=start))
+    return sorted(one[1] for one in parsed if one)

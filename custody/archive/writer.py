@@ -1,0 +1,494 @@
+"""Append to a log, and fence a second writer.
+
+The archive is the state: a writer asks it where a log ends and goes on from there. The rules of an append:
+
+1. Before its first append a writer checks the head that it found (`LogWriter.open`): its signature by the one policy,
+   and all that is known of it. A signed second history must never come from our own writer.
+2. Segment first, quarantine next, manifest last, each create-only. The manifest is the commit, and alone decides a
+   race.
+3. The next manifest is put only once this one is known to be there.
+4. A writer that loses the put of a manifest verifies the winner's. If it counts and joins, the writer raises `Fenced`.
+5. A slot whose object no signature holds for is passed over, by its digest: whoever can write into the store, and has
+   no key, cannot stop the archiving. A slot with a good signature that does not join, or one by a key that is not known
+   here, is never passed over.
+6. Nothing that a writer left when it died is taken over: segments that no manifest names are orphans.
+7. What is not signed steers nothing: names, versions and checkpoints count once their signature does.
+"""
+
+import logging
+import platform
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+
+from custody import archive_file, audit, envelope, layout, limits, manifest
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive.reader import Tip, read_archive, read_checkpoint, read_manifest
+from custody.archive.resume import find_checked_tip, read_taken, rollback
+from custody.archive.trusted import Judge
+from custody.archive_file import ArchiveFile, ArchiveStatement
+from custody.audit import Audit, SignedAudit
+from custody.envelope import Signer, Tree
+from custody.errors import (
+    Fenced,
+    FormatError,
+    HeadRollback,
+    KeyUnavailable,
+    LogChanged,
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+)
+from custody.layout import Log
+from custody.manifest import (
+    Batch,
+    LastRecord,
+    LogId,
+    Manifest,
+    PreviousEpoch,
+    QuarantineRef,
+    SegmentRef,
+    Statement,
+    Unreadable,
+)
+from custody.store import Store
+from custody.times import format_time
+from custody.tlog import checkpoint
+from custody.tlog.checkpoint import Note, NoteSigner
+from custody.tlog.head import Head, KnownHead
+from custody.trust import Trust
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_HEARTBEAT = 3600
+"""Seconds after which an idle log writes a statement, so that silence and a missing tail can be told apart."""
+DEFAULT_CHECKPOINT = 3600
+"""Seconds after which a log that grew gets a checkpoint."""
+DEFAULT_RETENTION_DAYS = 2555
+"""Days for which evidence is kept at least: seven years."""
+
+_PARALLEL_READS = 32
+
+
+def create_archive(
+    store: Store,
+    signers: Callable[[], Sequence[Signer]],
+    *,
+    heartbeat: int = DEFAULT_HEARTBEAT,
+    checkpoint: int = DEFAULT_CHECKPOINT,
+    retention_days: int = DEFAULT_RETENTION_DAYS,
+) -> ArchiveFile:
+    """Write `archive.json`, or return what is there already.
+
+    Args:
+        store: where the archive is to lie.
+        signers: returns the HMAC-SHA256 and the Ed25519 key that sign it; called only if it is written.
+        heartbeat: seconds after which an idle log writes a statement.
+        checkpoint: seconds after which a log that grew gets a checkpoint.
+        retention_days: evidence younger than this may not be deleted.
+
+    Raises:
+        FormatError: what is there is not of this format, or a number is out of bounds.
+        KeyUnavailable: a signer cannot sign now.
+        StoreError: the store does not take or give it.
+    """
+    try:
+        return read_archive(store)
+    except ObjectMissing:
+        pass
+    created = format_time(datetime.now(UTC))
+    made = ArchiveStatement(
+        archive=str(uuid.uuid4()),
+        created=created,
+        heartbeat=heartbeat,
+        checkpoint=checkpoint,
+        retention_days=retention_days,
+    )
+    data = envelope.seal(envelope.encode_line(made), archive_file.FORMAT, signers())
+    written = archive_file.parse(data)
+    try:
+        store.create(layout.ARCHIVE, data)
+    except ObjectExists:
+        return read_archive(store)
+    return written
+
+
+def writer_name() -> str:
+    """Return what signed statements say of the program, host and run; ASCII, whatever the host is called."""
+    name = f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}"
+    return name.encode("ascii", "replace").decode()
+
+
+def append_audit(
+    store: Store,
+    tip: Tip[SignedAudit],
+    make: Callable[[Tip[SignedAudit]], Audit],
+    signers: Sequence[Signer],
+    trust: Trust,
+) -> Tip[SignedAudit]:
+    """Sign and write the next audit, and return the tip behind it.
+
+    Args:
+        store: the archive.
+        tip: where the audits end.
+        make: returns the audit behind a tip: called again where a slot turns out to hold no valid audit.
+        signers: the HMAC-SHA256 and the Ed25519 key.
+        trust: by which another audit in the slot is judged.
+
+    Raises:
+        Fenced: somebody else wrote an audit of this sequence first, rightly.
+        HeadRollback: what is there may not be passed over.
+        KeyUnavailable: a signer cannot sign now.
+        StoreError: the store does not take it.
+    """
+    while True:
+        statement = make(tip)
+        data = envelope.seal(audit.encode(statement), audit.FORMAT, signers)
+        made = audit.parse(data)
+        key = layout.audit_key(tip.size)
+        try:
+            store.create(key, data)
+        except ObjectExists:
+            judge = Judge(store, layout.AUDIT_LOG, AUDITS, statement.archive, trust)
+            digest, winner = read_taken(store, AUDITS, tip.size, judge)
+            if winner is not None and winner.statement.tree.root == tip.root.hex():
+                raise Fenced(f"audit {tip.size} was written by somebody else meanwhile") from None
+            if winner is not None:
+                raise HeadRollback(f"{key} is signed, and was made over another history of audits") from None
+            logger.warning("%s holds no valid audit, and is passed over: find out who wrote it", key)
+            tip = tip.pass_over(digest)
+        else:
+            return tip.behind(made)
+
+
+def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: NoteSigner, judge: Judge) -> Note | None:
+    """Sign a log's head and write it as a checkpoint; one that is there already with the same root is success.
+
+    Returns:
+        The checkpoint that is there now; None where the slot holds something that does not count: that size gets no
+        checkpoint, and the next one does.
+
+    Raises:
+        HeadRollback: another root was signed for this size before.
+        KeyUnavailable: the signer cannot sign now.
+        FormatError: the key cannot sign checkpoints.
+        StoreError: the store does not take it.
+    """
+    key = layout.checkpoint_key(log, head.size)
+    note = checkpoint.sign_checkpoint(signer, archive, log, head)
+    try:
+        store.create(key, note.encode())
+    except ObjectExists:
+        try:
+            there, found = read_checkpoint(store, log, head.size)
+        except FormatError:
+            there, found = None, None
+        if there is None or found is None or not judge.counts_checkpoint(there, found):
+            logger.warning("%s is taken by something that no trusted key signed: this size gets no checkpoint", key)
+            return None
+        if found.root != head.root:
+            raise HeadRollback(
+                f"{key} signs another root than this log has now: `custody verify` says more; keep both as evidence"
+            ) from None
+        return there
+    return note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one statement is to account for, and the bytes that go with it.
+
+    Attributes:
+        first_offset: where the range starts; in a log that has statements, the head's `next_offset`.
+        next_offset: the consumer's position at the cut.
+        skipped: offsets that a read-committed consumer gets no record for, merged and sorted.
+        lost: offsets that the broker deleted before they were read, or None.
+        unreadable: offsets that the broker holds and no client could decode, merged and sorted.
+        members: the segment's gzip members, in order.
+        batches: what the statement says of each; numbered over the log, from `LogWriter.next_batch` on.
+        types: events of each type.
+        quarantine: the quarantine object's one gzip member, or None.
+        quarantine_inflated: the bytes that it inflates to.
+        quarantined: offsets of the quarantined records, merged and sorted.
+        first_record: offset of the first record, event or quarantined.
+        last_record: offset of the last one.
+        leader_epoch: in which the broker's leader took the last one, None where the broker does not say.
+        first_record_ms: Kafka's timestamp of the first record, or None.
+        expired: sequences whose objects may be deleted from now on, or None.
+        previous_epoch: in the first statement of an epoch, the head of the partition's newest earlier epoch that has
+            statements.
+    """
+
+    first_offset: int
+    next_offset: int
+    skipped: Sequence[tuple[int, int]] = ()
+    lost: tuple[int, int] | None = None
+    unreadable: Sequence[Unreadable] = ()
+    members: Sequence[bytes] = ()
+    batches: Sequence[Batch] = ()
+    types: Mapping[str, int] = field(default_factory=dict)
+    quarantine: bytes | None = None
+    quarantine_inflated: int = 0
+    quarantined: Sequence[tuple[int, int]] = ()
+    first_record: int = 0
+    last_record: int = 0
+    leader_epoch: int | None = None
+    first_record_ms: int | None = None
+    expired: tuple[int, int] | None = None
+    previous_epoch: PreviousEpoch | None = None
+
+
+class LogWriter:
+    """Appends statements to one log. Not thread-safe: one append after the other."""
+
+    def __init__(
+        self,
+        store: Store,
+        archive: str,
+        log_id: LogId,
+        *,
+        signer: Signer,
+        trust: Trust,
+        writer: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Prepare to write; `open` must come first.
+
+        Args:
+            store: the archive's storage.
+            archive: the archive's id.
+            log_id: which log.
+            signer: the HMAC-SHA256 key that signs.
+            trust: the keys and heads by which the head is checked.
+            writer: what signed statements say of the program, host and run.
+            clock: gives `sealed_at`.
+        """
+        self._store = store
+        self._archive = archive
+        self._log_id = log_id
+        self._signer = signer
+        self._trust = trust
+        self._writer = writer
+        self._clock = clock
+        self.log = Log(log_id.topic, log_id.partition, log_id.epoch)
+        self._form = statements_of(self.log)
+        self.judge = Judge(store, self.log, self._form, archive, trust)
+        self.tip: Tip[Manifest] = Tip()
+        self._next_batch: int | None = None
+
+    @property
+    def next_offset(self) -> int | None:
+        """The first Kafka offset that is not accounted for, None before the first statement."""
+        return self.tip.newest.statement.next_offset if self.tip.newest else None
+
+    def open(self, known: Sequence[KnownHead] = ()) -> Tip[Manifest]:
+        """Find the head and check it by all that can be known of it, before anything is appended.
+
+        Args:
+            known: what others remember of this log's head, beside `trust.json` and signed checkpoints.
+
+        Raises:
+            LogChanged: the log was made from another topic or cluster than `log_id` names.
+            HeadRollback: the head is not what it must be: see the message.
+            KeyUnavailable: the signature of the head cannot be checked now.
+            FormatError: the newest manifest's tree does not hold together.
+            StoreError: the store does not answer.
+        """
+        tip = find_checked_tip(self._store, self.log, self._form, self.judge, self._trust, known)
+        if tip.newest is not None:
+            _check_source(tip.newest.statement.log, self._log_id)
+            self._next_batch = _following_batch(tip.newest.statement)
+        else:
+            self._next_batch = 0
+        self.tip = tip
+        return tip
+
+    def append(self, entry: Entry) -> Manifest:
+        """Account for a range of offsets: put its segment, its quarantine and its manifest, and return the manifest.
+
+        Raises:
+            Fenced: another writer appended first, rightly.
+            FormatError: the entry is beyond a limit of the format; nothing was signed.
+            HeadRollback: the key of the next manifest is taken by something that does not join.
+            KeyUnavailable: the signer cannot sign now.
+            StoreError: the store does not take it. What was put so far is an orphan.
+        """
+        _check_limits(entry)
+        segment = self._put_segment(entry)
+        quarantine = self._put_quarantine(entry)
+        while True:
+            line = manifest.encode(self._statement(entry, segment, quarantine))
+            manifest.parse_statement(line)
+            data = envelope.seal(line, manifest.FORMAT, [self._signer])
+            try:
+                self._store.create(self._form.key(self.tip.size), data)
+            except ObjectExists:
+                self._yield_to_winner()
+            else:
+                break
+        committed = manifest.parse(data)
+        self.tip = self.tip.behind(committed)
+        if self._next_batch is not None:
+            self._next_batch += len(entry.batches)
+        return committed
+
+    def next_batch(self) -> int:
+        """Return the number of the next batch. Only a log that was idle has to look back for it.
+
+        Raises:
+            CustodyError: a manifest on the way cannot be read.
+        """
+        if self._next_batch is None:
+            self._next_batch = self._count_batches()
+        return self._next_batch
+
+    def _statement(self, entry: Entry, segment: SegmentRef | None, quarantine: QuarantineRef | None) -> Statement:
+        batches = list(entry.batches)
+        if batches and batches[0].number != self.next_batch():
+            raise FormatError(f"{self.log}: batch {batches[0].number} does not follow: {self.next_batch()} is next")
+        return Statement(
+            archive=self._archive,
+            log=self._log_id,
+            sequence=self.tip.size,
+            tree=Tree(self.tip.size, self.tip.root.hex(), [node.hex() for node in self.tip.compact_range]),
+            previous_epoch=entry.previous_epoch,
+            first_offset=entry.first_offset,
+            next_offset=entry.next_offset,
+            last_record=self._last_record(entry),
+            skipped=list(entry.skipped),
+            lost=entry.lost,
+            unreadable=list(entry.unreadable),
+            passed_over=list(self.tip.passed_over),
+            sealed_at=format_time(self._clock()),
+            writer=self._writer,
+            segment=segment,
+            batches=batches,
+            quarantine=quarantine,
+            expired=entry.expired,
+            types=dict(sorted(entry.types.items())),
+        )
+
+    def _last_record(self, entry: Entry) -> LastRecord | None:
+        if entry.members or entry.quarantine is not None:
+            return LastRecord(entry.last_record, entry.leader_epoch) if entry.leader_epoch is not None else None
+        return None if entry.lost or self.tip.newest is None else self.tip.newest.statement.last_record
+
+    def _put_segment(self, entry: Entry) -> SegmentRef | None:
+        if not entry.members:
+            return None
+        data = b"".join(entry.members)
+        digest = sha256(data).hexdigest()
+        key = layout.records_key(
+            "events", self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest
+        )
+        self._store.create(key, data)
+        return SegmentRef(key, len(data), digest)
+
+    def _put_quarantine(self, entry: Entry) -> QuarantineRef | None:
+        if entry.quarantine is None:
+            return None
+        digest = sha256(entry.quarantine).hexdigest()
+        key = layout.records_key(
+            "quarantine", self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest
+        )
+        self._store.create(key, entry.quarantine)
+        records = sum(stop - start for start, stop in entry.quarantined)
+        return QuarantineRef(
+            key, len(entry.quarantine), digest, entry.quarantine_inflated, records, list(entry.quarantined)
+        )
+
+    def _count_batches(self) -> int:
+        """Read back, many manifests at once, to the newest statement that has batches."""
+        end = self.tip.head.size - 1
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            while end > 0:
+                start = max(0, end - _PARALLEL_READS)
+                for older in reversed(list(pool.map(self._read, range(start, end)))):
+                    number = _following_batch(older.statement) if older else None
+                    if number is not None:
+                        return number
+                end = start
+        return 0
+
+    def _read(self, sequence: int) -> Manifest | None:
+        """Return a statement of ours, None where the slot was passed over."""
+        try:
+            return read_manifest(self._store, self.log, sequence, self.judge.holds)
+        except (ObjectMissing, FormatError):
+            return None
+
+    def _rollback(self, what: str) -> HeadRollback:
+        return rollback(self._store, self.log, what)
+
+    def _yield_to_winner(self) -> None:
+        """Raise Fenced if what took our place counts and joins, HeadRollback if it does not join; else pass over it."""
+        key = self._form.key(self.tip.size)
+        try:
+            digest, winner = read_taken(self._store, self._form, self.tip.size, self.judge)
+        except HeadRollback as error:
+            raise self._rollback(f"another writer's {error}") from None
+        except (StoreError, KeyUnavailable) as error:
+            raise Fenced(f"{self.log}: {key} was taken by another writer, and cannot be judged now: {error}") from error
+        if winner is None:
+            logger.warning("%s holds no valid statement, and is passed over: find out who wrote it", key)
+            self.tip = self.tip.pass_over(digest)
+            return
+        if winner.statement.log != self._log_id:
+            raise self._rollback(f"another writer's {key} is of another topic or cluster")
+        if winner.statement.tree.root != self.tip.root.hex():
+            raise self._rollback(f"another writer's {key} was made over another history")
+        if self.next_offset is not None and winner.statement.first_offset != self.next_offset:
+            raise self._rollback(
+                f"another writer's {key} starts at offset {winner.statement.first_offset}, not {self.next_offset}"
+            )
+        raise Fenced(f"{self.log}: another writer appended {key} first; this run's work on the log is thrown away")
+
+
+def _check_limits(entry: Entry) -> None:
+    """Check the sizes of what goes with a statement; those of its own fields are checked by parsing it.
+
+    Raises:
+        FormatError: one is beyond the format's limit.
+    """
+    numbers = [
+        ("a segment's bytes", sum(map(len, entry.members)), limits.SEGMENT_BYTES),
+        ("a quarantine object's bytes", len(entry.quarantine or b""), limits.QUARANTINE_BYTES),
+        ("a quarantine object's inflated bytes", entry.quarantine_inflated, limits.QUARANTINE_INFLATED),
+        ("a batch's events", max((batch.events for batch in entry.batches), default=0), limits.BATCH_EVENTS),
+        ("a batch's inflated bytes", max((batch.inflated for batch in entry.batches), default=0), limits.BATCH_BYTES),
+        ("a batch's stored bytes", max((batch.size for batch in entry.batches), default=0), limits.MEMBER_BYTES),
+    ]
+    for what, number, limit in numbers:
+        if number > limit:
+            raise FormatError(f"{what}: {number:,}, and the format allows {limit:,}; nothing was signed")
+
+
+def _check_source(archived: LogId, present: LogId) -> None:
+    """Refuse to go on when the topic, or the cluster, is not the one that the log was made from."""
+    same_place = (archived.topic, archived.partition, archived.epoch) == (
+        present.topic,
+        present.partition,
+        present.epoch,
+    )
+    if same_place and archived != present:
+        before, now = (
+            (f"topic id {archived.topic_id}", f"topic id {present.topic_id}")
+            if archived.cluster == present.cluster
+            else (f"cluster {archived.cluster}", f"cluster {present.cluster}")
+        )
+        raise LogChanged(
+            f"{archived.topic}/{archived.partition}: the archive's log is of {before}, and Kafka has {now}: the topic"
+            " was deleted and created again, or moved. If that was meant, begin a new epoch of the log with"
+            f" 'custody new-epoch {archived.topic}'; the old one stays as it is."
+        )
+
+
+def _following_batch(statement: Statement) -> int | None:
+    """Return the number of the batch after this statement's last one, None if it has none to count from."""
+    if statement.batches:
+        return statement.batches[-1].number + 1
+    return 0 if statement.sequence == 0 else None
