@@ -200,7 +200,7 @@ def _finding(found: dict[str, Any]) -> Finding:
     return Finding(
         finding=msgspec.convert(found["finding"], str),
         message=msgspec.convert(found["message"], str),
-        severity=Severity[msgspec.convert(found["class"], str).upper()],
+        severity=Severity[msgspec.convert(found["severity"], str).upper()],
         count=msgspec.convert(found["count"], int),
         **fields,
     )

@@ -1,71 +1,56 @@
-"""Rules 1 to 6 of FORMAT.md, Verification: one log's statements in order of sequence. Pure; all reading is elsewhere.
+"""Rules 4 and 6 of FORMAT.md, Verification: whether one log's statements account for each of its offsets. Pure.
 
-A `Chain` is told of every sequence, from 0 on, exactly one of three things: its object's bytes (`step`), that there is
-no object (`gap`), or that it cannot be read (`unreadable`). It answers with findings and with the work that the
-statement's objects are. Its rules:
-
-1. Each fault is one finding, and what follows from it is none: after a statement that is missing, unreadable, malformed
-   or not of its place the chain is taken up again from the next one's `edge`, and the offsets between belong to it.
-2. A changed statement shows in the next one's `tree`; later ones agree with that again, so it is said once.
-3. A statement whose signature does not hold is still read on: what else is wrong with it shall be known too.
+A `Chain` puts the accounting of Kafka's offsets on top of a `SignedLog` (`custody.tlog.log`), which checks signatures,
+sequence, tree and known heads. It is told of every sequence, from 0 on, exactly one of three things: its object's bytes
+(`step`), that there is no object (`gap`), or that it cannot be read (`unreadable`). It answers with findings and with
+the work that the statement's objects are. Offsets between two statements belong to the finding that says what is
+between.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from hashlib import sha256
 from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Any
 
-from custody import layout, merkle
-from custody.contents import QUARANTINE_INFLATED_LIMIT, QUARANTINE_LIMIT, SEGMENT_LIMIT, Work
-from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
+from custody import layout, limits
+from custody.archive.forms import statements_of
+from custody.contents import Work
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
-from custody.lines import BATCH_EVENTS_LIMIT
-from custody.manifest import (
-    Algorithm,
-    Batch,
-    LogId,
-    Manifest,
-    QuarantineRef,
-    Range,
-    SegmentRef,
-    Statement,
-    message,
-    parse,
-    parse_time,
-)
-from custody.trust import Trust, TrustedKey
+from custody.manifest import Batch, LastRecord, LogId, Manifest, QuarantineRef, Range, SegmentRef, Statement
+from custody.times import parse_time
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.log import Fault, SignedLog
+from custody.tlog.signatures import Keys
 
 RETENTION_GRACE = timedelta(days=7)
 """How long after the end of its retention an object may still be there."""
 
 _CLOCK_SLACK = timedelta(minutes=5)
-_EVIDENCE_LIMIT = 65_536
-_DISPLACED_LIMIT = 10_000
 _HOLES_LIMIT = 100_000
-# A line 2 that parses: it stands in for one that does not, to see whether line 1 is sound.
-_ANY_SIGNATURE = b'{"signatures":[{"key":"-","algorithm":"HMAC-SHA256","value":"' + b"A" * 43 + b'="}]}\n'
+_STEPS_BACK_LIMIT = 10_000
 _FOREVER = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """A head that was seen of a log before."""
+class Promises:
+    """What `archive.json` and the verifier's trust promise of a log.
 
-    size: int
-    root: bytes | None
-    """None where only the size is known."""
-    origin: str
-    """Who remembers it."""
-    trusted: bool = False
-    """Whether it was signed or given so that what it covers counts as verified."""
-    checkpoint: str | None = None
-    """The key of the checkpoint that it is."""
-    evidence: str | None = None
-    """The signed text, whole."""
+    Attributes:
+        heartbeat: an idle log writes a statement this often.
+        checkpoint: a log that grew gets a checkpoint this often.
+        retention: how long evidence is to be kept.
+        kept: how long it may be kept at most, where somebody says so.
+        live: whether the archive is being written, so that silence is a finding.
+    """
+
+    heartbeat: timedelta | None = None
+    checkpoint: timedelta | None = None
+    retention: timedelta | None = None
+    kept: timedelta | None = None
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +61,8 @@ class Expiry:
     first: int
     end: int
     sealed_at: datetime
+    signers: tuple[str, ...]
+    """Keys whose signatures of it count."""
 
 
 @dataclass(slots=True)
@@ -87,48 +74,9 @@ class Totals:
     quarantined: int = 0
     skipped: int = 0
     lost: int = 0
+    unreadable: int = 0
     stored: int = 0
     inflated: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a chain stands: all of its state that steps over statements without a fault depend on.
-
-    Faults, expiries and another signing key depend on more; a `Passage` has none of them.
-    """
-
-    archive: str | None
-    size: int
-    edge: merkle.Edge
-    next_offset: int | None
-    batch_number: int | None
-    identity: LogId | None
-    sealed_at: datetime | None
-    signing: Mapping[Algorithm, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """How a chain went over statements without a fault.
-
-    Attributes:
-        start: where it stood before.
-        end: where it stood then.
-        number: of the first batch on the way, None if there was none.
-        totals: what the statements account for.
-        verified: statements with a signature that holds.
-        unverified: sequences from the first to behind the last one without; None if there is none.
-        data: the last statement's manifest.
-    """
-
-    start: Place
-    end: Place
-    number: int | None
-    totals: Totals
-    verified: int
-    unverified: Range | None
-    data: bytes
 
 
 @dataclass(slots=True)
@@ -137,527 +85,279 @@ class Chain:
 
     log: layout.Log
     archive: str | None
-    trust: Trust
+    keys: Keys
     now: datetime
     findings: Findings
-    memories: Sequence[Memory] = ()
+    known: Sequence[KnownHead] = ()
     earlier: "Chain | None" = None
-    """The partition's newest earlier life that has statements."""
-    heartbeat: timedelta | None = None
-    """Where given, statements further apart than twice this are `stale`."""
-    retention: timedelta | None = None
-    """How long objects are to be kept."""
+    """The partition's newest earlier epoch that has statements."""
+    promises: Promises = Promises()
     begin: int = 0
     """The first sequence to be looked at: what lies before it was verified at another time."""
-    check: Callable[[TrustedKey, bytes, bytes], None] = TrustedKey.verify
-    """Checks a signature: key, message, value."""
+    following: Callable[[int], Iterator[tuple[int, bytes]]] = lambda _: iter(())
+    """Returns the manifests from a sequence on, for looking ahead."""
+    within: Callable[[int, bytes, Head], bool] = lambda _size, _root, _head: False
+    """Returns whether the tree of a size and root is shown to be a prefix of a head."""
 
     name: str = field(init=False, default="")
     """The log's name and partition."""
-    size: int = 0
-    edge: merkle.Edge | None = ()
-    """Of the first `size` statements; None after one that is lost, until the next takes it up again."""
+    signed: SignedLog[Manifest] = field(init=False)
     next_offset: int | None = None
     totals: Totals = field(default_factory=Totals)
     holes: list[Range] = field(default_factory=list)
     """Offsets that a finding already speaks of."""
-    expired: int = 0
     expiries: list[Expiry] = field(default_factory=list)
-    covered: int = 0
-    """The largest size whose root somebody signed who is trusted."""
-    sound: bool = True
-    """Whether the head is what a trusted key signed, or what speaks against it was accepted: only then may it be
-    remembered."""
-    verified: int = 0
-    """Statements with at least one signature that holds."""
-    _last_edge: merkle.Edge = ()
-    _last_size: int = 0
+    granted: list[Range] = field(default_factory=list)
+    """Sequences whose objects may be gone: what of the expiries counts."""
+    steps_back: dict[int, datetime] = field(default_factory=dict)
+    """Of each statement that was sealed before an earlier one: the latest time that any up to it was sealed."""
+    steps_back_from: int | None = None
+    """The first of those beyond a limit: from there on the latest time is not known."""
+    identity: LogId | None = None
+    expired_events: int = 0
+    """Events of statements whose objects expired and are gone."""
+    _expired: int = 0
     _batch_number: int | None = 0
-    _identity: LogId | None = None
     _sealed_at: datetime | None = None
-    _signing: dict[Algorithm, str] = field(default_factory=dict)
-    _retired: set[str] = field(default_factory=set)
-    _displaced: dict[int, int] = field(default_factory=dict)
-    _lost: bool = False
-    _unverified: Range | None = None
-    _by_size: dict[int, list[Memory]] = field(default_factory=dict)
-    _data: bytes = b""
+    _latest: datetime | None = None
+    _last_record: LastRecord | None = None
+    _leader_epoch: int = 0
 
     def __post_init__(self) -> None:
         self.name = str(self.log)
-        for memory in self.memories:
-            self._by_size.setdefault(memory.size, []).append(memory)
-        self.size = self.begin
+        self.signed = SignedLog(
+            self.name,
+            statements_of(self.log),
+            self.keys,
+            self._report_signed,
+            self._belongs,
+            self.known,
+            self.begin,
+            self.following,
+            self.within,
+        )
         if self.begin:
-            self.edge, self._batch_number = None, None
+            self._batch_number = None
+
+    @property
+    def size(self) -> int:
+        """How many sequences were looked at, from 0 on."""
+        return self.signed.size
 
     @property
     def root(self) -> bytes | None:
         """The root of the tree of all statements, None where it is not known."""
-        return merkle.edge_root(self.edge) if self.edge is not None else None
+        return self.signed.root
+
+    @property
+    def sound(self) -> bool:
+        """Whether the head may be remembered: a trusted key signed it, or what speaks against it was accepted."""
+        return self.signed.sound
+
+    @property
+    def pending(self) -> int:
+        """How many statements nobody here can check, and no trusted head covers."""
+        signed = self.signed
+        waiting = signed.unverified[1] - signed.pending if signed.unverified and signed.pending is not None else 0
+        return waiting + sum(end - first for first, end in signed.unlinked)
+
+    @property
+    def head(self) -> Head | None:
+        """The largest head that is verified, None where there is none that may be remembered."""
+        signed = self.signed
+        if not signed.sound or not signed.size or signed.root is None:
+            return None
+        if signed.pending is None:
+            return Head(signed.size, signed.root)
+        return Head(signed.covered, signed.covered_root) if signed.covered_root is not None else None
 
     def gap(self, first: int, end: int) -> None:
-        """Take note that the sequences `[first, end)` have no object."""
-        self._report(
-            "sequence-gap",
-            f"{end - first} manifest{'s are' if end - first > 1 else ' is'} missing, with later ones there",
-            sequence=first,
-            through=end - 1,
-            key=layout.manifest_key(self.log, first),
-        )
-        self._lose(end)
+        """Take the sequences `[first, end)`, which have no object."""
+        missing = self.signed.gap(first, end)
+        if missing is not None:
+            many = missing[1] - missing[0]
+            self._report(
+                "sequence-gap",
+                f"{many} manifest{'s are' if many > 1 else ' is'} missing, with later ones there",
+                sequence=missing[0],
+                through=missing[1] - 1,
+                key=layout.manifest_key(self.log, missing[0]),
+            )
 
     def unreadable(self, sequence: int, reason: str) -> None:
-        """Take note that a manifest is there and cannot be read."""
-        self._doubt(
-            "unreadable",
-            f"the manifest cannot be read: {reason}",
-            sequence=sequence,
-            key=layout.manifest_key(self.log, sequence),
-        )
-        self._lose(sequence + 1)
+        """Take a manifest that is there and cannot be read."""
+        key = layout.manifest_key(self.log, sequence)
+        self._doubt("unreadable", f"the manifest cannot be read: {reason}", sequence=sequence, key=key)
+        self.signed.unreadable(sequence)
 
-    def malformed(self, sequence: int, reason: str, digest: str | None = None) -> None:
-        """Take note that a manifest's bytes are no statement."""
-        self._doubt(
-            "statement",
-            reason,
-            sequence=sequence,
-            key=layout.manifest_key(self.log, sequence),
-            sha256=digest,
-        )
-        self._lose(sequence + 1)
+    def malformed(self, sequence: int, reason: str, digest: str) -> None:
+        """Take an object that is too large to be a manifest, by its SHA-256."""
+        self.signed.malformed(sequence, reason, digest)
 
     def step(self, sequence: int, data: bytes) -> Work | None:
         """Take the manifest of the next sequence; return what there is to check of its objects, if anything."""
-        self._data = data
-        try:
-            manifest = parse(data)
-        except FormatError as error:
-            try:
-                if data.count(b"\n") > 2:
-                    raise
-                manifest = parse(data.partition(b"\n")[0] + b"\n" + _ANY_SIGNATURE)
-            except FormatError:
-                self.malformed(sequence, str(error), self._digest())
-                return None
-            manifest = Manifest(manifest.statement, manifest.line, ())
-            self._doubt("signature", str(error), sequence=sequence, sha256=self._digest(), row="line 2")
-        else:
-            if not any(signature.algorithm == "HMAC-SHA256" for signature, _ in manifest.signatures):
-                what = "the statement has no HMAC-SHA256 signature"
-                self._doubt("signature", what, sequence=sequence, sha256=self._digest(), row="none")
-        statement = manifest.statement
-        if not self._belongs(statement, sequence):
-            self._lose(sequence + 1)
+        lost = self.signed.lost or (self.begin > 0 and self.identity is None)
+        manifest = self.signed.step(sequence, data)
+        if manifest is None:
             return None
-        if statement.sequence != sequence:
-            return self._misplaced(statement, sequence)
+        statement = manifest.statement
+        self.archive = self.archive or statement.archive
+        self.identity = self.identity or statement.log
         sealed_at = parse_time(statement.sealed_at)
-        believed = self._check_signatures(manifest, sealed_at, sequence)
-        self._check_tree(statement, manifest.line, sequence)
-        self._check_after(statement)
+        self._check_previous_epoch(statement)
         self._check_clock(statement, sealed_at)
-        self._join(statement, believed=believed)
+        self._join(statement, lost=lost)
+        bounds = _record_bounds(statement)
+        self._check_last_record(statement, bounds, lost=lost)
         self._count(statement)
-        self.size = sequence + 1
-        self._lost = False
-        return self._work(statement, sealed_at)
+        return self._work(statement, sealed_at, bounds)
 
     def _digest(self) -> str:
         """Return the digest of the manifest in hand. Only findings show it, and good statements make none."""
-        return sha256(self._data).hexdigest()
+        return self.signed.digest
 
     def seam(self, data: bytes) -> None:
-        """Hold what was read to the statement behind it, of which no more is looked at: another span judges that."""
-        try:
-            statement = parse(data).statement
-        except FormatError:
-            return
-        if self.root is not None and (statement.sequence, statement.tree.root) != (self.size, self.root.hex()):
-            self._doubt(
-                "tree",
-                "the tree signed here is not that of the statements before",
-                sequence=self.size,
-                expected=f"size {self.size}, root {self.root.hex()}",
-                found=f"size {statement.tree.size}, root {statement.tree.root}",
-                sha256=sha256(data).hexdigest(),
-            )
+        """Check that our root matches the `tree` of the manifest behind us, whose rest is verified by the next span."""
+        self.signed.seam(data)
 
     def end(self, *, whole: bool = True) -> None:
-        """Judge the whole, once there is no later manifest; of a part that ends earlier, no more than what it holds."""
-        if self.edge is not None:
-            self._check_heads(self.size, merkle.edge_root(self.edge))
-        if self._unverified is not None:
-            self._uncovered(*self._unverified)
+        """Run the checks that need the whole log. For a part that ends earlier, check only what lies inside it."""
+        went_back = len(self.findings.kept)
+        self.signed.end(whole=whole)
+        if any(one.finding == "head-rollback" for one in self.findings.kept[went_back:]):
+            self._hole(self.next_offset or 0, _FOREVER)
+        self._check_covered()
         if not whole:
             return
-        ahead = [memory for memory in self.memories if memory.size > self.size]
-        if ahead:
-            most = max(ahead, key=lambda memory: memory.size)
-            expected = f"size {most.size}" + (f", root {most.root.hex()}" if most.root else "")
-            found = f"size {self.size}" + (f", root {self.root.hex()}" if self.root else "")
-            self._doubt(
-                "head-rollback",
-                f"the log went back: {most.origin} remembers more statements than there are",
-                evidence=(most.evidence,) if most.evidence else (),
-                sequence=self.size,
-                through=most.size - 1,
-                expected=expected,
-                found=found,
-                sha256=loss_digest(self.name, expected, found),
-                row="rollback",
-            )
-            self._hole(self.next_offset or 0, _FOREVER)
-        if self.log.life > 1 and self.totals.statements:
-            what = f"life {self.log.life} of {self.log.topic}/{self.log.partition}: the topic was made again or moved"
-            self._report("new-life", what, sequence=0)
-        if self.heartbeat and self._sealed_at and self.now - self._sealed_at > 2 * self.heartbeat:
+        if self.log.epoch > 1 and self.totals.statements:
+            where = f"{self.log.topic}/{self.log.partition}"
+            what = f"epoch {self.log.epoch} of {where}: the topic was made again or moved"
+            self._report("new-epoch", what, sequence=0)
+        heartbeat = self.promises.heartbeat if self.promises.live else None
+        if heartbeat and self._sealed_at and self.now - self._sealed_at > 2 * heartbeat:
             silent = self.now - self._sealed_at
             self._report("stale", f"nothing was written since {self._sealed_at:%Y-%m-%dT%H:%M:%SZ} ({silent})")
 
-    # --- passages: statements that another chain stepped over
-
-    @property
-    def remembered(self) -> Mapping[int, Sequence[Memory]]:
-        """What is remembered of the log's heads, by size."""
-        return self._by_size
-
-    def depart(self) -> Place | None:
-        """Begin a passage: forget what was counted; None where the chain cannot go on from what it knows."""
-        self.totals, self.verified, self._unverified, self.sound = Totals(), 0, None, True
-        self.expiries.clear()
-        return self._place()
-
-    def arrive(self, start: Place, number: int | None) -> Passage | None:
-        """End a passage; None if another chain could judge otherwise of what was met.
-
-        Args:
-            start: what `depart` gave.
-            number: of the first batch since then.
-        """
-        end = self._place()
-        if end is None or not self.sound or self.expiries or end.signing != start.signing:
-            return None
-        return Passage(start, end, number, self.totals, self.verified, self._unverified, self._data)
-
-    def passes(self, passage: Passage) -> bool:
-        """Say whether stepping over a passage's statements would lead this chain where it led the other one."""
-        start, here = passage.start, self._place()
-        if here is None or any(here.signing.get(algorithm) != key for algorithm, key in start.signing.items()):
-            return False
-        number = here.batch_number
-        if start.batch_number is None and number is not None and passage.number in (None, number):
-            # The other one had met no batch yet, and took the first one's number as it came.
-            number = None
-        return replace(here, batch_number=number, signing=start.signing) == start
-
-    def pass_on(self, passage: Passage) -> None:
-        """Go where steps over a passage's statements lead. It must be one that `passes`."""
-        end = passage.end
-        self.size, self.edge, self.next_offset, self._sealed_at = end.size, end.edge, end.next_offset, end.sealed_at
-        self._last_edge, self._last_size = end.edge, end.size
-        if end.batch_number is not None:
-            self._batch_number = end.batch_number
-        for name in Totals.__slots__:
-            setattr(self.totals, name, getattr(self.totals, name) + getattr(passage.totals, name))
-        self.verified += passage.verified
-        if passage.unverified:
-            first, behind = passage.unverified
-            self._unverified = (self._unverified[0] if self._unverified else first, behind)
-        self._data = passage.data
-
-    def _place(self) -> Place | None:
-        if self.edge is None or self._lost:
-            return None
-        return Place(
-            self.archive,
-            self.size,
-            self.edge,
-            self.next_offset,
-            self._batch_number,
-            self._identity,
-            self._sealed_at,
-            dict(self._signing),
-        )
-
-    # --- rule 3
-
-    def _check_signatures(self, manifest: Manifest, sealed_at: datetime, sequence: int) -> bool:
-        """Return whether what the statement lets expire counts: a signature holds, or one cannot be checked here."""
-        text = message(manifest.line)
-        held = unchecked = False
-        # Whether a finding of its own says why no signature holds.
-        said = not manifest.signatures
-        for signature, value in manifest.signatures:
-            key = self.trust.keys.get(signature.key)
-            if key is None:
-                what = f"the key {signature.key[:200]!r} is not among those trusted"
-                self._doubt("key-unknown", what, sequence=sequence, sha256=self._digest(), row=signature.key)
-                unchecked = said = True
-                continue
-            if key.algorithm != signature.algorithm:
-                self._doubt(
-                    "key-algorithm",
-                    f"the key {signature.key!r} signs by an algorithm that it does not have",
-                    sequence=sequence,
-                    expected=key.algorithm,
-                    found=signature.algorithm,
-                    sha256=self._digest(),
-                    row=signature.key,
-                )
-                said = True
-                continue
-            try:
-                self.check(key, text, value)
-            except SignatureInvalid as error:
-                self._doubt("signature", str(error), sequence=sequence, sha256=self._digest(), row=signature.key)
-                said = True
-                continue
-            except KeyUnavailable as error:
-                self._unchecked(key, str(error), sequence)
-                unchecked, said = True, said or key.checkable
-                continue
-            if self._check_span(key, sealed_at, sequence):
-                held = True
-            else:
-                said = True
-        if held:
-            self.verified += 1
-        elif not said:
-            self._unverified = (self._unverified[0] if self._unverified else sequence, sequence + 1)
-        return held or unchecked
-
-    def _unchecked(self, key: TrustedKey, reason: str, sequence: int) -> None:
-        if key.checkable:
-            self._doubt("unreadable", f"a signature could not be checked: {reason}", sequence=sequence, row=key.id)
-        else:
-            self._report("unchecked-signature", reason, sequence=sequence, row=key.id)
-
-    def _uncovered(self, first: int, end: int) -> None:
-        """Say once that statements are held by no signature, unless findings of their own say why."""
-        if end <= self.covered:
+    def _check_covered(self) -> None:
+        """Report statements whose signature nobody here can check, and that no trusted head covers."""
+        signed, promises = self.signed, self.promises
+        for first, end in signed.unlinked:
+            what = (
+                "no signature of these statements could be checked, and no checkpoint leads to them across the missing"
+                " ones behind them"
+            )
+            self._report("uncovered", what, sequence=first, through=end - 1)
+        if signed.pending is None or signed.unverified is None:
             return
-        if self.sound:
+        where: dict[str, Any] = {"sequence": signed.pending, "through": signed.unverified[1] - 1}
+        if signed.sound and promises.checkpoint and promises.heartbeat and self._sealed_at:
+            waited = (self.now if promises.live else self._sealed_at) - parse_time(signed.pending_since)
+            if waited <= 2 * (promises.checkpoint + promises.heartbeat):
+                what = "no checkpoint covers these statements yet: they are not verified"
+                self._report("pending-checkpoint", what, **where)
+                return
+        if signed.sound:
             what = "no signature of these statements could be checked, and no checkpoint covers them"
-            self._report("uncovered", what, sequence=max(first, self.covered), through=end - 1)
-        self.sound = False
-
-    def _check_span(self, key: TrustedKey, sealed_at: datetime, sequence: int) -> bool:
-        """Return whether the key may sign this statement at all; its span is policy, `until` is not."""
-        until = key.until.get(self.name)
-        if until is not None and sequence >= until.size:
-            self._doubt(
-                "key-span",
-                f"the key {key.id!r} ended at this log's size {until.size} and signs beyond it",
-                severity=Severity.TAMPERED,
-                sequence=sequence,
-                sha256=self._digest(),
-                row=f"until {key.id}",
-            )
-            return False
-        current = self._signing.get(key.algorithm)
-        if current is not None and current != key.id:
-            before = self.trust.keys[current]
-            if key.id in self._retired or key.began < before.began:
-                self._doubt(
-                    "key-span",
-                    f"the older key {key.id!r} signs after the newer {current!r}",
-                    severity=Severity.TAMPERED,
-                    sequence=sequence,
-                    sha256=self._digest(),
-                    row=f"older {key.id}",
-                )
-                return True
-            self._retired.add(current)
-        self._signing[key.algorithm] = key.id
-        if not key.holds(sealed_at):
-            self._report(
-                "key-span",
-                f"the key {key.id!r} signs outside its span",
-                sequence=sequence,
-                expected=f"sealed from {key.from_ or 'ever'} to {key.to or 'ever'}",
-                found=f"{sealed_at:%Y-%m-%dT%H:%M:%S.%fZ}",
-                sha256=self._digest(),
-                row=f"span {key.id}",
-            )
-        return True
+            self._report("uncovered", what, **where)
+        signed.sound = False
 
     # --- rule 4
 
-    def _belongs(self, statement: Statement, sequence: int) -> bool:
-        """Say whether the statement is of this archive and this log."""
-        log = statement.log
-        if self.archive is None:
-            self.archive = statement.archive
+    def _belongs(self, manifest: Manifest) -> Fault | None:
+        """Return what makes a statement one of another archive or log, None if it is of this one."""
+        log, archive = manifest.statement.log, manifest.statement.archive
+        if log == self.identity and archive == self.archive:
+            return None
         wrong = [
             (name, expected, found)
             for name, expected, found in (
-                ("archive", self.archive, statement.archive),
+                ("archive", self.archive or archive, archive),
                 ("topic", self.log.topic, log.topic),
                 ("partition", self.log.partition, log.partition),
-                ("life", self.log.life, log.life),
+                ("epoch", self.log.epoch, log.epoch),
             )
             if expected != found
         ]
-        if not wrong and self._identity is not None and self._identity != log:
-            wrong = [("cluster and topic id", f"{self._identity.cluster}, {self._identity.topic_id}",
-                      f"{log.cluster}, {log.topic_id}")]  # fmt: skip
-        if wrong:
-            name, expected, found = wrong[0]
-            self._doubt(
-                "identity",
-                f"the statement is of another {name}",
-                sequence=sequence,
-                expected=str(expected)[:300],
-                found=str(found)[:300],
-                key=layout.manifest_key(self.log, sequence),
-                sha256=self._digest(),
-            )
-            return False
-        self._identity = log
-        return True
-
-    def _misplaced(self, statement: Statement, sequence: int) -> Work | None:
-        """Judge a statement of this log that stands at another one's place: swapped, or replayed."""
-        number = statement.sequence
-        swapped = number > sequence or number in self._displaced
-        if len(self._displaced) < _DISPLACED_LIMIT:
-            self._displaced[sequence] = number
-        self._doubt(
-            "tree" if swapped else "identity",
-            "the statements are out of order" if swapped else "an older statement stands in the place of this one",
-            sequence=sequence,
-            expected=f"sequence {sequence}",
-            found=f"sequence {number}",
-            key=layout.manifest_key(self.log, sequence),
-            sha256=self._digest(),
-        )
-        self._lose(sequence + 1)
-        return None
-
-    # --- rule 5
-
-    def _check_tree(self, statement: Statement, line: bytes, sequence: int) -> None:
-        tree = statement.tree
-        follows = False
-        # All digests are of one length, so that they are the same where they are so end to end.
-        if self.edge is not None and tree.size == sequence and "".join(tree.edge) == b"".join(self.edge).hex():
-            # The root of the edge that was recomputed is what counts.
-            follows = merkle.edge_root(self.edge).hex() == tree.root
-        if not follows:
-            stated = tuple(map(bytes.fromhex, tree.edge))
-            coherent = (
-                tree.size == sequence
-                and len(stated) == sequence.bit_count()
-                and merkle.edge_root(stated).hex() == tree.root
-            )
-            resumed = self.edge is None and coherent and self._extends(stated, sequence)
-            if not resumed:
-                computed = (
-                    f"size {sequence}, root {self.root.hex()}"
-                    if self.root
-                    else "an edge that extends the last one known"
-                )
-                self._doubt(
-                    "tree",
-                    "the tree signed here is not that of the statements before"
-                    + ("" if coherent else ", and its root does not follow from its edge"),
-                    sequence=sequence,
-                    expected=computed,
-                    found=f"size {tree.size}, root {tree.root}",
-                    sha256=self._digest(),
-                )
-            if coherent:
-                self.edge = stated
-            elif self.edge is None:
-                self._check_heads(sequence, bytes.fromhex(tree.root))
-                return
-        edge = self.edge
-        if edge is None:
-            return
-        if sequence in self._by_size:
-            self._check_heads(sequence, merkle.edge_root(edge))
-        self.edge = merkle.append(sequence, edge, merkle.leaf_hash(line))
-        self._last_edge, self._last_size = self.edge, sequence + 1
-
-    def _extends(self, edge: merkle.Edge, size: int) -> bool:
-        """Say whether a stated edge agrees with the last one known, as far as both have the same subtrees."""
-        for one, other, old, new in zip(
-            merkle.subtree_sizes(self._last_size), merkle.subtree_sizes(size), self._last_edge, edge, strict=False
-        ):
-            if one != other:
-                break
-            if old != new:
-                return False
-        return True
-
-    def _check_heads(self, size: int, root: bytes) -> None:
-        for memory in self._by_size.get(size, ()) if size else ():
-            if memory.root is None:
-                continue
-            if memory.root == root:
-                if memory.trusted and not self._lost:
-                    self.covered = max(self.covered, size)
-                continue
-            shown = self._data.decode(errors="replace") if len(self._data) <= _EVIDENCE_LIMIT else None
-            expected, found = f"size {size}, root {memory.root.hex()}", f"size {size}, root {root.hex()}"
-            where: dict[str, Any] = {
-                "sequence": size - 1,
-                "expected": expected,
-                "found": found,
-                "evidence": tuple(text for text in (memory.evidence, shown) if text),
-                "sha256": loss_digest(self.name, expected, found),
-                "row": f"{size} {root.hex()}",
-            }
-            if memory.checkpoint:
-                what = "the root that was signed here is not that of the statements that it covers"
-                self._doubt("checkpoint", what, key=memory.checkpoint, **where)
-            else:
-                what = f"another history: {memory.origin} remembers another root at this size"
-                self._doubt("head-fork", what, **where)
+        if not wrong and self.identity is not None and self.identity != log:
+            known = self.identity
+            wrong = [("cluster and topic id", f"{known.cluster}, {known.topic_id}", f"{log.cluster}, {log.topic_id}")]
+        if not wrong:
+            return None
+        name, expected, found = wrong[0]
+        where = {
+            "expected": str(expected)[:300],
+            "found": str(found)[:300],
+            "key": layout.manifest_key(self.log, self.signed.size),
+            "sha256": self._digest(),
+        }
+        return Fault("identity", f"the statement is of another {name}", where)
 
     # --- rule 6
 
-    def _check_after(self, statement: Statement) -> None:
-        after, earlier = statement.after, self.earlier
+    def _check_previous_epoch(self, statement: Statement) -> None:
+        previous, earlier = statement.previous_epoch, self.earlier
         if statement.sequence or earlier is None:
-            if after is None:
+            if previous is None:
                 return
-            if statement.sequence or after.life >= self.log.life:
-                self._odd(statement, "after stands where FORMAT.md has null")
+            if statement.sequence or previous.epoch >= self.log.epoch:
+                self._odd(statement, "previous_epoch stands where FORMAT.md has null")
             else:
-                self._rolled_back(layout.Log(self.log.topic, self.log.partition, after.life), 0, after.size, after.root)
+                log = layout.Log(self.log.topic, self.log.partition, previous.epoch)
+                self._rolled_back(log, 0, previous.size, previous.root)
             return
-        if after is None or after.life != earlier.log.life:
+        self._check_epochs(statement, earlier)
+        if previous is None or previous.epoch != earlier.log.epoch:
             self._doubt(
                 "identity",
-                "the first statement of a life does not name the life before it",
+                "the first statement of an epoch does not name the epoch before it",
                 sequence=0,
-                expected=f"after life {earlier.log.life}",
-                found=f"after life {after.life}" if after else "null",
+                expected=f"previous epoch {earlier.log.epoch}",
+                found=f"previous epoch {previous.epoch}" if previous else "null",
                 sha256=self._digest(),
             )
             return
-        if earlier.size < after.size:
-            self._rolled_back(earlier.log, earlier.size, after.size, after.root)
-        elif earlier.size > after.size or (
-            earlier.size == after.size and earlier.root is not None and earlier.root.hex() != after.root
+        if earlier.size < previous.size:
+            self._rolled_back(earlier.log, earlier.size, previous.size, previous.root)
+        elif earlier.size > previous.size or (
+            earlier.size == previous.size and earlier.root is not None and earlier.root.hex() != previous.root
         ):
             self._report(
                 "head-fork",
-                f"life {earlier.log.life} is not the one that this life signed to go on from",
+                f"epoch {earlier.log.epoch} is not the one that this epoch signed to go on from",
                 sequence=0,
-                expected=f"size {after.size}, root {after.root}",
+                expected=f"size {previous.size}, root {previous.root}",
                 found=f"size {earlier.size}, root {earlier.root.hex() if earlier.root else 'unknown'}",
                 sha256=self._digest(),
             )
 
-    def _rolled_back(self, log: layout.Log, size: int, remembered: int, root: str) -> None:
-        """Say of an earlier life that it is shorter than this one signed."""
-        what = f"the log went back: life {self.log.life} was begun when there were more statements"
-        expected, found = f"size {remembered}, root {root}", f"size {size}"
-        where: dict[str, Any] = {"sequence": size, "through": remembered - 1, "expected": expected, "found": found}
+    def _check_epochs(self, statement: Statement, earlier: "Chain") -> None:
+        """Check that epochs are consecutive, and that each is of another topic or cluster than those before."""
+        if self.log.epoch != earlier.log.epoch + 1:
+            what = f"epoch {self.log.epoch} follows epoch {earlier.log.epoch}: epochs are consecutive"
+            self._odd(statement, what)
+        chain: Chain | None = earlier
+        while chain is not None:
+            one, log = chain.identity, statement.log
+            # A broker without topic ids cannot tell a topic from the one that had its name before.
+            same = one is not None and (one.cluster, one.topic_id) == (log.cluster, log.topic_id)
+            if one is not None and same and log.topic_id is not None:
+                self._report(
+                    "head-fork",
+                    f"epoch {self.log.epoch} is of the same topic as epoch {chain.log.epoch}: its records were archived"
+                    " a second time",
+                    sequence=0,
+                    expected=f"another topic id or cluster than {one.topic_id} of {one.cluster}",
+                    found=f"{log.topic_id} of {log.cluster}",
+                    sha256=self._digest(),
+                )
+                return
+            chain = chain.earlier
+
+    def _rolled_back(self, log: layout.Log, size: int, known: int, root: str) -> None:
+        """Report that an earlier epoch is shorter than this one signed."""
+        what = f"the log went back: epoch {self.log.epoch} was begun when there were more statements"
+        expected, found = f"size {known}, root {root}", f"size {size}"
+        where: dict[str, Any] = {"sequence": size, "through": known - 1, "expected": expected, "found": found}
         digest = loss_digest(log, expected, found)
         self.findings.add(finding("head-rollback", what, log=str(log), sha256=digest, **where), row="rollback")
 
@@ -681,7 +381,8 @@ class Chain:
                 found=statement.sealed_at,
                 row="future",
             )
-        if before is not None and self.heartbeat and sealed_at - before > 2 * self.heartbeat:
+        heartbeat = self.promises.heartbeat if self.promises.live else None
+        if before is not None and heartbeat and sealed_at - before > 2 * heartbeat:
             self._report(
                 "stale",
                 f"nothing was written for {sealed_at - before} before it",
@@ -689,9 +390,15 @@ class Chain:
                 row="silent",
             )
         self._sealed_at = sealed_at
+        if self._latest is None or sealed_at >= self._latest:
+            self._latest = sealed_at
+        elif len(self.steps_back) < _STEPS_BACK_LIMIT:
+            self.steps_back[statement.sequence] = self._latest
+        elif self.steps_back_from is None:
+            self.steps_back_from = statement.sequence
 
-    def _join(self, statement: Statement, *, believed: bool) -> None:
-        """Hold the range against the one before, and account for its offsets."""
+    def _join(self, statement: Statement, *, lost: bool) -> None:
+        """Check that the range joins the one before, and account for its offsets."""
         first, end = statement.first_offset, statement.next_offset
         expected = self.next_offset
         sequence = statement.sequence
@@ -705,7 +412,7 @@ class Chain:
                 sequence=sequence,
                 sha256=self._digest(),
             )
-        elif self._lost or expected is None:
+        elif lost or expected is None:
             if statement.sequence:
                 self._hole(expected or 0, first)
         elif first > expected:
@@ -727,29 +434,54 @@ class Chain:
                 sequence=sequence,
                 sha256=self._digest(),
             )
+        for one in statement.unreadable:
+            self._report(
+                "offset-unreadable",
+                f"the broker holds offsets {one.from_} to {one.to - 1}, and no client could decode them: {one.error}",
+                offset=one.from_,
+                sequence=sequence,
+                sha256=self._digest(),
+            )
         problem = _problem(statement)
-        ordered = not problem and self._in_order(statement)
+        ordered = not problem and self._in_order(statement, lost=lost)
         if problem:
             self._odd(statement, problem)
         elif ordered:
             self._account(statement)
         if statement.batches:
             self._batch_number = statement.batches[-1].number + 1 if ordered else None
-        elif self._lost:
+        elif lost:
             self._batch_number = None
-        # Who forges a statement shall not hide by it which objects are gone.
-        if statement.expired and believed:
-            unknown = self._lost or (self.begin and not self.expired)
-            if statement.expired[0] != self.expired and not (unknown and statement.expired[0] >= self.expired):
-                self._odd(statement, "expired does not go on where the last one ended")
-            self.expired = max(self.expired, statement.expired[1])
-            self.expiries.append(Expiry(statement.sequence, *statement.expired, parse_time(statement.sealed_at)))
+        if statement.expired and not problem:
+            unknown = lost or (self.begin and not self._expired)
+            if statement.expired[0] != self._expired and not (unknown and statement.expired[0] >= self._expired):
+                self._odd(statement, "expired does not start where the last one ended")
+            self._expired = max(self._expired, statement.expired[1])
+            moment = parse_time(statement.sealed_at)
+            self.expiries.append(Expiry(sequence, *statement.expired, moment, self.signed.signers))
         self.next_offset = max(end, expected or 0)
 
-    def _in_order(self, statement: Statement) -> bool:
-        """Say whether numbers and places of the batches run on."""
+    def _check_last_record(self, statement: Statement, bounds: tuple[int, int] | None, *, lost: bool) -> None:
+        """Check that the last record is the one of this range, or repeated, and that leader epochs never decrease."""
+        last = statement.last_record
+        if last is not None and last.leader_epoch < self._leader_epoch:
+            self._odd(statement, f"last_record has the leader epoch {last.leader_epoch} after {self._leader_epoch}")
+        if bounds is not None:
+            wrong = last is not None and last.offset != bounds[1]
+        elif statement.lost:
+            wrong = last is not None
+        else:
+            wrong = last != self._last_record and not lost
+        if wrong:
+            self._odd(statement, "last_record is not the last record that was read")
+        self._last_record = last
+        if last is not None:
+            self._leader_epoch = max(self._leader_epoch, last.leader_epoch)
+
+    def _in_order(self, statement: Statement, *, lost: bool) -> bool:
+        """Return whether numbers and places of the batches run on."""
         number = self._batch_number
-        if self._lost or number is None:
+        if lost or number is None:
             number = statement.batches[0].number if statement.batches else 0
             if number < (self._batch_number or 0):
                 number = self._batch_number or 0
@@ -782,14 +514,14 @@ class Chain:
         return True
 
     def _account(self, statement: Statement) -> None:
-        """Hold every offset of the range to be exactly one of: an event's, quarantined, skipped, lost."""
+        """Check that each offset of the range is exactly one: an event's, quarantined, skipped, unreadable, lost."""
         unlined = unlined_ranges(statement)
         for (_, end), (start, stop) in pairwise(unlined):
             if start < end:
                 self._miscounted(statement, "offset-overlap", start, min(end, stop) - start, "twice")
                 return
         if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
-            self._odd(statement, "skipped, lost or quarantined offsets lie outside the range")
+            self._odd(statement, "skipped, lost, unreadable or quarantined offsets lie outside the range")
             return
         measure: Callable[[int, int], int] = _Measure(unlined) if unlined else _no_offsets
         cursor = statement.first_offset
@@ -832,12 +564,12 @@ class Chain:
         totals.quarantined += statement.quarantine.records if statement.quarantine else 0
         totals.skipped += sum(end - start for start, end in statement.skipped)
         totals.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
+        totals.unreadable += sum(one.to - one.from_ for one in statement.unreadable)
 
-    def _work(self, statement: Statement, sealed_at: datetime) -> Work | None:
+    def _work(self, statement: Statement, sealed_at: datetime, bounds: tuple[int, int] | None) -> Work | None:
         """Return what there is to check of the statement's objects; their keys must be theirs (rule 4)."""
         if not statement.segment and not statement.quarantine:
             return None
-        bounds = _record_bounds(statement)
         kinds: tuple[tuple[layout.Kind, SegmentRef | QuarantineRef | None], ...] = (
             ("events", statement.segment),
             ("quarantine", statement.quarantine),
@@ -870,35 +602,49 @@ class Chain:
             statement.types,
             statement.quarantine,
             unlined_ranges(statement),
-            self.retention is not None and self.now - sealed_at > self.retention + RETENTION_GRACE,
+            self.promises.kept is not None and self.now - sealed_at > self.promises.kept + RETENTION_GRACE,
             statement.sealed_at,
+            statement.archive,
         )
-
-    def _lose(self, size: int) -> None:
-        """Go on behind statements that are not known."""
-        self.size = size
-        self.edge = None
-        self._lost = True
 
     def _hole(self, start: int, end: int) -> None:
         if start < end and len(self.holes) < _HOLES_LIMIT:
             self.holes.append((start, end))
 
     def in_hole(self, first: int, last: int) -> bool:
-        """Say whether offsets `first` to `last` touch what a finding of this log already speaks of."""
+        """Return whether offsets `first` to `last` touch what a finding of this log already speaks of."""
         # They are disjoint, and come in order.
-        place = bisect_right(self.holes, last, key=itemgetter(0))
-        return place > 0 and first < self.holes[place - 1][1]
+        index = bisect_right(self.holes, last, key=itemgetter(0))
+        return index > 0 and first < self.holes[index - 1][1]
+
+    def may_be_gone(self, sequence: int) -> bool:
+        """Return whether a statement's objects may have been deleted."""
+        return any(first <= sequence < end for first, end in self.granted)
 
     def _doubt(self, name: str, what: str, **where: Any) -> None:
-        """Report what keeps the head from being remembered, unless somebody has judged it: then the log goes on."""
+        """Add a finding and mark the head untrusted, unless the finding was accepted."""
         if not self._report(name, what, **where):
-            self.sound = False
+            self.signed.sound = False
+
+    def _report_signed(
+        self,
+        name: str,
+        what: str,
+        *,
+        loss: tuple[str, ...] = (),
+        row: str | None = None,
+        tampered: bool = False,
+        **where: Any,
+    ) -> bool:
+        """Add a finding of the signed log."""
+        if loss:
+            where["sha256"] = loss_digest(*loss)
+        return self._report(name, what, severity=Severity.TAMPERED if tampered else None, row=row, **where)
 
     def _report(
         self, name: str, what: str, *, severity: Severity | None = None, row: str | None = None, **where: Any
     ) -> bool:
-        """Add a finding, and say whether somebody has accepted it."""
+        """Add a finding, and return whether somebody has accepted it."""
         one: Finding = finding(name, what, severity=severity, log=self.name, **where)
         return self.findings.add(one, row=row)
 
@@ -932,9 +678,10 @@ def unlined_ranges(statement: Statement) -> list[Range]:
     """Return the ranges of offsets without a line in the segment, sorted."""
     lost = [statement.lost] if statement.lost else []
     quarantined = statement.quarantine.offsets if statement.quarantine else []
-    if not statement.skipped and not lost:
+    if not statement.skipped and not lost and not statement.unreadable:
         return quarantined
-    return sorted([*statement.skipped, *lost, *quarantined])
+    unreadable = [(one.from_, one.to) for one in statement.unreadable]
+    return sorted([*statement.skipped, *lost, *unreadable, *quarantined])
 
 
 def _record_bounds(statement: Statement) -> tuple[int, int] | None:
@@ -942,7 +689,7 @@ def _record_bounds(statement: Statement) -> tuple[int, int] | None:
     spans: list[tuple[int, int]] = [(batch.first_offset, batch.next_offset) for batch in statement.batches]
     if statement.quarantine:
         spans += statement.quarantine.offsets
-    return (min(start for start, _ in spans), max(end for _, end in spans) - 1) if spans else None
+    return (min(spans)[0], max(end for _, end in spans) - 1) if spans else None
 
 
 def _problem(statement: Statement) -> str | None:
@@ -955,20 +702,20 @@ def _problem(statement: Statement) -> str | None:
         return "a segment stands without batches, or batches without a segment"
     if not batches and statement.types:
         return "types are counted without a batch"
-    if segment is not None and segment.size > SEGMENT_LIMIT:
-        return f"the segment is beyond {SEGMENT_LIMIT} bytes"
+    if segment is not None and segment.size > limits.SEGMENT_BYTES:
+        return f"the segment is beyond {limits.SEGMENT_BYTES} bytes"
     if statement.lost and (statement.lost[0] != statement.first_offset or statement.lost[1] > statement.next_offset):
         return "lost does not begin the range, or goes beyond it"
     if statement.expired and (not empty or segment or quarantine or statement.expired[1] > statement.sequence):
         return "a statement of expiry has a range or objects, or lets later statements expire"
     if quarantine is not None:
-        if quarantine.size > QUARANTINE_LIMIT or quarantine.inflated > QUARANTINE_INFLATED_LIMIT:
+        if quarantine.size > limits.QUARANTINE_BYTES or quarantine.inflated > limits.QUARANTINE_INFLATED:
             return "the quarantine is beyond the limits"
         if sum(end - start for start, end in quarantine.offsets) != quarantine.records:
             return "the quarantine has another number of records than of offsets"
     for batch in batches:
-        if not 0 < batch.events <= BATCH_EVENTS_LIMIT:
-            return f"a batch has {batch.events} events (1 to {BATCH_EVENTS_LIMIT})"
+        if not 0 < batch.events <= limits.BATCH_EVENTS:
+            return f"a batch has {batch.events} events (1 to {limits.BATCH_EVENTS})"
         if batch.min_time > batch.max_time:
             return "a batch's times run backwards"
         if batch.kafka_time and batch.kafka_time.min > batch.kafka_time.max:

@@ -59,7 +59,12 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
         Severity.INCOMPLETE,
         "once judged, list it in trust.json under accepted; drain more often, or keep Kafka's records longer",
     ),
-    "new-life": (Severity.NOTICE, "nothing, if the topic was meant to be made again"),
+    "offset-unreadable": (
+        Severity.INCOMPLETE,
+        "read the records with another client while Kafka has them; once judged, list it in trust.json under accepted",
+    ),
+    "passed-over": (Severity.NOTICE, "find out who wrote into the slot; nothing of the log is missing"),
+    "new-epoch": (Severity.NOTICE, "nothing, if the topic was meant to be made again"),
     "checkpoint": (
         Severity.TAMPERED,
         "keep the checkpoint and the statements as evidence, and compare both with copies that others hold",
@@ -82,6 +87,15 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "index-extra": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
     "index-edited": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
     "rolled": (Severity.NOTICE, "nothing: it is the record of what the roll deleted, or did not"),
+    "record-edited": (
+        Severity.TAMPERED,
+        "keep Kafka's records as evidence: somebody wrote other records into the archive, or into the topic",
+    ),
+    "topic-changed": (
+        Severity.UNVERIFIABLE,
+        "nothing, if the topic was meant to be made again, moved or removed: `custody new-epoch` then begins a new"
+        " epoch; else find out what became of Kafka's records, which can no longer be compared with the archive",
+    ),
     "skipped-record": (Severity.TAMPERED, "keep Kafka's records as evidence: the writer left out what it was given"),
     "unlisted": (Severity.TAMPERED, "find out who wrote it; move it out of the archive once that is known"),
     "orphan": (Severity.NOTICE, "nothing: a writer died before its commit, or is at work"),
@@ -94,7 +108,12 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "unreadable": (Severity.UNVERIFIABLE, "check the store and the verifier's permissions, then verify again"),
     "unmounted": (Severity.UNVERIFIABLE, "mount the tier, then verify again: what lies in it could not be looked at"),
     "statement": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
-    "unchecked-signature": (Severity.NOTICE, "nothing, if this verifier is not meant to hold the HMAC secret"),
+    "unchecked-signature": (Severity.NOTICE, "nothing, if this verifier is not meant to check it"),
+    "pending-checkpoint": (Severity.NOTICE, "nothing: verify again once the next checkpoint is there"),
+    "leaves": (
+        Severity.TAMPERED,
+        "treat whoever holds the signing key as suspect: evidence of single events would not be of these events",
+    ),
     "uncovered": (Severity.UNVERIFIABLE, "verify with the key, or ask for a checkpoint that covers these statements"),
     "archive": (Severity.UNVERIFIABLE, "restore archive.json from a replica or backup; is this the archive's root?"),
     "empty": (Severity.NOTICE, "nothing, if nothing was archived yet"),
@@ -175,7 +194,7 @@ class Finding:
         optional = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {
             "finding": self.finding,
-            "class": self.severity.name.lower(),
+            "severity": self.severity.name.lower(),
             **optional,
             **({"evidence": list(self.evidence)} if self.evidence else {}),
             "count": self.count,
@@ -249,7 +268,7 @@ class Findings:
     accepted: Iterable[Acceptance] = ()
     dropped: Counter[Severity] = field(default_factory=Counter)
     """How many of each class are beyond `FINDINGS_LIMIT`."""
-    _kept: list[Finding] = field(default_factory=list)
+    kept: list[Finding] = field(default_factory=list)
     _rows: dict[tuple[str, str | None, str], int] = field(default_factory=dict)
     _by_place: dict[tuple[object, ...], list[Acceptance]] = field(default_factory=dict)
     _once: set[Finding] = field(default_factory=set)
@@ -265,20 +284,20 @@ class Findings:
         if row is not None and not one.accepted:
             place = self._rows.get((one.finding, one.log, row))
             if place is not None:
-                first = self._kept[place]
-                self._kept[place] = replace(first, through=one.through or one.sequence, count=first.count + one.count)
+                first = self.kept[place]
+                self.kept[place] = replace(first, through=one.through or one.sequence, count=first.count + one.count)
                 return False
-        if len(self._kept) >= FINDINGS_LIMIT:
+        if len(self.kept) >= FINDINGS_LIMIT:
             self.dropped[one.severity] += one.count
             return bool(one.accepted)
         if row is not None and not one.accepted:
-            self._rows[one.finding, one.log, row] = len(self._kept)
+            self._rows[one.finding, one.log, row] = len(self.kept)
         elif one in self._once:
             # A store may list a key twice.
             return bool(one.accepted)
         else:
             self._once.add(one)
-        self._kept.append(one)
+        self.kept.append(one)
         return bool(one.accepted)
 
     def _judged(self, one: Finding) -> Finding:
@@ -316,17 +335,17 @@ class Findings:
     def rows(self) -> Iterator[tuple[Finding, str | None]]:
         """Yield the findings in the order in which they came, each with the row that it began."""
         rows = {place: row for (_, _, row), place in self._rows.items()}
-        for place, one in enumerate(self._kept):
+        for place, one in enumerate(self.kept):
             yield one, rows.get(place)
 
     def sorted(self) -> list[Finding]:
         """Return the findings, the worst first, and within a class by log and sequence."""
         return sorted(
-            self._kept,
+            self.kept,
             key=lambda one: (-one.severity, one.log or "", -1 if one.sequence is None else one.sequence),
         )
 
     @property
     def exit_code(self) -> int:
         """The highest code that applies."""
-        return max([VERIFIED, *(int(one.severity) for one in self._kept), *map(int, self.dropped)])
+        return max([VERIFIED, *(int(one.severity) for one in self.kept), *map(int, self.dropped)])

@@ -187,7 +187,7 @@ class FolderStore:
         parent = os.path.dirname(folder)  # noqa: PTH120
         if folder == self._root:
             if not os.path.isdir(folder):  # noqa: PTH112
-                _make_root(folder)
+                make_folders(folder)
         else:
             self._make_folder(parent)
             try:
@@ -729,11 +729,11 @@ def _read_descriptor(descriptor: int, start: int, size: int, there: int) -> byte
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _make_root(folder: str) -> None:
-    """Make the archive's root and what is missing above it, down from what is there, each entry synced."""
+def make_folders(folder: str) -> None:
+    """Make a folder and what is missing above it, down from what is there, each entry synced."""
     parent = os.path.dirname(folder)  # noqa: PTH120
     if not os.path.isdir(parent):  # noqa: PTH112
-        _make_root(parent)
+        make_folders(parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder)  # noqa: PTH102
     _sync_folder(parent)

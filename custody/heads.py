@@ -1,10 +1,12 @@
-"""The verifier's own memory: which head it saw last of each log of each archive, kept in one file beside the archive.
+"""The verifier's own memory: which archive it saw at a place, and the last head of each log there (`--state`).
 
 Rules:
 
-1. A head only moves forward, and only one that verified is kept.
-2. The file is replaced whole, by one rename of a synced file.
-3. An archive is known by its id. Its URL is kept too, so that another archive put in its place is noticed.
+1. It is kept by the archive's URL, which its owner configured, and pinned to the `archive.json` that was seen there
+   first. Nothing that lies in the archive chooses which memory is used.
+2. Another `archive.json` at that place is an alarm at every verification, until somebody accepts it; then it is pinned.
+3. A head only moves forward, and only one that verified is kept.
+4. The file is replaced whole, by one rename of a synced file.
 """
 
 import contextlib
@@ -16,27 +18,41 @@ from typing import Literal
 
 import msgspec
 
+from custody.archive_file import Pin
+from custody.envelope import HeadRef, Hex, Uuid
 from custody.errors import ConfigurationError
 from custody.layout import parse_log_text
-from custody.manifest import Hex, Int, Uuid
-from custody.trust import Head
+from custody.tlog.head import Head
 
 _SIZE_LIMIT = 64 * 1_048_576
 
 
-class _Head(msgspec.Struct, forbid_unknown_fields=True):
-    size: Int
-    root: Hex
+class _Pin(msgspec.Struct, forbid_unknown_fields=True):
+    id: Uuid
+    sha256: Hex
 
 
 class _Archive(msgspec.Struct, forbid_unknown_fields=True):
-    url: str
-    heads: dict[str, _Head]
+    archive: _Pin
+    heads: dict[str, HeadRef]
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["custody/state/1"]
-    archives: dict[Uuid, _Archive]
+    archives: dict[str, _Archive]
+    """By URL."""
+
+
+def parse_state(data: bytes, what: str) -> dict[str, tuple[Pin, dict[str, Head]]]:
+    """Return what a state file's bytes remember: by URL, which archive was seen, and its heads.
+
+    Raises:
+        ConfigurationError: it is no state file; the message begins with `what`.
+    """
+    return {
+        url: (Pin(seen.archive.id, seen.archive.sha256), _heads(seen))
+        for url, seen in _decode(data, what).archives.items()
+    }
 
 
 class State:
@@ -57,41 +73,31 @@ class State:
             return
         except OSError as error:
             raise ConfigurationError(f"the state file {path} cannot be read: {error.strerror}") from None
-        try:
-            if len(data) > _SIZE_LIMIT:
-                raise ConfigurationError(f"the state file {path} has more than {_SIZE_LIMIT} bytes: it is none")
-            self._file = msgspec.json.decode(data, type=_File)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ConfigurationError(
-                f"{path} is no state file ({error}); restore it from a backup, for it remembers where the logs were,"
-                " or name a new file if there is none"
-            ) from None
-        for archive in self._file.archives.values():
-            for name in archive.heads:
-                if parse_log_text(name) is None:
-                    raise ConfigurationError(f"{path} is no state file: {name[:300]!r} is no log")
+        self._file = _decode(data, str(path))
 
-    def archive_at(self, url: str) -> str | None:
-        """Return the id of the archive that was seen at a URL last."""
-        return next((id_ for id_, archive in self._file.archives.items() if archive.url == url), None)
+    def pin(self, url: str) -> Pin | None:
+        """Return which archive was seen at a URL, None before the first look."""
+        known = self._file.archives.get(url)
+        return Pin(known.archive.id, known.archive.sha256) if known else None
 
-    def heads(self, archive: str) -> Mapping[str, Head]:
-        """Return the heads of an archive, by `<log>/<partition>`."""
-        known = self._file.archives.get(archive)
-        return {name: Head(head.size, bytes.fromhex(head.root)) for name, head in known.heads.items()} if known else {}
+    def heads(self, url: str) -> Mapping[str, Head]:
+        """Return the heads seen last of the archive at a URL, by `<log>/<partition>`."""
+        known = self._file.archives.get(url)
+        return _heads(known) if known else {}
 
-    def remember(self, archive: str, url: str, heads: Mapping[str, Head]) -> None:
-        """Move heads of an archive forward and save, durably.
+    def remember(self, url: str, pin: Pin, heads: Mapping[str, Head]) -> None:
+        """Move heads of the archive at a URL forward and save, durably. Under another pin its memory begins anew.
 
         Raises:
             ConfigurationError: the file cannot be written.
         """
-        known = self._file.archives.setdefault(archive, _Archive(url, {}))
-        known.url = url
+        known = self._file.archives.get(url)
+        if known is None or self.pin(url) != pin:
+            known = self._file.archives[url] = _Archive(_Pin(pin.id, pin.sha256), {})
         for name, head in heads.items():
             before = known.heads.get(name)
             if before is None or before.size < head.size:
-                known.heads[name] = _Head(head.size, head.root.hex())
+                known.heads[name] = HeadRef(head.size, head.root.hex())
         try:
             self._save(msgspec.json.format(msgspec.json.encode(self._file, order="sorted"), indent=1) + b"\n")
         except OSError as error:
@@ -115,3 +121,24 @@ class State:
             os.fsync(parent)
         finally:
             os.close(parent)
+
+
+def _decode(data: bytes, what: str) -> _File:
+    try:
+        if len(data) > _SIZE_LIMIT:
+            raise ConfigurationError(f"{what} is no state file: it has more than {_SIZE_LIMIT} bytes")
+        file = msgspec.json.decode(data, type=_File)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{what} is no state file ({error}); restore it from a backup, for it remembers where the logs were,"
+            " or name a new file if there is none"
+        ) from None
+    for archive in file.archives.values():
+        for name in archive.heads:
+            if parse_log_text(name) is None:
+                raise ConfigurationError(f"{what} is no state file: {name[:300]!r} is no log")
+    return file
+
+
+def _heads(archive: _Archive) -> dict[str, Head]:
+    return {name: Head(head.size, bytes.fromhex(head.root)) for name, head in archive.heads.items()}

@@ -110,6 +110,8 @@ class Listing:
             self.checkpoints.setdefault(checkpoint[0], Sequences()).add(checkpoint[1])
         elif (audit := layout.parse_audit_key(key)) is not None:
             self.audits.add(audit)
+        elif layout.parse_audit_object_key(key):
+            names.list(key)
         else:
             return key == layout.ARCHIVE or key.startswith(layout.REBUILDABLE)
         return True

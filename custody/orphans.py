@@ -5,17 +5,15 @@ under another cut. Such an object is an `orphan`: it is well formed, and each of
 committed one, or lies where no statement has a record. Anything else is `unlisted`: somebody put it there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from custody import layout, lines
+from custody import layout, limits, lines
+from custody.archive.reader import Holds, read_manifest
 from custody.chain import Chain, unlined_ranges
 from custody.contents import (
-    QUARANTINE_INFLATED_LIMIT,
-    QUARANTINE_LIMIT,
-    SEGMENT_LIMIT,
     QuarantinedRecord,
     inflate,
     inflate_stream,
@@ -25,7 +23,7 @@ from custody.contents import (
 )
 from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, finding
-from custody.manifest import MANIFEST_LIMIT, Batch, Range, Statement, parse
+from custody.manifest import Batch, Manifest, Range, Statement
 from custody.store import Store
 
 _NEVER = 1 << 64
@@ -42,8 +40,27 @@ class _Lost:
     count: int
 
 
-def judge(store: Store, chain: Chain | None, key: str, *, live: bool) -> Finding | None:
-    """Return what an unnamed object is; None if it is gone, belongs to another finding, or a live writer is at it."""
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """What was committed to a log: statements that hold."""
+
+    store: Store
+    chain: Chain
+    holds: Holds[Manifest]
+
+
+def judge(
+    store: Store, chain: Chain | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
+) -> Finding | None:
+    """Return what an unnamed object is; None if it is gone, belongs to another finding, or a live writer is at it.
+
+    Args:
+        store: the archive.
+        chain: the object's log, None where there is none.
+        key: of the object.
+        holds: returns of a log what tells whether a manifest is one that was verified.
+        live: whether a writer may be at work.
+    """
     parsed = layout.parse_records_key(key)
     if parsed is None:
         what = "no manifest can name an object of such a key"
@@ -60,11 +77,11 @@ def judge(store: Store, chain: Chain | None, key: str, *, live: bool) -> Finding
     where: dict[str, Any] = {"log": chain.name, "key": key, "offset": parsed.first}
     digest = None
     try:
-        digest = _digest(store, key, SEGMENT_LIMIT if parsed.kind == "events" else QUARANTINE_LIMIT)
+        digest = _digest(store, key, limits.SEGMENT_BYTES if parsed.kind == "events" else limits.QUARANTINE_BYTES)
         if digest[:16] != parsed.digest:
             return finding("unlisted", "its bytes are not those that its key names", sha256=digest, **where)
         compare = _compare_events if parsed.kind == "events" else _compare_quarantine
-        difference = compare(store, chain, key, parsed)
+        difference = compare(_Committed(store, chain, holds(chain.log)), key, parsed)
     except (ObjectMissing, _CommittedDamagedError):
         return None
     except FormatError as error:
@@ -79,7 +96,7 @@ def judge(store: Store, chain: Chain | None, key: str, *, live: bool) -> Finding
 def _digest_if_read(store: Store, key: str) -> str | None:
     """Return the SHA-256 of an object that nothing else is known of, by which it can be accepted."""
     try:
-        return _digest(store, key, SEGMENT_LIMIT)
+        return _digest(store, key, limits.SEGMENT_BYTES)
     except (FormatError, StoreError):
         return None
 
@@ -95,11 +112,11 @@ def _digest(store: Store, key: str, limit: int) -> str:
     return digest.hexdigest()
 
 
-def _compare_events(store: Store, chain: Chain, key: str, parsed: layout.RecordsKey) -> str | None:
+def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) -> str | None:
     """Return how a segment differs from what was committed at its offsets, None if it does not."""
-    own = _event_lines(store, key, parsed.last - parsed.first + 1)
+    own = _event_lines(committed.store, key, parsed.last - parsed.first + 1)
     free = 0
-    for offset, item in _committed_events(store, chain, parsed.first, parsed.last):
+    for offset, item in _committed_events(committed, parsed.first, parsed.last):
         if isinstance(item, _Lost):
             free += item.count
             continue
@@ -108,7 +125,7 @@ def _compare_events(store: Store, chain: Chain, key: str, parsed: layout.Records
             line, free = next(own, None), free - 1
         if line != item:
             return f"its record at offset {offset} is not the committed one"
-    free += max(parsed.last + 1 - max(chain.next_offset or 0, parsed.first), 0)
+    free += max(parsed.last + 1 - max(committed.chain.next_offset or 0, parsed.first), 0)
     if sum(1 for _ in own) > free:
         return "it holds records beyond those committed at its offsets"
     return None
@@ -117,14 +134,14 @@ def _compare_events(store: Store, chain: Chain, key: str, parsed: layout.Records
 def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
     """Yield a segment's lines, each held to be an event, however its members are cut."""
     rest = b""
-    for chunk in inflate_stream(read_pieces(store, key, SEGMENT_LIMIT), most * (lines.EVENT_LIMIT + 1)):
+    for chunk in inflate_stream(read_pieces(store, key, limits.SEGMENT_BYTES), most * (limits.EVENT_BYTES + 1)):
         payload, newline, rest = (rest + chunk).rpartition(b"\n")
-        if len(rest) > lines.EVENT_LIMIT:
+        if len(rest) > limits.EVENT_BYTES:
             raise FormatError("a line is longer than an event may be")
         if newline:
             whole = payload.split(b"\n")
-            for start in range(0, len(whole), lines.BATCH_EVENTS_LIMIT):
-                some = whole[start : start + lines.BATCH_EVENTS_LIMIT]
+            for start in range(0, len(whole), limits.BATCH_EVENTS):
+                some = whole[start : start + limits.BATCH_EVENTS]
                 if faults := lines.check(b"\n".join(some) + b"\n").faults:
                     raise FormatError(f"a line is no event: {faults[0].reason}")
             yield from whole
@@ -132,9 +149,9 @@ def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
         raise FormatError("its last line does not end in a newline")
 
 
-def _committed_events(store: Store, chain: Chain, first: int, last: int) -> Iterator[tuple[int, bytes | _Lost]]:
+def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[tuple[int, bytes | _Lost]]:
     """Yield the lines that statements have for offsets `first` to `last`, in order, and what they admit as lost."""
-    for statement in _statements(store, chain, first, last):
+    for statement in _statements(committed, first, last):
         if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
             yield statement.lost[0], _Lost(count)
         ranges = iter(unlined_ranges(statement))
@@ -143,7 +160,7 @@ def _committed_events(store: Store, chain: Chain, first: int, last: int) -> Iter
             if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
                 continue
             offset = batch.first_offset
-            for line in _committed_batch(store, statement.segment.key, batch).split(b"\n")[:-1]:
+            for line in _committed_batch(committed.store, statement.segment.key, batch).split(b"\n")[:-1]:
                 while end <= offset or start <= offset:
                     offset = max(offset, end)
                     start, end = next(ranges, (_NEVER, _NEVER))
@@ -154,7 +171,7 @@ def _committed_events(store: Store, chain: Chain, first: int, last: int) -> Iter
 
 def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
     """Return the bytes of a batch that was committed."""
-    if batch.inflated > lines.BATCH_BYTES_LIMIT or batch.size > 2 * lines.BATCH_BYTES_LIMIT:
+    if batch.inflated > limits.BATCH_BYTES or batch.size > limits.MEMBER_BYTES:
         raise _CommittedDamagedError
     member = store.read(key, limit=batch.size, start=batch.start, size=batch.size)
     try:
@@ -166,14 +183,14 @@ def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
     return payload
 
 
-def _compare_quarantine(store: Store, chain: Chain, key: str, parsed: layout.RecordsKey) -> str | None:
+def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsKey) -> str | None:
     """Return how a quarantine object differs from what was committed at its offsets, None if it does not."""
-    end = chain.next_offset or 0
-    committed: Iterator[QuarantinedRecord | Range] = iter(())
+    store, end = committed.store, committed.chain.next_offset or 0
+    stated: Iterator[QuarantinedRecord | Range] = iter(())
     theirs: QuarantinedRecord | Range | None = None
     through = 0
     before = parsed.first - 1
-    for line in quarantine_lines(store, key, QUARANTINE_LIMIT, QUARANTINE_INFLATED_LIMIT, exact=False):
+    for line in quarantine_lines(store, key, limits.QUARANTINE_BYTES, limits.QUARANTINE_INFLATED, exact=False):
         record = parse_quarantined(line)
         if not before < record.offset <= parsed.last:
             return f"its record of offset {record.offset} is out of place"
@@ -182,12 +199,12 @@ def _compare_quarantine(store: Store, chain: Chain, key: str, parsed: layout.Rec
             continue
         if record.offset >= through:
             # Looked for anew, so that a key that claims a whole log does not cost reading it.
-            statement = next(_statements(store, chain, record.offset, record.offset), None)
+            statement = next(_statements(committed, record.offset, record.offset), None)
             through = statement.next_offset if statement else record.offset + 1
-            committed = _committed_quarantine(store, statement) if statement else iter(())
-            theirs = next(committed, None)
+            stated = _committed_quarantine(store, statement) if statement else iter(())
+            theirs = next(stated, None)
         while theirs is not None and _end_of(theirs) <= record.offset:
-            theirs = next(committed, None)
+            theirs = next(stated, None)
         if theirs is None or (record != theirs and not (isinstance(theirs, tuple) and theirs[0] <= record.offset)):
             return f"its record at offset {record.offset} is not the committed one"
     return None
@@ -205,25 +222,25 @@ def _committed_quarantine(store: Store, statement: Statement) -> Iterator[Quaran
     if ref is None:
         return
     try:
-        if _digest(store, ref.key, QUARANTINE_LIMIT) != ref.sha256:
+        if _digest(store, ref.key, limits.QUARANTINE_BYTES) != ref.sha256:
             raise _CommittedDamagedError
         yield from map(parse_quarantined, quarantine_lines(store, ref.key, ref.size, ref.inflated))
     except FormatError:
         raise _CommittedDamagedError from None
 
 
-def _statements(store: Store, chain: Chain, first: int, last: int) -> Iterator[Statement]:
+def _statements(committed: _Committed, first: int, last: int) -> Iterator[Statement]:
     """Yield the statements that account for offsets `first` to `last`, found by halving."""
-    low, high = 0, chain.size
+    low, high = 0, committed.chain.size
     while low < high:
         middle = (low + high) // 2
-        statement = _read(store, chain, middle)
+        statement = _read(committed, middle)
         if statement is not None and statement.next_offset > first:
             high = middle
         else:
             low = middle + 1
-    for sequence in range(low, chain.size):
-        statement = _read(store, chain, sequence)
+    for sequence in range(low, committed.chain.size):
+        statement = _read(committed, sequence)
         if statement is None:
             continue
         if statement.first_offset > last:
@@ -231,9 +248,9 @@ def _statements(store: Store, chain: Chain, first: int, last: int) -> Iterator[S
         yield statement
 
 
-def _read(store: Store, chain: Chain, sequence: int) -> Statement | None:
+def _read(committed: _Committed, sequence: int) -> Statement | None:
     try:
-        return parse(store.read(layout.manifest_key(chain.log, sequence), limit=MANIFEST_LIMIT)).statement
+        return read_manifest(committed.store, committed.chain.log, sequence, committed.holds).statement
     except (ObjectMissing, FormatError):
         # A finding says so already.
         return None

@@ -1,52 +1,60 @@
 """The auditor: reads an archive through its store, recomputes everything, and says what it found.
 
-It shares no code that writes. Rules are numbered as in FORMAT.md, Verification; where each is held:
+It shares the code that reads and defines the format with the writer, and none that writes an archive. Rules are
+numbered as in FORMAT.md, Verification; where each is held:
 
-- 1 to 6, one log's statements in order: `chain.py`, pure. The log of audits: `audits.py`, pure.
+- 1, 2, 3 and 5, signed logs: `tlog/log.py` and `tlog/signatures.py`, pure.
+- 4 and 6, one log's statements in order: `chain.py`, pure. The log of audits: `audits.py`, pure.
 - 7 to 9, the stored bytes and the lines in them: `contents.py`, in worker processes (`workers.py`).
 - 10, objects that no manifest names: `orphans.py`; versions, delete markers, locks, lifecycle rules: `protection.py`.
-- 1 and 11, memories of heads: `heads.py` (`--state`), `trust.json`, checkpoints (`checkpoint.py`) and audits.
+- 1 and 11, known heads: `heads.py` (`--state`), `trust.json`, checkpoints and audits.
 
 This module lists first, reads manifests then, hands objects to workers, and adds up. Memory stays bounded at any size
 of archive: manifests are streamed, what a listing shows is kept in little (`listing.py`), and no more than a few
 segments are under way. A `Scope` narrows it to a part; then memories of heads beyond that part are not asked.
 """
 
-import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar
 
-import msgspec
-
-from custody import checkpoint, layout, merkle, orphans
-from custody.ahead import Ahead, Piece
-from custody.audit import HEARTBEAT_LIMIT, Audit
+from custody import archive_file, layout, orphans
+from custody.archive.forms import form_of
+from custody.archive.reader import Holds, first_sequence, read_manifest, stored_digest
+from custody.archive.trusted import Judge, check_archive_signatures
+from custody.archive_file import ArchiveFile, Pin
+from custody.audit import Audit, ObjectRef, parse_object
 from custody.audits import AuditChain
-from custody.chain import RETENTION_GRACE, Chain, Memory, Totals
+from custody.chain import RETENTION_GRACE, Chain, Expiry, Promises, Totals
 from custody.contents import Outcome, Sink, Work
-from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid, TierUnmounted
+from custody.envelope import FILE_LIMIT
+from custody.errors import CustodyError, FormatError, ObjectMissing, TierUnmounted
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
 from custody.heads import State
 from custody.listing import Listing, Names, Sequences, list_others, list_statements
-from custody.manifest import MANIFEST_LIMIT, Statement, Time, Uuid, check_time, parse, parse_time
+from custody.manifest import Manifest, Statement
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 from custody.store import ObjectInfo, Store
-from custody.trust import Head, Trust
+from custody.times import parse_time
+from custody.tlog import checkpoint, merkle
+from custody.tlog.checkpoint import Checkpoint, Note
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.proofs import Proofs
+from custody.tlog.signatures import NOWHERE, KeyOrder, NoteVerdict, check_checkpoint, note_keys
+from custody.trust import Trust
 from custody.workers import Pool, Reader
 
-_ARCHIVE_LIMIT = 4096
+T = TypeVar("T")
+
 _IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
-_IN_PROCESS_STATEMENTS = 5_000
-"""The same for archives of fewer statements, where they alone are read."""
 _OF_PLACES = frozenset({"deferred", "unmounted"})
 """Findings about where objects lie: of many objects, they are one."""
 _LATER_LIMIT = 10_000
@@ -117,6 +125,14 @@ class LogSummary:
     """Whether the head is what a trusted key signed."""
     expired: int
     """Sequences before this one may have lost their objects."""
+    pending: int = 0
+    """The newest statements, that nobody here can check and no checkpoint covers: they do not count as verified."""
+    unreadable: int = 0
+    """Offsets that the broker held and no client could decode."""
+    expired_from: int = 0
+    """The first of those that an expiry which was looked at covers."""
+    expired_events: int = 0
+    """Events of statements whose objects expired and are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +148,19 @@ class Report:
     beyond: Mapping[Severity, int]
     """Findings of each class that are too many to be listed."""
     scope: Scope
+    pin: Pin | None = None
+    """Which archive.json was verified."""
+    audits: Head | None = None
+    """The head of the log of audits, None where it may not be remembered."""
 
     @property
     def verdict(self) -> str:
         """The result in one sentence."""
-        events = sum(log.events for log in self.logs)
+        events, expired = (sum(getattr(log, name) for log in self.logs) for name in ("events", "expired_events"))
+        pending = sum(log.pending for log in self.logs)
         scope = f"{events:,} events in {len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
+        scope += f", {expired:,} more have expired" if expired else ""
+        scope += f"; {pending:,} statement{'s wait' if pending != 1 else ' waits'} for a checkpoint" if pending else ""
         count = len(self.findings) + sum(self.beyond.values())
         found = f"{count} finding{'s' if count != 1 else ''}"
         match self.exit_code:
@@ -162,10 +185,14 @@ class Report:
             yield {"kind": "finding", **one.to_dict()}
         for log in self.logs:
             yield {"kind": "log", **asdict(log)}
+        if self.audits is not None:
+            root = self.audits.root.hex()
+            yield {"kind": "audits", "log": str(layout.AUDIT_LOG), "size": self.audits.size, "root": root}
         yield {
             "kind": "verdict",
             "url": self.url,
             "archive": self.archive,
+            "archive_sha256": self.pin.sha256 if self.pin else None,
             "exit_code": self.exit_code,
             "verdict": self.verdict,
             "findings": len(self.findings),
@@ -186,6 +213,7 @@ def verify(
     sink: Sink | None = None,
     protection: Protection = UNPROTECTED,
     others: Iterable[Finding] = (),
+    notes: Sequence[bytes] = (),
 ) -> Report:
     """Verify an archive.
 
@@ -202,19 +230,14 @@ def verify(
         sink: takes the batches that were inflated; they are read in this process then.
         protection: how the bucket is meant to protect the evidence.
         others: what else was found, by checks that are not of this package; judged and sorted with the rest.
+        notes: cosigned checkpoints of this archive's logs, from witnesses.
 
     Raises:
         ConfigurationError: the state file cannot be used.
     """
-    run = _Verification(store, trust, now, State(state) if state else None, live, progress, scope, sink, protection)
+    memory = State(state) if state else None
+    run = _Verification(store, trust, now, memory, live, progress, scope, sink, protection, notes)
     return run.run(0 if sink is not None else workers, others)
-
-
-class _ArchiveFile(msgspec.Struct, forbid_unknown_fields=True):
-    format: Literal["custody/archive/1"]
-    archive: Uuid
-    created: Time
-    heartbeat: Annotated[int, msgspec.Meta(ge=1, le=HEARTBEAT_LIMIT)]
 
 
 @dataclass(slots=True)
@@ -243,6 +266,7 @@ class _Verification:
         scope: Scope,
         sink: Sink | None,
         protection: Protection,
+        notes: Sequence[bytes],
     ) -> None:
         self._store = store
         self._trust = trust
@@ -253,7 +277,8 @@ class _Verification:
         self._scope = scope
         self._sink = sink
         self._protection = protection
-        self._retention = timedelta(days=trust.retention_days) if trust.retention_days else None
+        self._notes = notes
+        self._given: list[tuple[str, Head, str]] | None = None
         self._findings = Findings(trust.accepted)
         self._history: list[tuple[str, Finding]] = []
         self._touched: frozenset[str] = frozenset()
@@ -264,79 +289,112 @@ class _Verification:
         self._listing = Listing()
         self._over = False
         self._named_since: dict[layout.Log, frozenset[str]] = {}
-        self._archive_digest = ""
+        self._archive: ArchiveFile | None = None
+        self._id: str | None = None
+        self._pin: Pin | None = None
+        """What the state file is to remember of archive.json."""
+        self._judge = cache(self._judge_of)
 
     def run(self, workers: int | None, others: Iterable[Finding]) -> Report:
         if self._scope.listing:
             self._look_beneath()
-        archive = self._read_archive()
+        id_ = self._id = self._read_archive()
         count = workers if workers is not None else max(os.cpu_count() or 1, 2)
-        # Either there are objects to be read by other processes, or statements.
-        ahead_of = 0 if self._scope.contents else count
-        with (
-            Names() as names,
-            Ahead(self._store, self._trust, self._now, ahead_of) as ahead,
-            self._lister() as lister,
-        ):
-            if workers is not None:
-                ahead.start()
+        with Names() as names, self._lister() as lister:
+            records = lister.submit(self._list, names, list_others)
             if self._scope.contents:
                 # What is there is listed before what names it, and how much it is says how to read it.
-                wait([records := lister.submit(self._list, names, list_others)])
+                wait([records])
             statements = self._list(names, list_statements)
-            if not self._scope.contents:
-                records = lister.submit(self._list, names, list_others)
             self._take_listed(statements)
-            if statements.number > _IN_PROCESS_STATEMENTS:
-                ahead.start()
-            known = self._archive_id(archive)
             locks = Locks(self._store, self._protection, lambda one, row: self._findings.add(one, row=row))
-            with (
-                Pool(self._store, self._pooled(workers, count), self._take, self._sink) as pool,
-                Reader(self._store) as reader,
-                locks,
-            ):
+            pool = Pool(self._store, self._pooled(workers, count), self._take, self._sink, self._trust.leaves)
+            with pool, Reader(self._store) as reader, locks:
                 locks.put(layout.ARCHIVE)
-                audits = self._read_audits(known, reader, locks)
-                heartbeat = self._heartbeat(archive, audits)
-                memories = self._memories(known, audits)
-                logs = {*self._listing.manifests, *memories} if self._scope.spans is None else self._scope.spans
+                audits = self._read_audits(id_, reader, locks, names)
+                known = self._known_heads(id_, audits)
+                logs = {*self._listing.manifests, *known} if self._scope.spans is None else self._scope.spans
                 for log in sorted(logs):
                     spans = self._scope.spans[log] if self._scope.spans is not None else (Span(),)
-                    signed = self._read_checkpoints(log, spans, known, reader, locks)
-                    remembered = [*memories.get(log, ()), *signed]
+                    signed = self._read_checkpoints(log, spans, id_, reader, locks)
+                    heads = [*known.get(log, ()), *signed]
                     for span in spans:
-                        chain = Chain(
-                            log,
-                            known,
-                            self._trust,
-                            self._now,
-                            self._findings,
-                            remembered,
-                            self._earlier(log),
-                            heartbeat,
-                            self._retention,
-                            span.first,
-                        )
+                        chain = self._chain_of(log, id_, heads, span, reader)
                         self._chains.setdefault(log, []).append(chain)
-                        hands = _Hands(reader, pool, ahead, names, locks)
+                        hands = _Hands(reader, pool, names, locks)
                         self._follow(chain, span, hands, complete=self._scope.listing and statements.complete)
-                        known = known or chain.archive
+                        id_ = id_ or chain.archive
                 self._take_listed(records.result())
             complete = self._scope.listing and statements.complete and records.result().complete
-            self._judge_missing()
             self._judge_expiries()
+            self._judge_missing()
             self._judge_history()
             if complete:
-                self._judge_unnamed(names)
+                self._judge_unnamed(names, audits)
         for one in others:
             self._findings.add(one)
-        known_any = any(memories.values()) or audits.size
-        if complete and not known_any and not any(map(self._size, self._chains)):
+        if complete and not any(known.values()) and not any(map(self._size, self._chains)):
             self._findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
-        if self._state and known:
-            self._state.remember(known, self._store.url, self._heads(audits))
-        return self._report(known)
+        if self._state and self._pin:
+            self._state.remember(self._store.url, self._pin, self._heads(audits))
+        return self._report(id_, audits)
+
+    def _chain_of(
+        self, log: layout.Log, archive: str | None, heads: Sequence[KnownHead], span: "Span", reader: Reader
+    ) -> Chain:
+        """Return the chain that a span of a log is verified by."""
+        return Chain(
+            log,
+            archive,
+            self._trust.keys,
+            self._now,
+            self._findings,
+            heads,
+            self._earlier(log),
+            self._promises(),
+            span.first,
+            partial(self._following, reader, partial(layout.manifest_key, log), self._listing.manifests.get(log)),
+            self._proofs(log).leads_to,
+        )
+
+    def _proofs(self, log: layout.Log) -> Proofs:
+        """Return what makes proofs of a log, by entries that are valid as far as that is known."""
+        return self._judge(log).proofs
+
+    def _judge_of(self, log: layout.Log) -> Judge:
+        return Judge(self._store, log, form_of(log), self._id, self._trust)
+
+    def _holds(self, log: layout.Log) -> Holds[Manifest]:
+        """Return what tells whether a manifest that is read again is one that was verified, and not passed over."""
+        return self._judge(log).may_stand
+
+    def _promises(self) -> Promises:
+        """Return what archive.json and our trust promise of each log."""
+        found = self._archive.statement if self._archive else None
+        days = max(found.retention_days if found else 0, self._trust.retention_days or 0)
+        return Promises(
+            heartbeat=timedelta(seconds=found.heartbeat) if found else None,
+            checkpoint=timedelta(seconds=found.checkpoint) if found else None,
+            retention=timedelta(days=days) if days else None,
+            kept=timedelta(days=days) if self._trust.retention_days else None,
+            live=self._live,
+        )
+
+    def _following(
+        self, reader: Reader, key: Callable[[int], str], listed: Sequences | None, first: int
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield the entries of a log from a sequence on, for looking ahead: those listed, or all without a listing."""
+        sequence = first
+        while True:
+            following = listed.next(sequence) if listed is not None else sequence
+            if following is None:
+                return
+            answer = reader.read(key(following))
+            if isinstance(answer, bytes):
+                yield following, answer
+            elif listed is None:
+                return
+            sequence = following + 1
 
     # --- what is there
 
@@ -355,48 +413,69 @@ class _Verification:
         if first:
             self._store = self._store.at_versions(first)
 
-    def _read_archive(self) -> _ArchiveFile | None:
+    def _read_archive(self) -> str | None:
+        """Read archive.json, compare it with what is pinned, and return the archive's id as far as it is known."""
         key = layout.ARCHIVE
+        pins = [("trust.json", self._trust.archive)]
+        if self._state:
+            pins.append(("the state file", self._state.pin(self._store.url)))
+        pinned = [(origin, pin) for origin, pin in pins if pin is not None]
+        id_ = pinned[0][1].id if pinned else None
+        self._pin = pinned[-1][1] if pinned else None
+        digest = None
         try:
-            data = self._store.read(key, limit=_ARCHIVE_LIMIT)
-            self._archive_digest = sha256(data).hexdigest()
-            return _parse_archive(data)
+            data = self._store.read(key, limit=archive_file.FILE_LIMIT)
+            digest = sha256(data).hexdigest()
+            file = archive_file.parse(data)
         except ObjectMissing:
             self._findings.add(finding("archive", "there is no archive.json here", key=key))
+            return id_
         except FormatError as error:
             what = f"archive.json is not of its form: {error}"
-            digest = self._archive_digest or None
             self._findings.add(finding("archive", what, severity=Severity.TAMPERED, key=key, sha256=digest))
+            return id_
         except CustodyError as error:
             self._findings.add(finding("unreadable", f"archive.json cannot be read: {error}", key=key))
-        return None
+            return id_
+        accepted = True
+        others = [(origin, pin) for origin, pin in pinned if pin != file.pin]
+        if others:
+            origins, pin = " and ".join(origin for origin, _ in others), others[0][1]
+            one = finding(
+                "archive",
+                f"this is another archive.json than {origins} pin{'s' if len(others) == 1 else ''}",
+                severity=Severity.TAMPERED,
+                key=key,
+                expected=f"{pin.id}, SHA-256 {pin.sha256}",
+                found=f"{file.id}, SHA-256 {file.pin.sha256}",
+                sha256=digest,
+            )
+            accepted = self._findings.add(one)
+        if not accepted:
+            # What is pinned goes on to count, so that this alarm stays until somebody accepts it.
+            return id_
+        if self._is_signed(file, digest) or pinned:
+            self._archive, self._pin = file, file.pin
+        return file.id
 
-    def _archive_id(self, archive: _ArchiveFile | None) -> str | None:
-        """Return the id of the archive, and hold it against what is remembered of this place."""
-        remembered = [("trust.json", self._trust.archive)]
-        if self._state:
-            remembered.append(("the state file", self._state.archive_at(self._store.url)))
-        for origin, id_ in remembered:
-            if archive and id_ and id_ != archive.archive:
-                what = f"this is another archive than {origin} knows here"
-                self._findings.add(finding("identity", what, key=layout.ARCHIVE, expected=id_, found=archive.archive))
-        return archive.archive if archive else next((id_ for _, id_ in remembered if id_), None)
-
-    def _heartbeat(self, archive: _ArchiveFile | None, audits: AuditChain) -> timedelta | None:
-        """Return how long a log may be silent, None where that is not looked at.
-
-        archive.json is not signed, and who raises its heartbeat would hide that nothing is written. So the one that the
-        first audit signed is what counts, and archive.json must say the same.
-        """
-        stated = archive.heartbeat if archive else None
-        signed, sequence = audits.heartbeat or (None, 0)
-        if stated is not None and signed is not None and stated != signed:
-            where = {"expected": f"{signed} s", "found": f"{stated} s", "sha256": self._archive_digest}
-            what = f"archive.json was changed: the heartbeat is another than audit {sequence} signed"
-            one = finding("archive", what, severity=Severity.TAMPERED, key=layout.ARCHIVE, **where)
-            self._findings.add(one)
-        seconds = signed or stated
-        return timedelta(seconds=seconds) if seconds and self._live else None
+    def _is_signed(self, file: ArchiveFile, digest: str) -> bool:
+        """Return whether trusted keys signed archive.json, and report what is wrong with its signatures."""
+        verdict = check_archive_signatures(file, self._trust)
+        for problem in verdict.problems:
+            if problem.kind == "key-span":
+                what = f"archive.json: {problem.what}; whoever knows that it is this one can pin it in trust.json"
+                self._findings.add(finding("archive", what, key=layout.ARCHIVE, sha256=digest))
+        wrong = [one.what for one in verdict.problems if not one.open and one.kind not in {"key-unknown", "key-span"}]
+        if wrong:
+            what = f"the signatures of archive.json do not hold: {'; '.join(wrong)}"
+            severity = Severity.TAMPERED
+            self._findings.add(finding("archive", what, severity=severity, key=layout.ARCHIVE, sha256=digest))
+        for problem in verdict.problems:
+            # A pin stands for a key that is not known here, and one signature that holds is enough to know who signed.
+            needless = self._pin == file.pin if problem.kind == "key-unknown" else verdict.counts
+            if (problem.open or problem.kind == "key-unknown") and not needless:
+                self._findings.add(finding(problem.kind, f"archive.json: {problem.what}", key=layout.ARCHIVE))
+        return verdict.counts
 
     def _list(self, names: Names, objects: _Lister) -> _Listed:
         """List statements, or all else, and judge nothing yet: it may go on while what is listed is read."""
@@ -438,100 +517,248 @@ class _Verification:
         small = self._scope.listing and self._listing.stored <= _IN_PROCESS_BYTES
         return most if self._scope.contents and (workers is not None or not small) else 0
 
-    # --- memories of heads
+    # --- known heads
 
-    def _memories(self, archive: str | None, audits: AuditChain) -> dict[layout.Log, list[Memory]]:
-        """Return what is remembered of each log's head, but for checkpoints."""
-        found: dict[layout.Log, list[Memory]] = {}
+    def _known_heads(self, archive: str | None, audits: AuditChain) -> dict[layout.Log, list[KnownHead]]:
+        """Return the known heads of each log, but for checkpoints in the archive."""
+        found: dict[layout.Log, list[KnownHead]] = {}
 
-        def remember(name: str, head: Head, origin: str, *, trusted: bool = False, evidence: str | None = None) -> None:
+        def add(name: str, head: Head, origin: str, *, trusted: bool = False, evidence: str | None = None) -> None:
             log = layout.parse_log_text(name)
             if log is not None and head.size:
-                found.setdefault(log, []).append(Memory(head.size, head.root, origin, trusted, evidence=evidence))
+                found.setdefault(log, []).append(KnownHead(head.size, head.root, origin, trusted, evidence=evidence))
 
         for name, head in self._trust.heads.items():
-            remember(name, head, "trust.json", trusted=True)
+            add(name, head, "trust.json", trusted=True)
         for key in self._trust.keys.values():
-            for name, head in key.until.items():
-                remember(name, head, f"the end of the key {key.id!r}")
-        if self._state and archive:
-            for name, head in self._state.heads(archive).items():
-                remember(name, head, "the state file", trusted=True)
+            for name, head in (key.until or {}).items():
+                add(name, head, f"the end of the key {key.id!r}")
+        for name, head in self._remembered().items():
+            add(name, head, "the state file", trusted=True)
+        for name, head, note in self._cosigned(archive):
+            add(name, head, "a cosigned checkpoint", trusted=True, evidence=note)
         if audits.newest:
             statement: Audit = audits.newest.statement
             origin = f"audit {statement.sequence}"
             for name, seen in statement.heads.items():
                 quoted = f'{origin}, sealed {statement.sealed_at}: "{name}":{{"size":{seen.size},"root":"{seen.root}"}}'
-                remember(name, Head(seen.size, bytes.fromhex(seen.root)), origin, evidence=quoted)
+                add(name, Head(seen.size, bytes.fromhex(seen.root)), origin, evidence=quoted)
         for log, sizes in self._listing.checkpoints.items():
             if sizes.next(0) is not None:
                 found.setdefault(log, [])
         found.pop(layout.AUDIT_LOG, None)
         return found
 
+    def _remembered(self) -> Mapping[str, Head]:
+        return self._state.heads(self._store.url) if self._state else {}
+
+    def _cosigned(self, archive: str | None) -> Sequence[tuple[str, Head, str]]:
+        """Return log, head and text of the cosigned checkpoints that were given and count; report the others, once."""
+        if self._given is None:
+            self._given = list(self._judge_given(archive))
+        return self._given
+
+    def _judge_given(self, archive: str | None) -> Iterator[tuple[str, Head, str]]:
+        for data in self._notes:
+            digest = sha256(data).hexdigest()
+            try:
+                note = checkpoint.parse_note(data)
+                found = checkpoint.parse_checkpoint(note.text)
+            except FormatError as error:
+                what = f"a checkpoint that was given is none: {error}"
+                self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, key=digest, sha256=digest))
+                continue
+            name = found.origin.removeprefix(f"custody/{archive}/")
+            log = layout.parse_log_text(name)
+            if log is None or found.origin != checkpoint.origin_of(archive or "", log):
+                what = f"a checkpoint that was given is of {found.origin[:300]!r}, and not of this archive"
+                self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, key=digest, sha256=digest))
+                continue
+            verdict = self._judge_note(note, found, log)
+            if verdict.counts:
+                yield name, Head(found.size, found.root), data.decode()
+            else:
+                what = f"a checkpoint that was given does not count: {verdict.reason}"
+                self._findings.add(finding("checkpoint", what, log=name, key=digest, sha256=digest))
+
+    def _judge_note(self, note: Note, found: Checkpoint, log: layout.Log, order: KeyOrder | None = None) -> NoteVerdict:
+        return check_checkpoint(
+            note,
+            found,
+            str(log),
+            self._trust.keys,
+            within=lambda head: self._proofs(log).leads_to(found.size, found.root, head),
+            witnesses=self._trust.witnesses,
+            quorum=self._trust.quorum,
+            now=self._now,
+            order=order,
+        )
+
     def _read_checkpoints(
         self, log: layout.Log, spans: Sequence[Span], archive: str | None, reader: Reader, locks: Locks
-    ) -> Iterator[Memory]:
+    ) -> Iterator[KnownHead]:
         """Yield the heads that a log's checkpoints sign (rule 11), and report those that do not hold."""
         listed = self._listing.checkpoints.get(log)
         if listed is None:
             return
-        keys = checkpoint.checkpoint_keys(self._trust)
+        order = KeyOrder()
         sizes = (size for size in listed.all() if any(one.first <= size <= (one.end or size) for one in spans))
-        for size, answer in reader.objects(lambda one: layout.checkpoint_key(log, one), sizes, checkpoint.NOTE_LIMIT):
+        for size, answer in reader.objects(partial(layout.checkpoint_key, log), sizes, checkpoint.NOTE_LIMIT):
             key = layout.checkpoint_key(log, size)
             where: dict[str, Any] = {"log": str(log), "sequence": max(size - 1, 0), "key": key}
             if isinstance(answer, CustodyError) and not isinstance(answer, FormatError):
                 self._findings.add(finding("unreadable", f"the checkpoint cannot be read: {answer}", **where))
                 continue
             locks.put(key, log=str(log))
+            if isinstance(answer, bytes):
+                where["sha256"] = sha256(answer).hexdigest()
             try:
                 if isinstance(answer, CustodyError):
                     raise answer
-                memory = _memory_of(answer, size, key, log, archive, keys)
-            except (FormatError, SignatureInvalid) as error:
-                digest = sha256(answer).hexdigest() if isinstance(answer, bytes) else None
+                note = checkpoint.parse_note(answer)
+                found = checkpoint.parse_checkpoint(note.text)
+            except FormatError as error:
                 what = f"the checkpoint does not hold: {error}"
-                self._findings.add(finding("checkpoint", what, sha256=digest, **where))
+                self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
                 continue
-            if not memory.trusted:
-                what = "no key is trusted to check the signatures of checkpoints by"
-                self._findings.add(finding("unchecked-signature", what, log=str(log)), row="checkpoints")
-            yield memory
+            wrong = _misplaced(found, size, log, archive)
+            # A copy in another place says nothing of the order of keys.
+            verdict = self._judge_note(note, found, log, None if wrong else order)
+            if wrong:
+                # Whoever has no key can put anything here; only one who has a key, or a copy, what names a trusted key.
+                severity = Severity.POLICY if verdict.unsigned else None
+                what = f"the checkpoint does not hold: {wrong}"
+                self._findings.add(finding("checkpoint", what, severity=severity, **where))
+                continue
+            if self._report_note(verdict, where, archive):
+                signers = [self._trust.keys[id_] for id_ in verdict.signers]
+                yield KnownHead(
+                    size,
+                    found.root,
+                    f"a checkpoint of size {size}",
+                    verdict.counts,
+                    key,
+                    note.encode().decode(),
+                    min((one.ended for one in signers if one.ended), default=None),
+                )
 
-    def _read_audits(self, archive: str | None, reader: Reader, locks: Locks) -> AuditChain:
+    def _report_note(self, verdict: NoteVerdict, where: Mapping[str, Any], archive: str | None) -> bool:
+        """Report what is wrong with a checkpoint's signatures; return whether the log's own key signed it."""
+        if not note_keys(self._trust.keys):
+            what = "no key is trusted to check the signatures of checkpoints by"
+            self._findings.add(finding("unchecked-signature", what, log=where["log"]), row="checkpoints")
+            return False
+        for problem in verdict.problems:
+            if problem.kind == "key-span":
+                severity = None if problem.policy else Severity.TAMPERED
+                one = finding("key-span", problem.what, severity=severity, **where)
+                self._findings.add(one, row=f"checkpoints {problem.key} {problem.policy}")
+            elif problem.open:
+                self._findings.add(finding(problem.kind, problem.what, **where), row=problem.key)
+            else:
+                self._findings.add(finding("checkpoint", f"the checkpoint does not hold: {problem.what}", **where))
+        if verdict.unsigned:
+            what = f"the checkpoint does not hold: {verdict.reason}"
+            self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+        elif (
+            verdict.signers
+            and len(verdict.witnessed) < verdict.quorum
+            and not any(name == where["log"] for name, _, _ in self._cosigned(archive))
+        ):
+            what = "checkpoints in the archive are not cosigned: give those of your witnesses (--checkpoint)"
+            self._findings.add(finding("unchecked-signature", what, log=where["log"]), row="quorum")
+        return bool(verdict.signers)
+
+    def _read_audits(self, archive: str | None, reader: Reader, locks: Locks, names: Names) -> AuditChain:
         """Read the log of audits."""
         log = layout.AUDIT_LOG
         name = str(log)
-        memories = list(self._read_checkpoints(log, (Span(),), archive, reader, locks))
-        if head := self._trust.heads.get(name):
-            memories.append(Memory(head.size, head.root, "trust.json"))
-        if self._state and archive and (head := self._state.heads(archive).get(name)):
-            memories.append(Memory(head.size, head.root, "the state file"))
-        audits = AuditChain(archive, self._trust, self._findings, memories)
+        known = list(self._read_checkpoints(log, (Span(),), archive, reader, locks))
+        heads = [("trust.json", self._trust.heads.get(name)), ("the state file", self._remembered().get(name))]
+        heads += [(f"the end of the key {key.id!r}", (key.until or {}).get(name)) for key in self._trust.keys.values()]
+        known += [KnownHead(head.size, head.root, origin) for origin, head in heads if head is not None]
+        known += [
+            KnownHead(head.size, head.root, "a cosigned checkpoint", evidence=note)
+            for of, head, note in self._cosigned(archive)
+            if of == name
+        ]
+        listed = self._listing.audits
+        following = partial(self._following, reader, layout.audit_key, listed)
+        audits = AuditChain(archive, self._trust.keys, self._findings, known, following, self._proofs(log).leads_to)
         if not self._scope.listing:
             return audits
-        for sequence, answer in reader.objects(layout.audit_key, self._listing.audits.all(), MANIFEST_LIMIT):
+        for sequence, answer in reader.objects(layout.audit_key, listed.all(), FILE_LIMIT):
             if sequence > audits.size:
                 audits.gap(audits.size, sequence)
-            if isinstance(answer, CustodyError) and not isinstance(answer, FormatError):
+            if isinstance(answer, FormatError):
+                self._take_large(audits, layout.audit_key(sequence), sequence, answer)
+            elif isinstance(answer, CustodyError):
                 audits.unreadable(sequence, str(answer))
             else:
                 locks.put(layout.audit_key(sequence))
-                # What is too large to be one parses as none.
-                audits.step(sequence, b"" if isinstance(answer, CustodyError) else answer)
+                before = audits.newest
+                audits.step(sequence, answer)
+                if audits.newest is not None and audits.newest is not before:
+                    self._check_referred(audits.newest.statement, names, locks)
         audits.end()
         return audits
 
+    def _check_referred(self, audit: Audit, names: Names, locks: Locks) -> None:
+        """Check that what an audit refers to by hash is there, and is that."""
+        refs = [*audit.objects, *([audit.findings] if isinstance(audit.findings, ObjectRef) else [])]
+        if len(audit.objects) == 1:
+            refs += self._listed_in(audit.objects[0])
+        for ref in refs:
+            digest = layout.parse_audit_object_key(ref.key)
+            if digest is None:
+                # What is made from the archive, and can be made again.
+                continue
+            names.name(ref.key)
+            locks.put(ref.key)
+            where: dict[str, Any] = {"log": str(layout.AUDIT_LOG), "sequence": audit.sequence, "key": ref.key}
+            if digest != ref.sha256:
+                what = "the audit refers to an object by another SHA-256 than its key has"
+                self._findings.add(finding("audit", what, expected=ref.sha256, found=digest, sha256=digest, **where))
+            elif self._scope.contents:
+                self._check_object(ref, where)
+
+    def _listed_in(self, ref: ObjectRef) -> list[ObjectRef]:
+        """Return the objects that an audit's one object lists, a JSON object a line; none where it is no such list."""
+        if layout.parse_audit_object_key(ref.key) is None or ref.size > FILE_LIMIT:
+            return []
+        try:
+            data = self._store.read(ref.key, limit=ref.size)
+            if sha256(data).hexdigest() != ref.sha256:
+                return []
+            return [parse_object(line) for line in data.splitlines()]
+        except CustodyError:
+            # That it is missing, or another, is said where it is looked at for itself.
+            return []
+
+    def _check_object(self, ref: ObjectRef, where: Mapping[str, Any]) -> None:
+        try:
+            data = self._store.read(ref.key, limit=ref.size)
+        except (ObjectMissing, FormatError) as error:
+            what = f"what the audit refers to is not there as it was: {error}"
+            digest = loss_digest(ref.key, ref.sha256)
+            self._findings.add(finding("audit", what, sha256=digest, **where))
+        except CustodyError as error:
+            self._findings.add(finding("unreadable", f"what the audit refers to cannot be read: {error}", **where))
+        else:
+            found = sha256(data).hexdigest()
+            if found != ref.sha256:
+                what = "what the audit refers to is not what it was"
+                self._findings.add(finding("audit", what, expected=ref.sha256, found=found, sha256=found, **where))
+
     def _earlier(self, log: layout.Log) -> Chain | None:
-        lives = [
+        epochs = [
             chains[-1]
             for other, chains in self._chains.items()
             if (other.topic, other.partition) == (log.topic, log.partition)
-            and other.life < log.life
+            and other.epoch < log.epoch
             and chains[-1].totals.statements
         ]
-        return max(lives, key=lambda chain: chain.log.life, default=None)
+        return max(epochs, key=lambda chain: chain.log.epoch, default=None)
 
     # --- rules 1 to 9
 
@@ -542,16 +769,7 @@ class _Verification:
         if listed is not None and not complete:
             # What a listing that broke off leaves out may be there.
             listed = listed.filled()
-        first = span.first
-        if listed is not None and complete:
-            for begin, end, future in hands.ahead.pieces(chain, listed, first, span.end):
-                # The first one of a piece is stepped over here, with what lies between it and the last one.
-                self._step(chain, hands, listed, first, begin + 1)
-                first = begin + 1
-                if (piece := hands.ahead.join(chain, future)) is not None:
-                    self._name(chain, hands, piece, first, end)
-                    first = end
-        self._step(chain, hands, listed, first, span.end, onward=onward)
+        self._step(chain, hands, listed, span.first, span.end, onward=onward)
         if span.end is not None:
             if chain.size < span.end:
                 chain.gap(chain.size, span.end)
@@ -578,11 +796,15 @@ class _Verification:
         onward: bool = False,
     ) -> None:
         """Read manifests `[first, end)` and step over each."""
-        for sequence, answer in hands.reader.manifests(chain.log, listed, first, end, onward=onward):
+        read = hands.reader.manifests(chain.log, listed, first, end, onward=onward)
+        for (sequence, answer), behind in _with_next(read):
             if sequence > chain.size:
+                # What passes over the empty slots is the entry in hand, or one behind it.
+                chain.signed.peek = (sequence, answer) if isinstance(answer, bytes) else None
                 chain.gap(chain.size, sequence)
+            chain.signed.peek = (behind[0], behind[1]) if behind and isinstance(behind[1], bytes) else None
             if isinstance(answer, FormatError):
-                chain.malformed(sequence, str(answer))
+                self._take_large(chain, layout.manifest_key(chain.log, sequence), sequence, answer)
             elif isinstance(answer, CustodyError):
                 chain.unreadable(sequence, str(answer))
             else:
@@ -590,17 +812,12 @@ class _Verification:
                     hands.locks.put(layout.manifest_key(chain.log, sequence), log=chain.name)
                 self._hand_on(chain.step(sequence, answer), hands)
 
-    def _name(self, chain: Chain, hands: "_Hands", piece: Piece, first: int, end: int) -> None:
-        """Take note of what the statements `[first, end)` of a piece name, in their order."""
-        for _, key in piece.objects:
-            hands.names.name(key)
-        if not hands.locks.active:
-            return
-        objects = deque(piece.objects)
-        for sequence in range(first, end):
-            hands.locks.put(layout.manifest_key(chain.log, sequence), log=chain.name)
-            while objects and objects[0][0] == sequence:
-                hands.locks.put(objects.popleft()[1], log=chain.name, sequence=sequence)
+    def _take_large(self, chain: Chain | AuditChain, key: str, sequence: int, error: FormatError) -> None:
+        """Take a slot that holds more than an entry may have. Only its digest is asked for, and it is not kept."""
+        try:
+            chain.malformed(sequence, str(error), stored_digest(self._store, key))
+        except CustodyError as failure:
+            chain.unreadable(sequence, str(failure))
 
     def _hand_on(self, work: Work | None, hands: "_Hands") -> None:
         if work is None:
@@ -641,51 +858,87 @@ class _Verification:
             raise FormatError(f"{work.log!r} is no log")
         return next(chain for chain in reversed(self._chains[log]) if chain.begin <= work.sequence)
 
-    def _judge_missing(self) -> None:
-        """Report objects that are not there, but for those that a statement let expire."""
-        for name, missing in self._missing.logs.items():
-            expired = max(
-                (chain.expired for chain in self._chains.get(layout.parse_log_text(name) or layout.AUDIT_LOG, ())),
-                default=0,
-            )
-            for work, key in missing.objects:
-                if work.sequence >= expired:
-                    kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
-                    records = f"offsets {work.first_offset} to {work.next_offset - 1}"
-                    self._findings.add(
-                        finding(
-                            "segment-missing",
-                            f"the {kind} of {records} is not there",
-                            log=name,
-                            sequence=work.sequence,
-                            offset=work.first_offset,
-                            key=key,
-                        )
-                    )
-            if missing.beyond is not None and missing.beyond[1] > expired:
-                first, end = max(missing.beyond[0], expired), missing.beyond[1]
-                what = "so many objects are not there that no more of them are listed one by one"
-                self._findings.add(finding("segment-missing", what, log=name, sequence=first, through=end - 1))
-
     def _judge_expiries(self) -> None:
-        """Hold each signed expiry to the age that the retention asks."""
-        if self._retention is None:
-            return
+        """Grant each signed expiry what it covers rightly, and report what it does not.
+
+        It counts if its signature does, or a trusted head covers it; and over statements whose age is at least the
+        retention: from the latest time that any statement up to there was sealed, to the expiry's own or ours,
+        whichever is earlier.
+        """
         for log, chains in self._chains.items():
-            for expiry in (one for chain in chains for one in chain.expiries):
-                youngest = self._statement(log, expiry.end - 1)
-                if youngest is None:
-                    continue
-                age = expiry.sealed_at - parse_time(youngest.sealed_at)
-                if age < self._retention:
-                    what = f"sequences {expiry.first} to {expiry.end - 1} were let expire before their time"
+            for chain in chains:
+                for expiry in chain.expiries:
+                    counts = any(id_ not in chain.signed.broken for id_ in expiry.signers)
+                    counts = counts or chain.signed.covers(expiry.sequence)
+                    end = self._granted_end(log, chain, expiry) if counts else 0
+                    if end > expiry.first:
+                        chain.granted.append((expiry.first, end))
+                    if not counts or end >= expiry.end:
+                        # What is wrong with the statement itself is a finding of its own.
+                        continue
+                    retention = chain.promises.retention
+                    what = f"sequences {max(end, expiry.first)} to {expiry.end - 1} were let expire before their time"
                     where: dict[str, Any] = {"log": str(log), "sequence": expiry.sequence}
-                    expected, found = f"after {self._retention.days} days", f"after {age.days} days"
-                    self._findings.add(finding("retention", what, expected=expected, found=found, **where))
+                    where["expected"] = f"after {retention.days} days" if retention else "a known retention"
+                    where["found"] = f"sealed {min(expiry.sealed_at, self._now):%Y-%m-%dT%H:%M:%SZ}"
+                    self._findings.add(finding("retention", what, **where))
+
+    def _granted_end(self, log: layout.Log, chain: Chain, expiry: Expiry) -> int:
+        """Return behind which sequence of its range an expiry no longer counts."""
+        retention = chain.promises.retention
+        if retention is None:
+            return expiry.first
+        moment = min(expiry.sealed_at, self._now) - retention
+
+        def too_young(statement: Statement) -> bool:
+            # Never falls from one statement to the next, so that halving finds the first one.
+            return chain.steps_back.get(statement.sequence, parse_time(statement.sealed_at)) > moment
+
+        end = expiry.end
+        if chain.steps_back_from is not None:
+            end = min(end, chain.steps_back_from)
+        try:
+            end = min(end, first_sequence(self._store, log, expiry.end, too_young, self._holds(log)))
+        except CustodyError:
+            # What is wrong with a statement on the way is a finding of its own.
+            return expiry.first
+        return max(end, expiry.first)
+
+    def _judge_missing(self) -> None:
+        """Report objects that are not there, but for those that an expiry covers."""
+        for name, missing in self._missing.logs.items():
+            chains = self._chains.get(layout.parse_log_text(name) or layout.AUDIT_LOG, ())
+            for work, key in missing.objects:
+                if any(chain.may_be_gone(work.sequence) for chain in chains):
+                    if key.startswith(layout.EVENTS):
+                        self._chain(work).expired_events += sum(batch.events for batch in work.batches)
+                    continue
+                kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
+                records = f"offsets {work.first_offset} to {work.next_offset - 1}"
+                self._findings.add(
+                    finding(
+                        "segment-missing",
+                        f"the {kind} of {records} is not there",
+                        log=name,
+                        sequence=work.sequence,
+                        offset=work.first_offset,
+                        key=key,
+                    )
+                )
+            if missing.beyond is None:
+                continue
+            first, end = missing.beyond
+            granted = max((stop for chain in chains for start, stop in chain.granted if start <= first), default=0)
+            if chains:
+                chains[-1].expired_events += missing.events if granted >= end else 0
+            if granted < end:
+                what = "so many objects are not there that no more of them are listed one by one"
+                first = max(first, granted)
+                self._findings.add(finding("segment-missing", what, log=name, sequence=first, through=end - 1))
 
     def _statement(self, log: layout.Log, sequence: int) -> Statement | None:
         try:
-            return parse(self._store.read(layout.manifest_key(log, sequence), limit=MANIFEST_LIMIT)).statement
+            return read_manifest(self._store, log, sequence, self._holds(log)).statement
         except CustodyError:
             # A finding says so already.
             return None
@@ -694,27 +947,36 @@ class _Verification:
 
     def _judge_history(self) -> None:
         """Report what was put over evidence, but for what has expired."""
-        ends: dict[layout.Log, int] = {}
+        gone: dict[layout.Log, list[tuple[int, int]]] = {}
         for key, one in self._history:
             parsed = layout.parse_records_key(key)
             if parsed is None:
                 self._findings.add(one)
                 continue
-            if parsed.log not in ends:
-                expired = max((chain.expired for chain in self._chains.get(parsed.log, ())), default=0)
-                last = self._statement(parsed.log, expired - 1) if expired else None
-                ends[parsed.log] = last.next_offset if last else 0
-            if parsed.last >= ends[parsed.log]:
+            if parsed.log not in gone:
+                gone[parsed.log] = self._expired_offsets(parsed.log)
+            if not any(first <= parsed.first and parsed.last < end for first, end in gone[parsed.log]):
                 self._findings.add(one)
 
-    def _judge_unnamed(self, names: Names) -> None:
+    def _expired_offsets(self, log: layout.Log) -> list[tuple[int, int]]:
+        """Return the ranges of offsets whose objects may be gone."""
+        ranges = []
+        for first, end in (one for chain in self._chains.get(log, ()) for one in chain.granted):
+            begin, last = self._statement(log, first), self._statement(log, end - 1)
+            if begin and last:
+                ranges.append((begin.first_offset, last.next_offset))
+        return ranges
+
+    def _judge_unnamed(self, names: Names, audits: AuditChain) -> None:
         """Find what no manifest names, and say what it is."""
         unnamed = names.unnamed()
         if not unnamed:
             return
         seen: set[str] = set()
         try:
-            for prefix in (layout.EVENTS, layout.QUARANTINE):
+            # What an audit that cannot be read refers to is not known.
+            objects = (layout.AUDIT_OBJECTS,) if audits.signed.sound else ()
+            for prefix in (layout.EVENTS, layout.QUARANTINE, *objects):
                 for info in self._store.list(prefix):
                     if names.holds(unnamed, info.key) and info.key not in seen:
                         self._judge_one(info.key, seen)
@@ -724,6 +986,10 @@ class _Verification:
     def _judge_one(self, key: str, seen: set[str]) -> None:
         if len(seen) >= _UNNAMED_LIMIT:
             self._findings.dropped[Severity.TAMPERED] += 1
+            return
+        if digest := layout.parse_audit_object_key(key):
+            seen.add(key)
+            self._judge_audit_object(key, digest)
             return
         parsed = layout.parse_records_key(key)
         chains: Sequence[Chain | None] = (parsed and self._chains.get(parsed.log)) or (None,)
@@ -736,9 +1002,26 @@ class _Verification:
         seen.add(key)
         # Each span of a log calls all that lies outside it a hole.
         for chain in chains:
-            judged = orphans.judge(self._store, chain, key, live=self._live)
+            judged = orphans.judge(self._store, chain, key, self._holds, live=self._live)
             if judged:
                 self._findings.add(judged)
+
+    def _judge_audit_object(self, key: str, digest: str) -> None:
+        """Report an object that no audit refers to: left by an audit that died or is at work, or foreign."""
+        try:
+            found = sha256(self._store.read(key, limit=FILE_LIMIT)).hexdigest()
+        except ObjectMissing:
+            return
+        except FormatError:
+            found = ""
+        except CustodyError as error:
+            self._findings.add(finding("unreadable", f"the object cannot be read: {error}", key=key))
+            return
+        if found == digest:
+            self._findings.add(finding("orphan", "no audit refers to it", key=key))
+        else:
+            what = "its bytes are not those that its key names, and no audit refers to it"
+            self._findings.add(finding("unlisted", what, key=key, sha256=found or loss_digest(key)))
 
     def _later(self, log: layout.Log) -> frozenset[str]:
         """Return what is named by statements that came since a log was read: the next verification judges those."""
@@ -758,20 +1041,24 @@ class _Verification:
         return max(chain.size for chain in self._chains[log])
 
     def _heads(self, audits: AuditChain) -> dict[str, Head]:
-        heads = {
-            chain.name: Head(chain.size, chain.root)
-            for chains in self._chains.values()
-            for chain in chains
-            if chain.sound and chain.size and chain.root is not None
-        }
-        if audits.sound and audits.size and audits.root is not None:
-            heads[str(layout.AUDIT_LOG)] = Head(audits.size, audits.root)
-        return heads
+        heads = {chain.name: chain.head for chains in self._chains.values() for chain in chains}
+        heads[str(layout.AUDIT_LOG)] = audits.head
+        return {name: head for name, head in heads.items() if head is not None}
 
-    def _report(self, archive: str | None) -> Report:
+    def _report(self, archive: str | None, audits: AuditChain) -> Report:
         logs = [_summary(chains) for log, chains in self._chains.items() if self._size(log)]
         found = self._findings
-        return Report(self._store.url, archive, found.sorted(), logs, found.exit_code, dict(found.dropped), self._scope)
+        return Report(
+            self._store.url,
+            archive,
+            found.sorted(),
+            logs,
+            found.exit_code,
+            dict(found.dropped),
+            self._scope,
+            self._archive.pin if self._archive else None,
+            NOWHERE if audits.signed.sound and not audits.size else audits.head,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -780,7 +1067,6 @@ class _Hands:
 
     reader: Reader
     pool: Pool
-    ahead: Ahead
     names: Names
     locks: Locks
 
@@ -790,6 +1076,8 @@ class _MissingOfLog:
     objects: list[tuple[Work, str]]
     beyond: tuple[int, int] | None = None
     """From the first to behind the last sequence of those that are not among `objects`."""
+    events: int = 0
+    """Of segments that are not among `objects`."""
 
 
 class _Missing:
@@ -808,6 +1096,16 @@ class _Missing:
         else:
             first = found.beyond[0] if found.beyond else work.sequence
             found.beyond = min(first, work.sequence), max(found.beyond[1] if found.beyond else 0, work.sequence + 1)
+            found.events += sum(batch.events for batch in work.batches) if key.startswith(layout.EVENTS) else 0
+
+
+def _with_next(items: Iterator[T]) -> Iterator[tuple[T, T | None]]:
+    """Yield each item with the one behind it, None behind the last."""
+    item = next(items, None)
+    while item is not None:
+        following = next(items, None)
+        yield item, following
+        item = following
 
 
 def _root_in_bucket(url: str) -> str:
@@ -816,32 +1114,16 @@ def _root_in_bucket(url: str) -> str:
     return f"{prefix}/" if prefix else ""
 
 
-def _memory_of(
-    data: bytes,
-    size: int,
-    key: str,
-    log: layout.Log,
-    archive: str | None,
-    keys: Mapping[tuple[str, bytes], checkpoint.NoteKey],
-) -> Memory:
-    """Return the head that a checkpoint signs.
-
-    Raises:
-        FormatError: it is none, or not of this place.
-        SignatureInvalid: no trusted key signed it, or one that it names did not.
-    """
-    note = checkpoint.parse_note(data)
-    found = checkpoint.parse_checkpoint(note.text)
+def _misplaced(found: Checkpoint, size: int, log: layout.Log, archive: str | None) -> str | None:
+    """Return what makes a checkpoint one of another place than where it lies, None if it is of this one."""
     if found.size != size:
-        raise FormatError(f"it is of size {found.size}, and not of {size}")
+        return f"it is of size {found.size}, and not of {size}"
     if not size and found.root != merkle.EMPTY_ROOT:
-        raise FormatError("it is of no statement, and its root is not that of the empty tree")
-    place = f"/{archive}/{log}" if archive else f"/{log}"
-    if not found.origin.endswith(place) or found.origin == place:
-        raise FormatError(f"it is of {found.origin[:300]!r}, and not of this log")
-    if keys:
-        checkpoint.verify_note(note, keys)
-    return Memory(size, found.root, f"a checkpoint of size {size}", bool(keys), key, data.decode())
+        return "it is of no statement, and its root is not that of the empty tree"
+    id_ = archive or found.origin.removeprefix("custody/").partition("/")[0]
+    if found.origin != checkpoint.origin_of(id_, log):
+        return f"it is of {found.origin[:300]!r}, and not of this log"
+    return None
 
 
 def _summary(chains: Sequence[Chain]) -> LogSummary:
@@ -854,19 +1136,8 @@ def _summary(chains: Sequence[Chain]) -> LogSummary:
         size=last.size,
         root=last.root.hex() if last.root is not None else None,
         sound=all(chain.sound for chain in chains),
-        expired=max(chain.expired for chain in chains),
+        expired=max((end for chain in chains for _, end in chain.granted), default=0),
+        expired_from=min((first for chain in chains for first, _ in chain.granted), default=0),
+        pending=sum(chain.pending for chain in chains),
+        expired_events=sum(chain.expired_events for chain in chains),
     )
-
-
-def _parse_archive(data: bytes) -> _ArchiveFile:
-    names: list[str] = []
-    try:
-        found = msgspec.json.decode(data, type=_ArchiveFile)
-        data.decode()
-        json.loads(data, object_pairs_hook=lambda pairs: names.extend(name for name, _ in pairs))
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FormatError(str(error)) from None
-    if len(names) != len(set(names)):
-        raise FormatError("a field stands twice")
-    check_time("created", found.created)
-    return found
