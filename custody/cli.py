@@ -22,23 +22,40 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from custody.audit import HEARTBEAT_LIMIT
+from custody.archive_file import DAYS_LIMIT, SECONDS_LIMIT
 from custody.cli_accept import app as accept_app
 from custody.cli_evidence import app as evidence_app
+from custody.cli_keys import (
+    PASSPHRASE_HINT,
+    read_own_archive,
+    refuse_inside,
+    trust_path,
+    wanted_keyrings,
+)
+from custody.cli_keys import app as keys_app
 from custody.cli_query import app as query_app
-from custody.errors import ConfigurationError, CustodyError
+from custody.errors import ConfigurationError, CustodyError, FormatError
 from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.findings import Finding
-    from custody.keys import Key
     from custody.store import Store
+    from custody.trust import Trust
 
 ENTRY_POINTS = "custody.commands"
 CHECKS = "custody.checks"
-OPERATORS_COMMANDS = ("demo", "up", "drain", "audit", "status", "automations", "new-life")
-
-_PASSPHRASE_HINT = "It is not encrypted: set CUSTODY_KEYRING_PASSPHRASE before making it, to have it encrypted."  # noqa: S105
+OPERATORS_COMMANDS = (
+    "demo",
+    "up",
+    "drain",
+    "index",
+    "roll",
+    "audit",
+    "backfill",
+    "status",
+    "automations",
+    "new-epoch",
+)
 
 
 class _Commands(TyperGroup):
@@ -84,7 +101,6 @@ app = typer.Typer(
     epilog=f"Operators' commands ({', '.join(OPERATORS_COMMANDS)}) come with a checkout of the project or the image.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys_app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the keys that sign.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(accept_app)
 app.add_typer(query_app)
@@ -111,39 +127,103 @@ def init(
     heartbeat: Annotated[
         int | None,
         typer.Option(
-            min=1, max=HEARTBEAT_LIMIT, help="Seconds after which an idle log writes a statement. [default: 3600]"
+            min=1, max=SECONDS_LIMIT, help="Seconds after which an idle log writes a statement. [default: 3600]"
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=SECONDS_LIMIT, help="Seconds after which a log that grew gets a checkpoint. [default: 3600]"
+        ),
+    ] = None,
+    retention_days: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=DAYS_LIMIT, help="Days for which no evidence may be deleted. [default: 2555, seven years]"
         ),
     ] = None,
 ) -> None:
-    """Make the archive that the settings name, and a keyring if there is none."""
-    from custody import archive, keys
+    """Make the archive that the settings name, the keys that it lacks, and trust.json, which auditors are given."""
+    from custody import keys, trust_file
+    from custody.archive import writer
     from custody.render import escape
     from custody.store import open_store
 
     settings = Settings()
-    path = keys.keyring_path(settings.keys)
     store = open_store(settings.archive, settings.s3)
-    made = path is not None and not path.exists()
-    if path is not None and made:
-        keys.new_keyring(path, datetime.now(UTC), settings.passphrase(), ed25519=True)
-    info = archive.create_archive(store, heartbeat or archive.DEFAULT_HEARTBEAT)
-    stays = " (it was there already)" if heartbeat not in {None, info.heartbeat} else ""
+    keyrings, trust = wanted_keyrings(settings), trust_path(settings)
+    if settings.checkpoint_keys is None and keys.keyring_path(settings.keys) is None:
+        raise ConfigurationError(
+            "the setting `keys` names a KMS key, which signs statements alone: set `checkpoint_keys` to a keyring, such"
+            " as file:checkpoint-keys.json (made here if it is not there), or to a KMS key with key spec"
+            " ECC_NIST_EDWARDS25519"
+        )
+    refuse_inside(store.url, [*keyrings, trust])
+    made = [path for path in keyrings if not path.exists()]
+    there = _is_made(store)
+    if there and made:
+        raise ConfigurationError(
+            f"there is an archive at {store.url} already, and the keyring {made[0]} is not there: new keys would not be"
+            " those that signed it. Put the keyring back from your copy, or name another place in the setting `archive`"
+        )
+    if not there:
+        trust_file.check_pin(trust, None)
+    for path in made:
+        keys.new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
+    if not there:
+        given = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
+        writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **given)
+    # Somebody else may have made it meanwhile.
+    file = read_own_archive(store, _own_trust(settings))
+    published = trust_file.publish(
+        trust, file.pin, keys.open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
+    )
+    said = file.statement
+    numbers = {"heartbeat": said.heartbeat, "checkpoint": said.checkpoint, "retention_days": said.retention_days}
+    wanted = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
+    stays = " (it was there already, and stays as it is)" if wanted.items() - numbers.items() else ""
     lines = [
         f"Archive {escape(store.url)}",
-        f"  id {info.archive}, created {info.created}, heartbeat {info.heartbeat} s{stays}",
-        f"Keys {escape(settings.keys)}{' (new)' if made else ''}",
+        f"  id {file.id}, created {said.created}",
+        f"  heartbeat {said.heartbeat} s, checkpoint {said.checkpoint} s, retention {said.retention_days} days{stays}",
+        f"Keys {escape(' and '.join(_given_uris(settings)))}{' (new)' if made else ''}",
     ]
     if made:
         lines.append("  Keep a copy away from the archive: who loses it can verify no more, who gets it can forge.")
     if made and not settings.keyring_passphrase:
-        lines.append(f"  {_PASSPHRASE_HINT}")
+        lines.append(f"  {PASSPHRASE_HINT}")
     lines += [
+        f"Trust {escape(str(trust))} ({escape(str(published))})",
+        "  Give this file to auditors, by another way than the archive. It holds public keys and the archive's digest,",
+        "  and no secret: with it, `custody verify ARCHIVE --trust trust.json` verifies, and nobody can forge.",
         "Next",
         "  custody config         look at the settings, topics and brokers among them",
         "  custody drain --once   archive what the topics hold now",
         "  custody verify         prove it",
     ]
     typer.echo("\n".join(lines))
+
+
+def _is_made(store: "Store") -> bool:
+    from custody.archive.reader import read_archive
+    from custody.errors import ObjectMissing
+
+    try:
+        read_archive(store)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def _own_trust(settings: Settings) -> "Trust":
+    """Return what the writer trusts, where the setting `trust` may name a file that is yet to be made."""
+    if settings.trust is not None and not settings.trust.exists():
+        settings = settings.model_copy(update={"trust": None})
+    return settings.own_trust()
+
+
+def _given_uris(settings: Settings) -> list[str]:
+    return [settings.keys, *([settings.checkpoint_keys] if settings.checkpoint_keys else [])]
 
 
 @app.command()
@@ -159,13 +239,26 @@ def verify(
         Path | None, typer.Option(help="A trust.json: keys, heads, judged findings.", metavar="FILE")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="Remembers the heads seen, and notices one that went back.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Remembers the heads seen. One that went back or forked is an alarm at every run, until what is"
+            " missing is back, or somebody accepts it in trust.json.",
+            metavar="FILE",
+        ),
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="The archive is being written: ask for its heartbeats.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, logs, the verdict.")] = False,
     kafka: Annotated[
-        bool, typer.Option("--kafka", help="Read again what the broker still has, and hold it against the archive.")
+        bool, typer.Option("--kafka", help="Read again what the broker still has, and compare it with the archive.")
     ] = False,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Checkpoints that a witness cosigned, or that you kept; the archive must grow out of them. May be"
+            " given again.",
+            metavar="FILE",
+        ),
+    ] = None,
     chain_only: Annotated[
         bool, typer.Option("--chain-only", help="Statements, signatures and trees alone: no segment is read.")
     ] = False,
@@ -182,17 +275,15 @@ def verify(
 
     from custody import render
     from custody import verify as verifying
-    from custody.checkpoints import trust_own
     from custody.store import open_store
-    from custody.trust import open_trust
 
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)
     # Each worker process would import them again for itself.
     clients = [] if store.url.startswith("file:") else ["boto3"]
     multiprocessing.set_forkserver_preload([verifying.__name__, *clients])
-    trusted = open_trust(_trusted_keys(settings, keys, store.url), settings.trust, settings.passphrase())
-    trusted = trusted if keys else trust_own(trusted, settings)
+    trusted = _open_trust(settings, keys, store.url)
+    notes = [note for path in checkpoint or () for note in _read_notes(path)]
     with render.verification_progress() as progress:
         report = verifying.verify(
             store,
@@ -204,7 +295,8 @@ def verify(
             progress=progress,
             scope=verifying.Scope(contents=not chain_only),
             protection=settings.protection(),
-            others=_ask_kafka(settings, store) if kafka else (),
+            others=_ask_kafka(settings, store, trusted) if kafka else (),
+            notes=notes,
         )
     if as_json:
         for line in report.to_dicts():
@@ -216,11 +308,11 @@ def verify(
     raise typer.Exit(report.exit_code)
 
 
-def _ask_kafka(settings: Settings, store: "Store") -> "Iterable[Finding]":
+def _ask_kafka(settings: Settings, store: "Store", trust: "Trust") -> "Iterable[Finding]":
     """Return what the broker tells: its client lives beside the wheel, as the operator's commands do."""
     for point in importlib.metadata.entry_points(group=CHECKS, name="kafka"):
         try:
-            found: Iterable[Finding] = point.load()(settings, store)
+            found: Iterable[Finding] = point.load()(settings, store, trust)
         except ModuleNotFoundError:
             break
         return found
@@ -230,16 +322,19 @@ def _ask_kafka(settings: Settings, store: "Store") -> "Iterable[Finding]":
     )
 
 
-def _trusted_keys(settings: Settings, given: Sequence[str] | None, archive: str) -> list[str]:
-    """Return the keys to verify with: those given, else the settings', if they were set or nothing else is trusted.
+def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -> "Trust":
+    """Return what to verify by: the keys given, else the settings' where they were set or nothing else is trusted.
 
     Raises:
-        ConfigurationError: there are none, or they lie in the archive, where whoever tampers with it could put them.
+        ConfigurationError: there is nothing, or a file of it lies in the archive, where whoever tampers with that could
+            have put it.
     """
     from custody.keys import keyring_path
+    from custody.trust import open_trust
 
+    own = settings.checkpoint_keys
     if given:
-        uris = list(given)
+        uris, own = list(given), None
     elif settings.trust and "keys" not in settings.model_fields_set:
         uris = []
     else:
@@ -250,13 +345,41 @@ def _trusted_keys(settings: Settings, given: Sequence[str] | None, archive: str)
                 "there is nothing to check signatures by: give the keys that you trust with --keys URI, or a trust.json"
                 " with --trust FILE"
             )
-    for path in [*map(keyring_path, uris), settings.trust]:
-        if path and f"{path.resolve().as_uri()}/".startswith(f"{archive}/"):
-            raise ConfigurationError(
-                f"{path} lies in the archive, and nothing in it is trusted: whoever can change the archive could have"
-                " put it there. Take keys and trust from where you keep them"
-            )
-    return uris
+    named = [*map(keyring_path, [*uris, *([own] if own else [])]), settings.trust, settings.state]
+    refuse_inside(archive, [path for path in named if path])
+    return open_trust(uris, settings.trust, settings.passphrase(), own)
+
+
+def _read_notes(path: Path) -> list[bytes]:
+    """Return the checkpoints of a file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is no file of checkpoints at all. Whether each one counts is judged
+            by verification.
+    """
+    from custody.head_files import LIMIT, split_notes
+
+    try:
+        with path.open("rb") as file:
+            notes = split_notes(file.read(LIMIT))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
+        raise ConfigurationError(f"the checkpoint {path} cannot be read: {reason}") from None
+    if not any(map(_is_note, notes)):
+        raise ConfigurationError(
+            f"{path} holds no checkpoint; give what `custody checkpoint` printed, or what a witness cosigned"
+        )
+    return notes
+
+
+def _is_note(data: bytes) -> bool:
+    from custody.tlog.checkpoint import parse_note
+
+    try:
+        parse_note(data)
+    except FormatError:
+        return False
+    return True
 
 
 @app.command()
@@ -274,12 +397,12 @@ def show(
 ) -> None:
     """Print a manifest, events, or where in the chain an object stands. Verifies nothing."""
     from custody import render
-    from custody import show as showing
+    from custody.archive import show as showing
     from custody.store import open_store
 
     settings = Settings(**_given(archive=archive))
     store = open_store(settings.archive, settings.s3)
-    shown = showing.show(store, what)
+    shown = showing.show(store, what, settings.trust_at_hand())
     if place:
         render.write(iter([json.dumps(shown.place, indent=2).encode() + b"\n"]))
     elif events:
@@ -302,99 +425,9 @@ def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON obj
         render.console().print(render.settings_table(settings))
 
 
-@keys_app.command("new")
-def keys_new(
-    ed25519: Annotated[
-        bool, typer.Option(help="An Ed25519 key beside it, so that others can check and not forge.")
-    ] = True,
-) -> None:
-    """Make a keyring with new keys. Never replaces one."""
-    from custody.keys import new_keyring
-
-    settings = Settings()
-    path = _keyring(settings, "made")
-    ring = new_keyring(path, datetime.now(UTC), settings.passphrase(), ed25519=ed25519)
-    typer.echo(f"Made {path} with {', '.join(key.key_id for key in ring.keys)}.")
-    if not settings.keyring_passphrase:
-        typer.echo(_PASSPHRASE_HINT)
-
-
-@keys_app.command("list")
-def keys_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
-    """List the keys, with the public half where there is one. Prints no secret."""
-    from custody import keys, render
-
-    settings = Settings()
-    now = datetime.now(UTC)
-    path = keys.keyring_path(settings.keys)
-    if path is None:
-        rows = [
-            {
-                "id": key.key_id,
-                "algorithm": key.algorithm,
-                "from": None,
-                "to": None,
-                "public": None,
-                "vkey": None,
-                "signs": True,
-            }
-            for key in keys.open_signers(settings.keys, now)
-        ]
-    else:
-        rows = [_key_row(key, now) for key in keys.Keyring.load(path, settings.passphrase()).keys]
-    if as_json:
-        for row in rows:
-            typer.echo(json.dumps(row))
-        return
-    table = render.table("key", "algorithm", "from", "to", "public, as a vkey")
-    for row in rows:
-        shown = [row["id"], row["algorithm"], row["from"] or "-", row["to"] or "-", row["vkey"] or "-"]
-        table.add_row(*map(render.safe, shown), style="" if row["signs"] else "dim")
-    render.console().print(table)
-
-
-@keys_app.command("rotate")
-def keys_rotate() -> None:
-    """Begin new keys now, and end the old ones a little later. Old statements still verify."""
-    from custody.keys import rotate_keyring
-
-    settings = Settings()
-    path = _keyring(settings, "rotated")
-    ring, new = rotate_keyring(path, passphrase=settings.passphrase())
-    typer.echo(f"New in {path}: {', '.join(key.key_id for key in new)} ({len(ring.keys)} keys in all).")
-    typer.echo("Verifiers need the new keys: give them the keyring, or the public half in their trust.json.")
-
-
 def _given(**arguments: object) -> dict[str, Any]:
     """Return the arguments that were given: the others are the settings' to say. Given but empty is an error there."""
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _keyring(settings: Settings, done: str) -> Path:
-    from custody.keys import keyring_path
-
-    path = keyring_path(settings.keys)
-    if path is None:
-        raise ConfigurationError(f"{settings.keys} is a key in AWS KMS: it is {done} there, not here")
-    return path
-
-
-def _key_row(key: "Key", now: datetime) -> dict[str, Any]:
-    import base64
-
-    from custody.checkpoint import NoteKey
-    from custody.keys import Ed25519Key
-    from custody.manifest import format_time
-
-    return {
-        "id": key.key_id,
-        "algorithm": key.algorithm,
-        "from": format_time(key.from_) if key.from_ else None,
-        "to": format_time(key.to) if key.to else None,
-        "public": base64.b64encode(key.public).decode() if isinstance(key, Ed25519Key) else None,
-        "vkey": NoteKey(key.key_id, key.public).vkey if isinstance(key, Ed25519Key) else None,
-        "signs": (key.from_ is None or key.from_ <= now) and (key.to is None or now < key.to),
-    }
 
 
 def main(args: Sequence[str] | None = None) -> None:

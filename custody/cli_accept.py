@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from custody.cli_keys import trust_path
 from custody.errors import ConfigurationError
+from custody.layout import ARCHIVE
 from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.acceptance import Reported
+    from custody.archive_file import Pin
+    from custody.findings import Finding
     from custody.trust import Accepted
 
 app = typer.Typer()
@@ -33,7 +37,10 @@ def accept(
     key: Annotated[str | None, typer.Option(help="The object that it is about.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The digest of what was found.", metavar="HEX")] = None,
     trust: Annotated[
-        Path | None, typer.Option(help="The trust.json to add it to; else the setting's.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="The trust.json to add it to; else the setting's, else that beside the keyring.", metavar="FILE"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be accepted.")] = False,
 ) -> None:
@@ -42,23 +49,24 @@ def accept(
     Take it from the report of a verification (--from), where --log, --sequence or --key tell it from others of its
     name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
     """
-    from custody import acceptance, render
-    from custody import trust as trusted
-    from custody.manifest import format_time
+    from custody import acceptance, render, trust_file
+    from custody.times import format_time
+    from custody.trust import load_trust
 
     settings = Settings(**({"trust": trust} if trust else {}))
-    if settings.trust is None:
+    file = trust_path(settings)
+    if settings.trust is None and not file.exists():
         raise ConfigurationError(
-            "there is no trust.json to put it into: name it by --trust FILE, or in the settings. A new one begins as"
-            ' {"format":"custody/trust/1"}'
+            f"there is no trust.json to put it into, and none at {file}: name it by --trust FILE, or in the settings;"
+            " `custody init` and `custody keys export` make one"
         )
     wanted = acceptance.Wanted(finding, log, sequence, key, sha256)
     if report is None:
         judged = acceptance.named(wanted)
     else:
         reported = _read(report)
-        _check_archive(reported, trusted.open_trust(trust=settings.trust).archive)
         judged = acceptance.choose(reported, wanted)
+        _check_archive(reported, judged, load_trust(file).archive)
     entries = acceptance.entries(judged, reason, by, format_time(datetime.now(UTC)))
     out = render.console()
     out.print(render.findings_table([judged]))
@@ -69,10 +77,13 @@ def accept(
     if dry_run:
         out.print("Nothing was written (--dry-run).", soft_wrap=True)
         return
-    added = trusted.accept(settings.trust, entries)
+    added = trust_file.accept(file, entries)
     there = f", {len(entries) - added} were there already" if added < len(entries) else ""
-    summary = f"Accepted in {settings.trust}: {added} entr{'y' if added == 1 else 'ies'} added{there}."
+    summary = f"Accepted in {file}: {added} entr{'y' if added == 1 else 'ies'} added{there}."
     out.print(render.safe(summary), soft_wrap=True)
+    if settings.trust is None:
+        hint = f"Verify with --trust {file}, or set CUSTODY_TRUST to it: without that nothing reads what was accepted."
+        out.print(render.safe(hint), soft_wrap=True)
 
 
 def _read(report: Path) -> "Reported":
@@ -87,10 +98,13 @@ def _read(report: Path) -> "Reported":
         raise ConfigurationError(f"the report {report} cannot be read: {error.strerror}") from None
 
 
-def _check_archive(reported: "Reported", trusted: str | None) -> None:
-    if trusted and reported.archive and reported.archive != trusted:
+def _check_archive(reported: "Reported", judged: "Finding", pinned: "Pin | None") -> None:
+    if judged.key == ARCHIVE:
+        # It is about what the archive calls itself, and accepted by the digest of that.
+        return
+    if pinned and reported.archive and reported.archive != pinned.id:
         raise ConfigurationError(
-            f"the report is of the archive {reported.archive}, and trust.json is for {trusted}: nothing was accepted"
+            f"the report is of the archive {reported.archive}, and trust.json is for {pinned.id}: nothing was accepted"
         )
 
 

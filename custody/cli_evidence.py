@@ -2,20 +2,30 @@
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.errors import ConfigurationError, FormatError, KeyUnavailable, SignatureInvalid
+from custody.cli_keys import refuse_inside
+from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
 from custody.settings import Settings
+
+if TYPE_CHECKING:
+    from custody.archive.evidence import Compared, Result
+    from custody.archive.witness import Seen
+    from custody.keys import Secret
+    from custody.store import Store
+    from custody.trust import Trust
 
 app = typer.Typer()
 
 _Archive = Annotated[str | None, typer.Option(help="Another archive than the setting's.", metavar="URL")]
-_Trust = Annotated[Path | None, typer.Option(help="A trust.json, with the keys that you trust.", metavar="FILE")]
+_TrustFile = Annotated[Path | None, typer.Option(help="A trust.json, with the keys that you trust.", metavar="FILE")]
 _Keys = Annotated[
     list[str] | None, typer.Option(help="Keys to trust: file:KEYRING. May be given again.", metavar="URI")
 ]
@@ -26,35 +36,153 @@ def _settings(archive: str | None = None, trust: Path | None = None) -> Settings
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-@app.command()
-def checkpoint(
-    logs: Annotated[list[str] | None, typer.Argument(help="LOG/PARTITION; all logs if not given.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Sign each log's head now, and write it.")] = False,
-    archive: _Archive = None,
-) -> None:
-    """Print the newest checkpoint of each log: its signed head, which anybody can keep, and check with a public key."""
-    from custody import checkpoints
-    from custody.render import escape
-    from custody.store import open_store
+def _open_trust(
+    settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str | None, more: Sequence[Path] = ()
+) -> "Trust":
+    """Return what is trusted: what was given, else what a writer of this archive trusts.
+
+    Args:
+        settings: the settings.
+        keys: URIs of the keys that were given.
+        given: whether a `trust.json` was.
+        archive: URL of the archive, in which no file that is trusted may lie; None where there is none.
+        more: other files that are trusted.
+
+    Raises:
+        ConfigurationError: a file of it cannot be used, or lies in the archive.
+    """
+    from custody.keys import keyring_path
     from custody.trust import open_trust
 
-    settings = _settings(archive)
+    alone = bool(keys or given)
+    if archive is not None:
+        uris = (
+            [*(keys or ())]
+            if alone
+            else [settings.keys, *([settings.checkpoint_keys] if settings.checkpoint_keys else [])]
+        )
+        named = [*map(keyring_path, uris), settings.trust, *more]
+        refuse_inside(archive, [path for path in named if path])
+    if alone:
+        return open_trust(keys or (), settings.trust, settings.passphrase())
+    return settings.own_trust()
+
+
+def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Trust":
+    """Return this trust with the secrets of leaves in the settings' keyrings too, where these can be opened.
+
+    They are no matter of trust: they show one event without its neighbours, whoever is trusted. No KMS is asked.
+
+    Raises:
+        ConfigurationError: a keyring lies in the archive.
+    """
+    from custody.keys import Keyring, LeafKey, keyring_path
+
+    secrets: dict[str, Secret] = {}
+    for path in [keyring_path(uri) for uri in (settings.keys, settings.checkpoint_keys) if uri]:
+        if path is None or not path.exists():
+            continue
+        refuse_inside(archive, [path])
+        try:
+            keys = Keyring.load(path, settings.passphrase()).keys
+        except ConfigurationError as error:
+            _echo_error(f"The keyring {path} was not used: {error}")
+            continue
+        secrets |= {key.key_id: key.secret for key in keys if isinstance(key, LeafKey)}
+    return replace(trust, leaves={**secrets, **trust.leaves})
+
+
+def _want_archive(store: "Store") -> None:
+    """Refuse a place where no archive is.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    from custody.archive.reader import read_archive
+
+    try:
+        read_archive(store)
+    except ObjectMissing:
+        raise ConfigurationError(
+            f"there is no archive at {store.url}; name yours with --archive URL or in the setting `archive`"
+        ) from None
+
+
+def _echo_error(line: str) -> None:
+    from custody.render import escape
+
+    typer.echo(escape(line), err=True)
+
+
+def _echo(lines: Iterable[str]) -> None:
+    from custody.render import escape
+
+    for line in lines:
+        typer.echo(escape(line))
+
+
+@app.command()
+def checkpoint(
+    logs: Annotated[
+        list[str] | None, typer.Argument(help="LOG/PARTITION, or audits/0; all logs but the audits if not given.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Sign each log's head now, and write it.")] = False,
+    archive: _Archive = None,
+    trust: _TrustFile = None,
+    keys: _Keys = None,
+) -> None:
+    """Print the newest checkpoint of each log: its signed head, which anybody can keep, and check with a public key.
+
+    With --keys, --trust, or the settings' keyring or trust.json, the newest that a trusted key signed.
+    """
+    from custody.archive import checkpoints
+    from custody.archive.reader import checkpoint_sizes, read_archive
+    from custody.archive.trusted import check_archive
+    from custody.keys import keyring_path
+    from custody.render import escape
+    from custody.store import open_store
+
+    settings = _settings(archive, trust)
+    if write and keys:
+        raise ConfigurationError("--write signs with the settings' keys: set CUSTODY_KEYS, and leave --keys out")
     store = open_store(settings.archive, settings.s3)
+    file = read_archive(store)
     chosen = checkpoints.choose_logs(store, logs or ())
+    own = None
     if write:
-        trust = open_trust([settings.keys], settings.trust, settings.passphrase())
-        signer = checkpoints.open_signer(settings, datetime.now(UTC))
-        notes = [checkpoints.write_checkpoint(store, log, trust, signer) for log in chosen]
+        own = settings.own_trust()
+        if reason := check_archive(file, own):
+            raise ConfigurationError(f"nothing is signed in {store.url}: {reason}")
+        signer = settings.signers(datetime.now(UTC)).ed25519()
+        made = [checkpoints.write_checkpoint(store, log, file.id, own, signer) for log in chosen]
     else:
-        notes = [note for log in chosen if (note := checkpoints.newest_checkpoint(store, log)) is not None]
+        path = keyring_path(settings.keys)
+        known = not trust and (path is None or path.exists())
+        if keys or known or settings.trust:
+            own = _open_trust(settings, keys, given=not known, archive=store.url)
+        made = [checkpoints.newest_checkpoint(store, log, file.id, own) for log in chosen]
+    notes = [note for note in made if note is not None]
     # A pipe gets a note's bytes as they are signed, and a terminal nothing that it would obey.
     for number, note in enumerate(notes):
         data = note.encode()
         shown = "\n".join(map(escape, data.decode().split("\n"))) if sys.stdout.isatty() else data
         typer.echo("\n" if number else "", nl=False)
         typer.echo(shown, nl=False)
-    if not notes:
-        typer.echo("No log has a checkpoint yet: an audit writes them, or `custody checkpoint --write`.")
+    if not chosen:
+        typer.echo(f"{escape(store.url)} has no log yet, so it has no checkpoint.", err=True)
+    for log, one in zip(chosen, made, strict=True):
+        if one is not None:
+            continue
+        there = len(checkpoint_sizes(store, log))
+        if write:
+            what = "what lies at its size does not count, so the next size gets one"
+        elif not there:
+            what = "it has none yet"
+        elif own is None:
+            what = f"what lies among its checkpoints is none ({there:,} of {there:,})"
+        else:
+            what = f"there are {there:,}, and none is signed by a trusted key; trust is given by --keys or --trust"
+        typer.echo(f"No checkpoint of {escape(str(log))}: {what}.", err=True)
 
 
 @app.command()
@@ -62,74 +190,153 @@ def evidence(
     log: Annotated[str, typer.Argument(help="LOG/PARTITION")],
     offset: Annotated[int, typer.Argument(min=0, help="The event's offset in Kafka.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", dir_okay=False)],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint that witnesses have cosigned, instead of the archive's own.", metavar="NOTE"),
+    ] = None,
+    for_: Annotated[
+        Path | None,
+        typer.Option("--for", help="The trust.json of whoever checks it: proofs lead to its heads.", metavar="FILE"),
+    ] = None,
+    whole_batch: Annotated[
+        bool,
+        typer.Option(
+            "--whole-batch",
+            help="Hand over the whole batch, other events too, where the secret of leaves is not at hand.",
+        ),
+    ] = False,
     archive: _Archive = None,
+    trust: _TrustFile = None,
+    keys: _Keys = None,
 ) -> None:
-    """Write one file that proves one event: its batch, its statement, the proof, a checkpoint."""
-    from custody.checkpoints import choose_logs
-    from custody.evidence import make_evidence
+    """Write one file that proves one event: the event, its statement, the proofs, a checkpoint.
+
+    Events that were drained with the setting `drain.event_leaves` on are shown alone. Of other events the file then
+    shows only what the signed statement says: how many there are, their types, and the first and last time of each
+    batch. This needs the secret of leaves, from the keyring in the setting `keys` or `checkpoint_keys`, or from --keys.
+
+    Events that were drained with it off, which is the default, are shown with their whole batch: up to
+    `drain.batch_events` other events. The command says how many.
+    """
+    from custody.archive.checkpoints import choose_logs
+    from custody.archive.prove import make_evidence
     from custody.render import escape
     from custody.store import open_store
+    from custody.tlog.checkpoint import NOTE_LIMIT
+    from custody.trust import open_trust
 
-    settings = _settings(archive)
+    settings = _settings(archive, trust)
     store = open_store(settings.archive, settings.s3)
+    _want_archive(store)
+    trusted = _open_trust(settings, keys, given=trust is not None, archive=store.url, more=[for_] if for_ else ())
+    if trust is not None or keys:
+        trusted = _with_leaf_secrets(trusted, settings, store.url)
     (chosen,) = choose_logs(store, [log])
-    data = make_evidence(store, chosen, offset)
+    made = make_evidence(
+        store,
+        chosen,
+        offset,
+        trusted,
+        datetime.now(UTC),
+        note=_read(checkpoint, NOTE_LIMIT) if checkpoint else None,
+        auditor=open_trust((), for_) if for_ else None,
+        whole_batch=whole_batch,
+    )
     try:
-        output.write_bytes(data)
+        output.write_bytes(made.data)
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written: {error.strerror}") from None
-    typer.echo(f"Wrote {escape(str(output))} ({len(data):,} bytes).")
+    typer.echo(f"Wrote {escape(str(output))} ({len(made.data):,} bytes).")
+    if made.others:
+        _echo_error(f"Warning: {made.summary}")
+    else:
+        typer.echo(escape(made.summary))
     typer.echo(f"Check it anywhere: custody check-evidence {escape(str(output))} --trust trust.json")
 
 
 @app.command("check-evidence")
 def check_evidence(
     file: Annotated[Path, typer.Argument(help="What `custody evidence` wrote.", dir_okay=False)],
-    trust: _Trust = None,
+    trust: _TrustFile = None,
     keys: _Keys = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Check evidence, offline, with public keys alone, and print the event and what this proves.
 
-    Exit codes: 0 it holds, 12 no trusted key signed it, 13 it does not hold.
+    README.txt in the file is for people: it is not checked.
+
+    Exit codes: 0 proved, 2 the file is no evidence at all, 12 no trusted key signed it, too few witnesses did, or a key
+    that has ended, 13 a signature is wrong, parts do not belong together, or the history is another than the one known.
     """
-    from custody import evidence as checking
-    from custody.render import escape
-    from custody.trust import open_trust
+    from custody.archive import evidence as checking
 
     if not trust and not keys:
         raise ConfigurationError("say whom you trust: --trust trust.json, or --keys file:KEYRING")
-    settings = _settings(trust=trust)
-    trusted = open_trust(keys or (), settings.trust, settings.passphrase())
+    trusted = _open_trust(_settings(trust=trust), keys, given=True, archive=None)
     try:
-        with file.open("rb") as opened:
-            data = opened.read(checking.FILE_LIMIT + 1)
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from None
-    try:
-        proven = checking.check_evidence(data, trusted)
-    except KeyUnavailable as error:
-        typer.echo(f"UNVERIFIABLE: {escape(str(error))}", err=True)
-        raise typer.Exit(Severity.UNVERIFIABLE) from None
+        result = checking.check_evidence(_read(file, checking.FILE_LIMIT), trusted, datetime.now(UTC))
+    except NotEvidence as error:
+        raise ConfigurationError(f"{file}: {error}") from None
     except (FormatError, SignatureInvalid) as error:
-        typer.echo(f"DOES NOT HOLD: {escape(str(error))}", err=True)
+        if as_json:
+            typer.echo(json.dumps({"proved": False, "verdict": "tampered", "problems": [str(error)]}))
+        else:
+            _echo([f"NOT PROVED: {error}"])
         raise typer.Exit(Severity.TAMPERED) from None
     if as_json:
-        typer.echo(json.dumps(checking.to_dict(proven)))
-        return
-    typer.echo(escape(proven.event.decode()))
-    lines = [
-        "",
-        f"This event is the record at offset {proven.offset} of {proven.log}, byte for byte as it was archived.",
-        f"It was sealed at {proven.sealed_at} by {proven.writer}: that is the writer's clock and word.",
-        f"Proved: it is in the log whose first {proven.size:,} statements {', '.join(proven.signers)} signed.",
-        *(
-            f"  {name} saw that head at {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}."
-            for name, at in proven.witnessed
-        ),
-        "Not proved: that what it says is true, nor when it happened, nor that no other event is missing.",
-    ]
-    typer.echo("\n".join(map(escape, lines)))
+        typer.echo(json.dumps(result.to_dict()))
+    elif result.proved:
+        _echo(_proved(result))
+    else:
+        _echo(_not_proved(result))
+    if result.severity is not None:
+        raise typer.Exit(result.severity)
+
+
+def _proved(result: "Result") -> Iterable[str]:
+    yield result.event.decode()
+    yield ""
+    yield f"This event is the record at offset {result.offset} of {result.log}, byte for byte as it was archived."
+    yield f"It was sealed at {result.sealed_at} by {result.writer}: that is the writer's clock and word."
+    yield f"Archive: {result.archive}, {'as trust.json pins it' if result.pinned else 'by the file alone'}."
+    signers = ", ".join(result.signatures.signers)
+    yield f"Proved: it is in the log whose first {result.checkpoint.size:,} statements {signers} signed."
+    for name, at in result.signatures.witnessed:
+        yield f"  {name} saw that head at {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}."
+    for one in result.compared:
+        if one.relation != "unshown":
+            yield f"  {_agrees(one)}"
+    if result.statement.counts:
+        yield f"  The statement itself was signed by {', '.join(result.statement.held)}, and that was checked, too."
+    for remark in result.remarks:
+        yield f"Note: {remark}."
+    for line in result.unproved:
+        yield f"Not proved: {line}."
+
+
+def _not_proved(result: "Result") -> Iterable[str]:
+    for problem in result.problems:
+        yield f"NOT PROVED: {problem}"
+    yield f"It is said to be offset {result.offset} of {result.log}, in the archive {result.archive}."
+    yield ""
+    yield "The checkpoint in the file:"
+    yield from result.note.splitlines()
+
+
+def _agrees(one: "Compared") -> str:
+    if one.relation == "same":
+        return f"It is the very head that {one.origin} knows."
+    return f"It is of the same history as the head of size {one.head.size:,} that {one.origin} knows."
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """Return a file's bytes, one more than the limit at most."""
+    try:
+        with path.open("rb") as opened:
+            return opened.read(limit + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
+        raise ConfigurationError(f"{path} cannot be read: {reason}") from None
 
 
 @app.command()
@@ -137,35 +344,54 @@ def witness(
     archive: Annotated[str | None, typer.Argument(help="The archive to watch; else the setting's.")] = None,
     state: Annotated[
         Path,
-        typer.Option(help="A folder of your own: your key, and the checkpoints that you co-signed.", file_okay=False),
+        typer.Option(help="A folder of your own: your key, and the checkpoints that you cosigned.", file_okay=False),
     ] = Path("custody-witness"),
-    trust: _Trust = None,
+    trust: _TrustFile = None,
     keys: _Keys = None,
 ) -> None:
-    """Watch an archive: check that its checkpoints grow out of those seen before, and co-sign them.
+    """Watch an archive: check that its checkpoints grow out of those seen before, and cosign them.
 
-    Exit codes: 0 all hold, 13 one does not: both signed heads are printed, and kept.
+    The first line is your vkey, for the `witnesses` of others' trust.json. The cosigned checkpoints are for
+    `custody evidence --checkpoint`.
+
+    Exit codes: 0 all hold, 10 something among the checkpoints does not count, 12 nothing of a log is signed by a
+    trusted key, 13 a log went back, is gone or forked, or another archive lies there: both signed heads are printed.
+
+    An alarm comes again at every run, until what is missing is back, or somebody accepts exactly that loss in
+    trust.json: each refusal prints the `custody accept` command. Then the witness goes on from the present head, and
+    says so. A URL where it never saw an archive, and where none lies, is a plain error (1).
     """
-    from custody.archive import read_archive
-    from custody.checkpoints import trust_own
-    from custody.render import escape
+    from custody.archive.witness import Witness
     from custody.store import open_store
-    from custody.trust import open_trust
-    from custody.witness import Witness
 
     settings = _settings(archive, trust)
-    uris = list(keys) if keys else [] if settings.trust else [settings.keys]
-    trusted = open_trust(uris, settings.trust, settings.passphrase())
-    trusted = trusted if keys else trust_own(trusted, settings)
     store = open_store(settings.archive, settings.s3)
-    watching = Witness(state)
-    typer.echo(f"witness {escape(watching.key.vkey)}")
-    refused = False
-    for seen in watching.watch(store, trusted, trusted.archive or read_archive(store).archive, datetime.now(UTC)):
-        why = f": {escape(seen.problem)}" if seen.problem else ""
-        typer.echo(f"{escape(seen.log)}: {seen.outcome}, size {seen.size:,}{why}")
-        for note in seen.notes:
-            typer.echo("\n".join(map(escape, note.split("\n"))))
-        refused = refused or seen.outcome == "refused"
-    if refused:
-        raise typer.Exit(Severity.TAMPERED)
+    trusted = _open_trust(settings, keys, given=settings.trust is not None, archive=store.url, more=[state])
+    now = datetime.now(UTC)
+    watching = Witness(state, now, settings.passphrase())
+    _echo([f"witness {watching.key.vkey}"])
+    worst = 0
+    for seen in watching.watch(store, trusted, now):
+        _echo(_seen(seen))
+        worst = max(worst, _severity(seen))
+    if worst:
+        raise typer.Exit(worst)
+
+
+def _seen(seen: "Seen") -> Iterable[str]:
+    size = f", size {seen.size:,}" if seen.size else ""
+    problem = "".join(f": {text}" for text in (seen.problem, seen.remark) if text)
+    kept = f", kept as {seen.path}" if seen.path else ""
+    yield f"{seen.log}: {seen.outcome}{size}{kept}{problem}"
+    for alarm in seen.alarms:
+        yield f"{seen.log}: ALARM: {alarm}"
+    for note in seen.notes:
+        yield from note.split("\n")
+
+
+def _severity(seen: "Seen") -> int:
+    if seen.outcome == "refused":
+        return Severity.TAMPERED
+    if seen.outcome == "unsigned":
+        return Severity.UNVERIFIABLE
+    return Severity.POLICY if seen.alarms else 0

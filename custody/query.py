@@ -1,8 +1,11 @@
-"""DuckDB over an archive: views of events, statements, what was quarantined, audits. Reads, and verifies nothing.
+"""DuckDB over an archive: views of events, statements, what was quarantined, audits. Reads only.
 
 Events come from the Parquet tables where there are some, and from the segments' gzip JSONL where there are not: each
 event once. Files of an archive in S3 are read through the archive's own store, in ranges, so that nothing but the
 archive is asked: no extension is downloaded, and DuckDB opens no connection.
+
+Verifies no more than that no key at hand speaks against a statement or an audit, and that no later one passes over it.
+Tables are taken by their names: audits hold them against their signed lists.
 """
 
 import json
@@ -20,14 +23,28 @@ import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from custody import audit, layout, tables
-from custody.archive import find_audits, find_head, list_logs, read_archive, read_manifest, sealed_from
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive.reader import (
+    Holds,
+    find_audit_tip,
+    find_tip,
+    list_logs,
+    read_archive,
+    read_audit,
+    read_manifest,
+    sealed_from,
+)
+from custody.archive.trusted import Judge
+from custody.audit import SignedAudit
 from custody.chain import unlined_ranges
 from custody.contents import Work, check, quarantine_lines
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.layout import Log
-from custody.manifest import MANIFEST_LIMIT, QuarantineRef, Statement, parse_time
+from custody.manifest import Manifest, QuarantineRef, Statement
 from custody.settings import Settings
 from custody.store import Store, open_store
+from custody.times import parse_time
+from custody.trust import Trust
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -49,6 +66,9 @@ _MANIFESTS = pa.schema(
         pa.field("quarantined", pa.int64()),
         pa.field("skipped", pa.int64()),
         pa.field("lost", pa.int64()),
+        pa.field("unreadable", pa.int64()),
+        # Slots before it that hold no statement.
+        pa.field("passed_over", pa.int64()),
         pa.field("stored", pa.int64()),
         pa.field("inflated", pa.int64()),
         pa.field("kafka_time", _TIME),
@@ -101,7 +121,7 @@ _AUDITS = pa.schema(
 _FINDINGS = pa.schema(
     [
         pa.field("audit", pa.int64()),
-        *(pa.field(name, pa.string()) for name in ("finding", "class", "log")),
+        *(pa.field(name, pa.string()) for name in ("finding", "severity", "log")),
         *(pa.field(name, pa.int64()) for name in ("sequence", "through", "batch", "offset", "byte")),
         *(pa.field(name, pa.string()) for name in ("key", "expected", "found", "accepted")),
         pa.field("count", pa.int64()),
@@ -133,7 +153,7 @@ def connect(
     read_archive(store)
     folder = tempfile.TemporaryDirectory(prefix="custody-")
     _folders.append(folder)
-    views = _Views(store, Path(folder.name), since, until)
+    views = _Views(store, Path(folder.name), since, until, settings.trust_at_hand())
     connection = duckdb.connect(
         ":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     )
@@ -153,8 +173,10 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 class _Views:
     """What an archive holds, as files that DuckDB reads."""
 
-    def __init__(self, store: Store, folder: Path, since: datetime | None, until: datetime | None) -> None:
-        self._store, self._folder = store, folder
+    def __init__(
+        self, store: Store, folder: Path, since: datetime | None, until: datetime | None, trust: Trust
+    ) -> None:
+        self._store, self._folder, self._trust = store, folder, trust
         self._since, self._until = since, until
         self._manifests = _Sheet(folder / "manifests.parquet", _MANIFESTS)
         self._batches = _Sheet(folder / "batches.parquet", _BATCHES)
@@ -193,9 +215,10 @@ class _Views:
 
     def _log(self, log: Log, ranges: list[list[tables.TableFile]]) -> Iterator[tables.TableFile]:
         """Note a log's statements, make tables of those that have none, and yield the files of those that have."""
-        size = find_head(self._store, log).size
+        holds: Holds[Manifest] = Judge(self._store, log, statements_of(log), None, self._trust).may_stand
+        size = find_tip(self._store, log, holds).head.size
         first, end = (
-            sealed_from(self._store, log, size, moment) if moment else default
+            sealed_from(self._store, log, size, moment, holds) if moment else default
             for moment, default in ((self._since, 0), (self._until, size))
         )
         tabled = [False] * max(end - first, 0)
@@ -206,7 +229,7 @@ class _Views:
         rest = _Rest(self._folder, log)
         for sequence in range(first, end):
             try:
-                statement = read_manifest(self._store, log, sequence).statement
+                statement = read_manifest(self._store, log, sequence, holds).statement
             except (ObjectMissing, FormatError):
                 # `custody verify` says so; here it is a gap.
                 continue
@@ -218,6 +241,8 @@ class _Views:
     def _note(self, log: str, statement: Statement) -> None:
         segment, quarantine = statement.segment, statement.quarantine
         times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
+        # Time stamps are a producer's.
+        kafka_ms = min(times, default=_YEAR_10000_MS)
         self._manifests.add(
             log,
             statement.sequence,
@@ -228,9 +253,11 @@ class _Views:
             quarantine.records if quarantine else 0,
             sum(end - start for start, end in statement.skipped),
             statement.lost[1] - statement.lost[0] if statement.lost else 0,
+            sum(one.to - one.from_ for one in statement.unreadable),
+            len(statement.passed_over),
             (segment.size if segment else 0) + (quarantine.size if quarantine else 0),
             sum(batch.inflated for batch in statement.batches),
-            min(times) * 1000 if times else None,
+            kafka_ms * 1000 if kafka_ms < _YEAR_10000_MS else None,
             segment.key if segment else None,
             quarantine.key if quarantine else None,
             statement.tree.root,
@@ -252,16 +279,17 @@ class _Views:
                 record = json.loads(line)
                 value, time = record["value"] or "", record["timestamp"]
                 time = time * 1000 if isinstance(time, int) and 0 <= time < _YEAR_10000_MS else None
-                size = len(value) * 3 // 4 - value[-2:].count("=")
+                size = _left_out(record) or len(value) * 3 // 4 - value[-2:].count("=")
                 self._quarantined.add(log, sequence, record["offset"], time, str(record["error"]), size)
-        except (ObjectMissing, ObjectArchived, FormatError, ValueError, KeyError, TypeError):
+        except (ObjectMissing, ObjectArchived, FormatError, ValueError, KeyError, TypeError, AttributeError):
             # `custody verify` says what is wrong with it.
             return
 
     def _read_audits(self) -> None:
-        for sequence in range(find_audits(self._store).size):
+        holds: Holds[SignedAudit] = Judge(self._store, layout.AUDIT_LOG, AUDITS, None, self._trust).may_stand
+        for sequence in range(find_audit_tip(self._store, holds).head.size):
             try:
-                found = audit.parse(self._store.read(layout.audit_key(sequence), limit=MANIFEST_LIMIT)).statement
+                found = read_audit(self._store, sequence, holds).statement
             except (ObjectMissing, FormatError):
                 continue
             self._audits.add(
@@ -280,7 +308,7 @@ class _Views:
                 self._findings.add(sequence, *(_fitting(one.get(field.name), field) for field in list(_FINDINGS)[1:]))
 
     def _findings_of(self, found: audit.Audit) -> Sequence[Mapping[str, Any]]:
-        if not isinstance(found.findings, audit.FindingsRef):
+        if not isinstance(found.findings, audit.ObjectRef):
             return found.findings
         try:
             lines = self._store.read(found.findings.key, limit=_FINDINGS_LIMIT).splitlines()
@@ -398,6 +426,13 @@ def _fitting(value: Any, field: Any) -> Any:
     if field.type == pa.string():
         return value if isinstance(value, str) else None
     return value if isinstance(value, int) and abs(value) < 1 << 63 else None
+
+
+def _left_out(record: Mapping[str, Any]) -> int:
+    """Return the size of a quarantined record's value that was too large to be kept, 0 of one that was not."""
+    value = (record.get("omitted") or {}).get("value")
+    size = value["size"] if value else 0
+    return size if isinstance(size, int) and 0 <= size < 1 << 63 else 0
 
 
 def _quoted(paths: Sequence[str]) -> str:

@@ -126,7 +126,7 @@ def report(found: "Report") -> Iterator[RenderableType]:
                 for line in text.splitlines():
                     yield safe(line)
     if found.logs:
-        made = table("!log", "#events", "#quarantined", "#skipped", "#lost", "#head")
+        made = table("log", "#events", "#quarantined", "#skipped", "#lost", "#head")
         for log in found.logs[:LOGS_SHOWN]:
             figures = (log.events, log.quarantined, log.skipped, log.lost)
             head = f"{log.size:,} {log.root[:12]}" if log.root else f"{log.size:,}"
