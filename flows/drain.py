@@ -22,7 +22,7 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.drain import LogResult, Place, find_places, stopping_on_signals
+from tasks.drain import LogResult, TopicPartition, find_places, stopping_on_signals
 from tasks.follow import drain_and_index
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class RunReport:
 
 @task(name="drain-share", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def drain_share(
-    places: Sequence[Place], once: bool, seconds: float | None
+    places: Sequence[TopicPartition], once: bool, seconds: float | None
 ) -> "tuple[list[LogResult], list[IndexResult]]":
     """Drain and index some of the logs. Settings are read here: they hold secrets, and Prefect keeps parameters."""
     return drain_and_index(Settings(), places, once=once, seconds=seconds)
@@ -92,7 +92,7 @@ def _run(once: bool, seconds: float | None) -> RunReport:
 
 @flow(name="drain-shares", persist_result=False, retries=0)
 def drain_shares(
-    shares: list[list[Place]], once: bool, seconds: float | None
+    shares: list[list[TopicPartition]], once: bool, seconds: float | None
 ) -> "list[tuple[list[LogResult], list[IndexResult]]]":
     """Drain several shares of the logs at the same time, on the task runner that the settings name."""
     futures = [drain_share.submit(share, once, seconds) for share in shares]

@@ -3,14 +3,16 @@
 The rules of the state machine, in terms of `position`, the first offset that is not accounted for:
 
 1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must have been accounted for
-   by `skip` or `lose` before; else the records are refused, since nothing may be dropped.
+   by `skip`, `lose` or `unreadable` before; else the records are refused, since nothing may be dropped.
 2. Records are checked as they come, and let go: a key or header of theirs may be large, and nobody counts those.
    Events gather until they fill a batch. A batch is cut at `batch_events` events or at `BATCH_BYTES`, whichever comes
    first, and is compressed at once, so that what is held is small.
-3. A record that is no event goes to quarantine with its reason, and keeps its place in the order.
+3. A record that is no event goes to quarantine with its reason, and keeps its place in the order. Of one that is too
+   large its largest parts are left out, and their size and SHA-256 stay.
 4. `skip` notes offsets that a read-committed consumer gets no record for.
 5. `lose` notes offsets that the broker deleted. A statement states them first, so what came before must be cut off.
-6. `cut` closes what is open and gives an entry from the last cut to `position`.
+6. `unreadable` notes offsets that the broker holds and no client could decode.
+7. `cut` closes what is open and gives an entry from the last cut to `position`.
 
 What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format.
 """
@@ -20,29 +22,40 @@ import gc
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from custody import segment
-from custody.archive import Entry
+from custody import limits, segment
+from custody.archive.writer import Entry
 from custody.events import Checked, check, join
-from custody.manifest import Batch, KafkaTime, format_us
+from custody.leaves import LeafMaker, OpenLeaves
+from custody.manifest import Batch, KafkaTime, Unreadable
+from custody.times import format_us
 
-BATCH_BYTES = 4 * 1024 * 1024
-"""A batch of more than one event is cut at about this size; the format's limit is 16 MiB."""
+BATCH_BYTES = limits.BATCH_BYTES // 4
+"""A batch of more than one event is cut at about this size."""
 RANGES = 20_000
 """Skipped or quarantined ranges in a statement; the format's limit is 50,000 each."""
-BATCHES = 10_000
-"""Batches in a statement: at most 450 bytes each, which leaves room for the ranges in the format's limit of 8 MiB."""
-QUARANTINE_BYTES = 16 * 1024 * 1024
-"""Values, keys and headers of quarantined records in a statement; the format's limits are far above."""
+UNREADABLE_RANGES = limits.UNREADABLE_RANGES // 2
+BATCHES = 5_000
+"""Batches in a statement: less than 700 bytes each, which leaves room for the ranges in the format's limit of 8 MiB."""
+QUARANTINE_BYTES = 16 * limits.MIB
+"""Lines of quarantined records in a statement, before the last one; the format's limits are far above."""
+REASON_CHARACTERS = 1_000
+"""Characters of a quarantined record's `error`: a reason may quote the value, which may be large."""
+_PIECE = 768 * 1024
+"""Bytes of a header that are encoded at once; a multiple of 3, so that base64 can be cut there."""
 
 Ranges = list[tuple[int, int]]
 TIME_NOT_AVAILABLE, TIME_CREATE, TIME_APPEND = 0, 1, 2
 """librdkafka's kinds of timestamp."""
 _NO_TIME = -1
 """What a producer that sets no time sends."""
+_NO_EPOCH = -1
+"""What librdkafka gives where the broker says nothing of an epoch."""
 
 
 class Record(Protocol):
@@ -68,11 +81,24 @@ class Record(Protocol):
         """The kind of its time, and the time in ms since 1970."""
         ...
 
+    def leader_epoch(self) -> int | None:
+        """The epoch in which the partition's leader took it; None or -1 where the broker does not say."""
+        ...
+
 
 class Assembler:
     """What one log has received since the last cut."""
 
-    def __init__(self, position: int, *, batch_events: int, segment_bytes: int, level: int) -> None:
+    def __init__(
+        self,
+        position: int,
+        *,
+        batch_events: int,
+        segment_bytes: int,
+        level: int,
+        number: Callable[[], int] = lambda: 0,
+        leaves: LeafMaker | None = None,
+    ) -> None:
         """Begin at an offset.
 
         Args:
@@ -80,19 +106,28 @@ class Assembler:
             batch_events: events in a batch.
             segment_bytes: bytes of JSONL after which `full` asks for a cut.
             level: isal's compression level.
+            number: gives the number of the first batch (`LogWriter.next_batch`), since to find it may cost reads of the
+                archive. It is called once, when the first batch is closed, or with `leaves` begun; later batches are
+                counted on from there. The default is right for a log without batches.
+            leaves: commits to each event of a batch alone; None leaves `Batch.leaves` null.
         """
         self.position = position
         self._batch_events = batch_events
         self._segment_bytes = segment_bytes
         self._level = level
+        self._first_number = number
+        self._number: int | None = None
+        self._leaves = leaves
         self._begin()
 
     def _begin(self) -> None:
         self._start = self.position
         self._lost: tuple[int, int] | None = None
         self._skipped: Ranges = []
+        self._unreadable: list[Unreadable] = []
         self._first_record: Record | None = None
         self._last_record = 0
+        self._leader_epoch: int | None = None
         self._members: list[bytes] = []
         self._batches: list[Batch] = []
         self._types: Counter[str] = Counter()
@@ -109,18 +144,19 @@ class Assembler:
         self._open_bytes = 0
         self._open_from = 0
         self._open_to = 0
+        self._open_leaves: OpenLeaves | None = None
         self._kinds: set[int] = set()
         self._stamps: tuple[int, int] | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Nothing was received, skipped or lost since the last cut."""
+        """Nothing was received, skipped, lost or unreadable since the last cut."""
         return self.position == self._start
 
     @property
     def has_records(self) -> bool:
-        """There are records, or a loss, that should not wait for the end of the run."""
-        return self._first_record is not None or self._lost is not None
+        """There are records, or an admission of some that are not, which should not wait for the end of the run."""
+        return self._first_record is not None or self._lost is not None or bool(self._unreadable)
 
     @property
     def held_bytes(self) -> int:
@@ -135,6 +171,7 @@ class Assembler:
             or len(self._batches) >= BATCHES
             or self._quarantine_bytes >= QUARANTINE_BYTES
             or len(self._skipped) >= RANGES
+            or len(self._unreadable) >= UNREADABLE_RANGES
             or len(self._quarantined) >= RANGES
         )
 
@@ -157,11 +194,28 @@ class Assembler:
         taken = self._gather(records, values)
         self.position = first + taken
         self._last_record = self.position - 1
+        self._leader_epoch = records[taken - 1].leader_epoch()
         return taken
 
     def skip(self, to: int) -> None:
         """Note that there are no records for a read-committed consumer from `position` to `to`."""
         _merge(self._skipped, self.position, to)
+        self.position = to
+
+    def unreadable(self, to: int, error: str) -> None:
+        """Note that no client could decode what the broker holds from `position` to `to`.
+
+        Args:
+            to: the first offset after it.
+            error: why; its first 256 bytes are kept.
+        """
+        # Whole characters; what is no Unicode text becomes a question mark.
+        cut = error.encode(errors="replace")[: limits.UNREADABLE_ERROR].decode(errors="ignore")
+        last = self._unreadable[-1] if self._unreadable else None
+        if last is not None and last.to == self.position and last.error == cut:
+            self._unreadable[-1] = Unreadable(last.from_, to, cut)
+        else:
+            self._unreadable.append(Unreadable(self.position, to, cut))
         self.position = to
 
     def lose(self, to: int) -> None:
@@ -175,21 +229,24 @@ class Assembler:
         """Close what is open, and return the entry from the last cut to `position`."""
         self._close_batch()
         quarantine = segment.pack(b"".join(self._quarantine), self._level) if self._quarantine else None
+        # A message of Kafka's without a value is false.
         first = self._first_record
-        kind, stamp = first.timestamp() if first else (TIME_NOT_AVAILABLE, -1)
+        kind, stamp = first.timestamp() if first is not None else (TIME_NOT_AVAILABLE, -1)
         entry = Entry(
             first_offset=self._start,
             next_offset=self.position,
             skipped=self._skipped,
             lost=self._lost,
+            unreadable=self._unreadable,
             members=self._members,
             batches=self._batches,
             types=self._types,
             quarantine=quarantine.data if quarantine else None,
             quarantine_inflated=quarantine.inflated if quarantine else 0,
             quarantined=self._quarantined,
-            first_record=first.offset() if first else 0,
+            first_record=first.offset() if first is not None else 0,
             last_record=self._last_record,
+            leader_epoch=None if self._leader_epoch in {None, _NO_EPOCH} else self._leader_epoch,
             first_record_ms=None if kind == TIME_NOT_AVAILABLE else stamp,
         )
         self._begin()
@@ -215,7 +272,8 @@ class Assembler:
         return done
 
     def _take(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
-        checked = check(values)
+        keep = self._leaves is not None
+        checked = check(values, lines=keep)
         taken = len(values)
         if checked.refused:
             for index, reason in checked.refused:
@@ -224,13 +282,19 @@ class Assembler:
                     taken = index + 1
                     break
             if taken < len(values):
-                checked = check(values[:taken])
+                checked = check(values[:taken], lines=keep)
             refused = dict(checked.refused)
             records = [record for index, record in enumerate(records[:taken]) if index not in refused]
         if not records:
             return taken
         if not self._open_events:
             self._open_from = records[0].offset()
+        if self._leaves is not None:
+            if self._open_leaves is None:
+                self._open_leaves = self._leaves.begin(self._next_number(), self._batch_events)
+            # At once, while they are in the processor's cache; then they are let go.
+            self._open_leaves.add(checked.lines)
+            checked = replace(checked, lines=())
         self._open_to = records[-1].offset() + 1
         self._open.append(checked)
         self._open_events += checked.events
@@ -244,23 +308,7 @@ class Assembler:
         return taken
 
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
-        offset = record.offset()
-        kind, stamp = record.timestamp()
-        headers = _headers(record)
-        if headers is None:
-            headers = []
-            reason += "; its headers are left out, since a name among them is not UTF-8"
-        line = json.dumps(
-            {
-                "offset": offset,
-                "timestamp": None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp,
-                "key": _base64(record.key()),
-                "value": _base64(value),
-                "headers": [[name, _base64(header)] for name, header in headers],
-                "error": reason,
-            },
-            separators=(",", ":"),
-        ).encode()
+        offset, line = record.offset(), quarantine_line(record, value, reason)
         self._quarantine.append(line + b"\n")
         self._quarantine_bytes += len(line) + 1
         _merge(self._quarantined, offset, offset + 1)
@@ -270,10 +318,12 @@ class Assembler:
             return
         whole = self._open[0] if len(self._open) == 1 else join(self._open)
         member = segment.pack(whole.payload, self._level)
+        number = self._next_number()
+        self._number = number + 1
         self._members.append(member.data)
         self._batches.append(
             Batch(
-                number=len(self._batches),
+                number=number,
                 first_offset=self._open_from,
                 next_offset=self._open_to,
                 events=whole.events,
@@ -284,12 +334,18 @@ class Assembler:
                 min_time=format_us(whole.earliest),
                 max_time=format_us(whole.latest),
                 kafka_time=self._kafka_time(),
+                leaves=self._open_leaves.end() if self._open_leaves else None,
             )
         )
         self._types.update(whole.types)
         self._stored += len(member.data)
         self._inflated += member.inflated
         self._begin_batch()
+
+    def _next_number(self) -> int:
+        if self._number is None:
+            self._number = self._first_number()
+        return self._number
 
     def _kafka_time(self) -> KafkaTime | None:
         if self._stamps is None:
@@ -298,6 +354,35 @@ class Assembler:
             "mixed" if len(self._kinds) > 1 else "append" if TIME_APPEND in self._kinds else "create"
         )
         return KafkaTime(name, *self._stamps)
+
+
+def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
+    """Return a record's line in a quarantine object, without its newline.
+
+    Args:
+        record: the record.
+        value: its value.
+        reason: why it is no event.
+    """
+    kind, stamp = record.timestamp()
+    headers = _headers(record)
+    reason = reason[:REASON_CHARACTERS]
+    if headers is None:
+        headers = []
+        reason += "; its headers are left out, since a name among them is not UTF-8"
+    parts = _Parts(record.key(), value, headers)
+    return b"".join(
+        (
+            b'{"offset":%d,"timestamp":' % record.offset(),
+            _json(None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp),
+            *parts.pieces(),
+            b',"error":',
+            _json(reason),
+            b',"omitted":',
+            _json(parts.omitted),
+            b"}",
+        )
+    )
 
 
 def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
@@ -328,7 +413,62 @@ def _merge(ranges: Ranges, start: int, stop: int) -> None:
         ranges.append((start, stop))
 
 
-def _base64(value: bytes | str | None) -> str | None:
-    if value is None:
-        return None
-    return base64.b64encode(value.encode() if isinstance(value, str) else value).decode()
+class _Parts:
+    """What a record has that may be of any size: key, value and headers.
+
+    Attributes:
+        omitted: as the line has it: None, or what was left out of a record that is too large. Its largest parts are, so
+            few that the rest keeps to the limit.
+    """
+
+    def __init__(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> None:
+        self._plain = {"key": key, "value": value}
+        # Their JSON, as long as it is small enough to be kept.
+        self._headers: list[bytes] = []
+        sizes = {name: len(part or b"") for name, part in self._plain.items()}
+        digest = sha256()
+        sizes["headers"] = 0
+        for piece in _headers_json(headers) if headers else ():
+            digest.update(piece)
+            sizes["headers"] += len(piece)
+            if sizes["headers"] <= limits.QUARANTINE_RECORD:
+                self._headers.append(piece)
+        self.omitted: dict[str, dict[str, Any] | None] | None = None
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            if sum(sizes.values()) <= limits.QUARANTINE_RECORD:
+                break
+            self.omitted = self.omitted or dict.fromkeys(("key", "value", "headers"))
+            made = digest if name == "headers" else sha256(self._plain[name] or b"")
+            self.omitted[name] = {"size": sizes.pop(name), "sha256": made.hexdigest()}
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the line's three fields."""
+        left_out = {name for name, part in (self.omitted or {}).items() if part is not None}
+        for name, part in self._plain.items():
+            yield b',"%s":' % name.encode()
+            yield from (b"null",) if part is None or name in left_out else (b'"', base64.b64encode(part), b'"')
+        yield b',"headers":'
+        yield from self._headers if self._headers and "headers" not in left_out else (b"[]",)
+
+
+def _headers_json(headers: Iterable[tuple[str, bytes | None]]) -> Iterator[bytes]:
+    """Yield the JSON of a record's headers in pieces: a header may be larger than what may be held twice."""
+    opening = b"[["
+    for name, value in headers:
+        yield opening + b'"'
+        for at in range(0, len(name), _PIECE):
+            yield _json(name[at : at + _PIECE])[1:-1]
+        yield b'",'
+        if value is None:
+            yield b"null"
+        else:
+            yield b'"'
+            for at in range(0, len(value), _PIECE):
+                yield base64.b64encode(memoryview(value)[at : at + _PIECE])
+            yield b'"'
+        opening = b"],["
+    yield b"]]"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

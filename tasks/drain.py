@@ -13,6 +13,12 @@ archive):
 While one segment is put, the next is assembled: one append a log is under way at a time, in order. Before each append
 the topic's id is asked for again, after what is appended was fetched: ids never come back, so what was fetched under
 the same id is of the same topic. A log that fails stops alone; the others go on.
+
+Whether the partition is still the one that was archived is checked by its last record. A run begins to read at that
+record again, and compares its leader epoch with the archive's; it does the same whenever it seeks. So a partition that
+was truncated is noticed even if it has grown again. What this cannot show: where compaction took the record, a
+truncation that the broker's own leader epochs do not show; and nothing where retention took it, or where the broker has
+no leader epochs.
 """
 
 import ctypes
@@ -23,61 +29,63 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from custody import layout, manifest
-from custody.archive import (
-    ArchiveInfo,
-    Entry,
-    LogWriter,
-    Seen,
-    audited_heads,
-    find_head,
-    list_logs,
-    put_checkpoint,
-    read_archive,
-    writer_name,
-)
-from custody.checkpoints import find_signer
+from custody import layout
+from custody.archive.forms import AUDITS, statements_of
+from custody.archive.reader import Tip, find_audit_tip, list_logs, read_archive
+from custody.archive.trusted import Judge, check_archive, find_trusted_tip
+from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
+from custody.archive_file import ArchiveFile
 from custody.errors import (
     ConfigurationError,
     CustodyError,
     Fenced,
+    FormatError,
     LogChanged,
     ObjectMissing,
     SourceRefused,
     TransientSourceError,
 )
-from custody.keys import open_signers
+from custody.keys import Signers
 from custody.layout import Log
-from custody.manifest import After, LogId, Signer
+from custody.leaves import LeafMaker
+from custody.manifest import LastRecord, LogId, Manifest, PreviousEpoch, Range
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.trust import Trust, open_trust
+from custody.times import parse_time
+from custody.tlog.head import KnownHead
+from custody.trust import Trust
 from tasks.assemble import Assembler
 from tasks.kafka import (
     DAMAGED,
+    LOG_TRUNCATION,
     OFFSET_OUT_OF_RANGE,
     PARTITION_EOF,
     Bounds,
     Broker,
     Feed,
+    Position,
     Received,
     Topic,
+    check_memory,
+    contradiction,
     error_of,
     map_error,
     partition_of,
+    says_truncated,
+    truncated,
 )
 
 logger = logging.getLogger(__name__)
 
-Place = tuple[str, int]
-"""Topic and partition."""
+TopicPartition = tuple[str, int]
+"""A topic, and the number of one of its partitions."""
 
 READ_RECORDS = 500
 """Records in one read from librdkafka: so few that their objects stay in the cache, which makes a read 40 % cheaper."""
@@ -87,6 +95,8 @@ HELD_BYTES = 64 * 1024 * 1024
 """Assembled, over all logs; beyond it the largest is cut. As much again may be on its way to the store."""
 STALL_SECONDS = 30
 """A run that is to end when it has caught up gives up after so long without a record."""
+_REREAD_OFFSETS = 10_000
+"""Offsets behind the archive's last record that are read again, to see that they still hold nothing."""
 _COLLECT_AFTER = 50_000
 _KEEP_BYTES = 64 * 1024 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -155,16 +165,37 @@ class LogResult:
 
 
 @dataclass(slots=True)
+class _Reread:
+    """What a run reads again, to see that the partition is still the one that was archived.
+
+    Attributes:
+        last: the last record that the archive, or this run, has.
+        skipped: offsets behind it that the archive calls skipped.
+        suspect: what librdkafka says that contradicts it, None if it says nothing.
+        agrees: whether that record has been read again.
+    """
+
+    last: LastRecord
+    skipped: Sequence[Range] = ()
+    suspect: str | None = None
+    agrees: bool = False
+
+
+@dataclass(slots=True)
 class _Run:
     """One log in a run."""
 
-    place: Place
+    place: TopicPartition
     writer: LogWriter
     assembler: Assembler
     target: int
     result: LogResult
-    begun: str | None = None
-    """When the head was sealed that this run began from."""
+    begun: Tip[Manifest]
+    """The tip that this run began from."""
+    last: LastRecord | None = None
+    """The last record that was read in this log."""
+    reread: _Reread | None = None
+    """What is to be read again before anything else counts."""
     since: float = 0.0
     caught_up: bool = False
     """Whether what there was at the run's start has been read."""
@@ -179,16 +210,32 @@ class _Context:
 
     settings: Settings
     store: Store
-    info: ArchiveInfo
-    signers: Sequence[Signer]
+    archive: ArchiveFile
+    signers: Signers
     trust: Trust
     broker: Broker
     cluster: str
     writer: str
-    audited: dict[str, Seen] = field(default_factory=dict)
+    audited: Mapping[str, KnownHead]
+    """What the newest audit that counts says of heads."""
 
 
-def find_places(settings: Settings) -> list[Place]:
+@dataclass(frozen=True, slots=True)
+class EpochBegun:
+    """A new epoch of a partition.
+
+    Attributes:
+        log: `<log>/<partition>`.
+        earlier: the epoch that it follows.
+        same_topic: whether it has the cluster and topic id of that epoch, as where a partition was truncated.
+    """
+
+    log: str
+    earlier: str
+    same_topic: bool
+
+
+def find_places(settings: Settings) -> list[TopicPartition]:
     """Return the partitions that the settings name, as they are now; partition 0 of a named topic that is not there.
 
     Raises:
@@ -207,7 +254,7 @@ def find_places(settings: Settings) -> list[Place]:
 
 def drain_logs(
     settings: Settings,
-    places: Sequence[Place] | None = None,
+    places: Sequence[TopicPartition] | None = None,
     *,
     once: bool = False,
     seconds: float | None = None,
@@ -240,197 +287,287 @@ def drain_logs(
         runs, results = _open_logs(context, find_places(settings) if places is None else places)
         if runs:
             _Drain(context, runs, once=once, deadline=deadline, progress=progress, sealed=sealed).run()
-            _put_checkpoints(context, runs)
+            _put_checkpoints(context, runs, once=once)
         results.extend(run.result for run in runs)
     return sorted(results, key=lambda result: result.log)
 
 
-def _put_checkpoints(context: _Context, runs: Sequence[_Run]) -> None:
-    """Sign the heads of logs for which an hour has begun since the head that this run found.
+def _put_checkpoints(context: _Context, runs: Sequence[_Run], *, once: bool) -> None:
+    """Sign the heads of logs for which a checkpoint is due, as `archive.json` asks.
 
-    The hours are those of the clock, and both times stand in statements: nothing has to be looked up, and a run that
-    died here leaves that hour to the next audit. What a checkpoint covers is in the archive already, so that one that
-    cannot be put is no failure of the drain.
+    What a checkpoint covers is in the archive already, so one that cannot be put is no failure of the drain.
     """
-    settings = context.settings
-    due = [run for run in runs if _is_due(run, settings.drain.checkpoint_seconds)]
-    if not due:
-        return
-    uri = settings.checkpoint_keys
-    try:
-        signers = open_signers(uri, datetime.now(UTC), settings.passphrase()) if uri else context.signers
-    except CustodyError as error:
-        logger.warning("no checkpoints: %s", error)
-        return
-    signer = find_signer(signers)
+    now = datetime.now(UTC)
+    signer = context.signers.checkpoints
     if signer is None:
+        logger.warning("no checkpoints: no Ed25519 key is valid now; make one, or set `checkpoint_keys`")
         return
-    for run in due:
-        head = run.writer.head
+
+    def put(run: _Run) -> None:
+        writer = run.writer
         try:
-            put_checkpoint(
-                context.store, context.info.archive, run.writer.log, head.size, bytes.fromhex(head.root), signer
-            )
+            if _is_due(context, run, now, once=once):
+                put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
         except CustodyError as error:
-            logger.warning("no checkpoint of %s: %s", run.writer.log, error)
+            logger.warning("no checkpoint of %s: %s", writer.log, error)
+
+    with ThreadPoolExecutor(_UPLOADERS, "checkpoint") as pool:
+        list(pool.map(put, (run for run in runs if run.result.outcome == "drained")))
 
 
-def _is_due(run: _Run, seconds: int) -> bool:
-    newest = run.writer.head.newest
-    if newest is None or run.result.outcome != "drained":
+def _is_due(context: _Context, run: _Run, now: datetime, *, once: bool) -> bool:
+    """Return whether a log's head gets a checkpoint at the end of a run.
+
+    Time is divided into slots of `checkpoint` seconds. A log that grew gets one if its earlier head is of another slot
+    than now: only statements have to be looked at. A log that did not grow gets one if its head is of an earlier slot
+    and has none, as where a run died before it wrote it. The first run of a log writes one, and so does `once` for
+    every head that has none.
+    """
+    tip, seconds = run.writer.tip, context.archive.statement.checkpoint
+
+    def slot(moment: datetime) -> int:
+        return int(moment.timestamp()) // seconds
+
+    def sealed(newest: Manifest) -> datetime:
+        return parse_time(newest.statement.sealed_at)
+
+    if tip.newest is None:
         return False
-    if run.begun is None:
-        return True
-    before, now = (
-        int(manifest.parse_time(one).timestamp()) // seconds for one in (run.begun, newest.statement.sealed_at)
-    )
-    return before != now
+    if not once and tip.newest is not run.begun.newest:
+        return run.begun.newest is None or slot(sealed(run.begun.newest)) != slot(now)
+    if not once and slot(sealed(tip.newest)) == slot(now):
+        return False
+    return not context.store.exists(layout.checkpoint_key(run.writer.log, tip.head.size))
 
 
-def begin_life(settings: Settings, topic: str) -> list[LogResult]:
-    """Begin a new life of a topic's logs, after it was deleted and created again, or moved to another cluster.
+def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
+    """Begin a new epoch of those of a topic's partitions that are not what their logs were made from any more.
+
+    That is, after the topic was deleted and created again, or moved to another cluster, or a partition was truncated.
+    Each partition's new epoch follows its own newest one.
 
     Raises:
-        LogChanged: nothing of the topic's logs has changed, so that there is no reason for a new life.
+        LogChanged: nothing of the topic's logs has changed, so that there is no reason for a new epoch.
         CustodyError: as `drain_logs`.
     """
-    results = []
+    begun = []
     with ExitStack() as stack:
         context = _enter(settings, stack)
         found = next(iter(context.broker.topics([topic])), None)
         if found is None:
             raise context.broker.missing(topic)
-        life = _newest_life(list_logs(context.store), topic)
-        places = [(topic, partition) for partition in range(found.partitions)]
-        if not any(_has_changed(context, found, partition, life) for partition in range(found.partitions)):
-            raise LogChanged(
-                f"topic {topic} is the one that its logs of life {life} are made from, and goes on where they end:"
-                " there is no reason to begin a new life"
-            )
-        for place in places:
-            run = _open_log(context, found, place[1], life + 1, None)
-            run.result.size, run.result.root = run.writer.head.size, run.writer.head.root
-            results.append(run.result)
-    return results
+        logs = list_logs(context.store)
+        known = _known_heads(context, [topic], [(topic, partition) for partition in range(found.partitions)])
+        for partition in range(found.partitions):
+            earlier = _newest_epoch(context, logs, (topic, partition), known)
+            tip = find_trusted_tip(context.store, earlier, context.archive.id, context.trust)
+            if tip.newest is None or not _has_changed(context, found, earlier, tip.newest):
+                continue
+            run = _open_log(context, found, Log(topic, partition, earlier.epoch + 1), ())
+            before, now = tip.newest.statement.log, _log_id(context, found, earlier)
+            begun.append(EpochBegun(str(run.writer.log), str(earlier), before == now))
+    if not begun:
+        raise LogChanged(
+            f"topic {topic} is the one that its logs are made from, and goes on where they end: there is no reason to"
+            " begin a new epoch"
+        )
+    return begun
 
 
 def _enter(settings: Settings, stack: ExitStack) -> _Context:
     store = open_store(settings.archive, settings.s3)
     stack.callback(store.close)
     try:
-        info = read_archive(store)
+        archive = read_archive(store)
     except ObjectMissing:
         raise ConfigurationError(f"there is no archive at {store.url}: run 'custody init' first") from None
-    passphrase = settings.passphrase()
+    signers, trust = settings.signers(datetime.now(UTC)), settings.own_trust()
+    signers.hmac()
+    problem = check_archive(archive, trust)
+    if problem is not None:
+        raise ConfigurationError(
+            f"{store.url}: {problem}. Nothing is archived: correct the settings `archive`, `keys` and `trust`, or find"
+            " out who wrote archive.json, and restore it"
+        )
+    if settings.drain.event_leaves and signers.leaves is None:
+        logger.warning("batches get no leaves: the keys hold no secret for them; `custody keys rotate` makes one")
     broker = stack.enter_context(Broker(settings.kafka.librdkafka(), settings.kafka.group))
     return _Context(
         settings,
         store,
-        info,
-        open_signers(settings.keys, datetime.now(UTC), passphrase),
-        open_trust((settings.keys,), passphrase=passphrase),
+        archive,
+        signers,
+        trust,
         broker,
         broker.cluster(),
         writer_name(),
-        dict(audited_heads(store)),
+        _audited_heads(store, archive.id, trust),
     )
 
 
-def _open_logs(context: _Context, places: Sequence[Place]) -> tuple[list[_Run], list[LogResult]]:
+def _audited_heads(store: Store, archive: str, trust: Trust) -> dict[str, KnownHead]:
+    """Return the heads in the newest audit that counts. Audits that do not count are passed over, with a warning."""
+    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+    try:
+        tip = find_audit_tip(store, lambda audit, at: judge.is_of_place(audit, at) and judge.verdict(audit, at).counts)
+    except FormatError as error:
+        logger.warning("the audits tell nothing of the logs' heads: %s", error)
+        return {}
+    if tip.passed_over:
+        logger.warning(
+            "%s and what follows it are no audits that trusted keys signed: find out who wrote them",
+            layout.audit_key(tip.head.size),
+        )
+    if tip.newest is None:
+        return {}
+    origin = layout.audit_key(tip.head.size - 1)
+    heads = tip.newest.statement.heads
+    return {log: KnownHead(head.size, bytes.fromhex(head.root), origin) for log, head in heads.items()}
+
+
+def _open_logs(context: _Context, places: Sequence[TopicPartition]) -> tuple[list[_Run], list[LogResult]]:
     """Open every log; those that cannot be drained are results already."""
     topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in places}))}
     logs = list_logs(context.store)
-    memories: dict[Place, tuple[Log, Seen]] = {}
-    for name in topics:
-        partitions = [partition for topic, partition in places if topic == name]
-        for partition, memory in context.broker.remembered(name, partitions, context.info.archive).items():
-            memories[name, partition] = memory
+    known = _known_heads(context, topics, places)
 
-    def open_one(place: Place) -> _Run | LogResult:
-        life = _newest_life(logs, place[0])
+    def open_one(place: TopicPartition) -> _Run | LogResult:
+        log = Log(*place)
         try:
             if place[0] not in topics:
                 raise context.broker.missing(place[0])
-            return _open_log(context, topics[place[0]], place[1], life, memories.get(place))
+            log = _newest_epoch(context, logs, place, known)
+            return _open_log(context, topics[place[0]], log, known.get(str(log), ()))
         except Fenced as error:
             logger.info("%s", error)
-            return LogResult(str(Log(*place, life)), "fenced", problem=str(error))
+            return LogResult(str(log), "fenced", problem=str(error))
         except CustodyError as error:
             logger.error("%s", error)  # noqa: TRY400 - the message says it all; a traceback would not help
-            return LogResult(str(Log(*place, life)), "failed", problem=str(error))
+            return LogResult(str(log), "failed", problem=str(error))
 
     with ThreadPoolExecutor(_OPENERS, "open") as pool:
         opened = list(pool.map(open_one, places))
     return [one for one in opened if isinstance(one, _Run)], [one for one in opened if isinstance(one, LogResult)]
 
 
-def _newest_life(logs: Sequence[Log], topic: str) -> int:
-    return max((log.life for log in logs if log.topic == topic), default=1)
+def _known_heads(
+    context: _Context, topics: Iterable[str], places: Sequence[TopicPartition]
+) -> dict[str, list[KnownHead]]:
+    """Return the heads of logs that the newest audit and the group's committed offsets remember, as they are signed."""
+    known = {log: [head] for log, head in context.audited.items()}
+    for name in topics:
+        partitions = [partition for topic, partition in places if topic == name]
+        for memory in context.broker.remembered(name, partitions, context.archive.id).values():
+            log = memory.log
+            judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
+            head = check_memory(memory, context.trust, judge.proofs)
+            if head is not None:
+                known.setdefault(str(log), []).append(head)
+    return known
 
 
-def _log_id(context: _Context, topic: Topic, partition: int, life: int) -> LogId:
-    return LogId(context.cluster, topic.name, topic.id, partition, life)
+def _newest_epoch(
+    context: _Context, logs: Sequence[Log], place: TopicPartition, known: Mapping[str, Sequence[KnownHead]]
+) -> Log:
+    """Return a partition's newest epoch: the last one that holds a statement which counts, or of which a head is known.
+
+    A name begins no epoch: what lies under it has to be signed.
+    """
+    first = Log(*place)
+    epochs = {log.epoch for log in logs if (log.topic, log.partition) == place}
+    names = [name for name, heads in known.items() if any(head.size for head in heads)]
+    names += [name for name, head in context.trust.heads.items() if head.size]
+    remembered = {
+        log.epoch
+        for name in names
+        if (log := layout.parse_log_text(name)) is not None and (log.topic, log.partition) == place
+    }
+    for epoch in sorted(epochs | remembered, reverse=True):
+        log = Log(*place, epoch)
+        if epoch == first.epoch or epoch in remembered:
+            return log
+        if find_trusted_tip(context.store, log, context.archive.id, context.trust).newest is not None:
+            return log
+        logger.warning("%s holds nothing that trusted keys signed, and begins no epoch", layout.log_prefix(log))
+    return first
 
 
-def _open_log(context: _Context, topic: Topic, partition: int, life: int, memory: tuple[Log, Seen] | None) -> _Run:
-    """Check a log's head against all that is remembered of it and against the broker, and say where to go on."""
-    layout.check_topic(topic.name, partition)
-    log = Log(topic.name, partition, life)
-    bounds = context.broker.bounds(topic.name, partition)
-    seen = [context.audited[str(log)]] if str(log) in context.audited else []
-    if memory is not None and memory[0] == log:
-        seen.append(memory[1])
+def _log_id(context: _Context, topic: Topic, log: Log) -> LogId:
+    return LogId(context.cluster, topic.name, topic.id, log.partition, log.epoch)
+
+
+def _open_log(context: _Context, topic: Topic, log: Log, known: Sequence[KnownHead]) -> _Run:
+    """Check a log's head against all that is known of it and against the broker, and prepare to go on from it."""
+    layout.check_topic(log.topic, log.partition)
+    bounds = context.broker.bounds(log.topic, log.partition)
     writer = LogWriter(
         context.store,
-        context.info,
-        _log_id(context, topic, partition, life),
-        signers=context.signers,
+        context.archive.id,
+        _log_id(context, topic, log),
+        signer=context.signers.hmac(),
         trust=context.trust,
         writer=context.writer,
     )
-    head = writer.open(seen)
+    begun = writer.open(known)
     result = LogResult(str(log))
-    if head.newest is None:
+    if begun.newest is None:
         # Written at once, so that whatever is lost from here on is admitted.
-        after = _earlier_life(context.store, log)
-        writer.append(Entry(first_offset=bounds.start, next_offset=bounds.start, after=after))
+        previous = _previous_epoch(context, log)
+        writer.append(Entry(first_offset=bounds.start, next_offset=bounds.start, previous_epoch=previous))
         result.statements += 1
-    position = writer.head.next_offset or 0
+    position = writer.next_offset or 0
     _check_end(log, position, bounds)
-    options = context.settings.drain
+    options, leaves = context.settings.drain, context.signers.leaves
     assembler = Assembler(
-        position, batch_events=options.batch_events, segment_bytes=options.segment_bytes, level=options.level
+        position,
+        batch_events=options.batch_events,
+        segment_bytes=options.segment_bytes,
+        level=options.level,
+        number=writer.next_batch,
+        leaves=LeafMaker(leaves, context.archive.id, str(log)) if options.event_leaves and leaves else None,
     )
+    run = _Run((log.topic, log.partition), writer, assembler, bounds.stable, result, begun)
+    if begun.newest is not None:
+        run.last = begun.newest.statement.last_record
+        if run.last is not None and run.last.offset >= bounds.start:
+            run.reread = _Reread(run.last, begun.newest.statement.skipped)
     if bounds.start > position:
         assembler.lose(bounds.start)
-    begun = head.newest.statement.sealed_at if head.newest else None
-    return _Run((topic.name, partition), writer, assembler, bounds.stable, result, begun)
+    return run
 
 
 def _check_end(log: Log, position: int, bounds: Bounds) -> None:
     if bounds.end < position:
         raise LogChanged(
             f"{log}: the archive ends at offset {position}, and the partition at {bounds.end}: the topic was deleted"
-            " and created again, or an unclean election cut it. If that was meant, begin a new life of the log with"
-            f" 'custody new-life {log.topic}'; the old one stays as it is."
+            " and created again, or an unclean election cut it. If that was meant, begin a new epoch of the log with"
+            f" 'custody new-epoch {log.topic}'; the old one stays as it is."
         )
 
 
-def _has_changed(context: _Context, topic: Topic, partition: int, life: int) -> bool:
-    head = find_head(context.store, Log(topic.name, partition, life))
-    if head.newest is None:
-        return False
-    if head.newest.statement.log != _log_id(context, topic, partition, life):
+def _has_changed(context: _Context, topic: Topic, log: Log, newest: Manifest) -> bool:
+    """Return whether a partition is not the one that a log was made from, or does not go on where that ends."""
+    statement = newest.statement
+    if statement.log != _log_id(context, topic, log):
         return True
-    return context.broker.bounds(topic.name, partition).end < head.newest.statement.next_offset
+    bounds = context.broker.bounds(log.topic, log.partition)
+    if bounds.end < statement.next_offset:
+        return True
+    last = statement.last_record
+    return (
+        last is not None
+        and last.offset >= bounds.start
+        and context.broker.disagreement(log.topic, log.partition, last) is not None
+    )
 
 
-def _earlier_life(store: Store, log: Log) -> After | None:
-    """Return the head of the partition's newest earlier life that has statements."""
-    for life in range(log.life - 1, 0, -1):
-        head = find_head(store, Log(log.topic, log.partition, life))
+def _previous_epoch(context: _Context, log: Log) -> PreviousEpoch | None:
+    """Return the head of the partition's newest earlier epoch that has statements."""
+    for epoch in range(log.epoch - 1, 0, -1):
+        earlier = Log(log.topic, log.partition, epoch)
+        head = find_trusted_tip(context.store, earlier, context.archive.id, context.trust).head
         if head.size:
-            return After(life, head.size, head.root)
+            return PreviousEpoch(epoch, head.size, head.root.hex())
     return None
 
 
@@ -460,7 +597,7 @@ class _Drain:
 
     def run(self) -> None:
         """Drain until caught up, out of time, or told to stop; then cut what is in hand and append it."""
-        positions = {place: run.assembler.position for place, run in self._runs.items()}
+        positions = {place: _start_of(run) for place, run in self._runs.items()}
         _keep_freed_memory()
         with _rare_collections(), self._pool, Feed(*self._kafka, positions) as feed:
             self._follow(feed)
@@ -482,7 +619,7 @@ class _Drain:
             if not active or now >= self._deadline:
                 return
             if self._once:
-                behind = [run for run in active if run.assembler.position < run.target]
+                behind = [run for run in active if run.assembler.position < run.target or run.reread is not None]
                 if not behind:
                     return
                 if now - last_record > STALL_SECONDS:
@@ -495,19 +632,19 @@ class _Drain:
             for place, messages in records.items():
                 run = self._runs[place]
                 if not run.stopped:
-                    self._guard(run, feed, self._take, messages)
+                    self._guard(run, feed, self._receive, messages, feed)
             for message in others:
                 self._handle(message, feed)
             self._cut_what_is_due(feed, now)
 
-    def _read(self, feed: Feed) -> tuple[dict[Place, list[Received]], list[Received]]:
+    def _read(self, feed: Feed) -> tuple[dict[TopicPartition, list[Received]], list[Received]]:
         """Read once, and tell records by log from events and errors."""
         messages = feed.read(READ_RECORDS, READ_SECONDS)
         others: list[Received] = []
         if any(map(error_of, messages)):
             others = [message for message in messages if message.error() is not None]
             messages = [message for message in messages if message.error() is None]
-        records: dict[Place, list[Received]] = defaultdict(list)
+        records: dict[TopicPartition, list[Received]] = defaultdict(list)
         if self._one_topic is None:
             for message in messages:
                 records[message.topic(), message.partition()].append(message)
@@ -522,6 +659,45 @@ class _Drain:
         for partition, found in by_partition.items():
             records[self._one_topic, partition] = found
         return records, others
+
+    def _receive(self, run: _Run, messages: list[Received], feed: Feed) -> None:
+        """Take records of one log, once what the archive has of it was read again."""
+        if run.reread is not None:
+            messages = self._compare(run, run.reread, messages, feed)
+        if messages:
+            offset, leader_epoch = messages[-1].offset(), messages[-1].leader_epoch()
+            run.last = LastRecord(offset, leader_epoch) if leader_epoch is not None and leader_epoch >= 0 else None
+            self._take(run, messages)
+
+    def _compare(self, run: _Run, reread: _Reread, messages: list[Received], feed: Feed) -> list[Received]:
+        """Compare records with what the archive says of their offsets, and return those behind its end.
+
+        Raises:
+            LogChanged: they contradict it.
+        """
+        log, last, position = run.writer.log, reread.last, run.assembler.position
+        for index, message in enumerate(messages):
+            offset = message.offset()
+            if offset < last.offset:
+                continue
+            problem = contradiction(last, offset, message.leader_epoch())
+            if offset == last.offset:
+                reread.agrees = problem is None
+            elif problem is None and not reread.agrees:
+                problem = reread.suspect
+            if problem is None and any(first <= offset < stop for first, stop in reread.skipped):
+                problem = f"the broker has a record at offset {offset}, where the archive says that there is none"
+            if problem is not None:
+                raise truncated(log, problem)
+            if offset >= position:
+                run.reread = None
+                return messages[index:]
+            if offset == last.offset and (position - offset == 1 or position - offset > _REREAD_OFFSETS):
+                run.reread = None
+                if position - offset > 1:
+                    feed.seek(*run.place, Position(position))
+                    return []
+        return []
 
     def _take(self, run: _Run, messages: list[Received]) -> None:
         """Hand records to the assembler, with every gap before and between them accounted for."""
@@ -578,8 +754,8 @@ class _Drain:
             return
         if run is not None and error.code() == PARTITION_EOF:
             self._guard(run, feed, self._reach_end, message.offset())
-        elif run is not None and error.code() == OFFSET_OUT_OF_RANGE:
-            self._guard(run, feed, self._resume, feed)
+        elif run is not None and error.code() in {OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}:
+            self._guard(run, feed, self._resume, feed, error.str() if says_truncated(error) else None)
         elif run is not None and error.code() in DAMAGED:
             self._fail(run, SourceRefused(f"{run.result.log}: the broker gives a damaged batch: {error.str()}"), feed)
         else:
@@ -592,16 +768,28 @@ class _Drain:
 
     def _reach_end(self, run: _Run, offset: int) -> None:
         """Account for what lies between the last record and the end: transaction markers, aborted records."""
+        if run.reread is not None:
+            if run.reread.suspect is not None and not run.reread.agrees:
+                raise truncated(run.writer.log, run.reread.suspect)
+            run.reread = None
         if offset > run.assembler.position:
             self._account(run, offset, self._context.broker.bounds(*run.place).start)
 
-    def _resume(self, run: _Run, feed: Feed) -> None:
-        """Go on after the offset that was asked for is not there: retention has overtaken us, or the topic changed."""
+    def _resume(self, run: _Run, feed: Feed, suspect: str | None) -> None:
+        """Seek after librdkafka gave a position up: retention has overtaken us, or the log is another."""
         bounds = self._context.broker.bounds(*run.place)
-        _check_end(run.writer.log, run.assembler.position, bounds)
-        if bounds.start > run.assembler.position:
+        position = run.assembler.position
+        _check_end(run.writer.log, position, bounds)
+        last = run.last
+        if last is not None and bounds.start <= last.offset < position:
+            # By reading alone: what librdkafka found by leader epochs it would find again.
+            run.reread = _Reread(last, run.reread.skipped if run.reread else (), suspect)
+            feed.seek(*run.place, Position(last.offset))
+            return
+        run.reread = None
+        if bounds.start > position:
             self._account(run, bounds.start, bounds.start)
-        feed.seek(*run.place, run.assembler.position)
+        feed.seek(*run.place, Position(run.assembler.position))
 
     def _cut_what_is_due(self, feed: Feed, now: float) -> None:
         active = self._active()
@@ -642,16 +830,16 @@ class _Drain:
 
     def _append(self, run: _Run, entry: Entry) -> None:
         context, log = self._context, run.writer.log
-        known = run.writer.head.newest
+        known = run.writer.tip.newest
         topic_id = context.broker.topic_id(log.topic, context.cluster)
         if known is not None and topic_id != known.statement.log.topic_id:
             raise LogChanged(
                 f"{log}: the topic was deleted and created again during this run; what was read since is thrown away."
-                f" Begin a new life of the log with 'custody new-life {log.topic}'."
+                f" Begin a new epoch of the log with 'custody new-epoch {log.topic}'."
             )
         statement = run.writer.append(entry).statement
-        head, result = run.writer.head, run.result
-        context.broker.commit(log, statement.next_offset, context.info.archive, head.size, head.root)
+        head, result = run.writer.tip.head, run.result
+        context.broker.commit(log, statement.next_offset, context.archive.id, head, context.signers.hmac())
         events = sum(batch.events for batch in statement.batches)
         quarantined = statement.quarantine.records if statement.quarantine else 0
         result.events += events
@@ -673,11 +861,12 @@ class _Drain:
             self._guard(run, None, self._cut)
             return
         self._guard(run, None, self._collect)
-        newest = run.writer.head.newest
-        if run.stopped or newest is None:
+        newest = run.writer.tip.newest
+        # What was not read again may be of another log by now: nothing is said of it.
+        if run.stopped or newest is None or run.reread is not None:
             return
-        idle = datetime.now(UTC) - manifest.parse_time(newest.statement.sealed_at)
-        if idle.total_seconds() >= self._context.info.heartbeat:
+        idle = datetime.now(UTC) - parse_time(newest.statement.sealed_at)
+        if idle.total_seconds() >= self._context.archive.statement.heartbeat:
             position = run.assembler.position
             self._guard(run, None, self._submit, Entry(first_offset=position, next_offset=position))
 
@@ -705,14 +894,14 @@ class _Drain:
 
     def _report(self, run: _Run) -> None:
         """Fill in where the log stands at the end of the run."""
-        head, result, options = run.writer.head, run.result, self._context.settings.drain
-        result.size, result.root, result.next_offset = head.size, head.root, head.next_offset
+        head, result, options = run.writer.tip.head, run.result, self._context.settings.drain
+        result.size, result.root, result.next_offset = head.size, head.root.hex(), run.writer.next_offset
         try:
             bounds = self._context.broker.bounds(*run.place)
         except CustodyError as error:
             logger.warning("%s: its lag is not known: %s", result.log, error)
             return
-        position = head.next_offset or 0
+        position = run.writer.next_offset or 0
         result.lag = max(0, bounds.end - position)
         if bounds.stable < bounds.end and position >= bounds.stable:
             since = self._context.broker.waits_since(*run.place, bounds.stable)
@@ -748,6 +937,13 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def _start_of(run: _Run) -> Position:
+    """Return where a run reads its log from: the archive's last record once more, or behind its end."""
+    if run.reread is None:
+        return Position(run.assembler.position)
+    return Position(run.reread.last.offset, run.reread.last.leader_epoch)
 
 
 def _stalled(run: _Run) -> TransientSourceError:

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from custody.settings import Settings
-from tasks.drain import LogResult, Place, drain_logs
+from tasks.drain import LogResult, TopicPartition, drain_logs
 
 if TYPE_CHECKING:
     from tasks.index import IndexResult
 
 
 def drain_and_index(
-    settings: Settings, places: Sequence[Place] | None = None, *, once: bool = False, seconds: float | None = None
+    settings: Settings,
+    places: Sequence[TopicPartition] | None = None,
+    *,
+    once: bool = False,
+    seconds: float | None = None,
 ) -> "tuple[list[LogResult], list[IndexResult]]":
     """Drain partitions, and index what is archived of them at once.
 

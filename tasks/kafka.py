@@ -1,29 +1,37 @@
 """Kafka as the drain sees it: its topics, where partitions begin and end, and a read-committed feed of records.
 
 Rules:
-- Records come from `Feed`, which is assigned partitions at offsets that the archive gives; the group's committed offset
-  is written for lag monitors, and read for the one memory of the head that its metadata holds. Nothing more leans on
-  it.
+- Records come from `Feed`, which is assigned partitions at offsets that the archive gives. The group's committed offset
+  is written for lag monitors.
+- Its metadata remembers the head, signed, since any client may write it: what no trusted key signed is ignored.
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
 - Settings that correctness leans on win over what the operator passes through.
 """
 
-import json
+import base64
+import binascii
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Annotated, Any, Literal, Protocol, Self, cast
 
+import msgspec
 import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from custody.archive import Seen
-from custody.errors import SourceRefused, TransientSourceError
+from custody import envelope
+from custody.envelope import INT_MAX, Hex, Int, Signature, Signatures, Signer, Uuid
+from custody.errors import KeyUnavailable, LogChanged, SourceRefused, TransientSourceError
 from custody.layout import Log
+from custody.manifest import LastRecord
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.proofs import Proofs
+from custody.tlog.signatures import Place, check_file
+from custody.trust import Trust
 from tasks.assemble import Record
 
 logger = logging.getLogger(__name__)
@@ -32,6 +40,7 @@ REQUEST_SECONDS = 10.0
 """How long one question to the broker may take."""
 RETRY_SECONDS = 8.0
 """How long a question is asked again. Less than one takes to time out."""
+_PROBE_SECONDS = 2.0
 MOCK_CLUSTER = "mockCluster"
 """How the id of librdkafka's mock cluster begins. It has no topic ids, and its admin calls only time out."""
 
@@ -52,6 +61,9 @@ _TERMINAL = {
 }
 PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001
 OFFSET_OUT_OF_RANGE: int = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
+"""What librdkafka says of a position that it cannot go on from, whether out of range or truncated."""
+LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION  # noqa: SLF001
+_ANSWERS = frozenset({PARTITION_EOF, OFFSET_OUT_OF_RANGE, LOG_TRUNCATION})
 DAMAGED: frozenset[int] = frozenset(
     {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG}  # noqa: SLF001
 )
@@ -102,6 +114,158 @@ def map_error(error: KafkaError | None, what: str) -> SourceRefused | TransientS
     if code in _TERMINAL or (error and error.fatal()):
         return SourceRefused(f"{what}: {text}; check the topic, the client's rights and kafka.client's settings")
     return TransientSourceError(f"{what}: {text}; the next run tries again")
+
+
+def says_truncated(error: KafkaError) -> bool:
+    """Return whether librdkafka found, by the broker's leader epochs, that a partition was truncated."""
+    # With auto.offset.reset=error it gives that error's text within the one for a position that it cannot go on from.
+    return error.code() == LOG_TRUNCATION or _TRUNCATED in error.str()
+
+
+_TRUNCATED = KafkaError(LOG_TRUNCATION).str()
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where to read a partition from.
+
+    Attributes:
+        offset: of the first record that is wanted.
+        leader_epoch: of the record before it, or of this one; the client then asks the broker whether its log still
+            goes that far in this epoch. None where it is not known.
+    """
+
+    offset: int
+    leader_epoch: int | None = None
+
+    def of(self, topic: str, partition: int) -> TopicPartition:
+        """Return it as the client wants it."""
+        if self.leader_epoch is None:
+            return TopicPartition(topic, partition, self.offset)
+        return TopicPartition(topic, partition, self.offset, leader_epoch=self.leader_epoch)
+
+
+def contradiction(last: LastRecord, offset: int, leader_epoch: int | None) -> str | None:
+    """Return how a record contradicts the last one that the archive has, read from that one's offset on; None if not.
+
+    A record at the same offset is the same one if its leader epoch is. Where compaction took that record, a later one
+    of an earlier leader epoch shows that the log is another: leader epochs never decrease. A later one of the same or a
+    later epoch shows nothing.
+
+    Args:
+        last: what the archive says of its last record.
+        offset: of the first record that the broker has from there on.
+        leader_epoch: of that record.
+    """
+    if leader_epoch is None or leader_epoch < 0 or leader_epoch == last.leader_epoch or offset < last.offset:
+        return None
+    if offset > last.offset and leader_epoch > last.leader_epoch:
+        return None
+    return (
+        f"the archive has the record at offset {last.offset} from leader epoch {last.leader_epoch}, and the broker has"
+        f" one at offset {offset} from leader epoch {leader_epoch}"
+    )
+
+
+def truncated(log: Log, what: str) -> LogChanged:
+    """Return the error that says that a partition lost records which the archive has."""
+    return LogChanged(
+        f"{log}: {what}: the partition was truncated, by an unclean leader election or a broker that lost its disk, and"
+        " has perhaps grown again. What it holds now at offsets that the archive accounts for would be left out, so"
+        f" nothing is appended. Look at it with 'custody verify --kafka'; 'custody new-epoch {log.topic}' begins a new"
+        " epoch of the log, from where the partition begins now, and the old one stays as it is."
+    )
+
+
+MEMORY: Literal["custody/offset/1"] = "custody/offset/1"
+"""The form of the head in a committed offset's metadata, as it is signed."""
+MEMORY_LIMIT = 4096
+"""The broker's `offset.metadata.max.bytes`, by default."""
+
+
+class _Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is signed. It names its partition, so that no client can put one partition's head into another's offset."""
+
+    archive: Uuid
+    topic: str
+    partition: Int
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+    root: Hex
+
+
+class _SignedMemory(_Memory, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    signature: Signature
+
+
+_memory_decoder = msgspec.json.Decoder(_SignedMemory)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A head that a committed offset remembers. It counts once its signature does."""
+
+    log: Log
+    head: Head
+    message: bytes
+    """What is signed."""
+    signatures: Signatures
+
+
+def encode_memory(archive: str, log: Log, head: Head, signer: Signer) -> str:
+    """Return a head as metadata of a committed offset.
+
+    Raises:
+        KeyUnavailable: the key cannot sign now.
+    """
+    fields = {"topic": log.topic, "partition": log.partition, "epoch": log.epoch}
+    memory = _Memory(archive=archive, **fields, size=head.size, root=head.root.hex())  # type: ignore[arg-type]
+    value = signer.sign(envelope.message(envelope.encode_line(memory), MEMORY))
+    signature = Signature(signer.key_id, signer.algorithm, base64.b64encode(value).decode())
+    return envelope.encode_line(_SignedMemory(**msgspec.structs.asdict(memory), signature=signature)).decode()
+
+
+def parse_memory(text: str, archive: str, topic: str, partition: int) -> Memory | None:
+    """Return the head in a committed offset's metadata; None if there is none of this archive and partition."""
+    try:
+        given = _memory_decoder.decode(text)
+        value = binascii.a2b_base64(given.signature.value, strict_mode=True)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError):
+        return None
+    if (given.archive, given.topic, given.partition) != (archive, topic, partition):
+        return None
+    fields = {name: getattr(given, name) for name in _Memory.__struct_fields__}
+    message = envelope.message(envelope.encode_line(_Memory(**fields)), MEMORY)
+    head = Head(given.size, bytes.fromhex(given.root))
+    return Memory(Log(topic, partition, given.epoch), head, message, ((given.signature, value),))
+
+
+def check_memory(memory: Memory, trust: Trust, proofs: Proofs) -> KnownHead | None:
+    """Return the head that a committed offset remembers; None, and a warning, if no trusted key signed it.
+
+    Args:
+        memory: what was read.
+        trust: the keys.
+        proofs: of its log, for a key that has ended.
+    """
+    head = memory.head
+    verdict = check_file(
+        memory.message,
+        memory.signatures,
+        trust.keys,
+        wanted=("HMAC-SHA256",),
+        place=Place(str(memory.log), head.size - 1),
+        within=lambda end: proofs.leads_to(head.size, head.root, end),
+        what="committed offset",
+    )
+    if not verdict.counts:
+        logger.warning(
+            "%s: what the group's committed offset remembers is ignored, since any Kafka client may write there: %s",
+            memory.log,
+            verdict.reason,
+        )
+        return None
+    return KnownHead(head.size, head.root, "the offset that the group committed")
 
 
 _patiently = tenacity.retry(
@@ -233,20 +397,48 @@ class Broker:
 
     def waits_since(self, topic: str, partition: int, offset: int) -> float | None:
         """Return the Kafka timestamp, in seconds since 1970, of the record at an offset that is not stable yet."""
-        self._probe.assign([TopicPartition(topic, partition, offset)])
+        answer = self._first(topic, partition, Position(offset), _PROBE_SECONDS)
+        return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
+
+    @_patiently
+    def disagreement(self, topic: str, partition: int, last: LastRecord) -> str | None:
+        """Return how the broker's log contradicts the last record that the archive has, None if it does not.
+
+        It does not where retention took that record.
+
+        Raises:
+            SourceError: the broker does not answer, or says no.
+        """
+        answer = self._first(topic, partition, Position(last.offset, last.leader_epoch), REQUEST_SECONDS)
+        if answer is None:
+            raise TransientSourceError(f"{topic}/{partition}: no record came at offset {last.offset}; try again")
+        error = answer.error()
+        if error is None:
+            return contradiction(last, answer.offset(), answer.leader_epoch())
+        if says_truncated(error):
+            return error.str()
+        if error.code() in {PARTITION_EOF, OFFSET_OUT_OF_RANGE}:
+            return None
+        raise map_error(error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again")
+
+    def _first(self, topic: str, partition: int, position: Position, seconds: float) -> Received | None:
+        """Return the first record, event or error from a position on, None if nothing comes in time."""
+        self._probe.assign([position.of(topic, partition)])
         try:
-            until = time.monotonic() + 2
+            until = time.monotonic() + seconds
             while time.monotonic() < until:
-                for message in self._probe.consume(1, 0.2):
-                    if message.error() is None:
-                        return float(message.timestamp()[1]) / 1000
+                for message in cast("list[Received]", self._probe.consume(1, 0.2)):
+                    error = message.error()
+                    # Others, such as a connection that broke, pass.
+                    if error is None or error.code() in _ANSWERS or error.code() in _TERMINAL:
+                        return message
             return None
         finally:
             self._probe.unassign()
 
     @_patiently
-    def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, tuple[Log, Seen]]:
-        """Return what the group's committed offsets remember of heads in this archive. What is not ours is passed over.
+    def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, Memory]:
+        """Return what the group's committed offsets remember of heads in this archive, as yet unchecked.
 
         Raises:
             SourceError: the broker does not answer.
@@ -256,21 +448,22 @@ class Broker:
             answers = self._stable.committed(asked, timeout=REQUEST_SECONDS)
         except KafkaException as error:
             raise map_error(error.args[0], f"{topic}: the group's offsets cannot be read") from None
-        found = {}
-        for answer in answers:
-            try:
-                memory = json.loads(answer.metadata or "")
-                if memory["archive"] == archive:
-                    log = Log(topic, answer.partition, int(memory["life"]))
-                    seen = Seen(int(memory["size"]), str(memory["root"]), "the offset that the group committed")
-                    found[answer.partition] = (log, seen)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
-        return found
+        parsed = {
+            answer.partition: parse_memory(answer.metadata or "", archive, topic, answer.partition)
+            for answer in answers
+        }
+        return {partition: memory for partition, memory in parsed.items() if memory is not None}
 
-    def commit(self, log: Log, offset: int, archive: str, size: int, root: str) -> None:
+    def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:
         """Commit a log's offset for lag monitors, with the head as metadata. Failure is logged, and costs nothing."""
-        memory = json.dumps({"archive": archive, "life": log.life, "size": size, "root": root}, separators=(",", ":"))
+        try:
+            memory = encode_memory(archive, log, head, signer)
+        except KeyUnavailable as error:
+            logger.warning("%s: the group's offset does not remember the head: %s", log, error)
+            memory = ""
+        if len(memory) > MEMORY_LIMIT:
+            logger.warning("%s: the group's offset does not remember the head: the key's id is too long", log)
+            memory = ""
         try:
             self._stable.commit(offsets=[TopicPartition(log.topic, log.partition, offset, memory)], asynchronous=False)
         except KafkaException as error:
@@ -280,16 +473,16 @@ class Broker:
 class Feed:
     """A read-committed consumer of the partitions that one drain reads."""
 
-    def __init__(self, client: Mapping[str, str], group: str, positions: Mapping[tuple[str, int], int]) -> None:
+    def __init__(self, client: Mapping[str, str], group: str, positions: Mapping[tuple[str, int], Position]) -> None:
         """Begin to fetch.
 
         Args:
             client: librdkafka's properties.
             group: the consumer group.
-            positions: the first offset of each topic and partition.
+            positions: where each topic and partition is read from.
         """
         self._consumer = _consumer(dict(client), group, "read_committed")
-        self._consumer.assign([TopicPartition(topic, part, offset) for (topic, part), offset in positions.items()])
+        self._consumer.assign([position.of(*place) for place, position in positions.items()])
 
     def __enter__(self) -> Self:
         return self
@@ -301,8 +494,8 @@ class Feed:
         """Return up to so many records and events, waiting for at most so long."""
         return cast("list[Received]", self._consumer.consume(records, seconds))
 
-    def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Go on from another offset, after the broker deleted the one that was asked for.
+    def seek(self, topic: str, partition: int, position: Position) -> None:
+        """Go on from another position.
 
         Raises:
             SourceError: librdkafka says no.
@@ -310,9 +503,9 @@ class Feed:
         # Not by `seek`, which librdkafka refuses for a partition that it no longer fetches.
         try:
             self._consumer.incremental_unassign([TopicPartition(topic, partition)])
-            self._consumer.incremental_assign([TopicPartition(topic, partition, offset)])
+            self._consumer.incremental_assign([position.of(topic, partition)])
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}/{partition}: cannot go on at offset {offset}") from None
+            raise map_error(error.args[0], f"{topic}/{partition}: cannot go on at offset {position.offset}") from None
 
     def stop(self, topic: str, partition: int) -> None:
         """Fetch no more of a partition. What was fetched of it may still come."""

@@ -1,129 +1,410 @@
-"""`custody verify --kafka`: read again what the broker still has, and hold it against what the archive says of it.
+"""`custody verify --kafka`: read again what the broker still has, and compare it with what the archive says of it.
 
-Two things only the broker can tell: that a record was there at an offset that a statement calls skipped, and, by the
-group's committed offset, how far a log was. What retention has taken cannot be read again, and is no finding.
+Of each log whose topic is still the one that it was made from:
+
+1. The head that the group's committed offset remembers, signed, is one that the log has.
+2. Each record that the broker still has below the head is the one that the archive has at its offset: an event byte
+   for byte (but for newlines), a quarantined record with its key, value, headers and time. Where a statement says that
+   there is none, there is none.
+
+What retention or compaction has taken cannot be read again, and is no finding. Where the topic is another by now, or
+was truncated, nothing of it can be compared: `topic-changed`. What of the archive cannot be read is reported by the
+rest of the verification, and passed over here.
+
+One batch and one read from Kafka are in memory at a time.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from heapq import merge
+from itertools import groupby
+from typing import Any
 
-from confluent_kafka import KafkaError
-
-from custody import layout
-from custody.archive import Head, find_head, first_sequence, list_logs, read_archive, read_manifest
-from custody.errors import CustodyError, FormatError, ObjectMissing, SourceError
+from custody import layout, limits
+from custody.archive.forms import statements_of
+from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive
+from custody.archive.trusted import Judge
+from custody.chain import unlined_ranges
+from custody.contents import QuarantinedRecord, parse_quarantined, quarantine_lines
+from custody.envelope import INT_MAX
+from custody.errors import FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest
 from custody.layout import Log
-from custody.manifest import Range
+from custody.leaves import split
+from custody.manifest import Batch, Manifest, Range, Statement
+from custody.segment import inflate
 from custody.settings import Settings
 from custody.store import Store
-from tasks.kafka import Broker, Feed, map_error
+from custody.tlog.head import Head
+from custody.trust import Trust
+from tasks.assemble import quarantine_line
+from tasks.kafka import (
+    OFFSET_OUT_OF_RANGE,
+    PARTITION_EOF,
+    Broker,
+    Feed,
+    Position,
+    Received,
+    Topic,
+    check_memory,
+    map_error,
+)
 
+DIRECT = "direct"
+"""The cluster of logs that were never in Kafka."""
 _RECORDS = 1000
 _POLL_SECONDS = 1.0
 _SILENT_POLLS = 30
 """Polls without an answer after which a partition is taken to be silent."""
 
 
-def recheck(settings: Settings, store: Store) -> Iterator[Finding]:
+def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]:
     """Yield what the broker tells of an archive.
+
+    Args:
+        settings: where Kafka is.
+        store: the archive.
+        trust: keys by which a remembered head counts.
 
     Raises:
         SourceError: Kafka does not answer.
         StoreError: the archive's storage does not answer.
     """
-    archive = read_archive(store).archive
-    newest: dict[tuple[str, int], Log] = {}
-    for log in list_logs(store):
-        newest[log.topic, log.partition] = max(newest.get((log.topic, log.partition), log), log)
+    archive = read_archive(store).id
+    logs = list_logs(store)
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
         cluster = broker.cluster()
-        for log in newest.values():
-            try:
-                head = find_head(store, log)
-            except (FormatError, ObjectMissing):
-                # What is wrong with the log is a finding of the verification.
-                continue
-            if head.newest is None or head.newest.statement.log.cluster != cluster:
-                continue
-            try:
-                yield from _went_back(broker, archive, log, head)
-                yield from _skipped(settings, broker, store, log, head)
-            except SourceError as error:
-                yield finding("unreadable", f"the broker does not give what it has: {error}", log=str(log))
+        topics = {topic.name: topic for topic in broker.topics(sorted({log.topic for log in logs}))}
+        for _, epochs in groupby(logs, key=lambda log: (log.topic, log.partition)):
+            ends = [end for log in epochs if (end := _find_end(store, log, archive, trust)) is not None]
+            for end in ends:
+                try:
+                    is_newest = end is ends[-1]
+                    if is_newest:
+                        yield from _went_back(broker, archive, trust, end)
+                    changed = _change(broker, cluster, topics.get(end.log.topic), end)
+                    if changed is None:
+                        yield from _compare(settings, broker, store, end)
+                    elif is_newest:
+                        yield changed
+                except (SourceError, StoreError) as error:
+                    what = f"it cannot be compared with what the broker has: {error}"
+                    yield finding("unreadable", what, log=str(end.log))
 
 
-def _went_back(broker: Broker, archive: str, log: Log, head: Head) -> Iterator[Finding]:
-    remembered = broker.remembered(log.topic, [log.partition], archive).get(log.partition)
-    if remembered is None or remembered[0] != log:
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where a log with statements ends."""
+
+    log: Log
+    judge: Judge
+    head: Head
+    newest: Statement
+
+
+def _find_end(store: Store, log: Log, archive: str, trust: Trust) -> _End | None:
+    """Return where a log ends; None where it has no statement, or was never in Kafka."""
+    judge = Judge(store, log, statements_of(log), archive, trust)
+    try:
+        tip = find_tip(store, log, partial(_stands, judge))
+    except (FormatError, ObjectMissing):
+        # What is wrong with the log is a finding of the verification.
+        return None
+    if tip.newest is None or tip.newest.statement.log.cluster == DIRECT:
+        return None
+    return _End(log, judge, tip.head, tip.newest.statement)
+
+
+def _stands(judge: Judge, entry: Manifest, sequence: int) -> bool:
+    """Return whether an entry may be the log's end: who lacks the keys compares what nobody here can check."""
+    return judge.stands(entry, sequence) and not judge.verdict(entry, sequence).refused
+
+
+def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterator[Finding]:
+    log, head = end.log, end.head
+    memory = broker.remembered(log.topic, [log.partition], archive).get(log.partition)
+    if memory is None or memory.log != log:
         return
-    seen = remembered[1]
-    expected, found = f"size {seen.size}, root {seen.root}", f"size {head.size}, root {head.root}"
-    if seen.size > head.size:
-        what = f"the log went back: {seen.where} remembers more statements than there are"
-        yield finding(
-            "head-rollback",
-            what,
-            log=str(log),
-            sequence=head.size,
-            through=seen.size - 1,
-            expected=expected,
-            found=found,
-            sha256=loss_digest(log, expected, found),
-        )
-    elif seen.size == head.size and seen.root != head.root:
-        what = f"another history: {seen.where} remembers another root at this size"
-        yield finding(
-            "head-fork",
-            what,
-            log=str(log),
-            sequence=head.size - 1,
-            expected=expected,
-            found=found,
-            sha256=loss_digest(log, expected, found),
-        )
+    known = check_memory(memory, trust, end.judge.proofs)
+    if known is None or known.root is None:
+        return
+    expected = f"size {known.size}, root {known.root.hex()}"
+    found = f"size {head.size}, root {head.root.hex()}"
+    where: dict[str, Any] = {"log": str(log), "expected": expected, "found": found}
+    where["sha256"] = loss_digest(log, expected, found)
+    if known.size > head.size:
+        what = f"the log went back: {known.origin} remembers more statements than there are"
+        yield finding("head-rollback", what, sequence=head.size, through=known.size - 1, **where)
+    elif known.size == head.size and known.root != head.root:
+        what = f"another history: {known.origin} remembers another root at this size"
+        yield finding("head-fork", what, sequence=head.size - 1, **where)
 
 
-def _skipped(settings: Settings, broker: Broker, store: Store, log: Log, head: Head) -> Iterator[Finding]:
-    """Yield a finding for each offset that is called skipped and has a record."""
+def _change(broker: Broker, cluster: str, topic: Topic | None, end: _End) -> Finding | None:
+    """Return how a partition is not the one that a log was made from, None if it goes on where that ends."""
+    log, newest = end.log, end.newest
+    archived = newest.log
+    where: dict[str, Any] = {"log": str(log), "sequence": newest.sequence}
+    if archived.cluster != cluster:
+        what = "the broker is of another cluster than the one that the log was made from"
+        return finding("topic-changed", what, expected=archived.cluster, found=cluster, **where)
+    if topic is None or log.partition >= topic.partitions:
+        what = "the broker does not have the partition any more, or this client may not see it"
+        return finding("topic-changed", what, **where)
+    if archived.topic_id != topic.id:
+        what = "the topic was deleted and created again"
+        expected, found = f"topic id {archived.topic_id}", f"topic id {topic.id}"
+        return finding("topic-changed", what, expected=expected, found=found, **where)
+    bounds = broker.bounds(log.topic, log.partition)
+    if bounds.end < newest.next_offset:
+        what = "the partition ends before the log does: it was truncated"
+        expected, found = f"offset {newest.next_offset}", f"offset {bounds.end}"
+        return finding("topic-changed", what, offset=bounds.end, expected=expected, found=found, **where)
+    last = newest.last_record
+    if last is not None and last.offset >= bounds.start:
+        problem = broker.disagreement(log.topic, log.partition, last)
+        if problem is not None:
+            what = f"the partition was truncated, and has grown again: {problem}"
+            return finding("topic-changed", what, offset=last.offset, **where)
+    return None
+
+
+def _compare(settings: Settings, broker: Broker, store: Store, end: _End) -> Iterator[Finding]:
+    """Compare each record that the broker has below the head with the archive."""
+    log, stop = end.log, end.newest.next_offset
     start = broker.bounds(log.topic, log.partition).start
-    ranges = _skipped_ranges(store, log, head.size, start)
-    sequence, (first, end) = next(ranges, (0, (0, 0)))
-    if first == end:
+    if start >= stop:
         return
-    stop = head.next_offset or 0
-    place = {(log.topic, log.partition): max(first, start)}
+    records = _records(settings, broker, log, start, stop)
+    yield from _differences(store, log, records, start, end.head.size, end.judge.stands)
+
+
+def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int) -> Iterator[Received]:
+    """Yield the committed records of a partition from one offset to another, but for those that retention takes.
+
+    Raises:
+        SourceError: the broker does not give them.
+    """
     silent = 0
-    with Feed(settings.kafka.librdkafka(), settings.kafka.group, place) as feed:
+    where = {(log.topic, log.partition): Position(start)}
+    with Feed(settings.kafka.librdkafka(), settings.kafka.group, where) as feed:
         while silent < _SILENT_POLLS:
             received = feed.read(_RECORDS, _POLL_SECONDS)
             silent = 0 if received else silent + 1
             for message in received:
                 error = message.error()
                 if error is not None:
-                    if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+                    if error.code() == PARTITION_EOF:
                         return
+                    begin = broker.bounds(log.topic, log.partition).start
+                    if error.code() == OFFSET_OUT_OF_RANGE and start < begin:
+                        start = begin
+                        feed.seek(log.topic, log.partition, Position(start))
+                        continue
                     raise map_error(error, f"{log}: cannot be read again")
-                offset = message.offset()
-                while offset >= end:
-                    sequence, (first, end) = next(ranges, (0, (0, 0)))
-                    if first == end:
-                        return
-                if offset >= stop:
+                if message.offset() >= stop:
                     return
-                if offset >= first:
-                    what = "the broker has a committed record where the statement says that there is none"
-                    key = layout.manifest_key(log, sequence)
-                    yield finding("skipped-record", what, log=str(log), sequence=sequence, offset=offset, key=key)
+                start = message.offset() + 1
+                yield message
+                if message.offset() == stop - 1:
+                    return
     raise SourceError(f"{log}: the broker gave nothing for {_SILENT_POLLS * _POLL_SECONDS:.0f} s")
 
 
-def _skipped_ranges(store: Store, log: Log, size: int, start: int) -> Iterator[tuple[int, Range]]:
-    """Yield, in order, the sequence and offsets of what statements call skipped, from an offset on."""
-    for sequence in range(first_sequence(store, log, size, lambda one: one.next_offset > start), size):
+def _differences(
+    store: Store, log: Log, records: Iterator[Received], start: int, size: int, holds: Holds[Manifest]
+) -> Iterator[Finding]:
+    """Yield what of a log's records, given in order of their offsets from `start` on, the archive has otherwise."""
+    record = next(records, None)
+    for sequence, manifest in manifests_from(store, log, _first(store, log, start, size, holds), size, holds):
+        statement = manifest.statement
+        missing = _Missing()
+        while record is not None and record.offset() < statement.first_offset:
+            missing.note(record.offset())
+            record = next(records, None)
+        yield from missing.findings(log, sequence)
+        archived, edited = _Archived(store, statement), _Edited()
+        while record is not None and record.offset() < statement.next_offset:
+            offset = record.offset()
+            if any(first <= offset < end for first, end in _around(statement.skipped, offset)):
+                what = "the broker has a committed record where the statement says that there is none"
+                key = layout.manifest_key(log, sequence)
+                yield finding("skipped-record", what, log=str(log), sequence=sequence, offset=offset, key=key)
+            elif (content := archived.at(offset)) is not None:
+                edited.compare(record, content, archived.key_of(content))
+            elif not archived.is_unknown(offset):
+                missing.note(offset)
+            record = next(records, None)
+        yield from edited.findings(log, sequence)
+        yield from missing.findings(log, sequence)
+        if record is None:
+            return
+    missing = _Missing()
+    while record is not None:
+        missing.note(record.offset())
+        record = next(records, None)
+    yield from missing.findings(log, size)
+
+
+def _first(store: Store, log: Log, start: int, size: int, holds: Holds[Manifest]) -> int:
+    """Return the sequence of the statement that accounts for an offset, or one before it."""
+    try:
+        return first_sequence(store, log, size, lambda statement: statement.next_offset > start, holds)
+    except (ObjectMissing, FormatError):
+        # One on the way of the search is damaged: they are read from the first on.
+        return 0
+
+
+def _around(ranges: Sequence[Range], offset: int) -> Sequence[Range]:
+    """Return those of many sorted ranges that may hold an offset: one, or none."""
+    index = bisect_right(ranges, (offset, INT_MAX))
+    return ranges[max(index - 1, 0) : index]
+
+
+@dataclass(slots=True)
+class _Missing:
+    """Records of the broker that the archive does not account for."""
+
+    count: int = 0
+    first: int = 0
+    last: int = 0
+
+    def note(self, offset: int) -> None:
+        """Count one."""
+        self.first = self.first if self.count else offset
+        self.last = offset
+        self.count += 1
+
+    def findings(self, log: Log, sequence: int) -> Iterator[Finding]:
+        """Yield one finding if there are any, and begin anew."""
+        if self.count:
+            what = f"the broker has {self.count} records, up to offset {self.last}, that no statement accounts for"
+            yield finding("offset-gap", what, log=str(log), sequence=sequence, offset=self.first)
+        self.count = 0
+
+
+@dataclass(slots=True)
+class _Edited:
+    """Records of one statement that the broker has otherwise: how many, and the first of them."""
+
+    count: int = 0
+    offset: int = 0
+    key: str = ""
+    expected: str = ""
+    found: str = ""
+    digest: Any = field(default_factory=sha256)
+
+    def compare(self, record: Received, content: "_Content", key: str) -> None:
+        """Count a record if it is not the archived one."""
+        value = record.value()
+        if isinstance(content, bytes):
+            if value is not None and value.replace(b"\n", b" ") == content:
+                return
+            expected = _digest(content)
+        else:
+            if parse_quarantined(quarantine_line(record, value, "")) == content:
+                return
+            left_out = content.omitted.value if content.omitted else None
+            expected = left_out.sha256 if left_out else _digest(content.value)
+        found = _digest(value)
+        if not self.count:
+            self.offset, self.key, self.expected, self.found = record.offset(), key, expected, found
+        self.count += 1
+        self.digest.update(f"{record.offset()}\n{expected}\n{found}\n".encode())
+
+    def findings(self, log: Log, sequence: int) -> Iterator[Finding]:
+        """Yield one finding if there are any."""
+        if not self.count:
+            return
+        what = "the broker has another record at this offset than the archive"
+        if self.expected == self.found:
+            what += ": of the same value, with another key, header or time"
+        yield finding(
+            "record-edited",
+            what,
+            log=str(log),
+            sequence=sequence,
+            offset=self.offset,
+            key=self.key,
+            expected=f"a value of SHA-256 {self.expected}",
+            found=self.found,
+            sha256=self.digest.hexdigest(),
+            count=self.count,
+        )
+
+
+def _digest(value: bytes | None) -> str:
+    return sha256(value or b"").hexdigest()
+
+
+_Content = bytes | QuarantinedRecord
+
+
+class _Archived:
+    """What a statement has at each offset, asked for in order. One batch and one quarantined record are held."""
+
+    def __init__(self, store: Store, statement: Statement) -> None:
+        self._store, self._statement = store, statement
+        self._unknown: list[Range] = [(one.from_, one.to) for one in statement.unreadable]
+        self._contents = merge(self._events(), self._quarantined(), key=lambda item: item[0])
+        self._next: tuple[int, _Content] | None = next(self._contents, None)
+
+    def at(self, offset: int) -> _Content | None:
+        """Return what is archived at an offset, None if nothing is or it cannot be read."""
+        while self._next is not None and self._next[0] < offset:
+            self._next = next(self._contents, None)
+        return self._next[1] if self._next is not None and self._next[0] == offset else None
+
+    def is_unknown(self, offset: int) -> bool:
+        """Return whether it is not known what is archived at an offset that was asked for."""
+        return any(first <= offset < end for first, end in self._unknown)
+
+    def key_of(self, content: _Content) -> str:
+        """Return the key of the object that holds a content."""
+        statement = self._statement
+        ref = statement.segment if isinstance(content, bytes) else statement.quarantine
+        return ref.key if ref else ""
+
+    def _events(self) -> Iterator[tuple[int, _Content]]:
+        segment = self._statement.segment
+        unlined = iter(unlined_ranges(self._statement))
+        first, end = next(unlined, (INT_MAX, INT_MAX))
+        for batch in self._statement.batches:
+            try:
+                lines = self._lines(segment.key if segment else "", batch)
+            except (StoreError, FormatError):
+                # That it cannot be read, or is not what is stated, is a finding of the verification.
+                self._unknown.append((batch.first_offset, batch.next_offset))
+                continue
+            offset = batch.first_offset
+            for line in lines:
+                while first <= offset:
+                    offset = max(offset, end)
+                    first, end = next(unlined, (INT_MAX, INT_MAX))
+                yield offset, line
+                offset += 1
+
+    def _lines(self, key: str, batch: Batch) -> list[bytes]:
+        if batch.size > limits.MEMBER_BYTES or batch.inflated > limits.BATCH_BYTES:
+            raise FormatError("beyond the limits")
+        member = self._store.read(key, limit=batch.size, start=batch.start, size=batch.size)
+        payload = inflate(member, batch.inflated)
+        if sha256(payload).hexdigest() != batch.sha256:
+            raise FormatError("not the bytes that are stated")
+        return split(payload)
+
+    def _quarantined(self) -> Iterator[tuple[int, _Content]]:
+        ref = self._statement.quarantine
+        if ref is None:
+            return
+        last = self._statement.first_offset - 1
         try:
-            skipped = read_manifest(store, log, sequence).statement.skipped
-        except CustodyError:
-            continue
-        for first, end in skipped:
-            if end > start:
-                yield sequence, (first, end)
+            for line in quarantine_lines(self._store, ref.key, ref.size, ref.inflated):
+                record = parse_quarantined(line)
+                last = record.offset
+                yield last, record
+        except (StoreError, FormatError):
+            self._unknown += [(max(first, last + 1), end) for first, end in ref.offsets if end > last + 1]

@@ -1,12 +1,23 @@
 """Where each log stands: its head in the archive, and how far that is behind Kafka."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from custody.archive import find_head, list_logs
-from custody.errors import CustodyError, SourceError
+from custody.archive.reader import Tip, find_tip, list_logs, read_archive
+from custody.archive.trusted import find_trusted_tip, standing
+from custody.errors import (
+    ConfigurationError,
+    CustodyError,
+    FormatError,
+    ObjectMissing,
+    SigningError,
+    SourceError,
+)
+from custody.layout import Log
+from custody.manifest import Manifest
 from custody.settings import Settings
-from custody.store import open_store
+from custody.store import Store, open_store
+from custody.trust import Trust
 from tasks.kafka import Broker
 
 
@@ -34,12 +45,15 @@ class LogStatus:
 
 
 def read_status(settings: Settings) -> Iterator[LogStatus]:
-    """Yield the status of each log of the archive. Kafka need not answer.
+    """Yield the status of each log of the archive. Kafka need not answer, and no key need be at hand.
+
+    With keys, a head is what they signed; without any, it is what lies in the archive.
 
     Raises:
         StoreError: the archive's storage does not answer.
     """
     store = open_store(settings.archive, settings.s3)
+    find = _finder(settings, store)
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
         try:
             cluster: str | None = broker.cluster()
@@ -47,18 +61,27 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
             cluster = None
         for log in list_logs(store):
             try:
-                head = find_head(store, log)
+                tip = find(log)
             except CustodyError as error:
                 yield LogStatus(str(log), problem=str(error))
                 continue
-            if head.newest is None:
+            if tip.newest is None:
                 continue
-            statement = head.newest.statement
+            statement, head = tip.newest.statement, tip.head
             lag = None
             if statement.log.cluster == cluster:
                 try:
                     lag = max(0, broker.bounds(log.topic, log.partition).end - statement.next_offset)
                 except SourceError:
                     lag = None
-            yield LogStatus(str(log), head.size, head.root, statement.next_offset, statement.sealed_at, lag)
+            yield LogStatus(str(log), head.size, head.root.hex(), statement.next_offset, statement.sealed_at, lag)
     store.close()
+
+
+def _finder(settings: Settings, store: Store) -> Callable[[Log], Tip[Manifest]]:
+    try:
+        archive, trust = read_archive(store).id, settings.own_trust()
+    except (ConfigurationError, SigningError, FormatError, ObjectMissing):
+        holds = standing(store, None, Trust())
+        return lambda log: find_tip(store, log, holds(log))
+    return lambda log: find_trusted_tip(store, log, archive, trust)
