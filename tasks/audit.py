@@ -5,19 +5,23 @@ The life of an audit, and what is lost where it dies:
 1. **Survey.** Statements, signatures and trees of the spans, and all that only a listing shows. Lost: minutes.
 2. **Pieces.** Segments of the spans are read, some hundred statements at a time. Each piece's result is signed and put
    under `reports/`, so that an audit that was killed goes on behind the last one. Nothing in `reports/` is believed
-   without that signature. Events of new statements become Parquet tables in the same read.
+   without that signature, nor what is older than two hours: what was read then may have been changed since. An audit
+   says that it began when the first piece that it counts was begun. Events of new statements become Parquet tables in
+   the same read.
 3. **Conclusion.** Findings first, then the audit, which is the commit, then checkpoints of all logs. Of two audits at
    once one is written, and the other ends quietly.
 
-The archive is the state: the newest audit says where to go on, and how far the rolling re-read came. An audit that no
-trusted key signed is nothing to go on from: then everything is new. Prefect is not imported here.
+The archive is the state: the newest audit says where to go on, and how far the rolling re-read came. An audit that a
+trusted key signed outside its span is nothing to go on from: then everything is new. One that does not count at all,
+and may not be passed over, ends the audit with an alarm. Prefect is not imported here.
 """
 
 import json
 import math
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,49 +30,48 @@ from typing import Any, Literal
 
 import msgspec
 
-from custody import audit, layout, manifest
-from custody.archive import (
-    AuditHead,
-    append_audit,
-    find_audits,
-    find_head,
-    list_logs,
-    put_checkpoint,
-    read_archive,
-    sealed_from,
-    writer_name,
-)
-from custody.audit import Audit, Covered, FindingsRef, HeadRef, Read, Verdict
-from custody.audits import is_signed
-from custody.checkpoints import find_signer, trust_own
+from custody import audit, layout
+from custody.archive.forms import AUDITS, form_of
+from custody.archive.reader import Holds, Tip, find_tip, list_logs, sealed_from
+from custody.archive.resume import find_checked_tip
+from custody.archive.trusted import Judge, read_trusted_archive, standing
+from custody.archive.writer import append_audit, put_checkpoint, writer_name
+from custody.audit import Audit, Covered, Marks, ObjectRef, Read, SignedAudit, Verdict
+from custody.envelope import HeadRef, Signer, Tree
 from custody.errors import (
     ConfigurationError,
     CustodyError,
+    Fenced,
     FormatError,
+    ObjectExists,
     ObjectMissing,
     SearchError,
+    SignatureInvalid,
     TransientStoreError,
 )
 from custody.findings import Finding, Severity, finding
-from custody.keys import open_signers
+from custody.keys import Signers
 from custody.layout import Log
-from custody.manifest import Signer
+from custody.manifest import Manifest
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.trust import Trust, open_trust
+from custody.times import check_time, format_time, parse_time
+from custody.tlog.head import Head, KnownHead
+from custody.trust import Trust
 from custody.verify import Report, Scope, Span, verify
+from tasks import signed
 from tasks.reconcile import check_cursors, find_strays, reconcile
 from tasks.report import TableWriter, check_tables, list_tables
 from tasks.search import Search
 
-EXPIRED = "expired "
-READ_AGAIN = "read again "
-LAST_TURN = "last turn "
-INDEXED = "indexed "
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
-_PIECE_AGE = timedelta(days=2)
-_PIECE_LIMIT = manifest.MANIFEST_LIMIT
-_COUNTED = ("statements", "events", "quarantined", "skipped", "lost", "stored", "inflated")
+REPORT_FORMAT: Literal["custody/report/1"] = "custody/report/1"
+TAKEN_OVER = "pieces_taken_over"
+"""In `counts`: how many pieces an earlier run of the audit has read."""
+OBJECTS_INLINE = 1000
+"""Objects that an audit refers to by itself; more stand in one object that it refers to."""
+_PIECE_AGE = timedelta(hours=2)
+_COUNTED = ("statements", "events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated")
 _VERDICTS: Mapping[int, Verdict] = {
     0: "verified",
     Severity.NOTICE: "notices",
@@ -96,15 +99,42 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the verification of a piece gave; line 1 of its object."""
+    """What the verification of a piece gave; line 1 of its object.
+
+    Attributes:
+        format: the form.
+        archive: the archive's id.
+        audit: sequence of the audit that it was read for.
+        run: of that audit which read it.
+        piece: which statements.
+        started_at: when reading began.
+        sealed_at: when it was signed.
+        counts: what was read.
+        findings: what was found.
+        objects: lists of the tables that were made.
+    """
 
     format: Literal["custody/audit-piece/1"]
     archive: str
     audit: int
+    run: str
     piece: Piece
+    started_at: str
     sealed_at: str
     counts: dict[str, int]
     findings: list[dict[str, Any]]
+    objects: list[ObjectRef]
+
+
+class ReportNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which page is the report of an audit; line 1 of its object. The next audit keeps that page as evidence."""
+
+    format: Literal["custody/report/1"]
+    archive: str
+    audit: int
+    sealed_at: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +155,29 @@ class Request:
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What an audit reads, and what its survey has found already."""
+    """What an audit reads, and what its survey has found already.
+
+    Attributes:
+        archive: the archive's id.
+        sequence: that the audit gets, unless slots before it turn out to hold no valid audit.
+        audits: size of the tree of audits that it goes on from.
+        run: which run this is.
+        started_at: when it began.
+        pieces: what is read.
+        heads: by log, size and root: where it ends, of those whose chain holds, and of those not looked at where it
+            ended before.
+        marks: by log, where the next audit goes on from.
+        findings: of the survey.
+    """
 
     archive: str
     sequence: int
+    audits: int
+    run: str
     started_at: datetime
     pieces: tuple[Piece, ...]
     heads: dict[str, tuple[int, str]]
-    """By log: where it ends, of those whose chain holds, and of those not looked at where it ended before."""
-    marks: dict[str, int]
-    """Counts of the audit that the next one goes on from: `expired <log>` (sequences whose objects may be gone),
-    `read again <log>` (how far the turn of reading old statements again came), `last turn <log>` (when that was, in
-    seconds since 1970), `indexed <log>` (how many statements Elasticsearch was seen to have; it never goes back), and
-    the archive's `heartbeat`."""
+    marks: dict[str, Marks]
     findings: tuple[dict[str, Any], ...]
 
 
@@ -158,7 +198,7 @@ class Outcome:
 
     Attributes:
         sequence: of the audit.
-        verdict: the worst class of its findings.
+        verdict: by the worst severity of its findings.
         exit_code: as `custody verify` has it.
         counts: what was read.
         findings: the worst first.
@@ -185,109 +225,120 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         CustodyError: the archive or the keys cannot be read at all; all else is a finding.
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
-        info = read_archive(store)
-        trust = _trust(settings)
-        last = last_trusted_audit(store, trust)
-        before = last.newest.statement if last.newest else None
+        trust = settings.own_trust()
+        archive = read_trusted_archive(store, trust).id
+        tip = _find_audits(store, archive, trust)
+        before = clean_audit(store, archive, trust, tip)
         # A log that somebody remembers is looked for even where nothing of it is left.
         remembered = map(_log, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
         logs = _chosen(sorted({*list_logs(store), *remembered}), request.logs)
-        reads = {log: _reads(store, log, before, request, settings, now) for log in logs}
+        holds = standing(store, archive, trust)
+        reads = {log: _reads(store, log, before, request, settings, now, holds(log)) for log in logs}
         scope = Scope({log: _surveyed(found) for log, found in reads.items() if found}, contents=False)
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
         tables = list_tables(store)
-        tabled = [
+        others = [
             one.to_dict()
             for log, found in reads.items()
             for read in found
             if read.read == "again" and read.end is not None
-            for one in check_tables(store, tables, info.archive, log, read.first, read.end, trust)
+            for one in check_tables(store, tables, archive, log, read.first, read.end, trust)
         ]
-        # The heartbeat that the first audit says is what counts from then on.
-        marks = marks_of(before)
-        if 1 <= info.heartbeat <= audit.HEARTBEAT_LIMIT:
-            marks.setdefault(audit.HEARTBEAT, info.heartbeat)
+        indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
-            indexed = {str(log): marks.get(f"{INDEXED}{log}", 0) for log in logs}
-            look = partial(check_cursors, store=store, archive=info.archive, logs=logs, now=now, marks=indexed)
-            tabled += _held_against_search(settings, look)
-            marks |= {f"{INDEXED}{name}": size for name, size in indexed.items() if size}
+            look = partial(check_cursors, store=store, archive=archive, logs=logs, now=now, marks=indexed, holds=holds)
+            others += _compared_with_search(settings, look)
             if not request.logs:
-                tabled += _held_against_search(settings, partial(find_strays, store=store, logs=logs, now=now))
-    return _planned(report, last, reads, marks, info.archive, request, settings, now, tabled)
-
-
-def _planned(
-    report: Report,
-    last: AuditHead,
-    reads: Mapping[Log, Sequence[_Read]],
-    marks: dict[str, int],
-    archive: str,
-    request: Request,
-    settings: Settings,
-    now: datetime,
-    tabled: Sequence[dict[str, Any]],
-) -> Plan:
-    before = last.newest.statement if last.newest else None
-    summaries = {log.log: log for log in report.logs}
-    heads = {name: (head.size, head.root) for name, head in before.heads.items()} if before else {}
-    pieces: list[Piece] = []
-    for log, found in reads.items():
-        name = str(log)
-        summary = summaries.get(name)
-        if summary is None:
-            continue
-        # As with heads: what a statement says that does not hold is not signed again as ours.
-        if summary.expired and summary.sound:
-            marks[f"{EXPIRED}{name}"] = max(marks.get(f"{EXPIRED}{name}", 0), summary.expired)
-        whole = any(one.end is None for one in found)
-        if whole and summary.sound and summary.root is not None:
-            heads[name] = summary.size, summary.root
-        if not request.since and not request.until:
-            marks[f"{READ_AGAIN}{name}"] = _turn_end(found)
-            marks[f"{LAST_TURN}{name}"] = math.ceil(now.timestamp())
-        for one in found:
-            pieces += _cut(name, one.first, one.end or summary.size, one.read, settings.audit.piece_statements)
+                strays = partial(find_strays, store=store, logs=logs, now=now, holds=holds)
+                others += _compared_with_search(settings, strays)
+    turned = not request.since and not request.until
     return Plan(
         archive=archive,
-        sequence=last.size,
+        sequence=tip.size,
+        audits=tip.head.size,
+        run=str(uuid.uuid4()),
         started_at=now,
-        pieces=tuple(pieces),
-        heads=heads,
-        marks=marks,
-        findings=(*(one.to_dict() for one in report.findings), *tabled),
+        pieces=tuple(_pieces(report, reads, settings.audit.piece_statements)),
+        heads=_heads(report, reads, before),
+        marks=_marks(report, reads, before, indexed, now, turned=turned),
+        findings=(*(one.to_dict() for one in report.findings), *others),
     )
 
 
-def marks_of(before: Audit | None) -> dict[str, int]:
-    """Return the counts of an audit that the next one goes on from."""
-    counts = before.counts.items() if before else ()
-    return {
-        name: number
-        for name, number in counts
-        if name.startswith((EXPIRED, READ_AGAIN, LAST_TURN, INDEXED))
-        or (name == audit.HEARTBEAT and 1 <= number <= audit.HEARTBEAT_LIMIT)
-    }
+def _pieces(report: Report, reads: Mapping[Log, Sequence[_Read]], step: int) -> Iterator[Piece]:
+    """Yield what is read of each log."""
+    sizes = {summary.log: summary.size for summary in report.logs}
+    for log, found in reads.items():
+        name = str(log)
+        for one in found if name in sizes else ():
+            yield from _cut(name, one.first, one.end or sizes[name], one.read, step)
 
 
-def last_trusted_audit(store: Store, trust: Trust) -> AuditHead:
-    """Return where the audits end, with the newest one only if a trusted key signed it, for this archive.
+def _heads(report: Report, reads: Mapping[Log, Sequence[_Read]], before: Audit | None) -> dict[str, tuple[int, str]]:
+    """Return where each log ends; where its chain does not hold, or was not looked at, where it ended before."""
+    heads = {name: (head.size, head.root) for name, head in before.heads.items()} if before else {}
+    whole = {str(log) for log, found in reads.items() if any(one.end is None for one in found)}
+    for summary in report.logs:
+        if summary.log in whole and summary.sound and summary.root is not None:
+            heads[summary.log] = summary.size, summary.root
+    return heads
 
-    Raises:
-        FormatError: the newest audit is not of the format.
-        StoreError: the store does not answer.
+
+def _marks(
+    report: Report,
+    reads: Mapping[Log, Sequence[_Read]],
+    before: Audit | None,
+    indexed: Mapping[str, int],
+    now: datetime,
+    *,
+    turned: bool,
+) -> dict[str, Marks]:
+    """Return where the next audit goes on from.
+
+    Args:
+        report: of the survey.
+        reads: what is read of each log.
+        before: the audit that this one goes on from.
+        indexed: by log, how many statements Elasticsearch was seen to have.
+        now: the time.
+        turned: whether this audit is a turn of reading old statements again.
     """
-    head = find_audits(store)
-    if head.newest is None:
-        return head
-    statement = head.newest.statement
-    text = manifest.message(head.newest.line, audit.FORMAT)
-    if statement.archive == read_archive(store).archive and is_signed(
-        trust, text, head.newest.signatures, head.size - 1, statement.sealed_at
-    ):
-        return head
-    # The survey says what is wrong with it; here it is nothing to go on from.
-    return AuditHead(head.size, head.edge, None)
+    marks = dict(before.marks) if before else {}
+    surveyed = {summary.log: summary for summary in report.logs}
+    refused = {one.log for one in report.findings if one.finding == "retention"}
+    for log, found in reads.items():
+        name = str(log)
+        old = marks.get(name, Marks(0, 0, format_time(now), 0))
+        summary = surveyed.get(name)
+        again = turned and summary is not None
+        expired = old.expired
+        # As with heads: what a statement says that does not hold is not signed again as ours; nor is there a hole.
+        if summary is not None and summary.sound and name not in refused and summary.expired_from <= old.expired:
+            expired = max(expired, summary.expired)
+        new = Marks(
+            expired=expired,
+            reread=_turn_end(found) if again else old.reread,
+            reread_at=format_time(now) if again else old.reread_at,
+            indexed=max(old.indexed, indexed.get(name, 0)),
+        )
+        if name in marks or again or new.expired or new.indexed:
+            marks[name] = new
+    return marks
+
+
+def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit]) -> Audit | None:
+    """Return the newest audit, None if there is none, or if a key signed it outside its span.
+
+    Args:
+        store: the archive.
+        archive: its id.
+        trust: the keys.
+        tip: where the audits end, by what trusted keys signed.
+    """
+    if tip.newest is None:
+        return None
+    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+    return tip.newest.statement if judge.verdict(tip.newest, tip.head.size - 1).clean else None
 
 
 def _chosen(logs: Sequence[Log], wanted: Sequence[str]) -> list[Log]:
@@ -301,29 +352,35 @@ def _chosen(logs: Sequence[Log], wanted: Sequence[str]) -> list[Log]:
 
 
 def _reads(
-    store: Store, log: Log, before: Audit | None, request: Request, settings: Settings, now: datetime
+    store: Store,
+    log: Log,
+    before: Audit | None,
+    request: Request,
+    settings: Settings,
+    now: datetime,
+    holds: Holds[Manifest],
 ) -> list[_Read]:
     """Return what is read of a log, in order."""
     seen = before.heads.get(str(log)) if before else None
     old = seen.size if seen else 0
     if request.since or request.until:
-        size = find_head(store, log, old).size
-        first = sealed_from(store, log, size, request.since) if request.since else 0
-        end = sealed_from(store, log, size, request.until) if request.until else size
+        size = find_tip(store, log, holds, old).head.size
+        first = sealed_from(store, log, size, request.since, holds) if request.since else 0
+        end = sealed_from(store, log, size, request.until, holds) if request.until else size
         return [_Read(first, end, "again")] if first < end else []
     if before is None or not old:
         return [_Read(0, None, "new")]
-    left = _left(store, log, old)
+    left = _left(store, log, old, holds)
     again = [(0, left)] if request.full else _share(str(log), left, before, settings, now)
     return [*(_Read(first, end, "again") for first, end in again if first < end), _Read(old, None, "new", left)]
 
 
-def _left(store: Store, log: Log, seen: int) -> int:
+def _left(store: Store, log: Log, seen: int, holds: Holds[Manifest]) -> int:
     """Return how much of a log's first `seen` statements is there: where it went back, the survey begins at its end."""
     try:
         if not seen or any(store.exists(layout.manifest_key(log, sequence)) for sequence in (seen - 1, seen)):
             return seen
-        return min(find_head(store, log, seen).size, seen)
+        return min(find_tip(store, log, holds, seen).head.size, seen)
     except CustodyError:
         # The survey says what is wrong with it.
         return seen
@@ -344,12 +401,12 @@ def _surveyed(reads: Sequence[_Read]) -> list[Span]:
 def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
     """Return the old statements whose turn it is to be read again, so that all are within `reread_days`."""
     # Since this log's last turn: the audit before may be of other logs, or a roll's, which reads nothing.
-    turned = before.counts.get(f"{LAST_TURN}{name}")
-    last = manifest.parse_time(before.started_at).timestamp() if turned is None else turned
+    marks = before.marks.get(name)
+    last = parse_time(marks.reread_at if marks else before.started_at).timestamp()
     days = max((now.timestamp() - last) / timedelta(days=1).total_seconds(), 1.0)
     step = settings.audit.piece_statements
     many = min(math.ceil(old * days / settings.audit.reread_days / step) * step, old)
-    start = before.counts.get(f"{READ_AGAIN}{name}", 0)
+    start = marks.reread if marks else 0
     start = 0 if start >= old else start
     if start + many <= old:
         return [(start, start + many)]
@@ -370,58 +427,89 @@ def _cut(name: str, first: int, end: int, read: Read, step: int) -> Iterator[Pie
         first = stop
 
 
-def verify_pieces(settings: Settings, plan: Plan, pieces: Sequence[Piece]) -> Iterator[PieceResult]:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def verify_pieces(
+    settings: Settings, plan: Plan, pieces: Sequence[Piece], clock: Callable[[], datetime] = _now
+) -> Iterator[PieceResult]:
     """Read segments of some pieces, and yield what each gave; what an earlier run of this audit has done is not redone.
+
+    Args:
+        settings: the settings.
+        plan: of the audit.
+        pieces: those of its pieces that are read.
+        clock: gives the time.
 
     Raises:
         CustodyError: the archive or the keys cannot be opened.
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
-        trust = _trust(settings)
-        signers = open_signers(settings.keys, datetime.now(UTC), settings.passphrase())
+        trust = settings.own_trust()
+        signers = settings.signers(clock()).both()
         for piece in pieces:
-            done = _read_result(store, trust, plan, piece)
+            done = _read_result(store, trust, plan, piece, clock())
             if done is None:
-                done = _verify_piece(settings, store, trust, signers, plan, piece)
-                line = msgspec.json.encode(done)
-                if len(line) < manifest.STATEMENT_LIMIT:
-                    _keep(store, _result_key(plan, piece), manifest.seal(line, signers, PIECE_FORMAT))
+                done = _verify_piece(settings, store, trust, signers, plan, piece, clock)
+                data = signed.seal(done, PIECE_FORMAT, signers)
+                if data is not None:
+                    _keep(store, _result_key(plan, piece), data)
             yield done
 
 
 def _verify_piece(
-    settings: Settings, store: Store, trust: Trust, signers: Sequence[Signer], plan: Plan, piece: Piece
+    settings: Settings,
+    store: Store,
+    trust: Trust,
+    signers: tuple[Signer, Signer],
+    plan: Plan,
+    piece: Piece,
+    clock: Callable[[], datetime],
 ) -> PieceResult:
+    started_at = clock()
     log, scope = _log(piece.log), Scope({_log(piece.log): [Span(piece.first, piece.end)]}, listing=False)
+    objects: list[ObjectRef] = []
     if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
-            report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope, sink=writer)
+            report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=writer)
             writer.finish()
+            objects += [writer.listed] if writer.listed else []
     else:
-        report = verify(store, trust, now=datetime.now(UTC), workers=0, scope=scope)
+        report = verify(store, trust, now=started_at, workers=0, scope=scope)
     findings = [one.to_dict() for one in report.findings]
     counts = Counter({name: sum(getattr(one, name) for one in report.logs) for name in _COUNTED})
     if settings.search.url:
         counts["rejected"] = 0
         look = partial(
-            reconcile, store=store, archive=plan.archive, log=log, first=piece.first, end=piece.end, now=plan.started_at
+            reconcile,
+            store=store,
+            archive=plan.archive,
+            log=log,
+            first=piece.first,
+            end=piece.end,
+            now=plan.started_at,
+            holds=standing(store, plan.archive, trust)(log),
         )
-        marked = plan.marks.get(f"{INDEXED}{log}", 0)
-        findings += _held_against_search(
+        marked = plan.marks[piece.log].indexed if piece.log in plan.marks else 0
+        findings += _compared_with_search(
             settings, partial(look, marked=marked, content=piece.read == "again", counts=counts)
         )
     return PieceResult(
         format=PIECE_FORMAT,
         archive=plan.archive,
         audit=plan.sequence,
+        run=plan.run,
         piece=piece,
-        sealed_at=manifest.format_time(datetime.now(UTC)),
+        started_at=format_time(started_at),
+        sealed_at=format_time(clock()),
         counts=dict(counts),
         findings=findings,
+        objects=objects,
     )
 
 
-def _held_against_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
+def _compared_with_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
     """Return what a comparison with Elasticsearch finds; that it cannot be asked says nothing against the archive."""
     found: list[dict[str, Any]] = []
     try:
@@ -436,20 +524,17 @@ def _held_against_search(settings: Settings, look: Callable[[Search], Iterator[F
     return found
 
 
-def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece) -> PieceResult | None:
-    """Return what an earlier run of this audit found of a piece, if it signed it."""
+def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: datetime) -> PieceResult | None:
+    """Return what an earlier run of this audit found of a piece, if it signed it a short while ago."""
+    key = _result_key(plan, piece)
     try:
-        line, second = manifest.split_lines(store.read(_result_key(plan, piece), limit=_PIECE_LIMIT))
-        signatures = manifest.parse_signatures(second)
-        result = msgspec.json.decode(line, type=PieceResult)
-        age = datetime.now(UTC) - manifest.check_time("sealed_at", result.sealed_at)
-    except (ObjectMissing, FormatError, msgspec.MsgspecError, ValueError, RecursionError):
+        result = signed.read(store, key, PieceResult, PIECE_FORMAT, trust)
+        age = now - check_time(f"{key}: started_at", result.started_at)
+    except (ObjectMissing, FormatError, SignatureInvalid):
         return None
     same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
-    if not same or not timedelta(0) <= age < _PIECE_AGE:
-        return None
-    text = manifest.message(line, PIECE_FORMAT)
-    return result if is_signed(trust, text, signatures, plan.sequence, result.sealed_at) else None
+    # What it has read may have been changed since.
+    return result if same and timedelta(0) <= age < _PIECE_AGE else None
 
 
 def _keep(store: Store, key: str, data: bytes) -> None:
@@ -464,64 +549,136 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
     """Add up, sign and write the audit, and a checkpoint of each log.
 
     Raises:
-        Fenced: another audit was written meanwhile.
-        HeadRollback: a checkpoint that is there has another root.
+        Fenced: another audit was written meanwhile, rightly.
+        HeadRollback: the audits went back meanwhile, a slot of theirs holds what may not be passed over, or a
+            checkpoint that is there has another root.
         CustodyError: the archive does not take it, or no key can sign.
     """
     now = datetime.now(UTC)
     findings = _merged(plan, results)
-    exit_code = max((_SEVERITIES[one["class"]] for one in findings), default=0)
+    exit_code = max((_SEVERITIES[one["severity"]] for one in findings), default=0)
     verdict = _VERDICTS[exit_code]
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for result in results:
-        for name, number in result.counts.items():
-            counts[name] = counts.get(name, 0) + number
+        counts.update(result.counts)
     counts["findings"] = len(findings)
-    counts |= plan.marks
+    counts[TAKEN_OVER] = sum(result.run != plan.run for result in results)
+    started_at = min([plan.started_at, *(parse_time(result.started_at) for result in results)])
     with closing(open_store(settings.archive, settings.s3)) as store:
-        signers = open_signers(settings.keys, now, settings.passphrase())
-        head = find_audits(store)
-        held: list[dict[str, Any]] | FindingsRef = [dict(one) for one in findings]
-        if len(findings) > audit.FINDINGS_INLINE:
-            held = _put_findings(store, head.size, findings)
-        statement = Audit(
-            format=audit.FORMAT,
-            archive=plan.archive,
-            sequence=plan.sequence,
-            tree=manifest.Tree(head.size, head.root.hex(), [node.hex() for node in head.edge]),
-            started_at=manifest.format_time(plan.started_at),
-            sealed_at=manifest.format_time(now),
-            writer=writer_name(),
-            heads={name: HeadRef(size, root) for name, (size, root) in sorted(plan.heads.items())},
-            covered=_covered(plan.pieces),
-            counts=dict(sorted(counts.items())),
-            findings=held,
-            verdict=verdict,
-        )
-        written = append_audit(store, head, statement, signers)
-        _put_checkpoints(store, settings, plan, written, now)
-        whole = f"{store.url}/{held.key if isinstance(held, FindingsRef) else layout.audit_key(statement.sequence)}"
+        trust, signers = settings.own_trust(), settings.signers(now)
+        tip = _find_audits(store, plan.archive, trust, [KnownHead(plan.audits, None, "the plan of this audit")])
+        if tip.head.size > plan.audits:
+            raise Fenced(f"audit {tip.head.size - 1} was written by somebody else meanwhile")
+        inline: list[dict[str, Any]] | ObjectRef = [dict(one) for one in findings]
+        held = inline if len(findings) <= audit.FINDINGS_INLINE else _put_lines(store, findings)
+        objects = [ref for result in results for ref in result.objects]
+        objects += _keep_report(store, trust, plan.archive, tip.head.size - 1)
+
+        def make(tip: Tip[SignedAudit]) -> Audit:
+            return Audit(
+                format=audit.FORMAT,
+                archive=plan.archive,
+                sequence=tip.size,
+                tree=tree_of(tip),
+                passed_over=list(tip.passed_over),
+                started_at=format_time(started_at),
+                sealed_at=format_time(now),
+                writer=writer_name(),
+                heads={name: HeadRef(size, root) for name, (size, root) in sorted(plan.heads.items())},
+                covered=_covered(plan.pieces),
+                marks=dict(sorted(plan.marks.items())),
+                counts=dict(sorted(counts.items())),
+                findings=held,
+                objects=_referred(store, objects),
+                verdict=verdict,
+            )
+
+        written = append_audit(store, tip, make, signers.both(), trust)
+        _put_checkpoints(store, trust, signers, plan, written)
+        sequence = written.size - 1
+        whole = f"{store.url}/{held.key if isinstance(held, ObjectRef) else layout.audit_key(sequence)}"
     sizes = {name: size for name, (size, _) in plan.heads.items()}
-    return Outcome(statement.sequence, verdict, exit_code, counts, tuple(findings), whole, sizes)
+    return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, sizes)
 
 
-def _put_findings(store: Store, sequence: int, findings: Sequence[Mapping[str, Any]]) -> FindingsRef:
-    data = b"".join(json.dumps(one, separators=(",", ":")).encode() + b"\n" for one in findings)
+def tree_of(tip: Tip[SignedAudit]) -> Tree:
+    """Return what the next audit says of the tree before it."""
+    return Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range])
+
+
+def _find_audits(store: Store, archive: str, trust: Trust, known: Sequence[KnownHead] = ()) -> Tip[SignedAudit]:
+    """Find where the audits end, for one that is to be signed behind them; raises as `find_checked_tip`."""
+    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+    return find_checked_tip(store, layout.AUDIT_LOG, AUDITS, judge, trust, known)
+
+
+def _put_lines(store: Store, lines: Sequence[Any]) -> ObjectRef:
+    """Put what is too much for an audit, one JSON value a line, where the audit refers to it by its SHA-256."""
+    return _put_object(
+        store, b"".join(json.dumps(msgspec.to_builtins(one), separators=(",", ":")).encode() + b"\n" for one in lines)
+    )
+
+
+def _put_object(store: Store, data: bytes) -> ObjectRef:
     digest = sha256(data).hexdigest()
-    key = f"reports/audits/{sequence:012}/findings-{digest[:16]}.jsonl"
+    key = layout.audit_object_key(digest)
     store.create(key, data)
-    return FindingsRef(key, len(data), digest)
+    return ObjectRef(key, len(data), digest)
 
 
-def _put_checkpoints(store: Store, settings: Settings, plan: Plan, head: AuditHead, now: datetime) -> None:
-    uri = settings.checkpoint_keys or settings.keys
-    signer = find_signer(open_signers(uri, now, settings.passphrase()))
-    if signer is None:
-        return
-    put_checkpoint(store, plan.archive, layout.AUDIT_LOG, head.size, head.root, signer)
-    for name, (size, root) in plan.heads.items():
-        if size:
-            put_checkpoint(store, plan.archive, _log(name), size, bytes.fromhex(root), signer)
+def _referred(store: Store, objects: Sequence[ObjectRef]) -> list[ObjectRef]:
+    return list(objects) if len(objects) <= OBJECTS_INLINE else [_put_lines(store, objects)]
+
+
+def put_report(settings: Settings, sequence: int, page: bytes) -> str:
+    """Put the report of an audit, and sign that it is this one, so that the next audit keeps it as evidence.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        CustodyError: the archive does not take it, or no key can sign.
+    """
+    now = datetime.now(UTC)
+    digest = sha256(page).hexdigest()
+    key = _page_key(sequence, digest)
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        store.create(key, page)
+        note = ReportNote(
+            format=REPORT_FORMAT,
+            archive=read_trusted_archive(store, settings.own_trust()).id,
+            audit=sequence,
+            sealed_at=format_time(now),
+            size=len(page),
+            sha256=digest,
+        )
+        data = signed.seal(note, REPORT_FORMAT, settings.signers(now).both())
+        # Where another run has made one of the same audit, that one is kept.
+        with suppress(ObjectExists):
+            store.create(_report_key(sequence), data or b"")
+        return f"{store.url}/{key}"
+
+
+def _keep_report(store: Store, trust: Trust, archive: str, sequence: int) -> list[ObjectRef]:
+    """Put the report of an audit where the next one refers to it; nothing where none was made, or it was changed."""
+    if sequence < 0:
+        return []
+    try:
+        note = signed.read(store, _report_key(sequence), ReportNote, REPORT_FORMAT, trust)
+        if (note.archive, note.audit) != (archive, sequence):
+            return []
+        page = store.read(_page_key(sequence, note.sha256), limit=note.size)
+    except (ObjectMissing, FormatError, SignatureInvalid):
+        return []
+    return [_put_object(store, page)] if sha256(page).hexdigest() == note.sha256 else []
+
+
+def _put_checkpoints(store: Store, trust: Trust, signers: Signers, plan: Plan, tip: Tip[SignedAudit]) -> None:
+    heads = {name: Head(size, bytes.fromhex(root)) for name, (size, root) in plan.heads.items() if size}
+    for name, head in {str(layout.AUDIT_LOG): tip.head, **heads}.items():
+        log = _log(name)
+        judge = Judge(store, log, form_of(log), plan.archive, trust)
+        put_checkpoint(store, plan.archive, log, head, signers.ed25519(), judge)
 
 
 def _merged(plan: Plan, results: Sequence[PieceResult]) -> list[Mapping[str, Any]]:
@@ -536,10 +693,11 @@ def _merged(plan: Plan, results: Sequence[PieceResult]) -> list[Mapping[str, Any
         for one in result.findings:
             sequence = one.get("sequence", -1)
             said = surveyed.get((one["finding"], one.get("log")), ())
-            expired = one["finding"] == "segment-missing" and sequence < plan.marks.get(f"{EXPIRED}{one.get('log')}", 0)
+            marks = plan.marks.get(one.get("log", ""))
+            expired = one["finding"] == "segment-missing" and marks is not None and sequence < marks.expired
             if not expired and not any(first <= sequence <= through for first, through in said):
                 found.append(one)
-    return sorted(found, key=lambda one: (-_SEVERITIES[one["class"]], one.get("log", ""), one.get("sequence", -1)))
+    return sorted(found, key=lambda one: (-_SEVERITIES[one["severity"]], one.get("log", ""), one.get("sequence", -1)))
 
 
 _SEVERITIES = {severity.name.lower(): int(severity) for severity in Severity}
@@ -557,12 +715,21 @@ def _covered(pieces: Sequence[Piece]) -> dict[str, list[Covered]]:
     return covered
 
 
+def _folder(sequence: int) -> str:
+    return f"reports/audits/{sequence:012}/"
+
+
+def _page_key(sequence: int, digest: str) -> str:
+    return f"{_folder(sequence)}integrity-{digest[:16]}.html"
+
+
+def _report_key(sequence: int) -> str:
+    return f"{_folder(sequence)}report.json"
+
+
 def _result_key(plan: Plan, piece: Piece) -> str:
-    return f"reports/audits/{plan.sequence:012}/pieces/{piece.log}/{piece.first:012}-{piece.end:012}-{piece.read}.json"
-
-
-def _trust(settings: Settings) -> Trust:
-    return trust_own(open_trust([settings.keys], settings.trust, settings.passphrase()), settings)
+    span = f"{piece.first:012}-{piece.end:012}-{piece.read}"
+    return f"{_folder(plan.sequence)}pieces/{piece.log}/{span}.json"
 
 
 def _log(name: str) -> Log:

@@ -25,16 +25,17 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from custody import lines, tables
-from custody.archive import find_head, list_logs, read_archive, read_manifest, sealed_from
+from custody import limits, lines, tables
+from custody.archive.reader import Holds, find_tip, list_logs, read_archive, read_manifest, sealed_from
+from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectArchived, ObjectMissing
 from custody.events import EVENT_TYPES
-from custody.keys import open_signers
 from custody.layout import Log
-from custody.manifest import Batch, Statement, format_time, parse_time
-from custody.segment import BATCH_LIMIT, SEGMENT_LIMIT, inflate
+from custody.manifest import Batch, Manifest, Statement
+from custody.segment import inflate
 from custody.settings import Settings
 from custody.store import Store, Tier, open_store
+from custody.times import format_time, parse_time
 from tasks.documents import LEEWAY, offsets_of
 from tasks.search import Search, Sent
 from tasks.targets import Content, FolderTarget, Part, SearchTarget, TablesTarget, Target, TopicTarget
@@ -242,12 +243,13 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     """
     check_request(settings, request)
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(_PARALLEL) as threads:
-        archive = read_archive(store).archive
+        archive = read_archive(store).id
+        holds = standing(store, archive, settings.trust_at_hand())
         problems: list[str] = []
         groups: list[tuple[Part, tuple[Piece, ...]]] = []
         looked_at = 0
         for log in _choose_logs(store, request.logs):
-            walk = _Walk(settings, store, threads, request, log, problems)
+            walk = _Walk(settings, store, threads, request, log, problems, holds(log))
             groups += _tabled(settings, store, walk) if request.target == "tables" else map(_alone, walk.pieces())
             looked_at += walk.looked_at
         objects = {}
@@ -290,36 +292,45 @@ class _Walk:
         request: Request,
         log: Log,
         problems: list[str],
+        holds: Holds[Manifest],
     ) -> None:
         self._settings, self._store, self._threads, self._problems = settings, store, threads, problems
         self._since, self._until, self._types = request.since, request.until, frozenset(request.types)
         self._whole = request.target == "tables"
-        self.log = log
-        size = find_head(store, log).size
+        self.log, self._holds = log, holds
+        size = find_tip(store, log, holds).head.size
         self.first, self.end = 0, size
         if request.late_days is not None:
-            self.first = sealed_from(store, log, size, request.since - LEEWAY)
-            self.end = sealed_from(store, log, size, request.until + timedelta(days=request.late_days))
+            self.first = sealed_from(store, log, size, request.since - LEEWAY, holds)
+            self.end = sealed_from(store, log, size, request.until + timedelta(days=request.late_days), holds)
         self.looked_at = 0
         self.empty: set[int] = set()
-        """Statements without a batch."""
+        """Statements without a batch, and slots that hold none."""
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what is wanted."""
-        for found in _map(self._threads, self._read, range(self.first, self.end)):
+        unread: dict[int, str] = {}
+        for sequence, found in _map(self._threads, self._read, range(self.first, self.end)):
             self.looked_at += 1
             if isinstance(found, str):
-                self._problems.append(found)
-            elif not found.batches:
-                self.empty.add(found.sequence)
+                unread[sequence] = found
+                continue
+            # What the writer passed over was never a statement.
+            passed = range(sequence - len(found.passed_over), sequence)
+            self.empty.update(passed)
+            self._problems += [problem for slot, problem in unread.items() if slot not in passed]
+            unread.clear()
+            if not found.batches:
+                self.empty.add(sequence)
             elif (piece := self._piece(found)) is not None:
                 yield piece
+        self._problems += unread.values()
 
-    def _read(self, sequence: int) -> Statement | str:
+    def _read(self, sequence: int) -> tuple[int, Statement | str]:
         try:
-            return read_manifest(self._store, self.log, sequence).statement
+            return sequence, read_manifest(self._store, self.log, sequence, self._holds).statement
         except (FormatError, ObjectMissing) as error:
-            return f"{self.log}, sequence {sequence} cannot be read: {error}; {_ADVICE}"
+            return sequence, f"{self.log}, sequence {sequence} cannot be read: {error}; {_ADVICE}"
 
     def _piece(self, statement: Statement) -> Piece | None:
         if statement.segment is None or (self._types and not self._types & statement.types.keys()):
@@ -442,7 +453,8 @@ def copy(
         CustodyError: the archive does not answer, or the target does not take the events; the next run goes on.
     """
     with closing(open_store(settings.archive, settings.s3)) as store, _target(settings, store, plan) as target:
-        return _Copy(store, plan, target, progress, go_on).run()
+        holds = standing(store, plan.archive, settings.trust_at_hand())
+        return _Copy(store, plan, target, progress, go_on, holds).run()
 
 
 @contextmanager
@@ -453,9 +465,7 @@ def _target(settings: Settings, store: Store, plan: Plan) -> Iterator[Target]:
             with closing(Search(settings.search)) as search:
                 yield SearchTarget(settings, search)
         case "tables":
-            yield TablesTarget(
-                store, plan.archive, open_signers(settings.keys, datetime.now(UTC), settings.passphrase())
-            )
+            yield TablesTarget(store, plan.archive, settings.signers(datetime.now(UTC)).both())
         case "topic":
             yield TopicTarget(settings, request.topic or "")
         case "folder":
@@ -476,8 +486,9 @@ class _Copy:
         target: Target,
         progress: Callable[[Progress], None],
         go_on: Callable[[], bool],
+        holds: Callable[[Log], Holds[Manifest]],
     ) -> None:
-        self._store, self._plan, self._target = store, plan, target
+        self._store, self._plan, self._target, self._holds = store, plan, target, holds
         self._progress, self._go_on = progress, go_on
         self._choice = _Choice(plan.request)
         self._begun = time.monotonic()
@@ -549,7 +560,7 @@ class _Copy:
 
     def _fetch(self, piece: Piece) -> _Fetched:
         """Read a piece's batches, those that are neighbours at once."""
-        statement = read_manifest(self._store, piece.log, piece.sequence).statement
+        statement = read_manifest(self._store, piece.log, piece.sequence, self._holds(piece.log)).statement
         segment = statement.segment
         if segment is None or segment.key != piece.key or piece.batches[-1] >= len(statement.batches):
             raise FormatError("the manifest is not what it was a moment ago")
@@ -557,7 +568,7 @@ class _Copy:
         for run in _runs(statement, piece.batches):
             first, last = statement.batches[run[0]], statement.batches[run[-1]]
             size = last.start + last.size - first.start
-            if not 0 < size <= SEGMENT_LIMIT:
+            if not 0 < size <= limits.SEGMENT_BYTES:
                 raise FormatError(f"batch {first.number} is said to have {size:,} bytes")
             data = self._store.read(segment.key, limit=size, start=first.start, size=size, restored=True)
             for place in run:
@@ -590,8 +601,10 @@ class _Choice:
         Raises:
             FormatError: the batch is not as its statement says.
         """
-        if batch.inflated > BATCH_LIMIT:
-            raise FormatError(f"batch {batch.number} is said to have {batch.inflated:,} bytes (limit {BATCH_LIMIT:,})")
+        if batch.inflated > limits.BATCH_BYTES:
+            raise FormatError(
+                f"batch {batch.number} is said to have {batch.inflated:,} bytes (limit {limits.BATCH_BYTES:,})"
+            )
         payload = inflate(member, batch.inflated)
         if sha256(payload).hexdigest() != batch.sha256:
             raise FormatError(f"batch {batch.number} is not the one that its statement names")

@@ -24,14 +24,15 @@ from typing import Any
 
 import msgspec
 
-from custody import lines
+from custody import limits, lines
 from custody.chain import unlined_ranges
 from custody.errors import FormatError
 from custody.events import EVENT_TYPES
 from custody.layout import Log
-from custody.manifest import Batch, Statement, parse_time
-from custody.segment import SEGMENT_LIMIT, inflate
+from custody.manifest import Batch, Statement
+from custody.segment import inflate
 from custody.store import Store
+from custody.times import parse_time
 
 ORIGIN = "@custody"
 """The member that says where in the archive an event is."""
@@ -277,7 +278,7 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
     """
     if statement.segment is None:
         return
-    data = store.read(statement.segment.key, limit=SEGMENT_LIMIT)
+    data = store.read(statement.segment.key, limit=limits.SEGMENT_BYTES)
     for batch in statement.batches:
         payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
         if sha256(payload).hexdigest() != batch.sha256:

@@ -22,13 +22,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from custody import layout
-from custody.archive import list_logs, read_archive, read_manifest
-from custody.checkpoints import choose_logs
+from custody.archive.checkpoints import choose_logs
+from custody.archive.reader import list_logs, read_archive, read_manifest
+from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.layout import Log
-from custody.manifest import Statement, parse_time
+from custody.manifest import Statement
 from custody.settings import Settings
 from custody.store import Store, open_store
+from custody.times import parse_time
 from tasks.documents import Documents, read_documents
 from tasks.search import Cursor, Search, Sent
 
@@ -71,6 +73,7 @@ class Indexer:
     def __init__(self, settings: Settings, store: Store, search: Search, archive: str) -> None:
         """Begin; nothing is asked yet."""
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
+        self._holds = standing(store, archive, settings.trust_at_hand())
         self._cursors: dict[Log, Cursor] = {}
         self._untrue: dict[Log, str] = {}
         self._unread: dict[Log, dict[int, str]] = {}
@@ -111,6 +114,9 @@ class Indexer:
             for sequence in passed.keys() - unread.keys():
                 logger.warning("%s: %s", log, passed[sequence])
             unread |= passed
+            for sequence in _passed_over(statement):
+                # It held no statement, and was an alarm until the writer signed so.
+                unread.pop(sequence, None)
             if statement is None:
                 if not passed:
                     self._ended.add(log)
@@ -205,7 +211,7 @@ class Indexer:
         passed: dict[int, str] = {}
         while True:
             try:
-                statement = read_manifest(self._store, log, sequence).statement
+                statement = read_manifest(self._store, log, sequence, self._holds(log)).statement
             except FormatError as error:
                 passed[sequence] = str(error)
                 sequence += 1
@@ -219,11 +225,7 @@ class Indexer:
                     passed[sequence] = f"of {log} manifests are missing ({span}), and later ones are there"
                     sequence = following
             else:
-                if statement.sequence == sequence:
-                    return statement, passed
-                key = layout.manifest_key(log, sequence)
-                passed[sequence] = f"{key} is the statement of sequence {statement.sequence}"
-                sequence += 1
+                return statement, passed
 
     def _listed(self, log: Log, sequence: int) -> int | None:
         """Return the first sequence behind one of which a manifest is listed, None if there is none."""
@@ -265,6 +267,11 @@ class Indexer:
             yield Documents.join(waiting)
 
 
+def _passed_over(statement: Statement | None) -> range:
+    """Return the slots that a statement passes over."""
+    return range(statement.sequence - len(statement.passed_over), statement.sequence) if statement else range(0)
+
+
 def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:
     """Index logs up to their heads (`custody index`).
 
@@ -284,7 +291,7 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
         logs = choose_logs(store, wanted)
         search.prepare()
-        indexer = Indexer(settings, store, search, read_archive(store).archive)
+        indexer = Indexer(settings, store, search, read_archive(store).id)
         for log in logs:
             result = IndexResult(str(log))
             indexer.index(log, result)
@@ -343,7 +350,7 @@ class Follower:
                 ):
                     search.prepare()
                     self._problem = None
-                    self._follow(store, Indexer(self._settings, store, search, read_archive(store).archive))
+                    self._follow(store, Indexer(self._settings, store, search, read_archive(store).id))
                     return
             except CustodyError as error:
                 self._problem = str(error)

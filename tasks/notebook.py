@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-from contextlib import closing
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from nbconvert import HTMLExporter
 
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
-from custody.store import open_store
+from tasks.audit import put_report
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 _SECONDS = 600
@@ -62,10 +60,6 @@ def publish(settings: Settings, sequence: int) -> str:
     """Execute the integrity report, put it beside an audit's results, and return where it lies.
 
     Raises:
-        CustodyError: it could not be made, or the archive does not take it.
+        CustodyError: it could not be made, the archive does not take it, or no key can sign that it is this one.
     """
-    page = to_html(execute("integrity", settings.archive))
-    key = f"reports/audits/{sequence:012}/integrity-{sha256(page).hexdigest()[:16]}.html"
-    with closing(open_store(settings.archive, settings.s3)) as store:
-        store.create(key, page)
-        return f"{store.url}/{key}"
+    return put_report(settings, sequence, to_html(execute("integrity", settings.archive)))

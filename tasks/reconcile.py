@@ -15,7 +15,7 @@ Whoever can write to Elasticsearch can write its cursors too, so that they hide 
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
@@ -25,12 +25,21 @@ from typing import Any
 from elasticsearch import NotFoundError
 
 from custody import layout
-from custody.archive import Head, find_head, find_statement, read_manifest, sealed_from
+from custody.archive.reader import (
+    Holds,
+    Tip,
+    at_or_behind,
+    find_statement,
+    find_tip,
+    read_manifest,
+    sealed_from,
+)
 from custody.errors import FormatError, ObjectMissing, StoreError, TierUnmounted, TransientStoreError
 from custody.findings import Finding, Severity, finding
 from custody.layout import Log
-from custody.manifest import Statement, parse_time
+from custody.manifest import Manifest, Statement
 from custody.store import Store
+from custody.times import parse_time
 from tasks.documents import (
     LEEWAY,
     OFFSET,
@@ -77,6 +86,7 @@ def reconcile(
     marked: int,
     content: bool,
     counts: Counter[str],
+    holds: Holds[Manifest],
 ) -> Iterator[Finding]:
     """Compare the documents of a log's statements `[first, end)` with the archive.
 
@@ -93,6 +103,7 @@ def reconcile(
         marked: how many statements audits have found indexed.
         content: compare each document, and not only how many there are.
         counts: `rejected` is added to: events of these statements that Elasticsearch says it has refused.
+        holds: whether a statement is valid where it stands.
 
     Raises:
         SearchError: Elasticsearch does not answer.
@@ -103,7 +114,7 @@ def reconcile(
     wanted = []
     for sequence in range(first, end):
         with _alone():
-            statement = read_manifest(store, log, sequence).statement
+            statement = read_manifest(store, log, sequence, holds).statement
             if parse_time(statement.sealed_at) >= oldest:
                 wanted.append(statement)
     if not wanted:
@@ -127,7 +138,13 @@ def reconcile(
 
 
 def check_cursors(
-    search: Search, store: Store, archive: str, logs: Sequence[Log], now: datetime, marks: dict[str, int]
+    search: Search,
+    store: Store,
+    archive: str,
+    logs: Sequence[Log],
+    now: datetime,
+    marks: dict[str, int],
+    holds: Callable[[Log], Holds[Manifest]],
 ) -> Iterator[Finding]:
     """Find cursors that cannot be true, went back, or are far behind.
 
@@ -138,6 +155,7 @@ def check_cursors(
         logs: the logs.
         now: the time, aware.
         marks: by log, how many statements audits have found indexed; is brought up to date, and never goes back.
+        holds: returns, of a log, whether a statement is valid where it stands.
 
     Raises:
         SearchError: Elasticsearch does not answer.
@@ -155,12 +173,14 @@ def check_cursors(
                 yield finding("index-edited", what, log=name)
             else:
                 marks[name] = max(before, cursor.sequence)
-                yield from _late(search, store, log, cursor.sequence, before, now)
+                yield from _late(search, store, log, cursor.sequence, before, now, holds(log))
         with _alone():
-            marks[name] = max(marks.get(name, 0), _reached(search, store, log))
+            marks[name] = max(marks.get(name, 0), _reached(search, store, log, holds(log)))
 
 
-def _late(search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime) -> Iterator[Finding]:
+def _late(
+    search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime, holds: Holds[Manifest]
+) -> Iterator[Finding]:
     """Say where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
     said = f"{search.cursors} says that {indexed:,} statements are indexed"
     if indexed < before:
@@ -171,20 +191,22 @@ def _late(search: Search, store: Store, log: Log, indexed: int, before: int, now
         yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
         return
     try:
-        waiting = now - parse_time(read_manifest(store, log, indexed).statement.sealed_at)
+        # Where the slot was passed over, the statement behind it waits.
+        _, following = at_or_behind(store, log, indexed, find_tip(store, log, holds, indexed).head.size, holds)
     except ObjectMissing:
         return
+    waiting = now - parse_time(following.statement.sealed_at)
     if waiting > timedelta(seconds=search.settings.behind_seconds):
         what = f"{said}, and the next one was sealed {waiting.total_seconds():,.0f} s before this audit"
         yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
 
 
-def _reached(search: Search, store: Store, log: Log) -> int:
+def _reached(search: Search, store: Store, log: Log, holds: Holds[Manifest]) -> int:
     """Return which statement the last document of a log is of: those before it were indexed before it.
 
     Not so that one itself: several requests for it may be under way.
     """
-    end = find_head(store, log).next_offset or 0
+    end = _end(find_tip(store, log, holds))
     within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
     with search.errors(f"the last document of {log}"):
         try:
@@ -197,7 +219,7 @@ def _reached(search: Search, store: Store, log: Log) -> int:
         except NotFoundError:
             return 0
         last = answer["aggregations"]["last"]["value"]
-    found = None if last is None else find_statement(store, log, int(last))
+    found = None if last is None else find_statement(store, log, int(last), holds)
     return found[0] if found else 0
 
 
@@ -212,7 +234,9 @@ def _alone() -> Iterator[None]:
             raise
 
 
-def find_strays(search: Search, store: Store, logs: Sequence[Log], now: datetime) -> Iterator[Finding]:
+def find_strays(
+    search: Search, store: Store, logs: Sequence[Log], now: datetime, holds: Callable[[Log], Holds[Manifest]]
+) -> Iterator[Finding]:
     """Find documents that are of no statement that is compared with them.
 
     They are of no origin at all, of no log of the archive, beyond a log's head, before its beginning, or of statements
@@ -224,6 +248,7 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log], now: datetime
         store: the archive.
         logs: all of its logs.
         now: the time, aware.
+        holds: returns, of a log, whether a statement is valid where it stands.
 
     Raises:
         SearchError: Elasticsearch does not answer.
@@ -244,36 +269,39 @@ def find_strays(search: Search, store: Store, logs: Sequence[Log], now: datetime
             yield finding("index-extra", what, log=f"{one.name}/{one.partition}"[:300])
             continue
         with _alone():
-            head = find_head(store, log)
-            yield from _beyond(search, store, head)
-            yield from _before(search, store, head, one.first, now)
+            tip = find_tip(store, log, holds(log))
+            yield from _beyond(search, store, log, tip, holds(log))
+            yield from _before(search, store, log, tip, one.first, now, holds(log))
 
 
-def _beyond(search: Search, store: Store, head: Head) -> Iterator[Finding]:
+def _beyond(search: Search, store: Store, log: Log, tip: Tip[Manifest], holds: Holds[Manifest]) -> Iterator[Finding]:
     """Find documents of offsets that a log has not reached."""
-    end = head.next_offset or 0
-    beyond = _count(search, search.prefix, of_log(head.log), OFFSET, [(end, 2**62)])[0]
+    end = _end(tip)
+    beyond = _count(search, search.prefix, of_log(log), OFFSET, [(end, 2**62)])[0]
     # A drain may have gone on meanwhile.
-    if beyond and find_head(store, head.log, head.size).size == head.size:
+    if beyond and find_tip(store, log, holds, tip.size).size == tip.size:
         what = f"{beyond} documents are of offsets that the log has not reached"
-        yield finding("index-extra", what, log=str(head.log), offset=end)
+        yield finding("index-extra", what, log=str(log), offset=end)
 
 
-def _before(search: Search, store: Store, head: Head, lowest: int, now: datetime) -> Iterator[Finding]:
+def _before(
+    search: Search, store: Store, log: Log, tip: Tip[Manifest], lowest: int, now: datetime, holds: Holds[Manifest]
+) -> Iterator[Finding]:
     """Find documents of offsets that are older than what the index that they lie in may hold.
 
     Args:
         search: Elasticsearch.
         store: the archive.
-        head: where the log ends.
+        log: the log.
+        tip: where it ends.
         lowest: the lowest offset that Elasticsearch has of it.
         now: the time, aware.
+        holds: whether a statement is valid where it stands.
     """
-    log, oldest = head.log, now - timedelta(days=search.settings.days)
+    oldest = now - timedelta(days=search.settings.days)
 
     def sealed(moment: datetime) -> int:
-        sequence = sealed_from(store, log, head.size, moment)
-        return _first_offset(store, head, sequence)
+        return _first_offset(store, log, tip, sealed_from(store, log, tip.head.size, moment, holds), holds)
 
     # What was sealed since is compared event by event.
     compared = sealed(oldest)
@@ -291,7 +319,7 @@ def _before(search: Search, store: Store, head: Head, lowest: int, now: datetime
     for name in names:
         day = index_day(search.prefix, name)
         if is_restored(search.prefix, name) or name == outlying_name(search.prefix) or (day and day < oldest.date()):
-            first, why = _first_offset(store, head, 0), "before the log begins"
+            first, why = _first_offset(store, log, tip, 0, holds), "before the log begins"
         else:
             # A day's events were sealed since the day before, or are outlying.
             since = oldest if day is None else min(datetime.combine(day, time(), UTC) - LEEWAY, oldest)
@@ -302,11 +330,16 @@ def _before(search: Search, store: Store, head: Head, lowest: int, now: datetime
             yield finding("index-extra", what, log=str(log), offset=first)
 
 
-def _first_offset(store: Store, head: Head, sequence: int) -> int:
+def _end(tip: Tip[Manifest]) -> int:
+    """Return the first offset that a log has not reached."""
+    return tip.newest.statement.next_offset if tip.newest else 0
+
+
+def _first_offset(store: Store, log: Log, tip: Tip[Manifest], sequence: int, holds: Holds[Manifest]) -> int:
     """Return where a statement of a log begins, or the log ends if there is none."""
-    if sequence < head.size:
-        return read_manifest(store, head.log, sequence).statement.first_offset
-    return head.next_offset or 0
+    if sequence < tip.head.size:
+        return at_or_behind(store, log, sequence, tip.head.size, holds)[1].statement.first_offset
+    return _end(tip)
 
 
 def _count(

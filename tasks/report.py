@@ -4,8 +4,8 @@ Tables are written to a temporary folder while segments are read, and put into t
 range that is there in part is no range (`custody.tables.whole_ranges`), and is made again by the next audit.
 
 Files are named by a digest of their bytes, which anybody can compute. So the files of a range are listed, with whole
-digests and rows, in an object that is signed as statements are (two lines, over `custody/tables/1`), and a table that
-no such list names is a finding. A key that has ended (`until`) counts for no list, for nothing says when one was made.
+digests and rows, in a signed note (`tasks.signed`, over `custody/tables/1`), and a table that no such list names is a
+finding.
 """
 
 import tempfile
@@ -20,16 +20,20 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from custody import manifest, tables
-from custody.archive import read_manifest
-from custody.audits import check_signed
+from custody import tables
+from custody.archive.reader import Holds, at_or_behind, read_manifest
+from custody.archive.trusted import standing
+from custody.audit import ObjectRef
 from custody.contents import Work
-from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing
+from custody.envelope import PASSED_OVER_LIMIT, Signer
+from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, finding
 from custody.layout import Log
-from custody.manifest import Batch, Signer
+from custody.manifest import Batch, Manifest
 from custody.store import Store
+from custody.times import format_time
 from custody.trust import Trust
+from tasks import signed
 
 LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
 
@@ -66,7 +70,7 @@ class TableWriter:
     """Makes the tables of a log's statements `[first, end)` from the batches that a verification hands over."""
 
     def __init__(
-        self, store: Store, log: Log, first: int, end: int, *, archive: str, signers: Sequence[Signer]
+        self, store: Store, log: Log, first: int, end: int, *, archive: str, signers: tuple[Signer, Signer]
     ) -> None:
         """Begin; nothing is put before `finish`.
 
@@ -76,7 +80,7 @@ class TableWriter:
             first: sequence of the first statement.
             end: behind the last one.
             archive: its id.
-            signers: who sign the list of the files.
+            signers: the HMAC-SHA256 and the Ed25519 key, which sign the list of the files.
         """
         self._store, self._log, self._first, self._end = store, log, first, end
         self._archive, self._signers = archive, signers
@@ -85,6 +89,8 @@ class TableWriter:
         self._rows = tables.Rows(log)
         self._day = ""
         self._open: Any = None
+        self.listed: ObjectRef | None = None
+        """The list of the files, once it is there."""
 
     def __enter__(self) -> Self:
         return self
@@ -133,11 +139,15 @@ class TableWriter:
             log=str(self._log),
             first=self._first,
             end=self._end,
-            sealed_at=manifest.format_time(datetime.now(UTC)),
+            sealed_at=format_time(datetime.now(UTC)),
             files=refs,
         )
-        data = manifest.seal(msgspec.json.encode(made), self._signers, LIST_FORMAT)
-        self._store.create(tables.list_key(self._log, self._first, self._end, data), data)
+        data = signed.seal(made, LIST_FORMAT, self._signers)
+        if data is None:
+            raise FormatError(f"{len(refs)} tables are too many for one list: lower audit.piece_statements")
+        key = tables.list_key(self._log, self._first, self._end, data)
+        self._store.create(key, data)
+        self.listed = ObjectRef(key, len(data), sha256(data).hexdigest())
 
     def _flush(self) -> None:
         table = self._rows.take()
@@ -186,7 +196,7 @@ def list_tables(store: Store) -> Listed:
 def check_tables(
     store: Store, listed: Listed, archive: str, log: Log, first: int, end: int, trust: Trust
 ) -> list[Finding]:
-    """Hold the tables of the ranges that begin in a log's statements `[first, end)` to the archive.
+    """Compare the tables of the ranges that begin in a log's statements `[first, end)` with the archive.
 
     Bytes are compared with the lists that trusted keys signed, and rows with the manifests' counts. What the store does
     not give, or no key can check, now, is nothing against a table: it is the finding `unreadable`.
@@ -200,6 +210,7 @@ def check_tables(
         end: behind the last one.
         trust: by which keys a list may be signed.
     """
+    holds = standing(store, archive, trust)(log)
     findings: list[Finding] = []
     unknown: list[Finding] = []
     for files in listed.ranges.get(log, ()):
@@ -208,12 +219,12 @@ def check_tables(
             continue
         where: dict[str, Any] = {"log": str(log), "sequence": one.first, "through": one.end - 1, "key": one.key}
         lists = listed.lists.get((log, one.first, one.end), ())
-        signed, unread = _signed(store, archive, log, one.first, one.end, lists, trust)
+        listed_files, unread = _listed_files(store, archive, log, one.first, one.end, lists, trust)
         problems: list[str] = []
         for file in files:
             try:
-                if file.key in signed:
-                    problems += _problems(store, file.key, signed[file.key])
+                if file.key in listed_files:
+                    problems += _problems(store, file.key, listed_files[file.key])
                 elif unread is not None:
                     raise unread
                 else:
@@ -225,7 +236,7 @@ def check_tables(
                 break
         else:
             if not problems:
-                findings += _counted(store, log, files, signed, where)
+                findings += _counted(store, log, files, listed_files, where, holds)
         findings += (finding("tables", problem, **where) for problem in problems)
     # A store that does not answer gives one for each range; the first says it.
     return [*findings, *(replace(one, count=len(unknown)) for one in unknown[:1])]
@@ -235,16 +246,13 @@ def _counted(
     store: Store,
     log: Log,
     files: Sequence[tables.TableFile],
-    signed: Mapping[str, TableRef],
+    listed: Mapping[str, TableRef],
     where: Mapping[str, Any],
+    holds: Holds[Manifest],
 ) -> Iterator[Finding]:
     """Yield what is wrong with the number of a range's rows."""
     try:
-        expected = sum(
-            batch.events
-            for sequence in range(files[0].first, files[0].end)
-            for batch in read_manifest(store, log, sequence).statement.batches
-        )
+        expected = sum(_events(store, log, sequence, holds) for sequence in range(files[0].first, files[0].end))
     except ObjectMissing:
         # It would hide the true tables from who asks them.
         yield finding("tables", "the table is of statements that are not there", **where)
@@ -252,13 +260,24 @@ def _counted(
     except CustodyError:
         # What is wrong with the statements is a finding of its own.
         return
-    rows = sum(signed[file.key].rows for file in files)
+    rows = sum(listed[file.key].rows for file in files)
     if rows != expected:
         what = "the tables have another number of events than the statements"
         yield finding("tables", what, expected=f"{expected} events", found=f"{rows} rows", **where)
 
 
-def _signed(
+def _events(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> int:
+    """Return how many events a statement has, 0 where a later one passes over its slot."""
+    try:
+        statement = read_manifest(store, log, sequence, holds).statement
+    except (ObjectMissing, FormatError):
+        # Raises the same where the slot was not passed over.
+        at_or_behind(store, log, sequence, sequence + 1 + PASSED_OVER_LIMIT, holds)
+        return 0
+    return sum(batch.events for batch in statement.batches)
+
+
+def _listed_files(
     store: Store, archive: str, log: Log, first: int, end: int, keys: Iterable[str], trust: Trust
 ) -> tuple[Mapping[str, TableRef], CustodyError | None]:
     """Return, by key, the files of a range that trusted keys signed to be its tables, and why a list is not known."""
@@ -266,20 +285,15 @@ def _signed(
     unread: CustodyError | None = None
     for key in keys:
         try:
-            line, second = manifest.split_lines(store.read(key, limit=manifest.MANIFEST_LIMIT))
-            signatures = manifest.parse_signatures(second)
-            made = msgspec.json.decode(line, type=TableList)
-            manifest.check_time("sealed_at", made.sealed_at)
-            ended = any(one.key in trust.keys and trust.keys[one.key].until for one, _ in signatures)
-            own = (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end)
-            text = manifest.message(line, LIST_FORMAT)
-            if own and not ended and check_signed(trust, text, signatures, 0, made.sealed_at):
-                found |= {ref.key: ref for ref in made.files}
-        except (FormatError, ObjectMissing, msgspec.MsgspecError, ValueError, RecursionError):
+            made = signed.read(store, key, TableList, LIST_FORMAT, trust)
+        except (FormatError, ObjectMissing, SignatureInvalid):
             # Then its files are named by none.
             continue
         except CustodyError as error:
             unread = error
+        else:
+            if (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end):
+                found |= {ref.key: ref for ref in made.files}
     return found, unread
 
 

@@ -19,29 +19,28 @@ from typing import Any, Literal
 
 from elasticsearch import ApiError
 
-from custody import audit, layout, manifest
-from custody.archive import (
-    append_audit,
-    find_audits,
-    find_head,
+from custody import audit, layout
+from custody.archive.forms import AUDITS
+from custody.archive.reader import (
+    Tip,
+    at_or_behind,
     find_statement,
+    find_tip,
     list_logs,
-    read_archive,
-    read_manifest,
+    read_audit,
     sealed_from,
-    writer_name,
 )
-from custody.audit import Audit
-from custody.audits import is_signed
-from custody.errors import CustodyError, FormatError, ObjectMissing, SearchError
+from custody.archive.trusted import Judge, find_trusted_audits, read_trusted_archive, standing
+from custody.archive.writer import append_audit, writer_name
+from custody.audit import Audit, SignedAudit
+from custody.errors import CustodyError, FormatError, KeyUnavailable, ObjectMissing, SearchError
 from custody.findings import finding
-from custody.keys import open_signers
 from custody.layout import Log
-from custody.manifest import MANIFEST_LIMIT, Tree
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.trust import Trust, open_trust
-from tasks.audit import last_trusted_audit, marks_of
+from custody.times import format_time, parse_time
+from custody.trust import Trust
+from tasks.audit import clean_audit, tree_of
 from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
 from tasks.search import Search, below, refused_below
 
@@ -107,6 +106,7 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
 class _Roll:
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
+        self._holds = standing(store, None, settings.trust_at_hand())
         self._verified: _Verified | None = None
         self._lost: frozenset[str] = frozenset()
 
@@ -300,7 +300,7 @@ class _Roll:
             found = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
         text = found.get(name, {}).get("mappings", {}).get("_meta", {}).get(BROUGHT)
         try:
-            return manifest.parse_time(text) if isinstance(text, str) else None
+            return parse_time(text) if isinstance(text, str) else None
         except ValueError:
             return None
 
@@ -333,10 +333,8 @@ class _Roll:
                 continue
             target = f"{name}: {log}"
             try:
-                sealed = sealed_from(
-                    self._store, log, find_head(self._store, log).size, datetime.combine(oldest, time(), UTC)
-                )
-                end = read_manifest(self._store, log, sealed - 1).statement.next_offset if sealed else 0
+                tip = find_tip(self._store, log, self._holds(log))
+                end = self._sealed_end(log, tip.head.size, datetime.combine(oldest, time(), UTC))
                 many = self._search.count(name, below(log, end)) if first < end else 0
                 if not many:
                     continue
@@ -349,6 +347,15 @@ class _Roll:
             done = self._act("delete", target, partial(self._search.delete, name, below(log, end)))
             told = f"{many:,} documents, sealed before {oldest}, and every event up to there verified"
             yield Action(done.what, target, done.outcome, done.why or told)
+
+    def _sealed_end(self, log: Log, size: int, moment: datetime) -> int:
+        """Return behind which offset a log's statements were sealed at a moment or later."""
+        holds = self._holds(log)
+        sealed = sealed_from(self._store, log, size, moment, holds)
+        if not sealed:
+            return 0
+        _, found = at_or_behind(self._store, log, min(sealed, size - 1), size, holds)
+        return found.statement.first_offset if sealed < size else found.statement.next_offset
 
     def _delete_index(self, name: str) -> None:
         with self._search.errors(f"deleting {name}"):
@@ -374,8 +381,8 @@ class _Roll:
     def _gap(self, log: Log, first: int, last: int) -> str | None:
         """Return why the archive does not vouch for all events from one offset to another; None if it does."""
         if self._verified is None:
-            self._verified = _Verified(self._store, self._trust())
-        begin, end = find_statement(self._store, log, first), find_statement(self._store, log, last)
+            self._verified = _Verified(self._store, self._settings.own_trust())
+        begin, end = (find_statement(self._store, log, offset, self._holds(log)) for offset in (first, last))
         if begin is None or end is None:
             return f"offset {first if begin is None else last} of {log} is in no statement"
         gap = self._verified.gap(log, begin[0], end[0] + 1)
@@ -383,20 +390,18 @@ class _Roll:
             return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
         return None
 
-    def _trust(self) -> Trust:
-        return open_trust([self._settings.keys], self._settings.trust, self._settings.passphrase())
-
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
     """Sign what was deleted, what was to be and was not, what expired, and what ended a step, as an audit of its own.
 
-    It covers nothing, and hands on what the audit before it says of heads and marks, if a trusted key signed that one.
+    It covers nothing, and hands on what the audit before it says of heads and marks, if trusted keys signed that one
+    within their spans.
 
     Returns:
         Its sequence; None where there is nothing to record.
 
     Raises:
-        Fenced: another audit was written meanwhile.
+        Fenced: another audit was written meanwhile, rightly.
         CustodyError: the archive does not take it, or no key can sign.
     """
     told = [one for one in actions if one.what in {"delete", "expire"} and one.outcome != "planned"]
@@ -408,66 +413,78 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
         finding("rolled", f"{one.what} {one.outcome}: {one.why}"[:1000], key=one.target[:500]).to_dict()
         for one in told[:RECORDED]
     ]
-    trust = open_trust([settings.keys], settings.trust, settings.passphrase())
     with closing(open_store(settings.archive, settings.s3)) as store:
-        head = last_trusted_audit(store, trust)
-        before = head.newest.statement if head.newest else None
-        statement = Audit(
-            format=audit.FORMAT,
-            archive=read_archive(store).archive,
-            sequence=head.size,
-            tree=Tree(head.size, head.root.hex(), [node.hex() for node in head.edge]),
-            started_at=manifest.format_time(now),
-            sealed_at=manifest.format_time(datetime.now(UTC)),
-            writer=writer_name(),
-            heads=before.heads if before else {},
-            covered={},
-            counts=dict(sorted({**marks_of(before), **counts}.items())),
-            findings=found,
-            verdict="notices",
-        )
-        append_audit(store, head, statement, open_signers(settings.keys, now, settings.passphrase()))
-    return statement.sequence
+        trust = settings.own_trust()
+        archive = read_trusted_archive(store, trust).id
+        tip = find_trusted_audits(store, archive, trust)
+        before = clean_audit(store, archive, trust, tip)
+
+        def make(tip: Tip[SignedAudit]) -> Audit:
+            return Audit(
+                format=audit.FORMAT,
+                archive=archive,
+                sequence=tip.size,
+                tree=tree_of(tip),
+                passed_over=list(tip.passed_over),
+                started_at=format_time(now),
+                sealed_at=format_time(datetime.now(UTC)),
+                writer=writer_name(),
+                heads=before.heads if before else {},
+                covered={},
+                marks=before.marks if before else {},
+                counts=dict(sorted(counts.items())),
+                findings=found,
+                objects=[],
+                verdict="notices",
+            )
+
+        return append_audit(store, tip, make, settings.signers(now).both(), trust).size - 1
 
 
 class _Verified:
     """Which statements signed audits have verified, with nothing against the archive found.
 
     Audits are read from the newest one back, each once, and only as far as what is asked for needs them. One that is
-    not there, does not parse, stands elsewhere or is not signed vouches for nothing.
+    not there, does not parse, stands elsewhere, does not count or was signed outside a key's span vouches for nothing.
     """
 
     def __init__(self, store: Store, trust: Trust) -> None:
         self._store, self._trust = store, trust
-        self._archive = ""
-        self._left: int | None = None
+        self._judge: Judge | None = None
+        self._left = 0
         self._spans: dict[str, list[tuple[int, int]]] = {}
 
     def gap(self, log: Log, first: int, end: int) -> int | None:
         """Return the first statement of `[first, end)` of a log that no audit has verified; None if all are.
 
         Raises:
-            FormatError: the newest audit is not of the format, so that it is not known how many there are.
+            HeadRollback: the archive is another one, or its newest audit does not count and may not be passed over.
+            KeyUnavailable: an audit's signature cannot be checked now.
             StoreError: the audits cannot be read; what was read so far is not read again.
         """
-        if self._left is None:
-            self._archive = read_archive(self._store).archive
-            self._left = find_audits(self._store).size
+        if self._judge is None:
+            archive = read_trusted_archive(self._store, self._trust).id
+            self._left = find_trusted_audits(self._store, archive, self._trust).head.size
+            self._judge = Judge(self._store, layout.AUDIT_LOG, AUDITS, archive, self._trust)
         while (gap := _first_gap(self._spans.get(str(log), ()), first, end)) is not None and self._left:
-            self._read(self._left - 1)
+            self._read(self._judge, self._left - 1)
             self._left -= 1
         return gap
 
-    def _read(self, sequence: int) -> None:
+    def _read(self, judge: Judge, sequence: int) -> None:
         try:
-            signed = audit.parse(self._store.read(layout.audit_key(sequence), limit=MANIFEST_LIMIT))
+            signed = read_audit(self._store, sequence, judge.is_of_place)
         except (ObjectMissing, FormatError):
             return
-        text, one = manifest.message(signed.line, audit.FORMAT), signed.statement
-        placed = (one.archive, one.sequence) == (self._archive, sequence)
-        if placed and one.verdict in _GOOD and is_signed(self._trust, text, signed.signatures, sequence, one.sealed_at):
+        one = signed.statement
+        if one.verdict not in _GOOD:
+            return
+        verdict = judge.verdict(signed, sequence)
+        if verdict.clean:
             for name, covered in one.covered.items():
                 self._spans.setdefault(name, []).extend((part.from_, part.to) for part in covered)
+        elif any(problem.kind == "unreadable" for problem in verdict.problems):
+            raise KeyUnavailable(f"audit {sequence} cannot be checked: {verdict.reason}")
 
 
 def _first_gap(spans: Sequence[tuple[int, int]], first: int, end: int) -> int | None:

@@ -27,12 +27,14 @@ from elasticsearch import ApiError
 
 from custody.chain import unlined_ranges
 from custody.contents import Work
+from custody.envelope import Signer
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.layout import Log, check_topic
-from custody.manifest import Batch, Signer, Statement, format_time, parse_time
+from custody.manifest import Batch, Statement
 from custody.segment import pack
 from custody.settings import Settings
 from custody.store import Store
+from custody.times import format_time, parse_time
 from tasks.documents import (
     BROUGHT,
     Documents,
@@ -193,13 +195,13 @@ class SearchTarget:
 class TablesTarget:
     """The archive's own tables, of statements that have none: whole statements, for a table says which it holds."""
 
-    def __init__(self, store: Store, archive: str, signers: Sequence[Signer]) -> None:
+    def __init__(self, store: Store, archive: str, signers: tuple[Signer, Signer]) -> None:
         """Prepare; nothing is asked.
 
         Args:
             store: the archive.
             archive: its id.
-            signers: who sign which files are the tables.
+            signers: the HMAC-SHA256 and the Ed25519 key, which sign which files are the tables.
         """
         self._store, self._archive, self._signers = store, archive, signers
 
@@ -383,7 +385,7 @@ class TopicTarget:
         try:
             for one in contents:
                 headers = [("topic", log.topic.encode()), ("partition", str(log.partition).encode())]
-                headers += [("life", str(log.life).encode())] if log.life > 1 else []
+                headers += [("epoch", str(log.epoch).encode())] if log.epoch > 1 else []
                 for line, offset in zip(one.lines, one.offsets, strict=True):
                     place = bisect_left(there, offset)
                     if place < len(there) and there[place] == offset:

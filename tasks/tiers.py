@@ -20,9 +20,19 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from custody import layout, tables
-from custody.archive import find_head, list_logs, read_manifest, sealed_from
+from custody.archive.reader import (
+    Holds,
+    at_or_behind,
+    find_tip,
+    list_logs,
+    read_archive,
+    read_manifest,
+    sealed_from,
+)
+from custody.archive.trusted import standing
 from custody.errors import CustodyError, ObjectMissing, StoreError
 from custody.layout import Log
+from custody.manifest import Manifest
 from custody.protection import Protection, check_lifecycle
 from custody.settings import Settings
 from custody.store import TIER_NAMES, ObjectInfo, Store, open_store
@@ -123,12 +133,14 @@ def roll_folder(settings: Settings, now: datetime, *, dry_run: bool = False) -> 
         days = {"warm": settings.tiers.warm_days, "cold": settings.tiers.cold_days}
         moments = {tier: now - timedelta(days=days[tier]) for tier in tiers}
         ends: dict[str, dict[Log, int]] = {tier: {} for tier in tiers}
+        standing_in = standing(store, read_archive(store).id, settings.trust_at_hand())
         for log in list_logs(store):
+            holds = standing_in(log)
             try:
-                size = find_head(store, log).size
+                size = find_tip(store, log, holds).head.size
                 for tier, moment in moments.items():
-                    if until := sealed_from(store, log, size, moment):
-                        ends[tier][log] = read_manifest(store, log, until - 1).statement.next_offset
+                    if until := sealed_from(store, log, size, moment, holds):
+                        ends[tier][log] = _next_offset(store, log, until, size, holds)
             except CustodyError as error:
                 yield Action("move", str(log), "failed", f"it cannot be said which of its objects are old: {error}")
         failures = 0
@@ -139,6 +151,13 @@ def roll_folder(settings: Settings, now: datetime, *, dry_run: bool = False) -> 
             if failures == _FAILURES:
                 yield Action("move", store.url, "refused", f"{failures} objects in a row failed; the rest is left")
                 return
+
+
+def _next_offset(store: Store, log: Log, until: int, size: int, holds: Holds[Manifest]) -> int:
+    """Return behind which offset the first `until` of a log's statements end."""
+    if until == size:
+        return read_manifest(store, log, until - 1, holds).statement.next_offset
+    return at_or_behind(store, log, until, size, holds)[1].statement.first_offset
 
 
 def _old_objects(

@@ -1,0 +1,82 @@
+"""Signed notes: files of the two-line form that lie in no log, by which tasks know what they have made.
+
+Results of an audit's pieces, lists of tables, and notes of reports are such files. Anybody who can write into the
+archive can put one there; only one that both of our keys signed, within their spans, counts. A key that has ended
+counts for none, for nothing shows when one was made.
+"""
+
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from custody import envelope
+from custody.archive.forms import AUDITS
+from custody.envelope import FILE_LIMIT, Signer
+from custody.errors import KeyUnavailable, SignatureInvalid
+from custody.store import Store
+from custody.times import check_time
+from custody.tlog.signatures import OUTSIDE, check_file
+from custody.trust import Trust
+
+
+class Note(Protocol):
+    """Line 1 of a signed note."""
+
+    @property
+    def sealed_at(self) -> str:
+        """When it was signed."""
+        ...
+
+
+N = TypeVar("N", bound=Note)
+
+
+def seal(note: Note, form: str, signers: tuple[Signer, ...]) -> bytes | None:
+    """Return the file of a note, None where it is too large to be one.
+
+    Args:
+        note: line 1.
+        form: its `format`.
+        signers: the HMAC-SHA256 and the Ed25519 key.
+
+    Raises:
+        KeyUnavailable: a signer cannot sign now.
+    """
+    line = envelope.encode_line(note)
+    return envelope.seal(line, form, signers) if len(line) <= envelope.LINE_LIMIT else None
+
+
+def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:
+    """Read a note that trusted keys signed.
+
+    Args:
+        store: the archive.
+        key: of the note.
+        kind: what line 1 is.
+        form: its `format`.
+        trust: the keys.
+
+    Raises:
+        ObjectMissing: there is none.
+        FormatError: what is there is none.
+        SignatureInvalid: it does not count.
+        KeyUnavailable: its signatures cannot be checked now.
+        StoreError: the store does not give it.
+    """
+    line, second = envelope.split_lines(store.read(key, limit=FILE_LIMIT))
+    signatures = envelope.parse_signatures(second)
+    note: N = envelope.decode_strictly(msgspec.json.Decoder(kind), line, key)
+    verdict = check_file(
+        envelope.message(line, form),
+        signatures,
+        trust.keys,
+        wanted=AUDITS.wanted,
+        place=OUTSIDE,
+        sealed_at=check_time(f"{key}: sealed_at", note.sealed_at),
+        what="note",
+    )
+    if verdict.clean:
+        return note
+    if verdict.problems and all(problem.open for problem in verdict.problems):
+        raise KeyUnavailable(f"no signature of {key} can be checked: {verdict.reason}")
+    raise SignatureInvalid(f"{key} does not count: {verdict.reason}")
