@@ -186,5 +186,5 @@ def _alarm(event: str, payload: dict[str, Any]) -> None:
 
 
 def _row(one: Any) -> dict[str, Any]:
-    names = ("class", "finding", "log", "sequence", "offset", "message", "expected", "found", "count", "action")
+    names = ("severity", "finding", "log", "sequence", "offset", "message", "expected", "found", "count", "action")
     return {name: one.get(name, "") for name in names}

@@ -139,9 +139,9 @@ def audit(
     plan = auditing.plan_audit(Settings(), auditing.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
     results = list(auditing.verify_pieces(Settings(), plan, plan.pieces))
     outcome = auditing.conclude(Settings(), plan, results)
-    table = render.table("class", "!finding", "log", "#sequence", "message")
+    table = render.table("severity", "!finding", "log", "#sequence", "message")
     for one in outcome.findings[: render.FINDINGS_SHOWN]:
-        shown = (one["class"], one["finding"], one.get("log", ""), str(one.get("sequence", "")), one["message"])
+        shown = (one["severity"], one["finding"], one.get("log", ""), str(one.get("sequence", "")), one["message"])
         table.add_row(*map(render.safe, shown))
     if table.row_count:
         render.console().print(table)
@@ -209,19 +209,25 @@ def automations() -> None:
         typer.echo(name)
 
 
-@app.command("new-life")
-def new_life(
-    topic: Annotated[str, typer.Argument(help="A topic that was made again, or moved to another cluster.")],
+@app.command("new-epoch")
+def new_epoch(
+    topic: Annotated[str, typer.Argument(help="A topic that was made again, moved to another cluster, or truncated.")],
 ) -> None:
-    """Let a topic's logs go on in a new life, after the topic was deleted and created again."""
-    for result in _import("tasks.drain").begin_life(Settings(), topic):
-        typer.echo(f"{result.log}: begun, the old life stays as it is")
+    """Begin a new epoch of a topic's logs, after it was made again or moved, or a partition was truncated."""
+    begun = _import("tasks.drain").begin_epoch(Settings(), topic)
+    for epoch in begun:
+        typer.echo(f"{epoch.log}: begun; {epoch.earlier} stays as it is")
+    if any(epoch.same_topic for epoch in begun):
+        typer.echo(
+            "The topic is still the one that the earlier epoch was made from, so verification will show `head-fork`:"
+            " two histories of one topic are signed. Look at both, then judge it with `custody accept`."
+        )
 
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
     """Show each log: its head, and how far it is behind Kafka."""
-    table = render.table("!log", "#next offset", "#lag", "!sealed at", "!head")
+    table = render.table("log", "#next offset", "#lag", "!sealed at", "!head")
     problems = []
     for log in _import("tasks.status").read_status(Settings()):
         if log.problem is not None:

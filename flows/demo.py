@@ -1,13 +1,19 @@
 """The main job here and now: an embedded Kafka, drained by the real flow into a folder, verified, and tampered with.
 
+The operator's evidence of one event is shown too, and what an auditor sees: the archive and that evidence, checked with
+public keys alone. Each command that is printed behind a `$` runs as it stands, from the folder in which the demo ran.
+
 The Kafka is librdkafka's mock cluster, which lives in this process and keeps a few MiB a partition: events go in by
 rounds, each drained before the next. Prefect runs as it does elsewhere, with a database of its own that goes with the
-process. The archive and its keyring stay in the folder; a second run adds another topic to them.
+process. The archive, its keyring, its trust.json, the evidence and the tampered copy stay in the folder; a second run
+adds another topic, and another copy.
 """
 
 import logging
 import os
 import random
+import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -23,13 +29,18 @@ from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
 
-from custody import layout, render
-from custody.archive import create_archive, read_manifest
+from custody import layout, render, trust_file
+from custody.archive.evidence import check_evidence
+from custody.archive.prove import make_evidence
+from custody.archive.reader import list_logs, read_manifest
+from custody.archive.trusted import standing
+from custody.archive.writer import create_archive
 from custody.errors import CustodyError, ObjectMissing, TransientSourceError
-from custody.keys import new_keyring
+from custody.keys import new_keyring, open_public, open_signers
 from custody.layout import Log
-from custody.store import open_store
-from custody.trust import open_trust
+from custody.manifest import Statement
+from custody.store import Store, open_store
+from custody.trust import Trust, open_trust
 from custody.verify import Report, verify
 from flows.render import drain_table, size
 from flows.sample import invalid_values, sample_events
@@ -41,6 +52,10 @@ ROUND = 60_000
 """Events in a round; the mock cluster keeps twice as many."""
 INVALID_EVERY = 500
 _SEED = 1
+_COPY = "tampered-"
+"""What the names of tampered copies begin with; the topic follows."""
+_WIDTH = 100
+"""Characters of an event that are shown."""
 
 
 @dataclass(slots=True)
@@ -72,14 +87,12 @@ def demo(folder: Path, events: int) -> None:
     Raises:
         CustodyError: something did not come out as promised; the message says what.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     begin = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    archive, keyring = folder / "archive", folder / "keyring.json"
-    if not keyring.exists():
-        new_keyring(keyring, datetime.now(UTC))
-    create_archive(open_store(str(archive)))
-    topic = f"demo-{datetime.now(UTC):%y%m%d-%H%M%S}"
+    archive, keyring, trust = folder / "archive", folder / "keyring.json", folder / "trust.json"
+    _init(archive, keyring, trust)
+    topic = new_topic(folder)
     producer = Producer(
         {"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "compression.type": "zstd", "linger.ms": 20},
         logger=_quiet(),
@@ -87,12 +100,39 @@ def demo(folder: Path, events: int) -> None:
     servers = ",".join(f"{one.host}:{one.port}" for one in producer.list_topics(timeout=10).brokers.values())
     with _environment(archive, keyring, servers, topic):
         totals, results = _rounds(console, producer, topic, events)
-    report = _verify(console, archive, keyring)
+    report = _verify(console, archive, open_trust([f"file:{keyring}"]))
     console.print(drain_table(results))
     console.print(_summary(totals, report))
     _check(totals, report, archive, [Log(topic, partition) for partition in range(PARTITIONS)])
-    _tamper(console, archive, keyring, Log(topic, 0))
+    _audit(console, folder, Log(topic, 0))
+    _tamper(console, folder, Log(topic, 0))
     _say_what_next(console, folder, time.monotonic() - begin)
+
+
+def _init(archive: Path, keyring: Path, trust: Path) -> None:
+    """Make the keys, the archive and trust.json, as `custody init` does, as far as they are not there."""
+    now = datetime.now(UTC)
+    if not keyring.exists():
+        new_keyring(keyring, now)
+    uri = f"file:{keyring}"
+    file = create_archive(open_store(str(archive)), open_signers(uri, now).both)
+    trust_file.publish(trust, file.pin, open_public(uri))
+
+
+def new_topic(folder: Path) -> str:
+    """Return a topic's name that neither the archive nor a tampered copy beside it has yet.
+
+    It is short, so that a table of logs fits into 80 columns.
+    """
+    taken = [log.topic for log in list_logs(open_store(str(folder / "archive")))]
+    taken += [path.name.removeprefix(_COPY) for path in folder.glob(f"{_COPY}*")]
+    names = [re.fullmatch(r"demo-([1-9][0-9]{0,8})", name) for name in taken]
+    return f"demo-{max((int(name[1]) for name in names if name), default=0) + 1}"
+
+
+def _command(*words: object) -> str:
+    """Return a command line as a shell takes it."""
+    return f"$ {shlex.join(['custody', *map(str, words)])}"
 
 
 def _quiet() -> logging.Logger:
@@ -118,6 +158,8 @@ def _environment(archive: Path, keyring: Path, servers: str, topic: str) -> Iter
             "CUSTODY_KEYS": f"file:{keyring.resolve()}",
             "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": servers,
             "CUSTODY_KAFKA__TOPICS": topic,
+            # Evidence of one event is to show no other.
+            "CUSTODY_DRAIN__EVENT_LEAVES": "true",
             "PREFECT_HOME": name,
             "PREFECT_LOGGING_LEVEL": "ERROR",
             "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -185,13 +227,49 @@ def _produce(producer: Producer, topic: str, values: list[bytes]) -> int:
     return len(mixed)
 
 
-def _verify(console: Console, archive: Path, keyring: Path) -> Report:
+def _verify(console: Console, archive: Path, trust: Trust) -> Report:
     with console.status("Verifying: every signature, every hash, every line …"):
-        return verify(open_store(str(archive)), open_trust([f"file:{keyring}"]), now=datetime.now(UTC))
+        return verify(open_store(str(archive)), trust, now=datetime.now(UTC))
+
+
+def _audit(console: Console, folder: Path, log: Log) -> None:
+    """Show how the operator makes evidence, and what somebody sees who has trust.json alone: public keys, no secret.
+
+    Raises:
+        CustodyError: it does not come out as promised.
+    """
+    archive, path, file = folder / "archive", folder / "trust.json", folder / "evidence.zip"
+    keys = f"file:{folder / 'keyring.json'}"
+    store, public, now = open_store(str(archive)), open_trust(trust=path), datetime.now(UTC)
+    offset = _statement_with_events(store, log).batches[0].first_offset
+    made = make_evidence(store, log, offset, open_trust([keys]), now, auditor=public)
+    file.write_bytes(made.data)
+    console.print(
+        "\nThe operator makes evidence of one event, with the keyring. It shows that event alone because this drain ran"
+        " with drain.event_leaves on (it is off by default):"
+    )
+    console.print(_command("evidence", log, offset, "--archive", archive, "--keys", keys, "--for", path, "-o", file))
+    console.print(f"Wrote {file} ({len(made.data):,} bytes).\n{made.summary}")
+    console.print("\nWith public keys alone, as an auditor has them in trust.json:")
+    console.print(_command("verify", archive, "--trust", path))
+    report = _verify(console, archive, public)
+    console.print(f"{report.verdict}\nexit code {report.exit_code}")
+    result = check_evidence(file.read_bytes(), public, now)
+    console.print(_command("check-evidence", file, "--trust", path))
+    said = result.event.decode()
+    console.print(render.safe(said if len(said) <= _WIDTH else f"{said[:_WIDTH]}…"))
+    signers = ", ".join(result.signatures.signers)
+    console.print(f"Proved: it is in the log whose first {result.checkpoint.size} statements {signers} signed.")
+    if report.exit_code not in {0, 3} or not result.proved or made.others:
+        why = "; ".join([report.verdict, *result.problems, *([made.why] if made.why else [])])
+        raise CustodyError(
+            f"public keys alone do not prove what they should: {why}. This is a bug: please report it with the folder"
+            f" {folder}"
+        )
 
 
 def _summary(totals: _Totals, report: Report) -> Table:
-    table = render.table("!", "#")
+    table = render.table("!", "")
     table.show_header = False
     for name, value in (
         ("events", f"{totals.events:,}"),
@@ -223,44 +301,51 @@ def _check(totals: _Totals, report: Report, archive: Path, logs: list[Log]) -> N
         )
 
 
-def _tamper(console: Console, archive: Path, keyring: Path, log: Log) -> None:
-    """Copy the archive aside, flip one byte in a segment of the copy, and show what verification says."""
-    with tempfile.TemporaryDirectory(prefix="custody-tampered-") as name:
-        copy = Path(name) / "archive"
-        shutil.copytree(archive, copy)
-        key = _a_segment(copy, log)
-        path = copy / key
-        data = bytearray(path.read_bytes())
-        at = random.Random(_SEED).randrange(len(data))  # noqa: S311 - any byte will do
-        data[at] ^= 0x01
-        path.write_bytes(data)
-        console.print(
-            f"\nNow one bit is flipped in a copy: byte {at:,} of {key}\n$ custody verify COPY", soft_wrap=True
-        )
-        report = _verify(console, copy, keyring)
-        for part in render.report(report):
-            console.print(part, soft_wrap=False)
-        console.print(f"exit code {report.exit_code}")
-        if report.exit_code != 13:
-            raise CustodyError("the flipped bit was not noticed: this is a bug, please report it")
+def _tamper(console: Console, folder: Path, log: Log) -> None:
+    """Copy the archive, flip one bit in a segment of the copy, and show what verification says."""
+    copy, keys = folder / f"{_COPY}{log.topic}", f"file:{folder / 'keyring.json'}"
+    shutil.copytree(folder / "archive", copy)
+    key = _segment_of(copy, log)
+    path = copy / key
+    data = bytearray(path.read_bytes())
+    at = random.Random(_SEED).randrange(len(data))  # noqa: S311 - any byte will do
+    data[at] ^= 0x01
+    path.write_bytes(data)
+    console.print(f"\nNow one bit is flipped in a copy: byte {at:,} of {key}")
+    console.print(_command("verify", copy, "--keys", keys))
+    report = _verify(console, copy, open_trust([keys]))
+    for part in render.report(report):
+        console.print(part, soft_wrap=False)
+    console.print(f"exit code {report.exit_code}")
+    if report.exit_code != 13:
+        raise CustodyError("the flipped bit was not noticed: this is a bug, please report it")
 
 
-def _a_segment(archive: Path, log: Log) -> str:
-    store = open_store(str(archive))
+def _segment_of(archive: Path, log: Log) -> str:
+    segment = _statement_with_events(open_store(str(archive)), log).segment
+    if segment is None:
+        raise ObjectMissing(f"{layout.log_prefix(log)} names no segment")
+    return segment.key
+
+
+def _statement_with_events(store: Store, log: Log) -> Statement:
+    """Return the first statement of a log that has events."""
+    holds = standing(store, None, Trust())(log)
     for sequence in range(1_000):
-        segment = read_manifest(store, log, sequence).statement.segment
-        if segment is not None:
-            return segment.key
+        statement = read_manifest(store, log, sequence, holds).statement
+        if statement.segment is not None:
+            return statement
     raise ObjectMissing(f"{layout.log_prefix(log)} names no segment")
 
 
 def _say_what_next(console: Console, folder: Path, seconds: float) -> None:
-    keyring = folder / "keyring.json"
+    archive, keys = folder / "archive", f"file:{folder / 'keyring.json'}"
+    events = shlex.quote(str(archive / "events"))
     console.print(
         f"""
-Done in {seconds:.0f} s. The archive and its keyring are in {folder}/. Look around:
-  custody verify {folder}/archive --keys file:{keyring}
-  zcat $(find {folder}/archive/events -name '*.gz' | head -1) | head -3
+Done in {seconds:.0f} s. The archive, its keyring, its trust.json and the tampered copy are in {folder}/. Look around:
+{_command("verify", archive, "--keys", keys)}
+$ zcat "$(find {events} -name '*.gz' | head -n 1)" | head -n 3
 
 Point it at a real broker and at S3:
   export CUSTODY_KAFKA__BOOTSTRAP_SERVERS=broker:9092 CUSTODY_KAFKA__TOPICS=audit.events

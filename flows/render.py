@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def drain_table(results: "Sequence[LogResult]") -> Table:
     """Return one row a log: what a run of the drain did to it."""
-    table = render.table("!log", "#events", "#quarantined", "#segments", "#lost", "#lag", "!head")
+    table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "!head")
     for result in results:
         table.add_row(
             render.safe(result.log, style="" if result.outcome == "drained" else "bold red"),
@@ -35,7 +35,7 @@ def drain_table(results: "Sequence[LogResult]") -> Table:
 
 def index_table(results: "Sequence[IndexResult]") -> Table:
     """Return one row a log: what was indexed of it."""
-    table = render.table("!log", "#created", "#there already", "#rejected", "#next statement", "#behind")
+    table = render.table("log", "#created", "#there already", "#rejected", "#next statement", "#behind")
     for result in results:
         table.add_row(
             render.safe(result.log, style="bold red" if result.problem else ""),
