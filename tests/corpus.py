@@ -86,6 +86,11 @@ def _without(name: str, type_: str = "query_executed") -> bytes:
     return compact({key: value for key, value in EVENTS[type_].items() if key != name})
 
 
+def _typed(name: bytes) -> bytes:
+    """Return the good event with another type, given as it stands between the quotes."""
+    return BASE.replace(b'"query_executed"', b'"' + name + b'"')
+
+
 def at(time: str) -> bytes:
     """Return the good event at another time."""
     return _bent(timestamp=time)
@@ -137,7 +142,6 @@ CASES: list[Case] = [
     _good("unnamed field", _bent(region="eu", nested={"a": [1, None, True]}), "other fields are kept"),
     _good("minimal envelope order", compact(dict(reversed(EVENTS["authz_check"].items()))), "keys have no order"),
     _foreign("unknown type", _bent(event_type="login"), "a seventh type"),
-    _foreign("empty type", _bent(event_type=""), "a string, if an empty one"),
     _foreign("type in other case", _bent(event_type="Query_Executed"), "names are compared as they are"),
     _foreign("type not ASCII", _bent(event_type="запрос"), "a string"),
     _foreign("bare minimum", b"{" + _E + b"," + _T + b"}", "the two fields that FORMAT.md asks for"),
@@ -271,7 +275,19 @@ CASES: list[Case] = [
     _good("reversed pair", _with(rb',"a":"\udc00\ud800"'), "RFC 8259's grammar allows it", writer=None),
     _good("high surrogate, then letter", _with(rb',"a":"\ud800\u0041"'), "RFC 8259's grammar allows it", writer=None),
     _good("lone surrogate as key", _with(rb',"\ud800":1'), "RFC 8259's grammar allows it", writer=None),
-    _foreign("lone surrogate as type", BASE.replace(b'"query_executed"', rb'"\ud800"'), "RFC 8259's grammar allows it"),
+    _bad("lone surrogate as type", _typed(rb"\ud800"), "a type has no lone surrogate"),
+    _bad("lone low surrogate in a type", _typed(rb"a\udfff"), "a type has no lone surrogate"),
+    _foreign("pair of surrogates as type", _typed(rb"\ud83d\ude00"), "a character"),
+    _bad("empty type", _typed(b""), "1 to 255 bytes"),
+    _foreign("type of 1 byte", _typed(b"a"), "1 to 255 bytes"),
+    _foreign("type of a space", _typed(b" "), "1 to 255 bytes"),
+    _foreign("type of 255 bytes", _typed(b"a" * 255), "1 to 255 bytes"),
+    _bad("type of 256 bytes", _typed(b"a" * 256), "1 to 255 bytes"),
+    _foreign("type of 255 bytes, two each", _typed("é".encode() * 127 + b"a"), "1 to 255 bytes"),
+    _bad("type of 256 bytes, two each", _typed("é".encode() * 128), "1 to 255 bytes, not characters"),
+    _foreign("type of 255 bytes, escaped", _typed(b"\\u0061" * 255), "1 to 255 bytes once it is read"),
+    _bad("type of 256 bytes, escaped", _typed(b"\\u00e9" * 128), "1 to 255 bytes once it is read"),
+    _bad("type of 1 MB", _typed(b"a" * 1_000_000), "1 to 255 bytes"),
     _good("lone surrogate nested", _with(rb',"a":{"b":["\ud800"]}'), "RFC 8259's grammar allows it", writer=None),
     _good("empty key", _with(b',"":1'), "a key"),
     _good("braces in a string", _with(b',"a":"' + b"{[" * 100 + b'"'), "text does not nest"),

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from custody.archive import Entry, Head, LogWriter, create_archive
+from custody.archive.reader import Tip
+from custody.archive.writer import DEFAULT_RETENTION_DAYS, Entry, LogWriter, create_archive
 from custody.keys import new_keyring, open_signers
 from custody.layout import Log
-from custody.manifest import LogId
+from custody.leaves import LeafMaker
+from custody.manifest import LogId, Manifest
 from custody.store import open_store
 from custody.trust import open_trust
 from tasks.assemble import TIME_CREATE, Assembler
@@ -43,6 +45,12 @@ class Message:
     def timestamp(self) -> tuple[int, int]:
         return self.time or (TIME_CREATE, BEGINNING_MS + self.at)
 
+    def __len__(self) -> int:
+        return len(self.value() or b"")
+
+    def leader_epoch(self) -> int | None:
+        return 4
+
 
 def event(offset: int) -> bytes:
     """Return the event at an offset: each of the six types in turn."""
@@ -58,7 +66,7 @@ class Sample:
         folder: the archive.
         keyring: its keys.
         log: its one log.
-        head: where that ends.
+        tip: where that ends.
         events: the events by offset, in order.
         quarantined: the offset of a record that is no event.
         skipped: an offset without a record.
@@ -67,7 +75,7 @@ class Sample:
     folder: Path
     keyring: Path
     log: Log
-    head: Head
+    tip: Tip[Manifest]
     events: dict[int, bytes]
     quarantined: int
     skipped: int
@@ -76,21 +84,30 @@ class Sample:
 def make_archive(root: Path, passphrase: str | None = None) -> Sample:
     """Write `root/archive` and its keyring: an empty statement, then three of 50 offsets, in batches of 10."""
     folder, keyring = root / "archive", root / "keyring.json"
-    new_keyring(keyring, datetime.now(UTC), passphrase, ed25519=True)
+    new_keyring(keyring, datetime.now(UTC), passphrase)
     uri = f"file:{keyring}"
     store = open_store(str(folder))
+    signers = open_signers(uri, datetime.now(UTC), passphrase)
+    archive = create_archive(store, signers.both).id
     log_id = LogId("cluster", "audit.events", "topic-id", 0, 1)
     writer = LogWriter(
         store,
-        create_archive(store),
+        archive,
         log_id,
-        signers=open_signers(uri, datetime.now(UTC), passphrase),
+        signer=signers.hmac(),
         trust=open_trust([uri], passphrase=passphrase),
         writer="a test",
     )
     writer.open()
     start, step = 1000, 50
-    assembler = Assembler(start, batch_events=10, segment_bytes=2**20, level=1)
+    assembler = Assembler(
+        start,
+        batch_events=10,
+        segment_bytes=2**20,
+        level=1,
+        number=writer.next_batch,
+        leaves=LeafMaker(signers.leaves, archive, str(writer.log)) if signers.leaves else None,
+    )
     writer.append(assembler.cut())
     events: dict[int, bytes] = {}
     quarantined, skipped = start + 13, start + 27
@@ -104,18 +121,25 @@ def make_archive(root: Path, passphrase: str | None = None) -> Sample:
             if offset != quarantined:
                 events[offset] = content
         writer.append(assembler.cut())
-    return Sample(folder, keyring, writer.log, writer.head, events, quarantined, skipped)
+    return Sample(folder, keyring, writer.log, writer.tip, events, quarantined, skipped)
 
 
 class Growing:
     """An archive of one log that grows by small statements, a minute apart."""
 
-    def __init__(self, root: Path, partition: int = 0, begun: datetime | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        partition: int = 0,
+        begun: datetime | None = None,
+        retention_days: int = DEFAULT_RETENTION_DAYS,
+    ) -> None:
         self.root, self.folder, self.keyring = root, root / "archive", root / "keyring.json"
         self.begun = begun or datetime.now(UTC) - timedelta(minutes=50)
         root.mkdir(exist_ok=True)
         if not self.keyring.exists():
-            new_keyring(self.keyring, self.begun - timedelta(days=1), ed25519=True)
+            new_keyring(self.keyring, self.begun - timedelta(days=1))
+        self.retention_days = retention_days
         self.events = 0
         self.writer = "a test"
         self._log_id = LogId("cluster", "audit.grows", "topic-id", partition, 1)
@@ -130,8 +154,9 @@ class Growing:
     ) -> None:
         """Append statements of five events each, those that `content` gives by offset, `edit`ed before the signing."""
         writer = self._open()
-        head = writer.head
-        assembler = Assembler(head.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1)
+        assembler = Assembler(
+            writer.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1, number=writer.next_batch
+        )
         for _ in range(statements):
             start = assembler.position
             assembler.add([Message(offset, content(offset)) for offset in range(start, start + 5)])
@@ -142,24 +167,30 @@ class Growing:
     def expire(self, first: int, end: int) -> None:
         """Append a statement that calls others expired; nothing is deleted."""
         writer = self._open()
-        at = writer.head.next_offset or 0
+        at = writer.next_offset or 0
         writer.append(Entry(first_offset=at, next_offset=at, expired=(first, end)))
         self._statements += 1
 
     def _open(self) -> LogWriter:
         uri = f"file:{self.keyring}"
         store = open_store(str(self.folder))
+        signers = open_signers(uri, datetime.now(UTC))
         writer = LogWriter(
             store,
-            create_archive(store),
+            create_archive(store, signers.both, retention_days=self.retention_days).id,
             self._log_id,
-            signers=open_signers(uri, datetime.now(UTC)),
+            signer=signers.hmac(),
             trust=open_trust([uri]),
             writer=self.writer,
             clock=lambda: self.sealed_at(self._statements),
         )
         writer.open()
         return writer
+
+    @property
+    def size(self) -> int:
+        """How many statements there are."""
+        return self._statements
 
     def sealed_at(self, sequence: int) -> datetime:
         """When a statement was sealed."""

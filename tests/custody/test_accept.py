@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 
 from custody import acceptance, cli
 from custody.acceptance import Wanted
-from custody.checkpoint import NoteKey
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
 from custody.keyfiles import encode_base64
@@ -21,7 +21,18 @@ from custody.layout import manifest_key, parse_log
 from custody.store import open_store
 from custody.trust import Accepted, open_trust
 from custody.verify import Report, verify
-from tests.archives import ARCHIVE_ID, KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, good
+from tests.archives import (
+    ARCHIVE_ID,
+    KEY_ID,
+    NOTE_NAME,
+    NOTE_PUBLIC,
+    SECRET,
+    Builder,
+    archive_line,
+    good,
+    sha,
+    two_lines,
+)
 from tests.environment import clear_settings
 
 AT = "2026-03-02T00:00:00.000000Z"
@@ -40,7 +51,7 @@ def trust(tmp_path: Path) -> Path:
     document = {
         "accepted": [],
         "format": "custody/trust/1",
-        "archive": ARCHIVE_ID,
+        "archive": {"id": ARCHIVE_ID, "sha256": sha(archive_line())},
         "keys": [
             {
                 "from": None,
@@ -48,7 +59,14 @@ def trust(tmp_path: Path) -> Path:
                 "id": KEY_ID,
                 "algorithm": "HMAC-SHA256",
                 "secret": encode_base64(SECRET),
-            }
+            },
+            {
+                "from": None,
+                "to": None,
+                "id": NOTE_NAME,
+                "algorithm": "Ed25519",
+                "public": encode_base64(NOTE_PUBLIC),
+            },
         ],
         "heads": {"audit/0": {"size": 1, "root": "0" * 64}},
         "retention_days": 2557,
@@ -166,31 +184,61 @@ def test_tampering_without_a_digest_is_refused(custody: Run, trust: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("key", "finding"),
+    ("key", "finding", "code"),
     [
-        ("notes.txt", "unlisted"),
-        ("events/notes.txt", "unlisted"),
-        (f"events/2026/01/01/00/00/00-none-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted"),
-        (f"events/2026/01/01/00/00/00-audit-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted"),
-        ("checkpoints/audit/0/000000000007", "checkpoint"),
-        ("archive.json", "archive"),
+        ("notes.txt", "unlisted", 13),
+        ("events/notes.txt", "unlisted", 13),
+        (f"events/2026/01/01/00/00/00-none-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted", 13),
+        (f"events/2026/01/01/00/00/00-audit-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted", 13),
+        ("checkpoints/audit/0/000000000007", "checkpoint", 10),
+        ("archive.json", "archive", 13),
     ],
 )
 def test_what_a_lock_keeps_for_years(
-    custody: Run, archive: Builder, trust: Path, tmp_path: Path, key: str, finding: str
+    custody: Run, archive: Builder, trust: Path, tmp_path: Path, key: str, finding: str, code: int
 ) -> None:
     """What nobody can delete under a lock is accepted as it is; other bytes in its place are not."""
     path = archive.root / key
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"planted")
     found = judge(archive, trust)
-    assert (names(found), found.exit_code) == ([finding], 13)
+    assert (names(found), found.exit_code) == ([finding], code)
     report = report_of(archive, trust, tmp_path / "report.jsonl")
-    code, _, err = accept(custody, "--from", report, "--finding", finding, "--key", key, "--trust", trust)
-    assert (code, err) == (0, "")
+    done, _, err = accept(custody, "--from", report, "--finding", finding, "--key", key, "--trust", trust)
+    assert (done, err) == (0, "")
     found = judge(archive, trust)
     assert (names(found), found.exit_code) == ([finding], 3)
     path.write_bytes(b"something else")
+    assert judge(archive, trust).exit_code == code
+
+
+@pytest.mark.parametrize("fields", [{"archive": f"0{ARCHIVE_ID[1:]}"}, {"heartbeat": 7}], ids=["id", "heartbeat"])
+def test_another_archive_file_by_its_digest(
+    custody: Run, archive: Builder, trust: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    """Another archive.json than the one pinned is judged by its digest, whatever id it carries, and the next is not."""
+
+    def put(**more: Any) -> None:
+        archive.put(
+            "archive.json", two_lines(archive_line(**{"archive": ARCHIVE_ID} | fields | more), "custody/archive/1")
+        )
+
+    put()
+    found = judge(archive, trust)
+    assert ("archive" in names(found), found.exit_code) == (True, 13)
+    report = report_of(archive, trust, tmp_path / "report.jsonl")
+    arguments = ["--from", report, "--finding", "archive", "--key", "archive.json", "--trust", trust]
+    done, _, err = accept(custody, *arguments)
+    assert (done, err) == (0, "")
+    (accepted,) = open_trust(trust=trust).accepted
+    assert (accepted.finding, accepted.key, accepted.sha256) == (
+        *("archive", "archive.json"),
+        sha(archive.root.joinpath("archive.json").read_bytes()),
+    )
+    found = judge(archive, trust)
+    (one,) = [one for one in found.findings if one.key == "archive.json"]
+    assert one.accepted is not None
+    put(retention_days=9)
     assert judge(archive, trust).exit_code == 13
 
 
@@ -252,6 +300,9 @@ def test_what_was_accepted_hides_no_unsigned_statement(
     document = json.loads(trust.read_bytes())
     del document["keys"][0]["secret"]
     trust.write_text(json.dumps(document))
+    # Longer than statements may wait for a checkpoint.
+    archive.clock += timedelta(hours=5)
+    archive.append(5)
     assert sorted(names(judge(archive, trust))) == ["unchecked-signature", "uncovered"]
     archive.resign(4, lambda statement: statement.update(writer="another"))
     assert sorted(names(judge(archive, trust))) == ["tree", "unchecked-signature"]
@@ -275,7 +326,6 @@ def test_another_history_by_both_heads(
     else:
         name = "checkpoint"
         archive.checkpoint(size, b"\xab" * 32)
-        document["checkpoint"] = [NoteKey(NOTE_NAME, NOTE_PUBLIC).vkey]
     trust.write_text(json.dumps(document))
     found = judge(archive, trust)
     assert (names(found), found.exit_code, found.logs[0].sound) == ([name], 13, False)
@@ -385,12 +435,12 @@ def test_report_of_another_archive(custody: Run, archive: Builder, trust: Path, 
         b"noise\n",
         b"[]\n",
         b'{"kind":"finding"}\n',
-        b'{"kind":"finding","finding":"x","class":"awful","message":"","count":1}\n',
-        b'{"kind":"finding","finding":"x","class":"policy","message":"","count":1,"sequence":"1"}\n',
+        b'{"kind":"finding","finding":"x","severity":"awful","message":"","count":1}\n',
+        b'{"kind":"finding","finding":"x","severity":"policy","message":"","count":1,"sequence":"1"}\n',
         b'{"kind":"log"}\n',
         b"[" * 100_000 + b"\n",
     ],
-    ids=["empty", "noise", "array", "finding", "class", "sequence", "cut off", "deep"],
+    ids=["empty", "noise", "array", "finding", "severity", "sequence", "cut off", "deep"],
 )
 def test_what_is_no_report(custody: Run, trust: Path, tmp_path: Path, report: bytes) -> None:
     """A report that is none, or is cut off, is one clear line."""
@@ -411,12 +461,31 @@ def test_trust_that_cannot_be_used(custody: Run, trust: Path, where: str) -> Non
         trust.write_text("{}")
     elif where == "open":
         trust.chmod(0o644)
+    elif where == "nothing":
+        trust = trust.rename(trust.with_name("elsewhere.json"))
     before = trust.read_bytes()
     named = {"nothing": [], "not there": ["--trust", trust.with_name("other.json")]}.get(where, ["--trust", trust])
     code, _, err = accept(custody, "--finding", "offset-lost", "--log", "audit/0", "--sequence", 9, *named)
     assert code == 2
     assert "trust" in err
     assert trust.read_bytes() == before
+
+
+def test_the_trust_beside_the_keyring(
+    custody: Run, trust: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --trust and the setting, the file beside the keyring is taken, as `keys end` does; a line says so."""
+    (tmp_path / "keys").mkdir()
+    beside = trust.rename(tmp_path / "keys" / "trust.json")
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{tmp_path}/keys/keyring.json")
+    code, out, _ = accept(custody, "--finding", "offset-lost", "--log", "audit/0", "--sequence", 9)
+    assert code == 0
+    assert f"Verify with --trust {beside}" in out
+    assert [one["finding"] for one in json.loads(beside.read_bytes())["accepted"]] == ["offset-lost"]
+    assert (
+        "Verify with"
+        not in accept(custody, "--finding", "offset-lost", "--log", "audit/0", "--sequence", 8, "--trust", beside)[1]
+    )
 
 
 def test_a_reason_and_a_name_are_asked_for(custody: Run, trust: Path) -> None:

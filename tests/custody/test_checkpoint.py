@@ -1,8 +1,9 @@
 """Notes and checkpoints are C2SP's, strictly, and what they do not allow is said."""
 
 import base64
+import contextlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -11,13 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody import checkpoint
-from custody.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note
 from custody.errors import FormatError, SignatureInvalid
 from custody.keys import Keyring, Secret
-from custody.kms import KmsKey
 from custody.layout import Log
-from custody.trust import Trust, TrustedKey
+from custody.tlog import checkpoint
+from custody.tlog.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note
+from custody.tlog.head import Head
+from custody.tlog.signatures import NoteVerdict, check_checkpoint, note_keys
+from custody.trust import TrustedKey
 
 # From the documentation of Go's golang.org/x/mod/sumdb/note.
 VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -41,7 +43,8 @@ def test_known_note() -> None:
     """The note and the key of the reference implementation's documentation verify."""
     key = NoteKey.parse(VKEY)
     note = parse_note(NOTE)
-    assert checkpoint.verify_note(note, {(key.name, key.key_hash): key}) == [key]
+    assert key.verify(note.text, note.signatures[0].signature) is None
+    assert (note.signatures[0].name, note.signatures[0].key_hash) == (key.name, key.key_hash)
     assert key.vkey == VKEY
     assert note.encode() == NOTE
 
@@ -52,8 +55,12 @@ def test_known_note_flipped(place: int) -> None:
     key = NoteKey.parse(VKEY)
     data = bytearray(NOTE)
     data[place] ^= 1
-    with pytest.raises((FormatError, SignatureInvalid)):
-        checkpoint.verify_note(parse_note(bytes(data)), {(key.name, key.key_hash): key})
+    with contextlib.suppress(FormatError, SignatureInvalid):
+        note = parse_note(bytes(data))
+        named = note.signatures[0]
+        # Another name or hash is another key, which is not known; ours must not hold.
+        holds = (named.name, named.key_hash) == (key.name, key.key_hash)
+        assert not holds or key.verify(note.text, named.signature) is not None
 
 
 @given(
@@ -67,7 +74,7 @@ def test_round_trip(origin: str, size: int, root: bytes) -> None:
     assert parse_checkpoint(made.text()) == made
     note = parse_note(signed(made.text()).encode())
     assert parse_checkpoint(note.text) == made
-    assert checkpoint.verify_note(note, {(KEY.name, KEY.key_hash): KEY}) == [KEY]
+    assert KEY.verify(note.text, note.signatures[0].signature) is None
 
 
 @given(st.binary(max_size=300))
@@ -216,58 +223,82 @@ def test_vkeys_of_other_kinds() -> None:
 LOG = Log("audit.events", 3)
 
 
+ORIGIN = "custody/an-archive/audit.events/3"
+TRUSTED = TrustedKey("key-1", "Ed25519", material=PUBLIC)
+HEAD = Head(7, bytes(range(32)))
+
+
+def judged(note: Note, *keys: TrustedKey, **given: Any) -> NoteVerdict:
+    """Return what the policy says of a note; unless told, no tree is shown to lie within any head."""
+    given = {"within": lambda _: False, **given}
+    return check_checkpoint(note, parse_checkpoint(note.text), str(LOG), {key.id: key for key in keys}, **given)
+
+
 def test_signed_by_a_keyring() -> None:
-    """A log's head is signed under the key's id, and holds by that key alone."""
-    signer = next(one for one in Keyring.new(NOW, ed25519=True).signers(NOW) if one.algorithm == "Ed25519")
-    note = checkpoint.sign_checkpoint(signer, "an-archive", LOG, 7, bytes(range(32)))
-    assert parse_checkpoint(note.text) == Checkpoint(f"{signer.key_id}/an-archive/audit.events/3", 7, bytes(range(32)))
-    public = signer.public  # type: ignore[attr-defined]
-    key = NoteKey(signer.key_id, public)
-    assert checkpoint.verify_note(parse_note(note.encode()), {(key.name, key.key_hash): key}) == [key]
+    """A log's head is signed under the key's id, and counts by that key alone; its origin names no key."""
+    signer = Keyring.new(NOW).signers(NOW).ed25519()
+    note = checkpoint.sign_checkpoint(signer, "an-archive", LOG, HEAD)
+    assert parse_checkpoint(note.text) == Checkpoint(ORIGIN, 7, HEAD.root)
+    assert checkpoint.origin_of("an-archive", LOG) == ORIGIN
+    verdict = judged(parse_note(note.encode()), TrustedKey(signer.key_id, "Ed25519", material=signer.public))
+    assert (verdict.counts, verdict.signers) == (True, (signer.key_id,))
     two = checkpoint.with_signature(note, NoteSignature("other", b"1234", bytes(64)))
     assert parse_note(two.encode()) == two
 
 
 @dataclass(frozen=True)
 class BadSigner:
-    algorithm: Any
     key_id: str
-    public: Any = PUBLIC
+    public: bytes = PUBLIC
 
     def sign(self, message: bytes) -> bytes:
         return PRIVATE.sign(message)
 
 
-@pytest.mark.parametrize(
-    "signer",
-    [BadSigner("HMAC-SHA256", "key"), BadSigner("Ed25519", "two words"), BadSigner("Ed25519", "key", None)],
-)
-def test_no_signer_of_checkpoints(signer: BadSigner) -> None:
+@pytest.mark.parametrize("name", ["two words", "a+b", ""])
+def test_no_signer_of_checkpoints(name: str) -> None:
     """A key that cannot sign notes is refused, by its name."""
-    with pytest.raises(FormatError, match=f"the key '{signer.key_id}' cannot sign checkpoints"):
-        checkpoint.sign_checkpoint(signer, "an-archive", LOG, 7, bytes(32))
+    with pytest.raises(FormatError, match=f"the key {name!r} cannot sign checkpoints".replace("+", r"\+")):
+        checkpoint.sign_checkpoint(BadSigner(name), "an-archive", LOG, HEAD)
 
 
-def test_a_signer_without_a_public_half() -> None:
-    """A key that does not say what it is checked by, as one in a KMS, cannot sign checkpoints."""
-    signer = KmsKey("arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab")
-    with pytest.raises(FormatError, match="cannot sign checkpoints"):
-        checkpoint.sign_checkpoint(signer, "an-archive", LOG, 7, bytes(32))
+TEXT = Checkpoint(ORIGIN, 7, HEAD.root).text()
 
 
 def test_signatures_of_others() -> None:
     """Others' signatures are left alone, but one that holds must be by a known key, and each known one must hold."""
     other = NoteSignature("other", b"1234", bytes(64))
-    good = signed(b"text\n")
-    keys = {(KEY.name, KEY.key_hash): KEY}
-    assert checkpoint.verify_note(checkpoint.with_signature(good, other), keys) == [KEY]
-    with pytest.raises(SignatureInvalid, match=r"none of its signatures \(other\)"):
-        checkpoint.verify_note(Note(b"text\n", (other,)), keys)
-    many = tuple(NoteSignature(name, b"1234", bytes(64)) for name in ("b", "a" * 200))
-    with pytest.raises(SignatureInvalid, match=rf"none of its signatures \({'a' * 100}, b\)"):
-        checkpoint.verify_note(Note(b"text\n", many), keys)
-    with pytest.raises(SignatureInvalid, match="'key-1' is not over this note"):
-        checkpoint.verify_note(Note(b"another text\n", good.signatures), keys)
+    good = signed(TEXT)
+    verdict = judged(checkpoint.with_signature(good, other), TRUSTED)
+    assert (verdict.counts, verdict.signers, verdict.problems) == (True, ("key-1",), ())
+    nobody = judged(Note(TEXT, (other,)), TRUSTED)
+    assert (nobody.counts, nobody.unsigned) == (False, True)
+    assert nobody.reason == "none of its signatures is by a trusted key"
+    wrong = judged(Note(Checkpoint(ORIGIN, 8, HEAD.root).text(), good.signatures), TRUSTED)
+    assert (wrong.counts, wrong.unsigned) == (False, False)
+    assert wrong.reason == "the signature of key 'key-1' is not over this checkpoint"
+    # A second signature under the same name, with another hash, is of another key.
+    assert judged(Note(TEXT, (NoteSignature("key-1", b"1234", bytes(64)), *good.signatures)), TRUSTED).counts
+
+
+def test_keys_that_have_ended() -> None:
+    """A key that ended counts for a tree that is shown to lie within its end, and is asked of no other."""
+    asked: list[Head] = []
+
+    def within(head: Head) -> bool:
+        asked.append(head)
+        return True
+
+    for size, counts in ((6, False), (7, True), (8, True)):
+        ended = TrustedKey("key-1", "Ed25519", material=PUBLIC, until={str(LOG): Head(size, bytes(32))})
+        verdict = judged(signed(TEXT), ended, within=within)
+        assert verdict.counts is counts
+        assert not judged(signed(TEXT), ended).counts
+        assert [one.kind for one in judged(signed(TEXT), ended).problems] == ["key-span"]
+    assert [head.size for head in asked] == [7, 8]
+    elsewhere = TrustedKey("key-1", "Ed25519", material=PUBLIC, until={"audit.other/0": Head(9, bytes(32))})
+    assert not judged(signed(TEXT), elsewhere, within=within).counts
+    assert "ended at this log's size 0" in judged(signed(TEXT), elsewhere, within=within).reason
 
 
 def test_a_signature_is_replaced() -> None:
@@ -292,14 +323,39 @@ def test_cosignature() -> None:
             witness.verify(text, wrong)
 
 
+def cosign(note: Note, witness: NoteKey, moment: datetime) -> Note:
+    time = int(moment.timestamp())
+    value = time.to_bytes(8, "big") + PRIVATE.sign(checkpoint.cosigned(note.text, time))
+    return checkpoint.with_signature(note, NoteSignature(witness.name, witness.key_hash, value))
+
+
+def test_a_quorum() -> None:
+    """A checkpoint counts once enough witnesses cosigned it, none of them later than now, beside the log's own key."""
+    one, other = (NoteKey(name, PUBLIC, checkpoint.COSIGNATURE) for name in ("one", "other"))
+    good = signed(TEXT)
+    by_one = cosign(good, one, NOW)
+    asked = {"witnesses": (one, other), "now": NOW}
+    assert [judged(by_one, TRUSTED, quorum=number, **asked).counts for number in range(3)] == [True, True, False]
+    assert judged(by_one, TRUSTED, quorum=2, **asked).reason.startswith("1 of the 2 witnesses")
+    assert judged(cosign(by_one, other, NOW), TRUSTED, quorum=2, **asked).counts
+    # Twice by one witness is one witness, and no witness signs for the log.
+    twice = Note(TEXT, (*by_one.signatures, by_one.signatures[-1]))
+    assert not judged(twice, TRUSTED, quorum=2, **asked).counts
+    assert not judged(by_one, quorum=1, **asked).counts
+    late = cosign(good, one, NOW + timedelta(hours=1))
+    assert judged(late, TRUSTED, **asked).counts
+    assert not judged(late, TRUSTED, quorum=1, **asked).counts
+    assert "from the future" in judged(late, TRUSTED, quorum=1, **asked).problems[0].what
+    moved = checkpoint.with_signature(signed(Checkpoint(ORIGIN, 8, HEAD.root).text()), by_one.signatures[-1])
+    assert [problem.kind for problem in judged(moved, TRUSTED, **asked).problems] == ["signature"]
+
+
 def test_trusted_keys() -> None:
-    """Checkpoints are trusted by vkeys, and by Ed25519 keys under their ids where the public half is there."""
+    """Checkpoints are checked by Ed25519 keys under their ids, where the public half is there and the id is a name."""
     keys = {
         "key-1": TrustedKey("key-1", "Ed25519", material=PUBLIC),
         "hmac": TrustedKey("hmac", "HMAC-SHA256", material=Secret(bytes(32))),
         "unknown": TrustedKey("unknown", "Ed25519"),
         "two words": TrustedKey("two words", "Ed25519", material=PUBLIC),
     }
-    found = checkpoint.checkpoint_keys(Trust(keys=keys, checkpoint=(VKEY,)))
-    assert {key.name for key in found.values()} == {"key-1", "PeterNeumann"}
-    assert found["key-1", KEY.key_hash] == KEY
+    assert note_keys(keys) == [KEY]

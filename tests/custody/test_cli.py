@@ -1,6 +1,5 @@
 """The command line: what it prints, what it refuses, its exit codes, and that no secret or control code gets out."""
 
-import base64
 import io
 import json
 import os
@@ -9,53 +8,30 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from custody import cli, render
-from custody.archive import read_archive
+from custody import render, trust_file
+from custody.archive.reader import read_archive
 from custody.errors import CustodyError, TransientStoreError
-from custody.keys import Ed25519Key, HmacKey, Keyring
+from custody.keys import Ed25519Key, Keyring, open_public
 from custody.store import open_store
-from tests.environment import clear_settings
+from custody.tlog.checkpoint import sign_checkpoint
+from custody.tlog.head import Head
+from tests.custody.commands import Command, Result, make_command
 from tests.sample import Sample, make_archive
 
 CANARY = "canary-Zq7-secret"
 ROOT = Path(__file__).parent.parent.parent
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
 def custody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Return the command line, run in an empty folder without a variable of ours."""
-    clear_settings(monkeypatch)
-    monkeypatch.setenv("COLUMNS", "200")
+    """Return the command line, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        capfdbinary.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capfdbinary.readouterr()
-        return Result(int(ended.value.code or 0), out.decode(), err.decode())
-
-    return run
+    return make_command(monkeypatch, capfdbinary)
 
 
 @pytest.fixture(scope="module")
@@ -69,90 +45,10 @@ def altered(sample: Sample, tmp_path: Path) -> Sample:
     """Copy the archive, for a test that changes it."""
     folder = tmp_path / "altered"
     shutil.copytree(sample.folder, folder)
-    return Sample(folder, sample.keyring, sample.log, sample.head, sample.events, sample.quarantined, sample.skipped)
+    return Sample(folder, sample.keyring, sample.log, sample.tip, sample.events, sample.quarantined, sample.skipped)
 
 
-# --- init, keys, config ----------------------------------------------------------------------------------------------
-
-
-def test_init_makes_archive_and_keyring_and_says_what_is_next(custody: Command) -> None:
-    """One command makes what a drain needs, in the folder where the settings say."""
-    made = custody("init", "--heartbeat", 60)
-    assert made.code == 0, made.err
-    info = read_archive(open_store("custody-data/archive"))
-    assert info.heartbeat == 60
-    assert info.archive in made.out
-    assert "custody drain" in made.out
-    assert Keyring.load(Path("keyring.json")).signers(datetime.now(UTC))
-
-
-def test_init_again_changes_nothing(custody: Command) -> None:
-    """A second init keeps the archive's identity, its heartbeat and the keys."""
-    custody("init")
-    before = Path("custody-data/archive/archive.json").read_bytes(), Path("keyring.json").read_bytes()
-    again = custody("init", "--heartbeat", 7)
-    assert again.code == 0
-    assert "there already" in again.out
-    assert (Path("custody-data/archive/archive.json").read_bytes(), Path("keyring.json").read_bytes()) == before
-
-
-def test_keys_are_encrypted_where_a_passphrase_is_set(custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a passphrase no secret is on disk in the clear, and none is printed by any command about keys."""
-    monkeypatch.setenv("CUSTODY_KEYRING_PASSPHRASE", CANARY)
-    outcomes = [
-        custody("keys", "new"),
-        custody("keys", "list"),
-        custody("keys", "rotate"),
-        custody("keys", "list", "--json"),
-    ]
-    assert [one.code for one in outcomes] == [0, 0, 0, 0]
-    ring = Keyring.load(Path("keyring.json"), CANARY)
-    assert b"sealed" in Path("keyring.json").read_bytes()
-    shown = "".join(one.out + one.err for one in outcomes)
-    assert CANARY not in shown
-    for secret in secrets_of(ring):
-        assert secret not in shown
-    monkeypatch.delenv("CUSTODY_KEYRING_PASSPHRASE")
-    locked = custody("keys", "list")
-    assert locked.code == 2
-    assert "CUSTODY_KEYRING_PASSPHRASE" in locked.err
-
-
-def secrets_of(ring: Keyring) -> list[str]:
-    """Return every form in which a ring's secrets could be printed."""
-    raw = [key.secret.reveal() if isinstance(key, HmacKey) else key.private.reveal() for key in ring.keys]
-    return [form for one in raw for form in (one.hex(), base64.b64encode(one).decode(), repr(one))]
-
-
-def test_keys_list_shows_which_sign_and_the_public_half(custody: Command) -> None:
-    """After a rotation the list names every key, and gives an auditor the public half of those that have one."""
-    custody("keys", "new")
-    custody("keys", "rotate")
-    rows = [json.loads(line) for line in custody("keys", "list", "--json").out.splitlines()]
-    ring = Keyring.load(Path("keyring.json"))
-    assert [row["id"] for row in rows] == [key.key_id for key in ring.keys]
-    for row, key in zip(rows, ring.keys, strict=True):
-        assert bool(row["public"]) == isinstance(key, Ed25519Key)
-    assert all(row["id"] in custody("keys", "list").out for row in rows)
-
-
-def test_keys_new_never_replaces_a_keyring(custody: Command) -> None:
-    """Losing keys takes more than typing a command twice."""
-    custody("keys", "new")
-    before = Path("keyring.json").read_bytes()
-    again = custody("keys", "new")
-    assert again.code == 2
-    assert "rotate" in again.err
-    assert Path("keyring.json").read_bytes() == before
-
-
-def test_keys_in_a_kms_are_not_made_here(custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key in AWS KMS is made and rotated there, and the command says so."""
-    monkeypatch.setenv("CUSTODY_KEYS", "aws-kms:///alias/custody")
-    for command in ("new", "rotate"):
-        refused = custody("keys", command)
-        assert refused.code == 2
-        assert "KMS" in refused.err
+# --- config ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
@@ -187,7 +83,7 @@ def test_wrong_setting_is_one_line_and_exit_code_2(custody: Command, monkeypatch
 
 @pytest.mark.parametrize(
     "arguments",
-    [("verify", "--wrong"), ("verify", "--workers", "-1"), ("nonsense",), ("show",), ("init", "--heartbeat", "0")],
+    [("verify", "--wrong"), ("verify", "--workers", "-1"), ("nonsense",), ("show",), ("keys", "end", "hmac-1")],
 )
 def test_usage_errors_exit_with_2(custody: Command, arguments: tuple[str, ...]) -> None:
     """A wrong option or command is told from every verdict by its exit code."""
@@ -206,7 +102,7 @@ def test_failures_become_one_clean_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("custody.show.show", fail)
+    monkeypatch.setattr("custody.archive.show.show", fail)
     ended = custody("show", "archive.json", "--archive", "somewhere")
     assert ended.code == code
     assert "Traceback" not in ended.err
@@ -218,9 +114,9 @@ def test_failures_become_one_clean_line(
 def test_bugs_keep_their_traceback_without_locals(tmp_path: Path) -> None:
     """An error that is not ours can be reported, and shows no variable's value."""
     script = (
-        "import sys, custody.show\nfrom custody.cli import main\n"
+        "import sys, custody.archive.show\nfrom custody.cli import main\n"
         f"def fail(*_):\n    passphrase = {CANARY[:6]!r} + {CANARY[6:]!r}\n    raise LookupError('a bug')\n"
-        "custody.show.show = fail\nmain(['show', 'archive.json', '--archive', 'somewhere'])"
+        "custody.archive.show.show = fail\nmain(['show', 'archive.json', '--archive', 'somewhere'])"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
@@ -247,7 +143,7 @@ def test_show_of_offsets_without_an_event(custody: Command, sample: Sample) -> N
     assert json.loads(quarantined.out)["offset"] == sample.quarantined
     skipped = custody("show", f"{sample.log}@{sample.skipped}", "--archive", sample.folder)
     assert skipped.code == 1
-    assert "skips" in skipped.err
+    assert "no record" in skipped.err
     beyond = custody("show", f"{sample.log}@{max(sample.events) + 1}", "--archive", sample.folder)
     assert beyond.code == 1
     assert "no statement" in beyond.err
@@ -256,9 +152,9 @@ def test_show_of_offsets_without_an_event(custody: Command, sample: Sample) -> N
 def test_show_gives_manifests_and_their_events(custody: Command, sample: Sample) -> None:
     """A log shows its head, a sequence its manifest, and --events all of a statement's events as JSON lines."""
     head = json.loads(custody("show", sample.log, "--archive", sample.folder).out)
-    assert head["statement"]["sequence"] == sample.head.size - 1
+    assert head["statement"]["sequence"] == sample.tip.size - 1
     shown: list[bytes] = []
-    for sequence in range(sample.head.size):
+    for sequence in range(sample.tip.size):
         one = json.loads(custody("show", f"{sample.log}/{sequence}", "--archive", sample.folder).out)
         assert one["statement"]["sequence"] == sequence
         shown += custody("show", one["key"], "--events", "--archive", sample.folder).out.encode().splitlines()
@@ -379,7 +275,7 @@ def test_verify_of_a_good_archive(custody: Command, sample: Sample) -> None:
     (verdict,) = lines_of(lines, "verdict")
     assert verdict["exit_code"] == 0
     (log,) = lines_of(lines, "log")
-    assert (log["log"], log["size"], log["root"]) == (str(sample.log), sample.head.size, sample.head.root)
+    assert (log["log"], log["size"], log["root"]) == (str(sample.log), sample.tip.size, sample.tip.head.root.hex())
     assert (log["events"], log["quarantined"], log["skipped"], log["lost"]) == (len(sample.events), 1, 1, 0)
     people = custody("verify", sample.folder, *keys)
     assert people.code == 0
@@ -475,7 +371,7 @@ def test_names_in_a_hostile_archive_are_shown_harmless(custody: Command, altered
 def test_keys_and_trust_are_never_taken_from_the_archive(
     custody: Command, altered: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A keyring or trust that came with the archive is refused, named or found: a forger could have put it there."""
+    """What came with the archive is refused, named or found: whoever forged the archive could have put it there."""
     inside = altered.folder / "keyring.json"
     shutil.copy(altered.keyring, inside)
     for archive in (altered.folder, altered.folder.as_uri()):
@@ -487,18 +383,134 @@ def test_keys_and_trust_are_never_taken_from_the_archive(
     assert custody("verify", ".", "--trust", "trust.json").code == 2
 
 
-def test_verify_with_a_trust_file_alone(custody: Command, sample: Sample) -> None:
-    """With the public key of trust.json nobody is asked for a keyring, and no signature is called wrong."""
-    ring = Keyring.load(sample.keyring)
-    rows = [
-        {"id": key.key_id, "algorithm": key.algorithm, "from": None, "to": None}
-        | ({"public": base64.b64encode(key.public).decode()} if isinstance(key, Ed25519Key) else {})
-        for key in ring.keys
-    ]
-    Path("trust.json").write_text(json.dumps({"format": "custody/trust/1", "keys": rows}))
-    checked = custody("verify", sample.folder, "--trust", "trust.json", "--json")
-    assert checked.code in {0, 3, 12}, checked.err
-    assert not {"signature", "key-unknown"} & set(findings_of(checked))
+@pytest.mark.parametrize("what", ["trust", "state", "checkpoint_keys", "link out", "link in"])
+def test_no_file_that_steers_a_verification_lies_in_the_archive(
+    custody: Command, altered: Sample, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    """Nor are trust.json, the state and `checkpoint_keys` taken from there, by whichever way a link leads."""
+    inside = altered.folder / "reports" / "own.json"
+    inside.parent.mkdir()
+    outside = publish(altered, tmp_path / "trust.json")
+    arguments: list[object] = ["verify", altered.folder]
+    if what == "checkpoint_keys":
+        # As a custody.toml says in the archive's folder, where an auditor stands.
+        shutil.copy(altered.keyring, inside)
+        (altered.folder / "reports" / "custody.toml").write_text('checkpoint_keys = "file:own.json"')
+        monkeypatch.chdir(inside.parent)
+        arguments += ["--trust", outside]
+    elif what == "state":
+        arguments += ["--trust", outside, "--state", inside]
+    elif what == "link out":
+        inside.symlink_to(outside)
+        arguments += ["--trust", inside]
+    else:
+        shutil.copy(outside, inside)
+        link = tmp_path / "link.json"
+        link.symlink_to(inside)
+        arguments += ["--trust", link if what == "link in" else inside]
+    refused = custody(*arguments)
+    assert refused.code == 2
+    assert "lies in the archive" in refused.err
+    assert what != "state" or not inside.exists()
+
+
+@pytest.mark.parametrize("what", ["keys", "trust", "for", "memory"])
+def test_no_file_that_steers_evidence_lies_in_the_archive(
+    custody: Command, altered: Sample, tmp_path: Path, what: str
+) -> None:
+    """The same holds for the commands whose results others check."""
+    inside = altered.folder / "reports" / "own.json"
+    inside.parent.mkdir()
+    outside = publish(altered, tmp_path / "trust.json")
+    shutil.copy(altered.keyring if what == "keys" else outside, inside)
+    made = ["evidence", altered.log, 0, "-o", tmp_path / "made.zip"]
+    watched = ["witness", altered.folder, "--state", tmp_path / "seen.json", "--trust", outside]
+    archive = ["--archive", altered.folder]
+    commands = {
+        "keys": [[*made, *archive, "--keys", f"file:{inside}"]],
+        "trust": [[*made, *archive, "--trust", inside], [*watched[:-1], inside]],
+        "for": [[*made, *archive, "--keys", f"file:{altered.keyring}", "--for", inside]],
+        "memory": [["witness", altered.folder, "--state", inside.parent, "--trust", outside]],
+    }
+    for arguments in commands[what]:
+        refused = custody(*arguments)
+        assert (refused.code, "lies in the archive" in refused.err) == (2, True), refused
+    assert not (tmp_path / "made.zip").exists()
+
+
+def publish(sample: Sample, path: Path) -> Path:
+    """Write what the sample's auditor is given."""
+    trust_file.publish(path, read_archive(open_store(str(sample.folder))).pin, open_public(f"file:{sample.keyring}"))
+    return path
+
+
+def test_verify_with_public_keys_alone(custody: Command, sample: Sample, tmp_path: Path) -> None:
+    """With trust.json nobody is asked for a keyring: what no checkpoint covers yet is pending, and no more is wrong."""
+    trust = publish(sample, tmp_path / "trust.json")
+    checked = custody("verify", sample.folder, "--trust", trust, "--live", "--json")
+    assert checked.code == 3, checked.out + checked.err
+    assert set(findings_of(checked)) <= {"unchecked-signature", "pending-checkpoint"}
+    (log,) = lines_of(checked, "log")
+    assert log["pending"] == sample.tip.size
+
+
+def test_verify_covered_by_a_checkpoint_that_was_kept(custody: Command, sample: Sample, tmp_path: Path) -> None:
+    """A checkpoint given by --checkpoint covers what it is of; one with another root, in the same file, is a fork."""
+    trust = publish(sample, tmp_path / "trust.json")
+    archive = read_archive(open_store(str(sample.folder))).id
+    signer = Keyring.load(sample.keyring).keys[1]
+    assert isinstance(signer, Ed25519Key)
+    head = sample.tip.head
+    good = sign_checkpoint(signer, archive, sample.log, head).encode()
+    wrong = sign_checkpoint(signer, archive, sample.log, Head(head.size, bytes(32))).encode()
+    Path("good.txt").write_bytes(good)
+    Path("both.txt").write_bytes(good + b"\n" + wrong)
+    covered = custody("verify", sample.folder, "--trust", trust, "--checkpoint", "good.txt", "--json")
+    assert covered.code == 3, covered.out
+    assert findings_of(covered) == ["unchecked-signature"]
+    (log,) = lines_of(covered, "log")
+    assert log["pending"] == 0
+    assert custody("verify", sample.folder, "--trust", trust, "--checkpoint", "both.txt").code == 13
+    missing = custody("verify", sample.folder, "--trust", trust, "--checkpoint", "none.txt")
+    assert missing.code == 2
+    assert "none.txt" in missing.err
+    Path("empty.txt").touch()
+    for wrong in ("empty.txt", trust):
+        refused = custody("verify", sample.folder, "--trust", trust, "--checkpoint", wrong)
+        assert (refused.code, "holds no checkpoint" in refused.err) == (2, True)
+    # One that is broken, among others, is judged by verification.
+    Path("broken.txt").write_bytes(good + b"\n" + good.replace(b"custody/", b"other/", 1))
+    assert custody("verify", sample.folder, "--trust", trust, "--checkpoint", "broken.txt").code == 10
+
+
+def test_verify_of_another_archive_than_the_one_pinned(custody: Command, sample: Sample, tmp_path: Path) -> None:
+    """trust.json is for one archive: a whole other one in its place, of the same keys too, is tampering."""
+    (tmp_path / "other").mkdir()
+    other = make_archive(tmp_path / "other")
+    trust = publish(other, tmp_path / "trust.json")
+    checked = custody("verify", sample.folder, "--trust", trust, "--keys", f"file:{sample.keyring}", "--json")
+    assert checked.code == 13
+    assert "archive" in findings_of(checked)
+
+
+def test_what_verify_prints_ends_a_key(custody: Command, sample: Sample, tmp_path: Path) -> None:
+    """`custody verify --json | custody keys end ID --at -`: the heads are those that were verified."""
+    trust = publish(sample, tmp_path / "trust.json")
+    report = custody("verify", sample.folder, "--keys", f"file:{sample.keyring}", "--chain-only", "--json")
+    assert report.code == 0, report.out
+    Path("report.jsonl").write_text(report.out)
+    key = Keyring.load(sample.keyring).keys[0].key_id
+    ended = custody("keys", "end", key, "--at", "report.jsonl", "--audits", "0", "--trust", trust)
+    assert ended.code == 0, ended.err
+    until = {str(sample.log): {"size": sample.tip.size, "root": sample.tip.head.root.hex()}}
+    assert json.loads(trust.read_bytes())["keys"][0]["until"] == until
+    arguments = ("verify", sample.folder, "--trust", trust, "--keys", f"file:{sample.keyring}")
+    assert custody(*arguments).code == 0
+    custody("keys", "end", key, "--at", "report.jsonl", "--audits", "0", "--trust", trust)
+    shorter = json.loads(trust.read_bytes())
+    shorter["keys"][0]["until"] = {}
+    trust.write_text(json.dumps(shorter))
+    assert custody(*arguments).code == 13
 
 
 def test_progress_and_colours_are_for_terminals_only(sample: Sample, tmp_path: Path) -> None:

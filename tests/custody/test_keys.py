@@ -35,16 +35,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody import keys
+from custody.archive_file import Pin
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
-from custody.keys import Ed25519Key, HmacKey, Keyring, Secret, new_keyring, open_signers, rotate_keyring
+from custody.keys import (
+    Ed25519Key,
+    HmacKey,
+    KeyAlgorithm,
+    Keyring,
+    LeafKey,
+    Secret,
+    Signers,
+    new_keyring,
+    open_public,
+    open_signers,
+    rotate_keyring,
+)
 from custody.kms import KmsKey
-from custody.manifest import parse_time
-from custody.trust import Head, Trust, TrustedKey, _merge, _trusted, open_trust
+from custody.layout import Log
+from custody.times import parse_time
+from custody.tlog.checkpoint import NoteKey, parse_note, sign_checkpoint
+from custody.tlog.head import Head
+from custody.trust import Trust, TrustedKey, _merge, _trusted, open_trust
+from tests.golden.keyrings import FILES, PASSPHRASE, WITNESS, witness
+from tests.golden.keyrings import KEYS as GOLDEN
+from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms, fake_kms
 from tests.servers.s3 import MotoServer
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "keys"
-KEYRING, SEALED, TRUST = ((GOLDEN / name).read_bytes() for name in ("plain.json", "sealed.json", "trust.json"))
-PASSPHRASE = "correct horse"
+KEYRING, ENCRYPTED, TRUST = ((GOLDEN / name).read_bytes() for name in ("plain.json", "encrypted.json", "trust.json"))
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 SECRET = bytes(range(100, 132))
@@ -52,7 +69,12 @@ SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031c
 PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 HMAC_KEY = HmacKey("hmac-1", Secret(SECRET))
 ED25519_KEY = Ed25519Key("ed25519-1", Secret(SEED), PUBLIC)
-VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
+LEAF_KEY = LeafKey("leaves-1", Secret(SECRET))
+NOTE_VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
+"""Of a key that signs notes, type 1."""
+VKEY = witness("witness.example/w1", WITNESS)
+IDS = ["hmac-000000000001", "hmac-000000000002", "ed25519-000000000001"]
+"""The golden keyring's keys that sign."""
 ARN = "arn:aws:kms:us-east-1:123456789012:key/0a1b2c3d-0000-4000-8000-000000000000"
 
 
@@ -68,6 +90,11 @@ def trusted(ring: Keyring, folder: Path) -> Trust:
     path = folder / "trusted.json"
     ring.save(path)
     return open_trust([f"file:{path}"])
+
+
+def ids(signers: Signers) -> list[str]:
+    """The ids of what signs, and of the secret of leaves."""
+    return [one.key_id for one in (signers.statements, signers.checkpoints, signers.leaves) if one is not None]
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -168,6 +195,12 @@ def test_without_its_secret_a_key_cannot_be_checked() -> None:
 # --- the keyring's file --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_golden_files_are_those_of_the_specification(name: str) -> None:
+    """The golden files are what FORMAT.md's text makes of fixed keys: `python -m tests.golden` writes them."""
+    assert (GOLDEN / name).read_bytes() == FILES[name]()
+
+
 def test_golden_keyring(tmp_path: Path) -> None:
     """A keyring written today is written the same for ever, and read."""
     ring = Keyring.load(put(tmp_path / "k.json", KEYRING))
@@ -176,33 +209,35 @@ def test_golden_keyring(tmp_path: Path) -> None:
         ("hmac-000000000001", "HMAC-SHA256"),
         ("hmac-000000000002", "HMAC-SHA256"),
         ("ed25519-000000000001", "Ed25519"),
+        ("leaves-000000000001", "SHAKE-256"),
     ]
     turn = parse_time("2026-04-01T12:00:00.000001Z")
-    assert [key.key_id[-1] for key in ring.signers(turn)] == ["2", "1"]
-    assert [key.key_id[-1] for key in ring.signers(turn - timedelta(microseconds=1))] == ["1", "1"]
+    assert [one[-1] for one in ids(ring.signers(turn))] == ["2", "1", "1"]
+    assert [one[-1] for one in ids(ring.signers(turn - timedelta(microseconds=1)))] == ["1", "1", "1"]
+    leaves = ring.signers(turn).leaves
+    assert leaves is not None
+    assert leaves.secret == Secret(bytes(range(64, 96)))
 
 
-def test_golden_sealed_keyring(tmp_path: Path) -> None:
+def test_golden_encrypted_keyring(tmp_path: Path) -> None:
     """A keyring put under a passphrase by the specification alone is opened."""
-    path = put(tmp_path / "k.json", SEALED)
+    path = put(tmp_path / "k.json", ENCRYPTED)
     assert Keyring.load(path, PASSPHRASE).encode() == KEYRING
-    assert list(open_trust([f"file:{path}"], passphrase=PASSPHRASE).keys) == [
-        "hmac-000000000001",
-        "hmac-000000000002",
-        "ed25519-000000000001",
-    ]
+    trust = open_trust([f"file:{path}"], passphrase=PASSPHRASE)
+    assert list(trust.keys) == IDS
+    assert trust.leaves == {"leaves-000000000001": Secret(bytes(range(64, 96)))}
 
 
-def test_sealed_as_specified(tmp_path: Path) -> None:
-    """A keyring is sealed by scrypt and AES-256-GCM as the specification says, each time with new salt and nonce."""
+def test_encrypted_as_specified(tmp_path: Path) -> None:
+    """A keyring is encrypted by scrypt and AES-256-GCM as specified, each time with new salt and nonce."""
     path = tmp_path / "k.json"
     ring = new_keyring(path, NOW, PASSPHRASE)
     outer = json.loads(path.read_bytes())
-    assert list(outer) == ["format", "scrypt", "nonce", "sealed"]
+    assert list(outer) == ["format", "scrypt", "nonce", "ciphertext"]
     parameters = outer["scrypt"]
     kdf = Scrypt(base64.b64decode(parameters["salt"]), 32, parameters["n"], parameters["r"], parameters["p"])
     cipher = AESGCM(kdf.derive(PASSPHRASE.encode()))
-    inner = cipher.decrypt(base64.b64decode(outer["nonce"]), base64.b64decode(outer["sealed"]), None)
+    inner = cipher.decrypt(base64.b64decode(outer["nonce"]), base64.b64decode(outer["ciphertext"]), None)
     assert inner == ring.encode()
     ring.save(path, PASSPHRASE)
     again = json.loads(path.read_bytes())
@@ -213,8 +248,8 @@ def test_sealed_as_specified(tmp_path: Path) -> None:
     "passphrase", [None, "", "wrong", "correct horse ", "\ud800"], ids=["none", "empty", "wrong", "space", "surrogate"]
 )
 def test_wrong_passphrase(tmp_path: Path, passphrase: str | None) -> None:
-    """Without the passphrase, or with another, a sealed keyring is refused, and no passphrase is repeated."""
-    path = put(tmp_path / "k.json", SEALED)
+    """Without the passphrase, or with another, an encrypted keyring is refused, and no passphrase is repeated."""
+    path = put(tmp_path / "k.json", ENCRYPTED)
     with pytest.raises(ConfigurationError, match=r"passphrase") as caught:
         Keyring.load(path, passphrase)
     assert str(path) in str(caught.value) or passphrase == "\ud800"
@@ -228,24 +263,24 @@ def test_wrong_passphrase(tmp_path: Path, passphrase: str | None) -> None:
 )  # fmt: skip
 def test_scrypt_is_bounded(n: int, r: int, p: int) -> None:
     """A file cannot make us spend memory or time: its parameters are looked at first."""
-    sealed = json.loads(SEALED)
-    sealed["scrypt"].update(n=n, r=r, p=p)
+    document = json.loads(ENCRYPTED)
+    document["scrypt"].update(n=n, r=r, p=p)
     began = time.process_time()
     with pytest.raises(ConfigurationError, match=r"scrypt|int"):
-        Keyring.parse(json.dumps(sealed).encode(), passphrase=PASSPHRASE)
+        Keyring.parse(json.dumps(document).encode(), passphrase=PASSPHRASE)
     assert time.process_time() - began < 0.5
 
 
-@pytest.mark.parametrize("name", ["salt", "nonce", "sealed"])
-def test_altered_sealed_keyring(name: str) -> None:
-    """One bit changed in a sealed keyring is noticed."""
-    sealed = json.loads(SEALED)
-    part = sealed["scrypt"] if name == "salt" else sealed
+@pytest.mark.parametrize("name", ["salt", "nonce", "ciphertext"])
+def test_altered_encrypted_keyring(name: str) -> None:
+    """One bit changed in an encrypted keyring is noticed."""
+    document = json.loads(ENCRYPTED)
+    part = document["scrypt"] if name == "salt" else document
     data = bytearray(base64.b64decode(part[name]))
     data[0] ^= 1
     part[name] = base64.b64encode(data).decode()
     with pytest.raises(ConfigurationError, match="altered"):
-        Keyring.parse(json.dumps(sealed).encode(), passphrase=PASSPHRASE)
+        Keyring.parse(json.dumps(document).encode(), passphrase=PASSPHRASE)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o610, 0o777])
@@ -300,7 +335,7 @@ def test_a_failed_write_leaves_the_old_keyring(tmp_path: Path, fault: str, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "fsync") if fault == "fsync" else (Path, "replace")), fail)
+        patch.setattr(os if fault == "fsync" else Path, fault, fail)
         with pytest.raises(ConfigurationError, match="No space left"):
             rotate_keyring(path, NOW + SECOND)
     assert path.read_bytes() == before
@@ -315,7 +350,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "real" / "k.json")
     rotate_keyring(link, NOW + SECOND)
     assert link.is_symlink()
-    assert len(Keyring.load(link).keys) == 2
+    assert len(Keyring.load(link).keys) == 6
 
 
 def _rotate(path: Path) -> list[str]:
@@ -329,8 +364,8 @@ def test_rotations_at_once_lose_no_key(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         added = [key for made in pool.map(_rotate, [path] * 12) for key in made]
-    assert len(set(added)) == 12
-    assert {key.key_id for key in Keyring.load(path).keys} == {first.keys[0].key_id, *added}
+    assert len(set(added)) == 36
+    assert {key.key_id for key in Keyring.load(path).keys} == {key.key_id for key in first.keys} | set(added)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +397,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 SHORT = base64.b64encode(SECRET[:-1]).decode()
-ED = {"algorithm": "Ed25519", "secret": "absent", "private": base64.b64encode(SEED).decode()}
+ED: dict[str, Any] = {"algorithm": "Ed25519", "secret": "absent", "private": base64.b64encode(SEED).decode()}
 
 
 @pytest.mark.parametrize(
@@ -403,6 +438,9 @@ ED = {"algorithm": "Ed25519", "secret": "absent", "private": base64.b64encode(SE
         ring_of(entry(secret=entry()["secret"].rstrip("="))),
         ring_of(entry(secret="ü" * 44)),
         ring_of(entry(public=entry()["secret"])),
+        ring_of(entry(algorithm="SHAKE-256", secret="absent")),
+        ring_of(entry(algorithm="SHAKE-256", secret=SHORT)),
+        ring_of(entry(algorithm="SHAKE-256", public=entry()["secret"])),
         ring_of(entry(**ED)),
         ring_of(entry(**ED, public=entry()["secret"])),
         ring_of(entry(**ED | {"private": "absent"}, public=base64.b64encode(PUBLIC).decode())),
@@ -481,10 +519,10 @@ def test_any_keyring(data: bytes) -> None:
         assert Keyring.parse(Keyring.parse(data).encode()).keys is not None
 
 
-@given(altered(SEALED))
+@given(altered(ENCRYPTED))
 @settings(max_examples=60, deadline=None)
-def test_any_sealed_keyring(data: bytes) -> None:
-    """Whatever bytes stand in a sealed keyring, reading it gives keys or a ConfigurationError."""
+def test_any_encrypted_keyring(data: bytes) -> None:
+    """Whatever bytes stand in an encrypted keyring, reading it gives keys or a ConfigurationError."""
     with contextlib.suppress(ConfigurationError):
         assert Keyring.parse(data, passphrase=PASSPHRASE).encode() == KEYRING
 
@@ -502,34 +540,44 @@ def test_any_trust(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
 
 
 def test_new_keys_are_new() -> None:
-    """Every key has an id and a secret of its own."""
-    rings = [Keyring.new(NOW, ed25519=True) for _ in range(20)]
-    assert len({key.key_id for ring in rings for key in ring.keys}) == 40
-    assert len({key.sign(b"m") for ring in rings for key in ring.keys}) == 40
-    assert all([key.algorithm for key in ring.keys] == ["HMAC-SHA256", "Ed25519"] for ring in rings)
-    assert [key.algorithm for key in Keyring.new(NOW).keys] == ["HMAC-SHA256"]
+    """Every key has an id and a secret of its own; one of each algorithm unless asked otherwise."""
+    rings = [Keyring.new(NOW) for _ in range(20)]
+    assert len({key.key_id for ring in rings for key in ring.keys}) == 60
+    secrets = {
+        key.private.reveal() if isinstance(key, Ed25519Key) else key.secret.reveal()
+        for ring in rings
+        for key in ring.keys
+    }
+    assert len(secrets) == 60
+    assert all([key.algorithm for key in ring.keys] == list(keys.ALGORITHMS) for ring in rings)
+    assert [key.algorithm for key in Keyring.new(NOW, ("HMAC-SHA256",)).keys] == ["HMAC-SHA256"]
 
 
 @pytest.mark.parametrize("overlap", [timedelta(0), keys.OVERLAP])
-@pytest.mark.parametrize("ed25519", [False, True])
-def test_no_instant_is_without_a_key(tmp_path: Path, overlap: timedelta, *, ed25519: bool) -> None:
+@pytest.mark.parametrize("algorithms", [("HMAC-SHA256",), keys.ALGORITHMS], ids=len)
+def test_no_instant_is_without_a_key(tmp_path: Path, overlap: timedelta, algorithms: tuple[KeyAlgorithm, ...]) -> None:
     """From the first on, some key signs at every instant, in its span, and it is never an older one."""
-    ring = Keyring.new(NOW, ed25519=ed25519)
+    ring = Keyring.new(NOW, algorithms)
     turns = [NOW + number * timedelta(hours=1) for number in range(4)]
     for turn in turns[1:]:
         ring = ring.rotate(turn, overlap)
     trust = trusted(ring, tmp_path)
-    assert len(ring.keys) == (8 if ed25519 else 4)
+    assert len(ring.keys) == 4 * len(algorithms)
     tick = timedelta(microseconds=1)
     moments = sorted(turn + step for turn in turns for step in (-tick, timedelta(0), tick, overlap, overlap - tick))
     newest: dict[str, datetime] = {}
     used = set()
     for moment in moments:
+        signers = ring.signers(moment)
         if moment < NOW:
             with pytest.raises(KeyUnavailable, match="custody keys rotate"):
-                ring.signers(moment)
+                signers.hmac()
+            with pytest.raises(KeyUnavailable, match="Ed25519"):
+                signers.ed25519()
+            assert signers.leaves is None
             continue
-        for signer in ring.signers(moment):
+        assert (signers.leaves is not None) == ("SHAKE-256" in algorithms)
+        for signer in signers.both() if "Ed25519" in algorithms else [signers.hmac()]:
             key = trust.keys[signer.key_id]
             key.verify(b"statement", signer.sign(b"statement"))
             assert key.holds(moment)
@@ -542,13 +590,15 @@ def test_no_instant_is_without_a_key(tmp_path: Path, overlap: timedelta, *, ed25
 def test_a_run_may_end_with_the_key_it_began_with() -> None:
     """What a drain that was at work during a rotation still seals lies in its key's span; later it does not."""
     ring = Keyring.new(NOW)
-    [held] = ring.signers(NOW)
+    held = ring.signers(NOW).hmac()
     rotated = ring.rotate(NOW + SECOND)
-    old = _trusted(rotated.keys[0])
+    first = rotated.keys[0]
+    assert isinstance(first, HmacKey)
+    old = _trusted(first)
     assert old.id == held.key_id
     assert old.holds(NOW + 60 * SECOND)
     assert not old.holds(NOW + SECOND + keys.OVERLAP)
-    assert rotated.signers(NOW + SECOND)[0].key_id != held.key_id
+    assert rotated.signers(NOW + SECOND).hmac().key_id != held.key_id
 
 
 def test_rotation_ends_no_key_later() -> None:
@@ -567,24 +617,65 @@ def test_rotation_with_a_clock_that_went_back() -> None:
 def test_rotation_keeps_what_was(tmp_path: Path) -> None:
     """After `keys rotate` the keyring holds the old key and a new one, and tells which is new."""
     path = tmp_path / "k.json"
-    first = new_keyring(path, NOW, PASSPHRASE, ed25519=True)
+    first = new_keyring(path, NOW, PASSPHRASE)
     ring, new = rotate_keyring(path, NOW + SECOND, PASSPHRASE)
     assert Keyring.load(path, PASSPHRASE) == ring
     assert [key.key_id for key in ring.keys] == [key.key_id for key in (*first.keys, *new)]
-    assert [key.algorithm for key in new] == ["HMAC-SHA256", "Ed25519"]
-    assert [key.key_id for key in open_signers(f"file:{path}", NOW + SECOND, PASSPHRASE)] == [key.key_id for key in new]
+    assert [key.algorithm for key in new] == list(keys.ALGORITHMS)
+    assert ids(open_signers(f"file:{path}", NOW + SECOND, PASSPHRASE)) == [key.key_id for key in new]
+
+
+def test_rotation_adds_no_algorithm() -> None:
+    """A keyring of one algorithm, as one beside a KMS, stays one."""
+    ring = Keyring.new(NOW, ("Ed25519", "SHAKE-256")).rotate(NOW + SECOND)
+    assert [key.algorithm for key in ring.keys] == ["Ed25519", "SHAKE-256"] * 2
 
 
 def test_of_two_that_began_together_the_later_in_the_file() -> None:
     """Which key signs is never in doubt."""
     ring = Keyring((HMAC_KEY, dataclasses.replace(HMAC_KEY, key_id="hmac-2")))
-    assert [key.key_id for key in ring.signers(NOW)] == ["hmac-2"]
+    assert ids(ring.signers(NOW)) == ["hmac-2"]
 
 
-def test_an_ed25519_key_alone_does_not_sign() -> None:
-    """A statement needs an HMAC-SHA256 signature; without such a key there are no signers at all."""
-    with pytest.raises(KeyUnavailable, match="HMAC-SHA256"):
-        Keyring((ED25519_KEY,)).signers(NOW)
+def test_each_algorithm_is_asked_for_by_what_needs_it() -> None:
+    """A statement needs HMAC-SHA256, a checkpoint Ed25519, an audit both: what is missing is said, with what to do."""
+    for key, missing, there in ((ED25519_KEY, "HMAC-SHA256", "ed25519"), (HMAC_KEY, "Ed25519", "hmac")):
+        signers = Keyring((key,)).signers(NOW)
+        assert getattr(signers, there)() == key
+        with pytest.raises(KeyUnavailable, match=missing):
+            signers.both()
+
+
+def test_checkpoint_keys_give_what_the_first_source_lacks(tmp_path: Path) -> None:
+    """Of `checkpoint_keys` the Ed25519 key and the secret of leaves are taken; its HMAC keys neither sign nor count."""
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    first, second = new_keyring(one, NOW, algorithms=("HMAC-SHA256",)), new_keyring(other, NOW)
+    uris = f"file:{one}", f"file:{other}"
+    signers = open_signers(uris[0], NOW, checkpoint_uri=uris[1])
+    wanted = [first.keys[0].key_id, *(key.key_id for key in second.keys[1:])]
+    assert ids(signers) == wanted
+    assert [key.id for key in open_public(uris[0], checkpoint_uri=uris[1])] == wanted
+    trust = open_trust(uris[:1], checkpoint_keys=uris[1])
+    assert [*trust.keys, *trust.leaves] == wanted
+
+
+def test_one_id_names_one_key_in_both_sources(tmp_path: Path) -> None:
+    """Two sources that call different keys by one id are refused before anything is published of them."""
+    Keyring((HMAC_KEY, ED25519_KEY)).save(tmp_path / "one.json")
+    other = Keyring.new(NOW, ("Ed25519",)).keys[0]
+    assert isinstance(other, Ed25519Key)
+    Keyring((dataclasses.replace(other, key_id=ED25519_KEY.key_id),)).save(tmp_path / "other.json")
+    with pytest.raises(ConfigurationError, match="two different keys"):
+        open_public(f"file:{tmp_path / 'one.json'}", checkpoint_uri=f"file:{tmp_path / 'other.json'}")
+
+
+def test_what_is_public_holds_no_secret(tmp_path: Path) -> None:
+    """What everybody may know of keys: ids, spans and public halves, of old keys as well."""
+    path = put(tmp_path / "k.json", KEYRING)
+    public = open_public(f"file:{path}")
+    assert [key.id for key in public] == [*IDS, "leaves-000000000001"]
+    assert [key.public for key in public] == [None, None, PUBLIC, None]
+    assert public[0].to == public[1].from_ == parse_time("2026-04-01T12:00:00.000001Z")
 
 
 # --- secrets -------------------------------------------------------------------------------------------------------
@@ -593,9 +684,12 @@ HOLDERS = [
     Secret(SECRET),
     HMAC_KEY,
     Ed25519Key("e", Secret(SECRET), PUBLIC),
-    Keyring((HMAC_KEY,)),
+    LEAF_KEY,
+    Keyring((HMAC_KEY, LEAF_KEY)),
+    Signers(statements=HMAC_KEY, leaves=LEAF_KEY),
     _trusted(HMAC_KEY),
     Trust(keys={"hmac-1": _trusted(HMAC_KEY)}),
+    Trust(leaves={"leaves-1": LEAF_KEY.secret}),
 ]
 SHAPES = [SECRET.hex(), base64.b64encode(SECRET).decode(), repr(SECRET), repr(list(SECRET)), repr(SECRET)[4:-4]]
 
@@ -635,22 +729,72 @@ def test_secrets_compare() -> None:
 def test_golden_trust(tmp_path: Path) -> None:
     """Everything that a trust.json can say is read."""
     trust = open_trust(trust=put(tmp_path / "trust.json", TRUST, 0o644))
-    assert trust.archive == "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
+    assert trust.archive == Pin("6ba7b810-9dad-41d1-80b4-00c04fd430c8", "44" * 32)
     hmac, ed25519, kms = trust.keys.values()
     assert not hmac.checkable
     assert hmac.until == {"audit.events/0": Head(7, b"\x11" * 32)}
     assert hmac.to == datetime(2026, 3, 1, tzinfo=UTC)
     assert not hmac.holds(datetime(2026, 3, 1, tzinfo=UTC))
+    assert ed25519.until is None
     ed25519.verify(b"m", ED25519_KEY.sign(b"m"))
-    assert isinstance(kms.material, KmsKey)
+    assert not kms.checkable
     assert kms.began < hmac.began
-    assert trust.checkpoint == (VKEY,)
+    assert trust.leaves == {}
+    assert trust.witnesses == (NoteKey.parse(VKEY),)
+    assert trust.quorum == 1
     assert trust.heads == {"audit.events@2/3": Head(12, b"\x22" * 32)}
     assert trust.retention_days == 2555
     assert [(each.finding, each.log, each.sequence, each.key, each.sha256) for each in trust.accepted] == [
         ("segment-hash", "audit.events/0", 3, None, "33" * 32),
         ("unlisted", None, None, "events/stray", None),
     ]
+
+
+def test_a_kms_is_asked_only_where_a_key_uri_names_one(tmp_path: Path) -> None:
+    """An auditor with trust.json alone needs no AWS: a key's ARN is its id there. Who names a KMS asks it of all."""
+    path = put(tmp_path / "trust.json", TRUST)
+    arn = "arn:aws:kms:eu-west-1:123456789012:key/0a1b2c3d-0000-4000-8000-000000000000"
+    ring = put(tmp_path / "k.json", KEYRING)
+    for uris in ([], [f"file:{ring}"]):
+        assert open_trust(uris, path).keys[arn].material is None
+    asked = open_trust([f"aws-kms:///{ARN}"], path).keys
+    assert isinstance(asked[arn].material, KmsKey)
+    assert isinstance(asked[ARN].material, KmsKey)
+    assert asked["hmac-000000000001"].material is None
+
+
+def test_secrets_of_leaves_in_trust(tmp_path: Path) -> None:
+    """A trust.json may hold the secret of leaves, is private then, and must agree with the keyring's."""
+    leaf = entry(id="leaves-1", algorithm="SHAKE-256")
+    path = put(tmp_path / "trust.json", json.dumps({"format": "custody/trust/1", "keys": [leaf]}).encode())
+    trust = open_trust(trust=path)
+    assert (trust.leaves, trust.keys) == ({"leaves-1": Secret(SECRET)}, {})
+    Keyring((LEAF_KEY,)).save(tmp_path / "same.json")
+    assert open_trust([f"file:{tmp_path / 'same.json'}"], path).leaves == trust.leaves
+    Keyring((dataclasses.replace(LEAF_KEY, secret=Secret(SEED)),)).save(tmp_path / "other.json")
+    with pytest.raises(ConfigurationError, match="two different keys"):
+        open_trust([f"file:{tmp_path / 'other.json'}"], path)
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        open_trust(trust=path)
+
+
+@pytest.mark.parametrize(
+    ("until", "wanted"),
+    [
+        ("absent", None),
+        (None, None),
+        ({}, {}),
+        ({"audits/0": {"size": 1, "root": "55" * 32}}, {"audits/0": Head(1, b"\x55" * 32)}),
+    ],
+    ids=["absent", "null", "nowhere", "audits"],
+)
+def test_a_key_that_ended_everywhere_is_none_that_has_not_ended(
+    tmp_path: Path, until: Any, wanted: dict[str, Head] | None
+) -> None:
+    """`until` null or absent: the key has not ended. `{}`: it counts for nothing, in no log."""
+    data = json.dumps({"format": "custody/trust/1", "keys": [entry(secret="absent", until=until)]}).encode()
+    assert open_trust(trust=put(tmp_path / "trust.json", data)).keys["k"].until == wanted
 
 
 def test_trust_without_secrets_reaches_other_processes(tmp_path: Path) -> None:
@@ -687,6 +831,18 @@ def test_trust_with_a_secret_is_private(tmp_path: Path) -> None:
         {"more": 1},
         {"format": "custody/keyring/1"},
         {"archive": "x"},
+        {"archive": "6ba7b810-9dad-41d1-80b4-00c04fd430c8"},
+        {"archive": {"id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8"}},
+        {"archive": {"sha256": "44" * 32}},
+        {"archive": {"id": "6BA7B810-9dad-41d1-80b4-00c04fd430c8", "sha256": "44" * 32}},
+        {"archive": {"id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8", "sha256": "44" * 31}},
+        {"archive": {"id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8", "sha256": "4G" * 32}},
+        {"archive": {"id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8", "sha256": "44" * 32, "more": 1}},
+        {"keys": [entry(algorithm="SHAKE-256", secret="absent", until={})]},
+        {"keys": [entry(algorithm="SHAKE-256", secret=SHORT)]},
+        {"keys": [entry(secret="absent"), entry(algorithm="SHAKE-256", secret="absent")]},
+        {"keys": [entry(secret="absent", until=[])]},
+        {"keys": [entry(secret="absent", until={"audits/1/0": {"size": 1, "root": "00" * 32}})]},
         {"keys": [entry(id="e", algorithm="Ed25519", secret="absent")]},
         {"keys": [entry(secret="absent"), entry(secret="absent")]},
         {"keys": [entry(until={"t/0": {"size": 1}})]},
@@ -699,15 +855,31 @@ def test_trust_with_a_secret_is_private(tmp_path: Path) -> None:
         {"heads": None},
         {"retention_days": -1},
         {"retention_days": 1.5},
-        {"checkpoint": VKEY},
-        {"checkpoint": [""]},
-        {"checkpoint": [VKEY[:-4]]},
-        {"checkpoint": [VKEY.replace("c74f20a3", "c74f20a4")]},
-        {"checkpoint": [VKEY.replace("Peter", "Paul")]},
-        {"checkpoint": [VKEY.replace("+AR", "+AB")]},
-        {"checkpoint": [VKEY + "\n"]},
-        {"checkpoint": [VKEY.replace("Peter", "Peter ")]},
-        {"checkpoint": ["\ud800" + VKEY]},
+        {"retention_days": 0},
+        {"retention_days": 36_526},
+        {"checkpoint": [VKEY]},
+        {"witnesses": VKEY},
+        {"witnesses": [""]},
+        {"witnesses": [NOTE_VKEY]},
+        {"witnesses": [VKEY[:-4]]},
+        {"witnesses": [VKEY.replace("example", "exampel")]},
+        {"witnesses": [witness("w", WITNESS, 2)]},
+        {"witnesses": [witness("w", WITNESS[:-1])]},
+        {"witnesses": [VKEY + "\n"]},
+        {"witnesses": [VKEY.replace("witness", "witness ")]},
+        {"witnesses": ["\ud800" + VKEY]},
+        {"witnesses": [VKEY, VKEY]},
+        {"witnesses": [VKEY, witness("another name", WITNESS)]},
+        {"witnesses": [VKEY, witness("another-name", WITNESS)]},
+        {"witnesses": [VKEY, witness("witness.example/w1", bytes(32))]},
+        {"quorum": 1},
+        {"quorum": -1},
+        {"quorum": None},
+        {"witnesses": [VKEY], "quorum": 2},
+        {
+            "keys": [entry(**ED | {"private": "absent"}, public=base64.b64encode(PUBLIC).decode())],
+            "witnesses": [witness("w", PUBLIC)],
+        },
         {"accepted": [{"finding": "f", "reason": "r", "by": "b", "at": "2026-01-01T00:00:00.000000Z"}]},
         {"accepted": [{"finding": "f", "reason": "r", "by": "b", "at": "2026-01-01T00:00:00.000000Z", "log": "t/0"}]},
         {"accepted": [{"finding": "f", "reason": "r", "by": "b", "at": "2026-01-01T00:00:00.000000Z", "sequence": 1}]},
@@ -741,6 +913,7 @@ def test_trust_narrows_a_keyring(tmp_path: Path) -> None:
     assert key.until == {"audit.events/0": Head(7, b"\x11" * 32)}
     assert trust.keys["hmac-000000000002"].checkable
     assert len(trust.keys) == 4
+    assert list(trust.leaves) == ["leaves-000000000001"]
 
 
 def test_an_older_copy_of_a_keyring_does_not_prolong_a_key(tmp_path: Path) -> None:
@@ -770,11 +943,18 @@ def test_one_id_names_one_key(tmp_path: Path, other: HmacKey | Ed25519Key) -> No
 
 
 def test_ends_of_a_leaked_key_merge() -> None:
-    """Of two ends of a key in a log the smaller counts; two roots at one size contradict each other."""
+    """Of two ends of a key the smaller head of each log counts; a log that one lacks ended there at size 0.
+
+    Two roots at one size contradict each other.
+    """
     one = TrustedKey("k", "HMAC-SHA256", until={"a/0": Head(5, b"a"), "b/0": Head(1, b"b")})
     other = TrustedKey("k", "HMAC-SHA256", until={"a/0": Head(3, b"c"), "c/0": Head(9, b"d")})
-    both = {"a/0": Head(3, b"c"), "b/0": Head(1, b"b"), "c/0": Head(9, b"d")}
-    assert _merge(one, other).until == _merge(other, one).until == both
+    never, nowhere = dataclasses.replace(one, until=None), dataclasses.replace(one, until={})
+    assert _merge(one, other).until == _merge(other, one).until == {"a/0": Head(3, b"c")}
+    assert _merge(one, never).until == _merge(never, one).until == one.until
+    assert _merge(one, nowhere).until == _merge(nowhere, one).until == {}
+    assert _merge(never, nowhere).until == _merge(nowhere, never).until == {}
+    assert _merge(never, never).until is None
     with pytest.raises(ConfigurationError, match="two different heads"):
         _merge(one, dataclasses.replace(one, until={"a/0": Head(5, b"x")}))
 
@@ -788,7 +968,7 @@ def test_file_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "my keyring.json"
     new_keyring(path, NOW)
     for uri in ("file:my keyring.json", "file:./my%20keyring.json", f"file:{path}", f"file://{path}", path.as_uri()):
-        assert len(open_signers(uri, NOW)) == len(open_trust([uri]).keys) == 1
+        assert ids(open_signers(uri, NOW))[:2] == list(open_trust([uri]).keys)
 
 
 @pytest.mark.parametrize(
@@ -841,7 +1021,9 @@ def test_kms_signs_and_checks(kms: Any) -> None:
     """A KMS key signs under its ARN, whichever name it was opened by, and checks what it signed."""
     arn = kms_key(kms, "alias/custody")
     for name in ("alias/custody", arn, arn.rpartition("/")[2]):
-        [signer] = open_signers(f"aws-kms:///{name}", NOW)
+        signers = open_signers(f"aws-kms:///{name}", NOW)
+        assert (signers.checkpoints, signers.leaves) == (None, None)
+        signer = signers.hmac()
         assert (signer.key_id, signer.algorithm) == (arn, "HMAC-SHA256")
         value = signer.sign(b"m" * 84)
         assert len(value) == 32
@@ -858,7 +1040,7 @@ def test_kms_signs_and_checks(kms: Any) -> None:
 def test_kms_after_the_alias_moved(kms: Any, tmp_path: Path) -> None:
     """When an alias was given to a new key, old statements still verify by the old ARN, which trust.json names."""
     old = kms_key(kms, "alias/moves")
-    [signer] = open_signers("aws-kms:///alias/moves", NOW)
+    signer = open_signers("aws-kms:///alias/moves", NOW).hmac()
     value = signer.sign(b"m")
     new = kms_key(kms, "alias/moves")
     assert signer.sign(b"m") == value
@@ -872,10 +1054,10 @@ def test_kms_after_the_alias_moved(kms: Any, tmp_path: Path) -> None:
 
 
 def test_kms_key_of_another_kind(kms: Any) -> None:
-    """A key that cannot make HMAC_SHA_256 is refused when it is opened, with what to create."""
+    """A key that can make neither kind of signature is refused when it is opened, with what to create."""
     arn = kms_key(kms, spec="RSA_2048", usage="SIGN_VERIFY")
     for use in (lambda: open_signers(f"aws-kms:///{arn}", NOW), lambda: KmsKey.open(arn)):
-        with pytest.raises(ConfigurationError, match="HMAC_256"):
+        with pytest.raises(ConfigurationError, match=r"HMAC_256.*ECC_NIST_EDWARDS25519"):
             use()
 
 
@@ -983,8 +1165,7 @@ def test_kms_by_the_general_endpoint(moto: MotoServer, kms: Any, monkeypatch: py
     arn = kms_key(kms)
     monkeypatch.delenv("AWS_ENDPOINT_URL_KMS")
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint_url)
-    [signer] = open_signers(f"aws-kms:///{arn}", NOW)
-    assert signer.key_id == arn
+    assert open_signers(f"aws-kms:///{arn}", NOW).hmac().key_id == arn
 
 
 def test_kms_that_is_gone_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1003,7 +1184,7 @@ def test_kms_without_a_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(ConfigurationError, match="AWS_REGION"):
+    with pytest.raises(ConfigurationError, match="AWS_DEFAULT_REGION"):
         open_signers("aws-kms:///alias/custody", NOW)
     assert KmsKey(ARN)._kms().meta.region_name == "us-east-1"
 
@@ -1015,3 +1196,80 @@ def test_kms_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
         open_signers("aws-kms:///alias/custody", NOW)
     with pytest.raises(KeyUnavailable, match=r"pip install 'custody\[s3\]'"):
         open_trust([f"aws-kms:///{ARN}"]).keys[ARN].verify(b"m", bytes(32))
+
+
+# --- Ed25519 in KMS: a fake, since no real one can be had -----------------------------------------------------------
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKms]:
+    """A fake KMS with an Ed25519 and an HMAC key: moto has no ECC_NIST_EDWARDS25519."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with fake_kms() as kms:
+        kms.use(monkeypatch)
+        yield kms
+
+
+@pytest.mark.parametrize("name", ["alias/checkpoints", ED25519_ARN, ED25519_ARN.rpartition("/")[2]])
+def test_ed25519_in_kms_signs_checkpoints_under_its_arn(fake: FakeKms, name: str) -> None:
+    """A fake KMS signs a note that any client with the public key alone can check; the key's name there is its ARN."""
+    signers = open_signers("aws-kms:///alias/statements", NOW, checkpoint_uri=f"aws-kms:///{name}")
+    assert ids(signers) == [HMAC_ARN, ED25519_ARN]
+    signer = signers.ed25519()
+    assert signer.public == fake.public
+    note = sign_checkpoint(signer, "6ba7b810-9dad-41d1-80b4-00c04fd430c8", Log("audit", 3), Head(7, bytes(32)))
+    parsed = parse_note(note.encode())
+    (signature,) = parsed.signatures
+    assert signature.name == ED25519_ARN
+    key = NoteKey.parse(NoteKey(ED25519_ARN, fake.public).vkey)
+    assert signature.key_hash == key.key_hash
+    key.verify(parsed.text, signature.signature)
+
+
+def test_trust_of_ed25519_in_kms_is_public(fake: FakeKms) -> None:
+    """Who verifies by the fake KMS's Ed25519 key asks for its public half once, and then checks without KMS."""
+    trust = open_trust(["aws-kms:///alias/statements"], checkpoint_keys=f"aws-kms:///{ED25519_ARN}")
+    assert trust.keys[ED25519_ARN].public == fake.public
+    signer = open_signers("aws-kms:///alias/checkpoints", NOW).ed25519()
+    value = signer.sign(b"m")
+    fake.asked.clear()
+    trust.keys[ED25519_ARN].verify(b"m", value)
+    with pytest.raises(SignatureInvalid):
+        trust.keys[ED25519_ARN].verify(b"n", value)
+    assert fake.asked == []
+    assert [
+        (key.id, key.public) for key in open_public("aws-kms:///alias/statements", None, "aws-kms:///alias/checkpoints")
+    ] == [
+        (HMAC_ARN, None),
+        (ED25519_ARN, fake.public),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("operation", "changed"),
+    [
+        ("GetPublicKey", {"PublicKey": base64.b64encode(bytes(32)).decode()}),
+        ("GetPublicKey", {"PublicKey": base64.b64encode(bytes(44)).decode()}),
+        ("GetPublicKey", {"PublicKey": None}),
+        ("Sign", {"Signature": base64.b64encode(bytes(63)).decode()}),
+        ("Sign", {"Signature": None}),
+        ("Sign", {"KeyId": HMAC_ARN}),
+        ("Sign", {"KeyId": None}),
+    ],
+    ids=str,
+)
+def test_answers_about_ed25519_that_make_no_sense(fake: FakeKms, operation: str, changed: dict[str, Any]) -> None:
+    """Something that answers like KMS with another key or half a signature signs nothing."""
+    signer = None if operation == "GetPublicKey" else open_signers(f"aws-kms:///{ED25519_ARN}", NOW).ed25519()
+    fake.changed.update(changed)
+    use = (lambda: signer.sign(b"m")) if signer else (lambda: open_signers(f"aws-kms:///{ED25519_ARN}", NOW))
+    with pytest.raises(KeyUnavailable, match=operation):
+        use()
+
+
+def test_kms_that_refuses_to_sign(fake: FakeKms) -> None:
+    """A key that was made for something else is refused with what to create."""
+    arn = KmsKey(ED25519_ARN)
+    with pytest.raises(KeyUnavailable, match=r"InvalidKeyUsageException.*ECC_NIST_EDWARDS25519"):
+        arn.sign(b"m")
+    assert fake.asked == ["GenerateMac"]

@@ -78,10 +78,10 @@ def test_whose_key_it_is(
         "...",
     ],
 )
-@pytest.mark.parametrize("life", [1, 2, 10])
-def test_topics_that_look_like_what_follows(topic: str, life: int) -> None:
+@pytest.mark.parametrize("epoch", [1, 2, 10])
+def test_topics_that_look_like_what_follows(topic: str, epoch: int) -> None:
     """A topic may hold dashes, digits, even what a key ends in: keys are parsed from the right."""
-    log = Log(topic, 7, life)
+    log = Log(topic, 7, epoch)
     key = layout.records_key("events", log, 3, 5, 0, DIGEST)
     assert layout.parse_records_key(key) == RecordsKey("events", log, 3, 5, DIGEST[:16])
 
@@ -175,7 +175,7 @@ def test_topics_that_are_none(topic: str) -> None:
 
 @given(st.integers(1, 249), st.integers(0, 2**31 - 1))
 def test_what_is_accepted_fits(length: int, partition: int) -> None:
-    """A topic that is accepted makes no path component over 255 bytes, in no life; others are told by how much."""
+    """A topic that is accepted makes no path component over 255 bytes, in no epoch; others are told by how much."""
     topic = "x" * length
     key = layout.records_key("quarantine", Log(topic, partition, 9999), 2**63 - 1, 2**63 - 1, 59_000, DIGEST)
     longest = max(len(component) for component in key.split("/"))
@@ -204,8 +204,8 @@ def test_what_names_no_log(text: str) -> None:
     assert layout.parse_log_text(text) is None
 
 
-def test_life_that_no_statement_has() -> None:
-    """A life of more digits than an integer of ours has is no life, however many they are."""
+def test_epoch_that_no_statement_has() -> None:
+    """An epoch of more digits than an integer of ours has is no epoch, however many they are."""
     for digits in (20, 5000):
         log = f"audit@{'9' * digits}"
         key = f"events/2026/01/01/00/00/00-{log}-0-{0:020}-{0:020}-{'a' * 16}.jsonl.gz"

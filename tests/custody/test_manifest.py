@@ -15,19 +15,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custody import manifest, merkle
+from custody import envelope, manifest
+from custody.envelope import Tree
 from custody.errors import FormatError
 from custody.keys import Ed25519Key, HmacKey, Secret
 from custody.manifest import (
-    After,
     Batch,
     KafkaTime,
+    LastRecord,
+    Leaves,
     LogId,
+    PreviousEpoch,
     QuarantineRef,
     SegmentRef,
     Statement,
-    Tree,
+    Unreadable,
 )
+from custody.times import check_time, format_time, parse_time
+from custody.tlog import merkle
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "manifest"
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
@@ -42,17 +47,33 @@ FULL = Statement(
     log=LogId("q1Sh-9_ISia_zwGINzRvyQ", "audit.events", "H3nB2lUxRdiZlJQ1VZPMZA", 3, 2),
     sequence=3,
     tree=Tree(3, merkle.root(LEAVES).hex(), [merkle.root(LEAVES[:2]).hex(), LEAVES[2].hex()]),
-    after=After(1, 9, sha256(b"life 1").hexdigest()),
+    previous_epoch=PreviousEpoch(1, 9, sha256(b"epoch 1").hexdigest()),
     first_offset=100,
     next_offset=120,
+    last_record=LastRecord(118, 7),
     skipped=[(104, 105), (119, 120)],
     lost=(100, 102),
+    unreadable=[Unreadable(108, 109, "no client could decode it: ÿ")],
+    passed_over=[sha256(b"noise").hexdigest(), sha256(b"").hexdigest()],
     sealed_at=TIME,
     writer="custody 0.1.0 drain@höst run 1",
     segment=SegmentRef("events/2026/01/02/03/04/05-audit.events@2-3-x.jsonl.gz", 400, sha256(b"s").hexdigest()),
     batches=[
-        Batch(0, 102, 110, 6, 0, 200, 2040, sha256(b"b0").hexdigest(), TIME, TIME, KafkaTime("create", 1, 2)),
-        Batch(1, 110, 119, 8, 200, 200, 2720, sha256(b"b1").hexdigest(), TIME, TIME, None),
+        Batch(
+            0,
+            102,
+            110,
+            6,
+            0,
+            200,
+            2040,
+            sha256(b"b0").hexdigest(),
+            TIME,
+            TIME,
+            KafkaTime("create", 1, 2),
+            Leaves("leaves-golden", sha256(b"leaves").hexdigest()),
+        ),
+        Batch(1, 110, 119, 8, 200, 200, 2720, sha256(b"b1").hexdigest(), TIME, TIME, None, None),
     ],
     quarantine=QuarantineRef("quarantine/x", 90, sha256(b"q").hexdigest(), 300, 2, [(106, 107), (112, 113)]),
     expired=None,
@@ -63,11 +84,14 @@ FIRST = Statement(
     log=LogId("cluster", "t", None, 0, 1),
     sequence=0,
     tree=Tree(0, merkle.EMPTY_ROOT.hex(), []),
-    after=None,
+    previous_epoch=None,
     first_offset=0,
     next_offset=0,
+    last_record=None,
     skipped=[],
     lost=None,
+    unreadable=[],
+    passed_over=[],
     sealed_at=TIME,
     writer="w",
     segment=None,
@@ -76,17 +100,22 @@ FIRST = Statement(
     expired=None,
     types={},
 )
-VALID = manifest.seal(manifest.encode(FULL), SIGNERS)
+VALID = envelope.seal(manifest.encode(FULL), manifest.FORMAT, SIGNERS)
+
+
+def builtins() -> dict[str, Any]:
+    """The full statement as JSON types; tuples stay."""
+    return msgspec.to_builtins(FULL)  # type: ignore[no-any-return]
 
 
 def with_line(line: bytes | str) -> bytes:
     """A manifest of this line, signed."""
-    return manifest.seal(line.encode() if isinstance(line, str) else line, SIGNERS)
+    return envelope.seal(line.encode() if isinstance(line, str) else line, manifest.FORMAT, SIGNERS)
 
 
 def with_change(change: Callable[[dict[str, Any]], object]) -> bytes:
     """A signed manifest of the full statement, changed."""
-    statement = msgspec.to_builtins(FULL)
+    statement = builtins()
     change(statement)
     return with_line(json.dumps(statement, separators=(",", ":")))
 
@@ -109,10 +138,13 @@ OBJECTS: list[tuple[str | int, ...]] = [
     (),
     ("log",),
     ("tree",),
-    ("after",),
+    ("previous_epoch",),
+    ("last_record",),
+    ("unreadable", 0),
     ("segment",),
     ("batches", 0),
     ("batches", 0, "kafka_time"),
+    ("batches", 0, "leaves"),
     ("quarantine",),
 ]
 INTEGERS: list[tuple[str | int, ...]] = [
@@ -120,10 +152,14 @@ INTEGERS: list[tuple[str | int, ...]] = [
     ("first_offset",),
     ("next_offset",),
     ("log", "partition"),
-    ("log", "life"),
+    ("log", "epoch"),
     ("tree", "size"),
-    ("after", "life"),
-    ("after", "size"),
+    ("previous_epoch", "epoch"),
+    ("previous_epoch", "size"),
+    ("last_record", "offset"),
+    ("last_record", "leader_epoch"),
+    ("unreadable", 0, "from"),
+    ("unreadable", 0, "to"),
     ("skipped", 1, 1),
     ("lost", 1),
     ("segment", "size"),
@@ -135,7 +171,7 @@ INTEGERS: list[tuple[str | int, ...]] = [
     ("quarantine", "offsets", 1, 1),
     ("types", "auth_attempt"),
 ]
-FIELDS = [(*path, name) for path in OBJECTS for name in at(msgspec.to_builtins(FULL), path)]
+FIELDS = [(*path, name) for path in OBJECTS for name in at(builtins(), path)]
 
 
 def refused(data: bytes) -> None:
@@ -151,7 +187,7 @@ def refused(data: bytes) -> None:
 def test_golden(name: str, statement: Statement) -> None:
     """The same statement and keys give the same bytes for ever."""
     stored = (GOLDEN / f"{name}.json").read_bytes()
-    assert manifest.seal(manifest.encode(statement), SIGNERS) == stored
+    assert envelope.seal(manifest.encode(statement), manifest.FORMAT, [HMAC]) == stored
     assert manifest.parse(stored).statement == statement
 
 
@@ -160,7 +196,7 @@ def test_the_message_is_as_specified() -> None:
     line, second, rest = VALID.split(b"\n")
     assert rest == b""
     message = b"custody/manifest/1\n" + sha256(line).hexdigest().encode() + b"\n"
-    assert manifest.message(line) == message
+    assert envelope.message(line, manifest.FORMAT) == manifest.parse(VALID).message == message
     assert len(message) == 84
     signatures = json.loads(second)["signatures"]
     assert [(each["key"], each["algorithm"]) for each in signatures] == [
@@ -188,7 +224,7 @@ def test_a_statement_beyond_the_limit_is_not_written() -> None:
 ints = st.integers(0, 2**63 - 1)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 texts = st.text(max_size=20)
-times = st.datetimes(timezones=st.just(UTC)).map(manifest.format_time)
+times = st.datetimes(timezones=st.just(UTC)).map(format_time)
 ranges = st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=10).map(
     lambda ends: [(a, b) for a, b in zip(sorted(ends)[::2], sorted(ends)[1::2], strict=False)]
 )
@@ -196,16 +232,22 @@ spans = st.tuples(ints, ints).filter(lambda pair: pair[0] < pair[1])
 batches = st.builds(
     Batch, ints, ints, ints, ints, ints, ints, ints, digests, times, times,
     st.none() | st.builds(KafkaTime, st.sampled_from(["create", "append", "mixed"]), ints, ints),
+    st.none() | st.builds(Leaves, texts, digests),
 )  # fmt: skip
 statements = st.builds(
     Statement,
     archive=st.uuids().map(str),
     log=st.builds(LogId, texts, texts, st.none() | texts, ints, st.integers(1, 2**63 - 1)),
-    sequence=ints,
+    sequence=st.integers(3, 2**63 - 1),
     tree=st.builds(Tree, ints, digests, st.lists(digests, max_size=4)),
-    after=st.none() | st.builds(After, st.integers(1, 2**63 - 1), ints, digests),
+    previous_epoch=st.none() | st.builds(PreviousEpoch, st.integers(1, 2**63 - 1), ints, digests),
     first_offset=ints,
     next_offset=ints,
+    last_record=st.none() | st.builds(LastRecord, ints, st.integers(0, 2**31 - 1)),
+    unreadable=ranges.flatmap(
+        lambda pairs: st.tuples(*(st.builds(Unreadable, st.just(a), st.just(b), texts) for a, b in pairs)).map(list)
+    ),
+    passed_over=st.lists(digests, max_size=3),
     skipped=ranges,
     lost=st.none() | spans,
     sealed_at=times,
@@ -222,12 +264,12 @@ statements = st.builds(
 def test_statements_come_back(statement: Statement) -> None:
     """Whatever a statement says, sealing and parsing gives the same, with its exact bytes."""
     line = manifest.encode(statement)
-    parsed = manifest.parse(manifest.seal(line, SIGNERS))
+    parsed = manifest.parse(with_line(line))
     assert parsed.statement == statement
     assert parsed.line == line
     for (signature, value), signer in zip(parsed.signatures, SIGNERS, strict=True):
         assert (signature.key, signature.algorithm) == (signer.key_id, signer.algorithm)
-        assert value == signer.sign(manifest.message(line))
+        assert value == signer.sign(parsed.message)
 
 
 # --- what is read --------------------------------------------------------------------------------------------------
@@ -267,7 +309,7 @@ def test_a_doubled_field(path: tuple[str | int, ...]) -> None:
         def items(self) -> Any:
             return [pair for name, inner in super().items() for pair in [(name, inner)] * (1 + (name == path[-1]))]
 
-    statement = msgspec.to_builtins(FULL)
+    statement = builtins()
     if len(path) == 1:
         statement = Twice(statement)
     else:
@@ -315,7 +357,7 @@ def test_reordered_fields(path: tuple[str | int, ...]) -> None:
 )  # fmt: skip
 def test_what_is_no_integer(path: tuple[str | int, ...], number: str) -> None:
     """An integer is digits from 0 to 2⁶³-1, and nothing else that some reader takes for one."""
-    statement = msgspec.to_builtins(FULL)
+    statement = builtins()
     parent = at(statement, path[:-1])
     if isinstance(parent, tuple):
         at(statement, path[:-2])[path[-2]] = parent = list(parent)
@@ -341,8 +383,8 @@ def test_what_is_no_integer(path: tuple[str | int, ...], number: str) -> None:
         lambda s: s["batches"][1].update(max_time="2026-00-02T03:04:05.000000Z"),
         lambda s: s["tree"].update(root=s["tree"]["root"].upper()),
         lambda s: s["tree"].update(root=s["tree"]["root"][:-1]),
-        lambda s: s["tree"].update(edge=[s["tree"]["edge"][0] + "00"]),
-        lambda s: s["log"].update(life=0),
+        lambda s: s["tree"].update(compact_range=[s["tree"]["compact_range"][0] + "00"]),
+        lambda s: s["log"].update(epoch=0),
         lambda s: s["log"].update(topic=None),
         lambda s: s["batches"][0]["kafka_time"].update(type="other"),
         lambda s: s.update(skipped=[(5, 5)]),
@@ -359,6 +401,18 @@ def test_what_is_no_integer(path: tuple[str | int, ...], number: str) -> None:
         lambda s: s.update(lost=[5, 5]),
         lambda s: s.update(expired=[5, 4]),
         lambda s: s.update(lost=[]),
+        lambda s: s.update(passed_over=["0" * 64] * 4),
+        lambda s: s.update(sequence=10_000, passed_over=["0" * 64] * 1_001),
+        lambda s: s.update(passed_over=None),
+        lambda s: s["last_record"].update(leader_epoch=2**31),
+        lambda s: s["unreadable"].append({"from": 108, "to": 110, "error": ""}),
+        lambda s: s["unreadable"][0].update(to=108),
+        lambda s: s["unreadable"][0].update(error="x" * 257),
+        lambda s: s["unreadable"][0].update(error="\u00e9" * 129),
+        lambda s: s.update(unreadable=[{"from": n, "to": n + 1, "error": ""} for n in range(1_001)]),
+        lambda s: s["batches"][0]["leaves"].update(sha256="0" * 63),
+        lambda s: s["batches"][0]["leaves"].update(key=None),
+        lambda s: s.update(types={str(n).zfill(4): 1 for n in range(1_001)}),
         lambda s: s.update(types={"b": 1, "a": 1}),
         lambda s: s.update(types={"a": 0}),
         lambda s: s.update(types={"a": {}}),
@@ -376,9 +430,11 @@ def test_wrong_values(change: Callable[[dict[str, Any]], object]) -> None:
     "place",
     [
         lambda s: (s["tree"], "root"),
-        lambda s: (s["tree"]["edge"], 0),
-        lambda s: (s["tree"]["edge"], -1),
-        lambda s: (s["after"], "root"),
+        lambda s: (s["tree"]["compact_range"], 0),
+        lambda s: (s["tree"]["compact_range"], -1),
+        lambda s: (s["previous_epoch"], "root"),
+        lambda s: (s["passed_over"], 0),
+        lambda s: (s["passed_over"], -1),
         lambda s: (s["segment"], "sha256"),
         lambda s: (s["batches"][0], "sha256"),
         lambda s: (s["batches"][-1], "sha256"),
@@ -407,7 +463,7 @@ def test_digests(place: Callable[[dict[str, Any]], tuple[Any, Any]], wrong: str)
 
 def test_two_digests_wrong_together() -> None:
     """Lengths that even out are wrong all the same."""
-    refused(with_change(lambda s: s["tree"].update(edge=["a" * 63, "a" * 65])))
+    refused(with_change(lambda s: s["tree"].update(compact_range=["a" * 63, "a" * 65])))
 
 
 @pytest.mark.parametrize("name", ["sealed_at", "min_time", "max_time"])
@@ -426,6 +482,22 @@ def test_the_largest_lists_of_ranges(place: str) -> None:
     ranges = [(2 * number, 2 * number + 1) for number in range(50_000)]
     data = with_change(lambda s: (s if place == "skipped" else s["quarantine"]).update({place: ranges}))
     assert manifest.parse(data).line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.update(sequence=1_000, passed_over=["0" * 64] * 1_000),
+        lambda s: s["last_record"].update(leader_epoch=2**31 - 1),
+        lambda s: s["unreadable"][0].update(error="\u00e9" * 128),
+        lambda s: s.update(unreadable=[{"from": n, "to": n + 1, "error": ""} for n in range(1_000)]),
+        lambda s: s.update(types={str(n).zfill(4): 1 for n in range(1_000)}),
+        lambda s: s.update(types={"\ud7ff": 1, "\uffff": 1, "\U00010000": 1}),
+    ],
+)
+def test_at_the_limits(change: Callable[[dict[str, Any]], object]) -> None:
+    """What is just within a limit is read; types sort as the bytes of their UTF-8 do."""
+    assert manifest.parse(with_change(change)).line
 
 
 @pytest.mark.parametrize(
@@ -466,7 +538,7 @@ def test_crlf_is_white_space_of_the_line() -> None:
     data = VALID.replace(b"\n", b"\r\n")
     parsed = manifest.parse(data)
     assert parsed.line == VALID.split(b"\n")[0] + b"\r"
-    assert manifest.message(parsed.line) != manifest.message(VALID.split(b"\n")[0])
+    assert parsed.message != manifest.parse(VALID).message
 
 
 @pytest.mark.parametrize("depth", [9, 100, 100_000])
@@ -610,15 +682,15 @@ def test_mutated_manifests(data: st.DataObject) -> None:
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_times_come_back(moment: datetime) -> None:
     """Every moment from year 1 to 9999 is written in 27 characters and read as itself."""
-    text = manifest.format_time(moment)
+    text = format_time(moment)
     assert len(text) == 27
-    assert manifest.parse_time(text) == manifest.check_time("sealed_at", text) == moment
+    assert parse_time(text) == check_time("sealed_at", text) == moment
 
 
 def test_times_are_written_in_utc() -> None:
     """A moment of another zone is written in UTC, always with six digits."""
     moment = datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=2)))
-    assert manifest.format_time(moment) == "2025-12-31T23:00:00.000000Z"
+    assert format_time(moment) == "2025-12-31T23:00:00.000000Z"
 
 
 def test_times_are_written_in_utc_wherever_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,7 +698,7 @@ def test_times_are_written_in_utc_wherever_one_is(monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "Asia/Tokyo")
         time.tzset()
-        text = manifest.format_time(datetime(2026, 1, 1, tzinfo=UTC))
+        text = format_time(datetime(2026, 1, 1, tzinfo=UTC))
     time.tzset()
     assert text == "2026-01-01T00:00:00.000000Z"
 
@@ -635,16 +707,16 @@ def test_times_are_written_in_utc_wherever_one_is(monkeypatch: pytest.MonkeyPatc
 def test_any_text_as_a_time(text: str) -> None:
     """What is no time of ours is a ValueError, and a FormatError in a statement."""
     try:
-        assert manifest.format_time(manifest.parse_time(text)) == text
+        assert format_time(parse_time(text)) == text
     except ValueError:
         with pytest.raises(FormatError, match="is no time"):
-            manifest.check_time("sealed_at", text)
+            check_time("sealed_at", text)
 
 
 def test_what_is_signed_is_named() -> None:
     """A signature is over the kind of file too, so that an audit's is none for a manifest of the same bytes."""
     line = manifest.encode(FULL)
     for what in (manifest.FORMAT, "custody/audit/1"):
-        second = manifest.seal(line, SIGNERS, what).split(b"\n")[1]
-        values = [value for _, value in manifest.parse_signatures(second)]
-        assert values == [signer.sign(manifest.message(line, what)) for signer in SIGNERS]
+        second = envelope.seal(line, what, SIGNERS).split(b"\n")[1]
+        values = [value for _, value in envelope.parse_signatures(second)]
+        assert values == [signer.sign(envelope.message(line, what)) for signer in SIGNERS]

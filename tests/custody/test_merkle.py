@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody import merkle
 from custody.errors import FormatError
+from custody.tlog import merkle
 
 # The reference tree that the C++, Go and Java implementations of Certificate Transparency are tested with.
 LEAVES = [
@@ -80,9 +80,9 @@ def naive_root(leaves: list[bytes]) -> bytes:
     return sha256(b"\x01" + naive_root(leaves[:k]) + naive_root(leaves[k:])).digest()
 
 
-def edges(leaves: list[bytes]) -> list[merkle.Edge]:
-    """The edge of every prefix, the empty one first."""
-    found: list[merkle.Edge] = [()]
+def compact_ranges(leaves: list[bytes]) -> list[merkle.CompactRange]:
+    """The compact range of every prefix, the empty one first."""
+    found: list[merkle.CompactRange] = [()]
     for size, leaf in enumerate(leaves):
         found.append(merkle.append(size, found[-1], leaf))
     return found
@@ -91,14 +91,14 @@ def edges(leaves: list[bytes]) -> list[merkle.Edge]:
 def test_empty_root() -> None:
     """The root of the empty tree is the SHA-256 of nothing."""
     assert merkle.EMPTY_ROOT.hex() == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert merkle.root([]) == merkle.edge_root(()) == merkle.EMPTY_ROOT
+    assert merkle.root([]) == merkle.range_root(()) == merkle.EMPTY_ROOT
 
 
 @pytest.mark.parametrize("size", range(1, 9))
 def test_reference_roots(size: int) -> None:
     """Each prefix of the reference tree has the root that Certificate Transparency publishes."""
     assert merkle.root(LEAVES[:size]) == ROOTS[size - 1]
-    assert merkle.edge_root(edges(LEAVES)[size]) == ROOTS[size - 1]
+    assert merkle.range_root(compact_ranges(LEAVES)[size]) == ROOTS[size - 1]
 
 
 @pytest.mark.parametrize(("place", "path"), INCLUSION.items(), ids=str)
@@ -123,12 +123,12 @@ def test_reference_consistency(sizes: tuple[int, int], path: list[str]) -> None:
 
 @given(st.lists(hashes, max_size=70))
 def test_append_is_the_definition(leaves: list[bytes]) -> None:
-    """Appending leaf by leaf gives the roots of the recursive definition, and an edge of one perfect subtree a bit."""
-    for size, edge in enumerate(edges(leaves)):
-        assert merkle.edge_root(edge) == naive_root(leaves[:size])
-        assert len(edge) == size.bit_count() == len(merkle.subtree_sizes(size))
+    """Appending leaf by leaf gives the roots of the recursive definition, and a perfect subtree for each bit."""
+    for size, compact_range in enumerate(compact_ranges(leaves)):
+        assert merkle.range_root(compact_range) == naive_root(leaves[:size])
+        assert len(compact_range) == size.bit_count() == len(merkle.subtree_sizes(size))
     start = 0
-    for size, node in zip(merkle.subtree_sizes(len(leaves)), edges(leaves)[-1], strict=True):
+    for size, node in zip(merkle.subtree_sizes(len(leaves)), compact_ranges(leaves)[-1], strict=True):
         assert node == naive_root(leaves[start : start + size])
         start += size
     assert start == len(leaves)

@@ -1,21 +1,33 @@
 """Proofs read from an archive are those of the RFC, and cost few reads."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custody import merkle
+from custody.archive.forms import statements_of
+from custody.archive.reader import read_archive
+from custody.archive.trusted import Judge
+from custody.envelope import passed_over_message
 from custody.errors import FormatError
 from custody.layout import Log, manifest_key
 from custody.manifest import parse
-from custody.proofs import Proofs
 from custody.store import Store, open_store
+from custody.tlog import merkle
+from custody.tlog.head import Head
+from custody.tlog.proofs import Proofs
+from custody.trust import Trust
+from tests.leafy import Leafy, forged, plant
 from tests.sample import Growing
 
 SIZE = 70
 LOG = Log("audit.grows", 0)
+
+
+def proofs_of(store: Store) -> Proofs:
+    return Proofs(store, str(LOG), statements_of(LOG))
 
 
 @pytest.fixture(scope="module")
@@ -23,32 +35,32 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[bytes
     growing = Growing(tmp_path_factory.mktemp("proofs"))
     growing.append(SIZE)
     store = open_store(str(growing.folder))
-    lines = [parse(store.read(manifest_key(LOG, one), limit=10**6)).line for one in range(SIZE)]
-    return store, [merkle.leaf_hash(line) for line in lines]
+    messages = [parse(store.read(manifest_key(LOG, one), limit=10**6)).message for one in range(SIZE)]
+    return store, [merkle.leaf_hash(message) for message in messages]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_inclusion(archive: tuple[Store, list[bytes]], data: st.DataObject) -> None:
     """A proof is the RFC's, leads to the root, and costs one read a node: no more than the tree is deep."""
     store, leaves = archive
     size = data.draw(st.integers(1, SIZE))
     index = data.draw(st.integers(0, size - 1))
-    proofs = Proofs(store, LOG)
+    proofs = proofs_of(store)
     proof = proofs.inclusion(index, size)
     assert proof == merkle.inclusion_proof(index, leaves[:size])
     assert proofs.reads == len(proof) <= (size - 1).bit_length()
     assert merkle.root_from_inclusion(index, size, leaves[index], proof) == proofs.root(size)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_consistency(archive: tuple[Store, list[bytes]], data: st.DataObject) -> None:
     """A proof is the RFC's, and costs one read a node."""
     store, leaves = archive
     second = data.draw(st.integers(1, SIZE))
     first = data.draw(st.integers(1, second))
-    proofs = Proofs(store, LOG)
+    proofs = proofs_of(store)
     proof = proofs.consistency(first, second)
     assert proof == merkle.consistency_proof(first, leaves[:second])
     assert proofs.reads == len(proof) <= (second - 1).bit_length() + 1
@@ -57,7 +69,7 @@ def test_consistency(archive: tuple[Store, list[bytes]], data: st.DataObject) ->
 def test_roots(archive: tuple[Store, list[bytes]]) -> None:
     """The root of each size is the tree's."""
     store, leaves = archive
-    assert [Proofs(store, LOG).root(size) for size in range(SIZE + 1)] == [
+    assert [proofs_of(store).root(size) for size in range(SIZE + 1)] == [
         merkle.root(leaves[:size]) for size in range(SIZE + 1)
     ]
 
@@ -66,14 +78,14 @@ def test_roots(archive: tuple[Store, list[bytes]]) -> None:
 def test_no_such_statement(archive: tuple[Store, list[bytes]], index: int, size: int) -> None:
     """What is not there has no proof, and the error says so."""
     with pytest.raises(FormatError):
-        Proofs(archive[0], LOG).inclusion(index, size)
+        proofs_of(archive[0]).inclusion(index, size)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 5), (6, 5), (1, SIZE + 2)])
 def test_no_such_sizes(archive: tuple[Store, list[bytes]], first: int, second: int) -> None:
     """Sizes that do not rise, or go beyond the log, have no proof."""
     with pytest.raises(FormatError):
-        Proofs(archive[0], LOG).consistency(first, second)
+        proofs_of(archive[0]).consistency(first, second)
 
 
 def test_a_broken_statement(tmp_path: Path) -> None:
@@ -84,4 +96,47 @@ def test_a_broken_statement(tmp_path: Path) -> None:
     path.unlink()
     path.write_bytes(b"{}\n{}\n")
     with pytest.raises(FormatError):
-        Proofs(open_store(str(growing.folder)), LOG).inclusion(2, 5)
+        proofs_of(open_store(str(growing.folder))).inclusion(2, 5)
+
+
+def test_what_leads_to_a_head(archive: tuple[Store, list[bytes]]) -> None:
+    """Of two heads, and of an entry and a head, it is said whether one is shown to lie within the other."""
+    store, leaves = archive
+    proofs = proofs_of(store)
+    roots = [merkle.root(leaves[:size]) for size in range(SIZE + 1)]
+    head = Head(40, roots[40])
+    messages = [parse(store.read(manifest_key(LOG, one), limit=10**6)).message for one in range(42)]
+    for size in range(SIZE):
+        assert proofs.leads_to(size, roots[size], head) is (size <= 40)
+        assert not proofs.leads_to(size, bytes(32), head)
+        # The empty tree is a prefix of every tree.
+        assert proofs.leads_to(size, roots[size], Head(40, bytes(32))) is (size == 0)
+    for index, message in enumerate(messages):
+        assert proofs.holds(index, message, head) is (index < 40)
+        assert not proofs.holds(index, b"another", head)
+    assert not proofs.leads_to(5, roots[5], Head(SIZE + 3, bytes(32)))
+    assert not proofs.holds(5, messages[5], Head(SIZE + 3, bytes(32)))
+
+
+def test_slots_that_were_passed_over(tmp_path: Path) -> None:
+    """What lies in a slot that was passed over is no leaf, however like an entry it is, for whoever has which keys."""
+    made = Leafy(tmp_path / "of")
+    leaves: list[bytes] = []
+    for sequence in range(21):
+        if sequence in {0, 5, 6, 12, 15}:
+            data = b"garbage\n" if sequence in {0, 6} else forged(made, sequence)
+            plant(made, sequence, data)
+            leaves.append(merkle.leaf_hash(passed_over_message(sha256(data).hexdigest())))
+        else:
+            made.append(range(5 * sequence, 5 * sequence + 5))
+            data = made.store.read(manifest_key(made.log, sequence), limit=10**6)
+            leaves.append(merkle.leaf_hash(parse(data).message))
+    for trust in (made.own, made.public, Trust()):
+        judge = Judge(made.store, made.log, statements_of(made.log), read_archive(made.store).id, trust)
+        for size in range(1, len(leaves) + 1):
+            # Of slots at the end nobody knows yet that they were passed over.
+            if size - 1 not in {0, 5, 6, 12, 15}:
+                assert judge.proofs.root(size) == merkle.root(leaves[:size])
+                assert judge.proofs.consistency(size, 21) == merkle.consistency_proof(size, leaves)
+        for index in range(21):
+            assert judge.proofs.inclusion(index, 21) == merkle.inclusion_proof(index, leaves)

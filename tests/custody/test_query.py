@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typer.testing import CliRunner
 
 import custody
 from custody import tables
+from custody.archive.writer import Entry
 from custody.cli import app
 from custody.contents import Work
 from custody.errors import CustodyError, ObjectMissing
 from custody.layout import Log
-from custody.manifest import Batch
+from custody.manifest import Batch, KafkaTime, Unreadable
+from custody.query import _left_out
 from custody.settings import AuditSettings, Settings
 from custody.store import S3Options, open_store
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
@@ -27,7 +30,7 @@ from tests.servers.s3 import SeaweedServer
 
 BATCH = Batch(
     number=3, first_offset=10, next_offset=11, events=1, start=0, size=0, inflated=0, sha256="", min_time="",
-    max_time="", kafka_time=None,
+    max_time="", kafka_time=None, leaves=None,
 )  # fmt: skip
 WORK = Work("audit/0", 5, 10, 11, None, [], {}, None, [], sealed_at="2026-01-01T00:00:00.000000Z")
 
@@ -106,6 +109,48 @@ def test_the_other_views(sample: Sample) -> None:
     assert ask(sample.folder, "SELECT count(*) FROM findings") == [(0,)]
 
 
+def test_what_no_client_could_read(tmp_path: Path) -> None:
+    """Offsets that no client could decode, and slots that hold no statement, are counted with the statement."""
+
+    def bad(entry: Entry) -> Entry:
+        end = entry.next_offset + 3
+        return replace(entry, next_offset=end, unreadable=[Unreadable(entry.next_offset, end, "bad compression")])
+
+    growing = Growing(tmp_path)
+    growing.append(1, edit=bad)
+    (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
+    growing.append(1)
+    assert ask(growing.folder, "SELECT sequence, unreadable, passed_over FROM manifests ORDER BY 1") == [
+        (0, 3, 0),
+        (2, 0, 1),
+    ]
+    assert ask(growing.folder, "SELECT count(*) FROM events") == [(10,)]
+
+
+def test_a_producers_clock(tmp_path: Path) -> None:
+    """Statements whose records all have a time that no column holds are there, without that time."""
+
+    def late(entry: Entry) -> Entry:
+        time = KafkaTime("create", 2**62, 2**62)
+        return replace(entry, batches=[msgspec.structs.replace(one, kafka_time=time) for one in entry.batches])
+
+    growing = Growing(tmp_path)
+    growing.append(1, edit=late)
+    growing.append(1)
+    found = ask(growing.folder, "SELECT sequence, kafka_time IS NULL FROM manifests ORDER BY 1")
+    assert found == [(0, True), (1, False)]
+
+
+def test_a_value_too_large_to_be_kept(sample: Sample) -> None:
+    """A quarantined record says how large its value was, kept or left out."""
+    kept = ask(sample.folder, "SELECT bytes FROM quarantined")
+    assert kept == [(len(b"no event"),)]
+    omitted = {"key": None, "value": {"size": 9_000_000, "sha256": "00" * 32}, "headers": None}
+    assert _left_out({"omitted": omitted}) == 9_000_000
+    for odd in (None, {}, {"value": None}, {"value": {"size": 2**64}}, {"value": {"size": "9"}}):
+        assert _left_out({"omitted": odd}) == 0
+
+
 def test_findings_of_audits(sample: Sample) -> None:
     """What audits found can be asked for."""
     path = next((sample.folder / "events").rglob("*.gz"))
@@ -114,7 +159,7 @@ def test_findings_of_audits(sample: Sample) -> None:
     path.unlink()
     path.write_bytes(bytes(data))
     audit(sample.folder, sample.keyring)
-    assert ask(sample.folder, "SELECT audit, finding, class FROM findings") == [(0, "segment-hash", "tampered")]
+    assert ask(sample.folder, "SELECT audit, finding, severity FROM findings") == [(0, "segment-hash", "tampered")]
 
 
 def test_empty_archive(tmp_path: Path) -> None:

@@ -8,11 +8,17 @@ import pytest
 from custody.keys import Secret
 from custody.layout import Log, parse_log_text
 from custody.store import open_store
-from custody.trust import Head, Trust, TrustedKey
+from custody.tlog.head import Head
+from custody.trust import Trust, TrustedKey
 from custody.verify import Report, Scope, Span, verify
-from tests.archives import KEY_ID, SECRET, Builder, event, good, member
+from tests.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, event, good, member
 
-TRUST = Trust(keys={KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))})
+TRUST = Trust(
+    keys={
+        KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET)),
+        NOTE_NAME: TrustedKey(NOTE_NAME, "Ed25519", material=NOTE_PUBLIC),
+    }
+)
 
 
 def log(builder: Builder) -> Log:

@@ -2,13 +2,17 @@
 
 import json
 import pickle
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from custody import trust_file
+from custody.archive_file import Pin
 from custody.errors import ConfigurationError
+from custody.keys import new_keyring
 from custody.settings import KafkaSettings, Settings
 from custody.store import S3Options
 from tests.environment import clear_settings
@@ -56,6 +60,26 @@ def test_arguments_come_before_variables_before_the_file(monkeypatch: pytest.Mon
     assert (settings.archive, settings.keys) == ("argument", "file:from-variable")
     assert (settings.kafka.group, settings.kafka.topics, settings.drain.level) == ("variable", ["a", "b"], 3)
     assert settings.s3 == S3Options(region="variable", legal_hold=True)
+
+
+def test_what_signs_and_what_is_trusted_come_from_the_same_settings(tmp_path: Path) -> None:
+    """A writer trusts the keys that sign, within what trust.json says of them; a wrong source is refused by both."""
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    new_keyring(tmp_path / "one.json", now, CANARY, ("HMAC-SHA256",))
+    new_keyring(tmp_path / "other.json", now, CANARY, ("Ed25519", "SHAKE-256"))
+    uris = {"keys": f"file:{tmp_path}/one.json", "checkpoint_keys": f"file:{tmp_path}/other.json"}
+    settings = Settings(**uris, keyring_passphrase=CANARY)
+    signers, trust = settings.signers(now), settings.own_trust()
+    assert [one.key_id for one in signers.both()] == list(trust.keys)
+    assert signers.leaves is not None
+    assert list(trust.leaves) == [signers.leaves.key_id]
+    narrowed = tmp_path / "trust.json"
+    trust_file.publish(narrowed, Pin("6ba7b810-9dad-41d1-80b4-00c04fd430c8", "44" * 32), [])
+    assert Settings(**uris, keyring_passphrase=CANARY, trust=narrowed).own_trust().archive is not None
+    for broken in (Settings(**uris), Settings(**uris, keyring_passphrase="another")):
+        for use in (lambda broken=broken: broken.signers(now), broken.own_trust):
+            with pytest.raises(ConfigurationError, match="passphrase"):
+                use()
 
 
 def test_config_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,6 +187,7 @@ WRONG = [
     ("CUSTODY_KEYRING_PASSPHRASE", "", "empty"),
     ("CUSTODY_ARCHIVE", "", "empty"),
     ("CUSTODY_KEYS", "keyring.json", "file:PATH"),
+    ("CUSTODY_CHECKPOINT_KEYS", "keyring.json", "file:PATH"),
     ("CUSTODY_TRUST", "", "unset it"),
     ("CUSTODY_S3__RETENTION_MODE", "FOREVER", "'COMPLIANCE'"),
     ("CUSTODY_S3__RETENTION_DAYS", "ten", "a whole number"),
@@ -251,6 +276,7 @@ LEAKS = [
     {"keyring_passphrase": [CANARY]},
     {"keyring_passphrase": {"value": CANARY}},
     {"keys": CANARY},
+    {"checkpoint_keys": CANARY},
     {"archive": f"s3://user:{CANARY}@bucket/prefix"},
     {"archive": f"s3://user:{CANARY}/+@bucket/prefix"},
     {"s3": {"endpoint_url": f"https://user:{CANARY.replace('#', '')}@host"}},

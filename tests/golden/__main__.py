@@ -17,23 +17,46 @@ from pathlib import Path
 
 import msgspec
 
-from custody.archive import FORMAT, ArchiveInfo, Entry, LogWriter
-from custody.keys import open_signers
-from custody.manifest import After, LogId, format_time
+from custody import archive_file, audit, envelope, layout
+from custody.archive.forms import form_of
+from custody.archive.reader import Tip, find_audit_tip
+from custody.archive.trusted import Judge
+from custody.archive.writer import Entry, LogWriter, append_audit, put_checkpoint
+from custody.archive_file import ArchiveStatement
+from custody.audit import Audit, Covered, Marks, SignedAudit
+from custody.envelope import HeadRef, Tree
+from custody.keys import LeafKey, open_signers
+from custody.leaves import LeafMaker
+from custody.manifest import LogId, PreviousEpoch
 from custody.store import open_store
+from custody.times import format_time
+from custody.tlog.head import Head
 from custody.trust import open_trust
+from custody.verify import verify
 from flows.sample import invalid_values
 from tasks.assemble import TIME_APPEND, TIME_CREATE, Assembler
 from tests.corpus import CASES
-from tests.reading import read_folder
+from tests.golden import keyrings
+from tests.reading import anything, read_folder
 from tests.sample import Message, event
 
 HERE = Path(__file__).parent
 ARCHIVE = HERE / "archive"
 KEYRING = HERE / "keys" / "plain.json"
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
-INFO = ArchiveInfo(FORMAT, "6f1ed002-ab59-4c4f-8b0c-d1a4c2b3e4f5", format_time(BEGIN), 3600)
+INFO = ArchiveStatement(
+    archive="6f1ed002-ab59-4c4f-8b0c-d1a4c2b3e4f5",
+    created=format_time(BEGIN),
+    heartbeat=3600,
+    checkpoint=3600,
+    retention_days=365,
+)
+LARGE = bytes(8 * 1_048_576 + 1)
+"""The value of a record that is too large for the quarantine: its digest alone is kept."""
 TOPIC = "audit.golden"
+WRITER = "custody 0, golden, 00000000-0000-4000-8000-000000000000"
+STABLE = ("finding", "severity", "log", "sequence", "through", "batch", "offset")
+"""Fields of a finding that are no text."""
 EDGES = (
     "api_key_id null",
     "client_ip v6",
@@ -93,37 +116,79 @@ def members(objects: Mapping[str, bytes]) -> dict[str, bytes]:
 def build(folder: Path, kept: Mapping[str, bytes]) -> None:
     """Write the archive into an empty folder, with kept members where there are any."""
     store = open_store(str(folder))
-    store.create("archive.json", msgspec.json.encode(INFO) + b"\n")
     with private_keyring() as uri:
         signers, trust = open_signers(uri, BEGIN), open_trust([uri])
+    store.create(layout.ARCHIVE, envelope.seal(envelope.encode_line(INFO), archive_file.FORMAT, signers.both()))
     moments = (BEGIN + timedelta(seconds=15 * step, microseconds=step) for step in range(1000))
 
-    def writer(life: int) -> LogWriter:
-        log_id = LogId("golden-cluster", TOPIC, f"golden-topic-{life}", 3, life)
+    def writer(epoch: int) -> LogWriter:
         made = LogWriter(
             store,
-            INFO,
-            log_id,
-            signers=signers,
+            INFO.archive,
+            LogId("golden-cluster", TOPIC, f"golden-topic-{epoch}", 3, epoch),
+            signer=signers.hmac(),
             trust=trust,
-            writer="custody 0, golden, 00000000-0000-4000-8000-000000000000",
+            writer=WRITER,
             clock=lambda: next(moments),
         )
         made.open()
         return made
 
     first = writer(1)
-    for entry in first_life():
+    for entry in first_epoch():
         first.append(with_members(entry, kept))
     second = writer(2)
-    second.append(Entry(first_offset=0, next_offset=0, after=After(1, first.head.size, first.head.root)))
-    assembler = Assembler(0, batch_events=10, segment_bytes=2**20, level=1)
+    head = first.tip.head
+    second.append(Entry(first_offset=0, next_offset=0, previous_epoch=PreviousEpoch(1, head.size, head.root.hex())))
+    # The second epoch's batches have leaves.
+    assert isinstance(signers.leaves, LeafKey)
+    maker = LeafMaker(signers.leaves, INFO.archive, str(second.log))
+    assembler = Assembler(0, batch_events=10, segment_bytes=2**20, level=1, number=second.next_batch, leaves=maker)
     assembler.add([timeless(offset, event(offset)) for offset in range(3)])
     second.append(with_members(assembler.cut(), kept))
+    # Somebody without a key took the next slot: the writer passes over it.
+    store.create(layout.manifest_key(second.log, second.tip.size), b"garbage")
+    third = writer(2)
+    third.append(assembler.cut())
+    heads = {str(log.log): log.tip.head for log in (first, third)}
+
+    def put(log: layout.Log, head: Head) -> None:
+        judge = Judge(store, log, form_of(log), INFO.archive, trust)
+        put_checkpoint(store, INFO.archive, log, head, signers.ed25519(), judge)
+
+    put(first.log, heads[str(first.log)])
+    put(third.log, heads[str(third.log)])
+    seen = verify(store, trust, now=BEGIN + timedelta(days=1), workers=0)
+    findings = [{name: one.to_dict()[name] for name in STABLE if name in one.to_dict()} for one in seen.findings]
+
+    def audited(tip: Tip[SignedAudit]) -> Audit:
+        all_of_it = not tip.size
+        return Audit(
+            format=audit.FORMAT,
+            archive=INFO.archive,
+            sequence=tip.size,
+            tree=Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range]),
+            passed_over=list(tip.passed_over),
+            started_at=format_time(BEGIN + timedelta(days=1)),
+            sealed_at=format_time(BEGIN + timedelta(days=1, minutes=tip.size)),
+            writer=WRITER,
+            heads={name: HeadRef(head.size, head.root.hex()) for name, head in heads.items()},
+            covered={name: [Covered(0, head.size, "new")] for name, head in heads.items()} if all_of_it else {},
+            marks={name: Marks(0, 0, format_time(BEGIN + timedelta(days=1)), 0) for name in heads},
+            counts={"events": sum(one.events for one in seen.logs) if all_of_it else 0},
+            findings=findings if all_of_it else [],
+            objects=[],
+            verdict="incomplete" if all_of_it else "verified",
+        )
+
+    tip = find_audit_tip(store, anything)
+    for _ in range(2):
+        tip = append_audit(store, tip, audited, signers.both(), trust)
+        put(layout.AUDIT_LOG, tip.head)
 
 
-def first_life() -> Iterator[Entry]:
-    """Yield what the first life's statements account for: all that FORMAT.md knows but what has expired."""
+def first_epoch() -> Iterator[Entry]:
+    """Yield what the first epoch's statements account for: all that FORMAT.md knows but what has expired."""
     assembler = Assembler(1000, batch_events=10, segment_bytes=2**20, level=1)
     yield assembler.cut()
     # Several batches, and edges of the event's definition that every writer may take.
@@ -152,6 +217,11 @@ def first_life() -> Iterator[Entry]:
     yield assembler.cut()
     assembler.lose(assembler.position + 1)
     yield assembler.cut()
+    # A record too large to be kept, and offsets that no client can decode.
+    assembler.add([Message(assembler.position, LARGE)])
+    yield assembler.cut()
+    assembler.unreadable(assembler.position + 2, "the broker gives a damaged batch")
+    yield assembler.cut()
 
 
 def with_members(entry: Entry, kept: Mapping[str, bytes]) -> Entry:
@@ -179,4 +249,5 @@ def regenerate() -> None:
 
 
 if __name__ == "__main__":
+    keyrings.regenerate()
     regenerate()

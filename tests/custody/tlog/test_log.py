@@ -1,0 +1,686 @@
+"""A signed log, told of its slots one by one: what it reports, where it stands, and which heads it takes.
+
+Entries are written by `tests/archives.py`, which shares nothing with custody.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.archive.forms import statements_of
+from custody.keys import Secret
+from custody.layout import Log
+from custody.manifest import Manifest
+from custody.tlog import merkle
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.log import Fault, SignedLog
+from custody.trust import TrustedKey
+from tests.archives import KEY_ID, SECRET, START, Builder, tree_hash
+
+NEWER, NEWER_SECRET = "key-2027", b"7" * 32
+KEY = TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))
+KEYS = {KEY_ID: KEY, NEWER: TrustedKey(NEWER, "HMAC-SHA256", from_=START, material=Secret(NEWER_SECRET))}
+UNCHECKED = {KEY_ID: replace(KEY, material=None)}
+SIZE = 7
+
+
+@dataclass
+class Told:
+    """A signed log, and what it reported."""
+
+    builder: Builder
+    known: tuple[KnownHead, ...] = ()
+    keys: dict[str, TrustedKey] = field(default_factory=lambda: KEYS)
+    begin: int = 0
+    accepted: frozenset[str] = frozenset()
+    within: Callable[[int, bytes, Head], bool] = lambda _size, _root, _head: False
+    unreadable: set[int] = field(default_factory=set)
+    reports: list[tuple[str, int]] = field(default_factory=list)
+    fields: list[dict[str, Any]] = field(default_factory=list)
+    looked: list[int] = field(default_factory=list)
+    log: SignedLog[Manifest] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = SignedLog(
+            self.builder.name,
+            statements_of(Log("audit", 0)),
+            self.keys,
+            self._report,
+            self._belongs,
+            self.known,
+            self.begin,
+            self._following,
+            self.within,
+        )
+
+    def _report(self, name: str, what: str, **where: Any) -> bool:
+        assert what
+        self.reports.append((name, where["sequence"]))
+        self.fields.append({"what": what, **where})
+        return name in self.accepted
+
+    def _belongs(self, manifest: Manifest) -> Fault | None:
+        return None if manifest.statement.log.partition == 0 else Fault("identity", "of another partition")
+
+    def data(self, sequence: int) -> bytes | None:
+        path = self.builder.path(sequence)
+        return path.read_bytes() if path.exists() else None
+
+    def _following(self, first: int) -> Iterator[tuple[int, bytes]]:
+        for sequence in range(first, len(self.builder.entries)):
+            if (data := self.data(sequence)) is not None:
+                self.looked.append(sequence)
+                yield sequence, data
+
+    def run(self, end: int | None = None, *, whole: bool = True) -> "Told":
+        """Tell it of each slot, as the verifier does."""
+        for sequence in range(self.begin, len(self.builder.entries) if end is None else end):
+            data = self.data(sequence)
+            if data is None:
+                continue
+            if sequence > self.log.size:
+                self.log.gap(self.log.size, sequence)
+            if sequence in self.unreadable:
+                self.log.unreadable(sequence)
+            else:
+                self.log.step(sequence, data)
+        self.log.end(whole=whole)
+        return self
+
+    @property
+    def head(self) -> tuple[int, bytes | None]:
+        return self.log.size, self.log.root
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Builder:
+    made = Builder(tmp_path / "archive")
+    for _ in range(SIZE):
+        made.append(3)
+    return made
+
+
+def known(builder: Builder, size: int, **more: Any) -> KnownHead:
+    return KnownHead(size, tree_hash(builder.entries[:size]), "somebody", **more)
+
+
+def test_a_good_log(builder: Builder) -> None:
+    """A good log gives no report, and its head is the one of RFC 6962."""
+    told = Told(builder).run()
+    assert told.reports == []
+    assert told.head == builder.head
+    assert (told.log.verified, told.log.sound, told.log.signers) == (SIZE, True, (KEY_ID,))
+    assert (told.log.unverified, told.log.pending, told.log.covered) == (None, None, 0)
+    assert told.looked == [], "nothing is looked at ahead where nothing is wrong"
+
+
+def test_an_empty_log(tmp_path: Path) -> None:
+    """A log without an entry has the empty tree, and no head."""
+    told = Told(Builder(tmp_path)).run()
+    assert told.reports == []
+    assert told.head == (0, merkle.EMPTY_ROOT)
+
+
+# --- holes
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 1), (0, 3), (2, 3), (2, 5), (1, 6)])
+def test_a_gap(builder: Builder, first: int, end: int) -> None:
+    """Behind entries that are missing the tree is taken up again, and leads to the same root."""
+    for sequence in range(first, end):
+        builder.path(sequence).unlink()
+    told = Told(builder)
+    assert told.log.gap(first, end) == (first, end) if not first else True
+    told = Told(builder).run()
+    assert told.reports == []
+    assert told.head == builder.head
+    assert told.log.verified == SIZE - (end - first)
+
+
+def test_a_gap_is_told_once(builder: Builder) -> None:
+    """A gap is what nothing passes over, and the log is lost until the next entry."""
+    log = Told(builder).log
+    assert log.gap(0, 2) == (0, 2)
+    assert (log.size, log.lost, log.compact_range) == (2, True, None)
+    log.step(2, builder.path(2).read_bytes())
+    assert (log.size, log.lost) == (3, False)
+    assert log.root == tree_hash(builder.entries[:3])
+
+
+def test_behind_a_gap_another_history(builder: Builder) -> None:
+    """An entry behind a gap whose compact range does not extend what is known is another history."""
+    other = builder.copy(builder.root.parent / "other")
+    other.go_back(1)
+    for _ in range(SIZE):
+        other.append(2)
+    for sequence in (5, 6):
+        builder.path(sequence).write_bytes(other.path(sequence).read_bytes())
+    builder.path(4).unlink()
+    told = Told(builder).run()
+    assert told.reports == [("tree", 5)]
+    assert not told.log.sound
+
+
+def test_unreadable(builder: Builder) -> None:
+    """An entry that cannot be read loses the tree until the next one; its owner reports it."""
+    told = Told(builder)
+    told.log.unreadable(0)
+    assert (told.log.size, told.log.lost, told.log.root) == (1, True, None)
+    told.begin = 1
+    told.run()
+    assert told.reports == []
+    assert told.head == builder.head
+
+
+@pytest.mark.parametrize("data", [b"", b"noise", b"{}\n{}\n", b"a\nb\nc\n"])
+def test_malformed(builder: Builder, data: bytes) -> None:
+    """Bytes that are no entry are reported once, by their digest, and the log goes on behind them."""
+    builder.path(3).write_bytes(data)
+    told = Told(builder).run()
+    assert told.reports == [("statement", 3)]
+    assert told.fields[0]["sha256"] == sha256(data).hexdigest()
+    assert told.fields[0]["key"] == "manifests/audit/0/000000000003.json"
+    assert told.head == builder.head
+    assert not told.log.sound
+
+
+def test_what_was_accepted_keeps_the_log_sound(builder: Builder) -> None:
+    """A finding that somebody judged does not keep the head from being remembered."""
+    builder.path(3).write_bytes(b"noise")
+    assert Told(builder, accepted=frozenset({"statement"})).run().log.sound
+
+
+# --- line 2
+
+
+@pytest.mark.parametrize("second", [b"", b"noise\n", b'{"signatures":[{}]}\n', b'{"signatures":[]} \n'])
+def test_a_broken_line_2(builder: Builder, second: bytes) -> None:
+    """Line 1 is read although line 2 is broken or empty: its tree, and that nobody signed it."""
+    path = builder.path(3)
+    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n" + second)
+    told = Told(builder).run()
+    assert told.reports == [("signature", 3)]
+    assert told.head == builder.head
+    assert (told.log.verified, told.log.sound, told.log.unverified) == (SIZE - 1, False, None)
+
+
+def test_wrong_signatures_are_one_row(builder: Builder) -> None:
+    """A signature that does not hold is reported for each entry, joined by the key."""
+    told = Told(builder, keys={KEY_ID: replace(KEY, material=Secret(b"0" * 32))}).run()
+    assert told.reports == [("signature", sequence) for sequence in range(SIZE)]
+    assert {one["row"] for one in told.fields} == {KEY_ID}
+    assert told.log.verified == 0
+    assert told.log.signers == ()
+
+
+def test_an_unknown_key(builder: Builder) -> None:
+    """Entries by a key that nobody knows are unverified by a finding of their own, and wait for no checkpoint."""
+    told = Told(builder, keys={}).run()
+    assert {name for name, _ in told.reports} == {"key-unknown"}
+    assert (told.log.unverified, told.log.pending, told.log.sound) == (None, None, False)
+
+
+def test_an_older_key(builder: Builder) -> None:
+    """An older key that signs after a newer one is tampering; what it signed does not count."""
+    builder.key_id, builder.secret = NEWER, NEWER_SECRET
+    builder.append(1)
+    builder.key_id, builder.secret = KEY_ID, SECRET
+    builder.append(1)
+    told = Told(builder).run()
+    assert told.reports == [("key-span", SIZE + 1)]
+    assert told.fields[0]["tampered"] is True
+    assert told.log.verified == SIZE + 1
+    assert not told.log.sound
+
+
+def test_outside_its_span(builder: Builder) -> None:
+    """A key outside its span is policy: the entry counts, and the head is remembered."""
+    told = Told(builder, keys={KEY_ID: replace(KEY, to=START)}).run()
+    assert {name for name, _ in told.reports} == {"key-span"}
+    assert not any(one.get("tampered") for one in told.fields)
+    assert (told.log.verified, told.log.sound) == (SIZE, True)
+
+
+# --- ended keys
+
+
+def ended(builder: Builder, size: int, root: bytes | None = None) -> dict[str, TrustedKey]:
+    head = Head(size, tree_hash(builder.entries[:size]) if root is None else root)
+    return {KEY_ID: replace(KEY, until={builder.name: head})}
+
+
+def test_beyond_the_end_of_a_key(builder: Builder) -> None:
+    """Each entry at or beyond the head at which its key ended is tampering, and does not count."""
+    told = Told(builder, keys=ended(builder, 5)).run()
+    assert told.reports == [("key-span", 5), ("key-span", 6)]
+    assert told.log.verified == 5
+    assert not told.log.sound
+
+
+def test_within_the_end_of_a_key(builder: Builder) -> None:
+    """Entries before the head at which their key ended count if the tree leads there."""
+    told = Told(builder, keys=ended(builder, SIZE)).run()
+    assert told.reports == []
+    assert told.log.verified == SIZE
+    assert told.log.broken == set()
+
+
+def test_another_tree_than_at_the_end_of_a_key(builder: Builder) -> None:
+    """If the tree has another root there, nothing of what the key signed counts."""
+    keys, root = ended(builder, 5, b"\1" * 32), b"\1" * 32
+    told = Told(builder, known=(KnownHead(5, root, "the end of the key"),), keys=keys).run()
+    assert told.reports == [("key-span", 5), ("head-fork", 4), ("key-span", 6)]
+    assert told.log.broken == {KEY_ID}
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_part_before_the_end_of_a_key(builder: Builder, *, shown: bool) -> None:
+    """A part that ends before that head counts only if its tree is shown to be a prefix of it."""
+    asked = []
+
+    def within(size: int, root: bytes, head: Head) -> bool:
+        asked.append((size, root, head.size))
+        return shown
+
+    told = Told(builder, keys=ended(builder, 6), within=within).run(4, whole=False)
+    assert asked == [(4, tree_hash(builder.entries[:4]), 6)]
+    assert told.reports == ([] if shown else [("key-span", 3)])
+    assert told.log.broken == (set() if shown else {KEY_ID})
+    assert told.log.sound is shown
+
+
+# --- places
+
+
+def test_swapped(builder: Builder) -> None:
+    """Two entries that were swapped are both out of order."""
+    first, second = builder.path(2), builder.path(4)
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    told = Told(builder).run()
+    assert told.reports == [("tree", 2), ("tree", 4)]
+    assert told.head == builder.head
+
+
+def test_replayed(builder: Builder) -> None:
+    """An older entry in the place of a later one is not that one."""
+    builder.path(5).write_bytes(builder.path(2).read_bytes())
+    told = Told(builder).run()
+    assert told.reports == [("identity", 5)]
+    assert (told.fields[0]["expected"], told.fields[0]["found"]) == ("sequence 5", "sequence 2")
+
+
+def test_of_another_log(builder: Builder) -> None:
+    """An entry of another log is reported by what its owner says of it, and lost."""
+    other = Builder(builder.root.parent / "other", partition=1)
+    for _ in range(4):
+        other.append()
+    builder.path(3).write_bytes(other.path(3).read_bytes())
+    told = Told(builder).run()
+    assert told.reports == [("identity", 3)]
+    assert told.head == builder.head
+
+
+# --- the tree
+
+
+def test_a_changed_entry_shows_in_the_next(builder: Builder) -> None:
+    """An entry that was changed and signed again is reported once, by its successor."""
+    builder.resign(3, lambda statement: statement.update(writer="somebody else"))
+    told = Told(builder).run()
+    assert told.reports == [("tree", 4)]
+    assert not told.log.sound
+    assert told.head == builder.head, "later trees agree with what was there before"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda tree: tree.update(root="0" * 64),
+        lambda tree: tree.update(size=tree["size"] + 1),
+        lambda tree: tree["compact_range"].pop(),
+        lambda tree: tree["compact_range"].reverse(),
+    ],
+    ids=["root", "size", "short", "order"],
+)
+def test_a_tree_that_does_not_hold_together(builder: Builder, edit: Callable[[dict[str, Any]], object]) -> None:
+    """A stated tree whose parts contradict each other is reported, and what was recomputed goes on."""
+    builder.resign(3, lambda statement: edit(statement["tree"]))
+    told = Told(builder).run()
+    assert told.reports == [("tree", 3), ("tree", 4)]
+    assert "does not follow from its compact range" in told.fields[0]["what"]
+
+
+def test_nothing_known_and_no_tree(builder: Builder) -> None:
+    """Behind a gap, an entry whose tree contradicts itself is reported, and its root is still compared with heads."""
+    builder.path(2).unlink()
+    builder.resign(3, lambda statement: statement["tree"].update(compact_range=["0" * 64] * 2))
+    told = Told(builder, known=(KnownHead(3, b"\1" * 32, "somebody"),)).run()
+    assert told.reports == [("tree", 3), ("head-fork", 2)]
+
+
+# --- known heads
+
+
+@pytest.mark.parametrize("size", range(1, SIZE + 1))
+def test_known_heads_that_agree(builder: Builder, size: int) -> None:
+    """A trusted head covers what is before it, and remembers its root."""
+    told = Told(builder, known=(known(builder, size, trusted=True),)).run()
+    assert told.reports == []
+    assert (told.log.covered, told.log.covered_root) == (size, tree_hash(builder.entries[:size]))
+
+
+def test_known_heads_that_are_not_trusted(builder: Builder) -> None:
+    """A head that only somebody remembers is compared, and covers nothing."""
+    assert Told(builder, known=(known(builder, 4),)).run().log.covered == 0
+
+
+@pytest.mark.parametrize("size", [1, 4, SIZE])
+@pytest.mark.parametrize("checkpoint", [None, "checkpoints/audit/0/x"])
+def test_a_fork(builder: Builder, size: int, checkpoint: str | None) -> None:
+    """Another root at a known size is a fork; where a checkpoint signs it, the finding names that."""
+    head = KnownHead(size, b"\1" * 32, "somebody", trusted=True, checkpoint=checkpoint, evidence="signed text")
+    told = Told(builder, known=(head,)).run()
+    assert told.reports == [("checkpoint" if checkpoint else "head-fork", size - 1)]
+    (shown,) = told.fields
+    assert shown["evidence"] == ("signed text", builder.path(min(size, SIZE - 1)).read_text())
+    assert (b"\1" * 32).hex() in shown["expected"]
+    assert tree_hash(builder.entries[:size]).hex() in shown["found"]
+    assert shown["loss"] == (builder.name, shown["expected"], shown["found"])
+    assert (told.log.covered, told.log.sound) == (0, False)
+
+
+def test_a_size_without_a_root(builder: Builder) -> None:
+    """Where only a size is known, it is enough that the log reaches it."""
+    assert Told(builder, known=(KnownHead(4, None, "somebody"),)).run().reports == []
+    assert Told(builder, known=(KnownHead(9, None, "somebody"),)).run().reports == [("head-rollback", SIZE)]
+
+
+def test_the_log_went_back(builder: Builder) -> None:
+    """A head beyond the end is a rollback, told once by the largest; a part of a log says nothing of it."""
+    heads = (KnownHead(9, b"\1" * 32, "this one"), KnownHead(12, b"\2" * 32, "that one", evidence="text"))
+    told = Told(builder, known=heads).run()
+    assert told.reports == [("head-rollback", SIZE)]
+    (shown,) = told.fields
+    assert "that one" in shown["what"]
+    assert (shown["through"], shown["evidence"]) == (11, ("text",))
+    assert shown["expected"] == f"size 12, root {(b'2' * 0 + bytes([2]) * 32).hex()}"
+    assert shown["found"] == f"size {SIZE}, root {builder.head[1].hex()}"
+    assert Told(builder, known=heads).run(whole=False).reports == []
+
+
+def test_a_head_behind_a_loss_covers_nothing(builder: Builder) -> None:
+    """Behind a gap a stated root that a trusted head agrees with does not vouch for what is missing."""
+    builder.path(3).unlink()
+    assert Told(builder, known=(known(builder, 4, trusted=True),)).run().log.covered == 0
+
+
+@pytest.mark.parametrize("how", ["gone", "unreadable", "no manifest"])
+def test_a_gap_hides_no_fork_before_it(builder: Builder, how: str) -> None:
+    """A head that is known where a gap begins is compared there: what was changed before it shows."""
+    known_there = (known(builder, 5, trusted=True),)
+    lose(builder, 5, how)
+    lost = Told(builder, known=known_there, unreadable={5} if how == "unreadable" else set()).run()
+    assert ("head-fork", 4) not in lost.reports
+    assert lost.log.covered == 5
+    builder.resign(4, lambda statement: statement.update(writer="somebody else"))
+    told = Told(builder, known=known_there, unreadable={5} if how == "unreadable" else set()).run()
+    assert ("head-fork", 4) in told.reports
+    assert told.log.covered == 0
+
+
+def lose(builder: Builder, sequence: int, how: str) -> None:
+    if how == "gone":
+        builder.path(sequence).unlink()
+    elif how == "no manifest":
+        builder.path(sequence).write_bytes(b"garbage")
+
+
+@pytest.mark.parametrize(("gone", "unlinked"), [(1, (0, 1)), (2, None), (3, (0, 3)), (4, None), (5, (4, 5)), (6, None)])
+def test_what_no_later_tree_leads_to_is_covered_by_nothing(
+    builder: Builder, gone: int, unlinked: tuple[int, int] | None
+) -> None:
+    """Behind a gap the tree leads to the subtrees that both sides have in common, and to nothing else before it."""
+    builder.append(3)
+    builder.path(gone).unlink()
+    keyless = {KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256")}
+    told = Told(builder, known=(known(builder, SIZE + 1, trusted=True),), keys=keyless).run()
+    assert told.log.unlinked == ([unlinked] if unlinked else [])
+    assert told.log.covered == SIZE + 1
+    for sequence in range(gone):
+        assert told.log.covers(sequence) is (unlinked is None or not unlinked[0] <= sequence < unlinked[1])
+    assert told.log.pending is None
+    # With a trusted head right where the gap begins, that one leads to them.
+    there = (known(builder, SIZE + 1, trusted=True), known(builder, gone, trusted=True))
+    assert Told(builder, known=there, keys=keyless).run().log.unlinked == []
+
+
+def test_what_lies_before_a_gap_at_the_end(builder: Builder) -> None:
+    """Where nothing follows a gap, entries before it are covered by heads of before it alone."""
+    keyless = {KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256")}
+    builder.path(SIZE - 1).write_bytes(b"garbage")
+    told = Told(builder, known=(known(builder, 4, trusted=True),), keys=keyless).run()
+    assert told.log.unlinked == [(4, SIZE - 1)]
+    assert [told.log.covers(sequence) for sequence in (3, 4)] == [True, False]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_an_ended_key_signed_before_a_gap(builder: Builder, *, shown: bool) -> None:
+    """What an ended key signed counts only if it is shown to lie within its end, whatever was removed behind it."""
+    keys = ended(builder, SIZE)
+    told = Told(builder, keys=keys, within=lambda *_: shown).run()
+    assert told.log.broken == set()
+    builder.path(5).unlink()
+    assert Told(builder, keys=keys, within=lambda *_: shown).run().log.broken == (set() if shown else {KEY_ID})
+
+
+def test_the_key_of_a_checkpoint_ended_before(builder: Builder) -> None:
+    """A checkpoint of entries that were sealed after the span of its key is policy."""
+    sealed = builder.statements[3]["sealed_at"]
+    moment = START + timedelta(hours=1) + 3 * timedelta(seconds=15)
+    for ends, expected in ((moment, [("key-span", 3)]), (moment + timedelta(microseconds=1), [])):
+        head = known(builder, 4, trusted=True, checkpoint="x", ends=ends)
+        told = Told(builder, known=(head,)).run()
+        assert told.reports == expected
+        assert told.log.covered == 4
+        assert not expected or told.fields[0]["found"] == sealed
+
+
+# --- without the secret
+
+
+@pytest.mark.parametrize("covered", [0, 3, SIZE])
+def test_pending(builder: Builder, covered: int) -> None:
+    """What nobody here can check waits for a trusted head from the first entry on that none covers."""
+    heads = (known(builder, covered, trusted=True),) if covered else ()
+    log = Told(builder, keys=UNCHECKED, known=heads).run().log
+    assert log.unverified == (0, SIZE)
+    assert log.verified == 0
+    if covered == SIZE:
+        assert (log.pending, log.sound) == (None, True)
+    else:
+        assert log.pending == covered
+        assert log.pending_since == builder.statements[covered]["sealed_at"]
+
+
+# --- slots that are passed over
+
+
+@pytest.mark.parametrize("data", [b"", b"noise", b"a\nb\n"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("gone", [False, True])
+def test_passed_over(builder: Builder, data: bytes, count: int, *, gone: bool) -> None:
+    """A slot that the next entry passes over is a leaf of its own, and a notice, also if it is empty now."""
+    for number in range(count):
+        builder.pass_over(data + bytes([48 + number]))
+    builder.append(2)
+    builder.append(2)
+    if gone:
+        for number in range(count):
+            builder.path(SIZE + number).unlink()
+    told = Told(builder, known=(known(builder, SIZE + count + 1, trusted=True),)).run()
+    assert told.reports == [("passed-over", SIZE + number) for number in range(count)]
+    assert told.head == builder.head
+    assert (told.log.sound, told.log.covered, told.log.verified) == (True, SIZE + count + 1, SIZE + 2)
+    assert told.looked[0] == SIZE + (count if gone else 1)
+    assert len(told.looked) == len(set(told.looked)), "each slot is looked at ahead once"
+
+
+def test_some_gone_before_what_is_passed_over(builder: Builder) -> None:
+    """Of a gap only the slots that a later entry passes over are excused."""
+    builder.pass_over()
+    builder.append(2)
+    for sequence in (SIZE - 2, SIZE - 1, SIZE):
+        builder.path(sequence).unlink()
+    told = Told(builder)
+    for sequence in range(SIZE - 2):
+        told.log.step(sequence, builder.path(sequence).read_bytes())
+    assert told.log.gap(SIZE - 2, SIZE + 1) == (SIZE - 2, SIZE)
+    told.log.step(SIZE + 1, builder.path(SIZE + 1).read_bytes())
+    assert told.reports == [("passed-over", SIZE)]
+    assert told.head == builder.head
+
+
+def test_other_bytes_than_were_passed_over(builder: Builder) -> None:
+    """A slot that holds other bytes than those that were passed over is tampering."""
+    builder.pass_over(b"noise")
+    builder.append(2)
+    builder.path(SIZE).write_bytes(b"other")
+    told = Told(builder).run()
+    assert told.reports == [("statement", SIZE)]
+    assert told.fields[0]["expected"] == sha256(b"noise").hexdigest()
+    assert told.fields[0]["found"] == sha256(b"other").hexdigest()
+    assert told.head == builder.head
+    assert not told.log.sound
+
+
+@pytest.mark.parametrize("secret", [b"0" * 32, None], ids=["wrong secret", "no signature"])
+def test_a_forged_entry_is_passed_over(builder: Builder, secret: bytes | None) -> None:
+    """An entry that no trusted key signed is passed over as noise is."""
+    other = builder.copy(builder.root.parent / "other")
+    other.secret = secret or SECRET
+    other.append(5)
+    data = other.path(SIZE).read_bytes()
+    data = data if secret else data.split(b"\n")[0] + b'\n{"signatures":[]}\n'
+    builder.pass_over(data)
+    builder.append(2)
+    told = Told(builder).run()
+    assert told.reports == [("passed-over", SIZE)]
+    assert told.head == builder.head
+
+
+@pytest.mark.parametrize("keys", [KEYS, UNCHECKED], ids=["with the secret", "without"])
+def test_an_entry_by_an_unknown_key_is_passed_over(builder: Builder, keys: dict[str, TrustedKey]) -> None:
+    """What an unknown key signed is passed over where a trusted key says so, by those too who cannot check it."""
+    other = builder.copy(builder.root.parent / "other")
+    other.key_id = "who"
+    other.append(5)
+    builder.pass_over(other.path(SIZE).read_bytes())
+    builder.append(2)
+    told = Told(builder, keys=keys).run()
+    assert ("passed-over", SIZE) in told.reports
+    assert {name for name, _ in told.reports} <= {"passed-over", "unchecked-signature"}
+    assert told.head == builder.head
+
+
+def test_a_good_entry_passed_over_is_a_fork(builder: Builder) -> None:
+    """A slot that holds an entry with a good signature cannot be passed over: two histories were signed."""
+    other = builder.copy(builder.root.parent / "other")
+    other.append(5)
+    builder.pass_over(other.path(SIZE).read_bytes())
+    builder.append(2)
+    builder.append(2)
+    told = Told(builder).run()
+    assert told.reports == [("head-fork", SIZE)]
+    assert told.fields[0]["through"] == SIZE
+    assert told.head == builder.head
+    assert not told.log.sound
+
+
+def test_an_unsigned_entry_passes_nothing_over(builder: Builder) -> None:
+    """Who has no key cannot make another entry one that was passed over."""
+    builder.path(3).write_bytes(b"noise")
+    other = builder.copy(builder.root.parent / "other")
+    other.go_back(3)
+    other.pass_over(b"noise")
+    for forged in ({"key_id": "who"}, {"secret": b"0" * 32}):
+        copy = other.copy(builder.root.parent / str(forged))
+        copy.key_id, copy.secret = str(forged.get("key_id", KEY_ID)), bytes(forged.get("secret", SECRET))  # type: ignore[call-overload]
+        copy.append(3)
+        builder.path(4).write_bytes(copy.path(4).read_bytes())
+        told = Told(builder).run()
+        assert ("statement", 3) in told.reports
+        assert "passed-over" not in dict(told.reports)
+
+
+def test_noise_at_the_end(builder: Builder) -> None:
+    """What nothing passes over yet is no entry."""
+    builder.pass_over()
+    told = Told(builder).run()
+    assert told.reports == [("statement", SIZE)]
+
+
+def test_a_span_that_begins_within(builder: Builder) -> None:
+    """A span that begins with a slot that was passed over goes on behind it."""
+    builder.pass_over(b"one")
+    builder.pass_over(b"two")
+    builder.append(2)
+    builder.append(2)
+    told = Told(builder, begin=SIZE + 1).run()
+    assert told.reports == [("passed-over", SIZE + 1)]
+    assert told.head == builder.head
+
+
+def test_looking_ahead_is_bounded(builder: Builder) -> None:
+    """However many slots hold noise, each is looked at ahead once, and no more than a thousand at a time."""
+    for number in range(1200):
+        builder.pass_over(str(number).encode())
+    told = Told(builder).run()
+    assert len(told.reports) == 1200
+    assert len(told.looked) <= 2 * 1200
+    assert told.log.size == SIZE + 1200
+
+
+def test_what_was_read_is_not_read_again(builder: Builder) -> None:
+    """The object behind the one in hand is taken from who read it already."""
+    builder.pass_over()
+    builder.append(2)
+    told = Told(builder)
+    for sequence in range(SIZE):
+        told.log.step(sequence, builder.path(sequence).read_bytes())
+    told.log.peek = SIZE + 1, builder.path(SIZE + 1).read_bytes()
+    assert told.log.step(SIZE, builder.path(SIZE).read_bytes()) is None
+    assert told.looked == []
+    assert told.log.step(*told.log.peek) is not None
+    assert told.head == builder.head
+
+
+# --- parts
+
+
+@pytest.mark.parametrize("cut", range(1, SIZE))
+def test_parts_add_up(builder: Builder, cut: int) -> None:
+    """Parts that cover a log lead to its head, and meet at their seam."""
+    first, second = Told(builder).run(cut, whole=False), Told(builder, begin=cut).run()
+    first.log.seam(builder.path(cut).read_bytes())
+    assert first.reports == second.reports == []
+    assert first.head == (cut, tree_hash(builder.entries[:cut]))
+    assert second.head == builder.head
+
+
+def test_a_seam_that_does_not_meet(builder: Builder) -> None:
+    """Where the next entry's tree is not the one that a part led to, the part reports it."""
+    builder.resign(3, lambda statement: statement.update(writer="somebody else"))
+    told = Told(builder).run(4, whole=False)
+    told.log.seam(builder.path(4).read_bytes())
+    assert told.reports == [("tree", 4)]
+    assert not told.log.sound
+    noise = Told(builder).run(4, whole=False)
+    noise.log.seam(b"noise")
+    assert noise.reports == [], "what is no entry is reported by the span that it is in"
