@@ -25,22 +25,35 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 NEAR: Mapping[str, Sequence[str]] = {
-    "merkle": ["tests/custody/test_merkle.py"],
+    "tlog/merkle": ["tests/custody/test_merkle.py", "tests/custody/test_proofs.py"],
+    "tlog/checkpoint": ["tests/custody/test_checkpoint.py", "tests/custody/tlog"],
+    "tlog/signatures": ["tests/custody/tlog"],
+    "tlog/log": ["tests/custody/tlog"],
+    "tlog/proofs": ["tests/custody/test_proofs.py", "tests/custody/tlog"],
     "segment": ["tests/custody/test_segment.py", "tests/custody/test_golden.py"],
+    "leaves": ["tests/custody/test_leaves.py"],
+    "envelope": ["tests/custody/test_manifest.py", "tests/custody/test_archive_file.py"],
     "manifest": ["tests/custody/test_manifest.py", "tests/custody/test_golden.py"],
-    "checkpoint": ["tests/custody/test_checkpoint.py"],
+    "archive_file": ["tests/custody/test_archive_file.py"],
     "verify": [
         "tests/custody/test_verify.py",
         "tests/custody/test_scope.py",
         "tests/attacks/test_attacks.py",
+        "tests/attacks/test_archive_file.py",
+        "tests/attacks/test_public.py",
         "tests/attacks/test_meanwhile.py",
     ],
 }
 """The tests that are about each module."""
 WIDE = (
+    "tests/custody/tlog",
     "tests/custody/test_merkle.py",
+    "tests/custody/test_proofs.py",
     "tests/custody/test_segment.py",
+    "tests/custody/test_leaves.py",
     "tests/custody/test_manifest.py",
+    "tests/custody/test_archive_file.py",
+    "tests/custody/test_archive.py",
     "tests/custody/test_checkpoint.py",
     "tests/custody/test_golden.py",
     "tests/custody/test_verify.py",
@@ -48,6 +61,7 @@ WIDE = (
     "tests/custody/test_evidence.py",
     "tests/custody/test_accept.py",
     "tests/attacks/test_attacks.py",
+    "tests/attacks/test_archive_file.py",
     "tests/attacks/test_meanwhile.py",
     "tests/attacks/test_public.py",
     "tests/tasks/test_audit.py",
@@ -130,7 +144,7 @@ def run_near(module: str, folder: Path, every: int, console: Console) -> tuple[i
     """Hold a module's mutants against the tests about it; return how many ran, and the survivors."""
     copy_checkout(folder, [module], NEAR[module])
     # mutmut numbers them function by function, so that each function has its share.
-    sample = [f"custody.{module}.*__mutmut_{number}" for number in range(1, _NUMBERS, every)]
+    sample = [f"custody.{module.replace('/', '.')}.*__mutmut_{number}" for number in range(1, _NUMBERS, every)]
     run_mutmut(folder, sample if every > 1 else ())
     codes = {name: code for name, code in exit_codes(folder, module).items() if code is not None}
     survivors = [name for name, code in codes.items() if code in _SURVIVED]

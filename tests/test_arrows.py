@@ -17,8 +17,11 @@ HEAVY = {"prefect", "confluent_kafka", "elasticsearch", "duckdb", "pyarrow"}
 QUERYING = {"custody.query", "custody.cli_query", "custody.tables"}
 """What asks archives in SQL, with the extra `query`; nothing else in the wheel knows DuckDB or Arrow."""
 
-WRITING = {"custody.archive", "custody.events", "custody.emit"}
-"""What only a writer needs. The verifier recomputes everything by code of its own."""
+READING = {"custody.archive.forms", "custody.archive.reader", "custody.archive.trusted"}
+"""What writers and the verifier share of an archive; all else in that package writes, proves or shows."""
+
+EMITTING = {"custody.events", "custody.emit"}
+"""What applications use. The verifier reads events by code of its own."""
 
 
 def modules(room: str) -> Iterator[tuple[str, Path]]:
@@ -85,9 +88,19 @@ def test_prefect_stays_out_of_the_import_of_the_command_line() -> None:
 def test_verifier_shares_no_writing_code() -> None:
     """Nothing that verification imports, however far, writes archives."""
     reached = closure("custody.verify")
-    assert "custody.merkle" in reached
-    assert not reached & WRITING
+    assert "custody.tlog.merkle" in reached
+    assert {name for name in reached if name.startswith("custody.archive.")} <= READING
+    assert not reached & EMITTING
     assert not {name for name in reached if name.split(".")[0] in {"tasks", "flows"}}
+
+
+def test_a_signed_log_knows_nothing_of_kafka() -> None:
+    """What a signed log is stands on the two-line form, and on no kind of statement, key or rule of an archive."""
+    allowed = {"envelope", "errors", "layout", "store", "times", "tlog"}
+    for name, path in modules("custody"):
+        if name.startswith("custody.tlog"):
+            found = {one.split(".")[1] for one in imports(path, name) if one.startswith("custody.")}
+            assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
 
 
 @pytest.mark.parametrize("command", [["--version"], ["verify", "--help"], ["verify", "nowhere"], ["config"]])

@@ -58,9 +58,11 @@ def test_test_command_runs_tests(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
-    """The demo drains, verifies, notices the flipped bit, and can be run again into the same archive.
+    """The demo drains, verifies, proves an event, notices the flipped bit, and runs again into the same archive.
 
-    No form of the keyring's secrets stands in anything that it prints or leaves behind but the keyring itself.
+    Each command that it prints runs as printed, with the exit code that it says; the README shows the same. What it
+    leaves is verified with public keys alone. No form of the keyring's secrets stands in anything that it prints or
+    leaves behind but the keyring itself.
     """
     command = BLOCKS[0].splitlines()[0].removeprefix("pip install uv && ")
     first = run(command, tmp_path, {})
@@ -68,8 +70,36 @@ def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
     assert re.search(r"events +60,000", first.stdout)
     assert "quarantined" in first.stdout
     assert "verdict" in first.stdout
+    assert "drain.event_leaves on" in first.stdout
+    assert "this event and no other" in first.stdout
+    assert re.search(r"Proved: it is in the log whose first \d+ statements ed25519-[0-9a-f]+ signed", first.stdout)
     assert "segment-hash" in first.stdout
     assert "exit code 13" in first.stdout
+
+    # A table of logs shows each log's whole name, in 80 columns.
+    assert all(re.search(rf"^ demo-1/{partition} ", first.stdout, re.MULTILINE) for partition in range(4))
+    assert "…" not in re.sub(r"^\{.*", "", first.stdout, flags=re.MULTILINE)
+    operator, auditor = first.stdout.index("\nThe operator"), first.stdout.index("\nWith public keys alone")
+    assert (
+        operator < first.stdout.index("$ custody evidence") < auditor < first.stdout.index("$ custody check-evidence")
+    )
+    made = (tmp_path / "custody-demo" / "evidence.zip").read_bytes()
+    printed = re.split(r"^\$ ", first.stdout, flags=re.MULTILINE)[1:]
+    assert len(printed) == 6
+    for one in printed:
+        line, _, said = one.partition("\n")
+        code = re.search(r"^exit code ([0-9]+)$", said, re.MULTILINE)
+        again = run(line, tmp_path, {})
+        assert again.returncode == (int(code[1]) if code else 0), line + again.stdout + again.stderr
+        assert again.stdout
+        if line.startswith("custody evidence"):
+            assert said.startswith(again.stdout.rpartition("Check it anywhere")[0])
+    assert (tmp_path / "custody-demo" / "evidence.zip").read_bytes() == made
+    shown = README.partition("What the demo prints, shortened:\n\n```\n")[2].partition("```")[0]
+    lines = re.findall(r"^\$ .*|^The operator.*|^With public.*|^It holds .*", shown, re.MULTILINE)
+    assert len(lines) == 7
+    for line in lines:
+        assert f"{line}\n" in first.stdout
 
     second = run(f"{command} --events 500", tmp_path, {})
     assert second.returncode == 0, second.stdout + second.stderr
@@ -77,6 +107,13 @@ def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in checked.stdout.splitlines()]
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert len({line["log"].partition("/")[0] for line in lines if line["kind"] == "log"}) == 2
+
+    public = run("custody verify custody-demo/archive --trust custody-demo/trust.json --json", tmp_path, {})
+    assert public.returncode in {0, 3}, public.stdout + public.stderr
+    found = {json.loads(line).get("finding") for line in public.stdout.splitlines()} - {None}
+    assert found <= {"unchecked-signature", "pending-checkpoint"}
+    proof = run("custody check-evidence custody-demo/evidence.zip --trust custody-demo/trust.json", tmp_path, {})
+    assert proof.returncode == 0, proof.stdout + proof.stderr
 
     keyring = tmp_path / "custody-demo" / "keyring.json"
     secrets = [
@@ -86,7 +123,7 @@ def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
         if key.get(name)
     ]
     assert secrets
-    texts = [done.stdout + done.stderr for done in (first, second, checked)]
+    texts = [done.stdout + done.stderr for done in (first, second, checked, public, proof)]
     places = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path != keyring]
     for secret in secrets:
         for form in (secret, base64.b64encode(secret), secret.hex().encode()):

@@ -1,14 +1,10 @@
 """The good archive that attacks are applied to, written by `tests/archives.py` and this page of FORMAT.md alone.
 
-It holds what an archive may hold: four logs of three topics, segments of several batches, quarantine, skipped offsets,
-heartbeats, statements of expiry with the objects gone that they let go, Ed25519 signatures beside the HMAC,
-checkpoints, audits, tables. Nothing of `custody` is used but to say what a verifier is given.
+It holds what an archive may hold: four logs of three topics, segments of several batches, quarantine with records too
+large to be kept, skipped offsets, heartbeats, leaves, statements of expiry with the objects gone that they let go,
+checkpoints, audits and their objects, tables. Nothing of `custody` is used but to say what a verifier is given.
 """
 
-import base64
-import copy
-import hashlib
-import hmac
 import json
 import shutil
 from collections.abc import Callable
@@ -19,62 +15,79 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from custody.archive_file import Pin
 from custody.keys import Secret
-from custody.trust import Head, Trust, TrustedKey
-from tests.archives import ARCHIVE_ID, KEY_ID, SECRET, START, Builder, good, sha, time_text, tree_edge, tree_hash
+from custody.tlog.head import Head
+from custody.trust import Trust, TrustedKey
+from tests.archives import (
+    ARCHIVE_ID,
+    KEY_ID,
+    LEAVES_ID,
+    LEAVES_SECRET,
+    NOTE_KEY,
+    NOTE_NAME,
+    SECRET,
+    START,
+    Builder,
+    compact_json,
+    good,
+    message,
+    note,
+    origin,
+    passed_over,
+    sha,
+    time_text,
+    tree_hash,
+    tree_range,
+    two_lines,
+)
 
 RETENTION_DAYS = 30
+"""What the verifier asks for."""
+ARCHIVE_RETENTION_DAYS = 20
+"""What `archive.json` asks for: less, so that the verifier's counts."""
 HEARTBEAT = timedelta(days=25)
+CHECKPOINT = timedelta(hours=1)
 LONG_AGO = START - timedelta(days=45)
 """Beyond the retention, and not so long that a log is silent for two heartbeats."""
-PUBLIC_ID = "ed25519-2026"
+PUBLIC_ID = NOTE_NAME
 NEWER_ID, NEWER_SECRET = "key-2027", b"7" * 32
 OTHER_ID = "ed25519-other"
-_SEEDS = {PUBLIC_ID: bytes(range(100, 132)), OTHER_ID: bytes(range(50, 82))}
+"""A key that nobody trusts."""
+_PRIVATE = {PUBLIC_ID: NOTE_KEY, OTHER_ID: Ed25519PrivateKey.from_private_bytes(bytes(range(50, 82)))}
 
 MAIN = "audit/0"
-"""The log that most attacks are made on: it holds everything, and one statement that no checkpoint covers."""
-SIGNED = "audit/1"
-"""The log that is signed with Ed25519 as well."""
+"""The log that most attacks are made on: it holds all but leaves, and one statement that no checkpoint covers."""
+LEAVES = "audit/1"
+"""The log whose batches commit to each event alone."""
 ORDERS = "orders/0"
 OLD = "old/0"
 """The log of which objects have expired."""
+AUDIT_LOG = "audits/0"
+"""What checkpoints and heads call the log of audits."""
+REPORT = b"what the first audit found, for people"
 
 
 def private(name: str = PUBLIC_ID) -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(_SEEDS[name])
+    return _PRIVATE[name]
 
 
 def public(name: str = PUBLIC_ID) -> bytes:
     return private(name).public_key().public_bytes_raw()
 
 
-def two_lines(line: bytes, what: str, *, ed25519: bool = False, secret: bytes = SECRET, key_id: str = KEY_ID) -> bytes:
-    """Sign a statement or an audit, FORMAT.md's way."""
-    text = f"{what}\n{sha(line)}\n".encode()
-    value = base64.b64encode(hmac.digest(secret, text, "sha256")).decode()
-    signatures = [{"key": key_id, "algorithm": "HMAC-SHA256", "value": value}]
-    if ed25519:
-        value = base64.b64encode(private().sign(text)).decode()
-        signatures.append({"key": PUBLIC_ID, "algorithm": "Ed25519", "value": value})
-    return line + b"\n" + json.dumps({"signatures": signatures}, separators=(",", ":")).encode() + b"\n"
+def pin(root: Path) -> Pin:
+    """Return what a verifier pins of the archive in a folder."""
+    line = (root / "archive.json").read_bytes().split(b"\n")[0]
+    return Pin(json.loads(line)["archive"], sha(line))
 
 
-def note(origin: str, size: int, root: bytes, name: str = PUBLIC_ID) -> bytes:
-    """Return a checkpoint as C2SP's signed-note and tlog-checkpoint have it."""
-    text = f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n"
-    key_hash = hashlib.sha256(name.encode() + b"\n\x01" + public(name)).digest()[:4]
-    signature = base64.b64encode(key_hash + private(name).sign(text.encode())).decode()
-    return f"{text}\n— {name} {signature}\n".encode()
-
-
-@dataclass
-class SignedLog(Builder):
-    """A log that is signed with Ed25519 beside the HMAC."""
-
-    def sign(self, line: bytes, **fields: Any) -> bytes:
-        assert not fields
-        return two_lines(line, "custody/manifest/1", ed25519=True, secret=self.secret, key_id=self.key_id)
+KEYS = {
+    KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET)),
+    PUBLIC_ID: TrustedKey(PUBLIC_ID, "Ed25519", material=public()),
+    NEWER_ID: TrustedKey(NEWER_ID, "HMAC-SHA256", from_=START, material=Secret(NEWER_SECRET)),
+}
+"""What a verifier trusts that may know all secrets."""
 
 
 @dataclass
@@ -84,7 +97,11 @@ class Scene:
     root: Path
     logs: dict[str, Builder]
     audits: list[bytes] = field(default_factory=list)
-    """The audits' statements."""
+    """Line 1 of each audit; empty for a slot that was passed over."""
+    audit_entries: list[bytes] = field(default_factory=list)
+    """The entries of the audits' tree."""
+    audits_passed: list[str] = field(default_factory=list)
+    """Digests of the slots that the next audit passes over."""
     trust: Trust = field(default_factory=Trust)
     options: dict[str, Any] = field(default_factory=dict)
     """More for `verify`."""
@@ -98,17 +115,21 @@ class Scene:
         return self.logs[MAIN]
 
     @property
+    def heads(self) -> dict[str, Head]:
+        """The heads of all logs as they are, of the log of audits too."""
+        audits = Head(len(self.audit_entries), tree_hash(self.audit_entries))
+        return {name: Head(*log.head) for name, log in self.logs.items()} | {AUDIT_LOG: audits}
+
+    @property
     def now(self) -> datetime:
         return max(log.clock for log in self.logs.values())
 
     def copy(self, root: Path) -> "Scene":
         """Return a scene that may be changed."""
         shutil.copytree(self.root, root)
-        logs = {
-            name: replace(log, root=root, lines=list(log.lines), statements=copy.deepcopy(log.statements))
-            for name, log in self.logs.items()
-        }
-        return replace(self, root=root, logs=logs, audits=list(self.audits), options=dict(self.options))
+        own: dict[str, Any] = {name: list(getattr(self, name)) for name in ("audits", "audit_entries", "audits_passed")}
+        logs = {name: log.at(root) for name, log in self.logs.items()}
+        return replace(self, root=root, logs=logs, options=dict(self.options), **own)
 
     def put(self, key: str, data: bytes) -> None:
         path = self.root / key
@@ -139,24 +160,30 @@ class Scene:
 
     def checkpoint(self, log: Builder, size: int | None = None, name: str = PUBLIC_ID) -> str:
         """Write a checkpoint of a log's first statements, of all of them if not said; return its key."""
-        lines = log.lines[:size]
-        key = f"checkpoints/{log.name}/{len(lines):012}"
-        self.put(key, note(f"{name}/{log.archive}/{log.name}", len(lines), tree_hash(lines), name))
+        entries = log.entries[:size]
+        key = f"checkpoints/{log.name}/{len(entries):012}"
+        first_line = origin(log.archive, log.name)
+        self.put(key, note(first_line, len(entries), tree_hash(entries), private(name), name))
         return key
 
-    def audit(self, edit: Callable[[dict[str, Any]], object] | None = None) -> None:
-        """Write an audit of the heads as they are, and the checkpoint after it."""
-        before = json.loads(self.audits[-1])["heads"] if self.audits else {}
+    def audit(self, edit: Callable[[dict[str, Any]], object] | None = None, **keys: Any) -> None:
+        """Write an audit of the heads as they are, by `keys` if not by the usual ones, and the checkpoint after it."""
+        before: dict[str, Any] = next((json.loads(line)["heads"] for line in reversed(self.audits) if line), {})
         heads = {name: {"size": log.head[0], "root": log.head[1].hex()} for name, log in sorted(self.logs.items())}
+        report = f"audits/objects/{sha(REPORT)}"
+        if self.audits:
+            self.put(report, REPORT)
+        size = len(self.audit_entries)
         statement: dict[str, Any] = {
             "format": "custody/audit/1",
             "archive": ARCHIVE_ID,
-            "sequence": len(self.audits),
+            "sequence": size,
             "tree": {
-                "size": len(self.audits),
-                "root": tree_hash(self.audits).hex(),
-                "edge": tree_edge(self.audits),
+                "size": size,
+                "root": tree_hash(self.audit_entries).hex(),
+                "compact_range": tree_range(self.audit_entries),
             },
+            "passed_over": self.audits_passed,
             "started_at": time_text(self.now),
             "sealed_at": time_text(self.now + timedelta(seconds=1)),
             "writer": "tests/attacks/archive.py 1, localhost, run 1",
@@ -166,31 +193,58 @@ class Scene:
                 for name, head in heads.items()
                 if before.get(name, {"size": 0})["size"] < head["size"]
             },
-            "counts": {"events": 0, "findings": 0, "heartbeat": int(HEARTBEAT.total_seconds())},
+            "marks": {
+                name: {
+                    "expired": max((one["expired"][1] for one in log.statements if one.get("expired")), default=0),
+                    "reread": 0,
+                    "reread_at": time_text(START),
+                    "indexed": 0,
+                }
+                for name, log in sorted(self.logs.items())
+            },
+            "counts": {"events": 0, "findings": 0},
             "findings": [],
+            "objects": [{"key": report, "size": len(REPORT), "sha256": sha(REPORT)}] if self.audits else [],
             "verdict": "verified",
         }
         if edit:
             edit(statement)
-        line = json.dumps(statement, separators=(",", ":")).encode()
-        self.put(f"audits/{len(self.audits):012}.json", two_lines(line, "custody/audit/1", ed25519=True))
+        line = compact_json(statement)
+        self.put(f"audits/{size:012}.json", two_lines(line, "custody/audit/1", **keys))
         self.audits.append(line)
-        size = len(self.audits)
-        origin = f"{PUBLIC_ID}/{ARCHIVE_ID}/audits/0"
-        self.put(f"checkpoints/audits/0/{size:012}", note(origin, size, tree_hash(self.audits)))
+        self.audit_entries.append(message(line, "custody/audit/1"))
+        self.audits_passed = []
+        self.audits_checkpoint()
+
+    def audits_checkpoint(self) -> None:
+        """Write the checkpoint of all audits."""
+        size = len(self.audit_entries)
+        data = note(origin(ARCHIVE_ID, AUDIT_LOG), size, tree_hash(self.audit_entries))
+        self.put(f"checkpoints/{AUDIT_LOG}/{size:012}", data)
+
+    def pass_over_audit(self, data: bytes = b"garbage") -> None:
+        """Put bytes into the next slot that are no audit, and let the next audit pass over it."""
+        self.put(f"audits/{len(self.audit_entries):012}.json", data)
+        self.audits.append(b"")
+        self.audit_entries.append(passed_over(data))
+        self.audits_passed = [*self.audits_passed, sha(data)]
 
 
 def build(folder: Path) -> Scene:
     """Write the good archive, and a snapshot of it in between."""
     root = folder / "archive"
     main = good(root)
-    main.init(heartbeat=int(HEARTBEAT.total_seconds()))
-    signed = SignedLog(root, partition=1)
+    main.init(
+        heartbeat=int(HEARTBEAT.total_seconds()),
+        checkpoint=int(CHECKPOINT.total_seconds()),
+        retention_days=ARCHIVE_RETENTION_DAYS,
+    )
+    leaves = Builder(root, partition=1, leaves_secret=LEAVES_SECRET)
     orders = Builder(root, topic="orders")
     old = Builder(root, topic="old", clock=LONG_AGO)
-    scene = Scene(root, {MAIN: main, SIGNED: signed, ORDERS: orders, OLD: old})
-    signed.append()
-    signed.append(12, skip=[3])
+    scene = Scene(root, {MAIN: main, LEAVES: leaves, ORDERS: orders, OLD: old})
+    leaves.append()
+    leaves.append(12, batch=5, skip=[3])
     orders.append()
     orders.append(15)
     # A month and a half later what it says may go is gone.
@@ -209,7 +263,7 @@ def build(folder: Path) -> Scene:
     shutil.copytree(root, scene.older)
     main.append(12, quarantine=[5])
     main.append(0)
-    signed.append(8)
+    leaves.append(8)
     orders.append(20, skip=[0])
     old.append(10)
     for log in scene.logs.values():
@@ -219,12 +273,6 @@ def build(folder: Path) -> Scene:
     main.append(10)
     scene.put("tables/day=2026-03-01/audit-0.parquet", b"made from the archive")
     scene.trust = Trust(
-        archive=ARCHIVE_ID,
-        keys={
-            KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET)),
-            PUBLIC_ID: TrustedKey(PUBLIC_ID, "Ed25519", material=public()),
-            NEWER_ID: TrustedKey(NEWER_ID, "HMAC-SHA256", from_=START, material=Secret(NEWER_SECRET)),
-        },
-        retention_days=RETENTION_DAYS,
+        archive=pin(root), keys=KEYS, leaves={LEAVES_ID: Secret(LEAVES_SECRET)}, retention_days=RETENTION_DAYS
     )
     return scene

@@ -1,15 +1,30 @@
-"""Rows 9 to 12, 26 to 28 and 38: logs that went back or fork, and the memories of heads that notice it."""
+"""What remembers heads, and logs that went back or fork: rows 9 to 12, 25 to 28, 38, 44, 46 and 54."""
 
+import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from custody.trust import Head
-from tests.archives import ARCHIVE_ID, tree_hash
-from tests.attacks.archive import MAIN, OTHER_ID, PUBLIC_ID, SIGNED, Scene, note, two_lines
-from tests.attacks.registry import Apply, attack, rebuilt, with_key
+from custody.trust import TrustedKey
+from tests.archives import (
+    ARCHIVE_ID,
+    START,
+    Builder,
+    archive_line,
+    compact_json,
+    note,
+    origin,
+    sha,
+    tree_hash,
+    two_lines,
+    with_signatures,
+)
+from tests.attacks.archive import AUDIT_LOG, LEAVES, MAIN, ORDERS, OTHER_ID, PUBLIC_ID, REPORT, Scene, private, public
+from tests.attacks.registry import LARGE, Apply, attack, end_key, rebuilt
 
-_ORIGIN = f"{PUBLIC_ID}/{ARCHIVE_ID}/{MAIN}"
+OTHER_ARCHIVE = "00000000-0000-4000-8000-000000000000"
+_ORIGIN = origin(ARCHIVE_ID, MAIN)
 
 
 def newest(count: int, *, objects: bool = True, forget: tuple[str, ...] = (), trusted: bool = False) -> Apply:
@@ -19,7 +34,7 @@ def newest(count: int, *, objects: bool = True, forget: tuple[str, ...] = (), tr
         main = scene.main
         if trusted:
             scene.remember(MAIN)
-        for sequence in range(len(main.lines) - count, len(main.lines)):
+        for sequence in range(len(main.entries) - count, len(main.entries)):
             main.path(sequence).unlink()
             named = [main.statements[sequence][kind] for kind in ("segment", "quarantine")]
             scene.delete(*(ref["key"] for ref in named if ref and objects))
@@ -80,12 +95,25 @@ def checkpoint(change: Callable[[bytes], bytes]) -> Apply:
     return apply
 
 
-def signed_checkpoint(size: int, root: bytes | None = None, origin: str = _ORIGIN, name: str = PUBLIC_ID) -> Apply:
-    """Put a checkpoint that says what it likes, signed."""
+def without_signature(data: bytes) -> bytes:
+    return data.split("—".encode())[0]
+
+
+def garbled(data: bytes) -> bytes:
+    """Change the last byte of a checkpoint's signature."""
+    head, _, value = data.removesuffix(b"\n").rpartition(b" ")
+    decoded = base64.b64decode(value)
+    return head + b" " + base64.b64encode(decoded[:-1] + bytes([decoded[-1] ^ 1])) + b"\n"
+
+
+def signed_checkpoint(
+    size: int = 5, root: bytes | None = None, first_line: str = _ORIGIN, name: str = PUBLIC_ID, signer: str = ""
+) -> Apply:
+    """Put a checkpoint that says what it likes, signed, into the slot of size 5."""
 
     def apply(scene: Scene) -> None:
-        truth = tree_hash(scene.main.lines[:size])
-        scene.put(f"checkpoints/{MAIN}/{5:012}", note(origin, size, root or truth, name))
+        truth = tree_hash(scene.main.entries[:size])
+        scene.put(f"checkpoints/{MAIN}/{5:012}", note(first_line, size, root or truth, private(signer or name), name))
 
     return apply
 
@@ -107,40 +135,150 @@ def audits_removed(scene: Scene) -> None:
     scene.delete(*scene.listed("audits/"))
 
 
-def audit_signed_again(scene: Scene) -> None:
+def audit_signed_again(sequence: int) -> Apply:
     """Change what an audit said, and sign it again."""
-    statement = json.loads(scene.audits[0])
-    statement["verdict"] = "notices"
-    line = json.dumps(statement, separators=(",", ":")).encode()
-    scene.put(f"audits/{0:012}.json", two_lines(line, "custody/audit/1", ed25519=True))
+
+    def apply(scene: Scene) -> None:
+        line = compact_json(json.loads(scene.audits[sequence]) | {"verdict": "notices"})
+        scene.put(f"audits/{sequence:012}.json", two_lines(line, "custody/audit/1"))
+
+    return apply
 
 
-def newest_audit_signed_again(scene: Scene) -> None:
-    statement = json.loads(scene.audits[1])
-    statement["verdict"] = "notices"
-    line = json.dumps(statement, separators=(",", ":")).encode()
-    scene.put(f"audits/{1:012}.json", two_lines(line, "custody/audit/1", ed25519=True))
+def audit_signed_once(index: int) -> Apply:
+    """Take one of the two signatures of an audit."""
+
+    def change(data: bytes) -> bytes:
+        line, second, _ = data.split(b"\n")
+        return with_signatures(line, [json.loads(second)["signatures"][index]])
+
+    return audit(change)
 
 
 def audit_by_leaked_key(scene: Scene) -> None:
     """Let somebody who has a leaked key sign an audit, beyond the head of audits at which the key ended."""
-    with_key(scene, until={"audits/0": Head(len(scene.audits), tree_hash(scene.audits))})
+    end_key(scene)
     scene.audit()
-    key = f"audits/{len(scene.audits) - 1:012}.json"
-    scene.put(key, two_lines(scene.audits[-1], "custody/audit/1"))
-    scene.delete(f"checkpoints/audits/0/{len(scene.audits):012}")
 
 
-def heartbeat_signed(seconds: int) -> Apply:
-    """Let the audits begin anew, signed by who has the key, with a heartbeat that hides any silence."""
+def audit_passed_over(data: bytes, *, then: bytes | None = None) -> Apply:
+    """Put bytes in the next audit's slot that are none, let the audit after it pass over it, and put others there."""
 
     def apply(scene: Scene) -> None:
-        scene.options["live"] = True
-        scene.delete(*scene.listed("audits/"), *scene.listed("checkpoints/audits/"))
-        scene.audits.clear()
-        scene.audit(lambda statement: statement["counts"].update(heartbeat=seconds))
+        key = f"audits/{len(scene.audits):012}.json"
+        scene.pass_over_audit(data)
+        scene.audit()
+        if then is not None:
+            scene.put(key, then)
 
     return apply
+
+
+def report(change: Callable[[bytes], bytes]) -> Apply:
+    """Change the report that the newest audit refers to."""
+
+    def apply(scene: Scene) -> None:
+        (key,) = scene.listed("audits/objects/")
+        assert scene.read(key) == REPORT
+        scene.put(key, change(REPORT))
+
+    return apply
+
+
+def listed_report(change: Callable[[Scene, str], object]) -> Apply:
+    """Let an audit refer to a list of objects, and change what the list names."""
+
+    def apply(scene: Scene) -> None:
+        data = b"what the newest audit found, for people"
+        ref = {"key": f"audits/objects/{sha(data)}", "size": len(data), "sha256": sha(data)}
+        listing = compact_json(ref) + b"\n"
+        whole = {"key": f"audits/objects/{sha(listing)}", "size": len(listing), "sha256": sha(listing)}
+        scene.put(str(ref["key"]), data)
+        scene.put(str(whole["key"]), listing)
+        scene.audit(lambda statement: statement.update(objects=[whole]))
+        change(scene, str(ref["key"]))
+
+    return apply
+
+
+def copied_checkpoint(scene: Scene) -> None:
+    """Put a copy of the newest checkpoint, which a newer key has signed, where the first one would be."""
+    newer = TrustedKey(OTHER_ID, "Ed25519", from_=START, material=public(OTHER_ID))
+    scene.trust = replace(scene.trust, keys={**scene.trust.keys, OTHER_ID: newer})
+    scene.checkpoint(scene.main, name=OTHER_ID)
+    scene.put(f"checkpoints/{MAIN}/{1:012}", scene.read(f"checkpoints/{MAIN}/{len(scene.main.entries):012}"))
+
+
+def checkpoint_beyond_until(scene: Scene) -> None:
+    """Let somebody who has a leaked key sign a checkpoint behind the head at which it ended."""
+    end_key(scene, PUBLIC_ID)
+    scene.main.append(5)
+    scene.checkpoint(scene.main)
+
+
+def forked_checkpoint(scene: Scene) -> None:
+    """Let somebody who has a leaked key sign a checkpoint of a smaller tree, which is no prefix of the log's."""
+    end_key(scene, PUBLIC_ID)
+    signed_checkpoint(root=bytes(32))(scene)
+
+
+def signed(line: bytes) -> bytes:
+    """Sign as whoever holds our keys."""
+    return two_lines(line, "custody/archive/1")
+
+
+def other_archive(archive: str = ARCHIVE_ID, sign: Callable[[bytes], bytes] = signed, **fields: Any) -> Apply:
+    """Put another `archive.json` in the place of the one that is pinned."""
+    return lambda scene: scene.put("archive.json", sign(archive_line(archive, **fields)))
+
+
+def known_by_state(apply: Apply) -> Apply:
+    """Let the state file alone know the archive."""
+
+    def forgetting(scene: Scene) -> None:
+        scene.trust = replace(scene.trust, archive=None)
+        apply(scene)
+
+    return forgetting
+
+
+def by_unknown_keys(line: bytes) -> bytes:
+    """Sign as somebody whose keys nobody trusts."""
+    secret, key_id = b"0" * 32, "hmac-other"
+    return two_lines(
+        line, "custody/archive/1", secret=secret, key_id=key_id, private=private(OTHER_ID), public_id=OTHER_ID
+    )
+
+
+def unsigned(line: bytes) -> bytes:
+    return with_signatures(line, [])
+
+
+def signature_removed(scene: Scene) -> None:
+    """Leave line 1 of `archive.json` as it is, and take its signatures."""
+    scene.put("archive.json", unsigned(scene.read("archive.json").split(b"\n")[0]))
+
+
+def another_log(scene: Scene) -> None:
+    """Delete everything, and begin another archive."""
+    scene.delete(*scene.listed())
+    Builder(scene.root, archive=OTHER_ARCHIVE).init()
+
+
+OTHER_ARCHIVES = {
+    "of another id": other_archive(OTHER_ARCHIVE),
+    "of another heartbeat": other_archive(heartbeat=31_000_000),
+    "of another retention": other_archive(heartbeat=2_160_000, retention_days=1),
+    "unsigned": other_archive(OTHER_ARCHIVE, unsigned),
+    "unsigned, of the same id": other_archive(sign=unsigned),
+    "signed by unknown keys": other_archive(OTHER_ARCHIVE, by_unknown_keys),
+    "signed by unknown keys, of the same id": other_archive(sign=by_unknown_keys),
+}
+"""What may stand in the place of the `archive.json` that is pinned, and is not it."""
+
+
+def garbage_checkpoint(scene: Scene) -> None:
+    scene.put(f"checkpoints/{MAIN}/{5:012}", b"garbage")
 
 
 def checkpoint_of_nothing(scene: Scene) -> None:
@@ -157,9 +295,9 @@ def bend(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 def newest_changed(scene: Scene) -> None:
     """Change the newest statement of a log, which a checkpoint covers, and sign it again."""
-    builder = scene.logs[SIGNED]
+    builder = scene.logs[LEAVES]
     scene.delete(*scene.listed("audits/"), *scene.listed("checkpoints/audits/"))
-    builder.resign(len(builder.lines) - 1, other_writer)
+    builder.resign(len(builder.entries) - 1, other_writer)
 
 
 _ALL_BACK = "head-rollback head-rollback audit head-rollback head-rollback"
@@ -195,41 +333,80 @@ ATTACKS = [
         13,
     ),
     attack(28, "size changed", checkpoint(bend(b"\n9\n", b"\n8\n")), "checkpoint", 13, variant=True),
-    attack(28, "signature garbled", checkpoint(lambda data: data[:-10] + b"AAAAAAA=\n"), "checkpoint", 13),
-    attack(
-        28, "signature removed", checkpoint(lambda data: data.split("—".encode())[0]), "checkpoint", 13, variant=True
-    ),
-    attack(28, "noise", checkpoint(lambda _: b"\x00\xff noise"), "checkpoint", 13),
-    attack(28, "nothing", checkpoint(lambda _: b""), "checkpoint", 13, variant=True),
-    attack(
-        28,
-        "signed by another key",
-        signed_checkpoint(5, name=OTHER_ID, origin=f"{OTHER_ID}/{ARCHIVE_ID}/{MAIN}"),
-        "checkpoint",
-        13,
-    ),
-    attack(28, "of another root", signed_checkpoint(5, bytes(32)), "checkpoint", 13),
+    attack(28, "signature garbled", checkpoint(garbled), "checkpoint", 13),
+    attack(28, "of another root", signed_checkpoint(root=bytes(32)), "checkpoint", 13),
     attack(28, "of another size", signed_checkpoint(6), "checkpoint", 13, variant=True),
-    attack(28, "of another log", signed_checkpoint(5, origin=_ORIGIN[:-1] + "1"), "checkpoint", 13),
+    attack(28, "of another log", signed_checkpoint(first_line=_ORIGIN[:-1] + "1"), "checkpoint", 13),
     attack(
         28,
         "of another archive",
-        signed_checkpoint(5, origin=_ORIGIN.replace(ARCHIVE_ID, "0" * 8 + ARCHIVE_ID[8:])),
+        signed_checkpoint(first_line=origin(OTHER_ARCHIVE, MAIN)),
         "checkpoint",
         13,
         variant=True,
     ),
     attack(28, "of no statement, and not the empty tree", checkpoint_of_nothing, "checkpoint", 13),
     attack(25, "leaked key beyond its until, an audit", audit_by_leaked_key, "key-span", 13),
-    attack(38, "heartbeat beyond any time", heartbeat_signed(2**62), "audit", 13, "a heartbeat", variant=True),
-    attack(38, "heartbeat beyond half of time", heartbeat_signed(8 * 10**13), "audit", 13, "a heartbeat", variant=True),
-    attack(38, "heartbeat of no time", heartbeat_signed(0), "audit", 13, "a heartbeat", variant=True),
     attack(38, "audit changed", audit(bend(b'"verified"', b'"tampered"')), "audit audit audit", 13),
     attack(38, "newest audit changed", audit(bend(b'"verified"', b'"tampered"'), 1), "audit audit audit", 13),
-    attack(38, "audit changed and signed again", audit_signed_again, "audit", 13),
-    attack(38, "newest audit changed and signed again", newest_audit_signed_again, "audit", 13),
+    attack(38, "audit changed and signed again", audit_signed_again(0), "audit", 13),
+    attack(38, "newest audit changed and signed again", audit_signed_again(1), "audit", 13),
+    attack(38, "audit signed by HMAC alone", audit_signed_once(0), "audit", 13),
+    attack(38, "audit signed by Ed25519 alone", audit_signed_once(1), "audit", 13, variant=True),
     attack(38, "audit removed", audit_removed(0), "audit", 13),
     attack(38, "newest audit removed", audit_removed(1), "audit", 13),
     attack(38, "all audits removed", audits_removed, "audit", 13),
     attack(38, "audit that is noise", audit(lambda _: b"noise"), "audit", 13),
+    attack(38, "report of an audit changed", report(lambda data: data + b"!"), "audit", 13),
+    attack(38, "report of an audit removed", lambda s: s.delete(*s.listed("audits/objects/")), "audit", 13),
+    attack(38, "report that a list names, unchanged", listed_report(lambda *_: None), "", 0, variant=True),
+    attack(38, "report that a list names, changed", listed_report(lambda s, key: s.put(key, b"!")), "audit", 13),
+    attack(38, "report that a list names, removed", listed_report(lambda s, key: s.delete(key)), "audit", 13),
+    attack(28, "copy of a checkpoint by a newer key in the place of an older one", copied_checkpoint, "checkpoint", 13),
+    attack(44, "leaked key beyond its until, a checkpoint", checkpoint_beyond_until, "key-span", 13),
+    attack(
+        44,
+        "leaked key in a log that until does not list, checkpoints",
+        lambda scene: end_key(scene, PUBLIC_ID, but=(ORDERS,)),
+        "key-span",
+        13,
+    ),
+    attack(44, "leaked key before its until, a checkpoint of another tree", forked_checkpoint, "key-span", 13),
+    attack(
+        44,
+        "leaked key in the log of audits, which until does not list",
+        lambda scene: end_key(scene, PUBLIC_ID, but=(AUDIT_LOG,)),
+        "key-span key-span",
+        13,
+    ),
+    *(attack(46, f"archive.json {name}", apply, "archive", 13) for name, apply in OTHER_ARCHIVES.items()),
+    *(
+        attack(46, f"archive.json {name}, by the state", known_by_state(apply), "archive", 13, seen=True, variant=True)
+        for name, apply in OTHER_ARCHIVES.items()
+    ),
+    attack(46, "archive.json without its signatures", signature_removed, "archive", 13),
+    attack(46, "archive.json that is noise", lambda s: s.put("archive.json", b"noise"), "archive", 13),
+    attack(46, "another archive in this one's place", another_log, "archive " + _ALL_BACK, 13, seen=True),
+    attack(47, "garbage in the next audit's slot", audit_passed_over(b"garbage"), "passed-over", 3),
+    attack(59, "more in the next audit's slot than an audit may have", audit_passed_over(LARGE), "passed-over", 3),
+    attack(
+        59,
+        "other bytes since, too many for an audit",
+        audit_passed_over(LARGE, then=LARGE + b"x"),
+        "audit",
+        13,
+        "other bytes",
+        variant=True,
+    ),
+    attack(54, "noise", checkpoint(lambda _: b"\x00\xff noise"), "checkpoint", 10),
+    attack(54, "noise in a slot that held none", garbage_checkpoint, "checkpoint", 10, variant=True),
+    attack(54, "nothing", checkpoint(lambda _: b""), "checkpoint", 10, variant=True),
+    attack(54, "signature removed", checkpoint(without_signature), "checkpoint", 10, variant=True),
+    attack(54, "signed by another key", signed_checkpoint(name=OTHER_ID), "checkpoint", 10),
+    attack(
+        54, "signed by another key of the same name", signed_checkpoint(signer=OTHER_ID), "checkpoint", 10, variant=True
+    ),
+    attack(
+        54, "of another root, signed by another key", signed_checkpoint(root=bytes(32), name=OTHER_ID), "checkpoint", 10
+    ),
 ]

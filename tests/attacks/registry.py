@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from custody.envelope import FILE_LIMIT
 from custody.store import Store
 from custody.trust import TrustedKey
-from tests.archives import KEY_ID, Builder, tree_edge
-from tests.attacks.archive import Scene, two_lines
+from tests.archives import KEY_ID, Builder, compact_json, two_lines
+from tests.attacks.archive import Scene
 
 Apply = Callable[[Scene], object]
+
+LARGE = b"x" * (FILE_LIMIT + 1)
+"""More than a statement or an audit may have."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def signatures(change: Callable[[list[dict[str, Any]]], object], sequence: int =
         line, second, _ = data.split(b"\n")
         listed = json.loads(second)
         change(listed["signatures"])
-        return line + b"\n" + json.dumps(listed, separators=(",", ":")).encode() + b"\n"
+        return line + b"\n" + compact_json(listed) + b"\n"
 
     return manifest(bend, sequence)
 
@@ -120,23 +124,26 @@ def raw_statement(old: bytes, new: bytes, sequence: int = 3) -> Apply:
 def rebuilt(scene: Scene, log: str, change_at: int, edit: Callable[[dict[str, Any]], object]) -> None:
     """Change a statement, and write and sign it and all later ones again, each over the tree that follows."""
     builder = scene.logs[log]
-    statements = builder.statements
-    lines = builder.lines
-    builder.lines, builder.statements = lines[:change_at], statements[:change_at]
-    for place, old in enumerate(statements[change_at:], change_at):
+    statements = builder.statements[change_at:]
+    for listed in (builder.lines, builder.statements, builder.entries):
+        del listed[change_at:]
+    for sequence, old in enumerate(statements, change_at):
         new = json.loads(json.dumps(old))
-        if place == change_at:
+        if sequence == change_at:
             edit(new)
-        size, root = builder.head
-        new["tree"] = {"size": size, "root": root.hex(), "edge": tree_edge(builder.lines)}
-        builder.commit(new)
+        builder.commit(new | {"tree": builder.tree()})
 
 
-def with_key(scene: Scene, **changes: Any) -> None:
-    """Change what is trusted of the HMAC key."""
+def with_key(scene: Scene, key_id: str = KEY_ID, **changes: Any) -> None:
+    """Change what is trusted of a key, the HMAC key if not said."""
     keys = dict(scene.trust.keys)
-    keys[KEY_ID] = replace(keys[KEY_ID], **changes)
+    keys[key_id] = replace(keys[key_id], **changes)
     scene.trust = replace(scene.trust, keys=keys)
+
+
+def end_key(scene: Scene, key_id: str = KEY_ID, *, but: tuple[str, ...] = ()) -> None:
+    """End a key at the heads as they are; in the logs `but` it ends at size 0, for they are not listed."""
+    with_key(scene, key_id, until={name: head for name, head in scene.heads.items() if name not in but})
 
 
 def without(scene: Scene, *key_ids: str) -> None:

@@ -1,19 +1,34 @@
-"""Rows 8, 13 to 20, 23 to 26, 29, 30, 39 and 42: what is done to statements, their order and their signatures."""
+"""Statements, their order and their signatures: rows 8, 13 to 20, 23 to 26, 29, 30, 39, 42, 43, 45 and 47 to 52."""
 
-import json
+import hmac
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from custody.trust import Head
-from tests.archives import KEY_ID, SECRET, START, Builder, time_text
-from tests.attacks.archive import HEARTBEAT, MAIN, NEWER_ID, NEWER_SECRET, OLD, PUBLIC_ID, Scene
+from tests.archives import KEY_ID, LEAVES_ID, NOTE_KEY, SECRET, START, Builder, message, signature, time_text
+from tests.attacks.archive import (
+    HEARTBEAT,
+    LEAVES,
+    LONG_AGO,
+    MAIN,
+    NEWER_ID,
+    NEWER_SECRET,
+    OLD,
+    ORDERS,
+    PUBLIC_ID,
+    Scene,
+)
 from tests.attacks.registry import (
+    LARGE,
     Apply,
     attack,
+    end_key,
     in_log,
     manifest,
     raw_statement,
+    rebuilt,
+    several,
     signatures,
     statement,
     with_key,
@@ -75,12 +90,18 @@ def short_of_two(statement: dict[str, Any]) -> None:
     statement["next_offset"] += 2
 
 
-def second_life(scene: Scene) -> None:
-    size, root = scene.main.head
-    second = Builder(scene.root, life=2, after={"life": 1, "size": size, "root": root.hex()}, next_offset=0)
-    second.clock = scene.main.clock
-    second.append()
-    second.append(10)
+def later_epoch(epoch: int = 2, **fields: Any) -> Apply:
+    """Begin a later epoch of the main log."""
+
+    def apply(scene: Scene) -> None:
+        size, root = scene.main.head
+        previous = {"epoch": 1, "size": size, "root": root.hex()}
+        later = Builder(scene.root, epoch=epoch, previous_epoch=previous, next_offset=0, **fields)
+        later.clock = scene.main.clock
+        later.append()
+        later.append(10)
+
+    return apply
 
 
 def older_key(scene: Scene) -> None:
@@ -94,9 +115,27 @@ def older_key(scene: Scene) -> None:
 
 def beyond_until(scene: Scene) -> None:
     """Let somebody who has a leaked key write on, beyond the head at which it ended."""
-    size, root = scene.main.head
-    with_key(scene, until={MAIN: Head(size, root)})
+    end_key(scene)
     scene.main.append(5)
+
+
+def rewritten_before_until(scene: Scene) -> None:
+    """Rewrite history with a leaked key, before the head at which it ended, and forget all that remembers it."""
+    scene.delete(*scene.listed("audits/"), *scene.listed("checkpoints/audits/"), *scene.listed(f"checkpoints/{MAIN}/"))
+    scene.audits.clear()
+    scene.audit_entries.clear()
+    end_key(scene)
+    rebuilt(scene, MAIN, 3, put(writer="somebody else"))
+
+
+def changed_before_a_gap() -> Apply:
+    """Change a statement as whoever holds the key can, and remove the next one, which would show it."""
+
+    def apply(scene: Scene) -> None:
+        scene.main.resign(8, put(writer="somebody else"))
+        scene.delete(scene.main.key(9))
+
+    return apply
 
 
 def unknown_key(builder: Builder) -> None:
@@ -123,25 +162,175 @@ def long_silent(scene: Scene) -> None:
     scene.options.update(live=True, now=scene.now + 2 * HEARTBEAT + timedelta(minutes=1))
 
 
-def silence_hidden(scene: Scene) -> None:
-    """Let archive.json say that a log may be silent for most of a year, as it may say, and write nothing more."""
-    long_silent(scene)
-    info = json.loads(scene.read("archive.json"))
-    info["heartbeat"] *= 10
-    scene.put("archive.json", json.dumps(info, separators=(",", ":")).encode())
+def delete_objects(scene: Scene, log: Builder, *sequences: int) -> None:
+    """Delete the segments and quarantine objects of statements."""
+    named = [log.statements[sequence].get(kind) for sequence in sequences for kind in ("segment", "quarantine")]
+    scene.delete(*(ref["key"] for ref in named if ref))
 
 
 def expired_too_soon(scene: Scene) -> None:
-    main = scene.main
-    main.append(expired=[0, 3])
-    for sequence in (1, 2):
-        scene.delete(main.statements[sequence]["segment"]["key"])
-    scene.delete(main.statements[2]["quarantine"]["key"])
+    scene.main.append(expired=[0, 3])
+    delete_objects(scene, scene.main, 1, 2)
 
 
 def expired_ahead(scene: Scene) -> None:
     """Let expire what is old enough, and one statement more."""
     scene.logs[OLD].append(expired=[3, 6])
+
+
+def expired_in_the_future(scene: Scene) -> None:
+    """Let statements expire by one that says to be of a time when they are old enough."""
+    scene.main.append(expired=[0, 3], edit=put(sealed_at="2034-01-01T00:00:00.000000Z"))
+    delete_objects(scene, scene.main, 1, 2)
+
+
+def young_among_old(scene: Scene) -> None:
+    """Let statements expire of which one was sealed far later than its neighbours, and delete all objects."""
+    log = Builder(scene.root, topic="young", clock=LONG_AGO)
+    log.append()
+    log.append(5, edit=put(sealed_at=time_text(START)))
+    log.append(5)
+    log.append(5)
+    log.clock = START + timedelta(hours=1)
+    log.append(expired=[0, 4])
+    delete_objects(scene, log, 1, 2, 3)
+    scene.logs[log.name] = log
+
+
+def expired_at(age: timedelta, retention_days: int | None) -> Apply:
+    """Let a statement of this age expire, and delete its objects, where the verifier asks for so many days."""
+
+    def apply(scene: Scene) -> None:
+        scene.trust = replace(scene.trust, retention_days=retention_days)
+        log = Builder(scene.root, topic="aged", clock=START - age)
+        log.append()
+        log.append(5)
+        log.clock = START
+        log.append(expired=[0, 2])
+        delete_objects(scene, log, 1)
+        scene.logs[log.name] = log
+
+    return apply
+
+
+def expired_by_unknown_key(scene: Scene) -> None:
+    """Delete all objects of a log, and let them expire by a key that nobody trusts."""
+    main = scene.main
+    main.key_id, main.secret = "hmac-0123", b"0" * 32
+    size = len(main.entries)
+    main.append(expired=[0, size])
+    delete_objects(scene, main, *range(size))
+
+
+def expired_by_leaked_key(scene: Scene) -> None:
+    """Let old statements expire by a leaked key, beyond the head at which it ended, and delete their objects."""
+    log = Builder(scene.root, topic="aged", clock=LONG_AGO)
+    log.append()
+    log.append(5)
+    scene.logs[log.name] = log
+    end_key(scene)
+    log.clock = START
+    log.append(expired=[0, 2])
+    delete_objects(scene, log, 1)
+
+
+def passed_over(*slots: bytes, then: Callable[[Scene], object] = lambda _: None) -> Apply:
+    """Put bytes into the next slots that are no manifest, let the writer pass over them, and do more."""
+
+    def apply(scene: Scene) -> None:
+        for data in slots:
+            scene.main.pass_over(data)
+        scene.main.append(5)
+        then(scene)
+
+    return apply
+
+
+def deleted_slot(sequence: int) -> Apply:
+    return lambda scene: scene.delete(scene.main.key(sequence))
+
+
+def other_garbage(sequence: int) -> Apply:
+    return lambda scene: scene.put(scene.main.key(sequence), b"other garbage")
+
+
+def valid_slot_passed_over(scene: Scene) -> None:
+    """Let the writer pass over a slot that holds a valid statement."""
+    main = scene.main
+    size = len(main.entries)
+    main.append()
+    data = main.path(size).read_bytes()
+    main.go_back(size)
+    main.pass_over(data)
+    main.append(5)
+
+
+def foreign_slot(key_id: str, secret: bytes) -> Apply:
+    """Put a statement into the next slot that whoever has no key of ours has signed, and pass over it."""
+
+    def apply(scene: Scene) -> None:
+        main = scene.main
+        size = len(main.entries)
+        main.key_id, main.secret = key_id, secret
+        main.append()
+        data = main.path(size).read_bytes()
+        main.go_back(size)
+        main.key_id, main.secret = KEY_ID, SECRET
+        main.pass_over(data)
+        main.append(5)
+
+    return apply
+
+
+def known_slot_passed_over(scene: Scene) -> None:
+    """Put garbage in the place of a statement that a checkpoint and an audit cover, and pass over it."""
+    main = scene.main
+    delete_objects(scene, main, 11)
+    scene.delete(main.key(11))
+    main.go_back(10)
+    main.pass_over()
+    main.append(5)
+
+
+def last_record(count: int, **fields: Any) -> Apply:
+    """Append a statement whose last record is another than the one that was read, and a good one after it."""
+
+    def edit(statement: dict[str, Any]) -> None:
+        statement["last_record"] |= fields
+
+    return lambda scene: (scene.main.append(count, edit=edit), scene.main.append(5))
+
+
+def called_unreadable(statement: dict[str, Any]) -> None:
+    first = statement["first_offset"]
+    statement["unreadable"] = [{"from": first, "to": first + 2, "error": "bad compression"}]
+
+
+def wrong_leaves(statement: dict[str, Any]) -> None:
+    statement["batches"][0]["leaves"]["sha256"] = "0" * 64
+
+
+def leaves_by(key: str | None) -> Apply:
+    """Append leaves that are wrong, to a verifier who has the secret of this key, or of none."""
+
+    def apply(scene: Scene) -> None:
+        if key is None:
+            scene.trust = replace(scene.trust, leaves={})
+        scene.logs[LEAVES].leaves_id = key or LEAVES_ID
+        scene.logs[LEAVES].append(10, batch=5, edit=wrong_leaves)
+
+    return apply
+
+
+def two_signatures(key: str, algorithm: str) -> Apply:
+    """Let a manifest have a valid signature too many."""
+
+    def apply(scene: Scene) -> None:
+        text = message(scene.main.lines[3])
+        value = NOTE_KEY.sign(text) if algorithm == "Ed25519" else hmac.digest(NEWER_SECRET, text, "sha256")
+        signatures(lambda listed: listed.append(signature(key, algorithm, value)))(scene)
+
+    return apply
 
 
 ATTACKS = [
@@ -166,7 +355,7 @@ ATTACKS = [
     attack(14, "older manifest replayed at the end", replay(12), "identity", 13),
     attack(15, "manifest of another partition", foreign(partition=1), "identity", 13, "partition"),
     attack(15, "manifest of another topic", foreign(topic="other"), "identity", 13, "topic"),
-    attack(15, "manifest of another life", foreign(life=2), "identity", 13, "life", variant=True),
+    attack(15, "manifest of another epoch", foreign(epoch=2), "identity", 13, "epoch", variant=True),
     attack(15, "manifest of another archive", foreign(archive=_OTHER_ARCHIVE), "identity", 13, "archive"),
     attack(16, "offsets archived twice", in_log(archived_twice), "offset-overlap", 13, "archived before"),
     attack(
@@ -193,7 +382,7 @@ ATTACKS = [
         "",
         0,
     ),
-    attack(19, "the seam of a new life", second_life, "new-life", 3),
+    attack(19, "the seam of a new epoch", later_epoch(), "new-epoch", 3),
     attack(20, "admitted loss", lambda scene: scene.main.append(10, lose=7), "offset-lost", 11, "offsets 252 to 258"),
     attack(23, "signature removed", signatures(lambda listed: listed.clear()), "signature", 13),
     attack(23, "signature garbled", signatures(lambda listed: listed[0].update(value="AAAA" * 8)), "signature", 13),
@@ -213,12 +402,14 @@ ATTACKS = [
         13,
     ),
     attack(23, "line 2 gone", manifest(lambda data: data.split(b"\n")[0] + b"\n"), "signature", 13, variant=True),
+    attack(23, "signature of Ed25519 beside the HMAC", two_signatures(PUBLIC_ID, "Ed25519"), "signature", 13),
+    attack(23, "two HMACs", two_signatures(NEWER_ID, "HMAC-SHA256"), "signature key-span", 13),
     attack(24, "unknown key id", signatures(lambda listed: listed[0].update(key="who")), "key-unknown", 12),
     attack(24, "unknown key throughout", in_log(unknown_key), "key-unknown", 12),
     attack(
         24,
         "algorithm that the key does not have",
-        signatures(lambda listed: listed.append({"key": PUBLIC_ID, "algorithm": "HMAC-SHA256", "value": "AAAA"})),
+        signatures(lambda listed: listed[0].update(key=PUBLIC_ID)),
         "key-algorithm",
         13,
     ),
@@ -232,7 +423,17 @@ ATTACKS = [
     ),
     attack(25, "older key after a newer one", older_key, "key-span", 13, "older key"),
     attack(25, "leaked key beyond its until", beyond_until, "key-span", 13, "signs beyond it"),
+    attack(25, "leaked key in a log that until does not list", lambda s: end_key(s, but=(ORDERS,)), "key-span", 13),
+    attack(43, "history rewritten by a leaked key, before its until", rewritten_before_until, "head-fork", 13),
     attack(26, "statement changed and signed again", change_again, "tree", 13),
+    attack(60, "changed, and the next one removed", changed_before_a_gap(), "checkpoint sequence-gap", 13),
+    attack(
+        60,
+        "changed by a leaked key before its until, and the next one removed",
+        several(changed_before_a_gap(), lambda scene: end_key(scene)),
+        "checkpoint key-span sequence-gap",
+        13,
+    ),
     attack(26, "tree that does not follow", statement(lambda s: s["tree"].update(root="0" * 64)), "tree", 13),
     attack(
         29,
@@ -252,7 +453,6 @@ ATTACKS = [
     ),
     attack(30, "statements far apart", silent, "stale stale stale stale", 3),
     attack(30, "nothing after the last one", long_silent, "stale stale stale stale", 3, "nothing was written since"),
-    attack(30, "nothing after the last one, heartbeat raised", silence_hidden, "archive stale stale stale stale", 13),
     *(
         attack(39, name, raw_statement(old, new), "statement", 13, variant=place > 4)
         for place, (name, old, new) in enumerate(
@@ -272,6 +472,133 @@ ATTACKS = [
     attack(39, "100 MB", manifest(lambda _: b" " * 100_000_000), "statement", 13),
     attack(39, "bytes behind", manifest(lambda data: data + b"\n"), "statement", 13, variant=True),
     attack(39, "nothing", manifest(lambda _: b""), "statement", 13, variant=True),
-    attack(42, "expired before its time, and deleted", expired_too_soon, "retention", 10),
+    attack(
+        42,
+        "expired before its time, and deleted",
+        expired_too_soon,
+        "segment-missing segment-missing segment-missing retention",
+        11,
+    ),
     attack(42, "expired one statement too many", expired_ahead, "retention", 10),
+    attack(
+        42,
+        "expired by a statement of the future",
+        expired_in_the_future,
+        "segment-missing segment-missing segment-missing retention clock",
+        11,
+    ),
+    attack(
+        42,
+        "expired with a young statement among old ones",
+        young_among_old,
+        "segment-missing segment-missing segment-missing retention clock",
+        11,
+    ),
+    attack(
+        42,
+        "old enough for trust.json, not for archive.json",
+        expired_at(timedelta(days=15), 10),
+        "segment-missing retention",
+        11,
+    ),
+    attack(
+        42,
+        "old enough for archive.json, not for trust.json",
+        expired_at(timedelta(days=25), 30),
+        "segment-missing retention",
+        11,
+        variant=True,
+    ),
+    attack(42, "old enough for archive.json, which alone asks", expired_at(timedelta(days=25), None), "", 0),
+    attack(
+        45,
+        "expired by an unknown key, and deleted",
+        expired_by_unknown_key,
+        "key-unknown" + " segment-missing" * 11,
+        12,
+    ),
+    attack(45, "expired by a leaked key beyond its until", expired_by_leaked_key, "key-span segment-missing", 13),
+    attack(47, "garbage in the next slot", passed_over(b"garbage"), "passed-over", 3),
+    attack(47, "an empty object in the next slot", passed_over(b""), "passed-over", 3, variant=True),
+    attack(47, "garbage in the next slots", passed_over(b"a", b"b", b"a"), "passed-over", 3),
+    attack(59, "more in the next slot than a statement may have", passed_over(LARGE), "passed-over", 3),
+    attack(
+        59,
+        "other bytes since, too many for a statement",
+        passed_over(LARGE, then=lambda scene: scene.put(scene.main.key(12), LARGE + b"x")),
+        "statement",
+        13,
+        "other bytes",
+        variant=True,
+    ),
+    attack(
+        47,
+        "a statement by a wrong secret",
+        foreign_slot(KEY_ID, b"0" * 32),
+        "passed-over",
+        3,
+    ),
+    attack(47, "a statement by an unknown key", foreign_slot("who", SECRET), "passed-over", 3),
+    attack(47, "garbage deleted since", passed_over(b"garbage", then=deleted_slot(12)), "passed-over", 3, "empty now"),
+    attack(
+        47,
+        "one of several deleted since",
+        passed_over(b"a", b"b", b"c", then=deleted_slot(13)),
+        "passed-over passed-over",
+        3,
+    ),
+    attack(
+        47,
+        "all of several deleted since",
+        passed_over(b"a", b"b", then=several(deleted_slot(12), deleted_slot(13))),
+        "passed-over",
+        3,
+    ),
+    attack(48, "other garbage since", passed_over(b"garbage", then=other_garbage(12)), "statement", 13, "other bytes"),
+    attack(
+        48,
+        "other garbage in one of several since",
+        passed_over(b"a", b"b", then=other_garbage(13)),
+        "statement passed-over",
+        13,
+        variant=True,
+    ),
+    attack(48, "garbage that nothing passes over yet", lambda s: s.main.pass_over(), "statement", 13),
+    attack(48, "a valid statement passed over", valid_slot_passed_over, "head-fork", 13, "two histories"),
+    attack(48, "a known statement passed over", known_slot_passed_over, "head-fork checkpoint passed-over", 13),
+    attack(49, "leader epoch that goes back", last_record(10, leader_epoch=2), "statement", 13, "leader epoch"),
+    attack(49, "another record than the last one", last_record(10, offset=252), "statement", 13, "last_record"),
+    attack(49, "another record repeated", last_record(0, offset=250), "statement", 13, "last_record"),
+    attack(
+        49,
+        "no record repeated",
+        lambda scene: (scene.main.append(edit=put(last_record=None)), scene.main.append(5)),
+        "statement",
+        13,
+        "last_record",
+        variant=True,
+    ),
+    attack(
+        50,
+        "offsets that no client could decode",
+        lambda scene: (scene.main.append(10, unreadable=[3, 4]), scene.main.append(5)),
+        "offset-unreadable",
+        11,
+        "offsets 255 to 256",
+    ),
+    attack(
+        50,
+        "offsets called undecodable and archived",
+        statement(called_unreadable),
+        "offset-overlap offset-unreadable",
+        13,
+        variant=True,
+    ),
+    attack(51, "leaves of other events", leaves_by(LEAVES_ID), "leaves", 13),
+    attack(51, "leaves of other events, without the secret", leaves_by(None), "", 0),
+    attack(51, "leaves by a secret that nobody knows", leaves_by("leaves-unknown"), "", 0, variant=True),
+    attack(52, "an epoch left out", later_epoch(3), "statement new-epoch", 13, "consecutive"),
+    attack(
+        52, "a later epoch of the same topic", later_epoch(topic_id="topic-1"), "head-fork new-epoch", 13, "same topic"
+    ),
 ]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from custody.keys import Secret
 from custody.store import ObjectInfo, Store, open_store
-from custody.trust import Trust, TrustedKey, open_trust
+from custody.trust import Trust, open_trust
 from custody.verify import Report, Scope, verify
-from tests.archives import KEY_ID, SECRET, Builder
+from tests.archives import Builder
+from tests.attacks.archive import KEYS
 from tests.sample import Growing
 
 
@@ -68,8 +68,7 @@ def test_one_event_written_meanwhile(tmp_path: Path, first: int) -> None:
     writing = Builder(tmp_path, next_offset=first).init()
     writing.append(0)
     store: Any = Meanwhile(open_store(str(tmp_path)), "", lambda: writing.append(1))
-    trust = Trust(keys={KEY_ID: TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))})
-    report = verify(store, trust, now=writing.clock, workers=0, scope=Scope(contents=False))
+    report = verify(store, Trust(keys=KEYS), now=writing.clock, workers=0, scope=Scope(contents=False))
     assert [str(one) for one in report.findings] == []
 
 

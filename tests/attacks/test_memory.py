@@ -17,15 +17,14 @@ LIMIT_MIB = 300
 _CHILD = """
 import json, resource, sys
 from datetime import datetime, timezone
-from custody.keys import Secret
-from custody.trust import Trust, TrustedKey
+from custody.trust import Trust
 from custody.store import open_store
 from custody.verify import verify
+from tests.attacks.archive import KEYS
 # What goes beyond it fails, rather than taking the machine's memory.
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-key = TrustedKey("key-2026", "HMAC-SHA256", material=Secret(bytes(range(32))))
 now = datetime(2026, 3, 2, tzinfo=timezone.utc)
-report = verify(open_store(sys.argv[1]), Trust(keys={key.id: key}), now=now, workers=0)
+report = verify(open_store(sys.argv[1]), Trust(keys=KEYS), now=now, workers=0)
 print(json.dumps({
     "findings": [one.finding for one in report.findings],
     "exit_code": report.exit_code,

@@ -243,7 +243,7 @@ def test_a_cursor_that_goes_back_hides_nothing(scene: Scene, changed: dict[str, 
     assert scene.audit().exit_code == 0
     set_cursor(scene, changed)
     outcome = scene.audit(full=True)
-    assert [(one["finding"], one["class"]) for one in outcome.findings] == [("index-missing", "notice")]
+    assert [(one["finding"], one["severity"]) for one in outcome.findings] == [("index-missing", "notice")]
     assert "where an audit has seen 3" in outcome.findings[0]["message"]
     edit_one(scene)
     scene.search.client.index(**scene.place(2), document={**scene.source(2), "client_ip": "6.6.6.6"})
@@ -256,7 +256,7 @@ def test_a_cursor_at_the_beginning_before_the_first_audit(scene: Scene) -> None:
     edit_one(scene)
     set_cursor(scene, None)
     scene.audit()
-    found = [(one["finding"], one["class"]) for one in scene.audit(full=True).findings]
+    found = [(one["finding"], one["severity"]) for one in scene.audit(full=True).findings]
     assert found == [("index-edited", "tampered"), ("index-missing", "notice")]
 
 
@@ -268,7 +268,7 @@ def test_a_deletion_behind_a_cursor_that_goes_back(scene: Scene) -> None:
     set_cursor(scene, {"sequence": 0})
     outcome = scene.audit(full=True)
     assert [one["finding"] for one in outcome.findings] == ["index-missing"] * 2
-    assert {one["class"] for one in outcome.findings} == {"notice"}
+    assert {one["severity"] for one in outcome.findings} == {"notice"}
     assert any(one["message"].startswith("1 events were not in") for one in outcome.findings)
     scene.refresh()
     assert scene.source(7)["request_id"] == "request-7"
@@ -283,7 +283,7 @@ def test_a_cursor_held_back_hides_no_deletion(scene: Scene) -> None:
     scene.search.client.delete(**scene.place(22))
     set_cursor(scene, {"sequence": 3, "indexed": 15})
     outcome = scene.audit()
-    assert {(one["finding"], one["class"]) for one in outcome.findings} == {("index-missing", "notice")}
+    assert {(one["finding"], one["severity"]) for one in outcome.findings} == {("index-missing", "notice")}
     assert {one["message"][:24] for one in outcome.findings} >= {"1 events were not in Ela"}
     scene.refresh()
     assert scene.source(22)["request_id"] == "request-22"
@@ -327,7 +327,7 @@ def test_lost(scene: Scene) -> None:
     assert scene.audit().exit_code == 0
     lose_everything(scene)
     outcome = scene.audit(full=True)
-    assert {(one["finding"], one["class"]) for one in outcome.findings} == {("index-missing", "notice")}
+    assert {(one["finding"], one["severity"]) for one in outcome.findings} == {("index-missing", "notice")}
     assert "15 events" in outcome.findings[1]["message"]
     (result,) = index_logs(scene.settings)
     assert (result.created, result.there, result.problem) == (0, 15, None)
@@ -360,7 +360,7 @@ def test_a_week_behind(scene: Scene) -> None:
     scene.growing.append(5, now_event)
     for request in ({}, {"full": True}):
         outcome = scene.audit(**request)
-        assert [(one["finding"], one["class"]) for one in outcome.findings] == [("index-missing", "notice")]
+        assert [(one["finding"], one["severity"]) for one in outcome.findings] == [("index-missing", "notice")]
         assert "the next one was sealed" in outcome.findings[0]["message"]
     assert [(one.created, one.problem) for one in index_logs(scene.settings)] == [(25, None)]
     assert scene.audit(full=True).exit_code == 0

@@ -1,11 +1,12 @@
 """Row 37: tables that differ from the archive are found, and are no tampering: they can be made again."""
 
-import base64
 import hmac
 import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -15,16 +16,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from custody import tables
+from custody.envelope import Algorithm
 from custody.findings import Finding, Severity
 from custody.layout import Log
-from custody.manifest import Algorithm, Signer
 from custody.store import Store, open_store
-from custody.trust import Head
 from custody.verify import Scope, Span, verify
 from tasks.report import TableWriter, check_tables, list_tables
-from tests.archives import ARCHIVE_ID, KEY_ID, SECRET
+from tests.archives import (
+    ARCHIVE_ID,
+    KEY_ID,
+    NOTE_KEY,
+    NOTE_NAME,
+    SECRET,
+    message,
+    signature,
+    two_lines,
+    with_signatures,
+)
 from tests.attacks.archive import Scene
-from tests.attacks.registry import with_key
+from tests.attacks.registry import end_key, with_key
 from tests.attacks.stores import refusing
 
 LOG = Log("audit", 0)
@@ -42,11 +52,18 @@ class Hmac:
         return hmac.digest(self.secret, message, "sha256")
 
 
-def signed(line: bytes, signer: Signer) -> bytes:
-    """Sign a list of tables, two lines over custody/tables/1."""
-    value = base64.b64encode(signer.sign(f"custody/tables/1\n{sha256(line).hexdigest()}\n".encode())).decode()
-    second = {"signatures": [{"key": signer.key_id, "algorithm": signer.algorithm, "value": value}]}
-    return line + b"\n" + json.dumps(second).encode() + b"\n"
+@dataclass(frozen=True)
+class Ed25519:
+    """Signs with the key of checkpoints."""
+
+    key_id: str = NOTE_NAME
+    algorithm: Algorithm = "Ed25519"
+
+    def sign(self, message: bytes) -> bytes:
+        return NOTE_KEY.sign(message)
+
+
+FORM = "custody/tables/1"
 
 
 @pytest.fixture
@@ -55,7 +72,7 @@ def tabled(scene: Scene) -> Scene:
     scene.delete(*scene.listed("tables/"))
     store = open_store(str(scene.root))
     end = len(scene.main.lines)
-    with TableWriter(store, LOG, 0, end, archive=ARCHIVE_ID, signers=[Hmac()]) as writer:
+    with TableWriter(store, LOG, 0, end, archive=ARCHIVE_ID, signers=(Hmac(), Ed25519())) as writer:
         verify(store, scene.trust, now=scene.now, sink=writer, scope=Scope({LOG: (Span(0, end),)}, listing=False))
         assert writer.finish() == 136
     return scene
@@ -127,7 +144,21 @@ def the_list(scene: Scene) -> str:
     return key
 
 
-def listed_by(signer: Signer, rows: int = 136, **changes: Any) -> Callable[[Scene, str], None]:
+def by_both(line: bytes) -> bytes:
+    return two_lines(line, FORM)
+
+
+def by_one(signer: Hmac | Ed25519) -> Callable[[bytes], bytes]:
+    """Sign as manifests are, with one key."""
+
+    def sign(line: bytes) -> bytes:
+        one = signature(signer.key_id, signer.algorithm, signer.sign(message(line, FORM)))
+        return with_signatures(line, [one])
+
+    return sign
+
+
+def listed_by(sign: Callable[[bytes], bytes], rows: int = 136, **changes: Any) -> Callable[[Scene, str], None]:
     """Name an edited table in a list of one's own, in the place of the true one."""
 
     def apply(scene: Scene, key: str) -> None:
@@ -137,16 +168,26 @@ def listed_by(signer: Signer, rows: int = 136, **changes: Any) -> Callable[[Scen
         (ref,) = made["files"]
         ref.update(key=new, sha256=sha256(scene.read(new)).hexdigest(), rows=rows)
         scene.delete(the_list(scene))
-        data = signed(json.dumps(made | changes).encode(), signer)
+        data = sign(json.dumps(made | changes).encode())
         scene.put(tables.list_key(LOG, 0, len(scene.main.lines), data), data)
 
     return apply
 
 
-def list_of_a_key_that_ended(scene: Scene, key: str) -> None:
+def list_of_a_key_that_ended(key_id: str) -> Callable[[Scene, str], None]:
     """Sign a list with a key that leaked: when it was made nobody can tell."""
-    listed_by(Hmac())(scene, key)
-    with_key(scene, until={str(LOG): Head(len(scene.main.lines), scene.main.head[1])})
+
+    def apply(scene: Scene, key: str) -> None:
+        listed_by(by_both)(scene, key)
+        end_key(scene, key_id)
+
+    return apply
+
+
+def list_outside_a_span(scene: Scene, key: str) -> None:
+    """Sign a list when the key might not sign any more."""
+    listed_by(by_both)(scene, key)
+    with_key(scene, NOTE_NAME, to=scene.now - timedelta(days=10_000))
 
 
 def list_edited(scene: Scene, key: str) -> None:
@@ -175,13 +216,17 @@ ATTACKS = {
     "list edited": list_edited,
     "list removed": list_removed,
     "list that is noise": list_that_is_noise,
-    "list by an unknown key": listed_by(Hmac(b"x" * 32, "who")),
-    "list by a wrong secret": listed_by(Hmac(b"x" * 32)),
-    "list by a key that ended": list_of_a_key_that_ended,
-    "list of another archive": listed_by(Hmac(), archive="0" * 8 + ARCHIVE_ID[8:]),
-    "list of another log": listed_by(Hmac(), log="audit/1"),
-    "list of nothing": listed_by(Hmac(), files=[]),
-    "list of a row less": listed_by(Hmac(), rows=135),
+    "list by an unknown key": listed_by(partial(two_lines, form=FORM, secret=b"x" * 32, key_id="who")),
+    "list by a wrong secret": listed_by(partial(two_lines, form=FORM, secret=b"x" * 32)),
+    "list by the HMAC key alone": listed_by(by_one(Hmac())),
+    "list by the Ed25519 key alone": listed_by(by_one(Ed25519())),
+    "list by an HMAC key that ended": list_of_a_key_that_ended(KEY_ID),
+    "list by an Ed25519 key that ended": list_of_a_key_that_ended(NOTE_NAME),
+    "list outside a span": list_outside_a_span,
+    "list of another archive": listed_by(by_both, archive="0" * 8 + ARCHIVE_ID[8:]),
+    "list of another log": listed_by(by_both, log="audit/1"),
+    "list of nothing": listed_by(by_both, files=[]),
+    "list of a row less": listed_by(by_both, rows=135),
 }
 
 
@@ -213,11 +258,13 @@ def test_a_store_that_does_not_answer_says_nothing_against_tables(tabled: Scene,
 
 
 def test_a_key_that_does_not_answer_says_nothing_against_tables(tabled: Scene) -> None:
-    """So it is where the list's signature cannot be checked, and a wrong table is found once it can."""
+    """So it is where neither signature of the list can be checked, and a wrong table is found once one can."""
     (key,) = parquet(tabled)
     changed(tabled, key)
     trusted = tabled.trust
     with_key(tabled, material=None)
+    assert found(tabled) == ["tables"]
+    with_key(tabled, NOTE_NAME, material=None)
     (one,) = checked(tabled, open_store(str(tabled.root)))
     assert (one.finding, one.log, one.sequence) == ("unreadable", "audit/0", None)
     tabled.trust = trusted

@@ -4,6 +4,8 @@ Loads a real Kafka with events over four partitions; then drains them in a child
 each with the plain baseline before and after it on a share of the same events, since machines are noisy and ratios are
 what lasts. Then verifies an archive, every event parsed. Needs Java and Maven, as the tests do. Reports the median of
 the rounds, and the range of their ratios; judges nothing.
+
+With `--leaves` it drains in pairs instead, with `drain.event_leaves` and without, and reports what that costs.
 """
 
 import argparse
@@ -29,12 +31,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from custody import archive, segment, store
-from custody.keys import new_keyring
+from custody import segment, store
+from custody.archive import writer
+from custody.keys import new_keyring, open_signers
+from custody.leaves import OpenLeaves
 from custody.settings import Settings
 from flows.sample import sample_events
 from tasks import assemble, drain
-from tasks.kafka import PARTITION_EOF, Feed
+from tasks.kafka import PARTITION_EOF, Feed, Position
 from tests.servers.kafka import KafkaServer
 
 PARTITIONS = 4
@@ -104,7 +108,8 @@ def run_custody() -> dict[str, Any]:
     stages.watch(Feed, "read", "fetch and decompress, in librdkafka (waiting included)")
     stages.watch(assemble, "check", "check events against their types")
     stages.watch(segment, "pack", "SHA-256 and gzip")
-    stages.watch(archive.LogWriter, "append", "put segments and manifests (beside the others)")
+    stages.watch(OpenLeaves, "add", "hash events one by one (drain.event_leaves)")
+    stages.watch(writer.LogWriter, "append", "put segments and manifests (beside the others)")
 
     def step() -> dict[str, float]:
         results = drain.drain_logs(Settings(), once=True)
@@ -134,7 +139,7 @@ def run_baseline(limit: int) -> dict[str, Any]:
     def step() -> dict[str, float]:
         waiting: dict[int, list[str]] = defaultdict(list)
         events = bytes_in = bytes_out = ended = 0
-        with Feed(kafka, "baseline", dict.fromkeys(places, 0)) as feed:
+        with Feed(kafka, "baseline", dict.fromkeys(places, Position(0))) as feed:
             while ended < len(places) and events < limit:
                 for message in feed.read(2000, 0.1):
                     error = message.error()
@@ -162,7 +167,7 @@ def run_read() -> dict[str, Any]:
 
     def step() -> dict[str, float]:
         events = ended = 0
-        with Feed(kafka, "read", dict.fromkeys(places, 0)) as feed:
+        with Feed(kafka, "read", dict.fromkeys(places, Position(0))) as feed:
             while ended < len(places):
                 for message in feed.read(drain.READ_RECORDS, 0.1):
                     if message.error() is None:
@@ -208,16 +213,48 @@ def verify(environment: dict[str, str]) -> dict[str, float]:
     return {"wall": wall, "cpu": cpu}
 
 
+def new_archive(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Write `archive.json` into a folder, and return the environment of a drain into it."""
+    signers = open_signers(environment["CUSTODY_KEYS"], datetime.now(UTC))
+    writer.create_archive(store.open_store(str(folder)), signers.both)
+    return {**environment, "CUSTODY_ARCHIVE": str(folder)}
+
+
+def compare_leaves(console: Console, folder: Path, environment: dict[str, str], rounds: int) -> None:
+    """Drain in pairs, one with leaves and one without, each first in turn, and print what leaves cost."""
+    costs: list[dict[str, float]] = []
+    for number in range(rounds):
+        cost = {}
+        for leaves in ("true", "false") if number % 2 else ("false", "true"):
+            place = folder / f"archive-{number}-{leaves}"
+            figures = child("custody", {**new_archive(place, environment), "CUSTODY_DRAIN__EVENT_LEAVES": leaves})
+            cost[leaves] = figures["cpu"] / figures["events"] * 1e9
+            shutil.rmtree(place)
+        costs.append(cost)
+        console.print(
+            f"pair {number}: {cost['false']:,.0f} ns of CPU an event without leaves, {cost['true']:,.0f} with them:"
+            f" ratio {cost['true'] / cost['false']:.3f}"
+        )
+    plain, leafy = (median(cost[leaves] for cost in costs) for leaves in ("false", "true"))
+    ratio = median(cost["true"] / cost["false"] for cost in costs)
+    console.print(f"median: {plain:,.0f} ns without leaves, {leafy:,.0f} with them; ratio of pairs {ratio:.3f}")
+
+
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--leaves", action="store_true", help="measure what drain.event_leaves costs, in pairs")
     parser.add_argument("--role", choices=["custody", "baseline", "read"], help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        roles = {"custody": run_custody, "read": run_read, "baseline": lambda: run_baseline(options.limit)}
+        roles: dict[str, Callable[[], dict[str, Any]]] = {
+            "custody": run_custody,
+            "read": run_read,
+            "baseline": lambda: run_baseline(options.limit),
+        }
         print(json.dumps(roles[options.role]()))
         return
 
@@ -243,10 +280,12 @@ def main() -> None:
             }
             limit = str(int(options.events * BASELINE_SHARE))
             read = child("read", {**common, "CUSTODY_ARCHIVE": str(folder / "none")})
+            if options.leaves:
+                compare_leaves(console, folder, common, options.rounds)
+                return
             plain, custody = [baseline(folder / "plain-0", common, limit)], []
             for number in range(options.rounds):
-                ours = {**common, "CUSTODY_ARCHIVE": str(folder / f"archive-{number}")}
-                archive.create_archive(store.open_store(ours["CUSTODY_ARCHIVE"]))
+                ours = new_archive(folder / f"archive-{number}", common)
                 custody.append(child("custody", ours))
                 plain.append(baseline(folder / f"plain-{number + 1}", common, limit))
                 if number:

@@ -30,11 +30,12 @@ from elasticsearch import Elasticsearch
 from elasticsearch.helpers import parallel_bulk
 from rich.console import Console
 
-from custody.archive import list_logs, read_manifest
+from custody.archive.reader import list_logs, read_manifest
 from custody.errors import ObjectMissing
 from custody.keys import new_keyring
 from custody.layout import Log
-from custody.segment import SEGMENT_LIMIT, inflate
+from custody.limits import SEGMENT_BYTES
+from custody.segment import inflate
 from custody.settings import SearchSettings, Settings
 from custody.store import open_store
 from flows.sample import sample_events
@@ -42,6 +43,7 @@ from tasks.documents import ORIGIN, Documents
 from tasks.index import index_logs
 from tasks.search import Search
 from tests.benchmarks import verify
+from tests.reading import anything
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.ports import free_ports
@@ -76,12 +78,12 @@ def run_helper(archive: Path, server: ElasticsearchServer, prefix: str) -> float
             for log in list_logs(store):
                 for sequence in range(1 << 40):
                     try:
-                        statement = read_manifest(store, log, sequence).statement
+                        statement = read_manifest(store, log, sequence, anything).statement
                     except ObjectMissing:
                         break
                     if statement.segment is None:
                         continue
-                    data = store.read(statement.segment.key, limit=SEGMENT_LIMIT)
+                    data = store.read(statement.segment.key, limit=SEGMENT_BYTES)
                     for batch in statement.batches:
                         payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
                         for offset, line in enumerate(payload.splitlines(), batch.first_offset):

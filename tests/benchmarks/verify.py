@@ -26,8 +26,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from custody.archive import LogWriter, create_archive, read_archive
+from custody.archive.reader import read_archive
+from custody.archive.writer import LogWriter, create_archive
 from custody.keys import new_keyring, open_signers
+from custody.leaves import LeafMaker
 from custody.manifest import LogId
 from custody.settings import Settings
 from custody.store import Store, open_store
@@ -69,6 +71,9 @@ class Message:
     def timestamp(self) -> tuple[int, int]:
         return TIME_CREATE, int(BEGIN.timestamp() * 1000) + self.at // 5
 
+    def leader_epoch(self) -> int:
+        return 0
+
 
 class Unsynced:
     """A folder that is written without waiting for the disk: a hundred thousand small objects are to be made soon."""
@@ -94,25 +99,33 @@ def records(number: int, seed: int) -> Iterator[Message]:
         yield Message(offset, content)
 
 
-def write_log(url: str, keyring: Path, partition: int, events: int, *, small: bool) -> int:
+def write_log(url: str, keyring: Path, partition: int, events: int, *, small: bool, leaves: bool) -> int:
     """Write a log of an archive that was made, and return the bytes of its events."""
     store: Any = open_store(url, Settings().s3)
     if small:
         store = Unsynced(store, Path(url))
     uri = f"file:{keyring}"
     statements = 0
+    archive, signers = read_archive(store).id, open_signers(uri, datetime.now(UTC))
     writer = LogWriter(
         store,
-        read_archive(store),
+        archive,
         LogId("cluster", _TOPIC, "topic-id", partition, 1),
-        signers=open_signers(uri, datetime.now(UTC)),
+        signer=signers.hmac(),
         trust=open_trust([uri]),
         writer="custody/benchmark",
         clock=lambda: BEGIN + timedelta(seconds=statements),
     )
     writer.open()
     drain = Settings().drain
-    assembler = Assembler(0, batch_events=drain.batch_events, segment_bytes=drain.segment_bytes, level=drain.level)
+    assembler = Assembler(
+        0,
+        batch_events=drain.batch_events,
+        segment_bytes=drain.segment_bytes,
+        level=drain.level,
+        number=writer.next_batch,
+        leaves=LeafMaker(signers.leaves, archive, str(writer.log)) if leaves and signers.leaves else None,
+    )
     source = records(events, SEED + partition)
     size = 0
     while some := list(islice(source, SMALL_EVENTS if small else _READ)):
@@ -126,18 +139,19 @@ def write_log(url: str, keyring: Path, partition: int, events: int, *, small: bo
     return size
 
 
-def build(url: str, folder: Path, events: int, *, ed25519: bool = True, small: bool = False) -> tuple[Path, int]:
+def build(url: str, folder: Path, events: int, *, small: bool = False, leaves: bool = False) -> tuple[Path, int]:
     """Write an archive, two logs at a time, and return its keyring and the bytes of its events."""
     keyring = folder / "keyring.json"
-    new_keyring(keyring, BEGIN - timedelta(days=1), ed25519=ed25519)
-    create_archive(open_store(url, Settings().s3))
+    new_keyring(keyring, BEGIN - timedelta(days=1))
+    create_archive(open_store(url, Settings().s3), open_signers(f"file:{keyring}", datetime.now(UTC)).both)
     size = 0
     command = [sys.executable, "-m", "tests.benchmarks.verify", "--role", "write", "--url", url, "--keyring", keyring]
     share = str(events // LOGS)
+    flags = [*(["--small"] if small else []), *(["--leaves"] if leaves else [])]
     for begin in range(0, LOGS, 2):
         children = [
             subprocess.Popen(
-                [*map(str, command), "--partition", str(partition), "--events", share, *(["--small"] if small else [])],
+                [*map(str, command), "--partition", str(partition), "--events", share, *flags],
                 stdout=subprocess.PIPE,
             )
             for partition in range(begin, begin + 2)
@@ -249,35 +263,35 @@ def chain_table(rows: Sequence[tuple[str, dict[str, float]]]) -> Table:
     return table
 
 
-def run_folder(folder: Path, events: int, console: Console) -> tuple[str, int, dict[str, float]]:
+def run_folder(folder: Path, events: int, console: Console, *, leaves: bool) -> tuple[str, int, dict[str, float]]:
     """Measure an archive in a folder."""
     folder.mkdir()
     url = str(folder / "archive")
-    keyring, size = build(url, folder, events)
+    keyring, size = build(url, folder, events, leaves=leaves)
     console.print(f"folder: {events:,} events of {size / events:.0f} bytes written; seed {SEED}")
     return "file://", events, verify(url, keyring, expect={"events": events})
 
 
-def run_s3(folder: Path, events: int, console: Console) -> tuple[str, int, dict[str, float]]:
+def run_s3(folder: Path, events: int, console: Console, *, leaves: bool) -> tuple[str, int, dict[str, float]]:
     """Measure an archive on an S3 server of this machine."""
     folder.mkdir()
     with SeaweedServer(folder / "seaweed") as server:
         url = f"s3://{server.make_bucket()}/archive"
         os.environ.update({**server.environment(), "CUSTODY_S3__ENDPOINT_URL": server.endpoint_url})
-        keyring, size = build(url, folder, events)
+        keyring, size = build(url, folder, events, leaves=leaves)
         console.print(f"S3: {events:,} events of {size / events:.0f} bytes written; seed {SEED}")
         return "s3:// (SeaweedFS beside it)", events, verify(url, keyring, expect={"events": events})
 
 
-def run_chain(folder: Path, manifests: int, console: Console, *, ed25519: bool) -> tuple[str, dict[str, float]]:
+def run_chain(folder: Path, manifests: int, console: Console) -> tuple[str, dict[str, float]]:
     """Measure the chain alone."""
     folder.mkdir()
     url = str(folder / "archive")
     events = manifests * SMALL_EVENTS
-    keyring, _ = build(url, folder, events, ed25519=ed25519, small=True)
+    keyring, _ = build(url, folder, events, small=True)
     console.print(f"chain: {manifests:,} statements of {SMALL_EVENTS} events written; seed {SEED}")
     figures = verify(url, keyring, "--chain-only", expect={"statements": manifests})
-    return "HMAC-SHA256 and Ed25519" if ed25519 else "HMAC-SHA256", figures
+    return "HMAC-SHA256", figures
 
 
 def main() -> None:
@@ -285,7 +299,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=10_000_000, help="in the folder")
     parser.add_argument("--s3-events", type=int, default=4_000_000, help="on the S3 server; 0 leaves it out")
-    parser.add_argument("--manifests", type=int, default=100_000, help="of each chain; 0 leaves them out")
+    parser.add_argument("--manifests", type=int, default=100_000, help="of the chain; 0 leaves it out")
+    parser.add_argument("--leaves", action="store_true", help="commit to each event alone")
     parser.add_argument("--folder", type=Path, help="where to write; it must not exist, and is kept")
     parser.add_argument("--role", choices=["write"], help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
@@ -294,7 +309,15 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        print(write_log(options.url, options.keyring, options.partition, options.events, small=options.small))
+        written = write_log(
+            options.url,
+            options.keyring,
+            options.partition,
+            options.events,
+            small=options.small,
+            leaves=options.leaves,
+        )
+        print(written)
         return
 
     console = Console(highlight=False)
@@ -302,14 +325,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="custody-benchmark-") as name:
         folder = options.folder or Path(name)
         folder.mkdir(exist_ok=not options.folder)
-        whole = [run_folder(folder / "folder", options.events, console)] if options.events else []
+        whole = (
+            [run_folder(folder / "folder", options.events, console, leaves=options.leaves)] if options.events else []
+        )
         if options.s3_events:
-            whole.append(run_s3(folder / "s3", options.s3_events, console))
-        chains = [
-            run_chain(folder / f"chain-{ed25519}", options.manifests, console, ed25519=ed25519)
-            for ed25519 in (False, True)
-            if options.manifests
-        ]
+            whole.append(run_s3(folder / "s3", options.s3_events, console, leaves=options.leaves))
+        chains = [run_chain(folder / "chain", options.manifests, console)] if options.manifests else []
     if whole:
         console.print(events_table(whole))
     if chains:

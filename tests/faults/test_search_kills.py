@@ -118,7 +118,7 @@ def test_roll_killed_at_every_call(world: World) -> None:
 @pytest.mark.timeout(500)
 def test_expiry_killed_at_its_calls(world: World, tmp_path: Path) -> None:
     """Killed before every second call: the end of life is signed before anything is gone, and all verifies."""
-    source = Growing(tmp_path / "old", begun=NOW - timedelta(days=10))
+    source = Growing(tmp_path / "old", begun=NOW - timedelta(days=10), retention_days=1)
     source.append(3)
     probe = World(source.copy(tmp_path / "probe"), world.url, world.prefix)
     code, report = probe.run("expire", Plan())

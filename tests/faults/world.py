@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from custody.archive import create_archive
+from custody.archive.writer import create_archive
 from custody.events import reason
 from custody.keys import new_keyring
 from custody.settings import Settings
@@ -121,10 +121,10 @@ def make_world(
     """Return a world with an empty archive: in a folder, or where it is said."""
     folder.mkdir(exist_ok=True)
     keyring = folder / "keyring.json"
-    new_keyring(keyring, datetime.now(UTC))
+    ring = new_keyring(keyring, datetime.now(UTC))
     where = archive or str(folder / "archive")
     store = open_store(where, s3 or S3Options())
-    create_archive(store)
+    create_archive(store, ring.signers(datetime.now(UTC)).both)
     store.close()
     topic = kafka.create_topic(kafka.unused_name("faults"), partitions)
     environment = {

@@ -2,12 +2,17 @@
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from custody import cli
 from custody.errors import TransientSourceError
+from flows.cli import app as operators
+from flows.render import drain_table
+from tasks.drain import LogResult
 from tasks.kafka import Broker
 from tests.environment import clear_settings
 from tests.sample import Sample, make_archive
@@ -46,26 +51,48 @@ def test_status_shows_heads_while_kafka_is_away(capsys: pytest.CaptureFixture[st
     assert run("status", "--json") == 0
     (line,) = capsys.readouterr().out.splitlines()
     row = json.loads(line)
-    assert (row["log"], row["size"], row["root"]) == (str(sample.log), sample.head.size, sample.head.root)
+    head = sample.tip.head
+    assert (row["log"], row["size"], row["root"]) == (str(sample.log), head.size, head.root.hex())
     assert row["lag"] is None
     assert run("status") == 0
     assert str(sample.log) in capsys.readouterr().out
 
 
-def test_status_names_a_log_that_cannot_be_read(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sample: Sample, tmp_path: Path
-) -> None:
-    """A damaged manifest is said, with a failing exit code, and hides no other log."""
-    folder = tmp_path / "damaged"
+@pytest.fixture
+def newest(monkeypatch: pytest.MonkeyPatch, sample: Sample, tmp_path: Path) -> Path:
+    """The newest manifest of a copy of the archive, at which the settings point."""
+    folder = tmp_path / "copy"
     shutil.copytree(sample.folder, folder)
-    newest = max((folder / "manifests").rglob("*.json"))
-    newest.write_bytes(b"not a manifest")
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(folder))
+    return max((folder / "manifests").rglob("*.json"))
+
+
+def test_status_names_a_log_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], sample: Sample, newest: Path
+) -> None:
+    """A head that does not hold together is said, with a failing exit code."""
+    root = json.loads(newest.read_bytes().split(b"\n")[0])["tree"]["root"]
+    newest.write_bytes(newest.read_bytes().replace(root.encode(), b"0" * 64))
     assert run("status") == 1
-    assert newest.name in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert str(sample.log) in err
+    assert newest.name in err
 
 
-@pytest.mark.parametrize("command", [("drain", "--once"), ("status",), ("new-life", "audit.events")])
+@pytest.mark.parametrize("keys", [True, False])
+def test_status_passes_over_what_is_no_statement(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sample: Sample, newest: Path, *, keys: bool
+) -> None:
+    """Whoever can write into the archive, and has no key, cannot hide where a log ends."""
+    if keys:
+        monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    newest.with_name(f"{sample.tip.size:012}.json").write_bytes(b"not a manifest")
+    assert run("status", "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["size"], row["root"]) == (sample.tip.head.size, sample.tip.head.root.hex())
+
+
+@pytest.mark.parametrize("command", [("drain", "--once"), ("status",), ("new-epoch", "audit.events")])
 def test_wrong_setting_is_said_before_anything_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
@@ -81,3 +108,16 @@ def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.Captur
     shown = capsys.readouterr().out
     for command in (*cli.OPERATORS_COMMANDS, "verify", "show", "keys", "config", "init"):
         assert command in shown
+    commands = [one.name or getattr(one.callback, "__name__", "") for one in operators.registered_commands]
+    assert sorted(cli.OPERATORS_COMMANDS) == sorted(name.rstrip("_") for name in commands)
+
+
+def test_a_table_of_logs_shows_whole_names() -> None:
+    """However narrow the terminal is, a log's name is not cut: its end tells partitions apart."""
+    log = f"audit.{'x' * 60}.events/17"
+    result = LogResult(log=log, outcome="drained", lag=0, root="0" * 64)
+    console = Console(width=80, file=StringIO())
+    console.print(drain_table([result]))
+    assert isinstance(console.file, StringIO)
+    column = "".join(line[:15].strip() for line in console.file.getvalue().splitlines()[3:])
+    assert column == log

@@ -23,7 +23,7 @@ from tests.servers.ports import free_ports
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
     """An archive of ten days ago, that the settings name, and whose life lasts nine."""
-    growing = Growing(tmp_path / "old", begun=datetime.now(UTC) - timedelta(days=10))
+    growing = Growing(tmp_path / "old", begun=datetime.now(UTC) - timedelta(days=10), retention_days=1)
     growing.append(3)
     clear_settings(monkeypatch)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))

@@ -5,28 +5,27 @@ import shutil
 import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from custody import checkpoints
-from custody.archive import read_archive
-from custody.checkpoint import NoteKey, origin_of, parse_note
-from custody.keys import open_signers
-from custody.layout import Log, checkpoint_key, manifest_key
+from custody.archive.evidence import unpack
+from custody.archive.forms import statements_of
+from custody.archive.prove import make_evidence
+from custody.archive.witness import Witness
+from custody.layout import checkpoint_key, manifest_key
 from custody.manifest import parse
-from custody.proofs import Proofs
-from custody.store import open_store
-from custody.trust import open_trust
-from custody.witness import Witness
-from tests.sample import Growing
+from custody.tlog.checkpoint import NoteKey, origin_of, parse_note
+from custody.tlog.head import Head
+from custody.tlog.proofs import Proofs
+from tests.leafy import Leafy
 from tests.servers.require import unavailable
 
 HERE = Path(__file__).parent / "tlog"
-LOG = Log("audit.grows", 0)
-WITNESSED = datetime(2026, 11, 24, 12, tzinfo=UTC)
+WITNESSED = datetime.now(UTC)
 Check = Callable[[dict[str, Any]], str]
 
 
@@ -59,31 +58,38 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
 
 def sealed(root: Path, size: int, index: int, older: int) -> dict[str, Any]:
     """Write an archive of so many statements with a checkpoint, and return what the Go program is to check of it."""
-    growing = Growing(root)
-    growing.append(size)
-    uri = f"file:{growing.keyring}"
-    store = open_store(str(growing.folder))
-    signer = checkpoints.find_signer(open_signers(uri, datetime.now(UTC)))
-    assert signer is not None
-    checkpoints.write_checkpoint(store, LOG, open_trust([uri]), signer)
-    note = store.read(checkpoint_key(LOG, size), limit=10**6)
+    leafy = Leafy(root / "of")
+    for start in range(0, 2 * size, 2):
+        leafy.append([start, start + 1])
+    leafy.checkpoint()
+    signer = leafy.signers.ed25519()
+    note = (leafy.folder / checkpoint_key(leafy.log, size)).read_bytes()
     assert parse_note(note).signatures[0].name == signer.key_id
-    lines = [parse(store.read(manifest_key(LOG, one), limit=10**6)).line for one in range(size)]
-    proofs = Proofs(store, LOG)
-    witness = Witness(root / "witness")
-    archive = read_archive(store).archive
-    (seen,) = witness.watch(store, open_trust([uri]), archive, WITNESSED)
+    manifests = [parse((leafy.folder / manifest_key(leafy.log, one)).read_bytes()) for one in range(size)]
+    assert {len(one.message) for one in manifests} == {84}
+    proofs = Proofs(leafy.store, str(leafy.log), statements_of(leafy.log))
+    witness = Witness(root / "witness", WITNESSED)
+    (seen,) = witness.watch(leafy.store, leafy.public, WITNESSED)
     assert (seen.outcome, seen.size) == ("first", size)
+    assert seen.path is not None
+    # The proofs are those that evidence holds.
+    auditor = replace(leafy.public, heads={str(leafy.log): Head(older, proofs.root(older))})
+    made = make_evidence(leafy.store, leafy.log, 2 * index, leafy.own, WITNESSED, note=seen.path.read_bytes(),
+                         auditor=auditor)  # fmt: skip
+    members = unpack(made.data)
+    proof = json.loads(members["proof.json"])
+    assert proof["inclusion"] == [node.hex() for node in proofs.inclusion(index, size)]
+    consistency = [one["proof"] for one in proof["consistency"] if one["size"] == older]
     return {
-        "statements": [b64encode(line).decode() for line in lines],
+        "statements": [b64encode(one.line).decode() for one in manifests],
         "note": note.decode(),
-        "vkey": NoteKey(signer.key_id, signer.public).vkey,  # type: ignore[attr-defined]
-        "origin": origin_of(signer.key_id, archive, LOG),
+        "vkey": NoteKey(signer.key_id, signer.public).vkey,
+        "origin": origin_of(leafy.id, leafy.log),
         "index": index,
-        "inclusion": [node.hex() for node in proofs.inclusion(index, size)],
+        "inclusion": proof["inclusion"],
         "older": older,
-        "consistency": [node.hex() for node in proofs.consistency(older, size)],
-        "cosigned": (root / "witness" / archive / str(LOG) / f"{size:012}").read_text(),
+        "consistency": consistency[0] if older < size else [],
+        "cosigned": members["checkpoint.txt"].decode(),
         "witness": witness.key.vkey,
         "time": int(WITNESSED.timestamp()),
     }
@@ -103,13 +109,13 @@ def test_go_refuses(check: Check, tmp_path: Path) -> None:
     """What was changed, Go refuses: so the agreement above says something."""
     good = sealed(tmp_path, 5, 2, 3)
     other = b64encode(b'{"format":"custody/manifest/1"}').decode()
-    stranger = Witness(tmp_path / "stranger").key
+    stranger = Witness(tmp_path / "stranger", WITNESSED).key
     lines = good["cosigned"].splitlines(keepends=True)
-    assert [line.split(" ")[1] for line in lines[-2:]] == [good["vkey"].split("+")[0], stranger.name]
+    assert [line.split(" ")[1] for line in lines[-2:]] == [good["vkey"].split("+")[0], good["witness"].split("+")[0]]
     cosignature = b64decode(lines[-1].split(" ")[2])
     # The time is signed, too: a second later it is another.
     later = cosignature[:11] + bytes([cosignature[11] ^ 1]) + cosignature[12:]
-    plain = NoteKey(stranger.name, b64decode(good["witness"].split("+", 2)[2])[1:])
+    plain = NoteKey(good["witness"].split("+")[0], b64decode(good["witness"].split("+", 2)[2])[1:])
     changed = {
         "note": good | {"note": good["note"].replace("\n5\n", "\n6\n")},
         "root": good | {"statements": [*good["statements"][:4], other]},
@@ -120,7 +126,7 @@ def test_go_refuses(check: Check, tmp_path: Path) -> None:
         "cosigned, by a key of another type": good | {"witness": plain.vkey},
         "cosigned, at another time": good | {"time": good["time"] + 1},
         "cosigned, with a time that was changed": good
-        | {"cosigned": "".join([*lines[:-1], f"— {stranger.name} {b64encode(later).decode()}\n"])},
+        | {"cosigned": "".join([*lines[:-1], f"— {plain.name} {b64encode(later).decode()}\n"])},
         "cosigned, with a text that was changed": good | {"cosigned": good["cosigned"].replace("\n5\n", "\n6\n")},
     }
     for part, given in changed.items():

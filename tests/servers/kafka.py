@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 import uuid
@@ -46,6 +47,8 @@ _FORMAT_SECONDS = 60
 _START_SECONDS = 60
 _STOP_SECONDS = 30
 _ADMIN_SECONDS = 20.0
+_BATCH_HEAD = 12
+"""Bytes of a record batch before what its size counts: its base offset and that size."""
 _NO_LEADER_YET = frozenset(
     {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
 )
@@ -215,6 +218,25 @@ class KafkaServer:
         places = [TopicPartition(name, partition, offset) for partition, offset in before.items()]
         for answer in self.admin.delete_records(places).values():
             answer.result(_ADMIN_SECONDS)
+
+    def truncate(self, name: str, offset: int, partition: int = 0) -> None:
+        """Cut a partition at the batch that begins at an offset, as a disk that lost its last writes: while stopped."""
+        data = self.folder / "data"
+        folder = data / f"{name}-{partition}"
+        (log,) = folder.glob("*.log")
+        content, end = log.read_bytes(), 0
+        while True:
+            base, size = struct.unpack_from(">qi", content, end)
+            if base >= offset:
+                break
+            end += _BATCH_HEAD + size
+        with log.open("r+b") as file:
+            file.truncate(end)
+        # What the broker made of the log it makes again, as after an unclean end.
+        for path in folder.iterdir():
+            if path.name not in {log.name, "partition.metadata"}:
+                path.unlink()
+        (data / ".kafka_cleanshutdown").unlink(missing_ok=True)
 
     def watermarks(self, name: str, partition: int = 0) -> tuple[int, int]:
         """Return a partition's first offset and the read-uncommitted end."""

@@ -82,6 +82,23 @@ def test_a_killed_broker_keeps_its_records(tmp_path: Path) -> None:
         unavailable(str(error))
 
 
+def test_a_truncated_partition_grows_again(tmp_path: Path) -> None:
+    """A partition that lost its last batches goes on where it was cut, in a later leader epoch."""
+    try:
+        with KafkaServer(tmp_path / "own", heap="256m") as server:
+            topic = server.create_topic("cut")
+            for number in range(10):
+                produce(server, topic, [b"old %d" % number])
+            server.stop()
+            server.truncate(topic, 6)
+            server.start()
+            assert server.watermarks(topic) == (0, 6)
+            produce(server, topic, [b"new"])
+            assert consume(server, topic, 7) == [*(b"old %d" % number for number in range(6)), b"new"]
+    except KafkaUnavailableError as error:
+        unavailable(str(error))
+
+
 def test_no_broker_outlives_its_owner(tmp_path: Path) -> None:
     """A broker whose owner was killed with -9 ends, and its folder goes."""
     program = (

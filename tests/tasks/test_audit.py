@@ -10,12 +10,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from custody import acceptance, manifest, merkle
+from custody import acceptance
 from custody import audit as form
-from custody.errors import ConfigurationError, Fenced
+from custody.errors import ConfigurationError, Fenced, HeadRollback
 from custody.settings import AuditSettings, Settings
 from custody.store import open_store
-from custody.trust import accept, open_trust
+from custody.times import format_time, parse_time
+from custody.tlog import merkle
+from custody.trust import open_trust
+from custody.trust_file import accept
 from custody.verify import Report, verify
 from tasks import audit as engine
 from tasks.audit import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
@@ -178,6 +181,55 @@ def test_killed_audit_goes_on(growing: Growing, monkeypatch: pytest.MonkeyPatch)
     assert conclude(given, again, results).counts["events"] == growing.events
 
 
+def test_what_is_taken_over_is_said(growing: Growing) -> None:
+    """An audit that goes on says from when on it read, and how many pieces an earlier run has read."""
+    growing.append(6)
+    given = settings(growing)
+    begun = datetime.now(UTC)
+    plan = plan_audit(given, ALL, begun)
+    list(verify_pieces(given, plan, plan.pieces[:1], lambda: begun))
+    later = begun + timedelta(minutes=90)
+    again = plan_audit(given, ALL, later)
+    outcome = conclude(given, again, list(verify_pieces(given, again, again.pieces, lambda: later)))
+    made = audit_of(growing, 0)
+    assert outcome.counts[engine.TAKEN_OVER] == made.counts[engine.TAKEN_OVER] == 1
+    assert parse_time(made.started_at) == begun
+    assert run(growing).counts[engine.TAKEN_OVER] == 0
+
+
+@pytest.mark.parametrize("planted", [b"no audit", b"{}\n{}\n", None], ids=["garbage", "two lines", "a forged audit"])
+def test_pieces_of_another_night_are_not_signed(growing: Growing, planted: bytes | None) -> None:
+    """What was read a night before is read again: a segment may have been changed since, and is found.
+
+    Somebody without a key keeps the first night from signing, and takes the obstacle away before the second.
+    """
+    growing.append(6)
+    given = settings(growing)
+    night = datetime.now(UTC)
+    plan = plan_audit(given, ALL, night)
+    results = list(verify_pieces(given, plan, plan.pieces))
+    slot = growing.folder / "audits" / f"{0:012}.json"
+    slot.parent.mkdir(exist_ok=True)
+    if planted is None:
+        other = growing.copy(growing.root / "other")
+        run(other)
+        planted = (other.folder / "audits" / slot.name).read_bytes().replace(b'"notices"', b'"notices" ')
+        planted = planted.replace(b'"verified"', b'"tampered"')
+    slot.write_bytes(planted)
+    # The first night is not stopped by it: it signs behind it.
+    assert conclude(given, plan, results).sequence == 1
+    assert audit_of(growing, 1).passed_over == [sha256(planted).hexdigest()]
+    for path in sorted((growing.folder / "audits").iterdir()):
+        path.unlink()
+    shutil.rmtree(growing.folder / "checkpoints")
+    damage(growing)
+    later = night + timedelta(days=1)
+    again = plan_audit(given, ALL, later)
+    assert again.sequence == plan.sequence
+    found = conclude(given, again, list(verify_pieces(given, again, again.pieces, lambda: later)))
+    assert (found.verdict, found.counts[engine.TAKEN_OVER]) == ("tampered", 0)
+
+
 def test_a_planted_piece_is_not_believed(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result of a piece that somebody else put there, or took from another place, is read again."""
     growing.append(6)
@@ -219,38 +271,17 @@ def test_rollback_is_found(growing: Growing, tmp_path: Path) -> None:
     assert audit_of(growing, 1).heads[growing.log].size == 7
 
 
-def test_a_heartbeat_that_none_may_have_is_not_signed(growing: Growing) -> None:
-    """What archive.json says out of all bounds is found, and no audit of ours signs it or hands it on."""
-    growing.append(1)
-    path = growing.folder / "archive.json"
-    info = path.read_bytes()
-    for seconds in (0, 2**62):
-        path.unlink()
-        path.write_text(json.dumps(json.loads(info) | {"heartbeat": seconds}))
-        assert "archive" in {one["finding"] for one in run(growing).findings}
-        path.unlink()
-        path.write_bytes(info)
-    assert "heartbeat" not in audit_of(growing, 0).counts
-    assert run(growing).findings == ()
-    assert audit_of(growing, 2).counts["heartbeat"] == json.loads(info)["heartbeat"]
-
-
-def test_heartbeat_is_signed(growing: Growing) -> None:
-    """The first audit signs the archive's heartbeat: raised later, it is found, and the true one is handed on."""
+def test_another_archive_file_ends_the_audit(growing: Growing) -> None:
+    """Where archive.json is not the one that our keys signed, nothing is signed for it."""
     growing.append(3)
     run(growing)
-    before = audit_of(growing, 0).counts["heartbeat"]
     path = growing.folder / "archive.json"
-    info = json.loads(path.read_bytes())
-    assert info["heartbeat"] == before
-    path.unlink()
-    path.write_text(json.dumps(info | {"heartbeat": 1000 * before}))
-    later = datetime.now(UTC) + timedelta(seconds=3 * before)
-    outcome = run(growing, now=later)
-    assert [one["finding"] for one in outcome.findings] == ["archive", "stale"]
-    assert outcome.verdict == "tampered"
-    assert audit_of(growing, 1).counts["heartbeat"] == before
-    assert [one.finding for one in judged(growing).findings] == ["archive"]
+    line, _, signatures = path.read_bytes().partition(b"\n")
+    changed = json.loads(line) | {"heartbeat": 31_622_400}
+    overwrite(path, json.dumps(changed, separators=(",", ":")).encode() + b"\n" + signatures)
+    with pytest.raises(HeadRollback, match=r"archive\.json is not signed by trusted keys"):
+        run(growing)
+    assert not (growing.folder / "audits" / f"{1:012}.json").exists()
 
 
 def test_rollback_that_was_accepted(growing: Growing, tmp_path: Path) -> None:
@@ -262,10 +293,10 @@ def test_rollback_that_was_accepted(growing: Growing, tmp_path: Path) -> None:
     (found,) = (one for one in judged(growing).findings if one.finding == "head-rollback")
     trust = tmp_path / "trust.json"
     trust.write_text('{"format":"custody/trust/1"}')
-    accept(trust, acceptance.entries(found, "a drill", "Ada", manifest.format_time(datetime.now(UTC))))
+    accept(trust, acceptance.entries(found, "a drill", "Ada", format_time(datetime.now(UTC))))
     outcome = run(growing, trust=trust)
     (one,) = (one for one in outcome.findings if one["finding"] == "head-rollback")
-    assert (one["sha256"], one["class"]) == (found.sha256, "notice")
+    assert (one["sha256"], one["severity"]) == (found.sha256, "notice")
     assert outcome.exit_code == 3
     (growing.folder / f"manifests/{growing.log}/{4:012}.json").unlink()
     assert run(growing, trust=trust).exit_code == 13
@@ -302,10 +333,51 @@ def test_many_findings_have_an_object(growing: Growing, monkeypatch: pytest.Monk
     damage(growing, 3)
     outcome = run(growing)
     held = audit_of(growing, 0).findings
-    assert isinstance(held, form.FindingsRef)
+    assert isinstance(held, form.ObjectRef)
+    assert held.key == f"audits/objects/{held.sha256}"
     lines = (growing.folder / held.key).read_bytes().splitlines()
     assert [json.loads(line)["finding"] for line in lines] == ["segment-hash"] * 3
     assert outcome.whole.endswith(held.key)
+    assert {one.finding for one in judged(growing).findings} == {"segment-hash"}
+
+
+def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit refers to the lists of tables that were made for it, and to the report of the audit before it."""
+    growing.append(4)
+    run(growing)
+    lists = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "tables/signed").iterdir()}
+    assert {ref.key for ref in audit_of(growing, 0).objects} == lists
+    page = engine.put_report(settings(growing), 0, b"<p>all is well</p>")
+    run(growing)
+    (ref,) = audit_of(growing, 1).objects
+    data = (growing.folder / ref.key).read_bytes()
+    assert ref == form.ObjectRef(f"audits/objects/{ref.sha256}", len(data), sha256(data).hexdigest())
+    assert Path(page.removeprefix("file://")).read_bytes() == data == b"<p>all is well</p>"
+    growing.append(6)
+    monkeypatch.setattr(engine, "OBJECTS_INLINE", 1)
+    run(growing)
+    (ref,) = audit_of(growing, 2).objects
+    assert ref.key == f"audits/objects/{ref.sha256}"
+    listed = [json.loads(line) for line in (growing.folder / ref.key).read_bytes().splitlines()]
+    assert {one["key"].split("/")[1] for one in listed} == {"signed"}
+    assert judged(growing).exit_code == 0
+
+
+@pytest.mark.parametrize("what", ["note", "page"])
+def test_a_report_that_nobody_signed_is_not_referred_to(growing: Growing, what: str) -> None:
+    """A page that somebody without a key has put there is in no audit, nor is one that was changed."""
+    growing.append(1)
+    run(growing, tables=False)
+    page = engine.put_report(settings(growing), 0, b"<p>all is well</p>")
+    if what == "note":
+        note = growing.folder / "reports/audits" / f"{0:012}" / "report.json"
+        line, _, signatures = note.read_bytes().partition(b"\n")
+        forged = json.loads(line) | {"sha256": sha256(b"<p>all is lost</p>").hexdigest()}
+        overwrite(note, json.dumps(forged, separators=(",", ":")).encode() + b"\n" + signatures)
+    else:
+        overwrite(Path(page.removeprefix("file://")), b"<p>all is lost</p>")
+    run(growing)
+    assert audit_of(growing, 1).objects == []
 
 
 def test_two_audits_at_once(growing: Growing) -> None:
@@ -321,9 +393,10 @@ def test_two_audits_at_once(growing: Growing) -> None:
 
 
 def test_an_audit_nobody_signed_is_nothing_to_go_on_from(growing: Growing) -> None:
-    """Where the newest audit was changed, it is a finding, and everything is new again."""
+    """Where the newest audit was changed before a checkpoint covered it, it is a finding, and everything is new."""
     growing.append(4)
     run(growing)
+    (growing.folder / "checkpoints/audits/0" / f"{1:012}").unlink()
     path = growing.folder / "audits" / f"{0:012}.json"
     overwrite(path, path.read_bytes().replace(b'"verdict":"verified"', b'"verdict":"notices" '))
     outcome = run(growing)
@@ -331,22 +404,76 @@ def test_an_audit_nobody_signed_is_nothing_to_go_on_from(growing: Growing) -> No
     assert spans(growing, 1) == [(0, 4, "new")]
 
 
-@pytest.mark.parametrize(
-    "ended",
-    [{"to": "2020-01-01T00:00:00.000000Z"}, {"until": {"audits/0": {"size": 0, "root": merkle.EMPTY_ROOT.hex()}}}],
-    ids=["by its span", "by a head of the audits"],
-)
-def test_an_audit_by_a_key_that_had_ended(growing: Growing, tmp_path: Path, ended: dict[str, Any]) -> None:
-    """What a leaked key signs after its end is nothing to go on from, however well it is signed."""
+@pytest.mark.parametrize("how", ["deleted", "changed", "a hole"])
+def test_audits_that_went_back(growing: Growing, how: str) -> None:
+    """No audit is signed behind fewer audits than a signed checkpoint, or a later audit, tells of."""
+    growing.append(4)
+    given = settings(growing)
+    for _ in range(2):
+        run(growing, tables=False)
+    path = growing.folder / "audits" / f"{0 if how == 'a hole' else 1:012}.json"
+    if how == "a hole":
+        for checkpoint in (growing.folder / "checkpoints/audits/0").iterdir():
+            checkpoint.unlink()
+    kept = path.read_bytes()
+    path.unlink()
+    if how == "changed":
+        path.write_bytes(kept.replace(b'"verdict":"verified"', b'"verdict":"notices" '))
+    before = sorted((growing.folder / "audits").iterdir())
+    with pytest.raises(HeadRollback, match=r"audits/0: .* although .* is there\. Nothing is appended"):
+        plan_audit(given, ALL, datetime.now(UTC))
+    assert sorted((growing.folder / "audits").iterdir()) == before
+    overwrite(path, kept) if path.exists() else path.write_bytes(kept)
+    run(growing, tables=False)
+    assert judged(growing).exit_code == 0
+
+
+def test_audits_that_went_back_meanwhile(growing: Growing) -> None:
+    """What vanishes while an audit reads stops it too."""
+    growing.append(4)
+    given = settings(growing)
+    run(growing, tables=False)
+    plan = plan_audit(given, ALL, datetime.now(UTC))
+    results = list(verify_pieces(given, plan, plan.pieces))
+    (growing.folder / "checkpoints/audits/0" / f"{1:012}").unlink()
+    (growing.folder / "audits" / f"{0:012}.json").unlink()
+    with pytest.raises(HeadRollback, match="size 0, and the plan of this audit remembers 1"):
+        conclude(given, plan, results)
+
+
+def ended(growing: Growing, path: Path, **more: Any) -> Settings:
+    """Return settings whose trust says that our HMAC key has ended."""
+    (key,) = (one for one in open_trust([f"file:{growing.keyring}"]).keys.values() if one.algorithm == "HMAC-SHA256")
+    entries = [{"id": key.id, "algorithm": key.algorithm, "from": None, "to": None, **more}]
+    path.write_text(json.dumps({"format": "custody/trust/1", "keys": entries}))
+    return settings(growing, trust=path)
+
+
+def test_an_audit_signed_outside_a_span(growing: Growing, tmp_path: Path) -> None:
+    """An audit signed outside its key's span is nothing to go on from: all is new."""
     growing.append(4)
     run(growing)
-    (key,) = (one for one in open_trust([f"file:{growing.keyring}"]).keys.values() if one.algorithm == "HMAC-SHA256")
-    entries = [{"id": key.id, "algorithm": key.algorithm, "from": None, "to": None, **ended}]
-    trust = tmp_path / "trust.json"
-    trust.write_text(json.dumps({"format": "custody/trust/1", "keys": entries}))
-    given = settings(growing).model_copy(update={"trust": trust})
+    given = ended(growing, tmp_path / "trust.json", to="2020-01-01T00:00:00.000000Z")
     assert [piece.read for piece in plan_audit(given, ALL, datetime.now(UTC)).pieces] == ["new", "new"]
-    assert [piece.read for piece in plan_audit(settings(growing), ALL, datetime.now(UTC)).pieces] != ["new", "new"]
+
+
+def test_an_audit_by_a_key_that_had_ended(growing: Growing, tmp_path: Path) -> None:
+    """What a leaked key signs behind its end stops the audit, however well it is signed; before its end it counts."""
+    growing.append(4)
+    run(growing)
+    until = {"audits/0": {"size": 0, "root": merkle.EMPTY_ROOT.hex()}}
+    with pytest.raises(HeadRollback, match=r"audits/0{12}\.json does not count: the key .* ended at .* size 0"):
+        plan_audit(ended(growing, tmp_path / "trust.json", until=until), ALL, datetime.now(UTC))
+    signed = (growing.folder / "audits" / f"{0:012}.json").read_bytes()
+    root = merkle.leaf_hash(form.parse(signed).message)
+    name = growing.log
+    head = audit_of(growing, 0).heads[name]
+    until = {"audits/0": {"size": 1, "root": root.hex()}, name: {"size": head.size, "root": head.root}}
+    given = ended(growing, tmp_path / "other.json", until=until)
+    assert plan_audit(given, ALL, datetime.now(UTC)).pieces[-1].read == "again"
+    until["audits/0"]["root"] = "11" * 32
+    with pytest.raises(HeadRollback, match="not shown to lie within that head"):
+        plan_audit(ended(growing, tmp_path / "third.json", until=until), ALL, datetime.now(UTC))
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
@@ -355,7 +482,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     original = engine._verify_piece
 
     def counted(*given: Any) -> Any:
-        read.append(given[-1])
+        read.extend(one for one in given if isinstance(one, Piece))
         return original(*given)
 
     monkeypatch.setattr(engine, "_verify_piece", counted)

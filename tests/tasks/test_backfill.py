@@ -15,18 +15,20 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from custody import tables
+from custody.archive.reader import read_archive
 from custody.errors import ConfigurationError, CustodyError
 from custody.events import EVENT_TYPES
 from custody.layout import Log
-from custody.manifest import format_time, parse_time
 from custody.query import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store import S3Options, Store, open_store
+from custody.times import format_time, parse_time
 from tasks import backfill
 from tasks.backfill import Progress, Request, copy, plan_backfill, restore
 from tasks.costs import estimate
 from tasks.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
 from tasks.index import index_logs
+from tasks.report import check_tables, list_tables
 from tasks.roll import roll_indices
 from tasks.search import Search
 from tests.corpus import EVENTS
@@ -132,6 +134,26 @@ def test_bounds_are_exact_to_the_last_digit(tmp_path: Path, one: str) -> None:
     begin, end = DAY + timedelta(microseconds=1), DAY + timedelta(hours=18, microseconds=5)
     run(given, Request(since=begin, until=end, target="folder", folder=str(tmp_path / "out")))
     assert [json.loads(line)["request_id"] for line in lines_in(tmp_path / "out")] == (["0"] if EDGES[one] else [])
+
+
+def test_slots_that_were_passed_over(tmp_path: Path) -> None:
+    """A slot that holds no statement, and that a later one passes over, is no problem, and divides no table."""
+    growing = Growing(tmp_path / "archive", begun=DAY)
+    growing.append(2, hourly)
+    slot = growing.folder / "manifests" / growing.log / f"{2:012}.json"
+    slot.write_bytes(b"no manifest")
+    growing.append(8, hourly)
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
+    plan = plan_backfill(given, folder_of(tmp_path / "out"))
+    assert (plan.problems, plan.statements) == ((), 11)
+    slot.unlink()
+    wide = Request(since=DAY - 9 * NIGHT, until=DAY + 9 * NIGHT, target="tables")
+    tabled = plan_backfill(given, wide)
+    assert (tabled.problems, [(part.first, part.end) for part in tabled.parts]) == ((), [(0, 11)])
+    run(given, wide)
+    store, log = open_store(given.archive), Log("audit.grows", 0)
+    listed, archive = list_tables(store), read_archive(store).id
+    assert check_tables(store, listed, archive, log, 0, 11, given.own_trust()) == []
 
 
 def test_types_are_chosen(given: Settings, tmp_path: Path) -> None:

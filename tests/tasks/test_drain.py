@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,33 +19,44 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import confluent_kafka
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from custody.archive import Entry, LogWriter, create_archive, find_head, read_archive
-from custody.errors import LogChanged, SourceRefused, TransientSourceError
+from custody.archive.forms import statements_of
+from custody.archive.reader import Tip, find_tip, read_archive
+from custody.archive.trusted import Judge, find_trusted_audits
+from custody.archive.writer import Entry, LogWriter, append_audit, create_archive
+from custody.audit import Audit, SignedAudit
+from custody.envelope import HeadRef, Tree
+from custody.errors import ConfigurationError, LogChanged, SourceRefused, TransientSourceError
 from custody.events import reason
-from custody.keys import new_keyring, open_signers
+from custody.keys import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
 from custody.layout import Log as LogName
-from custody.layout import checkpoint_prefix, parse_checkpoint_key
+from custody.layout import checkpoint_key, checkpoint_prefix, parse_checkpoint_key
+from custody.manifest import LastRecord
 from custody.settings import Settings
 from custody.store import S3Options, open_store
+from custody.times import format_time
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.proofs import Proofs
 from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import invalid_values, sample_events
 from tasks import drain as engine
 from tasks import kafka as source
-from tasks.drain import LogResult, begin_life, drain_logs
-from tasks.kafka import Feed, Received
+from tasks.drain import LogResult, begin_epoch, drain_logs
+from tasks.kafka import LOG_TRUNCATION, Feed, Received, check_memory, contradiction, encode_memory, parse_memory
 from tasks.status import read_status
 from tests.corpus import EVENT_LIMIT, sized
-from tests.reading import Log, read_archive_records, read_bucket
+from tests.reading import Log, anything, read_archive_records, read_bucket
+from tests.sample import Growing
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
@@ -101,6 +113,7 @@ class Site:
     group: str
     s3: S3Options
     fetch: Callable[[], Path | Mapping[str, bytes]]
+    trust: Path | None = None
 
     def settings(
         self, topics: str | Sequence[str], client: Mapping[str, object] | None = None, **drain: object
@@ -108,6 +121,7 @@ class Site:
         return Settings(
             archive=self.archive,
             keys=self.keys,
+            trust=self.trust,
             s3=self.s3,
             kafka={
                 "bootstrap_servers": self.kafka.bootstrap,
@@ -128,7 +142,7 @@ class Site:
         """Return what the archive holds, after both judges have looked at it."""
         found = read_archive_records(self.fetch())
         store = open_store(self.archive, self.s3)
-        report = verify(store, open_trust([self.keys]), now=datetime.now(UTC), workers=0)
+        report = verify(store, open_trust([self.keys], self.trust), now=datetime.now(UTC), workers=0)
         store.close()
         assert report.exit_code == exit_code, list(report.findings)
         assert {f"{log.log}": log.events for log in report.logs} == {
@@ -144,10 +158,12 @@ def site(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return make_site(kafka, tmp_path)
 
 
-def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600) -> Site:
+def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600, checkpoint: int = 3600) -> Site:
     archive, keyring = folder / "archive", folder / "keyring.json"
-    new_keyring(keyring, datetime.now(UTC), ed25519=True)
-    create_archive(open_store(str(archive)), heartbeat)
+    ring = new_keyring(keyring, datetime.now(UTC))
+    create_archive(
+        open_store(str(archive)), ring.signers(datetime.now(UTC)).both, heartbeat=heartbeat, checkpoint=checkpoint
+    )
     return Site(kafka, str(archive), f"file:{keyring}", kafka.unused_name("group"), S3Options(), lambda: archive)
 
 
@@ -444,6 +460,7 @@ def test_quarantined_lines(site: Site) -> None:
             "value": encoded(case["value"]),
             "headers": headers,
             "error": reason(case["value"]),
+            "omitted": None,
         }
         assert fields["error"]
         expected.append(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
@@ -607,7 +624,13 @@ def test_records_on_either_side_of_the_event_limit(site: Site) -> None:
     assert (result.events, result.quarantined) == (4, 10)
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
-    assert log.quarantined_values == [values[3], big, values[5], *[big] * 7]
+    # Of what is larger than 8 MiB its size and digest are kept.
+    assert log.quarantined_values == [values[3], None, None, *[None] * 7]
+    omitted = [json.loads(line)["omitted"] for line in log.quarantined]
+    assert omitted == [
+        value and {"key": None, "value": {"size": len(value), "sha256": sha256(value).hexdigest()}, "headers": None}
+        for value in (None, big, values[5], *[big] * 7)
+    ]
     # A quarantine object has its limit, however much was fetched at once.
     assert max(one["quarantine"]["size"] for one in log.statements if one["quarantine"]) < 40 * 2**20
 
@@ -668,7 +691,7 @@ def test_small_batches_fit_a_statement(site: Site) -> None:
     assert only(site.drain(topic, batch_events=1)).events == 12_500
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
-    assert [len(one["batches"]) < 12_500 for one in log.statements] == [True] * 3
+    assert [len(one["batches"]) for one in log.statements] == [0, 5000, 5000, 2500]
     assert len(log.batches) == 12_500
 
 
@@ -802,14 +825,14 @@ def test_retention_into_a_gap(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_topic_created_again(site: Site) -> None:
-    """A topic that was deleted and created again is refused until the operator begins a new life, which says so."""
+    """A topic that was deleted and created again is refused until the operator begins a new epoch, which says so."""
     topic = site.kafka.create_topic(site.kafka.unused_name("again"), 2)
     other = site.kafka.create_topic(site.kafka.unused_name("other"))
     producer = site.kafka.producer()
     old = send(producer, topic, events(30))
     site.drain([topic, other])
     with pytest.raises(LogChanged, match="no reason"):
-        begin_life(site.settings(topic), topic)
+        begin_epoch(site.settings(topic), topic)
     site.kafka.delete_topic(topic)
     site.kafka.create_topic(topic, 3)
     new = send(site.kafka.producer(), topic, events(50, 2))
@@ -819,26 +842,30 @@ def test_topic_created_again(site: Site) -> None:
     for partition in range(2):
         result = results[f"{topic}/{partition}"]
         assert result.outcome == "failed"
-        assert f"custody new-life {topic}" in str(result.problem)
+        assert f"custody new-epoch {topic}" in str(result.problem)
     # A log that is refused stops no other.
     assert (results[f"{other}/0"].outcome, results[f"{other}/0"].events) == ("drained", 5)
 
     settings = site.settings(topic)
-    begun = begin_life(settings, topic)
-    assert sorted(one.log for one in begun) == [f"{topic}@2/{partition}" for partition in range(3)]
+    begun = begin_epoch(settings, topic)
+    # A partition that the old topic did not have begins with its first epoch, at the next run.
+    assert sorted(one.log for one in begun) == [f"{topic}@2/0", f"{topic}@2/1"]
+    assert not any(one.same_topic for one in begun)
     results = site.drain(topic)
+    assert sorted(results) == [f"{topic}/2", f"{topic}@2/0", f"{topic}@2/1"]
     assert {one.outcome for one in results.values()} == {"drained"}
     assert results[f"{topic}@2/0"].events == 50
-    # That a new life was begun is a notice, which an auditor judges.
+    # That a new epoch was begun is a notice, which an auditor judges.
     found = site.read(exit_code=3)
     assert found[f"{topic}/0"].events == archived(old)
     assert found[f"{topic}@2/0"].events == archived(new)
     assert found[f"{other}/0"].events == archived(elsewhere)
-    head = find_head(open_store(site.archive), LogName(topic, 0, 1))
-    assert found[f"{topic}@2/0"].statements[0]["after"] == {"life": 1, "size": head.size, "root": head.root}
-    assert found[f"{topic}@2/0"].statements[1]["after"] is None
+    head = find_tip(open_store(site.archive), LogName(topic, 0), anything).head
+    first, second = found[f"{topic}@2/0"].statements
+    assert first["previous_epoch"] == {"epoch": 1, "size": head.size, "root": head.root.hex()}
+    assert second["previous_epoch"] is None
     with pytest.raises(LogChanged, match="no reason"):
-        begin_life(settings, topic)
+        begin_epoch(settings, topic)
 
 
 def test_end_below_the_head(site: Site) -> None:
@@ -848,13 +875,13 @@ def test_end_below_the_head(site: Site) -> None:
     sent = send(producer, topic, events(10))
     site.drain(topic)
     store = open_store(site.archive)
-    head = find_head(store, LogName(topic, 0))
-    assert head.newest is not None
+    newest = find_tip(store, LogName(topic, 0), anything).newest
+    assert newest is not None
     writer = LogWriter(
         store,
-        read_archive(store),
-        head.newest.statement.log,
-        signers=open_signers(site.keys, datetime.now(UTC)),
+        read_archive(store).id,
+        newest.statement.log,
+        signer=open_signers(site.keys, datetime.now(UTC)).hmac(),
         trust=open_trust([site.keys]),
         writer="a test",
     )
@@ -863,7 +890,7 @@ def test_end_below_the_head(site: Site) -> None:
     send(producer, topic, events(10, 2))
     (result,) = site.drain(topic).values()
     assert result.outcome == "failed"
-    assert f"custody new-life {topic}" in str(result.problem)
+    assert f"custody new-epoch {topic}" in str(result.problem)
     assert "500" in str(result.problem)
     log = site.read()[f"{topic}/0"]
     assert (log.events, len(log.statements)) == (archived(sent), 3)
@@ -891,7 +918,7 @@ def test_topic_created_again_during_a_run(site: Site, monkeypatch: pytest.Monkey
     assert log.events == archived(old)[: len(log.events)]
     assert (log.lost, log.skipped) == ([], [])
     (result,) = site.drain(topic).values()
-    assert "custody new-life" in str(result.problem)
+    assert "custody new-epoch" in str(result.problem)
 
 
 def test_new_partitions_and_topics(site: Site) -> None:
@@ -1019,8 +1046,10 @@ def test_committed_offsets_and_status(site: Site) -> None:
     finally:
         consumer.close()
     assert committed.offset == 12
-    memory = json.loads(committed.metadata)
-    assert (memory["size"], memory["root"]) == (result.size, result.root)
+    metadata = str(committed.metadata)
+    memory = json.loads(metadata)
+    assert (memory["epoch"], memory["size"], memory["root"]) == (1, result.size, result.root)
+    assert len(metadata) < 1024
     (status,) = read_status(site.settings(topic))
     assert (status.log, status.size, status.root, status.next_offset, status.lag) == (
         f"{topic}/0",
@@ -1055,9 +1084,9 @@ def test_into_s3(kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, mon
     bucket = seaweed.make_bucket()
     options = S3Options(endpoint_url=seaweed.endpoint_url)
     url, keyring = f"s3://{bucket}/some/archive", tmp_path / "keyring.json"
-    new_keyring(keyring, datetime.now(UTC))
+    ring = new_keyring(keyring, datetime.now(UTC))
     store = open_store(url, options)
-    create_archive(store)
+    create_archive(store, ring.signers(datetime.now(UTC)).both)
     store.close()
     site = Site(
         kafka,
@@ -1197,26 +1226,564 @@ def test_password(
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
-# --- checkpoints
+# --- a partition that lost records, and has grown again
 
 
-def test_heads_are_signed_every_so_often(site: Site) -> None:
-    """The first run of a log signs its head, a later one once the time between has passed; the checkpoints verify."""
-    topic = site.kafka.create_topic(site.kafka.unused_name("heads"))
-    log = LogName(topic, 0)
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A broker of this module's own, which may be stopped and its disk changed."""
+    try:
+        with KafkaServer(tmp_path_factory.mktemp("breakable") / "kafka", heap="256m") as server:
+            yield server
+    except KafkaUnavailableError as error:
+        unavailable(str(error))
 
-    def sizes() -> list[int]:
-        parsed = (parse_checkpoint_key(info.key) for info in open_store(site.archive).list(checkpoint_prefix(log)))
-        return sorted(one[1] for one in parsed if one)
 
-    for number, seconds in enumerate((3600, 10**9, 1), 1):
-        send(site.kafka.producer(), topic, events(5, number))
-        site.drain(topic, checkpoint_seconds=seconds)
-        if seconds == 10**9:
-            # So that the next run's statement is of another second.
-            time.sleep(1)
-    assert sizes() == [2, 4]
+@pytest.fixture
+def fragile(breakable: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A new archive, of a broker that may be broken."""
+    monkeypatch.chdir(tmp_path)
+    return make_site(breakable, tmp_path)
+
+
+def send_singly(site: Site, topic: str, number: int, seed: int) -> list[Sent]:
+    """Produce events each in a batch of its own."""
+    producer = site.kafka.producer(linger_ms=0)
+    return [one for value in events(number, seed) for one in send(producer, topic, [value])]
+
+
+def cut(site: Site, topic: str, offset: int) -> None:
+    """Lose a partition's records from an offset on, as a broker does whose disk lost its last writes."""
+    site.kafka.stop()
+    site.kafka.truncate(topic, offset)
+    site.kafka.start()
+
+
+def test_truncated_and_grown_again(fragile: Site) -> None:
+    """A partition that lost records and has grown beyond the archive's end is refused: no new record is passed over."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("truncated"))
+    old = send_singly(fragile, topic, 10, 1)
+    assert only(fragile.drain(topic)).next_offset == 10
+    cut(fragile, topic, 6)
+    new = send_singly(fragile, topic, 6, 2)
+    assert [one.offset for one in new] == list(range(6, 12))
+    before = fragile.fetch()
+    assert isinstance(before, Path)
+    there = sorted(before.rglob("*"))
+    for _ in range(2):
+        (result,) = fragile.drain(topic).values()
+        assert (result.outcome, result.events, result.statements) == ("failed", 0, 0)
+        assert "the partition was truncated" in str(result.problem)
+        assert f"custody new-epoch {topic}" in str(result.problem)
+    assert sorted(before.rglob("*")) == there
+    assert fragile.read()[f"{topic}/0"].events == archived(old)
+
+    (begun,) = begin_epoch(fragile.settings(topic), topic)
+    assert (begun.log, begun.earlier, begun.same_topic) == (f"{topic}@2/0", f"{topic}/0", True)
+    assert only(fragile.drain(topic)).events == 12
+    # Two histories of one topic were signed: somebody has to accept that.
+    found = fragile.read(exit_code=13)
+    assert found[f"{topic}/0"].events == archived(old)
+    assert found[f"{topic}@2/0"].events == archived(old[:6] + new)
+
+
+def test_truncated_in_the_middle_of_a_run(fragile: Site) -> None:
+    """A partition that is truncated while a run follows it, and grows again, ends that log's run."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("following"))
+    old = send_singly(fragile, topic, 10, 1)
+    results: list[LogResult] = []
+    settings = fragile.settings(topic, flush_seconds=0.2)
+    thread = threading.Thread(target=lambda: results.extend(drain_logs(settings, seconds=90)))
+    thread.start()
+    until = time.monotonic() + 30
+    store = open_store(fragile.archive)
+    while find_tip(store, LogName(topic, 0), anything).size < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    cut(fragile, topic, 6)
+    send_singly(fragile, topic, 6, 2)
+    thread.join()
+    (result,) = results
+    assert result.outcome == "failed"
+    assert "the partition was truncated" in str(result.problem)
+    log = fragile.read()[f"{topic}/0"]
+    assert log.events == archived(old)
+
+
+def test_truncated_behind_the_last_record(fragile: Site) -> None:
+    """New records where the archive has skipped ones are noticed, although the archive's last record is still there."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("aborted"))
+    kept = send_singly(fragile, topic, 3, 1)
+    aborting = fragile.kafka.producer(transactional_id=fragile.kafka.unused_name("id"), linger_ms=0)
+    aborting.init_transactions(30)
+    aborting.begin_transaction()
+    for value in events(4, 2):
+        send(aborting, topic, [value])
+    aborting.abort_transaction(30)
+    until = time.monotonic() + 30
+    while fragile.kafka.watermarks(topic)[1] < 8 and time.monotonic() < until:
+        time.sleep(0.05)
+    first = only(fragile.drain(topic))
+    assert (first.events, first.skipped, first.next_offset) == (3, 5, 8)
+    cut(fragile, topic, 3)
+    send_singly(fragile, topic, 9, 3)
+    (result,) = fragile.drain(topic).values()
+    assert (result.outcome, result.statements) == ("failed", 0)
+    assert "at offset 3, where the archive says that there is none" in str(result.problem)
+    assert fragile.read()[f"{topic}/0"].events == archived(kept)
+
+
+def test_a_leader_change_without_loss(fragile: Site) -> None:
+    """A broker that was stopped, or killed, and starts again in a later leader epoch is gone on from."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("restarted"))
+    sent = send_singly(fragile, topic, 4, 1)
+    only(fragile.drain(topic))
+    for seed, end in ((2, fragile.kafka.stop), (3, fragile.kafka.kill)):
+        end()
+        fragile.kafka.start()
+        assert only(fragile.drain(topic)).statements == 0
+        sent += send_singly(fragile, topic, 2, seed)
+        assert only(fragile.drain(topic)).events == 2
+    log = fragile.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    epochs = [one["last_record"]["leader_epoch"] for one in log.statements if one["last_record"]]
+    assert epochs == sorted(epochs)
+    assert len(set(epochs)) == 3
+
+
+@pytest.mark.parametrize("before", [10, 12])
+def test_retention_has_taken_the_last_record(site: Site, before: int) -> None:
+    """Where the archive's last record is no longer on the broker nothing is said of it, and the drain goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("forgotten"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(10))
+    only(site.drain(topic))
+    sent += send(producer, topic, events(4, 2))
+    site.kafka.delete_records(topic, {0: before})
+    result = only(site.drain(topic))
+    assert (result.events, result.lost) == (14 - before, before - 10)
+    log = site.read(exit_code=11 if result.lost else 0)[f"{topic}/0"]
+    assert log.events == archived([one for one in sent if one.offset not in range(10, before)])
+
+
+def test_retention_takes_the_last_record_before_it_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where retention takes the archive's last record at the start of a run, the run goes on behind it."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("raced"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(10))
+    only(site.drain(topic))
+    sent += send(producer, topic, events(5, 2))
+    real = engine._open_logs
+
+    def opened(*arguments: Any) -> Any:
+        found = real(*arguments)
+        site.kafka.delete_records(topic, {0: 12})
+        return found
+
+    monkeypatch.setattr(engine, "_open_logs", opened)
+    result = only(site.drain(topic))
+    assert (result.events, result.lost) == (3, 2)
+    assert site.read(exit_code=11)[f"{topic}/0"].lost == [(10, 12)]
+
+
+def test_many_aborted_records_are_not_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a last record that agrees, a run reads no long stretch of skipped offsets a second time."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("stretch"))
+    sent = send(site.kafka.producer(), topic, events(3))
+    aborting = site.kafka.producer(transactional_id=site.kafka.unused_name("id"))
+    aborting.init_transactions(30)
+    aborting.begin_transaction()
+    send(aborting, topic, events(40, 2))
+    aborting.abort_transaction(30)
+    until = time.monotonic() + 30
+    while site.kafka.watermarks(topic)[1] < 44 and time.monotonic() < until:
+        time.sleep(0.05)
+    only(site.drain(topic))
+    monkeypatch.setattr(engine, "_REREAD_OFFSETS", 20)
+    sought: list[int] = []
+    seek = Feed.seek
+    monkeypatch.setattr(
+        Feed,
+        "seek",
+        lambda self, *place: (sought.append(place[2].offset), seek(self, *place)),  # type: ignore[func-returns-value]
+    )
+    sent += send(site.kafka.producer(), topic, events(2, 3))
+    assert only(site.drain(topic)).events == 2
+    assert sought == [44]
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+LAST = LastRecord(9, 4)
+
+
+@pytest.mark.parametrize(
+    ("offset", "leader_epoch", "wrong"),
+    [
+        (9, 4, False),
+        (9, 5, True),
+        (9, 3, True),
+        (9, None, False),
+        (9, -1, False),
+        (12, 4, False),
+        (12, 5, False),
+        (12, 3, True),
+        (8, 3, False),
+    ],
+)
+def test_contradictions(offset: int, leader_epoch: int | None, wrong: bool) -> None:
+    """The record itself is known by its leader epoch; one behind it, where compaction took it, by an earlier one."""
+    assert (contradiction(LAST, offset, leader_epoch) is not None) is wrong
+
+
+@pytest.mark.parametrize("ending", ["a later record", "the end"])
+def test_truncated_where_compaction_took_the_last_record(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Where the last record cannot be read again, what librdkafka finds by the broker's leader epochs decides."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("compacted"))
+    send(site.kafka.producer(), topic, events(10))
+    only(site.drain(topic))
+    send(site.kafka.producer(), topic, events(2, 2))
+    found = KafkaError(KafkaError._AUTO_OFFSET_RESET, f"{KafkaError(LOG_TRUNCATION).str()} (broker 1)")
+    last = (
+        Message(topic=topic, partition=0, offset=11, value=events(1)[0], leader_epoch=7)
+        if ending == "a later record"
+        else Message(topic=topic, partition=0, offset=12, error=KafkaError(KafkaError._PARTITION_EOF))
+    )
+    answers = [[Message(topic=topic, partition=0, error=found)], [last]]
+    monkeypatch.setattr(Feed, "read", lambda *_: answers.pop(0))
+    (result,) = site.drain(topic).values()
+    assert (result.outcome, result.statements) == ("failed", 0)
+    assert "Partition log truncation detected" in str(result.problem)
+
+
+# --- what lies in the archive, and in Kafka, and is not signed
+
+
+def commit_metadata(site: Site, topic: str, metadata: str, partition: int = 0) -> None:
+    consumer = Consumer({"bootstrap.servers": site.kafka.bootstrap, "group.id": site.group})
+    try:
+        consumer.commit(offsets=[TopicPartition(topic, partition, 1, metadata)], asynchronous=False)
+    finally:
+        consumer.close()
+
+
+def committed_metadata(site: Site, topic: str, partition: int = 0) -> str:
+    consumer = Consumer({"bootstrap.servers": site.kafka.bootstrap, "group.id": site.group})
+    try:
+        (found,) = consumer.committed([TopicPartition(topic, partition)], timeout=10)
+        return str(found.metadata)
+    finally:
+        consumer.close()
+
+
+@pytest.mark.parametrize(("size", "counts"), [(2, True), (1, False), (None, False)])
+def test_a_memory_by_a_key_that_has_ended(tmp_path: Path, size: int | None, *, counts: bool) -> None:
+    """What a leaked key signs as a committed offset counts within the head at which it ended, and nowhere else."""
+    growing = Growing(tmp_path)
+    growing.append(2)
+    store, log = open_store(str(growing.folder)), LogName("audit.grows", 0)
+    trust, signers = open_trust([f"file:{growing.keyring}"]), open_signers(f"file:{growing.keyring}", datetime.now(UTC))
+    judge = Judge(store, log, statements_of(log), read_archive(store).id, trust)
+    head = Head(2, judge.proofs.root(2))
+    archive = read_archive(store).id
+    memory = parse_memory(encode_memory(archive, log, head, signers.hmac()), archive, log.topic, 0)
+    assert memory is not None
+    until = {} if size is None else {str(log): Head(size, judge.proofs.root(size))}
+    ended = replace(trust, keys={id_: replace(key, until=until) for id_, key in trust.keys.items()})
+    assert check_memory(memory, trust, judge.proofs) == KnownHead(2, head.root, "the offset that the group committed")
+    assert (check_memory(memory, ended, judge.proofs) is not None) is counts
+
+
+def test_what_other_clients_commit(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """What a Kafka client without the key commits as a memory of the head stops nothing, nor what it copies."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("memories"), 2)
+    producer = site.kafka.producer()
+    send(producer, topic, events(5))
+    site.drain(topic)
+    for seed in (2, 3):
+        send(producer, topic, events(5, seed), partition=1)
+        site.drain(topic)
+    mine, other = committed_metadata(site, topic), committed_metadata(site, topic, 1)
+    memory = json.loads(mine)
+    forged = [
+        "",
+        "x" * 100,
+        "[" * 4000,
+        json.dumps({name: value for name, value in memory.items() if name != "signature"}),
+        json.dumps(memory | {"size": 999}),
+        json.dumps(memory | {"root": "00" * 32}),
+        json.dumps(memory | {"archive": "00000000-0000-4000-8000-000000000000"}),
+        json.dumps(memory | {"signature": memory["signature"] | {"key": "nobody"}}),
+        json.dumps(memory | {"signature": memory["signature"] | {"algorithm": "Ed25519"}}),
+        # The head of the other partition is larger.
+        other,
+    ]
+    for number, metadata in enumerate(forged):
+        commit_metadata(site, topic, metadata)
+        caplog.clear()
+        assert site.drain(topic)[f"{topic}/0"].outcome == "drained", metadata
+        assert ("is ignored" in caplog.text) is (4 <= number <= 8 and number != 6), metadata
+    commit_metadata(site, topic, mine)
+    assert site.drain(topic)[f"{topic}/0"].outcome == "drained"
     site.read()
+
+
+def test_names_begin_no_epoch(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty folder, garbage, or a copied statement under the name of a later epoch begins none."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("names"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(5))
+    site.drain(topic)
+    manifests = tmp_path / "archive" / "manifests"
+    copied = (manifests / topic / "0" / "000000000000.json").read_bytes()
+    for epoch, data in ((2, None), (7, b"garbage"), (9, copied)):
+        folder = manifests / f"{topic}@{epoch}" / "0"
+        folder.mkdir(parents=True)
+        if data is not None:
+            (folder / "000000000000.json").write_bytes(data)
+    sent += send(producer, topic, events(5, 2))
+    results = site.drain(topic)
+    assert list(results) == [f"{topic}/0"]
+    assert only(results).events == 5
+    assert "begins no epoch" in caplog.text
+    with pytest.raises(LogChanged, match="no reason"):
+        begin_epoch(site.settings(topic), topic)
+    for epoch in (2, 7, 9):
+        shutil.rmtree(manifests / f"{topic}@{epoch}")
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_a_later_epoch_that_was_deleted(site: Site) -> None:
+    """Where an audit knows a later epoch that is gone, no earlier one is gone on with."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("gone"))
+    send(site.kafka.producer(), topic, events(5))
+    site.drain(topic)
+    audited(site, {f"{topic}@2/0": Head(3, bytes(32))})
+    (result,) = site.drain(topic).values()
+    assert (result.log, result.outcome) == (f"{topic}@2/0", "failed")
+    # Nobody can say that it was not made from this topic.
+    assert "remembers 3" in str(result.problem)
+
+
+def test_a_later_epoch_that_only_kafka_remembers(site: Site, tmp_path: Path) -> None:
+    """A later epoch that was deleted whole is not begun a second time where the committed offset remembers it."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("gone"))
+    send(site.kafka.producer(), topic, events(5))
+    site.drain(topic)
+    site.kafka.delete_topic(topic)
+    site.kafka.create_topic(topic)
+    send(site.kafka.producer(), topic, events(5, 2))
+    begin_epoch(site.settings(topic), topic)
+    only(site.drain(topic))
+    for folder in ("manifests", "checkpoints"):
+        shutil.rmtree(tmp_path / "archive" / folder / f"{topic}@2")
+    (result,) = site.drain(topic).values()
+    assert (result.log, result.outcome) == (f"{topic}@2/0", "failed")
+    assert "the offset that the group committed remembers 2" in str(result.problem)
+    with pytest.raises(LogChanged, match="no reason"):
+        begin_epoch(site.settings(topic), topic)
+    assert not (tmp_path / "archive" / "manifests" / f"{topic}@2").exists()
+
+
+def audited(site: Site, heads: Mapping[str, Head]) -> None:
+    """Append a signed audit that has seen heads."""
+    store, trust = open_store(site.archive), open_trust([site.keys])
+    archive = read_archive(store).id
+    now = format_time(datetime.now(UTC))
+
+    def make(tip: Tip[SignedAudit]) -> Audit:
+        return Audit(
+            format="custody/audit/1",
+            archive=archive,
+            sequence=tip.size,
+            tree=Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range]),
+            passed_over=list(tip.passed_over),
+            started_at=now,
+            sealed_at=now,
+            writer="a test",
+            heads={log: HeadRef(head.size, head.root.hex()) for log, head in heads.items()},
+            covered={},
+            marks={},
+            counts={},
+            findings=[],
+            objects=[],
+            verdict="verified",
+        )
+
+    signers = open_signers(site.keys, datetime.now(UTC)).both()
+    append_audit(store, find_trusted_audits(store, archive, trust), make, signers, trust)
+
+
+def test_audits_remember_heads(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A signed audit's heads are a memory of the log; what nobody signed lies beside it, and only warns."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("audited"))
+    producer = site.kafka.producer()
+    send(producer, topic, events(5))
+    log = f"{topic}/0"
+    site.drain(topic)
+    head = find_tip(open_store(site.archive), LogName(topic, 0), anything).head
+    audited(site, {log: head})
+    audits = tmp_path / "archive" / "audits"
+    good = (audits / "000000000000.json").read_bytes()
+    line, second = good.split(b"\n")[:2]
+    unsigned = line.replace(b'"size":2', b'"size":999') + b"\n" + second + b"\n"
+    foreign = line + b"\n" + re.sub(rb'"key":"[^"]*"', b'"key":"nobody"', second, count=1) + b"\n"
+    for garbage in (b"", b"garbage", unsigned, good, foreign):
+        (audits / "000000000001.json").write_bytes(garbage)
+        caplog.clear()
+        assert only(site.drain(topic)).log == log
+        assert "audits/000000000001.json and what follows it are no audits" in caplog.text
+    (audits / "000000000001.json").unlink()
+    (audits / "000000000000.json").unlink()
+    audited(site, {log: Head(head.size, bytes(32))})
+    (result,) = site.drain(topic).values()
+    assert result.outcome == "failed"
+    assert "audits/000000000000.json remembers" in str(result.problem)
+
+
+def write_trust(path: Path, **fields: object) -> Path:
+    path.write_text(json.dumps({"format": "custody/trust/1", **fields}))
+    path.chmod(0o600)
+    return path
+
+
+def test_an_archive_that_is_not_the_pinned_one(site: Site, tmp_path: Path) -> None:
+    """A drain goes on only in the archive that trust.json pins, or that its own keys signed."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("pinned"))
+    send(site.kafka.producer(), topic, events(5))
+    file = tmp_path / "archive" / "archive.json"
+    pin = read_archive(open_store(site.archive)).pin
+    pinned = {"id": pin.id, "sha256": pin.sha256}
+    site.trust = write_trust(tmp_path / "trust.json", archive=pinned)
+    assert only(site.drain(topic)).events == 5
+    site.trust = write_trust(tmp_path / "other.json", archive=pinned | {"sha256": "00" * 32})
+    with pytest.raises(ConfigurationError, match=r"not the one that trust\.json pins.*Nothing is archived"):
+        site.drain(topic)
+    site.trust = None
+    (tmp_path / "elsewhere").mkdir()
+    other = make_site(site.kafka, tmp_path / "elsewhere")
+    file.write_bytes((Path(other.archive) / "archive.json").read_bytes())
+    with pytest.raises(ConfigurationError, match="is not signed by trusted keys"):
+        site.drain(topic)
+
+
+@pytest.mark.parametrize("root", [True, False], ids=["within its end", "beyond its end"])
+def test_a_key_that_has_ended(site: Site, tmp_path: Path, root: bool) -> None:
+    """What a key signed that trust.json has ended is gone on from as far as it lies within that end, and no further."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("ended"))
+    producer = site.kafka.producer()
+    send(producer, topic, events(5))
+    site.drain(topic)
+    head = find_tip(open_store(site.archive), LogName(topic, 0), anything).head
+    first = Proofs(open_store(site.archive), topic, statements_of(LogName(topic, 0))).root(1)
+    end = head if root else Head(1, first)
+    ring = Keyring.load(tmp_path / "keyring.json")
+    ended = [
+        {"id": key.key_id, "algorithm": key.algorithm, "from": None, "to": None}
+        | {"until": {f"{topic}/0": {"size": end.size, "root": end.root.hex()}}}
+        for key in ring.keys
+        if isinstance(key, HmacKey)
+    ]
+    site.trust = write_trust(tmp_path / "trust.json", keys=ended)
+    rotate_keyring(tmp_path / "keyring.json")
+    send(producer, topic, events(5, 2))
+    (result,) = site.drain(topic).values()
+    if root:
+        assert (result.outcome, result.events) == ("drained", 5)
+    else:
+        assert (result.outcome, result.events) == ("failed", 0)
+        assert "ended at this log's size 1" in str(result.problem)
+
+
+# --- checkpoints, and leaves
+
+
+def checkpoint_sizes(site: Site, topic: str) -> list[int]:
+    parsed = (
+        parse_checkpoint_key(info.key) for info in open_store(site.archive).list(checkpoint_prefix(LogName(topic, 0)))
+    )
+    return sorted(one[1] for one in parsed if one)
+
+
+def run(site: Site, topic: str, seconds: float = 1.5) -> LogResult:
+    """Drain for a time, as the minute's run does."""
+    (result,) = drain_logs(site.settings(topic), seconds=seconds)
+    assert result.outcome == "drained", result.problem
+    return result
+
+
+NEVER = 31_000_000
+"""Seconds of a slot that hardly ends while a test runs."""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(NEVER, [2]), (1, [2, 3, 4])], ids=["once in a while", "every second"]
+)
+def test_checkpoints_of_a_log_that_grows(
+    kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, expected: list[int]
+) -> None:
+    """The first run of a log signs its head, a later one as often as archive.json says; the checkpoints verify."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(kafka, tmp_path, checkpoint=seconds)
+    topic = kafka.create_topic(kafka.unused_name("heads"))
+    for seed in range(3):
+        send(kafka.producer(), topic, events(5, seed))
+        run(site, topic)
+    assert checkpoint_sizes(site, topic) == expected
+    site.read()
+
+
+def test_a_checkpoint_that_was_not_written_in_time(
+    kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a run died before its checkpoint, a later one writes it, although the log did not grow; and only once."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(kafka, tmp_path, checkpoint=1)
+    topic = kafka.create_topic(kafka.unused_name("late"))
+    send(kafka.producer(), topic, events(5))
+    run(site, topic)
+    path = tmp_path / "archive" / checkpoint_key(LogName(topic, 0), 2)
+    path.unlink()
+    assert run(site, topic).statements == 0
+    made = path.read_bytes()
+    path.write_bytes(b"somebody else's")
+    run(site, topic)
+    assert path.read_bytes() == b"somebody else's"
+    path.write_bytes(made)
+    site.read()
+
+
+def test_once_signs_every_head(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`custody drain --once` leaves no head without a checkpoint, whatever the time."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(kafka, tmp_path, checkpoint=NEVER)
+    topic = kafka.create_topic(kafka.unused_name("once"))
+    for seed in range(3):
+        send(kafka.producer(), topic, events(5, seed))
+        site.drain(topic)
+    assert checkpoint_sizes(site, topic) == [2, 3, 4]
+    (tmp_path / "archive" / checkpoint_key(LogName(topic, 0), 4)).unlink()
+    assert only(site.drain(topic)).statements == 0
+    assert checkpoint_sizes(site, topic) == [2, 3, 4]
+    site.read()
+
+
+def test_without_a_key_for_checkpoints(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where no Ed25519 key is at hand events are archived all the same, and a warning says what is missing."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("hmac"))
+    pin = read_archive(open_store(site.archive)).pin
+    ring = Keyring.load(tmp_path / "keyring.json")
+    Keyring(tuple(key for key in ring.keys if isinstance(key, HmacKey))).save(tmp_path / "hmac.json")
+    site.keys = f"file:{tmp_path / 'hmac.json'}"
+    site.trust = write_trust(tmp_path / "trust.json", archive={"id": pin.id, "sha256": pin.sha256})
+    sent = send(site.kafka.producer(), topic, events(5))
+    assert only(site.drain(topic, event_leaves=True)).events == 5
+    assert "no checkpoints: no Ed25519 key is valid now" in caplog.text
+    assert "batches get no leaves" in caplog.text
+    assert checkpoint_sizes(site, topic) == []
+    log = read_archive_records(tmp_path / "archive")[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert [batch["leaves"] for batch in log.batches] == [None]
 
 
 def test_a_checkpoint_that_cannot_be_put_stops_nothing(
@@ -1233,3 +1800,20 @@ def test_a_checkpoint_that_cannot_be_put_stops_nothing(
     assert site.drain(topic)[f"{topic}/0"].outcome == "drained"
     assert "no checkpoint of" in caplog.text
     site.read()
+
+
+def test_leaves(site: Site) -> None:
+    """Batches commit to each event alone where the settings say so, numbered on over runs that had none."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("leaves"))
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(25))
+    site.drain(topic, batch_events=10, event_leaves=True)
+    sent += send(producer, topic, events(5, 2))
+    site.drain(topic, batch_events=10)
+    sent += send(producer, topic, events(5, 3))
+    site.drain(topic, batch_events=10, event_leaves=True)
+    # The verifier has the secret, and checks each.
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert [batch["number"] for batch in log.batches] == [0, 1, 2, 3, 4]
+    assert [batch["leaves"] is not None for batch in log.batches] == [True, True, True, False, True]

@@ -18,14 +18,16 @@ import pytest
 from msgspec import structs
 
 from custody import layout, manifest
-from custody.archive import Entry
+from custody.archive.reader import read_archive
+from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, SearchError
 from custody.layout import Log
 from custody.segment import pack
 from custody.settings import SearchSettings, Settings
+from custody.store import open_store
 from tasks import index, search
 from tasks.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
-from tasks.index import Follower, index_logs
+from tasks.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search import Cursor, Search
 from tests.corpus import EVENTS
 from tests.sample import Growing, make_archive
@@ -119,6 +121,22 @@ def test_again_changes_nothing(growing: Growing, given: Settings) -> None:
     assert documents(given) == before
 
 
+def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
+    """A slot that holds no statement is an alarm until the writer passes over it, and then none any more."""
+    growing.append(1, now_event)
+    (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
+    store, search = open_store(given.archive), Search(given.search)
+    search.prepare()
+    indexer, result = Indexer(given, store, search, read_archive(store).id), IndexResult(growing.log)
+    assert indexer.index(LOG, result)
+    assert "manifest" in (result.problem or "")
+    growing.append(1, now_event)
+    assert indexer.index(LOG, result)
+    assert (result.created, result.sequence, result.problem) == (10, 3, None)
+    search.close()
+    assert [one.problem for one in index_logs(given)] == [None]
+
+
 def test_growth_is_followed(growing: Growing, given: Settings) -> None:
     """What is sealed later is indexed from the cursor on, whose counts go on."""
     growing.append(1, now_event)
@@ -126,7 +144,7 @@ def test_growth_is_followed(growing: Growing, given: Settings) -> None:
     growing.append(2, now_event)
     assert [(one.created, one.there, one.sequence) for one in index_logs(given)] == [(10, 0, 3)]
     opened = Search(given.search)
-    archive = json.loads((growing.folder / "archive.json").read_bytes())["archive"]
+    archive = read_archive(open_store(str(growing.folder))).id
     assert opened.cursor(archive, LOG) == Cursor(3, 15, 0)
     opened.close()
 
@@ -140,7 +158,7 @@ def test_what_has_aged_out_is_not_indexed(growing: Growing, given: Settings, seq
         path.unlink()
     growing.begun = datetime.now(UTC) - timedelta(minutes=30)
     growing.append(2, now_event)
-    archive = json.loads((growing.folder / "archive.json").read_bytes())["archive"]
+    archive = read_archive(open_store(str(growing.folder))).id
     opened = Search(given.search)
     opened.prepare()
     opened.put_cursor(archive, LOG, Cursor(sequence, 5, 0), None)

@@ -11,18 +11,21 @@ from typing import Any
 
 import pytest
 
-from custody.archive import find_audits
-from custody.errors import SearchError
+from custody.archive.reader import find_audit_tip, read_audit
+from custody.archive.trusted import Judge
+from custody.errors import HeadRollback, SearchError
 from custody.layout import parse_log_text
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from custody.store import open_store
-from custody.trust import open_trust
+from custody.tlog import merkle
+from custody.trust import Trust, open_trust
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.daily import roll_all, take_step
 from tasks.documents import index_name, outlying_name, restored_name
 from tasks.index import index_logs
 from tasks.roll import _ALL, _BY_ILM, _BY_ROLL, _NOT_ALLOWED, SETTLED_DAYS, Action, _Verified, roll_indices
 from tasks.search import Search
+from tests.reading import anything
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError, parse_policies
 from tests.servers.proxy import Fault, FaultyProxy
@@ -36,7 +39,7 @@ LATER = NOW + timedelta(days=100)
 
 @pytest.fixture
 def growing(tmp_path: Path) -> Growing:
-    made = Growing(tmp_path)
+    made = Growing(tmp_path, retention_days=1)
     made.append(3, now_event)
     return made
 
@@ -214,9 +217,9 @@ def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, give
     read: list[int] = []
 
     class Counting(_Verified):
-        def _read(self, sequence: int) -> None:
+        def _read(self, judge: Judge, sequence: int) -> None:
             read.append(sequence)
-            super()._read(sequence)
+            super()._read(judge, sequence)
 
     trust = open_trust([given.keys])
     verified = Counting(open_store(given.archive), trust)
@@ -225,6 +228,29 @@ def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, give
     assert [verified.gap(log, 3, 4), read] == [None, [2]]
     assert [verified.gap(log, 0, 4), verified.gap(log, 0, 5), verified.gap(log, 1, 3)] == [None, 4, None]
     assert read == [2, 1, 0]
+
+
+def test_an_audit_by_a_key_that_had_ended_vouches_for_nothing(growing: Growing, tmp_path: Path) -> None:
+    """What a leaked key signed counts within the heads at which it ended, and behind them for nothing."""
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}", audit=AuditSettings(tables=False))
+    audit(given)
+    store, log = open_store(given.archive), parse_log_text(growing.log)
+    assert log
+    signed = read_audit(store, 0, anything)
+    (key,) = (one for one in given.own_trust().keys.values() if one.algorithm == "HMAC-SHA256")
+    end = {"size": 1, "root": merkle.leaf_hash(signed.message).hex()}
+
+    def trusting(until: dict[str, Any], **span: Any) -> Trust:
+        entry = {"id": key.id, "algorithm": key.algorithm, "from": None, "to": None, **span}
+        path = tmp_path / "trust.json"
+        path.write_text(json.dumps({"format": "custody/trust/1", "keys": [entry | until]}))
+        return open_trust([given.keys], path)
+
+    assert _Verified(store, trusting({"until": {"audits/0": end}})).gap(log, 0, 3) is None
+    assert _Verified(store, trusting({}, to="2020-01-01T00:00:00.000000Z")).gap(log, 0, 3) == 0
+    for until in ({}, {"audits/0": {**end, "root": "11" * 32}}):
+        with pytest.raises(HeadRollback, match="ended"):
+            _Verified(store, trusting({"until": until})).gap(log, 0, 3)
 
 
 def test_foreign_documents_keep_an_index(given: Settings, search: Search) -> None:
@@ -409,8 +435,12 @@ class Dying(FaultyProxy):
         return super()._ask(request, body)
 
 
-def test_what_was_done_before_a_fault_is_told_and_signed(growing: Growing, given: Settings, search: Search) -> None:
+def test_what_was_done_before_a_fault_is_told_and_signed(
+    growing: Growing, given: Settings, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An Elasticsearch that fails behind a deletion hides nothing of it, and keeps nothing else from being done."""
+    # Else nothing would expire by a clock that is so far ahead.
+    monkeypatch.setattr("tasks.expire._other_clocks", lambda *_: [LATER])
     today = max(names(search))
     growing.append(1, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
     index_logs(given)
@@ -429,7 +459,7 @@ def test_what_was_done_before_a_fault_is_told_and_signed(growing: Growing, given
     (ended,) = (one for one in actions if one.what == "step")
     assert (ended.target, ended.outcome, "does not answer" in ended.why) == ("indices", "failed", True)
     assert {one.outcome for one in actions if one.what == "expire"} == {"done"}
-    newest = find_audits(open_store(given.archive)).newest
+    newest = find_audit_tip(open_store(given.archive), anything).newest
     assert newest
     told = [str(one["message"]) for one in newest.statement.findings if isinstance(one, dict)]
     assert any(one.startswith("delete done: 100 days old") for one in told)

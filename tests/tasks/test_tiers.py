@@ -3,12 +3,15 @@
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from custody.archive import create_archive
+from custody.archive.writer import create_archive
+from custody.envelope import Signer
+from custody.keys import Keyring
 from custody.settings import Settings, TierSettings
 from custody.store import S3Options, open_store
 from tasks import tiers
@@ -16,6 +19,11 @@ from tasks.roll import Action
 from tasks.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
 from tests.sample import Growing
 from tests.servers.s3 import MotoServer, SeaweedServer
+
+
+def signers() -> tuple[Signer, Signer]:
+    now = datetime.now(UTC)
+    return Keyring.new(now).signers(now).both()
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting
         s3=S3Options(endpoint_url=moto.endpoint_url, retention_mode="COMPLIANCE", retention_days=2555),
         tiers=TierSettings(policy=True),
     )
-    create_archive(open_store(made.archive, S3Options(endpoint_url=moto.endpoint_url)))
+    create_archive(open_store(made.archive, S3Options(endpoint_url=moto.endpoint_url)), signers)
     return made
 
 
@@ -60,7 +68,7 @@ def test_versions(moto: MotoServer, given: Settings) -> None:
     """A bucket without versions gets them."""
     bucket = moto.make_bucket()
     plain = given.model_copy(update={"archive": f"s3://{bucket}/archive"})
-    create_archive(open_store(plain.archive, S3Options(endpoint_url=moto.endpoint_url)))
+    create_archive(open_store(plain.archive, S3Options(endpoint_url=moto.endpoint_url)), signers)
     found = roll(plain)
     assert found["versions"].outcome == "done"
     assert moto.client().get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
@@ -105,7 +113,7 @@ def test_a_server_that_does_not_understand(
     )
     assert "to try it by" in roll(given)["policy"].why
     store = open_store(given.archive, given.s3)
-    create_archive(store)
+    create_archive(store, signers)
     theirs = {"Sid": "theirs", "Effect": "Allow", "Principal": "*", "Action": "s3:GetObject"}
     before = json.dumps({"Version": "2012-10-17", "Statement": [{**theirs, "Resource": f"arn:aws:s3:::{bucket}/*"}]})
     if there:
@@ -159,7 +167,7 @@ def test_only_said(given: Settings, moto: MotoServer) -> None:
 
 
 def test_locks_shorter_than_life(given: Settings) -> None:
-    """Locks that end before life does, or that nobody asks for, are said."""
+    """Locks that end before epoch does, or that nobody asks for, are said."""
     short = given.model_copy(update={"s3": S3Options(endpoint_url=given.s3.endpoint_url)})
     assert "s3.retention_mode is not set" in roll(short)["Object Lock"].why
     longer = given.model_copy(update={"tiers": TierSettings(life_days=4000, policy=True)})

@@ -1,10 +1,13 @@
 // Checks what custody writes with Go's own implementation of notes and transparency logs, which no one here wrote.
 //
-// It reads one JSON object from stdin: statements, a signed checkpoint and the public key that it is to be checked by,
-// proofs, and the same checkpoint as a witness co-signed it, with the witness's key and time. It recomputes everything from the statements, and ends with 1 and a reason if anything differs.
+// It reads one JSON object from stdin: a log's statements, a signed checkpoint and the public key that it is to be checked
+// by, proofs, and the same checkpoint as a witness cosigned it, with the witness's key and time. It makes the tree's
+// entries, which are the signed messages, from the statements, recomputes everything from them, and ends with 1 and a
+// reason if anything differs.
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -76,7 +79,7 @@ func check() error {
 		return found, nil
 	})
 	for i, statement := range in.Statements {
-		hashes, err := tlog.StoredHashes(int64(i), statement, reader)
+		hashes, err := tlog.StoredHashes(int64(i), entry(statement), reader)
 		if err != nil {
 			return err
 		}
@@ -93,7 +96,7 @@ func check() error {
 	if err != nil {
 		return err
 	}
-	leaf := tlog.RecordHash(in.Statements[in.Index])
+	leaf := tlog.RecordHash(entry(in.Statements[in.Index]))
 	if err := tlog.CheckRecord(inclusion, size, root, in.Index, leaf); err != nil {
 		return fmt.Errorf("inclusion: %w", err)
 	}
@@ -112,6 +115,11 @@ func check() error {
 		return fmt.Errorf("cosigned: %w", err)
 	}
 	return nil
+}
+
+// entry is what is signed of a statement, and the tree's entry: its format and the SHA-256 of its line.
+func entry(statement []byte) []byte {
+	return fmt.Appendf(nil, "custody/manifest/1\n%x\n", sha256.Sum256(statement))
 }
 
 func hashes(texts []string) ([]tlog.Hash, error) {
