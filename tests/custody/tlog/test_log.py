@@ -294,6 +294,18 @@ def test_a_part_before_the_end_of_a_key(builder: Builder, *, shown: bool) -> Non
     assert told.log.sound is shown
 
 
+def test_rows(builder: Builder) -> None:
+    """Findings of one kind and key are joined: outside a span, beyond an end, and not over the bytes are three."""
+    span = Told(builder, keys={KEY_ID: replace(KEY, to=START)}).run()
+    assert {fields["row"] for fields in span.fields} == {f"span {KEY_ID}"}
+    beyond = Told(builder, keys=ended(builder, 5)).run()
+    assert {fields["row"] for fields in beyond.fields} == {f"ended {KEY_ID}"}
+    builder.secret = b"0" * 32
+    builder.resign(SIZE - 1, lambda _: None)
+    wrong = Told(builder).run()
+    assert [fields["row"] for fields in wrong.fields] == [KEY_ID]
+
+
 # --- places
 
 
@@ -453,8 +465,9 @@ def test_what_no_later_tree_leads_to_is_covered_by_nothing(
     told = Told(builder, known=(known(builder, SIZE + 1, trusted=True),), keys=keyless).run()
     assert told.log.unlinked == ([unlinked] if unlinked else [])
     assert told.log.covered == SIZE + 1
-    for sequence in range(gone):
-        assert told.log.covers(sequence) is (unlinked is None or not unlinked[0] <= sequence < unlinked[1])
+    for sequence in range(SIZE + 3):
+        linked = unlinked is None or not unlinked[0] <= sequence < unlinked[1]
+        assert told.log.covers(sequence) is (linked and sequence < SIZE + 1)
     assert told.log.pending is None
     # With a trusted head right where the gap begins, that one leads to them.
     there = (known(builder, SIZE + 1, trusted=True), known(builder, gone, trusted=True))
@@ -477,7 +490,20 @@ def test_what_an_ended_key_signed_before_a_gap(builder: Builder, *, shown: bool)
     told = Told(builder, keys=keys, within=lambda *_: shown).run()
     assert told.log.broken == set()
     builder.path(5).unlink()
-    assert Told(builder, keys=keys, within=lambda *_: shown).run().log.broken == (set() if shown else {KEY_ID})
+    asked = []
+
+    def within(size: int, root: bytes, head: Head) -> bool:
+        asked.append((size, root, head.size))
+        return shown
+
+    told = Told(builder, keys=keys, within=within).run()
+    assert told.log.broken == (set() if shown else {KEY_ID})
+    assert asked == [(5, tree_hash(builder.entries[:5]), SIZE)]
+    if not shown:
+        assert told.reports[-1] == ("key-span", 4)
+        fields = told.fields[-1]
+        assert (fields["loss"], fields["row"]) == ((builder.name, KEY_ID, "5"), f"until {KEY_ID}")
+        assert fields["what"].endswith("are not shown to lie within that head")
 
 
 def test_the_key_of_a_checkpoint_ended_before(builder: Builder) -> None:
@@ -489,7 +515,15 @@ def test_the_key_of_a_checkpoint_ended_before(builder: Builder) -> None:
         told = Told(builder, known=(head,)).run()
         assert told.reports == expected
         assert told.log.covered == 4
-        assert not expected or told.fields[0]["found"] == sealed
+        if expected:
+            wanted = {
+                "key": "x",
+                "row": "checkpoints",
+                "found": sealed,
+                "expected": f"sealed before {moment:%Y-%m-%dT%H:%M:%SZ}",
+            }
+            assert told.fields[0].items() >= wanted.items()
+            assert told.fields[0]["what"] == "the key of the checkpoint signs entries that were sealed after its span"
 
 
 # --- without the secret
@@ -556,6 +590,7 @@ def test_other_bytes_than_were_passed_over(builder: Builder) -> None:
     assert told.reports == [("statement", SIZE)]
     assert told.fields[0]["expected"] == sha256(b"noise").hexdigest()
     assert told.fields[0]["found"] == sha256(b"other").hexdigest()
+    assert told.fields[0]["what"] == "the slot was passed over, and holds other bytes now"
     assert told.head == builder.head
     assert not told.log.sound
 
@@ -619,6 +654,58 @@ def test_an_unsigned_entry_passes_nothing_over(builder: Builder) -> None:
         assert "passed-over" not in dict(told.reports)
 
 
+@pytest.mark.parametrize("kind", ["of another log", "of another slot", "without a good line 2"])
+def test_what_is_no_entry_of_the_place_passes_nothing_over(builder: Builder, kind: str) -> None:
+    """Only an entry of this log and its own slot, with both lines, says that a slot was passed over."""
+    builder.path(3).write_bytes(b"noise")
+    other = builder.copy(builder.root.parent / "other")
+    other.go_back(3)
+    other.pass_over(b"noise")
+    if kind == "of another log":
+        other.append(3, edit=lambda statement: statement["log"].update(partition=1))
+    else:
+        other.append(3)
+    data = other.path(4).read_bytes()
+    if kind == "without a good line 2":
+        data = data.split(b"\n")[0] + b"\nnoise\n"
+    at = 5 if kind == "of another slot" else 4
+    builder.path(at).write_bytes(data)
+    told = Told(builder).run()
+    assert ("statement", 3) in told.reports
+    assert "passed-over" not in dict(told.reports)
+
+
+def test_noise_before_what_passes_over(builder: Builder) -> None:
+    """Of several slots in a row that hold nothing valid each is looked past, whatever it holds."""
+    other = builder.copy(builder.root.parent / "other")
+    other.append(2, edit=lambda statement: statement["log"].update(partition=1))
+    foreign = other.path(SIZE).read_bytes()
+    builder.pass_over(b"noise")
+    builder.pass_over(foreign)
+    builder.append(2)
+    told = Told(builder).run()
+    assert told.reports == [("passed-over", SIZE), ("passed-over", SIZE + 1)]
+    assert [fields["row"] for fields in told.fields] == [f"there before {SIZE + 2}"] * 2
+    assert not any("empty now" in fields["what"] for fields in told.fields)
+    builder.path(SIZE).unlink()
+    told = Told(builder).run()
+    assert [fields["row"] for fields in told.fields] == [f"gone before {SIZE + 2}", f"there before {SIZE + 2}"]
+    assert told.fields[0]["what"].endswith("passed over it, and is empty now")
+
+
+def test_a_gap_that_was_passed_over_whole(builder: Builder) -> None:
+    """Nothing is missing where a later entry passes over all of it, and the tree goes on."""
+    builder.pass_over()
+    builder.append(2)
+    builder.path(SIZE).unlink()
+    told = Told(builder)
+    for sequence in range(SIZE):
+        told.log.step(sequence, builder.path(sequence).read_bytes())
+    assert told.log.gap(SIZE, SIZE + 1) is None
+    assert not told.log.lost
+    assert told.log.root == tree_hash(builder.entries[: SIZE + 1])
+
+
 def test_noise_at_the_end(builder: Builder) -> None:
     """What nothing passes over yet is no entry."""
     builder.pass_over()
@@ -680,6 +767,9 @@ def test_a_seam_that_does_not_meet(builder: Builder) -> None:
     told = Told(builder).run(4, whole=False)
     told.log.seam(builder.path(4).read_bytes())
     assert told.reports == [("tree", 4)]
+    assert told.fields[0]["what"] == "the tree signed here is not that of the statements before"
+    assert told.fields[0]["expected"] == f"size 4, root {told.head[1].hex()}"  # type: ignore[union-attr]
+    assert told.fields[0]["found"] == f"size 4, root {tree_hash(builder.entries[:4]).hex()}"
     assert not told.log.sound
     noise = Told(builder).run(4, whole=False)
     noise.log.seam(b"noise")

@@ -56,7 +56,7 @@ def public(name: str) -> bytes:
 def key(name: str, **more: Any) -> TrustedKey:
     if name in SECRETS:
         return TrustedKey(name, "HMAC-SHA256", **{"material": Secret(SECRETS[name]), **more})
-    return TrustedKey(name, "Ed25519", **{"material": public(name), **more})
+    return TrustedKey(more.pop("id_", name), "Ed25519", **{"material": public(name), **more})
 
 
 def signed(*names: str, message: bytes = MESSAGE, **algorithms: Algorithm) -> Signatures:
@@ -345,6 +345,67 @@ def test_older_keys_of_checkpoints() -> None:
         for size, name in enumerate(("ed", "ed2", "ed"), 1)
     ]
     assert counted == [True, True, False]
+
+
+# --- what is said
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), "the statement has no HMAC-SHA256 signature"),
+        (("hmac", "newer"), "the statement has 2 HMAC-SHA256 signatures"),
+        (("hmac", "ed"), "the statement has a signature by Ed25519, which it may not have"),
+    ],
+)
+def test_which_signatures_are_miscounted(names: tuple[str, ...], said: str) -> None:
+    """How many there are is said."""
+    verdict = check(signed(*names), [key("hmac"), key("newer"), key("ed")])
+    assert [problem.what for problem in verdict.problems] == [said]
+
+
+def test_what_is_wrong_with_a_checkpoint() -> None:
+    """The key at fault is named, and what it did."""
+    note, found = noted(head=Head(1, b"\2" * 32))
+    ended = key("ed", until={str(LOG): Head(1, b"\1" * 32)})
+    assert judge(note, found, ended, within=lambda _: True).counts
+    (problem,) = judge(note, found, ended).problems
+    assert (problem.kind, problem.key, problem.policy) == ("key-span", "ed", False)
+    assert "this checkpoint is not shown to lie within that head" in problem.what
+
+
+def test_a_checkpoint_of_what_was_sealed_after_its_key() -> None:
+    """A span ends before its last moment; what a key signs from then on counts, and is policy."""
+    note, found = noted()
+    assert judge(note, found, key("ed", to=NOW), sealed_at=NOW - timedelta(microseconds=1)).problems == ()
+    verdict = judge(note, found, key("ed", to=NOW), sealed_at=NOW)
+    (problem,) = verdict.problems
+    assert verdict.counts
+    assert (problem.kind, problem.key, problem.policy) == ("key-span", "ed", True)
+
+
+def test_what_is_wrong_with_a_cosignature() -> None:
+    """The witness at fault is named; five minutes ahead is no fault yet."""
+    note, found = noted()
+    for cosigned_note, kind, policy in (
+        (cosign(note, NOW + DAY), "key-span", True),
+        (cosign(note, NOW, "ed"), "signature", False),
+    ):
+        (problem,) = judge(cosigned_note, found, key("ed"), witnesses=[WITNESS], now=NOW).problems
+        assert (problem.kind, problem.key, problem.policy) == (kind, "witness", policy)
+        assert "the cosignature of 'witness'" in problem.what
+    slack = timedelta(minutes=5)
+    assert judge(cosign(note, NOW + slack), found, key("ed"), witnesses=[WITNESS], quorum=1, now=NOW).counts
+    late = cosign(note, NOW + slack + timedelta(seconds=1))
+    assert not judge(late, found, key("ed"), witnesses=[WITNESS], quorum=1, now=NOW).counts
+
+
+def test_a_line_that_names_a_key_that_signs_no_notes() -> None:
+    """An HMAC key, and one whose name no note can hold, sign no checkpoints: such lines are unknown."""
+    note, found = noted()
+    lines = (NoteSignature("hmac", b"1234", b"x" * 64), NoteSignature("a+b", b"1234", b"x" * 64))
+    verdict = judge(Note(note.text, (*lines, *note.signatures)), found, key("ed"), key("hmac"), key("ed2", id_="a+b"))
+    assert (verdict.counts, verdict.problems) == (True, ())
 
 
 # --- and nobody else
