@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from custody.envelope import Algorithm, Signature, Signatures
+from custody.errors import KeyUnavailable
 from custody.keys import Secret
 from custody.layout import Log
 from custody.tlog.checkpoint import (
@@ -30,9 +31,12 @@ from custody.tlog.signatures import (
     OUTSIDE,
     KeyOrder,
     Place,
+    Problem,
     Verdict,
     check_checkpoint,
     check_file,
+    newer_than,
+    note_keys,
 )
 from custody.trust import TrustedKey
 
@@ -350,6 +354,108 @@ def test_older_keys_of_checkpoints() -> None:
 # --- what is said
 
 
+class _Away:
+    """A key whose KMS does not answer."""
+
+    def __init__(self, one: TrustedKey) -> None:
+        self._one = one
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._one, name)
+
+    def verify(self, message: bytes, value: bytes) -> None:
+        raise KeyUnavailable(f"KMS does not answer about {len(message)} bytes, {len(value)} signed")
+
+
+def test_each_problem_is_told_whole() -> None:
+    """Of each fault: the finding, what happened, the key, and what is expected and found."""
+    ((signature, value),) = signed("hmac")
+    unknown = check(signed("hmac", "newer"), [key("newer")]).problems[1]
+    assert unknown == Problem("key-unknown", "the key 'hmac' is not among those trusted", "hmac")
+    assert check(signed("hmac", hmac="Ed25519"), [key("hmac")], wanted=("Ed25519",)).problems == (
+        Problem(
+            "key-algorithm",
+            "the key 'hmac' signs by an algorithm that it does not have",
+            "hmac",
+            expected="HMAC-SHA256",
+            found="Ed25519",
+        ),
+    )
+    assert check(((signature, b"wrong"),), [key("hmac")], what="audit").problems == (
+        Problem("signature", "the signature of key 'hmac' is not over this audit", "hmac"),
+    )
+    away: Any = _Away(key("hmac"))
+    said = f"a signature could not be checked: KMS does not answer about {len(MESSAGE)} bytes, 32 signed"
+    assert check(((signature, value),), [away]).problems == (Problem("unreadable", said, "hmac"),)
+    (unchecked,) = check(((signature, value),), [key("hmac", material=None)]).problems
+    assert (unchecked.kind, unchecked.key) == ("unchecked-signature", "hmac")
+    assert "the secret of the key 'hmac' is not at hand" in unchecked.what
+    ended = key("hmac", until={str(LOG): HEAD})
+    assert check(((signature, value),), [ended], what="audit").problems == (
+        Problem(
+            "key-span",
+            "the key 'hmac' ended at this log's size 5, and this audit is not shown to lie within that head",
+            "hmac",
+        ),
+    )
+    assert check(((signature, value),), [ended], place=OUTSIDE, what="note").problems == (
+        Problem("key-span", "the key 'hmac' has ended, and nothing shows that it signed this note before", "hmac"),
+    )
+    order = KeyOrder()
+    assert check(signed("newer"), [key("newer", from_=NOW)], order=order).clean
+    assert check(((signature, value),), [key("hmac", from_=NOW - DAY)], order=order).problems == (
+        Problem("key-span", "the older key 'hmac' signs after the newer 'newer'", "hmac"),
+    )
+    more = check(signed("hmac", "ed"), [key("hmac"), key("ed")]).problems
+    assert more == (Problem("signature", "the statement has a signature by Ed25519, which it may not have"),)
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        ({"from_": NOW + DAY}, f"sealed from {NOW + DAY} to ever"),
+        ({"to": NOW}, f"sealed from ever to {NOW}"),
+        ({"from_": NOW - DAY, "to": NOW}, f"sealed from {NOW - DAY} to {NOW}"),
+    ],
+)
+def test_what_is_said_of_a_span(span: dict[str, datetime], expected: str) -> None:
+    """The span is said, and when the file was sealed."""
+    assert check(signed("hmac"), [key("hmac", **span)]).problems == (
+        Problem(
+            "key-span",
+            "the key 'hmac' signs outside its span",
+            "hmac",
+            policy=True,
+            expected=expected,
+            found="2026-03-01T00:00:00.000000Z",
+        ),
+    )
+
+
+def test_each_signature_is_looked_at() -> None:
+    """What is wrong with one signature keeps no other from being judged."""
+    both: tuple[Algorithm, ...] = ("HMAC-SHA256", "Ed25519")
+    assert check(signed("hmac", "ed"), [key("ed")], wanted=both).held == ("ed",)
+    crossed = signed("hmac", "ed", hmac="Ed25519")
+    verdict = check(crossed, [key("hmac"), key("ed")], wanted=both)
+    assert verdict.held == ("ed",)
+    assert kinds(verdict) == ["signature", "signature", "key-algorithm"]
+
+
+def test_which_keys_are_newer() -> None:
+    """Newer are those of the same algorithm whose span begins later, and no others."""
+    mine = key("hmac", from_=NOW)
+    others = [mine, key("newer", from_=NOW + DAY), key("ed", from_=NOW + DAY)]
+    same = TrustedKey("same", "HMAC-SHA256", from_=NOW, material=Secret(b"s" * 32))
+    assert newer_than(mine, {one.id: one for one in [*others, same]}) == {"newer"}
+
+
+def test_which_keys_sign_notes() -> None:
+    """Ed25519 keys do whose public half is known, under names that a note can hold."""
+    keys = [key("hmac"), key("ed"), key("ed2", id_="a+b"), key("ed2", id_="hidden", material=None)]
+    assert note_keys({one.id: one for one in keys}) == [NoteKey("ed", public("ed"))]
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -367,6 +473,9 @@ def test_which_signatures_are_miscounted(names: tuple[str, ...], said: str) -> N
 def test_what_is_wrong_with_a_checkpoint() -> None:
     """The key at fault is named, and what it did."""
     note, found = noted(head=Head(1, b"\2" * 32))
+    broken = Note(note.text, (NoteSignature("ed", note.signatures[0].key_hash, b"x" * 64),))
+    (problem,) = judge(broken, found, key("ed")).problems
+    assert problem == Problem("signature", "the signature of key 'ed' is not over this checkpoint", "ed")
     ended = key("ed", until={str(LOG): Head(1, b"\1" * 32)})
     assert judge(note, found, ended, within=lambda _: True).counts
     (problem,) = judge(note, found, ended).problems
@@ -381,7 +490,8 @@ def test_a_checkpoint_of_what_was_sealed_after_its_key() -> None:
     verdict = judge(note, found, key("ed", to=NOW), sealed_at=NOW)
     (problem,) = verdict.problems
     assert verdict.counts
-    assert (problem.kind, problem.key, problem.policy) == ("key-span", "ed", True)
+    what = "the key 'ed' signs a checkpoint of statements sealed after its span"
+    assert problem == Problem("key-span", what, "ed", policy=True)
 
 
 def test_what_is_wrong_with_a_cosignature() -> None:
