@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from custody.archive.forms import statements_of
+from custody.errors import KeyUnavailable
 from custody.keys import Secret
 from custody.layout import Log
 from custody.manifest import Manifest
@@ -774,3 +775,156 @@ def test_a_seam_that_does_not_meet(builder: Builder) -> None:
     noise = Told(builder).run(4, whole=False)
     noise.log.seam(b"noise")
     assert noise.reports == [], "what is no entry is reported by the span that it is in"
+
+
+# --- what is told of each fault
+
+
+def digest(builder: Builder, sequence: int) -> str:
+    return sha256(builder.path(sequence).read_bytes()).hexdigest()
+
+
+def test_a_signature_is_told_whole(builder: Builder) -> None:
+    """Who signed what, by which object, and how findings of one kind are joined."""
+    second = builder.path(3).read_bytes().split(b"\n")[1]
+    builder.path(3).write_bytes(builder.path(3).read_bytes().split(b"\n")[0] + b"\nnoise\n")
+    told = Told(builder).run()
+    assert told.reports == [("signature", 3)]
+    assert set(told.fields[0]) == {"what", "sequence", "sha256", "row"}
+    assert (told.fields[0]["sha256"], told.fields[0]["row"]) == (digest(builder, 3), "line 2")
+    builder.path(3).write_bytes(
+        builder.path(3).read_bytes().split(b"\n")[0] + b"\n" + second.replace(b"HMAC-SHA256", b"Ed25519") + b"\n"
+    )
+    told = Told(builder).run()
+    assert [name for name, _ in told.reports] == ["signature", "signature", "key-algorithm"]
+    fields = told.fields[2]
+    assert (fields["expected"], fields["found"], fields["sha256"]) == ("HMAC-SHA256", "Ed25519", digest(builder, 3))
+    assert (fields["row"], fields["tampered"], fields["sequence"]) == (KEY_ID, False, 3)
+    assert told.log.signers == Told(builder).run(3, whole=False).log.signers == (KEY_ID,)
+    assert told.log.verified == SIZE - 1
+
+
+class Away:
+    """A key whose KMS does not answer."""
+
+    def __init__(self, key: TrustedKey) -> None:
+        self._key = key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._key, name)
+
+    def verify(self, _message: bytes, _value: bytes) -> None:
+        raise KeyUnavailable("KMS does not answer")
+
+
+def test_what_cannot_be_checked_now_is_told_of_each(builder: Builder) -> None:
+    """A KMS that does not answer leaves a log without a trusted head."""
+    away: Any = Away(KEY)
+    told = Told(builder, keys={KEY_ID: away}).run()
+    assert told.reports == [("unreadable", sequence) for sequence in range(SIZE)]
+    assert set(told.fields[0]) == {"what", "sequence", "expected", "found", "row"}
+    assert told.fields[0]["what"] == "a signature could not be checked: KMS does not answer"
+    assert told.fields[0]["row"] == KEY_ID
+    assert not told.log.sound
+    quiet = Told(builder, keys=UNCHECKED).run()
+    assert quiet.reports == [("unchecked-signature", sequence) for sequence in range(SIZE)]
+    assert quiet.fields[0]["row"] == KEY_ID
+    assert quiet.log.sound
+
+
+def test_a_place_is_told_whole(builder: Builder) -> None:
+    """Entries that were swapped, and one that was replayed, are told apart."""
+    first, second, third = (builder.path(sequence).read_bytes() for sequence in (2, 4, 1))
+    builder.path(2).write_bytes(second)
+    builder.path(4).write_bytes(first)
+    told = Told(builder).run()
+    assert [fields["what"] for fields in told.fields[:2]] == ["the statements are out of order"] * 2
+    assert set(told.fields[0]) == {"what", "sequence", "expected", "found", "key", "sha256"}
+    assert (told.fields[0]["expected"], told.fields[0]["found"]) == ("sequence 2", "sequence 4")
+    assert (told.fields[0]["key"], told.fields[0]["sha256"]) == (told.log.form.key(2), digest(builder, 2))
+    builder.path(2).write_bytes(third)
+    builder.path(4).write_bytes(second)
+    told = Told(builder).run()
+    assert told.fields[0]["what"] == "an older statement stands in the place of this one"
+
+
+def test_a_tree_is_told_whole(builder: Builder) -> None:
+    """What is known, what is stated, and the object that states it."""
+    builder.resign(3, lambda statement: statement.update(writer="somebody else"))
+    told = Told(builder).run()
+    fields = told.fields[0]
+    assert set(fields) == {"what", "sequence", "expected", "found", "sha256"}
+    assert fields["what"] == "the tree signed here is not that of the statements before"
+    assert fields["expected"].startswith("size 4, root ")
+    assert fields["found"] == f"size 4, root {tree_hash(builder.entries[:4]).hex()}"
+    assert fields["sha256"] == digest(builder, 4)
+    builder.resign(4, lambda statement: statement["tree"].update(root="0" * 64))
+    builder.path(3).unlink()
+    told = Told(builder).run()
+    (fields,) = (one for (name, _), one in zip(told.reports, told.fields, strict=True) if name == "tree")
+    assert fields["what"].endswith("before, and its root does not follow from its compact range")
+    assert fields["expected"] == "size 4, a compact range that extends the last one known"
+
+
+def test_a_head_is_told_whole(builder: Builder) -> None:
+    """Both heads, what tells this loss from the next one, and what shows it."""
+    other = known(builder, 3)
+    forked = replace(other, root=b"\1" * 32, evidence="a note")
+    told = Told(builder, known=(forked,)).run()
+    expected, found = f"size 3, root {'01' * 32}", f"size 3, root {other.root.hex()}"  # type: ignore[union-attr]
+    fields = told.fields[0]
+    assert set(fields) == {"what", "sequence", "expected", "found", "evidence", "loss", "row"}
+    assert (fields["expected"], fields["found"], fields["loss"]) == (expected, found, (builder.name, expected, found))
+    assert fields["evidence"] == ("a note", builder.path(3).read_bytes().decode())
+    assert fields["row"] == f"3 {other.root.hex()}"  # type: ignore[union-attr]
+    told = Told(builder, known=(replace(forked, checkpoint="checkpoints/x"),)).run()
+    assert (told.reports[0], told.fields[0]["key"]) == (("checkpoint", 2), "checkpoints/x")
+    what = "the root that was signed here is not that of the statements that it covers"
+    assert told.fields[0]["what"] == what
+    # Each head is looked at, whatever the one before it showed.
+    both = (replace(other, root=None), forked, replace(forked, root=b"\2" * 32), replace(other, trusted=True))
+    told = Told(builder, known=both).run()
+    assert told.reports == [("head-fork", 2)] * 2
+    assert told.log.covered == 3
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_a_rollback_is_told_whole(builder: Builder, *, root: bool) -> None:
+    """How far the log went, how far it was remembered, and what shows it."""
+    head = KnownHead(9, b"\1" * 32 if root else None, "somebody", evidence="a note" if root else None)
+    told = Told(builder, known=(head,)).run()
+    expected = "size 9" + (f", root {'01' * 32}" if root else "")
+    found = f"size {SIZE}, root {builder.head[1].hex()}"
+    assert told.fields == [
+        {
+            "what": "the log went back: somebody remembers more statements than there are",
+            "sequence": SIZE,
+            "through": 8,
+            "evidence": ("a note",) if root else (),
+            "expected": expected,
+            "found": found,
+            "loss": (builder.name, expected, found),
+            "row": "rollback",
+        }
+    ]
+    builder.path(SIZE - 1).write_bytes(b"noise")
+    assert Told(builder, known=(head,)).run().fields[-1]["found"] == f"size {SIZE}"
+
+
+def test_what_was_passed_over_is_told_whole(builder: Builder) -> None:
+    """The slot, what it holds, and what was passed over."""
+    other = builder.copy(builder.root.parent / "other")
+    other.append(5)
+    builder.pass_over(b"noise")
+    builder.append(2)
+    told = Told(builder).run()
+    assert set(told.fields[0]) == {"what", "sequence", "key", "sha256", "row"}
+    assert (told.fields[0]["key"], told.fields[0]["sha256"]) == (told.log.form.key(SIZE), sha256(b"noise").hexdigest())
+    assert told.log.size == SIZE + 2
+    builder.path(SIZE).write_bytes(b"other")
+    told = Told(builder).run()
+    assert (told.reports, told.fields[0]["sequence"]) == ([("statement", SIZE)], SIZE)
+    builder.path(SIZE).write_bytes(other.path(SIZE).read_bytes())
+    told = Told(builder).run()
+    assert told.reports == [("head-fork", SIZE)]
+    assert (told.fields[0]["sha256"], told.fields[0]["row"]) == (digest(builder, SIZE + 1), f"passed {SIZE + 1}")
