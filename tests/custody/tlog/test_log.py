@@ -3,6 +3,7 @@
 Entries are written by `tests/archives.py`, which shares nothing with custody.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -21,7 +22,7 @@ from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
 from custody.trust import TrustedKey
-from tests.archives import KEY_ID, SECRET, START, Builder, tree_hash
+from tests.archives import KEY_ID, SECRET, START, Builder, tree_hash, with_signatures
 
 NEWER, NEWER_SECRET = "key-2027", b"7" * 32
 KEY = TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))
@@ -295,16 +296,58 @@ def test_a_part_before_the_end_of_a_key(builder: Builder, *, shown: bool) -> Non
     assert told.log.sound is shown
 
 
+def test_an_ended_key_before_a_gap_right_at_the_start(builder: Builder) -> None:
+    """The first entry is in doubt too."""
+    builder.path(1).unlink()
+    assert Told(builder, keys=ended(builder, SIZE)).run().reports[-1] == ("key-span", 0)
+
+
 def test_rows(builder: Builder) -> None:
     """Findings of one kind and key are joined: outside a span, beyond an end, and not over the bytes are three."""
     span = Told(builder, keys={KEY_ID: replace(KEY, to=START)}).run()
     assert {fields["row"] for fields in span.fields} == {f"span {KEY_ID}"}
+    assert span.reports == [("key-span", sequence) for sequence in range(SIZE)]
     beyond = Told(builder, keys=ended(builder, 5)).run()
     assert {fields["row"] for fields in beyond.fields} == {f"ended {KEY_ID}"}
     builder.secret = b"0" * 32
     builder.resign(SIZE - 1, lambda _: None)
     wrong = Told(builder).run()
     assert [fields["row"] for fields in wrong.fields] == [KEY_ID]
+    assert wrong.fields[0]["what"] == f"the signature of key {KEY_ID!r} is not over this statement"
+
+
+def test_a_second_signature(builder: Builder) -> None:
+    """One signature too many: nothing counts, and each is told of, whatever the one before it was."""
+    line, second = builder.path(SIZE - 1).read_bytes().split(b"\n")[:2]
+    listed = json.loads(second)["signatures"]
+    builder.path(SIZE - 1).write_bytes(with_signatures(line, [*listed, {**listed[0], "key": "who"}]))
+    told = Told(builder).run()
+    assert told.reports == [("signature", SIZE - 1), ("key-unknown", SIZE - 1)]
+    assert told.log.signers == ()
+    told = Told(builder, keys=UNCHECKED).run()
+    assert [name for name, _ in told.reports][-3:] == ["signature", "unchecked-signature", "key-unknown"]
+
+
+def test_a_line_too_many(builder: Builder) -> None:
+    """What has three lines is no entry with a broken second one."""
+    builder.path(3).write_bytes(builder.path(3).read_bytes() + b"\n")
+    assert Told(builder).run().reports == [("statement", 3)]
+
+
+def test_where_a_log_is_behind_each_slot(builder: Builder) -> None:
+    """It goes on at the next slot, whatever this one held."""
+    other = builder.copy(builder.root.parent / "other")
+    other.append(5, edit=lambda statement: statement["log"].update(partition=1))
+    foreign = other.path(SIZE).read_bytes()
+    builder.pass_over(b"noise")
+    builder.append(2)
+    told = Told(builder)
+    for sequence in range(SIZE):
+        told.log.step(sequence, foreign if sequence == 3 else builder.path(sequence).read_bytes())
+        assert told.log.size == sequence + 1
+    told.log.step(SIZE, b"noise")
+    assert told.log.size == SIZE + 1
+    told.log.end()
 
 
 # --- places
@@ -470,6 +513,8 @@ def test_what_no_later_tree_leads_to_is_covered_by_nothing(
         linked = unlinked is None or not unlinked[0] <= sequence < unlinked[1]
         assert told.log.covers(sequence) is (linked and sequence < SIZE + 1)
     assert told.log.pending is None
+    # Without any head what is linked goes on waiting, and so does what follows the gap.
+    assert Told(builder, keys=keyless).run().log.pending == {1: 2, 3: 4}.get(gone, 0)
     # With a trusted head right where the gap begins, that one leads to them.
     there = (known(builder, SIZE + 1, trusted=True), known(builder, gone, trusted=True))
     assert Told(builder, known=there, keys=keyless).run().log.unlinked == []
@@ -482,6 +527,7 @@ def test_what_lies_before_a_gap_at_the_end(builder: Builder) -> None:
     told = Told(builder, known=(known(builder, 4, trusted=True),), keys=keyless).run()
     assert told.log.unlinked == [(4, SIZE - 1)]
     assert [told.log.covers(sequence) for sequence in (3, 4)] == [True, False]
+    assert Told(builder, keys=keyless).run().log.unlinked == [(0, SIZE - 1)]
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -502,6 +548,7 @@ def test_what_an_ended_key_signed_before_a_gap(builder: Builder, *, shown: bool)
     assert asked == [(5, tree_hash(builder.entries[:5]), SIZE)]
     if not shown:
         assert told.reports[-1] == ("key-span", 4)
+        assert told.fields[-1]["tampered"] is True
         fields = told.fields[-1]
         assert (fields["loss"], fields["row"]) == ((builder.name, KEY_ID, "5"), f"until {KEY_ID}")
         assert fields["what"].endswith("are not shown to lie within that head")
@@ -608,7 +655,16 @@ def test_a_forged_entry_is_passed_over(builder: Builder, secret: bytes | None) -
     builder.append(2)
     told = Told(builder).run()
     assert told.reports == [("passed-over", SIZE)]
+    assert told.fields[0]["sha256"] == digest(builder, SIZE)
     assert told.head == builder.head
+    # Nor does one keep the noise before it from being passed over.
+    copy = builder.copy(builder.root.parent / "third")
+    copy.go_back(SIZE)
+    copy.passed.clear()
+    copy.pass_over(b"noise")
+    copy.pass_over(data.replace(b'"sequence":%d' % SIZE, b'"sequence":%d' % (SIZE + 1)))
+    copy.append(2)
+    assert Told(copy).run().reports == [("passed-over", SIZE), ("passed-over", SIZE + 1)]
 
 
 @pytest.mark.parametrize("keys", [KEYS, UNCHECKED], ids=["with the secret", "without"])
@@ -768,6 +824,7 @@ def test_a_seam_that_does_not_meet(builder: Builder) -> None:
     told = Told(builder).run(4, whole=False)
     told.log.seam(builder.path(4).read_bytes())
     assert told.reports == [("tree", 4)]
+    assert told.fields[0]["sha256"] == digest(builder, 4)
     assert told.fields[0]["what"] == "the tree signed here is not that of the statements before"
     assert told.fields[0]["expected"] == f"size 4, root {told.head[1].hex()}"  # type: ignore[union-attr]
     assert told.fields[0]["found"] == f"size 4, root {tree_hash(builder.entries[:4]).hex()}"
@@ -892,7 +949,10 @@ def test_a_head_is_told_whole(builder: Builder) -> None:
 def test_a_rollback_is_told_whole(builder: Builder, *, root: bool) -> None:
     """How far the log went, how far it was remembered, and what shows it."""
     head = KnownHead(9, b"\1" * 32 if root else None, "somebody", evidence="a note" if root else None)
-    told = Told(builder, known=(head,)).run()
+    told = Told(builder, known=(head,))
+    told.run(whole=False)
+    assert told.fields == []
+    told.log.end()
     expected = "size 9" + (f", root {'01' * 32}" if root else "")
     found = f"size {SIZE}, root {builder.head[1].hex()}"
     assert told.fields == [
