@@ -127,7 +127,7 @@ def seal(line: bytes, form: str, signers: Iterable[Signer]) -> bytes:
 
 
 def check_hashes(what: str, hashes: Sequence[str]) -> None:
-    """Hold digests to their form: SHA-256 in lower case hex.
+    """Check that digests are SHA-256 in lower case hex.
 
     Raises:
         FormatError: one is not; the message begins with `what`.

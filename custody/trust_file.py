@@ -253,7 +253,7 @@ def _entry(key: PublicKey) -> dict[str, str | None]:
 
 
 def _narrow(entry: dict[str, Any], key: PublicKey, what: str) -> bool:
-    """Let a key in a file begin no sooner and end no later than it does now; return whether that changed it."""
+    """Narrow the span of a key in a file to the one that it has now; return whether that changed it."""
     public = None if key.public is None else encode_base64(key.public)
     if entry["algorithm"] != key.algorithm or entry.get("public") != public:
         raise ConfigurationError(

@@ -476,7 +476,7 @@ class SignedLog(Generic[E]):
         self._doubt(Fault("key-span", what, where), max(size - 1, 0))
 
     def _settle(self, linked: int) -> None:
-        """Judge the entries before a gap, of which what follows leads to the first `linked` ones."""
+        """Mark the entries before a gap that no tree leads to; the one behind it leads to the first `linked` ones."""
         if self._loose is None:
             return
         before, self._loose = self._loose, None

@@ -186,7 +186,7 @@ def report(change: Callable[[bytes], bytes]) -> Apply:
 
 
 def listed_report(change: Callable[[Scene, str], object]) -> Apply:
-    """Let an audit refer to a list of objects, and change what the list names."""
+    """Add an audit that refers to a list of objects, and change what the list names."""
 
     def apply(scene: Scene) -> None:
         data = b"what the newest audit found, for people"
@@ -210,14 +210,14 @@ def copied_checkpoint(scene: Scene) -> None:
 
 
 def checkpoint_beyond_until(scene: Scene) -> None:
-    """Let somebody who has a leaked key sign a checkpoint behind the head at which it ended."""
+    """Sign a checkpoint with a leaked key, beyond the head at which it ended."""
     end_key(scene, PUBLIC_ID)
     scene.main.append(5)
     scene.checkpoint(scene.main)
 
 
 def forked_checkpoint(scene: Scene) -> None:
-    """Let somebody who has a leaked key sign a checkpoint of a smaller tree, which is no prefix of the log's."""
+    """Sign a checkpoint of a smaller tree with a leaked key. The tree is no prefix of the log's."""
     end_key(scene, PUBLIC_ID)
     signed_checkpoint(root=bytes(32))(scene)
 
@@ -233,7 +233,7 @@ def other_archive(archive: str = ARCHIVE_ID, sign: Callable[[bytes], bytes] = si
 
 
 def known_by_state(apply: Apply) -> Apply:
-    """Let the state file alone know the archive."""
+    """Remove the pin from `trust.json`, so that only the state file knows the archive."""
 
     def forgetting(scene: Scene) -> None:
         scene.trust = replace(scene.trust, archive=None)

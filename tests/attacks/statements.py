@@ -179,13 +179,13 @@ def expired_ahead(scene: Scene) -> None:
 
 
 def expired_in_the_future(scene: Scene) -> None:
-    """Let statements expire by one that says to be of a time when they are old enough."""
+    """Append an expiry that claims a time at which the statements are old enough."""
     scene.main.append(expired=[0, 3], edit=put(sealed_at="2034-01-01T00:00:00.000000Z"))
     delete_objects(scene, scene.main, 1, 2)
 
 
 def young_among_old(scene: Scene) -> None:
-    """Let statements expire of which one was sealed far later than its neighbours, and delete all objects."""
+    """Append an expiry over statements of which one was sealed far later, and delete all their objects."""
     log = Builder(scene.root, topic="young", clock=LONG_AGO)
     log.append()
     log.append(5, edit=put(sealed_at=time_text(START)))
@@ -198,7 +198,7 @@ def young_among_old(scene: Scene) -> None:
 
 
 def expired_at(age: timedelta, retention_days: int | None) -> Apply:
-    """Let a statement of this age expire, and delete its objects, where the verifier asks for so many days."""
+    """Expire a statement of this age and delete its objects, where the verifier asks for so many days."""
 
     def apply(scene: Scene) -> None:
         scene.trust = replace(scene.trust, retention_days=retention_days)
@@ -223,7 +223,7 @@ def expired_by_unknown_key(scene: Scene) -> None:
 
 
 def expired_by_leaked_key(scene: Scene) -> None:
-    """Let old statements expire by a leaked key, beyond the head at which it ended, and delete their objects."""
+    """Sign an expiry with a leaked key, beyond the head at which it ended, and delete the objects."""
     log = Builder(scene.root, topic="aged", clock=LONG_AGO)
     log.append()
     log.append(5)
@@ -255,7 +255,7 @@ def other_garbage(sequence: int) -> Apply:
 
 
 def valid_slot_passed_over(scene: Scene) -> None:
-    """Let the writer pass over a slot that holds a valid statement."""
+    """Append a statement that passes over a slot with a valid statement."""
     main = scene.main
     size = len(main.entries)
     main.append()
@@ -323,7 +323,7 @@ def leaves_by(key: str | None) -> Apply:
 
 
 def two_signatures(key: str, algorithm: str) -> Apply:
-    """Let a manifest have a valid signature too many."""
+    """Add a valid signature that the format does not allow."""
 
     def apply(scene: Scene) -> None:
         text = message(scene.main.lines[3])

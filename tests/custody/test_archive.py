@@ -217,7 +217,7 @@ def resealed(found: manifest.Manifest, signer: HmacKey | None = None, **fields: 
 
 
 def verified(store: Memory, folder: Path, trust: Trust = TRUST) -> tuple[int, list[str]]:
-    """Let both judges look; return the verifier's exit code and the names of its findings."""
+    """Verify the archive both ways; return the verifier's exit code and the names of its findings."""
     read_archive_records(store.objects)
     for key, data in store.objects.items():
         (folder / key).parent.mkdir(parents=True, exist_ok=True)

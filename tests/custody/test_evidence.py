@@ -281,7 +281,7 @@ def test_any_change_is_noticed(leafy: Leafy, offset: int) -> None:
 
 
 def compared_alike(name: str, before: bytes, after: bytes) -> bool:
-    """Say whether a change is in a proof of consistency alone: nobody here needs it."""
+    """Return whether a change is in a proof of consistency alone, which nobody here needs."""
     if name != "proof.json":
         return False
     one, other = json.loads(before), json.loads(after)

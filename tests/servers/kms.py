@@ -46,7 +46,7 @@ class FakeKms:
         return self.private.public_key().public_bytes_raw()
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let AWS clients find it by the standard variables."""
+        """Set the standard variables, by which AWS clients find it."""
         for name, value in {
             "AWS_ENDPOINT_URL_KMS": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": "id",

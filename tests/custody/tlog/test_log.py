@@ -80,7 +80,7 @@ class Told:
                 yield sequence, data
 
     def run(self, end: int | None = None, *, whole: bool = True) -> "Told":
-        """Tell it of each slot, as the verifier does."""
+        """Pass each slot to the log, as the verifier does."""
         for sequence in range(self.begin, len(self.builder.entries) if end is None else end):
             data = self.data(sequence)
             if data is None:
