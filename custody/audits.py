@@ -67,11 +67,11 @@ class AuditChain:
             first, end = missing
             what = f"{end - first} audit{'s are' if end - first > 1 else ' is'} missing, with later ones there"
             loss = (str(layout.AUDIT_LOG), "missing", str(first), str(end))
-            self._doubt(Fault("audit", what, {"through": end - 1, "loss": loss}), first)
+            self.signed.doubt(Fault("audit", what, {"through": end - 1, "loss": loss}), first)
 
     def unreadable(self, sequence: int, reason: str) -> None:
         """Take an audit that is there and cannot be read."""
-        self._doubt(Fault("unreadable", f"the audit cannot be read: {reason}"), sequence)
+        self.signed.doubt(Fault("unreadable", f"the audit cannot be read: {reason}"), sequence)
         self.signed.unreadable(sequence)
 
     def malformed(self, sequence: int, reason: str, digest: str) -> None:
@@ -97,10 +97,6 @@ class AuditChain:
             return None
         where = {"expected": self.archive, "found": found, "sha256": self.signed.digest}
         return Fault("identity", "the audit is of another archive", where)
-
-    def _doubt(self, fault: Fault, sequence: int) -> None:
-        if not self._report(fault.name, fault.what, **{"sequence": sequence, **fault.where}):
-            self.signed.sound = False
 
     def _report(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from custody import layout
 from custody.archive.forms import form_of
 from custody.archive.reader import checkpoint_sizes, list_logs, read_checkpoint
-from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
+from custody.archive.trusted import Judge, find_signed_end
 from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.layout import Log
@@ -60,9 +60,9 @@ def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer:
         KeyUnavailable: the head's signature cannot be checked now, or the signer cannot sign.
         StoreError: the store does not take it.
     """
-    audits = log == layout.AUDIT_LOG
-    tip = find_trusted_audits(store, archive, trust) if audits else find_trusted_tip(store, log, archive, trust)
+    form = form_of(log)
+    judge = Judge(store, log, form, archive, trust)
+    tip = find_signed_end(store, form, judge)
     if not tip.head.size:
         raise ConfigurationError(f"{log} has no statement yet")
-    judge = Judge(store, log, form_of(log), archive, trust)
     return put_checkpoint(store, archive, log, tip.head, signer, judge)

@@ -110,6 +110,12 @@ def read_slot(store: Store, key: str) -> tuple[bytes, str]:
     return data, sha256(data).hexdigest()
 
 
+def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> tuple[str, E | None]:
+    """Return the SHA-256 in hex of what a slot holds, and the entry if it is valid there; raises as `read_slot`."""
+    data, digest = read_slot(store, form.key(sequence))
+    return digest, _entry(form, data, sequence, holds)
+
+
 def stored_digest(store: Store, key: str) -> str:
     """Return the SHA-256 in hex of an object of any size, read piece by piece; raises as `read_slot`."""
     digest, position = sha256(), 0
@@ -191,8 +197,7 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     behind: list[str] = []
     sequence = last
     while sequence >= 0:
-        data, digest = read_slot(store, form.key(sequence))
-        entry = _entry(form, data, sequence, holds)
+        digest, entry = read_entry(store, form, sequence, holds)
         if entry is not None:
             tip = _tip_behind(form, entry, sequence)
             break

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from custody import layout
-from custody.archive.reader import Tip, checkpoint_sizes, read_checkpoint, read_slot, sequence_of
+from custody.archive.reader import Tip, checkpoint_sizes, read_checkpoint, read_entry, sequence_of
 from custody.archive.trusted import Judge, find_signed_end
 from custody.errors import FormatError, HeadRollback, ObjectMissing
 from custody.layout import Log
@@ -57,16 +57,6 @@ def find_checked_tip(
     return tip
 
 
-def read_taken(store: Store, form: Form[E], sequence: int, judge: Judge) -> tuple[str, E | None]:
-    """Return the SHA-256 of what a taken slot holds, and the entry if it counts there; raises as `Judge.holds`."""
-    data, digest = read_slot(store, form.key(sequence))
-    try:
-        entry = form.parse(data)
-    except FormatError:
-        return digest, None
-    return digest, entry if judge.holds(entry, sequence) else None
-
-
 def rollback(store: Store, log: Log, what: str) -> HeadRollback:
     """Return the error that says that a log is not what it must be, and what to do."""
     return HeadRollback(
@@ -98,7 +88,7 @@ def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip
         if not versions:
             raise HeadRollback(f"{key} was there once: the bucket keeps a delete marker of it, and no version")
         # A listing names the newest first, and the first one put is the evidence.
-        digest, there = read_taken(store.at_versions({key: versions[-1]}), form, tip.size, judge)
+        digest, there = read_entry(store.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
         if there is not None:
             raise HeadRollback(f"{key} was there once: the bucket keeps a version of it")
         tip = tip.pass_over(digest)
@@ -113,7 +103,7 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
         if sequence is None or sequence <= tip.size or store.exists(form.key(tip.size)):
             continue
         try:
-            _, beyond = read_taken(store, form, sequence, judge)
+            _, beyond = read_entry(store, form, sequence, judge.holds)
         except (ObjectMissing, FormatError):
             continue
         if beyond is not None:

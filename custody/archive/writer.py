@@ -27,8 +27,8 @@ from importlib.metadata import version
 
 from custody import archive_file, audit, envelope, layout, limits, manifest
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Tip, read_archive, read_checkpoint, read_manifest
-from custody.archive.resume import find_checked_tip, read_taken, rollback
+from custody.archive.reader import Tip, read_archive, read_checkpoint, read_entry, read_manifest
+from custody.archive.resume import find_checked_tip, rollback
 from custody.archive.trusted import Judge
 from custody.archive_file import ArchiveFile, ArchiveStatement
 from custody.audit import Audit, SignedAudit
@@ -154,7 +154,7 @@ def append_audit(
             store.create(key, data)
         except ObjectExists:
             judge = Judge(store, layout.AUDIT_LOG, AUDITS, statement.archive, trust)
-            digest, winner = read_taken(store, AUDITS, tip.size, judge)
+            digest, winner = read_entry(store, AUDITS, tip.size, judge.holds)
             if winner is not None and winner.statement.tree.root == tip.root.hex():
                 raise Fenced(f"audit {tip.size} was written by somebody else meanwhile") from None
             if winner is not None:
@@ -428,7 +428,7 @@ class LogWriter:
         """Raise Fenced if what took our place counts and joins, HeadRollback if it does not join; else pass over it."""
         key = self._form.key(self.tip.size)
         try:
-            digest, winner = read_taken(self._store, self._form, self.tip.size, self.judge)
+            digest, winner = read_entry(self._store, self._form, self.tip.size, self.judge.holds)
         except HeadRollback as error:
             raise self._rollback(f"another writer's {error}") from None
         except (StoreError, KeyUnavailable) as error:

@@ -185,7 +185,7 @@ class SignedLog(Generic[E]):
     _ended: dict[str, Head] = field(default_factory=dict)
     _last_by: dict[str, int] = field(default_factory=dict)
     _shown: int = 0
-    _loose: Head | None = None
+    _loose: tuple[Head, Mapping[str, int]] | None = None
     _by_size: dict[int, list[KnownHead]] = field(default_factory=dict)
     _passed: dict[int, str] = field(default_factory=dict)
     _looked: int = -1
@@ -234,7 +234,7 @@ class SignedLog(Generic[E]):
     def malformed(self, sequence: int, reason: str, digest: str) -> None:
         """Take a slot whose bytes, of this SHA-256, are no entry, unless a later one passes over it."""
         if not self._is_passed_over(sequence, digest):
-            self._doubt(Fault("statement", reason, {"key": self.form.key(sequence), "sha256": digest}), sequence)
+            self.doubt(Fault("statement", reason, {"key": self.form.key(sequence), "sha256": digest}), sequence)
             self._lose(sequence + 1)
 
     def step(self, sequence: int, data: bytes) -> E | None:
@@ -247,14 +247,14 @@ class SignedLog(Generic[E]):
         fault = self.belongs(entry) or self._misplaced(entry, sequence)
         if fault is not None:
             if not self._is_passed_over(sequence, self.digest):
-                self._doubt(fault, sequence)
+                self.doubt(fault, sequence)
                 self._lose(sequence + 1)
             return None
         verdict = UNSIGNED if broken else self._check(entry, sequence, self._order)
         if not verdict.good and self._is_passed_over(sequence, self.digest):
             return None
         if broken:
-            self._doubt(Fault("signature", broken, {"sha256": self.digest, "row": "line 2"}), sequence)
+            self.doubt(Fault("signature", broken, {"sha256": self.digest, "row": "line 2"}), sequence)
         if entry.statement.passed_over:
             self._check_passed_over(entry, sequence)
         self._take(verdict, sequence)
@@ -279,7 +279,7 @@ class SignedLog(Generic[E]):
                 "found": f"size {statement.tree.size}, root {statement.tree.root}",
                 "sha256": sha256(data).hexdigest(),
             }
-            self._doubt(Fault("tree", "the tree signed here is not that of the statements before", where), self.size)
+            self.doubt(Fault("tree", "the tree signed here is not that of the statements before", where), self.size)
 
     def end(self, *, whole: bool = True) -> None:
         """Run the checks that need the whole log. For a part that ends earlier, check only the heads inside it."""
@@ -303,7 +303,7 @@ class SignedLog(Generic[E]):
                 "row": "rollback",
             }
             what = f"the log went back: {most.origin} remembers more {self.form.noun}s than there are"
-            self._doubt(Fault("head-rollback", what, where), self.size)
+            self.doubt(Fault("head-rollback", what, where), self.size)
 
     # --- rule 2
 
@@ -389,7 +389,7 @@ class SignedLog(Generic[E]):
         where: dict[str, Any] = {"sequence": sequence, "key": self.form.key(sequence), "sha256": digest}
         if digest is not None and digest != stated:
             what = "the slot was passed over, and holds other bytes now"
-            self._doubt(Fault("statement", what, {**where, "expected": stated, "found": digest}), sequence)
+            self.doubt(Fault("statement", what, {**where, "expected": stated, "found": digest}), sequence)
         else:
             gone = ", and is empty now" if digest is None else ""
             what = f"the slot held no valid {self.form.noun}, and the writer passed over it{gone}"
@@ -409,7 +409,7 @@ class SignedLog(Generic[E]):
         if first < sequence and not (self._consumed[0] <= first and self._consumed[1] == sequence):
             what = f"the {self.form.noun} passes over a slot that holds a valid one: two histories were signed"
             where = {"through": sequence - 1, "sha256": self.digest, "row": f"passed {sequence}"}
-            self._doubt(Fault("head-fork", what, where), first)
+            self.doubt(Fault("head-fork", what, where), first)
             self.compact_range, self._last_range, self._last_size = None, (), 0
 
     # --- rule 3
@@ -432,7 +432,7 @@ class SignedLog(Generic[E]):
             where: dict[str, Any] = {"expected": problem.expected, "found": problem.found, "row": _row(problem)}
             if problem.open:
                 if problem.kind == "unreadable":
-                    self._doubt(Fault(problem.kind, problem.what, where), sequence)
+                    self.doubt(Fault(problem.kind, problem.what, where), sequence)
                 else:
                     self.report(problem.kind, problem.what, sequence=sequence, **where)
                 continue
@@ -441,7 +441,7 @@ class SignedLog(Generic[E]):
             if problem.policy:
                 self.report(fault.name, fault.what, sequence=sequence, **fault.where)
             else:
-                self._doubt(fault, sequence)
+                self.doubt(fault, sequence)
         for id_ in verdict.held:
             until = self.keys[id_].until
             if until is not None:
@@ -473,13 +473,13 @@ class SignedLog(Generic[E]):
             " within that head"
         )
         where = {"tampered": True, "row": f"until {id_}", "loss": (self.name, id_, str(size))}
-        self._doubt(Fault("key-span", what, where), max(size - 1, 0))
+        self.doubt(Fault("key-span", what, where), max(size - 1, 0))
 
     def _settle(self, linked: int) -> None:
         """Mark the entries before a gap that no tree leads to; the one behind it leads to the first `linked` ones."""
         if self._loose is None:
             return
-        before, self._loose = self._loose, None
+        (before, last_by), self._loose = self._loose, None
         first = max(linked, self._shown, self.begin)
         if first >= before.size:
             return
@@ -489,7 +489,7 @@ class SignedLog(Generic[E]):
                 self.pending = None
         for id_, head in self._ended.items():
             if (
-                self._last_by[id_] >= first
+                last_by.get(id_, -1) >= first
                 and id_ not in self.broken
                 and not self.within(before.size, before.root, head)
             ):
@@ -528,7 +528,7 @@ class SignedLog(Generic[E]):
                     "found": f"size {tree.size}, root {tree.root}",
                     "sha256": self.digest,
                 }
-                self._doubt(Fault("tree", what, where), sequence)
+                self.doubt(Fault("tree", what, where), sequence)
             if coherent:
                 self.compact_range = stated
             elif self.compact_range is None:
@@ -590,10 +590,10 @@ class SignedLog(Generic[E]):
             }
             if head.checkpoint:
                 what = "the root that was signed here is not that of the statements that it covers"
-                self._doubt(Fault("checkpoint", what, {**where, "key": head.checkpoint}), size - 1)
+                self.doubt(Fault("checkpoint", what, {**where, "key": head.checkpoint}), size - 1)
             else:
                 what = f"another history: {head.origin} remembers another root at this size"
-                self._doubt(Fault("head-fork", what, where), size - 1)
+                self.doubt(Fault("head-fork", what, where), size - 1)
             self.broken |= {id_ for id_, end in self._ended.items() if end.size == size and end.root == head.root}
 
     def _check_ends_of(self, head: KnownHead) -> None:
@@ -609,12 +609,12 @@ class SignedLog(Generic[E]):
         if self.compact_range is not None:
             root = merkle.range_root(self.compact_range)
             self._check_heads(self.size, root)
-            self._loose = Head(self.size, root)
+            self._loose = Head(self.size, root), dict(self._last_by)
         self.size = size
         self.compact_range = None
         self.lost = True
 
-    def _doubt(self, fault: Fault, sequence: int) -> None:
+    def doubt(self, fault: Fault, sequence: int) -> None:
         """Add a finding and mark the head untrusted, unless the finding was accepted."""
         if not self.report(fault.name, fault.what, **{"sequence": sequence, **fault.where}):
             self.sound = False
