@@ -296,6 +296,20 @@ def test_a_part_before_the_end_of_a_key(builder: Builder, *, shown: bool) -> Non
     assert told.log.sound is shown
 
 
+def test_a_key_that_began_behind_a_gap(builder: Builder) -> None:
+    """What another key signed before a gap says nothing against an ended key that has signed since."""
+    builder.path(1).unlink()
+    newer = replace(KEY, id="newer", material=Secret(b"n" * 32), until={builder.name: Head(SIZE, bytes(32))})
+    first = builder.path(0).read_bytes()
+    builder.key_id, builder.secret = "newer", b"n" * 32
+    for sequence in range(2, SIZE):
+        builder.path(sequence).write_bytes(builder.sign(builder.lines[sequence]))
+    assert builder.path(0).read_bytes() == first
+    told = Told(builder, keys={KEY_ID: KEY, "newer": newer}).run()
+    assert told.log.broken == set()
+    assert told.log.verified == SIZE - 1
+
+
 def test_an_ended_key_before_a_gap_right_at_the_start(builder: Builder) -> None:
     """The first entry is in doubt too."""
     builder.path(1).unlink()
