@@ -4,7 +4,7 @@ A `Chain` puts the accounting of Kafka's offsets on top of a `SignedLog` (`custo
 sequence, tree and known heads. It is told of every sequence, from 0 on, exactly one of three things: its object's bytes
 (`step`), that there is no object (`gap`), or that it cannot be read (`unreadable`). It answers with findings and with
 the work that the statement's objects are. Offsets between two statements belong to the finding that says what is
-between.
+between. It is one module because each check compares a statement with what the same state remembers of those before.
 """
 
 from bisect import bisect_right

@@ -2,7 +2,8 @@
 
 This part runs in worker processes. It takes what a statement says of its objects, reads them through the store, and
 returns findings and figures. Every size in a statement is a claim: objects are read in pieces, and nothing is inflated
-past what is stated, nor past the format's limits.
+past what is stated, nor past the format's limits. It is one module because segments and quarantine objects are read,
+inflated and bounded by the same code.
 """
 
 import binascii

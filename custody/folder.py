@@ -1,4 +1,7 @@
-"""An archive in a folder, and in its tiers (`.tiers/warm/`, `.tiers/cold/`); the rules are those of `store.py`."""
+"""An archive in a folder, and in its tiers (`.tiers/warm/`, `.tiers/cold/`); the rules are those of `store.py`.
+
+It is one module because each method of the store first asks which tier holds a key, or whether a tier is mounted.
+"""
 
 import contextlib
 import errno

@@ -8,7 +8,8 @@ Rules:
    is without a key, and a run that began with the old key may end with it.
 
 `open_signers` is for a writer; `Keyring`, `new_keyring`, `rotate_keyring` and `open_public` are for `custody keys`.
-What a verifier trusts is opened by `trust.py`.
+What a verifier trusts is opened by `trust.py`. It is one module because every function here opens, makes or changes
+the same form of keyring, and no secret has to leave it.
 """
 
 import hmac

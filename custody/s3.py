@@ -1,4 +1,7 @@
-"""An archive in a bucket of S3, or of a server that speaks its protocol; the rules are those of `store.py`."""
+"""An archive in a bucket of S3, or of a server that speaks its protocol; the rules are those of `store.py`.
+
+It is one module because each method of the store maps the same client's errors, and knows the same bucket's versions.
+"""
 
 import base64
 import contextlib

@@ -5,6 +5,8 @@ Rules:
   never shown: not in an error, not in a repr, not in a dump.
 - A `custody.toml` is read from the current folder, or from where `CUSTODY_CONFIG` says; there it has to exist.
 - What goes to librdkafka is hidden unless its name is known to be harmless.
+
+It is one module because all sections are read from the same sources, and their errors and dumps hide the same secrets.
 """
 
 import difflib

@@ -15,6 +15,9 @@ README says how to do so by hand. Rules of the check:
    covers it.
 5. Sizes are claims: nothing is read or inflated beyond the limit of its part.
 6. `README.txt` is for people. No check reads it, and nothing that it says is proved.
+
+It is one module because the parts of the file, the limits of each and the checks of each are one format. `prove.py`
+makes such files.
 """
 
 import io

@@ -21,6 +21,8 @@ Rules:
    (`custody.archive.losses`). Then the witness goes on from the log's present head. What it cosigned before stays in
    its folder, under a name that is no longer its memory: nothing is deleted.
 5. Every refusal names the way out: what to bring back, or the command that accepts it.
+
+It is one module because each rule reads and changes the same memory: what was cosigned, and what was seen at a URL.
 """
 
 import contextlib

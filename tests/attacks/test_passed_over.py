@@ -7,7 +7,7 @@ passes over it, and nobody else may go by a word of it: each reader does what it
 import inspect
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,7 @@ from tests.archives import ARCHIVE_ID, KEY_ID, START, Builder, event, member
 from tests.attacks.archive import Scene
 from tests.attacks.registry import LARGE
 from tests.attacks.targets import Folder, judge
+from tests.sample import Message
 
 LOG = Log("young", 0)
 Edit = Callable[[dict[str, Any]], None]
@@ -93,29 +94,6 @@ def young(scene: Scene, forged: str | None, slots: int) -> Builder:
     return log
 
 
-@dataclass
-class Record:
-    """What the broker has."""
-
-    place: int
-    content: bytes
-
-    def offset(self) -> int:
-        return self.place
-
-    def value(self) -> bytes:
-        return self.content
-
-    def key(self) -> None:
-        return None
-
-    def headers(self) -> None:
-        return None
-
-    def timestamp(self) -> tuple[int, int]:
-        return 1, 1_772_366_400_000
-
-
 def settings(scene: Scene) -> Settings:
     return Settings(archive=str(scene.root))
 
@@ -154,7 +132,7 @@ def verify_plainly(scene: Scene, _log: Builder, _store: Store, _trust: Trust) ->
 
 def compare_with_the_broker(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     """Records that the broker has otherwise are found."""
-    records = (Record(offset, event(offset) if offset < 110 else b'{"edited":1}') for offset in range(100, 135))
+    records = (Message(offset, event(offset) if offset < 110 else b'{"edited":1}') for offset in range(100, 135))
     holds = standing(store, ARCHIVE_ID, trust)(LOG)
     differences = recheck._differences(store, LOG, records, 100, len(log.entries), holds)
     return [(one.finding, one.sequence, one.offset) for one in differences]
