@@ -1,7 +1,9 @@
 """Proofs read from an archive are those of the RFC, and cost few reads."""
 
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,15 +12,16 @@ from hypothesis import strategies as st
 from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
-from custody.envelope import passed_over_message
+from custody.envelope import PASSED_OVER_LIMIT, passed_over_message
 from custody.errors import FormatError
 from custody.layout import Log, manifest_key
 from custody.manifest import parse
 from custody.store import Store, open_store
 from custody.tlog import merkle
 from custody.tlog.head import Head
-from custody.tlog.proofs import Proofs
+from custody.tlog.proofs import Proofs, Valid
 from custody.trust import Trust
+from tests.archives import Builder, tree_hash
 from tests.leafy import Leafy, forged, plant
 from tests.sample import Growing
 
@@ -140,3 +143,101 @@ def test_slots_that_were_passed_over(tmp_path: Path) -> None:
                 assert judge.proofs.consistency(size, 21) == merkle.consistency_proof(size, leaves)
         for index in range(21):
             assert judge.proofs.inclusion(index, 21) == merkle.inclusion_proof(index, leaves)
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Builder:
+    """A log that the second implementation writes."""
+    made = Builder(tmp_path / "archive", topic="grows")
+    for _ in range(4):
+        made.append(1)
+    return made
+
+
+def of(builder: Builder, valid: Valid = lambda _entry, _sequence: True, store: Store | None = None) -> Proofs:
+    log = Log(builder.topic, builder.partition)
+    return Proofs(store or open_store(str(builder.root)), str(log), statements_of(log), valid)
+
+
+def unsure(_entry: object, _sequence: int) -> None:
+    return None
+
+
+def test_an_entry_that_is_not_valid_is_none(builder: Builder) -> None:
+    """What is not valid is in no proof, though nothing passes over it."""
+    assert of(builder).root(3) == tree_hash(builder.entries[:3])
+    with pytest.raises(FormatError, match="holds no valid statement"):
+        of(builder, lambda _, sequence: sequence != 2).root(3)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda tree: tree.update(size=tree["size"] + 1), lambda tree: tree.update(compact_range=[])],
+    ids=["another size", "another range"],
+)
+def test_a_tree_that_is_not_the_one_before(builder: Builder, edit: Callable[[dict[str, Any]], object]) -> None:
+    """An entry says what the tree before it is, by its size and by as many nodes as that size has."""
+    builder.resign(3, lambda statement: edit(statement["tree"]))
+    with pytest.raises(FormatError):
+        of(builder).root(4)
+
+
+@pytest.mark.parametrize("count", [1, 3, PASSED_OVER_LIMIT])
+@pytest.mark.parametrize("valid", [lambda _entry, _sequence: True, unsure], ids=["valid", "unsure"])
+def test_which_slots_were_passed_over(builder: Builder, count: int, valid: Valid) -> None:
+    """Those between two entries, of which the later one passes over them, and no others."""
+    for number in range(count):
+        builder.pass_over(b"noise %d" % number)
+    builder.append(1)
+    builder.append(1)
+    proofs = of(builder, valid)
+    assert [proofs.is_passed_over(sequence) for sequence in (3, 4, 4 + count - 1, 4 + count)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert proofs.root(4 + count + 2) == tree_hash(builder.entries)
+
+
+def test_what_passes_over_far_behind(builder: Builder) -> None:
+    """Where entries cannot be checked, sixteen that follow are looked at, so that the search has an end."""
+    for behind, passed in ((15, True), (16, False)):
+        copy = builder.copy(builder.root.parent / str(behind))
+        other = copy.copy(builder.root.parent / f"forged {behind}")
+        for _ in range(behind + 1):
+            other.append(1)
+        for number in range(behind + 1):
+            copy.pass_over(other.path(4 + number).read_bytes())
+        copy.append(1)
+        assert of(copy, unsure).is_passed_over(4) is passed
+
+
+def test_an_entry_of_another_slot_passes_over_nothing(builder: Builder) -> None:
+    """A copy of an entry says nothing of the slots before the copy."""
+    builder.pass_over()
+    builder.append(1)
+    builder.path(6).write_bytes(b"noise")
+    builder.path(7).write_bytes(builder.path(5).read_bytes())
+    assert of(builder).is_passed_over(4) is True
+    assert of(builder).is_passed_over(6) is False
+
+
+def test_the_end_of_a_log_is_seen_at_once(builder: Builder) -> None:
+    """Behind the last entry no slot is tried one by one."""
+    asked: list[str] = []
+
+    class Counting:
+        def __init__(self, store: Store) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def read(self, key: str, **arguments: Any) -> bytes:
+            asked.append(key)
+            return self._store.read(key, **arguments)
+
+    counting: Any = Counting(open_store(str(builder.root)))
+    assert of(builder, store=counting).is_passed_over(3) is False
+    assert len(asked) == 1
