@@ -196,8 +196,7 @@ class Proofs:
             try:
                 valid, passed = self._looked_at(number)
             except (FormatError, ObjectMissing):
-                key = self._form.key(number)
-                if next(iter(self._store.list(f"{key.rpartition('/')[0]}/", after=key)), None) is None:
+                if next(iter(self._store.list(self._form.prefix, after=self._form.key(number))), None) is None:
                     return
                 continue
             if valid is not False:
