@@ -37,7 +37,7 @@ from custody.archive.resume import find_checked_tip
 from custody.archive.trusted import Judge, read_trusted_archive, standing
 from custody.archive.writer import append_audit, put_checkpoint, writer_name
 from custody.audit import Audit, Covered, Marks, ObjectRef, Read, SignedAudit, Verdict
-from custody.envelope import HeadRef, Signer, Tree
+from custody.envelope import HeadRef, Signer
 from custody.errors import (
     ConfigurationError,
     CustodyError,
@@ -452,9 +452,9 @@ def verify_pieces(
             done = _read_result(store, trust, plan, piece, clock())
             if done is None:
                 done = _verify_piece(settings, store, trust, signers, plan, piece, clock)
-                data = signed.seal(done, PIECE_FORMAT, signers)
-                if data is not None:
-                    _keep(store, _result_key(plan, piece), data)
+                # A result that is too large for a note is read again by the next run.
+                with suppress(FormatError):
+                    _keep(store, _result_key(plan, piece), signed.seal(done, PIECE_FORMAT, signers))
             yield done
 
 
@@ -579,7 +579,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
                 format=audit.FORMAT,
                 archive=plan.archive,
                 sequence=tip.size,
-                tree=tree_of(tip),
+                tree=tip.tree,
                 passed_over=list(tip.passed_over),
                 started_at=format_time(started_at),
                 sealed_at=format_time(now),
@@ -599,11 +599,6 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         whole = f"{store.url}/{held.key if isinstance(held, ObjectRef) else layout.audit_key(sequence)}"
     sizes = {name: size for name, (size, _) in plan.heads.items()}
     return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, sizes)
-
-
-def tree_of(tip: Tip[SignedAudit]) -> Tree:
-    """Return what the next audit says of the tree before it."""
-    return Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range])
 
 
 def _find_audits(store: Store, archive: str, trust: Trust, known: Sequence[KnownHead] = ()) -> Tip[SignedAudit]:
@@ -655,7 +650,7 @@ def put_report(settings: Settings, sequence: int, page: bytes) -> str:
         data = signed.seal(note, REPORT_FORMAT, settings.signers(now).both())
         # Where another run has made one of the same audit, that one is kept.
         with suppress(ObjectExists):
-            store.create(_report_key(sequence), data or b"")
+            store.create(_report_key(sequence), data)
         return f"{store.url}/{key}"
 
 

@@ -142,9 +142,11 @@ class TableWriter:
             sealed_at=format_time(datetime.now(UTC)),
             files=refs,
         )
-        data = signed.seal(made, LIST_FORMAT, self._signers)
-        if data is None:
-            raise FormatError(f"{len(refs)} tables are too many for one list: lower audit.piece_statements")
+        try:
+            data = signed.seal(made, LIST_FORMAT, self._signers)
+        except FormatError:
+            what = f"{len(refs)} tables are too many for one list: lower audit.piece_statements"
+            raise FormatError(what) from None
         key = tables.list_key(self._log, self._first, self._end, data)
         self._store.create(key, data)
         self.listed = ObjectRef(key, len(data), sha256(data).hexdigest())

@@ -40,7 +40,7 @@ from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.times import format_time, parse_time
 from custody.trust import Trust
-from tasks.audit import clean_audit, tree_of
+from tasks.audit import clean_audit
 from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
 from tasks.search import Search, below, refused_below
 
@@ -424,7 +424,7 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
                 format=audit.FORMAT,
                 archive=archive,
                 sequence=tip.size,
-                tree=tree_of(tip),
+                tree=tip.tree,
                 passed_over=list(tip.passed_over),
                 started_at=format_time(now),
                 sealed_at=format_time(datetime.now(UTC)),

@@ -12,7 +12,7 @@ import msgspec
 from custody import envelope
 from custody.archive.forms import AUDITS
 from custody.envelope import FILE_LIMIT, Signer
-from custody.errors import KeyUnavailable, SignatureInvalid
+from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.store import Store
 from custody.times import check_time
 from custody.tlog.signatures import OUTSIDE, check_file
@@ -31,8 +31,8 @@ class Note(Protocol):
 N = TypeVar("N", bound=Note)
 
 
-def seal(note: Note, form: str, signers: tuple[Signer, ...]) -> bytes | None:
-    """Return the file of a note, None where it is too large to be one.
+def seal(note: Note, form: str, signers: tuple[Signer, ...]) -> bytes:
+    """Return the file of a note.
 
     Args:
         note: line 1.
@@ -40,10 +40,13 @@ def seal(note: Note, form: str, signers: tuple[Signer, ...]) -> bytes | None:
         signers: the HMAC-SHA256 and the Ed25519 key.
 
     Raises:
+        FormatError: it is too large.
         KeyUnavailable: a signer cannot sign now.
     """
     line = envelope.encode_line(note)
-    return envelope.seal(line, form, signers) if len(line) <= envelope.LINE_LIMIT else None
+    if len(line) > envelope.LINE_LIMIT:
+        raise FormatError(f"a note has {len(line):,} bytes, and the limit is {envelope.LINE_LIMIT:,}")
+    return envelope.seal(line, form, signers)
 
 
 def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:

@@ -16,7 +16,7 @@ from custody import archive_file, layout
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive_file import ArchiveFile
 from custody.audit import SignedAudit
-from custody.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, passed_over_message
+from custody.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, Tree, passed_over_message
 from custody.errors import FormatError, ObjectMissing
 from custody.layout import Log
 from custody.manifest import Manifest, Statement
@@ -147,6 +147,11 @@ class Tip(Generic[E]):
     def root(self) -> bytes:
         """The root of the tree over all slots, the one that the next entry states."""
         return merkle.range_root(self.compact_range)
+
+    @property
+    def tree(self) -> Tree:
+        """What the next entry states of the tree before it."""
+        return Tree(self.size, self.root.hex(), [node.hex() for node in self.compact_range])
 
     def behind(self, entry: E) -> "Tip[E]":
         """Return the tip behind an entry that was put into the next slot."""

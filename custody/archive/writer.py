@@ -32,7 +32,7 @@ from custody.archive.resume import find_checked_tip, rollback
 from custody.archive.trusted import Judge
 from custody.archive_file import ArchiveFile, ArchiveStatement
 from custody.audit import Audit, SignedAudit
-from custody.envelope import Signer, Tree
+from custody.envelope import Signer
 from custody.errors import (
     Fenced,
     FormatError,
@@ -354,7 +354,7 @@ class LogWriter:
             archive=self._archive,
             log=self._log_id,
             sequence=self.tip.size,
-            tree=Tree(self.tip.size, self.tip.root.hex(), [node.hex() for node in self.tip.compact_range]),
+            tree=self.tip.tree,
             previous_epoch=entry.previous_epoch,
             first_offset=entry.first_offset,
             next_offset=entry.next_offset,

@@ -1164,7 +1164,7 @@ def audit_of(store: Memory, tip: Tip[SignedAudit], **fields: object) -> Audit:
         format="custody/audit/1",
         archive=identity(store),
         sequence=tip.size,
-        tree=Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range]),
+        tree=tip.tree,
         passed_over=list(tip.passed_over),
         started_at="2026-03-01T12:00:00.000000Z",
         sealed_at="2026-03-01T12:00:01.000000Z",

@@ -24,7 +24,6 @@ from custody.archive.writer import append_audit, create_archive
 from custody.archive_file import Pin
 from custody.audit import Audit, SignedAudit
 from custody.cli_evidence import app
-from custody.envelope import Tree
 from custody.errors import ConfigurationError, ObjectMissing
 from custody.heads import State
 from custody.keys import Keyring, new_keyring, rotate_keyring
@@ -69,7 +68,7 @@ def audit(of: Leafy, writer: str = "a test") -> None:
             format="custody/audit/1",
             archive=of.id,
             sequence=tip.size,
-            tree=Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range]),
+            tree=tip.tree,
             passed_over=list(tip.passed_over),
             started_at=format_time(NOW),
             sealed_at=format_time(NOW),

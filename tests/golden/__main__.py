@@ -24,7 +24,7 @@ from custody.archive.trusted import Judge
 from custody.archive.writer import Entry, LogWriter, append_audit, put_checkpoint
 from custody.archive_file import ArchiveStatement
 from custody.audit import Audit, Covered, Marks, SignedAudit
-from custody.envelope import HeadRef, Tree
+from custody.envelope import HeadRef
 from custody.keys import LeafKey, open_signers
 from custody.leaves import LeafMaker
 from custody.manifest import LogId, PreviousEpoch
@@ -167,7 +167,7 @@ def build(folder: Path, kept: Mapping[str, bytes]) -> None:
             format=audit.FORMAT,
             archive=INFO.archive,
             sequence=tip.size,
-            tree=Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range]),
+            tree=tip.tree,
             passed_over=list(tip.passed_over),
             started_at=format_time(BEGIN + timedelta(days=1)),
             sealed_at=format_time(BEGIN + timedelta(days=1, minutes=tip.size)),

@@ -34,7 +34,7 @@ from custody.archive.reader import Tip, find_tip, read_archive
 from custody.archive.trusted import Judge, find_trusted_audits
 from custody.archive.writer import Entry, LogWriter, append_audit, create_archive
 from custody.audit import Audit, SignedAudit
-from custody.envelope import HeadRef, Tree
+from custody.envelope import HeadRef
 from custody.errors import ConfigurationError, LogChanged, SourceRefused, TransientSourceError
 from custody.events import reason
 from custody.keys import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
@@ -1596,7 +1596,7 @@ def audited(site: Site, heads: Mapping[str, Head]) -> None:
             format="custody/audit/1",
             archive=archive,
             sequence=tip.size,
-            tree=Tree(tip.size, tip.root.hex(), [node.hex() for node in tip.compact_range]),
+            tree=tip.tree,
             passed_over=list(tip.passed_over),
             started_at=now,
             sealed_at=now,
