@@ -32,7 +32,7 @@ from custody.errors import (
     TransientStoreError,
 )
 from custody.keys import HmacKey, Keyring, Secret, Signers
-from custody.layout import AUDIT_LOG, Log, audit_key, checkpoint_key, manifest_key
+from custody.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
 from custody.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.store import ObjectInfo, Version, open_store
 from custody.tlog import merkle
@@ -1255,6 +1255,17 @@ def test_an_audit_that_was_first() -> None:
     foreign.objects[audit_key(1)] = sealed_audit(store, tip, [FOREIGN, SIGNERS.ed25519()])
     with pytest.raises(HeadRollback, match="'foreign'"):
         audited(foreign, tip)
+
+
+def test_what_audits_refer_to_is_not_listed_with_them() -> None:
+    """Where audits end is found at a cost that does not grow with what they refer to."""
+    store = Memory()
+    tip = audited(store, Tip())
+    store.calls.clear()
+    assert find_trusted_audits(store, identity(store), TRUST) == tip
+    listed = [key for what, key in store.calls if what == "list"]
+    assert listed
+    assert not any(audit_object_key("0" * 64).startswith(prefix) for prefix in listed)
 
 
 def test_an_audit_by_an_ended_key() -> None:
