@@ -993,6 +993,7 @@ def test_what_was_passed_over_is_told_whole(builder: Builder) -> None:
     builder.append(2)
     told = Told(builder).run()
     assert set(told.fields[0]) == {"what", "sequence", "key", "sha256", "row"}
+    assert told.fields[0]["what"] == "the slot held no valid statement, and the writer passed over it"
     assert (told.fields[0]["key"], told.fields[0]["sha256"]) == (told.log.form.key(SIZE), sha256(b"noise").hexdigest())
     assert told.log.size == SIZE + 2
     builder.path(SIZE).write_bytes(b"other")
