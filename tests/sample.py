@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
+
 from custody.archive.reader import Tip
 from custody.archive.writer import DEFAULT_RETENTION_DAYS, Entry, LogWriter, create_archive
+from custody.audit import Audit, SignedAudit
 from custody.keys import new_keyring, open_signers
 from custody.layout import Log
 from custody.leaves import LeafMaker
 from custody.manifest import LogId, Manifest
 from custody.store import open_store
+from custody.times import format_time
 from custody.trust import open_trust
 from tasks.assemble import TIME_CREATE, Assembler
 from tests.corpus import EVENTS
@@ -203,3 +207,25 @@ class Growing:
         made.writer = "another"
         made.begun, made.events, made._statements = self.begun, self.events, self._statements
         return made
+
+
+def audit_of(archive: str, tip: Tip[SignedAudit], moment: datetime, /, **fields: object) -> Audit:
+    """Return the audit of an archive behind a tip: it read and found nothing, but for the fields given."""
+    made = Audit(
+        format="custody/audit/1",
+        archive=archive,
+        sequence=tip.size,
+        tree=tip.tree,
+        passed_over=list(tip.passed_over),
+        started_at=format_time(moment),
+        sealed_at=format_time(moment),
+        writer="a test",
+        heads={},
+        covered={},
+        marks={},
+        counts={},
+        findings=[],
+        objects=[],
+        verdict="verified",
+    )
+    return msgspec.structs.replace(made, **fields)

@@ -42,7 +42,7 @@ from custody.trust import Accepted, Trust, TrustedKey
 from custody.verify import verify
 from tasks.assemble import Assembler
 from tests.reading import anything, read_archive_records
-from tests.sample import Message, event
+from tests.sample import Message, audit_of, event
 
 LOG = Log("audit.events", 0)
 LOG_ID = LogId("cluster", "audit.events", "topic-id", 0, 1)
@@ -1159,36 +1159,19 @@ def test_checkpoints_are_put_once(caplog: pytest.LogCaptureFixture) -> None:
 # --- audits
 
 
-def audit_of(store: Memory, tip: Tip[SignedAudit], **fields: object) -> Audit:
-    made = Audit(
-        format="custody/audit/1",
-        archive=identity(store),
-        sequence=tip.size,
-        tree=tip.tree,
-        passed_over=list(tip.passed_over),
-        started_at="2026-03-01T12:00:00.000000Z",
-        sealed_at="2026-03-01T12:00:01.000000Z",
-        writer="a test",
-        heads={"a/0": HeadRef(3, "00" * 32)},
-        covered={},
-        marks={},
-        counts={},
-        findings=[],
-        objects=[],
-        verdict="verified",
-    )
-    return msgspec.structs.replace(made, **fields)
+def audit_with_a_head(store: Memory, tip: Tip[SignedAudit], **fields: object) -> Audit:
+    return audit_of(identity(store), tip, CLOCK, **{"heads": {"a/0": HeadRef(3, "00" * 32)}, **fields})
 
 
 def audited(
     store: Memory, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer] | None = None, **fields: object
 ) -> Tip[SignedAudit]:
     both = SIGNERS.both() if signers is None else signers
-    return append_audit(store, tip, lambda at: audit_of(store, at, **fields), both, TRUST)
+    return append_audit(store, tip, lambda at: audit_with_a_head(store, at, **fields), both, TRUST)
 
 
 def sealed_audit(store: Memory, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer], **fields: object) -> bytes:
-    return envelope.seal(audit.encode(audit_of(store, tip, **fields)), audit.FORMAT, signers)
+    return envelope.seal(audit.encode(audit_with_a_head(store, tip, **fields)), audit.FORMAT, signers)
 
 
 def test_audits_follow_one_another() -> None:

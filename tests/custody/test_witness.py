@@ -37,6 +37,7 @@ from custody.verify import Report, verify
 from tests.custody.commands import make_command
 from tests.leafy import Leafy, forged, plant, write_trust
 from tests.reading import anything
+from tests.sample import audit_of
 
 NOW = datetime.now(UTC) + timedelta(minutes=1)
 
@@ -64,23 +65,7 @@ def audit(of: Leafy, writer: str = "a test") -> None:
     """Append an audit, and a checkpoint of the log of audits."""
 
     def make(tip: Tip[SignedAudit]) -> Audit:
-        return Audit(
-            format="custody/audit/1",
-            archive=of.id,
-            sequence=tip.size,
-            tree=tip.tree,
-            passed_over=list(tip.passed_over),
-            started_at=format_time(NOW),
-            sealed_at=format_time(NOW),
-            writer=writer,
-            heads={},
-            covered={},
-            marks={},
-            counts={},
-            findings=[],
-            objects=[],
-            verdict="verified",
-        )
+        return audit_of(of.id, tip, NOW, writer=writer)
 
     append_audit(of.store, find_audit_tip(of.store, anything), make, of.signers.both(), of.own)
     checkpoints.write_checkpoint(of.store, AUDIT_LOG, of.id, of.own, of.signers.ed25519())

@@ -43,7 +43,6 @@ from custody.layout import checkpoint_key, checkpoint_prefix, parse_checkpoint_k
 from custody.manifest import LastRecord
 from custody.settings import Settings
 from custody.store import S3Options, open_store
-from custody.times import format_time
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.trust import open_trust
@@ -56,7 +55,7 @@ from tasks.kafka import LOG_TRUNCATION, Feed, Received, check_memory, contradict
 from tasks.status import read_status
 from tests.corpus import EVENT_LIMIT, sized
 from tests.reading import Log, anything, read_archive_records, read_bucket
-from tests.sample import Growing
+from tests.sample import Growing, audit_of
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
@@ -1589,26 +1588,10 @@ def audited(site: Site, heads: Mapping[str, Head]) -> None:
     """Append a signed audit that has seen heads."""
     store, trust = open_store(site.archive), open_trust([site.keys])
     archive = read_archive(store).id
-    now = format_time(datetime.now(UTC))
+    seen = {log: HeadRef(head.size, head.root.hex()) for log, head in heads.items()}
 
     def make(tip: Tip[SignedAudit]) -> Audit:
-        return Audit(
-            format="custody/audit/1",
-            archive=archive,
-            sequence=tip.size,
-            tree=tip.tree,
-            passed_over=list(tip.passed_over),
-            started_at=now,
-            sealed_at=now,
-            writer="a test",
-            heads={log: HeadRef(head.size, head.root.hex()) for log, head in heads.items()},
-            covered={},
-            marks={},
-            counts={},
-            findings=[],
-            objects=[],
-            verdict="verified",
-        )
+        return audit_of(archive, tip, datetime.now(UTC), heads=seen)
 
     signers = open_signers(site.keys, datetime.now(UTC)).both()
     append_audit(store, find_trusted_audits(store, archive, trust), make, signers, trust)
