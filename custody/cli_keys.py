@@ -229,7 +229,7 @@ def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
         file = read_archive(store)
     except ObjectMissing:
         raise ConfigurationError(f"there is no archive at {store.url}; `custody init` makes one") from None
-    verdict = check_archive_signatures(file, trust)
+    verdict = check_archive_signatures(file, trust, pinned=trust.archive == file.pin)
     if not verdict.counts:
         raise ConfigurationError(
             f"the archive.json at {store.url} is not signed by the keys that the settings name: {verdict.reason}. Name"

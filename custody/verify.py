@@ -460,7 +460,7 @@ class _Verification:
 
     def _is_signed(self, file: ArchiveFile, digest: str) -> bool:
         """Return whether trusted keys signed archive.json, and report what is wrong with its signatures."""
-        verdict = check_archive_signatures(file, self._trust)
+        verdict = check_archive_signatures(file, self._trust, pinned=self._pin == file.pin)
         for problem in verdict.problems:
             if problem.kind == "key-span":
                 what = f"archive.json: {problem.what}; whoever knows that it is this one can pin it in trust.json"

@@ -53,7 +53,7 @@ def check_archive(file: ArchiveFile, trust: Trust) -> str | None:
             f"archive.json is not the one that trust.json pins: archive {file.id} with SHA-256 {file.pin.sha256}, and"
             f" {trust.archive.id} with {trust.archive.sha256} is pinned"
         )
-    verdict = check_archive_signatures(file, trust)
+    verdict = check_archive_signatures(file, trust, pinned=False)
     if verdict.counts:
         return None
     ended = "; pin it in trust.json if you know that it is this one" if verdict.good and not verdict.held else ""
@@ -76,13 +76,18 @@ def read_trusted_archive(store: Store, trust: Trust) -> ArchiveFile:
     return file
 
 
-def check_archive_signatures(file: ArchiveFile, trust: Trust) -> Verdict:
+def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -> Verdict:
     """Return what the policy says of the signatures of `archive.json`.
 
-    Nothing shows when it was signed. So a key that has ended speaks for it only where its pin is the trusted one; else
-    the other key must hold.
+    Nothing shows when it was signed. So a key that has ended speaks for it only where it is known otherwise to be this
+    one; else the other key must hold.
+
+    Args:
+        file: the file.
+        trust: the keys.
+        pinned: whether its pin is the one that `trust.json`, or a memory of this place, has.
     """
-    place = None if trust.archive == file.pin else OUTSIDE
+    place = None if pinned else OUTSIDE
     verdict = check_file(
         file.message, file.signatures, trust.keys, wanted=AUDITS.wanted, place=place, what="archive.json"
     )

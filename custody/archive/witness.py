@@ -233,7 +233,7 @@ class Witness:
                 return pinned[-1][1], remark
             return str(_Problem(f"it cannot be read: {error}", restore, loss if pinned else None))
         others = [(origin, pin) for origin, pin in pinned if pin != file.pin]
-        verdict = check_archive_signatures(file, trust)
+        verdict = check_archive_signatures(file, trust, pinned=any(pin == file.pin for _, pin in pinned))
         wrong = [one.what for one in verdict.problems if not one.open and one.kind != "key-unknown"]
         if others:
             origins, pin = " and ".join(origin for origin, _ in others), others[0][1]

@@ -92,6 +92,15 @@ def test_keys_that_have_ended(scene: Scene, ended: tuple[str, ...], expected: li
     assert names(judge(scene, Folder())) == []
 
 
+def test_keys_that_ended_after_the_first_look(scene: Scene, tmp_path: Path) -> None:
+    """What the state file pins is known to be this one, whatever became of its keys since."""
+    scene.trust = replace(scene.trust, archive=None)
+    scene.options["state"] = tmp_path / "state.json"
+    assert names(judge(scene, Folder())) == []
+    scene.trust = replace(scene.trust, keys={name: replace(key, until=scene.heads) for name, key in KEYS.items()})
+    assert names(judge(scene, Folder())) == []
+
+
 def test_rewritten_by_a_thief(scene: Scene) -> None:
     """Who has a key that ended, and none that counts, promises nothing in its name."""
     scene.trust = replace(

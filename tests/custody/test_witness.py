@@ -279,6 +279,21 @@ def test_an_ended_key(leafy: Leafy, tmp_path: Path) -> None:
     assert "ended at this log's size 5" in seen.alarms[0]
 
 
+def test_keys_that_ended_after_the_first_look(leafy: Leafy, tmp_path: Path) -> None:
+    """The archive that a witness has seen is known to be this one, whatever became of its keys since."""
+    folder, trust = tmp_path / "witness", replace(leafy.public, archive=None)
+    watch(leafy, folder, trust)
+    grow(leafy, 2)
+    end = leafy.checkpoint()
+    keys = {id_: replace(key, until={str(leafy.log): end}) for id_, key in leafy.public.keys.items()}
+    (grown,) = watch(leafy, folder, replace(trust, keys=keys))
+    assert (grown.outcome, grown.size) == ("grown", end.size)
+    # At a first look nothing tells that its keys signed it before they ended.
+    (refused,) = watch(leafy, tmp_path / "another", replace(trust, keys=keys))
+    assert refused.outcome == "refused"
+    assert "has ended" in (refused.problem or "")
+
+
 def test_slots_that_were_passed_over(leafy: Leafy, tmp_path: Path) -> None:
     """A witness with public keys alone is not stopped by what lies in slots that the writer passed over."""
     folder = tmp_path / "witness"
