@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from custody import layout
 from custody.archive.forms import AUDITS
-from custody.audit import SignedAudit
 from custody.findings import Findings, Severity, finding, loss_digest
+from custody.format import layout
+from custody.format.audit import SignedAudit
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys

@@ -15,12 +15,21 @@ from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Any
 
-from custody import layout, limits
 from custody.archive.forms import statements_of
 from custody.contents import Work
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
-from custody.manifest import Batch, LastRecord, LogId, Manifest, QuarantineRef, Range, SegmentRef, Statement
-from custody.times import parse_time
+from custody.format import layout, limits
+from custody.format.manifest import (
+    Batch,
+    LastRecord,
+    LogId,
+    Manifest,
+    QuarantineRef,
+    Range,
+    SegmentRef,
+    Statement,
+)
+from custody.format.times import parse_time
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys

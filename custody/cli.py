@@ -22,7 +22,6 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from custody.archive_file import DAYS_LIMIT, SECONDS_LIMIT
 from custody.cli_accept import app as accept_app
 from custody.cli_evidence import app as evidence_app
 from custody.cli_keys import (
@@ -35,6 +34,7 @@ from custody.cli_keys import (
 from custody.cli_keys import app as keys_app
 from custody.cli_query import app as query_app
 from custody.errors import ConfigurationError, CustodyError, FormatError
+from custody.format.archive_file import DAYS_LIMIT, SECONDS_LIMIT
 from custody.settings import Settings
 
 if TYPE_CHECKING:

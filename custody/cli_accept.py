@@ -9,13 +9,13 @@ import typer
 
 from custody.cli_keys import trust_path
 from custody.errors import ConfigurationError
-from custody.layout import ARCHIVE
+from custody.format.layout import ARCHIVE
 from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.acceptance import Reported
-    from custody.archive_file import Pin
     from custody.findings import Finding
+    from custody.format.archive_file import Pin
     from custody.trust import Accepted
 
 app = typer.Typer()
@@ -50,7 +50,7 @@ def accept(
     name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
     """
     from custody import acceptance, render, trust_file
-    from custody.times import format_time
+    from custody.format.times import format_time
     from custody.trust import load_trust
 
     settings = Settings(**({"trust": trust} if trust else {}))

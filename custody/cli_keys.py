@@ -13,7 +13,7 @@ from custody.errors import ConfigurationError, KeyUnavailable, ObjectMissing
 from custody.settings import Settings
 
 if TYPE_CHECKING:
-    from custody.archive_file import ArchiveFile
+    from custody.format.archive_file import ArchiveFile
     from custody.keys import KeyAlgorithm, PublicKey
     from custody.store import Store
     from custody.tlog.head import Head
@@ -148,8 +148,8 @@ def end(
     Give the file to everybody who verifies. Ended twice, a key ends at the smaller head of each log.
     """
     from custody import trust_file
+    from custody.format.layout import AUDIT_LOG
     from custody.head_files import read_heads
-    from custody.layout import AUDIT_LOG
     from custody.render import escape
     from custody.store import open_store
     from custody.trust import load_trust
@@ -288,7 +288,7 @@ def _valid(key: "PublicKey", now: datetime) -> bool:
 
 
 def _row(key: "PublicKey", now: datetime) -> dict[str, Any]:
-    from custody.times import format_time
+    from custody.format.times import format_time
     from custody.tlog.checkpoint import NoteKey, is_name
 
     return {

@@ -20,13 +20,13 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from isal import igzip_lib, isal_zlib
 
-from custody import leaves, limits, lines
-from custody.envelope import INT_MAX, Hex, Int
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, TierUnmounted
 from custody.findings import Finding, finding, loss_digest
-from custody.manifest import Batch, QuarantineRef, Range, SegmentRef
+from custody.format import leaves, limits, lines
+from custody.format.envelope import INT_MAX, Hex, Int
+from custody.format.manifest import Batch, QuarantineRef, Range, SegmentRef
+from custody.format.times import parse_time
 from custody.store import Store
-from custody.times import parse_time
 
 PIECE = 8 * 1_048_576
 """Bytes of an object that are read at once, unless one member is larger."""

@@ -25,7 +25,7 @@ from custody.errors import (
     TierUnmounted,
     TransientStoreError,
 )
-from custody.layout import ARCHIVE, RECORDS
+from custody.format.layout import ARCHIVE, RECORDS
 from custody.store import (
     MARK,
     NO_KEYS,

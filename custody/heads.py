@@ -18,10 +18,10 @@ from typing import Literal
 
 import msgspec
 
-from custody.archive_file import Pin
-from custody.envelope import HeadRef, Hex, Uuid
 from custody.errors import ConfigurationError
-from custody.layout import parse_log_text
+from custody.format.archive_file import Pin
+from custody.format.envelope import HeadRef, Hex, Uuid
+from custody.format.layout import parse_log_text
 from custody.tlog.head import Head
 
 _SIZE_LIMIT = 64 * 1_048_576

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from custody.errors import ConfigurationError
-from custody.times import parse_time
+from custody.format.times import parse_time
 
 _Form = TypeVar("_Form")
 

@@ -29,8 +29,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from custody.envelope import Signer, Time
 from custody.errors import ConfigurationError, KeyUnavailable
+from custody.format.envelope import Signer, Time
+from custody.format.times import format_time
 from custody.keyfiles import (
     check_private,
     decode_base64,
@@ -44,7 +45,6 @@ from custody.keyfiles import (
     write,
 )
 from custody.kms import KmsEd25519Key, KmsKey
-from custody.times import format_time
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
 """When a key begins that names no time."""

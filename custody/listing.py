@@ -17,8 +17,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
-from custody import layout
 from custody.errors import CustodyError
+from custody.format import layout
 from custody.store import ObjectInfo, Store
 
 _BITMAP_LIMIT = 1 << 27

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from custody import layout, limits, lines
 from custody.archive.reader import Holds, read_manifest
 from custody.chain import Chain, unlined_ranges
 from custody.contents import (
@@ -23,7 +22,8 @@ from custody.contents import (
 )
 from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, finding
-from custody.manifest import Batch, Manifest, Range, Statement
+from custody.format import layout, limits, lines
+from custody.format.manifest import Batch, Manifest, Range, Statement
 from custody.store import Store
 
 _NEVER = 1 << 64

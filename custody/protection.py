@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Self
 
-from custody import layout
 from custody.errors import CustodyError, ObjectMissing
 from custody.findings import Finding, finding, loss_digest
+from custody.format import layout
 from custody.store import LifecycleRule, ObjectStatus, Store, Version
 
 _TOUCHED_LIMIT = 100_000

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from custody import audit, layout, tables
+from custody import tables
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import (
     Holds,
@@ -35,15 +35,16 @@ from custody.archive.reader import (
     sealed_from,
 )
 from custody.archive.trusted import Judge
-from custody.audit import SignedAudit
 from custody.chain import unlined_ranges
 from custody.contents import Work, check, quarantine_lines
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
-from custody.layout import Log
-from custody.manifest import Manifest, QuarantineRef, Statement
+from custody.format import audit, layout
+from custody.format.audit import SignedAudit
+from custody.format.layout import Log
+from custody.format.manifest import Manifest, QuarantineRef, Statement
+from custody.format.times import parse_time
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.times import parse_time
 from custody.trust import Trust
 
 if TYPE_CHECKING:

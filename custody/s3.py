@@ -25,7 +25,7 @@ from custody.errors import (
     TerminalStoreError,
     TransientStoreError,
 )
-from custody.layout import EVIDENCE
+from custody.format.layout import EVIDENCE
 from custody.store import (
     ARCHIVED_CLASSES,
     LifecycleRule,

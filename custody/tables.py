@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from custody import layout, lines
 from custody.contents import Work, offset_of
-from custody.events import EVENT_TYPES
-from custody.manifest import Batch
+from custody.format import layout, lines
+from custody.format.events import EVENT_TYPES
+from custody.format.manifest import Batch
 
 TABLES = "tables/"
 SIGNED = f"{TABLES}signed/"

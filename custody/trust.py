@@ -22,9 +22,10 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from custody.archive_file import Days, Pin
-from custody.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
 from custody.errors import ConfigurationError, FormatError, KeyUnavailable, SignatureInvalid
+from custody.format.archive_file import Days, Pin
+from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
+from custody.format.layout import parse_log_text
 from custody.keyfiles import check_private, decode_document, open_plain, parse_moment, read_all, refuse_other
 from custody.keys import (
     BEGINNING,
@@ -40,7 +41,6 @@ from custody.keys import (
     split_uri,
 )
 from custody.kms import KEY_ARN, KmsEd25519Key, KmsKey
-from custody.layout import parse_log_text
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
 

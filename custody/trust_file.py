@@ -16,11 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from custody.archive_file import Pin
 from custody.errors import ConfigurationError
+from custody.format.archive_file import Pin
+from custody.format.times import format_time
 from custody.keyfiles import encode_base64, locked, parse_moment, read_all, write
 from custody.keys import BEGINNING, PublicKey
-from custody.times import format_time
 from custody.tlog.head import Head
 from custody.trust import TRUST_LIMIT, Accepted, Trust, load_trust, merge_until, read_trust
 

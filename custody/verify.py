@@ -25,24 +25,25 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from custody import archive_file, layout, orphans
+from custody import orphans
 from custody.archive.forms import form_of
 from custody.archive.reader import Holds, first_sequence, read_manifest, stored_digest
 from custody.archive.trusted import Judge, check_archive_signatures
-from custody.archive_file import ArchiveFile, Pin
-from custody.audit import Audit, ObjectRef, parse_object
 from custody.audits import AuditChain
 from custody.chain import RETENTION_GRACE, Chain, Expiry, Promises, Totals
 from custody.contents import Outcome, Sink, Work
-from custody.envelope import FILE_LIMIT
 from custody.errors import CustodyError, FormatError, ObjectMissing, TierUnmounted
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
+from custody.format import archive_file, layout
+from custody.format.archive_file import ArchiveFile, Pin
+from custody.format.audit import Audit, ObjectRef, parse_object
+from custody.format.envelope import FILE_LIMIT
+from custody.format.manifest import Manifest, Statement
+from custody.format.times import parse_time
 from custody.heads import State
 from custody.listing import Listing, Names, Sequences, list_others, list_statements
-from custody.manifest import Manifest, Statement
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 from custody.store import ObjectInfo, Store
-from custody.times import parse_time
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head, KnownHead

@@ -11,13 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, Thr
 from concurrent.futures.process import BrokenProcessPool
 from typing import Self
 
-from custody import layout, leaves, limits
 from custody.contents import Outcome, Sink, Work, check, check_all
-from custody.envelope import FILE_LIMIT
 from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.format import layout, leaves, limits
+from custody.format.envelope import FILE_LIMIT
+from custody.format.manifest import Batch
 from custody.keys import Secret
 from custody.listing import Sequences
-from custody.manifest import Batch
 from custody.store import Store
 
 _GROUP_BYTES = 4 * 1_048_576

@@ -29,7 +29,7 @@ from tasks.drain import stopping, stopping_on_signals
 EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
 ]
-"""The types as Prefect's form shows them; a test holds them against `custody.events`."""
+"""The types as Prefect's form shows them; a test holds them against `custody.format.events`."""
 LOOK_AGAIN = timedelta(hours=1)
 """How often a run looks whether restores are done."""
 

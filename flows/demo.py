@@ -29,16 +29,17 @@ from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
 
-from custody import layout, render, trust_file
+from custody import render, trust_file
 from custody.archive.evidence import check_evidence
 from custody.archive.prove import make_evidence
 from custody.archive.reader import list_logs, read_manifest
 from custody.archive.trusted import standing
 from custody.archive.writer import create_archive
 from custody.errors import CustodyError, ObjectMissing, TransientSourceError
+from custody.format import layout
+from custody.format.layout import Log
+from custody.format.manifest import Statement
 from custody.keys import new_keyring, open_public, open_signers
-from custody.layout import Log
-from custody.manifest import Statement
 from custody.store import Store, open_store
 from custody.trust import Trust, open_trust
 from custody.verify import Report, verify

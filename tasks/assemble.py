@@ -28,12 +28,12 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import Any, Literal, Protocol
 
-from custody import limits, segment
 from custody.archive.writer import Entry
-from custody.events import Checked, check, join
-from custody.leaves import LeafMaker, OpenLeaves
-from custody.manifest import Batch, KafkaTime, Unreadable
-from custody.times import format_us
+from custody.format import limits, segment
+from custody.format.events import Checked, check, join
+from custody.format.leaves import LeafMaker, OpenLeaves
+from custody.format.manifest import Batch, KafkaTime, Unreadable
+from custody.format.times import format_us
 
 BATCH_BYTES = limits.BATCH_BYTES // 4
 """A batch of more than one event is cut at about this size."""

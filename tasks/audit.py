@@ -30,14 +30,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from custody import audit, layout
 from custody.archive.forms import AUDITS, form_of
 from custody.archive.reader import Holds, Tip, find_tip, list_logs, sealed_from
 from custody.archive.resume import find_checked_tip
 from custody.archive.trusted import Judge, read_trusted_archive, standing
 from custody.archive.writer import append_audit, put_checkpoint, writer_name
-from custody.audit import Audit, Covered, Marks, ObjectRef, Read, SignedAudit, Verdict
-from custody.envelope import HeadRef, Signer
 from custody.errors import (
     ConfigurationError,
     CustodyError,
@@ -50,12 +47,15 @@ from custody.errors import (
     TransientStoreError,
 )
 from custody.findings import Finding, Severity, finding
+from custody.format import audit, layout
+from custody.format.audit import Audit, Covered, Marks, ObjectRef, Read, SignedAudit, Verdict
+from custody.format.envelope import HeadRef, Signer
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
+from custody.format.times import check_time, format_time, parse_time
 from custody.keys import Signers
-from custody.layout import Log
-from custody.manifest import Manifest
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.times import check_time, format_time, parse_time
 from custody.tlog.head import Head, KnownHead
 from custody.trust import Trust
 from custody.verify import Report, Scope, Span, verify

@@ -25,17 +25,18 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from custody import limits, lines, tables
+from custody import tables
 from custody.archive.reader import Holds, find_tip, list_logs, read_archive, read_manifest, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectArchived, ObjectMissing
-from custody.events import EVENT_TYPES
-from custody.layout import Log
-from custody.manifest import Batch, Manifest, Statement
-from custody.segment import inflate
+from custody.format import limits, lines
+from custody.format.events import EVENT_TYPES
+from custody.format.layout import Log
+from custody.format.manifest import Batch, Manifest, Statement
+from custody.format.segment import inflate
+from custody.format.times import format_time, parse_time
 from custody.settings import Settings
 from custody.store import Store, Tier, open_store
-from custody.times import format_time, parse_time
 from tasks.documents import LEEWAY, offsets_of
 from tasks.search import Search, Sent
 from tasks.targets import Content, FolderTarget, Part, SearchTarget, TablesTarget, Target, TopicTarget

@@ -24,15 +24,15 @@ from typing import Any
 
 import msgspec
 
-from custody import limits, lines
 from custody.chain import unlined_ranges
 from custody.errors import FormatError
-from custody.events import EVENT_TYPES
-from custody.layout import Log
-from custody.manifest import Batch, Statement
-from custody.segment import inflate
+from custody.format import limits, lines
+from custody.format.events import EVENT_TYPES
+from custody.format.layout import Log
+from custody.format.manifest import Batch, Statement
+from custody.format.segment import inflate
+from custody.format.times import parse_time
 from custody.store import Store
-from custody.times import parse_time
 
 ORIGIN = "@custody"
 """The member that says where in the archive an event is."""

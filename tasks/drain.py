@@ -36,12 +36,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from custody import layout
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Tip, find_audit_tip, list_logs, read_archive
 from custody.archive.trusted import Judge, check_archive, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
-from custody.archive_file import ArchiveFile
 from custody.errors import (
     ConfigurationError,
     CustodyError,
@@ -52,13 +50,15 @@ from custody.errors import (
     SourceRefused,
     TransientSourceError,
 )
+from custody.format import layout
+from custody.format.archive_file import ArchiveFile
+from custody.format.layout import Log
+from custody.format.leaves import LeafMaker
+from custody.format.manifest import LastRecord, LogId, Manifest, PreviousEpoch, Range
+from custody.format.times import parse_time
 from custody.keys import Signers
-from custody.layout import Log
-from custody.leaves import LeafMaker
-from custody.manifest import LastRecord, LogId, Manifest, PreviousEpoch, Range
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.times import parse_time
 from custody.tlog.head import KnownHead
 from custody.trust import Trust
 from tasks.assemble import Assembler

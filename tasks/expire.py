@@ -22,18 +22,19 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from custody import layout, tables
+from custody import tables
 from custody.archive.forms import statements_of
 from custody.archive.reader import Tip, list_logs, read_manifest, sealed_from
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
 from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
-from custody.audit import Audit
 from custody.errors import CustodyError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, SignatureInvalid
-from custody.layout import Log
-from custody.manifest import Manifest, Statement
+from custody.format import layout
+from custody.format.audit import Audit
+from custody.format.layout import Log
+from custody.format.manifest import Manifest, Statement
+from custody.format.times import parse_time
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.times import parse_time
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from custody.trust import Trust

@@ -21,16 +21,16 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from custody import layout
 from custody.archive.checkpoints import choose_logs
 from custody.archive.reader import list_logs, read_archive, read_manifest
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
-from custody.layout import Log
-from custody.manifest import Statement
+from custody.format import layout
+from custody.format.layout import Log
+from custody.format.manifest import Statement
+from custody.format.times import parse_time
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.times import parse_time
 from tasks.documents import Documents, read_documents
 from tasks.search import Cursor, Search, Sent
 

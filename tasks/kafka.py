@@ -23,11 +23,11 @@ import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from custody import envelope
-from custody.envelope import INT_MAX, Hex, Int, Signature, Signatures, Signer, Uuid
 from custody.errors import KeyUnavailable, LogChanged, SourceRefused, TransientSourceError
-from custody.layout import Log
-from custody.manifest import LastRecord
+from custody.format import envelope
+from custody.format.envelope import INT_MAX, Hex, Int, Signature, Signatures, Signer, Uuid
+from custody.format.layout import Log
+from custody.format.manifest import LastRecord
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.tlog.signatures import Place, check_file

@@ -23,19 +23,19 @@ from heapq import merge
 from itertools import groupby
 from typing import Any
 
-from custody import layout, limits
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive
 from custody.archive.trusted import Judge
 from custody.chain import unlined_ranges
 from custody.contents import QuarantinedRecord, parse_quarantined, quarantine_lines
-from custody.envelope import INT_MAX
 from custody.errors import FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest
-from custody.layout import Log
-from custody.leaves import split
-from custody.manifest import Batch, Manifest, Range, Statement
-from custody.segment import inflate
+from custody.format import layout, limits
+from custody.format.envelope import INT_MAX
+from custody.format.layout import Log
+from custody.format.leaves import split
+from custody.format.manifest import Batch, Manifest, Range, Statement
+from custody.format.segment import inflate
 from custody.settings import Settings
 from custody.store import Store
 from custody.tlog.head import Head

@@ -24,7 +24,6 @@ from typing import Any
 
 from elasticsearch import NotFoundError
 
-from custody import layout
 from custody.archive.reader import (
     Holds,
     Tip,
@@ -36,10 +35,11 @@ from custody.archive.reader import (
 )
 from custody.errors import FormatError, ObjectMissing, StoreError, TierUnmounted, TransientStoreError
 from custody.findings import Finding, Severity, finding
-from custody.layout import Log
-from custody.manifest import Manifest, Statement
+from custody.format import layout
+from custody.format.layout import Log
+from custody.format.manifest import Manifest, Statement
+from custody.format.times import parse_time
 from custody.store import Store
-from custody.times import parse_time
 from tasks.documents import (
     LEEWAY,
     OFFSET,

@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 from custody import tables
 from custody.archive.reader import Holds, at_or_behind, read_manifest
 from custody.archive.trusted import standing
-from custody.audit import ObjectRef
 from custody.contents import Work
-from custody.envelope import PASSED_OVER_LIMIT, Signer
 from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, finding
-from custody.layout import Log
-from custody.manifest import Batch, Manifest
+from custody.format.audit import ObjectRef
+from custody.format.envelope import PASSED_OVER_LIMIT, Signer
+from custody.format.layout import Log
+from custody.format.manifest import Batch, Manifest
+from custody.format.times import format_time
 from custody.store import Store
-from custody.times import format_time
 from custody.trust import Trust
 from tasks import signed
 

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from elasticsearch import ApiError
 
-from custody import audit, layout
 from custody.archive.forms import AUDITS
 from custody.archive.reader import (
     Tip,
@@ -32,13 +31,14 @@ from custody.archive.reader import (
 )
 from custody.archive.trusted import Judge, find_trusted_audits, read_trusted_archive, standing
 from custody.archive.writer import append_audit, writer_name
-from custody.audit import Audit, SignedAudit
 from custody.errors import CustodyError, FormatError, KeyUnavailable, ObjectMissing, SearchError
 from custody.findings import finding
-from custody.layout import Log
+from custody.format import audit, layout
+from custody.format.audit import Audit, SignedAudit
+from custody.format.layout import Log
+from custody.format.times import format_time, parse_time
 from custody.settings import Settings
 from custody.store import Store, open_store
-from custody.times import format_time, parse_time
 from custody.trust import Trust
 from tasks.audit import clean_audit
 from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name

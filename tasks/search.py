@@ -18,11 +18,11 @@ from elastic_transport import ConnectionTimeout, SerializationError, TlsError
 from elasticsearch import ApiError, Elasticsearch, NotFoundError, UnsupportedProductError
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from custody.envelope import Int
 from custody.errors import ConfigurationError, SearchError
-from custody.layout import Log
+from custody.format.envelope import Int
+from custody.format.layout import Log
+from custody.format.times import format_time
 from custody.settings import SearchSettings
-from custody.times import format_time
 from tasks import documents
 from tasks.documents import OFFSET, ORIGIN, PARTITION, TOPIC, Documents
 

@@ -9,12 +9,12 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from custody import envelope
 from custody.archive.forms import AUDITS
-from custody.envelope import FILE_LIMIT, Signer
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
+from custody.format import envelope
+from custody.format.envelope import FILE_LIMIT, Signer
+from custody.format.times import check_time
 from custody.store import Store
-from custody.times import check_time
 from custody.tlog.signatures import OUTSIDE, check_file
 from custody.trust import Trust
 

@@ -13,8 +13,8 @@ from custody.errors import (
     SigningError,
     SourceError,
 )
-from custody.layout import Log
-from custody.manifest import Manifest
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust

@@ -27,14 +27,14 @@ from elasticsearch import ApiError
 
 from custody.chain import unlined_ranges
 from custody.contents import Work
-from custody.envelope import Signer
 from custody.errors import ConfigurationError, TransientSourceError
-from custody.layout import Log, check_topic
-from custody.manifest import Batch, Statement
-from custody.segment import pack
+from custody.format.envelope import Signer
+from custody.format.layout import Log, check_topic
+from custody.format.manifest import Batch, Statement
+from custody.format.segment import pack
+from custody.format.times import format_time, parse_time
 from custody.settings import Settings
 from custody.store import Store
-from custody.times import format_time, parse_time
 from tasks.documents import (
     BROUGHT,
     Documents,

@@ -19,7 +19,7 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from custody import layout, tables
+from custody import tables
 from custody.archive.reader import (
     Holds,
     at_or_behind,
@@ -31,8 +31,9 @@ from custody.archive.reader import (
 )
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, ObjectMissing, StoreError
-from custody.layout import Log
-from custody.manifest import Manifest
+from custody.format import layout
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
 from custody.protection import Protection, check_lifecycle
 from custody.settings import Settings
 from custody.store import TIER_NAMES, ObjectInfo, Store, open_store

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from custody import leaves, manifest, segment
 from custody.archive import checkpoints
 from custody.archive.reader import read_archive
 from custody.archive.writer import Entry, LogWriter, create_archive
-from custody.envelope import Tree, seal
+from custody.format import leaves, manifest, segment
+from custody.format.envelope import Tree, seal
+from custody.format.layout import Log, manifest_key
+from custody.format.manifest import Batch, Leaves, LogId, Unreadable
+from custody.format.times import format_time
 from custody.keys import HmacKey, LeafKey, Secret, Signers, new_keyring, open_signers
-from custody.layout import Log, manifest_key
-from custody.manifest import Batch, Leaves, LogId, Unreadable
 from custody.store import Store, open_store
-from custody.times import format_time
 from custody.tlog.checkpoint import Note, parse_checkpoint
 from custody.tlog.head import Head
 from custody.trust import Trust, TrustedKey, open_trust

@@ -11,13 +11,13 @@ import msgspec
 
 from custody.archive.reader import Tip
 from custody.archive.writer import DEFAULT_RETENTION_DAYS, Entry, LogWriter, create_archive
-from custody.audit import Audit, SignedAudit
+from custody.format.audit import Audit, SignedAudit
+from custody.format.layout import Log
+from custody.format.leaves import LeafMaker
+from custody.format.manifest import LogId, Manifest
+from custody.format.times import format_time
 from custody.keys import new_keyring, open_signers
-from custody.layout import Log
-from custody.leaves import LeafMaker
-from custody.manifest import LogId, Manifest
 from custody.store import open_store
-from custody.times import format_time
 from custody.trust import open_trust
 from tasks.assemble import TIME_CREATE, Assembler
 from tests.corpus import EVENTS

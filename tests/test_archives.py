@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from custody import archive_file, audit, manifest
-from custody.envelope import Signatures
-from custody.layout import parse_checkpoint_key
+from custody.format import archive_file, audit, manifest
+from custody.format.envelope import Signatures
+from custody.format.layout import parse_checkpoint_key
 from custody.tlog import merkle
 from custody.tlog.checkpoint import origin_of, parse_checkpoint, parse_note
 from custody.tlog.signatures import OUTSIDE, Place, check_checkpoint, check_file, recomputed

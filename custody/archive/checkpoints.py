@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from custody import layout
 from custody.archive.forms import form_of
 from custody.archive.reader import checkpoint_sizes, list_logs, read_checkpoint
 from custody.archive.trusted import Judge, find_signed_end
 from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
-from custody.layout import Log
+from custody.format import layout
+from custody.format.layout import Log
 from custody.store import Store
 from custody.tlog.checkpoint import Note, NoteSigner
 from custody.trust import Trust

@@ -32,18 +32,18 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from custody import archive_file, envelope, leaves, limits, manifest
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.offsets import line_of
-from custody.archive_file import ArchiveFile
 from custody.contents import inflate
-from custody.envelope import Hex, Int
 from custody.errors import FormatError, NotEvidence, SignatureInvalid
 from custody.findings import Severity
-from custody.layout import Log, parse_log_text
-from custody.lines import check_line
-from custody.manifest import Batch, Manifest
-from custody.times import parse_time
+from custody.format import archive_file, envelope, leaves, limits, manifest
+from custody.format.archive_file import ArchiveFile
+from custody.format.envelope import Hex, Int
+from custody.format.layout import Log, parse_log_text
+from custody.format.lines import check_line
+from custody.format.manifest import Batch, Manifest
+from custody.format.times import parse_time
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head

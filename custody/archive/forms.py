@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from custody import audit, layout, manifest
-from custody.audit import SignedAudit
-from custody.layout import Log
-from custody.manifest import Manifest
+from custody.format import audit, layout, manifest
+from custody.format.audit import SignedAudit
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
 from custody.tlog.log import Form
 
 # A log never has 10¹¹ audits, so each key begins with a 0. What audits refer to lies beside them and grows with age: it

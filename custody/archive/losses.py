@@ -6,11 +6,11 @@ A loss is told from the next one by two heads: the one that is remembered, and t
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from custody import layout
 from custody.archive.reader import sequence_of
 from custody.errors import FormatError, StoreError
 from custody.findings import loss_digest
-from custody.layout import Log
+from custody.format import layout
+from custody.format.layout import Log
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs
 from custody.trust import Accepted, Trust

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from custody.chain import unlined_ranges
-from custody.manifest import Batch, Range, Statement
+from custody.format.manifest import Batch, Range, Statement
 
 Kind = Literal["event", "quarantined", "skipped", "unreadable", "lost"]
 

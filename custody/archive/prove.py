@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 
-from custody import archive_file, layout, leaves
 from custody.archive.checkpoints import newest_checkpoint
 from custody.archive.evidence import (
     ARCHIVE,
@@ -33,10 +32,11 @@ from custody.archive.offsets import line_of, reason_of
 from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_checkpoint
 from custody.archive.trusted import Judge
 from custody.contents import inflate
-from custody.envelope import FILE_LIMIT
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
-from custody.layout import Log
-from custody.manifest import Batch, Manifest, SegmentRef
+from custody.format import archive_file, layout, leaves
+from custody.format.envelope import FILE_LIMIT
+from custody.format.layout import Log
+from custody.format.manifest import Batch, Manifest, SegmentRef
 from custody.store import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note

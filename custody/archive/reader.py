@@ -12,16 +12,16 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Generic, TypeVar
 
-from custody import archive_file, layout
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive_file import ArchiveFile
-from custody.audit import SignedAudit
-from custody.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, Tree, passed_over_message
 from custody.errors import FormatError, ObjectMissing
-from custody.layout import Log
-from custody.manifest import Manifest, Statement
+from custody.format import archive_file, layout
+from custody.format.archive_file import ArchiveFile
+from custody.format.audit import SignedAudit
+from custody.format.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, Tree, passed_over_message
+from custody.format.layout import Log
+from custody.format.manifest import Manifest, Statement
+from custody.format.times import parse_time
 from custody.store import Store
-from custody.times import parse_time
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head

@@ -8,11 +8,11 @@ import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
-from custody import layout
 from custody.archive.reader import Tip, checkpoint_sizes, read_checkpoint, read_entry, sequence_of
 from custody.archive.trusted import Judge, find_signed_end
 from custody.errors import FormatError, HeadRollback, ObjectMissing
-from custody.layout import Log
+from custody.format import layout
+from custody.format.layout import Log
 from custody.store import Store
 from custody.tlog.head import KnownHead
 from custody.tlog.log import Entry, Form

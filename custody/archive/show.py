@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from custody import layout, limits
 from custody.archive.forms import statements_of
 from custody.archive.offsets import kind_of, line_of, reason_of
 from custody.archive.reader import Holds, find_statement, find_tip, read_manifest
 from custody.archive.trusted import Judge
 from custody.contents import inflate, inflate_stream, read_pieces
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
-from custody.layout import Log
-from custody.manifest import Batch, Manifest, Statement
+from custody.format import layout, limits
+from custody.format.layout import Log
+from custody.format.manifest import Batch, Manifest, Statement
 from custody.store import Store
 from custody.tlog import merkle
 from custody.trust import Trust

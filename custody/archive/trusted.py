@@ -10,17 +10,17 @@ from functools import cache
 from hashlib import sha256
 from typing import TypeVar
 
-from custody import layout
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Holds, Tip, find_end, read_archive
-from custody.archive_file import ArchiveFile
-from custody.audit import SignedAudit
-from custody.envelope import FILE_LIMIT
 from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
-from custody.layout import Log
-from custody.manifest import Manifest
+from custody.format import layout
+from custody.format.archive_file import ArchiveFile
+from custody.format.audit import SignedAudit
+from custody.format.envelope import FILE_LIMIT
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
+from custody.format.times import parse_time
 from custody.store import Store
-from custody.times import parse_time
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.log import Entry, Form

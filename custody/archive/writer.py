@@ -25,14 +25,10 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 
-from custody import archive_file, audit, envelope, layout, limits, manifest
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Tip, read_archive, read_checkpoint, read_entry, read_manifest
 from custody.archive.resume import find_checked_tip, rollback
 from custody.archive.trusted import Judge
-from custody.archive_file import ArchiveFile, ArchiveStatement
-from custody.audit import Audit, SignedAudit
-from custody.envelope import Signer
 from custody.errors import (
     Fenced,
     FormatError,
@@ -43,8 +39,12 @@ from custody.errors import (
     ObjectMissing,
     StoreError,
 )
-from custody.layout import Log
-from custody.manifest import (
+from custody.format import archive_file, audit, envelope, layout, limits, manifest
+from custody.format.archive_file import ArchiveFile, ArchiveStatement
+from custody.format.audit import Audit, SignedAudit
+from custody.format.envelope import Signer
+from custody.format.layout import Log
+from custody.format.manifest import (
     Batch,
     LastRecord,
     LogId,
@@ -55,8 +55,8 @@ from custody.manifest import (
     Statement,
     Unreadable,
 )
+from custody.format.times import format_time
 from custody.store import Store
-from custody.times import format_time
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Note, NoteSigner
 from custody.tlog.head import Head, KnownHead

@@ -15,9 +15,9 @@ from typing import Protocol
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from custody.envelope import INT_MAX
 from custody.errors import FormatError, SignatureInvalid
-from custody.layout import Log
+from custody.format.envelope import INT_MAX
+from custody.format.layout import Log
 from custody.tlog.head import Head
 
 NOTE_LIMIT = 65_536

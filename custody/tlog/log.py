@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
-from custody.envelope import PASSED_OVER_LIMIT, Algorithm, Signatures, Tree, passed_over_message
 from custody.errors import FormatError
-from custody.times import parse_time
+from custody.format.envelope import PASSED_OVER_LIMIT, Algorithm, Signatures, Tree, passed_over_message
+from custody.format.times import parse_time
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.signatures import KeyOrder, Keys, Place, Problem, Verdict, check_file

@@ -14,8 +14,8 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any
 
-from custody.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, passed_over_message
 from custody.errors import FormatError, ObjectMissing, StoreError
+from custody.format.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, passed_over_message
 from custody.store import Store
 from custody.tlog import merkle
 from custody.tlog.head import Head

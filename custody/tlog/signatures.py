@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
-from custody.envelope import Algorithm, Signatures
 from custody.errors import KeyUnavailable, SignatureInvalid
+from custody.format.envelope import Algorithm, Signatures
 from custody.tlog.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, is_name
 from custody.tlog.head import Head
 from custody.tlog.merkle import EMPTY_ROOT

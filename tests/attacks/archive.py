@@ -15,7 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from custody.archive_file import Pin
+from custody.format.archive_file import Pin
 from custody.keys import Secret
 from custody.tlog.head import Head
 from custody.trust import Trust, TrustedKey

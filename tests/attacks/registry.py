@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from custody.envelope import FILE_LIMIT
+from custody.format.envelope import FILE_LIMIT
 from custody.store import Store
 from custody.trust import TrustedKey
 from tests.archives import KEY_ID, Builder, compact_json, two_lines

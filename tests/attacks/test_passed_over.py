@@ -23,7 +23,7 @@ from custody.archive.resume import find_checked_tip
 from custody.archive.show import show
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, standing
 from custody.errors import CustodyError
-from custody.layout import Log, audit_key
+from custody.format.layout import Log, audit_key
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import Trust, TrustedKey

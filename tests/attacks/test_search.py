@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from custody.layout import Log
+from custody.format.layout import Log
+from custody.format.segment import pack
 from custody.query import connect
-from custody.segment import pack
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from tasks import reconcile
 from tasks.audit import Outcome, Request, conclude, plan_audit, verify_pieces

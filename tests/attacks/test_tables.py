@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from custody import tables
-from custody.envelope import Algorithm
 from custody.findings import Finding, Severity
-from custody.layout import Log
+from custody.format.envelope import Algorithm
+from custody.format.layout import Log
 from custody.store import Store, open_store
 from custody.verify import Scope, Span, verify
 from tasks.report import TableWriter, check_tables, list_tables

@@ -31,10 +31,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from custody import segment, store
+from custody import store
 from custody.archive import writer
+from custody.format import segment
+from custody.format.leaves import OpenLeaves
 from custody.keys import new_keyring, open_signers
-from custody.leaves import OpenLeaves
 from custody.settings import Settings
 from flows.sample import sample_events
 from tasks import assemble, drain

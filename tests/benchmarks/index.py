@@ -32,10 +32,10 @@ from rich.console import Console
 
 from custody.archive.reader import list_logs, read_manifest
 from custody.errors import ObjectMissing
+from custody.format.layout import Log
+from custody.format.limits import SEGMENT_BYTES
+from custody.format.segment import inflate
 from custody.keys import new_keyring
-from custody.layout import Log
-from custody.limits import SEGMENT_BYTES
-from custody.segment import inflate
 from custody.settings import SearchSettings, Settings
 from custody.store import open_store
 from flows.sample import sample_events

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from custody.archive.reader import read_archive
 from custody.archive.writer import LogWriter, create_archive
+from custody.format.leaves import LeafMaker
+from custody.format.manifest import LogId
 from custody.keys import new_keyring, open_signers
-from custody.leaves import LeafMaker
-from custody.manifest import LogId
 from custody.settings import Settings
 from custody.store import Store, open_store
 from custody.trust import open_trust

@@ -16,8 +16,8 @@ from custody import acceptance, cli
 from custody.acceptance import Wanted
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
+from custody.format.layout import manifest_key, parse_log
 from custody.keyfiles import encode_base64
-from custody.layout import manifest_key, parse_log
 from custody.store import open_store
 from custody.trust import Accepted, open_trust
 from custody.verify import Report, verify

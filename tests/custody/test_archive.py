@@ -14,13 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custody import archive_file, audit, envelope, limits, manifest
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Tip, find_audit_tip, find_tip, list_logs, read_archive, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter, append_audit, create_archive, put_checkpoint
-from custody.audit import Audit, SignedAudit
-from custody.envelope import HeadRef, Tree
 from custody.errors import (
     Fenced,
     FormatError,
@@ -31,9 +28,12 @@ from custody.errors import (
     ObjectMissing,
     TransientStoreError,
 )
+from custody.format import archive_file, audit, envelope, limits, manifest
+from custody.format.audit import Audit, SignedAudit
+from custody.format.envelope import HeadRef, Tree
+from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
+from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.keys import HmacKey, Keyring, Secret, Signers
-from custody.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
-from custody.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.store import ObjectInfo, Version, open_store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint

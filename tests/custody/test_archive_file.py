@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody import archive_file, envelope
-from custody.archive_file import ArchiveStatement
 from custody.errors import FormatError
+from custody.format import archive_file, envelope
+from custody.format.archive_file import ArchiveStatement
 from custody.keys import Ed25519Key, HmacKey, Secret
 
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")

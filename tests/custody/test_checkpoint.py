@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from custody.errors import FormatError, SignatureInvalid
+from custody.format.layout import Log
 from custody.keys import Keyring, Secret
-from custody.layout import Log
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note
 from custody.tlog.head import Head

@@ -18,9 +18,9 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
 from custody.archive.writer import put_checkpoint
-from custody.archive_file import ArchiveFile
+from custody.format.archive_file import ArchiveFile
+from custody.format.layout import Log
 from custody.keys import Ed25519Key, Keyring, open_signers
-from custody.layout import Log
 from custody.settings import Settings
 from custody.store import open_store
 from custody.tlog.head import Head

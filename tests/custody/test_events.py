@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from custody import lines
-from custody.events import EVENT_TYPES, Checked, check, parse_time, reason
+from custody.format import lines
+from custody.format.events import EVENT_TYPES, Checked, check, parse_time, reason
 from flows.sample import invalid_values, sample_events
 from tests.corpus import BASE, CASES, EVENT_LIMIT, EVENTS, TIME, Case, at, compact, nested, sized
 

@@ -21,17 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from custody import manifest
 from custody.archive import checkpoints
 from custody.archive.evidence import FILE_LIMIT, Result, check_evidence, pack, unpack
 from custody.archive.prove import Made, make_evidence
 from custody.cli_evidence import app
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
+from custody.format import manifest
+from custody.format.layout import AUDIT_LOG, Log, checkpoint_key, manifest_key
+from custody.format.manifest import Unreadable
 from custody.keys import Keyring, Secret, new_keyring
 from custody.kms import KmsKey
-from custody.layout import AUDIT_LOG, Log, checkpoint_key, manifest_key
-from custody.manifest import Unreadable
 from custody.store import open_store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import (

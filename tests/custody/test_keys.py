@@ -35,8 +35,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody import keys
-from custody.archive_file import Pin
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
+from custody.format.archive_file import Pin
+from custody.format.layout import Log
+from custody.format.times import parse_time
 from custody.keys import (
     Ed25519Key,
     HmacKey,
@@ -51,8 +53,6 @@ from custody.keys import (
     rotate_keyring,
 )
 from custody.kms import KmsKey
-from custody.layout import Log
-from custody.times import parse_time
 from custody.tlog.checkpoint import NoteKey, parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from custody.trust import Trust, TrustedKey, _merge, _trusted, open_trust

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody import layout
 from custody.errors import ConfigurationError
-from custody.layout import Log, RecordsKey
+from custody.format import layout
+from custody.format.layout import Log, RecordsKey
 
 DIGEST = sha256(b"").hexdigest()
 topics = st.from_regex(r"[A-Za-z0-9._-]{1,150}", fullmatch=True).filter(

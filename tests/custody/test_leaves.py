@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody import limits
 from custody.contents import Outcome, Work, check
 from custody.findings import Severity
+from custody.format import limits
+from custody.format.leaves import LeafMaker, commitment, hashes, leaf_hash, salts
+from custody.format.manifest import Batch, Leaves, SegmentRef
+from custody.format.segment import pack
 from custody.keys import LeafKey, Secret
-from custody.leaves import LeafMaker, commitment, hashes, leaf_hash, salts
-from custody.manifest import Batch, Leaves, SegmentRef
-from custody.segment import pack
 from custody.store import Store, open_store
 from custody.workers import Pool
 from tests import archives

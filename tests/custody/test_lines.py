@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from custody import lines
 from custody.errors import FormatError
+from custody.format import lines
 from tests.corpus import CASES, EVENTS, TIME, Case, at, compact, nested, sized
 
 GOOD = [compact(event) for event in EVENTS.values()]

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custody import envelope, manifest
-from custody.envelope import Tree
 from custody.errors import FormatError
-from custody.keys import Ed25519Key, HmacKey, Secret
-from custody.manifest import (
+from custody.format import envelope, manifest
+from custody.format.envelope import Tree
+from custody.format.manifest import (
     Batch,
     KafkaTime,
     LastRecord,
@@ -31,7 +30,8 @@ from custody.manifest import (
     Statement,
     Unreadable,
 )
-from custody.times import check_time, format_time, parse_time
+from custody.format.times import check_time, format_time, parse_time
+from custody.keys import Ed25519Key, HmacKey, Secret
 from custody.tlog import merkle
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "manifest"

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
-from custody.envelope import PASSED_OVER_LIMIT, passed_over_message
 from custody.errors import FormatError
-from custody.layout import Log, manifest_key
-from custody.manifest import parse
+from custody.format.envelope import PASSED_OVER_LIMIT, passed_over_message
+from custody.format.layout import Log, manifest_key
+from custody.format.manifest import parse
 from custody.store import Store, open_store
 from custody.tlog import merkle
 from custody.tlog.head import Head

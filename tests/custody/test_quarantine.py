@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from custody import limits
 from custody.contents import LeftOut, Omitted, Work, check, parse_quarantined, quarantine_lines
 from custody.errors import FormatError
 from custody.findings import Finding
-from custody.manifest import QuarantineRef
+from custody.format import limits
+from custody.format.manifest import QuarantineRef
 from custody.store import open_store
 
 LINE: dict[str, Any] = {

@@ -18,8 +18,8 @@ from custody.archive.writer import Entry
 from custody.cli import app
 from custody.contents import Work
 from custody.errors import CustodyError, ObjectMissing
-from custody.layout import Log
-from custody.manifest import Batch, KafkaTime, Unreadable
+from custody.format.layout import Log
+from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.query import _left_out
 from custody.settings import AuditSettings, Settings
 from custody.store import S3Options, open_store

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from custody.format.layout import Log, parse_log_text
 from custody.keys import Secret
-from custody.layout import Log, parse_log_text
 from custody.store import open_store
 from custody.tlog.head import Head
 from custody.trust import Trust, TrustedKey

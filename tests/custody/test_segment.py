@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody.errors import FormatError
-from custody.segment import inflate, pack
+from custody.format.segment import inflate, pack
 
 PAYLOAD = b'{"a":1}\n' * 1000
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from custody import trust_file
-from custody.archive_file import Pin
 from custody.errors import ConfigurationError
+from custody.format.archive_file import Pin
 from custody.keys import new_keyring
 from custody.settings import KafkaSettings, Settings
 from custody.store import S3Options

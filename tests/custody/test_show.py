@@ -9,8 +9,8 @@ from custody.archive.offsets import kind_of, line_of, reason_of
 from custody.archive.reader import read_archive, read_manifest
 from custody.archive.show import events, show
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
-from custody.layout import checkpoint_key, manifest_key
-from custody.manifest import Unreadable
+from custody.format.layout import checkpoint_key, manifest_key
+from custody.format.manifest import Unreadable
 from custody.tlog import merkle
 from custody.trust import Trust
 from tests.leafy import Leafy, event, forged, plant

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from custody import trust_file
-from custody.archive_file import Pin
 from custody.errors import ConfigurationError
+from custody.format.archive_file import Pin
 from custody.keys import Keyring, PublicKey, open_public
 from custody.tlog.head import Head
 from custody.trust import Accepted, open_trust

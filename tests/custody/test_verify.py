@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from custody.archive_file import Pin
 from custody.chain import Chain
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Findings, Severity, finding
+from custody.format.archive_file import Pin
+from custody.format.layout import Log
 from custody.keys import Secret
-from custody.layout import Log
 from custody.listing import Names, Sequences
 from custody.store import ObjectInfo, Store, open_store
 from custody.tlog.head import Head

@@ -21,15 +21,15 @@ from custody.archive.prove import make_evidence
 from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
 from custody.archive.writer import append_audit, create_archive
-from custody.archive_file import Pin
-from custody.audit import Audit, SignedAudit
 from custody.cli_evidence import app
 from custody.errors import ConfigurationError, ObjectMissing
+from custody.format.archive_file import Pin
+from custody.format.audit import Audit, SignedAudit
+from custody.format.layout import AUDIT_LOG, audit_key, checkpoint_key, manifest_key
+from custody.format.times import format_time
 from custody.heads import State
 from custody.keys import Keyring, new_keyring, rotate_keyring
-from custody.layout import AUDIT_LOG, audit_key, checkpoint_key, manifest_key
 from custody.store import open_store
-from custody.times import format_time
 from custody.tlog.checkpoint import NoteKey, parse_checkpoint, parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from custody.trust import Accepted, Trust

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from custody.archive.writer import create_archive
-from custody.events import reason
+from custody.format.events import reason
 from custody.keys import new_keyring
 from custody.settings import Settings
 from custody.store import S3Options, open_store

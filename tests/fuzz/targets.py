@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from custody import acceptance, archive_file, audit, contents, envelope, layout, lines, manifest, orphans, store
+from custody import acceptance, contents, orphans, store
 from custody.archive import evidence
 from custody.archive.evidence import check_evidence
 from custody.archive.offsets import line_of
@@ -32,10 +32,11 @@ from custody.chain import Chain
 from custody.contents import Work
 from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
+from custody.format import archive_file, audit, envelope, layout, lines, manifest
+from custody.format.manifest import Batch, QuarantineRef, SegmentRef
+from custody.format.times import check_time
 from custody.heads import State
 from custody.keys import Keyring
-from custody.manifest import Batch, QuarantineRef, SegmentRef
-from custody.times import check_time
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys

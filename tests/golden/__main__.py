@@ -17,19 +17,19 @@ from pathlib import Path
 
 import msgspec
 
-from custody import archive_file, audit, envelope, layout
 from custody.archive.forms import form_of
 from custody.archive.reader import Tip, find_audit_tip
 from custody.archive.trusted import Judge
 from custody.archive.writer import Entry, LogWriter, append_audit, put_checkpoint
-from custody.archive_file import ArchiveStatement
-from custody.audit import Audit, Covered, Marks, SignedAudit
-from custody.envelope import HeadRef
+from custody.format import archive_file, audit, envelope, layout
+from custody.format.archive_file import ArchiveStatement
+from custody.format.audit import Audit, Covered, Marks, SignedAudit
+from custody.format.envelope import HeadRef
+from custody.format.leaves import LeafMaker
+from custody.format.manifest import LogId, PreviousEpoch
+from custody.format.times import format_time
 from custody.keys import LeafKey, open_signers
-from custody.leaves import LeafMaker
-from custody.manifest import LogId, PreviousEpoch
 from custody.store import open_store
-from custody.times import format_time
 from custody.tlog.head import Head
 from custody.trust import open_trust
 from custody.verify import verify

@@ -16,8 +16,8 @@ from custody.archive.evidence import unpack
 from custody.archive.forms import statements_of
 from custody.archive.prove import make_evidence
 from custody.archive.witness import Witness
-from custody.layout import checkpoint_key, manifest_key
-from custody.manifest import parse
+from custody.format.layout import checkpoint_key, manifest_key
+from custody.format.manifest import parse
 from custody.tlog.checkpoint import NoteKey, origin_of, parse_note
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs

@@ -16,15 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from custody import limits
 from custody.archive.writer import Entry, LogWriter, create_archive
 from custody.contents import parse_quarantined
-from custody.envelope import Tree
-from custody.events import EVENT_TYPES, parse_time, reason
 from custody.findings import Severity
-from custody.keys import LeafKey, Secret, new_keyring, open_signers
-from custody.leaves import LeafMaker, commitment
-from custody.manifest import (
+from custody.format import limits
+from custody.format.envelope import Tree
+from custody.format.events import EVENT_TYPES, parse_time, reason
+from custody.format.leaves import LeafMaker, commitment
+from custody.format.manifest import (
     LastRecord,
     Leaves,
     LogId,
@@ -35,9 +34,10 @@ from custody.manifest import (
     check_ranges,
     encode,
 )
-from custody.segment import inflate
+from custody.format.segment import inflate
+from custody.format.times import format_us
+from custody.keys import LeafKey, Secret, new_keyring, open_signers
 from custody.store import open_store
-from custody.times import format_us
 from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import sample_events

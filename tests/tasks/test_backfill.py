@@ -17,12 +17,12 @@ from confluent_kafka import Consumer, TopicPartition
 from custody import tables
 from custody.archive.reader import read_archive
 from custody.errors import ConfigurationError, CustodyError
-from custody.events import EVENT_TYPES
-from custody.layout import Log
+from custody.format.events import EVENT_TYPES
+from custody.format.layout import Log
+from custody.format.times import format_time, parse_time
 from custody.query import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store import S3Options, Store, open_store
-from custody.times import format_time, parse_time
 from tasks import backfill
 from tasks.backfill import Progress, Request, copy, plan_backfill, restore
 from tasks.costs import estimate

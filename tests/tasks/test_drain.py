@@ -33,14 +33,14 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import Tip, find_tip, read_archive
 from custody.archive.trusted import Judge, find_trusted_audits
 from custody.archive.writer import Entry, LogWriter, append_audit, create_archive
-from custody.audit import Audit, SignedAudit
-from custody.envelope import HeadRef
 from custody.errors import ConfigurationError, LogChanged, SourceRefused, TransientSourceError
-from custody.events import reason
+from custody.format.audit import Audit, SignedAudit
+from custody.format.envelope import HeadRef
+from custody.format.events import reason
+from custody.format.layout import Log as LogName
+from custody.format.layout import checkpoint_key, checkpoint_prefix, parse_checkpoint_key
+from custody.format.manifest import LastRecord
 from custody.keys import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
-from custody.layout import Log as LogName
-from custody.layout import checkpoint_key, checkpoint_prefix, parse_checkpoint_key
-from custody.manifest import LastRecord
 from custody.settings import Settings
 from custody.store import S3Options, open_store
 from custody.tlog.head import Head, KnownHead

@@ -14,8 +14,8 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import find_audit_tip, find_tip, read_archive
 from custody.archive.writer import Entry
 from custody.errors import TerminalStoreError
+from custody.format.layout import Log
 from custody.keys import open_public
-from custody.layout import Log
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store import S3Options, Store, open_store
 from custody.tlog.proofs import Proofs

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from custody import layout, manifest
 from custody.archive.reader import read_archive
 from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, SearchError
-from custody.layout import Log
-from custody.segment import pack
+from custody.format import layout, manifest
+from custody.format.layout import Log
+from custody.format.segment import pack
 from custody.settings import SearchSettings, Settings
 from custody.store import open_store
 from tasks import index, search

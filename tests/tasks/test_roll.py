@@ -14,7 +14,7 @@ import pytest
 from custody.archive.reader import find_audit_tip, read_audit
 from custody.archive.trusted import Judge
 from custody.errors import HeadRollback, SearchError
-from custody.layout import parse_log_text
+from custody.format.layout import parse_log_text
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from custody.store import open_store
 from custody.tlog import merkle

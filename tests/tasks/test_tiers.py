@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from custody.archive.writer import create_archive
-from custody.envelope import Signer
+from custody.format.envelope import Signer
 from custody.keys import Keyring
 from custody.settings import Settings, TierSettings
 from custody.store import S3Options, open_store

@@ -15,9 +15,9 @@ import pytest
 
 from custody.archive.forms import statements_of
 from custody.errors import KeyUnavailable
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
 from custody.keys import Secret
-from custody.layout import Log
-from custody.manifest import Manifest
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog

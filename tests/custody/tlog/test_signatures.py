@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from custody.envelope import Algorithm, Signature, Signatures
 from custody.errors import KeyUnavailable
+from custody.format.envelope import Algorithm, Signature, Signatures
+from custody.format.layout import Log
 from custody.keys import Secret
-from custody.layout import Log
 from custody.tlog.checkpoint import (
     COSIGNATURE,
     Checkpoint,

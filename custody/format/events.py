@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from custody import limits
-from custody.lines import certain
+from custody.format import limits
+from custody.format.lines import certain
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]

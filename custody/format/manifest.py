@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from custody import envelope, limits
-from custody.envelope import INT_MAX, LINE_LIMIT, Hex, Int, Signatures, Tree
 from custody.errors import FormatError
-from custody.times import check_time
+from custody.format import envelope, limits
+from custody.format.envelope import INT_MAX, LINE_LIMIT, Hex, Int, Signatures, Tree
+from custody.format.times import check_time
 
 RANGES_LIMIT = limits.RANGES
 """Entries in `skipped`, and in `quarantine.offsets`."""

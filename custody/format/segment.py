@@ -11,8 +11,8 @@ from typing import Any
 
 from isal import igzip, isal_zlib
 
-from custody import hasher
 from custody.errors import FormatError
+from custody.format import hasher
 
 DEFAULT_LEVEL = 1
 _WORTH_A_THREAD = 64 * 1024

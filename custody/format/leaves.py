@@ -11,7 +11,7 @@ from hashlib import sha256, shake_256
 from operator import add
 from typing import TYPE_CHECKING
 
-from custody.manifest import Leaves
+from custody.format.manifest import Leaves
 
 if TYPE_CHECKING:
     # At run time it would bring the signing libraries into worker processes.

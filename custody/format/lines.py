@@ -21,8 +21,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from custody import limits
 from custody.errors import FormatError
+from custody.format import limits
 
 _PART = 1_048_576
 """Bytes of a batch that are tried at once."""

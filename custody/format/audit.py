@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from custody import envelope
-from custody.envelope import HeadRef, Hex, Int, Signatures, Time, Tree, Uuid
 from custody.errors import FormatError
-from custody.times import check_time
+from custody.format import envelope
+from custody.format.envelope import HeadRef, Hex, Int, Signatures, Time, Tree, Uuid
+from custody.format.times import check_time
 
 FORMAT: Literal["custody/audit/1"] = "custody/audit/1"
 FINDINGS_INLINE = 1000

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
-from custody import limits
 from custody.errors import FormatError
+from custody.format import limits
 
 LINE_LIMIT = limits.STATEMENT_BYTES
 """Bytes in line 1."""

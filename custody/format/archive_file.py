@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from custody import envelope
-from custody.envelope import Signatures, Time, Uuid
 from custody.errors import FormatError
-from custody.times import check_time
+from custody.format import envelope
+from custody.format.envelope import Signatures, Time, Uuid
+from custody.format.times import check_time
 
 FORMAT: Literal["custody/archive/1"] = "custody/archive/1"
 FILE_LIMIT = 32 * 1024

@@ -1,0 +1,1 @@
+"""The archive's format: bytes to values and back (FORMAT.md). Nothing here reads a store, holds a key or asks a clock."""
