@@ -39,7 +39,7 @@ from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.findings import Finding
-    from custody.store import Store
+    from custody.store.protocol import Store
     from custody.trust import Trust
 
 ENTRY_POINTS = "custody.commands"
@@ -147,7 +147,7 @@ def init(
     from custody import keys, trust_file
     from custody.archive import writer
     from custody.render import escape
-    from custody.store import open_store
+    from custody.store.protocol import open_store
 
     settings = Settings()
     store = open_store(settings.archive, settings.s3)
@@ -275,7 +275,7 @@ def verify(
 
     from custody import render
     from custody import verify as verifying
-    from custody.store import open_store
+    from custody.store.protocol import open_store
 
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)
@@ -398,7 +398,7 @@ def show(
     """Print a manifest, events, or where in the chain an object stands. Verifies nothing."""
     from custody import render
     from custody.archive import show as showing
-    from custody.store import open_store
+    from custody.store.protocol import open_store
 
     settings = Settings(**_given(archive=archive))
     store = open_store(settings.archive, settings.s3)

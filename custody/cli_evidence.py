@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from custody.archive.evidence import Compared, Result
     from custody.archive.witness import Seen
     from custody.keys import Secret
-    from custody.store import Store
+    from custody.store.protocol import Store
     from custody.trust import Trust
 
 app = typer.Typer()
@@ -140,7 +140,7 @@ def checkpoint(
     from custody.archive.trusted import check_archive
     from custody.keys import keyring_path
     from custody.render import escape
-    from custody.store import open_store
+    from custody.store.protocol import open_store
 
     settings = _settings(archive, trust)
     if write and keys:
@@ -221,7 +221,7 @@ def evidence(
     from custody.archive.checkpoints import choose_logs
     from custody.archive.prove import make_evidence
     from custody.render import escape
-    from custody.store import open_store
+    from custody.store.protocol import open_store
     from custody.tlog.checkpoint import NOTE_LIMIT
     from custody.trust import open_trust
 
@@ -362,7 +362,7 @@ def witness(
     says so. A URL where it never saw an archive, and where none lies, is a plain error (1).
     """
     from custody.archive.witness import Witness
-    from custody.store import open_store
+    from custody.store.protocol import open_store
 
     settings = _settings(archive, trust)
     store = open_store(settings.archive, settings.s3)

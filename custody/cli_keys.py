@@ -15,7 +15,7 @@ from custody.settings import Settings
 if TYPE_CHECKING:
     from custody.format.archive_file import ArchiveFile
     from custody.keys import KeyAlgorithm, PublicKey
-    from custody.store import Store
+    from custody.store.protocol import Store
     from custody.tlog.head import Head
     from custody.trust import Trust
 
@@ -103,7 +103,7 @@ def export(
     """
     from custody import trust_file
     from custody.render import escape
-    from custody.store import open_store
+    from custody.store.protocol import open_store
 
     settings = Settings()
     pin = read_own_archive(open_store(settings.archive, settings.s3), settings.own_trust()).pin
@@ -151,7 +151,7 @@ def end(
     from custody.format.layout import AUDIT_LOG
     from custody.head_files import read_heads
     from custody.render import escape
-    from custody.store import open_store
+    from custody.store.protocol import open_store
     from custody.trust import load_trust
 
     settings = Settings(**({"trust": trust} if trust else {}))
@@ -184,7 +184,7 @@ def _made_archive(settings: Settings) -> str | None:
     """Return the URL of the archive that the settings name, None where there is none or nobody can look."""
     from custody.archive.reader import read_archive
     from custody.errors import FormatError, StoreError
-    from custody.store import open_store
+    from custody.store.protocol import open_store
 
     try:
         store = open_store(settings.archive, settings.s3)

@@ -26,7 +26,7 @@ from custody.format import leaves, limits, lines
 from custody.format.envelope import INT_MAX, Hex, Int
 from custody.format.manifest import Batch, QuarantineRef, Range, SegmentRef
 from custody.format.times import parse_time
-from custody.store import Store
+from custody.store.protocol import Store
 
 PIECE = 8 * 1_048_576
 """Bytes of an object that are read at once, unless one member is larger."""

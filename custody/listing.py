@@ -19,7 +19,7 @@ from typing import Self
 
 from custody.errors import CustodyError
 from custody.format import layout
-from custody.store import ObjectInfo, Store
+from custody.store.protocol import ObjectInfo, Store
 
 _BITMAP_LIMIT = 1 << 27
 _SPARSE_LIMIT = 10_000

@@ -24,7 +24,7 @@ from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, finding
 from custody.format import layout, limits, lines
 from custody.format.manifest import Batch, Manifest, Range, Statement
-from custody.store import Store
+from custody.store.protocol import Store
 
 _NEVER = 1 << 64
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from custody.errors import CustodyError, ObjectMissing
 from custody.findings import Finding, finding, loss_digest
 from custody.format import layout
-from custody.store import LifecycleRule, ObjectStatus, Store, Version
+from custody.store.protocol import LifecycleRule, ObjectStatus, Store, Version
 
 _TOUCHED_LIMIT = 100_000
 _LOOK_AHEAD = 64

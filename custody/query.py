@@ -44,7 +44,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest, QuarantineRef, Statement
 from custody.format.times import parse_time
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.trust import Trust
 
 if TYPE_CHECKING:

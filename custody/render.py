@@ -21,7 +21,7 @@ from rich.text import Text
 
 from custody.findings import VERIFIED, Finding, Severity
 from custody.settings import S3_MEANINGS, Settings
-from custody.store import S3Options
+from custody.store.protocol import S3Options
 
 if TYPE_CHECKING:
     from custody.verify import Progress, Report

@@ -31,7 +31,7 @@ from pydantic_settings import (
 
 from custody.errors import ConfigurationError, SigningError
 from custody.protection import Protection
-from custody.store import S3Options
+from custody.store.protocol import S3Options
 
 if TYPE_CHECKING:
     from custody.keys import Signers

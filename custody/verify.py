@@ -43,7 +43,7 @@ from custody.format.times import parse_time
 from custody.heads import State
 from custody.listing import Listing, Names, Sequences, list_others, list_statements
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
-from custody.store import ObjectInfo, Store
+from custody.store.protocol import ObjectInfo, Store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head, KnownHead

@@ -18,7 +18,7 @@ from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Batch
 from custody.keys import Secret
 from custody.listing import Sequences
-from custody.store import Store
+from custody.store.protocol import Store
 
 _GROUP_BYTES = 4 * 1_048_576
 _GROUP_WORKS = 64

@@ -40,7 +40,7 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.keys import new_keyring, open_public, open_signers
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.trust import Trust, open_trust
 from custody.verify import Report, verify
 from flows.render import drain_table, size

@@ -55,7 +55,7 @@ from custody.format.manifest import Manifest
 from custody.format.times import check_time, format_time, parse_time
 from custody.keys import Signers
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.tlog.head import Head, KnownHead
 from custody.trust import Trust
 from custody.verify import Report, Scope, Span, verify

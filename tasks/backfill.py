@@ -36,7 +36,7 @@ from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.segment import inflate
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
-from custody.store import Store, Tier, open_store
+from custody.store.protocol import Store, Tier, open_store
 from tasks.documents import LEEWAY, offsets_of
 from tasks.search import Search, Sent
 from tasks.targets import Content, FolderTarget, Part, SearchTarget, TablesTarget, Target, TopicTarget

@@ -6,7 +6,7 @@ An estimate, for deciding: prices differ between regions and change, and reading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from custody.store import Tier
+from custody.store.protocol import Tier
 from tasks.backfill import RESTORE_DAYS, Kind, Plan
 
 _GB = 1e9

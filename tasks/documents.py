@@ -32,7 +32,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, Statement
 from custody.format.segment import inflate
 from custody.format.times import parse_time
-from custody.store import Store
+from custody.store.protocol import Store
 
 ORIGIN = "@custody"
 """The member that says where in the archive an event is."""

@@ -58,7 +58,7 @@ from custody.format.manifest import LastRecord, LogId, Manifest, PreviousEpoch, 
 from custody.format.times import parse_time
 from custody.keys import Signers
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.tlog.head import KnownHead
 from custody.trust import Trust
 from tasks.assemble import Assembler

@@ -34,7 +34,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from custody.trust import Trust

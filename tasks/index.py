@@ -30,7 +30,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from tasks.documents import Documents, read_documents
 from tasks.search import Cursor, Search, Sent
 

@@ -37,7 +37,7 @@ from custody.format.leaves import split
 from custody.format.manifest import Batch, Manifest, Range, Statement
 from custody.format.segment import inflate
 from custody.settings import Settings
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.tlog.head import Head
 from custody.trust import Trust
 from tasks.assemble import quarantine_line

@@ -39,7 +39,7 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
-from custody.store import Store
+from custody.store.protocol import Store
 from tasks.documents import (
     LEEWAY,
     OFFSET,

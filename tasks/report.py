@@ -31,7 +31,7 @@ from custody.format.envelope import PASSED_OVER_LIMIT, Signer
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest
 from custody.format.times import format_time
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.trust import Trust
 from tasks import signed
 

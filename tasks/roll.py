@@ -38,7 +38,7 @@ from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.trust import Trust
 from tasks.audit import clean_audit
 from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name

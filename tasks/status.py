@@ -16,7 +16,7 @@ from custody.errors import (
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.trust import Trust
 from tasks.kafka import Broker
 

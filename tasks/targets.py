@@ -34,7 +34,7 @@ from custody.format.manifest import Batch, Statement
 from custody.format.segment import pack
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
-from custody.store import Store
+from custody.store.protocol import Store
 from tasks.documents import (
     BROUGHT,
     Documents,

@@ -36,7 +36,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.protection import Protection, check_lifecycle
 from custody.settings import Settings
-from custody.store import TIER_NAMES, ObjectInfo, Store, open_store
+from custody.store.protocol import TIER_NAMES, ObjectInfo, Store, open_store
 from tasks.roll import Action
 
 SMALL_BYTES = 128 * 1024

@@ -20,7 +20,7 @@ from custody.format.layout import Log, manifest_key
 from custody.format.manifest import Batch, Leaves, LogId, Unreadable
 from custody.format.times import format_time
 from custody.keys import HmacKey, LeafKey, Secret, Signers, new_keyring, open_signers
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.tlog.checkpoint import Note, parse_checkpoint
 from custody.tlog.head import Head
 from custody.trust import Trust, TrustedKey, open_trust

@@ -9,7 +9,7 @@ from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.tlog.checkpoint import Note, NoteSigner
 from custody.trust import Trust
 

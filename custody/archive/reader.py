@@ -21,7 +21,7 @@ from custody.format.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, Tree, passed_
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head

@@ -22,7 +22,7 @@ from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.tlog import merkle
 from custody.trust import Trust
 

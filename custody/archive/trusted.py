@@ -20,7 +20,7 @@ from custody.format.envelope import FILE_LIMIT
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import parse_time
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.log import Entry, Form

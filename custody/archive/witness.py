@@ -40,14 +40,14 @@ from custody.archive.reader import checkpoint_sizes, find_end, read_checkpoint
 from custody.archive.trusted import Judge, check_archive_signatures
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, StoreError
 from custody.findings import loss_digest
-from custody.folder import make_folders
 from custody.format import archive_file, layout
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.heads import State
 from custody.keyfiles import write
 from custody.keys import Ed25519Key, Keyring, new_keyring
-from custody.store import Store
+from custody.store.folder import make_folders
+from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import COSIGNATURE, Checkpoint, Note, NoteKey, NoteSignature
 from custody.tlog.head import Head

@@ -56,7 +56,7 @@ from custody.format.manifest import (
     Unreadable,
 )
 from custody.format.times import format_time
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Note, NoteSigner
 from custody.tlog.head import Head, KnownHead

@@ -1,1 +1,1 @@
-"""The archive's format: bytes to values and back (FORMAT.md). Nothing here reads a store, holds a key or asks a clock."""
+"""The archive's format: bytes to values and back (FORMAT.md). Nothing here reads a store, holds a key, asks a clock."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.format.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, passed_over_message
-from custody.store import Store
+from custody.store.protocol import Store
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from custody import s3
+from custody.store import s3
 from tests.attacks.archive import Scene, build
 from tests.attacks.targets import Bucket, Folder, Target
 from tests.servers.s3 import SeaweedServer

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from custody.errors import TerminalStoreError, TransientStoreError
-from custody.store import ObjectInfo, Store
+from custody.store.protocol import ObjectInfo, Store
 from tests.attacks.objects import kept_too_long, put
 from tests.attacks.registry import attack
 

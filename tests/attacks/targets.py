@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol
 
-from custody.store import S3Options, Store, open_store
+from custody.store.protocol import S3Options, Store, open_store
 from custody.verify import Report, verify
 from tests.attacks.archive import Scene
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from custody import s3
 from custody.acceptance import entries
 from custody.protection import Protection
+from custody.store import s3
 from custody.verify import Report
 from tests.attacks.archive import MAIN, Scene
 from tests.attacks.targets import Bucket, judge, names

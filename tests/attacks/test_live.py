@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from custody.findings import Severity
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.trust import open_trust
 from custody.verify import Report, verify
 from tests.attacks.follower import follow

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from custody.store import ObjectInfo, Store, open_store
+from custody.store.protocol import ObjectInfo, Store, open_store
 from custody.trust import Trust, open_trust
 from custody.verify import Report, Scope, verify
 from tests.archives import Builder

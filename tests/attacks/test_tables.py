@@ -19,7 +19,7 @@ from custody import tables
 from custody.findings import Finding, Severity
 from custody.format.envelope import Algorithm
 from custody.format.layout import Log
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.verify import Scope, Span, verify
 from tasks.report import TableWriter, check_tables, list_tables
 from tests.archives import (

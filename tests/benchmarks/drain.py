@@ -31,12 +31,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from custody import store
 from custody.archive import writer
 from custody.format import segment
 from custody.format.leaves import OpenLeaves
 from custody.keys import new_keyring, open_signers
 from custody.settings import Settings
+from custody.store import protocol as store
 from flows.sample import sample_events
 from tasks import assemble, drain
 from tasks.kafka import PARTITION_EOF, Feed, Position

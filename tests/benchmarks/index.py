@@ -37,7 +37,7 @@ from custody.format.limits import SEGMENT_BYTES
 from custody.format.segment import inflate
 from custody.keys import new_keyring
 from custody.settings import SearchSettings, Settings
-from custody.store import open_store
+from custody.store.protocol import open_store
 from flows.sample import sample_events
 from tasks.documents import ORIGIN, Documents
 from tasks.index import index_logs

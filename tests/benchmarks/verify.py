@@ -32,7 +32,7 @@ from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId
 from custody.keys import new_keyring, open_signers
 from custody.settings import Settings
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.trust import open_trust
 from flows.sample import sample_events
 from tasks.assemble import TIME_CREATE, Assembler

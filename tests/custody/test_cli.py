@@ -17,7 +17,7 @@ from custody import render, trust_file
 from custody.archive.reader import read_archive
 from custody.errors import CustodyError, TransientStoreError
 from custody.keys import Ed25519Key, Keyring, open_public
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head
 from tests.custody.commands import Command, Result, make_command

@@ -22,7 +22,7 @@ from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
 from custody.keys import Ed25519Key, Keyring, open_signers
 from custody.settings import Settings
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.tlog.head import Head
 from custody.trust import open_trust
 from tests.custody.commands import Command, make_command

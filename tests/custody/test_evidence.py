@@ -32,7 +32,7 @@ from custody.format.layout import AUDIT_LOG, Log, checkpoint_key, manifest_key
 from custody.format.manifest import Unreadable
 from custody.keys import Keyring, Secret, new_keyring
 from custody.kms import KmsKey
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import (
     COSIGNATURE,

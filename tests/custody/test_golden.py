@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.trust import open_trust
 from custody.verify import verify
 from tests.golden.__main__ import ARCHIVE, build, members, private_keyring

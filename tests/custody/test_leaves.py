@@ -18,7 +18,7 @@ from custody.format.leaves import LeafMaker, commitment, hashes, leaf_hash, salt
 from custody.format.manifest import Batch, Leaves, SegmentRef
 from custody.format.segment import pack
 from custody.keys import LeafKey, Secret
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.workers import Pool
 from tests import archives
 from tests.corpus import EVENTS, compact

@@ -16,7 +16,7 @@ from custody.errors import FormatError
 from custody.format.envelope import PASSED_OVER_LIMIT, passed_over_message
 from custody.format.layout import Log, manifest_key
 from custody.format.manifest import parse
-from custody.store import Store, open_store
+from custody.store.protocol import Store, open_store
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs, Valid

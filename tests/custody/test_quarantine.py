@@ -15,7 +15,7 @@ from custody.errors import FormatError
 from custody.findings import Finding
 from custody.format import limits
 from custody.format.manifest import QuarantineRef
-from custody.store import open_store
+from custody.store.protocol import open_store
 
 LINE: dict[str, Any] = {
     "offset": 7,

@@ -22,7 +22,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.query import _left_out
 from custody.settings import AuditSettings, Settings
-from custody.store import S3Options, open_store
+from custody.store.protocol import S3Options, open_store
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tests.corpus import CASES, Case
 from tests.sample import Growing, Sample, make_archive

@@ -7,7 +7,7 @@ import pytest
 
 from custody.format.layout import Log, parse_log_text
 from custody.keys import Secret
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.tlog.head import Head
 from custody.trust import Trust, TrustedKey
 from custody.verify import Report, Scope, Span, verify

@@ -14,7 +14,7 @@ from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.keys import new_keyring
 from custody.settings import KafkaSettings, Settings
-from custody.store import S3Options
+from custody.store.protocol import S3Options
 from tests.environment import clear_settings
 
 CANARY = "canary-Zq7#secret"

@@ -25,7 +25,7 @@ from botocore.parsers import ResponseParserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import custody.s3
+import custody.store.s3
 from custody.errors import (
     ConfigurationError,
     CustodyError,
@@ -37,7 +37,7 @@ from custody.errors import (
     TerminalStoreError,
     TransientStoreError,
 )
-from custody.store import ObjectInfo, S3Options, Store, open_store
+from custody.store.protocol import ObjectInfo, S3Options, Store, open_store
 from tests.servers.proxy import FAULTS, Fault, FaultyProxy
 from tests.servers.s3 import MotoServer, SeaweedServer, free_ports
 
@@ -87,8 +87,8 @@ def folder(tmp_path: Path) -> Store:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait between attempts, nor long for an answer."""
-    monkeypatch.setattr(custody.s3, "_READ_SECONDS", 0.4)
-    monkeypatch.setattr(custody.s3, "_BACKOFF_SECONDS", (0.001, 0.001))
+    monkeypatch.setattr(custody.store.s3, "_READ_SECONDS", 0.4)
+    monkeypatch.setattr(custody.store.s3, "_BACKOFF_SECONDS", (0.001, 0.001))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
@@ -906,7 +906,7 @@ def test_no_lock(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, *, obj
 def test_bytes_damaged_on_the_way_are_not_stored(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server refuses an upload that has not the digest, which is worth another try."""
     seaweed.use(monkeypatch)
-    monkeypatch.setattr(custody.s3, "_BACKOFF_SECONDS", (0.001, 0.001))
+    monkeypatch.setattr(custody.store.s3, "_BACKOFF_SECONDS", (0.001, 0.001))
     store: Any = open_store(f"s3://{seaweed.make_bucket()}", S3Options(endpoint_url=seaweed.endpoint_url))
     damaged: list[bool] = []
 
@@ -978,7 +978,7 @@ def test_no_bucket_is_terminal(server: SeaweedServer | MotoServer) -> None:
 def test_a_server_that_is_down_is_transient(moto: MotoServer, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Whether nobody listens or nobody answers, it may pass."""
     moto.use(monkeypatch)
-    monkeypatch.setattr(custody.s3, "_PUT_PATIENCE", 0)
+    monkeypatch.setattr(custody.store.s3, "_PUT_PATIENCE", 0)
     with socket.socket() as deaf:
         if kind == "silent":
             deaf.bind(("127.0.0.1", 0))
@@ -1088,7 +1088,7 @@ def test_a_put_whose_faults_do_not_pass_is_transient(
     flaky: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     """A put that never comes to a known end says so, after a bounded number of calls; it never claims success."""
-    monkeypatch.setattr(custody.s3, "_PUT_ATTEMPTS", 2)
+    monkeypatch.setattr(custody.store.s3, "_PUT_ATTEMPTS", 2)
     proxy.reset(always=fault)
     with pytest.raises(TransientStoreError, match="not known"):
         flaky.create("events/b", b"data")
@@ -1169,7 +1169,7 @@ TRANSIENT = (
 )
 def test_every_error_of_botocore_is_ours(unsent: Store, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     """Each error class of botocore becomes one of ours, transient where it may pass, without credentials."""
-    monkeypatch.setattr(custody.s3, "_BACKOFF_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(custody.store.s3, "_BACKOFF_SECONDS", (0.0, 0.0))
     with _failing(unsent, lambda: _instance(kind)):
         for call in _calls(unsent).values():
             with pytest.raises(TransientStoreError if issubclass(kind, TRANSIENT) else TerminalStoreError) as caught:
@@ -1193,7 +1193,7 @@ def test_errors_from_beneath_botocore_are_ours(
     unsent: Store, monkeypatch: pytest.MonkeyPatch, error: Exception, transient: bool
 ) -> None:
     """What slips through botocore from the socket or a parser is ours as well."""
-    monkeypatch.setattr(custody.s3, "_BACKOFF_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(custody.store.s3, "_BACKOFF_SECONDS", (0.0, 0.0))
     with _failing(unsent, lambda: error):
         for call in _calls(unsent).values():
             with pytest.raises(TransientStoreError if transient else TerminalStoreError):

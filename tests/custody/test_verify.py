@@ -23,7 +23,7 @@ from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.keys import Secret
 from custody.listing import Names, Sequences
-from custody.store import ObjectInfo, Store, open_store
+from custody.store.protocol import ObjectInfo, Store, open_store
 from custody.tlog.head import Head
 from custody.trust import Accepted, Trust, TrustedKey
 from custody.verify import Progress, Report, Scope, verify

@@ -13,9 +13,9 @@ from typing import Any
 
 from elastic_transport import Transport
 
-from custody import folder, s3
 from custody.errors import CustodyError
 from custody.settings import Settings
+from custody.store import folder, s3
 from tasks import backfill, targets
 from tasks.backfill import Request, copy, plan_backfill, restore
 from tests.faults.child import Plan, _Breaker

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from custody import folder, s3
 from custody.errors import CustodyError
 from custody.settings import Settings
+from custody.store import folder, s3
 from tasks import drain
 from tasks.kafka import Broker, Feed
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from elastic_transport import Transport
 
-from custody import folder
 from custody.errors import CustodyError
 from custody.settings import Settings
+from custody.store import folder
 from tasks import index
 from tasks.expire import expire
 from tasks.index import index_logs

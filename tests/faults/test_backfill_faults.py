@@ -22,7 +22,7 @@ import pytest
 from custody.errors import CustodyError
 from custody.query import connect
 from custody.settings import SearchSettings, Settings
-from custody.store import S3Options, open_store
+from custody.store.protocol import S3Options, open_store
 from custody.trust import open_trust
 from custody.verify import verify
 from tasks import search as search_module

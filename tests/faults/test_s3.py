@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from custody import s3
 from custody.errors import StoreError
-from custody.store import S3Options
+from custody.store import s3
+from custody.store.protocol import S3Options
 from tasks import drain
 from tasks.drain import drain_logs
 from tests.faults.child import Plan

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.trust import open_trust
 from custody.verify import verify
 from tasks.documents import document_id, index_day

@@ -12,7 +12,7 @@ from custody.archive.writer import create_archive
 from custody.format.events import reason
 from custody.keys import new_keyring
 from custody.settings import Settings
-from custody.store import S3Options, open_store
+from custody.store.protocol import S3Options, open_store
 from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import invalid_values, sample_events

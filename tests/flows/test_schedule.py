@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from custody.errors import ConfigurationError
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import sample_events

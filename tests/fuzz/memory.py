@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from custody.errors import FormatError, ObjectMissing
-from custody.store import ObjectInfo, ObjectStatus, Store, Version
+from custody.store.protocol import ObjectInfo, ObjectStatus, Store, Version
 
 
 class MemoryStore:

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from custody import acceptance, contents, orphans, store
+from custody import acceptance, contents, orphans
 from custody.archive import evidence
 from custody.archive.evidence import check_evidence
 from custody.archive.offsets import line_of
@@ -37,6 +37,7 @@ from custody.format.manifest import Batch, QuarantineRef, SegmentRef
 from custody.format.times import check_time
 from custody.heads import State
 from custody.keys import Keyring
+from custody.store import protocol as store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys

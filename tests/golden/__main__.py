@@ -29,7 +29,7 @@ from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, PreviousEpoch
 from custody.format.times import format_time
 from custody.keys import LeafKey, open_signers
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.tlog.head import Head
 from custody.trust import open_trust
 from custody.verify import verify

@@ -37,7 +37,7 @@ from custody.format.manifest import (
 from custody.format.segment import inflate
 from custody.format.times import format_us
 from custody.keys import LeafKey, Secret, new_keyring, open_signers
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import sample_events

@@ -15,7 +15,7 @@ from custody.errors import ConfigurationError, Fenced, HeadRollback
 from custody.format import audit as form
 from custody.format.times import format_time, parse_time
 from custody.settings import AuditSettings, Settings
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.tlog import merkle
 from custody.trust import open_trust
 from custody.trust_file import accept

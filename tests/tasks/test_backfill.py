@@ -22,7 +22,7 @@ from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.query import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
-from custody.store import S3Options, Store, open_store
+from custody.store.protocol import S3Options, Store, open_store
 from tasks import backfill
 from tasks.backfill import Progress, Request, copy, plan_backfill, restore
 from tasks.costs import estimate

@@ -42,7 +42,7 @@ from custody.format.layout import checkpoint_key, checkpoint_prefix, parse_check
 from custody.format.manifest import LastRecord
 from custody.keys import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
 from custody.settings import Settings
-from custody.store import S3Options, open_store
+from custody.store.protocol import S3Options, open_store
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.trust import open_trust

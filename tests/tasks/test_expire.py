@@ -17,7 +17,7 @@ from custody.errors import TerminalStoreError
 from custody.format.layout import Log
 from custody.keys import open_public
 from custody.settings import AuditSettings, Settings, TierSettings
-from custody.store import S3Options, Store, open_store
+from custody.store.protocol import S3Options, Store, open_store
 from custody.tlog.proofs import Proofs
 from custody.trust import open_trust
 from custody.verify import Report, verify

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-import custody.folder
+import custody.store.folder
 from custody.errors import StoreError, TierUnmounted, TransientStoreError
 from custody.settings import AuditSettings, Settings, TierSettings
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.trust import open_trust
 from custody.verify import Report, verify
 from tasks import backfill, tiers
@@ -564,7 +564,7 @@ def test_expired_in_tiers(tiered: Growing) -> None:
 
 def test_expired_whatever_the_order(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder lists in any order: old days are met behind young ones, too."""
-    real = custody.folder.FolderStore._scan
+    real = custody.store.folder.FolderStore._scan
 
     def backwards(store: Any, *arguments: Any) -> Any:
         return iter(sorted(real(store, *arguments), key=lambda entry: entry.name))
@@ -573,14 +573,14 @@ def test_expired_whatever_the_order(growing: Growing, monkeypatch: pytest.Monkey
         young = growing.folder / "events/2999/01/01/00/00" / path.name
         young.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, young)
-    monkeypatch.setattr(custody.folder.FolderStore, "_scan", backwards)
+    monkeypatch.setattr(custody.store.folder.FolderStore, "_scan", backwards)
     actions = [one for one in expire(settings(growing, life_days=50), NOW) if one.what == "delete"]
     assert len(actions) == 4
 
 
 def test_one_broken_object_stops_no_other(tiered: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be moved is said, and tried again by the next roll; many in a row end this one."""
-    real = custody.folder.FolderStore.move
+    real = custody.store.folder.FolderStore.move
     bad = {records(tiered.folder)[0]}
 
     def move(store: Any, key: str, tier: str) -> None:
@@ -589,7 +589,7 @@ def test_one_broken_object_stops_no_other(tiered: Growing, monkeypatch: pytest.M
         real(store, key, tier)
 
     with monkeypatch.context() as patch:
-        patch.setattr(custody.folder.FolderStore, "move", move)
+        patch.setattr(custody.store.folder.FolderStore, "move", move)
         assert sorted(one.outcome for one in roll(tiered)) == ["done", "done", "done", "failed"]
         bad = set(records(tiered.folder)) | bad
         patch.setattr(tiers, "_FAILURES", 1)

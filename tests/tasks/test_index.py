@@ -24,7 +24,7 @@ from custody.format import layout, manifest
 from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.settings import SearchSettings, Settings
-from custody.store import open_store
+from custody.store.protocol import open_store
 from tasks import index, search
 from tasks.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
 from tasks.index import Follower, Indexer, IndexResult, index_logs

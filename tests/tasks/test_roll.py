@@ -16,7 +16,7 @@ from custody.archive.trusted import Judge
 from custody.errors import HeadRollback, SearchError
 from custody.format.layout import parse_log_text
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
-from custody.store import open_store
+from custody.store.protocol import open_store
 from custody.tlog import merkle
 from custody.trust import Trust, open_trust
 from tasks.audit import Request, conclude, plan_audit, verify_pieces

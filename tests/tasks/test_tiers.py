@@ -13,7 +13,7 @@ from custody.archive.writer import create_archive
 from custody.format.envelope import Signer
 from custody.keys import Keyring
 from custody.settings import Settings, TierSettings
-from custody.store import S3Options, open_store
+from custody.store.protocol import S3Options, open_store
 from tasks import tiers
 from tasks.roll import Action
 from tasks.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects

@@ -302,8 +302,8 @@ def open_store(url: str, options: S3Options | None = None) -> Store:
         StoreError: the file system does not say what is there.
     """
     # Here, for both import this module.
-    from custody.folder import FolderStore
-    from custody.s3 import S3Store
+    from custody.store.folder import FolderStore
+    from custody.store.s3 import S3Store
 
     if "\0" in url or not url:
         raise ConfigurationError("the archive's URL is empty or holds a null byte; want s3://BUCKET/PREFIX or a folder")

@@ -26,7 +26,7 @@ from custody.errors import (
     TransientStoreError,
 )
 from custody.format.layout import EVIDENCE
-from custody.store import (
+from custody.store.protocol import (
     ARCHIVED_CLASSES,
     LifecycleRule,
     ObjectInfo,

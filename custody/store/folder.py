@@ -26,7 +26,7 @@ from custody.errors import (
     TransientStoreError,
 )
 from custody.format.layout import ARCHIVE, RECORDS
-from custody.store import (
+from custody.store.protocol import (
     MARK,
     NO_KEYS,
     STAGING,

@@ -1,0 +1,1 @@
+"""Objects under one root: a folder, or a bucket of S3. Nothing here knows what the objects mean."""
