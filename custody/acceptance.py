@@ -17,7 +17,7 @@ import msgspec
 
 from custody.errors import ConfigurationError
 from custody.findings import CATALOGUE, Finding, Severity
-from custody.trust import Accepted
+from custody.keys.trust import Accepted
 
 ENTRIES_LIMIT = 10_000
 """Statements that one command accepts."""

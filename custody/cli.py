@@ -39,8 +39,8 @@ from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.findings import Finding
+    from custody.keys.trust import Trust
     from custody.store.protocol import Store
-    from custody.trust import Trust
 
 ENTRY_POINTS = "custody.commands"
 CHECKS = "custody.checks"
@@ -144,15 +144,15 @@ def init(
     ] = None,
 ) -> None:
     """Make the archive that the settings name, the keys that it lacks, and trust.json, which auditors are given."""
-    from custody import keys, trust_file
     from custody.archive import writer
+    from custody.keys import keyring, trust_file
     from custody.render import escape
     from custody.store.protocol import open_store
 
     settings = Settings()
     store = open_store(settings.archive, settings.s3)
     keyrings, trust = wanted_keyrings(settings), trust_path(settings)
-    if settings.checkpoint_keys is None and keys.keyring_path(settings.keys) is None:
+    if settings.checkpoint_keys is None and keyring.keyring_path(settings.keys) is None:
         raise ConfigurationError(
             "the setting `keys` names a KMS key, which signs statements alone: set `checkpoint_keys` to a keyring, such"
             " as file:checkpoint-keys.json (made here if it is not there), or to a KMS key with key spec"
@@ -169,14 +169,14 @@ def init(
     if not there:
         trust_file.check_pin(trust, None)
     for path in made:
-        keys.new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
+        keyring.new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
     if not there:
         given = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
         writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **given)
     # Somebody else may have made it meanwhile.
     file = read_own_archive(store, _own_trust(settings))
     published = trust_file.publish(
-        trust, file.pin, keys.open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
+        trust, file.pin, keyring.open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
     )
     said = file.statement
     numbers = {"heartbeat": said.heartbeat, "checkpoint": said.checkpoint, "retention_days": said.retention_days}
@@ -329,8 +329,8 @@ def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -
         ConfigurationError: there is nothing, or a file of it lies in the archive, where whoever tampers with that could
             have put it.
     """
-    from custody.keys import keyring_path
-    from custody.trust import open_trust
+    from custody.keys.keyring import keyring_path
+    from custody.keys.trust import open_trust
 
     own = settings.checkpoint_keys
     if given:

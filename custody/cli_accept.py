@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from custody.acceptance import Reported
     from custody.findings import Finding
     from custody.format.archive_file import Pin
-    from custody.trust import Accepted
+    from custody.keys.trust import Accepted
 
 app = typer.Typer()
 
@@ -49,9 +49,10 @@ def accept(
     Take it from the report of a verification (--from), where --log, --sequence or --key tell it from others of its
     name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
     """
-    from custody import acceptance, render, trust_file
+    from custody import acceptance, render
     from custody.format.times import format_time
-    from custody.trust import load_trust
+    from custody.keys import trust_file
+    from custody.keys.trust import load_trust
 
     settings = Settings(**({"trust": trust} if trust else {}))
     file = trust_path(settings)

@@ -18,9 +18,9 @@ from custody.settings import Settings
 if TYPE_CHECKING:
     from custody.archive.evidence import Compared, Result
     from custody.archive.witness import Seen
-    from custody.keys import Secret
+    from custody.keys.keyring import Secret
+    from custody.keys.trust import Trust
     from custody.store.protocol import Store
-    from custody.trust import Trust
 
 app = typer.Typer()
 
@@ -51,8 +51,8 @@ def _open_trust(
     Raises:
         ConfigurationError: a file of it cannot be used, or lies in the archive.
     """
-    from custody.keys import keyring_path
-    from custody.trust import open_trust
+    from custody.keys.keyring import keyring_path
+    from custody.keys.trust import open_trust
 
     alone = bool(keys or given)
     if archive is not None:
@@ -76,7 +76,7 @@ def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Tru
     Raises:
         ConfigurationError: a keyring lies in the archive.
     """
-    from custody.keys import Keyring, LeafKey, keyring_path
+    from custody.keys.keyring import Keyring, LeafKey, keyring_path
 
     secrets: dict[str, Secret] = {}
     for path in [keyring_path(uri) for uri in (settings.keys, settings.checkpoint_keys) if uri]:
@@ -138,7 +138,7 @@ def checkpoint(
     from custody.archive import checkpoints
     from custody.archive.reader import checkpoint_sizes, read_archive
     from custody.archive.trusted import check_archive
-    from custody.keys import keyring_path
+    from custody.keys.keyring import keyring_path
     from custody.render import escape
     from custody.store.protocol import open_store
 
@@ -220,10 +220,10 @@ def evidence(
     """
     from custody.archive.checkpoints import choose_logs
     from custody.archive.prove import make_evidence
+    from custody.keys.trust import open_trust
     from custody.render import escape
     from custody.store.protocol import open_store
     from custody.tlog.checkpoint import NOTE_LIMIT
-    from custody.trust import open_trust
 
     settings = _settings(archive, trust)
     store = open_store(settings.archive, settings.s3)

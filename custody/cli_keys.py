@@ -14,10 +14,10 @@ from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.format.archive_file import ArchiveFile
-    from custody.keys import KeyAlgorithm, PublicKey
+    from custody.keys.keyring import KeyAlgorithm, PublicKey
+    from custody.keys.trust import Trust
     from custody.store.protocol import Store
     from custody.tlog.head import Head
-    from custody.trust import Trust
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the keys that sign, and say whom others may trust.")
 
@@ -28,7 +28,7 @@ TRUST_FILE = "trust.json"
 @app.command()
 def new() -> None:
     """Make the keyrings that the settings name, with new keys. Never replaces one."""
-    from custody.keys import new_keyring
+    from custody.keys.keyring import new_keyring
     from custody.render import escape
 
     settings = Settings()
@@ -78,7 +78,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")
 @app.command()
 def rotate() -> None:
     """Begin new keys now, and end the old ones a little later. What the old ones signed still verifies."""
-    from custody.keys import rotate_keyring
+    from custody.keys.keyring import rotate_keyring
 
     settings = Settings()
     keyrings = wanted_keyrings(settings)
@@ -101,7 +101,7 @@ def export(
 
     A file that is there is extended: keys that it lacks are added, and all else in it stays.
     """
-    from custody import trust_file
+    from custody.keys import trust_file
     from custody.render import escape
     from custody.store.protocol import open_store
 
@@ -147,12 +147,12 @@ def end(
 
     Give the file to everybody who verifies. Ended twice, a key ends at the smaller head of each log.
     """
-    from custody import trust_file
     from custody.format.layout import AUDIT_LOG
     from custody.head_files import read_heads
+    from custody.keys import trust_file
+    from custody.keys.trust import load_trust
     from custody.render import escape
     from custody.store.protocol import open_store
-    from custody.trust import load_trust
 
     settings = Settings(**({"trust": trust} if trust else {}))
     path = trust_path(settings)
@@ -198,7 +198,7 @@ def _made_archive(settings: Settings) -> str | None:
 
 def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
     """Return the keyrings that the settings name, and what keys each is there for."""
-    from custody.keys import ALGORITHMS, keyring_path
+    from custody.keys.keyring import ALGORITHMS, keyring_path
 
     path = keyring_path(settings.keys)
     if settings.checkpoint_keys is None:
@@ -268,7 +268,7 @@ def _want_keyrings(settings: Settings, keyrings: "dict[Path, tuple[KeyAlgorithm,
 
 
 def _public(settings: Settings) -> "list[PublicKey]":
-    from custody.keys import open_public
+    from custody.keys.keyring import open_public
 
     return open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
 
@@ -282,7 +282,7 @@ def _public_at_hand(settings: Settings) -> "list[PublicKey]":
 
 
 def _valid(key: "PublicKey", now: datetime) -> bool:
-    from custody.keys import holds
+    from custody.keys.keyring import holds
 
     return holds(key.from_, key.to, now)
 

@@ -20,7 +20,7 @@ from custody.format.archive_file import Pin
 from custody.format.envelope import HeadRef, Int
 from custody.format.layout import AUDIT_LOG, parse_log_text
 from custody.heads import parse_state
-from custody.keyfiles import decode_document
+from custody.keys.files import decode_document
 from custody.tlog.checkpoint import parse_checkpoint, parse_note
 from custody.tlog.head import Head
 from custody.tlog.signatures import NOWHERE

@@ -43,9 +43,9 @@ from custody.format.audit import SignedAudit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, QuarantineRef, Statement
 from custody.format.times import parse_time
+from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from custody.trust import Trust
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -34,8 +34,8 @@ from custody.protection import Protection
 from custody.store.protocol import S3Options
 
 if TYPE_CHECKING:
-    from custody.keys import Signers
-    from custody.trust import Trust
+    from custody.keys.keyring import Signers
+    from custody.keys.trust import Trust
 
 logger = logging.getLogger(__name__)
 
@@ -418,7 +418,7 @@ class Settings(BaseSettings):
             ConfigurationError: a URI, keyring or key cannot be used.
             KeyUnavailable: KMS does not answer.
         """
-        from custody.keys import open_signers
+        from custody.keys.keyring import open_signers
 
         return open_signers(self.keys, now, self.passphrase(), self.checkpoint_keys)
 
@@ -429,13 +429,13 @@ class Settings(BaseSettings):
             ConfigurationError: a source cannot be used, or two contradict each other.
             KeyUnavailable: KMS does not answer.
         """
-        from custody.trust import open_trust
+        from custody.keys.trust import open_trust
 
         return open_trust([self.keys], self.trust, self.passphrase(), self.checkpoint_keys)
 
     def trust_at_hand(self) -> "Trust":
         """Return what `own_trust` does, and no key at all where none can be had: for reading, which needs none."""
-        from custody.trust import Trust
+        from custody.keys.trust import Trust
 
         try:
             return self.own_trust()

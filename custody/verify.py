@@ -41,6 +41,7 @@ from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.heads import State
+from custody.keys.trust import Trust
 from custody.listing import Listing, Names, Sequences, list_others, list_statements
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 from custody.store.protocol import ObjectInfo, Store
@@ -49,7 +50,6 @@ from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.tlog.signatures import NOWHERE, KeyOrder, NoteVerdict, check_checkpoint, note_keys
-from custody.trust import Trust
 from custody.workers import Pool, Reader
 
 T = TypeVar("T")

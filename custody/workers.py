@@ -16,7 +16,7 @@ from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.format import layout, leaves, limits
 from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Batch
-from custody.keys import Secret
+from custody.keys.keyring import Secret
 from custody.listing import Sequences
 from custody.store.protocol import Store
 

@@ -29,7 +29,7 @@ from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
 
-from custody import render, trust_file
+from custody import render
 from custody.archive.evidence import check_evidence
 from custody.archive.prove import make_evidence
 from custody.archive.reader import list_logs, read_manifest
@@ -39,9 +39,10 @@ from custody.errors import CustodyError, ObjectMissing, TransientSourceError
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Statement
-from custody.keys import new_keyring, open_public, open_signers
+from custody.keys import trust_file
+from custody.keys.keyring import new_keyring, open_public, open_signers
+from custody.keys.trust import Trust, open_trust
 from custody.store.protocol import Store, open_store
-from custody.trust import Trust, open_trust
 from custody.verify import Report, verify
 from flows.render import drain_table, size
 from flows.sample import invalid_values, sample_events

@@ -53,11 +53,11 @@ from custody.format.envelope import HeadRef, Signer
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import check_time, format_time, parse_time
-from custody.keys import Signers
+from custody.keys.keyring import Signers
+from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import Head, KnownHead
-from custody.trust import Trust
 from custody.verify import Report, Scope, Span, verify
 from tasks import signed
 from tasks.reconcile import check_cursors, find_strays, reconcile

@@ -56,11 +56,11 @@ from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LastRecord, LogId, Manifest, PreviousEpoch, Range
 from custody.format.times import parse_time
-from custody.keys import Signers
+from custody.keys.keyring import Signers
+from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import KnownHead
-from custody.trust import Trust
 from tasks.assemble import Assembler
 from tasks.kafka import (
     DAMAGED,

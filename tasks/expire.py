@@ -33,11 +33,11 @@ from custody.format.audit import Audit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
+from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
-from custody.trust import Trust
 from tasks.audit import clean_audit
 from tasks.roll import Action
 from tasks.tiers import list_records

@@ -28,10 +28,10 @@ from custody.format import envelope
 from custody.format.envelope import INT_MAX, Hex, Int, Signature, Signatures, Signer, Uuid
 from custody.format.layout import Log
 from custody.format.manifest import LastRecord
+from custody.keys.trust import Trust
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.tlog.signatures import Place, check_file
-from custody.trust import Trust
 from tasks.assemble import Record
 
 logger = logging.getLogger(__name__)

@@ -36,10 +36,10 @@ from custody.format.layout import Log
 from custody.format.leaves import split
 from custody.format.manifest import Batch, Manifest, Range, Statement
 from custody.format.segment import inflate
+from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store
 from custody.tlog.head import Head
-from custody.trust import Trust
 from tasks.assemble import quarantine_line
 from tasks.kafka import (
     OFFSET_OUT_OF_RANGE,

@@ -31,8 +31,8 @@ from custody.format.envelope import PASSED_OVER_LIMIT, Signer
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest
 from custody.format.times import format_time
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
-from custody.trust import Trust
 from tasks import signed
 
 LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"

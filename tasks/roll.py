@@ -37,9 +37,9 @@ from custody.format import audit, layout
 from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
+from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from custody.trust import Trust
 from tasks.audit import clean_audit
 from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
 from tasks.search import Search, below, refused_below

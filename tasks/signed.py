@@ -14,9 +14,9 @@ from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.format import envelope
 from custody.format.envelope import FILE_LIMIT, Signer
 from custody.format.times import check_time
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.signatures import OUTSIDE, check_file
-from custody.trust import Trust
 
 
 class Note(Protocol):

@@ -15,9 +15,9 @@ from custody.errors import (
 )
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
+from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from custody.trust import Trust
 from tasks.kafka import Broker
 
 

@@ -19,11 +19,11 @@ from custody.format.envelope import Tree, seal
 from custody.format.layout import Log, manifest_key
 from custody.format.manifest import Batch, Leaves, LogId, Unreadable
 from custody.format.times import format_time
-from custody.keys import HmacKey, LeafKey, Secret, Signers, new_keyring, open_signers
+from custody.keys.keyring import HmacKey, LeafKey, Secret, Signers, new_keyring, open_signers
+from custody.keys.trust import Trust, TrustedKey, open_trust
 from custody.store.protocol import Store, open_store
 from custody.tlog.checkpoint import Note, parse_checkpoint
 from custody.tlog.head import Head
-from custody.trust import Trust, TrustedKey, open_trust
 
 BEGINNING = datetime(2026, 3, 1, 12, 34, 56, 789012, UTC)
 STEP = timedelta(seconds=1, microseconds=1_003)

@@ -16,9 +16,9 @@ from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest
 from custody.format.times import format_time
-from custody.keys import new_keyring, open_signers
+from custody.keys.keyring import new_keyring, open_signers
+from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.trust import open_trust
 from tasks.assemble import TIME_CREATE, Assembler
 from tests.corpus import EVENTS
 

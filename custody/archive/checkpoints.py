@@ -9,9 +9,9 @@ from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.checkpoint import Note, NoteSigner
-from custody.trust import Trust
 
 
 def choose_logs(store: Store, wanted: Sequence[str]) -> list[Log]:

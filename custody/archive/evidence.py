@@ -44,11 +44,11 @@ from custody.format.layout import Log, parse_log_text
 from custody.format.lines import check_line
 from custody.format.manifest import Batch, Manifest
 from custody.format.times import parse_time
+from custody.keys.trust import Trust
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
 from custody.tlog.signatures import Keys, NoteVerdict, Place, Verdict, check_checkpoint, check_file
-from custody.trust import Trust
 
 FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
 

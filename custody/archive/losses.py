@@ -11,9 +11,9 @@ from custody.errors import FormatError, StoreError
 from custody.findings import loss_digest
 from custody.format import layout
 from custody.format.layout import Log
+from custody.keys.trust import Accepted, Trust
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs
-from custody.trust import Accepted, Trust
 
 _NAMES = frozenset({"head-rollback", "head-fork", "checkpoint"})
 

@@ -37,11 +37,11 @@ from custody.format import archive_file, layout, leaves
 from custody.format.envelope import FILE_LIMIT
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, SegmentRef
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
-from custody.trust import Trust
 
 _README = """\
 Evidence of one event of the log {log}, offset {offset}.

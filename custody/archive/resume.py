@@ -13,10 +13,10 @@ from custody.archive.trusted import Judge, find_signed_end
 from custody.errors import FormatError, HeadRollback, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from custody.tlog.log import Entry, Form
-from custody.trust import Trust
 
 logger = logging.getLogger(__name__)
 

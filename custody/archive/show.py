@@ -22,9 +22,9 @@ from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import merkle
-from custody.trust import Trust
 
 _TEXT_LIMIT = 4 * 1024 * 1024
 _POSITION = re.compile(

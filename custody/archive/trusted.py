@@ -20,6 +20,7 @@ from custody.format.envelope import FILE_LIMIT
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import parse_time
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
@@ -36,7 +37,6 @@ from custody.tlog.signatures import (
     check_file,
     newer_than,
 )
-from custody.trust import Trust
 
 E = TypeVar("E", bound=Entry)
 

@@ -44,15 +44,15 @@ from custody.format import archive_file, layout
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.heads import State
-from custody.keyfiles import write
-from custody.keys import Ed25519Key, Keyring, new_keyring
+from custody.keys.files import write
+from custody.keys.keyring import Ed25519Key, Keyring, new_keyring
+from custody.keys.trust import Trust
 from custody.store.folder import make_folders
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import COSIGNATURE, Checkpoint, Note, NoteKey, NoteSignature
 from custody.tlog.head import Head
 from custody.tlog.signatures import check_checkpoint
-from custody.trust import Trust
 
 _KEYRING = "keyring.json"
 _STATE = "state.json"

@@ -56,11 +56,11 @@ from custody.format.manifest import (
     Unreadable,
 )
 from custody.format.times import format_time
+from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Note, NoteSigner
 from custody.tlog.head import Head, KnownHead
-from custody.trust import Trust
 
 logger = logging.getLogger(__name__)
 

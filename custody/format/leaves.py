@@ -15,7 +15,7 @@ from custody.format.manifest import Leaves
 
 if TYPE_CHECKING:
     # At run time it would bring the signing libraries into worker processes.
-    from custody.keys import LeafKey, Secret
+    from custody.keys.keyring import LeafKey, Secret
 
 SALT_BYTES = 16
 HASH_BYTES = 32

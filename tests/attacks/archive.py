@@ -16,9 +16,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from custody.format.archive_file import Pin
-from custody.keys import Secret
+from custody.keys.keyring import Secret
+from custody.keys.trust import Trust, TrustedKey
 from custody.tlog.head import Head
-from custody.trust import Trust, TrustedKey
 from tests.archives import (
     ARCHIVE_ID,
     KEY_ID,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from custody.trust import TrustedKey
+from custody.keys.trust import TrustedKey
 from tests.archives import (
     ARCHIVE_ID,
     START,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from custody.format.envelope import FILE_LIMIT
+from custody.keys.trust import TrustedKey
 from custody.store.protocol import Store
-from custody.trust import TrustedKey
 from tests.archives import KEY_ID, Builder, compact_json, two_lines
 from tests.attacks.archive import Scene
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from custody.trust import Trust
+from custody.keys.trust import Trust
 from tests.archives import KEY_ID
 from tests.attacks.archive import KEYS, PUBLIC_ID, Scene, pin
 from tests.attacks.heads import OTHER_ARCHIVES, another_log

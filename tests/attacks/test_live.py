@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from custody.findings import Severity
+from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.trust import open_trust
 from custody.verify import Report, verify
 from tests.attacks.follower import follow
 from tests.faults.child import Plan

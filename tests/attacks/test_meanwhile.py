@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from custody.keys.trust import Trust, open_trust
 from custody.store.protocol import ObjectInfo, Store, open_store
-from custody.trust import Trust, open_trust
 from custody.verify import Report, Scope, verify
 from tests.archives import Builder
 from tests.attacks.archive import KEYS

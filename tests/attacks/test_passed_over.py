@@ -24,9 +24,9 @@ from custody.archive.show import show
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, standing
 from custody.errors import CustodyError
 from custody.format.layout import Log, audit_key
+from custody.keys.trust import Trust, TrustedKey
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from custody.trust import Trust, TrustedKey
 from tasks import backfill, drain, expire, index, recheck, roll, tiers
 from tests.archives import ARCHIVE_ID, KEY_ID, START, Builder, event, member
 from tests.attacks.archive import Scene

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from custody.keys.trust import Trust, TrustedKey
 from custody.tlog.head import Head
-from custody.trust import Trust, TrustedKey
 from tests.archives import ARCHIVE_ID, KEY_ID, Builder, note, origin
 from tests.attacks import heads, objects, statements
 from tests.attacks.archive import (

@@ -34,7 +34,7 @@ from rich.table import Table
 from custody.archive import writer
 from custody.format import segment
 from custody.format.leaves import OpenLeaves
-from custody.keys import new_keyring, open_signers
+from custody.keys.keyring import new_keyring, open_signers
 from custody.settings import Settings
 from custody.store import protocol as store
 from flows.sample import sample_events

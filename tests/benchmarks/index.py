@@ -35,7 +35,7 @@ from custody.errors import ObjectMissing
 from custody.format.layout import Log
 from custody.format.limits import SEGMENT_BYTES
 from custody.format.segment import inflate
-from custody.keys import new_keyring
+from custody.keys.keyring import new_keyring
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import open_store
 from flows.sample import sample_events

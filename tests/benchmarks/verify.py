@@ -30,10 +30,10 @@ from custody.archive.reader import read_archive
 from custody.archive.writer import LogWriter, create_archive
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId
-from custody.keys import new_keyring, open_signers
+from custody.keys.keyring import new_keyring, open_signers
+from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from custody.trust import open_trust
 from flows.sample import sample_events
 from tasks.assemble import TIME_CREATE, Assembler
 from tests.servers.s3 import SeaweedServer

@@ -17,9 +17,9 @@ from custody.acceptance import Wanted
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
 from custody.format.layout import manifest_key, parse_log
-from custody.keyfiles import encode_base64
+from custody.keys.files import encode_base64
+from custody.keys.trust import Accepted, open_trust
 from custody.store.protocol import open_store
-from custody.trust import Accepted, open_trust
 from custody.verify import Report, verify
 from tests.archives import (
     ARCHIVE_ID,

@@ -33,12 +33,12 @@ from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
 from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
-from custody.keys import HmacKey, Keyring, Secret, Signers
+from custody.keys.keyring import HmacKey, Keyring, Secret, Signers
+from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.store.protocol import ObjectInfo, Version, open_store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head, KnownHead
-from custody.trust import Accepted, Trust, TrustedKey
 from custody.verify import verify
 from tasks.assemble import Assembler
 from tests.reading import anything, read_archive_records

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from custody.errors import FormatError, SignatureInvalid
 from custody.format.layout import Log
-from custody.keys import Keyring, Secret
+from custody.keys.keyring import Keyring, Secret
+from custody.keys.trust import TrustedKey
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note
 from custody.tlog.head import Head
 from custody.tlog.signatures import NoteVerdict, check_checkpoint, note_keys
-from custody.trust import TrustedKey
 
 # From the documentation of Go's golang.org/x/mod/sumdb/note.
 VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from custody import render, trust_file
+from custody import render
 from custody.archive.reader import read_archive
 from custody.errors import CustodyError, TransientStoreError
-from custody.keys import Ed25519Key, Keyring, open_public
+from custody.keys import trust_file
+from custody.keys.keyring import Ed25519Key, Keyring, open_public
 from custody.store.protocol import open_store
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head

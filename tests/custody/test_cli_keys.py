@@ -20,11 +20,11 @@ from custody.archive.trusted import Judge
 from custody.archive.writer import put_checkpoint
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
-from custody.keys import Ed25519Key, Keyring, open_signers
+from custody.keys.keyring import Ed25519Key, Keyring, open_signers
+from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.protocol import open_store
 from custody.tlog.head import Head
-from custody.trust import open_trust
 from tests.custody.commands import Command, make_command
 from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms, fake_kms
 

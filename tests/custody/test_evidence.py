@@ -30,8 +30,9 @@ from custody.findings import Severity
 from custody.format import manifest
 from custody.format.layout import AUDIT_LOG, Log, checkpoint_key, manifest_key
 from custody.format.manifest import Unreadable
-from custody.keys import Keyring, Secret, new_keyring
-from custody.kms import KmsKey
+from custody.keys.keyring import Keyring, Secret, new_keyring
+from custody.keys.kms import KmsKey
+from custody.keys.trust import Trust, TrustedKey, open_trust
 from custody.store.protocol import open_store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import (
@@ -45,7 +46,6 @@ from custody.tlog.checkpoint import (
     with_signature,
 )
 from custody.tlog.head import Head
-from custody.trust import Trust, TrustedKey, open_trust
 from tests.leafy import Leafy, event, forged, plant, write_trust
 from tests.sample import Sample, make_archive
 

@@ -13,7 +13,7 @@ from custody.format.archive_file import Pin
 from custody.format.layout import AUDIT_LOG, Log
 from custody.head_files import read_heads, split_notes
 from custody.heads import State
-from custody.keys import Ed25519Key, Keyring
+from custody.keys.keyring import Ed25519Key, Keyring
 from custody.tlog.checkpoint import parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from custody.tlog.signatures import NOWHERE

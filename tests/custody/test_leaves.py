@@ -17,7 +17,7 @@ from custody.format import limits
 from custody.format.leaves import LeafMaker, commitment, hashes, leaf_hash, salts
 from custody.format.manifest import Batch, Leaves, SegmentRef
 from custody.format.segment import pack
-from custody.keys import LeafKey, Secret
+from custody.keys.keyring import LeafKey, Secret
 from custody.store.protocol import Store, open_store
 from custody.workers import Pool
 from tests import archives

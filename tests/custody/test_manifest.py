@@ -31,7 +31,7 @@ from custody.format.manifest import (
     Unreadable,
 )
 from custody.format.times import check_time, format_time, parse_time
-from custody.keys import Ed25519Key, HmacKey, Secret
+from custody.keys.keyring import Ed25519Key, HmacKey, Secret
 from custody.tlog import merkle
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "manifest"

@@ -16,11 +16,11 @@ from custody.errors import FormatError
 from custody.format.envelope import PASSED_OVER_LIMIT, passed_over_message
 from custody.format.layout import Log, manifest_key
 from custody.format.manifest import parse
+from custody.keys.trust import Trust
 from custody.store.protocol import Store, open_store
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs, Valid
-from custody.trust import Trust
 from tests.archives import Builder, tree_hash
 from tests.leafy import Leafy, forged, plant
 from tests.sample import Growing

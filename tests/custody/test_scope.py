@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from custody.format.layout import Log, parse_log_text
-from custody.keys import Secret
+from custody.keys.keyring import Secret
+from custody.keys.trust import Trust, TrustedKey
 from custody.store.protocol import open_store
 from custody.tlog.head import Head
-from custody.trust import Trust, TrustedKey
 from custody.verify import Report, Scope, Span, verify
 from tests.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, event, good, member
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody import trust_file
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
-from custody.keys import new_keyring
+from custody.keys import trust_file
+from custody.keys.keyring import new_keyring
 from custody.settings import KafkaSettings, Settings
 from custody.store.protocol import S3Options
 from tests.environment import clear_settings

@@ -11,8 +11,8 @@ from custody.archive.show import events, show
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format.layout import checkpoint_key, manifest_key
 from custody.format.manifest import Unreadable
+from custody.keys.trust import Trust
 from custody.tlog import merkle
-from custody.trust import Trust
 from tests.leafy import Leafy, event, forged, plant
 from tests.reading import anything
 

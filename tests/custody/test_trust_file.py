@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from custody import trust_file
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
-from custody.keys import Keyring, PublicKey, open_public
+from custody.keys import trust_file
+from custody.keys.keyring import Keyring, PublicKey, open_public
+from custody.keys.trust import Accepted, open_trust
 from custody.tlog.head import Head
-from custody.trust import Accepted, open_trust
 
 PIN = Pin("6ba7b810-9dad-41d1-80b4-00c04fd430c8", "44" * 32)
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -21,11 +21,11 @@ from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Findings, Severity, finding
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
-from custody.keys import Secret
+from custody.keys.keyring import Secret
+from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.listing import Names, Sequences
 from custody.store.protocol import ObjectInfo, Store, open_store
 from custody.tlog.head import Head
-from custody.trust import Accepted, Trust, TrustedKey
 from custody.verify import Progress, Report, Scope, verify
 from tests.archives import (
     CHECKPOINT,

@@ -28,11 +28,11 @@ from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import AUDIT_LOG, audit_key, checkpoint_key, manifest_key
 from custody.format.times import format_time
 from custody.heads import State
-from custody.keys import Keyring, new_keyring, rotate_keyring
+from custody.keys.keyring import Keyring, new_keyring, rotate_keyring
+from custody.keys.trust import Accepted, Trust
 from custody.store.protocol import open_store
 from custody.tlog.checkpoint import NoteKey, parse_checkpoint, parse_note, sign_checkpoint
 from custody.tlog.head import Head
-from custody.trust import Accepted, Trust
 from custody.verify import Report, verify
 from tests.custody.commands import make_command
 from tests.leafy import Leafy, forged, plant, write_trust

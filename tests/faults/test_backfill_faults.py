@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from custody.errors import CustodyError
+from custody.keys.trust import open_trust
 from custody.query import connect
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import S3Options, open_store
-from custody.trust import open_trust
 from custody.verify import verify
 from tasks import search as search_module
 from tasks.backfill import Progress, Request, copy, plan_backfill, restore

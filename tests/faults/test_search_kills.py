@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.trust import open_trust
 from custody.verify import verify
 from tasks.documents import document_id, index_day
 from tasks.search import Search

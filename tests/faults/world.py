@@ -10,10 +10,10 @@ from typing import Any
 
 from custody.archive.writer import create_archive
 from custody.format.events import reason
-from custody.keys import new_keyring
+from custody.keys.keyring import new_keyring
+from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.protocol import S3Options, open_store
-from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import invalid_values, sample_events
 from tests.faults import child

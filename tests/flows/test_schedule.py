@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from custody.errors import ConfigurationError
+from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import sample_events
 from flows.up import DEPLOYMENTS, up

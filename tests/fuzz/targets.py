@@ -36,12 +36,12 @@ from custody.format import archive_file, audit, envelope, layout, lines, manifes
 from custody.format.manifest import Batch, QuarantineRef, SegmentRef
 from custody.format.times import check_time
 from custody.heads import State
-from custody.keys import Keyring
+from custody.keys.keyring import Keyring
+from custody.keys.trust import Trust, _witnesses, read_trust
 from custody.store import protocol as store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
-from custody.trust import Trust, _witnesses, read_trust
 from custody.verify import verify
 from tests.archives import event
 from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines

@@ -28,10 +28,10 @@ from custody.format.envelope import HeadRef
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, PreviousEpoch
 from custody.format.times import format_time
-from custody.keys import LeafKey, open_signers
+from custody.keys.keyring import LeafKey, open_signers
+from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
 from custody.tlog.head import Head
-from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import invalid_values
 from tasks.assemble import TIME_APPEND, TIME_CREATE, Assembler

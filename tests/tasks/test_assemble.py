@@ -36,9 +36,9 @@ from custody.format.manifest import (
 )
 from custody.format.segment import inflate
 from custody.format.times import format_us
-from custody.keys import LeafKey, Secret, new_keyring, open_signers
+from custody.keys.keyring import LeafKey, Secret, new_keyring, open_signers
+from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import sample_events
 from tasks import assemble

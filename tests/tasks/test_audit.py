@@ -14,11 +14,11 @@ from custody import acceptance
 from custody.errors import ConfigurationError, Fenced, HeadRollback
 from custody.format import audit as form
 from custody.format.times import format_time, parse_time
+from custody.keys.trust import open_trust
+from custody.keys.trust_file import accept
 from custody.settings import AuditSettings, Settings
 from custody.store.protocol import open_store
 from custody.tlog import merkle
-from custody.trust import open_trust
-from custody.trust_file import accept
 from custody.verify import Report, verify
 from tasks import audit as engine
 from tasks.audit import Outcome, Piece, Request, conclude, plan_audit, verify_pieces

@@ -40,12 +40,12 @@ from custody.format.events import reason
 from custody.format.layout import Log as LogName
 from custody.format.layout import checkpoint_key, checkpoint_prefix, parse_checkpoint_key
 from custody.format.manifest import LastRecord
-from custody.keys import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
+from custody.keys.keyring import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
+from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.protocol import S3Options, open_store
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
-from custody.trust import open_trust
 from custody.verify import verify
 from flows.sample import invalid_values, sample_events
 from tasks import drain as engine

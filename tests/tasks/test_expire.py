@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from custody import trust_file
 from custody.archive.forms import statements_of
 from custody.archive.reader import find_audit_tip, find_tip, read_archive
 from custody.archive.writer import Entry
 from custody.errors import TerminalStoreError
 from custody.format.layout import Log
-from custody.keys import open_public
+from custody.keys import trust_file
+from custody.keys.keyring import open_public
+from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.protocol import S3Options, Store, open_store
 from custody.tlog.proofs import Proofs
-from custody.trust import open_trust
 from custody.verify import Report, verify
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.expire import expire

@@ -15,10 +15,10 @@ from custody.archive.reader import find_audit_tip, read_audit
 from custody.archive.trusted import Judge
 from custody.errors import HeadRollback, SearchError
 from custody.format.layout import parse_log_text
+from custody.keys.trust import Trust, open_trust
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from custody.store.protocol import open_store
 from custody.tlog import merkle
-from custody.trust import Trust, open_trust
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.daily import roll_all, take_step
 from tasks.documents import index_name, outlying_name, restored_name

@@ -11,7 +11,7 @@ import pytest
 
 from custody.archive.writer import create_archive
 from custody.format.envelope import Signer
-from custody.keys import Keyring
+from custody.keys.keyring import Keyring
 from custody.settings import Settings, TierSettings
 from custody.store.protocol import S3Options, open_store
 from tasks import tiers

@@ -17,11 +17,11 @@ from custody.archive.forms import statements_of
 from custody.errors import KeyUnavailable
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
-from custody.keys import Secret
+from custody.keys.keyring import Secret
+from custody.keys.trust import TrustedKey
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
-from custody.trust import TrustedKey
 from tests.archives import KEY_ID, SECRET, START, Builder, tree_hash, with_signatures
 
 NEWER, NEWER_SECRET = "key-2027", b"7" * 32

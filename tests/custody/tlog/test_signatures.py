@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from custody.errors import KeyUnavailable
 from custody.format.envelope import Algorithm, Signature, Signatures
 from custody.format.layout import Log
-from custody.keys import Secret
+from custody.keys.keyring import Secret
+from custody.keys.trust import TrustedKey
 from custody.tlog.checkpoint import (
     COSIGNATURE,
     Checkpoint,
@@ -38,7 +39,6 @@ from custody.tlog.signatures import (
     newer_than,
     note_keys,
 )
-from custody.trust import TrustedKey
 
 ROOT = Path(__file__).resolve().parents[3]
 MESSAGE = b"custody/manifest/1\n" + b"a" * 64 + b"\n"
@@ -528,7 +528,7 @@ def test_nothing_else_verifies() -> None:
         "custody/tlog/signatures.py": {"key.verify", "witness.verify"},
         # Ed25519 itself, in what `verify` of a key is.
         "custody/tlog/checkpoint.py": {"Ed25519PublicKey.from_public_bytes(self.public).verify"},
-        "custody/trust.py": {"Ed25519PublicKey.from_public_bytes(public).verify"},
+        "custody/keys/trust.py": {"Ed25519PublicKey.from_public_bytes(public).verify"},
     }
     # `custody verify` itself: a module's function, not a key's method.
     functions = {"verifying.verify"}

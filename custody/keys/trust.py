@@ -26,8 +26,15 @@ from custody.errors import ConfigurationError, FormatError, KeyUnavailable, Sign
 from custody.format.archive_file import Days, Pin
 from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
 from custody.format.layout import parse_log_text
-from custody.keyfiles import check_private, decode_document, open_plain, parse_moment, read_all, refuse_other
-from custody.keys import (
+from custody.keys.files import (
+    check_private,
+    decode_document,
+    open_plain,
+    parse_moment,
+    read_all,
+    refuse_other,
+)
+from custody.keys.keyring import (
     BEGINNING,
     Ed25519Key,
     HmacKey,
@@ -40,7 +47,7 @@ from custody.keys import (
     key_span,
     split_uri,
 )
-from custody.kms import KEY_ARN, KmsEd25519Key, KmsKey
+from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
 

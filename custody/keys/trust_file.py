@@ -19,10 +19,10 @@ from typing import Any
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.format.times import format_time
-from custody.keyfiles import encode_base64, locked, parse_moment, read_all, write
-from custody.keys import BEGINNING, PublicKey
+from custody.keys.files import encode_base64, locked, parse_moment, read_all, write
+from custody.keys.keyring import BEGINNING, PublicKey
+from custody.keys.trust import TRUST_LIMIT, Accepted, Trust, load_trust, merge_until, read_trust
 from custody.tlog.head import Head
-from custody.trust import TRUST_LIMIT, Accepted, Trust, load_trust, merge_until, read_trust
 
 MODE = 0o644
 """Of a new file: it holds no secret, and is there to be given away."""

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from custody.errors import ConfigurationError, KeyUnavailable
 from custody.format.envelope import Signer, Time
 from custody.format.times import format_time
-from custody.keyfiles import (
+from custody.keys.files import (
     check_private,
     decode_base64,
     decode_document,
@@ -44,7 +44,7 @@ from custody.keyfiles import (
     refuse_other,
     write,
 )
-from custody.kms import KmsEd25519Key, KmsKey
+from custody.keys.kms import KmsEd25519Key, KmsKey
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
 """When a key begins that names no time."""

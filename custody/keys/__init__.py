@@ -1,0 +1,1 @@
+"""Secrets, and who is trusted: signers and their keyring, key files, keys in KMS, and trust.json."""
