@@ -357,7 +357,7 @@ def _read_notes(path: Path) -> list[bytes]:
         ConfigurationError: it cannot be read, or is no file of checkpoints at all. Whether each one counts is judged
             by verification.
     """
-    from custody.head_files import LIMIT, split_notes
+    from custody.archive.head_files import LIMIT, split_notes
 
     try:
         with path.open("rb") as file:

@@ -147,8 +147,8 @@ def end(
 
     Give the file to everybody who verifies. Ended twice, a key ends at the smaller head of each log.
     """
+    from custody.archive.head_files import read_heads
     from custody.format.layout import AUDIT_LOG
-    from custody.head_files import read_heads
     from custody.keys import trust_file
     from custody.keys.trust import load_trust
     from custody.render import escape
@@ -303,7 +303,7 @@ def _row(key: "PublicKey", now: datetime) -> dict[str, Any]:
 
 
 def _read(at: Path) -> tuple[bytes, str]:
-    from custody.head_files import LIMIT
+    from custody.archive.head_files import LIMIT
 
     if str(at) == "-":
         return sys.stdin.buffer.read(LIMIT + 1), "what came by stdin"

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from custody import orphans
 from custody.archive.forms import form_of
+from custody.archive.known_heads import State
 from custody.archive.reader import Holds, first_sequence, read_manifest, stored_digest
 from custody.archive.trusted import Judge, check_archive_signatures
 from custody.audits import AuditChain
@@ -40,7 +41,6 @@ from custody.format.audit import Audit, ObjectRef, parse_object
 from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
-from custody.heads import State
 from custody.keys.trust import Trust
 from custody.listing import Listing, Names, Sequences, list_others, list_statements
 from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals

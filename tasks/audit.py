@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from custody.archive import signed_notes
 from custody.archive.forms import AUDITS, form_of
 from custody.archive.reader import Holds, Tip, find_tip, list_logs, sealed_from
 from custody.archive.resume import find_checked_tip
@@ -59,7 +60,6 @@ from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import Head, KnownHead
 from custody.verify import Report, Scope, Span, verify
-from tasks import signed
 from tasks.reconcile import check_cursors, find_strays, reconcile
 from tasks.report import TableWriter, check_tables, list_tables
 from tasks.search import Search
@@ -454,7 +454,7 @@ def verify_pieces(
                 done = _verify_piece(settings, store, trust, signers, plan, piece, clock)
                 # A result that is too large for a note is read again by the next run.
                 with suppress(FormatError):
-                    _keep(store, _result_key(plan, piece), signed.seal(done, PIECE_FORMAT, signers))
+                    _keep(store, _result_key(plan, piece), signed_notes.seal(done, PIECE_FORMAT, signers))
             yield done
 
 
@@ -528,7 +528,7 @@ def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: date
     """Return what an earlier run of this audit found of a piece, if it signed it a short while ago."""
     key = _result_key(plan, piece)
     try:
-        result = signed.read(store, key, PieceResult, PIECE_FORMAT, trust)
+        result = signed_notes.read(store, key, PieceResult, PIECE_FORMAT, trust)
         age = now - check_time(f"{key}: started_at", result.started_at)
     except (ObjectMissing, FormatError, SignatureInvalid):
         return None
@@ -647,7 +647,7 @@ def put_report(settings: Settings, sequence: int, page: bytes) -> str:
             size=len(page),
             sha256=digest,
         )
-        data = signed.seal(note, REPORT_FORMAT, settings.signers(now).both())
+        data = signed_notes.seal(note, REPORT_FORMAT, settings.signers(now).both())
         # Where another run has made one of the same audit, that one is kept.
         with suppress(ObjectExists):
             store.create(_report_key(sequence), data)
@@ -659,7 +659,7 @@ def _keep_report(store: Store, trust: Trust, archive: str, sequence: int) -> lis
     if sequence < 0:
         return []
     try:
-        note = signed.read(store, _report_key(sequence), ReportNote, REPORT_FORMAT, trust)
+        note = signed_notes.read(store, _report_key(sequence), ReportNote, REPORT_FORMAT, trust)
         if (note.archive, note.audit) != (archive, sequence):
             return []
         page = store.read(_page_key(sequence, note.sha256), limit=note.size)

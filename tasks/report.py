@@ -4,8 +4,8 @@ Tables are written to a temporary folder while segments are read, and put into t
 range that is there in part is no range (`custody.tables.whole_ranges`), and is made again by the next audit.
 
 Files are named by a digest of their bytes, which anybody can compute. So the files of a range are listed, with whole
-digests and rows, in a signed note (`tasks.signed`, over `custody/tables/1`), and a table that no such list names is a
-finding.
+digests and rows, in a signed note (`custody.archive.signed_notes`, over `custody/tables/1`), and a table that no such
+list names is a finding.
 """
 
 import tempfile
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custody import tables
+from custody.archive import signed_notes
 from custody.archive.reader import Holds, at_or_behind, read_manifest
 from custody.archive.trusted import standing
 from custody.contents import Work
@@ -33,7 +34,6 @@ from custody.format.manifest import Batch, Manifest
 from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
-from tasks import signed
 
 LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
 
@@ -143,7 +143,7 @@ class TableWriter:
             files=refs,
         )
         try:
-            data = signed.seal(made, LIST_FORMAT, self._signers)
+            data = signed_notes.seal(made, LIST_FORMAT, self._signers)
         except FormatError:
             what = f"{len(refs)} tables are too many for one list: lower audit.piece_statements"
             raise FormatError(what) from None
@@ -287,7 +287,7 @@ def _listed_files(
     unread: CustodyError | None = None
     for key in keys:
         try:
-            made = signed.read(store, key, TableList, LIST_FORMAT, trust)
+            made = signed_notes.read(store, key, TableList, LIST_FORMAT, trust)
         except (FormatError, ObjectMissing, SignatureInvalid):
             # Then its files are named by none.
             continue

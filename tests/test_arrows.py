@@ -17,7 +17,7 @@ HEAVY = {"prefect", "confluent_kafka", "elasticsearch", "duckdb", "pyarrow"}
 QUERYING = {"custody.query", "custody.cli_query", "custody.tables"}
 """What asks archives in SQL, with the extra `query`; nothing else in the wheel knows DuckDB or Arrow."""
 
-READING = {"custody.archive.forms", "custody.archive.reader", "custody.archive.trusted"}
+READING = {f"custody.archive.{name}" for name in ("forms", "known_heads", "reader", "trusted")}
 """What writers and the verifier share of an archive; all else in that package writes, proves or shows."""
 
 EMITTING = {"custody.format.events", "custody.emit"}

@@ -3,7 +3,7 @@
 Two organisations that watch one archive this way cannot be shown two histories. A witness has a folder of its own:
 
 - `keyring.json`: a keyring with its one Ed25519 key. Its vkey, of type 4, goes into the `witnesses` of others' trust;
-- `state.json`: which `archive.json` it saw at each URL that it was given (`custody.heads`);
+- `state.json`: which `archive.json` it saw at each URL that it was given (`custody.archive.known_heads`);
 - `notes/<archive id>/<log>/<partition>/<size>`: each checkpoint that it cosigned (C2SP `tlog-cosignature`), to be taken
   into evidence with `custody evidence --checkpoint`.
 
@@ -35,6 +35,7 @@ from typing import Literal
 
 from custody.archive import losses
 from custody.archive.forms import form_of
+from custody.archive.known_heads import State
 from custody.archive.losses import Loss
 from custody.archive.reader import checkpoint_sizes, find_end, read_checkpoint
 from custody.archive.trusted import Judge, check_archive_signatures
@@ -43,7 +44,6 @@ from custody.findings import loss_digest
 from custody.format import archive_file, layout
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
-from custody.heads import State
 from custody.keys.files import write
 from custody.keys.keyring import Ed25519Key, Keyring, new_keyring
 from custody.keys.trust import Trust

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from custody.archive.head_files import read_heads, split_notes
+from custody.archive.known_heads import State
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.format.layout import AUDIT_LOG, Log
-from custody.head_files import read_heads, split_notes
-from custody.heads import State
 from custody.keys.keyring import Ed25519Key, Keyring
 from custody.tlog.checkpoint import parse_note, sign_checkpoint
 from custody.tlog.head import Head

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from custody import acceptance
 from custody.archive import checkpoints
 from custody.archive.evidence import check_evidence
+from custody.archive.known_heads import State
 from custody.archive.prove import make_evidence
 from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
@@ -27,7 +28,6 @@ from custody.format.archive_file import Pin
 from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import AUDIT_LOG, audit_key, checkpoint_key, manifest_key
 from custody.format.times import format_time
-from custody.heads import State
 from custody.keys.keyring import Keyring, new_keyring, rotate_keyring
 from custody.keys.trust import Accepted, Trust
 from custody.store.protocol import open_store

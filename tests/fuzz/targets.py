@@ -25,6 +25,7 @@ import msgspec
 from custody import acceptance, contents, orphans
 from custody.archive import evidence
 from custody.archive.evidence import check_evidence
+from custody.archive.known_heads import State
 from custody.archive.offsets import line_of
 from custody.archive.prove import make_evidence
 from custody.audits import AuditChain
@@ -35,7 +36,6 @@ from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Sever
 from custody.format import archive_file, audit, envelope, layout, lines, manifest
 from custody.format.manifest import Batch, QuarantineRef, SegmentRef
 from custody.format.times import check_time
-from custody.heads import State
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
 from custody.store import protocol as store

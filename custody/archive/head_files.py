@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
+from custody.archive.known_heads import parse_state
 from custody.errors import ConfigurationError, FormatError
 from custody.format.archive_file import Pin
 from custody.format.envelope import HeadRef, Int
 from custody.format.layout import AUDIT_LOG, parse_log_text
-from custody.heads import parse_state
 from custody.keys.files import decode_document
 from custody.tlog.checkpoint import parse_checkpoint, parse_note
 from custody.tlog.head import Head
