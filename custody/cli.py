@@ -274,8 +274,8 @@ def verify(
     from rich.text import Text
 
     from custody import render
-    from custody import verify as verifying
     from custody.store.protocol import open_store
+    from custody.verify import run as verifying
 
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)

@@ -13,10 +13,10 @@ from custody.format.layout import ARCHIVE
 from custody.settings import Settings
 
 if TYPE_CHECKING:
-    from custody.acceptance import Reported
     from custody.findings import Finding
     from custody.format.archive_file import Pin
     from custody.keys.trust import Accepted
+    from custody.verify.acceptance import Reported
 
 app = typer.Typer()
 
@@ -49,10 +49,11 @@ def accept(
     Take it from the report of a verification (--from), where --log, --sequence or --key tell it from others of its
     name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
     """
-    from custody import acceptance, render
+    from custody import render
     from custody.format.times import format_time
     from custody.keys import trust_file
     from custody.keys.trust import load_trust
+    from custody.verify import acceptance
 
     settings = Settings(**({"trust": trust} if trust else {}))
     file = trust_path(settings)
@@ -88,7 +89,7 @@ def accept(
 
 
 def _read(report: Path) -> "Reported":
-    from custody.acceptance import LINE_LIMIT, read_report
+    from custody.verify.acceptance import LINE_LIMIT, read_report
 
     if str(report) == "-":
         return read_report(iter(lambda: sys.stdin.buffer.readline(LINE_LIMIT + 1), b""))

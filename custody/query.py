@@ -35,8 +35,6 @@ from custody.archive.reader import (
     sealed_from,
 )
 from custody.archive.trusted import Judge
-from custody.chain import unlined_ranges
-from custody.contents import Work, check, quarantine_lines
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import audit, layout
 from custody.format.audit import SignedAudit
@@ -46,6 +44,8 @@ from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
+from custody.verify.accounting import unlined_ranges
+from custody.verify.contents import Work, check, quarantine_lines
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -30,8 +30,8 @@ from pydantic_settings import (
 )
 
 from custody.errors import ConfigurationError, SigningError
-from custody.protection import Protection
 from custody.store.protocol import S3Options
+from custody.verify.protection import Protection
 
 if TYPE_CHECKING:
     from custody.keys.keyring import Signers

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from custody.contents import Work, offset_of
 from custody.format import layout, lines
 from custody.format.events import EVENT_TYPES
 from custody.format.manifest import Batch
+from custody.verify.contents import Work, offset_of
 
 TABLES = "tables/"
 SIGNED = f"{TABLES}signed/"

@@ -43,7 +43,7 @@ from custody.keys import trust_file
 from custody.keys.keyring import new_keyring, open_public, open_signers
 from custody.keys.trust import Trust, open_trust
 from custody.store.protocol import Store, open_store
-from custody.verify import Report, verify
+from custody.verify.run import Report, verify
 from flows.render import drain_table, size
 from flows.sample import invalid_values, sample_events
 from tasks.drain import LogResult

@@ -59,7 +59,7 @@ from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import Head, KnownHead
-from custody.verify import Report, Scope, Span, verify
+from custody.verify.run import Report, Scope, Span, verify
 from tasks.reconcile import check_cursors, find_strays, reconcile
 from tasks.report import TableWriter, check_tables, list_tables
 from tasks.search import Search

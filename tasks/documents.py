@@ -24,7 +24,6 @@ from typing import Any
 
 import msgspec
 
-from custody.chain import unlined_ranges
 from custody.errors import FormatError
 from custody.format import limits, lines
 from custody.format.events import EVENT_TYPES
@@ -33,6 +32,7 @@ from custody.format.manifest import Batch, Statement
 from custody.format.segment import inflate
 from custody.format.times import parse_time
 from custody.store.protocol import Store
+from custody.verify.accounting import unlined_ranges
 
 ORIGIN = "@custody"
 """The member that says where in the archive an event is."""

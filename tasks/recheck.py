@@ -26,8 +26,6 @@ from typing import Any
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive
 from custody.archive.trusted import Judge
-from custody.chain import unlined_ranges
-from custody.contents import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.errors import FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest
 from custody.format import layout, limits
@@ -40,6 +38,8 @@ from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store
 from custody.tlog.head import Head
+from custody.verify.accounting import unlined_ranges
+from custody.verify.contents import QuarantinedRecord, parse_quarantined, quarantine_lines
 from tasks.assemble import quarantine_line
 from tasks.kafka import (
     OFFSET_OUT_OF_RANGE,

@@ -24,7 +24,6 @@ from custody import tables
 from custody.archive import signed_notes
 from custody.archive.reader import Holds, at_or_behind, read_manifest
 from custody.archive.trusted import standing
-from custody.contents import Work
 from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, finding
 from custody.format.audit import ObjectRef
@@ -34,6 +33,7 @@ from custody.format.manifest import Batch, Manifest
 from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
+from custody.verify.contents import Work
 
 LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
 

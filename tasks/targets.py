@@ -25,8 +25,6 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from elasticsearch import ApiError
 
-from custody.chain import unlined_ranges
-from custody.contents import Work
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log, check_topic
@@ -35,6 +33,8 @@ from custody.format.segment import pack
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
 from custody.store.protocol import Store
+from custody.verify.accounting import unlined_ranges
+from custody.verify.contents import Work
 from tasks.documents import (
     BROUGHT,
     Documents,

@@ -34,9 +34,9 @@ from custody.errors import CustodyError, ObjectMissing, StoreError
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
-from custody.protection import Protection, check_lifecycle
 from custody.settings import Settings
 from custody.store.protocol import TIER_NAMES, ObjectInfo, Store, open_store
+from custody.verify.protection import Protection, check_lifecycle
 from tasks.roll import Action
 
 SMALL_BYTES = 128 * 1024

@@ -4,7 +4,7 @@ Each module is mutated (mutmut) in a copy of the checkout, and each mutant is he
 module. What survives them is held against all tests that verify archives, for a check is often best tested by the
 attack that it is there for. Prints a table, and each mutant that survives both, which `tests/mutants.md` explains.
 
-A mutant of `verify.py` costs seconds, so that all of its 1,400 take more than an hour on two cores; `--every N` runs a
+A mutant of `verify/run.py` costs seconds, so that all of its 1,400 take more than an hour on two cores; `--every N` runs a
 sample. Runs without S3, where one would cost as many minutes.
 """
 
@@ -35,7 +35,7 @@ NEAR: Mapping[str, Sequence[str]] = {
     "format/envelope": ["tests/custody/test_manifest.py", "tests/custody/test_archive_file.py"],
     "format/manifest": ["tests/custody/test_manifest.py", "tests/custody/test_golden.py"],
     "format/archive_file": ["tests/custody/test_archive_file.py"],
-    "verify": [
+    "verify/run": [
         "tests/custody/test_verify.py",
         "tests/custody/test_scope.py",
         "tests/attacks/test_attacks.py",

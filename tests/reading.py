@@ -2,7 +2,7 @@
 
 What it asserts is FORMAT.md's accounting: sequences without a hole but for slots that were passed over, ranges that
 join, trees that follow, last records that are right, and every offset of a range exactly one of event, quarantined,
-skipped, unreadable and lost. Signatures are `custody.verify`'s to judge.
+skipped, unreadable and lost. Signatures are the verifier's to judge.
 """
 
 import base64

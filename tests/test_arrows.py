@@ -87,7 +87,7 @@ def test_prefect_stays_out_of_the_import_of_the_command_line() -> None:
 
 def test_verifier_shares_no_writing_code() -> None:
     """Nothing that verification imports, however far, writes archives."""
-    reached = closure("custody.verify")
+    reached = closure("custody.verify.run")
     assert "custody.tlog.merkle" in reached
     assert {name for name in reached if name.startswith("custody.archive.")} <= READING
     assert not reached & EMITTING

@@ -34,7 +34,6 @@ import msgspec
 
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.offsets import line_of
-from custody.contents import inflate
 from custody.errors import FormatError, NotEvidence, SignatureInvalid
 from custody.findings import Severity
 from custody.format import archive_file, envelope, leaves, limits, manifest
@@ -49,6 +48,7 @@ from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
 from custody.tlog.signatures import Keys, NoteVerdict, Place, Verdict, check_checkpoint, check_file
+from custody.verify.contents import inflate
 
 FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from custody.chain import unlined_ranges
 from custody.format.manifest import Batch, Range, Statement
+from custody.verify.accounting import unlined_ranges
 
 Kind = Literal["event", "quarantined", "skipped", "unreadable", "lost"]
 

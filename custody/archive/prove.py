@@ -31,7 +31,6 @@ from custody.archive.forms import statements_of
 from custody.archive.offsets import line_of, reason_of
 from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_checkpoint
 from custody.archive.trusted import Judge
-from custody.contents import inflate
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import archive_file, layout, leaves
 from custody.format.envelope import FILE_LIMIT
@@ -42,6 +41,7 @@ from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
+from custody.verify.contents import inflate
 
 _README = """\
 Evidence of one event of the log {log}, offset {offset}.

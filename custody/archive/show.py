@@ -17,7 +17,6 @@ from custody.archive.forms import statements_of
 from custody.archive.offsets import kind_of, line_of, reason_of
 from custody.archive.reader import Holds, find_statement, find_tip, read_manifest
 from custody.archive.trusted import Judge
-from custody.contents import inflate, inflate_stream, read_pieces
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
@@ -25,6 +24,7 @@ from custody.format.manifest import Batch, Manifest, Statement
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import merkle
+from custody.verify.contents import inflate, inflate_stream, read_pieces
 
 _TEXT_LIMIT = 4 * 1024 * 1024
 _POSITION = re.compile(

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 from custody.store.protocol import S3Options, Store, open_store
-from custody.verify import Report, verify
+from custody.verify.run import Report, verify
 from tests.attacks.archive import Scene
 
 _UPLOADERS = 8

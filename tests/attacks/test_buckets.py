@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from custody.acceptance import entries
-from custody.protection import Protection
 from custody.store import s3
-from custody.verify import Report
+from custody.verify.acceptance import entries
+from custody.verify.protection import Protection
+from custody.verify.run import Report
 from tests.attacks.archive import MAIN, Scene
 from tests.attacks.targets import Bucket, judge, names
 from tests.servers.proxy import Fault, FaultyProxy

@@ -20,7 +20,7 @@ from custody.findings import Finding, Severity
 from custody.format.envelope import Algorithm
 from custody.format.layout import Log
 from custody.store.protocol import Store, open_store
-from custody.verify import Scope, Span, verify
+from custody.verify.run import Scope, Span, verify
 from tasks.report import TableWriter, check_tables, list_tables
 from tests.archives import (
     ARCHIVE_ID,

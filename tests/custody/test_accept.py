@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from custody import acceptance, cli
-from custody.acceptance import Wanted
+from custody import cli
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
 from custody.format.layout import manifest_key, parse_log
 from custody.keys.files import encode_base64
 from custody.keys.trust import Accepted, open_trust
 from custody.store.protocol import open_store
-from custody.verify import Report, verify
+from custody.verify import acceptance
+from custody.verify.acceptance import Wanted
+from custody.verify.run import Report, verify
 from tests.archives import (
     ARCHIVE_ID,
     KEY_ID,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.verify import verify
+from custody.verify.run import verify
 from tests.golden.__main__ import ARCHIVE, build, members, private_keyring
 from tests.reading import read_archive_records, read_folder
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custody.contents import Outcome, Work, check
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.leaves import LeafMaker, commitment, hashes, leaf_hash, salts
@@ -19,7 +18,8 @@ from custody.format.manifest import Batch, Leaves, SegmentRef
 from custody.format.segment import pack
 from custody.keys.keyring import LeafKey, Secret
 from custody.store.protocol import Store, open_store
-from custody.workers import Pool
+from custody.verify.contents import Outcome, Work, check
+from custody.verify.pool import Pool
 from tests import archives
 from tests.corpus import EVENTS, compact
 

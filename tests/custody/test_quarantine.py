@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from custody.contents import LeftOut, Omitted, Work, check, parse_quarantined, quarantine_lines
 from custody.errors import FormatError
 from custody.findings import Finding
 from custody.format import limits
 from custody.format.manifest import QuarantineRef
 from custody.store.protocol import open_store
+from custody.verify.contents import LeftOut, Omitted, Work, check, parse_quarantined, quarantine_lines
 
 LINE: dict[str, Any] = {
     "offset": 7,

@@ -16,13 +16,13 @@ import custody
 from custody import tables
 from custody.archive.writer import Entry
 from custody.cli import app
-from custody.contents import Work
 from custody.errors import CustodyError, ObjectMissing
 from custody.format.layout import Log
 from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.query import _left_out
 from custody.settings import AuditSettings, Settings
 from custody.store.protocol import S3Options, open_store
+from custody.verify.contents import Work
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tests.corpus import CASES, Case
 from tests.sample import Growing, Sample, make_archive

@@ -10,7 +10,7 @@ from custody.keys.keyring import Secret
 from custody.keys.trust import Trust, TrustedKey
 from custody.store.protocol import open_store
 from custody.tlog.head import Head
-from custody.verify import Report, Scope, Span, verify
+from custody.verify.run import Report, Scope, Span, verify
 from tests.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, event, good, member
 
 TRUST = Trust(

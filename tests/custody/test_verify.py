@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from custody.chain import Chain
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Findings, Severity, finding
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.keys.keyring import Secret
 from custody.keys.trust import Accepted, Trust, TrustedKey
-from custody.listing import Names, Sequences
 from custody.store.protocol import ObjectInfo, Store, open_store
 from custody.tlog.head import Head
-from custody.verify import Progress, Report, Scope, verify
+from custody.verify.accounting import Chain
+from custody.verify.listing import Names, Sequences
+from custody.verify.run import Progress, Report, Scope, verify
 from tests.archives import (
     CHECKPOINT,
     HEARTBEAT,
@@ -1037,7 +1037,7 @@ def test_manifest_that_came_while_listing(archive: Builder) -> None:
 
 def test_names_spill_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of objects are compared the same when they are too many for memory."""
-    monkeypatch.setattr("custody.listing._SPILL_NAMES", 100)
+    monkeypatch.setattr("custody.verify.listing._SPILL_NAMES", 100)
     with Names() as held:
         for number in range(1000):
             held.list(f"events/{number}")
@@ -1073,7 +1073,7 @@ def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many foreign objects some are named, and the rest counted: neither memory nor the report grows with them."""
-    monkeypatch.setattr("custody.verify._UNNAMED_LIMIT", 3)
+    monkeypatch.setattr("custody.verify.run._UNNAMED_LIMIT", 3)
     for number in range(5):
         foreign(f"events/{number}")(archive)
     report = run(archive)

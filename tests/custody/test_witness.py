@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from custody import acceptance
 from custody.archive import checkpoints
 from custody.archive.evidence import check_evidence
 from custody.archive.known_heads import State
@@ -33,7 +32,8 @@ from custody.keys.trust import Accepted, Trust
 from custody.store.protocol import open_store
 from custody.tlog.checkpoint import NoteKey, parse_checkpoint, parse_note, sign_checkpoint
 from custody.tlog.head import Head
-from custody.verify import Report, verify
+from custody.verify import acceptance
+from custody.verify.run import Report, verify
 from tests.custody.commands import make_command
 from tests.leafy import Leafy, forged, plant, write_trust
 from tests.reading import anything

@@ -24,7 +24,7 @@ from custody.keys.trust import open_trust
 from custody.query import connect
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import S3Options, open_store
-from custody.verify import verify
+from custody.verify.run import verify
 from tasks import search as search_module
 from tasks.backfill import Progress, Request, copy, plan_backfill, restore
 from tasks.documents import document_id

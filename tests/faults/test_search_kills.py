@@ -15,7 +15,7 @@ import pytest
 
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.verify import verify
+from custody.verify.run import verify
 from tasks.documents import document_id, index_day
 from tasks.search import Search
 from tests.faults.child import Plan, finish

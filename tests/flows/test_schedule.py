@@ -20,7 +20,7 @@ import pytest
 from custody.errors import ConfigurationError
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.verify import verify
+from custody.verify.run import verify
 from flows.sample import sample_events
 from flows.up import DEPLOYMENTS, up
 from tests.flows.installation import ROOT, Installation, command, ended

@@ -22,15 +22,11 @@ from typing import Any
 
 import msgspec
 
-from custody import acceptance, contents, orphans
 from custody.archive import evidence
 from custody.archive.evidence import check_evidence
 from custody.archive.known_heads import State
 from custody.archive.offsets import line_of
 from custody.archive.prove import make_evidence
-from custody.audits import AuditChain
-from custody.chain import Chain
-from custody.contents import Work
 from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
 from custody.format import archive_file, audit, envelope, layout, lines, manifest
@@ -42,7 +38,11 @@ from custody.store import protocol as store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
-from custody.verify import verify
+from custody.verify import acceptance, contents, orphans
+from custody.verify.accounting import Chain
+from custody.verify.audits import AuditChain
+from custody.verify.contents import Work
+from custody.verify.run import verify
 from tests.archives import event
 from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines
 from tests.corpus import CASES

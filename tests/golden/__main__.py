@@ -32,7 +32,7 @@ from custody.keys.keyring import LeafKey, open_signers
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
 from custody.tlog.head import Head
-from custody.verify import verify
+from custody.verify.run import verify
 from flows.sample import invalid_values
 from tasks.assemble import TIME_APPEND, TIME_CREATE, Assembler
 from tests.corpus import CASES

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from custody.archive.writer import Entry, LogWriter, create_archive
-from custody.contents import parse_quarantined
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.envelope import Tree
@@ -39,7 +38,8 @@ from custody.format.times import format_us
 from custody.keys.keyring import LeafKey, Secret, new_keyring, open_signers
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from custody.verify import verify
+from custody.verify.contents import parse_quarantined
+from custody.verify.run import verify
 from flows.sample import sample_events
 from tasks import assemble
 from tasks.assemble import TIME_APPEND, TIME_CREATE, TIME_NOT_AVAILABLE, Assembler

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from custody import acceptance
 from custody.errors import ConfigurationError, Fenced, HeadRollback
 from custody.format import audit as form
 from custody.format.times import format_time, parse_time
@@ -19,7 +18,8 @@ from custody.keys.trust_file import accept
 from custody.settings import AuditSettings, Settings
 from custody.store.protocol import open_store
 from custody.tlog import merkle
-from custody.verify import Report, verify
+from custody.verify import acceptance
+from custody.verify.run import Report, verify
 from tasks import audit as engine
 from tasks.audit import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
 from tasks.roll import Action, record

@@ -1,6 +1,6 @@
 """What is on a Kafka topic is in the archive: once, in order, byte for byte, with every offset accounted for.
 
-The broker is real. Each drain is judged twice: by `tests.reading`, which knows only FORMAT.md, and by `custody.verify`.
+The broker is real. Each drain is judged twice: by `tests.reading`, which knows only FORMAT.md, and by the verifier.
 """
 
 import base64
@@ -46,7 +46,7 @@ from custody.settings import Settings
 from custody.store.protocol import S3Options, open_store
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
-from custody.verify import verify
+from custody.verify.run import verify
 from flows.sample import invalid_values, sample_events
 from tasks import drain as engine
 from tasks import kafka as source

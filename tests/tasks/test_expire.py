@@ -20,7 +20,7 @@ from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.protocol import S3Options, Store, open_store
 from custody.tlog.proofs import Proofs
-from custody.verify import Report, verify
+from custody.verify.run import Report, verify
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.expire import expire
 from tasks.roll import Action, record

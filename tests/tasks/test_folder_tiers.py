@@ -18,7 +18,7 @@ from custody.errors import StoreError, TierUnmounted, TransientStoreError
 from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.protocol import open_store
-from custody.verify import Report, verify
+from custody.verify.run import Report, verify
 from tasks import backfill, tiers
 from tasks.audit import Request, conclude, plan_audit, verify_pieces
 from tasks.expire import expire

@@ -25,14 +25,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from custody import orphans
 from custody.archive.forms import form_of
 from custody.archive.known_heads import State
 from custody.archive.reader import Holds, first_sequence, read_manifest, stored_digest
 from custody.archive.trusted import Judge, check_archive_signatures
-from custody.audits import AuditChain
-from custody.chain import RETENTION_GRACE, Chain, Expiry, Promises, Totals
-from custody.contents import Outcome, Sink, Work
 from custody.errors import CustodyError, FormatError, ObjectMissing, TierUnmounted
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
 from custody.format import archive_file, layout
@@ -42,15 +38,19 @@ from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
-from custody.listing import Listing, Names, Sequences, list_others, list_statements
-from custody.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.tlog.signatures import NOWHERE, KeyOrder, NoteVerdict, check_checkpoint, note_keys
-from custody.workers import Pool, Reader
+from custody.verify import orphans
+from custody.verify.accounting import RETENTION_GRACE, Chain, Expiry, Promises, Totals
+from custody.verify.audits import AuditChain
+from custody.verify.contents import Outcome, Sink, Work
+from custody.verify.listing import Listing, Names, Sequences, list_others, list_statements
+from custody.verify.pool import Pool, Reader
+from custody.verify.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
 
 T = TypeVar("T")
 

@@ -11,14 +11,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, Thr
 from concurrent.futures.process import BrokenProcessPool
 from typing import Self
 
-from custody.contents import Outcome, Sink, Work, check, check_all
 from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.format import layout, leaves, limits
 from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Batch
 from custody.keys.keyring import Secret
-from custody.listing import Sequences
 from custody.store.protocol import Store
+from custody.verify.contents import Outcome, Sink, Work, check, check_all
+from custody.verify.listing import Sequences
 
 _GROUP_BYTES = 4 * 1_048_576
 _GROUP_WORKS = 64

@@ -11,8 +11,13 @@ from hashlib import sha256
 from typing import Any
 
 from custody.archive.reader import Holds, read_manifest
-from custody.chain import Chain, unlined_ranges
-from custody.contents import (
+from custody.errors import FormatError, ObjectMissing, StoreError
+from custody.findings import Finding, finding
+from custody.format import layout, limits, lines
+from custody.format.manifest import Batch, Manifest, Range, Statement
+from custody.store.protocol import Store
+from custody.verify.accounting import Chain, unlined_ranges
+from custody.verify.contents import (
     QuarantinedRecord,
     inflate,
     inflate_stream,
@@ -20,11 +25,6 @@ from custody.contents import (
     quarantine_lines,
     read_pieces,
 )
-from custody.errors import FormatError, ObjectMissing, StoreError
-from custody.findings import Finding, finding
-from custody.format import layout, limits, lines
-from custody.format.manifest import Batch, Manifest, Range, Statement
-from custody.store.protocol import Store
 
 _NEVER = 1 << 64
 

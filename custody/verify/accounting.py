@@ -16,7 +16,6 @@ from operator import itemgetter
 from typing import Any
 
 from custody.archive.forms import statements_of
-from custody.contents import Work
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
 from custody.format import layout, limits
 from custody.format.manifest import (
@@ -33,6 +32,7 @@ from custody.format.times import parse_time
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys
+from custody.verify.contents import Work
 
 RETENTION_GRACE = timedelta(days=7)
 """How long after the end of its retention an object may still be there."""

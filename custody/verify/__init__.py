@@ -1,0 +1,1 @@
+"""Verification: the rules of FORMAT.md, and what they find. Nothing here writes to an archive."""
