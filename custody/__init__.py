@@ -7,5 +7,5 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     # `custody.connect()`: DuckDB and Arrow are for those who query; to verify needs neither.
     if name == "connect":
-        return import_module("custody.query").connect
+        return import_module("custody.query.connect").connect
     raise AttributeError(f"module 'custody' has no attribute {name!r}")

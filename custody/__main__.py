@@ -6,9 +6,9 @@ Worker processes import again what began their parent. They shall not pay for a 
 
 def main() -> None:
     """Run `custody` with the arguments of this process; ends it with the command's exit code."""
-    from custody import cli
+    from custody.cli.main import main as run_command
 
-    cli.main()
+    run_command()
 
 
 if __name__ == "__main__":

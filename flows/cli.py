@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from custody import render
+from custody.cli import render
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 

@@ -29,12 +29,12 @@ from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
 
-from custody import render
 from custody.archive.evidence import check_evidence
 from custody.archive.prove import make_evidence
 from custody.archive.reader import list_logs, read_manifest
 from custody.archive.trusted import standing
 from custody.archive.writer import create_archive
+from custody.cli import render
 from custody.errors import CustodyError, ObjectMissing, TransientSourceError
 from custody.format import layout
 from custody.format.layout import Log

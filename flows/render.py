@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from custody import render
+from custody.cli import render
 
 if TYPE_CHECKING:
     from tasks.backfill import Plan, Progress

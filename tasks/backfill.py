@@ -25,7 +25,6 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from custody import tables
 from custody.archive.reader import Holds, find_tip, list_logs, read_archive, read_manifest, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectArchived, ObjectMissing
@@ -35,6 +34,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.segment import inflate
 from custody.format.times import format_time, parse_time
+from custody.query import tables
 from custody.settings import Settings
 from custody.store.protocol import Store, Tier, open_store
 from tasks.documents import LEEWAY, offsets_of

@@ -22,7 +22,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from custody import tables
 from custody.archive.forms import statements_of
 from custody.archive.reader import Tip, list_logs, read_manifest, sealed_from
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
@@ -34,6 +33,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
+from custody.query import tables
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import KnownHead

@@ -1,7 +1,7 @@
 """What people read of the archive: events as Parquet tables, made in the audit's own read, and the integrity report.
 
 Tables are written to a temporary folder while segments are read, and put into the archive when their range is whole: a
-range that is there in part is no range (`custody.tables.whole_ranges`), and is made again by the next audit.
+range that is there in part is no range (`custody.query.tables.whole_ranges`), and is made again by the next audit.
 
 Files are named by a digest of their bytes, which anybody can compute. So the files of a range are listed, with whole
 digests and rows, in a signed note (`custody.archive.signed_notes`, over `custody/tables/1`), and a table that no such
@@ -20,7 +20,6 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from custody import tables
 from custody.archive import signed_notes
 from custody.archive.reader import Holds, at_or_behind, read_manifest
 from custody.archive.trusted import standing
@@ -32,6 +31,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest
 from custody.format.times import format_time
 from custody.keys.trust import Trust
+from custody.query import tables
 from custody.store.protocol import Store
 from custody.verify.contents import Work
 

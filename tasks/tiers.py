@@ -19,7 +19,6 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from custody import tables
 from custody.archive.reader import (
     Holds,
     at_or_behind,
@@ -34,6 +33,7 @@ from custody.errors import CustodyError, ObjectMissing, StoreError
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
+from custody.query import tables
 from custody.settings import Settings
 from custody.store.protocol import TIER_NAMES, ObjectInfo, Store, open_store
 from custody.verify.protection import Protection, check_lifecycle

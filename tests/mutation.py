@@ -4,8 +4,8 @@ Each module is mutated (mutmut) in a copy of the checkout, and each mutant is he
 module. What survives them is held against all tests that verify archives, for a check is often best tested by the
 attack that it is there for. Prints a table, and each mutant that survives both, which `tests/mutants.md` explains.
 
-A mutant of `verify/run.py` costs seconds, so that all of its 1,400 take more than an hour on two cores; `--every N` runs a
-sample. Runs without S3, where one would cost as many minutes.
+A mutant of `verify/run.py` costs seconds, so that all of its 1,400 take more than an hour on two cores. `--every N` is
+a sample. Runs without S3, where one would cost as many minutes.
 """
 
 import argparse

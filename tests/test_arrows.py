@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("custody", "tasks", "flows")
 FORBIDDEN = {"custody": {"tasks", "flows", "tests"}, "tasks": {"flows", "tests"}, "flows": {"tests"}}
 HEAVY = {"prefect", "confluent_kafka", "elasticsearch", "duckdb", "pyarrow"}
-QUERYING = {"custody.query", "custody.cli_query", "custody.tables"}
+QUERYING = {"custody.query.connect", "custody.cli.query", "custody.query.tables"}
 """What asks archives in SQL, with the extra `query`; nothing else in the wheel knows DuckDB or Arrow."""
 
 READING = {f"custody.archive.{name}" for name in ("forms", "known_heads", "reader", "trusted")}
@@ -112,7 +112,7 @@ def test_a_signed_log_knows_nothing_of_kafka() -> None:
 def test_auditors_commands_load_nothing_of_the_operator(command: list[str], tmp_path: Path) -> None:
     """`custody verify` and the like load neither Prefect nor Kafka, nor the operator's commands."""
     script = (
-        "import sys\nfrom custody.cli import main\n"
+        "import sys\nfrom custody.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print(sorted({HEAVY | {'flows', 'boto3'}} & set(sys.modules)), file=sys.stderr)"
     )

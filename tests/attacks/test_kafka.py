@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from custody import cli
+from custody.cli.main import main
 from tasks.drain import begin_epoch
 from tasks.kafka import Broker, Feed
 from tests.archives import ARCHIVE_ID, KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, START, Builder, event
@@ -27,7 +27,7 @@ RECORDS = 20
 def verify(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[dict[str, Any]]]:
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-        cli.main([str(one) for one in ("verify", *arguments, "--json")])
+        main([str(one) for one in ("verify", *arguments, "--json")])
     out, err = capfd.readouterr()
     assert out, err
     found = [json.loads(line) for line in out.splitlines()]

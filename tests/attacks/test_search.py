@@ -14,7 +14,7 @@ import pytest
 
 from custody.format.layout import Log
 from custody.format.segment import pack
-from custody.query import connect
+from custody.query.connect import connect
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from tasks import reconcile
 from tasks.audit import Outcome, Request, conclude, plan_audit, verify_pieces

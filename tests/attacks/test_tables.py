@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from custody import tables
 from custody.findings import Finding, Severity
 from custody.format.envelope import Algorithm
 from custody.format.layout import Log
+from custody.query import tables
 from custody.store.protocol import Store, open_store
 from custody.verify.run import Scope, Span, verify
 from tasks.report import TableWriter, check_tables, list_tables

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from custody import cli
+from custody.cli.main import main
 from tests.environment import clear_settings
 
 
@@ -29,7 +29,7 @@ def make_command(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFix
     def run(*arguments: object) -> Result:
         capfdbinary.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         out, err = capfdbinary.readouterr()
         return Result(int(ended.value.code or 0), out.decode(), err.decode())
 

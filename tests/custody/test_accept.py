@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from custody import cli
+from custody.cli.main import main
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
 from custody.format.layout import manifest_key, parse_log
@@ -88,7 +88,7 @@ def custody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     def run(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         return int(ended.value.code or 0), out, err
 
@@ -503,7 +503,7 @@ def test_piped_from_verify(archive: Builder, trust: Path, tmp_path: Path) -> Non
     arguments = ["accept", "--from", "-", "--trust", trust, "--finding", "offset-lost", "--reason", "a", "--by", "b"]
     with report.open("rb") as piped:
         done = subprocess.run(
-            [sys.executable, "-c", "from custody.cli import main; main()", *map(str, arguments)],
+            [sys.executable, "-c", "from custody.cli.main import main; main()", *map(str, arguments)],
             stdin=piped,
             capture_output=True,
             cwd=tmp_path,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from custody import render
 from custody.archive.reader import read_archive
+from custody.cli import render
 from custody.errors import CustodyError, TransientStoreError
 from custody.keys import trust_file
 from custody.keys.keyring import Ed25519Key, Keyring, open_public
@@ -115,7 +115,7 @@ def test_failures_become_one_clean_line(
 def test_bugs_keep_their_traceback_without_locals(tmp_path: Path) -> None:
     """An error that is not ours can be reported, and shows no variable's value."""
     script = (
-        "import sys, custody.archive.show\nfrom custody.cli import main\n"
+        "import sys, custody.archive.show\nfrom custody.cli.main import main\n"
         f"def fail(*_):\n    passphrase = {CANARY[:6]!r} + {CANARY[6:]!r}\n    raise LookupError('a bug')\n"
         "custody.archive.show.show = fail\nmain(['show', 'archive.json', '--archive', 'somewhere'])"
     )
@@ -516,7 +516,7 @@ def test_what_verify_prints_ends_a_key(custody: Command, sample: Sample, tmp_pat
 
 def test_progress_and_colours_are_for_terminals_only(sample: Sample, tmp_path: Path) -> None:
     """On a terminal the verdict has a colour; into a pipe there is text alone."""
-    command = [sys.executable, "-c", "from custody.cli import main; main()", "verify", str(sample.folder)]
+    command = [sys.executable, "-c", "from custody.cli.main import main; main()", "verify", str(sample.folder)]
     command += ["--keys", f"file:{sample.keyring}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CUSTODY_")}
     environment |= {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}

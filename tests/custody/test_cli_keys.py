@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from custody import render
 from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
 from custody.archive.writer import put_checkpoint
+from custody.cli import render
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
 from custody.keys.keyring import Ed25519Key, Keyring, open_signers

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from custody.archive import checkpoints
 from custody.archive.evidence import FILE_LIMIT, Result, check_evidence, pack, unpack
 from custody.archive.prove import Made, make_evidence
-from custody.cli_evidence import app
+from custody.cli.evidence import app
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
 from custody.format import manifest

@@ -13,13 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 import custody
-from custody import tables
 from custody.archive.writer import Entry
-from custody.cli import app
+from custody.cli.main import app
 from custody.errors import CustodyError, ObjectMissing
 from custody.format.layout import Log
 from custody.format.manifest import Batch, KafkaTime, Unreadable
-from custody.query import _left_out
+from custody.query import tables
+from custody.query.connect import _left_out
 from custody.settings import AuditSettings, Settings
 from custody.store.protocol import S3Options, open_store
 from custody.verify.contents import Work

@@ -61,7 +61,7 @@ def test_wheel_holds_custody_alone(wheel: Path) -> None:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"custody"}
-    assert {"custody/FORMAT.md", "custody/py.typed", "custody/cli.py"} <= set(names)
+    assert {"custody/FORMAT.md", "custody/py.typed", "custody/cli/main.py"} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 

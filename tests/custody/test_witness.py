@@ -21,7 +21,7 @@ from custody.archive.prove import make_evidence
 from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
 from custody.archive.writer import append_audit, create_archive
-from custody.cli_evidence import app
+from custody.cli.evidence import app
 from custody.errors import ConfigurationError, ObjectMissing
 from custody.format.archive_file import Pin
 from custody.format.audit import Audit, SignedAudit
@@ -834,7 +834,7 @@ def test_a_keyring_for_checkpoints_alone(leafy: Leafy, tmp_path: Path, monkeypat
 
 def test_a_redirected_checkpoint(leafy: Leafy, tmp_path: Path) -> None:
     """What a pipe gets is the note byte for byte, so that it can be checked by others, who need no key for it."""
-    program = f"from custody.cli_evidence import app; app(['checkpoint', '{leafy.log}', '--archive', '{leafy.folder}'])"
+    program = f"from custody.cli.evidence import app; app(['checkpoint', '{leafy.log}', '--archive', '{leafy.folder}'])"
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=60, cwd=Path())
     assert done.stdout == (leafy.folder / checkpoint_key(leafy.log, 3)).read_bytes()
     assert not (tmp_path / "keyring.json").exists()

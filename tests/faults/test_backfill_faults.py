@@ -21,7 +21,7 @@ import pytest
 
 from custody.errors import CustodyError
 from custody.keys.trust import open_trust
-from custody.query import connect
+from custody.query.connect import connect
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import S3Options, open_store
 from custody.verify.run import verify

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from custody import cli
+from custody.cli.main import main
 from custody.settings import Settings
 from flows.audit import audit
 from tasks.index import index_logs
@@ -51,6 +51,6 @@ def test_rejected_events_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (artifact,) = (one for one in client.read_artifacts() if one.flow_run_id == ended.state_details.flow_run_id)
     assert said in str(artifact.description)
     with pytest.raises(SystemExit) as finished:
-        cli.main(["audit", "--full"])
+        main(["audit", "--full"])
     assert not finished.value.code
     assert said in capsys.readouterr().out

@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from custody import cli
+from custody.cli.main import main
 from flows import backfill as module
 from flows.backfill import backfill
 from tests.corpus import EVENTS
@@ -126,7 +126,7 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str) -> int:
     """Run a command and return its exit code."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(["backfill", "--since", "2026-03-01", "--until", "2026-03-02", *arguments])
+        main(["backfill", "--since", "2026-03-01", "--until", "2026-03-02", *arguments])
     return int(ended.value.code or 0)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from custody import cli
+from custody.cli.main import OPERATORS_COMMANDS, main
 from custody.errors import TransientSourceError
 from flows.cli import app as operators
 from flows.render import drain_table
@@ -42,7 +42,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Sample) -
 def run(*arguments: str) -> int:
     """Run a command and return its exit code."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        main(arguments)
     return int(ended.value.code or 0)
 
 
@@ -106,10 +106,10 @@ def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.Captur
     """In a checkout there is one command line for both."""
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for command in (*cli.OPERATORS_COMMANDS, "verify", "show", "keys", "config", "init"):
+    for command in (*OPERATORS_COMMANDS, "verify", "show", "keys", "config", "init"):
         assert command in shown
     commands = [one.name or getattr(one.callback, "__name__", "") for one in operators.registered_commands]
-    assert sorted(cli.OPERATORS_COMMANDS) == sorted(name.rstrip("_") for name in commands)
+    assert sorted(OPERATORS_COMMANDS) == sorted(name.rstrip("_") for name in commands)
 
 
 def test_a_table_of_logs_shows_whole_names() -> None:

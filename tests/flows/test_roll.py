@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from prefect.client.orchestration import get_client
 
-from custody import cli
+from custody.cli.main import main
 from custody.settings import Settings
 from flows.render import usage_chart
 from flows.roll import roll
@@ -99,7 +99,7 @@ def test_the_command(old: Growing, capsys: pytest.CaptureFixture[str]) -> None:
     """`custody roll` does the same here and now."""
     for arguments, left, said in ((["--dry-run"], 3, "planned"), ([], 0, "done"), ([], 0, "Nothing was to be done")):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["roll", *arguments])
+            main(["roll", *arguments])
         assert not ended.value.code
         assert len(segments(old)) == left
         assert said in capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_the_command_without_elasticsearch(
     (port,) = free_ports(1)
     monkeypatch.setenv("CUSTODY_SEARCH__URL", f"http://127.0.0.1:{port}")
     with pytest.raises(SystemExit) as ended:
-        cli.main(["roll"])
+        main(["roll"])
     assert ended.value.code == 1
     assert f"{port} does not answer" in capsys.readouterr().err
     assert segments(old) == []

@@ -57,7 +57,7 @@ class Drained(Installation):
 
     def run(self, *arguments: str) -> str:
         """Run a command of custody's and return what it prints."""
-        command = [sys.executable, "-c", "from custody.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", "from custody.cli.main import main; main()", *arguments]
         server = {"PREFECT_API_URL": f"{self.url}/api"} if self.url else {}
         environment = {**self.environment(), **server}
         return subprocess.run(

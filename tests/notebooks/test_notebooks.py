@@ -99,7 +99,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(notebooks.NOTEBOOKS, root / "notebooks")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_"))}
-    command = [sys.executable, "-c", "from custody.cli import main; main()", "demo", "--events", "1200"]
+    command = [sys.executable, "-c", "from custody.cli.main import main; main()", "demo", "--events", "1200"]
     done = subprocess.run(command, cwd=root, env=clean, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return root

@@ -14,13 +14,13 @@ from typing import Any, get_args
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from custody import tables
 from custody.archive.reader import read_archive
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
-from custody.query import connect
+from custody.query import tables
+from custody.query.connect import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store.protocol import S3Options, Store, open_store
 from tasks import backfill

@@ -40,7 +40,7 @@ def query(
     try:
         import duckdb
 
-        from custody.query import connect
+        from custody.query.connect import connect
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"`custody query` needs {error.name}, which is not installed: pip install 'custody[query]'"
@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 
 def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:
-    from custody import render
+    from custody.cli import render
 
     numeric = [all(isinstance(row[place], int | float | None) for row in rows) for place in range(len(names))]
     table = render.table(*(f"#{name}" if number else name for name, number in zip(names, numeric, strict=True)))

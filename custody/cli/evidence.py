@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli_keys import refuse_inside
+from custody.cli.keys import refuse_inside
 from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
 from custody.settings import Settings
@@ -109,13 +109,13 @@ def _want_archive(store: "Store") -> None:
 
 
 def _echo_error(line: str) -> None:
-    from custody.render import escape
+    from custody.cli.render import escape
 
     typer.echo(escape(line), err=True)
 
 
 def _echo(lines: Iterable[str]) -> None:
-    from custody.render import escape
+    from custody.cli.render import escape
 
     for line in lines:
         typer.echo(escape(line))
@@ -138,8 +138,8 @@ def checkpoint(
     from custody.archive import checkpoints
     from custody.archive.reader import checkpoint_sizes, read_archive
     from custody.archive.trusted import check_archive
+    from custody.cli.render import escape
     from custody.keys.keyring import keyring_path
-    from custody.render import escape
     from custody.store.protocol import open_store
 
     settings = _settings(archive, trust)
@@ -220,8 +220,8 @@ def evidence(
     """
     from custody.archive.checkpoints import choose_logs
     from custody.archive.prove import make_evidence
+    from custody.cli.render import escape
     from custody.keys.trust import open_trust
-    from custody.render import escape
     from custody.store.protocol import open_store
     from custody.tlog.checkpoint import NOTE_LIMIT
 

@@ -5,7 +5,7 @@ Rules:
   and only when one of them or the help is asked for: an auditor's `verify` imports neither Prefect nor Kafka.
 - An error of ours is one clear line on stderr and an exit code: 2 for a wrong setting or argument, 1 for anything else,
   and those of FORMAT.md for `verify`. An error that is not ours is a bug, and keeps its traceback.
-- What comes from an archive reaches a terminal only through `custody.render`, which makes it harmless.
+- What comes from an archive reaches a terminal only through `custody.cli.render`, which makes it harmless.
 """
 
 import importlib.metadata
@@ -22,17 +22,11 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from custody.cli_accept import app as accept_app
-from custody.cli_evidence import app as evidence_app
-from custody.cli_keys import (
-    PASSPHRASE_HINT,
-    read_own_archive,
-    refuse_inside,
-    trust_path,
-    wanted_keyrings,
-)
-from custody.cli_keys import app as keys_app
-from custody.cli_query import app as query_app
+from custody.cli.accept import app as accept_app
+from custody.cli.evidence import app as evidence_app
+from custody.cli.keys import PASSPHRASE_HINT, read_own_archive, refuse_inside, trust_path, wanted_keyrings
+from custody.cli.keys import app as keys_app
+from custody.cli.query import app as query_app
 from custody.errors import ConfigurationError, CustodyError, FormatError
 from custody.format.archive_file import DAYS_LIMIT, SECONDS_LIMIT
 from custody.settings import Settings
@@ -145,8 +139,8 @@ def init(
 ) -> None:
     """Make the archive that the settings name, the keys that it lacks, and trust.json, which auditors are given."""
     from custody.archive import writer
+    from custody.cli.render import escape
     from custody.keys import keyring, trust_file
-    from custody.render import escape
     from custody.store.protocol import open_store
 
     settings = Settings()
@@ -273,7 +267,7 @@ def verify(
     """
     from rich.text import Text
 
-    from custody import render
+    from custody.cli import render
     from custody.store.protocol import open_store
     from custody.verify import run as verifying
 
@@ -396,8 +390,8 @@ def show(
     place: Annotated[bool, typer.Option("--place", help="Only where in the chain it stands, as JSON.")] = False,
 ) -> None:
     """Print a manifest, events, or where in the chain an object stands. Verifies nothing."""
-    from custody import render
     from custody.archive import show as showing
+    from custody.cli import render
     from custody.store.protocol import open_store
 
     settings = Settings(**_given(archive=archive))
@@ -416,7 +410,7 @@ def show(
 @app.command()
 def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
     """Show all settings, secrets hidden."""
-    from custody import render
+    from custody.cli import render
 
     settings = Settings()
     if as_json:
@@ -435,7 +429,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args=args, prog_name="custody")
     except CustodyError as error:
-        from custody.render import escape
+        from custody.cli.render import escape
 
         for line in str(error).split("\n"):
             print(f"custody: {escape(line)}", file=sys.stderr)  # noqa: T201

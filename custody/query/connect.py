@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from custody import tables
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import (
     Holds,
@@ -42,6 +41,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest, QuarantineRef, Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
+from custody.query import tables
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.verify.accounting import unlined_ranges

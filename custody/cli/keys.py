@@ -28,8 +28,8 @@ TRUST_FILE = "trust.json"
 @app.command()
 def new() -> None:
     """Make the keyrings that the settings name, with new keys. Never replaces one."""
+    from custody.cli.render import escape
     from custody.keys.keyring import new_keyring
-    from custody.render import escape
 
     settings = Settings()
     keyrings = wanted_keyrings(settings)
@@ -59,7 +59,7 @@ def new() -> None:
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
     """List the keys, with the public half where there is one. Prints no secret."""
-    from custody import render
+    from custody.cli import render
 
     settings = Settings()
     now = datetime.now(UTC)
@@ -101,8 +101,8 @@ def export(
 
     A file that is there is extended: keys that it lacks are added, and all else in it stays.
     """
+    from custody.cli.render import escape
     from custody.keys import trust_file
-    from custody.render import escape
     from custody.store.protocol import open_store
 
     settings = Settings()
@@ -148,10 +148,10 @@ def end(
     Give the file to everybody who verifies. Ended twice, a key ends at the smaller head of each log.
     """
     from custody.archive.head_files import read_heads
+    from custody.cli.render import escape
     from custody.format.layout import AUDIT_LOG
     from custody.keys import trust_file
     from custody.keys.trust import load_trust
-    from custody.render import escape
     from custody.store.protocol import open_store
 
     settings = Settings(**({"trust": trust} if trust else {}))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli_keys import trust_path
+from custody.cli.keys import trust_path
 from custody.errors import ConfigurationError
 from custody.format.layout import ARCHIVE
 from custody.settings import Settings
@@ -49,7 +49,7 @@ def accept(
     Take it from the report of a verification (--from), where --log, --sequence or --key tell it from others of its
     name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
     """
-    from custody import render
+    from custody.cli import render
     from custody.format.times import format_time
     from custody.keys import trust_file
     from custody.keys.trust import load_trust

@@ -1,0 +1,1 @@
+"""SQL over an archive: DuckDB and Arrow, which nothing else in the wheel knows."""
