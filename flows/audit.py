@@ -22,7 +22,7 @@ from custody.errors import CustodyError, Fenced, TransientStoreError
 from custody.findings import Severity
 from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.audit import Outcome, Piece, PieceResult, Plan, Request, conclude, plan_audit, verify_pieces
+from tasks.audit.run import Outcome, Piece, PieceResult, Plan, Request, conclude, plan_audit, verify_pieces
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
@@ -128,7 +128,7 @@ def _run(request: Request) -> Outcome:
 def report(sequence: int) -> str:
     """Execute the integrity notebook, and keep it as HTML."""
     # Jupyter's packages take a third of a second, and the processes that read shares need none of them.
-    from tasks.notebook import publish
+    from tasks.audit.notebook import publish
 
     return publish(Settings(), sequence)
 

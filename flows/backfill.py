@@ -23,8 +23,8 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from custody.store.protocol import Tier
 from flows.render import copy_summary, plan_summary
-from tasks.backfill import Kind, Plan, Progress, Request, check_request, copy, plan_backfill, restore
-from tasks.drain import stopping, stopping_on_signals
+from tasks.backfill.run import Kind, Plan, Progress, Request, check_request, copy, plan_backfill, restore
+from tasks.drain.run import stopping, stopping_on_signals
 
 EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"

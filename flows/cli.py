@@ -71,7 +71,7 @@ def drain(
     settings = Settings()
     draining = _import("tasks.drain")
     with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
-        results, indexed = _import("tasks.follow").drain_and_index(settings, once=once, seconds=seconds)
+        results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.render").drain_table(results))
     else:
@@ -89,7 +89,7 @@ def index(
     logs: Annotated[list[str] | None, typer.Argument(help="LOG/PARTITION; all logs if not given.")] = None,
 ) -> None:
     """Bring Elasticsearch up to the archive, here and now. The drain does so by itself, right after each manifest."""
-    results = _import("tasks.index").index_logs(Settings(), logs or ())
+    results = _import("tasks.search.index").index_logs(Settings(), logs or ())
     render.console().print(_import("flows.render").index_table(results))
     problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
     if problems:
@@ -102,7 +102,7 @@ def roll(
 ) -> None:
     """Roll indices and tiers, and end the life of what is old enough, here and now, without Prefect."""
     settings, now = Settings(), datetime.now(UTC)
-    daily = _import("tasks.daily")
+    daily = _import("tasks.roll.run")
     actions = daily.roll_all(
         settings,
         now,
@@ -177,7 +177,7 @@ def backfill(
     ] = False,
 ) -> None:
     """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""
-    work, tell = _import("tasks.backfill"), _import("flows.render")
+    work, tell = _import("tasks.backfill.run"), _import("flows.render")
     for name, value, known in (("--to", to, work.KINDS), ("--tier", tier, work.TIERS)):
         if value not in known:
             raise ConfigurationError(f"{name} is {value[:100]!r}; want {', '.join(known)}")
@@ -229,7 +229,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
     """Show each log: its head, and how far it is behind Kafka."""
     table = render.table("log", "#next offset", "#lag", "!sealed at", "!head")
     problems = []
-    for log in _import("tasks.status").read_status(Settings()):
+    for log in _import("tasks.drain.status").read_status(Settings()):
         if log.problem is not None:
             problems.append(f"{log.log}: {log.problem}")
         if as_json:

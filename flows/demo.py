@@ -46,7 +46,7 @@ from custody.store.protocol import Store, open_store
 from custody.verify.run import Report, verify
 from flows.render import drain_table, size
 from flows.sample import invalid_values, sample_events
-from tasks.drain import LogResult
+from tasks.drain.run import LogResult
 
 PARTITIONS = 4
 """What the mock cluster gives a topic that is made by producing to it."""

@@ -22,11 +22,11 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.drain import LogResult, TopicPartition, find_places, stopping_on_signals
-from tasks.follow import drain_and_index
+from tasks.drain.follow import drain_and_index
+from tasks.drain.run import LogResult, TopicPartition, find_places, stopping_on_signals
 
 if TYPE_CHECKING:
-    from tasks.index import IndexResult
+    from tasks.search.index import IndexResult
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""

@@ -10,11 +10,11 @@ from rich.table import Table
 from custody.cli import render
 
 if TYPE_CHECKING:
-    from tasks.backfill import Plan, Progress
-    from tasks.drain import LogResult
-    from tasks.index import IndexResult
-    from tasks.roll import Action
-    from tasks.tiers import Usage
+    from tasks.backfill.run import Plan, Progress
+    from tasks.drain.run import LogResult
+    from tasks.roll.indices import Action
+    from tasks.roll.tiers import Usage
+    from tasks.search.index import IndexResult
 
 
 def drain_table(results: "Sequence[LogResult]") -> Table:
@@ -60,7 +60,7 @@ def roll_table(actions: "Sequence[Action]") -> Table:
 def plan_summary(plan: "Plan") -> str:
     """Return what a plan reads, costs and takes, in one paragraph."""
     # Elasticsearch's client comes with it, and no other table needs that.
-    from tasks.costs import estimate
+    from tasks.backfill.costs import estimate
 
     archived = plan.archived
     restores = f" {len(archived):,} of them must be restored first ({size(sum(one.size for one in archived))})."
@@ -74,7 +74,7 @@ def plan_summary(plan: "Plan") -> str:
 
 def copy_summary(progress: "Progress") -> str:
     """Return how far a copy is, how fast, and how long the rest takes."""
-    from tasks.costs import duration
+    from tasks.backfill.costs import duration
 
     remaining = progress.remaining
     rest = f", {duration(remaining)} left" if remaining else ""

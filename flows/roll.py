@@ -17,9 +17,9 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.render import usage_chart
-from tasks.daily import roll_all, take_step
-from tasks.roll import Action
-from tasks.tiers import Usage, measure_usage, small_objects
+from tasks.roll.indices import Action
+from tasks.roll.run import roll_all, take_step
+from tasks.roll.tiers import Usage, measure_usage, small_objects
 
 ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""

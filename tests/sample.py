@@ -19,7 +19,7 @@ from custody.format.times import format_time
 from custody.keys.keyring import new_keyring, open_signers
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
-from tasks.assemble import TIME_CREATE, Assembler
+from tasks.drain.assemble import TIME_CREATE, Assembler
 from tests.corpus import EVENTS
 
 BEGINNING_MS = 1_772_368_496_789

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from custody.settings import Settings
-from tasks import drain
+from tasks.drain import run as drain
 
 
 def follow(environment: Mapping[str, str], seconds: float) -> None:

@@ -27,7 +27,12 @@ from custody.format.layout import Log, audit_key
 from custody.keys.trust import Trust, TrustedKey
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from tasks import backfill, drain, expire, index, recheck, roll, tiers
+from tasks.audit import recheck
+from tasks.backfill import run as backfill
+from tasks.drain import run as drain
+from tasks.roll import expire, tiers
+from tasks.roll import indices as roll
+from tasks.search import index
 from tests.archives import ARCHIVE_ID, KEY_ID, START, Builder, event, member
 from tests.attacks.archive import Scene
 from tests.attacks.registry import LARGE

@@ -16,12 +16,12 @@ from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.query.connect import connect
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
-from tasks import reconcile
-from tasks.audit import Outcome, Request, conclude, plan_audit, verify_pieces
-from tasks.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
-from tasks.index import index_logs
-from tasks.search import Search
-from tasks.tiers import roll_folder
+from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces
+from tasks.roll.tiers import roll_folder
+from tasks.search import reconcile
+from tasks.search.client import Search
+from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
+from tasks.search.index import index_logs
 from tests.corpus import EVENTS
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer

@@ -21,7 +21,7 @@ from custody.format.layout import Log
 from custody.query import tables
 from custody.store.protocol import Store, open_store
 from custody.verify.run import Scope, Span, verify
-from tasks.report import TableWriter, check_tables, list_tables
+from tasks.audit.tables import TableWriter, check_tables, list_tables
 from tests.archives import (
     ARCHIVE_ID,
     KEY_ID,

@@ -38,8 +38,9 @@ from custody.keys.keyring import new_keyring, open_signers
 from custody.settings import Settings
 from custody.store import protocol as store
 from flows.sample import sample_events
-from tasks import assemble, drain
-from tasks.kafka import PARTITION_EOF, Feed, Position
+from tasks.drain import assemble
+from tasks.drain import run as drain
+from tasks.drain.kafka import PARTITION_EOF, Feed, Position
 from tests.servers.kafka import KafkaServer
 
 PARTITIONS = 4

@@ -39,9 +39,9 @@ from custody.keys.keyring import new_keyring
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import open_store
 from flows.sample import sample_events
-from tasks.documents import ORIGIN, Documents
-from tasks.index import index_logs
-from tasks.search import Search
+from tasks.search.client import Search
+from tasks.search.documents import ORIGIN, Documents
+from tasks.search.index import index_logs
 from tests.benchmarks import verify
 from tests.reading import anything
 from tests.servers.elasticsearch import ElasticsearchServer

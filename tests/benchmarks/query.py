@@ -13,7 +13,7 @@ from pathlib import Path
 
 import custody
 from custody.settings import AuditSettings, Settings
-from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tests.benchmarks.verify import SEED, build
 
 QUERIES = {

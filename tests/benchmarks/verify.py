@@ -35,7 +35,7 @@ from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from flows.sample import sample_events
-from tasks.assemble import TIME_CREATE, Assembler
+from tasks.drain.assemble import TIME_CREATE, Assembler
 from tests.servers.s3 import SeaweedServer
 
 LOGS = 4

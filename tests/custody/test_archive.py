@@ -40,7 +40,7 @@ from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head, KnownHead
 from custody.verify.run import verify
-from tasks.assemble import Assembler
+from tasks.drain.assemble import Assembler
 from tests.reading import anything, read_archive_records
 from tests.sample import Message, audit_of, event
 

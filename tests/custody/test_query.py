@@ -23,7 +23,7 @@ from custody.query.connect import _left_out
 from custody.settings import AuditSettings, Settings
 from custody.store.protocol import S3Options, open_store
 from custody.verify.contents import Work
-from tasks.audit import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tests.corpus import CASES, Case
 from tests.sample import Growing, Sample, make_archive
 from tests.servers.s3 import SeaweedServer

@@ -16,8 +16,9 @@ from elastic_transport import Transport
 from custody.errors import CustodyError
 from custody.settings import Settings
 from custody.store import folder, s3
-from tasks import backfill, targets
-from tasks.backfill import Request, copy, plan_backfill, restore
+from tasks.backfill import run as backfill
+from tasks.backfill import targets
+from tasks.backfill.run import Request, copy, plan_backfill, restore
 from tests.faults.child import Plan, _Breaker
 
 STORE_CALLS = ("create", "read", "exists", "list", "names", "status", "restore")

@@ -16,10 +16,10 @@ from elastic_transport import Transport
 from custody.errors import CustodyError
 from custody.settings import Settings
 from custody.store import folder
-from tasks import index
-from tasks.expire import expire
-from tasks.index import index_logs
-from tasks.roll import record, roll_indices
+from tasks.roll.expire import expire
+from tasks.roll.indices import record, roll_indices
+from tasks.search import index
+from tasks.search.index import index_logs
 from tests.faults.child import Plan, _Breaker
 
 What = Literal["index", "roll", "expire"]

@@ -25,10 +25,10 @@ from custody.query.connect import connect
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import S3Options, open_store
 from custody.verify.run import verify
-from tasks import search as search_module
-from tasks.backfill import Progress, Request, copy, plan_backfill, restore
-from tasks.documents import document_id
-from tasks.search import Search
+from tasks.backfill.run import Progress, Request, copy, plan_backfill, restore
+from tasks.search import client as search_module
+from tasks.search.client import Search
+from tasks.search.documents import document_id
 from tests.corpus import EVENTS
 from tests.faults.backfill_child import run
 from tests.faults.child import Plan, finish

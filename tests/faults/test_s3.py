@@ -11,8 +11,8 @@ import pytest
 from custody.errors import StoreError
 from custody.store import s3
 from custody.store.protocol import S3Options
-from tasks import drain
-from tasks.drain import drain_logs
+from tasks.drain import run as drain
+from tasks.drain.run import drain_logs
 from tests.faults.child import Plan
 from tests.faults.world import World, make_world
 from tests.reading import read_bucket

@@ -16,8 +16,8 @@ import pytest
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
 from custody.verify.run import verify
-from tasks.documents import document_id, index_day
-from tasks.search import Search
+from tasks.search.client import Search
+from tasks.search.documents import document_id, index_day
 from tests.faults.child import Plan, finish
 from tests.faults.search_child import What, run
 from tests.sample import Growing

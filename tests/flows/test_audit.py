@@ -9,8 +9,8 @@ from prefect.client.orchestration import get_client
 from custody.cli.main import main
 from custody.settings import Settings
 from flows.audit import audit
-from tasks.index import index_logs
-from tasks.search import Search
+from tasks.search.client import Search
+from tasks.search.index import index_logs
 from tests.attacks.test_search import refuse
 from tests.environment import clear_settings
 from tests.sample import Growing

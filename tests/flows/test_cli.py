@@ -12,8 +12,8 @@ from custody.cli.main import OPERATORS_COMMANDS, main
 from custody.errors import TransientSourceError
 from flows.cli import app as operators
 from flows.render import drain_table
-from tasks.drain import LogResult
-from tasks.kafka import Broker
+from tasks.drain.kafka import Broker
+from tasks.drain.run import LogResult
 from tests.environment import clear_settings
 from tests.sample import Sample, make_archive
 

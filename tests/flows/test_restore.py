@@ -13,8 +13,8 @@ import yaml
 
 from custody.settings import SearchSettings, Settings
 from flows.up import DEPLOYMENTS
-from tasks.documents import document_id
-from tasks.search import Search
+from tasks.search.client import Search
+from tasks.search.documents import document_id
 from tests.flows.installation import Installation, ended
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer

@@ -14,7 +14,7 @@ from custody.cli.main import main
 from custody.settings import Settings
 from flows.render import usage_chart
 from flows.roll import roll
-from tasks.tiers import Usage
+from tasks.roll.tiers import Usage
 from tests.environment import clear_settings
 from tests.sample import Growing
 from tests.servers.ports import free_ports

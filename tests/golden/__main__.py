@@ -34,7 +34,7 @@ from custody.store.protocol import open_store
 from custody.tlog.head import Head
 from custody.verify.run import verify
 from flows.sample import invalid_values
-from tasks.assemble import TIME_APPEND, TIME_CREATE, Assembler
+from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, Assembler
 from tests.corpus import CASES
 from tests.golden import keyrings
 from tests.reading import anything, read_folder

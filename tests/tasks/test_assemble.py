@@ -41,8 +41,8 @@ from custody.store.protocol import open_store
 from custody.verify.contents import parse_quarantined
 from custody.verify.run import verify
 from flows.sample import sample_events
-from tasks import assemble
-from tasks.assemble import TIME_APPEND, TIME_CREATE, TIME_NOT_AVAILABLE, Assembler
+from tasks.drain import assemble
+from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, TIME_NOT_AVAILABLE, Assembler
 from tests.corpus import at, sized
 
 SECRET = Secret(bytes(32))

@@ -20,9 +20,9 @@ from custody.store.protocol import open_store
 from custody.tlog import merkle
 from custody.verify import acceptance
 from custody.verify.run import Report, verify
-from tasks import audit as engine
-from tasks.audit import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
-from tasks.roll import Action, record
+from tasks.audit import run as engine
+from tasks.audit.run import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
+from tasks.roll.indices import Action, record
 from tests.sample import Growing
 
 NOW = datetime.now(UTC)

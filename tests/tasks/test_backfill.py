@@ -23,14 +23,14 @@ from custody.query import tables
 from custody.query.connect import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store.protocol import S3Options, Store, open_store
-from tasks import backfill
-from tasks.backfill import Progress, Request, copy, plan_backfill, restore
-from tasks.costs import estimate
-from tasks.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
-from tasks.index import index_logs
-from tasks.report import check_tables, list_tables
-from tasks.roll import roll_indices
-from tasks.search import Search
+from tasks.audit.tables import check_tables, list_tables
+from tasks.backfill import run as backfill
+from tasks.backfill.costs import estimate
+from tasks.backfill.run import Progress, Request, copy, plan_backfill, restore
+from tasks.roll.indices import roll_indices
+from tasks.search.client import Search
+from tasks.search.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
+from tasks.search.index import index_logs
 from tests.corpus import EVENTS
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer

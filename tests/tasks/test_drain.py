@@ -48,11 +48,19 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.sample import invalid_values, sample_events
-from tasks import drain as engine
-from tasks import kafka as source
-from tasks.drain import LogResult, begin_epoch, drain_logs
-from tasks.kafka import LOG_TRUNCATION, Feed, Received, check_memory, contradiction, encode_memory, parse_memory
-from tasks.status import read_status
+from tasks.drain import kafka as source
+from tasks.drain import run as engine
+from tasks.drain.kafka import (
+    LOG_TRUNCATION,
+    Feed,
+    Received,
+    check_memory,
+    contradiction,
+    encode_memory,
+    parse_memory,
+)
+from tasks.drain.run import LogResult, begin_epoch, drain_logs
+from tasks.drain.status import read_status
 from tests.corpus import EVENT_LIMIT, sized
 from tests.reading import Log, anything, read_archive_records, read_bucket
 from tests.sample import Growing, audit_of

@@ -21,9 +21,9 @@ from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.protocol import S3Options, Store, open_store
 from custody.tlog.proofs import Proofs
 from custody.verify.run import Report, verify
-from tasks.audit import Request, conclude, plan_audit, verify_pieces
-from tasks.expire import expire
-from tasks.roll import Action, record
+from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.roll.expire import expire
+from tasks.roll.indices import Action, record
 from tests.reading import anything
 from tests.sample import Growing
 from tests.servers.s3 import SeaweedServer
@@ -217,7 +217,7 @@ def test_what_was_signed_for_a_shorter_life(young: Growing, monkeypatch: pytest.
     """What was called expired, and was sealed since the end of the epoch that is set now, is not deleted."""
     short, later = settings(young, days=1), NOW + timedelta(hours=1)
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.expire._delete", lambda *_, **__: iter(()))
+        patched.setattr("tasks.roll.expire._delete", lambda *_, **__: iter(()))
         assert [one.outcome for one in expire(short, later)] == ["done"]
     assert list(expire(settings(young), NOW)) == []
     assert len(segments(young)) == 4
@@ -296,7 +296,7 @@ def test_versions_and_locks(growing: Growing, seaweed: SeaweedServer, monkeypatc
     (refused,) = expire(given, later)
     assert (refused.outcome, "the host's clock says" in refused.why) == ("refused", True)
     # The lock has a day to go by the server's clock, whatever all others say.
-    monkeypatch.setattr("tasks.expire._other_clocks", lambda *_: [later])
+    monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [later])
     assert [(one.what, one.outcome) for one in expire(given, later)] == [("delete", "failed")]
 
 
@@ -315,9 +315,9 @@ def test_the_earliest_clock_counts(growing: Growing, monkeypatch: pytest.MonkeyP
     """What is old enough by the host's clock alone does not expire: each clock must say so."""
     given = settings(growing, days=9)
     early = NOW - timedelta(days=1, hours=2)
-    monkeypatch.setattr("tasks.expire._other_clocks", lambda *_: [NOW, early])
+    monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [NOW, early])
     assert list(expire(given, NOW)) == []
-    monkeypatch.setattr("tasks.expire._other_clocks", lambda *_: [NOW, NOW - timedelta(hours=2)])
+    monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [NOW, NOW - timedelta(hours=2)])
     assert next(expire(given, NOW)).outcome == "done"
 
 

@@ -19,11 +19,12 @@ from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.protocol import open_store
 from custody.verify.run import Report, verify
-from tasks import backfill, tiers
-from tasks.audit import Request, conclude, plan_audit, verify_pieces
-from tasks.expire import expire
-from tasks.roll import Action
-from tasks.tiers import measure_usage, roll_folder
+from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.backfill import run as backfill
+from tasks.roll import tiers
+from tasks.roll.expire import expire
+from tasks.roll.indices import Action
+from tasks.roll.tiers import measure_usage, roll_folder
 from tests.sample import Growing, event
 
 NOW = datetime.now(UTC)

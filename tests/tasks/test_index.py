@@ -25,10 +25,11 @@ from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import open_store
-from tasks import index, search
-from tasks.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
-from tasks.index import Follower, Indexer, IndexResult, index_logs
-from tasks.search import Cursor, Search
+from tasks.search import client as search
+from tasks.search import index
+from tasks.search.client import Cursor, Search
+from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
+from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tests.corpus import EVENTS
 from tests.sample import Growing, make_archive
 from tests.servers.elasticsearch import ElasticsearchServer

@@ -19,12 +19,21 @@ from custody.keys.trust import Trust, open_trust
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from custody.store.protocol import open_store
 from custody.tlog import merkle
-from tasks.audit import Request, conclude, plan_audit, verify_pieces
-from tasks.daily import roll_all, take_step
-from tasks.documents import index_name, outlying_name, restored_name
-from tasks.index import index_logs
-from tasks.roll import _ALL, _BY_ILM, _BY_ROLL, _NOT_ALLOWED, SETTLED_DAYS, Action, _Verified, roll_indices
-from tasks.search import Search
+from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.roll.indices import (
+    _ALL,
+    _BY_ILM,
+    _BY_ROLL,
+    _NOT_ALLOWED,
+    SETTLED_DAYS,
+    Action,
+    _Verified,
+    roll_indices,
+)
+from tasks.roll.run import roll_all, take_step
+from tasks.search.client import Search
+from tasks.search.documents import index_name, outlying_name, restored_name
+from tasks.search.index import index_logs
 from tests.reading import anything
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError, parse_policies
@@ -337,7 +346,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
     What no event of the archive is stays as evidence, and the next audit misses nothing that went.
     """
     growing, given = outlying
-    monkeypatch.setattr("tasks.search._PAGE", 3)
+    monkeypatch.setattr("tasks.search.client._PAGE", 3)
     later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
     target = f"{outlying_name(given.search.prefix)}: {growing.log}"
 
@@ -440,7 +449,7 @@ def test_what_was_done_before_a_fault_is_told_and_signed(
 ) -> None:
     """An Elasticsearch that fails behind a deletion hides nothing of it, and keeps nothing else from being done."""
     # Else nothing would expire by a clock that is so far ahead.
-    monkeypatch.setattr("tasks.expire._other_clocks", lambda *_: [LATER])
+    monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [LATER])
     today = max(names(search))
     growing.append(1, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
     index_logs(given)

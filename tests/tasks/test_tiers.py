@@ -14,9 +14,9 @@ from custody.format.envelope import Signer
 from custody.keys.keyring import Keyring
 from custody.settings import Settings, TierSettings
 from custody.store.protocol import S3Options, open_store
-from tasks import tiers
-from tasks.roll import Action
-from tasks.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
+from tasks.roll import tiers
+from tasks.roll.indices import Action
+from tasks.roll.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
 from tests.sample import Growing
 from tests.servers.s3 import MotoServer, SeaweedServer
 

@@ -10,11 +10,11 @@ import pytest
 
 from custody.errors import SearchError
 from custody.settings import AuditSettings, SearchSettings, Settings
-from tasks.audit import Request, plan_audit, verify_pieces
-from tasks.documents import TIER
-from tasks.index import index_logs
-from tasks.roll import _LOST, _UNSAID, _WARM_WHY, Action, roll_indices
-from tasks.search import Search
+from tasks.audit.run import Request, plan_audit, verify_pieces
+from tasks.roll.indices import _LOST, _UNSAID, _WARM_WHY, Action, roll_indices
+from tasks.search.client import Search
+from tasks.search.documents import TIER
+from tasks.search.index import index_logs
 from tests.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
 from tests.servers.require import unavailable

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from custody.store.protocol import Tier
-from tasks.backfill import RESTORE_DAYS, Kind, Plan
+from tasks.backfill.run import RESTORE_DAYS, Kind, Plan
 
 _GB = 1e9
 _GET_DOLLARS = 0.0004 / 1000

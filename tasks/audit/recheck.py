@@ -40,8 +40,8 @@ from custody.store.protocol import Store
 from custody.tlog.head import Head
 from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import QuarantinedRecord, parse_quarantined, quarantine_lines
-from tasks.assemble import quarantine_line
-from tasks.kafka import (
+from tasks.drain.assemble import quarantine_line
+from tasks.drain.kafka import (
     OFFSET_OUT_OF_RANGE,
     PARTITION_EOF,
     Broker,

@@ -40,9 +40,9 @@ from custody.format.times import format_time, parse_time
 from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from tasks.audit import clean_audit
-from tasks.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
-from tasks.search import Search, below, refused_below
+from tasks.audit.run import clean_audit
+from tasks.search.client import Search, below, refused_below
+from tasks.search.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
 
 SETTLED_DAYS = 2
 """A day's index becomes read-only so many days after the day; what comes later still opens it for a moment."""

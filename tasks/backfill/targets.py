@@ -35,7 +35,10 @@ from custody.settings import Settings
 from custody.store.protocol import Store
 from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import Work
-from tasks.documents import (
+from tasks.audit.tables import TableWriter
+from tasks.drain.kafka import PARTITION_EOF, REQUEST_SECONDS, logger, map_error
+from tasks.search.client import Search, Sent
+from tasks.search.documents import (
     BROUGHT,
     Documents,
     index_name,
@@ -44,9 +47,6 @@ from tasks.documents import (
     outlying_name,
     restored_name,
 )
-from tasks.kafka import PARTITION_EOF, REQUEST_SECONDS, logger, map_error
-from tasks.report import TableWriter
-from tasks.search import Search, Sent
 
 TOPIC_SECONDS = 120.0
 """How long Kafka may take to acknowledge a record, or to give the next one of what a topic holds."""

@@ -23,8 +23,8 @@ from custody.format.envelope import Int
 from custody.format.layout import Log
 from custody.format.times import format_time
 from custody.settings import SearchSettings
-from tasks import documents
-from tasks.documents import OFFSET, ORIGIN, PARTITION, TOPIC, Documents
+from tasks.search import documents
+from tasks.search.documents import OFFSET, ORIGIN, PARTITION, TOPIC, Documents
 
 REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 60

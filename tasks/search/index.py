@@ -2,7 +2,7 @@
 
 The archive is what is indexed, and not what came from Kafka: so it makes no difference whether Elasticsearch was down
 for a second or a week, lost, or restored from an old snapshot. Cursors are Elasticsearch's word: one that cannot be
-true is not believed, and what others would hide is the nightly audit's to see (`tasks.reconcile`).
+true is not believed, and what others would hide is the nightly audit's to see (`tasks.search.reconcile`).
 
 Nothing stalls behind a statement that is bad: a manifest that is missing or cannot be read, and a segment that is lost,
 is not what was signed or has a line that is no event, is named in the result, and what comes behind it is indexed.
@@ -31,8 +31,8 @@ from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from tasks.documents import Documents, read_documents
-from tasks.search import Cursor, Search, Sent
+from tasks.search.client import Cursor, Search, Sent
+from tasks.search.documents import Documents, read_documents
 
 GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""

@@ -60,9 +60,9 @@ from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import Head, KnownHead
 from custody.verify.run import Report, Scope, Span, verify
-from tasks.reconcile import check_cursors, find_strays, reconcile
-from tasks.report import TableWriter, check_tables, list_tables
-from tasks.search import Search
+from tasks.audit.tables import TableWriter, check_tables, list_tables
+from tasks.search.client import Search
+from tasks.search.reconcile import check_cursors, find_strays, reconcile
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 REPORT_FORMAT: Literal["custody/report/1"] = "custody/report/1"

@@ -38,9 +38,9 @@ from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
-from tasks.audit import clean_audit
-from tasks.roll import Action
-from tasks.tiers import list_records
+from tasks.audit.run import clean_audit
+from tasks.roll.indices import Action
+from tasks.roll.tiers import list_records
 
 AHEAD = timedelta(days=1)
 """How far the host's clock may be ahead of all others."""

@@ -10,9 +10,9 @@ from datetime import datetime
 
 from custody.errors import CustodyError
 from custody.settings import Settings
-from tasks.expire import expire
-from tasks.roll import Action, record, roll_indices
-from tasks.tiers import roll_bucket, roll_folder
+from tasks.roll.expire import expire
+from tasks.roll.indices import Action, record, roll_indices
+from tasks.roll.tiers import roll_bucket, roll_folder
 
 logger = logging.getLogger("custody.roll")
 

@@ -37,7 +37,7 @@ from custody.query import tables
 from custody.settings import Settings
 from custody.store.protocol import TIER_NAMES, ObjectInfo, Store, open_store
 from custody.verify.protection import Protection, check_lifecycle
-from tasks.roll import Action
+from tasks.roll.indices import Action
 
 SMALL_BYTES = 128 * 1024
 """What a smaller object costs in Standard-IA; S3 moves none that is smaller."""

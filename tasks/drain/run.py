@@ -61,8 +61,8 @@ from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
 from custody.tlog.head import KnownHead
-from tasks.assemble import Assembler
-from tasks.kafka import (
+from tasks.drain.assemble import Assembler
+from tasks.drain.kafka import (
     DAMAGED,
     LOG_TRUNCATION,
     OFFSET_OUT_OF_RANGE,

@@ -40,7 +40,8 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.store.protocol import Store
-from tasks.documents import (
+from tasks.search.client import Search, below, of_log, refused_of
+from tasks.search.documents import (
     LEEWAY,
     OFFSET,
     ORIGIN,
@@ -53,7 +54,6 @@ from tasks.documents import (
     read_documents,
     restored_name,
 )
-from tasks.search import Search, below, of_log, refused_of
 
 _PAGE = 1000
 _SPARE = 10_000

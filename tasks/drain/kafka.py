@@ -32,7 +32,7 @@ from custody.keys.trust import Trust
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.tlog.signatures import Place, check_file
-from tasks.assemble import Record
+from tasks.drain.assemble import Record
 
 logger = logging.getLogger(__name__)
 

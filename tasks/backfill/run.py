@@ -37,9 +37,17 @@ from custody.format.times import format_time, parse_time
 from custody.query import tables
 from custody.settings import Settings
 from custody.store.protocol import Store, Tier, open_store
-from tasks.documents import LEEWAY, offsets_of
-from tasks.search import Search, Sent
-from tasks.targets import Content, FolderTarget, Part, SearchTarget, TablesTarget, Target, TopicTarget
+from tasks.backfill.targets import (
+    Content,
+    FolderTarget,
+    Part,
+    SearchTarget,
+    TablesTarget,
+    Target,
+    TopicTarget,
+)
+from tasks.search.client import Search, Sent
+from tasks.search.documents import LEEWAY, offsets_of
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
 """What events are copied to."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from custody.settings import Settings
-from tasks.drain import LogResult, TopicPartition, drain_logs
+from tasks.drain.run import LogResult, TopicPartition, drain_logs
 
 if TYPE_CHECKING:
-    from tasks.index import IndexResult
+    from tasks.search.index import IndexResult
 
 
 def drain_and_index(
@@ -30,7 +30,7 @@ def drain_and_index(
     """
     if settings.search.url is None:
         return drain_logs(settings, places, once=once, seconds=seconds), []
-    from tasks.index import Follower
+    from tasks.search.index import Follower
 
     follower = Follower(settings, places)
     try:

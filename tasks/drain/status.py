@@ -18,7 +18,7 @@ from custody.format.manifest import Manifest
 from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from tasks.kafka import Broker
+from tasks.drain.kafka import Broker
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Roll: indices, storage tiers and the end of evidence, once a day."""
