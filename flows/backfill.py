@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from custody.store.protocol import Tier
-from flows.render import copy_summary, plan_summary
+from flows.operate.render import copy_summary, plan_summary
 from tasks.backfill.run import Kind, Plan, Progress, Request, check_request, copy, plan_backfill, restore
 from tasks.drain.run import stopping, stopping_on_signals
 

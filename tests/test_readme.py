@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from custody.settings import Settings
-from flows.sample import invalid_values, sample_events
+from flows.operate.sample import invalid_values, sample_events
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import SeaweedServer
 

@@ -14,7 +14,7 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from tasks.audit.run import put_report
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 _SECONDS = 600
 
 

@@ -37,7 +37,7 @@ from custody.format.leaves import OpenLeaves
 from custody.keys.keyring import new_keyring, open_signers
 from custody.settings import Settings
 from custody.store import protocol as store
-from flows.sample import sample_events
+from flows.operate.sample import sample_events
 from tasks.drain import assemble
 from tasks.drain import run as drain
 from tasks.drain.kafka import PARTITION_EOF, Feed, Position

@@ -38,7 +38,7 @@ from custody.format.segment import inflate
 from custody.keys.keyring import new_keyring
 from custody.settings import SearchSettings, Settings
 from custody.store.protocol import open_store
-from flows.sample import sample_events
+from flows.operate.sample import sample_events
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.index import index_logs

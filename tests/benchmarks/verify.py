@@ -34,7 +34,7 @@ from custody.keys.keyring import new_keyring, open_signers
 from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.protocol import Store, open_store
-from flows.sample import sample_events
+from flows.operate.sample import sample_events
 from tasks.drain.assemble import TIME_CREATE, Assembler
 from tests.servers.s3 import SeaweedServer
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from custody.format import lines
 from custody.format.events import EVENT_TYPES, Checked, check, parse_time, reason
-from flows.sample import invalid_values, sample_events
+from flows.operate.sample import invalid_values, sample_events
 from tests.corpus import BASE, CASES, EVENT_LIMIT, EVENTS, TIME, Case, at, compact, nested, sized
 
 GOOD = list(sample_events(400, 7, datetime(2026, 3, 1, 12, 59, 59, 900_000, tzinfo=UTC)))

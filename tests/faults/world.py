@@ -15,7 +15,7 @@ from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.protocol import S3Options, open_store
 from custody.verify.run import verify
-from flows.sample import invalid_values, sample_events
+from flows.operate.sample import invalid_values, sample_events
 from tests.faults import child
 from tests.faults.child import Plan
 from tests.reading import read_archive_records

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-UP = "import sys; from pathlib import Path; from flows.up import up; up(Path('prefect'), 0, Path(sys.argv[1]))"
+UP = "import sys; from pathlib import Path; from flows.operate.up import up; up(Path('prefect'), 0, Path(sys.argv[1]))"
 
 
 class Installation:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from custody.cli.main import OPERATORS_COMMANDS, main
 from custody.errors import TransientSourceError
-from flows.cli import app as operators
-from flows.render import drain_table
+from flows.operate.cli import app as operators
+from flows.operate.render import drain_table
 from tasks.drain.kafka import Broker
 from tasks.drain.run import LogResult
 from tests.environment import clear_settings

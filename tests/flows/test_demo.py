@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.demo import new_topic
+from flows.operate.demo import new_topic
 from tests.sample import make_archive
 
 

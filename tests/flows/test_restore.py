@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from custody.settings import SearchSettings, Settings
-from flows.up import DEPLOYMENTS
+from flows.operate.up import DEPLOYMENTS
 from tasks.search.client import Search
 from tasks.search.documents import document_id
 from tests.flows.installation import Installation, ended

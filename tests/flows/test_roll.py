@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 
 from custody.cli.main import main
 from custody.settings import Settings
-from flows.render import usage_chart
+from flows.operate.render import usage_chart
 from flows.roll import roll
 from tasks.roll.tiers import Usage
 from tests.environment import clear_settings

@@ -21,8 +21,8 @@ from custody.errors import ConfigurationError
 from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
 from custody.verify.run import verify
-from flows.sample import sample_events
-from flows.up import DEPLOYMENTS, up
+from flows.operate.sample import sample_events
+from flows.operate.up import DEPLOYMENTS, up
 from tests.flows.installation import ROOT, Installation, command, ended
 from tests.servers.kafka import KafkaServer
 
@@ -232,7 +232,9 @@ def listening(told: list[dict[str, Any]]) -> Iterator[int]:
 def test_only_one_up_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second `up` in the same folder is refused, and says which process is there."""
     monkeypatch.chdir(tmp_path)
-    program = "import sys; from flows.up import _only_one; from pathlib import Path\nwith _only_one(Path()): input()"
+    program = (
+        "import sys; from flows.operate.up import _only_one; from pathlib import Path\nwith _only_one(Path()): input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=tmp_path,

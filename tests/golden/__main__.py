@@ -33,7 +33,7 @@ from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
 from custody.tlog.head import Head
 from custody.verify.run import verify
-from flows.sample import invalid_values
+from flows.operate.sample import invalid_values
 from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, Assembler
 from tests.corpus import CASES
 from tests.golden import keyrings

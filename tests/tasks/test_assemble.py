@@ -40,7 +40,7 @@ from custody.keys.trust import open_trust
 from custody.store.protocol import open_store
 from custody.verify.contents import parse_quarantined
 from custody.verify.run import verify
-from flows.sample import sample_events
+from flows.operate.sample import sample_events
 from tasks.drain import assemble
 from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, TIME_NOT_AVAILABLE, Assembler
 from tests.corpus import at, sized

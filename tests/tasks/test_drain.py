@@ -47,7 +47,7 @@ from custody.store.protocol import S3Options, open_store
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
-from flows.sample import invalid_values, sample_events
+from flows.operate.sample import invalid_values, sample_events
 from tasks.drain import kafka as source
 from tasks.drain import run as engine
 from tasks.drain.kafka import (
@@ -1785,7 +1785,7 @@ def test_a_checkpoint_that_cannot_be_put_stops_nothing(
     def refuse(*_: object) -> None:
         raise TransientSourceError("no")
 
-    monkeypatch.setattr("tasks.drain.put_checkpoint", refuse)
+    monkeypatch.setattr("tasks.drain.run.put_checkpoint", refuse)
     topic = site.kafka.create_topic(site.kafka.unused_name("refused"))
     send(site.kafka.producer(), topic, events(5))
     assert site.drain(topic)[f"{topic}/0"].outcome == "drained"

@@ -12,7 +12,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException, PrefectHTTPStat
 
 from custody.errors import ConfigurationError, CustodyError
 
-AUTOMATIONS = Path(__file__).resolve().parents[1] / "deployments" / "automations.yaml"
+AUTOMATIONS = Path(__file__).resolve().parents[2] / "deployments" / "automations.yaml"
 
 
 def make_automations(path: Path = AUTOMATIONS) -> list[str]:

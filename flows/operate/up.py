@@ -29,7 +29,7 @@ import typer
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
 FOLDER = Path("custody-data") / "prefect"
 POOL = "custody"
@@ -156,7 +156,7 @@ def _start(house: _House) -> None:
     deploy = [*prefect, "--no-prompt", "deploy", "--prefect-file", str(house.deployments), "--all"]
     _make(house, deploy, f"the deployments in {house.deployments}")
     if house.deployments == DEPLOYMENTS:
-        _make(house, [sys.executable, "-m", "flows.automations"], "the automations")
+        _make(house, [sys.executable, "-m", "flows.operate.automations"], "the automations")
 
 
 def _add(house: _House, child: _Child) -> None:

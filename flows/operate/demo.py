@@ -44,8 +44,8 @@ from custody.keys.keyring import new_keyring, open_public, open_signers
 from custody.keys.trust import Trust, open_trust
 from custody.store.protocol import Store, open_store
 from custody.verify.run import Report, verify
-from flows.render import drain_table, size
-from flows.sample import invalid_values, sample_events
+from flows.operate.render import drain_table, size
+from flows.operate.sample import invalid_values, sample_events
 from tasks.drain.run import LogResult
 
 PARTITIONS = 4

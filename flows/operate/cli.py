@@ -40,7 +40,7 @@ def demo(
     events: Annotated[int, typer.Option(min=1, help="Events to produce.")] = 60_000,
 ) -> None:
     """Run the main job here and now: an embedded Kafka, drained into a folder, verified, and tampered with."""
-    _import("flows.demo").demo(folder, events)
+    _import("flows.operate.demo").demo(folder, events)
 
 
 @app.command()
@@ -55,7 +55,7 @@ def up(
 ) -> None:
     """Start what a small installation needs: Prefect's server and the scheduled deployments."""
     given = {name: value for name, value in {"folder": folder, "port": port}.items() if value is not None}
-    _import("flows.up").up(**given)
+    _import("flows.operate.up").up(**given)
 
 
 @app.command()
@@ -69,11 +69,11 @@ def drain(
 ) -> None:
     """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
-    draining = _import("tasks.drain")
+    draining = _import("tasks.drain.run")
     with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
         results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
-        render.console().print(_import("flows.render").drain_table(results))
+        render.console().print(_import("flows.operate.render").drain_table(results))
     else:
         typer.echo(f"No topic of {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
     for result in indexed:
@@ -90,7 +90,7 @@ def index(
 ) -> None:
     """Bring Elasticsearch up to the archive, here and now. The drain does so by itself, right after each manifest."""
     results = _import("tasks.search.index").index_logs(Settings(), logs or ())
-    render.console().print(_import("flows.render").index_table(results))
+    render.console().print(_import("flows.operate.render").index_table(results))
     problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
     if problems:
         raise CustodyError("\n".join(problems))
@@ -110,7 +110,7 @@ def roll(
         dry_run=dry_run,
     )
     if actions:
-        render.console().print(_import("flows.render").roll_table(actions))
+        render.console().print(_import("flows.operate.render").roll_table(actions))
     else:
         typer.echo("Nothing was to be done.")
     failed = [f"{one.what} {one.target}: {one.why}" for one in actions if one.outcome == "failed"]
@@ -134,7 +134,7 @@ def audit(
     ] = None,
 ) -> None:
     """Audit the archive here and now, without Prefect, and write a signed audit. Exit codes as of `verify`."""
-    auditing = _import("tasks.audit")
+    auditing = _import("tasks.audit.run")
     aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
     plan = auditing.plan_audit(Settings(), auditing.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
     results = list(auditing.verify_pieces(Settings(), plan, plan.pieces))
@@ -177,7 +177,7 @@ def backfill(
     ] = False,
 ) -> None:
     """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""
-    work, tell = _import("tasks.backfill.run"), _import("flows.render")
+    work, tell = _import("tasks.backfill.run"), _import("flows.operate.render")
     for name, value, known in (("--to", to, work.KINDS), ("--tier", tier, work.TIERS)):
         if value not in known:
             raise ConfigurationError(f"{name} is {value[:100]!r}; want {', '.join(known)}")
@@ -191,7 +191,7 @@ def backfill(
     if waiting := work.restore(Settings(), plan):
         typer.echo(f"{waiting:,} segments are being restored: run the same command again when they are there.")
         raise typer.Exit(3)
-    draining = _import("tasks.drain")
+    draining = _import("tasks.drain.run")
     with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
         done = work.copy(Settings(), plan, go_on=lambda: not draining.stopping.is_set())
         stopped = done.stopped
@@ -205,7 +205,7 @@ def backfill(
 @app.command()
 def automations() -> None:
     """Make the alerts of deployments/automations.yaml on the Prefect server that PREFECT_API_URL names."""
-    for name in _import("flows.automations").make_automations():
+    for name in _import("flows.operate.automations").make_automations():
         typer.echo(name)
 
 
@@ -214,7 +214,7 @@ def new_epoch(
     topic: Annotated[str, typer.Argument(help="A topic that was made again, moved to another cluster, or truncated.")],
 ) -> None:
     """Begin a new epoch of a topic's logs, after it was made again or moved, or a partition was truncated."""
-    begun = _import("tasks.drain").begin_epoch(Settings(), topic)
+    begun = _import("tasks.drain.run").begin_epoch(Settings(), topic)
     for epoch in begun:
         typer.echo(f"{epoch.log}: begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):

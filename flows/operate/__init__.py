@@ -1,0 +1,1 @@
+"""The operator's commands: what is no flow, beside the flows."""
