@@ -26,7 +26,7 @@ PROCESSES = 3
 """Test processes, as `-n` has it in pyproject.toml: long tests wait for others most of their time."""
 LONG = (
     *("tests/flows/test_schedule.py", "tests/flows/test_restore.py", "tests/faults/", "tests/test_readme.py"),
-    "tests/tasks/test_warm.py",
+    "tests/tasks/search/test_warm.py",
 )
 """Tests that take up to a minute or two: they come first, so that no process is left with them when others are done."""
 

@@ -51,9 +51,9 @@ def test_first_block_is_the_two_commands() -> None:
 def test_test_command_runs_tests(tmp_path: Path) -> None:
     """`uv run pytest` finds the project's tests and its settings."""
     command = BLOCKS[0].splitlines()[1]
-    done = run(f"cd '{ROOT}' && {command} --collect-only -q -n0 tests/custody/test_merkle.py", tmp_path, {})
+    done = run(f"cd '{ROOT}' && {command} --collect-only -q -n0 tests/custody/tlog/test_merkle.py", tmp_path, {})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tests/custody/test_merkle.py" in done.stdout
+    assert "tests/custody/tlog/test_merkle.py" in done.stdout
 
 
 @pytest.mark.timeout(300)

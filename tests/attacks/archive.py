@@ -1,4 +1,4 @@
-"""The good archive that attacks are applied to, written by `tests/archives.py` and this page of FORMAT.md alone.
+"""The good archive that attacks are applied to, written by `tests/helpers/archives.py` and this page of FORMAT.md.
 
 It holds what an archive may hold: four logs of three topics, segments of several batches, quarantine with records too
 large to be kept, skipped offsets, heartbeats, leaves, statements of expiry with the objects gone that they let go,
@@ -19,7 +19,7 @@ from custody.format.archive_file import Pin
 from custody.keys.keyring import Secret
 from custody.keys.trust import Trust, TrustedKey
 from custody.tlog.head import Head
-from tests.archives import (
+from tests.helpers.archives import (
     ARCHIVE_ID,
     KEY_ID,
     LEAVES_ID,

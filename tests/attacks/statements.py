@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.archives import KEY_ID, LEAVES_ID, NOTE_KEY, SECRET, START, Builder, message, signature, time_text
 from tests.attacks.archive import (
     HEARTBEAT,
     LEAVES,
@@ -32,6 +31,17 @@ from tests.attacks.registry import (
     signatures,
     statement,
     with_key,
+)
+from tests.helpers.archives import (
+    KEY_ID,
+    LEAVES_ID,
+    NOTE_KEY,
+    SECRET,
+    START,
+    Builder,
+    message,
+    signature,
+    time_text,
 )
 
 _OTHER_ARCHIVE = "00000000-1111-4222-8333-000000000000"

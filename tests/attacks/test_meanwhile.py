@@ -11,9 +11,9 @@ import pytest
 from custody.keys.trust import Trust, open_trust
 from custody.store.protocol import ObjectInfo, Store, open_store
 from custody.verify.run import Report, Scope, verify
-from tests.archives import Builder
 from tests.attacks.archive import KEYS
-from tests.sample import Growing
+from tests.helpers.archives import Builder
+from tests.helpers.sample import Growing
 
 
 class Meanwhile:

@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
-from tests.archives import Builder, member, sha
 from tests.attacks.archive import Scene
+from tests.helpers.archives import Builder, member, sha
 
 LIMIT_MIB = 300
 

@@ -22,11 +22,11 @@ from tasks.search import reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
-from tests.corpus import EVENTS
-from tests.sample import Growing
+from tests.helpers.corpus import EVENTS
+from tests.helpers.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
-from tests.tasks.test_index import now_event
+from tests.tasks.search.test_index import now_event
 
 LOG = Log("audit.grows", 0)
 

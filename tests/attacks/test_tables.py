@@ -22,7 +22,10 @@ from custody.query import tables
 from custody.store.protocol import Store, open_store
 from custody.verify.run import Scope, Span, verify
 from tasks.audit.tables import TableWriter, check_tables, list_tables
-from tests.archives import (
+from tests.attacks.archive import Scene
+from tests.attacks.registry import end_key, with_key
+from tests.attacks.stores import refusing
+from tests.helpers.archives import (
     ARCHIVE_ID,
     KEY_ID,
     NOTE_KEY,
@@ -33,9 +36,6 @@ from tests.archives import (
     two_lines,
     with_signatures,
 )
-from tests.attacks.archive import Scene
-from tests.attacks.registry import end_key, with_key
-from tests.attacks.stores import refusing
 
 LOG = Log("audit", 0)
 

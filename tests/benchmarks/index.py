@@ -43,7 +43,7 @@ from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.index import index_logs
 from tests.benchmarks import verify
-from tests.reading import anything
+from tests.helpers.reading import anything
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.ports import free_ports

@@ -15,7 +15,7 @@ from custody.keys import trust_file
 from custody.keys.keyring import new_keyring
 from custody.settings import KafkaSettings, Settings
 from custody.store.protocol import S3Options
-from tests.environment import clear_settings
+from tests.helpers.environment import clear_settings
 
 CANARY = "canary-Zq7#secret"
 

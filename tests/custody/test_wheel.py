@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sample import make_archive
+from tests.helpers.sample import make_archive
 
 ROOT = Path(__file__).parent.parent.parent
 OPERATORS_PACKAGES = {"prefect", "confluent-kafka", "elasticsearch", "boto3", "botocore", "fastapi", "sqlalchemy"}

@@ -15,7 +15,7 @@ from tasks.drain import run as drain
 from tasks.drain.run import drain_logs
 from tests.faults.child import Plan
 from tests.faults.world import World, make_world
-from tests.reading import read_bucket
+from tests.helpers.reading import read_bucket
 from tests.servers.kafka import KafkaServer
 from tests.servers.proxy import FAULTS, Fault, FaultyProxy
 from tests.servers.s3 import SeaweedServer

@@ -20,9 +20,9 @@ from tasks.search.client import Search
 from tasks.search.documents import document_id, index_day
 from tests.faults.child import Plan, finish
 from tests.faults.search_child import What, run
-from tests.sample import Growing
+from tests.helpers.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
-from tests.tasks.test_index import LOG, documents, now_event, settings
+from tests.tasks.search.test_index import LOG, documents, now_event, settings
 
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=100)

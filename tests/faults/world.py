@@ -18,7 +18,7 @@ from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
 from tests.faults import child
 from tests.faults.child import Plan
-from tests.reading import read_archive_records
+from tests.helpers.reading import read_archive_records
 from tests.servers.kafka import KafkaServer
 
 SECONDS = 60

@@ -12,8 +12,8 @@ from flows.audit import audit
 from tasks.search.client import Search
 from tasks.search.index import index_logs
 from tests.attacks.test_search import refuse
-from tests.environment import clear_settings
-from tests.sample import Growing
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
 
 

@@ -16,9 +16,9 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from custody.cli.main import main
 from flows import backfill as module
 from flows.backfill import backfill
-from tests.corpus import EVENTS
-from tests.environment import clear_settings
-from tests.sample import Growing
+from tests.helpers.corpus import EVENTS
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Growing
 from tests.servers.ports import free_ports
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)

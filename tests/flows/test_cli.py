@@ -14,8 +14,8 @@ from flows.operate.cli import app as operators
 from flows.operate.render import drain_table
 from tasks.drain.kafka import Broker
 from tasks.drain.run import LogResult
-from tests.environment import clear_settings
-from tests.sample import Sample, make_archive
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Sample, make_archive
 
 
 @pytest.fixture(scope="module")

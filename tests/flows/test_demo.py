@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flows.operate.demo import new_topic
-from tests.sample import make_archive
+from tests.helpers.sample import make_archive
 
 
 def test_a_run_takes_a_topic_of_its_own(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from custody.settings import Settings
 from flows.operate.render import usage_chart
 from flows.roll import roll
 from tasks.roll.tiers import Usage
-from tests.environment import clear_settings
-from tests.sample import Growing
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Growing
 from tests.servers.ports import free_ports
 
 

@@ -43,12 +43,12 @@ from custody.verify.accounting import Chain
 from custody.verify.audits import AuditChain
 from custody.verify.contents import Work
 from custody.verify.run import verify
-from tests.archives import event
 from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines
-from tests.corpus import CASES
 from tests.fuzz.edits import Edit, apply
 from tests.fuzz.memory import MemoryStore
-from tests.reading import anything
+from tests.helpers.archives import event
+from tests.helpers.corpus import CASES
+from tests.helpers.reading import anything
 
 Check = Callable[[bytes], None]
 

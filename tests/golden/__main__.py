@@ -35,10 +35,10 @@ from custody.tlog.head import Head
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values
 from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, Assembler
-from tests.corpus import CASES
 from tests.golden import keyrings
-from tests.reading import anything, read_folder
-from tests.sample import Message, event
+from tests.helpers.corpus import CASES
+from tests.helpers.reading import anything, read_folder
+from tests.helpers.sample import Message, event
 
 HERE = Path(__file__).parent
 ARCHIVE = HERE / "archive"

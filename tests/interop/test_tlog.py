@@ -21,7 +21,7 @@ from custody.format.manifest import parse
 from custody.tlog.checkpoint import NoteKey, origin_of, parse_note
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs
-from tests.leafy import Leafy
+from tests.helpers.leafy import Leafy
 from tests.servers.require import unavailable
 
 HERE = Path(__file__).parent / "tlog"

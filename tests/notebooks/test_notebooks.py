@@ -19,7 +19,7 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import AuditSettings, Settings
 from tasks.audit import notebook as notebooks
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
-from tests.sample import Growing, Sample, make_archive
+from tests.helpers.sample import Growing, Sample, make_archive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -1,6 +1,6 @@
 """A signed log, told of its slots one by one: what it reports, where it stands, and which heads it takes.
 
-Entries are written by `tests/archives.py`, which shares nothing with custody.
+Entries are written by `tests/helpers/archives.py`, which shares nothing with custody.
 """
 
 import json
@@ -22,7 +22,7 @@ from custody.keys.trust import TrustedKey
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
-from tests.archives import KEY_ID, SECRET, START, Builder, tree_hash, with_signatures
+from tests.helpers.archives import KEY_ID, SECRET, START, Builder, tree_hash, with_signatures
 
 NEWER, NEWER_SECRET = "key-2027", b"7" * 32
 KEY = TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))

@@ -1,0 +1,143 @@
+"""`custody show` finds one thing in an archive, says where it stands, and shows no damaged bytes without a word."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from custody.archive.offsets import kind_of, line_of, reason_of
+from custody.archive.reader import read_archive, read_manifest
+from custody.archive.show import events, show
+from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.format.layout import checkpoint_key, manifest_key
+from custody.format.manifest import Unreadable
+from custody.keys.trust import Trust
+from custody.tlog import merkle
+from tests.helpers.leafy import Leafy, event, forged, plant
+from tests.helpers.reading import anything
+
+
+@pytest.fixture
+def leafy(tmp_path: Path) -> Leafy:
+    made = Leafy(tmp_path / "of")
+    made.append(range(10))
+    unreadable = [Unreadable(14, 15, "of no known codec")]
+    made.append([10, 13, 15], skipped=[(11, 12)], quarantined=[(12, 13)], unreadable=unreadable)
+    made.append([20, 21], lost=(16, 20))
+    return made
+
+
+def content(of: Leafy, what: str) -> bytes:
+    return b"".join(show(of.store, what, of.own).content)
+
+
+def test_every_event(leafy: Leafy) -> None:
+    """Each event is found by its offset, and its place is said."""
+    for offset, line in leafy.events.items():
+        shown = show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
+        assert b"".join(shown.content) == line + b"\n"
+        assert (shown.place["offset"], shown.manifest is not None) == (offset, True)
+
+
+@pytest.mark.parametrize(
+    ("offset", "said"),
+    [
+        (11, "a read-committed consumer gets no record"),
+        (14, "no client could decode it: of no known codec"),
+        (18, "the statement admits the loss"),
+        (22, "accounts for offset 22"),
+    ],
+)
+def test_no_record_there(leafy: Leafy, offset: int, said: str) -> None:
+    """Where there is no record, why is said."""
+    with pytest.raises(ObjectMissing, match=said):
+        show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
+
+
+def test_what_a_statement_says_of_an_offset(leafy: Leafy) -> None:
+    """Each offset is one of five things, or nothing; lines leave out what has none."""
+    statement = read_manifest(leafy.store, leafy.log, 1, anything).statement
+    kinds = {offset: kind_of(statement, offset) for offset in range(9, 17)}
+    assert kinds[9] is kinds[16] is None
+    assert [kinds[offset] for offset in range(10, 16)] == [
+        "event",
+        "skipped",
+        "quarantined",
+        "event",
+        "unreadable",
+        "event",
+    ]
+    places = [line_of(statement, offset) for offset in (10, 13, 15)]
+    assert [place and place[1] for place in places] == [0, 1, 2]
+    assert line_of(statement, 12) is None
+    assert reason_of(statement, 12) == "the record is no event, and is in quarantine"
+    assert reason_of(statement, 17) == "the statement does not account for it"
+
+
+def test_statements_and_objects(leafy: Leafy) -> None:
+    """A head, a statement and a segment are shown with their leaf, whose entry is the signed message."""
+    head = json.loads(content(leafy, str(leafy.log)))
+    assert head["key"] == manifest_key(leafy.log, 2)
+    found = read_manifest(leafy.store, leafy.log, 2, anything)
+    assert head["leaf"] == merkle.leaf_hash(found.message).hex()
+    assert json.loads(content(leafy, f"{leafy.log}/2")) == head
+    assert found.statement.segment is not None
+    assert content(leafy, found.statement.segment.key) == event(20) + b"\n" + event(21) + b"\n"
+    assert b"".join(events(leafy.store, found.statement)) == event(20) + b"\n" + event(21) + b"\n"
+    assert json.loads(content(leafy, "archive.json").split(b"\n")[0])["archive"] == read_archive(leafy.store).id
+    leafy.checkpoint()
+    assert content(leafy, checkpoint_key(leafy.log, 3)).startswith(b"custody/")
+    for what in ("nonsense", "a/b/c/d", "audit.leafy/x"):
+        with pytest.raises(ConfigurationError):
+            show(leafy.store, what, leafy.own)
+    with pytest.raises(ObjectMissing):
+        show(leafy.store, "audit.other/0", leafy.own)
+
+
+def test_slots_that_were_passed_over(leafy: Leafy) -> None:
+    """A slot that holds garbage hides no event behind it, and is no head."""
+    plant(leafy, 3, b"garbage")
+    leafy.append([22, 23])
+    plant(leafy, 5, b"garbage")
+    assert content(leafy, f"{leafy.log}@23") == event(23) + b"\n"
+    assert json.loads(content(leafy, str(leafy.log)))["key"] == manifest_key(leafy.log, 4)
+
+
+@pytest.mark.parametrize("place", [12, 40, -6, -1])
+def test_what_was_damaged(leafy: Leafy, place: int) -> None:
+    """Bytes that are not what was signed are never shown without an error behind them."""
+    segment = read_manifest(leafy.store, leafy.log, 2, anything).statement.segment
+    assert segment is not None
+    path = leafy.folder / segment.key
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    for what in (segment.key, f"{leafy.log}@20"):
+        with pytest.raises(FormatError, match="custody verify"):
+            content(leafy, what)
+    path.write_bytes(data[:50])
+    with pytest.raises(FormatError, match="is damaged"):
+        content(leafy, segment.key)
+    path.unlink()
+    with pytest.raises(ObjectMissing):
+        content(leafy, segment.key)
+
+
+def test_an_object_that_no_manifest_names(leafy: Leafy) -> None:
+    """An orphan is shown, and it is said that nothing names it."""
+    segment = read_manifest(leafy.store, leafy.log, 2, anything).statement.segment
+    assert segment is not None
+    orphan = segment.key.replace(segment.sha256[:16], "0" * 16)
+    (leafy.folder / orphan).write_bytes((leafy.folder / segment.key).read_bytes())
+    shown = show(leafy.store, orphan, leafy.own)
+    assert shown.place["manifest"] is None
+    assert b"".join(shown.content) == event(20) + b"\n" + event(21) + b"\n"
+
+
+def test_a_forged_head(leafy: Leafy) -> None:
+    """What no key of ours signed is no head; who has no key is shown what lies there, whoever wrote it."""
+    plant(leafy, 3, forged(leafy, 3))
+    assert json.loads(content(leafy, str(leafy.log)))["statement"]["sequence"] == 2
+    shown = show(leafy.store, str(leafy.log), Trust())
+    assert json.loads(b"".join(shown.content))["statement"]["next_offset"] == 10**9

@@ -1,0 +1,257 @@
+"""SQL over an archive: each event once, with its place, from tables and segments; nothing but the archive is asked."""
+
+import json
+import socket
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+import custody
+from custody.archive.writer import Entry
+from custody.cli.main import app
+from custody.errors import CustodyError, ObjectMissing
+from custody.format.layout import Log
+from custody.format.manifest import Batch, KafkaTime, Unreadable
+from custody.query import tables
+from custody.query.connect import _left_out
+from custody.settings import AuditSettings, Settings
+from custody.store.protocol import S3Options, open_store
+from custody.verify.contents import Work
+from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tests.helpers.corpus import CASES, Case
+from tests.helpers.sample import Growing, Sample, make_archive
+from tests.servers.s3 import SeaweedServer
+
+BATCH = Batch(
+    number=3, first_offset=10, next_offset=11, events=1, start=0, size=0, inflated=0, sha256="", min_time="",
+    max_time="", kafka_time=None, leaves=None,
+)  # fmt: skip
+WORK = Work("audit/0", 5, 10, 11, None, [], {}, None, [], sealed_at="2026-01-01T00:00:00.000000Z")
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Sample:
+    return make_archive(tmp_path)
+
+
+def ask(archive: Path | str, sql: str) -> list[tuple[Any, ...]]:
+    connection = custody.connect(str(archive))
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+def audit(folder: Path | str, keyring: Path, pieces: int = 2, **more: Any) -> None:
+    given = Settings(archive=str(folder), keys=f"file:{keyring}", audit=AuditSettings(piece_statements=pieces), **more)
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+
+
+def row(line: bytes) -> dict[str, Any]:
+    """Return the row that a line becomes."""
+    rows = tables.Rows(Log("audit", 0))
+    rows.add(WORK, msgspec.structs.replace(BATCH, next_offset=10 + line.count(b"\n") + 1), line + b"\n")
+    (found,) = rows.take().to_pylist()
+    return dict(found)
+
+
+def test_events_without_tables(sample: Sample) -> None:
+    """Before there is any table, every event is there once, with its fields and its place."""
+    found = ask(sample.folder, 'SELECT "offset", request_id, event_type, log, topic, partition FROM events ORDER BY 1')
+    wanted = {offset: json.loads(value) for offset, value in sample.events.items()}
+    assert [one[0] for one in found] == sorted(wanted)
+    for offset, request, kind, log, topic, partition in found:
+        assert (request, kind) == (wanted[offset]["request_id"], wanted[offset]["event_type"])
+        assert (log, topic, partition) == ("audit.events/0", "audit.events", 0)
+
+
+def test_tables_and_the_rest(tmp_path: Path) -> None:
+    """Events that have a table and events that have none yet are together each event once, and the same rows."""
+    growing = Growing(tmp_path)
+    growing.append(5)
+    columns = 'SELECT * EXCLUDE (day) FROM events ORDER BY log, "offset"'
+    before = ask(growing.folder, columns)
+    audit(growing.folder, growing.keyring)
+    assert len(list((growing.folder / "tables").rglob("*.parquet"))) == 3
+    assert ask(growing.folder, columns) == before
+    growing.append(4)
+    assert ask(growing.folder, 'SELECT count(*), count(DISTINCT "offset") FROM events') == [(45, 45)]
+
+
+def test_a_range_that_is_there_in_part_or_twice(tmp_path: Path) -> None:
+    """A range of which a file is missing, or that another one holds too, counts no event twice and loses none."""
+    growing = Growing(tmp_path)
+    growing.append(4)
+    audit(growing.folder, growing.keyring, pieces=2)
+    first, second = sorted((growing.folder / "tables").rglob("*.parquet"))
+    first.rename(first.with_name(first.name.replace("1of1", "1of2")))
+    overlapping = second.name.replace("-000000000002-000000000004-", "-000000000003-000000000004-")
+    second.with_name(overlapping).write_bytes(second.read_bytes())
+    assert ask(growing.folder, 'SELECT count(*), count(DISTINCT "offset") FROM events') == [(20, 20)]
+
+
+def test_the_other_views(sample: Sample) -> None:
+    """Statements, batches, quarantined records, audits and findings can be asked for."""
+    audit(sample.folder, sample.keyring)
+    assert ask(sample.folder, "SELECT count(*), sum(events), sum(quarantined) FROM manifests") == [(4, 148, 1)]
+    assert ask(sample.folder, "SELECT sum(events) FROM batches") == [(148,)]
+    ((offset, error),) = ask(sample.folder, 'SELECT "offset", error FROM quarantined')
+    assert offset == sample.quarantined
+    assert "not JSON" in error
+    assert ask(sample.folder, "SELECT verdict, events, rejected FROM audits") == [("verified", 148, None)]
+    assert ask(sample.folder, "SELECT count(*) FROM findings") == [(0,)]
+
+
+def test_what_no_client_could_read(tmp_path: Path) -> None:
+    """Offsets that no client could decode, and slots that hold no statement, are counted with the statement."""
+
+    def bad(entry: Entry) -> Entry:
+        end = entry.next_offset + 3
+        return replace(entry, next_offset=end, unreadable=[Unreadable(entry.next_offset, end, "bad compression")])
+
+    growing = Growing(tmp_path)
+    growing.append(1, edit=bad)
+    (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
+    growing.append(1)
+    assert ask(growing.folder, "SELECT sequence, unreadable, passed_over FROM manifests ORDER BY 1") == [
+        (0, 3, 0),
+        (2, 0, 1),
+    ]
+    assert ask(growing.folder, "SELECT count(*) FROM events") == [(10,)]
+
+
+def test_a_producers_clock(tmp_path: Path) -> None:
+    """Statements whose records all have a time that no column holds are there, without that time."""
+
+    def late(entry: Entry) -> Entry:
+        time = KafkaTime("create", 2**62, 2**62)
+        return replace(entry, batches=[msgspec.structs.replace(one, kafka_time=time) for one in entry.batches])
+
+    growing = Growing(tmp_path)
+    growing.append(1, edit=late)
+    growing.append(1)
+    found = ask(growing.folder, "SELECT sequence, kafka_time IS NULL FROM manifests ORDER BY 1")
+    assert found == [(0, True), (1, False)]
+
+
+def test_a_value_too_large_to_be_kept(sample: Sample) -> None:
+    """A quarantined record says how large its value was, kept or left out."""
+    kept = ask(sample.folder, "SELECT bytes FROM quarantined")
+    assert kept == [(len(b"no event"),)]
+    omitted = {"key": None, "value": {"size": 9_000_000, "sha256": "00" * 32}, "headers": None}
+    assert _left_out({"omitted": omitted}) == 9_000_000
+    for odd in (None, {}, {"value": None}, {"value": {"size": 2**64}}, {"value": {"size": "9"}}):
+        assert _left_out({"omitted": odd}) == 0
+
+
+def test_findings_of_audits(sample: Sample) -> None:
+    """What audits found can be asked for."""
+    path = next((sample.folder / "events").rglob("*.gz"))
+    data = bytearray(path.read_bytes())
+    data[50] ^= 1
+    path.unlink()
+    path.write_bytes(bytes(data))
+    audit(sample.folder, sample.keyring)
+    assert ask(sample.folder, "SELECT audit, finding, severity FROM findings") == [(0, "segment-hash", "tampered")]
+
+
+def test_empty_archive(tmp_path: Path) -> None:
+    """An archive without events has views without rows."""
+    growing = Growing(tmp_path)
+    growing.append(0)
+    for view in ("events", "batches", "manifests", "quarantined", "audits", "findings"):
+        assert ask(growing.folder, f"SELECT count(*) FROM {view}") == [(0,)]  # noqa: S608
+
+
+def test_since_and_until(tmp_path: Path) -> None:
+    """A part by time holds the statements sealed in it."""
+    growing = Growing(tmp_path)
+    growing.append(6)
+    audit(growing.folder, growing.keyring)
+    connection = custody.connect(str(growing.folder), since=growing.sealed_at(1), until=growing.sealed_at(4))
+    assert connection.execute("SELECT min(sequence), max(sequence), count(*) FROM events").fetchall() == [(1, 3, 15)]
+    connection.close()
+
+
+def test_no_archive(tmp_path: Path) -> None:
+    """Where there is no archive, that is said."""
+    with pytest.raises(ObjectMissing):
+        custody.connect(str(tmp_path))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection but to this machine."""
+    original = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        assert not isinstance(address, tuple) or address[0] in {"127.0.0.1", "localhost", "::1"}, address
+        original(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.mark.usefixtures("offline")
+def test_no_extension_is_asked_for(sample: Sample) -> None:
+    """What DuckDB needs is in it; where something is not, it is refused and not fetched."""
+    connection = custody.connect(str(sample.folder))
+    loaded = "SELECT extension_name FROM duckdb_extensions() WHERE loaded AND install_mode <> 'STATICALLY_LINKED'"
+    assert connection.execute(loaded).fetchall() == []
+    with pytest.raises(duckdb.Error):
+        connection.execute("SELECT * FROM read_parquet('s3://bucket/a.parquet')")
+    connection.close()
+
+
+@pytest.mark.usefixtures("offline")
+def test_s3(seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive in S3 is read through its store alone, tables and segments."""
+    growing = Growing(tmp_path)
+    growing.append(5)
+    seaweed.use(monkeypatch)
+    monkeypatch.setenv("CUSTODY_S3__ENDPOINT_URL", seaweed.endpoint_url)
+    url = f"s3://{seaweed.make_bucket()}/archive"
+    store = open_store(url, S3Options(endpoint_url=seaweed.endpoint_url))
+    local = open_store(str(growing.folder))
+    for info in local.list():
+        store.create(info.key, local.read(info.key, limit=10**7))
+    audit(url, growing.keyring, pieces=3)
+    sql = 'SELECT count(*), count(DISTINCT "offset"), count(DISTINCT request_id) FROM events'
+    assert ask(url, sql) == [(25, 25, 25)]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.is_event], ids=lambda case: case.name)
+def test_every_event_becomes_a_row(case: Case) -> None:
+    """Whatever a verifier takes for an event becomes a row; what does not fit a column is null there."""
+    found = row(case.line)
+    assert found["offset"] == 10
+    assert found["time"] is not None
+
+
+def test_fields_of_other_types_are_null() -> None:
+    """A foreign writer's event keeps what fits."""
+    found = row(b'{"event_type":"query_executed","timestamp":"2026-01-01T00:00:00Z","request_id":7,"complexity":"x"}')
+    assert (found["event_type"], found["request_id"], found["complexity"]) == ("query_executed", None, None)
+    found = row(b'{"event_type":"tea","timestamp":"2026-01-01T00:00:00.1234567Z","severity":"low","details":{"a":[1]}}')
+    assert (found["event_type"], found["severity"], json.loads(found["details"])) == ("tea", "low", {"a": [1]})
+    assert found["time"].microsecond == 123456
+
+
+def test_command(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`custody query` prints a table, JSON or CSV; a wrong query is one clear line."""
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
+    sql = "SELECT count(*) AS n, max(time) AS t, NULL AS nothing FROM events"
+    shown = CliRunner().invoke(app, ["query", sql, "--json"])
+    assert json.loads(shown.output) == {"n": 148, "t": "2026-03-01T12:34:56.789012Z", "nothing": None}
+    shown = CliRunner().invoke(app, ["query", sql, "--csv"])
+    assert shown.output.splitlines() == ["n,t,nothing", "148,2026-03-01T12:34:56.789012Z,"]
+    assert "148" in CliRunner().invoke(app, ["query", sql]).output
+    refused = CliRunner().invoke(app, ["query", "SELEKT 1"])
+    assert isinstance(refused.exception, CustodyError)
+    assert "SELEKT" in str(refused.exception)

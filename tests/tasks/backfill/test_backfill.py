@@ -1,0 +1,611 @@
+"""A backfill copies exactly the events asked for, each once, from whatever storage class; on real servers."""
+
+import gzip
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from custody.archive.reader import read_archive
+from custody.errors import ConfigurationError, CustodyError
+from custody.format.events import EVENT_TYPES
+from custody.format.layout import Log
+from custody.format.times import format_time, parse_time
+from custody.query import tables
+from custody.query.connect import connect
+from custody.settings import KafkaSettings, SearchSettings, Settings
+from custody.store.protocol import S3Options, Store, open_store
+from tasks.audit.tables import check_tables, list_tables
+from tasks.backfill import run as backfill
+from tasks.backfill.costs import estimate
+from tasks.backfill.run import Progress, Request, copy, plan_backfill, restore
+from tasks.roll.indices import roll_indices
+from tasks.search.client import Search
+from tasks.search.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
+from tasks.search.index import index_logs
+from tests.helpers.corpus import EVENTS
+from tests.helpers.sample import Growing
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.kafka import KafkaServer
+from tests.servers.s3 import MotoServer
+
+LOG = Log("audit.grows", 0)
+DAY = datetime(2026, 3, 1, tzinfo=UTC)
+NIGHT = timedelta(days=1)
+KINDS = list(EVENTS)
+
+
+def hourly(offset: int) -> bytes:
+    """Return an event of each hour from a day before DAY on, each of the six types in turn."""
+    moment = DAY - NIGHT + timedelta(hours=offset)
+    fields = {"timestamp": moment.strftime("%Y-%m-%dT%H:%M:%SZ"), "request_id": f"request-{offset}"}
+    return json.dumps({**EVENTS[KINDS[offset % len(KINDS)]], **fields}).encode()
+
+
+def of_the_day(**more: Any) -> Request:
+    return Request(since=DAY, until=DAY + NIGHT, **more)
+
+
+DAYS_OFFSETS = list(range(24, 48))
+"""Offsets of the events of DAY."""
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Growing:
+    """Three days of events, in fifteen statements of two batches each, which tests only read."""
+    growing = Growing(tmp_path_factory.mktemp("backfill"))
+    growing.begun = DAY - NIGHT
+    growing.append(15, hourly)
+    return growing
+
+
+@pytest.fixture
+def given(written: Growing) -> Settings:
+    return Settings(archive=str(written.folder), keys=f"file:{written.keyring}")
+
+
+def run(settings: Settings, request: Request, **more: Any) -> Progress:
+    return copy(settings, plan_backfill(settings, request), **more)
+
+
+def folder_of(path: Path, **more: Any) -> Request:
+    return of_the_day(target="folder", folder=str(path), **more)
+
+
+def lines_in(folder: Path) -> list[bytes]:
+    """Return the lines of all files in a folder, in order of their offsets."""
+    found: list[bytes] = []
+    for path in sorted(folder.rglob("*.jsonl.gz")):
+        found += gzip.decompress(path.read_bytes()).splitlines()
+    return found
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# --- which events
+
+
+def test_a_day_is_exactly_its_events(given: Settings, tmp_path: Path) -> None:
+    """The first moment of a range belongs to it, and the first one behind it does not; bytes are those archived."""
+    done = run(given, folder_of(tmp_path))
+    assert lines_in(tmp_path) == [hourly(offset) for offset in DAYS_OFFSETS]
+    assert (done.created, done.rejected, done.problems, done.stopped) == (24, 0, [], False)
+    assert done.share == 1
+    assert done.remaining == 0
+
+
+EDGES = {
+    "2026-03-01T00:00:00.000001Z": True,
+    "2026-03-01T00:00:00.0000019Z": True,
+    "2026-03-01T00:00:00.0000009Z": False,
+    "2026-03-01T02:00:00.000001+02:00": True,
+    "2026-03-01T12:00:00Z": True,
+    "2026-03-01T18:00:00.0000049999Z": True,
+    "2026-03-01T18:00:00.000005Z": False,
+    "2026-03-01T18:00:00.0000050001Z": False,
+    "2026-03-01T18:00:00.000004+00:00": True,
+    "2026-03-01T16:00:00.000005-02:00": False,
+}
+
+
+@pytest.mark.parametrize("one", EDGES)
+def test_bounds_are_exact_to_the_last_digit(tmp_path: Path, one: str) -> None:
+    """An event is chosen by the moment that its time names, however that is written, and by nothing coarser."""
+    growing = Growing(tmp_path / "archive")
+    times = [one, "1999-01-01T00:00:00Z", "2100-01-01T00:00:00Z", "1999-01-01T00:00:00Z", "2100-01-01T00:00:00Z"]
+    growing.append(
+        1, lambda at: json.dumps({**EVENTS[KINDS[0]], "timestamp": times[at], "request_id": f"{at}"}).encode()
+    )
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
+    begin, end = DAY + timedelta(microseconds=1), DAY + timedelta(hours=18, microseconds=5)
+    run(given, Request(since=begin, until=end, target="folder", folder=str(tmp_path / "out")))
+    assert [json.loads(line)["request_id"] for line in lines_in(tmp_path / "out")] == (["0"] if EDGES[one] else [])
+
+
+def test_slots_that_were_passed_over(tmp_path: Path) -> None:
+    """A slot that holds no statement, and that a later one passes over, is no problem, and divides no table."""
+    growing = Growing(tmp_path / "archive", begun=DAY)
+    growing.append(2, hourly)
+    slot = growing.folder / "manifests" / growing.log / f"{2:012}.json"
+    slot.write_bytes(b"no manifest")
+    growing.append(8, hourly)
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
+    plan = plan_backfill(given, folder_of(tmp_path / "out"))
+    assert (plan.problems, plan.statements) == ((), 11)
+    slot.unlink()
+    wide = Request(since=DAY - 9 * NIGHT, until=DAY + 9 * NIGHT, target="tables")
+    tabled = plan_backfill(given, wide)
+    assert (tabled.problems, [(part.first, part.end) for part in tabled.parts]) == ((), [(0, 11)])
+    run(given, wide)
+    store, log = open_store(given.archive), Log("audit.grows", 0)
+    listed, archive = list_tables(store), read_archive(store).id
+    assert check_tables(store, listed, archive, log, 0, 11, given.own_trust()) == []
+
+
+def test_types_are_chosen(given: Settings, tmp_path: Path) -> None:
+    """Only events of the types asked for are copied."""
+    wanted = (KINDS[1], KINDS[4])
+    run(given, folder_of(tmp_path, types=wanted))
+    expected = [hourly(offset) for offset in DAYS_OFFSETS if KINDS[offset % len(KINDS)] in wanted]
+    assert lines_in(tmp_path) == expected
+
+
+def test_lines_that_only_the_slow_path_reads(tmp_path: Path) -> None:
+    """An event that a fast parser refuses is chosen by its time and type like any other."""
+    growing = Growing(tmp_path / "archive")
+    odd = hourly(24)[:-1] + b', "more": ' + b"[" * 5 + b"1e999999999" + b"]" * 5 + b"}"
+    growing.append(1, lambda at: odd if at == 1 else hourly(at))
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
+    run(given, folder_of(tmp_path / "out"))
+    assert lines_in(tmp_path / "out") == [odd]
+
+
+def test_logs_are_chosen(written: Growing, given: Settings, tmp_path: Path) -> None:
+    """A log is named by topic, for all its partitions, or with its partition; one that is not there is refused."""
+    both = written.copy(tmp_path / "both")
+    other = Growing(tmp_path / "both", partition=1)
+    other.begun = DAY - NIGHT
+    other.append(15, hourly)
+    given = given.model_copy(update={"archive": str(both.folder)})
+    counts = [
+        len({one.log for one in plan_backfill(given, folder_of(tmp_path, logs=logs)).parts})
+        for logs in ((), ("audit.grows",), ("audit.grows/1",))
+    ]
+    assert counts == [2, 2, 1]
+    with pytest.raises(ConfigurationError, match=r"no log 'audit\.grows/2'"):
+        plan_backfill(given, folder_of(tmp_path, logs=("audit.grows/2",)))
+
+
+def test_late_days_leave_out_what_was_sealed_later(given: Settings, tmp_path: Path) -> None:
+    """With `late_days` only statements sealed near the range are looked at: here all were sealed a day before it."""
+    assert plan_backfill(given, folder_of(tmp_path, late_days=0)).statements == 15
+    later = Request(since=DAY + 3 * NIGHT, until=DAY + 4 * NIGHT, target="folder", folder=str(tmp_path), late_days=0)
+    assert plan_backfill(given, later).statements == 0
+    assert plan_backfill(given, folder_of(tmp_path)).statements == 15
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "until is to be later": {"until": DAY},
+    "time zone": {"since": datetime(2026, 3, 1)},  # noqa: DTZ001
+    "no type of events": {"types": ("nonsense",)},
+    "say which": {"folder": None},
+    "leave one out": {"topic": "both"},
+    "late days": {"late_days": -1},
+    "types cannot be chosen": {"target": "tables", "types": (KINDS[0],), "folder": None},
+    "search.url is not set": {"target": "elasticsearch", "folder": None},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_makes_no_sense_is_refused(given: Settings, said: str) -> None:
+    """A request that cannot be meant is refused before anything is read, and the message says what is wrong."""
+    fields = {"since": DAY, "until": DAY + NIGHT, "target": "folder", "folder": "somewhere"} | WRONG[said]
+    with pytest.raises(ConfigurationError, match=said):
+        plan_backfill(given, Request(**fields))
+
+
+# --- what is read
+
+
+class _Reads:
+    """Counts what a store's objects are read for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ranges: list[tuple[str, int, int | None]] = []
+        lock = threading.Lock()
+
+        def opened(url: str, options: S3Options | None = None) -> Store:
+            store = open_store(url, options)
+            plain = store.read
+
+            def read(key: str, *, limit: int, start: int = 0, size: int | None = None, restored: bool = False) -> bytes:
+                if key.startswith("events/"):
+                    with lock:
+                        self.ranges.append((key, start, size))
+                return plain(key, limit=limit, start=start, size=size, restored=restored)
+
+            monkeypatch.setattr(store, "read", read)
+            return store
+
+        monkeypatch.setattr(backfill, "open_store", opened)
+
+
+def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of segments at the range's edges only the batches that overlap are read; of those without an event nothing is."""
+    reads = _Reads(monkeypatch)
+    plan = plan_backfill(given, folder_of(tmp_path))
+    assert reads.ranges == []
+    copy(given, plan)
+    # Statements 4 (events 20 to 24: batches of 3 and 2) to 9 (45 to 49): of the first its second batch, of the last
+    # its first one.
+    assert len(reads.ranges) == plan.reads == 6
+    assert sum(size or 0 for _, _, size in reads.ranges) == plan.size
+    assert [start > 0 for _, start, _ in sorted(reads.ranges)].count(True) == 1
+    assert (plan.statements, plan.events, len(plan.objects)) == (15, 2 + 4 * 5 + 3, 6)
+
+
+def test_a_dry_run_changes_nothing(given: Settings, written: Growing, tmp_path: Path) -> None:
+    """A plan says what would be read, cost and take, and neither archive nor target is touched."""
+    before = state(written.folder)
+    plan = plan_backfill(given, folder_of(tmp_path / "out"))
+    assert str(estimate(plan)) == "about $0.00 by AWS's list prices, 0 s to copy"
+    assert state(written.folder) == before
+    assert not (tmp_path / "out").exists()
+
+
+# --- folder
+
+
+def test_again_leaves_files_alone(given: Settings, tmp_path: Path) -> None:
+    """A second run reads nothing and changes nothing; a file that was lost comes back, the same."""
+    run(given, folder_of(tmp_path))
+    before = state(tmp_path)
+    assert all(name == "backfill.json" or name.startswith("audit.grows/0/") for name in before)
+    again = run(given, folder_of(tmp_path))
+    assert (again.created, again.read, again.share) == (0, 0, 1)
+    assert state(tmp_path) == before
+    lost = next(tmp_path.rglob("*.gz"))
+    lost.unlink()
+    assert run(given, folder_of(tmp_path)).created > 0
+    assert {name: data for name, (data, _) in state(tmp_path).items()} == {
+        name: data for name, (data, _) in before.items()
+    }
+
+
+def test_a_folder_of_something_else_is_refused(given: Settings, tmp_path: Path) -> None:
+    """Files of another choice of events, or of somebody else, are not mixed with."""
+    run(given, folder_of(tmp_path / "one"))
+    with pytest.raises(ConfigurationError, match="another choice of events"):
+        run(given, folder_of(tmp_path / "one", types=(KINDS[0],)))
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "letter.txt").write_text("dear all")
+    with pytest.raises(ConfigurationError, match="other things"):
+        run(given, folder_of(tmp_path / "two"))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        run(given, folder_of(tmp_path / "file"))
+
+
+def test_stopped_in_the_middle(given: Settings, tmp_path: Path) -> None:
+    """Stopped after any statement it leaves whole files, and started again it copies the rest, and only that."""
+    copied = 0
+    for _ in range(10):
+        budget = iter((True, False))
+        done = run(given, folder_of(tmp_path), go_on=lambda budget=budget: next(budget))
+        assert list(tmp_path.rglob("*.partial")) == []
+        copied += done.created
+        if not done.stopped:
+            break
+    assert copied == 24
+    assert lines_in(tmp_path) == [hourly(offset) for offset in DAYS_OFFSETS]
+
+
+def test_two_at_once_into_a_folder(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that begins while another one writes a file removes nothing of it: what is unfinished is not abandoned."""
+    sync = os.fsync
+    others = iter(range(3))
+
+    def meanwhile(descriptor: int) -> None:
+        sync(descriptor)
+        if next(others, None) is not None:
+            run(given, folder_of(tmp_path))
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    run(given, folder_of(tmp_path))
+    assert list(others) == []
+    assert list(tmp_path.rglob("*.partial")) == []
+    assert lines_in(tmp_path) == [hourly(offset) for offset in DAYS_OFFSETS]
+
+
+def test_damage_stops_nothing_else(written: Growing, given: Settings, tmp_path: Path) -> None:
+    """What is damaged or lost is said and left out; the rest is copied, and it comes once it is mended."""
+    broken = written.copy(tmp_path / "broken")
+    given = given.model_copy(update={"archive": str(broken.folder)})
+    plan = plan_backfill(given, folder_of(tmp_path / "out"))
+    damaged, lost = (broken.folder / plan.objects[place].key for place in (1, 2))
+    kept, data = lost.read_bytes(), damaged.read_bytes()
+    damaged.chmod(0o600)
+    damaged.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    lost.unlink()
+    done = run(given, folder_of(tmp_path / "out"))
+    assert len(done.problems) == 2
+    assert all("custody verify" in one for one in done.problems)
+    assert lines_in(tmp_path / "out") == [hourly(offset) for offset in DAYS_OFFSETS if not 25 <= offset < 35]
+    damaged.write_bytes(data)
+    lost.write_bytes(kept)
+    assert run(given, folder_of(tmp_path / "out")).problems == []
+    assert lines_in(tmp_path / "out") == [hourly(offset) for offset in DAYS_OFFSETS]
+
+
+# --- tables
+
+
+def test_tables_are_made_of_what_has_none(written: Growing, given: Settings, tmp_path: Path) -> None:
+    """Whole statements become tables that SQL reads, each event once; made again, nothing changes."""
+    copied = written.copy(tmp_path / "copy")
+    given = given.model_copy(update={"archive": str(copied.folder)})
+    assert run(given, of_the_day(target="tables")).created == 30
+    store = open_store(str(copied.folder))
+    (files,) = tables.whole_ranges(info.key for info in store.list(tables.TABLES))
+    assert (files[0].first, files[0].end) == (4, 10)
+    rows = connect(str(copied.folder)).execute('SELECT "offset" FROM events ORDER BY 1').fetchall()
+    assert rows == [(offset,) for offset in range(75)]
+    before = state(copied.folder)
+    assert run(given, of_the_day(target="tables")).created == 0
+    assert state(copied.folder) == before
+    # A longer time: what is on either side of it.
+    assert run(given, Request(since=DAY - NIGHT, until=DAY + 3 * NIGHT, target="tables")).created == 45
+    rows = connect(str(copied.folder)).execute('SELECT "offset" FROM events ORDER BY 1').fetchall()
+    assert rows == [(offset,) for offset in range(75)]
+
+
+# --- Elasticsearch
+
+
+@pytest.fixture
+def searched(given: Settings, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    """Settings with an Elasticsearch that has nothing of ours."""
+    made = given.model_copy(
+        update={"search": SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0)}
+    )
+    yield made
+    opened = Search(made.search)
+    opened.client.options(ignore_status=404).indices.delete(index=f"{made.search.prefix}*")
+    opened.client.options(ignore_status=404).indices.delete_index_template(name=made.search.prefix)
+    opened.close()
+
+
+def documents(given: Settings) -> dict[str, dict[str, Any]]:
+    """Return all documents behind the alias, by id, with their index beside them."""
+    opened = Search(given.search)
+    try:
+        opened.client.indices.refresh(index=f"{given.search.prefix}*")
+        hits = opened.client.search(index=given.search.prefix, size=10_000)["hits"]["hits"]
+        assert len({hit["_id"] for hit in hits}) == len(hits)
+        return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
+    finally:
+        opened.close()
+
+
+def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
+    """Each event of the day is a document that leads to its evidence, where the roll leaves it; again: none."""
+    assert run(searched, of_the_day()).created == 24
+    found = documents(searched)
+    assert set(found) == {document_id(LOG, offset) for offset in DAYS_OFFSETS}
+    for offset in DAYS_OFFSETS:
+        one = found[document_id(LOG, offset)]
+        assert one["_index"] == restored_name(searched.search.prefix, DAY.date())
+        assert index_day(searched.search.prefix, one["_index"]) is None
+        assert one[ORIGIN]["offset"] == offset
+        assert one["request_id"] == f"request-{offset}"
+    again = run(searched, of_the_day())
+    assert (again.created, again.there) == (0, 24)
+    assert documents(searched) == found
+
+
+def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) -> None:
+    """An index of restored events stays for `restored_days` from the last backfill that brought some, not the first."""
+    run(searched, of_the_day(types=KINDS[:1]))
+    name = restored_name(searched.search.prefix, DAY.date())
+    opened = Search(searched.search)
+    # As if the index had been made 29 days ago: it goes by this alone, and not by when Elasticsearch made it.
+    made = opened.client.indices.get_settings(index=name, flat_settings=True)[name]["settings"]["index.creation_date"]
+    days = searched.search.restored_days
+    later = datetime.fromtimestamp(int(made) / 1000, UTC) + timedelta(days=days, minutes=1)
+    opened.client.indices.put_mapping(index=name, meta={BROUGHT: format_time(later - timedelta(days=1))})
+    assert all(one.target != name for one in roll_indices(searched, later, dry_run=True))
+    run(searched, of_the_day())
+    brought = opened.client.indices.get_mapping(index=name)[name]["mappings"]["_meta"][BROUGHT]
+    opened.close()
+    assert abs(parse_time(brought) - datetime.now(UTC)) < timedelta(minutes=1)
+    (due,) = (one for one in roll_indices(searched, later + timedelta(hours=1), dry_run=True) if one.target == name)
+    assert (due.what, "is verified by no audit yet" in due.why) == ("delete", True)
+
+
+def test_outlying_events_come_back_where_they_stay(searched: Settings) -> None:
+    """Outlying events that were sealed long ago do not come back into the index that the next roll would clear."""
+    assert run(searched, Request(since=DAY - NIGHT, until=DAY + 3 * NIGHT)).created == 75
+    found = documents(searched)
+    apart = {name for name, one in found.items() if one["_index"] == restored_name(searched.search.prefix, None)}
+    # Their day is more than a day behind when they were sealed.
+    assert apart == {document_id(LOG, offset) for offset in range(48, 75)}
+    assert all(is_restored(searched.search.prefix, one["_index"]) for one in found.values())
+    opened = Search(searched.search)
+    mapping = opened.client.indices.get_mapping(index=restored_name(searched.search.prefix, None)).body
+    opened.close()
+    assert all(one["mappings"]["properties"]["client_ip"]["type"] == "ip" for one in mapping.values())
+
+
+def test_a_day_that_is_kept_goes_into_its_own_index(searched: Settings) -> None:
+    """A day that has not aged out is restored to where the indexer puts it, so that no event is there twice."""
+    kept = searched.model_copy(update={"search": searched.search.model_copy(update={"days": 36_500})})
+    run(kept, of_the_day())
+    index_logs(kept)
+    assert len(documents(kept)) == 75
+    assert all("restored" not in one["_index"] for one in documents(kept).values())
+
+
+# --- Kafka
+
+
+def records(server: KafkaServer, topic: str, partitions: int) -> list[tuple[bytes, bytes, dict[str, bytes], int]]:
+    """Return key, value, headers and partition of what a topic holds."""
+    found = []
+    consumer = Consumer({"bootstrap.servers": server.bootstrap, "group.id": topic, "enable.auto.commit": False})
+    try:
+        ends = {partition: server.watermarks(topic, partition)[1] for partition in range(partitions)}
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
+        while len(found) < sum(ends.values()):
+            message = consumer.poll(30)
+            assert message is not None
+            assert message.error() is None
+            found.append((message.key(), message.value(), dict(message.headers()), message.partition()))
+    finally:
+        consumer.close()
+    return found
+
+
+def test_a_topic_gets_each_event_once(given: Settings, kafka: KafkaServer) -> None:
+    """Records have the event as value, and say where it is from; stopped, started and done again, none is doubled."""
+    topic = kafka.create_topic(kafka.unused_name("replay"), 2)
+    settings = given.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=kafka.bootstrap)})
+    request = of_the_day(target="topic", topic=topic)
+    budget = iter((True, True, True, False))
+    first = run(settings, request, go_on=lambda: next(budget))
+    assert first.stopped
+    rest = run(settings, request)
+    assert (first.created > 0, rest.there, first.created + rest.created) == (True, first.created, 24)
+    again = run(settings, request)
+    assert (again.created, again.there) == (0, 24)
+    found = records(kafka, topic, 2)
+    assert [value for _, value, _, _ in found] == [hourly(offset) for offset in DAYS_OFFSETS]
+    assert [key for key, _, _, _ in found] == [f"audit.grows/0/{offset}".encode() for offset in DAYS_OFFSETS]
+    assert found[0][2] == {"topic": b"audit.grows", "partition": b"0", "offset": b"24"}
+    assert {partition for _, _, _, partition in found} == {0}
+
+
+def test_topics_that_will_not_do(given: Settings, kafka: KafkaServer) -> None:
+    """A topic that is archived itself, or that is not there, is refused, and none is made."""
+    settings = given.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=kafka.bootstrap)})
+    with pytest.raises(ConfigurationError, match="archived itself"):
+        run(settings, of_the_day(target="topic", topic="audit.replay"))
+    name = kafka.unused_name("missing")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="there is no topic"):
+            run(settings, of_the_day(target="topic", topic=name))
+
+
+# --- archived storage classes
+
+
+class Deep:
+    """The archive in a bucket of moto, its segments in DEEP_ARCHIVE."""
+
+    def __init__(self, moto: MotoServer, written: Growing) -> None:
+        self.client, self.bucket = moto.client(), moto.make_bucket()
+        self.url, self.options = f"s3://{self.bucket}/a", S3Options(endpoint_url=moto.endpoint_url)
+        for path in written.folder.rglob("*"):
+            if path.is_file() and ".staging" not in path.parts:
+                key = str(path.relative_to(written.folder))
+                deep = {"StorageClass": "DEEP_ARCHIVE"} if key.startswith("events/") else {}
+                self.client.put_object(
+                    Bucket=self.bucket, Key=f"a/{key}", Body=path.read_bytes(), ChecksumAlgorithm="SHA256", **deep
+                )
+
+    def restored(self, settings: Settings) -> int:
+        """Return how many segments have a copy that can be read."""
+        store = open_store(settings.archive, settings.s3)
+        return sum(store.status(info.key).restored for info in store.list("events/"))
+
+
+@pytest.fixture
+def deep(moto: MotoServer, written: Growing, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deep]:
+    moto.use(monkeypatch)
+    made = Deep(moto, written)
+    yield made
+    made.client.close()
+
+
+def test_a_day_from_deep_archive(searched: Settings, deep: Deep) -> None:
+    """A day is restored from DEEP_ARCHIVE, only what it needs, and every event is found in an empty Elasticsearch."""
+    settings = searched.model_copy(update={"archive": deep.url, "s3": deep.options})
+    plan = plan_backfill(settings, of_the_day())
+    assert (len(plan.archived), len(plan.objects), deep.restored(settings)) == (6, 6, 0)
+    asked = estimate(plan)
+    assert (asked.restore_hours, 0 < asked.restore_dollars < asked.dollars) == (12, True)
+    with_problems = copy(settings, plan)
+    assert (with_problems.created, len(with_problems.problems)) == (0, 6)
+    assert restore(settings, plan) == 0
+    assert deep.restored(settings) == 6
+    done = copy(settings, plan)
+    assert (done.created, done.problems) == (24, [])
+    found = documents(settings)
+    assert set(found) == {document_id(LOG, offset) for offset in DAYS_OFFSETS}
+    for offset in DAYS_OFFSETS:
+        document = found[document_id(LOG, offset)]
+        del document["_index"], document[ORIGIN]
+        assert document == json.loads(hourly(offset))
+    assert plan_backfill(settings, of_the_day()).archived == ()
+
+
+def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path) -> None:
+    """While copies are being made nothing waits and nothing is asked for again; the plan says what they cost."""
+    settings = given.model_copy(update={"archive": deep.url, "s3": deep.options})
+    plan = plan_backfill(settings, folder_of(tmp_path, tier="bulk"))
+    assert estimate(plan).restore_hours == 48
+    asked: Counter[str] = Counter()
+    store = open_store(settings.archive, settings.s3)
+    under_way = set[str]()
+
+    class Slow:
+        """The store, as it is while copies are being made: moto makes them at once."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def status(self, key: str) -> Any:
+            return replace(store.status(key), restored=False, restoring=key in under_way)
+
+        def restore(self, key: str, *, days: int, tier: str) -> None:
+            assert (days, tier) == (backfill.RESTORE_DAYS, "bulk")
+            asked[key] += 1
+            under_way.add(key)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(backfill, "open_store", lambda *_: Slow())
+        assert [restore(settings, plan) for _ in range(2)] == [6, 6]
+    assert set(asked.values()) == {1}
+
+
+def test_store_says_what_it_cannot_restore(deep: Deep) -> None:
+    """To restore twice is success; what is missing, or not archived, is said as an error of ours."""
+    store = open_store(deep.url, deep.options)
+    key = next(iter(store.list("events/"))).key
+    for _ in range(2):
+        store.restore(key, days=1, tier="standard")
+    assert store.status(key).restored
+    with pytest.raises(CustodyError, match="no object"):
+        store.restore("events/none", days=1, tier="standard")
+    with pytest.raises(CustodyError, match="no archived storage class"):
+        store.restore("archive.json", days=1, tier="standard")
+
+
+def test_types_of_the_form_are_those_of_the_events() -> None:
+    """The form of the flow offers each type, and no other."""
+    from flows.backfill import EventType
+
+    assert set(get_args(EventType)) == set(EVENT_TYPES)

@@ -1,0 +1,702 @@
+"""The assembler as a state machine: whatever comes in what order, each offset is accounted for once, within limits."""
+
+import base64
+import json
+import tempfile
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from custody.archive.writer import Entry, LogWriter, create_archive
+from custody.findings import Severity
+from custody.format import limits
+from custody.format.envelope import Tree
+from custody.format.events import EVENT_TYPES, parse_time, reason
+from custody.format.leaves import LeafMaker, commitment
+from custody.format.manifest import (
+    LastRecord,
+    Leaves,
+    LogId,
+    QuarantineRef,
+    SegmentRef,
+    Statement,
+    Unreadable,
+    check_ranges,
+    encode,
+)
+from custody.format.segment import inflate
+from custody.format.times import format_us
+from custody.keys.keyring import LeafKey, Secret, new_keyring, open_signers
+from custody.keys.trust import open_trust
+from custody.store.protocol import open_store
+from custody.verify.contents import parse_quarantined
+from custody.verify.run import verify
+from flows.operate.sample import sample_events
+from tasks.drain import assemble
+from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, TIME_NOT_AVAILABLE, Assembler
+from tests.helpers.corpus import at, sized
+
+SECRET = Secret(bytes(32))
+LEAVES = LeafMaker(LeafKey("leaves-a", SECRET), "7f1e4c52-0b1f-4f0e-9c33-3a1f3f0f7a11", "audit/0")
+GOOD = list(sample_events(300, 3, datetime(2026, 3, 1, tzinfo=UTC)))
+BAD: list[bytes | None] = [None, b"", b"text", b"{}", b"\xff\n", GOOD[0][:-1]]
+QUARANTINE_BYTES = 2000
+QUARANTINE_RECORD = 150
+"""So small that some records keep to it, and of others something is left out."""
+ADMITTED = {"offset-lost", "offset-unreadable"}
+"""Findings that a statement admits."""
+Headers = list[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Kafka record."""
+
+    at: int
+    content: bytes | None
+    stamp: tuple[int, int] = (TIME_CREATE, 1_772_366_400_000)
+    name: bytes | None = None
+    more: Headers | None = None
+    epoch: int | None = 3
+
+    def offset(self) -> int:
+        return self.at
+
+    def value(self) -> bytes | None:
+        return self.content
+
+    def key(self) -> bytes | None:
+        return self.name
+
+    def headers(self) -> Headers | None:
+        return self.more
+
+    def timestamp(self) -> tuple[int, int]:
+        return self.stamp
+
+    def __len__(self) -> int:
+        return len(self.value() or b"")
+
+    def leader_epoch(self) -> int | None:
+        return self.epoch
+
+
+@dataclass
+class Model:
+    """What was done since the last cut, kept as plainly as possible."""
+
+    start: int
+    position: int
+    records: list[Record] = field(default_factory=list)
+    skipped: set[int] = field(default_factory=set)
+    lost: tuple[int, int] | None = None
+    unreadable: list[tuple[int, int, str]] = field(default_factory=list)
+    batch: int = 0
+    """The number of the first batch."""
+    leaves: LeafMaker | None = None
+
+
+def spans(offsets: Sequence[int]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for offset in sorted(offsets):
+        if found and found[-1][1] == offset:
+            found[-1] = (found[-1][0], offset + 1)
+        else:
+            found.append((offset, offset + 1))
+    return found
+
+
+def encoded(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def joined(ranges: Sequence[tuple[int, int, str]]) -> list[Unreadable]:
+    """Return ranges with their errors, those that touch and have one error in one."""
+    found: list[Unreadable] = []
+    for start, end, error in ranges:
+        if found and (found[-1].to, found[-1].error) == (start, error):
+            found[-1] = Unreadable(found[-1].from_, end, error)
+        else:
+            found.append(Unreadable(start, end, error))
+    return found
+
+
+def judge(entry: Entry, model: Model, batch_events: int) -> None:
+    """Hold an entry against what was done."""
+    fine = [record for record in model.records if reason(record.content) is None]
+    bad = [record for record in model.records if reason(record.content) is not None]
+    assert (entry.first_offset, entry.next_offset) == (model.start, model.position)
+    assert list(entry.skipped) == spans(sorted(model.skipped))
+    assert entry.lost == model.lost
+    assert list(entry.unreadable) == joined(model.unreadable)
+    assert list(entry.quarantined) == spans([record.at for record in bad])
+    check_ranges("skipped", list(entry.skipped))
+    check_ranges("quarantined", list(entry.quarantined))
+    if model.records:
+        first = model.records[0]
+        assert (entry.first_record, entry.last_record) == (first.at, model.records[-1].at)
+        assert entry.leader_epoch == (None if model.records[-1].epoch == -1 else model.records[-1].epoch)
+        assert entry.first_record_ms == (None if first.stamp[0] == TIME_NOT_AVAILABLE else first.stamp[1])
+    judge_batches(entry, fine, batch_events, model)
+    judge_quarantine(entry, bad)
+
+
+def judge_batches(entry: Entry, fine: Sequence[Record], batch_events: int, model: Model) -> None:
+    rest, place, types = list(fine), 0, dict[str, int]()
+    assert len(entry.members) == len(entry.batches)
+    for number, (batch, member) in enumerate(zip(entry.batches, entry.members, strict=True), model.batch):
+        mine, rest = rest[: batch.events], rest[batch.events :]
+        assert 1 <= batch.events == len(mine) <= batch_events
+        assert (batch.number, batch.start, batch.size) == (number, place, len(member))
+        place += len(member)
+        assert (batch.first_offset, batch.next_offset) == (mine[0].at, mine[-1].at + 1)
+        payload = inflate(member, batch.inflated)
+        lines = payload.splitlines(keepends=True)
+        if model.leaves is None:
+            assert batch.leaves is None
+        else:
+            made = commitment(payload, model.leaves.key.secret, model.leaves.archive, model.leaves.log, number)
+            assert batch.leaves is not None
+            assert (batch.leaves.key, batch.leaves.sha256) == (model.leaves.key.key_id, made)
+        assert lines == [(record.content or b"").replace(b"\n", b" ") + b"\n" for record in mine]
+        assert batch.events == 1 or batch.inflated <= assemble.BATCH_BYTES + batch_events
+        parsed = [json.loads(line) for line in lines]
+        bounds = [parse_time(one["timestamp"]) for one in parsed]
+        assert batch.min_time == format_us(min(bound[0] for bound in bounds if bound))
+        assert batch.max_time == format_us(max(bound[1] for bound in bounds if bound))
+        for one in parsed:
+            types[one["event_type"]] = types.get(one["event_type"], 0) + 1
+        known = [record.stamp for record in mine if record.stamp[0] != TIME_NOT_AVAILABLE and record.stamp[1] >= 0]
+        if not known:
+            assert batch.kafka_time is None
+            continue
+        assert batch.kafka_time is not None
+        kinds = {kind for kind, _ in known}
+        name = "mixed" if len(kinds) > 1 else {TIME_CREATE: "create", TIME_APPEND: "append"}[kinds.pop()]
+        stamps = [stamp for _, stamp in known]
+        assert (batch.kafka_time.type, batch.kafka_time.min, batch.kafka_time.max) == (name, min(stamps), max(stamps))
+    assert rest == []
+    assert dict(entry.types) == types
+
+
+def quarantined_line(record: Record) -> bytes:
+    missing = record.stamp[0] == TIME_NOT_AVAILABLE or record.stamp[1] == -1
+    headers = [[name, encoded(value)] for name, value in record.more or []]
+    parts = {
+        "key": record.name or b"",
+        "value": record.content or b"",
+        "headers": json.dumps(headers, separators=(",", ":")).encode() if headers else b"",
+    }
+    omitted: dict[str, Any] = dict.fromkeys(parts)
+    while sum(map(len, parts.values())) > limits.QUARANTINE_RECORD:
+        largest = max(parts, key=lambda name: len(parts[name]))
+        part = parts.pop(largest)
+        omitted[largest] = {"size": len(part), "sha256": sha256(part).hexdigest()}
+    expected: dict[str, Any] = {
+        "offset": record.at,
+        "timestamp": None if missing else record.stamp[1],
+        "key": None if omitted["key"] else encoded(record.name),
+        "value": None if omitted["value"] else encoded(record.content),
+        "headers": [] if omitted["headers"] else headers,
+        "error": (reason(record.content) or "")[: assemble.REASON_CHARACTERS],
+        "omitted": omitted if any(omitted.values()) else None,
+    }
+    return json.dumps(expected, separators=(",", ":")).encode() + b"\n"
+
+
+def quarantine_size(record: Record) -> int:
+    return len(quarantined_line(record))
+
+
+def judge_quarantine(entry: Entry, bad: Sequence[Record]) -> None:
+    if not bad:
+        assert (entry.quarantine, entry.quarantine_inflated) == (None, 0)
+        return
+    assert entry.quarantine is not None
+    lines = inflate(entry.quarantine, entry.quarantine_inflated).splitlines(keepends=True)
+    for line, record in zip(lines, bad, strict=True):
+        assert line == quarantined_line(record)
+        found = parse_quarantined(line.removesuffix(b"\n"))
+        assert found.offset == record.at
+        if found.omitted is None:
+            assert (found.key, found.value, list(found.headers)) == (record.name, record.content, record.more or [])
+
+
+def numbered(number: int) -> bytes | None:
+    """Return one of many contents: by number, since hypothesis writes out what it chooses from."""
+    kind, place = divmod(number, len(GOOD))
+    if kind == 0:
+        return GOOD[place]
+    return json.dumps(json.loads(GOOD[place]), indent=1).encode() if kind == 1 else BAD[place % len(BAD)]
+
+
+contents = st.integers(0, 3 * len(GOOD) - 1).map(numbered)
+stamps = st.one_of(
+    st.tuples(st.sampled_from([TIME_CREATE, TIME_APPEND]), st.integers(1_772_366_400_000, 1_772_366_400_005)),
+    st.tuples(st.sampled_from([TIME_CREATE, TIME_NOT_AVAILABLE]), st.sampled_from([-1, -5, 0, 2**63 - 1, -(2**63)])),
+)
+headers = st.none() | st.lists(st.tuples(st.text(max_size=5), st.none() | st.binary(max_size=5)), max_size=3)
+
+
+class Machine(RuleBasedStateMachine):
+    """Adds, skips, losses and cuts in any order, with so small limits of quarantine that they are met.
+
+    What is cut is appended to a log, and in the end verified.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(assemble, "QUARANTINE_BYTES", QUARANTINE_BYTES)
+        self.patch.setattr(limits, "QUARANTINE_RECORD", QUARANTINE_RECORD)
+        self.folder = tempfile.TemporaryDirectory()
+        keyring = Path(self.folder.name) / "keyring.json"
+        new_keyring(keyring, datetime.now(UTC))
+        signers = open_signers(f"file:{keyring}", datetime.now(UTC))
+        self.trust = open_trust([f"file:{keyring}"])
+        self.store = open_store(str(Path(self.folder.name) / "archive"))
+        archive = create_archive(self.store, signers.both).id
+        log_id = LogId("cluster", "audit", None, 0, 1)
+        self.writer = LogWriter(self.store, archive, log_id, signer=signers.hmac(), trust=self.trust, writer="a test")
+        self.writer.open()
+        assert signers.leaves is not None
+        self.leaves = LeafMaker(signers.leaves, archive, "audit/0")
+        self.asked = 0
+        self.events = 0
+        self.leader = 2
+
+    def number(self) -> int:
+        self.asked += 1
+        return self.writer.next_batch()
+
+    @initialize(start=st.integers(0, 2**40), batch_events=st.integers(1, 12), leaves=st.booleans())
+    def begin(self, start: int, batch_events: int, leaves: bool) -> None:
+        self.batch_events = batch_events
+        maker = self.leaves if leaves else None
+        self.assembler = Assembler(
+            start, batch_events=batch_events, segment_bytes=20_000, level=1, number=self.number, leaves=maker
+        )
+        self.model = Model(start, start, leaves=maker)
+        self.writer.append(self.assembler.cut())
+        assert not self.asked
+
+    @rule(
+        values=st.lists(
+            st.tuples(contents, stamps, st.none() | st.binary(max_size=3) | st.just(b"k" * 200), headers),
+            min_size=1,
+            max_size=30,
+        ),
+        epoch=st.sampled_from([None, -1, 0, 1]),
+    )
+    def add(
+        self, values: list[tuple[bytes | None, tuple[int, int], bytes | None, Headers | None]], epoch: int | None
+    ) -> None:
+        # A leader's epoch grows, or the broker does not say it.
+        self.leader += epoch if epoch in {0, 1} else 0
+        leader = epoch if epoch in {None, -1} else self.leader
+        records = [Record(self.model.position + place, *value, epoch=leader) for place, value in enumerate(values)]
+        full = self.assembler.full
+        taken = self.assembler.add(records)
+        assert 1 <= taken <= len(records)
+        if taken < len(records):
+            assert self.assembler.full
+            assert full or reason(records[taken - 1].content) is not None
+        self.model.records += records[:taken]
+        self.model.position += taken
+
+    @rule(count=st.integers(1, 5))
+    def skip(self, count: int) -> None:
+        self.assembler.skip(self.model.position + count)
+        self.model.skipped |= set(range(self.model.position, self.model.position + count))
+        self.model.position += count
+
+    @rule(count=st.integers(1, 5), error=st.sampled_from(["crc", "magic"]))
+    def unreadable(self, count: int, error: str) -> None:
+        end = self.model.position + count
+        self.assembler.unreadable(end, error)
+        self.model.unreadable.append((self.model.position, end, error))
+        self.model.position = end
+
+    @precondition(lambda self: self.model.start == self.model.position)
+    @rule(count=st.integers(1, 1000))
+    def lose(self, count: int) -> None:
+        self.assembler.lose(self.model.position + count)
+        self.model.lost = (self.model.position, self.model.position + count)
+        self.model.position += count
+
+    @precondition(lambda self: self.model.start != self.model.position)
+    @rule(count=st.integers(1, 5))
+    def lose_late(self, count: int) -> None:
+        with pytest.raises(ValueError, match="cut first"):
+            self.assembler.lose(self.model.position + count)
+
+    @rule(gap=st.integers(-3, 3).filter(bool))
+    def add_with_a_gap(self, gap: int) -> None:
+        with pytest.raises(ValueError, match="not accounted for"):
+            self.assembler.add([Record(self.model.position + gap, GOOD[0])])
+
+    @rule()
+    def cut(self) -> None:
+        entry = self.assembler.cut()
+        judge(entry, self.model, self.batch_events)
+        self.writer.append(entry)
+        self.events += sum(batch.events for batch in entry.batches)
+        position, batch = self.model.position, self.model.batch + len(entry.batches)
+        self.model = Model(position, position, batch=batch, leaves=self.model.leaves)
+        assert self.asked == bool(batch)
+
+    @invariant()
+    def tells_where_it_is(self) -> None:
+        assert self.assembler.position == self.model.position
+        assert self.assembler.is_empty is (self.model.position == self.model.start)
+        assert self.assembler.has_records is bool(self.model.records or self.model.lost or self.model.unreadable)
+        size = sum(len(one.content or b"") + 1 for one in self.model.records if reason(one.content) is None)
+        aside = sum(quarantine_size(one) for one in self.model.records if reason(one.content) is not None)
+        assert self.assembler.full is (size >= 20_000 or aside >= QUARANTINE_BYTES)
+        assert self.assembler.held_bytes >= aside
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "assembler"):
+                self.cut()
+                self.verify()
+        finally:
+            self.patch.undo()
+            self.folder.cleanup()
+
+    def verify(self) -> None:
+        report = verify(self.store, self.trust, now=datetime.now(UTC), workers=0)
+        wrong = [one for one in report.findings if one.severity > Severity.NOTICE]
+        assert [one for one in wrong if one.finding not in ADMITTED] == []
+        assert sum(log.events for log in report.logs) == self.events
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=25)
+
+
+def new(start: int = 0, *, batch_events: int = 1000, segment_bytes: int = 2**24) -> Assembler:
+    return Assembler(start, batch_events=batch_events, segment_bytes=segment_bytes, level=1)
+
+
+def run(values: Sequence[bytes | None], step: int, **options: int) -> list[Entry]:
+    """Add records in steps, cutting where the assembler asks for it, as the drain does."""
+    assembler, entries = new(**options), []
+    records = [Record(offset, value) for offset, value in enumerate(values)]
+    for place in range(0, len(records), step):
+        some = records[place : place + step]
+        while some:
+            some = some[assembler.add(some) :]
+            if assembler.full:
+                entries.append(assembler.cut())
+    return [*entries, assembler.cut()]
+
+
+@given(st.lists(contents, min_size=1, max_size=100), st.integers(1, 100), st.integers(1, 20))
+@settings(max_examples=40)
+def test_steps_make_no_difference(values: list[bytes | None], step: int, batch_events: int) -> None:
+    """What is archived does not depend on how many records came at a time."""
+    assert run(values, step, batch_events=batch_events) == run(values, len(values), batch_events=batch_events)
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_batches_by_bytes(step: int) -> None:
+    """A batch is closed before it would pass 4 MiB, and an event that leaves no room stands alone."""
+    sizes = [2**20, 2**20, 2**20, 2**20 - 4, 2**20, 300, 2**20, 2**20, 2**20, 700_000, 700_000]
+    (entry,) = run([sized(size) for size in sizes], step)
+    assert [batch.events for batch in entry.batches] == [4, 4, 3]
+    assert entry.batches[0].inflated == assemble.BATCH_BYTES
+    assert all(batch.inflated <= assemble.BATCH_BYTES for batch in entry.batches)
+
+
+def test_segment_bytes_on_either_side() -> None:
+    """A cut is asked for at `segment_bytes` of JSONL, newlines counted, and not a byte before."""
+    for size, full in ((998, False), (999, True), (1000, True)):
+        assembler = new(segment_bytes=1000)
+        assembler.add([Record(0, sized(size))])
+        assert assembler.full is full
+
+
+def test_ranges_on_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut is asked for before the format's limit of skipped ranges, and of quarantined ones."""
+    monkeypatch.setattr(assemble, "RANGES", 5)
+    for bad in (True, False):
+        assembler = new()
+        for place in range(5):
+            assert not assembler.full
+            assembler.add([Record(2 * place, GOOD[0])])
+            if bad:
+                assembler.add([Record(2 * place + 1, b"no event")])
+            else:
+                assembler.skip(2 * place + 2)
+        assert assembler.full
+
+
+def test_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut is asked for before a statement with very many batches passes the format's limit."""
+    monkeypatch.setattr(assemble, "BATCHES", 7)
+    assert [len(entry.batches) for entry in run(GOOD[:20], 1, batch_events=1)] == [7, 7, 6]
+    assert [len(entry.batches) for entry in run(GOOD[:20], 10, batch_events=1)] == [10, 10, 0]
+
+
+def test_large_keys_and_headers() -> None:
+    """What is held counts: values, keys and headers of what is no event; of an event nothing but its value is held."""
+    assembler = new()
+    large = b"x" * 2**20
+    for offset in range(50):
+        assembler.add([Record(offset, GOOD[0], name=large, more=[("h", large)])])
+        assert not assembler.full
+    assert assembler.held_bytes < 2**20
+    for offset in range(50, 54):
+        assert not assembler.full
+        assembler.add([Record(offset, None, name=large, more=[("h", large), ("h", large)])])
+    assert assembler.full
+    assert assembler.held_bytes > assemble.QUARANTINE_BYTES
+
+
+@pytest.mark.parametrize("step", [1, 7, 50])
+def test_more_quarantine_than_fits(step: int) -> None:
+    """However much comes at a time, a statement's quarantine is bounded, and what does not fit waits for the next."""
+    value = GOOD[0] * 5000
+    assert len(value) > 1_500_000
+    entries = run([GOOD[1], value, GOOD[2]] * 17, step)
+    assert len(entries) > 2
+    assert sum(batch.events for entry in entries for batch in entry.batches) == 34
+    assert [entry.first_offset for entry in entries[1:]] == [entry.next_offset for entry in entries[:-1]]
+    assert all(entry.quarantine_inflated <= assemble.QUARANTINE_BYTES + 2 * len(value) for entry in entries)
+
+
+class WithoutHeaders(Record):
+    """A record with a header whose name is not UTF-8, as confluent-kafka gives it."""
+
+    def headers(self) -> Headers | None:
+        raise SystemError("returned a result with an exception set")
+
+
+def test_headers_that_cannot_be_read() -> None:
+    """Headers that the client library cannot give are left out, and the line says so."""
+    assembler = new()
+    assembler.add([WithoutHeaders(0, b"no event"), WithoutHeaders(1, GOOD[0])])
+    entry = assembler.cut()
+    assert entry.quarantine is not None
+    line = json.loads(inflate(entry.quarantine, entry.quarantine_inflated))
+    assert line["headers"] == []
+    assert line["error"] == f"{reason(b'no event')}; its headers are left out, since a name among them is not UTF-8"
+    assert entry.batches[0].events == 1
+
+
+LARGE = limits.QUARANTINE_RECORD
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "header", "omitted"),
+    [
+        (None, LARGE, None, set()),
+        (None, LARGE + 1, None, {"value"}),
+        (0, LARGE, None, set()),
+        (1, LARGE, None, {"value"}),
+        (LARGE, 1, None, {"key"}),
+        (LARGE, LARGE, 10, {"key", "value"}),
+        (LARGE // 2, LARGE // 2 + 1, None, {"value"}),
+        (3, 5, 6_291_450, {"headers"}),
+        (3, 5, 6_291_426, set()),
+        (3, 5, 20_000_000, {"headers"}),
+        (30_000_000, 40_000_000, 50_000_000, {"key", "value", "headers"}),
+    ],
+)
+def test_large_records(key: int | None, value: int, header: int | None, omitted: set[str]) -> None:
+    """Of a record beyond 8 MiB the largest parts are left out, until the rest keeps to it; their digests stay."""
+    assembler = new()
+    name = None if key is None else b"k" * key
+    more: Headers = [] if header is None else [("h\xe9", b"h" * header), ("none", None)]
+    record = Record(0, b"v" * value, name=name, more=more)
+    assembler.add([record])
+    entry = assembler.cut()
+    assert entry.quarantine is not None
+    line = inflate(entry.quarantine, entry.quarantine_inflated)
+    assert line == quarantined_line(record)
+    found = parse_quarantined(line.removesuffix(b"\n"))
+    assert {one for one in ("key", "value", "headers") if getattr(found.omitted, one, None)} == omitted
+    assert len(line) <= limits.QUARANTINE_LINE
+
+
+@pytest.mark.parametrize("size", [2**25, 2**26])
+def test_memory_of_large_records(size: int) -> None:
+    """A record that is left out costs no copy of it, however large its key, value and headers are."""
+    record = Record(0, b"v" * size, name=b"k" * size, more=[("n" * size, None), ("h", b"h" * size)])
+    parts = assemble._Parts(record.key(), record.value(), record.headers() or [])
+    tracemalloc.start()
+    try:
+        parts = assemble._Parts(record.key(), record.value(), record.headers() or [])
+        line = b"".join(parts.pieces())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(line) < 100
+    assert peak < 2 * limits.QUARANTINE_RECORD
+
+
+def test_longest_line() -> None:
+    """No record makes a line beyond the format's limit: headers count as their JSON does, and reasons are cut."""
+    event = json.loads(at("2026-03-01T12:00:00Z")) | {"event_type": "auth_attempt", "status": "\x01" * 100_000}
+    value = json.dumps(event).encode()
+    # Each header is 6,010 bytes of JSON.
+    record = Record(0, value, more=[("\x01" * 1000, None)] * ((LARGE - len(value) - 2) // 6010))
+    assembler = new()
+    assembler.add([record])
+    entry = assembler.cut()
+    line = inflate(entry.quarantine or b"", entry.quarantine_inflated)
+    assert line == quarantined_line(record)
+    assert json.loads(line)["omitted"] is None
+    assert len(line) <= limits.QUARANTINE_LINE
+    assert len(json.loads(line)["error"]) <= assemble.REASON_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        ("", ""),
+        ("x" * 256, "x" * 256),
+        ("x" * 257, "x" * 256),
+        ("é" * 128, "é" * 128),
+        ("x" + "é" * 128, "x" + "é" * 127),
+        ("\ud800", "?"),
+    ],
+)
+def test_errors_of_what_is_unreadable(error: str, kept: str) -> None:
+    """An error keeps to 256 bytes of UTF-8, and to whole characters."""
+    assembler = new()
+    assembler.unreadable(3, error)
+    assert assembler.has_records
+    assert assembler.cut().unreadable == [Unreadable(0, 3, kept)]
+
+
+def test_unreadable_on_either_side() -> None:
+    """A cut is asked for long before the format's limit of unreadable ranges; those that touch are one."""
+    assembler = new()
+    for place in range(assemble.UNREADABLE_RANGES):
+        assert not assembler.full
+        for end in (3 * place + 1, 3 * place + 2):
+            assembler.unreadable(end, "crc")
+        assembler.skip(3 * place + 3)
+    assert assembler.full
+    assert len(assembler.cut().unreadable) == assemble.UNREADABLE_RANGES < limits.UNREADABLE_RANGES
+
+
+def test_largest_statement() -> None:
+    """What is cut where a cut is asked for fits into a statement, whatever its numbers, names and errors are."""
+    far = 2**62
+    assembler = Assembler(
+        far, batch_events=1, segment_bytes=2**40, level=1, number=lambda: far,
+        leaves=LeafMaker(LeafKey("k" * 100, SECRET), LEAVES.archive, LEAVES.log),
+    )  # fmt: skip
+    value = at("2026-03-01T12:00:00.123456Z")
+    for turn in range(assemble.RANGES // 2):
+        # The drain reads 500 records at a time, and asks after each.
+        batches = 1 if turn < assemble.BATCHES - 1 else 500 if turn == assemble.BATCHES - 1 else 0
+        start = assembler.position
+        bad = [Record(start, None), Record(start + 1, None)]
+        assembler.add(bad[:1])
+        assembler.skip(start + 2)
+        if turn < assemble.UNREADABLE_RANGES:
+            assembler.unreadable(start + 3, f"{turn:04}" + "\x01" * 252)
+        start = assembler.position
+        if batches:
+            stamp = (TIME_CREATE, 2**62)
+            assembler.add([Record(start + place, value, stamp) for place in range(batches)])
+    entry = assembler.cut()
+    statement = Statement(
+        archive=LEAVES.archive, log=LogId("c" * 100, "t" * 249, "i" * 100, 2**31, 2**31), sequence=999_999_999_999,
+        tree=Tree(999_999_999_999, "ab" * 32, ["ab" * 32] * 40), previous_epoch=None, first_offset=far, next_offset=far,
+        last_record=LastRecord(far, 2**31 - 1), skipped=list(entry.skipped) * 2, lost=(far, far + 1),
+        unreadable=list(entry.unreadable), passed_over=["ab" * 32] * limits.PASSED_OVER, sealed_at="x" * 27,
+        writer="w" * 1000, segment=SegmentRef("s" * 400, 2**28, "ab" * 32), batches=list(entry.batches),
+        quarantine=QuarantineRef("q" * 400, 2**26, "ab" * 32, 2**29, far, list(entry.quarantined) * 2), expired=None,
+        types=dict.fromkeys(EVENT_TYPES, far),
+    )  # fmt: skip
+    assert len(entry.batches) == assemble.BATCHES + 499
+    assert len(statement.skipped) == len(statement.quarantine.offsets) == assemble.RANGES  # type: ignore[union-attr]
+    assert len(encode(statement)) < limits.STATEMENT_BYTES
+
+
+def test_numbers() -> None:
+    """Batches are numbered over the log, from where it is asked for at the first one, and never asked for again."""
+    asked: list[None] = []
+
+    def number() -> int:
+        asked.append(None)
+        return 41
+
+    assembler = Assembler(0, batch_events=2, segment_bytes=2**20, level=1, number=number)
+    assembler.add([Record(0, None)])
+    assembler.cut()
+    assert not asked
+    for start in (1, 6):
+        assembler.add([Record(start + place, GOOD[place]) for place in range(5)])
+        assert len(asked) == 1
+    assert [batch.number for batch in assembler.cut().batches] == [41, 42, 43, 44, 45]
+    assembler.add([Record(11, GOOD[0])])
+    assert [batch.number for batch in assembler.cut().batches] == [46]
+    assert len(asked) == 1
+
+
+def test_leaves() -> None:
+    """Each batch commits to its own events, as archived; without a secret nothing is committed to."""
+    values: list[bytes | None] = [json.dumps(json.loads(GOOD[0]), indent=1).encode(), *GOOD[1:7], None, GOOD[8]]
+    assembler = Assembler(0, batch_events=3, segment_bytes=2**20, level=1, number=lambda: 5, leaves=LEAVES)
+    assembler.add([Record(offset, value) for offset, value in enumerate(values)])
+    entry = assembler.cut()
+    assert [batch.events for batch in entry.batches] == [3, 3, 2]
+    for number, batch, member in zip((5, 6, 7), entry.batches, entry.members, strict=True):
+        made = commitment(inflate(member, batch.inflated), SECRET, LEAVES.archive, LEAVES.log, number)
+        assert batch.leaves == Leaves("leaves-a", made)
+    (plain,) = run(values, 3)
+    assert {batch.leaves for batch in plain.batches} == {None}
+
+
+def test_leaves_hold_no_events() -> None:
+    """For leaves no event is kept a second time until its batch is closed."""
+    assembler = Assembler(0, batch_events=1000, segment_bytes=2**24, level=1, leaves=LEAVES)
+    tracemalloc.start()
+    try:
+        for offset in range(7):
+            assembler.add([Record(offset, sized(500_000))])
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    # The first record is kept for its time.
+    assert 7 * 500_000 < held < 9 * 500_000
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [([3, 4], 4), ([None], None), ([-1], None), ([5, -1], None), ([0], 0)])
+def test_leader_epoch(epochs: list[int | None], expected: int | None) -> None:
+    """An entry has the leader epoch of the last record taken, and none where the broker gives none."""
+    assembler = new()
+    for offset, epoch in enumerate(epochs):
+        assembler.add([Record(offset, GOOD[0], epoch=epoch)])
+    assembler.skip(10)
+    assert assembler.cut().leader_epoch == expected
+    assert assembler.cut().leader_epoch is None
+
+
+def test_bounds_of_times() -> None:
+    """A batch's bounds hold its events' own times, to the microsecond and outwards."""
+    (entry,) = run([at("2026-03-01T12:00:00.0000015Z"), at("2026-03-01T13:59:59.9999991+02:00")], 2)
+    assert entry.batches[0].min_time == "2026-03-01T11:59:59.999999Z"
+    assert entry.batches[0].max_time == "2026-03-01T12:00:00.000002Z"
+
+
+def test_nothing() -> None:
+    """A cut where nothing came is an entry of an empty range."""
+    entry = new(7).cut()
+    assert (entry.first_offset, entry.next_offset, entry.lost, entry.quarantine) == (7, 7, None, None)
+    assert not any([entry.skipped, entry.members, entry.batches, entry.quarantined, entry.types])

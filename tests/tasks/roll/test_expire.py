@@ -1,0 +1,440 @@
+"""The end of life is signed before anything is deleted, and verification tells it from loss for ever."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custody.archive.forms import statements_of
+from custody.archive.reader import find_audit_tip, find_tip, read_archive
+from custody.archive.writer import Entry
+from custody.errors import TerminalStoreError
+from custody.format.layout import Log
+from custody.keys import trust_file
+from custody.keys.keyring import open_public
+from custody.keys.trust import open_trust
+from custody.settings import AuditSettings, Settings, TierSettings
+from custody.store.protocol import S3Options, Store, open_store
+from custody.tlog.proofs import Proofs
+from custody.verify.run import Report, verify
+from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.roll.expire import expire
+from tasks.roll.indices import Action, record
+from tests.helpers.reading import anything
+from tests.helpers.sample import Growing
+from tests.servers.s3 import SeaweedServer
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    """An archive of four statements of ten days ago."""
+    made = Growing(tmp_path, begun=NOW - timedelta(days=10), retention_days=1)
+    made.append(4)
+    return made
+
+
+def settings(growing: Growing, archive: str | None = None, days: int = 9, **more: Any) -> Settings:
+    return Settings(
+        archive=archive or str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        audit=AuditSettings(tables=False),
+        tiers=TierSettings(life_days=days),
+        **more,
+    )
+
+
+def judged(given: Settings, growing: Growing) -> Report:
+    trust = open_trust([f"file:{growing.keyring}"])
+    return verify(open_store(given.archive, given.s3), trust, now=datetime.now(UTC), workers=0)
+
+
+def segments(growing: Growing) -> list[Path]:
+    return sorted((growing.folder / "events").rglob("*.gz"))
+
+
+def audit(given: Settings) -> None:
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+
+
+def test_signed_then_deleted(growing: Growing) -> None:
+    """What is old enough is called expired by a signed statement, and is gone; the archive verifies."""
+    given = settings(growing)
+    actions = list(expire(given, NOW))
+    assert actions[0] == Action(
+        "expire", "audit.grows/0, statements 0 to 3", "done", "sealed more than 9 days ago; signed"
+    )
+    assert [(one.what, one.outcome) for one in actions[1:]] == [("delete", "done")] * 4
+    assert segments(growing) == []
+    report = judged(given, growing)
+    assert (report.exit_code, report.logs[0].statements, report.logs[0].expired) == (0, 5, 4)
+    assert list(expire(given, NOW)) == []
+
+
+def test_who_has_public_keys_alone_believes_it(growing: Growing, tmp_path: Path) -> None:
+    """A checkpoint covers the statement that calls objects expired, before they are deleted."""
+    given, path = settings(growing), tmp_path / "trust.json"
+    store = open_store(given.archive, given.s3)
+    trust_file.publish(path, read_archive(store).pin, open_public(f"file:{growing.keyring}"))
+    for action in expire(given, NOW):
+        if action.what == "delete":
+            assert (growing.folder / "checkpoints/audit.grows/0" / f"{5:012}").exists()
+    report = verify(store, open_trust([], path), now=datetime.now(UTC), workers=0)
+    assert {one.finding for one in report.findings} == {"unchecked-signature"}
+    assert report.logs[0].expired == 4
+
+
+def test_only_what_is_old(growing: Growing) -> None:
+    """Younger statements keep their objects."""
+    growing.begun = NOW - timedelta(days=1)
+    growing.append(2)
+    given = settings(growing)
+    list(expire(given, NOW))
+    assert len(segments(growing)) == 2
+    assert judged(given, growing).exit_code == 0
+
+
+def test_dry_run(growing: Growing) -> None:
+    """A dry run says what would expire, and changes nothing."""
+    before = sorted(growing.folder.rglob("*"))
+    assert {one.outcome for one in expire(settings(growing), NOW, dry_run=True)} == {"planned"}
+    assert sorted(growing.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_killed_while_deleting(growing: Growing, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    """A run that dies after the signature goes on where it was; verification is content at any time."""
+    given = settings(growing)
+    left = done
+
+    class Killed(BaseException):
+        pass
+
+    original = type(open_store(given.archive)).remove
+
+    def remove(store: Store, key: str) -> None:
+        nonlocal left
+        if not left:
+            raise Killed
+        left -= 1
+        original(store, key)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(open_store(given.archive)), "remove", remove)
+        with pytest.raises(Killed):
+            list(expire(given, NOW))
+    assert len(segments(growing)) == 4 - done
+    assert judged(given, growing).exit_code in {0, 3}
+    actions = list(expire(given, NOW))
+    assert [(one.what, one.outcome) for one in actions] == [("delete", "done")] * (4 - done)
+    assert judged(given, growing).exit_code == 0
+
+
+def test_an_object_that_cannot_be_deleted(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One object that the store does not delete stops no other, and is tried again the next time."""
+    given = settings(growing)
+    first = segments(growing)[0].relative_to(growing.folder).as_posix()
+    original = type(open_store(given.archive)).remove
+
+    def remove(store: Store, key: str) -> None:
+        if key == first:
+            raise TerminalStoreError("it may not be deleted")
+        original(store, key)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(open_store(given.archive)), "remove", remove)
+        outcomes = [one.outcome for one in expire(given, NOW) if one.what == "delete"]
+    assert sorted(outcomes) == ["done", "done", "done", "failed"]
+    assert [one.outcome for one in expire(given, NOW)] == ["done"]
+
+
+def test_after_an_audit(growing: Growing) -> None:
+    """The audit remembers what expired: the next roll begins there, and audits of what is gone find nothing."""
+    given = settings(growing)
+    audit(given)
+    list(expire(given, NOW))
+    audit(given)
+    newest = find_audit_tip(open_store(given.archive), anything).newest
+    assert newest
+    assert newest.statement.marks[growing.log].expired == 4
+    growing.append(0)
+    assert list(expire(given, NOW)) == []
+    plan = plan_audit(given, Request(full=True), datetime.now(UTC))
+    # Nothing was written for days, which is a notice.
+    outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+    assert {one["finding"] for one in outcome.findings} == {"stale"}
+
+
+def forge(path: Path, change: Callable[[dict[str, Any]], None], place: Path | None = None) -> None:
+    """Write a signed statement again with other words and the signatures that it had, as who holds no key can."""
+    line, _, signatures = path.read_bytes().partition(b"\n")
+    statement = json.loads(line)
+    change(statement)
+    path = place or path
+    path.unlink(missing_ok=True)
+    path.write_bytes(json.dumps(statement, separators=(",", ":")).encode() + b"\n" + signatures)
+
+
+@pytest.fixture
+def young(tmp_path: Path) -> Growing:
+    """An archive of four statements of two days ago; by their keys they are old, for Kafka's times are a producer's."""
+    made = Growing(tmp_path, begun=NOW - timedelta(days=2), retention_days=1)
+    made.append(4)
+    return made
+
+
+def test_an_audit_that_nobody_signed_ends_nothing(young: Growing) -> None:
+    """A forged audit that calls statements expired deletes none of them, and our own key repeats nothing of it."""
+    given = settings(young)
+    audit(given)
+    audits = young.folder / "audits"
+
+    def lie(one: dict[str, Any]) -> None:
+        one["sequence"] = one["tree"]["size"] = 1
+        one["tree"]["compact_range"] = ["00" * 32]
+        one["marks"][young.log]["expired"] = 4
+        one["heads"][young.log]["size"] = 10**9
+
+    forge(audits / f"{0:012}.json", lie, audits / f"{1:012}.json")
+    assert list(expire(given, NOW)) == []
+    assert len(segments(young)) == 4
+    assert record(given, [Action("delete", "an index", "refused", "for a test")], NOW) == 2
+    newest = find_audit_tip(open_store(given.archive), anything).newest
+    assert newest
+    # The forged one is passed over, and what the true one before it says is handed on.
+    assert len(newest.statement.passed_over) == 1
+    assert newest.statement.marks[young.log].expired == 0
+    assert newest.statement.heads[young.log].size == 4
+
+
+def test_what_was_signed_for_a_shorter_life(young: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was called expired, and was sealed since the end of the epoch that is set now, is not deleted."""
+    short, later = settings(young, days=1), NOW + timedelta(hours=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.roll.expire._delete", lambda *_, **__: iter(()))
+        assert [one.outcome for one in expire(short, later)] == ["done"]
+    assert list(expire(settings(young), NOW)) == []
+    assert len(segments(young)) == 4
+    assert [one.what for one in expire(short, later)] == ["delete"] * 4
+
+
+@pytest.mark.parametrize("place", [3, 4], ids=["the newest", "one more"])
+def test_a_statement_that_nobody_signed_ends_nothing(young: Growing, place: int) -> None:
+    """A forged statement that carries `expired` is passed over, no audit signs it, and nothing is deleted."""
+    manifests = young.folder / "manifests" / young.log
+
+    def lie(one: dict[str, Any]) -> None:
+        one.update(sequence=place, expired=[0, 3], segment=None, batches=[], types={}, first_offset=one["next_offset"])
+        one["sealed_at"] = one["sealed_at"].replace(str(NOW.year), "2020")
+        one["tree"].update(size=place, compact_range=["00" * 32] * place.bit_count())
+
+    forge(manifests / f"{3:012}.json", lie, manifests / f"{place:012}.json")
+    assert list(expire(settings(young), NOW)) == []
+    assert len(segments(young)) == 4
+    given = settings(young)
+    audit(given)
+    newest = find_audit_tip(open_store(given.archive), anything).newest
+    assert newest
+    assert newest.statement.marks[young.log].expired == 0
+    assert newest.statement.verdict == "tampered"
+
+
+def test_an_age_that_nobody_signed_ends_nothing(young: Growing) -> None:
+    """Statements that were made old without a key are refused: the age of what is deleted is signed."""
+    manifests = young.folder / "manifests" / young.log
+    for sequence in range(3):
+        forge(
+            manifests / f"{sequence:012}.json",
+            lambda one: one.update(sealed_at=one["sealed_at"].replace(str(NOW.year), "2020")),
+        )
+    (refused,) = expire(settings(young), NOW)
+    assert (refused.outcome, "no trusted key signed" in refused.why) == ("refused", True)
+    assert len(segments(young)) == 4
+
+
+def test_recorded(growing: Growing) -> None:
+    """What expired and what was deleted stands in a signed audit, behind which the nightly ones go on."""
+    given = settings(growing)
+    audit(given)
+    actions = list(expire(given, NOW))
+    assert record(given, actions, NOW) == 1
+    assert record(given, [], NOW) is None
+    report = judged(given, growing)
+    assert report.exit_code == 0
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    assert plan.sequence == 2
+    assert [(one.first, one.read) for one in plan.pieces if one.read == "new"] == [(4, "new")]
+
+
+def test_versions_and_locks(growing: Growing, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bucket with versions and locks, what is locked stays, and what is deleted leaves no version behind."""
+    seaweed.use(monkeypatch)
+    url = f"s3://{seaweed.make_bucket(versioned=True, object_lock=True)}/archive"
+    options = S3Options(endpoint_url=seaweed.endpoint_url)
+    locked = S3Options(endpoint_url=seaweed.endpoint_url, retention_mode="GOVERNANCE", retention_days=1)
+    store = open_store(url, options)
+    paths = [path for path in growing.folder.rglob("*") if path.is_file()]
+    first = segments(growing)[0]
+    for path in paths:
+        key = path.relative_to(growing.folder).as_posix()
+        (open_store(url, locked) if path == first else store).create(key, path.read_bytes())
+    given = settings(growing, url, s3=options)
+    deleted = [one for one in expire(given, NOW) if one.what == "delete"]
+    assert [one.outcome for one in deleted] == ["refused", "done", "done", "done"]
+    assert "locked until" in deleted[0].why
+    gone = deleted[1].target
+    assert not store.exists(gone)
+    assert not store.has_history(gone)
+    assert judged(given, growing).exit_code in {0, 3}
+    later = NOW + timedelta(days=2)
+    (refused,) = expire(given, later)
+    assert (refused.outcome, "the host's clock says" in refused.why) == ("refused", True)
+    # The lock has a day to go by the server's clock, whatever all others say.
+    monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [later])
+    assert [(one.what, one.outcome) for one in expire(given, later)] == [("delete", "failed")]
+
+
+def test_a_clock_that_is_ahead_ends_nothing(growing: Growing) -> None:
+    """A host whose clock is years ahead signs and deletes nothing: the store and the audits know better."""
+    given = settings(growing, days=2555)
+    audit(given)
+    before = sorted(growing.folder.rglob("*"))
+    (refused,) = expire(given, NOW + timedelta(days=2600))
+    assert (refused.what, refused.outcome) == ("expire", "refused")
+    assert "the host's clock says" in refused.why
+    assert sorted(growing.folder.rglob("*")) == before
+
+
+def test_the_earliest_clock_counts(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is old enough by the host's clock alone does not expire: each clock must say so."""
+    given = settings(growing, days=9)
+    early = NOW - timedelta(days=1, hours=2)
+    monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [NOW, early])
+    assert list(expire(given, NOW)) == []
+    monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [NOW, NOW - timedelta(hours=2)])
+    assert next(expire(given, NOW)).outcome == "done"
+
+
+def clocked(root: Path) -> Growing:
+    """Return an empty archive whose keys may sign at any time of the last years."""
+    return Growing(root, begun=datetime(2014, 1, 1, tzinfo=UTC), retention_days=1)
+
+
+def append_at(growing: Growing, *moments: datetime) -> None:
+    """Append statements that are sealed at these times."""
+    for moment in moments:
+        growing.begun = moment - (growing.sealed_at(growing.size) - growing.begun)
+        growing.append(1)
+
+
+def test_a_clock_that_was_behind_makes_nothing_old(tmp_path: Path) -> None:
+    """A statement sealed in 2015 by a wrong clock makes none of those around it old, wherever it stands."""
+    made = clocked(tmp_path)
+    young, wrong = NOW - timedelta(minutes=10), datetime(2015, 1, 1, tzinfo=UTC)
+    append_at(made, young, wrong, wrong, young, wrong)
+    assert list(expire(settings(made), NOW)) == []
+    assert len(segments(made)) == 5
+
+
+def test_a_clock_that_was_ahead_keeps_what_follows(tmp_path: Path) -> None:
+    """Behind a statement sealed late nothing expires before it, for verification counts the age from the latest."""
+    made = clocked(tmp_path)
+    old = NOW - timedelta(days=20)
+    append_at(made, old, NOW - timedelta(days=3), old, old)
+    given = settings(made)
+    actions = list(expire(given, NOW))
+    assert actions[0].target == f"{made.log}, statements 0 to 0"
+    assert len(segments(made)) == 3
+    assert "retention" not in {one.finding for one in judged(given, made).findings}
+
+
+@pytest.mark.parametrize("where", ["archive.json", "trust.json"])
+def test_the_longest_retention_counts(tmp_path: Path, where: str) -> None:
+    """A setting may ask for a longer life than the archive and the verifiers, and never for a shorter one."""
+    made = Growing(tmp_path, begun=NOW - timedelta(days=10), retention_days=11 if where == "archive.json" else 1)
+    made.append(3)
+    trust = None
+    if where == "trust.json":
+        trust = tmp_path / "trust.json"
+        trust.write_text('{"format":"custody/trust/1","retention_days":11}')
+    given = settings(made, days=1, trust=trust)
+    assert list(expire(given, NOW)) == []
+    assert len(segments(made)) == 3
+
+
+def test_an_expiry_before_its_time_deletes_nothing(growing: Growing) -> None:
+    """What the archive's own key called expired too early stays, and is not joined by what expires rightly behind."""
+    growing.expire(0, 2)
+    given = settings(growing, days=5)
+    # Sealed a few minutes after what it calls expired.
+    actions = list(expire(given, NOW))
+    assert actions[0].target == f"{growing.log}, statements 2 to 4"
+    assert len(actions) == 1
+    assert len(segments(growing)) == 4
+    found = [one for one in judged(given, growing).findings if one.finding == "retention"]
+    assert [one.sequence for one in found] == [4]
+    audit(given)
+    newest = find_audit_tip(open_store(given.archive), anything).newest
+    assert newest
+    assert newest.statement.marks[growing.log].expired == 0
+    assert [one.what for one in expire(given, NOW)] == []
+    assert len(segments(growing)) == 4
+
+
+def test_slots_that_were_passed_over(growing: Growing) -> None:
+    """What somebody without a key has put into a slot keeps nothing from expiring, once it is passed over."""
+    manifests = growing.folder / "manifests" / growing.log
+    (manifests / f"{4:012}.json").write_bytes(b"no manifest")
+    growing.append(1)
+    given = settings(growing)
+    actions = list(expire(given, NOW))
+    assert actions[0].target == f"{growing.log}, statements 0 to 5"
+    assert [(one.what, one.outcome) for one in actions[1:]] == [("delete", "done")] * 5
+    report = judged(given, growing)
+    assert [one.finding for one in report.findings] == ["passed-over"]
+    assert report.logs[0].expired == 6
+    audit(given)
+    assert list(expire(given, NOW)) == []
+
+
+def test_a_slot_that_nothing_passes_over(growing: Growing) -> None:
+    """Where a statement was replaced by garbage, it is said, and nothing of the log is deleted."""
+    path = growing.folder / "manifests" / growing.log / f"{1:012}.json"
+    path.unlink()
+    path.write_bytes(b"no manifest")
+    (refused,) = expire(settings(growing), NOW)
+    assert (refused.outcome, "no trusted key signed" in refused.why) == ("refused", True)
+    assert len(segments(growing)) == 4
+
+
+def test_a_key_that_has_ended(growing: Growing, tmp_path: Path) -> None:
+    """What a leaked key signed behind its end makes nothing expire, and no deletion rests on it."""
+    (key,) = (one for one in open_trust([f"file:{growing.keyring}"]).keys.values() if one.algorithm == "HMAC-SHA256")
+    tip = find_tip(open_store(str(growing.folder)), Log("audit.grows", 0), anything)
+    root = Proofs(open_store(str(growing.folder)), growing.log, statements_of(Log("audit.grows", 0))).root(2)
+    assert tip.head.size == 4
+    entry = {"id": key.id, "algorithm": key.algorithm, "from": None, "to": None}
+    trust = tmp_path / "trust.json"
+    until = {growing.log: {"size": 2, "root": root.hex()}}
+    trust.write_text(json.dumps({"format": "custody/trust/1", "keys": [{**entry, "until": until}]}))
+    (refused,) = expire(settings(growing, trust=trust), NOW)
+    assert (refused.outcome, "ended at this log's size 2" in refused.why) == ("refused", True)
+    assert len(segments(growing)) == 4
+
+
+def test_a_day_far_ahead(growing: Growing) -> None:
+    """Objects whose keys hold a producer's day of the year 9999 are deleted with their statements."""
+
+    def late(entry: Entry) -> Entry:
+        return replace(entry, first_record_ms=253_370_764_800_000)
+
+    growing.append(2, edit=late)
+    assert any("events/9999" in str(path) for path in segments(growing))
+    list(expire(settings(growing), NOW))
+    assert segments(growing) == []

@@ -1,0 +1,534 @@
+"""Elasticsearch comes to hold what the archive holds, whatever happens to it or on the way; on a real one."""
+
+import contextlib
+import gzip
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from custody.archive.reader import read_archive
+from custody.archive.writer import Entry
+from custody.errors import ConfigurationError, SearchError
+from custody.format import layout, manifest
+from custody.format.layout import Log
+from custody.format.segment import pack
+from custody.settings import SearchSettings, Settings
+from custody.store.protocol import open_store
+from tasks.search import client as search
+from tasks.search import index
+from tasks.search.client import Cursor, Search
+from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
+from tasks.search.index import Follower, Indexer, IndexResult, index_logs
+from tests.helpers.corpus import EVENTS
+from tests.helpers.sample import Growing, make_archive
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.ports import free_ports
+from tests.servers.proxy import Fault, FaultyProxy
+
+LOG = Log("audit.grows", 0)
+
+
+def now_event(offset: int, **fields: Any) -> bytes:
+    """Return an event of today."""
+    kind = list(EVENTS)[offset % len(EVENTS)]
+    time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({**EVENTS[kind], "timestamp": time, "request_id": f"request-{offset}", **fields}).encode()
+
+
+def settings(growing: Growing, url: str, prefix: str, **more: Any) -> Settings:
+    return Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        search=SearchSettings(url=url, prefix=prefix, replicas=0, **more),
+    )
+
+
+def documents(given: Settings) -> dict[str, dict[str, Any]]:
+    """Return all documents behind the alias, by id, with their index beside them."""
+    with_client = Search(given.search)
+    try:
+        with_client.client.indices.refresh(index=f"{given.search.prefix}*")
+        answer = with_client.client.search(index=given.search.prefix, size=10_000)
+        hits = answer["hits"]["hits"]
+        assert answer["hits"]["total"]["value"] == len(hits)
+        return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
+    finally:
+        with_client.close()
+
+
+def manifest_of(growing: Growing, sequence: int) -> Path:
+    return growing.folder / layout.manifest_key(LOG, sequence)
+
+
+def segment_of(growing: Growing, sequence: int) -> Path:
+    segment = manifest.parse(manifest_of(growing, sequence).read_bytes()).statement.segment
+    assert segment is not None
+    return growing.folder / segment.key
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    return Growing(tmp_path)
+
+
+@pytest.fixture
+def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
+    made = settings(growing, elastic.url, elastic.unused_prefix())
+    yield made
+    opened = Search(made.search)
+    opened.client.options(ignore_status=404).indices.delete(index=f"{made.search.prefix}*")
+    opened.client.options(ignore_status=404).indices.delete_index_template(name=made.search.prefix)
+    opened.close()
+
+
+def test_every_event_is_found(growing: Growing, given: Settings) -> None:
+    """Each event is a document of its day, byte for byte what was archived, and leads back to its evidence."""
+    growing.append(4, now_event)
+    (result,) = index_logs(given)
+    assert (result.created, result.there, result.rejected, result.sequence, result.problem) == (20, 0, 0, 4, None)
+    found = documents(given)
+    assert set(found) == {document_id(LOG, offset) for offset in range(20)}
+    for offset in range(20):
+        document = found[document_id(LOG, offset)]
+        origin = document.pop(ORIGIN)
+        assert (origin["topic"], origin["partition"], origin["offset"]) == ("audit.grows", 0, offset)
+        assert (growing.folder / origin["segment"]).exists()
+        assert index_day(given.search.prefix, document.pop("_index")) == date.fromisoformat(document["timestamp"][:10])
+        assert document["request_id"] == f"request-{offset}"
+        assert document["event_type"] == list(EVENTS)[offset % len(EVENTS)]
+
+
+def test_again_changes_nothing(growing: Growing, given: Settings) -> None:
+    """A second run has nothing to do; without its cursor it finds every event there."""
+    growing.append(2, now_event)
+    index_logs(given)
+    before = documents(given)
+    assert [(one.created, one.there) for one in index_logs(given)] == [(0, 0)]
+    opened = Search(given.search)
+    opened.client.indices.delete(index=opened.cursors)
+    opened.close()
+    assert [(one.created, one.there) for one in index_logs(given)] == [(0, 10)]
+    assert documents(given) == before
+
+
+def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
+    """A slot that holds no statement is an alarm until the writer passes over it, and then none any more."""
+    growing.append(1, now_event)
+    (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
+    store, search = open_store(given.archive), Search(given.search)
+    search.prepare()
+    indexer, result = Indexer(given, store, search, read_archive(store).id), IndexResult(growing.log)
+    assert indexer.index(LOG, result)
+    assert "manifest" in (result.problem or "")
+    growing.append(1, now_event)
+    assert indexer.index(LOG, result)
+    assert (result.created, result.sequence, result.problem) == (10, 3, None)
+    search.close()
+    assert [one.problem for one in index_logs(given)] == [None]
+
+
+def test_growth_is_followed(growing: Growing, given: Settings) -> None:
+    """What is sealed later is indexed from the cursor on, whose counts go on."""
+    growing.append(1, now_event)
+    index_logs(given)
+    growing.append(2, now_event)
+    assert [(one.created, one.there, one.sequence) for one in index_logs(given)] == [(10, 0, 3)]
+    opened = Search(given.search)
+    archive = read_archive(open_store(str(growing.folder))).id
+    assert opened.cursor(archive, LOG) == Cursor(3, 15, 0)
+    opened.close()
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 1_000_000])
+def test_what_has_aged_out_is_not_indexed(growing: Growing, given: Settings, sequence: int) -> None:
+    """A cursor of long ago, or one that is not true, goes on with what the roll would not delete again at once."""
+    growing.begun = datetime.now(UTC) - timedelta(days=given.search.days + 10)
+    growing.append(3, now_event)
+    for path in (growing.folder / "events").rglob("*.gz"):
+        path.unlink()
+    growing.begun = datetime.now(UTC) - timedelta(minutes=30)
+    growing.append(2, now_event)
+    archive = read_archive(open_store(str(growing.folder))).id
+    opened = Search(given.search)
+    opened.prepare()
+    opened.put_cursor(archive, LOG, Cursor(sequence, 5, 0), None)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, bool(result.problem)) == (10, 5, sequence > 5)
+    cursor = opened.cursor(archive, LOG)
+    opened.close()
+    assert cursor is not None
+    assert cursor.sequence == 5
+    assert set(documents(given)) == {document_id(LOG, offset) for offset in range(15, 25)}
+
+
+def test_gaps_keep_their_offsets(tmp_path: Path, elastic: ElasticsearchServer) -> None:
+    """Quarantined and skipped offsets have no document, and those behind them keep their own."""
+    sample = make_archive(tmp_path)
+    given = Settings(
+        archive=str(sample.folder),
+        keys=f"file:{sample.keyring}",
+        search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0, days=3650),
+    )
+    index_logs(given)
+    found = documents(given)
+    assert set(found) == {document_id(sample.log, offset) for offset in sample.events}
+    for offset, content in sample.events.items():
+        assert found[document_id(sample.log, offset)]["request_id"] == json.loads(content)["request_id"]
+
+
+def test_far_days_share_an_index(growing: Growing, given: Settings) -> None:
+    """Events whose day is far from when they were sealed make no index of their own, and are found all the same."""
+    times = ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-01T00:00:00+14:00"]
+    today = datetime.now(UTC)
+
+    def content(offset: int) -> bytes:
+        return now_event(offset, **({"timestamp": times[offset]} if offset < len(times) else {}))
+
+    growing.append(1, content)
+    index_logs(given)
+    names = sorted(one["_index"] for one in documents(given).values())
+    assert names[-3:] == [outlying_name(given.search.prefix)] * 3
+    assert set(names[:2]) <= {index_name(given.search.prefix, (today - timedelta(days=d)).date()) for d in (0, 1)}
+
+
+def test_what_is_refused_stops_nothing(growing: Growing, given: Settings) -> None:
+    """An event that Elasticsearch will not take goes where it is seen, with the reason; the others are indexed."""
+
+    def content(offset: int) -> bytes:
+        event = json.loads(now_event(offset))
+        if offset == 3:
+            event = {**json.loads(now_event(3)), **EVENTS["api_key_operation"], "permissions": [{"no": "keyword"}]}
+        return json.dumps(event).encode()
+
+    growing.append(2, content)
+    (result,) = index_logs(given)
+    assert (result.created, result.rejected, result.problem) == (9, 1, None)
+    opened = Search(given.search)
+    opened.client.indices.refresh(index=opened.rejected)
+    (hit,) = opened.client.search(index=opened.rejected)["hits"]["hits"]
+    opened.close()
+    assert hit["_id"] == document_id(LOG, 3)
+    assert hit["_source"]["offset"] == 3
+    assert "permissions" in hit["_source"]["reason"]
+    assert document_id(LOG, 3) not in documents(given)
+
+
+def test_values_out_of_range_are_kept(growing: Growing, given: Settings) -> None:
+    """Unknown fields, and values that a field's type does not hold, are kept in the source and refuse nothing."""
+    odd = {"timestamp": f"{date.today()}T00:00:00.1234567890123Z", "client_ip": "::ffff:1.2.3.4", "more": {"a": [1]}}  # noqa: DTZ011
+    growing.append(1, lambda offset: now_event(offset, **odd))
+    (result,) = index_logs(given)
+    assert (result.created, result.rejected) == (5, 0)
+    assert all(one["more"] == {"a": [1]} for one in documents(given).values())
+
+
+def test_mapping_does_not_grow(growing: Growing, given: Settings) -> None:
+    """The mapping is that of the six types, whatever fields producers invent."""
+    growing.append(2, lambda offset: now_event(offset, **{f"invented_{offset}": offset}))
+    index_logs(given)
+    opened = Search(given.search)
+    found = opened.client.indices.get_mapping(index=f"{given.search.prefix}-2*")
+    opened.close()
+    for one in found.values():
+        assert set(one["mappings"]["properties"]) == set(properties())
+
+
+def test_lost_elasticsearch(growing: Growing, given: Settings) -> None:
+    """Where all indices are gone, cursors too, the next run brings everything back."""
+    growing.append(3, now_event)
+    index_logs(given)
+    before = documents(given)
+    opened = Search(given.search)
+    opened.client.indices.delete(index=f"{given.search.prefix}*")
+    opened.close()
+    assert [one.created for one in index_logs(given)] == [15]
+    assert documents(given) == before
+
+
+def lost_segment(growing: Growing, sequence: int) -> None:
+    segment_of(growing, sequence).unlink()
+
+
+def flipped_bit(growing: Growing, sequence: int) -> None:
+    path = segment_of(growing, sequence)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+
+
+def unreadable_manifest(growing: Growing, sequence: int) -> None:
+    manifest_of(growing, sequence).write_bytes(b"no manifest")
+
+
+def misplaced_manifest(growing: Growing, sequence: int) -> None:
+    manifest_of(growing, sequence).write_bytes(manifest_of(growing, 0).read_bytes())
+
+
+def lost_manifest(growing: Growing, sequence: int) -> None:
+    manifest_of(growing, sequence).unlink()
+
+
+BAD = [lost_segment, flipped_bit, unreadable_manifest, misplaced_manifest, lost_manifest]
+
+
+def test_nothing_stalls_behind_what_is_bad(growing: Growing, given: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """A statement that cannot be indexed is named, once, and all that comes behind it is indexed."""
+    growing.append(2 * len(BAD) + 1, now_event)
+    bad = range(1, 2 * len(BAD), 2)
+    for sequence, make in zip(bad, BAD, strict=True):
+        make(growing, sequence)
+    (result,) = index_logs(given)
+    assert (result.sequence, result.behind) == (2 * len(BAD) + 1, 0.0)
+    assert "sequence 1 of audit.grows/0" in str(result.problem)
+    assert f"and so of {len(BAD) - 1} more places" in str(result.problem)
+    for sequence in bad:
+        names = {f"{sequence:012}.json", f"sequence {sequence} of", f"(sequence {sequence})"}
+        assert any(name in one for one in caplog.messages for name in names)
+    good = {offset for offset in range(growing.events) if offset // 5 not in bad}
+    assert {document_id(LOG, offset) for offset in good} <= set(documents(given))
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, result.problem) == (0, 2 * len(BAD) + 1, None)
+
+
+NO_EVENTS = (b"{]", b"", b"[]", b'{"@custody":]', b'"@custody"')
+
+
+def test_nothing_stalls_behind_signed_lines_that_are_no_events(growing: Growing, given: Settings) -> None:
+    """What only who holds a key could sign, a line that is no event, is said of its log, and none stalls behind it."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+    def two_days(offset: int) -> bytes:
+        return now_event(offset, timestamp=f"{today - timedelta(days=offset % 2):%FT%TZ}")
+
+    def put(line: bytes, entry: Entry) -> Entry:
+        payload = b"\n".join([line, *gzip.decompress(entry.members[0]).split(b"\n")[1:]])
+        member, (first, second) = pack(payload).data, entry.batches
+        said = {"size": len(member), "inflated": len(payload), "sha256": sha256(payload).hexdigest()}
+        batches = [structs.replace(first, **said), structs.replace(second, start=len(member))]
+        return replace(entry, members=[member, *entry.members[1:]], batches=batches)
+
+    for line in NO_EVENTS:
+        growing.append(1, now_event if ORIGIN.encode() in line else two_days, partial(put, line))
+    growing.append(1, now_event)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence) == (5, len(NO_EVENTS) + 1)
+    assert "sequence 0 of audit.grows/0: batch 0 of sequence 0 has a line that is no event" in str(result.problem)
+    assert f"and so of {len(NO_EVENTS) - 1} more places" in str(result.problem)
+    assert "\n" not in str(result.problem)
+
+
+def test_a_hole_is_not_the_head(growing: Growing, given: Settings) -> None:
+    """Manifests deleted at the cursor, or right before it, are said to be missing, and what follows is indexed."""
+    growing.append(4, now_event)
+    index_logs(given)
+    growing.append(5, now_event)
+    for sequence in (4, 5, 6):
+        lost_manifest(growing, sequence)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence) == (10, 9)
+    assert "(4 to 6), and later ones are there" in str(result.problem)
+    lost_manifest(growing, 7)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, result.problem) == (0, 9, None)
+    lost_manifest(growing, 8)
+    (result,) = index_logs(given)
+    assert (result.there, result.sequence) == (20, 4)
+    assert "the log has fewer" in str(result.problem)
+
+
+def test_an_unreadable_end_is_said_until_it_is_mended(growing: Growing, given: Settings) -> None:
+    """No cursor goes beyond the last statement that can be read, however far ahead something was put."""
+    growing.append(2, now_event)
+    for sequence in (2, 10**9):
+        unreadable_manifest(growing, sequence)
+    for _ in range(2):
+        (result,) = index_logs(given)
+        assert result.sequence == 2
+        assert "and so of 2 more places" in str(result.problem)
+    lost_manifest(growing, 2)
+    (result,) = index_logs(given)
+    assert result.sequence == 2
+    assert "(2 to 999999999), and later ones are there" in str(result.problem)
+    unreadable_manifest(growing, 2)
+    for sequence in (2, 10**9):
+        lost_manifest(growing, sequence)
+    growing.append(1, now_event)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence, result.problem) == (5, 3, None)
+
+
+def test_what_expired_is_no_loss(growing: Growing, given: Settings) -> None:
+    """Segments deleted after their statements were called expired are passed over in silence, others are not."""
+    growing.append(4, now_event)
+    for sequence in (0, 1, 2):
+        lost_segment(growing, sequence)
+    growing.expire(0, 2)
+    (result,) = index_logs(given)
+    assert (result.created, result.sequence) == (5, 5)
+    assert "sequence 2 of" in str(result.problem)
+    assert "more places" not in str(result.problem)
+
+
+@pytest.mark.parametrize("hole", [[0, 1], [4, 5, 7], [8, 9, 11]], ids=str)
+def test_what_has_aged_out_is_not_indexed_whatever_is_missing(
+    growing: Growing, given: Settings, hole: list[int]
+) -> None:
+    """Where manifests are missing, too, a lost Elasticsearch gets all that is wanted, and nothing that is not."""
+    growing.begun = datetime.now(UTC) - timedelta(days=given.search.days + 10)
+    growing.append(9, now_event)
+    growing.begun = datetime.now(UTC) - timedelta(minutes=30)
+    growing.append(4, now_event)
+    for sequence in hole:
+        lost_manifest(growing, sequence)
+    (result,) = index_logs(given)
+    assert result.sequence == 13
+    assert set(documents(given)) == {
+        document_id(LOG, offset)
+        for sequence in {9, 10, 11, 12} - {*hole}
+        for offset in range(sequence * 5, sequence * 5 + 5)
+    }
+
+
+FAULTS = [Fault(kind, effect) for kind in ("reset", "429", "503") for effect in (False, True)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_at_each_call(growing: Growing, given: Settings, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever call fails, before or after its effect, the next run ends with every event there, once."""
+    monkeypatch.setattr(search, "PATIENCE_SECONDS", 1)
+    growing.append(1, now_event)
+    index_logs(given)
+    expected = documents(given)
+    opened = Search(given.search)
+    with FaultyProxy(str(given.search.url)) as proxy:
+        through = settings(growing, proxy.endpoint_url, given.search.prefix, bulk_bytes=1024)
+        opened.client.indices.delete(index=f"{given.search.prefix}*")
+        proxy.reset()
+        index_logs(through)
+        calls = len(proxy.calls)
+        assert calls > 3
+        for number in range(calls):
+            opened.client.indices.delete(index=f"{given.search.prefix}*")
+            proxy.reset({number: fault})
+            with contextlib.suppress(SearchError):
+                index_logs(through)
+            proxy.reset()
+            (result,) = index_logs(through)
+            assert result.problem is None
+            assert documents(given) == expected
+    opened.close()
+
+
+def test_down(growing: Growing, given: Settings) -> None:
+    """Where nothing answers, that is said in one line with the address; no traceback."""
+    growing.append(1, now_event)
+    (port,) = free_ports(1)
+    down = given.model_copy(update={"search": given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})})
+    with pytest.raises(SearchError, match=f"{port} does not answer"):
+        index_logs(down)
+    with pytest.raises(ConfigurationError, match="is not set"):
+        index_logs(given.model_copy(update={"search": SearchSettings()}))
+
+
+def test_follower(growing: Growing, given: Settings) -> None:
+    """Beside a drain, what was there and what is sealed meanwhile is indexed soon, and at the end all of it."""
+    growing.append(1, now_event)
+    follower = Follower(given)
+    deadline = time.monotonic() + 30
+    opened = Search(given.search)
+    while not opened.client.options(ignore_status=[404, 503]).count(index=given.search.prefix).body.get("count"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    opened.close()
+    growing.append(2, now_event)
+    follower.sealed(LOG)
+    (result,) = follower.end()
+    assert (result.created, result.behind, result.problem) == (15, 0.0, None)
+    assert len(documents(given)) == 15
+
+
+def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) -> None:
+    """A drain does not wait for an Elasticsearch that does not answer, and says so."""
+    growing.append(1, now_event)
+    (port,) = free_ports(1)
+    search_down = given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})
+    follower = Follower(given.model_copy(update={"search": search_down}))
+    follower.sealed(LOG)
+    begin = time.monotonic()
+    results = follower.end()
+    assert time.monotonic() - begin < index.GRACE_SECONDS
+    assert all(f"{port} does not answer" in str(one.problem) for one in results)
+    assert results
+
+
+@pytest.mark.parametrize("call", ["prepare", "cursor"])
+def test_a_follower_that_fails_is_heard(
+    growing: Growing, given: Settings, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that nobody foresaw stands in the result and, with its traceback, in the log; no drain ends by it."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Search, call, fail)
+    growing.append(1, now_event)
+    follower = Follower(given)
+    follower.sealed(LOG)
+    (result,) = follower.end()
+    assert "does not foresee (ZeroDivisionError)" in str(result.problem)
+    assert "Traceback" in caplog.text
+
+
+ODD_ANSWERS: list[Any] = [
+    {"errors": True, "items": []},
+    {"errors": True, "items": [{"create": {"status": 400}}] * 6},
+    {"errors": True, "items": None},
+    {"hits": None},
+    [],
+]
+
+
+@pytest.mark.parametrize("answer", ODD_ANSWERS, ids=str)
+def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
+    """What answers otherwise than Elasticsearch does is a problem that is said, whatever it answers."""
+
+    class Odd(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            cursor = self.path.startswith("/odd-cursors/_doc")
+            body = b"{}" if cursor else json.dumps(answer).encode()
+            self.send_response(404 if cursor else 200)
+            self.send_header("x-elastic-product", "Elasticsearch")
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 - as the server names them
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    growing.append(1, now_event)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        given = settings(growing, f"http://127.0.0.1:{server.server_port}", "odd")
+        (result,) = index_logs(given)
+        assert "answers otherwise than Elasticsearch does" in str(result.problem)
+        opened = Search(given.search)
+        with pytest.raises(SearchError, match="answers otherwise"):
+            opened.delete("odd", {})
+        opened.close()
+        server.shutdown()

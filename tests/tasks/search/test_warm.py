@@ -1,0 +1,129 @@
+"""Indices move to warm nodes, on a real cluster of two nodes, one of each tier; and one of them dies."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from custody.errors import SearchError
+from custody.settings import AuditSettings, SearchSettings, Settings
+from tasks.audit.run import Request, plan_audit, verify_pieces
+from tasks.roll.indices import _LOST, _UNSAID, _WARM_WHY, Action, roll_indices
+from tasks.search.client import Search
+from tasks.search.documents import TIER
+from tasks.search.index import index_logs
+from tests.helpers.sample import Growing
+from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
+from tests.servers.require import unavailable
+from tests.tasks.roll.test_roll import LATER, NOW, audit, names, roll
+from tests.tasks.search.test_index import now_event
+
+MOVED_SECONDS = 20
+PROMPT_SECONDS = 25
+"""All that is asked of a cluster whose warm node is dead is answered within them; one call that hangs takes 30 s."""
+WARM = NOW + timedelta(days=8)
+"""By then what is of today is old enough for warm nodes."""
+
+
+@pytest.fixture
+def tiers() -> Iterator[tuple[ElasticsearchServer, ElasticsearchServer]]:
+    """A hot node that no content role makes a home for what asks for no tier, and a warm one, of one cluster."""
+    hot = ElasticsearchServer("384m", "hot", ("master", "ingest", "data_hot"))
+    warm = ElasticsearchServer("256m", "warm", ("data_warm",), hot)
+    with ExitStack() as stack:
+        for node in (hot, warm):
+            stack.push(node.__exit__)
+        try:
+            hot.launch()
+            warm.launch()
+        except ElasticsearchUnavailableError as error:
+            unavailable(str(error))
+        hot.wait()
+        warm.wait()
+        yield hot, warm
+
+
+def lie_on(search: Search, index: str, *nodes: str | None) -> bool:
+    """Say whether the shards of an index come to lie on these nodes, and on no other; None is no node."""
+    deadline = time.monotonic() + MOVED_SECONDS
+    while time.monotonic() < deadline:
+        shards = search.client.cat.shards(index=index, format="json", h="node,state").body
+        if {one["node"] for one in shards} == {*nodes} and {one["state"] for one in shards} <= {
+            "STARTED",
+            "UNASSIGNED",
+        }:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def of(actions: list[Action], *names: str) -> list[tuple[str, str, str, str]]:
+    return [(one.what, one.target, one.outcome, one.why) for one in actions if one.target in names]
+
+
+@pytest.mark.timeout(240)
+def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, ElasticsearchServer]) -> None:
+    """An index of the age goes to the warm node with all its documents, once, and a young one stays.
+
+    Where no node is of the content tier, indices are made all the same. With the warm node dead the roll says of each
+    index that it held what cannot be done, waits for nothing, deletes nothing unseen, and does the others; an audit
+    says that it could not look, not that documents are missing.
+    """
+    hot, warm = tiers
+    growing = Growing(tmp_path)
+    growing.append(3, now_event)
+    given = Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        audit=AuditSettings(tables=False),
+        search=SearchSettings(url=hot.url, prefix=hot.unused_prefix(), replicas=0),
+    )
+    (result,) = index_logs(given)
+    assert (result.created, result.problem) == (15, None)
+    search = Search(given.search)
+    today, tomorrow = max(names(search)), f"{search.prefix}-{NOW + timedelta(days=1):%Y.%m.%d}"
+    assert of(roll(given), today, tomorrow) == [("create", tomorrow, "done", "")]
+    assert lie_on(search, f"{today},{tomorrow}", "hot")
+    planned = [one for one in roll(given, WARM, dry_run=True) if one.what == "warm"]
+    assert of(planned, today) == [("warm", today, "planned", _WARM_WHY)]
+    assert lie_on(search, today, "hot")
+    young = f"{search.prefix}-{WARM:%Y.%m.%d}"
+    search.client.indices.create(index=young)
+    actions = roll(given, WARM)
+    assert ("warm", today, "done", _WARM_WHY) in of(actions, today)
+    assert of(actions, young) == []
+    assert lie_on(search, today, "warm")
+    assert lie_on(search, young, "hot")
+    assert search.find(index=search.prefix)["hits"]["total"]["value"] == 15
+    assert of(roll(given, WARM), today, tomorrow, young) == []
+
+    # An index of two shards, of which the dead node holds one: what the other says is not all of it.
+    halved = f"{search.prefix}-{NOW - timedelta(days=3):%Y.%m.%d}"
+    spread = {"number_of_shards": 2, "routing.allocation.total_shards_per_node": 1}
+    search.client.indices.create(index=halved, settings={"index": spread}, wait_for_active_shards=0)
+    search.client.indices.put_settings(index=halved, settings={f"index.{TIER}": None})
+    assert lie_on(search, halved, "hot", "warm")
+    audit(given)
+    warm.kill()
+    started = time.monotonic()
+    assert lie_on(search, today, None)
+    refused = f"{_UNSAID}: {_LOST}"
+    for _ in range(2):
+        closed = list(roll_indices(given, WARM))
+        assert ("merge", today, "refused", _LOST) in of(closed, today)
+        late = list(roll_indices(given, LATER))
+        assert of(late, halved, today) == [("delete", name, "refused", refused) for name in (halved, today)]
+    assert not search.client.indices.exists(index=tomorrow)
+    assert search.client.indices.exists(index=f"{today},{halved}")
+    for name in (halved, search.prefix):
+        with pytest.raises(SearchError, match=r"answers for \d of \d shards alone"), search.errors(name):
+            search.logs_in(name)
+    plan = plan_audit(given, Request(full=True), NOW)
+    found = [one for piece in verify_pieces(given, plan, plan.pieces) for one in piece.findings]
+    assert {one["finding"] for one in found} == {"unreadable"}
+    assert all("Elasticsearch was not held against the archive" in str(one["message"]) for one in found)
+    assert time.monotonic() - started < PROMPT_SECONDS
+    search.close()
