@@ -140,7 +140,7 @@ def checkpoint(
     from custody.archive.trusted import check_archive
     from custody.cli.render import escape
     from custody.keys.keyring import keyring_path
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
 
     settings = _settings(archive, trust)
     if write and keys:
@@ -222,7 +222,7 @@ def evidence(
     from custody.archive.prove import make_evidence
     from custody.cli.render import escape
     from custody.keys.trust import open_trust
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
     from custody.tlog.checkpoint import NOTE_LIMIT
 
     settings = _settings(archive, trust)
@@ -362,7 +362,7 @@ def witness(
     says so. A URL where it never saw an archive, and where none lies, is a plain error (1).
     """
     from custody.archive.witness import Witness
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
 
     settings = _settings(archive, trust)
     store = open_store(settings.archive, settings.s3)

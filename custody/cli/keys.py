@@ -103,7 +103,7 @@ def export(
     """
     from custody.cli.render import escape
     from custody.keys import trust_file
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
 
     settings = Settings()
     pin = read_own_archive(open_store(settings.archive, settings.s3), settings.own_trust()).pin
@@ -152,7 +152,7 @@ def end(
     from custody.format.layout import AUDIT_LOG
     from custody.keys import trust_file
     from custody.keys.trust import load_trust
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
 
     settings = Settings(**({"trust": trust} if trust else {}))
     path = trust_path(settings)
@@ -184,7 +184,7 @@ def _made_archive(settings: Settings) -> str | None:
     """Return the URL of the archive that the settings name, None where there is none or nobody can look."""
     from custody.archive.reader import read_archive
     from custody.errors import FormatError, StoreError
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
 
     try:
         store = open_store(settings.archive, settings.s3)

@@ -141,7 +141,7 @@ def init(
     from custody.archive import writer
     from custody.cli.render import escape
     from custody.keys import keyring, trust_file
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
 
     settings = Settings()
     store = open_store(settings.archive, settings.s3)
@@ -268,7 +268,7 @@ def verify(
     from rich.text import Text
 
     from custody.cli import render
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
     from custody.verify import run as verifying
 
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
@@ -392,7 +392,7 @@ def show(
     """Print a manifest, events, or where in the chain an object stands. Verifies nothing."""
     from custody.archive import show as showing
     from custody.cli import render
-    from custody.store.protocol import open_store
+    from custody.store.open import open_store
 
     settings = Settings(**_given(archive=archive))
     store = open_store(settings.archive, settings.s3)

@@ -43,7 +43,8 @@ from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import Work, check, quarantine_lines
 

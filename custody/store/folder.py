@@ -43,7 +43,6 @@ from custody.store.protocol import (
     legible,
     no_object,
     occupied,
-    open_store,
     too_large,
 )
 
@@ -89,7 +88,7 @@ class FolderStore:
             self._places += tuple((name, self._tier(name)) for name in there)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.url,)
+        return FolderStore, (self._root,)
 
     def __repr__(self) -> str:
         return f"<Store {self.url}>"

@@ -21,10 +21,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
-from urllib.parse import unquote
 
 from custody.errors import (
-    ConfigurationError,
     FormatError,
     ObjectExists,
     ObjectMissing,
@@ -288,55 +286,6 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give up connections. The store is not used afterwards."""
-
-
-def open_store(url: str, options: S3Options | None = None) -> Store:
-    """Open an archive's root; nothing is created before the first put.
-
-    Args:
-        url: `s3://BUCKET/PREFIX`, `file:///DIR`, or a folder's path.
-        options: for S3.
-
-    Raises:
-        ConfigurationError: the URL or an option cannot be used, or boto3 is not installed.
-        StoreError: the file system does not say what is there.
-    """
-    # Here, for both import this module.
-    from custody.store.folder import FolderStore
-    from custody.store.s3 import S3Store
-
-    if "\0" in url or not url:
-        raise ConfigurationError("the archive's URL is empty or holds a null byte; want s3://BUCKET/PREFIX or a folder")
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", url)
-    if scheme is None:
-        return FolderStore(url)
-    match scheme[1].lower():
-        case "file":
-            return FolderStore(_folder_of(url))
-        case "s3":
-            return S3Store(url, options or S3Options())
-        case other:
-            raise ConfigurationError(
-                f"an archive cannot be kept in {other}://; want s3://BUCKET/PREFIX, file:///DIR, or a folder's path"
-            )
-
-
-def _folder_of(url: str) -> str:
-    """Return the path that a file URL names: `file:///absolute`, or `file:relative` to the working folder."""
-    rest = url[len("file:") :]
-    if rest.startswith("//"):
-        host, slash, path = rest[2:].partition("/")
-        if host not in {"", "localhost"} or not slash:
-            raise ConfigurationError(
-                "a file URL names no other machine: write file:///absolute/path (three slashes) or file:relative/path"
-            )
-        rest = slash + path
-    if "?" in rest or "#" in rest:
-        raise ConfigurationError("a file URL has no '?' or '#' (write them as %3F and %23)")
-    path = unquote(rest)
-    if not path or "\0" in path:
-        raise ConfigurationError("the file URL names no folder; want file:///DIR")
-    return path
 
 
 def check_key(key: str) -> None:

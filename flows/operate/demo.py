@@ -42,7 +42,8 @@ from custody.format.manifest import Statement
 from custody.keys import trust_file
 from custody.keys.keyring import new_keyring, open_public, open_signers
 from custody.keys.trust import Trust, open_trust
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.verify.run import Report, verify
 from flows.operate.render import drain_table, size
 from flows.operate.sample import invalid_values, sample_events

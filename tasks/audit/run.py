@@ -57,7 +57,8 @@ from custody.format.times import check_time, format_time, parse_time
 from custody.keys.keyring import Signers
 from custody.keys.trust import Trust
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
 from custody.verify.run import Report, Scope, Span, verify
 from tasks.audit.tables import TableWriter, check_tables, list_tables

@@ -36,7 +36,8 @@ from custody.format.segment import inflate
 from custody.format.times import format_time, parse_time
 from custody.query import tables
 from custody.settings import Settings
-from custody.store.protocol import Store, Tier, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store, Tier
 from tasks.backfill.targets import (
     Content,
     FolderTarget,

@@ -59,7 +59,8 @@ from custody.format.times import parse_time
 from custody.keys.keyring import Signers
 from custody.keys.trust import Trust
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from tasks.drain.assemble import Assembler
 from tasks.drain.kafka import (

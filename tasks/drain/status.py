@@ -17,7 +17,8 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.keys.trust import Trust
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from tasks.drain.kafka import Broker
 
 

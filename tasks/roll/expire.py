@@ -35,7 +35,8 @@ from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from tasks.audit.run import clean_audit

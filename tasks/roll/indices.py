@@ -39,7 +39,8 @@ from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.keys.trust import Trust
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from tasks.audit.run import clean_audit
 from tasks.search.client import Search, below, refused_below
 from tasks.search.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name

@@ -35,7 +35,8 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.query import tables
 from custody.settings import Settings
-from custody.store.protocol import TIER_NAMES, ObjectInfo, Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import TIER_NAMES, ObjectInfo, Store
 from custody.verify.protection import Protection, check_lifecycle
 from tasks.roll.indices import Action
 

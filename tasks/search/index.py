@@ -30,7 +30,8 @@ from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from tasks.search.client import Cursor, Search, Sent
 from tasks.search.documents import Documents, read_documents
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol
 
-from custody.store.protocol import S3Options, Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import S3Options, Store
 from custody.verify.run import Report, verify
 from tests.attacks.archive import Scene
 

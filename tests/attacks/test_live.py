@@ -15,7 +15,7 @@ import pytest
 
 from custody.findings import Severity
 from custody.keys.trust import open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify.run import Report, verify
 from tests.attacks.follower import follow
 from tests.faults.child import Plan

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from custody.keys.trust import Trust, open_trust
-from custody.store.protocol import ObjectInfo, Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import ObjectInfo, Store
 from custody.verify.run import Report, Scope, verify
 from tests.attacks.archive import KEYS
 from tests.helpers.archives import Builder

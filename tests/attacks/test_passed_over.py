@@ -26,7 +26,8 @@ from custody.errors import CustodyError
 from custody.format.layout import Log, audit_key
 from custody.keys.trust import Trust, TrustedKey
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from tasks.audit import recheck
 from tasks.backfill import run as backfill
 from tasks.drain import run as drain

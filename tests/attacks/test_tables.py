@@ -19,7 +19,8 @@ from custody.findings import Finding, Severity
 from custody.format.envelope import Algorithm
 from custody.format.layout import Log
 from custody.query import tables
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.verify.run import Scope, Span, verify
 from tasks.audit.tables import TableWriter, check_tables, list_tables
 from tests.attacks.archive import Scene

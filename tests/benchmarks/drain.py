@@ -36,7 +36,7 @@ from custody.format import segment
 from custody.format.leaves import OpenLeaves
 from custody.keys.keyring import new_keyring, open_signers
 from custody.settings import Settings
-from custody.store import protocol as store
+from custody.store.open import open_store
 from flows.operate.sample import sample_events
 from tasks.drain import assemble
 from tasks.drain import run as drain
@@ -134,7 +134,7 @@ def run_custody() -> dict[str, Any]:
 def run_baseline(limit: int) -> dict[str, Any]:
     """Drain as a plain consumer does: parse, serialise, gzip -9, one put for each 1000 events. Nothing is proved."""
     settings = Settings()
-    target = store.open_store(settings.archive)
+    target = open_store(settings.archive)
     kafka = settings.kafka.librdkafka()
     places = drain.find_places(settings)
 
@@ -218,7 +218,7 @@ def verify(environment: dict[str, str]) -> dict[str, float]:
 def new_archive(folder: Path, environment: dict[str, str]) -> dict[str, str]:
     """Write `archive.json` into a folder, and return the environment of a drain into it."""
     signers = open_signers(environment["CUSTODY_KEYS"], datetime.now(UTC))
-    writer.create_archive(store.open_store(str(folder)), signers.both)
+    writer.create_archive(open_store(str(folder)), signers.both)
     return {**environment, "CUSTODY_ARCHIVE": str(folder)}
 
 

@@ -37,7 +37,7 @@ from custody.format.limits import SEGMENT_BYTES
 from custody.format.segment import inflate
 from custody.keys.keyring import new_keyring
 from custody.settings import SearchSettings, Settings
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from flows.operate.sample import sample_events
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents

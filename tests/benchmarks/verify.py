@@ -33,7 +33,8 @@ from custody.format.manifest import LogId
 from custody.keys.keyring import new_keyring, open_signers
 from custody.keys.trust import open_trust
 from custody.settings import Settings
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from flows.operate.sample import sample_events
 from tasks.drain.assemble import TIME_CREATE, Assembler
 from tests.servers.s3 import SeaweedServer

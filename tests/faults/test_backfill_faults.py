@@ -23,7 +23,8 @@ from custody.errors import CustodyError
 from custody.keys.trust import open_trust
 from custody.query.connect import connect
 from custody.settings import SearchSettings, Settings
-from custody.store.protocol import S3Options, open_store
+from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from custody.verify.run import verify
 from tasks.backfill.run import Progress, Request, copy, plan_backfill, restore
 from tasks.search import client as search_module

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from custody.keys.trust import open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify.run import verify
 from tasks.search.client import Search
 from tasks.search.documents import document_id, index_day

@@ -13,7 +13,8 @@ from custody.format.events import reason
 from custody.keys.keyring import new_keyring
 from custody.keys.trust import open_trust
 from custody.settings import Settings
-from custody.store.protocol import S3Options, open_store
+from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
 from tests.faults import child

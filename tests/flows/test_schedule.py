@@ -19,7 +19,7 @@ import pytest
 
 from custody.errors import ConfigurationError
 from custody.keys.trust import open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify.run import verify
 from flows.operate.sample import sample_events
 from flows.operate.up import DEPLOYMENTS, up

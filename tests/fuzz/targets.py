@@ -34,7 +34,6 @@ from custody.format.manifest import Batch, QuarantineRef, SegmentRef
 from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
-from custody.store import protocol as store
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
@@ -627,7 +626,7 @@ def check_archive(data: bytes) -> None:
         case 2:
             key = body.decode("utf-8", "backslashreplace")[:300]
             try:
-                store.check_key(key)
+                check_key(key)
             except FormatError:
                 return
             objects[key] = objects.get(key, b"foreign")

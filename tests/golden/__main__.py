@@ -30,7 +30,7 @@ from custody.format.manifest import LogId, PreviousEpoch
 from custody.format.times import format_time
 from custody.keys.keyring import LeafKey, open_signers
 from custody.keys.trust import open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog.head import Head
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values

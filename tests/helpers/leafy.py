@@ -21,7 +21,8 @@ from custody.format.manifest import Batch, Leaves, LogId, Unreadable
 from custody.format.times import format_time
 from custody.keys.keyring import HmacKey, LeafKey, Secret, Signers, new_keyring, open_signers
 from custody.keys.trust import Trust, TrustedKey, open_trust
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.tlog.checkpoint import Note, parse_checkpoint
 from custody.tlog.head import Head
 

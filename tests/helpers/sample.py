@@ -18,7 +18,7 @@ from custody.format.manifest import LogId, Manifest
 from custody.format.times import format_time
 from custody.keys.keyring import new_keyring, open_signers
 from custody.keys.trust import open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from tasks.drain.assemble import TIME_CREATE, Assembler
 from tests.helpers.corpus import EVENTS
 

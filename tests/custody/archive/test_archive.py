@@ -35,7 +35,8 @@ from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, c
 from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.keys.keyring import HmacKey, Keyring, Secret, Signers
 from custody.keys.trust import Accepted, Trust, TrustedKey
-from custody.store.protocol import ObjectInfo, Version, open_store
+from custody.store.open import open_store
+from custody.store.protocol import ObjectInfo, Version
 from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head, KnownHead

@@ -33,7 +33,7 @@ from custody.format.manifest import Unreadable
 from custody.keys.keyring import Keyring, Secret, new_keyring
 from custody.keys.kms import KmsKey
 from custody.keys.trust import Trust, TrustedKey, open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import (
     COSIGNATURE,

@@ -29,7 +29,7 @@ from custody.format.layout import AUDIT_LOG, audit_key, checkpoint_key, manifest
 from custody.format.times import format_time
 from custody.keys.keyring import Keyring, new_keyring, rotate_keyring
 from custody.keys.trust import Accepted, Trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog.checkpoint import NoteKey, parse_checkpoint, parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from custody.verify import acceptance

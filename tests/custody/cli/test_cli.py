@@ -18,7 +18,7 @@ from custody.cli import render
 from custody.errors import CustodyError, TransientStoreError
 from custody.keys import trust_file
 from custody.keys.keyring import Ed25519Key, Keyring, open_public
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head
 from tests.custody.cli.commands import Command, Result, make_command

@@ -23,7 +23,7 @@ from custody.format.layout import Log
 from custody.keys.keyring import Ed25519Key, Keyring, open_signers
 from custody.keys.trust import open_trust
 from custody.settings import Settings
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog.head import Head
 from tests.custody.cli.commands import Command, make_command
 from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms, fake_kms

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from custody.keys.trust import open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify.run import verify
 from tests.golden.__main__ import ARCHIVE, build, members, private_keyring
 from tests.helpers.reading import read_archive_records, read_folder

@@ -17,7 +17,8 @@ from custody.format.leaves import LeafMaker, commitment, hashes, leaf_hash, salt
 from custody.format.manifest import Batch, Leaves, SegmentRef
 from custody.format.segment import pack
 from custody.keys.keyring import LeafKey, Secret
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.verify.contents import Outcome, Work, check
 from custody.verify.pool import Pool
 from tests.helpers import archives

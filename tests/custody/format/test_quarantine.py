@@ -14,7 +14,7 @@ from custody.errors import FormatError
 from custody.findings import Finding
 from custody.format import limits
 from custody.format.manifest import QuarantineRef
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify.contents import LeftOut, Omitted, Work, check, parse_quarantined, quarantine_lines
 
 LINE: dict[str, Any] = {

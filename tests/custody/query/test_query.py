@@ -21,7 +21,8 @@ from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.query import tables
 from custody.query.connect import _left_out
 from custody.settings import AuditSettings, Settings
-from custody.store.protocol import S3Options, open_store
+from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from custody.verify.contents import Work
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tests.helpers.corpus import CASES, Case

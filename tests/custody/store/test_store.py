@@ -37,7 +37,8 @@ from custody.errors import (
     TerminalStoreError,
     TransientStoreError,
 )
-from custody.store.protocol import ObjectInfo, S3Options, Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import ObjectInfo, S3Options, Store
 from tests.servers.proxy import FAULTS, Fault, FaultyProxy
 from tests.servers.s3 import MotoServer, SeaweedServer, free_ports
 

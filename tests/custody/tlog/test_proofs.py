@@ -17,7 +17,8 @@ from custody.format.envelope import PASSED_OVER_LIMIT, passed_over_message
 from custody.format.layout import Log, manifest_key
 from custody.format.manifest import parse
 from custody.keys.trust import Trust
-from custody.store.protocol import Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs, Valid

@@ -18,7 +18,7 @@ from custody.findings import Finding, Severity, finding
 from custody.format.layout import manifest_key, parse_log
 from custody.keys.files import encode_base64
 from custody.keys.trust import Accepted, open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify import acceptance
 from custody.verify.acceptance import Wanted
 from custody.verify.run import Report, verify

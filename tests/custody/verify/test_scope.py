@@ -8,7 +8,7 @@ import pytest
 from custody.format.layout import Log, parse_log_text
 from custody.keys.keyring import Secret
 from custody.keys.trust import Trust, TrustedKey
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog.head import Head
 from custody.verify.run import Report, Scope, Span, verify
 from tests.helpers.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, event, good, member

@@ -22,7 +22,8 @@ from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.keys.keyring import Secret
 from custody.keys.trust import Accepted, Trust, TrustedKey
-from custody.store.protocol import ObjectInfo, Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
 from custody.verify.accounting import Chain
 from custody.verify.listing import Names, Sequences

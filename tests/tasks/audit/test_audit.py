@@ -16,7 +16,7 @@ from custody.format.times import format_time, parse_time
 from custody.keys.trust import open_trust
 from custody.keys.trust_file import accept
 from custody.settings import AuditSettings, Settings
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog import merkle
 from custody.verify import acceptance
 from custody.verify.run import Report, verify

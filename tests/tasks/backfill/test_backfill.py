@@ -22,7 +22,8 @@ from custody.format.times import format_time, parse_time
 from custody.query import tables
 from custody.query.connect import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
-from custody.store.protocol import S3Options, Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import S3Options, Store
 from tasks.audit.tables import check_tables, list_tables
 from tasks.backfill import run as backfill
 from tasks.backfill.costs import estimate

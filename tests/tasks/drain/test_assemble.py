@@ -37,7 +37,7 @@ from custody.format.segment import inflate
 from custody.format.times import format_us
 from custody.keys.keyring import LeafKey, Secret, new_keyring, open_signers
 from custody.keys.trust import open_trust
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify.contents import parse_quarantined
 from custody.verify.run import verify
 from flows.operate.sample import sample_events

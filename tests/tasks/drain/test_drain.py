@@ -43,7 +43,8 @@ from custody.format.manifest import LastRecord
 from custody.keys.keyring import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
 from custody.keys.trust import open_trust
 from custody.settings import Settings
-from custody.store.protocol import S3Options, open_store
+from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify

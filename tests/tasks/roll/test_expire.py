@@ -18,7 +18,8 @@ from custody.keys import trust_file
 from custody.keys.keyring import open_public
 from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
-from custody.store.protocol import S3Options, Store, open_store
+from custody.store.open import open_store
+from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
 from custody.verify.run import Report, verify
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces

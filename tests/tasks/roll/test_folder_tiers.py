@@ -17,7 +17,7 @@ import custody.store.folder
 from custody.errors import StoreError, TierUnmounted, TransientStoreError
 from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.verify.run import Report, verify
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tasks.backfill import run as backfill

@@ -17,7 +17,7 @@ from custody.errors import HeadRollback, SearchError
 from custody.format.layout import parse_log_text
 from custody.keys.trust import Trust, open_trust
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from custody.tlog import merkle
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tasks.roll.indices import (

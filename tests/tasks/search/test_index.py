@@ -24,7 +24,7 @@ from custody.format import layout, manifest
 from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.settings import SearchSettings, Settings
-from custody.store.protocol import open_store
+from custody.store.open import open_store
 from tasks.search import client as search
 from tasks.search import index
 from tasks.search.client import Cursor, Search
