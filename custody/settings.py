@@ -34,7 +34,7 @@ from custody.store.protocol import S3Options
 from custody.verify.protection import Protection
 
 if TYPE_CHECKING:
-    from custody.keys.keyring import Signers
+    from custody.keys.signers import Signers
     from custody.keys.trust import Trust
 
 logger = logging.getLogger(__name__)
@@ -418,7 +418,7 @@ class Settings(BaseSettings):
             ConfigurationError: a URI, keyring or key cannot be used.
             KeyUnavailable: KMS does not answer.
         """
-        from custody.keys.keyring import open_signers
+        from custody.keys.open import open_signers
 
         return open_signers(self.keys, now, self.passphrase(), self.checkpoint_keys)
 

@@ -45,7 +45,8 @@ from custody.format import archive_file, layout
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.keys.files import write
-from custody.keys.keyring import Ed25519Key, Keyring, new_keyring
+from custody.keys.key import Ed25519Key
+from custody.keys.keyring import Keyring, new_keyring
 from custody.keys.trust import Trust
 from custody.store.folder import make_folders
 from custody.store.protocol import Store

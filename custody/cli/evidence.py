@@ -18,7 +18,7 @@ from custody.settings import Settings
 if TYPE_CHECKING:
     from custody.archive.evidence import Compared, Result
     from custody.archive.witness import Seen
-    from custody.keys.keyring import Secret
+    from custody.keys.secret import Secret
     from custody.keys.trust import Trust
     from custody.store.protocol import Store
 
@@ -51,7 +51,7 @@ def _open_trust(
     Raises:
         ConfigurationError: a file of it cannot be used, or lies in the archive.
     """
-    from custody.keys.keyring import keyring_path
+    from custody.keys.open import keyring_path
     from custody.keys.trust import open_trust
 
     alone = bool(keys or given)
@@ -76,7 +76,9 @@ def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Tru
     Raises:
         ConfigurationError: a keyring lies in the archive.
     """
-    from custody.keys.keyring import Keyring, LeafKey, keyring_path
+    from custody.keys.key import LeafKey
+    from custody.keys.keyring import Keyring
+    from custody.keys.open import keyring_path
 
     secrets: dict[str, Secret] = {}
     for path in [keyring_path(uri) for uri in (settings.keys, settings.checkpoint_keys) if uri]:
@@ -139,7 +141,7 @@ def checkpoint(
     from custody.archive.reader import checkpoint_sizes, read_archive
     from custody.archive.trusted import check_archive
     from custody.cli.render import escape
-    from custody.keys.keyring import keyring_path
+    from custody.keys.open import keyring_path
     from custody.store.open import open_store
 
     settings = _settings(archive, trust)

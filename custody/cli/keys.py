@@ -14,7 +14,7 @@ from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.format.archive_file import ArchiveFile
-    from custody.keys.keyring import KeyAlgorithm, PublicKey
+    from custody.keys.key import KeyAlgorithm, PublicKey
     from custody.keys.trust import Trust
     from custody.store.protocol import Store
     from custody.tlog.head import Head
@@ -198,7 +198,8 @@ def _made_archive(settings: Settings) -> str | None:
 
 def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
     """Return the keyrings that the settings name, and what keys each is there for."""
-    from custody.keys.keyring import ALGORITHMS, keyring_path
+    from custody.keys.key import ALGORITHMS
+    from custody.keys.open import keyring_path
 
     path = keyring_path(settings.keys)
     if settings.checkpoint_keys is None:
@@ -268,7 +269,7 @@ def _want_keyrings(settings: Settings, keyrings: "dict[Path, tuple[KeyAlgorithm,
 
 
 def _public(settings: Settings) -> "list[PublicKey]":
-    from custody.keys.keyring import open_public
+    from custody.keys.open import open_public
 
     return open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
 
@@ -282,7 +283,7 @@ def _public_at_hand(settings: Settings) -> "list[PublicKey]":
 
 
 def _valid(key: "PublicKey", now: datetime) -> bool:
-    from custody.keys.keyring import holds
+    from custody.keys.key import holds
 
     return holds(key.from_, key.to, now)
 

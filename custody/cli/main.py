@@ -140,13 +140,15 @@ def init(
     """Make the archive that the settings name, the keys that it lacks, and trust.json, which auditors are given."""
     from custody.archive import writer
     from custody.cli.render import escape
-    from custody.keys import keyring, trust_file
+    from custody.keys import trust_file
+    from custody.keys.keyring import new_keyring
+    from custody.keys.open import keyring_path, open_public
     from custody.store.open import open_store
 
     settings = Settings()
     store = open_store(settings.archive, settings.s3)
     keyrings, trust = wanted_keyrings(settings), trust_path(settings)
-    if settings.checkpoint_keys is None and keyring.keyring_path(settings.keys) is None:
+    if settings.checkpoint_keys is None and keyring_path(settings.keys) is None:
         raise ConfigurationError(
             "the setting `keys` names a KMS key, which signs statements alone: set `checkpoint_keys` to a keyring, such"
             " as file:checkpoint-keys.json (made here if it is not there), or to a KMS key with key spec"
@@ -163,14 +165,14 @@ def init(
     if not there:
         trust_file.check_pin(trust, None)
     for path in made:
-        keyring.new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
+        new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
     if not there:
         given = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
         writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **given)
     # Somebody else may have made it meanwhile.
     file = read_own_archive(store, _own_trust(settings))
     published = trust_file.publish(
-        trust, file.pin, keyring.open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
+        trust, file.pin, open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
     )
     said = file.statement
     numbers = {"heartbeat": said.heartbeat, "checkpoint": said.checkpoint, "retention_days": said.retention_days}
@@ -323,7 +325,7 @@ def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -
         ConfigurationError: there is nothing, or a file of it lies in the archive, where whoever tampers with that could
             have put it.
     """
-    from custody.keys.keyring import keyring_path
+    from custody.keys.open import keyring_path
     from custody.keys.trust import open_trust
 
     own = settings.checkpoint_keys

@@ -9,13 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256, shake_256
 from operator import add
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from custody.format.manifest import Leaves
-
-if TYPE_CHECKING:
-    # At run time it would bring the signing libraries into worker processes.
-    from custody.keys.keyring import LeafKey, Secret
 
 SALT_BYTES = 16
 HASH_BYTES = 32
@@ -23,7 +19,29 @@ _DOMAIN = b"custody/salts/1\n"
 _digest = type(sha256()).digest
 
 
-def salts(secret: "Secret", archive: str, log: str, number: int, count: int) -> bytes:
+class Secret(Protocol):
+    """Bytes that are shown only to who asks for them."""
+
+    def reveal(self) -> bytes:
+        """Return the bytes."""
+        ...
+
+
+class LeafKey(Protocol):
+    """The secret that the salts of leaves are made from, and its id."""
+
+    @property
+    def key_id(self) -> str:
+        """The id by which a batch's `leaves` names it."""
+        ...
+
+    @property
+    def secret(self) -> Secret:
+        """The secret."""
+        ...
+
+
+def salts(secret: Secret, archive: str, log: str, number: int, count: int) -> bytes:
     """Return the salts of the first `count` events of a batch, one after another.
 
     Args:
@@ -58,7 +76,7 @@ def root(events: Sequence[bytes], salts: bytes) -> str:
     return sha256(hashes(events, salts)).hexdigest()
 
 
-def commitment(payload: bytes, secret: "Secret", archive: str, log: str, number: int) -> str:
+def commitment(payload: bytes, secret: Secret, archive: str, log: str, number: int) -> str:
     """Return what `leaves.sha256` is for a batch.
 
     Args:
@@ -90,7 +108,7 @@ class LeafMaker:
         log: `<log>/<partition>`.
     """
 
-    key: "LeafKey"
+    key: LeafKey
     archive: str
     log: str
 

@@ -26,6 +26,7 @@ from custody.errors import ConfigurationError, FormatError, KeyUnavailable, Sign
 from custody.format.archive_file import Days, Pin
 from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
 from custody.format.layout import parse_log_text
+from custody.keys.entry import KeyEntry, key_material, key_span
 from custody.keys.files import (
     check_private,
     decode_document,
@@ -34,20 +35,11 @@ from custody.keys.files import (
     read_all,
     refuse_other,
 )
-from custody.keys.keyring import (
-    BEGINNING,
-    Ed25519Key,
-    HmacKey,
-    KeyEntry,
-    Keyring,
-    LeafKey,
-    Secret,
-    holds,
-    key_material,
-    key_span,
-    split_uri,
-)
+from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, LeafKey, holds
+from custody.keys.keyring import Keyring
 from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
+from custody.keys.open import split_uri
+from custody.keys.secret import Secret
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
 

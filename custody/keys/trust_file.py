@@ -20,7 +20,7 @@ from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.format.times import format_time
 from custody.keys.files import encode_base64, locked, parse_moment, read_all, write
-from custody.keys.keyring import BEGINNING, PublicKey
+from custody.keys.key import BEGINNING, PublicKey
 from custody.keys.trust import TRUST_LIMIT, Accepted, Trust, load_trust, merge_until, read_trust
 from custody.tlog.head import Head
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.format.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, passed_over_message
-from custody.store.protocol import Store
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
@@ -33,10 +32,22 @@ def _any(_entry: Entry, _sequence: int) -> bool:
     return True
 
 
+class Objects(Protocol):
+    """The objects of an archive, as far as proofs need them: a `custody.store.protocol.Store`."""
+
+    def read(self, key: str, *, limit: int) -> bytes:
+        """Return an object's bytes; raises StoreError, and FormatError where there are more than `limit`."""
+        ...
+
+    def list(self, prefix: str, *, after: str) -> Iterator[object]:
+        """Yield the objects under a prefix whose key is greater than `after`."""
+        ...
+
+
 class Proofs:
     """Makes proofs of one log; what was read is kept."""
 
-    def __init__(self, store: Store, name: str, form: Form[Entry], valid: Valid = _any) -> None:
+    def __init__(self, store: Objects, name: str, form: Form[Entry], valid: Valid = _any) -> None:
         """Begin; nothing is read yet.
 
         Args:

@@ -15,7 +15,7 @@ from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.format import layout, leaves, limits
 from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Batch
-from custody.keys.keyring import Secret
+from custody.keys.secret import Secret
 from custody.store.protocol import Store
 from custody.verify.contents import Outcome, Sink, Work, check, check_all
 from custody.verify.listing import Sequences

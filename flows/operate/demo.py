@@ -40,7 +40,8 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.keys import trust_file
-from custody.keys.keyring import new_keyring, open_public, open_signers
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_public, open_signers
 from custody.keys.trust import Trust, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import Store

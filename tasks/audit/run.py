@@ -54,7 +54,7 @@ from custody.format.envelope import HeadRef, Signer
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import check_time, format_time, parse_time
-from custody.keys.keyring import Signers
+from custody.keys.signers import Signers
 from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.open import open_store

@@ -56,7 +56,7 @@ from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LastRecord, LogId, Manifest, PreviousEpoch, Range
 from custody.format.times import parse_time
-from custody.keys.keyring import Signers
+from custody.keys.signers import Signers
 from custody.keys.trust import Trust
 from custody.settings import Settings
 from custody.store.open import open_store

@@ -16,7 +16,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from custody.format.archive_file import Pin
-from custody.keys.keyring import Secret
+from custody.keys.secret import Secret
 from custody.keys.trust import Trust, TrustedKey
 from custody.tlog.head import Head
 from tests.helpers.archives import (

@@ -34,7 +34,8 @@ from rich.table import Table
 from custody.archive import writer
 from custody.format import segment
 from custody.format.leaves import OpenLeaves
-from custody.keys.keyring import new_keyring, open_signers
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
 from custody.settings import Settings
 from custody.store.open import open_store
 from flows.operate.sample import sample_events

@@ -30,7 +30,8 @@ from custody.archive.reader import read_archive
 from custody.archive.writer import LogWriter, create_archive
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId
-from custody.keys.keyring import new_keyring, open_signers
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.open import open_store

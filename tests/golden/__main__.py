@@ -28,7 +28,8 @@ from custody.format.envelope import HeadRef
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, PreviousEpoch
 from custody.format.times import format_time
-from custody.keys.keyring import LeafKey, open_signers
+from custody.keys.key import LeafKey
+from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.tlog.head import Head

@@ -19,7 +19,11 @@ from custody.format.envelope import Tree, seal
 from custody.format.layout import Log, manifest_key
 from custody.format.manifest import Batch, Leaves, LogId, Unreadable
 from custody.format.times import format_time
-from custody.keys.keyring import HmacKey, LeafKey, Secret, Signers, new_keyring, open_signers
+from custody.keys.key import HmacKey, LeafKey
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
+from custody.keys.secret import Secret
+from custody.keys.signers import Signers
 from custody.keys.trust import Trust, TrustedKey, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import Store

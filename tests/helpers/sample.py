@@ -16,7 +16,8 @@ from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest
 from custody.format.times import format_time
-from custody.keys.keyring import new_keyring, open_signers
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from tasks.drain.assemble import TIME_CREATE, Assembler

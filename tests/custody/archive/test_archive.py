@@ -33,7 +33,10 @@ from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
 from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
-from custody.keys.keyring import HmacKey, Keyring, Secret, Signers
+from custody.keys.key import HmacKey
+from custody.keys.keyring import Keyring
+from custody.keys.secret import Secret
+from custody.keys.signers import Signers
 from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Version

@@ -30,8 +30,9 @@ from custody.findings import Severity
 from custody.format import manifest
 from custody.format.layout import AUDIT_LOG, Log, checkpoint_key, manifest_key
 from custody.format.manifest import Unreadable
-from custody.keys.keyring import Keyring, Secret, new_keyring
+from custody.keys.keyring import Keyring, new_keyring
 from custody.keys.kms import KmsKey
+from custody.keys.secret import Secret
 from custody.keys.trust import Trust, TrustedKey, open_trust
 from custody.store.open import open_store
 from custody.tlog import merkle

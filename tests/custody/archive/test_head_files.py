@@ -13,7 +13,8 @@ from custody.archive.known_heads import State
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.format.layout import AUDIT_LOG, Log
-from custody.keys.keyring import Ed25519Key, Keyring
+from custody.keys.key import Ed25519Key
+from custody.keys.keyring import Keyring
 from custody.tlog.checkpoint import parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from custody.tlog.signatures import NOWHERE

@@ -17,7 +17,9 @@ from custody.archive.reader import read_archive
 from custody.cli import render
 from custody.errors import CustodyError, TransientStoreError
 from custody.keys import trust_file
-from custody.keys.keyring import Ed25519Key, Keyring, open_public
+from custody.keys.key import Ed25519Key
+from custody.keys.keyring import Keyring
+from custody.keys.open import open_public
 from custody.store.open import open_store
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head

@@ -20,7 +20,9 @@ from custody.archive.writer import put_checkpoint
 from custody.cli import render
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
-from custody.keys.keyring import Ed25519Key, Keyring, open_signers
+from custody.keys.key import Ed25519Key
+from custody.keys.keyring import Keyring
+from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.open import open_store

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from custody.errors import FormatError
 from custody.format import archive_file, envelope
 from custody.format.archive_file import ArchiveStatement
-from custody.keys.keyring import Ed25519Key, HmacKey, Secret
+from custody.keys.key import Ed25519Key, HmacKey
+from custody.keys.secret import Secret
 
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")

@@ -16,7 +16,8 @@ from custody.format import limits
 from custody.format.leaves import LeafMaker, commitment, hashes, leaf_hash, salts
 from custody.format.manifest import Batch, Leaves, SegmentRef
 from custody.format.segment import pack
-from custody.keys.keyring import LeafKey, Secret
+from custody.keys.key import LeafKey
+from custody.keys.secret import Secret
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.contents import Outcome, Work, check

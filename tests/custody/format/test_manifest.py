@@ -31,7 +31,8 @@ from custody.format.manifest import (
     Unreadable,
 )
 from custody.format.times import check_time, format_time, parse_time
-from custody.keys.keyring import Ed25519Key, HmacKey, Secret
+from custody.keys.key import Ed25519Key, HmacKey
+from custody.keys.secret import Secret
 from custody.tlog import merkle
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "manifest"

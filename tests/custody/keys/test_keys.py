@@ -38,21 +38,12 @@ from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.format.times import parse_time
-from custody.keys import keyring
-from custody.keys.keyring import (
-    Ed25519Key,
-    HmacKey,
-    KeyAlgorithm,
-    Keyring,
-    LeafKey,
-    Secret,
-    Signers,
-    new_keyring,
-    open_public,
-    open_signers,
-    rotate_keyring,
-)
+from custody.keys.key import ALGORITHMS, Ed25519Key, HmacKey, KeyAlgorithm, LeafKey
+from custody.keys.keyring import OVERLAP, Keyring, new_keyring, rotate_keyring
 from custody.keys.kms import KmsKey
+from custody.keys.open import open_public, open_signers
+from custody.keys.secret import Secret
+from custody.keys.signers import Signers
 from custody.keys.trust import Trust, TrustedKey, _merge, _trusted, open_trust
 from custody.tlog.checkpoint import NoteKey, parse_note, sign_checkpoint
 from custody.tlog.head import Head
@@ -549,12 +540,12 @@ def test_new_keys_are_new() -> None:
         for key in ring.keys
     }
     assert len(secrets) == 60
-    assert all([key.algorithm for key in ring.keys] == list(keyring.ALGORITHMS) for ring in rings)
+    assert all([key.algorithm for key in ring.keys] == list(ALGORITHMS) for ring in rings)
     assert [key.algorithm for key in Keyring.new(NOW, ("HMAC-SHA256",)).keys] == ["HMAC-SHA256"]
 
 
-@pytest.mark.parametrize("overlap", [timedelta(0), keyring.OVERLAP])
-@pytest.mark.parametrize("algorithms", [("HMAC-SHA256",), keyring.ALGORITHMS], ids=len)
+@pytest.mark.parametrize("overlap", [timedelta(0), OVERLAP])
+@pytest.mark.parametrize("algorithms", [("HMAC-SHA256",), ALGORITHMS], ids=len)
 def test_no_instant_is_without_a_key(tmp_path: Path, overlap: timedelta, algorithms: tuple[KeyAlgorithm, ...]) -> None:
     """From the first on, some key signs at every instant, in its span, and it is never an older one."""
     ring = Keyring.new(NOW, algorithms)
@@ -597,7 +588,7 @@ def test_a_run_may_end_with_the_key_it_began_with() -> None:
     old = _trusted(first)
     assert old.id == held.key_id
     assert old.holds(NOW + 60 * SECOND)
-    assert not old.holds(NOW + SECOND + keyring.OVERLAP)
+    assert not old.holds(NOW + SECOND + OVERLAP)
     assert rotated.signers(NOW + SECOND).hmac().key_id != held.key_id
 
 
@@ -621,7 +612,7 @@ def test_rotation_keeps_what_was(tmp_path: Path) -> None:
     ring, new = rotate_keyring(path, NOW + SECOND, PASSPHRASE)
     assert Keyring.load(path, PASSPHRASE) == ring
     assert [key.key_id for key in ring.keys] == [key.key_id for key in (*first.keys, *new)]
-    assert [key.algorithm for key in new] == list(keyring.ALGORITHMS)
+    assert [key.algorithm for key in new] == list(ALGORITHMS)
     assert ids(open_signers(f"file:{path}", NOW + SECOND, PASSPHRASE)) == [key.key_id for key in new]
 
 

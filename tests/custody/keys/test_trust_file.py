@@ -14,7 +14,9 @@ import pytest
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.keys import trust_file
-from custody.keys.keyring import Keyring, PublicKey, open_public
+from custody.keys.key import PublicKey
+from custody.keys.keyring import Keyring
+from custody.keys.open import open_public
 from custody.keys.trust import Accepted, open_trust
 from custody.tlog.head import Head
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from custody.errors import FormatError, SignatureInvalid
 from custody.format.layout import Log
-from custody.keys.keyring import Keyring, Secret
+from custody.keys.keyring import Keyring
+from custody.keys.secret import Secret
 from custody.keys.trust import TrustedKey
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note, NoteKey, NoteSignature, parse_checkpoint, parse_note

@@ -17,7 +17,7 @@ from custody.archive.forms import statements_of
 from custody.errors import KeyUnavailable
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
-from custody.keys.keyring import Secret
+from custody.keys.secret import Secret
 from custody.keys.trust import TrustedKey
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead

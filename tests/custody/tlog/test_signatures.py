@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from custody.errors import KeyUnavailable
 from custody.format.envelope import Algorithm, Signature, Signatures
 from custody.format.layout import Log
-from custody.keys.keyring import Secret
+from custody.keys.secret import Secret
 from custody.keys.trust import TrustedKey
 from custody.tlog.checkpoint import (
     COSIGNATURE,

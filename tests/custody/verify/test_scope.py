@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from custody.format.layout import Log, parse_log_text
-from custody.keys.keyring import Secret
+from custody.keys.secret import Secret
 from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.tlog.head import Head

@@ -20,7 +20,7 @@ from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Findings, Severity, finding
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
-from custody.keys.keyring import Secret
+from custody.keys.secret import Secret
 from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store

@@ -35,7 +35,10 @@ from custody.format.manifest import (
 )
 from custody.format.segment import inflate
 from custody.format.times import format_us
-from custody.keys.keyring import LeafKey, Secret, new_keyring, open_signers
+from custody.keys.key import LeafKey
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
+from custody.keys.secret import Secret
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.contents import parse_quarantined

@@ -40,7 +40,9 @@ from custody.format.events import reason
 from custody.format.layout import Log as LogName
 from custody.format.layout import checkpoint_key, checkpoint_prefix, parse_checkpoint_key
 from custody.format.manifest import LastRecord
-from custody.keys.keyring import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
+from custody.keys.key import HmacKey
+from custody.keys.keyring import Keyring, new_keyring, rotate_keyring
+from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.open import open_store

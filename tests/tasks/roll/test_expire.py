@@ -15,7 +15,7 @@ from custody.archive.writer import Entry
 from custody.errors import TerminalStoreError
 from custody.format.layout import Log
 from custody.keys import trust_file
-from custody.keys.keyring import open_public
+from custody.keys.open import open_public
 from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.open import open_store

@@ -1,0 +1,99 @@
+"""Opens keys by URI: `file:` names a keyring, `aws-kms:` a key in AWS KMS. What a verifier trusts is `trust.py`'s."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
+
+from custody.errors import ConfigurationError
+from custody.keys.key import Ed25519Key, PublicKey
+from custody.keys.keyring import Keyring
+from custody.keys.kms import KmsEd25519Key, KmsKey
+from custody.keys.signers import Signers
+
+
+def open_signers(uri: str, now: datetime, passphrase: str | None = None, checkpoint_uri: str | None = None) -> Signers:
+    """Open what signs at `now`: of each algorithm the newest key.
+
+    Args:
+        uri: `file:keyring.json`, `file:///etc/custody/keyring.json`, `aws-kms:///alias/NAME`, `aws-kms:///ARN`.
+        now: the time, aware.
+        passphrase: opens an encrypted keyring.
+        checkpoint_uri: where the Ed25519 key and the secret of leaves are, if not there as well.
+
+    Raises:
+        ConfigurationError: a URI, keyring or key cannot be used.
+        KeyUnavailable: KMS does not answer.
+    """
+    signers = _open(uri, now, passphrase)
+    if checkpoint_uri is None:
+        return signers
+    other = _open(checkpoint_uri, now, passphrase)
+    return Signers(signers.statements, other.checkpoints, other.leaves or signers.leaves)
+
+
+def _open(uri: str, now: datetime, passphrase: str | None) -> Signers:
+    scheme, rest = split_uri(uri)
+    if scheme == "file":
+        return Keyring.load(Path(rest), passphrase).signers(now)
+    key = KmsKey.open(rest)
+    return Signers(checkpoints=key) if isinstance(key, KmsEd25519Key) else Signers(statements=key)
+
+
+def open_public(uri: str, passphrase: str | None = None, checkpoint_uri: str | None = None) -> list[PublicKey]:
+    """Return what everybody may know of a writer's keys, old ones included; the arguments are those of `open_signers`.
+
+    Raises:
+        ConfigurationError: a URI, keyring or key cannot be used, or one id names two keys.
+        KeyUnavailable: KMS does not answer.
+    """
+    keys = {key.id: key for key in _open_public(uri, passphrase)}
+    # Of `checkpoint_uri` an HMAC key signs nothing.
+    others = _open_public(checkpoint_uri, passphrase) if checkpoint_uri else []
+    for key in others:
+        if key.algorithm != "HMAC-SHA256" and keys.setdefault(key.id, key) != key:
+            raise ConfigurationError(
+                f"the key id {key.id!r} names two different keys in `keys` and `checkpoint_keys`; an id names one key"
+                " for ever, so find out which source is wrong"
+            )
+    return list(keys.values())
+
+
+def _open_public(uri: str, passphrase: str | None) -> list[PublicKey]:
+    scheme, rest = split_uri(uri)
+    if scheme == "file":
+        return [
+            PublicKey(key.key_id, key.algorithm, key.from_, key.to, key.public if isinstance(key, Ed25519Key) else None)
+            for key in Keyring.load(Path(rest), passphrase).keys
+        ]
+    key = KmsKey.open(rest)
+    return [PublicKey(key.key_id, key.algorithm, public=key.public if isinstance(key, KmsEd25519Key) else None)]
+
+
+def keyring_path(uri: str) -> Path | None:
+    """Return the keyring that a key URI names, None where it names a key in a KMS.
+
+    Raises:
+        ConfigurationError: it is no key URI.
+    """
+    scheme, rest = split_uri(uri)
+    return Path(rest) if scheme == "file" else None
+
+
+def split_uri(uri: str) -> tuple[Literal["file", "aws-kms"], str]:
+    """Split a key URI into its scheme, and the path or the KMS key's name."""
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme not in {"file", "aws-kms"}:
+        # What was given is not repeated: somebody may have put the secret itself there.
+        raise ConfigurationError(
+            "a key is named file:keyring.json, file:///etc/custody/keyring.json or aws-kms:///alias/NAME;"
+            " what was given begins with neither file: nor aws-kms:"
+        )
+    if rest.startswith("//") and not rest.startswith("///"):
+        raise ConfigurationError(f"a key URI names no host: write {scheme}:/// with three slashes")
+    if scheme == "file":
+        path = unquote(rest.removeprefix("//"))
+        if not path or "\0" in path:
+            raise ConfigurationError("a file: key URI needs a path, such as file:keyring.json")
+        return "file", path
+    return "aws-kms", unquote(rest.removeprefix("//").removeprefix("/"))
