@@ -3,7 +3,7 @@
 Rules:
 
 1. Never overwrite: every object is created by one conditional put (S3 `If-None-Match: *`) or one exclusive link. There
-   is no call here that changes an object. A folder's `move` unlinks one only behind a durable copy of the same bytes.
+   is no call here that changes an object.
 2. Never take a put for done before it is durable, nor for failed before that is known: where a put's outcome is unknown
    (time-out, cut connection, 5xx, 409) or the key is taken (412), the object is read back. The same bytes are success,
    others are `ObjectExists`, and only where there is nothing is the put sent again.
@@ -29,23 +29,13 @@ from custody.errors import (
 )
 
 STAGING = ".staging"
-"""Where a folder, and each of its tiers, keeps objects that are not finished. No reader looks there."""
-TIERS = ".tiers"
-"""Where a folder keeps what has grown old: `.tiers/warm/` and `.tiers/cold/`, each of which may be a mount."""
-TIER_NAMES = ("warm", "cold")
-"""A folder's tiers, the warmest first. An object lies in one place, and only ever goes on to a colder one."""
-MARK = ".tier"
-"""In a tier that is in use, a file with the same bytes as `.tier-warm` or `.tier-cold` beside `archive.json`.
-
-So a tier that is not mounted can be told from one whose objects are lost.
-"""
+"""Where a folder keeps objects that are not finished. No reader looks there."""
 _KEY_BYTES = 1024
 _DETAIL_CHARACTERS = 300
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes that cannot be read without a restore."""
 Tier = Literal["standard", "bulk"]
 """How a restore is made: within some hours, or cheaply within two days."""
-NO_KEYS = frozenset({STAGING, TIERS, MARK, *(f"{MARK}-{name}" for name in TIER_NAMES)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +45,7 @@ class ObjectInfo:
     Attributes:
         key: relative to the archive's root.
         size: in bytes.
-        storage_class: of S3; in a folder that of TIER_NAMES which it lies in, None where that is none.
+        storage_class: of S3; None in a folder.
     """
 
     key: str
@@ -70,7 +60,7 @@ class ObjectStatus:
     Attributes:
         size: in bytes.
         created: when this version was put.
-        storage_class: of S3, `STANDARD` where it names none; in a folder as in `ObjectInfo`.
+        storage_class: of S3, `STANDARD` where it names none; None in a folder.
         restored: whether a copy of an archived object is there to be read.
         restoring: whether such a copy is being made.
         sha256: hex digest that the store computed when the object was put, None where it keeps none.
@@ -154,11 +144,7 @@ class S3Options:
 
 
 class Store(Protocol):
-    """Objects under one root. Implementations are thread-safe and pickle as their URL and options.
-
-    Where a tier of a folder is in use and not mounted, segments and quarantine objects that are found nowhere else are
-    not missing: whoever asks for one, or for a listing of them, gets `TierUnmounted`. All else goes on.
-    """
+    """Objects under one root. Implementations are thread-safe and pickle as their URL and options."""
 
     @property
     def url(self) -> str:
@@ -205,9 +191,6 @@ class Store(Protocol):
         Of the folders right under the root, each with its slash, those in `without` are left out.
 
         Keys compare by their bytes. Objects that come or go meanwhile may or may not be seen.
-
-        Raises:
-            TierUnmounted: at the end, once all that is there was listed.
         """
 
     def status(self, key: str) -> ObjectStatus:
@@ -261,29 +244,6 @@ class Store(Protocol):
             TerminalStoreError: it is locked, or may not be deleted.
         """
 
-    def tiers(self) -> Sequence[str]:
-        """Return what `move` moves to, the warmest first; none in S3, where rules of the bucket move objects.
-
-        Raises:
-            TierUnmounted: one that is in use is not mounted.
-            TransientStoreError: one cannot be looked at, as where a mount is stale.
-            TerminalStoreError: likewise, and trying again does not help; or no folder stands in a tier's place; or
-                there is a place for tiers, and no tier.
-        """
-
-    def move(self, key: str, tier: str) -> None:
-        """Move an object to a tier; one that is there already, or in a colder one, is success.
-
-        At any moment it can be read. Killed anywhere, calling again goes on: copies in several places are one object.
-
-        Raises:
-            ObjectMissing: there is no such object.
-            ObjectExists: it lies in several places, with other bytes in each. All are left, the warmest is read.
-            TierUnmounted: a tier that is in use is not mounted.
-            TransientStoreError: it was not moved. Trying again is safe.
-            TerminalStoreError: likewise, and trying again does not help.
-        """
-
     def close(self) -> None:
         """Give up connections. The store is not used afterwards."""
 
@@ -293,14 +253,13 @@ def check_key(key: str) -> None:
     parts = key.split("/")
     if (
         any(part in {"", ".", ".."} for part in parts)
-        or parts[0] in NO_KEYS
+        or parts[0] == STAGING
         or "\0" in key
         or not is_unicode(key)
         or len(key.encode()) > _KEY_BYTES
     ):
         raise FormatError(
-            f"{legible(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first"
-            f" {', '.join(sorted(NO_KEYS))}"
+            f"{legible(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first {STAGING}"
         )
 
 

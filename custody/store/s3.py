@@ -384,14 +384,6 @@ class S3Store:
             if not versions:
                 self._writer.delete_object(**self._object(key))
 
-    def tiers(self) -> Sequence[str]:
-        """The bucket's rules move objects."""
-        return ()
-
-    def move(self, key: str, tier: str) -> None:
-        """Likewise."""
-        raise TerminalStoreError(f"cannot move {self._where(key)} to {tier!r}: in S3 the bucket's rules move objects")
-
     def at_versions(self, chosen: Mapping[str, Version]) -> Store:
         return S3Store(self.url, self._options, chosen)
 

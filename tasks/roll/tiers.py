@@ -1,42 +1,24 @@
-"""The store's part in the seven years: a bucket's rules, versions, locks and policy; a folder's tiers.
+"""The store's part in the seven years: a bucket's rules, versions, locks and policy. A folder has none of these.
 
 The rules only move: ending the life of evidence is the roll's, which signs first. What others have set in the bucket
 stays; what of ours has drifted is said, and set again unless `tiers.manage` is off. Manifests, checkpoints and audits
 stay in the class that they were put in.
-
-A folder has no rules, so that the roll itself moves what is old enough to `.tiers/warm/` and `.tiers/cold/`, where
-somebody has made or mounted these.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from custody.archive.reader import (
-    Holds,
-    at_or_behind,
-    find_tip,
-    list_logs,
-    read_archive,
-    read_manifest,
-    sealed_from,
-)
-from custody.archive.trusted import standing
-from custody.errors import CustodyError, ObjectMissing, StoreError
+from custody.errors import CustodyError
 from custody.format import layout
-from custody.format.layout import Log
-from custody.format.manifest import Manifest
 from custody.query import tables
 from custody.settings import Settings
 from custody.store.open import open_store
-from custody.store.protocol import TIER_NAMES, ObjectInfo, Store
 from custody.verify.protection import Protection, check_lifecycle
 from tasks.roll.indices import Action
 
@@ -44,9 +26,6 @@ SMALL_BYTES = 128 * 1024
 """What a smaller object costs in Standard-IA; S3 moves none that is smaller."""
 OVERHEAD_BYTES = 40 * 1024
 """What each object in an archived class costs besides its bytes: 32 KiB there, 8 KiB in Standard."""
-
-_FAILURES = 10
-"""So many failures one after the other are the file system's, and not an object's."""
 
 _SID = "CustodyConditionalWrites"
 _GB = 1_000_000_000
@@ -101,112 +80,6 @@ def roll_bucket(settings: Settings, *, dry_run: bool = False) -> Iterator[Action
         yield from _Bucket(settings, client, bucket, f"{prefix.rstrip('/')}/" if prefix else "", dry_run).run()
     finally:
         client.close()
-
-
-def roll_folder(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
-    """Move segments and quarantine objects that are old enough to a folder's tiers.
-
-    A statement is as old as its seal. Tiers are opted into by making the folders `.tiers/warm/` and `.tiers/cold/`, or
-    one of them, in the archive; without `.tiers/`, nothing is done.
-
-    Args:
-        settings: the settings.
-        now: the time, aware.
-        dry_run: say what would be moved, and change nothing.
-
-    Yields:
-        One action for each object that is to be moved; one for each log, and for what stands in a tier's place, where
-        that keeps objects from moving; none for a bucket, whose rules move.
-
-    Raises:
-        CustodyError: the archive cannot be opened or listed.
-    """
-    if settings.archive.startswith("s3://"):
-        return
-    with closing(open_store(settings.archive, settings.s3)) as store:
-        try:
-            tiers = store.tiers()
-        except StoreError as error:
-            # Not mounted, stale, no folder: what it is the message says, and the nightly audit, too.
-            yield Action("move", f"{store.url}/.tiers", "refused", f"{error}; nothing is moved until then")
-            return
-        if not tiers:
-            return
-        days = {"warm": settings.tiers.warm_days, "cold": settings.tiers.cold_days}
-        moments = {tier: now - timedelta(days=days[tier]) for tier in tiers}
-        ends: dict[str, dict[Log, int]] = {tier: {} for tier in tiers}
-        standing_in = standing(store, read_archive(store).id, settings.trust_at_hand())
-        for log in list_logs(store):
-            holds = standing_in(log)
-            try:
-                size = find_tip(store, log, holds).head.size
-                for tier, moment in moments.items():
-                    if until := sealed_from(store, log, size, moment, holds):
-                        ends[tier][log] = _next_offset(store, log, until, size, holds)
-            except CustodyError as error:
-                yield Action("move", str(log), "failed", f"it cannot be said which of its objects are old: {error}")
-        failures = 0
-        for info, tier in _old_objects(store, ends, max(moments.values())):
-            action = _move(store, info.key, tier, f"sealed more than {days[tier]} days ago", dry_run=dry_run)
-            failures = failures + 1 if action.outcome == "failed" else 0
-            yield action
-            if failures == _FAILURES:
-                yield Action("move", store.url, "refused", f"{failures} objects in a row failed; the rest is left")
-                return
-
-
-def _next_offset(store: Store, log: Log, until: int, size: int, holds: Holds[Manifest]) -> int:
-    """Return behind which offset the first `until` of a log's statements end."""
-    if until == size:
-        return read_manifest(store, log, until - 1, holds).statement.next_offset
-    return at_or_behind(store, log, until, size, holds)[1].statement.first_offset
-
-
-def _old_objects(
-    store: Store, ends: Mapping[str, Mapping[Log, int]], youngest: datetime
-) -> Iterator[tuple[ObjectInfo, str]]:
-    """Yield what lies in a warmer place than it should, and the coldest tier that it is old enough for."""
-    coldest_first = list(ends)[::-1]
-    places = (None, *TIER_NAMES)
-    for info in list_records(store, youngest):
-        parsed = layout.parse_records_key(info.key)
-        if parsed is None:
-            continue
-        tier = next((tier for tier in coldest_first if parsed.last < ends[tier].get(parsed.log, 0)), None)
-        if tier and places.index(info.storage_class) < places.index(tier):
-            yield info, tier
-
-
-def _move(store: Store, key: str, tier: str, why: str, *, dry_run: bool) -> Action:
-    target = f"{key} to {tier}"
-    if dry_run:
-        return Action("move", target, "planned", why)
-    try:
-        store.move(key, tier)
-    except ObjectMissing:
-        return Action("move", target, "refused", "it was deleted meanwhile")
-    except CustodyError as error:
-        return Action("move", target, "failed", f"{error}; the next roll tries again")
-    return Action("move", target, "done", why)
-
-
-def list_records(store: Store, until: datetime) -> Iterator[ObjectInfo]:
-    """Yield segments and quarantine objects whose keys' day is not after a moment's, and the one after it.
-
-    The day in a key is Kafka's; records may lie there for a while before they are sealed. Younger days are not listed.
-
-    Raises:
-        StoreError: the archive cannot be listed.
-    """
-    last = f"{until.astimezone(UTC) + timedelta(days=1):%Y/%m/%d}"
-    for part in layout.RECORDS:
-        folders = [""]
-        # Years, months, days. A store lists in any order, so that no listing can be left at the first day too young.
-        for _ in range(3):
-            inner = (f"{folder}{name}" for folder in folders for name in store.names(part + folder))
-            folders = [f"{folder}/" for folder in inner if re.fullmatch("[0-9/]+", folder) and folder <= last]
-        for folder in folders:
-            yield from store.list(part + folder)
 
 
 class _Bucket:
