@@ -376,8 +376,8 @@ class Witness:
 
 def _logs_of(store: Store) -> Iterator[Log]:
     """Yield the logs that have checkpoints, that of audits among them. Names prove nothing."""
-    for name in store.names(layout.CHECKPOINTS):
-        for partition in store.names(f"{layout.CHECKPOINTS}{name}/"):
+    for name in store.level(layout.CHECKPOINTS)[0]:
+        for partition in store.level(f"{layout.CHECKPOINTS}{name}/")[0]:
             log = layout.parse_log_text(f"{name}/{partition}")
             if log is not None:
                 yield log

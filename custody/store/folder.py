@@ -6,14 +6,13 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from custody.errors import (
     ConfigurationError,
-    FormatError,
     ObjectMissing,
     StoreError,
     TerminalStoreError,
@@ -21,11 +20,10 @@ from custody.errors import (
 )
 from custody.store.protocol import (
     STAGING,
+    Capabilities,
     ObjectInfo,
     ObjectStatus,
-    Store,
-    Tier,
-    Version,
+    check_folder,
     check_key,
     check_prefix,
     is_unicode,
@@ -42,6 +40,8 @@ _CHUNK = 1 << 20
 
 class FolderStore:
     """An archive in a folder. No symbolic link beneath the root is followed, in reading or writing."""
+
+    capabilities = Capabilities()
 
     def __init__(self, folder: str) -> None:
         self._root = os.path.realpath(folder)
@@ -224,20 +224,8 @@ class FolderStore:
         self._plain.add(folder)
         return True
 
-    def names(self, prefix: str) -> list[str]:
-        check_prefix(prefix)
-        if prefix and not prefix.endswith("/"):
-            raise FormatError(f"{legible(prefix)!r} is no folder: its prefix ends in '/'")
-        names = []
-        for entry in self._scan(prefix):
-            # What a file system does not say with the name is asked for here.
-            with _os_errors("list", entry.path):
-                if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
-                    names.append(_text(entry.name))
-        return sorted(names)
-
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
-        check_prefix(prefix)
+        check_folder(prefix)
         folders, objects = [], []
         for entry in self._scan(prefix):
             with _os_errors("list", entry.path):
@@ -246,7 +234,7 @@ class FolderStore:
                 elif entry.is_file(follow_symlinks=False):
                     size = entry.stat(follow_symlinks=False).st_size
                     objects.append(ObjectInfo(prefix + _text(entry.name), size))
-        return folders, objects
+        return sorted(folders), objects
 
     def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
@@ -301,33 +289,6 @@ class FolderStore:
         if not found:
             raise no_object(path)
         return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
-
-    def lock(self, key: str) -> None:
-        """A folder locks nothing."""
-        check_key(key)
-
-    def restore(self, key: str, *, days: int, tier: Tier) -> None:
-        """Nothing in a folder is archived."""
-
-    def history(self, prefix: str = "") -> Iterator[Version]:
-        """A folder keeps no versions."""
-        check_prefix(prefix)
-        return iter(())
-
-    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
-        """There are none to choose."""
-        if chosen:
-            raise TerminalStoreError(f"{self.url} is a folder, and keeps no versions")
-        return self
-
-    def lifecycle(self) -> None:
-        """A folder has no rules."""
-        return
-
-    def has_history(self, key: str) -> bool:
-        """A folder keeps no versions."""
-        check_key(key)
-        return False
 
     def remove(self, key: str) -> None:
         path = self._path(key)

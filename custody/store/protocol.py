@@ -12,8 +12,9 @@ Rules:
 5. Never show a credential: URLs that hold one are refused, and what libraries and servers say is clipped and cleaned.
 6. Never judge bytes: a store hands over what it holds, and the verifier finds out what it is worth.
 
-What costs money is asked for by name: `restore` has a readable copy of an archived object made, and the object stays as
-it is.
+What only some stores can do is a small protocol of its own: `store.capabilities` has an object for each that this store
+has, and None for the others. A folder has none. It is an attribute, and no question about a class, so that a wrapper
+which passes on what it does not know has its store's capabilities, and the type checker knows each caller.
 """
 
 import re
@@ -150,6 +151,10 @@ class Store(Protocol):
     def url(self) -> str:
         """The root, as a URL without credentials."""
 
+    @property
+    def capabilities(self) -> "Capabilities":
+        """What this store can do besides."""
+
     def create(self, key: str, data: bytes) -> None:
         """Create an object and return when it is durable; the same bytes already there are success.
 
@@ -179,11 +184,12 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Say whether there is an object under the key."""
 
-    def names(self, prefix: str) -> list[str]:
-        """Return the next path components under a prefix that ends in `/` or is empty, sorted, without a slash."""
-
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
-        """Return the folders, without a slash, and the objects right under a prefix that ends in `/` or is empty."""
+        """Return the folders, sorted and without a slash, and the objects right under a prefix.
+
+        Raises:
+            FormatError: the prefix is neither empty nor ends in `/`.
+        """
 
     def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
@@ -200,41 +206,6 @@ class Store(Protocol):
             ObjectMissing: there is no such object.
         """
 
-    def lock(self, key: str) -> tuple[str, datetime] | None:
-        """Return mode and end of an object's Object Lock, None where it has none, as always in a folder.
-
-        `status` says the same to who may see it, and leaves the lock out to who may not: this tells one from the other.
-
-        Raises:
-            ObjectMissing: there is no such object, in a bucket that knows locks.
-            TerminalStoreError: the lock may not be looked at.
-        """
-
-    def restore(self, key: str, *, days: int, tier: "Tier") -> None:
-        """Ask for a readable copy of an archived object; one that is there, or under way, is success. Costs money.
-
-        Args:
-            key: the object. In a folder nothing is archived, and nothing is done.
-            days: how long the copy stays once it is made, 1 or more.
-            tier: how soon it is made, and at what price.
-
-        Raises:
-            ObjectMissing: there is no such object.
-            TransientStoreError: it is not known whether it was asked for. Trying again is safe.
-        """
-
-    def history(self, prefix: str = "") -> Iterator[Version]:
-        """Yield all versions and delete markers of keys that have more than one plain object; none in a folder."""
-
-    def at_versions(self, chosen: Mapping[str, Version]) -> "Store":
-        """Return this store as it shows when of some keys these versions are read, whatever lies over them."""
-
-    def lifecycle(self) -> Sequence[LifecycleRule] | None:
-        """Return the rules in force for objects of this archive, None where the store knows no such thing."""
-
-    def has_history(self, key: str) -> bool:
-        """Say whether the store keeps a version or a delete marker of the key, besides an object without versions."""
-
     def remove(self, key: str) -> None:
         """Delete an object for good, every version of it; one that is not there is success.
 
@@ -246,6 +217,67 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give up connections. The store is not used afterwards."""
+
+
+class Versions(Protocol):
+    """Keeps what was written over or deleted."""
+
+    def history(self, prefix: str = "") -> Iterator[Version]:
+        """Yield all versions and delete markers of keys that have more than one plain object."""
+
+    def has_history(self, key: str) -> bool:
+        """Return whether there is a version or a delete marker of the key, besides an object without versions."""
+
+    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
+        """Return the store as it shows when of some keys these versions are read, whatever lies over them."""
+
+
+class ObjectLocks(Protocol):
+    """Keeps objects from being deleted for a time."""
+
+    def lock(self, key: str) -> tuple[str, datetime] | None:
+        """Return mode and end of an object's Object Lock, None where it has none.
+
+        `status` says the same to who may see it, and leaves the lock out to who may not: this tells one from the other.
+
+        Raises:
+            ObjectMissing: there is no such object, in a bucket that knows locks.
+            TerminalStoreError: the lock may not be looked at.
+        """
+
+
+class Restores(Protocol):
+    """Has objects that cannot be read until a copy was made."""
+
+    def restore(self, key: str, *, days: int, tier: Tier) -> None:
+        """Ask for a readable copy of an archived object; one that is there, or under way, is success. Costs money.
+
+        Args:
+            key: the object, which stays as it is.
+            days: how long the copy stays once it is made, 1 or more.
+            tier: how soon it is made, and at what price.
+
+        Raises:
+            ObjectMissing: there is no such object.
+            TransientStoreError: it is not known whether it was asked for. Trying again is safe.
+        """
+
+
+class Lifecycle(Protocol):
+    """Moves or deletes objects by rules of its own."""
+
+    def rules(self) -> Sequence[LifecycleRule] | None:
+        """Return the rules in force for objects of this archive, None where the server knows no such thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a store can do besides. None where it cannot."""
+
+    versions: Versions | None = None
+    locks: ObjectLocks | None = None
+    restores: Restores | None = None
+    lifecycle: Lifecycle | None = None
 
 
 def check_key(key: str) -> None:
@@ -267,6 +299,13 @@ def check_prefix(prefix: str) -> None:
     """Refuse a prefix that is not the beginning of some key."""
     if prefix:
         check_key(prefix + "x" if prefix.endswith("/") else prefix)
+
+
+def check_folder(prefix: str) -> None:
+    """Refuse a prefix that is no folder."""
+    check_prefix(prefix)
+    if prefix and not prefix.endswith("/"):
+        raise FormatError(f"{legible(prefix)!r} is no folder: its prefix ends in '/'")
 
 
 def is_unicode(text: str) -> bool:

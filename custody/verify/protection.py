@@ -48,7 +48,8 @@ def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding
     """
     first: dict[str, Version] = {}
     findings: list[tuple[str, Finding]] = []
-    for key, versions in _by_key(store.history()):
+    kept = store.capabilities.versions
+    for key, versions in _by_key(kept.history() if kept else iter(())):
         if not key.startswith(layout.EVIDENCE):
             continue
         objects = [version for version in versions if not version.marker]
@@ -148,7 +149,8 @@ class Locks:
         self._wanted = wanted
         self._found = found
         self._pending: deque[tuple[str, dict[str, Any], Future[ObjectStatus]]] = deque()
-        active = wanted.lock_mode and wanted.lock_days and not store.url.startswith("file:")
+        self._locks = store.capabilities.locks
+        active = wanted.lock_mode and wanted.lock_days and self._locks
         self._threads = ThreadPoolExecutor(32) if active else None
 
     def __enter__(self) -> Self:
@@ -176,7 +178,8 @@ class Locks:
 
     def _look(self, key: str) -> ObjectStatus:
         status = self._store.status(key)
-        lock = self._store.lock(key) if status.lock_mode is None or status.lock_until is None else None
+        unsaid = status.lock_mode is None or status.lock_until is None
+        lock = self._locks.lock(key) if self._locks and unsaid else None
         return replace(status, lock_mode=lock[0], lock_until=lock[1]) if lock else status
 
     def _judge(self) -> None:

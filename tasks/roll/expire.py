@@ -356,7 +356,7 @@ def _list_records(store: Store, until: datetime) -> Iterator[ObjectInfo]:
         folders = [""]
         # Years, months, days. A store lists in any order, so that no listing can be left at the first day too young.
         for _ in range(3):
-            inner = (f"{folder}{name}" for folder in folders for name in store.names(part + folder))
+            inner = (f"{folder}{name}" for folder in folders for name in store.level(part + folder)[0])
             folders = [f"{folder}/" for folder in inner if re.fullmatch("[0-9/]+", folder) and folder <= last]
         for folder in folders:
             yield from store.list(part + folder)

@@ -144,7 +144,8 @@ class _Bucket:
 
     def _check_rules(self) -> Iterator[Action]:
         with closing(open_store(self._settings.archive, self._settings.s3)) as store:
-            in_force = store.lifecycle()
+            capability = store.capabilities.lifecycle
+            in_force = capability.rules() if capability else None
         if in_force is None:
             yield Action("rules", f"s3://{self._bucket}: lifecycle", "refused", "this server knows no lifecycle rules")
             return

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import custody.store.s3
+import custody.store.s3_client
 from custody.errors import (
     ConfigurationError,
     CustodyError,
@@ -85,10 +86,22 @@ def folder(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "archive"))
 
 
+def names(store: Store, prefix: str) -> list[str]:
+    """Return the next path components under a prefix."""
+    folders, objects = store.level(prefix)
+    return sorted([*folders, *(info.key[len(prefix) :] for info in objects)])
+
+
+def has_history(store: Store, key: str) -> bool:
+    """Return whether a store keeps versions of a key: no folder does."""
+    versions = store.capabilities.versions
+    return versions is not None and versions.has_history(key)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait between attempts, nor long for an answer."""
-    monkeypatch.setattr(custody.store.s3, "_READ_SECONDS", 0.4)
+    monkeypatch.setattr(custody.store.s3_client, "_READ_SECONDS", 0.4)
     monkeypatch.setattr(custody.store.s3, "_BACKOFF_SECONDS", (0.001, 0.001))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
@@ -158,9 +171,9 @@ def test_what_is_missing_is_missing(store: Store) -> None:
         for size in (None, 0, 5):
             with pytest.raises(ObjectMissing):
                 store.read(key, limit=5, size=size)
-        assert not store.has_history(key)
+        assert not has_history(store, key)
     assert list(store.list()) == list(store.list("events/")) == []
-    assert store.names("") == store.names("manifests/") == []
+    assert names(store, "") == names(store, "manifests/") == []
 
 
 def test_the_beginning_of_a_key_is_no_object(store: Store) -> None:
@@ -211,7 +224,7 @@ def test_listing_goes_on_after_a_thousand(store: Store) -> None:
         list(pool.map(lambda key: store.create(key, b"{}"), keys))
     assert sorted(info.key for info in store.list("manifests/")) == keys
     assert sorted(info.key for info in store.list("manifests/orders/0/", after=keys[997])) == keys[998:]
-    assert store.names("manifests/orders/0/") == [key.rpartition("/")[2] for key in keys]
+    assert names(store, "manifests/orders/0/") == [key.rpartition("/")[2] for key in keys]
 
 
 def test_names_are_the_next_components(store: Store) -> None:
@@ -219,11 +232,11 @@ def test_names_are_the_next_components(store: Store) -> None:
     for log in ("orders/0", "orders/1", "orders@2/0", "a.b-c/0"):
         store.create(f"manifests/{log}/000000000000.json", b"")
     store.create("archive.json", b"{}")
-    assert store.names("") == ["archive.json", "manifests"]
-    assert store.names("manifests/") == ["a.b-c", "orders", "orders@2"]
-    assert store.names("manifests/orders/") == ["0", "1"]
+    assert names(store, "") == ["archive.json", "manifests"]
+    assert names(store, "manifests/") == ["a.b-c", "orders", "orders@2"]
+    assert names(store, "manifests/orders/") == ["0", "1"]
     with pytest.raises(FormatError):
-        store.names("manifests/orders")
+        names(store, "manifests/orders")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +248,6 @@ def test_what_is_no_key_is_refused(store: Store, key: str) -> None:
         lambda: store.create(key, b""),
         lambda: store.read(key, limit=1),
         lambda: store.exists(key),
-        lambda: store.has_history(key),
     ):
         with pytest.raises(FormatError, match="no object's key"):
             call()
@@ -413,7 +425,7 @@ def test_unfinished_objects_are_nobodys(folder: Store, tmp_path: Path) -> None:
     again = open_store(folder.url)
     again.create("b", b"")
     assert sorted(info.key for info in again.list()) == ["a", "b"]
-    assert again.names("") == ["a", "b"]
+    assert names(again, "") == ["a", "b"]
     assert [path.name for path in staging.iterdir()] == ["young"]
 
 
@@ -432,7 +444,7 @@ def test_symbolic_links_are_not_followed(folder: Store, tmp_path: Path) -> None:
             folder.read(key, limit=10)
     assert [info.key for info in folder.list()] == ["events/real"]
     assert list(folder.list("events/folder/")) == []
-    assert folder.names("events/") == ["real"]
+    assert names(folder, "events/") == ["real"]
     for key in ("events/folder/new", "events/file"):
         with pytest.raises(TerminalStoreError):
             folder.create(key, b"x")
@@ -551,7 +563,7 @@ def test_an_entry_that_cannot_be_looked_at_is_no_missing_one(folder: Store, monk
             pass
 
     monkeypatch.setattr(os, "scandir", Scan)
-    for ask in (folder.names, folder.level, lambda prefix: list(folder.list(prefix))):
+    for ask in (folder.level, lambda prefix: list(folder.list(prefix))):
         with pytest.raises(TransientStoreError, match="cannot list"):
             ask("a/")
 
@@ -597,14 +609,14 @@ def test_history_is_seen_in_a_bucket_with_versions(server: SeaweedServer | MotoS
     store = open_store(f"s3://{bucket}/p", S3Options(endpoint_url=server.endpoint_url))
     store.create("manifests/a/0/000000000001.json", b"x")
     store.create("manifests/a/0/000000000001.json.more", b"x")
-    assert store.has_history("manifests/a/0/000000000001.json")
-    assert not store.has_history("manifests/a/0/000000000001.jso")
-    assert not store.has_history("manifests/a/0/000000000002.json")
+    assert has_history(store, "manifests/a/0/000000000001.json")
+    assert not has_history(store, "manifests/a/0/000000000001.jso")
+    assert not has_history(store, "manifests/a/0/000000000002.json")
     client = server.client()
     client.delete_object(Bucket=bucket, Key="p/manifests/a/0/000000000001.json")
     client.close()
     assert not store.exists("manifests/a/0/000000000001.json")
-    assert store.has_history("manifests/a/0/000000000001.json")
+    assert has_history(store, "manifests/a/0/000000000001.json")
     store.close()
 
 
@@ -612,7 +624,7 @@ def test_an_object_without_versions_has_no_history(server: SeaweedServer | MotoS
     """Where the bucket keeps no versions there is no history to see."""
     store = open_store(f"s3://{server.make_bucket()}", S3Options(endpoint_url=server.endpoint_url))
     store.create("archive.json", b"x")
-    assert not store.has_history("archive.json")
+    assert not has_history(store, "archive.json")
     store.close()
 
 
@@ -656,7 +668,7 @@ def test_settings_go_with_every_call(moto: MotoServer, monkeypatch: pytest.Monke
     )
     store: Any = open_store(f"s3://{moto.make_bucket()}/p", options)
     sent: list[tuple[str, dict[str, Any]]] = []
-    for client in (store._reader, store._writer):
+    for client in (store._bucket.reader, store._bucket.writer):
         client.meta.events.register(
             "provide-client-params.s3", lambda params, model, **_: sent.append((model.name, dict(params)))
         )
@@ -664,8 +676,8 @@ def test_settings_go_with_every_call(moto: MotoServer, monkeypatch: pytest.Monke
     store.read("events/a", limit=1)
     store.exists("missing")  # once a store asks whether there is a bucket at all
     list(store.list())
-    store.names("")
-    store.has_history("events/a")
+    names(store, "")
+    has_history(store, "events/a")
     store.close()
     assert {name for name, _ in sent} == {
         "PutObject", "GetObject", "HeadObject", "HeadBucket", "ListObjectsV2", "ListObjectVersions",
@@ -684,10 +696,12 @@ def test_no_lock(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, *, obj
     bucket = seaweed.make_bucket(object_lock=object_lock)
     store = open_store(f"s3://{bucket}", S3Options(endpoint_url=seaweed.endpoint_url))
     store.create("events/a", b"x")
-    assert store.lock("events/a") is None
+    locks = store.capabilities.locks
+    assert locks is not None
+    assert locks.lock("events/a") is None
     if object_lock:
         with pytest.raises(ObjectMissing):
-            store.lock("events/b")
+            locks.lock("events/b")
     store.close()
 
 
@@ -703,7 +717,7 @@ def test_bytes_damaged_on_the_way_are_not_stored(seaweed: SeaweedServer, monkeyp
             damaged.append(True)
             request.headers.replace_header("x-amz-checksum-sha256", "A" * 43 + "=")
 
-    store._writer.meta.events.register("before-sign.s3.PutObject", damage)
+    store._bucket.writer.meta.events.register("before-sign.s3.PutObject", damage)
     try:
         store.create("events/a", b"x")
     except TerminalStoreError:
@@ -720,8 +734,8 @@ def _calls(store: Store) -> dict[str, Callable[[], Any]]:
         "read": lambda: store.read("events/a", limit=1),
         "exists": lambda: store.exists("events/a"),
         "list": lambda: list(store.list()),
-        "names": lambda: store.names(""),
-        "has_history": lambda: store.has_history("events/a"),
+        "names": lambda: names(store, ""),
+        "has_history": lambda: has_history(store, "events/a"),
     }
 
 
@@ -858,8 +872,8 @@ def test_a_read_with_one_fault_is_right_or_an_error(flaky: Store, proxy: FaultyP
         "range": (lambda: flaky.read("events/a", limit=10, start=1, size=2), b"at"),
         "exists": (lambda: flaky.exists("events/a"), True),
         "list": (lambda: list(flaky.list()), [ObjectInfo("events/a", 4)]),
-        "names": (lambda: flaky.names(""), ["events"]),
-        "has_history": (lambda: flaky.has_history("events/a"), False),
+        "names": (lambda: names(flaky, ""), ["events"]),
+        "has_history": (lambda: has_history(flaky, "events/a"), False),
     }
     use, expected = calls[call]
     proxy.reset({0: fault})
@@ -914,7 +928,7 @@ def _failing(store: Any, make: Callable[[], Exception]) -> Iterator[None]:
     def fail(**_: Any) -> None:
         raise make()
 
-    clients = (store._reader, store._writer)
+    clients = (store._bucket.reader, store._bucket.writer)
     for client in clients:
         client.meta.events.register("before-call.s3", fail)
     try:

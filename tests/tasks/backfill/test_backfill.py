@@ -23,7 +23,7 @@ from custody.query import tables
 from custody.query.connect import connect
 from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store.open import open_store
-from custody.store.protocol import S3Options, Store
+from custody.store.protocol import Capabilities, S3Options, Store
 from tasks.audit.tables import check_tables, list_tables
 from tasks.backfill import run as backfill
 from tasks.backfill.costs import estimate
@@ -578,6 +578,10 @@ def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path
         def __getattr__(self, name: str) -> Any:
             return getattr(store, name)
 
+        @property
+        def capabilities(self) -> Capabilities:
+            return Capabilities(restores=self)
+
         def status(self, key: str) -> Any:
             return replace(store.status(key), restored=False, restoring=key in under_way)
 
@@ -595,14 +599,16 @@ def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path
 def test_store_says_what_it_cannot_restore(deep: Deep) -> None:
     """To restore twice is success; what is missing, or not archived, is said as an error of ours."""
     store = open_store(deep.url, deep.options)
+    restores = store.capabilities.restores
+    assert restores is not None
     key = next(iter(store.list("events/"))).key
     for _ in range(2):
-        store.restore(key, days=1, tier="standard")
+        restores.restore(key, days=1, tier="standard")
     assert store.status(key).restored
     with pytest.raises(CustodyError, match="no object"):
-        store.restore("events/none", days=1, tier="standard")
+        restores.restore("events/none", days=1, tier="standard")
     with pytest.raises(CustodyError, match="no archived storage class"):
-        store.restore("archive.json", days=1, tier="standard")
+        restores.restore("archive.json", days=1, tier="standard")
 
 
 def test_types_of_the_form_are_those_of_the_events() -> None:
