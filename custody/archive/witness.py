@@ -47,7 +47,7 @@ from custody.format.layout import Log
 from custody.keys.files import write
 from custody.keys.keyring import Ed25519Key, Keyring, new_keyring
 from custody.keys.trust import Trust
-from custody.store.folder import make_folders
+from custody.store.durable import make_folders
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import COSIGNATURE, Checkpoint, Note, NoteKey, NoteSignature

@@ -18,6 +18,7 @@ from custody.errors import (
     TerminalStoreError,
     TransientStoreError,
 )
+from custody.store.durable import create_file, make_folders, sync_folder
 from custody.store.protocol import (
     STAGING,
     Capabilities,
@@ -83,7 +84,7 @@ class FolderStore:
                 os.link(staged, path, follow_symlinks=False)
             except FileExistsError:
                 self._accept_existing(path, data)
-            _sync_folder(folder)
+            sync_folder(folder)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(staged)  # noqa: PTH108
@@ -95,17 +96,7 @@ class FolderStore:
             self._make_folder(folder)
             _remove_abandoned(folder)
         path = f"{folder}/{os.getpid()}-{uuid.uuid4().hex}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            try:
-                _write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(path)  # noqa: PTH108
-            raise
+        create_file(path, data)
         return path
 
     def _accept_existing(self, path: str, data: bytes) -> None:
@@ -143,7 +134,7 @@ class FolderStore:
                     raise TerminalStoreError(
                         f"cannot write beneath {folder}: a file or a symbolic link (not followed) is there; move it"
                     ) from None
-            _sync_folder(parent)
+            sync_folder(parent)
         if len(self._synced) > _FOLDERS_KNOWN:
             self._synced.clear()
         self._synced.add(folder)
@@ -319,12 +310,6 @@ def _is_there(path: str) -> bool:
     return True
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
 def _text(name: str) -> str:
     """Return a file's name as text, with bytes that are no UTF-8 spelled out: nobody's key, but one to show."""
     return name if is_unicode(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
@@ -345,24 +330,6 @@ def _read_descriptor(descriptor: int, start: int, size: int, there: int) -> byte
         if not chunk or (len(chunk) < wanted and there <= 0):
             break
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def make_folders(folder: str) -> None:
-    """Make a folder and what is missing above it, down from what is there, each entry synced."""
-    parent = os.path.dirname(folder)  # noqa: PTH120
-    if not os.path.isdir(parent):  # noqa: PTH112
-        make_folders(parent)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder)  # noqa: PTH102
-    _sync_folder(parent)
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_abandoned(folder: str) -> None:

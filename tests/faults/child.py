@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from custody.errors import CustodyError
 from custody.settings import Settings
-from custody.store import folder, s3, s3_versions
+from custody.store import durable, folder, s3, s3_versions
 from tasks.drain import run as drain
 from tasks.drain.kafka import Broker, Feed
 
@@ -96,7 +96,7 @@ class _Os:
 
 
 def _break_calls(breaker: _Breaker) -> None:
-    folder.os = _Os(breaker)  # type: ignore[attr-defined]
+    folder.os = durable.os = _Os(breaker)  # type: ignore[attr-defined]
     if breaker.plan.steps:
         return
     for kind in (folder.FolderStore, s3.S3Store):
