@@ -17,8 +17,8 @@ class CallUnknown(TerminalStoreError):
     """The server does not know the call."""
 
 
-class NoLifecycle(TerminalStoreError):
-    """The bucket has no lifecycle rules."""
+class NotConfigured(TerminalStoreError):
+    """The bucket has no such configuration."""
 
 
 class NoLock(TerminalStoreError):
@@ -73,6 +73,25 @@ LOOK_AT_LOCK = "look at the lock of"
 
 # AWS has a code for an object without a lock, and InvalidRequest for one in a bucket without.
 _NO_LOCK_CODES = frozenset({"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest"})
+
+
+_NOT_CONFIGURED_CODES = frozenset(
+    {"NoSuchLifecycleConfiguration", "NoSuchBucketPolicy", "ObjectLockConfigurationNotFoundError"}
+)
+# What servers without storage classes, or without the configuration, say.
+_UNKNOWN_CODES = frozenset({"MethodNotAllowed", "InvalidStorageClass"})
+
+
+# What is to be allowed besides reading and writing objects, by what was being done.
+_PERMISSIONS = {
+    LOOK_AT_LOCK: "s3:GetObjectRetention",
+    "restore": "s3:RestoreObject",
+    "read the versioning of": "s3:GetBucketVersioning",
+    "read the Object Lock of": "s3:GetBucketObjectLockConfiguration",
+    "read the lifecycle rules of": "s3:GetLifecycleConfiguration",
+    "set the lifecycle rules of": "s3:PutLifecycleConfiguration",
+    "read the policy of": "s3:GetBucketPolicy",
+}
 
 
 _CREDENTIALS_ADVICE = "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role)"
@@ -139,16 +158,14 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:
         return no_object(where)
     if status == 412 and doing == "write":
         return occupied(where)
-    if code == "NoSuchLifecycleConfiguration":
-        return NoLifecycle(f"{where} has no lifecycle rules")
     if code in _NO_LOCK_CODES and doing == LOOK_AT_LOCK:
         return NoLock(f"{where} has no lock")
-    if code == "AccessDenied" and doing == LOOK_AT_LOCK:
-        return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow s3:GetObjectRetention)")
+    if code in _NOT_CONFIGURED_CODES:
+        return NotConfigured(f"cannot {doing} {where}: {code}")
+    if code == "AccessDenied" and doing in _PERMISSIONS:
+        return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow {_PERMISSIONS[doing]})")
     if code == "RestoreAlreadyInProgress":
         return Restoring(f"{where} is being restored already")
-    if code == "AccessDenied" and doing == "restore":
-        return TerminalStoreError(f"cannot restore {where}: HTTP {status}, {code} (allow s3:RestoreObject)")
     if code == "InvalidObjectState" and doing == "restore":
         return TerminalStoreError(f"cannot restore {where}: it is in no archived storage class any more; run again")
     if code == "InvalidObjectState":
@@ -157,7 +174,7 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:
     message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
     if code == "InvalidRange" or status == 416:
         return BeyondEnd(message)
-    if code == "NotImplemented" or status == 501:
+    if code == "NotImplemented" or status == 501 or (code in _UNKNOWN_CODES and doing in _PERMISSIONS):
         return CallUnknown(f"{message} (this server lacks what an archive needs; use one that has it)")
     if code in _TRANSIENT_CODES or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
         return TransientStoreError(f"{message} (it may pass; try again)")
