@@ -328,8 +328,7 @@ class TierSettings(BaseModel):
     cold_class: str = Field(default="DEEP_ARCHIVE", description="Storage class of the cold tier")
     manage: bool = Field(default=True, description="Whether the roll sets lifecycle rules; else it says what drifts")
     prices: dict[str, float] = Field(
-        default={"STANDARD": 0.023, "STANDARD_IA": 0.0125, "GLACIER": 0.0036, "DEEP_ARCHIVE": 0.00099},
-        description="US dollars for a GB and month, by class",
+        default={}, description="What a GB and month costs, by class, in your currency; else no costs are shown"
     )
 
     @property

@@ -5,7 +5,7 @@ Lock and the policy are compared and reported alone: `custody bucket` prints wha
 storage classes, that is said, and nothing else is tried. Manifests, checkpoints and audits are never moved.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,6 @@ from tasks.roll.indices import Action
 
 SMALL_BYTES = 128 * 1024
 """What a smaller object costs in Standard-IA; S3 moves none that is smaller."""
-OVERHEAD_BYTES = 40 * 1024
-"""What each object in an archived class costs besides its bytes: 32 KiB there, 8 KiB in Standard."""
-
 _GB = 1_000_000_000
 _ADVICE = "`custody bucket` prints what is wanted"
 
@@ -38,7 +35,7 @@ class Usage:
         objects: how many.
         size: their bytes.
         small: objects too small to be moved to a cheaper class, or to be cheaper there.
-        cost: US dollars a month, by the prices of the settings; None where they have none for the class.
+        cost: a month's, by `tiers.prices`; None where it has none for the class.
     """
 
     part: str
@@ -102,7 +99,7 @@ def _target(configuration: Configuration, name: str) -> str:
 
 
 def measure_usage(settings: Settings) -> list[Usage]:
-    """Return what lies where, and what that costs a month.
+    """Return what lies where, and what that costs a month where `tiers.prices` says so.
 
     Raises:
         StoreError: the archive cannot be listed.
@@ -120,14 +117,3 @@ def measure_usage(settings: Settings) -> list[Usage]:
         Usage(part, class_, objects, size, small, size / _GB * prices[class_] if class_ in prices else None)
         for (part, class_), (objects, size, small) in sorted(totals.items())
     ]
-
-
-def small_objects(usage: Sequence[Usage], settings: Settings) -> tuple[int, float]:
-    """Return how many segments are too small for cheaper classes, and what larger ones would save, in dollars a month.
-
-    Ten times as large they would be a tenth as many, each with its overhead in the archived class once.
-    """
-    prices: Mapping[str, float] = settings.tiers.prices
-    small = sum(one.small for one in usage)
-    price = prices.get(settings.tiers.cold_class, 0.0)
-    return small, small * 0.9 * OVERHEAD_BYTES / _GB * price
