@@ -326,14 +326,9 @@ class TierSettings(BaseModel):
     life_days: int = Field(default=2555, ge=1, description="Then they expire, signed first, and are deleted")
     warm_class: str = Field(default="STANDARD_IA", description="Storage class of the warm tier")
     cold_class: str = Field(default="DEEP_ARCHIVE", description="Storage class of the cold tier")
-    manage: bool = Field(default=True, description="Whether the roll sets the bucket's rules; else it says what drifts")
-    policy: bool = Field(
-        default=False,
-        description="Whether the roll tries its policy on a server that is not AWS, too",
-    )
+    manage: bool = Field(default=True, description="Whether the roll sets lifecycle rules; else it says what drifts")
     prices: dict[str, float] = Field(
-        default={"STANDARD": 0.023, "STANDARD_IA": 0.0125, "GLACIER": 0.0036, "DEEP_ARCHIVE": 0.00099},
-        description="US dollars for a GB and month, by class",
+        default={}, description="What a GB and month costs, by class, in your currency; else no costs are shown"
     )
 
     @property

@@ -92,7 +92,7 @@ def backfill(
         folder: the folder, where that is the target.
         tier: how archived segments are restored: `standard` (12 h at most) or `bulk` (48 h, cheaper).
         late_days: look only at statements sealed within so many days after the range; all if not given.
-        dry_run: say what it would read, cost and take, and change nothing.
+        dry_run: say what it would read, and how long it would take, and change nothing.
     """
     request = Request(
         since=_aware(since),

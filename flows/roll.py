@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
@@ -16,10 +16,9 @@ from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
 from custody.settings import Settings
-from flows.operate.render import usage_chart
 from tasks.roll.indices import Action
 from tasks.roll.run import roll_all, take_step
-from tasks.roll.tiers import Usage, measure_usage, small_objects
+from tasks.roll.tiers import Usage, measure_usage
 
 ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""
@@ -28,11 +27,9 @@ _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
 
 
 @task(name="usage", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def usage() -> tuple[list[Usage], tuple[int, float]]:
-    """Count what lies in each class, and what it costs."""
-    settings = Settings()
-    found = measure_usage(settings)
-    return found, small_objects(found, settings)
+def usage() -> list[Usage]:
+    """Count what lies in each class."""
+    return measure_usage(Settings())
 
 
 @flow(name="roll", persist_result=False, retries=0)
@@ -51,7 +48,7 @@ def roll(dry_run: bool = False) -> State[Any]:
     except CustodyError as error:
         problems.append(str(error))
     try:
-        _show_usage(*usage())
+        _show_usage(usage())
     except CustodyError as error:
         problems.append(f"usage: {error}")
     return _conclude(actions, problems)
@@ -94,14 +91,15 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
     return Completed(message=summary, data=list(actions))
 
 
-def _show_usage(found: Sequence[Usage], small: tuple[int, float]) -> None:
+def _show_usage(found: Sequence[Usage]) -> None:
+    """Show bytes and objects by class, and costs where `tiers.prices` is set."""
     known = [one.cost for one in found if one.cost is not None]
     description = f"{sum(one.size for one in found):,} bytes in {sum(one.objects for one in found):,} objects"
-    description += f", {sum(known):,.2f} US dollars a month." if known else "."
-    if small[0]:
+    description += f", {sum(known):,.2f} a month by `tiers.prices`." if known else "."
+    if small := sum(one.small for one in found):
         description += (
-            f" {small[0]:,} segments are too small for cheaper classes to pay off; ten times as large ones"
-            f" (drain.segment_bytes, drain.flush_seconds) would save {small[1]:,.2f} dollars a month."
+            f" {small:,} segments are too small for cheaper classes to pay off: `drain.segment_bytes` and"
+            " `drain.flush_seconds` make larger ones."
         )
     table = [
         {
@@ -110,13 +108,11 @@ def _show_usage(found: Sequence[Usage], small: tuple[int, float]) -> None:
             "objects": one.objects,
             "bytes": one.size,
             "too small": one.small,
-            "dollars a month": "" if one.cost is None else round(one.cost, 4),
+            **({"cost a month": "" if one.cost is None else round(one.cost, 4)} if known else {}),
         }
         for one in found
     ]
     create_table_artifact(key="tiers", table=table or [{"part": "nothing is archived"}], description=description)
-    if found:
-        create_markdown_artifact(key="tiers-chart", markdown=usage_chart(found), description=description)
 
 
 def _row(one: Action) -> dict[str, Any]:

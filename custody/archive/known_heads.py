@@ -9,9 +9,6 @@ Rules:
 4. The file is replaced whole, by one rename of a synced file.
 """
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -22,6 +19,7 @@ from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.format.envelope import HeadRef, Hex, Uuid
 from custody.format.layout import parse_log_text
+from custody.store.durable import replace_file
 from custody.tlog.head import Head
 
 _SIZE_LIMIT = 64 * 1_048_576
@@ -99,28 +97,10 @@ class State:
             if before is None or before.size < head.size:
                 known.heads[name] = HeadRef(head.size, head.root.hex())
         try:
-            self._save(msgspec.json.format(msgspec.json.encode(self._file, order="sorted"), indent=1) + b"\n")
+            data = msgspec.json.format(msgspec.json.encode(self._file, order="sorted"), indent=1) + b"\n"
+            replace_file(self._path.absolute(), data)
         except OSError as error:
             raise ConfigurationError(f"the state file {self._path} cannot be written: {error.strerror}") from None
-
-    def _save(self, data: bytes) -> None:
-        folder = self._path.absolute().parent
-        descriptor, staged = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(staged).replace(self._path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(staged).unlink()
-            raise
-        parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
 
 
 def _decode(data: bytes, what: str) -> _File:

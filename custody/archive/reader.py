@@ -52,8 +52,8 @@ def list_logs(store: Store) -> list[Log]:
     """Return every log whose folder has an object, in order of topic, partition and epoch. Names prove nothing."""
     logs = [
         layout.parse_log(name, int(partition))
-        for name in store.names(layout.MANIFESTS)
-        for partition in store.names(f"{layout.MANIFESTS}{name}/")
+        for name in store.level(layout.MANIFESTS)[0]
+        for partition in store.level(f"{layout.MANIFESTS}{name}/")[0]
         if re.fullmatch(r"0|[1-9][0-9]{0,9}", partition)
     ]
     return sorted(log for log in logs if log is not None)

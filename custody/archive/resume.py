@@ -79,19 +79,21 @@ def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip
     Raises:
         HeadRollback: an entry that counts was there once.
     """
-    while True:
+    versions_of = store.capabilities.versions
+    while versions_of is not None:
         key = form.key(tip.size)
         # Where it exists, another writer has just put it, and our own put will lose to it.
-        if not store.has_history(key) or store.exists(key):
+        if not versions_of.has_history(key) or store.exists(key):
             return tip
-        versions = [one for one in store.history(key) if one.key == key and not one.marker]
+        versions = [one for one in versions_of.history(key) if one.key == key and not one.marker]
         if not versions:
             raise HeadRollback(f"{key} was there once: the bucket keeps a delete marker of it, and no version")
         # A listing names the newest first, and the first one put is the evidence.
-        digest, there = read_entry(store.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
+        digest, there = read_entry(versions_of.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
         if there is not None:
             raise HeadRollback(f"{key} was there once: the bucket keeps a version of it")
         tip = tip.pass_over(digest)
+    return tip
 
 
 def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, tip: Tip[E]) -> None:

@@ -48,7 +48,7 @@ from custody.keys.files import write
 from custody.keys.key import Ed25519Key
 from custody.keys.keyring import Keyring, new_keyring
 from custody.keys.trust import Trust
-from custody.store.folder import make_folders
+from custody.store.durable import make_folders
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import COSIGNATURE, Checkpoint, Note, NoteKey, NoteSignature
@@ -377,8 +377,8 @@ class Witness:
 
 def _logs_of(store: Store) -> Iterator[Log]:
     """Yield the logs that have checkpoints, that of audits among them. Names prove nothing."""
-    for name in store.names(layout.CHECKPOINTS):
-        for partition in store.names(f"{layout.CHECKPOINTS}{name}/"):
+    for name in store.level(layout.CHECKPOINTS)[0]:
+        for partition in store.level(f"{layout.CHECKPOINTS}{name}/")[0]:
             log = layout.parse_log_text(f"{name}/{partition}")
             if log is not None:
                 yield log

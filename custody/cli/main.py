@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from custody.cli.accept import app as accept_app
+from custody.cli.bucket import app as bucket_app
 from custody.cli.evidence import app as evidence_app
 from custody.cli.keys import PASSPHRASE_HINT, read_own_archive, refuse_inside, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
@@ -98,6 +99,7 @@ app = typer.Typer(
 app.add_typer(keys_app, name="keys")
 app.add_typer(accept_app)
 app.add_typer(query_app)
+app.add_typer(bucket_app)
 app.add_typer(evidence_app)
 
 

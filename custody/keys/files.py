@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from datetime import datetime
@@ -23,6 +22,7 @@ import msgspec
 
 from custody.errors import ConfigurationError
 from custody.format.times import parse_time
+from custody.store.durable import replace_file
 
 _Form = TypeVar("_Form")
 
@@ -142,26 +142,8 @@ def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode:
         path = path.resolve()
     except (OSError, RuntimeError, ValueError):
         raise ConfigurationError(f"{what} {path}: cannot be written: no file can have that name") from None
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
-            if create:
-                os.link(temporary, path)
-            else:
-                temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, data, mode=mode, create=create)
     except FileExistsError:
         advice = ", and replacing it would lose its keys; run `custody keys rotate`, or choose another name"
         raise ConfigurationError(f"{what} {path}: is there already{advice if what == 'keyring' else ''}") from None

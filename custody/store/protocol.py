@@ -3,7 +3,7 @@
 Rules:
 
 1. Never overwrite: every object is created by one conditional put (S3 `If-None-Match: *`) or one exclusive link. There
-   is no call here that changes an object. A folder's `move` unlinks one only behind a durable copy of the same bytes.
+   is no call here that changes an object.
 2. Never take a put for done before it is durable, nor for failed before that is known: where a put's outcome is unknown
    (time-out, cut connection, 5xx, 409) or the key is taken (412), the object is read back. The same bytes are success,
    others are `ObjectExists`, and only where there is nothing is the put sent again.
@@ -12,8 +12,9 @@ Rules:
 5. Never show a credential: URLs that hold one are refused, and what libraries and servers say is clipped and cleaned.
 6. Never judge bytes: a store hands over what it holds, and the verifier finds out what it is worth.
 
-What costs money is asked for by name: `restore` has a readable copy of an archived object made, and the object stays as
-it is.
+What only some stores can do is a small protocol of its own: `store.capabilities` has an object for each that this store
+has, and None for the others. A folder has none. It is an attribute, and no question about a class, so that a wrapper
+which passes on what it does not know has its store's capabilities, and the type checker knows each caller.
 """
 
 import re
@@ -29,23 +30,13 @@ from custody.errors import (
 )
 
 STAGING = ".staging"
-"""Where a folder, and each of its tiers, keeps objects that are not finished. No reader looks there."""
-TIERS = ".tiers"
-"""Where a folder keeps what has grown old: `.tiers/warm/` and `.tiers/cold/`, each of which may be a mount."""
-TIER_NAMES = ("warm", "cold")
-"""A folder's tiers, the warmest first. An object lies in one place, and only ever goes on to a colder one."""
-MARK = ".tier"
-"""In a tier that is in use, a file with the same bytes as `.tier-warm` or `.tier-cold` beside `archive.json`.
-
-So a tier that is not mounted can be told from one whose objects are lost.
-"""
+"""Where a folder keeps objects that are not finished. No reader looks there."""
 _KEY_BYTES = 1024
 _DETAIL_CHARACTERS = 300
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes that cannot be read without a restore."""
 Tier = Literal["standard", "bulk"]
 """How a restore is made: within some hours, or cheaply within two days."""
-NO_KEYS = frozenset({STAGING, TIERS, MARK, *(f"{MARK}-{name}" for name in TIER_NAMES)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +46,7 @@ class ObjectInfo:
     Attributes:
         key: relative to the archive's root.
         size: in bytes.
-        storage_class: of S3; in a folder that of TIER_NAMES which it lies in, None where that is none.
+        storage_class: of S3; None in a folder.
     """
 
     key: str
@@ -70,7 +61,7 @@ class ObjectStatus:
     Attributes:
         size: in bytes.
         created: when this version was put.
-        storage_class: of S3, `STANDARD` where it names none; in a folder as in `ObjectInfo`.
+        storage_class: of S3, `STANDARD` where it names none; None in a folder.
         restored: whether a copy of an archived object is there to be read.
         restoring: whether such a copy is being made.
         sha256: hex digest that the store computed when the object was put, None where it keeps none.
@@ -154,15 +145,15 @@ class S3Options:
 
 
 class Store(Protocol):
-    """Objects under one root. Implementations are thread-safe and pickle as their URL and options.
-
-    Where a tier of a folder is in use and not mounted, segments and quarantine objects that are found nowhere else are
-    not missing: whoever asks for one, or for a listing of them, gets `TierUnmounted`. All else goes on.
-    """
+    """Objects under one root. Implementations are thread-safe and pickle as their URL and options."""
 
     @property
     def url(self) -> str:
         """The root, as a URL without credentials."""
+
+    @property
+    def capabilities(self) -> "Capabilities":
+        """What this store can do besides."""
 
     def create(self, key: str, data: bytes) -> None:
         """Create an object and return when it is durable; the same bytes already there are success.
@@ -193,11 +184,12 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Say whether there is an object under the key."""
 
-    def names(self, prefix: str) -> list[str]:
-        """Return the next path components under a prefix that ends in `/` or is empty, sorted, without a slash."""
-
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
-        """Return the folders, without a slash, and the objects right under a prefix that ends in `/` or is empty."""
+        """Return the folders, sorted and without a slash, and the objects right under a prefix.
+
+        Raises:
+            FormatError: the prefix is neither empty nor ends in `/`.
+        """
 
     def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
@@ -205,9 +197,6 @@ class Store(Protocol):
         Of the folders right under the root, each with its slash, those in `without` are left out.
 
         Keys compare by their bytes. Objects that come or go meanwhile may or may not be seen.
-
-        Raises:
-            TierUnmounted: at the end, once all that is there was listed.
         """
 
     def status(self, key: str) -> ObjectStatus:
@@ -216,41 +205,6 @@ class Store(Protocol):
         Raises:
             ObjectMissing: there is no such object.
         """
-
-    def lock(self, key: str) -> tuple[str, datetime] | None:
-        """Return mode and end of an object's Object Lock, None where it has none, as always in a folder.
-
-        `status` says the same to who may see it, and leaves the lock out to who may not: this tells one from the other.
-
-        Raises:
-            ObjectMissing: there is no such object, in a bucket that knows locks.
-            TerminalStoreError: the lock may not be looked at.
-        """
-
-    def restore(self, key: str, *, days: int, tier: "Tier") -> None:
-        """Ask for a readable copy of an archived object; one that is there, or under way, is success. Costs money.
-
-        Args:
-            key: the object. In a folder nothing is archived, and nothing is done.
-            days: how long the copy stays once it is made, 1 or more.
-            tier: how soon it is made, and at what price.
-
-        Raises:
-            ObjectMissing: there is no such object.
-            TransientStoreError: it is not known whether it was asked for. Trying again is safe.
-        """
-
-    def history(self, prefix: str = "") -> Iterator[Version]:
-        """Yield all versions and delete markers of keys that have more than one plain object; none in a folder."""
-
-    def at_versions(self, chosen: Mapping[str, Version]) -> "Store":
-        """Return this store as it shows when of some keys these versions are read, whatever lies over them."""
-
-    def lifecycle(self) -> Sequence[LifecycleRule] | None:
-        """Return the rules in force for objects of this archive, None where the store knows no such thing."""
-
-    def has_history(self, key: str) -> bool:
-        """Say whether the store keeps a version or a delete marker of the key, besides an object without versions."""
 
     def remove(self, key: str) -> None:
         """Delete an object for good, every version of it; one that is not there is success.
@@ -261,31 +215,69 @@ class Store(Protocol):
             TerminalStoreError: it is locked, or may not be deleted.
         """
 
-    def tiers(self) -> Sequence[str]:
-        """Return what `move` moves to, the warmest first; none in S3, where rules of the bucket move objects.
+    def close(self) -> None:
+        """Give up connections. The store is not used afterwards."""
+
+
+class Versions(Protocol):
+    """Keeps what was written over or deleted."""
+
+    def history(self, prefix: str = "") -> Iterator[Version]:
+        """Yield all versions and delete markers of keys that have more than one plain object."""
+
+    def has_history(self, key: str) -> bool:
+        """Return whether there is a version or a delete marker of the key, besides an object without versions."""
+
+    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
+        """Return the store as it shows when of some keys these versions are read, whatever lies over them."""
+
+
+class ObjectLocks(Protocol):
+    """Keeps objects from being deleted for a time."""
+
+    def lock(self, key: str) -> tuple[str, datetime] | None:
+        """Return mode and end of an object's Object Lock, None where it has none.
+
+        `status` says the same to who may see it, and leaves the lock out to who may not: this tells one from the other.
 
         Raises:
-            TierUnmounted: one that is in use is not mounted.
-            TransientStoreError: one cannot be looked at, as where a mount is stale.
-            TerminalStoreError: likewise, and trying again does not help; or no folder stands in a tier's place; or
-                there is a place for tiers, and no tier.
+            ObjectMissing: there is no such object, in a bucket that knows locks.
+            TerminalStoreError: the lock may not be looked at.
         """
 
-    def move(self, key: str, tier: str) -> None:
-        """Move an object to a tier; one that is there already, or in a colder one, is success.
 
-        At any moment it can be read. Killed anywhere, calling again goes on: copies in several places are one object.
+class Restores(Protocol):
+    """Has objects that cannot be read until a copy was made."""
+
+    def restore(self, key: str, *, days: int, tier: Tier) -> None:
+        """Ask for a readable copy of an archived object; one that is there, or under way, is success. Costs money.
+
+        Args:
+            key: the object, which stays as it is.
+            days: how long the copy stays once it is made, 1 or more.
+            tier: how soon it is made, and at what price.
 
         Raises:
             ObjectMissing: there is no such object.
-            ObjectExists: it lies in several places, with other bytes in each. All are left, the warmest is read.
-            TierUnmounted: a tier that is in use is not mounted.
-            TransientStoreError: it was not moved. Trying again is safe.
-            TerminalStoreError: likewise, and trying again does not help.
+            TransientStoreError: it is not known whether it was asked for. Trying again is safe.
         """
 
-    def close(self) -> None:
-        """Give up connections. The store is not used afterwards."""
+
+class Lifecycle(Protocol):
+    """Moves or deletes objects by rules of its own."""
+
+    def rules(self) -> Sequence[LifecycleRule] | None:
+        """Return the rules in force for objects of this archive, None where the server knows no such thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a store can do besides. None where it cannot."""
+
+    versions: Versions | None = None
+    locks: ObjectLocks | None = None
+    restores: Restores | None = None
+    lifecycle: Lifecycle | None = None
 
 
 def check_key(key: str) -> None:
@@ -293,14 +285,13 @@ def check_key(key: str) -> None:
     parts = key.split("/")
     if (
         any(part in {"", ".", ".."} for part in parts)
-        or parts[0] in NO_KEYS
+        or parts[0] == STAGING
         or "\0" in key
         or not is_unicode(key)
         or len(key.encode()) > _KEY_BYTES
     ):
         raise FormatError(
-            f"{legible(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first"
-            f" {', '.join(sorted(NO_KEYS))}"
+            f"{legible(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first {STAGING}"
         )
 
 
@@ -308,6 +299,13 @@ def check_prefix(prefix: str) -> None:
     """Refuse a prefix that is not the beginning of some key."""
     if prefix:
         check_key(prefix + "x" if prefix.endswith("/") else prefix)
+
+
+def check_folder(prefix: str) -> None:
+    """Refuse a prefix that is no folder."""
+    check_prefix(prefix)
+    if prefix and not prefix.endswith("/"):
+        raise FormatError(f"{legible(prefix)!r} is no folder: its prefix ends in '/'")
 
 
 def is_unicode(text: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Self
 from custody.errors import CustodyError, ObjectMissing
 from custody.findings import Finding, finding, loss_digest
 from custody.format import layout
+from custody.store.bucket import check_rules
 from custody.store.protocol import LifecycleRule, ObjectStatus, Store, Version
 
 _TOUCHED_LIMIT = 100_000
@@ -48,7 +49,8 @@ def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding
     """
     first: dict[str, Version] = {}
     findings: list[tuple[str, Finding]] = []
-    for key, versions in _by_key(store.history()):
+    kept = store.capabilities.versions
+    for key, versions in _by_key(kept.history() if kept else iter(())):
         if not key.startswith(layout.EVIDENCE):
             continue
         objects = [version for version in versions if not version.marker]
@@ -85,48 +87,15 @@ def _described(versions: Sequence[Version]) -> str:
 
 
 def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection, root: str) -> Iterator[Finding]:
-    """Yield what is wrong with the bucket's rules: they move segments and quarantine as wanted, and delete no evidence.
+    """Yield a finding for each problem with the bucket's rules.
 
     Args:
         rules: in force, None where the store knows none.
         wanted: how they are to be.
         root: prefix of the archive in its bucket, empty or ending in a slash.
     """
-    if rules is None:
-        return
-    for rule in rules:
-        touched = [part for part in layout.EVIDENCE if _touches(rule, root + part)]
-        where: dict[str, Any] = {"key": touched[0] if touched else "", "found": f"prefix {rule.prefix[:200]!r}"}
-        if rule.deletes and touched:
-            what = f"the lifecycle rule {rule.id[:100]!r} deletes evidence: only a signed expiry may"
-            yield finding("lifecycle", what, **where)
-        staying = [part for part in touched if part not in _MOVING]
-        if rule.moves and staying:
-            what = f"the lifecycle rule {rule.id[:100]!r} moves {staying[0]}, which stays where it was put"
-            yield finding("lifecycle", what, **where)
-    if wanted.moves is None:
-        return
-    for folder in _MOVING:
-        moving = (rule for rule in rules if not rule.filtered and (root + folder).startswith(rule.prefix))
-        found = sorted({move for rule in moving for move in rule.moves})
-        # A rule for a part of the folder, or for some tags, moves what the good ones move too.
-        beside = {move for rule in rules if _touches(rule, root + folder) for move in rule.moves} - set(wanted.moves)
-        if found != sorted(wanted.moves) or beside:
-            found = sorted({*found, *beside})
-            what = f"the lifecycle rules of {folder} are not those wanted"
-            yield finding("lifecycle", what, key=folder, expected=_moves(wanted.moves), found=_moves(found))
-
-
-_MOVING = (layout.EVENTS, layout.QUARANTINE)
-
-
-def _touches(rule: LifecycleRule, part: str) -> bool:
-    """Say whether a rule is about any key of a part of the archive."""
-    return part.startswith(rule.prefix) or rule.prefix.startswith(part)
-
-
-def _moves(moves: Sequence[tuple[int, str]]) -> str:
-    return ", ".join(f"{class_} after {days} days" for days, class_ in sorted(moves)) or "none"
+    for problem in check_rules(rules, root, wanted.moves) if rules is not None else ():
+        yield finding("lifecycle", problem.what, key=problem.key, expected=problem.expected, found=problem.found)
 
 
 class Locks:
@@ -148,7 +117,8 @@ class Locks:
         self._wanted = wanted
         self._found = found
         self._pending: deque[tuple[str, dict[str, Any], Future[ObjectStatus]]] = deque()
-        active = wanted.lock_mode and wanted.lock_days and not store.url.startswith("file:")
+        self._locks = store.capabilities.locks
+        active = wanted.lock_mode and wanted.lock_days and self._locks
         self._threads = ThreadPoolExecutor(32) if active else None
 
     def __enter__(self) -> Self:
@@ -176,7 +146,8 @@ class Locks:
 
     def _look(self, key: str) -> ObjectStatus:
         status = self._store.status(key)
-        lock = self._store.lock(key) if status.lock_mode is None or status.lock_until is None else None
+        unsaid = status.lock_mode is None or status.lock_until is None
+        lock = self._locks.lock(key) if self._locks and unsaid else None
         return replace(status, lock_mode=lock[0], lock_until=lock[1]) if lock else status
 
     def _judge(self) -> None:

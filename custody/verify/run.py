@@ -403,7 +403,7 @@ class _Verification:
         """Find what was put over objects, and go on with what lies beneath."""
         try:
             first, self._history = originals(self._store)
-            rules = self._store.lifecycle()
+            rules = lifecycle.rules() if (lifecycle := self._store.capabilities.lifecycle) else None
         except CustodyError as error:
             what = f"the bucket's versions and rules cannot be looked at: {error}"
             self._findings.add(finding("unreadable", what, key=""))
@@ -411,8 +411,9 @@ class _Verification:
         for one in check_lifecycle(rules, self._protection, _root_in_bucket(self._store.url)):
             self._findings.add(one)
         self._touched = frozenset(first)
-        if first:
-            self._store = self._store.at_versions(first)
+        versions = self._store.capabilities.versions
+        if first and versions:
+            self._store = versions.at_versions(first)
 
     def _read_archive(self) -> str | None:
         """Read archive.json, compare it with what is pinned, and return the archive's id as far as it is known."""

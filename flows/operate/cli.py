@@ -173,7 +173,7 @@ def backfill(
         int | None, typer.Option(min=0, help="Only statements sealed so many days after the range. [default: all]")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would read, cost and take, and change nothing.")
+        bool, typer.Option("--dry-run", help="Say what it would read, and how long it would take, and change nothing.")
     ] = False,
 ) -> None:
     """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""

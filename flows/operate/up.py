@@ -28,6 +28,7 @@ import typer
 
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
+from custody.store.durable import replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
@@ -245,9 +246,7 @@ def _remember(house: _House) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.process is not None:
                 known.append([child.process.pid, psutil.Process(child.process.pid).create_time()])
-    partial = house.folder / "children.json.new"
-    partial.write_text(json.dumps(known))
-    partial.replace(house.folder / "children.json")
+    replace_file(house.folder / "children.json", json.dumps(known).encode())
 
 
 def _end_leftovers(folder: Path) -> None:

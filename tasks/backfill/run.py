@@ -431,11 +431,12 @@ def restore(settings: Settings, plan: Plan) -> int:
     if not plan.archived:
         return 0
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(_PARALLEL) as threads:
+        restores = store.capabilities.restores
 
         def ask(one: Object) -> bool:
             status = store.status(one.key)
-            if status.archived and not status.restored and not status.restoring:
-                store.restore(one.key, days=RESTORE_DAYS, tier=plan.request.tier)
+            if restores and status.archived and not status.restored and not status.restoring:
+                restores.restore(one.key, days=RESTORE_DAYS, tier=plan.request.tier)
                 status = store.status(one.key)
             return status.archived and not status.restored
 

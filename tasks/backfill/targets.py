@@ -32,6 +32,7 @@ from custody.format.manifest import Batch, Statement
 from custody.format.segment import pack
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
+from custody.store.durable import finish_file
 from custody.store.protocol import Store
 from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import Work
@@ -260,7 +261,7 @@ class FolderTarget:
             if not path.exists():
                 if any(not name.startswith(".") for name in os.listdir(folder)):  # noqa: PTH208 - names are all that is asked
                     raise ConfigurationError(f"the folder {str(folder)!r} holds other things: name an empty one")
-                _write(path, wanted)
+                finish_file(*_stage(path.parent), path, wanted, mode=0o644)
             if path.read_bytes() != wanted:
                 raise ConfigurationError(
                     f"the folder {str(folder)!r} holds another choice of events ({path} says which): name an empty one"
@@ -283,29 +284,14 @@ class FolderTarget:
         with _file_errors(self._folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Even if it is empty: that nothing was chosen is then known, too.
-            _write(path, b"".join(members) or pack(b"").data)
+            # The staged file is locked until it has its name: else another run may take it for abandoned.
+            data = b"".join(members) or pack(b"").data
+            finish_file(*_stage(path.parent), path, data, mode=0o644)
         sent.created += count
 
     def _path(self, part: Part) -> Path:
         name = f"{part.first_offset:020}-{part.next_offset - 1:020}.jsonl.gz"
         return self._folder / part.log.name / str(part.log.partition) / name
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put a file that is there whole, on disk, or not at all."""
-    descriptor, staged = _stage(path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            # While it is locked: else another run may take it for abandoned.
-            Path(staged).chmod(0o644)
-            Path(staged).rename(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(staged).unlink()
-        raise
 
 
 def _stage(folder: Path) -> tuple[int, str]:

@@ -16,11 +16,12 @@ A run that dies between the two leaves objects that may go; the next one finds t
 end of life, and deletes them. What is locked stays until its lock has ended.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import Tip, list_logs, read_manifest, sealed_from
@@ -36,12 +37,11 @@ from custody.keys.trust import Trust
 from custody.query import tables
 from custody.settings import Settings
 from custody.store.open import open_store
-from custody.store.protocol import Store
+from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from tasks.audit.run import clean_audit
 from tasks.roll.indices import Action
-from tasks.roll.tiers import list_records
 
 AHEAD = timedelta(days=1)
 """How far the host's clock may be ahead of all others."""
@@ -64,8 +64,6 @@ def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Itera
     """
     trust = settings.own_trust()
     with closing(open_store(settings.archive, settings.s3)) as store:
-        # Before anything is signed: what lies in a tier that is not mounted could not be deleted.
-        store.names(layout.EVENTS)
         file = read_trusted_archive(store, trust)
         days = max(settings.tiers.life_days, file.statement.retention_days, trust.retention_days or 0)
         audit = clean_audit(store, file.id, trust, find_trusted_audits(store, file.id, trust))
@@ -329,7 +327,7 @@ def _expired_keys(store: Store, expired: Mapping[Log, _Expired], end_of_life: da
     if not expired:
         return
     listed: set[str] = set()
-    for info in list_records(store, end_of_life):
+    for info in _list_records(store, end_of_life):
         parsed = layout.parse_records_key(info.key)
         if parsed and parsed.log in expired and parsed.last < expired[parsed.log].offset:
             listed.add(info.key)
@@ -343,3 +341,22 @@ def _expired_keys(store: Store, expired: Mapping[Log, _Expired], end_of_life: da
         of, end = (table.log, table.end) if table else (listing[0], listing[2]) if listing else (None, 0)
         if of is not None and of in expired and end <= expired[of].granted:
             yield of, info.key
+
+
+def _list_records(store: Store, until: datetime) -> Iterator[ObjectInfo]:
+    """Yield segments and quarantine objects whose keys' day is not after a moment's, and the one after it.
+
+    The day in a key is Kafka's; records may lie there for a while before they are sealed. Younger days are not listed.
+
+    Raises:
+        StoreError: the archive cannot be listed.
+    """
+    last = f"{until.astimezone(UTC) + timedelta(days=1):%Y/%m/%d}"
+    for part in layout.RECORDS:
+        folders = [""]
+        # Years, months, days. A store lists in any order, so that no listing can be left at the first day too young.
+        for _ in range(3):
+            inner = (f"{folder}{name}" for folder in folders for name in store.level(part + folder)[0])
+            folders = [f"{folder}/" for folder in inner if re.fullmatch("[0-9/]+", folder) and folder <= last]
+        for folder in folders:
+            yield from store.list(part + folder)

@@ -66,7 +66,7 @@ _WARM_WHY = "Elasticsearch moves its shards to warm nodes from now on"
 _UNKNOWN_ADDRESS = frozenset({400, 405, 410})
 _GOOD = frozenset({"verified", "notices"})
 
-What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "move", "expire", "step", "record"]
+What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "expire", "step", "record"]
 
 
 @dataclass(frozen=True, slots=True)

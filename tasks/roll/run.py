@@ -1,4 +1,4 @@
-"""All that the roll does on a day, step by step: indices, the bucket, the end of life, a folder's tiers, the record.
+"""All that the roll does on a day, step by step: indices, the bucket, the end of life, the record.
 
 Each step is on its own: an Elasticsearch that is down keeps nothing from expiring. What a step has done is in a list
 as soon as it is done, so that nothing of it is lost with what ends the step, or the roll; and it is signed in any case.
@@ -12,7 +12,7 @@ from custody.errors import CustodyError
 from custody.settings import Settings
 from tasks.roll.expire import expire
 from tasks.roll.indices import Action, record, roll_indices
-from tasks.roll.tiers import roll_bucket, roll_folder
+from tasks.roll.tiers import roll_bucket
 
 logger = logging.getLogger("custody.roll")
 
@@ -24,9 +24,7 @@ def _indices(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Actio
 STEPS: Mapping[str, Callable[[Settings, datetime, bool], Iterator[Action]]] = {
     "indices": _indices,
     "bucket": lambda settings, _, dry_run: roll_bucket(settings, dry_run=dry_run),
-    # Ended first, so that nothing is moved on the day that it is deleted.
     "end of life": lambda settings, now, dry_run: expire(settings, now, dry_run=dry_run),
-    "folder": lambda settings, now, dry_run: roll_folder(settings, now, dry_run=dry_run),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from custody.store import s3
+from custody.store import s3_client
 from tests.attacks.archive import Scene, build
 from tests.attacks.targets import Bucket, Folder, Target
 from tests.servers.s3 import SeaweedServer
@@ -26,13 +26,13 @@ def scene(good: Scene, tmp_path: Path) -> Scene:
 
 
 # Making boto3's clients takes as long as verifying a small archive: all attacks of a process share them.
-_shared_clients = functools.cache(s3._s3_clients)
+_shared_clients = functools.cache(s3_client.s3_clients)
 
 
 @pytest.fixture
 def shared_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stores of the same options have the same clients."""
-    monkeypatch.setattr(s3, "_s3_clients", _shared_clients)
+    monkeypatch.setattr(s3_client, "s3_clients", _shared_clients)
 
 
 @pytest.fixture(scope="session")

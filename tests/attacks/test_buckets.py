@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from custody.store import s3
+from custody.store import s3, s3_client
 from custody.verify.acceptance import entries
 from custody.verify.protection import Protection
 from custody.verify.run import Report
@@ -447,8 +447,9 @@ def proxied(
     """The good archive behind a proxy that can break any call."""
     seaweed.use(monkeypatch)
     # What a call without an answer costs, and how long is waited between tries.
-    monkeypatch.setattr(s3, "_READ_SECONDS", 1)
-    monkeypatch.setattr(s3, "_READ_ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "_READ_SECONDS", 1)
+    monkeypatch.setattr(s3, "READ_ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "READ_ATTEMPTS", 2)
     monkeypatch.setattr(s3, "_BACKOFF_SECONDS", (0.01, 0.05))
     bucket.hold(scene)
     with FaultyProxy(seaweed.endpoint_url) as proxy:

@@ -31,7 +31,7 @@ from custody.store.protocol import Store
 from tasks.audit import recheck
 from tasks.backfill import run as backfill
 from tasks.drain import run as drain
-from tasks.roll import expire, tiers
+from tasks.roll import expire
 from tasks.roll import indices as roll
 from tasks.search import index
 from tests.attacks.archive import Scene
@@ -185,7 +185,7 @@ def expiring(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
 
 
 def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
-    """Where searches by time end, of the roll and of the tiers."""
+    """Where searches by time end."""
     holds = standing(store, None, trust)
     rolling = roll._Roll.__new__(roll._Roll)
     rolling._store, rolling._holds = store, holds
@@ -193,7 +193,7 @@ def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     moments = [log.clock - timedelta(seconds=seconds) for seconds in range(0, 100, 10)]
     ends = [rolling._sealed_end(LOG, size, moment) for moment in moments]
     untils = [reader.sealed_from(store, LOG, size, moment, holds(LOG)) for moment in moments]
-    return ends, [tiers._next_offset(store, LOG, until, size, holds(LOG)) for until in untils if until]
+    return ends, untils
 
 
 def backfilled(scene: Scene, log: Builder, store: Store, trust: Trust) -> object:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from custody.errors import CustodyError
 from custody.settings import Settings
-from custody.store import folder, s3
+from custody.store import durable, folder, s3, s3_versions
 from tasks.drain import run as drain
 from tasks.drain.kafka import Broker, Feed
 
-STORE_CALLS = ("create", "read", "exists", "list", "names", "has_history")
+STORE_CALLS = ("create", "read", "exists", "list", "level")
 FILE_STEPS = ("mkdir", "open", "write", "fsync", "link", "unlink")
 KAFKA_CALLS = ("cluster", "topics", "topic_id", "bounds", "remembered", "commit")
 
@@ -96,12 +96,13 @@ class _Os:
 
 
 def _break_calls(breaker: _Breaker) -> None:
-    folder.os = _Os(breaker)  # type: ignore[attr-defined]
+    folder.os = durable.os = _Os(breaker)  # type: ignore[attr-defined]
     if breaker.plan.steps:
         return
     for kind in (folder.FolderStore, s3.S3Store):
         for name in STORE_CALLS:
             breaker.wrap(kind, name, f"store.{name}")
+    breaker.wrap(s3_versions.S3Versions, "has_history", "store.has_history")
     for name in KAFKA_CALLS:
         breaker.wrap(Broker, name, f"kafka.{name}")
     read = Feed.read

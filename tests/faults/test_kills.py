@@ -40,7 +40,7 @@ def calls(world: World, *, steps: bool = False) -> list[str]:
 def test_every_kind_of_call_is_counted(world: World) -> None:
     """The harness sees each door to the outside that a drain uses: what it does not see it cannot break."""
     names = calls(world)
-    assert {"store.create", "store.exists", "store.read", "store.list", "store.has_history"} <= set(names)
+    assert {"store.create", "store.exists", "store.read", "store.list"} <= set(names)
     assert {"os.open", "os.write", "os.fsync", "os.link", "os.unlink"} <= set(names)
     assert {"kafka.read", "kafka.commit", "kafka.topic_id", "kafka.bounds", "kafka.remembered"} <= set(names)
     assert names.count("store.create") >= 12

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from custody.errors import StoreError
-from custody.store import s3
+from custody.store import s3, s3_client
 from custody.store.protocol import S3Options
 from tasks.drain import run as drain
 from tasks.drain.run import drain_logs
@@ -64,7 +64,7 @@ def proxied(
     monkeypatch.setattr(drain, "_UPLOADERS", 1)
     monkeypatch.setattr(drain, "READ_RECORDS", 8)
     # What a call without an answer costs, and how long is waited between tries: real ones would take an hour.
-    monkeypatch.setattr(s3, "_READ_SECONDS", 1)
+    monkeypatch.setattr(s3_client, "_READ_SECONDS", 1)
     monkeypatch.setattr(s3, "_BACKOFF_SECONDS", (0.01, 0.05))
     with FaultyProxy(seaweed.endpoint_url) as proxy:
         yield s3_world(kafka, seaweed, tmp_path, monkeypatch, proxy.endpoint_url, partitions=1), proxy

@@ -1,20 +1,15 @@
 """The flow and the command that roll: what people see of what was done, was not, and could not be."""
 
-import re
-from base64 import b64decode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from prefect.client.orchestration import get_client
 
 from custody.cli.main import main
 from custody.settings import Settings
-from flows.operate.render import usage_chart
 from flows.roll import roll
-from tasks.roll.tiers import Usage
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.servers.ports import free_ports
@@ -37,32 +32,6 @@ def segments(growing: Growing) -> list[Path]:
     return list((growing.folder / "events").rglob("*.gz"))
 
 
-def chart(markdown: str) -> str:
-    """Return the picture that a Markdown image brings along, which a browser would have nothing to fetch for."""
-    found = re.fullmatch(r"!\[[^]]+\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", markdown)
-    assert found
-    picture = b64decode(found[1]).decode()
-    assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 - it is our own
-    assert not re.search(r"(href|src)=\"(?!#)", picture)
-    return picture
-
-
-def test_the_chart() -> None:
-    """The usage report is a chart too: each class and part by name, with its bytes, and what a class costs."""
-    found = [
-        Usage("events/", "STANDARD", 9, 3 * 2**30, 0, 0.069),
-        Usage("events/", "DEEP_ARCHIVE", 90, 90 * 2**30, 0, 0.0891),
-        Usage("manifests/", "STANDARD", 99, 2**30, 0, 0.023),
-        Usage("tables/", "ODD", 1, 2**20, 0, None),
-    ]
-    picture = chart(usage_chart(found))
-    for text in ("STANDARD", "DEEP_ARCHIVE", "ODD", "events/", "manifests/", "4.0 GiB", "90.0 GiB", "1.0 MiB", "0.09"):
-        assert f">{text}<" in picture
-    assert ">no price<" in picture
-    assert usage_chart(found) == usage_chart(found)
-    assert "dollars" not in chart(usage_chart(found[-1:]))
-
-
 def artifacts() -> dict[str | None, Any]:
     with get_client(sync_client=True) as client:
         return {one.key: one for one in client.read_artifacts()}
@@ -79,7 +48,6 @@ def test_the_flow(old: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4 planned" in str(dry.message)
     assert "expire" in str(artifacts()["roll"].data)
     assert "events/" in str(artifacts()["tiers"].data)
-    assert "events/" in chart(artifacts()["tiers-chart"].data)
 
     (port,) = free_ports(1)
     with monkeypatch.context() as patched:

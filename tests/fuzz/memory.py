@@ -4,13 +4,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from custody.errors import FormatError, ObjectMissing
-from custody.store.protocol import ObjectInfo, ObjectStatus, Store, Version
+from custody.store.protocol import Capabilities, ObjectInfo, ObjectStatus
 
 
 class MemoryStore:
     """Objects in a mapping."""
 
     url = "file:///memory"
+    capabilities = Capabilities()
 
     def __init__(self, objects: Mapping[str, bytes]) -> None:
         self._objects = objects
@@ -49,10 +50,6 @@ class MemoryStore:
             if key.startswith(prefix) and key > after and key[: key.find("/") + 1] not in without:
                 yield ObjectInfo(key, len(data))
 
-    def names(self, prefix: str) -> Sequence[str]:
-        """Return the next path components."""
-        return sorted({key[len(prefix) :].split("/")[0] for key in self._objects if key.startswith(prefix)})
-
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
         """Return folders and objects right under a prefix."""
         found = list(self.list(prefix))
@@ -63,24 +60,6 @@ class MemoryStore:
         """Return what is known of an object."""
         del version
         return ObjectStatus(len(self._objects[key]), datetime(2026, 3, 1, tzinfo=UTC))
-
-    def history(self, prefix: str = "") -> Iterator[Version]:
-        """Nothing was ever overwritten."""
-        del prefix
-        return iter(())
-
-    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
-        """There are no versions."""
-        del chosen
-        return self
-
-    def lifecycle(self) -> None:
-        """There are no rules."""
-
-    def has_history(self, key: str) -> bool:
-        """Nothing was ever overwritten."""
-        del key
-        return False
 
     def close(self) -> None:
         """There is nothing to give up."""

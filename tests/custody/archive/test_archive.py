@@ -39,7 +39,7 @@ from custody.keys.secret import Secret
 from custody.keys.signers import Signers
 from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.store.open import open_store
-from custody.store.protocol import ObjectInfo, Version
+from custody.store.protocol import Capabilities, ObjectInfo, Version
 from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head, KnownHead
@@ -124,9 +124,15 @@ class Memory:
             )
         )
 
-    def names(self, prefix: str) -> "list[str]":
-        self._call("names", prefix)
-        return sorted({key[len(prefix) :].split("/")[0] for key in self.objects if key.startswith(prefix)})
+    def level(self, prefix: str) -> "tuple[list[str], list[ObjectInfo]]":
+        self._call("level", prefix)
+        below = {key[len(prefix) :]: key for key in self.objects if key.startswith(prefix)}
+        folders = sorted({name.split("/")[0] for name in below if "/" in name})
+        return folders, [ObjectInfo(key, len(self.objects[key])) for name, key in below.items() if "/" not in name]
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(versions=self)
 
     def has_history(self, key: str) -> bool:
         self._call("has_history", key)

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import custody.store.s3
+import custody.store.s3_client
 from custody.errors import (
     ConfigurationError,
     CustodyError,
@@ -85,10 +86,22 @@ def folder(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "archive"))
 
 
+def names(store: Store, prefix: str) -> list[str]:
+    """Return the next path components under a prefix."""
+    folders, objects = store.level(prefix)
+    return sorted([*folders, *(info.key[len(prefix) :] for info in objects)])
+
+
+def has_history(store: Store, key: str) -> bool:
+    """Return whether a store keeps versions of a key: no folder does."""
+    versions = store.capabilities.versions
+    return versions is not None and versions.has_history(key)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait between attempts, nor long for an answer."""
-    monkeypatch.setattr(custody.store.s3, "_READ_SECONDS", 0.4)
+    monkeypatch.setattr(custody.store.s3_client, "_READ_SECONDS", 0.4)
     monkeypatch.setattr(custody.store.s3, "_BACKOFF_SECONDS", (0.001, 0.001))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
@@ -158,9 +171,9 @@ def test_what_is_missing_is_missing(store: Store) -> None:
         for size in (None, 0, 5):
             with pytest.raises(ObjectMissing):
                 store.read(key, limit=5, size=size)
-        assert not store.has_history(key)
+        assert not has_history(store, key)
     assert list(store.list()) == list(store.list("events/")) == []
-    assert store.names("") == store.names("manifests/") == []
+    assert names(store, "") == names(store, "manifests/") == []
 
 
 def test_the_beginning_of_a_key_is_no_object(store: Store) -> None:
@@ -211,7 +224,7 @@ def test_listing_goes_on_after_a_thousand(store: Store) -> None:
         list(pool.map(lambda key: store.create(key, b"{}"), keys))
     assert sorted(info.key for info in store.list("manifests/")) == keys
     assert sorted(info.key for info in store.list("manifests/orders/0/", after=keys[997])) == keys[998:]
-    assert store.names("manifests/orders/0/") == [key.rpartition("/")[2] for key in keys]
+    assert names(store, "manifests/orders/0/") == [key.rpartition("/")[2] for key in keys]
 
 
 def test_names_are_the_next_components(store: Store) -> None:
@@ -219,11 +232,11 @@ def test_names_are_the_next_components(store: Store) -> None:
     for log in ("orders/0", "orders/1", "orders@2/0", "a.b-c/0"):
         store.create(f"manifests/{log}/000000000000.json", b"")
     store.create("archive.json", b"{}")
-    assert store.names("") == ["archive.json", "manifests"]
-    assert store.names("manifests/") == ["a.b-c", "orders", "orders@2"]
-    assert store.names("manifests/orders/") == ["0", "1"]
+    assert names(store, "") == ["archive.json", "manifests"]
+    assert names(store, "manifests/") == ["a.b-c", "orders", "orders@2"]
+    assert names(store, "manifests/orders/") == ["0", "1"]
     with pytest.raises(FormatError):
-        store.names("manifests/orders")
+        names(store, "manifests/orders")
 
 
 @pytest.mark.parametrize(
@@ -235,13 +248,12 @@ def test_what_is_no_key_is_refused(store: Store, key: str) -> None:
         lambda: store.create(key, b""),
         lambda: store.read(key, limit=1),
         lambda: store.exists(key),
-        lambda: store.has_history(key),
     ):
         with pytest.raises(FormatError, match="no object's key"):
             call()
 
 
-@pytest.mark.parametrize("prefix", ["/", "../", "a//", "a/../", ".staging/", ".tiers/", "a/.."])
+@pytest.mark.parametrize("prefix", ["/", "../", "a//", "a/../", ".staging/", "a/.."])
 def test_what_is_no_prefix_is_refused(store: Store, prefix: str) -> None:
     """Nor does a listing lead outside."""
     with pytest.raises(FormatError):
@@ -282,13 +294,7 @@ def test_any_key_round_trips_in_a_folder(tmp_path_factory: pytest.TempPathFactor
     try:
         store.create(key, data)
     except FormatError:
-        assert any(part in {".", ".."} for part in key.split("/")) or key.split("/")[0] in {
-            ".staging",
-            ".tiers",
-            ".tier",
-            ".tier-warm",
-            ".tier-cold",
-        }
+        assert any(part in {".", ".."} for part in key.split("/")) or key.split("/")[0] == ".staging"
         return
     assert store.read(key, limit=len(data)) == data
     assert list(store.list()) == [ObjectInfo(key, len(data))]
@@ -419,7 +425,7 @@ def test_unfinished_objects_are_nobodys(folder: Store, tmp_path: Path) -> None:
     again = open_store(folder.url)
     again.create("b", b"")
     assert sorted(info.key for info in again.list()) == ["a", "b"]
-    assert again.names("") == ["a", "b"]
+    assert names(again, "") == ["a", "b"]
     assert [path.name for path in staging.iterdir()] == ["young"]
 
 
@@ -438,7 +444,7 @@ def test_symbolic_links_are_not_followed(folder: Store, tmp_path: Path) -> None:
             folder.read(key, limit=10)
     assert [info.key for info in folder.list()] == ["events/real"]
     assert list(folder.list("events/folder/")) == []
-    assert folder.names("events/") == ["real"]
+    assert names(folder, "events/") == ["real"]
     for key in ("events/folder/new", "events/file"):
         with pytest.raises(TerminalStoreError):
             folder.create(key, b"x")
@@ -557,7 +563,7 @@ def test_an_entry_that_cannot_be_looked_at_is_no_missing_one(folder: Store, monk
             pass
 
     monkeypatch.setattr(os, "scandir", Scan)
-    for ask in (folder.names, folder.level, lambda prefix: list(folder.list(prefix))):
+    for ask in (folder.level, lambda prefix: list(folder.list(prefix))):
         with pytest.raises(TransientStoreError, match="cannot list"):
             ask("a/")
 
@@ -587,213 +593,6 @@ def test_a_folder_that_may_not_be_written_is_terminal(folder: Store, tmp_path: P
         (tmp_path / "archive" / "a").chmod(stat.S_IRWXU)
 
 
-# --- a folder's tiers ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The root of an archive with both tiers."""
-    for name in ("warm", "cold"):
-        (tmp_path / "archive" / ".tiers" / name).mkdir(parents=True)
-    return tmp_path / "archive"
-
-
-def _put(place: Path, key: str, data: bytes) -> Path:
-    path = place / key
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-@pytest.mark.parametrize("tier", ["warm", "cold"])
-def test_an_object_in_a_tier_is_an_object(root: Path, tier: str) -> None:
-    """It is read, seen, listed and removed as any other is, and its class is the tier's."""
-    store = open_store(str(root))
-    store.create("events/hot", b"hot")
-    path = _put(root / ".tiers" / tier, "events/old", b"hello")
-    assert store.read("events/old", limit=5) == b"hello"
-    assert store.read("events/old", limit=2, start=1, size=2) == b"el"
-    with pytest.raises(FormatError):
-        store.read("events/old", limit=4)
-    assert store.exists("events/old")
-    status = store.status("events/old")
-    assert (status.size, status.storage_class, status.archived) == (5, tier, False)
-    assert store.status("events/hot").storage_class is None
-    assert [(info.key, info.size, info.storage_class) for info in store.list()] == [
-        ("events/hot", 3, None),
-        ("events/old", 5, tier),
-    ]
-    assert store.names("") == ["events"]
-    assert store.names("events/") == ["hot", "old"]
-    folders, objects = store.level("events/")
-    assert (list(folders), [info.storage_class for info in objects]) == ([], [None, tier])
-    store.remove("events/old")
-    assert not path.exists()
-    assert not store.exists("events/old")
-    with pytest.raises(ObjectMissing):
-        store.read("events/old", limit=5)
-
-
-@pytest.mark.parametrize("tier", ["warm", "cold"])
-def test_a_key_that_lies_in_a_tier_is_taken(root: Path, tier: str) -> None:
-    """The same bytes are success, others are refused, and there is never a second object."""
-    store = open_store(str(root))
-    _put(root / ".tiers" / tier, "events/old", b"old")
-    store.create("events/old", b"old")
-    for other in (b"", b"Old", b"older"):
-        with pytest.raises(ObjectExists):
-            store.create("events/old", other)
-    assert not (root / "events" / "old").exists()
-    assert store.read("events/old", limit=3) == b"old"
-
-
-@pytest.mark.parametrize("data", [b"old", b"new"])
-def test_a_key_that_goes_to_a_tier_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    """A roll that moves an object between a writer's look and its link does not let other bytes in."""
-    store = open_store(str(root))
-    store.create("events/old", b"old")
-    real = os.link
-
-    def link(*arguments: Any, **more: Any) -> None:
-        open_store(str(root)).move("events/old", "warm")
-        real(*arguments, **more)
-
-    monkeypatch.setattr(os, "link", link)
-    if data == b"new":
-        with pytest.raises(ObjectExists):
-            store.create("events/old", data)
-        assert not (root / "events" / "old").exists()
-    else:
-        store.create("events/old", data)
-    assert store.read("events/old", limit=3) == b"old"
-    assert (root / ".tiers/warm/events/old").read_bytes() == b"old"
-
-
-def test_symbolic_links_in_tiers_are_not_followed(root: Path, tmp_path: Path) -> None:
-    """As in the hot part: what they lead to is no object, and a put of their keys is refused."""
-    store = open_store(str(root))
-    outside = tmp_path / "outside"
-    _put(outside, "secret", b"x")
-    warm = root / ".tiers" / "warm"
-    _put(warm, "events/real", b"x")
-    (warm / "events" / "file").symlink_to(outside / "secret")
-    (warm / "events" / "folder").symlink_to(outside)
-    for key in ("events/file", "events/folder/secret"):
-        assert not store.exists(key)
-        with pytest.raises(ObjectMissing):
-            store.read(key, limit=1)
-        with pytest.raises(ObjectMissing):
-            store.status(key)
-        with pytest.raises(TerminalStoreError, match="move it"):
-            store.create(key, b"x")
-        store.remove("events/folder/secret")
-    assert [info.key for info in store.list()] == ["events/real"]
-    assert store.names("events/") == ["real"]
-    assert list(store.list("events/folder/")) == []
-
-    # Nor is one followed that an object would be moved through, or over.
-    for key in ("events/folder/new", "events/file"):
-        _put(root, key, b"y")
-        with pytest.raises(TerminalStoreError, match="move it"):
-            store.move(key, "warm")
-        assert store.read(key, limit=1) == b"y"
-    assert [path.name for path in outside.iterdir()] == ["secret"]
-
-
-def test_a_tier_that_is_a_link_is_none(tmp_path: Path) -> None:
-    """A link in a tier's place shows nothing of what it leads to, and nothing is moved behind it."""
-    outside, root = tmp_path / "outside", tmp_path / "archive"
-    _put(outside, "events/secret", b"x")
-    store = open_store(str(root))
-    store.create("events/hot", b"x")
-    (root / ".tiers").mkdir()
-    (root / ".tiers" / "warm").symlink_to(outside)
-    store = open_store(str(root))
-    assert [info.key for info in store.list()] == ["events/hot"]
-    assert not store.exists("events/secret")
-    with pytest.raises(TerminalStoreError, match="symbolic link"):
-        store.move("events/hot", "warm")
-    assert store.read("events/hot", limit=1) == b"x"
-
-
-def test_nothing_moves_where_no_tier_is(store: Store) -> None:
-    """A folder without tiers has none, nor has a bucket, whose rules move; to ask for a move is an error."""
-    store.create("events/a", b"x")
-    assert list(store.tiers()) == []
-    with pytest.raises(TerminalStoreError, match="move"):
-        store.move("events/a", "warm")
-    assert store.read("events/a", limit=1) == b"x"
-
-
-def test_a_folder_without_tiers_is_looked_at_once(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has no tiers does not pay for them: no later call looks for any."""
-    folder.create("events/a", b"x")
-    looked: list[str] = []
-    for name in ("lstat", "stat", "open", "scandir", "link", "mkdir"):
-        real = getattr(os, name)
-
-        def spy(path: Any, *arguments: Any, real: Any = real, **more: Any) -> Any:
-            looked.append(str(path))
-            return real(path, *arguments, **more)
-
-        monkeypatch.setattr(os, name, spy)
-    again = open_store(folder.url)
-    assert sum(".tiers" in path for path in looked) <= 1
-    looked.clear()
-    again.create("events/b", b"x")
-    assert {info.key for info in again.list()} == {"events/a", "events/b"}
-    assert again.read("events/a", limit=1) == b"x"
-    assert not again.exists("events/c")
-    assert again.names("events/") == ["a", "b"]
-    again.remove("events/b")
-    assert looked
-    assert not [path for path in looked if ".tiers" in path]
-
-
-_PARTS = st.sampled_from(["a", "a-", "a.b", "b", "0", "ä", "\U0001f600", "z"])
-_KEYS = st.tuples(
-    st.sampled_from(["events", "quarantine", "manifests", "other"]), st.lists(_PARTS, min_size=1, max_size=4)
-)
-
-
-@given(
-    objects=st.dictionaries(
-        _KEYS.map(lambda key: "/".join([key[0], *key[1]])),
-        st.sets(st.sampled_from(["", ".tiers/warm", ".tiers/cold"]), min_size=1),
-        max_size=25,
-    ),
-    prefix=st.sampled_from(["", "events/", "events/a", "events/a/", "manifests/", "quarantine/a-", "o"]),
-    after=_KEYS.map(lambda key: "/".join([key[0], *key[1]])) | st.just(""),
-)
-@settings(deadline=None, max_examples=150)
-def test_tiers_list_as_a_plain_folder(
-    tmp_path_factory: pytest.TempPathFactory, objects: dict[str, set[str]], prefix: str, after: str
-) -> None:
-    """Wherever the objects lie, in one place or several, they list as they would in one, each once, and in order."""
-    # A folder cannot hold both `a` and `a/b`.
-    keys = [key for key in objects if not any(other.startswith(f"{key}/") for other in objects)]
-    top = tmp_path_factory.mktemp("tiers")
-    (top / "tiered" / ".tiers").mkdir(parents=True)
-    for key in keys:
-        _put(top / "plain", key, key.encode())
-        for place in objects[key]:
-            _put(top / "tiered" / place, key, key.encode())
-    plain, tiered = open_store(str(top / "plain")), open_store(str(top / "tiered"))
-    wanted = sorted(plain.list(prefix, after=after), key=lambda info: info.key.encode())
-    found = list(tiered.list(prefix, after=after))
-    assert sorted(found, key=lambda info: info.key.encode()) == wanted
-    for part in ("events/", "quarantine/"):
-        shown = [info.key.encode() for info in found if info.key.startswith(part)]
-        assert shown == sorted(shown)
-    for info in found:
-        place = {None: "", "warm": ".tiers/warm", "cold": ".tiers/cold"}[info.storage_class]
-        assert place == min(objects[info.key], key=["", ".tiers/warm", ".tiers/cold"].index)
-    for folder in {"", *(f"{key.rpartition('/')[0]}/" for key in keys)}:
-        assert tiered.names(folder) == plain.names(folder)
-        folders, inside = plain.level(folder)
-        assert tiered.level(folder) == (sorted(folders), sorted(inside, key=lambda info: info.key.encode()))
-
-
 # --- S3 --------------------------------------------------------------------------------------------------------------
 
 
@@ -810,14 +609,14 @@ def test_history_is_seen_in_a_bucket_with_versions(server: SeaweedServer | MotoS
     store = open_store(f"s3://{bucket}/p", S3Options(endpoint_url=server.endpoint_url))
     store.create("manifests/a/0/000000000001.json", b"x")
     store.create("manifests/a/0/000000000001.json.more", b"x")
-    assert store.has_history("manifests/a/0/000000000001.json")
-    assert not store.has_history("manifests/a/0/000000000001.jso")
-    assert not store.has_history("manifests/a/0/000000000002.json")
+    assert has_history(store, "manifests/a/0/000000000001.json")
+    assert not has_history(store, "manifests/a/0/000000000001.jso")
+    assert not has_history(store, "manifests/a/0/000000000002.json")
     client = server.client()
     client.delete_object(Bucket=bucket, Key="p/manifests/a/0/000000000001.json")
     client.close()
     assert not store.exists("manifests/a/0/000000000001.json")
-    assert store.has_history("manifests/a/0/000000000001.json")
+    assert has_history(store, "manifests/a/0/000000000001.json")
     store.close()
 
 
@@ -825,7 +624,7 @@ def test_an_object_without_versions_has_no_history(server: SeaweedServer | MotoS
     """Where the bucket keeps no versions there is no history to see."""
     store = open_store(f"s3://{server.make_bucket()}", S3Options(endpoint_url=server.endpoint_url))
     store.create("archive.json", b"x")
-    assert not store.has_history("archive.json")
+    assert not has_history(store, "archive.json")
     store.close()
 
 
@@ -869,7 +668,7 @@ def test_settings_go_with_every_call(moto: MotoServer, monkeypatch: pytest.Monke
     )
     store: Any = open_store(f"s3://{moto.make_bucket()}/p", options)
     sent: list[tuple[str, dict[str, Any]]] = []
-    for client in (store._reader, store._writer):
+    for client in (store._bucket.reader, store._bucket.writer):
         client.meta.events.register(
             "provide-client-params.s3", lambda params, model, **_: sent.append((model.name, dict(params)))
         )
@@ -877,8 +676,8 @@ def test_settings_go_with_every_call(moto: MotoServer, monkeypatch: pytest.Monke
     store.read("events/a", limit=1)
     store.exists("missing")  # once a store asks whether there is a bucket at all
     list(store.list())
-    store.names("")
-    store.has_history("events/a")
+    names(store, "")
+    has_history(store, "events/a")
     store.close()
     assert {name for name, _ in sent} == {
         "PutObject", "GetObject", "HeadObject", "HeadBucket", "ListObjectsV2", "ListObjectVersions",
@@ -897,10 +696,12 @@ def test_no_lock(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, *, obj
     bucket = seaweed.make_bucket(object_lock=object_lock)
     store = open_store(f"s3://{bucket}", S3Options(endpoint_url=seaweed.endpoint_url))
     store.create("events/a", b"x")
-    assert store.lock("events/a") is None
+    locks = store.capabilities.locks
+    assert locks is not None
+    assert locks.lock("events/a") is None
     if object_lock:
         with pytest.raises(ObjectMissing):
-            store.lock("events/b")
+            locks.lock("events/b")
     store.close()
 
 
@@ -916,7 +717,7 @@ def test_bytes_damaged_on_the_way_are_not_stored(seaweed: SeaweedServer, monkeyp
             damaged.append(True)
             request.headers.replace_header("x-amz-checksum-sha256", "A" * 43 + "=")
 
-    store._writer.meta.events.register("before-sign.s3.PutObject", damage)
+    store._bucket.writer.meta.events.register("before-sign.s3.PutObject", damage)
     try:
         store.create("events/a", b"x")
     except TerminalStoreError:
@@ -933,8 +734,8 @@ def _calls(store: Store) -> dict[str, Callable[[], Any]]:
         "read": lambda: store.read("events/a", limit=1),
         "exists": lambda: store.exists("events/a"),
         "list": lambda: list(store.list()),
-        "names": lambda: store.names(""),
-        "has_history": lambda: store.has_history("events/a"),
+        "names": lambda: names(store, ""),
+        "has_history": lambda: has_history(store, "events/a"),
     }
 
 
@@ -1071,8 +872,8 @@ def test_a_read_with_one_fault_is_right_or_an_error(flaky: Store, proxy: FaultyP
         "range": (lambda: flaky.read("events/a", limit=10, start=1, size=2), b"at"),
         "exists": (lambda: flaky.exists("events/a"), True),
         "list": (lambda: list(flaky.list()), [ObjectInfo("events/a", 4)]),
-        "names": (lambda: flaky.names(""), ["events"]),
-        "has_history": (lambda: flaky.has_history("events/a"), False),
+        "names": (lambda: names(flaky, ""), ["events"]),
+        "has_history": (lambda: has_history(flaky, "events/a"), False),
     }
     use, expected = calls[call]
     proxy.reset({0: fault})
@@ -1127,7 +928,7 @@ def _failing(store: Any, make: Callable[[], Exception]) -> Iterator[None]:
     def fail(**_: Any) -> None:
         raise make()
 
-    clients = (store._reader, store._writer)
+    clients = (store._bucket.reader, store._bucket.writer)
     for client in clients:
         client.meta.events.register("before-call.s3", fail)
     try:

@@ -291,7 +291,8 @@ def test_versions_and_locks(growing: Growing, seaweed: SeaweedServer, monkeypatc
     assert "locked until" in deleted[0].why
     gone = deleted[1].target
     assert not store.exists(gone)
-    assert not store.has_history(gone)
+    assert store.capabilities.versions
+    assert not store.capabilities.versions.has_history(gone)
     assert judged(given, growing).exit_code in {0, 3}
     later = NOW + timedelta(days=2)
     (refused,) = expire(given, later)

@@ -1,6 +1,5 @@
-"""The bucket's rules are set and held against the settings (moto, for lifecycle rules); what lies where is told."""
+"""The bucket is compared with the settings, and its rules are set (moto knows lifecycle rules); usage is counted."""
 
-import io
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,11 +12,11 @@ from custody.archive.writer import create_archive
 from custody.format.envelope import Signer
 from custody.keys.keyring import Keyring
 from custody.settings import Settings, TierSettings
+from custody.store.bucket import LIFECYCLE, OBJECT_LOCK, POLICY, VERSIONING, Configuration, open_configuration
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
-from tasks.roll import tiers
-from tasks.roll.indices import Action
-from tasks.roll.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
+from custody.store.s3_errors import CallUnknown
+from tasks.roll.tiers import SMALL_BYTES, measure_usage, roll_bucket
 from tests.helpers.sample import Growing
 from tests.servers.s3 import MotoServer, SeaweedServer
 
@@ -31,12 +30,9 @@ def signers() -> tuple[Signer, Signer]:
 def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     moto.use(monkeypatch)
     bucket = moto.make_bucket(object_lock=True)
-    # No server here knows the condition of the policy: whether a put gets through is a fake, but where a test says so.
-    monkeypatch.setattr(tiers._Bucket, "_probe", lambda _: "PreconditionFailed")
     made = Settings(
         archive=f"s3://{bucket}/archive",
         s3=S3Options(endpoint_url=moto.endpoint_url, retention_mode="COMPLIANCE", retention_days=2555),
-        tiers=TierSettings(policy=True),
     )
     create_archive(open_store(made.archive, S3Options(endpoint_url=moto.endpoint_url)), signers)
     return made
@@ -46,14 +42,24 @@ def bucket_of(given: Settings) -> str:
     return given.archive.removeprefix("s3://").partition("/")[0]
 
 
-def roll(given: Settings, **more: Any) -> dict[str, Action]:
-    return {one.target.rpartition(": ")[2]: one for one in roll_bucket(given, **more)}
+def roll(given: Settings, **more: Any) -> dict[str, tuple[str, str]]:
+    """Roll, and return the outcome and the reason by the bucket's configuration."""
+    return {one.target.rpartition(": ")[2]: (one.outcome, one.why) for one in roll_bucket(given, **more)}
 
 
-def test_set_once(given: Settings, moto: MotoServer) -> None:
-    """Rules that move evidence, and the policy that refuses plain puts, are set; then there is nothing to do."""
-    first = roll(given)
-    assert {name: one.outcome for name, one in first.items()} == {"lifecycle": "done", "policy": "done"}
+def outcomes(given: Settings, **more: Any) -> dict[str, str]:
+    return {name: outcome for name, (outcome, _) in roll(given, **more).items()}
+
+
+def set_policy(given: Settings, moto: MotoServer) -> None:
+    """Set the policy as an operator would: by what `custody bucket` prints."""
+    wanted = open_configuration(given.archive, given.s3).wanted(given.tiers.moves, locked=True)
+    moto.client().put_bucket_policy(Bucket=bucket_of(given), Policy=json.dumps(wanted[POLICY]))
+
+
+def test_rules_are_set_once(given: Settings, moto: MotoServer) -> None:
+    """Lifecycle rules are set, the policy that is missing is reported and not set; then there is nothing to set."""
+    assert outcomes(given) == {LIFECYCLE: "done", POLICY: "refused"}
     rules = moto.client().get_bucket_lifecycle_configuration(Bucket=bucket_of(given))["Rules"]
     assert {rule["Filter"]["Prefix"] for rule in rules} == {"archive/events/", "archive/quarantine/"}
     for rule in rules:
@@ -62,18 +68,21 @@ def test_set_once(given: Settings, moto: MotoServer) -> None:
             (365, "DEEP_ARCHIVE"),
         ]
         assert "Expiration" not in rule
+    assert outcomes(given) == {POLICY: "refused"}
+    set_policy(given, moto)
     assert roll(given) == {}
 
 
-def test_versions(moto: MotoServer, given: Settings) -> None:
-    """A bucket without versions gets them."""
+def test_versions_and_locks_are_reported(moto: MotoServer, given: Settings) -> None:
+    """A bucket without versions and Object Lock is reported, and neither is turned on."""
     bucket = moto.make_bucket()
     plain = given.model_copy(update={"archive": f"s3://{bucket}/archive"})
-    create_archive(open_store(plain.archive, S3Options(endpoint_url=moto.endpoint_url)), signers)
     found = roll(plain)
-    assert found["versions"].outcome == "done"
-    assert moto.client().get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
-    assert found["Object Lock"].outcome == "refused"
+    assert found[VERSIONING][0] == found[OBJECT_LOCK][0] == "refused"
+    assert "custody bucket" in found[VERSIONING][1]
+    assert "Status" not in moto.client().get_bucket_versioning(Bucket=bucket)
+    unlocked = plain.model_copy(update={"s3": S3Options(endpoint_url=given.s3.endpoint_url)})
+    assert "s3.retention_mode is not set" in roll(unlocked)[OBJECT_LOCK][1]
 
 
 def test_others_stay(given: Settings, moto: MotoServer) -> None:
@@ -84,95 +93,67 @@ def test_others_stay(given: Settings, moto: MotoServer) -> None:
         {"ID": "bad", "Status": "Enabled", "Filter": {"Prefix": "archive/events/"}, "Expiration": {"Days": 7}},
     ]
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": theirs})
-    statement = {
-        "Sid": "theirs",
-        "Effect": "Allow",
-        "Principal": "*",
-        "Action": "s3:GetObject",
-        "Resource": f"arn:aws:s3:::{bucket}/*",
-    }
-    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
-    actions = list(roll_bucket(given))
-    assert ["refused" in one.outcome for one in actions if "'bad'" in one.why] == [False, True]
+    set_policy(given, moto)
+    before = client.get_bucket_policy(Bucket=bucket)["Policy"]
+    actions = [(one.outcome, one.why) for one in roll_bucket(given)]
+    assert [outcome for outcome, why in actions if "'bad'" in why] == ["refused"]
+    assert [outcome for outcome, why in actions if "'bad'" not in why] == ["done"]
     rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     assert {"logs", "bad"} < {rule["ID"] for rule in rules}
     assert len(rules) == 4
-    assert statement in json.loads(client.get_bucket_policy(Bucket=bucket)["Policy"])["Statement"]
+    assert client.get_bucket_policy(Bucket=bucket)["Policy"] == before
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["with a policy of theirs", "without"])
-def test_a_server_that_does_not_understand(
-    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, *, there: bool
+def test_a_server_without_storage_classes(
+    seaweed: SeaweedServer, given: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a server that takes our policy for a ban on all puts it is taken back, and theirs is as it was: SeaweedFS."""
+    """Where a server takes no lifecycle rules, that is one line that fails nothing."""
     seaweed.use(monkeypatch)
-    bucket, client = seaweed.make_bucket(versioned=True), seaweed.client()
-    given = Settings(
-        archive=f"s3://{bucket}/archive",
-        s3=S3Options(endpoint_url=seaweed.endpoint_url),
-        tiers=TierSettings(policy=True),
-    )
-    assert "to try it by" in roll(given)["policy"].why
-    store = open_store(given.archive, given.s3)
-    create_archive(store, signers)
-    theirs = {"Sid": "theirs", "Effect": "Allow", "Principal": "*", "Action": "s3:GetObject"}
-    before = json.dumps({"Version": "2012-10-17", "Statement": [{**theirs, "Resource": f"arn:aws:s3:::{bucket}/*"}]})
-    if there:
-        client.put_bucket_policy(Bucket=bucket, Policy=before)
-    assert "taken back" in roll(given)["policy"].why
-    store.create("manifests/a/0/000000000000.json", b"still written")
-    if there:
-        assert json.loads(client.get_bucket_policy(Bucket=bucket)["Policy"]) == json.loads(before)
-    plain = given.model_copy(update={"tiers": TierSettings()})
-    assert "this is not AWS" in roll(plain)["policy"].why
+    archive = f"s3://{seaweed.make_bucket(versioned=True)}/archive"
+    plain = given.model_copy(update={"archive": archive, "s3": S3Options(endpoint_url=seaweed.endpoint_url)})
+
+    def refuse(*_: object) -> None:
+        raise CallUnknown("cannot set the lifecycle rules: InvalidStorageClass")
+
+    monkeypatch.setattr(Configuration, "set_rules", refuse)
+    assert outcomes(plain) == {LIFECYCLE: "refused", POLICY: "refused", OBJECT_LOCK: "refused"}
 
 
-def test_a_server_that_ignores_conditions(given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To try a server changes no byte of archive.json, even where it writes whatever the condition says."""
-    put: list[dict[str, Any]] = []
-
-    class Client:
-        def get_object(self, **_: Any) -> dict[str, Any]:
-            return {"Body": io.BytesIO(b"what is there")}
-
-        def put_object(self, **asked: Any) -> None:
-            put.append(asked)
-
-    monkeypatch.undo()
-    assert tiers._Bucket(given, Client(), "bucket", "archive/", False)._probe() == ""
-    assert put == [{"Bucket": "bucket", "Key": "archive/archive.json", "Body": b"what is there", "IfNoneMatch": "*"}]
+def test_seaweed(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a real server nothing fails, whatever it knows of classes and policies, and nothing is set but rules."""
+    seaweed.use(monkeypatch)
+    bucket = seaweed.make_bucket(versioned=True, object_lock=True)
+    options = S3Options(endpoint_url=seaweed.endpoint_url, retention_mode="GOVERNANCE", retention_days=1)
+    given = Settings(archive=f"s3://{bucket}/archive", s3=options)
+    for _ in range(2):
+        found = roll(given)
+        assert found.pop(LIFECYCLE, ("done", ""))[0] in {"done", "refused"}
+        assert {name: outcome for name, (outcome, _) in found.items()} == {POLICY: "refused"}
+        assert "this is not AWS" in found[POLICY][1]
+    open_store(given.archive, options).create("manifests/a/0/000000000000.json", b"still written")
 
 
 def test_drift(given: Settings, moto: MotoServer) -> None:
     """A rule of ours that somebody changed is said, and set again; the other stays as it is."""
+    set_policy(given, moto)
     roll(given)
     client, bucket = moto.client(), bucket_of(given)
     rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     rules[0]["Transitions"][0]["Days"] = 30
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
-    client.delete_bucket_policy(Bucket=bucket)
-    planned = roll(given, dry_run=True)
-    assert {name: one.outcome for name, one in planned.items()} == {"lifecycle": "planned", "policy": "planned"}
-    assert {name: one.outcome for name, one in roll(given).items()} == {"lifecycle": "done", "policy": "done"}
+    assert outcomes(given, dry_run=True) == {LIFECYCLE: "planned"}
+    assert outcomes(given) == {LIFECYCLE: "done"}
     assert roll(given) == {}
 
 
-def test_only_said(given: Settings, moto: MotoServer) -> None:
+def test_only_said(given: Settings) -> None:
     """Where the settings leave rules to others, drift is said and nothing is set."""
-    said = given.model_copy(update={"tiers": TierSettings(manage=False, policy=True)})
-    found = roll(said)
-    assert {one.outcome for one in found.values()} == {"refused"}
-    assert "tiers.manage is off" in found["policy"].why
-    assert {name: one.outcome for name, one in roll(given).items()} == {"lifecycle": "done", "policy": "done"}
-    assert moto.client().get_bucket_versioning(Bucket=bucket_of(given))["Status"] == "Enabled"
-
-
-def test_locks_shorter_than_life(given: Settings) -> None:
-    """Locks that end before epoch does, or that nobody asks for, are said."""
-    short = given.model_copy(update={"s3": S3Options(endpoint_url=given.s3.endpoint_url)})
-    assert "s3.retention_mode is not set" in roll(short)["Object Lock"].why
-    longer = given.model_copy(update={"tiers": TierSettings(life_days=4000, policy=True)})
-    assert "s3.retention_days is 2555, and life lasts 4000 days" in roll(longer)["Object Lock"].why
+    said = given.model_copy(update={"tiers": TierSettings(manage=False)})
+    for _ in range(2):
+        found = roll(said)
+        assert {outcome for outcome, _ in found.values()} == {"refused"}
+        assert "tiers.manage is off" in found[LIFECYCLE][1]
+    assert outcomes(given)[LIFECYCLE] == "done"
 
 
 def test_no_bucket(given: Settings) -> None:
@@ -197,7 +178,7 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_usage_by_class(given: Settings, moto: MotoServer) -> None:
-    """Bytes, objects and dollars are told by class; what is too small for a cheaper class is counted."""
+    """Bytes and objects are told by class, money where prices are set; what is too small is counted."""
     store, client, bucket = open_store(given.archive, given.s3), moto.client(), bucket_of(given)
     store.create("events/a", bytes(SMALL_BYTES))
     client.put_object(Bucket=bucket, Key="archive/events/b", Body=bytes(10), StorageClass="DEEP_ARCHIVE")
@@ -206,7 +187,7 @@ def test_usage_by_class(given: Settings, moto: MotoServer) -> None:
         ("DEEP_ARCHIVE", 1, 10, 1),
         ("STANDARD", 1, SMALL_BYTES, 0),
     ]
-    prices = given.tiers.prices
-    by_class = {one.storage_class: one for one in usage if one.part == "events/"}
-    assert by_class["STANDARD"].cost == pytest.approx(SMALL_BYTES / 1e9 * prices["STANDARD"])
-    assert small_objects(usage, given)[0] == 1
+    assert {one.cost for one in usage} == {None}
+    priced = given.model_copy(update={"tiers": TierSettings(prices={"STANDARD": 0.5})})
+    by_class = {one.storage_class: one.cost for one in measure_usage(priced) if one.part == "events/"}
+    assert by_class == {"STANDARD": pytest.approx(SMALL_BYTES / 1e9 * 0.5), "DEEP_ARCHIVE": None}

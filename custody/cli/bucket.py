@@ -1,0 +1,55 @@
+"""`custody bucket`: how an archive's bucket should be configured, and in what it is not."""
+
+import json
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from custody.cli import render
+from custody.errors import CustodyError
+from custody.findings import Severity
+from custody.settings import Settings
+from custody.store.bucket import NOT_LOCKED, OBJECT_LOCK, open_configuration
+
+app = typer.Typer()
+
+_LIMIT_NOTE = "Each configuration replaces the bucket's whole: keep what others have set in it."
+
+
+@app.command()
+def bucket(
+    archive: Annotated[
+        str | None, typer.Argument(help="s3://BUCKET/PREFIX. [default: the setting `archive`]", metavar="[ARCHIVE]")
+    ] = None,
+    wanted: Annotated[bool, typer.Option("--wanted", help="Print what is wanted, and do not ask the bucket.")] = False,
+) -> None:
+    """Print how the bucket should be configured, as JSON for Terraform or the AWS CLI, and what differs on stderr.
+
+    Nothing is changed. Exit codes: 0 nothing differs; 10 something does; 1 the bucket could not be asked.
+    """
+    settings = Settings()
+    moves, locked = settings.tiers.moves, settings.s3.retention_mode is not None
+    problems: list[str] = []
+    with closing(open_configuration(archive or settings.archive, settings.s3)) as configuration:
+        document = configuration.wanted(moves, locked=locked)
+        typer.echo(json.dumps(document, indent=2))
+        if wanted:
+            return
+        console = render.console(stderr=True)
+        table = render.table("!configuration", "what differs")
+        for name in document:
+            try:
+                for one in configuration.compare(name, document, moves):
+                    table.add_row(name, render.safe(one.why))
+            except CustodyError as error:
+                problems.append(str(error))
+    if not locked:
+        console.print(f"{OBJECT_LOCK}: {NOT_LOCKED}")
+    if table.row_count:
+        console.print(table)
+        console.print(_LIMIT_NOTE)
+    if problems:
+        raise CustodyError("\n".join(problems))
+    if table.row_count:
+        raise typer.Exit(Severity.POLICY)

@@ -1,0 +1,286 @@
+"""What a bucket is configured to do, and what it should be: versions, Object Lock, lifecycle rules and policy.
+
+The wanted configuration is a document with one key per configuration, each in the shape that the AWS API takes under
+that name. The rules only move segments and quarantine: ending the life of evidence is the roll's, which signs first.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from custody.errors import ConfigurationError
+from custody.format import layout
+from custody.store.protocol import LifecycleRule, S3Options, legible
+from custody.store.s3_client import Bucket
+from custody.store.s3_errors import CallUnknown, NotConfigured, s3_errors
+
+VERSIONING = "VersioningConfiguration"
+OBJECT_LOCK = "ObjectLockConfiguration"
+LIFECYCLE = "LifecycleConfiguration"
+POLICY = "Policy"
+
+_SID = "CustodyConditionalWrites"
+_UNKNOWN = "this server knows no lifecycle rules"
+_UNCONDITIONAL = "a put without If-None-Match could write over evidence"
+_TRY_FIRST = (
+    f"{_UNCONDITIONAL}; this is not AWS: try the policy first, for a server that does not know s3:if-none-match refuses"
+    " every put by it"
+)
+NOT_LOCKED = "s3.retention_mode is not set: whoever may write may also delete; want COMPLIANCE"
+
+Moves = Sequence[tuple[int, str]]
+"""Days since the put, and the storage class moved to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in which a bucket is not as wanted.
+
+    Attributes:
+        configuration: the key of the wanted document that it is about.
+        why: what differs, and what follows from it.
+        settable: whether setting the wanted configuration ends it. A rule of somebody else has to be removed by them.
+    """
+
+    configuration: str
+    why: str
+    settable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RuleProblem:
+    """A lifecycle rule, or a set of them, that does not do with evidence what it should.
+
+    Attributes:
+        what: what is wrong.
+        key: the part of the archive.
+        found: what was found.
+        expected: the moves that are wanted, None where a rule should not be there.
+    """
+
+    what: str
+    key: str
+    found: str
+    expected: str | None = None
+
+
+class Configuration:
+    """The configuration of an archive's bucket: read, compared, and of lifecycle rules written."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._where = f"s3://{bucket.name}"
+
+    @property
+    def name(self) -> str:
+        """The bucket's name."""
+        return self._bucket.name
+
+    @property
+    def root(self) -> str:
+        """The prefix of the archive's keys in the bucket, empty or ending in a slash."""
+        return self._bucket.absolute("")
+
+    def close(self) -> None:
+        """Give up connections."""
+        self._bucket.close()
+
+    def wanted(self, moves: Moves, *, locked: bool) -> dict[str, Any]:
+        """Return the configuration that the bucket should have.
+
+        Args:
+            moves: of segments and quarantine.
+            locked: whether each put asks for a lock, so that the bucket needs Object Lock.
+        """
+        lock = {OBJECT_LOCK: {"ObjectLockEnabled": "Enabled"}} if locked else {}
+        rules = [_rule(self.root + part, moves) for part in layout.RECORDS]
+        policy = {"Version": "2012-10-17", "Statement": [_conditional_writes(self.name, self.root)]}
+        return {VERSIONING: {"Status": "Enabled"}, **lock, LIFECYCLE: {"Rules": rules}, POLICY: policy}
+
+    def compare(self, name: str, wanted: Mapping[str, Any], moves: Moves) -> Iterator[Difference]:
+        """Yield in what one configuration of the bucket is not as wanted.
+
+        Args:
+            name: the configuration's key.
+            wanted: the document.
+            moves: that it was made with.
+
+        Raises:
+            StoreError: the configuration cannot be read.
+        """
+        if name == VERSIONING:
+            if self._versioning().get("Status") != "Enabled":
+                yield Difference(name, "without versions what is written over is lost")
+        elif name == OBJECT_LOCK:
+            if self._object_lock().get("ObjectLockEnabled") != "Enabled":
+                yield Difference(name, "Object Lock is off, and each put asks for a lock")
+        elif name == LIFECYCLE:
+            rules = self.rules()
+            if rules is None:
+                yield Difference(name, _UNKNOWN, settable=False)
+                return
+            for problem in check_rules(rules, self.root, moves):
+                yield Difference(name, problem.what, settable=problem.expected is not None)
+        elif name == POLICY:
+            (statement,) = wanted[name]["Statement"]
+            if _plain(statement) not in [_plain(one) for one in _statements(self._policy())]:
+                yield Difference(name, _UNCONDITIONAL if self._bucket.options.endpoint_url is None else _TRY_FIRST)
+
+    def rules(self) -> Sequence[LifecycleRule] | None:
+        """Return the rules in force for objects of the archive, None where the server knows no such thing."""
+        raw = self._raw_rules()
+        if raw is None:
+            return None
+        rules = (_lifecycle_rule(rule) for rule in raw if rule.get("Status") == "Enabled")
+        return [rule for rule in rules if rule.prefix.startswith(self.root) or self.root.startswith(rule.prefix)]
+
+    def set_rules(self, wanted: Mapping[str, Any]) -> None:
+        """Put the wanted lifecycle rules, and leave those of others as they are.
+
+        Raises:
+            StoreError: they cannot be read or put.
+        """
+        ours = wanted[LIFECYCLE]["Rules"]
+        ids = {rule["ID"] for rule in ours}
+        others = [rule for rule in self._raw_rules() or () if rule.get("ID") not in ids]
+        with s3_errors("set the lifecycle rules of", self._where):
+            self._bucket.writer.put_bucket_lifecycle_configuration(
+                **self._bucket.owned(), LifecycleConfiguration={"Rules": [*others, *ours]}
+            )
+
+    def _read(self, what: str, call: Callable[..., Any]) -> Any:
+        """Return what the bucket answers; None where the server knows no such thing, {} where nothing is set."""
+        try:
+            with s3_errors(f"read the {what} of", self._where):
+                return call(**self._bucket.owned())
+        except CallUnknown:
+            return None
+        except NotConfigured:
+            return {}
+
+    def _versioning(self) -> Any:
+        return self._read("versioning", self._bucket.reader.get_bucket_versioning) or {}
+
+    def _object_lock(self) -> Any:
+        found = self._read("Object Lock", self._bucket.reader.get_object_lock_configuration) or {}
+        return found.get(OBJECT_LOCK) or {}
+
+    def _policy(self) -> Any:
+        found = self._read("policy", self._bucket.reader.get_bucket_policy) or {}
+        try:
+            policy = json.loads(found.get(POLICY) or "{}")
+        except ValueError:
+            return {}
+        return policy if isinstance(policy, dict) else {}
+
+    def _raw_rules(self) -> Sequence[Any] | None:
+        found = self._read("lifecycle rules", self._bucket.reader.get_bucket_lifecycle_configuration)
+        return None if found is None else found.get("Rules", ())
+
+
+def open_configuration(url: str, options: S3Options) -> Configuration:
+    """Open the configuration of an archive's bucket. The bucket is not asked for anything yet.
+
+    Raises:
+        ConfigurationError: the archive is in no bucket, or an option cannot be used.
+    """
+    if url[:5].lower() != "s3://":
+        raise ConfigurationError(
+            f"the archive {legible(url)} is a folder, and only a bucket is configured: want s3://BUCKET/PREFIX"
+        )
+    return Configuration(Bucket(url, options))
+
+
+def check_rules(rules: Sequence[LifecycleRule], root: str, moves: Moves | None) -> Iterator[RuleProblem]:
+    """Yield what is wrong with lifecycle rules: they move segments and quarantine as wanted, and delete no evidence.
+
+    Args:
+        rules: in force.
+        root: prefix of the archive in its bucket, empty or ending in a slash.
+        moves: that are wanted, None where any may be.
+    """
+    for rule in rules:
+        touched = [part for part in layout.EVIDENCE if _touches(rule, root + part)]
+        key, found = touched[0] if touched else "", f"prefix {rule.prefix[:200]!r}"
+        if rule.deletes and touched:
+            what = f"the lifecycle rule {rule.id[:100]!r} deletes evidence: only a signed expiry may"
+            yield RuleProblem(what, key, found)
+        staying = [part for part in touched if part not in layout.RECORDS]
+        if rule.moves and staying:
+            what = f"the lifecycle rule {rule.id[:100]!r} moves {staying[0]}, which stays where it was put"
+            yield RuleProblem(what, key, found)
+    if moves is None:
+        return
+    for folder in layout.RECORDS:
+        moving = (rule for rule in rules if not rule.filtered and (root + folder).startswith(rule.prefix))
+        present = sorted({move for rule in moving for move in rule.moves})
+        # A rule for a part of the folder, or for some tags, moves what the good ones move too.
+        beside = {move for rule in rules if _touches(rule, root + folder) for move in rule.moves} - set(moves)
+        if present != sorted(moves) or beside:
+            what = f"the lifecycle rules of {folder} are not those wanted"
+            yield RuleProblem(what, folder, _described({*present, *beside}), _described(moves))
+
+
+def _touches(rule: LifecycleRule, part: str) -> bool:
+    """Return whether a rule is about any key of a part of the archive."""
+    return part.startswith(rule.prefix) or rule.prefix.startswith(part)
+
+
+def _described(moves: Sequence[tuple[int, str]] | set[tuple[int, str]]) -> str:
+    return ", ".join(f"{class_} after {days} days" for days, class_ in sorted(moves)) or "none"
+
+
+def _rule(prefix: str, moves: Moves) -> dict[str, Any]:
+    return {
+        "ID": f"custody-{prefix.rstrip('/').replace('/', '-')}"[:255],
+        "Status": "Enabled",
+        "Filter": {"Prefix": prefix},
+        "Transitions": [{"Days": days, "StorageClass": class_} for days, class_ in moves],
+    }
+
+
+def _conditional_writes(bucket: str, root: str) -> dict[str, Any]:
+    """Return the statement that refuses every put of evidence which could replace an object."""
+    return {
+        "Sid": _SID,
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": [f"arn:aws:s3:::{bucket}/{root}{part}*" for part in layout.EVIDENCE],
+        "Condition": {"Null": {"s3:if-none-match": "true"}},
+    }
+
+
+def _statements(policy: Mapping[str, Any]) -> list[Any]:
+    given = policy.get("Statement") or []
+    return given if isinstance(given, list) else [given]
+
+
+def _plain(statement: Any) -> Any:
+    """Return a policy's statement so that two which mean the same compare as equal: a server may write it its way."""
+    if isinstance(statement, list):
+        return sorted((_plain(one) for one in statement), key=repr)
+    if isinstance(statement, dict):
+        # A list of one is written without brackets as well; `Sid` is a name, and Principal "*" has a longer form.
+        plain = {
+            name: _plain(value if isinstance(value, list | dict) else [value]) for name, value in statement.items()
+        }
+        plain.pop("Sid", None)
+        return ["*"] if plain == {"AWS": ["*"]} else plain
+    return statement
+
+
+def _lifecycle_rule(rule: Any) -> LifecycleRule:
+    """Return in our terms what boto3 gives of a rule."""
+    filter_ = rule.get("Filter") or {}
+    both = filter_.get("And") or {}
+    moves = {(move.get("Days", 0), move["StorageClass"]) for move in rule.get("Transitions", ())}
+    expiration = rule.get("Expiration") or {}
+    return LifecycleRule(
+        id=legible(rule.get("ID", "")),
+        prefix=filter_.get("Prefix") or both.get("Prefix") or rule.get("Prefix") or "",
+        filtered=bool(set(filter_) - {"Prefix", "And"} or set(both) - {"Prefix"}),
+        moves=tuple(sorted(moves)),
+        deletes=bool({"Days", "Date"} & set(expiration) or rule.get("NoncurrentVersionExpiration")),
+    )

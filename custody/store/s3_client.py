@@ -1,0 +1,140 @@
+"""A bucket, the archive's prefix in it, and the clients that speak to it."""
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from custody.errors import ConfigurationError, FormatError
+from custody.store.protocol import S3Options, check_key, check_prefix, legible
+from custody.store.s3_errors import s3_failures, said
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 30
+_CONNECTIONS = 64
+READ_ATTEMPTS = 3
+
+
+class Bucket:
+    """A prefix of a bucket, and two clients: `reader` sends a call again if it has to, `writer` never does.
+
+    Attributes:
+        name: the bucket's.
+        prefix: of the archive's keys, without a slash at its end.
+        url: of the archive, without credentials.
+        options: as given.
+    """
+
+    def __init__(self, url: str, options: S3Options) -> None:
+        self.name, self.prefix = _bucket_of(url)
+        _check_options(options)
+        self.options = options
+        self.url = f"s3://{self.name}/{self.prefix}".rstrip("/")
+        # Every botocore retry sends a call again without looking. Reads may be; a put is not, see `S3Store.create`.
+        self.reader, self.writer = s3_clients(options, READ_ATTEMPTS, 1)
+
+    def absolute(self, key: str) -> str:
+        """Return the bucket's key for one of the archive's."""
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def where(self, key: str) -> str:
+        """Return an object's URL, for messages; refuse what is no key."""
+        check_key(key)
+        return f"{self.url}/{key}"
+
+    def owned(self) -> dict[str, Any]:
+        """Return the arguments by which a call names the bucket, and whose it has to be."""
+        owner = self.options.expected_bucket_owner
+        return {"Bucket": self.name, "ExpectedBucketOwner": owner} if owner else {"Bucket": self.name}
+
+    def object(self, key: str) -> dict[str, Any]:
+        """Return the arguments by which a call names an object."""
+        return {**self.owned(), "Key": self.absolute(key)}
+
+    def close(self) -> None:
+        """Give up the clients' connections."""
+        self.reader.close()
+        self.writer.close()
+
+
+def _bucket_of(url: str) -> tuple[str, str]:
+    """Return the bucket and the prefix that an S3 URL names."""
+    bucket, _, prefix = url[len("s3://") :].partition("/") if url[:5].lower() == "s3://" else ("", "", "")
+    if "@" in bucket:
+        raise ConfigurationError(
+            "the archive's URL holds an '@': credentials do not belong there, set AWS_ACCESS_KEY_ID instead"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:[A-Za-z0-9:/_-]+", bucket):
+        raise ConfigurationError(f"{legible(bucket)!r} is no bucket's name; want s3://BUCKET/PREFIX")
+    prefix = prefix.removesuffix("/")
+    try:
+        check_prefix(prefix)
+    except FormatError:
+        raise ConfigurationError(
+            f"{legible(prefix)!r} cannot be an archive's prefix: it has no leading or double '/', no '.' and no '..'"
+        ) from None
+    return bucket, prefix
+
+
+def _check_options(options: S3Options) -> None:
+    if options.endpoint_url is not None:
+        try:
+            endpoint = urlsplit(options.endpoint_url)
+            valid = endpoint.scheme in {"http", "https"} and endpoint.hostname and endpoint.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ConfigurationError(
+                f"endpoint_url is {legible(options.endpoint_url)!r}; want https://HOST or http://HOST:PORT"
+            )
+        if "@" in endpoint.netloc:
+            raise ConfigurationError(
+                "endpoint_url holds an '@': credentials do not belong there, set AWS_ACCESS_KEY_ID instead"
+            )
+    if (options.retention_mode is None) != (options.retention_days is None):
+        raise ConfigurationError("retention_mode and retention_days go together: set both or neither")
+    if options.retention_mode not in {None, "GOVERNANCE", "COMPLIANCE"}:
+        raise ConfigurationError(f"retention_mode is {options.retention_mode!r}; want GOVERNANCE or COMPLIANCE")
+    if options.retention_days is not None and not 1 <= options.retention_days <= 36_500:
+        raise ConfigurationError(f"retention_days is {options.retention_days}; want 1 to 36500")
+    owner = options.expected_bucket_owner
+    if owner is not None and not re.fullmatch(r"[0-9]{12}", owner):
+        raise ConfigurationError(f"expected_bucket_owner is {legible(owner)!r}; want an account id of 12 digits")
+
+
+def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
+    """Return a client for each number of attempts, sending each call at most so often."""
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise ConfigurationError(
+            "an archive in S3 needs boto3, which is not installed: pip install 'custody[s3]'"
+        ) from None
+    try:
+        config = Config(
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            max_pool_connections=_CONNECTIONS,
+            tcp_keepalive=True,
+            # A custom server rarely has a name for each bucket.
+            s3={"addressing_style": "path"} if options.endpoint_url else {},
+            # A digest that does not match is the verifier's finding, with the bytes at hand, not a failed read.
+            response_checksum_validation="when_required",
+            user_agent_extra="custody",
+        )
+        # Not boto3's default session, which is no thread's own.
+        session = boto3.session.Session()
+        return [
+            session.client(
+                "s3",
+                endpoint_url=options.endpoint_url,
+                region_name=options.region,
+                config=config.merge(Config(retries={"mode": "standard", "total_max_attempts": most})),
+            )
+            for most in attempts
+        ]
+    except s3_failures() as error:
+        raise ConfigurationError(f"the AWS settings cannot be used: {said(error)}") from None

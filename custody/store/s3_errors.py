@@ -1,0 +1,223 @@
+"""What boto3 raises, as errors of ours: terminal or transient, with what to do, and without a credential.
+
+Nothing of boto3 is imported before the first store of S3 is opened.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from custody.errors import ObjectArchived, StoreError, TerminalStoreError, TransientStoreError
+from custody.store.protocol import legible, no_object, occupied
+
+
+class CallUnknown(TerminalStoreError):
+    """The server does not know the call."""
+
+
+class NotConfigured(TerminalStoreError):
+    """The bucket has no such configuration."""
+
+
+class NoLock(TerminalStoreError):
+    """The object, or its whole bucket, has no Object Lock."""
+
+
+class Restoring(TerminalStoreError):
+    """A copy of the archived object is being made already."""
+
+
+class BeyondEnd(TerminalStoreError):
+    """The range asked for begins behind the object's end."""
+
+
+_TRANSIENT_CODES = frozenset(
+    {
+        "BadDigest",
+        "BandwidthLimitExceeded",
+        "ConditionalRequestConflict",
+        "IncompleteBody",
+        "InternalError",
+        "InternalFailure",
+        "KMS.ThrottlingException",
+        "LimitExceededException",
+        "OperationAborted",
+        "PriorRequestNotComplete",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "TooManyRequestsException",
+        "TransactionInProgressException",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+
+
+# 412: to a call without a condition it makes no sense.
+_TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})
+
+
+LOOK_AT_LOCK = "look at the lock of"
+
+
+# AWS has a code for an object without a lock, and InvalidRequest for one in a bucket without.
+_NO_LOCK_CODES = frozenset({"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest"})
+
+
+_NOT_CONFIGURED_CODES = frozenset(
+    {"NoSuchLifecycleConfiguration", "NoSuchBucketPolicy", "ObjectLockConfigurationNotFoundError"}
+)
+# What servers without storage classes, or without the configuration, say.
+_UNKNOWN_CODES = frozenset({"MethodNotAllowed", "InvalidStorageClass"})
+
+
+# What is to be allowed besides reading and writing objects, by what was being done.
+_PERMISSIONS = {
+    LOOK_AT_LOCK: "s3:GetObjectRetention",
+    "restore": "s3:RestoreObject",
+    "read the versioning of": "s3:GetBucketVersioning",
+    "read the Object Lock of": "s3:GetBucketObjectLockConfiguration",
+    "read the lifecycle rules of": "s3:GetLifecycleConfiguration",
+    "set the lifecycle rules of": "s3:PutLifecycleConfiguration",
+    "read the policy of": "s3:GetBucketPolicy",
+}
+
+
+_CREDENTIALS_ADVICE = "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role)"
+_EXPIRED_ADVICE = "the credentials have expired: renew them"
+_REGION_ADVICE = "the bucket is in another region: set `region` to the bucket's"
+_ACCESS_ADVICE = (
+    "the bucket's or the identity's policy does not allow it: allow s3:GetObject, s3:PutObject, s3:ListBucket and"
+    " s3:ListBucketVersions (without s3:ListBucket a missing object looks like this, too)"
+)
+_CODE_ADVICE = {
+    "AccessDenied": _ACCESS_ADVICE,
+    "AllAccessDisabled": _ACCESS_ADVICE,
+    "AuthorizationHeaderMalformed": _REGION_ADVICE,
+    "ExpiredToken": _EXPIRED_ADVICE,
+    "ExpiredTokenException": _EXPIRED_ADVICE,
+    "IllegalLocationConstraintException": _REGION_ADVICE,
+    "InvalidAccessKeyId": _CREDENTIALS_ADVICE,
+    "InvalidToken": _CREDENTIALS_ADVICE,
+    "NoSuchBucket": "there is no such bucket: create it, or correct the archive's URL",
+    "PermanentRedirect": _REGION_ADVICE,
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "SignatureDoesNotMatch": _CREDENTIALS_ADVICE,
+    "301": _REGION_ADVICE,
+    "400": f"set `region` to the bucket's, and {_CREDENTIALS_ADVICE}",
+    "403": _ACCESS_ADVICE,
+}
+
+
+@functools.cache
+def s3_failures() -> tuple[type[Exception], ...]:
+    """Return what boto3 is known to raise. ValueError and LookupError: from answers that do not parse."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
+
+    return (BotoCoreError, ClientError, ResponseParserError, Boto3Error, HTTPError, OSError, ValueError, LookupError)
+
+
+@contextlib.contextmanager
+def s3_errors(doing: str, where: str) -> Iterator[None]:
+    """Turn what boto3 raises into the store's errors. Its own are not chained: they hold the server's whole answer."""
+    try:
+        yield
+    except s3_failures() as error:
+        raise _from_s3(error, doing, where) from None
+
+
+def _from_s3(error: Exception, doing: str, where: str) -> StoreError:
+    """Return the store's error for one of boto3's."""
+    from botocore.exceptions import ClientError
+
+    return _from_answer(error, doing, where) if isinstance(error, ClientError) else _from_library(error, doing, where)
+
+
+def _from_answer(error: Any, doing: str, where: str) -> StoreError:
+    """Return the store's error for an answer that says no."""
+    answer = error.response.get("Error") or {}
+    code = str(answer.get("Code") or "")
+    status = (error.response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
+    if not status and re.fullmatch(r"[1-5][0-9][0-9]", code):
+        status = int(code)
+    if code in {"NoSuchKey", "NoSuchVersion", "404"}:
+        return no_object(where)
+    if status == 412 and doing == "write":
+        return occupied(where)
+    if code in _NO_LOCK_CODES and doing == LOOK_AT_LOCK:
+        return NoLock(f"{where} has no lock")
+    if code in _NOT_CONFIGURED_CODES:
+        return NotConfigured(f"cannot {doing} {where}: {code}")
+    if code == "AccessDenied" and doing in _PERMISSIONS:
+        return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow {_PERMISSIONS[doing]})")
+    if code == "RestoreAlreadyInProgress":
+        return Restoring(f"{where} is being restored already")
+    if code == "InvalidObjectState" and doing == "restore":
+        return TerminalStoreError(f"cannot restore {where}: it is in no archived storage class any more; run again")
+    if code == "InvalidObjectState":
+        return ObjectArchived(f"{where} is in an archived storage class (InvalidObjectState): restore it first")
+    said = f"{legible(code)} {legible(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
+    message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
+    if code == "InvalidRange" or status == 416:
+        return BeyondEnd(message)
+    if code == "NotImplemented" or status == 501 or (code in _UNKNOWN_CODES and doing in _PERMISSIONS):
+        return CallUnknown(f"{message} (this server lacks what an archive needs; use one that has it)")
+    if code in _TRANSIENT_CODES or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
+        return TransientStoreError(f"{message} (it may pass; try again)")
+    return TerminalStoreError(f"{message} ({_CODE_ADVICE.get(code, 'trying again does not help')})")
+
+
+def _from_library(error: Exception, doing: str, where: str) -> StoreError:
+    """Return the store's error for a call without an answer, or with one that makes no sense."""
+    from botocore import exceptions
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
+
+    message = f"cannot {doing} {where}: {said(error)}"
+    untrusted = isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+    if untrusted:
+        return TerminalStoreError(
+            f"{message} (set AWS_CA_BUNDLE to the certificate authority that the server's is from)"
+        )
+    passing = (
+        exceptions.HTTPClientError,
+        exceptions.ConnectionError,
+        exceptions.ChecksumError,
+        exceptions.FlexibleChecksumError,
+        exceptions.IncompleteReadError,
+        exceptions.MetadataRetrievalError,
+        exceptions.CredentialRetrievalError,
+        ResponseParserError,
+        HTTPError,
+    )
+    # Some of botocore's settings errors are ValueErrors as well; those of no library are a broken answer's.
+    beneath = isinstance(error, (OSError, ValueError, LookupError)) and not isinstance(error, exceptions.BotoCoreError)
+    if isinstance(error, passing) or beneath:
+        return TransientStoreError(f"{message} (it may pass; try again)")
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        return TerminalStoreError(f"{message} ({_CREDENTIALS_ADVICE})")
+    return TerminalStoreError(f"{message} (check the AWS settings and credentials)")
+
+
+def said(error: Exception) -> str:
+    """Return an error's kind and words, but for those that may quote what a credential helper printed."""
+    from botocore.exceptions import CredentialRetrievalError
+
+    kind = type(error).__name__
+    if isinstance(error, CredentialRetrievalError):
+        return f"{kind}: the provider {legible(str(error.kwargs.get('provider', '')))!r} gave no credentials"
+    return f"{kind}: {legible(str(error))}"
