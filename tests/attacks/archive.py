@@ -7,7 +7,6 @@ checkpoints, audits and their objects, tables. Nothing of `custody` is used but 
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ from tests.helpers.archives import (
     SECRET,
     START,
     Builder,
+    Edit,
     compact_json,
     good,
     message,
@@ -166,7 +166,7 @@ class Scene:
         self.put(key, note(first_line, len(entries), tree_hash(entries), private(name), name))
         return key
 
-    def audit(self, edit: Callable[[dict[str, Any]], object] | None = None, **keys: Any) -> None:
+    def audit(self, edit: Edit | None = None, **keys: Any) -> None:
         """Write an audit of the heads as they are, by `keys` if not by the usual ones, and the checkpoint after it."""
         before: dict[str, Any] = next((json.loads(line)["heads"] for line in reversed(self.audits) if line), {})
         heads = {name: {"size": log.head[0], "root": log.head[1].hex()} for name, log in sorted(self.logs.items())}

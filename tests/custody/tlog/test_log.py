@@ -22,7 +22,7 @@ from custody.keys.trust import TrustedKey
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
-from tests.helpers.archives import KEY_ID, SECRET, START, Builder, tree_hash, with_signatures
+from tests.helpers.archives import KEY_ID, SECRET, START, Builder, Edit, tree_hash, with_signatures
 
 NEWER, NEWER_SECRET = "key-2027", b"7" * 32
 KEY = TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))
@@ -419,7 +419,7 @@ def test_a_changed_entry_shows_in_the_next(builder: Builder) -> None:
     ],
     ids=["root", "size", "short", "order"],
 )
-def test_a_tree_that_does_not_hold_together(builder: Builder, edit: Callable[[dict[str, Any]], object]) -> None:
+def test_a_tree_that_does_not_hold_together(builder: Builder, edit: Edit) -> None:
     """A stated tree whose parts contradict each other is reported, and what was recomputed goes on."""
     builder.resign(3, lambda statement: edit(statement["tree"]))
     told = Told(builder).run()
@@ -715,9 +715,9 @@ def test_an_unsigned_entry_passes_nothing_over(builder: Builder) -> None:
     other = builder.copy(builder.root.parent / "other")
     other.go_back(3)
     other.pass_over(b"noise")
-    for forged in ({"key_id": "who"}, {"secret": b"0" * 32}):
-        copy = other.copy(builder.root.parent / str(forged))
-        copy.key_id, copy.secret = str(forged.get("key_id", KEY_ID)), bytes(forged.get("secret", SECRET))  # type: ignore[call-overload]
+    for name, key_id, secret in (("unknown", "who", SECRET), ("forged", KEY_ID, b"0" * 32)):
+        copy = other.copy(builder.root.parent / name)
+        copy.key_id, copy.secret = key_id, secret
         copy.append(3)
         builder.path(4).write_bytes(copy.path(4).read_bytes())
         told = Told(builder).run()
