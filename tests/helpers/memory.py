@@ -1,86 +1,120 @@
-"""A store in memory, so that a fuzzer's archive costs nothing."""
+"""A store in memory that counts its calls: for tests of who calls it, and for fuzzing, which needs a fast one."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from custody.errors import FormatError, ObjectMissing
-from custody.store.protocol import ObjectInfo, ObjectStatus, Store, Version
+from custody.errors import FormatError, ObjectExists, ObjectMissing
+from custody.store.protocol import LifecycleRule, ObjectInfo, ObjectStatus, Tier, Version
+
+PUT_AT = datetime(2026, 3, 1, tzinfo=UTC)
+"""When each object was put."""
 
 
+@dataclass
 class MemoryStore:
-    """Objects in a mapping."""
+    """Objects in a dict."""
 
-    url = "file:///memory"
+    objects: dict[str, bytes] = field(default_factory=dict)
+    versions: dict[str, list[bytes | None]] = field(default_factory=dict)
+    """What a bucket keeps besides: versions of a key, the newest first; None is a delete marker."""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    """Each call's name, and its key or prefix."""
+    before: Callable[[str, str], None] | None = None
+    """Called before each call, so that a test can come between."""
 
-    def __init__(self, objects: Mapping[str, bytes]) -> None:
-        self._objects = objects
+    @property
+    def url(self) -> str:
+        return "memory:"
+
+    def _call(self, name: str, key: str) -> None:
+        self.calls.append((name, key))
+        if self.before is not None:
+            self.before(name, key)
+
+    def _get(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise ObjectMissing(f"there is no object {key}")
+        return self.objects[key]
 
     def create(self, key: str, data: bytes) -> None:
-        """Nobody writes here."""
-        raise NotImplementedError(key, data)
+        self._call("create", key)
+        if self.objects.setdefault(key, data) != data:
+            raise ObjectExists(f"{key} holds other bytes")
 
-    def read(
-        self,
-        key: str,
-        *,
-        limit: int,
-        start: int = 0,
-        size: int | None = None,
-        restored: bool = False,
-        version: str = "",
-    ) -> bytes:
-        """Return bytes of an object."""
-        del restored, version
-        data = self._objects.get(key)
-        if data is None:
-            raise ObjectMissing(f"there is no object {key}")
-        data = data[start : None if size is None else start + size]
+    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None, restored: bool = False) -> bytes:
+        del restored
+        self._call("read", key)
+        data = self._get(key)[start : None if size is None else start + size]
         if len(data) > limit:
             raise FormatError(f"{key} is too large")
         return data
 
     def exists(self, key: str) -> bool:
-        """Say whether there is an object."""
-        return key in self._objects
+        self._call("exists", key)
+        return key in self.objects
 
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
-        """Yield the objects."""
-        for key, data in self._objects.items():
-            if key.startswith(prefix) and key > after and key[: key.find("/") + 1] not in without:
-                yield ObjectInfo(key, len(data))
-
-    def names(self, prefix: str) -> Sequence[str]:
-        """Return the next path components."""
-        return sorted({key[len(prefix) :].split("/")[0] for key in self._objects if key.startswith(prefix)})
+    def names(self, prefix: str) -> list[str]:
+        self._call("names", prefix)
+        return sorted({key[len(prefix) :].split("/")[0] for key in self.objects if key.startswith(prefix)})
 
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
-        """Return folders and objects right under a prefix."""
-        found = list(self.list(prefix))
-        folders = {info.key[len(prefix) :].split("/")[0] for info in found if "/" in info.key[len(prefix) :]}
-        return sorted(folders), [info for info in found if "/" not in info.key[len(prefix) :]]
+        under = list(self.list(prefix))
+        folders = {info.key[len(prefix) :].split("/")[0] for info in under if "/" in info.key[len(prefix) :]}
+        return sorted(folders), [info for info in under if "/" not in info.key[len(prefix) :]]
 
-    def status(self, key: str, *, version: str = "") -> ObjectStatus:
-        """Return what is known of an object."""
-        del version
-        return ObjectStatus(len(self._objects[key]), datetime(2026, 3, 1, tzinfo=UTC))
+    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
+        self._call("list", prefix)
+        listed = sorted(
+            key
+            for key in self.objects
+            if key.startswith(prefix) and key > after and key[: key.find("/") + 1] not in without
+        )
+        return (ObjectInfo(key, len(self.objects[key])) for key in listed if key in self.objects)
+
+    def status(self, key: str) -> ObjectStatus:
+        self._call("status", key)
+        return ObjectStatus(len(self._get(key)), PUT_AT)
+
+    def lock(self, key: str) -> tuple[str, datetime] | None:
+        self._call("lock", key)
+        return None
+
+    def restore(self, key: str, *, days: int, tier: Tier) -> None:
+        del days, tier
+        self._call("restore", key)
 
     def history(self, prefix: str = "") -> Iterator[Version]:
-        """Nothing was ever overwritten."""
-        del prefix
-        return iter(())
+        self._call("history", prefix)
+        for key, kept in self.versions.items():
+            if key.startswith(prefix):
+                for number, data in enumerate(kept):
+                    yield Version(key, str(number), data is None, number == 0, len(data or b""))
 
-    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
-        """There are no versions."""
-        del chosen
-        return self
+    def at_versions(self, chosen: Mapping[str, Version]) -> "MemoryStore":
+        shown = {key: self.versions[key][int(version.id)] for key, version in chosen.items()}
+        return MemoryStore(self.objects | {key: data for key, data in shown.items() if data is not None})
 
-    def lifecycle(self) -> None:
-        """There are no rules."""
+    def lifecycle(self) -> Sequence[LifecycleRule] | None:
+        return None
 
     def has_history(self, key: str) -> bool:
-        """Nothing was ever overwritten."""
-        del key
-        return False
+        self._call("has_history", key)
+        return key in self.versions
+
+    def remove(self, key: str) -> None:
+        self._call("remove", key)
+        self.objects.pop(key, None)
+
+    def tiers(self) -> Sequence[str]:
+        return ()
+
+    def move(self, key: str, tier: str) -> None:
+        raise NotImplementedError(key, tier)
 
     def close(self) -> None:
-        """There is nothing to give up."""
+        pass
+
+    def copy(self) -> "MemoryStore":
+        """Return a store of the same objects, without versions, that counts its own calls."""
+        return MemoryStore(dict(self.objects))
