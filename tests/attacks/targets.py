@@ -77,7 +77,7 @@ def judge(scene: Scene, target: Target, around: Callable[[Store], Store] | None 
     """Verify what a target holds, by what the scene gives to a verifier."""
     store = target.open(scene)
     try:
-        options = {"now": scene.now, "workers": 0} | scene.options
+        options: dict[str, Any] = {"now": scene.now, "workers": 0} | scene.options
         return verify(around(store) if around else store, scene.trust, **options)
     finally:
         store.close()

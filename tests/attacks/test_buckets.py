@@ -111,18 +111,29 @@ def over(key: str) -> Callable[[Scene, Bucket], object]:
     return lambda _, bucket: bucket.put(key, b"something else")
 
 
+def tables_twice(_: Scene, bucket: Bucket) -> None:
+    for data in (b"1", b"2"):
+        bucket.put("tables/day=2026-03-01/audit-0.parquet", data)
+
+
+def same_bytes(scene: Scene, bucket: Bucket) -> None:
+    bucket.put(segment_key(scene), scene.main.segment(1).read_bytes())
+
+
+def segment_over(scene: Scene, bucket: Bucket) -> None:
+    bucket.put(segment_key(scene), b"something else")
+
+
 OVERS = [
     Over("nothing", lambda *_: None, (), 0),
-    Over("a segment", lambda scene, bucket: bucket.put(segment_key(scene), b"something else"), ("version",)),
-    Over(
-        "a segment, by the same bytes", lambda s, b: b.put(segment_key(s), s.main.segment(1).read_bytes()), ("version",)
-    ),
+    Over("a segment", segment_over, ("version",)),
+    Over("a segment, by the same bytes", same_bytes, ("version",)),
     Over("a manifest", over(manifest_key(3)), ("version",)),
     Over("the newest manifest", over(manifest_key(11)), ("version",)),
     Over("archive.json", over("archive.json"), ("version",)),
     Over("a checkpoint", over(f"checkpoints/{MAIN}/{9:012}"), ("version",)),
     Over("an audit", over("audits/000000000000.json"), ("version",)),
-    Over("tables", lambda _, b: [b.put("tables/day=2026-03-01/audit-0.parquet", data) for data in (b"1", b"2")], (), 0),
+    Over("tables", tables_twice, (), 0),
     Over("delete marker, a segment", deleted, ("delete-marker",)),
     Over("delete marker, a manifest", lambda _, bucket: bucket.delete(manifest_key(3)), ("delete-marker",)),
     Over("delete marker, the newest manifests", newest_deleted, ("delete-marker", "delete-marker")),
@@ -220,7 +231,7 @@ def locked(
     return Bucket(seaweed_client, locked_bucket, f"{PREFIX}/{next(_numbers)}", seaweed.endpoint_url, lock)
 
 
-LOCKS = {
+LOCKS: dict[str, dict[str, Any]] = {
     "missing": {"ObjectLockMode": None, "ObjectLockRetainUntilDate": None},
     "shortened": {"ObjectLockRetainUntilDate": until(LOCK_DAYS - 5)},
     "in governance mode": {"ObjectLockMode": "GOVERNANCE"},

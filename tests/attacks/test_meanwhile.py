@@ -56,7 +56,7 @@ def test_written_between_listings(
     writing = growing if what == "a log goes on" else Growing(tmp_path, partition=1, begun=growing.begun)
 
     def around(store: Store) -> Store:
-        return Meanwhile(store, prefix, lambda: writing.append(4))  # type: ignore[return-value]
+        return Meanwhile(store, prefix, lambda: writing.append(4))
 
     report = judge(growing, around, scope=Scope(contents=contents), live=live)
     assert [str(one) for one in report.findings] == []
