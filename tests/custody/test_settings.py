@@ -344,4 +344,4 @@ def test_settings_survive_a_trip_to_another_process() -> None:
 def test_settings_do_not_change() -> None:
     """What a run began with stays as it is."""
     with pytest.raises(ValueError, match="frozen"):
-        Settings().archive = "other"  # type: ignore[misc]
+        Settings().archive = "other"

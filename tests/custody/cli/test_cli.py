@@ -228,12 +228,13 @@ def test_control_codes_of_an_archive_never_reach_a_terminal(monkeypatch: pytest.
     """Where a person looks on, bytes that a terminal obeys become escapes; into a pipe they go as they are."""
     hostile = '{"a":"\x1b]0;x\x07\x9b31m\u202e","b":"ü"}\n'.encode() + b"\xff\n"
     for terminal in (False, True):
-        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        raw = io.BytesIO()
+        out = io.TextIOWrapper(raw, encoding="utf-8")
         monkeypatch.setattr(out, "isatty", lambda terminal=terminal: terminal)
         monkeypatch.setattr(sys, "stdout", out)
         # In pieces that split characters.
         render.write(iter([hostile[i : i + 1] for i in range(len(hostile))]))
-        written = out.buffer.getvalue()  # type: ignore[attr-defined]
+        written = raw.getvalue()
         if terminal:
             assert written.decode().replace("\n", "").isprintable()
             assert "ü" in written.decode()
@@ -476,8 +477,8 @@ def test_verify_covered_by_a_checkpoint_that_was_kept(custody: Command, sample: 
     assert missing.code == 2
     assert "none.txt" in missing.err
     Path("empty.txt").touch()
-    for wrong in ("empty.txt", trust):
-        refused = custody("verify", sample.folder, "--trust", trust, "--checkpoint", wrong)
+    for path in ("empty.txt", trust):
+        refused = custody("verify", sample.folder, "--trust", trust, "--checkpoint", path)
         assert (refused.code, "holds no checkpoint" in refused.err) == (2, True)
     # One that is broken, among others, is judged by verification.
     Path("broken.txt").write_bytes(good + b"\n" + good.replace(b"custody/", b"other/", 1))
