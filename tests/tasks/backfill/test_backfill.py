@@ -214,9 +214,9 @@ WRONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("said", WRONG)
 def test_what_makes_no_sense_is_refused(given: Settings, said: str) -> None:
     """A request that cannot be meant is refused before anything is read, and the message says what is wrong."""
-    fields = {"since": DAY, "until": DAY + NIGHT, "target": "folder", "folder": "somewhere"} | WRONG[said]
+    fields: dict[str, Any] = {"since": DAY, "until": DAY + NIGHT, "target": "folder", "folder": "somewhere"}
     with pytest.raises(ConfigurationError, match=said):
-        plan_backfill(given, Request(**fields))
+        plan_backfill(given, Request(**fields | WRONG[said]))
 
 
 # --- what is read
@@ -463,9 +463,13 @@ def test_a_day_that_is_kept_goes_into_its_own_index(searched: Settings) -> None:
 # --- Kafka
 
 
-def records(server: KafkaServer, topic: str, partitions: int) -> list[tuple[bytes, bytes, dict[str, bytes], int]]:
-    """Return key, value, headers and partition of what a topic holds."""
-    found = []
+Copied = tuple[bytes, bytes, dict[str, bytes], int]
+"""Key, value, headers and partition of a record."""
+
+
+def records(server: KafkaServer, topic: str, partitions: int) -> list[Copied]:
+    """Return what a topic holds."""
+    found: list[Copied] = []
     consumer = Consumer({"bootstrap.servers": server.bootstrap, "group.id": topic, "enable.auto.commit": False})
     try:
         ends = {partition: server.watermarks(topic, partition)[1] for partition in range(partitions)}
@@ -474,7 +478,14 @@ def records(server: KafkaServer, topic: str, partitions: int) -> list[tuple[byte
             message = consumer.poll(30)
             assert message is not None
             assert message.error() is None
-            found.append((message.key(), message.value(), dict(message.headers()), message.partition()))
+            key, value, partition = message.key(), message.value(), message.partition()
+            assert key is not None
+            assert value is not None
+            assert partition is not None
+            listed = message.headers()
+            assert isinstance(listed, list)
+            headers = {name: content for name, content in listed if isinstance(content, bytes)}
+            found.append((key, value, headers, partition))
     finally:
         consumer.close()
     return found

@@ -383,7 +383,9 @@ def consume(kafka: KafkaServer, topic: str) -> dict[int, bytes | None]:
             for message in consumer.consume(1000, 0.5):
                 if message.error() is not None:
                     return found
-                found[message.offset()] = message.value()
+                offset = message.offset()
+                assert offset is not None
+                found[offset] = message.value()
     finally:
         consumer.close()
 

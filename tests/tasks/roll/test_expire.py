@@ -124,7 +124,7 @@ def test_killed_while_deleting(growing: Growing, monkeypatch: pytest.MonkeyPatch
         if not left:
             raise Killed
         left -= 1
-        original(store, key)  # type: ignore[arg-type]
+        original(store, key)
 
     with monkeypatch.context() as patched:
         patched.setattr(type(open_store(given.archive)), "remove", remove)
@@ -146,7 +146,7 @@ def test_an_object_that_cannot_be_deleted(growing: Growing, monkeypatch: pytest.
     def remove(store: Store, key: str) -> None:
         if key == first:
             raise TerminalStoreError("it may not be deleted")
-        original(store, key)  # type: ignore[arg-type]
+        original(store, key)
 
     with monkeypatch.context() as patched:
         patched.setattr(type(open_store(given.archive)), "remove", remove)

@@ -470,7 +470,9 @@ def test_what_was_done_before_a_fault_is_told_and_signed(
     assert {one.outcome for one in actions if one.what == "expire"} == {"done"}
     newest = find_audit_tip(open_store(given.archive), anything).newest
     assert newest
-    told = [str(one["message"]) for one in newest.statement.findings if isinstance(one, dict)]
+    findings = newest.statement.findings
+    assert isinstance(findings, list)
+    told = [str(one["message"]) for one in findings]
     assert any(one.startswith("delete done: 100 days old") for one in told)
     assert any(one.startswith("step failed") for one in told)
 

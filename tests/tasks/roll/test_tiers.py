@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def signers() -> tuple[Signer, Signer]:
 
 
 @pytest.fixture
-def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Settings:
     moto.use(monkeypatch)
     bucket = moto.make_bucket(object_lock=True)
     # No server here knows the condition of the policy: whether a put gets through is a fake, but where a test says so.

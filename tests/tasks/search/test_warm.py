@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -50,7 +51,9 @@ def lie_on(search: Search, index: str, *nodes: str | None) -> bool:
     """Say whether the shards of an index come to lie on these nodes, and on no other; None is no node."""
     deadline = time.monotonic() + MOVED_SECONDS
     while time.monotonic() < deadline:
-        shards = search.client.cat.shards(index=index, format="json", h="node,state").body
+        # The client types what comes in any format as text; JSON comes parsed.
+        answer = search.client.cat.shards(index=index, format="json", h="node,state")
+        shards = cast("list[dict[str, str | None]]", answer.body)
         if {one["node"] for one in shards} == {*nodes} and {one["state"] for one in shards} <= {
             "STARTED",
             "UNASSIGNED",
