@@ -21,18 +21,11 @@ from custody.keys.keyring import Ed25519Key, Keyring, open_public
 from custody.store.open import open_store
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head
-from tests.custody.cli.commands import Command, Result, make_command
+from tests.helpers.commands import Command, Result
 from tests.helpers.sample import Sample, make_archive
 
 CANARY = "canary-Zq7-secret"
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def custody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Return the command line, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return make_command(monkeypatch, capfdbinary)
 
 
 @pytest.fixture(scope="module")
