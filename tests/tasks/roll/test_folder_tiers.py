@@ -19,12 +19,12 @@ from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.open import open_store
 from custody.verify.run import Report, verify
-from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tasks.backfill import run as backfill
 from tasks.roll import tiers
 from tasks.roll.expire import expire
 from tasks.roll.indices import Action
 from tasks.roll.tiers import measure_usage, roll_folder
+from tests.helpers.audit import audit
 from tests.helpers.sample import Growing, event
 
 NOW = datetime.now(UTC)
@@ -136,9 +136,7 @@ def test_audits_and_usage(tiered: Growing) -> None:
     """A full audit of a tiered archive finds nothing, new statements go on, and the usage tells the tiers apart."""
     roll(tiered)
     given = settings(tiered)
-    plan = plan_audit(given, Request(full=True), NOW)
-    outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
-    assert {one["finding"] for one in outcome.findings} <= {"stale"}
+    assert {one["finding"] for one in audit(given, NOW, full=True).findings} <= {"stale"}
     tiered.append(1)
     assert judged(tiered).exit_code == 0
     found = {(one.part, one.storage_class): one.objects for one in measure_usage(given)}
