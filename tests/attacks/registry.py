@@ -9,8 +9,8 @@ from typing import Any
 from custody.format.envelope import FILE_LIMIT
 from custody.keys.trust import TrustedKey
 from custody.store.protocol import Store
-from tests.attacks.archive import Scene
 from tests.helpers.archives import KEY_ID, Builder, Edit, compact_json, two_lines
+from tests.helpers.scene import Scene
 
 Apply = Callable[[Scene], object]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from custody.verify.run import Report, verify
-from tests.attacks.archive import Scene
+from tests.helpers.scene import Scene
 
 _UPLOADERS = 8
 

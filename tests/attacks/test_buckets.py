@@ -16,8 +16,8 @@ from custody.store import s3
 from custody.verify.acceptance import entries
 from custody.verify.protection import Protection
 from custody.verify.run import Report
-from tests.attacks.archive import MAIN, Scene
 from tests.attacks.targets import Bucket, judge, names
+from tests.helpers.scene import MAIN, Scene
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.s3 import MotoServer, SeaweedServer
 

@@ -12,9 +12,9 @@ from custody.keys.trust import Trust, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.verify.run import Report, Scope, verify
-from tests.attacks.archive import KEYS
 from tests.helpers.archives import Builder
 from tests.helpers.sample import Growing
+from tests.helpers.scene import KEYS
 
 
 class Meanwhile:

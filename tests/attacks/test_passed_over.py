@@ -35,11 +35,11 @@ from tasks.drain import run as drain
 from tasks.roll import expire, tiers
 from tasks.roll import indices as roll
 from tasks.search import index
-from tests.attacks.archive import Scene
 from tests.attacks.registry import LARGE
 from tests.attacks.targets import Folder, judge
 from tests.helpers.archives import ARCHIVE_ID, KEY_ID, START, Builder, event, member
 from tests.helpers.sample import Message
+from tests.helpers.scene import Scene
 
 LOG = Log("young", 0)
 Edit = Callable[[dict[str, Any]], None]

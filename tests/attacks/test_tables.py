@@ -23,7 +23,6 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.run import Scope, Span, verify
 from tasks.audit.tables import TableWriter, check_tables, list_tables
-from tests.attacks.archive import Scene
 from tests.attacks.registry import end_key, with_key
 from tests.attacks.stores import refusing
 from tests.helpers.archives import (
@@ -37,6 +36,7 @@ from tests.helpers.archives import (
     two_lines,
     with_signatures,
 )
+from tests.helpers.scene import Scene
 
 LOG = Log("audit", 0)
 

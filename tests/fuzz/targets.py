@@ -43,12 +43,12 @@ from custody.verify.accounting import Chain
 from custody.verify.audits import AuditChain
 from custody.verify.contents import Work
 from custody.verify.run import verify
-from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public
 from tests.fuzz.edits import Edit, apply
 from tests.helpers.archives import event, two_lines
 from tests.helpers.corpus import CASES
 from tests.helpers.memory import MemoryStore
 from tests.helpers.reading import anything
+from tests.helpers.scene import MAIN, PUBLIC_ID, Scene, build, private, public
 
 Check = Callable[[bytes], None]
 

@@ -13,7 +13,6 @@ from custody.format.layout import parse_checkpoint_key
 from custody.tlog import merkle
 from custody.tlog.checkpoint import origin_of, parse_checkpoint, parse_note
 from custody.tlog.signatures import OUTSIDE, Place, check_checkpoint, check_file, recomputed
-from tests.attacks.archive import AUDIT_LOG, KEYS, LEAVES, Scene, build, pin
 from tests.helpers.archives import (
     ARCHIVE_ID,
     LEAVES_SECRET,
@@ -24,6 +23,7 @@ from tests.helpers.archives import (
     passed_over,
 )
 from tests.helpers.reading import read_archive_records, read_folder
+from tests.helpers.scene import AUDIT_LOG, KEYS, LEAVES, Scene, build, pin
 
 BOTH = ("HMAC-SHA256", "Ed25519")
 
