@@ -18,7 +18,7 @@ from custody.verify.protection import Protection
 from custody.verify.run import Report
 from tests.attacks.targets import Bucket, judge, names
 from tests.helpers.scene import MAIN, Scene
-from tests.servers.proxy import Fault, FaultyProxy
+from tests.servers.proxy import Fault, FaultyProxy, Kind
 from tests.servers.s3 import MotoServer, SeaweedServer
 
 pytestmark = pytest.mark.usefixtures("shared_clients")
@@ -467,11 +467,11 @@ def proxied(
         yield bucket, proxy
 
 
-def broken(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str, part: str) -> Report:
+def broken(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: Kind, part: str) -> Report:
     bucket, proxy = proxied
     scene.delete(segment_key(scene, 7))
     bucket.hold(scene)
-    proxy.reset(always=Fault(kind, effect=False), part=part)  # type: ignore[arg-type]
+    proxy.reset(always=Fault(kind, effect=False), part=part)
     return judge(scene, bucket)
 
 
@@ -482,7 +482,7 @@ def broken(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str, part: s
         *((kind, "-audit-0-00000000000000000100-") for kind in ("403", "garbage")),
     ],
 )
-def test_no_answer(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str, part: str) -> None:
+def test_no_answer(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: Kind, part: str) -> None:
     """A read that is refused, times out or is answered by garbage is a finding, and the rest is verified (row 31)."""
     report = broken(scene, proxied, kind, part)
     assert names(report) == ["unreadable", "segment-missing"], [str(one) for one in report.findings]
@@ -490,7 +490,7 @@ def test_no_answer(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str,
 
 
 @pytest.mark.parametrize("kind", ["403", "503"])
-def test_listing_refused(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str) -> None:
+def test_listing_refused(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: Kind) -> None:
     """Folders that cannot be listed are findings, and what is in the others is verified (row 31)."""
     report = broken(scene, proxied, kind, "prefix=company%2Faudit%2Fquarantine%2F")
     assert names(report) == ["unreadable", "segment-missing"], [str(one) for one in report.findings]

@@ -460,8 +460,9 @@ class Builder:
         return with_signatures(line, [signature(self.key_id, "HMAC-SHA256", value) | fields])
 
     def _two_lines(self, line: bytes, form: str) -> bytes:
-        keys = {"private": self.private, "public_id": self.public_id}
-        return two_lines(line, form, secret=self.secret, key_id=self.key_id, **keys)  # type: ignore[arg-type]
+        return two_lines(
+            line, form, secret=self.secret, key_id=self.key_id, private=self.private, public_id=self.public_id
+        )
 
     def copy(self, root: Path) -> "Builder":
         """Return this builder over a copy of its archive."""

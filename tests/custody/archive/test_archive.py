@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,7 +30,7 @@ from custody.errors import (
 )
 from custody.format import archive_file, audit, envelope, limits, manifest
 from custody.format.audit import Audit, SignedAudit
-from custody.format.envelope import HeadRef, Tree
+from custody.format.envelope import Algorithm, HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
 from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.keys.keyring import HmacKey, Keyring, Secret, Signers
@@ -89,8 +90,8 @@ def writer(
     )
 
 
-def opened(store: MemoryStore, log_id: LogId = LOG_ID, name: str = "a test", **more: object) -> LogWriter:
-    appending = writer(store, log_id, name, **more)  # type: ignore[arg-type]
+def opened(store: MemoryStore, log_id: LogId = LOG_ID, name: str = "a test", **more: Any) -> LogWriter:
+    appending = writer(store, log_id, name, **more)
     appending.open()
     return appending
 
@@ -968,13 +969,13 @@ def test_signer_that_cannot_sign() -> None:
 
     class Gone:
         key_id = "gone"
-        algorithm = "HMAC-SHA256"
+        algorithm: Algorithm = "HMAC-SHA256"
 
         def sign(self, _: bytes) -> bytes:
             raise KeyUnavailable("the key's service does not answer")
 
     store = MemoryStore()
-    appending = LogWriter(store, identity(store), LOG_ID, signer=Gone(), trust=TRUST, writer="a test")  # type: ignore[arg-type]
+    appending = LogWriter(store, identity(store), LOG_ID, signer=Gone(), trust=TRUST, writer="a test")
     appending.open()
     with pytest.raises(KeyUnavailable):
         appending.append(records(appending, 0, 3))
@@ -1038,14 +1039,14 @@ def test_entries_beyond_the_limits(kind: str) -> None:
 
     class Noting:
         key_id = "noting"
-        algorithm = "HMAC-SHA256"
+        algorithm: Algorithm = "HMAC-SHA256"
 
         def sign(self, message: bytes) -> bytes:
             signed.append(message)
             return bytes(32)
 
     store = MemoryStore()
-    appending = LogWriter(store, identity(store), LOG_ID, signer=Noting(), trust=TRUST, writer="a test")  # type: ignore[arg-type]
+    appending = LogWriter(store, identity(store), LOG_ID, signer=Noting(), trust=TRUST, writer="a test")
     appending.open()
     with pytest.raises(FormatError):
         appending.append(beyond_limits()[kind])

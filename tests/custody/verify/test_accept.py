@@ -13,7 +13,7 @@ import pytest
 
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
-from custody.format.layout import manifest_key, parse_log
+from custody.format.layout import Log, manifest_key
 from custody.keys.files import encode_base64
 from custody.keys.trust import Accepted, open_trust
 from custody.store.open import open_store
@@ -510,7 +510,7 @@ def test_entries_name_what_they_can() -> None:
     assert entry(sha256="0" * 64, **place) == [
         Accepted("offset-lost", "why", "who", AT, log="a/0", sequence=3, sha256="0" * 64)
     ]
-    gap = manifest_key(parse_log("a", 0), 3)  # type: ignore[arg-type]
+    gap = manifest_key(Log("a", 0), 3)
     assert [one.sequence for one in entry(name="sequence-gap", key=gap, through=5, **place)] == [3, 4, 5]
     assert [one.sequence for one in entry(name="sequence-gap", key=gap, through=3, **place)] == [3]
 

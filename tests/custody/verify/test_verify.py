@@ -1013,8 +1013,7 @@ class Bent:
 
 
 def bent(builder: Builder, **how: Any) -> Store:
-    store: Any = Bent(builder, **how)
-    return store  # type: ignore[no-any-return]
+    return Bent(builder, **how)
 
 
 def test_listing_in_any_order_and_twice(archive: Builder) -> None:

@@ -59,12 +59,12 @@ def tiered(growing: Growing) -> Growing:
     return growing
 
 
-def settings(growing: Growing, **days: int) -> Settings:
+def settings(growing: Growing, **days: Any) -> Settings:
     return Settings(
         archive=str(growing.folder),
         keys=f"file:{growing.keyring}",
         audit=AuditSettings(tables=False),
-        tiers=TierSettings(**days),  # type: ignore[arg-type]
+        tiers=TierSettings(**days),
     )
 
 
