@@ -40,7 +40,7 @@ from custody.store.protocol import Store
 from custody.tlog.head import Head
 from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import QuarantinedRecord, parse_quarantined, quarantine_lines
-from tasks.drain.assemble import quarantine_line
+from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.kafka import (
     OFFSET_OUT_OF_RANGE,
     PARTITION_EOF,
@@ -215,7 +215,7 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
 
 
 def _differences(
-    store: Store, log: Log, records: Iterator[Received], start: int, size: int, holds: Holds[Manifest]
+    store: Store, log: Log, records: Iterator[Record], start: int, size: int, holds: Holds[Manifest]
 ) -> Iterator[Finding]:
     """Yield what of a log's records, given in order of their offsets from `start` on, the archive has otherwise."""
     record = next(records, None)
@@ -297,7 +297,7 @@ class _Edited:
     found: str = ""
     digest: Any = field(default_factory=sha256)
 
-    def compare(self, record: Received, content: "_Content", key: str) -> None:
+    def compare(self, record: Record, content: "_Content", key: str) -> None:
         """Count a record if it is not the archived one."""
         value = record.value()
         if isinstance(content, bytes):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from custody.store import s3_client
-from tests.attacks.archive import Scene, build
 from tests.attacks.targets import Bucket, Folder, Target
+from tests.helpers.scene import Scene, build
 from tests.servers.s3 import SeaweedServer
 
 

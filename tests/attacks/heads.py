@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from custody.keys.trust import TrustedKey
-from tests.attacks.archive import AUDIT_LOG, LEAVES, MAIN, ORDERS, OTHER_ID, PUBLIC_ID, REPORT, Scene, private, public
 from tests.attacks.registry import LARGE, Apply, attack, end_key, rebuilt
 from tests.helpers.archives import (
     ARCHIVE_ID,
@@ -22,6 +21,7 @@ from tests.helpers.archives import (
     two_lines,
     with_signatures,
 )
+from tests.helpers.scene import AUDIT_LOG, LEAVES, MAIN, ORDERS, OTHER_ID, PUBLIC_ID, REPORT, Scene, private, public
 
 OTHER_ARCHIVE = "00000000-0000-4000-8000-000000000000"
 _ORIGIN = origin(ARCHIVE_ID, MAIN)

@@ -5,10 +5,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from tests.attacks.archive import LONG_AGO, ORDERS, Scene
 from tests.attacks.registry import Apply, at, attack, forged, members_of, segment
 from tests.helpers.archives import Builder, event, member, sha
 from tests.helpers.corpus import CASES
+from tests.helpers.scene import LONG_AGO, ORDERS, Scene
 
 _LINES = {case.name: case.line for case in CASES if not case.line_is_event}
 _NOT_EVENTS = (

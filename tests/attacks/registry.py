@@ -9,8 +9,8 @@ from typing import Any
 from custody.format.envelope import FILE_LIMIT
 from custody.keys.trust import TrustedKey
 from custody.store.protocol import Store
-from tests.attacks.archive import Scene
-from tests.helpers.archives import KEY_ID, Builder, compact_json, two_lines
+from tests.helpers.archives import KEY_ID, Builder, Edit, compact_json, two_lines
+from tests.helpers.scene import Scene
 
 Apply = Callable[[Scene], object]
 
@@ -100,7 +100,7 @@ def signatures(change: Callable[[list[dict[str, Any]]], object], sequence: int =
     return manifest(bend, sequence)
 
 
-def statement(edit: Callable[[dict[str, Any]], object]) -> Apply:
+def statement(edit: Edit) -> Apply:
     """Append a statement that is changed before it is signed, and a good one after it."""
 
     def apply(scene: Scene) -> None:
@@ -121,7 +121,7 @@ def raw_statement(old: bytes, new: bytes, sequence: int = 3) -> Apply:
     return manifest(bend, sequence)
 
 
-def rebuilt(scene: Scene, log: str, change_at: int, edit: Callable[[dict[str, Any]], object]) -> None:
+def rebuilt(scene: Scene, log: str, change_at: int, edit: Edit) -> None:
     """Change a statement, and write and sign it and all later ones again, each over the tree that follows."""
     builder = scene.logs[log]
     statements = builder.statements[change_at:]

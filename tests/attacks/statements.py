@@ -6,18 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.attacks.archive import (
-    HEARTBEAT,
-    LEAVES,
-    LONG_AGO,
-    MAIN,
-    NEWER_ID,
-    NEWER_SECRET,
-    OLD,
-    ORDERS,
-    PUBLIC_ID,
-    Scene,
-)
 from tests.attacks.registry import (
     LARGE,
     Apply,
@@ -42,6 +30,18 @@ from tests.helpers.archives import (
     message,
     signature,
     time_text,
+)
+from tests.helpers.scene import (
+    HEARTBEAT,
+    LEAVES,
+    LONG_AGO,
+    MAIN,
+    NEWER_ID,
+    NEWER_SECRET,
+    OLD,
+    ORDERS,
+    PUBLIC_ID,
+    Scene,
 )
 
 _OTHER_ARCHIVE = "00000000-1111-4222-8333-000000000000"

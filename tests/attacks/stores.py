@@ -55,11 +55,11 @@ class Halting(Bent):
 
 
 def refusing(part: str, error: type[Exception] = TransientStoreError) -> Callable[[Store], Store]:
-    return lambda store: Refusing(store, part, error)  # type: ignore[return-value]
+    return lambda store: Refusing(store, part, error)
 
 
 def jumbled(store: Store) -> Store:
-    return Jumbled(store)  # type: ignore[return-value]
+    return Jumbled(store)
 
 
 def nothing(_: object) -> None:
@@ -108,7 +108,7 @@ ATTACKS = [
     attack(
         31, "no to what may be kept past its time", kept_too_long, "unreadable", 12, store=refusing("-forgotten-0-")
     ),
-    attack(31, "a listing that breaks off", nothing, "unreadable", 12, store=Halting),  # type: ignore[arg-type]
+    attack(31, "a listing that breaks off", nothing, "unreadable", 12, store=Halting),
     attack(40, "another order, and twice", nothing, "", 0, store=jumbled),
     attack(40, "foreign key at the root", put("notes.txt"), "unlisted", 13, store=jumbled),
     attack(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from custody.verify.run import Report, verify
-from tests.attacks.archive import Scene
+from tests.helpers.scene import Scene
 
 _UPLOADERS = 8
 
@@ -77,7 +77,7 @@ def judge(scene: Scene, target: Target, around: Callable[[Store], Store] | None 
     """Verify what a target holds, by what the scene gives to a verifier."""
     store = target.open(scene)
     try:
-        options = {"now": scene.now, "workers": 0} | scene.options
+        options: dict[str, Any] = {"now": scene.now, "workers": 0} | scene.options
         return verify(around(store) if around else store, scene.trust, **options)
     finally:
         store.close()

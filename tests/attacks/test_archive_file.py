@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from custody.keys.trust import Trust
-from tests.attacks.archive import KEYS, PUBLIC_ID, Scene, pin
 from tests.attacks.heads import OTHER_ARCHIVES, another_log
 from tests.attacks.targets import Folder, judge, names
 from tests.helpers.archives import KEY_ID
+from tests.helpers.scene import KEYS, PUBLIC_ID, Scene, pin
 
 LOOKS = 3
 

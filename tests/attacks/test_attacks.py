@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks import heads, objects, statements, stores
-from tests.attacks.archive import Scene
+from tests.attacks.catalogue import ATTACKS
 from tests.attacks.registry import Attack
 from tests.attacks.targets import Target, judge, names
-
-ATTACKS = sorted([*objects.ATTACKS, *statements.ATTACKS, *heads.ATTACKS, *stores.ATTACKS], key=lambda one: one.row)
+from tests.helpers.scene import Scene
 
 
 def test_untouched(scene: Scene, target: Target) -> None:

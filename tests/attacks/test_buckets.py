@@ -16,9 +16,9 @@ from custody.store import s3, s3_client
 from custody.verify.acceptance import entries
 from custody.verify.protection import Protection
 from custody.verify.run import Report
-from tests.attacks.archive import MAIN, Scene
 from tests.attacks.targets import Bucket, judge, names
-from tests.servers.proxy import Fault, FaultyProxy
+from tests.helpers.scene import MAIN, Scene
+from tests.servers.proxy import Fault, FaultyProxy, Kind
 from tests.servers.s3 import MotoServer, SeaweedServer
 
 pytestmark = pytest.mark.usefixtures("shared_clients")
@@ -111,18 +111,29 @@ def over(key: str) -> Callable[[Scene, Bucket], object]:
     return lambda _, bucket: bucket.put(key, b"something else")
 
 
+def tables_twice(_: Scene, bucket: Bucket) -> None:
+    for data in (b"1", b"2"):
+        bucket.put("tables/day=2026-03-01/audit-0.parquet", data)
+
+
+def same_bytes(scene: Scene, bucket: Bucket) -> None:
+    bucket.put(segment_key(scene), scene.main.segment(1).read_bytes())
+
+
+def segment_over(scene: Scene, bucket: Bucket) -> None:
+    bucket.put(segment_key(scene), b"something else")
+
+
 OVERS = [
     Over("nothing", lambda *_: None, (), 0),
-    Over("a segment", lambda scene, bucket: bucket.put(segment_key(scene), b"something else"), ("version",)),
-    Over(
-        "a segment, by the same bytes", lambda s, b: b.put(segment_key(s), s.main.segment(1).read_bytes()), ("version",)
-    ),
+    Over("a segment", segment_over, ("version",)),
+    Over("a segment, by the same bytes", same_bytes, ("version",)),
     Over("a manifest", over(manifest_key(3)), ("version",)),
     Over("the newest manifest", over(manifest_key(11)), ("version",)),
     Over("archive.json", over("archive.json"), ("version",)),
     Over("a checkpoint", over(f"checkpoints/{MAIN}/{9:012}"), ("version",)),
     Over("an audit", over("audits/000000000000.json"), ("version",)),
-    Over("tables", lambda _, b: [b.put("tables/day=2026-03-01/audit-0.parquet", data) for data in (b"1", b"2")], (), 0),
+    Over("tables", tables_twice, (), 0),
     Over("delete marker, a segment", deleted, ("delete-marker",)),
     Over("delete marker, a manifest", lambda _, bucket: bucket.delete(manifest_key(3)), ("delete-marker",)),
     Over("delete marker, the newest manifests", newest_deleted, ("delete-marker", "delete-marker")),
@@ -220,7 +231,7 @@ def locked(
     return Bucket(seaweed_client, locked_bucket, f"{PREFIX}/{next(_numbers)}", seaweed.endpoint_url, lock)
 
 
-LOCKS = {
+LOCKS: dict[str, dict[str, Any]] = {
     "missing": {"ObjectLockMode": None, "ObjectLockRetainUntilDate": None},
     "shortened": {"ObjectLockRetainUntilDate": until(LOCK_DAYS - 5)},
     "in governance mode": {"ObjectLockMode": "GOVERNANCE"},
@@ -457,11 +468,11 @@ def proxied(
         yield bucket, proxy
 
 
-def broken(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str, part: str) -> Report:
+def broken(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: Kind, part: str) -> Report:
     bucket, proxy = proxied
     scene.delete(segment_key(scene, 7))
     bucket.hold(scene)
-    proxy.reset(always=Fault(kind, effect=False), part=part)  # type: ignore[arg-type]
+    proxy.reset(always=Fault(kind, effect=False), part=part)
     return judge(scene, bucket)
 
 
@@ -472,7 +483,7 @@ def broken(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str, part: s
         *((kind, "-audit-0-00000000000000000100-") for kind in ("403", "garbage")),
     ],
 )
-def test_no_answer(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str, part: str) -> None:
+def test_no_answer(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: Kind, part: str) -> None:
     """A read that is refused, times out or is answered by garbage is a finding, and the rest is verified (row 31)."""
     report = broken(scene, proxied, kind, part)
     assert names(report) == ["unreadable", "segment-missing"], [str(one) for one in report.findings]
@@ -480,7 +491,7 @@ def test_no_answer(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str,
 
 
 @pytest.mark.parametrize("kind", ["403", "503"])
-def test_listing_refused(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: str) -> None:
+def test_listing_refused(scene: Scene, proxied: tuple[Bucket, FaultyProxy], kind: Kind) -> None:
     """Folders that cannot be listed are findings, and what is in the others is verified (row 31)."""
     report = broken(scene, proxied, kind, "prefix=company%2Faudit%2Fquarantine%2F")
     assert names(report) == ["unreadable", "segment-missing"], [str(one) for one in report.findings]

@@ -12,9 +12,9 @@ from custody.keys.trust import Trust, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.verify.run import Report, Scope, verify
-from tests.attacks.archive import KEYS
 from tests.helpers.archives import Builder
 from tests.helpers.sample import Growing
+from tests.helpers.scene import KEYS
 
 
 class Meanwhile:
@@ -56,7 +56,7 @@ def test_written_between_listings(
     writing = growing if what == "a log goes on" else Growing(tmp_path, partition=1, begun=growing.begun)
 
     def around(store: Store) -> Store:
-        return Meanwhile(store, prefix, lambda: writing.append(4))  # type: ignore[return-value]
+        return Meanwhile(store, prefix, lambda: writing.append(4))
 
     report = judge(growing, around, scope=Scope(contents=contents), live=live)
     assert [str(one) for one in report.findings] == []

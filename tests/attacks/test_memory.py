@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
-from tests.attacks.archive import Scene
 from tests.helpers.archives import Builder, member, sha
+from tests.helpers.scene import Scene
 
 LIMIT_MIB = 300
 
@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from custody.trust import Trust
 from custody.store import open_store
 from custody.verify import verify
-from tests.attacks.archive import KEYS
+from tests.helpers.scene import KEYS
 # What goes beyond it fails, rather than taking the machine's memory.
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 now = datetime(2026, 3, 2, tzinfo=timezone.utc)

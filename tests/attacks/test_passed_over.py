@@ -6,6 +6,7 @@ passes over it, and nobody else may go by a word of it: each reader does what it
 
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -34,11 +35,11 @@ from tasks.drain import run as drain
 from tasks.roll import expire
 from tasks.roll import indices as roll
 from tasks.search import index
-from tests.attacks.archive import Scene
 from tests.attacks.registry import LARGE
 from tests.attacks.targets import Folder, judge
 from tests.helpers.archives import ARCHIVE_ID, KEY_ID, START, Builder, event, member
 from tests.helpers.sample import Message
+from tests.helpers.scene import Scene
 
 LOG = Log("young", 0)
 Edit = Callable[[dict[str, Any]], None]
@@ -202,7 +203,7 @@ def backfilled(scene: Scene, log: Builder, store: Store, trust: Trust) -> object
         since=START, until=log.clock + timedelta(days=1), types=(), logs=(), target="folder", folder="x", late_days=None
     )
     problems: list[str] = []
-    with backfill.ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads:
         holds = standing(store, ARCHIVE_ID, trust)(LOG)
         walk = backfill._Walk(settings(scene), store, threads, request, LOG, problems, holds)
         pieces = list(walk.pieces())

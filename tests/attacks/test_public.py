@@ -9,7 +9,10 @@ import pytest
 from custody.keys.trust import Trust, TrustedKey
 from custody.tlog.head import Head
 from tests.attacks import heads, objects, statements
-from tests.attacks.archive import (
+from tests.attacks.registry import Attack, rebuilt
+from tests.attacks.targets import Folder, judge, names
+from tests.helpers.archives import ARCHIVE_ID, KEY_ID, Builder, note, origin
+from tests.helpers.scene import (
     CHECKPOINT,
     HEARTBEAT,
     LEAVES,
@@ -22,9 +25,6 @@ from tests.attacks.archive import (
     private,
     public,
 )
-from tests.attacks.registry import Attack, rebuilt
-from tests.attacks.targets import Folder, judge, names
-from tests.helpers.archives import ARCHIVE_ID, KEY_ID, Builder, note, origin
 
 HMAC = TrustedKey(KEY_ID, "HMAC-SHA256")
 PUBLIC = TrustedKey(PUBLIC_ID, "Ed25519", material=public())

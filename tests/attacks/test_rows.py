@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from custody import findings
-from tests.attacks.test_attacks import ATTACKS
+from tests.attacks.catalogue import ATTACKS
 
 ROOT = Path(__file__).parents[2]
 THREATS = (ROOT / "custody" / "THREATS.md").read_text()

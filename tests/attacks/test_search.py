@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 
@@ -21,13 +21,18 @@ from tasks.search import reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
-from tests.helpers.corpus import EVENTS
+from tests.helpers.audit import audit
 from tests.helpers.sample import Growing
+from tests.helpers.search import LOG, delete_indices, now_event, now_event_but_refused
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
-from tests.tasks.search.test_index import now_event
 
-LOG = Log("audit.grows", 0)
+
+class Place(TypedDict):
+    """Where a document is, as the client's calls take it."""
+
+    index: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Scene:
     search: Search
     growing: Growing
 
-    def place(self, offset: int) -> dict[str, str]:
+    def place(self, offset: int) -> Place:
         """Return where an event's document is."""
         hits = self.search.client.search(
             index=self.search.prefix, query={"term": {f"{ORIGIN}.offset": offset}}, size=10
@@ -64,8 +69,7 @@ class Scene:
 
     def audit(self, **request: Any) -> Outcome:
         self.refresh()
-        plan = plan_audit(self.settings, Request(**request), datetime.now(UTC))
-        return conclude(self.settings, plan, list(verify_pieces(self.settings, plan, plan.pieces)))
+        return audit(self.settings, **request)
 
 
 @pytest.fixture
@@ -99,9 +103,8 @@ def indexed(growing: Growing, elastic: ElasticsearchServer, **search: Any) -> It
     index_logs(given)
     opened = Search(given.search)
     yield Scene(given, opened, growing)
-    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
-    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
     opened.close()
+    delete_indices(given)
 
 
 def delete_one(scene: Scene) -> None:
@@ -149,7 +152,7 @@ def add(offset: int | None, log: Log = LOG, days: int = 0, **fields: Any) -> Cal
 
 def of_no_offset(scene: Scene) -> None:
     document = {**scene.source(7), ORIGIN: {"topic": "audit.grows", "partition": 9}}
-    scene.search.client.index(**{**scene.place(7), "id": "x"}, document=document)
+    scene.search.client.index(index=scene.place(7)["index"], id="x", document=document)
 
 
 def move(scene: Scene) -> None:
@@ -394,16 +397,10 @@ def test_a_damaged_segment_accuses_no_document(scene: Scene) -> None:
     assert not any(name.startswith("index-") for name in found)
 
 
-def refuse(offset: int) -> bytes:
-    """Return an event that Elasticsearch refuses where its offset is 18."""
-    more = {**EVENTS["api_key_operation"], "permissions": [{"no": "keyword"}]} if offset == 18 else {}
-    return json.dumps({**json.loads(now_event(offset)), **more, "timestamp": f"{datetime.now(UTC):%FT%TZ}"}).encode()
-
-
 def test_rejected_events_are_counted(scene: Scene) -> None:
     """The signed audit counts the events it read that Elasticsearch has refused; they are not missing."""
     assert scene.audit().counts["rejected"] == 0
-    scene.growing.append(2, refuse)
+    scene.growing.append(2, now_event_but_refused)
     assert [(one.created, one.rejected) for one in index_logs(scene.settings)] == [(9, 1)]
     outcome = scene.audit()
     assert (outcome.counts["rejected"], outcome.findings) == (1, ())
@@ -437,7 +434,7 @@ def test_an_origin_forged_by_a_producer(scene: Scene) -> None:
 
     scene.growing.append(2, forge)
     assert [(one.created, one.rejected) for one in index_logs(scene.settings)] == [(3, 7)]
-    assert scene.refresh() is None
+    scene.refresh()
     assert scene.search.logs_in(scene.search.prefix)[0] == 0
     outcome = scene.audit()
     assert (outcome.counts["rejected"], outcome.findings) == (7, ())

@@ -23,7 +23,6 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.run import Scope, Span, verify
 from tasks.audit.tables import TableWriter, check_tables, list_tables
-from tests.attacks.archive import Scene
 from tests.attacks.registry import end_key, with_key
 from tests.attacks.stores import refusing
 from tests.helpers.archives import (
@@ -37,6 +36,7 @@ from tests.helpers.archives import (
     two_lines,
     with_signatures,
 )
+from tests.helpers.scene import Scene
 
 LOG = Log("audit", 0)
 
@@ -98,14 +98,14 @@ def put_as(scene: Scene, data: bytes, day: str, end: int) -> None:
     scene.put(tables.table_key(LOG, day, 0, end, 1, 1, data), data)
 
 
-def edited(data: bytes, change: Callable[[object], object]) -> bytes:
+def edited(data: bytes, change: Callable[[Any], Any]) -> bytes:
     out = io.BytesIO()
     pq.write_table(change(pq.read_table(io.BytesIO(data))), out)
     return out.getvalue()
 
 
 def changed(scene: Scene, key: str) -> None:
-    scene.put(key, edited(scene.read(key), lambda table: table.slice(1)))  # type: ignore[attr-defined]
+    scene.put(key, edited(scene.read(key), lambda table: table.slice(1)))
 
 
 def truncated(scene: Scene, key: str) -> None:
@@ -117,14 +117,14 @@ def noise(scene: Scene, key: str) -> None:
 
 
 def a_row_less_under_its_own_key(scene: Scene, key: str) -> None:
-    data = edited(scene.read(key), lambda table: table.slice(1))  # type: ignore[attr-defined]
+    data = edited(scene.read(key), lambda table: table.slice(1))
     scene.delete(key)
     put_as(scene, data, key.split("/")[1].removeprefix("day="), len(scene.main.lines))
 
 
 def of_statements_that_are_not_there(scene: Scene, key: str) -> None:
     """Plant a table whose range hides the true one: who reads tables would see what it says."""
-    data = edited(scene.read(key), lambda table: table.filter(pc.field("event_type") != "auth_attempt"))  # type: ignore[attr-defined]
+    data = edited(scene.read(key), lambda table: table.filter(pc.field("event_type") != "auth_attempt"))
     put_as(scene, data, key.split("/")[1].removeprefix("day="), 10**11)
 
 

@@ -242,7 +242,8 @@ def run_latency(kafka: KafkaServer, server: ElasticsearchServer, folder: Path, m
     for thread in threads:
         thread.start()
     client = Elasticsearch(server.url)
-    seen, waited = [-1] * PARTITIONS, []
+    seen = [-1] * PARTITIONS
+    waited: list[float] = []
     deadline = time.monotonic() + minutes * 60 + 180
     while time.monotonic() < deadline and (threads[1].is_alive() or len(waited) < minutes * 60 * rate):
         for partition in range(PARTITIONS):

@@ -32,13 +32,14 @@ from tasks.search.client import Search
 from tasks.search.documents import document_id
 from tests.faults.backfill_child import run
 from tests.faults.child import Plan, finish
+from tests.helpers.backfill import Deep, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
+from tests.helpers.search import LOG, documents
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.s3 import MotoServer
-from tests.tasks.backfill.test_backfill import LOG, Deep, documents, lines_in, records
 
 NOW = datetime.now(UTC)
 OLD = NOW - timedelta(days=150)

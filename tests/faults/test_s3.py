@@ -17,7 +17,7 @@ from tests.faults.child import Plan
 from tests.faults.world import World, make_world
 from tests.helpers.reading import read_bucket
 from tests.servers.kafka import KafkaServer
-from tests.servers.proxy import FAULTS, Fault, FaultyProxy
+from tests.servers.proxy import FAULTS, Fault, FaultyProxy, Kind
 from tests.servers.s3 import SeaweedServer
 
 SEED = 20261124
@@ -106,14 +106,14 @@ def test_every_call_fails_in_turn(proxied: tuple[World, FaultyProxy], fault: Fau
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("kind", ["500", "503", "reset"])
-def test_the_store_is_down_for_a_whole_run(proxied: tuple[World, FaultyProxy], kind: str) -> None:
+def test_the_store_is_down_for_a_whole_run(proxied: tuple[World, FaultyProxy], kind: Kind) -> None:
     """While the archive cannot be written nothing moves on; the next run archives everything."""
     world, proxy = proxied
     world.produce(9)
     drain_logs(world.settings(), once=True)
     before = world.fetch()
     world.produce(9)
-    proxy.reset(always=Fault(kind, effect=False))  # type: ignore[arg-type]
+    proxy.reset(always=Fault(kind, effect=False))
     with pytest.raises(StoreError):
         drain_logs(world.settings(), once=True)
     proxy.reset()

@@ -21,8 +21,8 @@ from tasks.search.documents import document_id, index_day
 from tests.faults.child import Plan, finish
 from tests.faults.search_child import What, run
 from tests.helpers.sample import Growing
+from tests.helpers.search import LOG, documents, now_event, search_settings
 from tests.servers.elasticsearch import ElasticsearchServer
-from tests.tasks.search.test_index import LOG, documents, now_event, settings
 
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=100)
@@ -58,13 +58,13 @@ class World:
 
     def drop(self) -> None:
         """Remove every index."""
-        search = Search(settings(self.growing, self.url, self.prefix).search)
+        search = Search(search_settings(self.growing, self.url, self.prefix).search)
         search.client.options(ignore_status=404).indices.delete(index=f"{self.prefix}*")
         search.close()
 
     def days(self) -> set[str]:
         """Return the daily indices."""
-        search = Search(settings(self.growing, self.url, self.prefix).search)
+        search = Search(search_settings(self.growing, self.url, self.prefix).search)
         names = search.client.indices.get(index=f"{self.prefix}-*")
         search.close()
         return {name for name in names if index_day(self.prefix, name)}
@@ -96,7 +96,7 @@ def test_indexing_killed_at_every_call(world: World) -> None:
         assert world.run("index", Plan(at, "kill-before"))[0] == -signal.SIGKILL
         code, report = world.run("index", Plan())
         assert (code, report["error"], [one["problem"] for one in report["done"]]) == (0, None, [None])
-        assert set(documents(settings(world.growing, world.url, world.prefix))) == expected
+        assert set(documents(search_settings(world.growing, world.url, world.prefix))) == expected
 
 
 @pytest.mark.timeout(500)

@@ -9,11 +9,10 @@ from prefect.client.orchestration import get_client
 from custody.cli.main import main
 from custody.settings import Settings
 from flows.audit import audit
-from tasks.search.client import Search
 from tasks.search.index import index_logs
-from tests.attacks.test_search import refuse
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
+from tests.helpers.search import delete_indices, now_event_but_refused
 from tests.servers.elasticsearch import ElasticsearchServer
 
 
@@ -21,7 +20,7 @@ from tests.servers.elasticsearch import ElasticsearchServer
 def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: ElasticsearchServer) -> Iterator[Settings]:
     """Settings of an archive of twenty events, indexed but for one that Elasticsearch has refused."""
     growing = Growing(tmp_path / "audited")
-    growing.append(4, refuse)
+    growing.append(4, now_event_but_refused)
     clear_settings(monkeypatch)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
@@ -34,10 +33,7 @@ def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: Elasticsea
     made = Settings()
     index_logs(made)
     yield made
-    opened = Search(made.search)
-    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
-    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
-    opened.close()
+    delete_indices(made)
 
 
 @pytest.mark.usefixtures("server", "indexed")

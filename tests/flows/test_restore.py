@@ -16,10 +16,11 @@ from flows.operate.up import DEPLOYMENTS
 from tasks.search.client import Search
 from tasks.search.documents import document_id
 from tests.flows.installation import Installation, ended
+from tests.helpers.backfill import DAY, DAYS_OFFSETS, NIGHT, Deep, hourly
 from tests.helpers.sample import Growing
+from tests.helpers.search import LOG, documents
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.s3 import MotoServer
-from tests.tasks.backfill.test_backfill import DAY, DAYS_OFFSETS, LOG, NIGHT, Deep, documents, hourly
 
 
 class Restores:

@@ -34,6 +34,7 @@ from custody.format.manifest import Batch, QuarantineRef, SegmentRef
 from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
+from custody.store import protocol
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
@@ -42,14 +43,22 @@ from custody.verify.accounting import Chain
 from custody.verify.audits import AuditChain
 from custody.verify.contents import Work
 from custody.verify.run import verify
-from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines
 from tests.fuzz.edits import Edit, apply
-from tests.fuzz.memory import MemoryStore
-from tests.helpers.archives import event
+from tests.helpers.archives import event, two_lines
 from tests.helpers.corpus import CASES
+from tests.helpers.memory import MemoryStore
 from tests.helpers.reading import anything
+from tests.helpers.scene import MAIN, PUBLIC_ID, Scene, build, private, public
 
 Check = Callable[[bytes], None]
+
+
+class ReadOnlyStore(MemoryStore):
+    """A store that none of what is fuzzed writes into."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Fail: nothing that reads creates an object."""
+        raise NotImplementedError(key, data)
 
 
 @dataclass(frozen=True)
@@ -333,7 +342,7 @@ def check_tampered_segment(data: bytes) -> None:
     """A segment whose bytes are others is tampered with, and one finding says so."""
     original, work = _segment()
     assert work.segment
-    outcome = contents.check(MemoryStore({work.segment.key: data}), work)
+    outcome = contents.check(ReadOnlyStore({work.segment.key: data}), work)
     if data == original:
         assert not outcome.findings
     else:
@@ -360,7 +369,7 @@ def check_forged_segment(data: bytes) -> None:
     )
     key = layout.records_key("events", layout.Log("audit", 0), 100, 134, 0, digest)
     forged = _work(segment=SegmentRef(key, len(body), digest), batches=[batch], types={})
-    outcome = contents.check(MemoryStore({key: body}), forged)
+    outcome = contents.check(ReadOnlyStore({key: body}), forged)
     assert {one.finding for one in outcome.findings} <= {"gzip", "event", "segment-size", "segment-hash"}
     judge(outcome.findings)
 
@@ -377,7 +386,7 @@ def check_batches(data: bytes) -> None:
     except (msgspec.MsgspecError, ValueError, FormatError, RecursionError):
         return
     outcome = contents.check(
-        MemoryStore({work.segment.key: original}), msgspec.structs.replace(work, batches=batches[:200])
+        ReadOnlyStore({work.segment.key: original}), msgspec.structs.replace(work, batches=batches[:200])
     )
     judge(outcome.findings)
     assert outcome.stored <= len(original) + 1
@@ -393,7 +402,7 @@ def _quarantine() -> tuple[bytes, QuarantineRef]:
 def check_tampered_quarantine(data: bytes) -> None:
     """A quarantine object whose bytes are others is tampered with."""
     original, ref = _quarantine()
-    outcome = contents.check(MemoryStore({ref.key: data}), _work(quarantine=ref))
+    outcome = contents.check(ReadOnlyStore({ref.key: data}), _work(quarantine=ref))
     assert judge(outcome.findings) == (0 if data == original else Severity.TAMPERED)
 
 
@@ -404,7 +413,7 @@ def check_forged_quarantine(payload: bytes) -> None:
     digest = sha256(data).hexdigest()
     key = layout.records_key("quarantine", layout.Log("audit", 0), 135, 164, 0, digest)
     forged = msgspec.structs.replace(ref, key=key, size=len(data), sha256=digest, inflated=len(payload))
-    outcome = contents.check(MemoryStore({key: data}), _work(quarantine=forged))
+    outcome = contents.check(ReadOnlyStore({key: data}), _work(quarantine=forged))
     worst = judge(outcome.findings)
     offsets = [offset for start, end in ref.offsets for offset in range(start, end)]
     if not worst:
@@ -539,7 +548,7 @@ def check_orphan(data: bytes) -> None:
     which: layout.Kind = "events" if not kind or kind[0] & 1 else "quarantine"
     key = layout.records_key(which, layout.Log("audit", 0), first, last, 0, digest)
     chain = _verified()[MAIN]
-    found = orphans.judge(MemoryStore(good().objects | {key: body}), chain, key, lambda _: anything, live=False)
+    found = orphans.judge(ReadOnlyStore(good().objects | {key: body}), chain, key, lambda _: anything, live=False)
     assert found is not None
     judge([found])
     assert found.finding in {"orphan", "unlisted"}
@@ -556,7 +565,7 @@ def _span(data: bytes) -> tuple[int, int]:
 @cache
 def _evidence() -> tuple[bytes, bytes]:
     """Return evidence of an event with its whole batch, and of one alone."""
-    store_ = MemoryStore(good().objects)
+    store_ = ReadOnlyStore(good().objects)
     trust, now = good().trust, good().scene.now
     whole = make_evidence(store_, layout.Log("audit", 0), 123, trust, now)
     alone = make_evidence(store_, layout.Log("audit", 1), 105, trust, now)
@@ -626,7 +635,7 @@ def check_archive(data: bytes) -> None:
         case 2:
             key = body.decode("utf-8", "backslashreplace")[:300]
             try:
-                check_key(key)
+                protocol.check_key(key)
             except FormatError:
                 return
             objects[key] = objects.get(key, b"foreign")
@@ -634,7 +643,7 @@ def check_archive(data: bytes) -> None:
             del objects[key]
             if key in _NOBODY_REMEMBERS or key.startswith("checkpoints/"):
                 return
-    report = verify(MemoryStore(objects), good().trust, now=good().scene.now, workers=0)
+    report = verify(ReadOnlyStore(objects), good().trust, now=good().scene.now, workers=0)
     worst = judge(report.findings)
     assert worst == report.exit_code
     assert len(report.findings) < min(60, FINDINGS_LIMIT)

@@ -42,6 +42,10 @@ NOTE_NAME = "public"
 NOTE_PUBLIC = NOTE_KEY.public_key().public_bytes_raw()
 
 
+Edit = Callable[[dict[str, Any]], object]
+"""Changes a statement, a dict as JSON has it, before it is signed; what it returns does not matter."""
+
+
 def time_text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
@@ -266,7 +270,8 @@ class Builder:
         return self.root / self.key(sequence)
 
     def segment(self, sequence: int) -> Path:
-        return self.root / self.statements[sequence]["segment"]["key"]
+        key: str = self.statements[sequence]["segment"]["key"]
+        return self.root / key
 
     def records_key(self, kind: str, first: int, last: int, data: bytes) -> str:
         name = f"{self.log}-{self.partition}-{first:020}-{last:020}-{sha(data)[:16]}.jsonl.gz"
@@ -304,7 +309,7 @@ class Builder:
         pack: Callable[[bytes], bytes] = member,
         edit_payloads: Callable[[list[bytes]], None] = edit_nothing,
         edit_members: Callable[[list[bytes]], None] = edit_nothing,
-        edit: Callable[[dict[str, Any]], None] = edit_nothing,
+        edit: Edit = edit_nothing,
     ) -> dict[str, Any]:
         """Append one statement for the next `count` offsets (after `lose` lost ones), and write what it names.
 
@@ -367,7 +372,7 @@ class Builder:
                 "offsets": ranges(bad),
             }
         sequence = len(self.entries)
-        statement = {
+        statement: dict[str, Any] = {
             "format": "custody/manifest/1",
             "archive": self.archive,
             "log": {
@@ -443,7 +448,7 @@ class Builder:
         for listed in (self.lines, self.statements, self.entries):
             del listed[size:]
 
-    def resign(self, sequence: int, edit: Callable[[dict[str, Any]], None]) -> None:
+    def resign(self, sequence: int, edit: Edit) -> None:
         """Change a statement where it stands, and sign it again."""
         statement = json.loads(self.path(sequence).read_bytes().split(b"\n")[0])
         edit(statement)
@@ -455,8 +460,9 @@ class Builder:
         return with_signatures(line, [signature(self.key_id, "HMAC-SHA256", value) | fields])
 
     def _two_lines(self, line: bytes, form: str) -> bytes:
-        keys = {"private": self.private, "public_id": self.public_id}
-        return two_lines(line, form, secret=self.secret, key_id=self.key_id, **keys)  # type: ignore[arg-type]
+        return two_lines(
+            line, form, secret=self.secret, key_id=self.key_id, private=self.private, public_id=self.public_id
+        )
 
     def copy(self, root: Path) -> "Builder":
         """Return this builder over a copy of its archive."""

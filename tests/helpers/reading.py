@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -230,9 +230,9 @@ def _read_segment(
         assert payload.endswith(b"\n")
         lines = payload[:-1].split(b"\n")
         assert len(lines) == batch["events"]
-        offsets = range(batch["first_offset"], batch["next_offset"])
+        offsets: Sequence[int] = range(batch["first_offset"], batch["next_offset"])
         if len(offsets) != len(lines):
-            offsets = [offset for offset in offsets if offset not in no_events]  # type: ignore[assignment]
+            offsets = [offset for offset in offsets if offset not in no_events]
         assert not events or events[-1][0] < batch["first_offset"]
         events.extend(zip(offsets, lines, strict=True))
         assert events[-1][0] == batch["next_offset"] - 1

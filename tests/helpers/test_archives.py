@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from custody.format import archive_file, audit, manifest
-from custody.format.envelope import Signatures
+from custody.format.envelope import Algorithm, Signatures
 from custody.format.layout import parse_checkpoint_key
 from custody.tlog import merkle
 from custody.tlog.checkpoint import origin_of, parse_checkpoint, parse_note
 from custody.tlog.signatures import OUTSIDE, Place, check_checkpoint, check_file, recomputed
-from tests.attacks.archive import AUDIT_LOG, KEYS, LEAVES, Scene, build, pin
 from tests.helpers.archives import (
     ARCHIVE_ID,
     LEAVES_SECRET,
@@ -24,8 +23,9 @@ from tests.helpers.archives import (
     passed_over,
 )
 from tests.helpers.reading import read_archive_records, read_folder
+from tests.helpers.scene import AUDIT_LOG, KEYS, LEAVES, Scene, build, pin
 
-BOTH = ("HMAC-SHA256", "Ed25519")
+BOTH: tuple[Algorithm, ...] = ("HMAC-SHA256", "Ed25519")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def extend(entries: list[bytes]) -> list[merkle.CompactRange]:
     return ranges
 
 
-def holds(message: bytes, signatures: Signatures, wanted: tuple[str, ...], place: Place | None = OUTSIDE) -> bool:
+def holds(message: bytes, signatures: Signatures, wanted: tuple[Algorithm, ...], place: Place | None = OUTSIDE) -> bool:
     """Return whether a file's signatures count, without anything to report."""
-    return check_file(message, signatures, KEYS, wanted=wanted, place=place).clean  # type: ignore[arg-type]
+    return check_file(message, signatures, KEYS, wanted=wanted, place=place).clean
 
 
 def test_archive_file(scene: Scene) -> None:

@@ -19,6 +19,7 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import AuditSettings, Settings
 from tasks.audit import notebook as notebooks
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing, Sample, make_archive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -113,10 +114,9 @@ def test_as_they_are_after_the_demo(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, shows: str, drawn: int
 ) -> None:
     """Opened where they lie, and run with no cell changed, they show what `custody demo` leaves beside them."""
-    for variable in [*os.environ]:
-        if variable.startswith("CUSTODY_"):
-            monkeypatch.delenv(variable)
+    clear_settings(monkeypatch)
     folder = checkout / "notebooks"
+    # nbformat has types, and this function has none.
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     # As Jupyter does: the kernel starts in the notebook's folder.
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": folder}}).execute()

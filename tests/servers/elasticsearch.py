@@ -126,7 +126,8 @@ class ElasticsearchServer:
         """Start the node as `start` does, and return at once: `wait` says when it answers."""
         java, home = find_java_home(), fetch()
         self._lay_out(home)
-        nobody = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
+        # Elasticsearch does not start as root.
+        user = _NOBODY if os.getuid() == 0 else None
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self.folder / "home" / "bin" / "elasticsearch")],
@@ -144,7 +145,9 @@ class ElasticsearchServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **nobody,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
         self._guard = start_guard(owner or os.getpid(), self._process.pid, self.folder)
 

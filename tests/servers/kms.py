@@ -86,7 +86,7 @@ class FakeKms:
 
 
 @contextmanager
-def fake_kms() -> Iterator[FakeKms]:
+def serve() -> Iterator[FakeKms]:
     """Serve a fake KMS for as long as it is needed."""
     kms = FakeKms()
 
@@ -119,3 +119,12 @@ def fake_kms() -> Iterator[FakeKms]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.fixture
+def fake_kms(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKms]:
+    """A fake KMS that keys are looked for in, with one for Ed25519 and one for HMAC."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with serve() as kms:
+        kms.use(monkeypatch)
+        yield kms

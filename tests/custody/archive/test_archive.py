@@ -3,11 +3,12 @@
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,13 +25,12 @@ from custody.errors import (
     HeadRollback,
     KeyUnavailable,
     LogChanged,
-    ObjectExists,
     ObjectMissing,
     TransientStoreError,
 )
 from custody.format import archive_file, audit, envelope, limits, manifest
 from custody.format.audit import Audit, SignedAudit
-from custody.format.envelope import HeadRef, Tree
+from custody.format.envelope import Algorithm, HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
 from custody.format.manifest import Batch, LogId, PreviousEpoch, Unreadable
 from custody.keys.key import HmacKey
@@ -39,12 +39,12 @@ from custody.keys.secret import Secret
 from custody.keys.signers import Signers
 from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.store.open import open_store
-from custody.store.protocol import Capabilities, ObjectInfo, Version
 from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head, KnownHead
 from custody.verify.run import verify
 from tasks.drain.assemble import Assembler
+from tests.helpers.memory import MemoryStore
 from tests.helpers.reading import anything, read_archive_records
 from tests.helpers.sample import Message, audit_of, event
 
@@ -75,97 +75,12 @@ def ended(until: Mapping[str, Head], trust: Trust = TRUST) -> Trust:
     return replace(trust, keys={name: replace(key, until=until) for name, key in trust.keys.items()})
 
 
-@dataclass
-class Memory:
-    """A store in memory that counts its calls, and lets a test come between."""
-
-    objects: dict[str, bytes] = field(default_factory=dict)
-    versions: dict[str, list[bytes | None]] = field(default_factory=dict)
-    """What a bucket keeps besides: versions of a key, the newest first; None is a delete marker."""
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    before: Callable[[str, str], None] | None = None
-
-    @property
-    def url(self) -> str:
-        return "memory:"
-
-    def _call(self, what: str, key: str) -> None:
-        self.calls.append((what, key))
-        if self.before is not None:
-            self.before(what, key)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._call("create", key)
-        if self.objects.setdefault(key, data) != data:
-            raise ObjectExists(f"{key} is there")
-
-    def read(self, key: str, *, limit: int, start: int = 0, size: int | None = None) -> bytes:
-        self._call("read", key)
-        if key not in self.objects:
-            raise ObjectMissing(f"{key} is not there")
-        if len(self.objects[key]) > limit:
-            raise FormatError(f"{key} is too large")
-        return self.objects[key][start : None if size is None else start + size]
-
-    def exists(self, key: str) -> bool:
-        self._call("exists", key)
-        return key in self.objects
-
-    def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
-        self._call("list", prefix)
-        return iter(
-            sorted(
-                (
-                    ObjectInfo(key, len(data))
-                    for key, data in self.objects.items()
-                    if key.startswith(prefix) and key > after and key[: key.find("/") + 1] not in without
-                ),
-                key=lambda info: info.key,
-            )
-        )
-
-    def level(self, prefix: str) -> "tuple[list[str], list[ObjectInfo]]":
-        self._call("level", prefix)
-        below = {key[len(prefix) :]: key for key in self.objects if key.startswith(prefix)}
-        folders = sorted({name.split("/")[0] for name in below if "/" in name})
-        return folders, [ObjectInfo(key, len(self.objects[key])) for name, key in below.items() if "/" not in name]
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(versions=self)
-
-    def has_history(self, key: str) -> bool:
-        self._call("has_history", key)
-        return key in self.versions
-
-    def history(self, prefix: str = "") -> Iterator[Version]:
-        self._call("history", prefix)
-        for key, kept in self.versions.items():
-            if key.startswith(prefix):
-                for number, data in enumerate(kept):
-                    yield Version(key, str(number), data is None, number == 0, len(data or b""))
-
-    def at_versions(self, chosen: Mapping[str, Version]) -> "Memory":
-        shown = {key: self.versions[key][int(version.id)] for key, version in chosen.items()}
-        return Memory(self.objects | {key: data for key, data in shown.items() if data is not None})
-
-    def close(self) -> None:
-        pass
-
-    def copy(self) -> "Memory":
-        return Memory(dict(self.objects))
-
-    def written(self) -> "Memory":
-        """Return a copy of the log's statements, and of nothing else of the log."""
-        return Memory({key: data for key, data in self.objects.items() if not key.startswith("checkpoints/")})
-
-
-def identity(store: Memory) -> str:
+def identity(store: MemoryStore) -> str:
     return create_archive(store, SIGNERS.both).id
 
 
 def writer(
-    store: Memory,
+    store: MemoryStore,
     log_id: LogId = LOG_ID,
     name: str = "a test",
     *,
@@ -178,8 +93,8 @@ def writer(
     )
 
 
-def opened(store: Memory, log_id: LogId = LOG_ID, name: str = "a test", **more: object) -> LogWriter:
-    appending = writer(store, log_id, name, **more)  # type: ignore[arg-type]
+def opened(store: MemoryStore, log_id: LogId = LOG_ID, name: str = "a test", **more: Any) -> LogWriter:
+    appending = writer(store, log_id, name, **more)
     appending.open()
     return appending
 
@@ -196,9 +111,9 @@ def gap(first: int) -> Entry:
     return Entry(first_offset=first, next_offset=first + 1, skipped=[(first, first + 1)])
 
 
-def grown(size: int) -> tuple[Memory, list[Tip[manifest.Manifest]]]:
+def grown(size: int) -> tuple[MemoryStore, list[Tip[manifest.Manifest]]]:
     """Return a log of `size` statements, and its tip at each size."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store)
     tips = [appending.tip]
     for sequence in range(size):
@@ -208,14 +123,14 @@ def grown(size: int) -> tuple[Memory, list[Tip[manifest.Manifest]]]:
 
 
 @pytest.fixture(scope="module")
-def long() -> tuple[Memory, list[Tip[manifest.Manifest]]]:
+def long() -> tuple[MemoryStore, list[Tip[manifest.Manifest]]]:
     return grown(5000)
 
 
-def prefix(store: Memory, size: int) -> Memory:
+def prefix(store: MemoryStore, size: int) -> MemoryStore:
     """Return a store with the log's first statements only."""
     names = {manifest_key(LOG, sequence) for sequence in range(size)}
-    return Memory(
+    return MemoryStore(
         {key: data for key, data in store.objects.items() if not key.startswith("manifests/") or key in names}
     )
 
@@ -226,7 +141,7 @@ def resealed(found: manifest.Manifest, signer: HmacKey | None = None, **fields: 
     return envelope.seal(line, manifest.FORMAT, [signer or SIGNERS.hmac()])
 
 
-def verified(store: Memory, folder: Path, trust: Trust = TRUST) -> tuple[int, list[str]]:
+def verified(store: MemoryStore, folder: Path, trust: Trust = TRUST) -> tuple[int, list[str]]:
     """Verify the archive both ways; return the verifier's exit code and the names of its findings."""
     read_archive_records(store.objects)
     for key, data in store.objects.items():
@@ -240,7 +155,7 @@ def verified(store: Memory, folder: Path, trust: Trust = TRUST) -> tuple[int, li
 
 
 @pytest.mark.parametrize("size", range(41))
-def test_tip_of_any_size(long: tuple[Memory, list[Tip[manifest.Manifest]]], size: int) -> None:
+def test_tip_of_any_size(long: tuple[MemoryStore, list[Tip[manifest.Manifest]]], size: int) -> None:
     """The tip of a log of any size is found, whatever size is hinted at: right, too small, or too large."""
     store, tips = long
     part = prefix(store, size)
@@ -251,7 +166,7 @@ def test_tip_of_any_size(long: tuple[Memory, list[Tip[manifest.Manifest]]], size
         assert (tip.newest is None) is (size == 0)
 
 
-def test_root_is_that_of_the_messages(long: tuple[Memory, list[Tip[manifest.Manifest]]]) -> None:
+def test_root_is_that_of_the_messages(long: tuple[MemoryStore, list[Tip[manifest.Manifest]]]) -> None:
     """The head's root is RFC 6962's over the signed messages."""
     store, tips = long
     lines = [store.objects[manifest_key(LOG, sequence)].split(b"\n")[0] for sequence in range(100)]
@@ -268,7 +183,7 @@ def test_requests_are_few(size: int, hint: int) -> None:
     """A head among thousands is found with some twenty requests, and with four when the hint is right."""
     store = _long_once()
     names = {manifest_key(LOG, sequence) for sequence in range(size)}
-    part = Memory({key: data for key, data in store.objects.items() if key in names})
+    part = MemoryStore({key: data for key, data in store.objects.items() if key in names})
     assert find_tip(part, LOG, anything, hint).size == size
     assert len(part.calls) <= 2 * size.bit_length() + 5
     part.calls.clear()
@@ -278,16 +193,16 @@ def test_requests_are_few(size: int, hint: int) -> None:
     assert sum(what == "list" for what, _ in part.calls) == 1
 
 
-_once: list[Memory] = []
+_once: list[MemoryStore] = []
 
 
-def _long_once() -> Memory:
+def _long_once() -> MemoryStore:
     if not _once:
         _once.append(grown(5000)[0])
     return _once[0]
 
 
-def test_opening_is_cheap(long: tuple[Memory, list[Tip[manifest.Manifest]]]) -> None:
+def test_opening_is_cheap(long: tuple[MemoryStore, list[Tip[manifest.Manifest]]]) -> None:
     """Opening a log of 5,000 statements takes a search and a few listings that begin at the head."""
     store, tips = long
     store.calls.clear()
@@ -300,9 +215,9 @@ def test_opening_is_cheap(long: tuple[Memory, list[Tip[manifest.Manifest]]]) -> 
     assert counts["read"] <= 2 + (4990).bit_count()
 
 
-def test_batch_numbers_after_silence(long: tuple[Memory, list[Tip[manifest.Manifest]]]) -> None:
+def test_batch_numbers_after_silence(long: tuple[MemoryStore, list[Tip[manifest.Manifest]]]) -> None:
     """A log that was idle for long numbers its next batch right: from the newest statement that had one."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store)
     appending.append(records(appending, 0, 10))
     for number in range(70):
@@ -315,7 +230,7 @@ def test_batch_numbers_after_silence(long: tuple[Memory, list[Tip[manifest.Manif
     assert [batch.number for batch in again.append(records(again, 15, 1)).statement.batches] == [5]
     silent = opened(long[0].copy())
     assert [one.number for one in silent.append(records(silent, 5000, 1)).statement.batches] == [0]
-    late = Memory()
+    late = MemoryStore()
     identity(late)
     late.objects[manifest_key(LOG, 0)] = b"garbage"
     first = opened(late)
@@ -325,7 +240,7 @@ def test_batch_numbers_after_silence(long: tuple[Memory, list[Tip[manifest.Manif
 
 def test_batch_numbers_that_do_not_follow() -> None:
     """Batches that are not numbered on from the log's are refused, before anything is signed."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store)
     entry = records(appending, 0, 6)
     appending.append(entry)
@@ -338,7 +253,7 @@ def test_batch_numbers_that_do_not_follow() -> None:
 
 def test_logs_are_listed() -> None:
     """Every log with a manifest is listed, in order; what is no log's name is passed over."""
-    store = Memory()
+    store = MemoryStore()
     for topic, partition, epoch in (("b", 10, 1), ("b", 9, 1), ("a", 0, 2), ("a", 0, 1)):
         opened(store, LogId("cluster", topic, "id", partition, epoch)).append(Entry(first_offset=0, next_offset=0))
     store.objects |= {
@@ -355,14 +270,14 @@ def test_logs_are_listed() -> None:
 
 def test_archive_is_created_once() -> None:
     """`archive.json` is written once; whoever comes later gets what is there, also when both come at once."""
-    store = Memory()
+    store = MemoryStore()
     made = create_archive(store, SIGNERS.both, heartbeat=60, checkpoint=70, retention_days=80)
     assert create_archive(store, SIGNERS.both, heartbeat=3600) == made == read_archive(store)
     said = made.statement
     assert (said.heartbeat, said.checkpoint, said.retention_days) == (60, 70, 80)
     assert [one.algorithm for one, _ in made.signatures] == ["HMAC-SHA256", "Ed25519"]
 
-    late = Memory()
+    late = MemoryStore()
 
     def somebody(what: str, key: str) -> None:
         if what == "create":
@@ -374,7 +289,7 @@ def test_archive_is_created_once() -> None:
 
 def test_archive_that_is_there_needs_no_key() -> None:
     """Who finds an archive signs nothing."""
-    store = Memory()
+    store = MemoryStore()
     made = create_archive(store, SIGNERS.both)
 
     def unavailable() -> Sequence[envelope.Signer]:
@@ -382,7 +297,7 @@ def test_archive_that_is_there_needs_no_key() -> None:
 
     assert create_archive(store, unavailable) == made
     with pytest.raises(KeyUnavailable):
-        create_archive(Memory(), unavailable)
+        create_archive(MemoryStore(), unavailable)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +315,7 @@ def test_archive_that_is_there_needs_no_key() -> None:
 )
 def test_other_archive_files(data: bytes) -> None:
     """What is no `archive.json` of this format is a FormatError, and is not written over."""
-    store = Memory({"archive.json": data})
+    store = MemoryStore({"archive.json": data})
     with pytest.raises(FormatError):
         read_archive(store)
     with pytest.raises(FormatError):
@@ -412,7 +327,7 @@ def test_other_archive_files(data: bytes) -> None:
 @pytest.mark.parametrize("number", [0, -1, 10**9])
 def test_archive_with_numbers_out_of_bounds(field: str, number: int) -> None:
     """A promise that nobody could keep is refused before it is signed."""
-    store = Memory()
+    store = MemoryStore()
     with pytest.raises(FormatError):
         create_archive(store, SIGNERS.both, **{field: number})
     assert store.objects == {}
@@ -421,7 +336,7 @@ def test_archive_with_numbers_out_of_bounds(field: str, number: int) -> None:
 def test_no_archive() -> None:
     """Where there is no archive, that is said."""
     with pytest.raises(ObjectMissing):
-        read_archive(Memory())
+        read_archive(MemoryStore())
 
 
 # --- appending
@@ -429,7 +344,7 @@ def test_no_archive() -> None:
 
 def test_order_of_puts() -> None:
     """Segment first, quarantine next, manifest last; each is created, none read back."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store)
     store.calls.clear()
     statement = appending.append(records(appending, 0, 10, bad=3)).statement
@@ -445,7 +360,7 @@ def test_order_of_puts() -> None:
 @pytest.mark.parametrize("step", range(3))
 def test_what_a_failed_put_leaves(step: int) -> None:
     """Where a put fails nothing after it is put, the head stays, and the same append may follow."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store)
     appending.append(Entry(first_offset=0, next_offset=0))
     tip, there = appending.tip, set(store.objects)
@@ -472,7 +387,7 @@ def test_what_a_failed_put_leaves(step: int) -> None:
 
 def test_what_is_written_verifies(tmp_path: Path) -> None:
     """A log with all kinds of statements is what both judges call sound."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store)
     appending.append(Entry(first_offset=5, next_offset=5))
     appending.append(records(appending, 5, 10, bad=7))
@@ -490,7 +405,7 @@ def test_what_is_written_verifies(tmp_path: Path) -> None:
 
 def test_last_record() -> None:
     """A statement with records says which was the last, and others repeat it, until something is lost."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store)
     entries = [
         Entry(first_offset=0, next_offset=0),
@@ -516,7 +431,7 @@ def test_last_record() -> None:
 
 def test_previous_epoch_is_written_once() -> None:
     """What an epoch goes on from stands in its first statement, where the entry says so."""
-    store = Memory()
+    store = MemoryStore()
     appending = opened(store, LogId("cluster", "audit.events", "other", 0, 2))
     previous = PreviousEpoch(1, 5, "00" * 32)
     first = appending.append(Entry(first_offset=0, next_offset=0, previous_epoch=previous))
@@ -527,12 +442,12 @@ def test_previous_epoch_is_written_once() -> None:
 # --- slots that hold nothing valid
 
 
-def garbage(store: Memory, sequence: int) -> dict[str, bytes]:
+def garbage(store: MemoryStore, sequence: int) -> dict[str, bytes]:
     """Return what somebody without a key could put into a slot, by kind."""
     good = opened(store.copy())
     next_ = good.append(gap(sequence))
     line = next_.line
-    other = Memory(dict(store.objects))
+    other = MemoryStore(dict(store.objects))
     foreign_log = opened(other, msgspec.structs.replace(LOG_ID, partition=1))
     for at in range(sequence):
         foreign_log.append(gap(at))
@@ -651,7 +566,7 @@ def test_an_accepted_unknown_key_is_passed_over(tmp_path: Path, when: str) -> No
     assert verified(store, tmp_path)[0] == 3
 
 
-def check_not_passed_over(store: Memory, data: bytes, when: str, said: str) -> None:
+def check_not_passed_over(store: MemoryStore, data: bytes, when: str, said: str) -> None:
     appending = writer(store)
     if when == "before":
         store.objects[manifest_key(LOG, 5)] = data
@@ -746,7 +661,7 @@ def test_the_head_at_which_a_key_ended_is_known() -> None:
 
 
 def refuses(
-    store: Memory, match: str, known: Sequence[KnownHead] = (), *, trust: Trust = TRUST, log_id: LogId = LOG_ID
+    store: MemoryStore, match: str, known: Sequence[KnownHead] = (), *, trust: Trust = TRUST, log_id: LogId = LOG_ID
 ) -> None:
     """Opening is refused with a message that says what is wrong and what to do; nothing is written."""
     before = dict(store.objects)
@@ -818,7 +733,7 @@ def test_manifest_beyond_the_head_that_nobody_signed(caplog: pytest.LogCaptureFi
         assert appending.append(gap(7)).statement.passed_over == [sha256(data).hexdigest()]
 
 
-def checkpointed(store: Memory, head: Head, signers: Signers = SIGNERS, archive: str | None = None) -> bytes:
+def checkpointed(store: MemoryStore, head: Head, signers: Signers = SIGNERS, archive: str | None = None) -> bytes:
     return sign_checkpoint(signers.ed25519(), archive or identity(store), LOG, head).encode()
 
 
@@ -876,7 +791,8 @@ def test_history_of_the_next_key() -> None:
     """Where a bucket keeps a statement that was taken away from the next slot, nothing is appended."""
     store, _ = grown(7)
     taken = store.objects[manifest_key(LOG, 6)]
-    for kept in ([None, taken], [b"garbage", taken], [None]):
+    histories: list[list[bytes | None]] = [[None, taken], [b"garbage", taken], [None]]
+    for kept in histories:
         bucket = prefix(store, 6)
         bucket.versions[manifest_key(LOG, 6)] = kept
         refuses(bucket, "was there once")
@@ -894,10 +810,10 @@ def test_history_of_the_next_key() -> None:
 # --- the newest statement
 
 
-def edited(store: Memory, place: int, **fields: object) -> Memory:
+def edited(store: MemoryStore, place: int, **fields: object) -> MemoryStore:
     """Return a copy in which one statement says something else, rightly signed."""
     bent = store.copy()
-    bent.objects[manifest_key(LOG, place)] = resealed(read_manifest(bent, LOG, place, anything), **fields)
+    bent.objects[manifest_key(LOG, place)] = resealed(read_manifest(bent, LOG, place, anything), None, **fields)
     return bent
 
 
@@ -952,7 +868,7 @@ def test_loser_stops_quietly() -> None:
 
 def test_both_may_begin_a_log() -> None:
     """Two writers that both see a new partition do not both write its statement 0."""
-    store = Memory()
+    store = MemoryStore()
     one, two = opened(store, name="one"), opened(store, name="two")
     one.append(Entry(first_offset=0, next_offset=0))
     with pytest.raises(Fenced):
@@ -971,10 +887,10 @@ def test_both_pass_over_the_same_garbage(tmp_path: Path) -> None:
     assert verified(store, tmp_path)[0] == 3
 
 
-def winners(store: Memory) -> dict[str, tuple[bytes, str]]:
+def winners(store: MemoryStore) -> dict[str, tuple[bytes, str]]:
     """Return signed manifests that another writer might have put in our place, and what is said of each."""
     good = opened(store.copy(), name="another").append(Entry(first_offset=5, next_offset=9, skipped=[(5, 9)]))
-    other = Memory()
+    other = MemoryStore()
     identity(other)
     other.objects["archive.json"] = store.objects["archive.json"]
     forking = opened(other, name="another history")
@@ -1028,7 +944,9 @@ def test_head_found_while_another_writes() -> None:
         other = opened(part, name="other")
         seen = 0
 
-        def meanwhile(what: str, _: str, part: Memory = part, other: LogWriter = other, listing: int = listing) -> None:
+        def meanwhile(
+            what: str, _: str, part: MemoryStore = part, other: LogWriter = other, listing: int = listing
+        ) -> None:
             nonlocal seen
             seen += what == "list"
             if seen == listing:
@@ -1054,13 +972,13 @@ def test_signer_that_cannot_sign() -> None:
 
     class Gone:
         key_id = "gone"
-        algorithm = "HMAC-SHA256"
+        algorithm: Algorithm = "HMAC-SHA256"
 
         def sign(self, _: bytes) -> bytes:
             raise KeyUnavailable("the key's service does not answer")
 
-    store = Memory()
-    appending = LogWriter(store, identity(store), LOG_ID, signer=Gone(), trust=TRUST, writer="a test")  # type: ignore[arg-type]
+    store = MemoryStore()
+    appending = LogWriter(store, identity(store), LOG_ID, signer=Gone(), trust=TRUST, writer="a test")
     appending.open()
     with pytest.raises(KeyUnavailable):
         appending.append(records(appending, 0, 3))
@@ -1124,14 +1042,14 @@ def test_entries_beyond_the_limits(kind: str) -> None:
 
     class Noting:
         key_id = "noting"
-        algorithm = "HMAC-SHA256"
+        algorithm: Algorithm = "HMAC-SHA256"
 
         def sign(self, message: bytes) -> bytes:
             signed.append(message)
             return bytes(32)
 
-    store = Memory()
-    appending = LogWriter(store, identity(store), LOG_ID, signer=Noting(), trust=TRUST, writer="a test")  # type: ignore[arg-type]
+    store = MemoryStore()
+    appending = LogWriter(store, identity(store), LOG_ID, signer=Noting(), trust=TRUST, writer="a test")
     appending.open()
     with pytest.raises(FormatError):
         appending.append(beyond_limits()[kind])
@@ -1169,24 +1087,26 @@ def test_checkpoints_are_put_once(caplog: pytest.LogCaptureFixture) -> None:
 # --- audits
 
 
-def audit_with_a_head(store: Memory, tip: Tip[SignedAudit], **fields: object) -> Audit:
+def audit_with_a_head(store: MemoryStore, tip: Tip[SignedAudit], **fields: object) -> Audit:
     return audit_of(identity(store), tip, CLOCK, **{"heads": {"a/0": HeadRef(3, "00" * 32)}, **fields})
 
 
 def audited(
-    store: Memory, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer] | None = None, **fields: object
+    store: MemoryStore, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer] | None = None, **fields: object
 ) -> Tip[SignedAudit]:
     both = SIGNERS.both() if signers is None else signers
     return append_audit(store, tip, lambda at: audit_with_a_head(store, at, **fields), both, TRUST)
 
 
-def sealed_audit(store: Memory, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer], **fields: object) -> bytes:
+def sealed_audit(
+    store: MemoryStore, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer], **fields: object
+) -> bytes:
     return envelope.seal(audit.encode(audit_with_a_head(store, tip, **fields)), audit.FORMAT, signers)
 
 
 def test_audits_follow_one_another() -> None:
     """Audits are a signed log: each states the tree of those before it, and the next is found behind the newest."""
-    store = Memory()
+    store = MemoryStore()
     tip = find_trusted_audits(store, identity(store), TRUST)
     assert tip == Tip()
     for size in range(1, 6):
@@ -1201,7 +1121,7 @@ def test_garbage_among_audits() -> None:
     """What nobody signed in the next audit's slot is passed over, before and after the audit is made."""
     hmac_key, ed25519 = SIGNERS.both()
     for when in ("before", "after"):
-        store = Memory()
+        store = MemoryStore()
         tip = audited(store, Tip())
         first = store.objects[audit_key(0)]
         line, _ = first.split(b"\n")[:2]
@@ -1232,14 +1152,14 @@ def test_garbage_among_audits() -> None:
 
 def test_an_audit_that_was_first() -> None:
     """Only a signed audit that joins ends another quietly: it is of the same archive, slot and history."""
-    store = Memory()
+    store = MemoryStore()
     tip = audited(store, Tip())
     won = audited(store, tip, writer="another")
     with pytest.raises(Fenced, match="audit 1 was written by somebody else"):
         audited(store, tip)
     assert find_trusted_audits(store, identity(store), TRUST) == won
     forked = store.copy()
-    other = Memory({"archive.json": store.objects["archive.json"]})
+    other = MemoryStore({"archive.json": store.objects["archive.json"]})
     apart = audited(other, Tip(), writer="another history")
     forked.objects[audit_key(1)] = sealed_audit(store, apart, SIGNERS.both())
     with pytest.raises(HeadRollback, match="over another history of audits"):
@@ -1252,7 +1172,7 @@ def test_an_audit_that_was_first() -> None:
 
 def test_what_audits_refer_to_is_not_listed_with_them() -> None:
     """Where audits end is found at a cost that does not grow with what they refer to."""
-    store = Memory()
+    store = MemoryStore()
     tip = audited(store, Tip())
     store.calls.clear()
     assert find_trusted_audits(store, identity(store), TRUST) == tip
@@ -1263,7 +1183,7 @@ def test_what_audits_refer_to_is_not_listed_with_them() -> None:
 
 def test_an_audit_by_an_ended_key() -> None:
     """An ended key's audits count as far as its end in the log of audits, and no further."""
-    store = Memory()
+    store = MemoryStore()
     one = audited(store, Tip())
     two = audited(store, one)
     archive = identity(store)

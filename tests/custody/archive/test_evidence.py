@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -72,8 +73,8 @@ def leafy(tmp_path_factory: pytest.TempPathFactory) -> Leafy:
 UNREADABLE = Unreadable(27, 29, "a batch of an unknown magic")
 
 
-def evidence(of: Leafy, offset: int, **given: object) -> Made:
-    return make_evidence(of.store, of.log, offset, of.own, NOW, **given)  # type: ignore[arg-type]
+def evidence(of: Leafy, offset: int, **given: Any) -> Made:
+    return make_evidence(of.store, of.log, offset, of.own, NOW, **given)
 
 
 def check(data: bytes, trust: Trust) -> Result:

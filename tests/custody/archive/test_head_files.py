@@ -1,6 +1,7 @@
 """Heads from what people have at hand: every form gives the same heads, and what is doubtful gives none."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from custody.keys.keyring import Keyring
 from custody.tlog.checkpoint import parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from custody.tlog.signatures import NOWHERE
-from tests.custody.keys.test_trust_file import NOW, PIN
+
+PIN = Pin("6ba7b810-9dad-41d1-80b4-00c04fd430c8", "44" * 32)
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 HEADS = {"audit/0": Head(5, b"a" * 32), "audit@2/0": Head(3, b"c" * 32), "audits/0": Head(2, b"b" * 32)}
 PLAIN = {log: {"size": head.size, "root": head.root.hex()} for log, head in HEADS.items()}

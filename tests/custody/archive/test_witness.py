@@ -34,7 +34,7 @@ from custody.tlog.checkpoint import NoteKey, parse_checkpoint, parse_note, sign_
 from custody.tlog.head import Head
 from custody.verify import acceptance
 from custody.verify.run import Report, verify
-from tests.custody.cli.commands import make_command
+from tests.helpers.commands import Command
 from tests.helpers.leafy import Leafy, forged, plant, write_trust
 from tests.helpers.reading import anything
 from tests.helpers.sample import audit_of
@@ -743,12 +743,8 @@ def test_commands(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert f"custody/{leafy.id}/audit.leafy/0" in refused.output
 
 
-def test_commands_say_why_there_is_nothing(
-    leafy: Leafy, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_say_why_there_is_nothing(leafy: Leafy, tmp_path: Path, custody: Command) -> None:
     """`custody checkpoint` tells no log, no checkpoint and no trusted one apart; trust is given as elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    custody = make_command(monkeypatch, capfdbinary)
     stored = (leafy.folder / checkpoint_key(leafy.log, 3)).read_text()
     assert custody("checkpoint", "--archive", leafy.folder).out == stored
     trust = write_trust(tmp_path / "public.json", leafy.public)
@@ -774,12 +770,8 @@ def test_commands_say_why_there_is_nothing(
     assert "is none" in custody("checkpoint", "--archive", empty.folder).err
 
 
-def test_the_command_of_a_refusal(
-    leafy: Leafy, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_of_a_refusal(leafy: Leafy, tmp_path: Path, custody: Command) -> None:
     """The `custody accept` command that a refusal prints releases the witness, and a mistyped path is no tampering."""
-    monkeypatch.chdir(tmp_path)
-    custody = make_command(monkeypatch, capfdbinary)
     trust = write_trust(tmp_path / "trust.json", leafy.public)
     options = ["--trust", trust, "--state", "w"]
     nowhere = custody("witness", tmp_path / "nowhere", *options)

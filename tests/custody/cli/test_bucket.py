@@ -1,20 +1,12 @@
 """`custody bucket` prints the wanted configuration, and says in what the bucket differs."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from custody.store.bucket import LIFECYCLE, OBJECT_LOCK, POLICY, VERSIONING
-from tests.custody.cli.commands import Command, make_command
+from tests.helpers.commands import Command
 from tests.servers.s3 import MotoServer, SeaweedServer
-
-
-@pytest.fixture
-def custody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Return the command line, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return make_command(monkeypatch, capfdbinary)
 
 
 def use(server: MotoServer | SeaweedServer, monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:

@@ -23,18 +23,11 @@ from custody.keys.open import open_public
 from custody.store.open import open_store
 from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head
-from tests.custody.cli.commands import Command, Result, make_command
+from tests.helpers.commands import Command, Result
 from tests.helpers.sample import Sample, make_archive
 
 CANARY = "canary-Zq7-secret"
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def custody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Return the command line, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return make_command(monkeypatch, capfdbinary)
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +223,13 @@ def test_control_codes_of_an_archive_never_reach_a_terminal(monkeypatch: pytest.
     """Where a person looks on, bytes that a terminal obeys become escapes; into a pipe they go as they are."""
     hostile = '{"a":"\x1b]0;x\x07\x9b31m\u202e","b":"ü"}\n'.encode() + b"\xff\n"
     for terminal in (False, True):
-        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        raw = io.BytesIO()
+        out = io.TextIOWrapper(raw, encoding="utf-8")
         monkeypatch.setattr(out, "isatty", lambda terminal=terminal: terminal)
         monkeypatch.setattr(sys, "stdout", out)
         # In pieces that split characters.
         render.write(iter([hostile[i : i + 1] for i in range(len(hostile))]))
-        written = out.buffer.getvalue()  # type: ignore[attr-defined]
+        written = raw.getvalue()
         if terminal:
             assert written.decode().replace("\n", "").isprintable()
             assert "ü" in written.decode()
@@ -478,8 +472,8 @@ def test_verify_covered_by_a_checkpoint_that_was_kept(custody: Command, sample: 
     assert missing.code == 2
     assert "none.txt" in missing.err
     Path("empty.txt").touch()
-    for wrong in ("empty.txt", trust):
-        refused = custody("verify", sample.folder, "--trust", trust, "--checkpoint", wrong)
+    for path in ("empty.txt", trust):
+        refused = custody("verify", sample.folder, "--trust", trust, "--checkpoint", path)
         assert (refused.code, "holds no checkpoint" in refused.err) == (2, True)
     # One that is broken, among others, is judged by verification.
     Path("broken.txt").write_bytes(good + b"\n" + good.replace(b"custody/", b"other/", 1))

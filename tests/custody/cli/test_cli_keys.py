@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from custody.keys.trust import open_trust
 from custody.settings import Settings
 from custody.store.open import open_store
 from custody.tlog.head import Head
-from tests.custody.cli.commands import Command, make_command
-from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms, fake_kms
+from tests.helpers.commands import Command
+from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms
 
 CANARY = "canary-Zq7-secret"
 ARCHIVE = Path("custody-data/archive")
@@ -37,22 +36,6 @@ HEADS: dict[str, dict[str, Any]] = {
     "audit/0": {"size": 5, "root": "aa" * 32},
     "audits/0": {"size": 2, "root": "bb" * 32},
 }
-
-
-@pytest.fixture
-def custody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Return the command line, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return make_command(monkeypatch, capfdbinary)
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKms]:
-    """A fake KMS, since moto makes no Ed25519 keys; see tests/servers/kms.py."""
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with fake_kms() as kms:
-        kms.use(monkeypatch)
-        yield kms
 
 
 def archive() -> ArchiveFile:
@@ -191,7 +174,7 @@ def test_init_with_two_keyrings(custody: Command, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_init_with_an_hmac_key_in_kms(custody: Command, monkeypatch: pytest.MonkeyPatch, fake: FakeKms) -> None:
+def test_init_with_an_hmac_key_in_kms(custody: Command, monkeypatch: pytest.MonkeyPatch, fake_kms: FakeKms) -> None:
     """The Ed25519 key and the secret of leaves lie in the keyring of `checkpoint_keys`, made if it is not there."""
     monkeypatch.setenv("CUSTODY_KEYS", "aws-kms:///alias/statements")
     refused = custody("init")
@@ -201,7 +184,7 @@ def test_init_with_an_hmac_key_in_kms(custody: Command, monkeypatch: pytest.Monk
     monkeypatch.setenv("CUSTODY_CHECKPOINT_KEYS", "file:checkpoints.json")
     made = custody("init")
     assert made.code == 0, made.err
-    assert "GenerateMac" in fake.asked
+    assert "GenerateMac" in fake_kms.asked
     ring = Keyring.load(Path("checkpoints.json"))
     assert [key.algorithm for key in ring.keys] == ["Ed25519", "SHAKE-256"]
     assert [entry["id"] for entry in document()["keys"]] == [HMAC_ARN, *(key.key_id for key in ring.keys)]
@@ -214,7 +197,7 @@ def test_init_with_an_hmac_key_in_kms(custody: Command, monkeypatch: pytest.Monk
     assert algorithms(Path("checkpoints.json")) == ["Ed25519", "SHAKE-256"] * 2
 
 
-def test_init_with_all_keys_in_kms(custody: Command, monkeypatch: pytest.MonkeyPatch, fake: FakeKms) -> None:
+def test_init_with_all_keys_in_kms(custody: Command, monkeypatch: pytest.MonkeyPatch, fake_kms: FakeKms) -> None:
     """With the Ed25519 key in KMS as well there is no keyring; trust.json has its public half under its ARN."""
     monkeypatch.setenv("CUSTODY_KEYS", "aws-kms:///alias/statements")
     monkeypatch.setenv("CUSTODY_CHECKPOINT_KEYS", "aws-kms:///alias/checkpoints")
@@ -222,11 +205,11 @@ def test_init_with_all_keys_in_kms(custody: Command, monkeypatch: pytest.MonkeyP
     assert made.code == 0, made.err
     assert sorted(path.name for path in Path().iterdir()) == ["custody-data", "trust.json"]
     assert [signature.key for signature, _ in archive().signatures] == [HMAC_ARN, ED25519_ARN]
-    fake.asked.clear()
+    fake_kms.asked.clear()
     trust = open_trust(trust=TRUST)
-    assert trust.keys[ED25519_ARN].public == fake.public
+    assert trust.keys[ED25519_ARN].public == fake_kms.public
     assert not trust.keys[HMAC_ARN].checkable
-    assert fake.asked == []
+    assert fake_kms.asked == []
     for command in ("new", "rotate"):
         refused = custody("keys", command)
         assert refused.code == 2

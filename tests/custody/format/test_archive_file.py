@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from custody.errors import FormatError
 from custody.format import archive_file, envelope
 from custody.format.archive_file import ArchiveStatement
+from custody.format.envelope import Signer
 from custody.keys.key import Ed25519Key, HmacKey
 from custody.keys.secret import Secret
 
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
-SIGNERS = [HmacKey("hmac-golden", Secret(bytes(range(32)))), Ed25519Key("ed25519-golden", Secret(SEED), PUBLIC)]
+SIGNERS: list[Signer] = [
+    HmacKey("hmac-golden", Secret(bytes(range(32)))),
+    Ed25519Key("ed25519-golden", Secret(SEED), PUBLIC),
+]
 MADE = ArchiveStatement(
     archive="6ba7b810-9dad-41d1-80b4-00c04fd430c8",
     created="2026-01-02T03:04:05.000006Z",
@@ -69,9 +73,9 @@ def test_bounds(name: str, least: int, most: int) -> None:
     """Each number has the bounds of FORMAT.md."""
     for number in (least, most):
         assert getattr(archive_file.parse(changed(**{name: number})).statement, name) == number
-    for number in (least - 1, most + 1, -1, 1.5, None, "1"):
+    for wrong in (least - 1, most + 1, -1, 1.5, None, "1"):
         with pytest.raises(FormatError):
-            archive_file.parse(changed(**{name: number}))
+            archive_file.parse(changed(**{name: wrong}))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
@@ -19,7 +20,7 @@ GOOD = list(sample_events(400, 7, datetime(2026, 3, 1, 12, 59, 59, 900_000, tzin
 SMALL_CASES = [case for case in CASES if len(case.value) < 20_000]
 
 
-def agree(values: list[bytes | None]) -> Checked:
+def agree(values: Sequence[bytes | None]) -> Checked:
     """Check values together, hold the verdict against the one on each alone, and against the verifier's."""
     checked = check(values)
     reasons = [reason(value) for value in values]

@@ -209,4 +209,5 @@ def test_epoch_that_no_statement_has() -> None:
     for digits in (20, 5000):
         log = f"audit@{'9' * digits}"
         key = f"events/2026/01/01/00/00/00-{log}-0-{0:020}-{0:020}-{'a' * 16}.jsonl.gz"
-        assert layout.parse_records_key(key) is layout.parse_log(log, 0) is None
+        assert layout.parse_records_key(key) is None
+        assert layout.parse_log(log, 0) is None

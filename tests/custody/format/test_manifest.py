@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from custody.errors import FormatError
 from custody.format import envelope, manifest
-from custody.format.envelope import Tree
+from custody.format.envelope import Signer, Tree
 from custody.format.manifest import (
     Batch,
     KafkaTime,
@@ -39,7 +39,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "manifest"
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 HMAC = HmacKey("hmac-golden", Secret(bytes(range(32))))
-SIGNERS = [HMAC, Ed25519Key("ed25519-golden", Secret(SEED), PUBLIC)]
+SIGNERS: list[Signer] = [HMAC, Ed25519Key("ed25519-golden", Secret(SEED), PUBLIC)]
 LEAVES = [merkle.leaf_hash(b"0"), merkle.leaf_hash(b"1"), merkle.leaf_hash(b"2")]
 TIME = "2026-01-02T03:04:05.000006Z"
 
@@ -106,7 +106,8 @@ VALID = envelope.seal(manifest.encode(FULL), manifest.FORMAT, SIGNERS)
 
 def builtins() -> dict[str, Any]:
     """The full statement as JSON types; tuples stay."""
-    return msgspec.to_builtins(FULL)  # type: ignore[no-any-return]
+    fields: dict[str, Any] = msgspec.to_builtins(FULL)
+    return fields
 
 
 def with_line(line: bytes | str) -> bytes:
@@ -471,9 +472,13 @@ def test_two_digests_wrong_together() -> None:
 def test_an_endless_time_is_not_printed(name: str) -> None:
     """An error names the field, and shows no more of what stands there than a line holds."""
     long = "2026" * 1000
-    change = {"sealed_at": lambda s: s}.get(name, lambda s: s["batches"][1])
+
+    def change(statement: dict[str, Any]) -> None:
+        where = statement if name == "sealed_at" else statement["batches"][1]
+        where[name] = long
+
     with pytest.raises(FormatError, match=f"^the statement: {name} '2026") as caught:
-        manifest.parse(with_change(lambda s: change(s).update({name: long})))
+        manifest.parse(with_change(change))
     assert len(str(caught.value)) < 250
 
 

@@ -49,7 +49,7 @@ from custody.tlog.checkpoint import NoteKey, parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from tests.golden.keyrings import FILES, PASSPHRASE, WITNESS, witness
 from tests.golden.keyrings import KEYS as GOLDEN
-from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms, fake_kms
+from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms
 from tests.servers.s3 import MotoServer
 
 KEYRING, ENCRYPTED, TRUST = ((GOLDEN / name).read_bytes() for name in ("plain.json", "encrypted.json", "trust.json"))
@@ -1192,47 +1192,38 @@ def test_kms_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Ed25519 in KMS: a fake, since no real one can be had -----------------------------------------------------------
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKms]:
-    """A fake KMS with an Ed25519 and an HMAC key: moto has no ECC_NIST_EDWARDS25519."""
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with fake_kms() as kms:
-        kms.use(monkeypatch)
-        yield kms
-
-
 @pytest.mark.parametrize("name", ["alias/checkpoints", ED25519_ARN, ED25519_ARN.rpartition("/")[2]])
-def test_ed25519_in_kms_signs_checkpoints_under_its_arn(fake: FakeKms, name: str) -> None:
+def test_ed25519_in_kms_signs_checkpoints_under_its_arn(fake_kms: FakeKms, name: str) -> None:
     """A fake KMS signs a note that any client with the public key alone can check; the key's name there is its ARN."""
     signers = open_signers("aws-kms:///alias/statements", NOW, checkpoint_uri=f"aws-kms:///{name}")
     assert ids(signers) == [HMAC_ARN, ED25519_ARN]
     signer = signers.ed25519()
-    assert signer.public == fake.public
+    assert signer.public == fake_kms.public
     note = sign_checkpoint(signer, "6ba7b810-9dad-41d1-80b4-00c04fd430c8", Log("audit", 3), Head(7, bytes(32)))
     parsed = parse_note(note.encode())
     (signature,) = parsed.signatures
     assert signature.name == ED25519_ARN
-    key = NoteKey.parse(NoteKey(ED25519_ARN, fake.public).vkey)
+    key = NoteKey.parse(NoteKey(ED25519_ARN, fake_kms.public).vkey)
     assert signature.key_hash == key.key_hash
     key.verify(parsed.text, signature.signature)
 
 
-def test_trust_of_ed25519_in_kms_is_public(fake: FakeKms) -> None:
+def test_trust_of_ed25519_in_kms_is_public(fake_kms: FakeKms) -> None:
     """Who verifies by the fake KMS's Ed25519 key asks for its public half once, and then checks without KMS."""
     trust = open_trust(["aws-kms:///alias/statements"], checkpoint_keys=f"aws-kms:///{ED25519_ARN}")
-    assert trust.keys[ED25519_ARN].public == fake.public
+    assert trust.keys[ED25519_ARN].public == fake_kms.public
     signer = open_signers("aws-kms:///alias/checkpoints", NOW).ed25519()
     value = signer.sign(b"m")
-    fake.asked.clear()
+    fake_kms.asked.clear()
     trust.keys[ED25519_ARN].verify(b"m", value)
     with pytest.raises(SignatureInvalid):
         trust.keys[ED25519_ARN].verify(b"n", value)
-    assert fake.asked == []
+    assert fake_kms.asked == []
     assert [
         (key.id, key.public) for key in open_public("aws-kms:///alias/statements", None, "aws-kms:///alias/checkpoints")
     ] == [
         (HMAC_ARN, None),
-        (ED25519_ARN, fake.public),
+        (ED25519_ARN, fake_kms.public),
     ]
 
 
@@ -1249,18 +1240,18 @@ def test_trust_of_ed25519_in_kms_is_public(fake: FakeKms) -> None:
     ],
     ids=str,
 )
-def test_answers_about_ed25519_that_make_no_sense(fake: FakeKms, operation: str, changed: dict[str, Any]) -> None:
+def test_answers_about_ed25519_that_make_no_sense(fake_kms: FakeKms, operation: str, changed: dict[str, Any]) -> None:
     """Something that answers like KMS with another key or half a signature signs nothing."""
     signer = None if operation == "GetPublicKey" else open_signers(f"aws-kms:///{ED25519_ARN}", NOW).ed25519()
-    fake.changed.update(changed)
+    fake_kms.changed.update(changed)
     use = (lambda: signer.sign(b"m")) if signer else (lambda: open_signers(f"aws-kms:///{ED25519_ARN}", NOW))
     with pytest.raises(KeyUnavailable, match=operation):
         use()
 
 
-def test_kms_that_refuses_to_sign(fake: FakeKms) -> None:
+def test_kms_that_refuses_to_sign(fake_kms: FakeKms) -> None:
     """A key that was made for something else is refused with what to create."""
     arn = KmsKey(ED25519_ARN)
     with pytest.raises(KeyUnavailable, match=r"InvalidKeyUsageException.*ECC_NIST_EDWARDS25519"):
         arn.sign(b"m")
-    assert fake.asked == ["GenerateMac"]
+    assert fake_kms.asked == ["GenerateMac"]

@@ -44,7 +44,8 @@ def sample(tmp_path: Path) -> Sample:
 def ask(archive: Path | str, sql: str) -> list[tuple[Any, ...]]:
     connection = custody.connect(str(archive))
     try:
-        return connection.execute(sql).fetchall()
+        rows: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
+        return rows
     finally:
         connection.close()
 

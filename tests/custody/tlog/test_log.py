@@ -22,7 +22,7 @@ from custody.keys.trust import TrustedKey
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
-from tests.helpers.archives import KEY_ID, SECRET, START, Builder, tree_hash, with_signatures
+from tests.helpers.archives import KEY_ID, SECRET, START, Builder, Edit, tree_hash, with_signatures
 
 NEWER, NEWER_SECRET = "key-2027", b"7" * 32
 KEY = TrustedKey(KEY_ID, "HMAC-SHA256", material=Secret(SECRET))
@@ -419,7 +419,7 @@ def test_a_changed_entry_shows_in_the_next(builder: Builder) -> None:
     ],
     ids=["root", "size", "short", "order"],
 )
-def test_a_tree_that_does_not_hold_together(builder: Builder, edit: Callable[[dict[str, Any]], object]) -> None:
+def test_a_tree_that_does_not_hold_together(builder: Builder, edit: Edit) -> None:
     """A stated tree whose parts contradict each other is reported, and what was recomputed goes on."""
     builder.resign(3, lambda statement: edit(statement["tree"]))
     told = Told(builder).run()
@@ -715,9 +715,9 @@ def test_an_unsigned_entry_passes_nothing_over(builder: Builder) -> None:
     other = builder.copy(builder.root.parent / "other")
     other.go_back(3)
     other.pass_over(b"noise")
-    for forged in ({"key_id": "who"}, {"secret": b"0" * 32}):
-        copy = other.copy(builder.root.parent / str(forged))
-        copy.key_id, copy.secret = str(forged.get("key_id", KEY_ID)), bytes(forged.get("secret", SECRET))  # type: ignore[call-overload]
+    for name, key_id, secret in (("unknown", "who", SECRET), ("forged", KEY_ID, b"0" * 32)):
+        copy = other.copy(builder.root.parent / name)
+        copy.key_id, copy.secret = key_id, secret
         copy.append(3)
         builder.path(4).write_bytes(copy.path(4).read_bytes())
         told = Told(builder).run()
@@ -840,7 +840,9 @@ def test_a_seam_that_does_not_meet(builder: Builder) -> None:
     assert told.reports == [("tree", 4)]
     assert told.fields[0]["sha256"] == digest(builder, 4)
     assert told.fields[0]["what"] == "the tree signed here is not that of the statements before"
-    assert told.fields[0]["expected"] == f"size 4, root {told.head[1].hex()}"  # type: ignore[union-attr]
+    size, root = told.head
+    assert root
+    assert told.fields[0]["expected"] == f"size {size}, root {root.hex()}"
     assert told.fields[0]["found"] == f"size 4, root {tree_hash(builder.entries[:4]).hex()}"
     assert not told.log.sound
     noise = Told(builder).run(4, whole=False)
@@ -940,14 +942,15 @@ def test_a_tree_is_told_whole(builder: Builder) -> None:
 def test_a_head_is_told_whole(builder: Builder) -> None:
     """Both heads, what tells this loss from the next one, and what shows it."""
     other = known(builder, 3)
+    assert other.root
     forked = replace(other, root=b"\1" * 32, evidence="a note")
     told = Told(builder, known=(forked,)).run()
-    expected, found = f"size 3, root {'01' * 32}", f"size 3, root {other.root.hex()}"  # type: ignore[union-attr]
+    expected, found = f"size 3, root {'01' * 32}", f"size 3, root {other.root.hex()}"
     fields = told.fields[0]
     assert set(fields) == {"what", "sequence", "expected", "found", "evidence", "loss", "row"}
     assert (fields["expected"], fields["found"], fields["loss"]) == (expected, found, (builder.name, expected, found))
     assert fields["evidence"] == ("a note", builder.path(3).read_bytes().decode())
-    assert fields["row"] == f"3 {other.root.hex()}"  # type: ignore[union-attr]
+    assert fields["row"] == f"3 {other.root.hex()}"
     told = Told(builder, known=(replace(forked, checkpoint="checkpoints/x"),)).run()
     assert (told.reports[0], told.fields[0]["key"]) == (("checkpoint", 2), "checkpoints/x")
     what = "the root that was signed here is not that of the statements that it covers"

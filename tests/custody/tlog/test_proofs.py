@@ -1,6 +1,5 @@
 """Proofs read from an archive are those of the RFC, and cost few reads."""
 
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from custody.store.protocol import Store
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs, Valid
-from tests.helpers.archives import Builder, tree_hash
+from tests.helpers.archives import Builder, Edit, tree_hash
 from tests.helpers.leafy import Leafy, forged, plant
 from tests.helpers.sample import Growing
 
@@ -176,7 +175,7 @@ def test_an_entry_that_is_not_valid_is_none(builder: Builder) -> None:
     [lambda tree: tree.update(size=tree["size"] + 1), lambda tree: tree.update(compact_range=[])],
     ids=["another size", "another range"],
 )
-def test_a_tree_that_is_not_the_one_before(builder: Builder, edit: Callable[[dict[str, Any]], object]) -> None:
+def test_a_tree_that_is_not_the_one_before(builder: Builder, edit: Edit) -> None:
     """An entry says what the tree before it is, by its size and by as many nodes as that size has."""
     builder.resign(3, lambda statement: edit(statement["tree"]))
     with pytest.raises(FormatError):

@@ -4,7 +4,6 @@ import json
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from custody.cli.main import main
 from custody.errors import ConfigurationError
 from custody.findings import Finding, Severity, finding
-from custody.format.layout import manifest_key, parse_log
+from custody.format.layout import Log, manifest_key
 from custody.keys.files import encode_base64
 from custody.keys.trust import Accepted, open_trust
 from custody.store.open import open_store
@@ -34,11 +32,9 @@ from tests.helpers.archives import (
     sha,
     two_lines,
 )
-from tests.helpers.environment import clear_settings
+from tests.helpers.commands import Command
 
 AT = "2026-03-02T00:00:00.000000Z"
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -79,22 +75,6 @@ def trust(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def custody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    clear_settings(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
 def judge(builder: Builder, trust: Path) -> Report:
     return verify(open_store(str(builder.root)), open_trust(trust=trust), now=builder.clock, workers=0)
 
@@ -108,11 +88,11 @@ def names(report: Report) -> list[str]:
     return [one.finding for one in report.findings]
 
 
-def accept(custody: Run, *arguments: object) -> tuple[int, str, str]:
+def accept(custody: Command, *arguments: object) -> tuple[int, str, str]:
     return custody("accept", "--reason", "the disk was full", "--by", "Ada", *arguments)
 
 
-def test_loss_is_accepted_and_the_next_is_not(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_loss_is_accepted_and_the_next_is_not(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """A judged loss is a notice with who, when and why; another loss is still 11."""
     archive.append(10, lose=7)
     assert judge(archive, trust).exit_code == 11
@@ -128,7 +108,7 @@ def test_loss_is_accepted_and_the_next_is_not(custody: Run, archive: Builder, tr
     assert judge(archive, trust).exit_code == 11
 
 
-def test_all_else_in_the_file_stays(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_all_else_in_the_file_stays(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """Fields, their order, the secret and the mode are as they were; the file is replaced in one step."""
     archive.append(10, lose=7)
     report = report_of(archive, trust, tmp_path / "report.jsonl")
@@ -148,7 +128,7 @@ def test_all_else_in_the_file_stays(custody: Run, archive: Builder, trust: Path,
     assert encode_base64(SECRET) not in out + err
 
 
-def test_link_and_mode_of_a_file_without_secrets_stay(custody: Run, trust: Path, tmp_path: Path) -> None:
+def test_link_and_mode_of_a_file_without_secrets_stay(custody: Command, trust: Path, tmp_path: Path) -> None:
     """A trust.json that others may read, behind a symbolic link, is both afterwards."""
     real = tmp_path / "elsewhere.json"
     real.write_text('{"format":"custody/trust/1"}')
@@ -166,7 +146,7 @@ def test_link_and_mode_of_a_file_without_secrets_stay(custody: Run, trust: Path,
     assert len(open_trust(trust=trust).accepted) == 1
 
 
-def test_tampering_by_its_exact_digest(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_tampering_by_its_exact_digest(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """Tampering is accepted as it was found, byte for byte: the next change of the same object is seen."""
     path = archive.segment(1)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -177,7 +157,7 @@ def test_tampering_by_its_exact_digest(custody: Run, archive: Builder, trust: Pa
     assert judge(archive, trust).exit_code == 13
 
 
-def test_tampering_without_a_digest_is_refused(custody: Run, trust: Path) -> None:
+def test_tampering_without_a_digest_is_refused(custody: Command, trust: Path) -> None:
     """What has no digest to name it by is not accepted, and the error says what to do instead."""
     code, _, err = accept(custody, "--finding", "segment-hash", "--key", "events/x", "--trust", trust)
     assert code == 2
@@ -196,7 +176,7 @@ def test_tampering_without_a_digest_is_refused(custody: Run, trust: Path) -> Non
     ],
 )
 def test_what_a_lock_keeps_for_years(
-    custody: Run, archive: Builder, trust: Path, tmp_path: Path, key: str, finding: str, code: int
+    custody: Command, archive: Builder, trust: Path, tmp_path: Path, key: str, finding: str, code: int
 ) -> None:
     """What nobody can delete under a lock is accepted as it is; other bytes in its place are not."""
     path = archive.root / key
@@ -215,7 +195,7 @@ def test_what_a_lock_keeps_for_years(
 
 @pytest.mark.parametrize("fields", [{"archive": f"0{ARCHIVE_ID[1:]}"}, {"heartbeat": 7}], ids=["id", "heartbeat"])
 def test_another_archive_file_by_its_digest(
-    custody: Run, archive: Builder, trust: Path, tmp_path: Path, fields: dict[str, Any]
+    custody: Command, archive: Builder, trust: Path, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     """Another archive.json than the one pinned is judged by its digest, whatever id it carries, and the next is not."""
 
@@ -243,7 +223,7 @@ def test_another_archive_file_by_its_digest(
     assert judge(archive, trust).exit_code == 13
 
 
-def test_a_log_that_went_back(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_a_log_that_went_back(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """A log that went back is accepted as far as it went; that it goes back further, or goes on, is found again."""
     size, root = archive.head
     document = json.loads(trust.read_bytes())
@@ -274,7 +254,7 @@ def test_a_log_that_went_back(custody: Run, archive: Builder, trust: Path, tmp_p
     assert judge(archive, trust).exit_code == 13
 
 
-def test_a_judged_log_is_remembered_again(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_a_judged_log_is_remembered_again(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """Once a broken signature is accepted, the head is remembered as before: what is removed next is found."""
     state = tmp_path / "state.json"
 
@@ -295,7 +275,7 @@ def test_a_judged_log_is_remembered_again(custody: Run, archive: Builder, trust:
 
 
 def test_what_was_accepted_hides_no_unsigned_statement(
-    custody: Run, archive: Builder, trust: Path, tmp_path: Path
+    custody: Command, archive: Builder, trust: Path, tmp_path: Path
 ) -> None:
     """Who has no secret, and accepts one changed statement, still hears that no checkpoint covers any of them."""
     document = json.loads(trust.read_bytes())
@@ -316,7 +296,7 @@ def test_what_was_accepted_hides_no_unsigned_statement(
 
 @pytest.mark.parametrize("memory", ["trust", "checkpoint"])
 def test_another_history_by_both_heads(
-    custody: Run, archive: Builder, trust: Path, tmp_path: Path, memory: str
+    custody: Command, archive: Builder, trust: Path, tmp_path: Path, memory: str
 ) -> None:
     """A log that was restored from a backup, and went on, forks for ever: accepted by both roots, and no third one."""
     size = len(archive.lines)
@@ -340,7 +320,7 @@ def test_another_history_by_both_heads(
     assert judge(archive, trust).exit_code == 13
 
 
-def test_missing_manifests_one_by_one(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_missing_manifests_one_by_one(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """A gap that was accepted does not hide that it grows, to either side."""
     for sequence in (3, 4):
         archive.path(sequence).unlink()
@@ -357,7 +337,7 @@ def test_missing_manifests_one_by_one(custody: Run, archive: Builder, trust: Pat
     assert judge(archive, trust).exit_code == 11
 
 
-def test_missing_object_by_its_key(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_missing_object_by_its_key(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """That a statement's segment is gone, and accepted, does not hide that its quarantine goes too."""
     archive.segment(2).unlink()
     report = report_of(archive, trust, tmp_path / "report.jsonl")
@@ -367,7 +347,7 @@ def test_missing_object_by_its_key(custody: Run, archive: Builder, trust: Path, 
     assert judge(archive, trust).exit_code == 11
 
 
-def test_rows_of_statements(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_rows_of_statements(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """A finding that stands for a run of statements is accepted for each, and the next statement is not."""
     document = json.loads(trust.read_bytes())
     document["keys"][0]["to"] = "2026-03-01T12:00:00.000000Z"
@@ -394,7 +374,7 @@ def test_rows_of_statements(custody: Run, archive: Builder, trust: Path, tmp_pat
     ids=str,
 )
 def test_what_is_not_found_is_refused(
-    custody: Run, archive: Builder, trust: Path, tmp_path: Path, arguments: list[object], says: str
+    custody: Command, archive: Builder, trust: Path, tmp_path: Path, arguments: list[object], says: str
 ) -> None:
     """Only what the report has is accepted, and only one; nothing is written else."""
     archive.append(10, lose=7)
@@ -407,7 +387,7 @@ def test_what_is_not_found_is_refused(
     assert trust.read_bytes() == before
 
 
-def test_accepted_already_and_notices(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_accepted_already_and_notices(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """What needs no acceptance gets none."""
     archive.append(10, lose=7)
     archive.append(5, edit=lambda statement: statement.update(sealed_at="2026-03-01T12:00:00.000000Z"))
@@ -418,7 +398,7 @@ def test_accepted_already_and_notices(custody: Run, archive: Builder, trust: Pat
     assert "is a notice" in accept(custody, *arguments, "clock")[2]
 
 
-def test_report_of_another_archive(custody: Run, archive: Builder, trust: Path, tmp_path: Path) -> None:
+def test_report_of_another_archive(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
     """The report must be of the archive that trust.json is for."""
     archive.append(10, lose=7)
     report = report_of(archive, trust, tmp_path / "report.jsonl")
@@ -443,7 +423,7 @@ def test_report_of_another_archive(custody: Run, archive: Builder, trust: Path, 
     ],
     ids=["empty", "noise", "array", "finding", "severity", "sequence", "cut off", "deep"],
 )
-def test_what_is_no_report(custody: Run, trust: Path, tmp_path: Path, report: bytes) -> None:
+def test_what_is_no_report(custody: Command, trust: Path, tmp_path: Path, report: bytes) -> None:
     """A report that is none, or is cut off, is one clear line."""
     path = tmp_path / "report.jsonl"
     path.write_bytes(report)
@@ -454,7 +434,7 @@ def test_what_is_no_report(custody: Run, trust: Path, tmp_path: Path, report: by
 
 
 @pytest.mark.parametrize("where", ["nothing", "not there", "broken", "open", "no trust"])
-def test_trust_that_cannot_be_used(custody: Run, trust: Path, where: str) -> None:
+def test_trust_that_cannot_be_used(custody: Command, trust: Path, where: str) -> None:
     """No file, a broken one, or one whose secrets others can read: a clear line, and nothing is written."""
     if where == "broken":
         trust.write_text('{"format":"custody/trust/1","accepted":null}')
@@ -473,7 +453,7 @@ def test_trust_that_cannot_be_used(custody: Run, trust: Path, where: str) -> Non
 
 
 def test_the_trust_beside_the_keyring(
-    custody: Run, trust: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    custody: Command, trust: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without --trust and the setting, the file beside the keyring is taken, as `keys end` does; a line says so."""
     (tmp_path / "keys").mkdir()
@@ -489,7 +469,7 @@ def test_the_trust_beside_the_keyring(
     )
 
 
-def test_a_reason_and_a_name_are_asked_for(custody: Run, trust: Path) -> None:
+def test_a_reason_and_a_name_are_asked_for(custody: Command, trust: Path) -> None:
     """Nobody accepts anonymously, or without saying why."""
     fields = ["--finding", "offset-lost", "--log", "audit/0", "--sequence", 9, "--trust", trust]
     assert custody("accept", *fields, "--by", "Ada")[0] == 2
@@ -530,7 +510,7 @@ def test_entries_name_what_they_can() -> None:
     assert entry(sha256="0" * 64, **place) == [
         Accepted("offset-lost", "why", "who", AT, log="a/0", sequence=3, sha256="0" * 64)
     ]
-    gap = manifest_key(parse_log("a", 0), 3)  # type: ignore[arg-type]
+    gap = manifest_key(Log("a", 0), 3)
     assert [one.sequence for one in entry(name="sequence-gap", key=gap, through=5, **place)] == [3, 4, 5]
     assert [one.sequence for one in entry(name="sequence-gap", key=gap, through=3, **place)] == [3]
 

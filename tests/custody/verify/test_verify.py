@@ -53,8 +53,7 @@ TRUST = Trust(keys={KEY_ID: KEY, NOTE_NAME: PUBLIC})
 
 
 def run(builder: Builder, trust: Trust = TRUST, store: Store | None = None, **options: Any) -> Report:
-    options = {"now": builder.clock, "workers": 0} | options
-    return verify(store or open_store(str(builder.root)), trust, **options)
+    return verify(store or open_store(str(builder.root)), trust, **{"now": builder.clock, "workers": 0, **options})
 
 
 def names(report: Report) -> list[str]:
@@ -131,7 +130,30 @@ def rewrite_segment(change: Callable[[bytes, list[int]], bytes]) -> Callable[[Bu
 
 def with_members(edit: Callable[[list[bytes]], None], payloads: bool = False) -> Callable[[Builder], object]:
     """Append a statement whose hashes fit members that are wrong, as somebody who holds the key could."""
-    return lambda builder: builder.append(30, **{"edit_payloads" if payloads else "edit_members": edit})
+    if payloads:
+        return lambda builder: builder.append(30, edit_payloads=edit)
+    return lambda builder: builder.append(30, edit_members=edit)
+
+
+def shifted(by: int) -> Callable[[Builder], object]:
+    """Append a statement that begins this much behind the end of the one before."""
+
+    def apply(builder: Builder) -> None:
+        builder.next_offset += by
+        builder.append(10)
+
+    return apply
+
+
+def key_unknown_throughout(builder: Builder) -> None:
+    builder.key_id = "who"
+    builder.append(5)
+    builder.append(5)
+
+
+def tables_and_reports(builder: Builder) -> None:
+    builder.put("tables/a.parquet", b"a")
+    builder.put("reports/b.html", b"b")
 
 
 def at(place: int, change: Callable[[bytes], bytes]) -> Callable[[list[bytes]], None]:
@@ -499,7 +521,7 @@ ATTACKS = [
     ),
     Attack(
         "16 archived twice",
-        lambda b: (setattr(b, "next_offset", b.next_offset - 5), b.append(10)),
+        shifted(-5),
         ["offset-overlap"],
         13,
         "archived before",
@@ -510,12 +532,7 @@ ATTACKS = [
         ["offset-overlap"],
         13,
     ),
-    Attack(
-        "17 offsets left out",
-        lambda b: (setattr(b, "next_offset", b.next_offset + 5), b.append(10)),
-        ["offset-gap"],
-        11,
-    ),
+    Attack("17 offsets left out", shifted(5), ["offset-gap"], 11),
     Attack("17 left out of the account", rebuilt(change_last("next_offset", by=2)), ["offset-gap"], 11),
     Attack(
         "17 left out between batches",
@@ -551,7 +568,7 @@ ATTACKS = [
     Attack("23 line 2 is gone", raw_manifest(lambda data: data.split(b"\n")[0] + b"\n"), ["signature"], 13),
     Attack("23 of another message", signature(lambda s: s["signatures"][0].update(value="A" * 43 + "=")), ["signature"], 13),
     Attack("24 unknown key", signature(lambda s: s["signatures"][0].update(key="who")), ["key-unknown"], 12),
-    Attack("24 unknown key throughout", lambda b: (setattr(b, "key_id", "who"), b.append(5), b.append(5)), ["key-unknown"], 12),
+    Attack("24 unknown key throughout", key_unknown_throughout, ["key-unknown"], 12),
     Attack(
         "24 another algorithm",
         signature(lambda s: s["signatures"][0].update(key="public")),
@@ -594,7 +611,7 @@ ATTACKS = [
     Attack("39 expired ahead of itself", lambda b: b.append(0, expired=[0, 99]), ["statement"], 13),
     Attack("40 foreign key", foreign("manifests/notes.txt"), ["unlisted"], 13),
     Attack("40 foreign key at the root", foreign("notes.txt"), ["unlisted"], 13),
-    Attack("40 tables and reports", lambda b: (b.put("tables/a.parquet", b"a"), b.put("reports/b.html", b"b")), [], 0),
+    Attack("40 tables and reports", tables_and_reports, [], 0),
     Attack("quarantine flipped", quarantine(lambda data: data[:-1] + b"x"), ["segment-hash"], 13),
     Attack("quarantine longer", quarantine(lambda data: data + b"x"), ["segment-size"], 13),
     Attack("quarantine of other offsets", signed_quarantine(lambda rows: rows.reverse()), ["quarantine"], 13),
@@ -996,8 +1013,7 @@ class Bent:
 
 
 def bent(builder: Builder, **how: Any) -> Store:
-    store: Any = Bent(builder, **how)
-    return store  # type: ignore[no-any-return]
+    return Bent(builder, **how)
 
 
 def test_listing_in_any_order_and_twice(archive: Builder) -> None:

@@ -1,6 +1,5 @@
 """A backfill copies exactly the events asked for, each once, from whatever storage class; on real servers."""
 
-import gzip
 import json
 import os
 import threading
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 
 from custody.archive.reader import read_archive
 from custody.errors import ConfigurationError, CustodyError
@@ -32,31 +30,17 @@ from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
 from tasks.search.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
 from tasks.search.index import index_logs
+from tests.helpers.backfill import DAY, DAYS_OFFSETS, KINDS, NIGHT, Deep, hourly, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
+from tests.helpers.search import LOG, delete_indices, documents
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import MotoServer
 
-LOG = Log("audit.grows", 0)
-DAY = datetime(2026, 3, 1, tzinfo=UTC)
-NIGHT = timedelta(days=1)
-KINDS = list(EVENTS)
-
-
-def hourly(offset: int) -> bytes:
-    """Return an event of each hour from a day before DAY on, each of the six types in turn."""
-    moment = DAY - NIGHT + timedelta(hours=offset)
-    fields = {"timestamp": moment.strftime("%Y-%m-%dT%H:%M:%SZ"), "request_id": f"request-{offset}"}
-    return json.dumps({**EVENTS[KINDS[offset % len(KINDS)]], **fields}).encode()
-
 
 def of_the_day(**more: Any) -> Request:
     return Request(since=DAY, until=DAY + NIGHT, **more)
-
-
-DAYS_OFFSETS = list(range(24, 48))
-"""Offsets of the events of DAY."""
 
 
 @pytest.fixture(scope="session")
@@ -79,14 +63,6 @@ def run(settings: Settings, request: Request, **more: Any) -> Progress:
 
 def folder_of(path: Path, **more: Any) -> Request:
     return of_the_day(target="folder", folder=str(path), **more)
-
-
-def lines_in(folder: Path) -> list[bytes]:
-    """Return the lines of all files in a folder, in order of their offsets."""
-    found: list[bytes] = []
-    for path in sorted(folder.rglob("*.jsonl.gz")):
-        found += gzip.decompress(path.read_bytes()).splitlines()
-    return found
 
 
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -214,9 +190,9 @@ WRONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("said", WRONG)
 def test_what_makes_no_sense_is_refused(given: Settings, said: str) -> None:
     """A request that cannot be meant is refused before anything is read, and the message says what is wrong."""
-    fields = {"since": DAY, "until": DAY + NIGHT, "target": "folder", "folder": "somewhere"} | WRONG[said]
+    fields: dict[str, Any] = {"since": DAY, "until": DAY + NIGHT, "target": "folder", "folder": "somewhere"}
     with pytest.raises(ConfigurationError, match=said):
-        plan_backfill(given, Request(**fields))
+        plan_backfill(given, Request(**fields | WRONG[said]))
 
 
 # --- what is read
@@ -384,22 +360,7 @@ def searched(given: Settings, elastic: ElasticsearchServer) -> Iterator[Settings
         update={"search": SearchSettings(url=elastic.url, prefix=elastic.unused_prefix(), replicas=0)}
     )
     yield made
-    opened = Search(made.search)
-    opened.client.options(ignore_status=404).indices.delete(index=f"{made.search.prefix}*")
-    opened.client.options(ignore_status=404).indices.delete_index_template(name=made.search.prefix)
-    opened.close()
-
-
-def documents(given: Settings) -> dict[str, dict[str, Any]]:
-    """Return all documents behind the alias, by id, with their index beside them."""
-    opened = Search(given.search)
-    try:
-        opened.client.indices.refresh(index=f"{given.search.prefix}*")
-        hits = opened.client.search(index=given.search.prefix, size=10_000)["hits"]["hits"]
-        assert len({hit["_id"] for hit in hits}) == len(hits)
-        return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
-    finally:
-        opened.close()
+    delete_indices(made)
 
 
 def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
@@ -463,23 +424,6 @@ def test_a_day_that_is_kept_goes_into_its_own_index(searched: Settings) -> None:
 # --- Kafka
 
 
-def records(server: KafkaServer, topic: str, partitions: int) -> list[tuple[bytes, bytes, dict[str, bytes], int]]:
-    """Return key, value, headers and partition of what a topic holds."""
-    found = []
-    consumer = Consumer({"bootstrap.servers": server.bootstrap, "group.id": topic, "enable.auto.commit": False})
-    try:
-        ends = {partition: server.watermarks(topic, partition)[1] for partition in range(partitions)}
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
-        while len(found) < sum(ends.values()):
-            message = consumer.poll(30)
-            assert message is not None
-            assert message.error() is None
-            found.append((message.key(), message.value(), dict(message.headers()), message.partition()))
-    finally:
-        consumer.close()
-    return found
-
-
 def test_a_topic_gets_each_event_once(given: Settings, kafka: KafkaServer) -> None:
     """Records have the event as value, and say where it is from; stopped, started and done again, none is doubled."""
     topic = kafka.create_topic(kafka.unused_name("replay"), 2)
@@ -511,26 +455,6 @@ def test_topics_that_will_not_do(given: Settings, kafka: KafkaServer) -> None:
 
 
 # --- archived storage classes
-
-
-class Deep:
-    """The archive in a bucket of moto, its segments in DEEP_ARCHIVE."""
-
-    def __init__(self, moto: MotoServer, written: Growing) -> None:
-        self.client, self.bucket = moto.client(), moto.make_bucket()
-        self.url, self.options = f"s3://{self.bucket}/a", S3Options(endpoint_url=moto.endpoint_url)
-        for path in written.folder.rglob("*"):
-            if path.is_file() and ".staging" not in path.parts:
-                key = str(path.relative_to(written.folder))
-                deep = {"StorageClass": "DEEP_ARCHIVE"} if key.startswith("events/") else {}
-                self.client.put_object(
-                    Bucket=self.bucket, Key=f"a/{key}", Body=path.read_bytes(), ChecksumAlgorithm="SHA256", **deep
-                )
-
-    def restored(self, settings: Settings) -> int:
-        """Return how many segments have a copy that can be read."""
-        store = open_store(settings.archive, settings.s3)
-        return sum(store.status(info.key).restored for info in store.list("events/"))
 
 
 @pytest.fixture

@@ -627,7 +627,8 @@ def test_largest_statement() -> None:
         types=dict.fromkeys(EVENT_TYPES, far),
     )  # fmt: skip
     assert len(entry.batches) == assemble.BATCHES + 499
-    assert len(statement.skipped) == len(statement.quarantine.offsets) == assemble.RANGES  # type: ignore[union-attr]
+    assert statement.quarantine
+    assert len(statement.skipped) == len(statement.quarantine.offsets) == assemble.RANGES
     assert len(encode(statement)) < limits.STATEMENT_BYTES
 
 

@@ -56,6 +56,7 @@ from tasks.drain import run as engine
 from tasks.drain.kafka import (
     LOG_TRUNCATION,
     Feed,
+    Position,
     Received,
     check_memory,
     contradiction,
@@ -385,7 +386,9 @@ def consume(kafka: KafkaServer, topic: str) -> dict[int, bytes | None]:
             for message in consumer.consume(1000, 0.5):
                 if message.error() is not None:
                     return found
-                found[message.offset()] = message.value()
+                offset = message.offset()
+                assert offset is not None
+                found[offset] = message.value()
     finally:
         consumer.close()
 
@@ -1411,11 +1414,12 @@ def test_many_aborted_records_are_not_read_again(site: Site, monkeypatch: pytest
     monkeypatch.setattr(engine, "_REREAD_OFFSETS", 20)
     sought: list[int] = []
     seek = Feed.seek
-    monkeypatch.setattr(
-        Feed,
-        "seek",
-        lambda self, *place: (sought.append(place[2].offset), seek(self, *place)),  # type: ignore[func-returns-value]
-    )
+
+    def noting(feed: Feed, topic: str, partition: int, position: Position) -> None:
+        sought.append(position.offset)
+        seek(feed, topic, partition, position)
+
+    monkeypatch.setattr(Feed, "seek", noting)
     sent += send(site.kafka.producer(), topic, events(2, 3))
     assert only(site.drain(topic)).events == 2
     assert sought == [44]

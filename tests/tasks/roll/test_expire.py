@@ -22,9 +22,10 @@ from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
 from custody.verify.run import Report, verify
-from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.run import Request, plan_audit
 from tasks.roll.expire import expire
 from tasks.roll.indices import Action, record
+from tests.helpers.audit import audit
 from tests.helpers.reading import anything
 from tests.helpers.sample import Growing
 from tests.servers.s3 import SeaweedServer
@@ -57,11 +58,6 @@ def judged(given: Settings, growing: Growing) -> Report:
 
 def segments(growing: Growing) -> list[Path]:
     return sorted((growing.folder / "events").rglob("*.gz"))
-
-
-def audit(given: Settings) -> None:
-    plan = plan_audit(given, Request(), datetime.now(UTC))
-    conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
 
 
 def test_signed_then_deleted(growing: Growing) -> None:
@@ -124,7 +120,7 @@ def test_killed_while_deleting(growing: Growing, monkeypatch: pytest.MonkeyPatch
         if not left:
             raise Killed
         left -= 1
-        original(store, key)  # type: ignore[arg-type]
+        original(store, key)
 
     with monkeypatch.context() as patched:
         patched.setattr(type(open_store(given.archive)), "remove", remove)
@@ -146,7 +142,7 @@ def test_an_object_that_cannot_be_deleted(growing: Growing, monkeypatch: pytest.
     def remove(store: Store, key: str) -> None:
         if key == first:
             raise TerminalStoreError("it may not be deleted")
-        original(store, key)  # type: ignore[arg-type]
+        original(store, key)
 
     with monkeypatch.context() as patched:
         patched.setattr(type(open_store(given.archive)), "remove", remove)
@@ -166,10 +162,8 @@ def test_after_an_audit(growing: Growing) -> None:
     assert newest.statement.marks[growing.log].expired == 4
     growing.append(0)
     assert list(expire(given, NOW)) == []
-    plan = plan_audit(given, Request(full=True), datetime.now(UTC))
     # Nothing was written for days, which is a notice.
-    outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
-    assert {one["finding"] for one in outcome.findings} == {"stale"}
+    assert {one["finding"] for one in audit(given, full=True).findings} == {"stale"}
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], None], place: Path | None = None) -> None:

@@ -19,7 +19,7 @@ from custody.keys.trust import Trust, open_trust
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from custody.store.open import open_store
 from custody.tlog import merkle
-from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.run import Request, plan_audit, verify_pieces
 from tasks.roll.indices import (
     _ALL,
     _BY_ILM,
@@ -34,16 +34,14 @@ from tasks.roll.run import roll_all, take_step
 from tasks.search.client import Search
 from tasks.search.documents import index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
+from tests.helpers.audit import audit
 from tests.helpers.reading import anything
+from tests.helpers.roll import LATER, NOW, roll
 from tests.helpers.sample import Growing
+from tests.helpers.search import daily_indices, delete_indices, now_event
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError, parse_policies
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.require import unavailable
-from tests.tasks.search.test_index import now_event
-
-NOW = datetime.now(UTC)
-LATER = NOW + timedelta(days=100)
-"""By then all that is of today is old enough to be deleted."""
 
 
 @pytest.fixture
@@ -64,10 +62,7 @@ def indexed(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings
     )
     index_logs(made)
     yield made
-    opened = Search(made.search)
-    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
-    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
-    opened.close()
+    delete_indices(made)
 
 
 @pytest.fixture
@@ -83,25 +78,9 @@ def search(given: Settings) -> Iterator[Search]:
     opened.close()
 
 
-def audit(given: Settings) -> None:
-    plan = plan_audit(given, Request(), datetime.now(UTC))
-    conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
-
-
-def roll(given: Settings, now: datetime = NOW, *, dry_run: bool = False) -> list[Action]:
-    search = Search(given.search)
-    search.client.indices.refresh(index=f"{search.prefix}*")
-    search.close()
-    return list(roll_indices(given, now, dry_run=dry_run))
-
-
 def told(given: Settings) -> Action:
     """What a roll says of who does hot and warm, where the cluster has no ILM."""
     return Action("policy", given.search.prefix, "done", _BY_ROLL)
-
-
-def names(search: Search) -> set[str]:
-    return set(search.client.indices.get(index=f"{search.prefix}-2*"))
 
 
 def test_tomorrow(given: Settings, search: Search) -> None:
@@ -120,7 +99,7 @@ def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, se
     growing.append(3, now_event)
     index_logs(given)
     search.client.indices.flush(index=f"{search.prefix}*")
-    today = max(names(search))
+    today = max(daily_indices(search))
     actions = roll(given, NOW + timedelta(days=4))
     assert [one for one in actions if one.target == today and one.what in {"read-only", "merge"}] == [
         Action("read-only", today, "done"),
@@ -148,18 +127,18 @@ def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> Non
 
 def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Search) -> None:
     """Without an audit that verified its events, an index stays however old it is, and the refusal says why."""
-    before = names(search)
+    before = daily_indices(search)
     refused = [one for one in roll(given, LATER) if one.what == "delete"]
     assert {one.target for one in refused} == before
     assert {one.outcome for one in refused} == {"refused"}
     assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused[0].why
-    assert before <= names(search)
+    assert before <= daily_indices(search)
 
 
 def test_what_is_not_seen_yet_is_there(growing: Growing, given: Settings, search: Search) -> None:
     """An index whose documents no search shows yet is not taken for an empty one."""
     growing.append(1, now_event)
-    today = max(names(search))
+    today = max(daily_indices(search))
     search.client.indices.put_settings(index=today, settings={"index.refresh_interval": "-1"})
     index_logs(given)
     assert {one.outcome for one in roll_indices(given, LATER) if one.target == today} == {"refused"}
@@ -168,12 +147,12 @@ def test_what_is_not_seen_yet_is_there(growing: Growing, given: Settings, search
 def test_deleted_once_verified(given: Settings, search: Search) -> None:
     """Once signed audits have verified every statement with an event in it, an old index is deleted."""
     audit(given)
-    before = names(search)
+    before = daily_indices(search)
     planned = [one for one in roll(given, LATER, dry_run=True) if one.what == "delete"]
     assert [(one.target, one.outcome) for one in planned] == [(name, "planned") for name in sorted(before)]
-    assert names(search) == before
+    assert daily_indices(search) == before
     assert {one.outcome for one in roll(given, LATER) if one.what == "delete"} == {"done"}
-    assert not before & names(search)
+    assert not before & daily_indices(search)
 
 
 def test_a_part_is_not_enough(growing: Growing, given: Settings) -> None:
@@ -220,7 +199,7 @@ def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, give
     path = growing.folder / "audits" / f"{1:012}.json"
     path.unlink()
     path.write_bytes(b"no audit")
-    before = names(search)
+    before = daily_indices(search)
     assert {one.outcome for one in roll(given, LATER, dry_run=True) if one.target in before} == {"planned"}
 
     read: list[int] = []
@@ -265,7 +244,7 @@ def test_an_audit_by_a_key_that_had_ended_vouches_for_nothing(growing: Growing, 
 def test_foreign_documents_keep_an_index(given: Settings, search: Search) -> None:
     """An index with documents that the archive does not have is evidence, and stays."""
     audit(given)
-    index = max(names(search))
+    index = max(daily_indices(search))
     search.client.index(index=index, id="x", document={"@custody": {"topic": "other", "partition": 0, "offset": 1}})
     refused = [one for one in roll(given, LATER) if one.outcome == "refused"]
     assert [one.target for one in refused] == [index]
@@ -295,7 +274,7 @@ def test_what_was_brought_back_goes_again(given: Settings, search: Search) -> No
     (done,) = (one for one in roll(given, later) if one.target == name)
     assert (done.outcome, done.why) == ("done", f"brought back {days} days ago, and every event of it verified")
     assert not search.client.indices.exists(index=name)
-    assert names(search)
+    assert daily_indices(search)
 
 
 def test_what_was_brought_back_waits_for_an_audit(given: Settings, search: Search) -> None:
@@ -425,8 +404,7 @@ def test_rejected_events_go_by_when_they_were_sealed(tmp_path: Path, elastic: El
         assert (planned.outcome, "10 documents" in planned.why, left()) == ("planned", True, 22)
         (done,) = ended(later)
         assert (done.outcome, left(), ended(later)) == ("done", 12, [])
-        plan = plan_audit(given, Request(full=True), MIDNIGHT + timedelta(days=given.search.days))
-        outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+        outcome = audit(given, MIDNIGHT + timedelta(days=given.search.days), full=True)
         assert [one for one in outcome.findings if one["finding"].startswith("index-")] == []
         assert outcome.counts["rejected"] == 10
         opened.close()
@@ -450,7 +428,7 @@ def test_what_was_done_before_a_fault_is_told_and_signed(
     """An Elasticsearch that fails behind a deletion hides nothing of it, and keeps nothing else from being done."""
     # Else nothing would expire by a clock that is so far ahead.
     monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [LATER])
-    today = max(names(search))
+    today = max(daily_indices(search))
     growing.append(1, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
     index_logs(given)
     audit(given)
@@ -470,7 +448,9 @@ def test_what_was_done_before_a_fault_is_told_and_signed(
     assert {one.outcome for one in actions if one.what == "expire"} == {"done"}
     newest = find_audit_tip(open_store(given.archive), anything).newest
     assert newest
-    told = [str(one["message"]) for one in newest.statement.findings if isinstance(one, dict)]
+    findings = newest.statement.findings
+    assert isinstance(findings, list)
+    told = [str(one["message"]) for one in findings]
     assert any(one.startswith("delete done: 100 days old") for one in told)
     assert any(one.startswith("step failed") for one in told)
 
@@ -523,7 +503,7 @@ def test_where_there_is_ilm(growing: Growing, given: Settings, search: Search) -
     What a late event opened is closed by the roll, for ILM does so once. The roll says which does what, and lets
     others' indices alone, however they are called.
     """
-    before = names(search)
+    before = daily_indices(search)
     search.client.indices.create(index=f"{search.prefix}-others-2026.01.01", settings={"number_of_replicas": 0})
     with WithIlm(str(given.search.url)) as proxy:
         through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
@@ -541,10 +521,10 @@ def test_where_there_is_ilm(growing: Growing, given: Settings, search: Search) -
         assert set(phases["warm"]["actions"]) == {"readonly", "forcemerge"}
         # Counted from when an index was made, up to a day before its own.
         assert phases["warm"]["min_age"] == f"{SETTLED_DAYS + 2}d"
-        assert set(proxy.followed) == names(search)
+        assert set(proxy.followed) == daily_indices(search)
         later = list(roll_indices(through, LATER))
         assert {one.target for one in later if one.outcome == "refused"} == before
-    assert before <= names(search)
+    assert before <= daily_indices(search)
 
 
 def test_the_policy_is_one(given: Settings) -> None:
@@ -572,7 +552,7 @@ def test_where_ilm_is_not_to_be_used(
 ) -> None:
     """Where the cluster's ILM takes no policy from this key, or there is none, the roll does all of it, and says so."""
     for _ in range(2):
-        search.client.index(index=max(names(search)), document={}, refresh=True)
+        search.client.index(index=max(daily_indices(search)), document={}, refresh=True)
     with WithIlm(str(given.search.url), get=get, put=put) as proxy:
         through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
         policy, *others = roll_indices(through, NOW + timedelta(days=4))
@@ -585,7 +565,7 @@ def test_where_ilm_is_not_to_be_used(
 @pytest.mark.parametrize("fault", [Fault("reset", effect=True), Fault("503", effect=False)], ids=str)
 def test_a_fault_at_each_call(given: Settings, search: Search, fault: Fault) -> None:
     """Whichever call fails, no index goes that the archive has not verified, and the next roll does what is left."""
-    before = names(search)
+    before = daily_indices(search)
     with FaultyProxy(str(given.search.url)) as proxy:
         through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
         proxy.reset()
@@ -599,9 +579,9 @@ def test_a_fault_at_each_call(given: Settings, search: Search, fault: Fault) -> 
                     "refused",
                     "failed",
                 }
-            assert before <= names(search)
+            assert before <= daily_indices(search)
         proxy.reset()
         audit(given)
         gone = [one for one in roll_indices(through, LATER) if one.what == "delete" and one.target in before]
         assert {one.outcome for one in gone} == {"done"}
-    assert not before & names(search)
+    assert not before & daily_indices(search)

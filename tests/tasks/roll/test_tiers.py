@@ -1,7 +1,6 @@
 """The bucket is compared with the settings, and its rules are set (moto knows lifecycle rules); usage is counted."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def signers() -> tuple[Signer, Signer]:
 
 
 @pytest.fixture
-def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def given(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> Settings:
     moto.use(monkeypatch)
     bucket = moto.make_bucket(object_lock=True)
     made = Settings(

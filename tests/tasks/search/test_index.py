@@ -21,7 +21,6 @@ from custody.archive.reader import read_archive
 from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, SearchError
 from custody.format import layout, manifest
-from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
@@ -32,39 +31,10 @@ from tasks.search.documents import ORIGIN, document_id, index_day, index_name, o
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing, make_archive
+from tests.helpers.search import LOG, delete_indices, documents, now_event, search_settings
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
 from tests.servers.proxy import Fault, FaultyProxy
-
-LOG = Log("audit.grows", 0)
-
-
-def now_event(offset: int, **fields: Any) -> bytes:
-    """Return an event of today."""
-    kind = list(EVENTS)[offset % len(EVENTS)]
-    time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    return json.dumps({**EVENTS[kind], "timestamp": time, "request_id": f"request-{offset}", **fields}).encode()
-
-
-def settings(growing: Growing, url: str, prefix: str, **more: Any) -> Settings:
-    return Settings(
-        archive=str(growing.folder),
-        keys=f"file:{growing.keyring}",
-        search=SearchSettings(url=url, prefix=prefix, replicas=0, **more),
-    )
-
-
-def documents(given: Settings) -> dict[str, dict[str, Any]]:
-    """Return all documents behind the alias, by id, with their index beside them."""
-    with_client = Search(given.search)
-    try:
-        with_client.client.indices.refresh(index=f"{given.search.prefix}*")
-        answer = with_client.client.search(index=given.search.prefix, size=10_000)
-        hits = answer["hits"]["hits"]
-        assert answer["hits"]["total"]["value"] == len(hits)
-        return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
-    finally:
-        with_client.close()
 
 
 def manifest_of(growing: Growing, sequence: int) -> Path:
@@ -84,12 +54,9 @@ def growing(tmp_path: Path) -> Growing:
 
 @pytest.fixture
 def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
-    made = settings(growing, elastic.url, elastic.unused_prefix())
+    made = search_settings(growing, elastic.url, elastic.unused_prefix())
     yield made
-    opened = Search(made.search)
-    opened.client.options(ignore_status=404).indices.delete(index=f"{made.search.prefix}*")
-    opened.client.options(ignore_status=404).indices.delete_index_template(name=made.search.prefix)
-    opened.close()
+    delete_indices(made)
 
 
 def test_every_event_is_found(growing: Growing, given: Settings) -> None:
@@ -412,7 +379,7 @@ def test_a_fault_at_each_call(growing: Growing, given: Settings, fault: Fault, m
     expected = documents(given)
     opened = Search(given.search)
     with FaultyProxy(str(given.search.url)) as proxy:
-        through = settings(growing, proxy.endpoint_url, given.search.prefix, bulk_bytes=1024)
+        through = search_settings(growing, proxy.endpoint_url, given.search.prefix, bulk_bytes=1024)
         opened.client.indices.delete(index=f"{given.search.prefix}*")
         proxy.reset()
         index_logs(through)
@@ -524,7 +491,7 @@ def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
     growing.append(1, now_event)
     with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        given = settings(growing, f"http://127.0.0.1:{server.server_port}", "odd")
+        given = search_settings(growing, f"http://127.0.0.1:{server.server_port}", "odd")
         (result,) = index_logs(given)
         assert "answers otherwise than Elasticsearch does" in str(result.problem)
         opened = Search(given.search)

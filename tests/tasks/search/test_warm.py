@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,11 +16,12 @@ from tasks.roll.indices import _LOST, _UNSAID, _WARM_WHY, Action, roll_indices
 from tasks.search.client import Search
 from tasks.search.documents import TIER
 from tasks.search.index import index_logs
+from tests.helpers.audit import audit
+from tests.helpers.roll import LATER, NOW, roll
 from tests.helpers.sample import Growing
+from tests.helpers.search import daily_indices, now_event
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
 from tests.servers.require import unavailable
-from tests.tasks.roll.test_roll import LATER, NOW, audit, names, roll
-from tests.tasks.search.test_index import now_event
 
 MOVED_SECONDS = 20
 PROMPT_SECONDS = 25
@@ -50,7 +52,9 @@ def lie_on(search: Search, index: str, *nodes: str | None) -> bool:
     """Say whether the shards of an index come to lie on these nodes, and on no other; None is no node."""
     deadline = time.monotonic() + MOVED_SECONDS
     while time.monotonic() < deadline:
-        shards = search.client.cat.shards(index=index, format="json", h="node,state").body
+        # The client types what comes in any format as text; JSON comes parsed.
+        answer = search.client.cat.shards(index=index, format="json", h="node,state")
+        shards = cast("list[dict[str, str | None]]", answer.body)
         if {one["node"] for one in shards} == {*nodes} and {one["state"] for one in shards} <= {
             "STARTED",
             "UNASSIGNED",
@@ -84,7 +88,7 @@ def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, Elasticsea
     (result,) = index_logs(given)
     assert (result.created, result.problem) == (15, None)
     search = Search(given.search)
-    today, tomorrow = max(names(search)), f"{search.prefix}-{NOW + timedelta(days=1):%Y.%m.%d}"
+    today, tomorrow = max(daily_indices(search)), f"{search.prefix}-{NOW + timedelta(days=1):%Y.%m.%d}"
     assert of(roll(given), today, tomorrow) == [("create", tomorrow, "done", "")]
     assert lie_on(search, f"{today},{tomorrow}", "hot")
     planned = [one for one in roll(given, WARM, dry_run=True) if one.what == "warm"]

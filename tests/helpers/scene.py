@@ -7,7 +7,6 @@ checkpoints, audits and their objects, tables. Nothing of `custody` is used but 
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ from tests.helpers.archives import (
     SECRET,
     START,
     Builder,
+    Edit,
     compact_json,
     good,
     message,
@@ -132,9 +132,7 @@ class Scene:
         return replace(self, root=root, logs=logs, options=dict(self.options), **own)
 
     def put(self, key: str, data: bytes) -> None:
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        self.main.put(key, data)
 
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
@@ -160,13 +158,9 @@ class Scene:
 
     def checkpoint(self, log: Builder, size: int | None = None, name: str = PUBLIC_ID) -> str:
         """Write a checkpoint of a log's first statements, of all of them if not said; return its key."""
-        entries = log.entries[:size]
-        key = f"checkpoints/{log.name}/{len(entries):012}"
-        first_line = origin(log.archive, log.name)
-        self.put(key, note(first_line, len(entries), tree_hash(entries), private(name), name))
-        return key
+        return replace(log, private=private(name), public_id=name).checkpoint(size)
 
-    def audit(self, edit: Callable[[dict[str, Any]], object] | None = None, **keys: Any) -> None:
+    def audit(self, edit: Edit | None = None, **keys: Any) -> None:
         """Write an audit of the heads as they are, by `keys` if not by the usual ones, and the checkpoint after it."""
         before: dict[str, Any] = next((json.loads(line)["heads"] for line in reversed(self.audits) if line), {})
         heads = {name: {"size": log.head[0], "root": log.head[1].hex()} for name, log in sorted(self.logs.items())}
@@ -186,7 +180,7 @@ class Scene:
             "passed_over": self.audits_passed,
             "started_at": time_text(self.now),
             "sealed_at": time_text(self.now + timedelta(seconds=1)),
-            "writer": "tests/attacks/archive.py 1, localhost, run 1",
+            "writer": "tests/helpers/scene.py 1, localhost, run 1",
             "heads": heads,
             "covered": {
                 name: [{"from": before.get(name, {"size": 0})["size"], "to": head["size"], "read": "new"}]

@@ -1,7 +1,8 @@
 """Runs the command line in a test's own process, as a user would run it in an empty folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -9,8 +10,7 @@ from custody.cli.main import main
 from tests.helpers.environment import clear_settings
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What a command left."""
 
     code: int
@@ -21,10 +21,12 @@ class Result:
 Command = Callable[..., Result]
 
 
-def make_command(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """Return the command line, without a variable of ours."""
+@pytest.fixture
+def custody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    """The command line, run in the test's folder and without a variable of ours."""
     clear_settings(monkeypatch)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Result:
         capfdbinary.readouterr()

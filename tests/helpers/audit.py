@@ -1,0 +1,13 @@
+"""An audit as tests run it: in this process, all pieces in turn."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from custody.settings import Settings
+from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces
+
+
+def audit(given: Settings, now: datetime | None = None, **request: Any) -> Outcome:
+    """Audit an archive, sign what came of it, and return that."""
+    plan = plan_audit(given, Request(**request), now or datetime.now(UTC))
+    return conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))

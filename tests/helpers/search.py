@@ -1,0 +1,63 @@
+"""What tests of Elasticsearch share: events of today, settings of an indexed archive, and what lies in the indices."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from custody.format.layout import Log
+from custody.settings import SearchSettings, Settings
+from tasks.search.client import Search
+from tests.helpers.corpus import EVENTS
+from tests.helpers.sample import Growing
+
+LOG = Log("audit.grows", 0)
+"""The log of a `Growing`."""
+
+
+def now_event(offset: int, **fields: Any) -> bytes:
+    """Return an event of today."""
+    kind = list(EVENTS)[offset % len(EVENTS)]
+    time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({**EVENTS[kind], "timestamp": time, "request_id": f"request-{offset}", **fields}).encode()
+
+
+def now_event_but_refused(offset: int) -> bytes:
+    """Return an event of today, which Elasticsearch refuses where its offset is 18."""
+    more = {**EVENTS["api_key_operation"], "permissions": [{"no": "keyword"}]} if offset == 18 else {}
+    return json.dumps({**json.loads(now_event(offset)), **more, "timestamp": f"{datetime.now(UTC):%FT%TZ}"}).encode()
+
+
+def search_settings(growing: Growing, url: str, prefix: str, **more: Any) -> Settings:
+    """Return the settings of an archive that is indexed under a prefix."""
+    return Settings(
+        archive=str(growing.folder),
+        keys=f"file:{growing.keyring}",
+        search=SearchSettings(url=url, prefix=prefix, replicas=0, **more),
+    )
+
+
+def documents(given: Settings) -> dict[str, dict[str, Any]]:
+    """Return all documents behind the alias, by id, with their index beside them; no id is there twice."""
+    opened = Search(given.search)
+    try:
+        opened.client.indices.refresh(index=f"{given.search.prefix}*")
+        answer = opened.client.search(index=given.search.prefix, size=10_000)
+        hits = answer["hits"]["hits"]
+        assert answer["hits"]["total"]["value"] == len(hits)
+        assert len({hit["_id"] for hit in hits}) == len(hits)
+        return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
+    finally:
+        opened.close()
+
+
+def daily_indices(search: Search) -> set[str]:
+    """Return the names of the indices of a day."""
+    return set(search.client.indices.get(index=f"{search.prefix}-2*"))
+
+
+def delete_indices(given: Settings) -> None:
+    """Delete all indices of a prefix, and their template: tests share the server."""
+    opened = Search(given.search)
+    opened.client.options(ignore_status=404).indices.delete(index=f"{opened.prefix}*")
+    opened.client.options(ignore_status=404).indices.delete_index_template(name=opened.prefix)
+    opened.close()
