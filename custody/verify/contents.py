@@ -20,7 +20,7 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from isal import igzip_lib, isal_zlib
 
-from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing, TierUnmounted
+from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.findings import Finding, finding, loss_digest
 from custody.format import leaves, limits, lines
 from custody.format.envelope import INT_MAX, Hex, Int
@@ -117,9 +117,8 @@ def check(store: Store, work: Work, sink: Sink | None = None, salts: Salts | Non
         except ObjectArchived:
             outcome.findings.append(_check_archived(store, work, ref))
         except CustodyError as error:
-            name = "unmounted" if isinstance(error, TierUnmounted) else "unreadable"
             what = f"the object cannot be read: {error}"
-            outcome.findings.append(finding(name, what, log=work.log, sequence=work.sequence, key=ref.key))
+            outcome.findings.append(finding("unreadable", what, log=work.log, sequence=work.sequence, key=ref.key))
     return outcome
 
 

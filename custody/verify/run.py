@@ -29,7 +29,7 @@ from custody.archive.forms import form_of
 from custody.archive.known_heads import State
 from custody.archive.reader import Holds, first_sequence, read_manifest, stored_digest
 from custody.archive.trusted import Judge, check_archive_signatures
-from custody.errors import CustodyError, FormatError, ObjectMissing, TierUnmounted
+from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.findings import Finding, Findings, Severity, finding, loss_digest
 from custody.format import archive_file, layout
 from custody.format.archive_file import ArchiveFile, Pin
@@ -56,8 +56,6 @@ T = TypeVar("T")
 
 _IN_PROCESS_BYTES = 8 * 1_048_576
 """Archives smaller than this are read in this process: starting others would take longer."""
-_OF_PLACES = frozenset({"deferred", "unmounted"})
-"""Findings about where objects lie: of many objects, they are one."""
 _LATER_LIMIT = 10_000
 """Statements that are looked at behind the last one verified, for what they name."""
 _MISSING_LIMIT = 100_000
@@ -486,9 +484,8 @@ class _Verification:
 
         def failed(prefix: str, error: CustodyError) -> None:
             found.complete = False
-            name = "unmounted" if isinstance(error, TierUnmounted) else "unreadable"
             what = f"the archive cannot be listed: {error}"
-            found.findings.add(finding(name, what, key=prefix), row="listing")
+            found.findings.add(finding("unreadable", what, key=prefix), row="listing")
 
         for info in objects(self._store, failed):
             if self._over:
@@ -835,11 +832,12 @@ class _Verification:
         work = outcome.work
         chain = self._chain(work)
         for one in outcome.findings:
-            self._findings.add(one, row=one.finding if one.finding in _OF_PLACES else None)
+            # Of many objects that lie in an archived class, it is one finding.
+            self._findings.add(one, row="deferred" if one.finding == "deferred" else None)
         for key in outcome.missing:
             self._missing.add(work, key)
         # What a delete marker hides is not kept on purpose, and of what could not be read it is not known.
-        unread = {one.key for one in outcome.findings if one.finding in {"unreadable", "unmounted"}}
+        unread = {one.key for one in outcome.findings if one.finding == "unreadable"}
         kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread} - self._touched
         if work.overdue and kept:
             what = f"objects are still there {RETENTION_GRACE.days} days after their retention ended"

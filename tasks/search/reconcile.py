@@ -33,7 +33,7 @@ from custody.archive.reader import (
     read_manifest,
     sealed_from,
 )
-from custody.errors import FormatError, ObjectMissing, StoreError, TierUnmounted, TransientStoreError
+from custody.errors import FormatError, ObjectMissing, StoreError, TransientStoreError
 from custody.findings import Finding, Severity, finding
 from custody.format import layout
 from custody.format.layout import Log
@@ -229,8 +229,8 @@ def _alone() -> Iterator[None]:
     try:
         yield
     except (FormatError, StoreError) as error:
-        # Verification reads the same object, and says what it is; of a tier that is not mounted too.
-        if isinstance(error, TransientStoreError) and not isinstance(error, TierUnmounted):
+        # Verification reads the same object, and says what it is.
+        if isinstance(error, TransientStoreError):
             raise
 
 

@@ -32,7 +32,6 @@ ELSEWHERE: dict[int, list[str]] = {
     31: [
         "tests/attacks/test_buckets.py::test_no_answer",
         "tests/attacks/test_buckets.py::test_listing_refused",
-        "tests/tasks/roll/test_folder_tiers.py::test_not_mounted",
     ],
     32: ["tests/attacks/test_buckets.py::test_archived"],
     33: ["tests/attacks/test_buckets.py::test_archived_with_other_bytes"],

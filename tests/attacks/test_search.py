@@ -15,9 +15,8 @@ import pytest
 from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.query.connect import connect
-from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
+from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces
-from tasks.roll.tiers import roll_folder
 from tasks.search import reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
@@ -513,19 +512,6 @@ def test_an_offset_too_old_for_its_index(aged: Scene) -> None:
     # What a backfill brings back may be as old as the log, but no older.
     assert forge(restored_name(prefix, day - timedelta(days=100)), 2) == []
     assert forge(restored_name(prefix, None), -1) == [("index-extra", 0)]
-
-
-def test_a_tier_not_mounted_costs_its_own_statements(aged: Scene) -> None:
-    """Where segments lie in a tier that is not mounted, the documents of all other statements are compared."""
-    tier = aged.growing.folder / ".tiers" / "warm"
-    tier.mkdir(parents=True)
-    (aged.growing.folder / ".tiers" / "cold").mkdir()
-    list(roll_folder(aged.settings.model_copy(update={"tiers": TierSettings(warm_days=30)}), datetime.now(UTC)))
-    tier.rename(aged.growing.root / "unmounted")
-    aged.refresh()
-    aged.search.client.index(**aged.place(17), document={**aged.source(17), "client_ip": "6.6.6.6"})
-    aged.audit()
-    assert aged.index_findings() == [("index-edited", 17)]
 
 
 def test_a_damaged_head_costs_its_own_log(scene: Scene) -> None:
