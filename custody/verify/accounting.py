@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -28,11 +28,12 @@ from custody.format.manifest import (
     SegmentRef,
     Statement,
 )
+from custody.format.offsets import Measure, unlined_ranges
 from custody.format.times import parse_time
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys
-from custody.verify.contents import Work
+from custody.verify.work import Work
 
 RETENTION_GRACE = timedelta(days=7)
 """How long after the end of its retention an object may still be there."""
@@ -532,7 +533,7 @@ class Chain:
         if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
             self._odd(statement, "skipped, lost, unreadable or quarantined offsets lie outside the range")
             return
-        measure: Callable[[int, int], int] = _Measure(unlined) if unlined else _no_offsets
+        measure: Callable[[int, int], int] = Measure(unlined) if unlined else _no_offsets
         cursor = statement.first_offset
         for batch in [*statement.batches, None]:
             start = batch.first_offset if batch else statement.next_offset
@@ -658,39 +659,8 @@ class Chain:
         return self.findings.add(one, row=row)
 
 
-class _Measure:
-    """How many offsets of sorted, disjoint ranges lie in a span, in logarithmic time."""
-
-    def __init__(self, ranges: Sequence[Range]) -> None:
-        self._starts = [start for start, _ in ranges]
-        self._ranges = ranges
-        self._before = [0, *accumulate(end - start for start, end in ranges)]
-
-    def __call__(self, start: int, end: int) -> int:
-        if not self._ranges or end <= start:
-            return 0
-        return self._below(end) - self._below(start)
-
-    def _below(self, offset: int) -> int:
-        place = bisect_right(self._starts, offset)
-        if not place:
-            return 0
-        start, end = self._ranges[place - 1]
-        return self._before[place - 1] + min(offset, end) - start
-
-
 def _no_offsets(_start: int, _end: int) -> int:
     return 0
-
-
-def unlined_ranges(statement: Statement) -> list[Range]:
-    """Return the ranges of offsets without a line in the segment, sorted."""
-    lost = [statement.lost] if statement.lost else []
-    quarantined = statement.quarantine.offsets if statement.quarantine else []
-    if not statement.skipped and not lost and not statement.unreadable:
-        return quarantined
-    unreadable = [(one.from_, one.to) for one in statement.unreadable]
-    return sorted([*statement.skipped, *lost, *unreadable, *quarantined])
 
 
 def _record_bounds(statement: Statement) -> tuple[int, int] | None:

@@ -15,18 +15,12 @@ from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, finding
 from custody.format import layout, limits, lines
 from custody.format.manifest import Batch, Manifest, Range, Statement
+from custody.format.members import inflate_batch, inflate_stream
+from custody.format.offsets import line_offsets, unlined_ranges
+from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
+from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
-from custody.verify.accounting import Chain, unlined_ranges
-from custody.verify.contents import (
-    QuarantinedRecord,
-    inflate,
-    inflate_stream,
-    parse_quarantined,
-    quarantine_lines,
-    read_pieces,
-)
-
-_NEVER = 1 << 64
+from custody.verify.accounting import Chain
 
 
 class _CommittedDamagedError(Exception):
@@ -154,19 +148,14 @@ def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[
     for statement in _statements(committed, first, last):
         if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
             yield statement.lost[0], _Lost(count)
-        ranges = iter(unlined_ranges(statement))
-        start, end = next(ranges, (last + 1, last + 1))
+        unlined = unlined_ranges(statement)
         for batch in statement.batches:
             if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
                 continue
-            offset = batch.first_offset
-            for line in _committed_batch(committed.store, statement.segment.key, batch).split(b"\n")[:-1]:
-                while end <= offset or start <= offset:
-                    offset = max(offset, end)
-                    start, end = next(ranges, (_NEVER, _NEVER))
+            own = _committed_batch(committed.store, statement.segment.key, batch).split(b"\n")[:-1]
+            for offset, line in zip(line_offsets(batch, unlined), own, strict=False):
                 if first <= offset <= last:
                     yield offset, line
-                offset += 1
 
 
 def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
@@ -175,12 +164,9 @@ def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
         raise _CommittedDamagedError
     member = store.read(key, limit=batch.size, start=batch.start, size=batch.size)
     try:
-        payload = inflate(member, batch.inflated)
+        return inflate_batch(batch, member)
     except FormatError:
         raise _CommittedDamagedError from None
-    if sha256(payload).hexdigest() != batch.sha256:
-        raise _CommittedDamagedError
-    return payload
 
 
 def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsKey) -> str | None:
@@ -190,7 +176,8 @@ def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsK
     theirs: QuarantinedRecord | Range | None = None
     through = 0
     before = parsed.first - 1
-    for line in quarantine_lines(store, key, limits.QUARANTINE_BYTES, limits.QUARANTINE_INFLATED, exact=False):
+    pieces = read_pieces(store, key, limits.QUARANTINE_BYTES)
+    for line in quarantine_lines(pieces, limits.QUARANTINE_BYTES, limits.QUARANTINE_INFLATED, exact=False):
         record = parse_quarantined(line)
         if not before < record.offset <= parsed.last:
             return f"its record of offset {record.offset} is out of place"
@@ -224,7 +211,8 @@ def _committed_quarantine(store: Store, statement: Statement) -> Iterator[Quaran
     try:
         if _digest(store, ref.key, limits.QUARANTINE_BYTES) != ref.sha256:
             raise _CommittedDamagedError
-        yield from map(parse_quarantined, quarantine_lines(store, ref.key, ref.size, ref.inflated))
+        pieces = read_pieces(store, ref.key, ref.size)
+        yield from map(parse_quarantined, quarantine_lines(pieces, ref.size, ref.inflated))
     except FormatError:
         raise _CommittedDamagedError from None
 

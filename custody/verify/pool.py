@@ -17,8 +17,9 @@ from custody.format.envelope import FILE_LIMIT
 from custody.format.manifest import Batch
 from custody.keys.keyring import Secret
 from custody.store.protocol import Store
-from custody.verify.contents import Outcome, Sink, Work, check, check_all
+from custody.verify.contents import check, check_all
 from custody.verify.listing import Sequences
+from custody.verify.work import Outcome, Sink, Work
 
 _GROUP_BYTES = 4 * 1_048_576
 _GROUP_WORKS = 64

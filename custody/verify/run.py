@@ -47,10 +47,10 @@ from custody.tlog.signatures import NOWHERE, KeyOrder, NoteVerdict, check_checkp
 from custody.verify import orphans
 from custody.verify.accounting import RETENTION_GRACE, Chain, Expiry, Promises, Totals
 from custody.verify.audits import AuditChain
-from custody.verify.contents import Outcome, Sink, Work
 from custody.verify.listing import Listing, Names, Sequences, list_others, list_statements
 from custody.verify.pool import Pool, Reader
 from custody.verify.protection import UNPROTECTED, Locks, Protection, check_lifecycle, originals
+from custody.verify.work import Outcome, Sink, Work
 
 T = TypeVar("T")
 

@@ -29,12 +29,12 @@ from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log, check_topic
 from custody.format.manifest import Batch, Statement
-from custody.format.segment import pack
+from custody.format.members import pack
+from custody.format.offsets import unlined_ranges
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
 from custody.store.protocol import Store
-from custody.verify.accounting import unlined_ranges
-from custody.verify.contents import Work
+from custody.verify.work import Work
 from tasks.audit.tables import TableWriter
 from tasks.drain.kafka import PARTITION_EOF, REQUEST_SECONDS, logger, map_error
 from tasks.search.client import Search, Sent

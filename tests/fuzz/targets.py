@@ -25,12 +25,13 @@ import msgspec
 from custody.archive import evidence
 from custody.archive.evidence import check_evidence
 from custody.archive.known_heads import State
-from custody.archive.offsets import line_of
 from custody.archive.prove import make_evidence
 from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
-from custody.format import archive_file, audit, envelope, layout, lines, manifest
+from custody.format import archive_file, audit, envelope, layout, lines, manifest, members
 from custody.format.manifest import Batch, QuarantineRef, SegmentRef
+from custody.format.offsets import line_of
+from custody.format.quarantine import parse_quarantined
 from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
@@ -40,8 +41,8 @@ from custody.tlog.signatures import note_keys
 from custody.verify import acceptance, contents, orphans
 from custody.verify.accounting import Chain
 from custody.verify.audits import AuditChain
-from custody.verify.contents import Work
 from custody.verify.run import verify
+from custody.verify.work import Work
 from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines
 from tests.fuzz.edits import Edit, apply
 from tests.fuzz.memory import MemoryStore
@@ -294,7 +295,7 @@ def check_member(data: bytes) -> None:
     except zlib.error:
         whole = False
     try:
-        payload = contents.inflate(member, stated)
+        payload = members.inflate(member, stated)
     except FormatError:
         assert not whole or member[:8] != b"\x1f\x8b\x08\0\0\0\0\0"
         raise
@@ -310,7 +311,7 @@ def check_stream(data: bytes) -> None:
     step = data[2] % 97 + 1 if len(data) > 2 else 1
     body = data[3:]
     pieces = (body[at : at + step] for at in range(0, len(body), step))
-    total = b"".join(contents.inflate_stream(pieces, limit))
+    total = b"".join(members.inflate_stream(pieces, limit, any_header=True))
     assert len(total) <= limit
     assert total == gzip.decompress(body)
 
@@ -408,13 +409,13 @@ def check_forged_quarantine(payload: bytes) -> None:
     worst = judge(outcome.findings)
     offsets = [offset for start, end in ref.offsets for offset in range(start, end)]
     if not worst:
-        assert [contents.parse_quarantined(row).offset for row in payload.splitlines()] == offsets
+        assert [parse_quarantined(row).offset for row in payload.splitlines()] == offsets
 
 
 @raises(FormatError)
 def check_quarantined(data: bytes) -> None:
     """A line of a quarantine object parses or is a FormatError."""
-    contents.parse_quarantined(data)
+    parse_quarantined(data)
 
 
 def _refuse(constant: str) -> None:

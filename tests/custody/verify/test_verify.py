@@ -417,8 +417,8 @@ ATTACKS = [
     Attack("4 wrong CRC", with_members(at(1, lambda one: one[:-8] + bytes(4) + one[-4:])), ["gzip"], 13),
     Attack("4 wrong length", with_members(at(1, lambda one: one[:-4] + struct.pack("<I", 7))), ["gzip"], 13),
     Attack("4 no gzip", with_members(at(1, lambda _: b"plain")), ["gzip"], 13),
-    Attack("4 two members in one", with_members(at(1, lambda one: one + member(b""))), ["gzip"], 13, "behind its end"),
-    Attack("4 padding in a member", with_members(at(0, lambda one: one + bytes(3))), ["gzip"], 13, "behind its end"),
+    Attack("4 two members in one", with_members(at(1, lambda one: one + member(b""))), ["gzip"], 13, "follow the end"),
+    Attack("4 padding in a member", with_members(at(0, lambda one: one + bytes(3))), ["gzip"], 13, "follow the end"),
     Attack("4 other events than stated", with_members(at(1, lambda _: member(b"{}\n"))), ["gzip"], 13),
     Attack(
         "4 a file name",

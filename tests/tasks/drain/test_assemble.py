@@ -33,12 +33,12 @@ from custody.format.manifest import (
     check_ranges,
     encode,
 )
-from custody.format.segment import inflate
+from custody.format.members import inflate
+from custody.format.quarantine import parse_quarantined
 from custody.format.times import format_us
 from custody.keys.keyring import LeafKey, Secret, new_keyring, open_signers
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
-from custody.verify.contents import parse_quarantined
 from custody.verify.run import verify
 from flows.operate.sample import sample_events
 from tasks.drain import assemble

@@ -22,7 +22,7 @@ from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, SearchError
 from custody.format import layout, manifest
 from custody.format.layout import Log
-from custody.format.segment import pack
+from custody.format.members import pack
 from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from tasks.search import client as search
