@@ -39,7 +39,6 @@ from custody.format import audit, layout
 from custody.format.audit import SignedAudit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, QuarantineRef, Statement
-from custody.format.offsets import unlined_ranges
 from custody.format.quarantine import quarantine_lines
 from custody.format.times import YEAR_10000_MS, parse_time
 from custody.keys.trust import Trust
@@ -49,7 +48,7 @@ from custody.store.open import open_store
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.verify.contents import check
-from custody.verify.work import Work
+from custody.verify.work import work_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -363,9 +362,7 @@ class _Rest:
         if day != self._day or self._rows.count >= tables.ROW_GROUP:
             self.close()
             self._day = day
-        unlined = unlined_ranges(statement)
-        first, end, segment, types = statement.first_offset, statement.next_offset, statement.segment, statement.types
-        work = Work(str(self._log), statement.sequence, first, end, segment, statement.batches, types, None, unlined)
+        work = msgspec.structs.replace(work_of(statement, str(self._log)), quarantine=None)
         check(store, work, self._rows)
 
     def close(self) -> None:

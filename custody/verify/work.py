@@ -7,7 +7,8 @@ from typing import Protocol
 import msgspec
 
 from custody.findings import Finding
-from custody.format.manifest import Batch, QuarantineRef, Range, SegmentRef
+from custody.format.manifest import Batch, QuarantineRef, Range, SegmentRef, Statement
+from custody.format.offsets import unlined_ranges
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -33,6 +34,24 @@ class Work(msgspec.Struct, frozen=True):
     def weight(self) -> int:
         """Bytes to inflate, as stated."""
         return sum(batch.inflated for batch in self.batches) + (self.quarantine.inflated if self.quarantine else 0)
+
+
+def work_of(statement: Statement, log: str, *, overdue: bool = False) -> Work:
+    """Return what a statement says of its objects."""
+    return Work(
+        log,
+        statement.sequence,
+        statement.first_offset,
+        statement.next_offset,
+        statement.segment,
+        statement.batches,
+        statement.types,
+        statement.quarantine,
+        unlined_ranges(statement),
+        overdue,
+        statement.sealed_at,
+        statement.archive,
+    )
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
 from custody.verify import acceptance, contents, orphans
-from custody.verify.accounting import Chain
+from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditChain
 from custody.verify.run import verify
 from custody.verify.work import Work
@@ -136,7 +136,7 @@ def check_chain(line: bytes) -> None:
     original = log.lines[3]
     manifests = [log.path(sequence).relative_to(log.root).as_posix() for sequence in range(len(log.lines))]
     found = Findings()
-    chain = Chain(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
+    chain = LogAccount(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
     for sequence, key in enumerate(manifests):
         data = good().objects[key] if sequence != 3 else two_lines(line, "custody/manifest/1")
         work = chain.step(sequence, data)
@@ -152,7 +152,7 @@ def check_signatures(second: bytes) -> None:
     """Whatever stands on line 2: findings, and none only if it is exactly one HMAC that holds."""
     log = good().scene.main
     found = Findings()
-    chain = Chain(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
+    chain = LogAccount(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
     for sequence in range(3):
         chain.step(sequence, good().objects[log.path(sequence).relative_to(log.root).as_posix()])
     chain.step(3, log.lines[3] + b"\n" + second)
@@ -518,13 +518,13 @@ def check_key(data: bytes) -> None:
 
 
 @cache
-def _verified() -> dict[str, Chain]:
+def _verified() -> dict[str, LogAccount]:
     found = Findings()
     chains = {}
     for name in good().scene.logs:
         topic, _, partition = name.partition("/")
         log = layout.Log(topic, int(partition))
-        chain = Chain(log, None, good().trust.keys, good().scene.now, found)
+        chain = LogAccount(log, None, good().trust.keys, good().scene.now, found)
         for sequence in range(len(good().scene.logs[name].lines)):
             chain.step(sequence, good().objects[layout.manifest_key(log, sequence)])
         chain.end()

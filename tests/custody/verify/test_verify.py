@@ -25,9 +25,11 @@ from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
-from custody.verify.accounting import Chain
+from custody.verify.accounting import LogAccount
 from custody.verify.listing import Names, Sequences
-from custody.verify.run import Progress, Report, Scope, verify
+from custody.verify.report import Progress, Report
+from custody.verify.run import verify
+from custody.verify.scope import Scope
 from tests.helpers.archives import (
     CHECKPOINT,
     HEARTBEAT,
@@ -1074,7 +1076,7 @@ def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many foreign objects some are named, and the rest counted: neither memory nor the report grows with them."""
-    monkeypatch.setattr("custody.verify.run._UNNAMED_LIMIT", 3)
+    monkeypatch.setattr("custody.verify.unnamed._UNNAMED_LIMIT", 3)
     for number in range(5):
         foreign(f"events/{number}")(archive)
     report = run(archive)
@@ -1122,7 +1124,7 @@ def test_every_name_has_advice() -> None:
 def test_chain_needs_no_store(archive: Builder) -> None:
     """The chain's rules are pure: bytes in, findings out."""
     findings = Findings()
-    chain = Chain(Log("audit", 0), archive.archive, TRUST.keys, archive.clock, findings)
+    chain = LogAccount(Log("audit", 0), archive.archive, TRUST.keys, archive.clock, findings)
     for sequence in range(9):
         chain.step(sequence, archive.path(sequence).read_bytes())
     chain.end()
