@@ -106,7 +106,6 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "clock": (Severity.NOTICE, "check the writer's clock"),
     "stale": (Severity.NOTICE, "check that the drain is running"),
     "unreadable": (Severity.UNVERIFIABLE, "check the store and the verifier's permissions, then verify again"),
-    "unmounted": (Severity.UNVERIFIABLE, "mount the tier, then verify again: what lies in it could not be looked at"),
     "statement": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
     "unchecked-signature": (Severity.NOTICE, "nothing, if this verifier is not meant to check it"),
     "pending-checkpoint": (Severity.NOTICE, "nothing: verify again once the next checkpoint is there"),

@@ -33,7 +33,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.offsets import line_of
 from custody.errors import FormatError, NotEvidence, SignatureInvalid
 from custody.findings import Severity
 from custody.format import archive_file, envelope, leaves, limits, manifest
@@ -42,13 +41,14 @@ from custody.format.envelope import Hex, Int
 from custody.format.layout import Log, parse_log_text
 from custody.format.lines import check_line
 from custody.format.manifest import Batch, Manifest
+from custody.format.members import inflate
+from custody.format.offsets import line_of
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
 from custody.tlog.signatures import Keys, NoteVerdict, Place, Verdict, check_checkpoint, check_file
-from custody.verify.contents import inflate
 
 FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
 

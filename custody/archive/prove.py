@@ -28,7 +28,6 @@ from custody.archive.evidence import (
     pack,
 )
 from custody.archive.forms import statements_of
-from custody.archive.offsets import line_of, reason_of
 from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_checkpoint
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
@@ -36,12 +35,13 @@ from custody.format import archive_file, layout, leaves
 from custody.format.envelope import FILE_LIMIT
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, SegmentRef
+from custody.format.members import inflate
+from custody.format.offsets import line_of, reason_of
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
-from custody.verify.contents import inflate
 
 _README = """\
 Evidence of one event of the log {log}, offset {offset}.

@@ -14,10 +14,10 @@ from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
 from custody.errors import FormatError, ObjectMissing
-from custody.format import archive_file, layout
+from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
-from custody.format.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, Tree, passed_over_message
+from custody.format.envelope import FILE_LIMIT, Tree, passed_over_message
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
@@ -164,9 +164,9 @@ class Tip(Generic[E]):
         Raises:
             FormatError: so many such slots follow one another that no entry may pass over them.
         """
-        if len(self.passed_over) >= PASSED_OVER_LIMIT:
+        if len(self.passed_over) >= limits.PASSED_OVER:
             raise FormatError(
-                f"{PASSED_OVER_LIMIT} slots in a row hold no valid entry, and no more may be passed over: remove them"
+                f"{limits.PASSED_OVER} slots in a row hold no valid entry, and no more may be passed over: remove them"
             )
         leaf = merkle.leaf_hash(passed_over_message(digest))
         compact_range = merkle.append(self.size, self.compact_range, leaf)
@@ -207,8 +207,8 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
             tip = _tip_behind(form, entry, sequence)
             break
         behind.append(digest)
-        if len(behind) > PASSED_OVER_LIMIT:
-            raise FormatError(f"{form.key(sequence)} and the {PASSED_OVER_LIMIT} slots behind it hold no valid entry")
+        if len(behind) > limits.PASSED_OVER:
+            raise FormatError(f"{form.key(sequence)} and the {limits.PASSED_OVER} slots behind it hold no valid entry")
         sequence -= 1
     else:
         tip = Tip()
@@ -245,7 +245,7 @@ def _behind_a_hole(store: Store, form: Form[E], last: int, holds: Holds[E]) -> i
     start = form.key(last) if last >= 0 else form.prefix
     for info in store.list(form.prefix, after=start):
         number = sequence_of(info.key)
-        if number is None or number <= last + 1 or number > last + 1 + PASSED_OVER_LIMIT:
+        if number is None or number <= last + 1 or number > last + 1 + limits.PASSED_OVER:
             continue
         try:
             entry = _entry(form, store.read(info.key, limit=FILE_LIMIT), number, holds)
@@ -341,7 +341,7 @@ def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[M
     try:
         return sequence, read_manifest(store, log, sequence, holds)
     except (ObjectMissing, FormatError) as error:
-        last = min(end, sequence + 1 + PASSED_OVER_LIMIT)
+        last = min(end, sequence + 1 + limits.PASSED_OVER)
         for number, found in manifests_from(store, log, sequence + 1, last, holds):
             if number - len(found.statement.passed_over) <= sequence:
                 return number, found

@@ -14,19 +14,20 @@ from hashlib import sha256
 from typing import Any
 
 from custody.archive.forms import statements_of
-from custody.archive.offsets import kind_of, line_of, reason_of
 from custody.archive.reader import Holds, find_statement, find_tip, read_manifest
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
+from custody.format.members import inflate, inflate_stream
+from custody.format.offsets import kind_of, line_of, reason_of
 from custody.keys.trust import Trust
+from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog import merkle
-from custody.verify.contents import inflate, inflate_stream, read_pieces
 
-_TEXT_LIMIT = 4 * 1024 * 1024
+_TEXT_LIMIT = 4 * limits.MIB
 _POSITION = re.compile(
     r"(?P<log>[^/]+)/(?P<partition>[0-9]{1,10})(?:/(?P<sequence>[0-9]{1,12})|@(?P<offset>[0-9]{1,19}))?"
 )

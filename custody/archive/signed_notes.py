@@ -11,7 +11,7 @@ import msgspec
 
 from custody.archive.forms import AUDITS
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
-from custody.format import envelope
+from custody.format import envelope, limits
 from custody.format.envelope import FILE_LIMIT, Signer
 from custody.format.times import check_time
 from custody.keys.trust import Trust
@@ -44,8 +44,8 @@ def seal(note: Note, form: str, signers: tuple[Signer, ...]) -> bytes:
         KeyUnavailable: a signer cannot sign now.
     """
     line = envelope.encode_line(note)
-    if len(line) > envelope.LINE_LIMIT:
-        raise FormatError(f"a note has {len(line):,} bytes, and the limit is {envelope.LINE_LIMIT:,}")
+    if len(line) > limits.STATEMENT_BYTES:
+        raise FormatError(f"a note has {len(line):,} bytes, and the limit is {limits.STATEMENT_BYTES:,}")
     return envelope.seal(line, form, signers)
 
 

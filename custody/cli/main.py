@@ -274,6 +274,7 @@ def verify(
     from custody.cli import render
     from custody.store.open import open_store
     from custody.verify import run as verifying
+    from custody.verify.scope import Scope
 
     settings = Settings(**_given(archive=archive, trust=trust, state=state))
     store = open_store(settings.archive, settings.s3)
@@ -291,7 +292,7 @@ def verify(
             live=live,
             workers=workers,
             progress=progress,
-            scope=verifying.Scope(contents=not chain_only),
+            scope=Scope(contents=not chain_only),
             protection=settings.protection(),
             others=_ask_kafka(settings, store, trusted) if kafka else (),
             notes=notes,

@@ -24,7 +24,7 @@ from custody.settings import S3_MEANINGS, Settings
 from custody.store.protocol import S3Options
 
 if TYPE_CHECKING:
-    from custody.verify.run import Progress, Report
+    from custody.verify.report import Progress, Report
 
 HIDDEN = "(hidden)"
 _FILE_WIDTH = 160

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from custody.errors import FormatError
-from custody.format import envelope
+from custody.format import envelope, limits
 from custody.format.envelope import HeadRef, Hex, Int, Signatures, Time, Tree, Uuid
 from custody.format.times import check_time
 
@@ -101,8 +101,8 @@ def encode(statement: Audit) -> bytes:
         FormatError: it is beyond a limit of the format.
     """
     line = envelope.encode_line(statement)
-    if len(line) > envelope.LINE_LIMIT:
-        raise FormatError(f"audit {statement.sequence} would have {len(line)} bytes (limit {envelope.LINE_LIMIT})")
+    if len(line) > limits.STATEMENT_BYTES:
+        raise FormatError(f"audit {statement.sequence} would have {len(line)} bytes (limit {limits.STATEMENT_BYTES})")
     return line
 
 

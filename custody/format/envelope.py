@@ -17,17 +17,11 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
+from custody.format.strict_json import unique
 
-LINE_LIMIT = limits.STATEMENT_BYTES
-"""Bytes in line 1."""
-SIGNATURES_LIMIT = limits.SIGNATURES_BYTES
-"""Bytes in line 2."""
-FILE_LIMIT = LINE_LIMIT + SIGNATURES_LIMIT + 2
+FILE_LIMIT = limits.STATEMENT_BYTES + limits.SIGNATURES_BYTES + 2
 """Bytes in the whole file."""
-NESTING_LIMIT = limits.STATEMENT_DEPTH
 INT_MAX = 2**63 - 1
-PASSED_OVER_LIMIT = limits.PASSED_OVER
-"""Slots that one entry may pass over."""
 
 Int = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
 Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -149,9 +143,9 @@ def check_passed_over(what: str, hashes: list[str], sequence: int) -> None:
     Raises:
         FormatError: it does; the message begins with `what`.
     """
-    if len(hashes) > min(PASSED_OVER_LIMIT, sequence):
+    if len(hashes) > min(limits.PASSED_OVER, sequence):
         raise FormatError(
-            f"{what}: passed_over has {len(hashes)} slots (limit {PASSED_OVER_LIMIT}, and not before the first one)"
+            f"{what}: passed_over has {len(hashes)} slots (limit {limits.PASSED_OVER}, and not before the first one)"
         )
 
 
@@ -167,10 +161,10 @@ def split_lines(data: bytes) -> tuple[bytes, bytes]:
     if first < 0 or data.find(b"\n", first + 1) != len(data) - 1:
         raise FormatError("the file is not two lines that each end in a newline")
     line, second = data[:first], data[first + 1 : -1]
-    if len(line) > LINE_LIMIT:
-        raise FormatError(f"line 1 has {len(line)} bytes (limit {LINE_LIMIT})")
-    if len(second) > SIGNATURES_LIMIT:
-        raise FormatError(f"line 2 has {len(second)} bytes (limit {SIGNATURES_LIMIT})")
+    if len(line) > limits.STATEMENT_BYTES:
+        raise FormatError(f"line 1 has {len(line)} bytes (limit {limits.STATEMENT_BYTES})")
+    if len(second) > limits.SIGNATURES_BYTES:
+        raise FormatError(f"line 2 has {len(second)} bytes (limit {limits.SIGNATURES_BYTES})")
     return line, second
 
 
@@ -213,37 +207,26 @@ def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) 
     return value
 
 
-_Pairs = list[tuple[str, "Any"]]
-
-
 def _check_shape(line: bytes, value: object, what: str) -> None:
     """Compare names and their order, at every level, between the bytes and what was decoded from them."""
-
-    def pairs(found: _Pairs) -> dict[str, Any]:
-        names = [name for name, _ in found]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError(f"{what}: the field {twice!r} stands twice")
-        return dict(found)
 
     def integer(text: str) -> int:
         # "-0" is an integer for a decoder, and has a sign.
         if text.startswith("-"):
-            raise FormatError(f"{what}: a number has a sign")
+            raise FormatError("a number has a sign")
         return int(text)
 
     def other(text: str) -> None:
-        raise FormatError(f"{what}: {text[:40]!r} is no integer")
+        raise FormatError(f"{text[:40]!r} is no integer")
 
     try:
         if not line.isascii():
             line.decode()
-        if _depth(line) > NESTING_LIMIT:
-            raise FormatError(f"{what}: nested deeper than {NESTING_LIMIT}")
+        _check_depth(line)
         shape = json.loads(
-            line.decode(), object_pairs_hook=pairs, parse_int=integer, parse_float=other, parse_constant=other
+            line.decode(), object_pairs_hook=unique, parse_int=integer, parse_float=other, parse_constant=other
         )
-    except (ValueError, RecursionError) as error:
+    except (FormatError, ValueError, RecursionError) as error:
         raise FormatError(f"{what}: {error}") from None
     # By way of bytes, for `to_builtins` would leave ranges tuples, which no list equals.
     expected = msgspec.json.decode(_encoder.encode(value))
@@ -251,8 +234,8 @@ def _check_shape(line: bytes, value: object, what: str) -> None:
         raise FormatError(f"{what}: fields are missing, unknown or out of order")
 
 
-def _depth(line: bytes) -> int:
-    """Return an upper bound of how deep the JSON nests, strings counted too: enough for statements of ours."""
+def _check_depth(line: bytes) -> None:
+    """Raise if the JSON nests too deep."""
     deepest = depth = 0
     for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', line):
         token = match[0]
@@ -261,7 +244,8 @@ def _depth(line: bytes) -> int:
             deepest = max(deepest, depth)
         elif token in b"]}":
             depth -= 1
-    return deepest
+    if deepest > limits.STATEMENT_DEPTH:
+        raise FormatError(f"nested deeper than {limits.STATEMENT_DEPTH}")
 
 
 def _names(value: object) -> object:

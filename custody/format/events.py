@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ import msgspec
 
 from custody.format import limits
 from custody.format.lines import certain
+from custody.format.times import EPOCH, MICROSECOND, YEAR_10000_US
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -111,9 +112,6 @@ _HOSTILE = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9])(?:\.([0-9]+))?(?:Z|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
 )
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_YEAR_10000_US = 253_402_300_800_000_000
 _ZEROES = bytes.maketrans(b"123456789", b"000000000")
 _UTC_SHAPE = re.compile(rb"0000-00-00T00:00:00(?:\.0+)?Z")
 
@@ -259,15 +257,15 @@ def parse_time(text: str) -> tuple[int, int] | None:
         moment = datetime.fromisoformat(match[1] + "+00:00")
     except ValueError:
         return None
-    floor = (moment - _EPOCH) // _MICROSECOND
+    floor = (moment - EPOCH) // MICROSECOND
     if match[3]:
         offset = (int(match[4]) * 60 + int(match[5])) * 60_000_000
         floor -= offset if match[3] == "+" else -offset
     fraction = match[2] or ""
     floor += int(fraction[:6].ljust(6, "0"))
-    if not 0 <= floor < _YEAR_10000_US:
+    if not 0 <= floor < YEAR_10000_US:
         return None
-    beyond = bool(fraction[6:].strip("0")) and floor + 1 < _YEAR_10000_US
+    beyond = bool(fraction[6:].strip("0")) and floor + 1 < YEAR_10000_US
     return floor, floor + beyond
 
 

@@ -6,11 +6,12 @@ are the caller's finding, not an error.
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Literal
 
 from custody.errors import ConfigurationError
+from custody.format.times import EPOCH, YEAR_10000_MS
 
 ARCHIVE = "archive.json"
 EVENTS = "events/"
@@ -27,8 +28,6 @@ RECORDS = (EVENTS, QUARANTINE)
 
 REBUILDABLE = ("tables/", "reports/")
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_YEAR_10000_MS = 253_402_300_800_000
 _COMPONENT_LIMIT = 255
 _LOG = r"[A-Za-z0-9._-]{1,249}(?:@(?:[2-9]|[1-9][0-9]{1,18}))?"
 _MANIFEST = re.compile(rf"manifests/(?P<log>{_LOG})/(?P<partition>0|[1-9][0-9]{{0,9}})/(?P<number>[0-9]{{12}})\.json")
@@ -171,9 +170,9 @@ def records_key(kind: Kind, log: Log, first: int, last: int, kafka_ms: int | Non
         kafka_ms: Kafka's timestamp of the first record in ms since 1970, None where it has none.
         sha256: hex digest of the stored bytes.
     """
-    if kafka_ms is None or not 0 <= kafka_ms < _YEAR_10000_MS:
+    if kafka_ms is None or not 0 <= kafka_ms < YEAR_10000_MS:
         kafka_ms = 0
-    date = _EPOCH + timedelta(seconds=kafka_ms // 1000)
+    date = EPOCH + timedelta(seconds=kafka_ms // 1000)
     return f"{kind}/{date:%Y/%m/%d/%H/%M/%S}-{log.name}-{log.partition}-{first:020}-{last:020}-{sha256[:16]}.jsonl.gz"
 
 

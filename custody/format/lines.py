@@ -23,14 +23,14 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
+from custody.format.times import EPOCH, YEAR_10000
 
 _PART = 1_048_576
 """Bytes of a batch that are tried at once."""
 _CHUNK = 32
 """Lines that are tried together once their batch has failed the fast path."""
 
-_YEAR_10000 = 253_402_300_800
-_EPOCH_DAY = 719_163
+_EPOCH_DAY = EPOCH.toordinal()
 _OPENERS = frozenset(b"{[\n")
 _MANY_OPENERS = re.compile(rb"[{\[]{%d}" % (limits.EVENT_DEPTH + 1))
 _NO_OPENER = bytes(byte for byte in range(256) if byte not in _OPENERS)
@@ -210,7 +210,7 @@ def parse_time(text: str) -> Time | None:
             return None
         offset = int(offset_hours) * 3600 + int(offset_minutes) * 60
         seconds += offset if sign == "-" else -offset
-    if not 0 <= seconds < _YEAR_10000:
+    if not 0 <= seconds < YEAR_10000:
         return None
     return Time(seconds, (fraction or "").rstrip("0"))
 

@@ -10,7 +10,7 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import envelope, limits
-from custody.format.envelope import INT_MAX, LINE_LIMIT, Hex, Int, Signatures, Tree
+from custody.format.envelope import INT_MAX, Hex, Int, Signatures, Tree
 from custody.format.times import check_time
 
 RANGES_LIMIT = limits.RANGES
@@ -161,10 +161,10 @@ def encode(statement: Statement) -> bytes:
         FormatError: the statement is beyond a limit of the format.
     """
     line = envelope.encode_line(statement)
-    if len(line) > LINE_LIMIT:
+    if len(line) > limits.STATEMENT_BYTES:
         raise FormatError(
             f"statement {statement.sequence} of {statement.log.topic}/{statement.log.partition} would have"
-            f" {len(line)} bytes (limit {LINE_LIMIT}): cut segments earlier"
+            f" {len(line)} bytes (limit {limits.STATEMENT_BYTES}): cut segments earlier"
         )
     return line
 

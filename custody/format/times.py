@@ -3,10 +3,17 @@
 import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Final
 
 from custody.errors import FormatError
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND: Final = timedelta(microseconds=1)
+YEAR_10000: Final = 253_402_300_800
+"""Seconds from 1970 to the year 10000: a time is before it."""
+YEAR_10000_MS: Final = YEAR_10000 * 1_000
+YEAR_10000_US: Final = YEAR_10000 * 1_000_000
+
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 
 
@@ -29,7 +36,12 @@ def format_time(moment: datetime) -> str:
 
 def format_us(microseconds: int) -> str:
     """Return a time given in µs since 1970 as custody writes times."""
-    return format_time(_EPOCH + timedelta(microseconds=microseconds))
+    return format_time(EPOCH + timedelta(microseconds=microseconds))
+
+
+def microseconds_of(moment: datetime) -> int:
+    """Return the whole microseconds from 1970 to an aware datetime."""
+    return (moment - EPOCH) // MICROSECOND
 
 
 # A statement's times are read more than once, and batches of one moment have the same.

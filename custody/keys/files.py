@@ -16,11 +16,12 @@ import stat
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, FormatError
+from custody.format.strict_json import unique
 from custody.format.times import parse_time
 from custody.store.durable import replace_file
 
@@ -155,9 +156,9 @@ def decode_document(data: bytes, what: str, form: type[_Form]) -> _Form:
     """Decode a file strictly. No message repeats a value: it might be a secret in the wrong place."""
     try:
         value = msgspec.json.decode(data, type=form)
-        json.loads(data, object_pairs_hook=_once)
-    except _TwiceError as error:
-        raise ConfigurationError(f"{what}: {error}") from None
+        json.loads(data, object_pairs_hook=unique)
+    except FormatError:
+        raise ConfigurationError(f"{what}: a field stands twice in one object") from None
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at ")
         if reason.startswith("Invalid enum value"):
@@ -175,15 +176,6 @@ def decode_document(data: bytes, what: str, form: type[_Form]) -> _Form:
     except RecursionError:
         raise ConfigurationError(f"{what}: it is nested too deep") from None
     return value
-
-
-class _TwiceError(Exception):
-    """A name stands twice in one object."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> None:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise _TwiceError("a field stands twice in one object")
 
 
 def encode_base64(data: bytes) -> str:

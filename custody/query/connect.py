@@ -39,14 +39,16 @@ from custody.format import audit, layout
 from custody.format.audit import SignedAudit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, QuarantineRef, Statement
-from custody.format.times import parse_time
+from custody.format.quarantine import quarantine_lines
+from custody.format.times import YEAR_10000_MS, parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.settings import Settings
 from custody.store.open import open_store
+from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
-from custody.verify.accounting import unlined_ranges
-from custody.verify.contents import Work, check, quarantine_lines
+from custody.verify.contents import check
+from custody.verify.work import work_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
 _BLOCK = 4 * 1_048_576
 _FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000
-_YEAR_10000_MS = 253_402_300_800_000
 _TIME = pa.timestamp("us")
 
 _MANIFESTS = pa.schema(
@@ -244,7 +245,7 @@ class _Views:
         segment, quarantine = statement.segment, statement.quarantine
         times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
         # Time stamps are a producer's.
-        kafka_ms = min(times, default=_YEAR_10000_MS)
+        kafka_ms = min(times, default=YEAR_10000_MS)
         self._manifests.add(
             log,
             statement.sequence,
@@ -259,7 +260,7 @@ class _Views:
             len(statement.passed_over),
             (segment.size if segment else 0) + (quarantine.size if quarantine else 0),
             sum(batch.inflated for batch in statement.batches),
-            kafka_ms * 1000 if kafka_ms < _YEAR_10000_MS else None,
+            kafka_ms * 1000 if kafka_ms < YEAR_10000_MS else None,
             segment.key if segment else None,
             quarantine.key if quarantine else None,
             statement.tree.root,
@@ -277,10 +278,10 @@ class _Views:
 
     def _note_quarantined(self, log: str, sequence: int, ref: QuarantineRef) -> None:
         try:
-            for line in quarantine_lines(self._store, ref.key, ref.size, ref.inflated):
+            for line in quarantine_lines(read_pieces(self._store, ref.key, ref.size), ref.size, ref.inflated):
                 record = json.loads(line)
                 value, time = record["value"] or "", record["timestamp"]
-                time = time * 1000 if isinstance(time, int) and 0 <= time < _YEAR_10000_MS else None
+                time = time * 1000 if isinstance(time, int) and 0 <= time < YEAR_10000_MS else None
                 size = _left_out(record) or len(value) * 3 // 4 - value[-2:].count("=")
                 self._quarantined.add(log, sequence, record["offset"], time, str(record["error"]), size)
         except (ObjectMissing, ObjectArchived, FormatError, ValueError, KeyError, TypeError, AttributeError):
@@ -361,9 +362,7 @@ class _Rest:
         if day != self._day or self._rows.count >= tables.ROW_GROUP:
             self.close()
             self._day = day
-        unlined = unlined_ranges(statement)
-        first, end, segment, types = statement.first_offset, statement.next_offset, statement.segment, statement.types
-        work = Work(str(self._log), statement.sequence, first, end, segment, statement.batches, types, None, unlined)
+        work = msgspec.structs.replace(work_of(statement, str(self._log)), quarantine=None)
         check(store, work, self._rows)
 
     def close(self) -> None:

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from custody.format import layout, lines
 from custody.format.events import EVENT_TYPES
 from custody.format.manifest import Batch
-from custody.verify.contents import Work, offset_of
+from custody.format.offsets import line_offsets
+from custody.verify.work import Work
 
 TABLES = "tables/"
 SIGNED = f"{TABLES}signed/"
@@ -194,12 +195,8 @@ class Rows:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             rows = [_row(line) for line in payload.split(b"\n")[:-1]]
         count = len(rows)
-        if batch.next_offset - batch.first_offset == count:
-            offsets: Iterable[int] = range(batch.first_offset, batch.next_offset)
-        else:
-            offsets = (offset_of(work, batch, line) for line in range(count))
         kinds = self._kinds
-        for row, offset in zip(rows, offsets, strict=True):
+        for row, offset in zip(rows, line_offsets(batch, work.unlined), strict=False):
             kind = type(row)
             if kind not in kinds:
                 kinds[kind] = _Kind(array("q"), array("q"), array("q"), [])

@@ -24,7 +24,8 @@ from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
 from custody.errors import FormatError
-from custody.format.envelope import PASSED_OVER_LIMIT, Algorithm, Signatures, Tree, passed_over_message
+from custody.format import limits
+from custody.format.envelope import Algorithm, Signatures, Tree, passed_over_message
 from custody.format.times import parse_time
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
@@ -363,7 +364,7 @@ class SignedLog(Generic[E]):
         self._passed.clear()
         self._looked = sequence + 1
         for number, data in self._ahead(sequence):
-            if number > sequence + PASSED_OVER_LIMIT:
+            if number > sequence + limits.PASSED_OVER:
                 return
             entry, broken = self._parse(data)
             self._looked = number

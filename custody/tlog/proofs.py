@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from custody.errors import FormatError, ObjectMissing, StoreError
-from custody.format.envelope import FILE_LIMIT, PASSED_OVER_LIMIT, passed_over_message
+from custody.format import limits
+from custody.format.envelope import FILE_LIMIT, passed_over_message
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
@@ -203,7 +204,7 @@ class Proofs:
 
     def _following(self, sequence: int) -> Iterator[tuple[int, bool | None, Sequence[str]]]:
         """Yield the entries behind a slot that may be valid: number, whether it is, what it passes over."""
-        for number in range(sequence + 1, sequence + 1 + PASSED_OVER_LIMIT):
+        for number in range(sequence + 1, sequence + 1 + limits.PASSED_OVER):
             try:
                 valid, passed = self._looked_at(number)
             except (FormatError, ObjectMissing):

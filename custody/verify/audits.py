@@ -20,7 +20,7 @@ _OWN_NAMES = frozenset({"unreadable", "key-unknown", "key-span", "unchecked-sign
 
 
 @dataclass(slots=True)
-class AuditChain:
+class AuditLog:
     """The state of verifying the audits, which come in order of sequence."""
 
     archive: str | None

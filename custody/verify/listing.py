@@ -116,6 +116,10 @@ class Listing:
             return key == layout.ARCHIVE or key.startswith(layout.REBUILDABLE)
         return True
 
+    def with_checkpoints(self) -> Iterator[layout.Log]:
+        """Return the logs of which there are checkpoints."""
+        return (log for log, sizes in self.checkpoints.items() if sizes.next(0) is not None)
+
 
 def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
     """Yield the objects of an archive that are statements: manifests, checkpoints and audits.

@@ -15,18 +15,12 @@ from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, finding
 from custody.format import layout, limits, lines
 from custody.format.manifest import Batch, Manifest, Range, Statement
+from custody.format.members import inflate_batch, inflate_stream
+from custody.format.offsets import line_offsets, unlined_ranges
+from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
+from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
-from custody.verify.accounting import Chain, unlined_ranges
-from custody.verify.contents import (
-    QuarantinedRecord,
-    inflate,
-    inflate_stream,
-    parse_quarantined,
-    quarantine_lines,
-    read_pieces,
-)
-
-_NEVER = 1 << 64
+from custody.verify.accounting import LogAccount
 
 
 class _CommittedDamagedError(Exception):
@@ -45,18 +39,18 @@ class _Committed:
     """What was committed to a log: statements that hold."""
 
     store: Store
-    chain: Chain
+    account: LogAccount
     holds: Holds[Manifest]
 
 
 def judge(
-    store: Store, chain: Chain | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
+    store: Store, account: LogAccount | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
 ) -> Finding | None:
     """Return what an unnamed object is; None if it is gone, belongs to another finding, or a live writer is at it.
 
     Args:
         store: the archive.
-        chain: the object's log, None where there is none.
+        account: the object's log, None where there is none.
         key: of the object.
         holds: returns of a log what tells whether a manifest is one that was verified.
         live: whether a writer may be at work.
@@ -65,23 +59,23 @@ def judge(
     if parsed is None:
         what = "no manifest can name an object of such a key"
         return finding("unlisted", what, key=key, sha256=_digest_if_read(store, key))
-    if chain is None or not chain.totals.statements:
-        if chain is not None and chain.in_hole(parsed.first, parsed.last):
+    if account is None or not account.totals.statements:
+        if account is not None and account.holes.touch(parsed.first, parsed.last):
             return None
         digest = _digest_if_read(store, key)
         return finding("unlisted", "its log has no statement", log=str(parsed.log), key=key, sha256=digest)
-    if chain.in_hole(parsed.first, parsed.last):
+    if account.holes.touch(parsed.first, parsed.last):
         return None
-    if live and parsed.last >= (chain.next_offset or 0):
+    if live and parsed.last >= (account.next_offset or 0):
         return None
-    where: dict[str, Any] = {"log": chain.name, "key": key, "offset": parsed.first}
+    where: dict[str, Any] = {"log": account.name, "key": key, "offset": parsed.first}
     digest = None
     try:
         digest = _digest(store, key, limits.SEGMENT_BYTES if parsed.kind == "events" else limits.QUARANTINE_BYTES)
         if digest[:16] != parsed.digest:
             return finding("unlisted", "its bytes are not those that its key names", sha256=digest, **where)
         compare = _compare_events if parsed.kind == "events" else _compare_quarantine
-        difference = compare(_Committed(store, chain, holds(chain.log)), key, parsed)
+        difference = compare(_Committed(store, account, holds(account.log)), key, parsed)
     except (ObjectMissing, _CommittedDamagedError):
         return None
     except FormatError as error:
@@ -125,7 +119,7 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
             line, free = next(own, None), free - 1
         if line != item:
             return f"its record at offset {offset} is not the committed one"
-    free += max(parsed.last + 1 - max(committed.chain.next_offset or 0, parsed.first), 0)
+    free += max(parsed.last + 1 - max(committed.account.next_offset or 0, parsed.first), 0)
     if sum(1 for _ in own) > free:
         return "it holds records beyond those committed at its offsets"
     return None
@@ -154,19 +148,14 @@ def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[
     for statement in _statements(committed, first, last):
         if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
             yield statement.lost[0], _Lost(count)
-        ranges = iter(unlined_ranges(statement))
-        start, end = next(ranges, (last + 1, last + 1))
+        unlined = unlined_ranges(statement)
         for batch in statement.batches:
             if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
                 continue
-            offset = batch.first_offset
-            for line in _committed_batch(committed.store, statement.segment.key, batch).split(b"\n")[:-1]:
-                while end <= offset or start <= offset:
-                    offset = max(offset, end)
-                    start, end = next(ranges, (_NEVER, _NEVER))
+            own = _committed_batch(committed.store, statement.segment.key, batch).split(b"\n")[:-1]
+            for offset, line in zip(line_offsets(batch, unlined), own, strict=False):
                 if first <= offset <= last:
                     yield offset, line
-                offset += 1
 
 
 def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
@@ -175,22 +164,20 @@ def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
         raise _CommittedDamagedError
     member = store.read(key, limit=batch.size, start=batch.start, size=batch.size)
     try:
-        payload = inflate(member, batch.inflated)
+        return inflate_batch(batch, member)
     except FormatError:
         raise _CommittedDamagedError from None
-    if sha256(payload).hexdigest() != batch.sha256:
-        raise _CommittedDamagedError
-    return payload
 
 
 def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsKey) -> str | None:
     """Return how a quarantine object differs from what was committed at its offsets, None if it does not."""
-    store, end = committed.store, committed.chain.next_offset or 0
+    store, end = committed.store, committed.account.next_offset or 0
     stated: Iterator[QuarantinedRecord | Range] = iter(())
     theirs: QuarantinedRecord | Range | None = None
     through = 0
     before = parsed.first - 1
-    for line in quarantine_lines(store, key, limits.QUARANTINE_BYTES, limits.QUARANTINE_INFLATED, exact=False):
+    pieces = read_pieces(store, key, limits.QUARANTINE_BYTES)
+    for line in quarantine_lines(pieces, limits.QUARANTINE_BYTES, limits.QUARANTINE_INFLATED, exact=False):
         record = parse_quarantined(line)
         if not before < record.offset <= parsed.last:
             return f"its record of offset {record.offset} is out of place"
@@ -224,14 +211,15 @@ def _committed_quarantine(store: Store, statement: Statement) -> Iterator[Quaran
     try:
         if _digest(store, ref.key, limits.QUARANTINE_BYTES) != ref.sha256:
             raise _CommittedDamagedError
-        yield from map(parse_quarantined, quarantine_lines(store, ref.key, ref.size, ref.inflated))
+        pieces = read_pieces(store, ref.key, ref.size)
+        yield from map(parse_quarantined, quarantine_lines(pieces, ref.size, ref.inflated))
     except FormatError:
         raise _CommittedDamagedError from None
 
 
 def _statements(committed: _Committed, first: int, last: int) -> Iterator[Statement]:
     """Yield the statements that account for offsets `first` to `last`, found by halving."""
-    low, high = 0, committed.chain.size
+    low, high = 0, committed.account.size
     while low < high:
         middle = (low + high) // 2
         statement = _read(committed, middle)
@@ -239,7 +227,7 @@ def _statements(committed: _Committed, first: int, last: int) -> Iterator[Statem
             high = middle
         else:
             low = middle + 1
-    for sequence in range(low, committed.chain.size):
+    for sequence in range(low, committed.account.size):
         statement = _read(committed, sequence)
         if statement is None:
             continue
@@ -250,7 +238,7 @@ def _statements(committed: _Committed, first: int, last: int) -> Iterator[Statem
 
 def _read(committed: _Committed, sequence: int) -> Statement | None:
     try:
-        return read_manifest(committed.store, committed.chain.log, sequence, committed.holds).statement
+        return read_manifest(committed.store, committed.account.log, sequence, committed.holds).statement
     except (ObjectMissing, FormatError):
         # A finding says so already.
         return None

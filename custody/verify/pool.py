@@ -1,112 +1,30 @@
-"""Reads an archive for the verifier, in parallel: manifests some ahead of their need, objects in worker processes.
+"""Worker processes that check the objects of statements, in groups, a few at a time.
 
 Worker processes never get a secret. Where the secret of a batch's `leaves` is at hand, this process makes the salts and
 sends those along: 16 bytes an event, which tell nothing of the secret, and cost a tenth of checking with them.
 """
 
 import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Self
 
-from custody.errors import CustodyError, FormatError, ObjectMissing
-from custody.format import layout, leaves, limits
-from custody.format.envelope import FILE_LIMIT
+from custody.errors import FormatError
+from custody.format import leaves, limits
 from custody.format.manifest import Batch
 from custody.keys.secret import Secret
 from custody.store.protocol import Store
-from custody.verify.contents import Outcome, Sink, Work, check, check_all
-from custody.verify.listing import Sequences
+from custody.verify.contents import check, check_all
+from custody.verify.work import Outcome, Sink, Work
 
 _GROUP_BYTES = 4 * 1_048_576
 _GROUP_WORKS = 64
-_READ_AHEAD = 32
 _SALTED_EVENTS = 1_000_000
 """Events of a group for which salts are sent, as stated: 16 MB. Beyond it this process makes them batch by batch."""
 
 _Name = tuple[str, str, str, int, int]
 _Made = dict[_Name, bytes]
-
-
-class Reader:
-    """Reads a log's manifests in order; from a store that is far away, some ahead."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._threads = None if store.url.startswith("file:") else ThreadPoolExecutor(_READ_AHEAD)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._threads:
-            self._threads.shutdown(cancel_futures=True)
-
-    def manifests(
-        self, log: layout.Log, listed: Sequences | None, first: int, end: int | None, *, onward: bool
-    ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        """Yield each sequence of `[first, end)` that is there, with its bytes or with the error that reading it gave.
-
-        The first one that a listing leaves out is tried too: it may have come while the listing ran. `onward` goes on
-        behind the last one listed, for a writer at work, or where no listing could be had.
-        """
-        wanted = iter(range(first, end or 0)) if listed is None else _wanted(listed, first, end)
-        tried = first - 1
-        for sequence, answer in self._ahead(wanted, lambda one: self.manifest(log, one)):
-            tried = sequence
-            if not isinstance(answer, ObjectMissing):
-                yield sequence, answer
-        while onward and not isinstance(answer := self.manifest(log, tried := tried + 1), ObjectMissing):
-            yield tried, answer
-            # A store that answers nothing would be asked for ever.
-            onward = not isinstance(answer, CustodyError)
-
-    def manifest(self, log: layout.Log, sequence: int) -> bytes | CustodyError:
-        """Return a manifest's bytes, or the error that reading it gave."""
-        return self.read(layout.manifest_key(log, sequence))
-
-    def read(self, key: str, limit: int = FILE_LIMIT) -> bytes | CustodyError:
-        """Return an object's bytes, or the error that reading it gave."""
-        try:
-            return self._store.read(key, limit=limit)
-        except CustodyError as error:
-            return error
-
-    def objects(
-        self, key: Callable[[int], str], numbers: Iterator[int], limit: int
-    ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        """Yield each number, with the bytes of the object that `key` names for it, or with the error."""
-        for number, answer in self._ahead(numbers, lambda one: self.read(key(one), limit)):
-            if not isinstance(answer, ObjectMissing):
-                yield number, answer
-
-    def _ahead(
-        self, wanted: Iterator[int], read: Callable[[int], bytes | CustodyError]
-    ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        if self._threads is None:
-            for number in wanted:
-                yield number, read(number)
-            return
-        ahead: deque[tuple[int, Future[bytes | CustodyError]]] = deque()
-        while True:
-            while len(ahead) < _READ_AHEAD and (following := next(wanted, None)) is not None:
-                ahead.append((following, self._threads.submit(read, following)))
-            if not ahead:
-                return
-            number, future = ahead.popleft()
-            yield number, future.result()
-
-
-def _wanted(listed: Sequences, first: int, end: int | None) -> Iterator[int]:
-    """Yield the sequences listed, and before each hole the first one that is not."""
-    sequence = first
-    while (following := listed.next(sequence)) is not None and (end is None or following < end):
-        if following != sequence:
-            yield sequence
-        yield following
-        sequence = following + 1
 
 
 class Pool:

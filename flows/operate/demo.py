@@ -45,7 +45,8 @@ from custody.keys.open import open_public, open_signers
 from custody.keys.trust import Trust, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from custody.verify.run import Report, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
 from flows.operate.render import drain_table, size
 from flows.operate.sample import invalid_values, sample_events
 from tasks.drain.run import LogResult

@@ -33,13 +33,14 @@ from custody.format.envelope import INT_MAX
 from custody.format.layout import Log
 from custody.format.leaves import split
 from custody.format.manifest import Batch, Manifest, Range, Statement
-from custody.format.segment import inflate
+from custody.format.members import inflate_batch
+from custody.format.offsets import line_offsets, unlined_ranges
+from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
 from custody.settings import Settings
+from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog.head import Head
-from custody.verify.accounting import unlined_ranges
-from custody.verify.contents import QuarantinedRecord, parse_quarantined, quarantine_lines
 from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.kafka import (
     OFFSET_OUT_OF_RANGE,
@@ -370,8 +371,7 @@ class _Archived:
 
     def _events(self) -> Iterator[tuple[int, _Content]]:
         segment = self._statement.segment
-        unlined = iter(unlined_ranges(self._statement))
-        first, end = next(unlined, (INT_MAX, INT_MAX))
+        unlined = unlined_ranges(self._statement)
         for batch in self._statement.batches:
             try:
                 lines = self._lines(segment.key if segment else "", batch)
@@ -379,22 +379,13 @@ class _Archived:
                 # That it cannot be read, or is not what is stated, is a finding of the verification.
                 self._unknown.append((batch.first_offset, batch.next_offset))
                 continue
-            offset = batch.first_offset
-            for line in lines:
-                while first <= offset:
-                    offset = max(offset, end)
-                    first, end = next(unlined, (INT_MAX, INT_MAX))
-                yield offset, line
-                offset += 1
+            yield from zip(line_offsets(batch, unlined), lines, strict=False)
 
     def _lines(self, key: str, batch: Batch) -> list[bytes]:
         if batch.size > limits.MEMBER_BYTES or batch.inflated > limits.BATCH_BYTES:
             raise FormatError("beyond the limits")
         member = self._store.read(key, limit=batch.size, start=batch.start, size=batch.size)
-        payload = inflate(member, batch.inflated)
-        if sha256(payload).hexdigest() != batch.sha256:
-            raise FormatError("not the bytes that are stated")
-        return split(payload)
+        return split(inflate_batch(batch, member))
 
     def _quarantined(self) -> Iterator[tuple[int, _Content]]:
         ref = self._statement.quarantine
@@ -402,7 +393,8 @@ class _Archived:
             return
         last = self._statement.first_offset - 1
         try:
-            for line in quarantine_lines(self._store, ref.key, ref.size, ref.inflated):
+            pieces = read_pieces(self._store, ref.key, ref.size)
+            for line in quarantine_lines(pieces, ref.size, ref.inflated):
                 record = parse_quarantined(line)
                 last = record.offset
                 yield last, record

@@ -60,7 +60,9 @@ from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
-from custody.verify.run import Report, Scope, Span, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
+from custody.verify.scope import Scope, Span
 from tasks.audit.tables import TableWriter, check_tables, list_tables
 from tasks.search.client import Search
 from tasks.search.reconcile import check_cursors, find_strays, reconcile

@@ -25,15 +25,16 @@ from custody.archive.reader import Holds, at_or_behind, read_manifest
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, finding
+from custody.format import limits
 from custody.format.audit import ObjectRef
-from custody.format.envelope import PASSED_OVER_LIMIT, Signer
+from custody.format.envelope import Signer
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest
 from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.store.protocol import Store
-from custody.verify.contents import Work
+from custody.verify.work import Work
 
 LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
 
@@ -274,7 +275,7 @@ def _events(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> in
         statement = read_manifest(store, log, sequence, holds).statement
     except (ObjectMissing, FormatError):
         # Raises the same where the slot was not passed over.
-        at_or_behind(store, log, sequence, sequence + 1 + PASSED_OVER_LIMIT, holds)
+        at_or_behind(store, log, sequence, sequence + 1 + limits.PASSED_OVER, holds)
         return 0
     return sum(batch.events for batch in statement.batches)
 

@@ -18,7 +18,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -32,8 +31,9 @@ from custody.format import limits, lines
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
-from custody.format.segment import inflate
-from custody.format.times import format_time, parse_time
+from custody.format.members import inflate_batch
+from custody.format.offsets import offsets_of
+from custody.format.times import format_time, microseconds_of, parse_time
 from custody.query import tables
 from custody.settings import Settings
 from custody.store.open import open_store
@@ -48,7 +48,7 @@ from tasks.backfill.targets import (
     TopicTarget,
 )
 from tasks.search.client import Search, Sent
-from tasks.search.documents import LEEWAY, offsets_of
+from tasks.search.documents import LEEWAY
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
 """What events are copied to."""
@@ -62,7 +62,6 @@ _AHEAD = 4
 _RUN_BYTES = 32 * 1_048_576
 """Neighbouring batches are read at once, up to so many bytes."""
 _PROBLEMS = 100
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _ADVICE = "`custody verify` says more"
 
@@ -603,7 +602,7 @@ class _Choice:
         # Tables hold whole statements.
         self._all = request.target == "tables"
         self._since, self._until = request.since, request.until
-        self._bounds = [(moment - _EPOCH) // _MICROSECOND for moment in (request.since, request.until)]
+        self._bounds = [microseconds_of(moment) for moment in (request.since, request.until)]
         self._types = frozenset(request.types)
 
     def choose(self, log: Log, statement: Statement, batch: Batch, member: bytes) -> Content | None:
@@ -612,13 +611,10 @@ class _Choice:
         Raises:
             FormatError: the batch is not as its statement says.
         """
-        if batch.inflated > limits.BATCH_BYTES:
-            raise FormatError(
-                f"batch {batch.number} is said to have {batch.inflated:,} bytes (limit {limits.BATCH_BYTES:,})"
-            )
-        payload = inflate(member, batch.inflated)
-        if sha256(payload).hexdigest() != batch.sha256:
-            raise FormatError(f"batch {batch.number} is not the one that its statement names")
+        try:
+            payload = inflate_batch(batch, member)
+        except FormatError as error:
+            raise FormatError(f"batch {batch.number} is not the one that its statement names: {error}") from None
         found, offsets = payload.split(b"\n"), offsets_of(statement, batch)
         if found.pop() or len(found) != len(offsets):
             raise FormatError(f"batch {batch.number} of {log} has {len(found)} lines for {len(offsets)} offsets")

@@ -29,13 +29,12 @@ from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log, check_topic
 from custody.format.manifest import Batch, Statement
-from custody.format.segment import pack
+from custody.format.members import pack
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
 from custody.store.durable import finish_file
 from custody.store.protocol import Store
-from custody.verify.accounting import unlined_ranges
-from custody.verify.contents import Work
+from custody.verify.work import work_of
 from tasks.audit.tables import TableWriter
 from tasks.drain.kafka import PARTITION_EOF, REQUEST_SECONDS, logger, map_error
 from tasks.search.client import Search, Sent
@@ -216,23 +215,8 @@ class TablesTarget:
             self._store, part.log, part.first, part.end, archive=self._archive, signers=self._signers
         ) as writer:
             for one in contents:
-                writer.add(_work(part.log, one.statement), one.batch, one.payload)
+                writer.add(work_of(one.statement, str(part.log)), one.batch, one.payload)
             sent.created += writer.finish()
-
-
-def _work(log: Log, statement: Statement) -> Work:
-    return Work(
-        log=str(log),
-        sequence=statement.sequence,
-        first_offset=statement.first_offset,
-        next_offset=statement.next_offset,
-        segment=statement.segment,
-        batches=statement.batches,
-        types=statement.types,
-        quarantine=None,
-        unlined=unlined_ranges(statement),
-        sealed_at=statement.sealed_at,
-    )
 
 
 class FolderTarget:

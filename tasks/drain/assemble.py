@@ -17,22 +17,20 @@ The rules of the state machine, in terms of `position`, the first offset that is
 What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format.
 """
 
-import base64
 import gc
-import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from custody.archive.writer import Entry
-from custody.format import limits, segment
+from custody.format import limits, members
 from custody.format.events import Checked, check, join
 from custody.format.leaves import LeafMaker, OpenLeaves
 from custody.format.manifest import Batch, KafkaTime, Unreadable
+from custody.format.quarantine import encode_quarantined
 from custody.format.times import format_us
 
 BATCH_BYTES = limits.BATCH_BYTES // 4
@@ -46,8 +44,6 @@ QUARANTINE_BYTES = 16 * limits.MIB
 """Lines of quarantined records in a statement, before the last one; the format's limits are far above."""
 REASON_CHARACTERS = 1_000
 """Characters of a quarantined record's `error`: a reason may quote the value, which may be large."""
-_PIECE = 768 * 1024
-"""Bytes of a header that are encoded at once; a multiple of 3, so that base64 can be cut there."""
 
 Ranges = list[tuple[int, int]]
 TIME_NOT_AVAILABLE, TIME_CREATE, TIME_APPEND = 0, 1, 2
@@ -228,7 +224,7 @@ class Assembler:
     def cut(self) -> Entry:
         """Close what is open, and return the entry from the last cut to `position`."""
         self._close_batch()
-        quarantine = segment.pack(b"".join(self._quarantine), self._level) if self._quarantine else None
+        quarantine = members.pack(b"".join(self._quarantine), self._level) if self._quarantine else None
         # A message of Kafka's without a value is false.
         first = self._first_record
         kind, stamp = first.timestamp() if first is not None else (TIME_NOT_AVAILABLE, -1)
@@ -317,7 +313,7 @@ class Assembler:
         if not self._open_events:
             return
         whole = self._open[0] if len(self._open) == 1 else join(self._open)
-        member = segment.pack(whole.payload, self._level)
+        member = members.pack(whole.payload, self._level)
         number = self._next_number()
         self._number = number + 1
         self._members.append(member.data)
@@ -370,19 +366,8 @@ def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
     if headers is None:
         headers = []
         reason += "; its headers are left out, since a name among them is not UTF-8"
-    parts = _Parts(record.key(), value, headers)
-    return b"".join(
-        (
-            b'{"offset":%d,"timestamp":' % record.offset(),
-            _json(None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp),
-            *parts.pieces(),
-            b',"error":',
-            _json(reason),
-            b',"omitted":',
-            _json(parts.omitted),
-            b"}",
-        )
-    )
+    timestamp = None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp
+    return encode_quarantined(record.offset(), timestamp, record.key(), value, headers, reason)
 
 
 def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
@@ -411,64 +396,3 @@ def _merge(ranges: Ranges, start: int, stop: int) -> None:
         ranges[-1] = (ranges[-1][0], stop)
     else:
         ranges.append((start, stop))
-
-
-class _Parts:
-    """What a record has that may be of any size: key, value and headers.
-
-    Attributes:
-        omitted: as the line has it: None, or what was left out of a record that is too large. Its largest parts are, so
-            few that the rest keeps to the limit.
-    """
-
-    def __init__(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> None:
-        self._plain = {"key": key, "value": value}
-        # Their JSON, as long as it is small enough to be kept.
-        self._headers: list[bytes] = []
-        sizes = {name: len(part or b"") for name, part in self._plain.items()}
-        digest = sha256()
-        sizes["headers"] = 0
-        for piece in _headers_json(headers) if headers else ():
-            digest.update(piece)
-            sizes["headers"] += len(piece)
-            if sizes["headers"] <= limits.QUARANTINE_RECORD:
-                self._headers.append(piece)
-        self.omitted: dict[str, dict[str, Any] | None] | None = None
-        for name in sorted(sizes, key=lambda name: -sizes[name]):
-            if sum(sizes.values()) <= limits.QUARANTINE_RECORD:
-                break
-            self.omitted = self.omitted or dict.fromkeys(("key", "value", "headers"))
-            made = digest if name == "headers" else sha256(self._plain[name] or b"")
-            self.omitted[name] = {"size": sizes.pop(name), "sha256": made.hexdigest()}
-
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the line's three fields."""
-        left_out = {name for name, part in (self.omitted or {}).items() if part is not None}
-        for name, part in self._plain.items():
-            yield b',"%s":' % name.encode()
-            yield from (b"null",) if part is None or name in left_out else (b'"', base64.b64encode(part), b'"')
-        yield b',"headers":'
-        yield from self._headers if self._headers and "headers" not in left_out else (b"[]",)
-
-
-def _headers_json(headers: Iterable[tuple[str, bytes | None]]) -> Iterator[bytes]:
-    """Yield the JSON of a record's headers in pieces: a header may be larger than what may be held twice."""
-    opening = b"[["
-    for name, value in headers:
-        yield opening + b'"'
-        for at in range(0, len(name), _PIECE):
-            yield _json(name[at : at + _PIECE])[1:-1]
-        yield b'",'
-        if value is None:
-            yield b"null"
-        else:
-            yield b'"'
-            for at in range(0, len(value), _PIECE):
-                yield base64.b64encode(memoryview(value)[at : at + _PIECE])
-            yield b'"'
-        opening = b"],["
-    yield b"]]"
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()

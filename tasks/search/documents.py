@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -29,10 +28,10 @@ from custody.format import limits, lines
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Statement
-from custody.format.segment import inflate
-from custody.format.times import parse_time
+from custody.format.members import inflate_batch
+from custody.format.offsets import offsets_of
+from custody.format.times import EPOCH, parse_time
 from custody.store.protocol import Store
-from custody.verify.accounting import unlined_ranges
 
 ORIGIN = "@custody"
 """The member that says where in the archive an event is."""
@@ -167,21 +166,7 @@ def date_of(text: str) -> date | None:
     """Return the day of an event's time, in UTC; None if it is no time."""
     time = lines.parse_time(text)
     # The year 9999 ends before what a datetime can hold.
-    return None if time is None else (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time.seconds)).date()
-
-
-def offsets_of(statement: Statement, batch: Batch) -> Sequence[int]:
-    """Return the offsets of a batch's lines, in order."""
-    if batch.next_offset - batch.first_offset == batch.events:
-        return range(batch.first_offset, batch.next_offset)
-    found: list[int] = []
-    at = batch.first_offset
-    for first, end in unlined_ranges(statement):
-        if end > at and first < batch.next_offset:
-            found.extend(range(at, first))
-            at = max(at, end)
-    found.extend(range(at, batch.next_offset))
-    return found
+    return None if time is None else (EPOCH + timedelta(seconds=time.seconds)).date()
 
 
 def document_id(log: Log, offset: int) -> str:
@@ -280,12 +265,13 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
         return
     data = store.read(statement.segment.key, limit=limits.SEGMENT_BYTES)
     for batch in statement.batches:
-        payload = inflate(data[batch.start : batch.start + batch.size], batch.inflated)
-        if sha256(payload).hexdigest() != batch.sha256:
+        try:
+            payload = inflate_batch(batch, data[batch.start : batch.start + batch.size])
+        except FormatError as error:
             raise FormatError(
                 f"{statement.segment.key}: batch {batch.number} is not what sequence {statement.sequence} of {log}"
-                " states; `custody verify` says more"
-            )
+                f" states: {error}; `custody verify` says more"
+            ) from None
         yield make_documents(prefix, days, log, statement, batch, payload)
 
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
-from custody.verify.run import Report, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
 from tests.helpers.scene import Scene
 
 _UPLOADERS = 8

@@ -15,7 +15,7 @@ import pytest
 from custody.store import s3, s3_client
 from custody.verify.acceptance import entries
 from custody.verify.protection import Protection
-from custody.verify.run import Report
+from custody.verify.report import Report
 from tests.attacks.targets import Bucket, judge, names
 from tests.helpers.scene import MAIN, Scene
 from tests.servers.proxy import Fault, FaultyProxy, Kind

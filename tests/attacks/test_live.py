@@ -16,7 +16,8 @@ import pytest
 from custody.findings import Severity
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
-from custody.verify.run import Report, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
 from tests.attacks.follower import follow
 from tests.faults.child import Plan
 from tests.faults.world import World, make_world

@@ -11,7 +11,9 @@ import pytest
 from custody.keys.trust import Trust, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
-from custody.verify.run import Report, Scope, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
+from custody.verify.scope import Scope
 from tests.helpers.archives import Builder
 from tests.helpers.sample import Growing
 from tests.helpers.scene import KEYS
@@ -50,7 +52,7 @@ def test_written_between_listings(
 ) -> None:
     """Whatever a drain writes while the archive is listed, and whichever part is listed then, nothing is alarmed."""
     # So many statements are written: they are looked for from where the log ended, and not from its beginning.
-    monkeypatch.setattr("custody.verify.run._LATER_LIMIT", 4)
+    monkeypatch.setattr("custody.verify.unnamed._LATER_LIMIT", 4)
     growing = Growing(tmp_path)
     growing.append(3)
     writing = growing if what == "a log goes on" else Growing(tmp_path, partition=1, begun=growing.begun)

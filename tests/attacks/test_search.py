@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import pytest
 
 from custody.format.layout import Log
-from custody.format.segment import pack
+from custody.format.members import pack
 from custody.query.connect import connect
 from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces

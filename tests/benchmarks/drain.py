@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from custody.archive import writer
-from custody.format import segment
+from custody.format import members
 from custody.format.leaves import OpenLeaves
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
@@ -110,7 +110,7 @@ def run_custody() -> dict[str, Any]:
     stages = Stages()
     stages.watch(Feed, "read", "fetch and decompress, in librdkafka (waiting included)")
     stages.watch(assemble, "check", "check events against their types")
-    stages.watch(segment, "pack", "SHA-256 and gzip")
+    stages.watch(members, "pack", "SHA-256 and gzip")
     stages.watch(OpenLeaves, "add", "hash events one by one (drain.event_leaves)")
     stages.watch(writer.LogWriter, "append", "put segments and manifests (beside the others)")
 

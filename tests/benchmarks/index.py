@@ -34,7 +34,7 @@ from custody.archive.reader import list_logs, read_manifest
 from custody.errors import ObjectMissing
 from custody.format.layout import Log
 from custody.format.limits import SEGMENT_BYTES
-from custody.format.segment import inflate
+from custody.format.members import inflate
 from custody.keys.keyring import new_keyring
 from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store

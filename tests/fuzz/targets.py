@@ -25,12 +25,13 @@ import msgspec
 from custody.archive import evidence
 from custody.archive.evidence import check_evidence
 from custody.archive.known_heads import State
-from custody.archive.offsets import line_of
 from custody.archive.prove import make_evidence
 from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
-from custody.format import archive_file, audit, envelope, layout, lines, manifest
+from custody.format import archive_file, audit, envelope, layout, lines, manifest, members
 from custody.format.manifest import Batch, QuarantineRef, SegmentRef
+from custody.format.offsets import line_of
+from custody.format.quarantine import parse_quarantined
 from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
@@ -39,10 +40,10 @@ from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
 from custody.verify import acceptance, contents, orphans
-from custody.verify.accounting import Chain
-from custody.verify.audits import AuditChain
-from custody.verify.contents import Work
+from custody.verify.accounting import LogAccount
+from custody.verify.audits import AuditLog
 from custody.verify.run import verify
+from custody.verify.work import Work
 from tests.fuzz.edits import Edit, apply
 from tests.helpers.archives import event, two_lines
 from tests.helpers.corpus import CASES
@@ -144,7 +145,7 @@ def check_chain(line: bytes) -> None:
     original = log.lines[3]
     manifests = [log.path(sequence).relative_to(log.root).as_posix() for sequence in range(len(log.lines))]
     found = Findings()
-    chain = Chain(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
+    chain = LogAccount(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
     for sequence, key in enumerate(manifests):
         data = good().objects[key] if sequence != 3 else two_lines(line, "custody/manifest/1")
         work = chain.step(sequence, data)
@@ -160,7 +161,7 @@ def check_signatures(second: bytes) -> None:
     """Whatever stands on line 2: findings, and none only if it is exactly one HMAC that holds."""
     log = good().scene.main
     found = Findings()
-    chain = Chain(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
+    chain = LogAccount(layout.Log("audit", 0), log.archive, good().trust.keys, good().scene.now, found)
     for sequence in range(3):
         chain.step(sequence, good().objects[log.path(sequence).relative_to(log.root).as_posix()])
     chain.step(3, log.lines[3] + b"\n" + second)
@@ -185,7 +186,7 @@ def check_audits(line: bytes) -> None:
     """An audit, signed by who holds the key, gives findings; and where a byte is another, the next one tells."""
     lines_ = good().scene.audits
     found = Findings()
-    chain = AuditChain(good().scene.main.archive, good().trust.keys, found)
+    chain = AuditLog(good().scene.main.archive, good().trust.keys, found)
     chain.step(0, two_lines(line, "custody/audit/1"))
     chain.step(1, good().objects[layout.audit_key(1)])
     chain.end()
@@ -303,7 +304,7 @@ def check_member(data: bytes) -> None:
     except zlib.error:
         whole = False
     try:
-        payload = contents.inflate(member, stated)
+        payload = members.inflate(member, stated)
     except FormatError:
         assert not whole or member[:8] != b"\x1f\x8b\x08\0\0\0\0\0"
         raise
@@ -319,7 +320,7 @@ def check_stream(data: bytes) -> None:
     step = data[2] % 97 + 1 if len(data) > 2 else 1
     body = data[3:]
     pieces = (body[at : at + step] for at in range(0, len(body), step))
-    total = b"".join(contents.inflate_stream(pieces, limit))
+    total = b"".join(members.inflate_stream(pieces, limit, any_header=True))
     assert len(total) <= limit
     assert total == gzip.decompress(body)
 
@@ -417,13 +418,13 @@ def check_forged_quarantine(payload: bytes) -> None:
     worst = judge(outcome.findings)
     offsets = [offset for start, end in ref.offsets for offset in range(start, end)]
     if not worst:
-        assert [contents.parse_quarantined(row).offset for row in payload.splitlines()] == offsets
+        assert [parse_quarantined(row).offset for row in payload.splitlines()] == offsets
 
 
 @raises(FormatError)
 def check_quarantined(data: bytes) -> None:
     """A line of a quarantine object parses or is a FormatError."""
-    contents.parse_quarantined(data)
+    parse_quarantined(data)
 
 
 def _refuse(constant: str) -> None:
@@ -526,13 +527,13 @@ def check_key(data: bytes) -> None:
 
 
 @cache
-def _verified() -> dict[str, Chain]:
+def _verified() -> dict[str, LogAccount]:
     found = Findings()
     chains = {}
     for name in good().scene.logs:
         topic, _, partition = name.partition("/")
         log = layout.Log(topic, int(partition))
-        chain = Chain(log, None, good().trust.keys, good().scene.now, found)
+        chain = LogAccount(log, None, good().trust.keys, good().scene.now, found)
         for sequence in range(len(good().scene.logs[name].lines)):
             chain.step(sequence, good().objects[layout.manifest_key(log, sequence)])
         chain.end()

@@ -14,10 +14,11 @@ import msgspec
 from custody.archive import checkpoints
 from custody.archive.reader import read_archive
 from custody.archive.writer import Entry, LogWriter, create_archive
-from custody.format import leaves, manifest, segment
+from custody.format import leaves, manifest
 from custody.format.envelope import Tree, seal
 from custody.format.layout import Log, manifest_key
 from custody.format.manifest import Batch, Leaves, LogId, Unreadable
+from custody.format.members import pack
 from custody.format.times import format_time
 from custody.keys.key import HmacKey, LeafKey
 from custody.keys.keyring import new_keyring
@@ -117,7 +118,7 @@ class Leafy:
         start = writer.next_offset
         first = min([*offsets, *(one[0] for one in ranges)], default=0)
         members, batches = self._pack(contents, batch, writer.next_batch(), with_leaves=with_leaves)
-        quarantine = segment.pack(b"{}\n" * sum(end - begin for begin, end in quarantined)) if quarantined else None
+        quarantine = pack(b"{}\n" * sum(end - begin for begin, end in quarantined)) if quarantined else None
         writer.append(
             Entry(
                 first_offset=first if start is None else start,
@@ -146,7 +147,7 @@ class Leafy:
         members, batches, stored = [], [], 0
         for first in range(0, len(offsets), size):
             chosen = offsets[first : first + size]
-            member = segment.pack(b"".join(contents[offset] + b"\n" for offset in chosen))
+            member = pack(b"".join(contents[offset] + b"\n" for offset in chosen))
             salts = leaves.salts(leaf.secret, self.id, str(self.log), number, len(chosen))
             digest = sha256(leaves.hashes([contents[offset] for offset in chosen], salts)).hexdigest()
             batches.append(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from custody.archive.offsets import kind_of, line_of, reason_of
 from custody.archive.reader import read_archive, read_manifest
 from custody.archive.show import events, show
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
@@ -52,26 +51,6 @@ def test_no_record_there(leafy: Leafy, offset: int, said: str) -> None:
     """Where there is no record, why is said."""
     with pytest.raises(ObjectMissing, match=said):
         show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
-
-
-def test_what_a_statement_says_of_an_offset(leafy: Leafy) -> None:
-    """Each offset is one of five things, or nothing; lines leave out what has none."""
-    statement = read_manifest(leafy.store, leafy.log, 1, anything).statement
-    kinds = {offset: kind_of(statement, offset) for offset in range(9, 17)}
-    assert kinds[9] is kinds[16] is None
-    assert [kinds[offset] for offset in range(10, 16)] == [
-        "event",
-        "skipped",
-        "quarantined",
-        "event",
-        "unreadable",
-        "event",
-    ]
-    places = [line_of(statement, offset) for offset in (10, 13, 15)]
-    assert [place and place[1] for place in places] == [0, 1, 2]
-    assert line_of(statement, 12) is None
-    assert reason_of(statement, 12) == "the record is no event, and is in quarantine"
-    assert reason_of(statement, 17) == "the statement does not account for it"
 
 
 def test_statements_and_objects(leafy: Leafy) -> None:

@@ -33,7 +33,8 @@ from custody.store.open import open_store
 from custody.tlog.checkpoint import NoteKey, parse_checkpoint, parse_note, sign_checkpoint
 from custody.tlog.head import Head
 from custody.verify import acceptance
-from custody.verify.run import Report, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
 from tests.helpers.commands import Command
 from tests.helpers.leafy import Leafy, forged, plant, write_trust
 from tests.helpers.reading import anything

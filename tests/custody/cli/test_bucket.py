@@ -1,6 +1,7 @@
 """`custody bucket` prints the wanted configuration, and says in what the bucket differs."""
 
 import json
+from pathlib import Path
 
 import pytest
 

@@ -15,13 +15,14 @@ from custody.findings import Severity
 from custody.format import limits
 from custody.format.leaves import LeafMaker, commitment, hashes, leaf_hash, salts
 from custody.format.manifest import Batch, Leaves, SegmentRef
-from custody.format.segment import pack
+from custody.format.members import pack
 from custody.keys.key import LeafKey
 from custody.keys.secret import Secret
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from custody.verify.contents import Outcome, Work, check
+from custody.verify.contents import check
 from custody.verify.pool import Pool
+from custody.verify.work import Outcome, Work
 from tests.helpers import archives
 from tests.helpers.corpus import EVENTS, compact
 

@@ -23,7 +23,7 @@ from custody.query.connect import _left_out
 from custody.settings import AuditSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
-from custody.verify.contents import Work
+from custody.verify.work import Work
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tests.helpers.corpus import CASES, Case
 from tests.helpers.sample import Growing, Sample, make_archive

@@ -12,7 +12,8 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
 from custody.errors import FormatError
-from custody.format.envelope import PASSED_OVER_LIMIT, passed_over_message
+from custody.format import limits
+from custody.format.envelope import passed_over_message
 from custody.format.layout import Log, manifest_key
 from custody.format.manifest import parse
 from custody.keys.trust import Trust
@@ -182,7 +183,7 @@ def test_a_tree_that_is_not_the_one_before(builder: Builder, edit: Edit) -> None
         of(builder).root(4)
 
 
-@pytest.mark.parametrize("count", [1, 3, PASSED_OVER_LIMIT])
+@pytest.mark.parametrize("count", [1, 3, limits.PASSED_OVER])
 @pytest.mark.parametrize("valid", [lambda _entry, _sequence: True, unsure], ids=["valid", "unsure"])
 def test_which_slots_were_passed_over(builder: Builder, count: int, valid: Valid) -> None:
     """Those between two entries, of which the later one passes over them, and no others."""

@@ -19,7 +19,8 @@ from custody.keys.trust import Accepted, open_trust
 from custody.store.open import open_store
 from custody.verify import acceptance
 from custody.verify.acceptance import Wanted
-from custody.verify.run import Report, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
 from tests.helpers.archives import (
     ARCHIVE_ID,
     KEY_ID,

@@ -10,7 +10,9 @@ from custody.keys.secret import Secret
 from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.tlog.head import Head
-from custody.verify.run import Report, Scope, Span, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
+from custody.verify.scope import Scope, Span
 from tests.helpers.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder, event, good, member
 
 TRUST = Trust(

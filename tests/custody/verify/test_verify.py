@@ -25,9 +25,11 @@ from custody.keys.trust import Accepted, Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
-from custody.verify.accounting import Chain
+from custody.verify.accounting import LogAccount
 from custody.verify.listing import Names, Sequences
-from custody.verify.run import Progress, Report, Scope, verify
+from custody.verify.report import Progress, Report
+from custody.verify.run import verify
+from custody.verify.scope import Scope
 from tests.helpers.archives import (
     CHECKPOINT,
     HEARTBEAT,
@@ -439,8 +441,8 @@ ATTACKS = [
     Attack("4 wrong CRC", with_members(at(1, lambda one: one[:-8] + bytes(4) + one[-4:])), ["gzip"], 13),
     Attack("4 wrong length", with_members(at(1, lambda one: one[:-4] + struct.pack("<I", 7))), ["gzip"], 13),
     Attack("4 no gzip", with_members(at(1, lambda _: b"plain")), ["gzip"], 13),
-    Attack("4 two members in one", with_members(at(1, lambda one: one + member(b""))), ["gzip"], 13, "behind its end"),
-    Attack("4 padding in a member", with_members(at(0, lambda one: one + bytes(3))), ["gzip"], 13, "behind its end"),
+    Attack("4 two members in one", with_members(at(1, lambda one: one + member(b""))), ["gzip"], 13, "follow the end"),
+    Attack("4 padding in a member", with_members(at(0, lambda one: one + bytes(3))), ["gzip"], 13, "follow the end"),
     Attack("4 other events than stated", with_members(at(1, lambda _: member(b"{}\n"))), ["gzip"], 13),
     Attack(
         "4 a file name",
@@ -1090,7 +1092,7 @@ def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many foreign objects some are named, and the rest counted: neither memory nor the report grows with them."""
-    monkeypatch.setattr("custody.verify.run._UNNAMED_LIMIT", 3)
+    monkeypatch.setattr("custody.verify.unnamed._UNNAMED_LIMIT", 3)
     for number in range(5):
         foreign(f"events/{number}")(archive)
     report = run(archive)
@@ -1138,7 +1140,7 @@ def test_every_name_has_advice() -> None:
 def test_chain_needs_no_store(archive: Builder) -> None:
     """The chain's rules are pure: bytes in, findings out."""
     findings = Findings()
-    chain = Chain(Log("audit", 0), archive.archive, TRUST.keys, archive.clock, findings)
+    chain = LogAccount(Log("audit", 0), archive.archive, TRUST.keys, archive.clock, findings)
     for sequence in range(9):
         chain.step(sequence, archive.path(sequence).read_bytes())
     chain.end()

@@ -19,7 +19,8 @@ from custody.settings import AuditSettings, Settings
 from custody.store.open import open_store
 from custody.tlog import merkle
 from custody.verify import acceptance
-from custody.verify.run import Report, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
 from tasks.audit import run as engine
 from tasks.audit.run import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
 from tasks.roll.indices import Action, record

@@ -21,7 +21,8 @@ from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
-from custody.verify.run import Report, verify
+from custody.verify.report import Report
+from custody.verify.run import verify
 from tasks.audit.run import Request, plan_audit
 from tasks.roll.expire import expire
 from tasks.roll.indices import Action, record

@@ -21,7 +21,7 @@ from custody.archive.reader import read_archive
 from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, SearchError
 from custody.format import layout, manifest
-from custody.format.segment import pack
+from custody.format.members import pack
 from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from tasks.search import client as search

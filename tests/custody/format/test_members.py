@@ -5,6 +5,7 @@ import gzip
 import multiprocessing
 import tracemalloc
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from hashlib import sha256
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody.errors import FormatError
-from custody.format.segment import inflate, pack
+from custody.format.members import inflate, inflate_stream, pack
 
 PAYLOAD = b'{"a":1}\n' * 1000
 
@@ -142,3 +143,45 @@ def test_other_wrappings() -> None:
         data = machine.compress(PAYLOAD) + machine.flush()
         with pytest.raises(FormatError):
             inflate(data, len(PAYLOAD))
+
+
+def other_headers() -> list[bytes]:
+    """Return members that hold the payload, and that other programs make: with a time, with a name."""
+    timed = gzip.compress(PAYLOAD, mtime=1_772_366_400)
+    named = bytearray(gzip.compress(PAYLOAD, mtime=0))
+    named[3] |= 8
+    named[10:10] = b"name\0"
+    assert gzip.decompress(timed) == gzip.decompress(named) == PAYLOAD
+    return [timed, bytes(named)]
+
+
+@pytest.mark.parametrize("data", other_headers(), ids=["a time", "a name"])
+def test_other_headers(data: bytes) -> None:
+    """A member that begins otherwise than ours is refused, whole or piece by piece; only a diagnosis looks into it."""
+    with pytest.raises(FormatError, match="does not begin"):
+        inflate(data, len(PAYLOAD))
+    for step in (1, 7, len(data)):
+        pieces = [data[at : at + step] for at in range(0, len(data), step)]
+        for before in ([], [pack(b"{}\n").data]):
+            with pytest.raises(FormatError, match="does not begin"):
+                list(inflate_stream(iter([*before, *pieces]), 10**6))
+        assert b"".join(inflate_stream(iter(pieces), 10**6, any_header=True)) == PAYLOAD
+
+
+@pytest.mark.parametrize("step", [1, 3, 8, 1000])
+def test_piece_by_piece(step: int) -> None:
+    """Members one after another give what they hold, wherever they are cut, and stop at the limit."""
+    data = pack(PAYLOAD).data + pack(b"{}\n").data
+
+    def pieces() -> Iterator[bytes]:
+        return (data[at : at + step] for at in range(0, len(data), step))
+
+    whole = PAYLOAD + b"{}\n"
+    assert b"".join(inflate_stream(pieces(), len(whole))) == whole
+    with pytest.raises(FormatError, match="more than"):
+        list(inflate_stream(pieces(), len(whole) - 1))
+    with pytest.raises(FormatError, match="follow"):
+        list(inflate_stream(pieces(), len(whole), single=True))
+    for end in (0, 5, len(data) - 1):
+        with pytest.raises(FormatError, match="cut short"):
+            list(inflate_stream(iter([data[:end]] if end else []), len(whole)))

@@ -1,0 +1,19 @@
+"""Read an object of any size piece by piece, so that memory stays bounded."""
+
+from collections.abc import Iterator
+
+from custody.store.protocol import Store
+
+PIECE = 8 * 1_048_576
+"""Bytes of an object that are read at once."""
+
+
+def read_pieces(store: Store, key: str, limit: int) -> Iterator[bytes]:
+    """Yield an object's bytes, whatever its size, up to a limit."""
+    position = 0
+    while position < limit:
+        data = store.read(key, limit=PIECE, start=position, size=min(PIECE, limit - position))
+        if not data:
+            return
+        yield data
+        position += len(data)

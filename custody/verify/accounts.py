@@ -1,0 +1,60 @@
+"""The accounts of all logs that were verified: one for each span, in order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from custody.errors import FormatError
+from custody.format import layout
+from custody.tlog.head import Head
+from custody.verify.accounting import LogAccount
+from custody.verify.epochs import Epoch
+from custody.verify.work import Work
+
+
+class Accounts:
+    """Accounts by log."""
+
+    def __init__(self) -> None:
+        self._by_log: dict[layout.Log, list[LogAccount]] = {}
+
+    def __iter__(self) -> Iterator[LogAccount]:
+        for accounts in self._by_log.values():
+            yield from accounts
+
+    def add(self, account: LogAccount) -> None:
+        """Add the account of the log's next span."""
+        self._by_log.setdefault(account.log, []).append(account)
+
+    def logs(self) -> Mapping[layout.Log, Sequence[LogAccount]]:
+        """Return the accounts of each log, in the order in which the logs were verified."""
+        return self._by_log
+
+    def of(self, log: layout.Log) -> Sequence[LogAccount]:
+        """Return a log's accounts, none where it was not verified."""
+        return self._by_log.get(log, ())
+
+    def of_work(self, work: Work) -> LogAccount:
+        """Return the account that a statement's objects belong to."""
+        log = layout.parse_log_text(work.log)
+        if log is None:
+            raise FormatError(f"{work.log!r} is no log")
+        return next(account for account in reversed(self._by_log[log]) if account.begin <= work.sequence)
+
+    def earlier(self, log: layout.Log) -> list[Epoch]:
+        """Return the earlier epochs of a log's partition that have statements, the newest first."""
+        epochs = [
+            accounts[-1].epoch
+            for other, accounts in self._by_log.items()
+            if (other.topic, other.partition) == (log.topic, log.partition)
+            and other.epoch < log.epoch
+            and accounts[-1].totals.statements
+        ]
+        return sorted(epochs, key=lambda epoch: -epoch.log.epoch)
+
+    def size(self, log: layout.Log) -> int:
+        """Return how many sequences of a log were looked at, from 0 on."""
+        return max((account.size for account in self.of(log)), default=0)
+
+    def heads(self) -> dict[str, Head]:
+        """Return the heads that may be remembered."""
+        heads = {account.name: account.head for account in self}
+        return {name: head for name, head in heads.items() if head is not None}

@@ -1,0 +1,102 @@
+"""`archive.json`: whether it is the one that is pinned, and whether trusted keys signed it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from custody.archive.trusted import check_archive_signatures
+from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.findings import Findings, Severity, finding
+from custody.format import archive_file, layout
+from custody.format.archive_file import ArchiveFile, Pin
+from custody.keys.trust import Trust
+from custody.store.protocol import Store
+
+_KEY = layout.ARCHIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which archive it is.
+
+    Attributes:
+        id: its id, as far as it is known.
+        file: its `archive.json`, if what it promises counts.
+        pin: what is to be remembered of it.
+    """
+
+    id: str | None
+    file: ArchiveFile | None
+    pin: Pin | None
+
+
+def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findings: Findings) -> Identity:
+    """Read `archive.json`, and compare it with what is pinned.
+
+    Args:
+        store: the archive.
+        trust: the keys, and perhaps a pin.
+        remembered: the pin of the state file, if it has one.
+        findings: takes what is wrong.
+    """
+    pins = (("trust.json", trust.archive), ("the state file", remembered))
+    pinned = [(origin, pin) for origin, pin in pins if pin is not None]
+    # What is pinned goes on to count, so that an alarm stays until somebody accepts it.
+    known = Identity(pinned[0][1].id, None, pinned[-1][1]) if pinned else Identity(None, None, None)
+    digest = None
+    try:
+        data = store.read(_KEY, limit=archive_file.FILE_LIMIT)
+        digest = sha256(data).hexdigest()
+        file = archive_file.parse(data)
+    except ObjectMissing:
+        findings.add(finding("archive", "there is no archive.json here", key=_KEY))
+        return known
+    except FormatError as error:
+        what = f"archive.json is not of its form: {error}"
+        findings.add(finding("archive", what, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
+        return known
+    except CustodyError as error:
+        findings.add(finding("unreadable", f"archive.json cannot be read: {error}", key=_KEY))
+        return known
+    if not _is_pinned(file, pinned, digest, findings):
+        return known
+    if _is_signed(file, trust, digest, findings, pinned=known.pin == file.pin) or pinned:
+        return Identity(file.id, file, file.pin)
+    return Identity(file.id, None, known.pin)
+
+
+def _is_pinned(file: ArchiveFile, pinned: Sequence[tuple[str, Pin]], digest: str, findings: Findings) -> bool:
+    """Return whether no pin is of another archive.json, or somebody accepted that one is."""
+    others = [(origin, pin) for origin, pin in pinned if pin != file.pin]
+    if not others:
+        return True
+    origins, pin = " and ".join(origin for origin, _ in others), others[0][1]
+    one = finding(
+        "archive",
+        f"this is another archive.json than {origins} pin{'s' if len(others) == 1 else ''}",
+        severity=Severity.TAMPERED,
+        key=_KEY,
+        expected=f"{pin.id}, SHA-256 {pin.sha256}",
+        found=f"{file.id}, SHA-256 {file.pin.sha256}",
+        sha256=digest,
+    )
+    return findings.add(one)
+
+
+def _is_signed(file: ArchiveFile, trust: Trust, digest: str, findings: Findings, *, pinned: bool) -> bool:
+    """Return whether trusted keys signed archive.json, and report what is wrong with its signatures."""
+    verdict = check_archive_signatures(file, trust, pinned=pinned)
+    for problem in verdict.problems:
+        if problem.kind == "key-span":
+            what = f"archive.json: {problem.what}; whoever knows that it is this one can pin it in trust.json"
+            findings.add(finding("archive", what, key=_KEY, sha256=digest))
+    wrong = [one.what for one in verdict.problems if not one.open and one.kind not in {"key-unknown", "key-span"}]
+    if wrong:
+        what = f"the signatures of archive.json do not hold: {'; '.join(wrong)}"
+        findings.add(finding("archive", what, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
+    for problem in verdict.problems:
+        # A pin stands for a key that is not known here, and one signature that holds is enough to know who signed.
+        needless = pinned if problem.kind == "key-unknown" else verdict.counts
+        if (problem.open or problem.kind == "key-unknown") and not needless:
+            findings.add(finding(problem.kind, f"archive.json: {problem.what}", key=_KEY))
+    return verdict.counts

@@ -1,0 +1,171 @@
+"""Rule 11 of FORMAT.md, Verification: checkpoints, those in the archive and those that witnesses cosigned."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from custody.errors import CustodyError, FormatError
+from custody.findings import Findings, Severity, finding
+from custody.format import layout
+from custody.keys.trust import Trust
+from custody.tlog import checkpoint, merkle
+from custody.tlog.checkpoint import Checkpoint, Note
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.signatures import KeyOrder, NoteVerdict, check_checkpoint, note_keys
+from custody.verify.logs import Logs
+from custody.verify.protection import Locks
+
+
+@dataclass(frozen=True, slots=True)
+class Cosigned:
+    """A cosigned checkpoint that was given, and counts."""
+
+    log: str
+    head: Head
+    text: str
+
+
+class Checkpoints:
+    """Checks checkpoints, and reports those that do not hold."""
+
+    def __init__(self, trust: Trust, now: datetime, logs: Logs, findings: Findings) -> None:
+        self._trust = trust
+        self._now = now
+        self._logs = logs
+        self._findings = findings
+        self._cosigned: frozenset[str] = frozenset()
+
+    def take_cosigned(self, notes: Sequence[bytes], archive: str | None) -> list[Cosigned]:
+        """Return the cosigned checkpoints, of those given, that count; report the others.
+
+        Args:
+            notes: the checkpoints.
+            archive: the archive's id, None where it is not known.
+        """
+        found = [one for data in notes if (one := self._check_given(data, archive)) is not None]
+        self._cosigned = frozenset(one.log for one in found)
+        return found
+
+    def _check_given(self, data: bytes, archive: str | None) -> Cosigned | None:
+        digest = sha256(data).hexdigest()
+        where: dict[str, Any] = {"key": digest, "sha256": digest}
+        try:
+            note = checkpoint.parse_note(data)
+            found = checkpoint.parse_checkpoint(note.text)
+        except FormatError as error:
+            what = f"a checkpoint that was given is none: {error}"
+            self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+            return None
+        name = found.origin.removeprefix(f"custody/{archive}/")
+        log = layout.parse_log_text(name)
+        if log is None or found.origin != checkpoint.origin_of(archive or "", log):
+            what = f"a checkpoint that was given is of {found.origin[:300]!r}, and not of this archive"
+            self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+            return None
+        verdict = self._verdict(note, found, log)
+        if not verdict.counts:
+            what = f"a checkpoint that was given does not count: {verdict.reason}"
+            self._findings.add(finding("checkpoint", what, log=name, **where))
+            return None
+        return Cosigned(name, Head(found.size, found.root), data.decode())
+
+    def heads(
+        self, log: layout.Log, answers: Iterator[tuple[int, bytes | CustodyError]], archive: str | None, locks: Locks
+    ) -> Iterator[KnownHead]:
+        """Yield the heads that a log's checkpoints sign.
+
+        Args:
+            log: the log.
+            answers: sizes, each with what the archive's checkpoint of it holds, or with the error that reading it gave.
+            archive: the archive's id, None where it is not known.
+            locks: looks at the lock of each.
+        """
+        order = KeyOrder()
+        for size, answer in answers:
+            key = layout.checkpoint_key(log, size)
+            where: dict[str, Any] = {"log": str(log), "sequence": max(size - 1, 0), "key": key}
+            if isinstance(answer, CustodyError) and not isinstance(answer, FormatError):
+                self._findings.add(finding("unreadable", f"the checkpoint cannot be read: {answer}", **where))
+                continue
+            locks.put(key, log=str(log))
+            if isinstance(answer, bytes):
+                where["sha256"] = sha256(answer).hexdigest()
+            try:
+                if isinstance(answer, CustodyError):
+                    raise answer
+                note = checkpoint.parse_note(answer)
+                found = checkpoint.parse_checkpoint(note.text)
+            except FormatError as error:
+                what = f"the checkpoint does not hold: {error}"
+                self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+                continue
+            wrong = _misplaced(found, size, log, archive)
+            # A copy in another place says nothing of the order of keys.
+            verdict = self._verdict(note, found, log, None if wrong else order)
+            if wrong:
+                # Whoever has no key can put anything here; only one who has a key, or a copy, what names a trusted key.
+                severity = Severity.POLICY if verdict.unsigned else None
+                what = f"the checkpoint does not hold: {wrong}"
+                self._findings.add(finding("checkpoint", what, severity=severity, **where))
+                continue
+            if self._report(verdict, where):
+                signers = [self._trust.keys[id_] for id_ in verdict.signers]
+                yield KnownHead(
+                    size,
+                    found.root,
+                    f"a checkpoint of size {size}",
+                    verdict.counts,
+                    key,
+                    note.encode().decode(),
+                    min((one.ended for one in signers if one.ended), default=None),
+                )
+
+    def _verdict(self, note: Note, found: Checkpoint, log: layout.Log, order: KeyOrder | None = None) -> NoteVerdict:
+        return check_checkpoint(
+            note,
+            found,
+            str(log),
+            self._trust.keys,
+            within=lambda head: self._logs.proofs(log).leads_to(found.size, found.root, head),
+            witnesses=self._trust.witnesses,
+            quorum=self._trust.quorum,
+            now=self._now,
+            order=order,
+        )
+
+    def _report(self, verdict: NoteVerdict, where: Mapping[str, Any]) -> bool:
+        """Report what is wrong with a checkpoint's signatures; return whether the log's own key signed it."""
+        if not note_keys(self._trust.keys):
+            what = "no key is trusted to check the signatures of checkpoints by"
+            self._findings.add(finding("unchecked-signature", what, log=where["log"]), row="checkpoints")
+            return False
+        for problem in verdict.problems:
+            if problem.kind == "key-span":
+                severity = None if problem.policy else Severity.TAMPERED
+                one = finding("key-span", problem.what, severity=severity, **where)
+                self._findings.add(one, row=f"checkpoints {problem.key} {problem.policy}")
+            elif problem.open:
+                self._findings.add(finding(problem.kind, problem.what, **where), row=problem.key)
+            else:
+                self._findings.add(finding("checkpoint", f"the checkpoint does not hold: {problem.what}", **where))
+        if verdict.unsigned:
+            what = f"the checkpoint does not hold: {verdict.reason}"
+            self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+        elif verdict.signers and len(verdict.witnessed) < verdict.quorum and where["log"] not in self._cosigned:
+            what = "checkpoints in the archive are not cosigned: give those of your witnesses (--checkpoint)"
+            self._findings.add(finding("unchecked-signature", what, log=where["log"]), row="quorum")
+        return bool(verdict.signers)
+
+
+def _misplaced(found: Checkpoint, size: int, log: layout.Log, archive: str | None) -> str | None:
+    """Return what makes a checkpoint one of another place than where it lies, None if it is of this one."""
+    if found.size != size:
+        return f"it is of size {found.size}, and not of {size}"
+    if not size and found.root != merkle.EMPTY_ROOT:
+        return "it is of no statement, and its root is not that of the empty tree"
+    id_ = archive or found.origin.removeprefix("custody/").partition("/")[0]
+    if found.origin != checkpoint.origin_of(id_, log):
+        return f"it is of {found.origin[:300]!r}, and not of this log"
+    return None

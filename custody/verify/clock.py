@@ -1,0 +1,71 @@
+"""When a log's statements were sealed: the writer's clock, and how old a statement is at least. Pure."""
+
+from datetime import datetime, timedelta
+
+from custody.format.manifest import Statement
+from custody.format.times import parse_time
+from custody.tlog.log import Fault
+
+_SLACK = timedelta(minutes=5)
+_STEPS_BACK_LIMIT = 10_000
+
+
+class Clock:
+    """The times of the statements that were read, in order.
+
+    Attributes:
+        sealed_at: when the last one was sealed.
+        known_until: the first sequence of which the latest time up to it is not known, None where it is known of all.
+    """
+
+    def __init__(self, now: datetime, heartbeat: timedelta | None) -> None:
+        """Begin.
+
+        Args:
+            now: the verifier's time.
+            heartbeat: how often a statement is written; None where silence is no finding.
+        """
+        self.sealed_at: datetime | None = None
+        self.known_until: int | None = None
+        self._now = now
+        self._heartbeat = heartbeat
+        self._latest: datetime | None = None
+        # Of each statement that was sealed before an earlier one: the latest time that any up to it was sealed.
+        self._steps_back: dict[int, datetime] = {}
+
+    def step(self, statement: Statement, sealed_at: datetime) -> list[Fault]:
+        """Take the next statement's time; return what is odd about it."""
+        faults: list[Fault] = []
+        before = self.sealed_at
+        if before is not None and sealed_at < before:
+            what, bound = "the writer's clock stepped back", f"not before {before:%Y-%m-%dT%H:%M:%S.%fZ}"
+            faults.append(_at_fault("clock", what, "back", expected=bound, found=statement.sealed_at))
+        if sealed_at > self._now + _SLACK:
+            what, bound = "the statement was sealed in the future", f"not after {self._now:%Y-%m-%dT%H:%M:%S.%fZ}"
+            faults.append(_at_fault("clock", what, "future", expected=bound, found=statement.sealed_at))
+        if before is not None and self._heartbeat and sealed_at - before > 2 * self._heartbeat:
+            faults.append(_at_fault("stale", f"nothing was written for {sealed_at - before} before it", "silent"))
+        self.sealed_at = sealed_at
+        if self._latest is None or sealed_at >= self._latest:
+            self._latest = sealed_at
+        elif len(self._steps_back) < _STEPS_BACK_LIMIT:
+            self._steps_back[statement.sequence] = self._latest
+        elif self.known_until is None:
+            self.known_until = statement.sequence
+        return faults
+
+    def silence(self) -> Fault | None:
+        """Return what is wrong with the time since the last statement, None if nothing is."""
+        if not self._heartbeat or not self.sealed_at or self._now - self.sealed_at <= 2 * self._heartbeat:
+            return None
+        silent = self._now - self.sealed_at
+        return Fault("stale", f"nothing was written since {self.sealed_at:%Y-%m-%dT%H:%M:%SZ} ({silent})")
+
+    def latest_up_to(self, statement: Statement) -> datetime:
+        """Return the latest time that any statement up to this one was sealed. It never falls along a log."""
+        return self._steps_back.get(statement.sequence) or parse_time(statement.sealed_at)
+
+
+def _at_fault(name: str, what: str, row: str, **where: str) -> Fault:
+    """Return a fault of a clock: about a time, and no bytes."""
+    return Fault(name, what, {**where, "row": row, "sha256": None})

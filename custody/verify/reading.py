@@ -1,0 +1,242 @@
+"""Reads a log's entries in their order, and takes each to its account; from a store that is far away, some ahead."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from custody.archive.reader import stored_digest
+from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.findings import Findings, finding
+from custody.format import layout
+from custody.format.audit import Audit
+from custody.format.envelope import FILE_LIMIT
+from custody.store.protocol import Store
+from custody.verify.accounting import LogAccount
+from custody.verify.audits import AuditLog
+from custody.verify.listing import Names, Sequences
+from custody.verify.pool import Pool
+from custody.verify.protection import Locks
+from custody.verify.scope import Span
+from custody.verify.work import Work
+
+T = TypeVar("T")
+
+_READ_AHEAD = 32
+
+
+class Reader:
+    """Reads a log's manifests in order; from a store that is far away, some ahead."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._threads = None if store.url.startswith("file:") else ThreadPoolExecutor(_READ_AHEAD)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+
+    def manifests(
+        self, log: layout.Log, listed: Sequences | None, first: int, end: int | None, *, onward: bool
+    ) -> Iterator[tuple[int, bytes | CustodyError]]:
+        """Yield each sequence of `[first, end)` that is there, with its bytes or with the error that reading it gave.
+
+        The first one that a listing leaves out is tried too: it may have come while the listing ran. `onward` goes on
+        behind the last one listed, for a writer at work, or where no listing could be had.
+        """
+        wanted = iter(range(first, end or 0)) if listed is None else _wanted(listed, first, end)
+        tried = first - 1
+        for sequence, answer in self._ahead(wanted, lambda one: self.manifest(log, one)):
+            tried = sequence
+            if not isinstance(answer, ObjectMissing):
+                yield sequence, answer
+        while onward and not isinstance(answer := self.manifest(log, tried := tried + 1), ObjectMissing):
+            yield tried, answer
+            # A store that answers nothing would be asked for ever.
+            onward = not isinstance(answer, CustodyError)
+
+    def manifest(self, log: layout.Log, sequence: int) -> bytes | CustodyError:
+        """Return a manifest's bytes, or the error that reading it gave."""
+        return self.read(layout.manifest_key(log, sequence))
+
+    def read(self, key: str, limit: int = FILE_LIMIT) -> bytes | CustodyError:
+        """Return an object's bytes, or the error that reading it gave."""
+        try:
+            return self._store.read(key, limit=limit)
+        except CustodyError as error:
+            return error
+
+    def digest(self, key: str) -> str:
+        """Return the SHA-256 in hex of an object of any size; raises as the store does."""
+        return stored_digest(self._store, key)
+
+    def following(self, key: Callable[[int], str], listed: Sequences | None, first: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the entries of a log from a number on, for looking ahead: those listed, or all without a listing."""
+        number = first
+        while True:
+            following = listed.next(number) if listed is not None else number
+            if following is None:
+                return
+            answer = self.read(key(following))
+            if isinstance(answer, bytes):
+                yield following, answer
+            elif listed is None:
+                return
+            number = following + 1
+
+    def objects(
+        self, key: Callable[[int], str], numbers: Iterator[int], limit: int
+    ) -> Iterator[tuple[int, bytes | CustodyError]]:
+        """Yield each number, with the bytes of the object that `key` names for it, or with the error."""
+        for number, answer in self._ahead(numbers, lambda one: self.read(key(one), limit)):
+            if not isinstance(answer, ObjectMissing):
+                yield number, answer
+
+    def _ahead(
+        self, wanted: Iterator[int], read: Callable[[int], bytes | CustodyError]
+    ) -> Iterator[tuple[int, bytes | CustodyError]]:
+        if self._threads is None:
+            for number in wanted:
+                yield number, read(number)
+            return
+        ahead: deque[tuple[int, Future[bytes | CustodyError]]] = deque()
+        while True:
+            while len(ahead) < _READ_AHEAD and (following := next(wanted, None)) is not None:
+                ahead.append((following, self._threads.submit(read, following)))
+            if not ahead:
+                return
+            number, future = ahead.popleft()
+            yield number, future.result()
+
+
+def _wanted(listed: Sequences, first: int, end: int | None) -> Iterator[int]:
+    """Yield the sequences listed, and before each hole the first one that is not."""
+    sequence = first
+    while (following := listed.next(sequence)) is not None and (end is None or following < end):
+        if following != sequence:
+            yield sequence
+        yield following
+        sequence = following + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What statements are read by, and what they name is handed to.
+
+    Attributes:
+        reader: reads manifests.
+        pool: checks objects; None where none is read.
+        names: takes note of what statements name.
+        locks: looks at locks.
+        findings: takes what is wrong with the reading.
+    """
+
+    reader: Reader
+    pool: Pool | None
+    names: Names
+    locks: Locks
+    findings: Findings
+
+
+def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Hands, *, onward: bool) -> None:
+    """Read a span of a log's manifests in order, and hand on what they name.
+
+    Args:
+        account: takes them.
+        span: which ones.
+        listed: those there are; None where nothing was listed.
+        hands: what they are read by, and handed to.
+        onward: whether to go on behind the last one listed.
+    """
+    _step(account, span, listed, hands, onward=onward)
+    if span.end is not None:
+        if account.size < span.end:
+            account.gap(account.size, span.end)
+        behind = hands.reader.manifest(account.log, span.end)
+        if isinstance(behind, bytes):
+            account.seam(behind)
+    elif listed is not None:
+        for sequence in listed.strays:
+            what = f"a manifest of sequence {sequence} lies far beyond the others"
+            key = layout.manifest_key(account.log, sequence)
+            one = finding("sequence-gap", what, log=account.name, sequence=sequence, key=key)
+            hands.findings.add(one, row="stray")
+    account.end(whole=span.end is None)
+
+
+def _step(account: LogAccount, span: Span, listed: Sequences | None, hands: Hands, *, onward: bool) -> None:
+    read = hands.reader.manifests(account.log, listed, span.first, span.end, onward=onward)
+    for (sequence, answer), behind in _with_next(read):
+        if sequence > account.size:
+            # What passes over the empty slots is the entry in hand, or one behind it.
+            account.signed.peek = (sequence, answer) if isinstance(answer, bytes) else None
+            account.gap(account.size, sequence)
+        account.signed.peek = (behind[0], behind[1]) if behind and isinstance(behind[1], bytes) else None
+        if isinstance(answer, FormatError):
+            _take_large(account, hands.reader, layout.manifest_key(account.log, sequence), sequence, answer)
+        elif isinstance(answer, CustodyError):
+            account.unreadable(sequence, str(answer))
+        else:
+            if hands.locks.active:
+                hands.locks.put(layout.manifest_key(account.log, sequence), log=account.name)
+            _hand_on(account.step(sequence, answer), hands)
+
+
+def _hand_on(work: Work | None, hands: Hands) -> None:
+    if work is None:
+        return
+    for ref in (work.segment, work.quarantine):
+        if ref is not None:
+            hands.names.name(ref.key)
+            hands.locks.put(ref.key, log=work.log, sequence=work.sequence)
+    if hands.pool is not None:
+        hands.pool.put(work)
+
+
+def follow_audits(
+    audits: AuditLog, listed: Sequences, reader: Reader, locks: Locks, take: Callable[[Audit], None]
+) -> None:
+    """Read the log of audits in order.
+
+    Args:
+        audits: takes them.
+        listed: those there are.
+        reader: reads them.
+        locks: looks at the lock of each.
+        take: takes each audit that a trusted key signed.
+    """
+    for sequence, answer in reader.objects(layout.audit_key, listed.all(), FILE_LIMIT):
+        if sequence > audits.size:
+            audits.gap(audits.size, sequence)
+        if isinstance(answer, FormatError):
+            _take_large(audits, reader, layout.audit_key(sequence), sequence, answer)
+        elif isinstance(answer, CustodyError):
+            audits.unreadable(sequence, str(answer))
+        else:
+            locks.put(layout.audit_key(sequence))
+            before = audits.newest
+            audits.step(sequence, answer)
+            if audits.newest is not None and audits.newest is not before:
+                take(audits.newest.statement)
+    audits.end()
+
+
+def _take_large(account: LogAccount | AuditLog, reader: Reader, key: str, sequence: int, error: FormatError) -> None:
+    """Take a slot that holds more than an entry may have. Only its digest is asked for, and it is not kept."""
+    try:
+        account.malformed(sequence, str(error), reader.digest(key))
+    except CustodyError as failure:
+        account.unreadable(sequence, str(failure))
+
+
+def _with_next(items: Iterator[T]) -> Iterator[tuple[T, T | None]]:
+    """Yield each item with the one behind it, None behind the last."""
+    item = next(items, None)
+    while item is not None:
+        following = next(items, None)
+        yield item, following
+        item = following

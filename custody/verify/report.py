@@ -1,0 +1,136 @@
+"""What a verification found: a summary of each log, the findings, and the verdict in one sentence."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from custody.findings import Finding, Severity
+from custody.format import layout
+from custody.format.archive_file import Pin
+from custody.tlog.head import Head
+from custody.verify.accounting import LogAccount
+from custody.verify.scope import Scope
+from custody.verify.statement import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a verification is."""
+
+    events: int
+    stored: int
+    """Bytes of segments and quarantine objects read."""
+    total: int
+    """Bytes of them listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSummary:
+    """What was verified of a log."""
+
+    log: str
+    statements: int
+    events: int
+    quarantined: int
+    skipped: int
+    lost: int
+    stored: int
+    inflated: int
+    next_offset: int | None
+    size: int
+    root: str | None
+    sound: bool
+    """Whether the head is what a trusted key signed."""
+    expired: int
+    """Sequences before this one may have lost their objects."""
+    pending: int = 0
+    """The newest statements, that nobody here can check and no checkpoint covers: they do not count as verified."""
+    unreadable: int = 0
+    """Offsets that the broker held and no client could decode."""
+    expired_from: int = 0
+    """The first of those that an expiry which was looked at covers."""
+    expired_events: int = 0
+    """Events of statements whose objects expired and are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verification found."""
+
+    url: str
+    archive: str | None
+    findings: Sequence[Finding]
+    """The worst first."""
+    logs: Sequence[LogSummary]
+    exit_code: int
+    beyond: Mapping[Severity, int]
+    """Findings of each class that are too many to be listed."""
+    scope: Scope
+    pin: Pin | None = None
+    """Which archive.json was verified."""
+    audits: Head | None = None
+    """The head of the log of audits, None where it may not be remembered."""
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        events, expired = (sum(getattr(log, name) for log in self.logs) for name in ("events", "expired_events"))
+        pending = sum(log.pending for log in self.logs)
+        scope = f"{events:,} events in {len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
+        scope += f", {expired:,} more have expired" if expired else ""
+        scope += f"; {pending:,} statement{'s wait' if pending != 1 else ' waits'} for a checkpoint" if pending else ""
+        count = len(self.findings) + sum(self.beyond.values())
+        found = f"{count} finding{'s' if count != 1 else ''}"
+        match self.exit_code:
+            case 0 if not self.scope.contents:
+                return f"chain verified: {len(self.logs)} logs; no segment was read"
+            case 0:
+                return f"verified: {scope}; every hash recomputed, every line read"
+            case Severity.NOTICE:
+                return f"verified, with notices only ({found}): {scope}"
+            case Severity.POLICY:
+                return f"against policy: {found}; {scope}"
+            case Severity.INCOMPLETE:
+                return f"incomplete: {found}; {scope}"
+            case Severity.UNVERIFIABLE:
+                return f"unverifiable: {found}; {scope}"
+            case _:
+                return f"TAMPERED: {found}; {scope}"
+
+    def to_dicts(self) -> Iterator[dict[str, Any]]:
+        """Yield what `--json` prints, one object a line: the findings, the logs, the verdict."""
+        for one in self.findings:
+            yield {"kind": "finding", **one.to_dict()}
+        for log in self.logs:
+            yield {"kind": "log", **asdict(log)}
+        if self.audits is not None:
+            root = self.audits.root.hex()
+            yield {"kind": "audits", "log": str(layout.AUDIT_LOG), "size": self.audits.size, "root": root}
+        yield {
+            "kind": "verdict",
+            "url": self.url,
+            "archive": self.archive,
+            "archive_sha256": self.pin.sha256 if self.pin else None,
+            "exit_code": self.exit_code,
+            "verdict": self.verdict,
+            "findings": len(self.findings),
+            "beyond": {severity.name.lower(): count for severity, count in self.beyond.items()},
+        }
+
+
+def summarize(accounts: Sequence[LogAccount]) -> LogSummary:
+    """Return what was verified of a log, by the accounts of its spans."""
+    last = accounts[-1]
+    totals = {name: sum(getattr(account.totals, name) for account in accounts) for name in Totals.__slots__}
+    return LogSummary(
+        log=last.name,
+        **totals,
+        next_offset=last.next_offset,
+        size=last.size,
+        root=last.root.hex() if last.root is not None else None,
+        sound=all(account.sound for account in accounts),
+        expired=max((end for account in accounts for _, end in account.granted), default=0),
+        expired_from=min((first for account in accounts for first, _ in account.granted), default=0),
+        pending=sum(account.pending for account in accounts),
+        expired_events=sum(account.expired_events for account in accounts),
+    )

@@ -1,0 +1,42 @@
+"""Which part of an archive is verified."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from custody.format import layout
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Statements `[first, end)` of a log.
+
+    Attributes:
+        first: sequence of the first one.
+        end: behind the last one; None for all there are.
+    """
+
+    first: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is verified.
+
+    Attributes:
+        spans: which statements of which logs, in order; None for all of all.
+        contents: whether objects are read, and not the chain alone.
+        listing: whether the archive is listed, for what only a listing shows: objects that no statement names,
+            checkpoints, audits, versions, lifecycle rules. Without it, spans must be given.
+    """
+
+    spans: Mapping[layout.Log, Sequence[Span]] | None = None
+    contents: bool = True
+    listing: bool = True
+
+    def spans_of(self, log: layout.Log) -> Sequence[Span]:
+        """Return the spans of a log."""
+        return self.spans[log] if self.spans is not None else (Span(),)
+
+
+EVERYTHING = Scope()

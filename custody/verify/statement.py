@@ -1,0 +1,194 @@
+"""Rules 4 and 6 within one statement: where it belongs, its own account of offsets, batches and objects. Pure.
+
+What is wrong is a `Fault`; the account of the log says where it is, and reports it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from custody.format import layout, limits
+from custody.format.manifest import Batch, LogId, QuarantineRef, Range, SegmentRef, Statement
+from custody.format.offsets import Measure, unlined_ranges
+from custody.tlog.log import Fault
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a log's statements account for."""
+
+    statements: int = 0
+    events: int = 0
+    quarantined: int = 0
+    skipped: int = 0
+    lost: int = 0
+    unreadable: int = 0
+    stored: int = 0
+    inflated: int = 0
+
+    def count(self, statement: Statement) -> None:
+        """Add what a statement says. Events and bytes are counted when they are read."""
+        self.statements += 1
+        self.quarantined += statement.quarantine.records if statement.quarantine else 0
+        self.skipped += sum(end - start for start, end in statement.skipped)
+        self.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
+        self.unreadable += sum(one.to - one.from_ for one in statement.unreadable)
+
+
+def belongs_to_another(
+    statement: Statement, log: layout.Log, identity: LogId | None, archive: str | None
+) -> Fault | None:
+    """Return what makes a statement one of another archive or log, None if it is of this one (rule 4).
+
+    Args:
+        statement: the statement.
+        log: the log that it was found in.
+        identity: the log as its earlier statements name it, None where there is none.
+        archive: the archive's id, None where it is not known.
+    """
+    found = statement.log
+    if found == identity and statement.archive == archive:
+        return None
+    for name, expected, stated in (
+        ("archive", archive or statement.archive, statement.archive),
+        ("topic", log.topic, found.topic),
+        ("partition", log.partition, found.partition),
+        ("epoch", log.epoch, found.epoch),
+    ):
+        if expected != stated:
+            return _of_another(name, str(expected), str(stated))
+    if identity is not None and identity != found:
+        known = f"{identity.cluster}, {identity.topic_id}"
+        return _of_another("cluster and topic id", known, f"{found.cluster}, {found.topic_id}")
+    return None
+
+
+def _of_another(name: str, expected: str, found: str) -> Fault:
+    where = {"expected": expected[:300], "found": found[:300]}
+    return Fault("identity", f"the statement is of another {name}", where)
+
+
+def record_bounds(statement: Statement) -> tuple[int, int] | None:
+    """Return the offsets of the first and the last record, event or quarantined, of the range."""
+    spans: list[tuple[int, int]] = [(batch.first_offset, batch.next_offset) for batch in statement.batches]
+    if statement.quarantine:
+        spans += statement.quarantine.offsets
+    return (min(spans)[0], max(end for _, end in spans) - 1) if spans else None
+
+
+def problem_of(statement: Statement) -> str | None:
+    """Return what a statement says that no statement may say, None if nothing."""
+    segment, quarantine, batches = statement.segment, statement.quarantine, statement.batches
+    empty = statement.first_offset == statement.next_offset
+    if statement.first_offset > statement.next_offset:
+        return "the range runs backwards"
+    if (segment is None) != (not batches):
+        return "a segment stands without batches, or batches without a segment"
+    if not batches and statement.types:
+        return "types are counted without a batch"
+    if segment is not None and segment.size > limits.SEGMENT_BYTES:
+        return f"the segment is beyond {limits.SEGMENT_BYTES} bytes"
+    if statement.lost and (statement.lost[0] != statement.first_offset or statement.lost[1] > statement.next_offset):
+        return "lost does not begin the range, or goes beyond it"
+    if statement.expired and (not empty or segment or quarantine or statement.expired[1] > statement.sequence):
+        return "a statement of expiry has a range or objects, or lets later statements expire"
+    if quarantine is not None:
+        if quarantine.size > limits.QUARANTINE_BYTES or quarantine.inflated > limits.QUARANTINE_INFLATED:
+            return "the quarantine is beyond the limits"
+        if sum(end - start for start, end in quarantine.offsets) != quarantine.records:
+            return "the quarantine has another number of records than of offsets"
+    for batch in batches:
+        if not 0 < batch.events <= limits.BATCH_EVENTS:
+            return f"a batch has {batch.events} events (1 to {limits.BATCH_EVENTS})"
+        if batch.min_time > batch.max_time:
+            return "a batch's times run backwards"
+        if batch.kafka_time and batch.kafka_time.min > batch.kafka_time.max:
+            return "a batch's Kafka times run backwards"
+    return None
+
+
+def disorder(statement: Statement, number: int) -> Fault | None:
+    """Return where numbers and places of the batches do not run on, None if they do.
+
+    Args:
+        statement: the statement.
+        number: of its first batch.
+    """
+    place = 0
+    for batch in statement.batches:
+        if batch.number != number or batch.start != place:
+            where = {
+                "batch": batch.number,
+                "expected": f"number {number} at byte {place}",
+                "found": f"number {batch.number} at byte {batch.start}",
+            }
+            return Fault("batch-order", "the batches do not follow one another", where)
+        number += 1
+        place += batch.size
+    segment = statement.segment
+    if segment and place != segment.size:
+        where = {"key": segment.key, "expected": f"{segment.size} bytes", "found": f"{place} bytes"}
+        return Fault("segment-size", "the members do not make up the segment", where)
+    return None
+
+
+def miscount(statement: Statement) -> Fault | None:
+    """Return what is wrong unless each offset is exactly one: an event's, quarantined, skipped, unreadable, lost."""
+    unlined = unlined_ranges(statement)
+    for (_, end), (start, stop) in pairwise(unlined):
+        if start < end:
+            return _miscounted("offset-overlap", start, min(end, stop) - start)
+    if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
+        return Fault("statement", "skipped, lost, unreadable or quarantined offsets lie outside the range")
+    measure: Callable[[int, int], int] = Measure(unlined) if unlined else _no_offsets
+    cursor = statement.first_offset
+    for batch in [*statement.batches, None]:
+        start = batch.first_offset if batch else statement.next_offset
+        missing = start - cursor - measure(cursor, start)
+        if start < cursor:
+            return _miscounted("offset-overlap", start, cursor - start)
+        if missing:
+            return _miscounted("offset-gap", cursor, missing)
+        if batch is None:
+            break
+        lines = batch.next_offset - start - measure(start, batch.next_offset)
+        if batch.next_offset <= start or lines != batch.events:
+            name = "offset-gap" if lines > batch.events else "offset-overlap"
+            return _miscounted(name, start, abs(lines - batch.events), batch)
+        cursor = batch.next_offset
+    return None
+
+
+def _no_offsets(_start: int, _end: int) -> int:
+    return 0
+
+
+def _miscounted(name: str, offset: int, count: int, batch: Batch | None = None) -> Fault:
+    how = "nowhere" if name == "offset-gap" else "twice"
+    what = f"{count} offset{'s' if count != 1 else ''} from here on stand {how} in the statement's account"
+    return Fault(name, what, {"batch": batch.number if batch else None, "offset": offset})
+
+
+def misnamed(statement: Statement, log: layout.Log, bounds: Range | None) -> Iterator[tuple[Fault, bool]]:
+    """Yield each object whose key is not its own (rule 4), and whether the key is one that no archive has.
+
+    Args:
+        statement: the statement.
+        log: its log.
+        bounds: its `record_bounds`.
+    """
+    kinds: tuple[tuple[layout.Kind, SegmentRef | QuarantineRef | None], ...] = (
+        ("events", statement.segment),
+        ("quarantine", statement.quarantine),
+    )
+    for kind, ref in kinds:
+        if ref is None or (bounds and layout.is_records_key(ref.key, kind, log, *bounds, ref.sha256)):
+            continue
+        key = layout.parse_records_key(ref.key)
+        if (
+            key is None
+            or (key.kind, key.log, key.digest) != (kind, log, ref.sha256[:16])
+            or (bounds and (key.first, key.last) != bounds)
+        ):
+            what = f"the key of the statement's {'segment' if kind == 'events' else 'quarantine'} is not its own"
+            yield Fault("identity", what, {"key": ref.key[:1024]}), key is None
