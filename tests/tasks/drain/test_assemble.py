@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from custody.archive.writer import Entry, LogWriter, create_archive
 from custody.findings import Severity
-from custody.format import limits, quarantine
+from custody.format import limits
 from custody.format.envelope import Tree
 from custody.format.events import EVENT_TYPES, parse_time, reason
 from custody.format.leaves import LeafMaker, commitment
@@ -36,7 +36,10 @@ from custody.format.manifest import (
 from custody.format.members import inflate
 from custody.format.quarantine import parse_quarantined
 from custody.format.times import format_us
-from custody.keys.keyring import LeafKey, Secret, new_keyring, open_signers
+from custody.keys.key import LeafKey
+from custody.keys.keyring import new_keyring
+from custody.keys.open import open_signers
+from custody.keys.secret import Secret
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.run import verify
@@ -533,10 +536,10 @@ def test_large_records(key: int | None, value: int, header: int | None, omitted:
 def test_memory_of_large_records(size: int) -> None:
     """A record that is left out costs no copy of it, however large its key, value and headers are."""
     record = Record(0, b"v" * size, name=b"k" * size, more=[("n" * size, None), ("h", b"h" * size)])
-    parts = quarantine._Parts(record.key(), record.value(), record.headers() or [])
+    parts = assemble._Parts(record.key(), record.value(), record.headers() or [])
     tracemalloc.start()
     try:
-        parts = quarantine._Parts(record.key(), record.value(), record.headers() or [])
+        parts = assemble._Parts(record.key(), record.value(), record.headers() or [])
         line = b"".join(parts.pieces())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -624,7 +627,8 @@ def test_largest_statement() -> None:
         types=dict.fromkeys(EVENT_TYPES, far),
     )  # fmt: skip
     assert len(entry.batches) == assemble.BATCHES + 499
-    assert len(statement.skipped) == len(statement.quarantine.offsets) == assemble.RANGES  # type: ignore[union-attr]
+    assert statement.quarantine
+    assert len(statement.skipped) == len(statement.quarantine.offsets) == assemble.RANGES
     assert len(encode(statement)) < limits.STATEMENT_BYTES
 
 
