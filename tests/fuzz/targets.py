@@ -40,7 +40,7 @@ from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
 from custody.verify import acceptance, contents, orphans
 from custody.verify.accounting import LogAccount
-from custody.verify.audits import AuditChain
+from custody.verify.audits import AuditLog
 from custody.verify.run import verify
 from custody.verify.work import Work
 from tests.attacks.archive import MAIN, PUBLIC_ID, Scene, build, private, public, two_lines
@@ -177,7 +177,7 @@ def check_audits(line: bytes) -> None:
     """An audit, signed by who holds the key, gives findings; and where a byte is another, the next one tells."""
     lines_ = good().scene.audits
     found = Findings()
-    chain = AuditChain(good().scene.main.archive, good().trust.keys, found)
+    chain = AuditLog(good().scene.main.archive, good().trust.keys, found)
     chain.step(0, two_lines(line, "custody/audit/1"))
     chain.step(1, good().objects[layout.audit_key(1)])
     chain.end()
