@@ -17,9 +17,9 @@ LIMIT_MIB = 300
 _CHILD = """
 import json, resource, sys
 from datetime import datetime, timezone
-from custody.trust import Trust
-from custody.store import open_store
-from custody.verify import verify
+from custody.keys.trust import Trust
+from custody.store.open import open_store
+from custody.verify.run import verify
 from tests.helpers.scene import KEYS
 # What goes beyond it fails, rather than taking the machine's memory.
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from custody.archive.writer import Entry, LogWriter, create_archive
 from custody.findings import Severity
-from custody.format import limits
+from custody.format import limits, quarantine
 from custody.format.envelope import Tree
 from custody.format.events import EVENT_TYPES, parse_time, reason
 from custody.format.leaves import LeafMaker, commitment
@@ -536,10 +536,10 @@ def test_large_records(key: int | None, value: int, header: int | None, omitted:
 def test_memory_of_large_records(size: int) -> None:
     """A record that is left out costs no copy of it, however large its key, value and headers are."""
     record = Record(0, b"v" * size, name=b"k" * size, more=[("n" * size, None), ("h", b"h" * size)])
-    parts = assemble._Parts(record.key(), record.value(), record.headers() or [])
+    parts = quarantine._Parts(record.key(), record.value(), record.headers() or [])
     tracemalloc.start()
     try:
-        parts = assemble._Parts(record.key(), record.value(), record.headers() or [])
+        parts = quarantine._Parts(record.key(), record.value(), record.headers() or [])
         line = b"".join(parts.pieces())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
