@@ -24,7 +24,7 @@ from custody.settings import Settings
 from custody.store.protocol import Tier
 from flows.operate.render import copy_summary, plan_summary
 from tasks.backfill.run import Kind, Plan, Progress, Request, check_request, copy, plan_backfill, restore
-from tasks.drain.run import stopping, stopping_on_signals
+from tasks.drain.signals import stop_on_signals, stop_requested
 
 EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
@@ -62,7 +62,7 @@ def copy_events(plan: Plan) -> Progress:
             told = time.monotonic()
             update_progress_artifact(shown, 100 * progress.share, copy_summary(progress))
 
-    done = copy(Settings(), plan, tell, lambda: not stopping.is_set())
+    done = copy(Settings(), plan, tell, lambda: not stop_requested.is_set())
     update_progress_artifact(shown, 100 * done.share, copy_summary(done))
     return done
 
@@ -128,7 +128,7 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
     waiting = ask_for_restores(plan)
     if waiting:
         return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_come_back()}")
-    with stopping_on_signals():
+    with stop_on_signals():
         done = copy_events(plan)
     get_run_logger().info(copy_summary(done))
     if done.problems:

@@ -69,8 +69,7 @@ def drain(
 ) -> None:
     """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
-    draining = _import("tasks.drain.run")
-    with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
+    with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
         results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.operate.render").drain_table(results))
@@ -191,9 +190,9 @@ def backfill(
     if waiting := work.restore(Settings(), plan):
         typer.echo(f"{waiting:,} segments are being restored: run the same command again when they are there.")
         raise typer.Exit(3)
-    draining = _import("tasks.drain.run")
-    with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
-        done = work.copy(Settings(), plan, go_on=lambda: not draining.stopping.is_set())
+    signals = _import("tasks.drain.signals")
+    with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
+        done = work.copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
         stopped = done.stopped
     typer.echo(tell.copy_summary(done))
     if done.problems:
@@ -214,7 +213,7 @@ def new_epoch(
     topic: Annotated[str, typer.Argument(help="A topic that was made again, moved to another cluster, or truncated.")],
 ) -> None:
     """Begin a new epoch of a topic's logs, after it was made again or moved, or a partition was truncated."""
-    begun = _import("tasks.drain.run").begin_epoch(Settings(), topic)
+    begun = _import("tasks.drain.epochs").begin_epoch(Settings(), topic)
     for epoch in begun:
         typer.echo(f"{epoch.log}: begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):

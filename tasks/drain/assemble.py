@@ -18,7 +18,6 @@ What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and 
 """
 
 import base64
-import gc
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -34,6 +33,7 @@ from custody.format.events import Checked, check, join
 from custody.format.leaves import LeafMaker, OpenLeaves
 from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.format.times import format_us
+from tasks.drain.tuning import has_all_names
 
 BATCH_BYTES = limits.BATCH_BYTES // 4
 """A batch of more than one event is cut at about this size."""
@@ -389,9 +389,7 @@ def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
     """Return a record's headers, None where they cannot be had: Kafka lets a client send a name that is not UTF-8."""
     try:
         headers = record.headers() or []
-        # confluent-kafka leaves the name of such a header empty, and to touch it ends the process. Python up to 3.11
-        # may lose the exception that should have told us, in a garbage collection, or raise it a call later.
-        if any(len(gc.get_referents(header)) != 2 for header in headers):
+        if not has_all_names(headers):
             return None
     except (SystemError, UnicodeDecodeError):
         return None

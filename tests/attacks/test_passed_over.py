@@ -30,7 +30,7 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit import recheck
 from tasks.backfill import run as backfill
-from tasks.drain import run as drain
+from tasks.drain.context import read_audited_heads
 from tasks.roll import expire, tiers
 from tasks.roll import indices as roll
 from tasks.search import index
@@ -301,9 +301,9 @@ def test_an_object_too_large_in_the_next_slot(scene: Scene) -> None:
 def test_audits_go_on_behind_an_object_too_large(scene: Scene) -> None:
     """Audits pass over it, and the heads that they remember still keep a drain from going on behind another history."""
     store = open_store(str(scene.root))
-    before = drain._audited_heads(store, ARCHIVE_ID, scene.trust)
+    before = read_audited_heads(store, ARCHIVE_ID, scene.trust)
     assert before
     scene.put(audit_key(len(scene.audits)), LARGE)
-    assert drain._audited_heads(store, ARCHIVE_ID, scene.trust) == before
+    assert read_audited_heads(store, ARCHIVE_ID, scene.trust) == before
     tip = find_trusted_audits(store, ARCHIVE_ID, scene.trust)
     assert tip.passed_over == (sha256(LARGE).hexdigest(),)
