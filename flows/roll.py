@@ -17,7 +17,7 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.operate.render import usage_chart
-from tasks.roll.indices import Action
+from tasks.roll.record import Action
 from tasks.roll.run import roll_all, take_step
 from tasks.roll.tiers import Usage, measure_usage, small_objects
 

@@ -133,11 +133,11 @@ def audit(
     ] = None,
 ) -> None:
     """Audit the archive here and now, without Prefect, and write a signed audit. Exit codes as of `verify`."""
-    auditing = _import("tasks.audit.run")
+    planning = _import("tasks.audit.plan")
     aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
-    plan = auditing.plan_audit(Settings(), auditing.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
-    results = list(auditing.verify_pieces(Settings(), plan, plan.pieces))
-    outcome = auditing.conclude(Settings(), plan, results)
+    plan = planning.plan_audit(Settings(), planning.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
+    results = list(_import("tasks.audit.pieces").verify_pieces(Settings(), plan, plan.pieces))
+    outcome = _import("tasks.audit.conclude").conclude(Settings(), plan, results)
     table = render.table("severity", "!finding", "log", "#sequence", "message")
     for one in outcome.findings[: render.FINDINGS_SHOWN]:
         shown = (one["severity"], one["finding"], one.get("log", ""), str(one.get("sequence", "")), one["message"])

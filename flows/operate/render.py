@@ -12,7 +12,7 @@ from custody.cli import render
 if TYPE_CHECKING:
     from tasks.backfill.run import Plan, Progress
     from tasks.drain.log_run import LogResult
-    from tasks.roll.indices import Action
+    from tasks.roll.record import Action
     from tasks.roll.tiers import Usage
     from tasks.search.index import IndexResult
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from custody.archive.reader import Holds, find_tip, list_logs, read_archive, read_manifest, sealed_from
+from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive, read_manifest, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import limits, lines
@@ -258,7 +258,7 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
         problems: list[str] = []
         groups: list[tuple[Part, tuple[Piece, ...]]] = []
         looked_at = 0
-        for log in _choose_logs(store, request.logs):
+        for log in choose_logs(list_logs(store), request.logs):
             walk = _Walk(settings, store, threads, request, log, problems, holds(log))
             groups += _tabled(settings, store, walk) if request.target == "tables" else map(_alone, walk.pieces())
             looked_at += walk.looked_at
@@ -281,14 +281,6 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
         objects=tuple(found for key, found in objects.items() if key in used),
         problems=tuple(problems),
     )
-
-
-def _choose_logs(store: Store, wanted: Sequence[str]) -> list[Log]:
-    logs = list_logs(store)
-    for name in wanted:
-        if not any(name in {str(log), log.name} for log in logs):
-            raise ConfigurationError(f"the archive has no log {name[:300]!r}; `custody status` lists them")
-    return [log for log in logs if not wanted or str(log) in wanted or log.name in wanted]
 
 
 class _Walk:

@@ -39,8 +39,8 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
-from tasks.audit.run import clean_audit
-from tasks.roll.indices import Action
+from tasks.audit.newest import clean_audit
+from tasks.roll.record import Action
 from tasks.roll.tiers import list_records
 
 AHEAD = timedelta(days=1)

@@ -21,8 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from custody.archive.checkpoints import choose_logs
-from custody.archive.reader import list_logs, read_archive, read_manifest
+from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout
@@ -278,7 +277,7 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
 
     Args:
         settings: the settings.
-        wanted: logs, as LOG/PARTITION; all if empty.
+        wanted: `<log>/<partition>`, or `<log>` for all its partitions; all if empty.
 
     Returns:
         One result a log; one that failed has its problem there, and the others were indexed.
@@ -290,7 +289,7 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
     """
     results = []
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
-        logs = choose_logs(store, wanted)
+        logs = choose_logs(list_logs(store), wanted)
         search.prepare()
         indexer = Indexer(settings, store, search, read_archive(store).id)
         for log in logs:

@@ -32,7 +32,7 @@ from tasks.audit import recheck
 from tasks.backfill import run as backfill
 from tasks.drain.context import read_audited_heads
 from tasks.roll import expire, tiers
-from tasks.roll import indices as roll
+from tasks.roll.retention import Retention
 from tasks.search import index
 from tests.attacks.archive import Scene
 from tests.attacks.registry import LARGE
@@ -187,7 +187,7 @@ def expiring(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
 def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     """Where searches by time end, of the roll and of the tiers."""
     holds = standing(store, None, trust)
-    rolling = roll._Roll.__new__(roll._Roll)
+    rolling = Retention.__new__(Retention)
     rolling._store, rolling._holds = store, holds
     size = find_tip(store, LOG, holds(LOG)).head.size
     moments = [log.clock - timedelta(seconds=seconds) for seconds in range(0, 100, 10)]

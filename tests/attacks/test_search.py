@@ -16,7 +16,9 @@ from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.query.connect import connect
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
-from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 from tasks.roll.tiers import roll_folder
 from tasks.search import reconcile
 from tasks.search.client import Search

@@ -22,9 +22,11 @@ from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
 from custody.verify.run import Report, verify
-from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import conclude
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 from tasks.roll.expire import expire
-from tasks.roll.indices import Action, record
+from tasks.roll.record import Action, record
 from tests.helpers.reading import anything
 from tests.helpers.sample import Growing
 from tests.servers.s3 import SeaweedServer

@@ -19,11 +19,13 @@ from custody.keys.trust import open_trust
 from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.open import open_store
 from custody.verify.run import Report, verify
-from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import conclude
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 from tasks.backfill import run as backfill
 from tasks.roll import tiers
 from tasks.roll.expire import expire
-from tasks.roll.indices import Action
+from tasks.roll.record import Action
 from tasks.roll.tiers import measure_usage, roll_folder
 from tests.helpers.sample import Growing, event
 

@@ -16,7 +16,7 @@ from custody.settings import Settings, TierSettings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from tasks.roll import tiers
-from tasks.roll.indices import Action
+from tasks.roll.record import Action
 from tasks.roll.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
 from tests.helpers.sample import Growing
 from tests.servers.s3 import MotoServer, SeaweedServer
