@@ -23,7 +23,9 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from custody.store.protocol import Tier
 from flows.operate.render import copy_summary, plan_summary
-from tasks.backfill.run import Kind, Plan, Progress, Request, check_request, copy, plan_backfill, restore
+from tasks.backfill.copy import Progress, copy
+from tasks.backfill.plan import Kind, Plan, Request, check_request, plan_backfill
+from tasks.backfill.restore import restore
 from tasks.drain.signals import stop_on_signals, stop_requested
 
 EventType = Literal[

@@ -176,23 +176,23 @@ def backfill(
     ] = False,
 ) -> None:
     """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""
-    work, tell = _import("tasks.backfill.run"), _import("flows.operate.render")
-    for name, value, known in (("--to", to, work.KINDS), ("--tier", tier, work.TIERS)):
+    planning, tell = _import("tasks.backfill.plan"), _import("flows.operate.render")
+    for name, value, known in (("--to", to, planning.KINDS), ("--tier", tier, planning.TIERS)):
         if value not in known:
             raise ConfigurationError(f"{name} is {value[:100]!r}; want {', '.join(known)}")
     aware = {"since": since.replace(tzinfo=UTC), "until": until.replace(tzinfo=UTC)}
     chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
-    request = work.Request(**aware, **chosen, tier=tier, late_days=late_days)
-    plan = work.plan_backfill(Settings(), request)
+    request = planning.Request(**aware, **chosen, tier=tier, late_days=late_days)
+    plan = planning.plan_backfill(Settings(), request)
     typer.echo(tell.plan_summary(plan))
     if dry_run:
         return
-    if waiting := work.restore(Settings(), plan):
+    if waiting := _import("tasks.backfill.restore").restore(Settings(), plan):
         typer.echo(f"{waiting:,} segments are being restored: run the same command again when they are there.")
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")
     with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
-        done = work.copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
+        done = _import("tasks.backfill.copy").copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
         stopped = done.stopped
     typer.echo(tell.copy_summary(done))
     if done.problems:

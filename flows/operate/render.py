@@ -10,7 +10,8 @@ from rich.table import Table
 from custody.cli import render
 
 if TYPE_CHECKING:
-    from tasks.backfill.run import Plan, Progress
+    from tasks.backfill.copy import Progress
+    from tasks.backfill.plan import Plan
     from tasks.drain.log_run import LogResult
     from tasks.roll.record import Action
     from tasks.roll.tiers import Usage

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from custody.store.protocol import Tier
-from tasks.backfill.run import RESTORE_DAYS, Kind, Plan
+from tasks.backfill.plan import Kind, Plan
+from tasks.backfill.restore import RESTORE_DAYS
 
 _GB = 1e9
 _GET_DOLLARS = 0.0004 / 1000

@@ -29,7 +29,7 @@ from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit import recheck
-from tasks.backfill import run as backfill
+from tasks.backfill import plan as backfill
 from tasks.drain.context import read_audited_heads
 from tasks.roll import expire, tiers
 from tasks.roll.retention import Retention

@@ -16,9 +16,13 @@ from elastic_transport import Transport
 from custody.errors import CustodyError
 from custody.settings import Settings
 from custody.store import folder, s3
-from tasks.backfill import run as backfill
-from tasks.backfill import targets
-from tasks.backfill.run import Request, copy, plan_backfill, restore
+from tasks.backfill import copy as copying
+from tasks.backfill import plan as planning
+from tasks.backfill import restore as restoring
+from tasks.backfill.copy import copy
+from tasks.backfill.plan import Request, plan_backfill
+from tasks.backfill.restore import restore
+from tasks.backfill.targets import topic
 from tests.faults.child import Plan, _Breaker
 
 STORE_CALLS = ("create", "read", "exists", "list", "names", "status", "restore")
@@ -61,7 +65,7 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
     """
     os.environ.update(environment)
     # One call after the other, so that the same number is the same call in every run.
-    backfill._PARALLEL = backfill._AHEAD = 1
+    planning.PARALLEL = restoring.PARALLEL = copying._AHEAD = 1
     breaker = _Breaker(plan)
     breaker.wrap(Transport, "perform_request", "search")
     target = (str(request.folder),) if request.folder else ()
@@ -73,9 +77,9 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
                 breaker.wrap(kind, name, f"store.{name}")
         if target:
             _break_files(breaker, target, CHANGES)
-        breaker.wrap(targets, "_holdings", "kafka.read")
+        breaker.wrap(topic, "_holdings", "kafka.read")
         for name in ("_send", "_flush"):
-            breaker.wrap(targets.TopicTarget, name, f"kafka.{name}")
+            breaker.wrap(topic.TopicTarget, name, f"kafka.{name}")
     settings = Settings()
     found: dict[str, Any] = {"done": None, "waiting": 0, "error": None}
     try:

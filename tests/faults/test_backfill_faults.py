@@ -26,7 +26,9 @@ from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.run import verify
-from tasks.backfill.run import Progress, Request, copy, plan_backfill, restore
+from tasks.backfill.copy import Progress, copy
+from tasks.backfill.plan import Request, plan_backfill
+from tasks.backfill.restore import restore
 from tasks.search import client as search_module
 from tasks.search.client import Search
 from tasks.search.documents import document_id

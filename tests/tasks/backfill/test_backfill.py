@@ -25,9 +25,12 @@ from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from tasks.audit.tables import check_tables, list_tables
-from tasks.backfill import run as backfill
+from tasks.backfill import copy as copying
+from tasks.backfill import restore as restoring
+from tasks.backfill.copy import Progress, copy
 from tasks.backfill.costs import estimate
-from tasks.backfill.run import Progress, Request, copy, plan_backfill, restore
+from tasks.backfill.plan import Request, plan_backfill
+from tasks.backfill.restore import restore
 from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
 from tasks.search.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
@@ -242,7 +245,7 @@ class _Reads:
             monkeypatch.setattr(store, "read", read)
             return store
 
-        monkeypatch.setattr(backfill, "open_store", opened)
+        monkeypatch.setattr(copying, "open_store", opened)
 
 
 def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -582,12 +585,12 @@ def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path
             return replace(store.status(key), restored=False, restoring=key in under_way)
 
         def restore(self, key: str, *, days: int, tier: str) -> None:
-            assert (days, tier) == (backfill.RESTORE_DAYS, "bulk")
+            assert (days, tier) == (restoring.RESTORE_DAYS, "bulk")
             asked[key] += 1
             under_way.add(key)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(backfill, "open_store", lambda *_: Slow())
+        patched.setattr(restoring, "open_store", lambda *_: Slow())
         assert [restore(settings, plan) for _ in range(2)] == [6, 6]
     assert set(asked.values()) == {1}
 

@@ -22,7 +22,9 @@ from custody.verify.run import Report, verify
 from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
-from tasks.backfill import run as backfill
+from tasks.backfill.copy import copy
+from tasks.backfill.plan import Request as BackfillRequest
+from tasks.backfill.plan import plan_backfill
 from tasks.roll import tiers
 from tasks.roll.expire import expire
 from tasks.roll.record import Action
@@ -434,12 +436,12 @@ def test_a_backfill_where_a_tier_is_not_mounted(tiered: Growing, tmp_path: Path)
     roll(tiered)
     mount = unmount(tiered, "warm", "empty")
     since, until = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
-    request = backfill.Request(since=since, until=until, target="folder", folder=str(tmp_path / "out"))
+    request = BackfillRequest(since=since, until=until, target="folder", folder=str(tmp_path / "out"))
     with pytest.raises(TierUnmounted, match="mount it"):
-        backfill.plan_backfill(settings(tiered), request)
+        plan_backfill(settings(tiered), request)
     mount()
-    plan = backfill.plan_backfill(settings(tiered), request)
-    assert backfill.copy(settings(tiered), plan).created == tiered.events - 1
+    plan = plan_backfill(settings(tiered), request)
+    assert copy(settings(tiered), plan).created == tiered.events - 1
 
 
 def test_unmounted_while_a_store_is_open(tiered: Growing) -> None:

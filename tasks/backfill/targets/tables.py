@@ -1,0 +1,55 @@
+"""The archive's own tables as a target."""
+
+from collections.abc import Iterator
+
+from custody.format.envelope import Signer
+from custody.format.layout import Log
+from custody.format.manifest import Statement
+from custody.store.protocol import Store
+from custody.verify.accounting import unlined_ranges
+from custody.verify.contents import Work
+from tasks.audit.tables import TableWriter
+from tasks.backfill.targets.target import Content, Part
+from tasks.search.client import Sent
+
+
+class TablesTarget:
+    """The archive's own tables, of statements that have none: whole statements, for a table says which it holds."""
+
+    def __init__(self, store: Store, archive: str, signers: tuple[Signer, Signer]) -> None:
+        """Prepare; nothing is asked.
+
+        Args:
+            store: the archive.
+            archive: its id.
+            signers: the HMAC-SHA256 and the Ed25519 key, which sign which files are the tables.
+        """
+        self._store, self._archive, self._signers = store, archive, signers
+
+    def has(self, part: Part) -> bool:  # noqa: ARG002 - the plan has left out what is tabled
+        """Say no: the plan has left out what there are tables of."""
+        return False
+
+    def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
+        """Make the tables of a range of statements; they are put once all of it was read."""
+        with TableWriter(
+            self._store, part.log, part.first, part.end, archive=self._archive, signers=self._signers
+        ) as writer:
+            for one in contents:
+                writer.add(_work(part.log, one.statement), one.batch, one.payload)
+            sent.created += writer.finish()
+
+
+def _work(log: Log, statement: Statement) -> Work:
+    return Work(
+        log=str(log),
+        sequence=statement.sequence,
+        first_offset=statement.first_offset,
+        next_offset=statement.next_offset,
+        segment=statement.segment,
+        batches=statement.batches,
+        types=statement.types,
+        quarantine=None,
+        unlined=unlined_ranges(statement),
+        sealed_at=statement.sealed_at,
+    )
