@@ -90,7 +90,7 @@ def backfill(
         logs: `<log>/<partition>`, or `<log>` for all its partitions; all if not given.
         types: of events; all if not given.
         target: what they are copied to; `tables` are the archive's own, of whole statements.
-        topic: the Kafka topic, where that is the target.
+        topic: the Kafka topic, where that is the target. It gets each event at least once; headers say which it is.
         folder: the folder, where that is the target.
         tier: how archived segments are restored: `standard` (12 h at most) or `bulk` (48 h, cheaper).
         late_days: look only at statements sealed within so many days after the range; all if not given.

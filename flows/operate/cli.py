@@ -165,7 +165,9 @@ def backfill(
     type_: Annotated[
         list[str] | None, typer.Option("--type", help="A type of events. May be given again. [default: all]")
     ] = None,
-    topic: Annotated[str | None, typer.Option(help="The Kafka topic, with --to topic.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="The Kafka topic, with --to topic: it gets each event at least once.")
+    ] = None,
     folder: Annotated[str | None, typer.Option(help="The folder, with --to folder.")] = None,
     tier: Annotated[str, typer.Option(help="How archived segments are restored: standard or bulk.")] = "standard",
     late_days: Annotated[

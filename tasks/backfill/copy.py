@@ -6,10 +6,12 @@
    being made, and waits for none: that takes hours, and the caller comes back.
 3. `copy` reads the chosen batches, in ranges of their segments, holds each to the digest that its statement gives, and
    hands the events chosen to a target. What the target has is not copied again; so it can be stopped and started.
+   To a topic events are sent at least once (`tasks.backfill.targets.topic`).
 
 Statements' signatures are not checked here: `custody verify` does that, and says what is wrong where something is.
 """
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -110,7 +112,7 @@ def copy(
     progress: Callable[[Progress], None] = lambda _: None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> Progress:
-    """Copy what was planned to its target; what is there already is not copied again.
+    """Copy what was planned to its target; what is known to be there is not copied again.
 
     Args:
         settings: the settings.
@@ -139,10 +141,20 @@ def _target(settings: Settings, store: Store, plan: Plan) -> Iterator[Target]:
         case "tables":
             yield TablesTarget(store, plan.archive, settings.signers(datetime.now(UTC)).both())
         case "topic":
-            yield TopicTarget(settings, request.topic or "")
+            # Statements that are looked at only by later days come in among those that were sent.
+            choice = _choice(plan, late_days=request.late_days)
+            with closing(TopicTarget(settings, request.topic or "", choice, complete=not plan.problems)) as topic:
+                yield topic
         case "folder":
-            span = {"since": format_time(request.since), "until": format_time(request.until)}
-            yield FolderTarget(Path(request.folder or ""), plan.archive, {**span, "types": sorted(request.types)})
+            yield FolderTarget(Path(request.folder or ""), _choice(plan))
+
+
+def _choice(plan: Plan, **more: int | None) -> bytes:
+    """Return a name of what is copied: archive, times and types. Logs stand apart in each target."""
+    request = plan.request
+    span = {"since": format_time(request.since), "until": format_time(request.until)}
+    chosen = {"archive": plan.archive, **span, "types": sorted(request.types), **more}
+    return json.dumps(chosen, sort_keys=True).encode() + b"\n"
 
 
 _Fetched = tuple[Statement, dict[int, bytes]]
@@ -186,6 +198,8 @@ class _Copy:
             self._done.stopped = True
         finally:
             threads.shutdown(cancel_futures=True)
+        if not self._done.stopped and not self._done.problems:
+            self._target.finish()
         self._tell()
         return self._done
 

@@ -50,7 +50,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         logs: `<log>/<partition>`, or `<log>` for all its partitions; none for all.
         types: of events; none for all.
         target: what they are copied to.
-        topic: the Kafka topic, where that is the target.
+        topic: the Kafka topic, where that is the target; it gets each event at least once.
         folder: the folder, where that is the target.
         tier: how soon archived segments are restored, and at what price.
         late_days: look only at statements sealed within so many days after the range (and from a day before it on). An

@@ -77,7 +77,8 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
                 breaker.wrap(kind, name, f"store.{name}")
         if target:
             _break_files(breaker, target, CHANGES)
-        breaker.wrap(topic, "_holdings", "kafka.read")
+        breaker.wrap(topic._Positions, "_read", "kafka.read")
+        breaker.wrap(topic._Positions, "_commit", "kafka.commit")
         for name in ("_send", "_flush"):
             breaker.wrap(topic.TopicTarget, name, f"kafka.{name}")
     settings = Settings()

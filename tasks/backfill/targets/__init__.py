@@ -1,6 +1,6 @@
 """Where a backfill copies events to: Elasticsearch, the archive's own tables, a Kafka topic, a folder.
 
-What a target has already is the only memory of a backfill: each target knows it by itself, so that a backfill that was
-stopped, killed or started twice leaves each event there once. Two at the same time do so too, but for a topic, which
-takes no answer for an event that the other has not sent yet.
+What a target has already is the only memory of a backfill, so that one that was stopped or killed can be started again.
+Elasticsearch, tables and folders then have each event once, even if two backfills run at the same time. A topic has
+each event at least once.
 """

@@ -1,17 +1,15 @@
 """A folder as a target."""
 
 import fcntl
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from custody.errors import ConfigurationError
 from custody.format.segment import pack
-from tasks.backfill.targets.target import Content, Part
+from tasks.backfill.targets.target import Content, Part, Target
 from tasks.search.client import Sent
 
 REQUEST_FILE = "backfill.json"
@@ -19,41 +17,39 @@ REQUEST_FILE = "backfill.json"
 _UNFINISHED = ".backfill-"
 
 
-class FolderTarget:
+class FolderTarget(Target):
     """Files `<folder>/<log>/<partition>/<first>-<last>.jsonl.gz`, named by the offsets that were looked at.
 
     A file is there whole or not at all. One that is there is left alone; so a folder holds one choice of events only.
     What a run that was killed left unfinished is removed by the next one.
     """
 
-    def __init__(self, folder: Path, archive: str, chosen: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, choice: bytes) -> None:
         """Take a folder that is new, empty, or of the same choice of events.
 
         Args:
             folder: where files go; it is made if it is not there.
-            archive: the archive's id.
-            chosen: which events, as plain values.
+            choice: names the archive and which events the files hold.
 
         Raises:
             ConfigurationError: the folder cannot be written, or holds something else.
         """
         self._folder = folder
-        wanted = json.dumps({"archive": archive, **chosen}, sort_keys=True).encode() + b"\n"
         path = folder / REQUEST_FILE
         with _file_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 if any(not name.startswith(".") for name in os.listdir(folder)):  # noqa: PTH208 - names are all that is asked
                     raise ConfigurationError(f"the folder {str(folder)!r} holds other things: name an empty one")
-                _write(path, wanted)
-            if path.read_bytes() != wanted:
+                _write(path, choice)
+            if path.read_bytes() != choice:
                 raise ConfigurationError(
                     f"the folder {str(folder)!r} holds another choice of events ({path} says which): name an empty one"
                 )
             _remove_abandoned(folder)
 
     def has(self, part: Part) -> bool:
-        """Say whether the part's file is there."""
+        """Return whether the part's file is there."""
         with _file_errors(self._folder, "read"):
             return self._path(part).exists()
 

@@ -11,7 +11,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
-from tasks.backfill.targets.target import Content, Part
+from tasks.backfill.targets.target import Content, Part, Target
 from tasks.search.client import Search, Sent
 from tasks.search.documents import (
     BROUGHT,
@@ -26,7 +26,7 @@ from tasks.search.documents import (
 _MARKED_EVERY = timedelta(hours=1)
 
 
-class SearchTarget:
+class SearchTarget(Target):
     """Elasticsearch: each event is a document of its day, as the indexer makes it, and is created once.
 
     The index of a day that has aged out, and is gone, would be deleted again by the next roll. So such days come back
@@ -46,10 +46,6 @@ class SearchTarget:
         self._names: dict[date, str] = {}
         self._marked: dict[str, datetime] = {}
         search.prepare()
-
-    def has(self, part: Part) -> bool:  # noqa: ARG002 - creating again is as quick as asking
-        """Say no: what is there is not created again."""
-        return False
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Create documents, about as many at a time as go into a request."""

@@ -9,11 +9,11 @@ from custody.store.protocol import Store
 from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import Work
 from tasks.audit.tables import TableWriter
-from tasks.backfill.targets.target import Content, Part
+from tasks.backfill.targets.target import Content, Part, Target
 from tasks.search.client import Sent
 
 
-class TablesTarget:
+class TablesTarget(Target):
     """The archive's own tables, of statements that have none: whole statements, for a table says which it holds."""
 
     def __init__(self, store: Store, archive: str, signers: tuple[Signer, Signer]) -> None:
@@ -25,10 +25,6 @@ class TablesTarget:
             signers: the HMAC-SHA256 and the Ed25519 key, which sign which files are the tables.
         """
         self._store, self._archive, self._signers = store, archive, signers
-
-    def has(self, part: Part) -> bool:  # noqa: ARG002 - the plan has left out what is tabled
-        """Say no: the plan has left out what there are tables of."""
-        return False
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Make the tables of a range of statements; they are put once all of it was read."""

@@ -47,8 +47,9 @@ class Content:
 class Target(Protocol):
     """Somewhere that events are copied to. Not thread-safe."""
 
-    def has(self, part: Part) -> bool:
-        """Say whether a part is known to be there, so that it need not be read."""
+    def has(self, part: Part) -> bool:  # noqa: ARG002 - a target that can tell by the part overrides this
+        """Return whether a part is known to be there, so that it need not be read."""
+        return False
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Copy a part.
@@ -62,3 +63,7 @@ class Target(Protocol):
             FormatError: what the archive holds cannot be copied. What goes wrong in `contents` passes through.
             CustodyError: the target does not take it; the next run goes on.
         """
+
+    def finish(self) -> None:
+        """Take note that every part was copied."""
+        return

@@ -1,36 +1,54 @@
-"""A Kafka topic as a target."""
+"""A Kafka topic as a target, at least once: an event may come twice, and says in its headers which one it is.
 
+Each record has the event as its value. Its headers say where the event is from: `topic`, `partition` and `offset` of
+the record that was archived, and `epoch` where that is not 1. Its key says the same: `<log>/<partition>/<offset>`.
+Two records with the same headers are the same event, so a consumer that wants each once keeps the first.
+
+How far each log was sent is committed in a consumer group of this choice of events. A backfill that was stopped or
+killed goes on from there, and sends again what came behind: of each log, at most what one statement holds. Where not
+all logs fit into the group's metadata, those sent longest ago are sent again as a whole. Once everything is sent the
+position is cleared: the same backfill, started again, sends all of it again.
+
+A position is not signed: whoever may commit in that group can make a backfill leave events out, as whoever may delete
+records of the topic can. The topic is a copy, and no evidence.
+"""
+
+import json
 import re
-import time
-from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from typing import Any
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.layout import Log, check_topic
 from custody.settings import Settings
-from tasks.backfill.targets.target import Content, Part
-from tasks.drain.kafka import PARTITION_EOF, REQUEST_SECONDS, logger, map_error
+from tasks.backfill.targets.target import Content, Part, Target
+from tasks.drain.committed_heads import METADATA_LIMIT
+from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error
 from tasks.search.client import Sent
 
 TOPIC_SECONDS = 120.0
-"""How long Kafka may take to acknowledge a record, or to give the next one of what a topic holds."""
-_POLL_SECONDS = 0.2
+"""How long Kafka may take to acknowledge a record."""
 
 
-class TopicTarget:
-    """A Kafka topic: the event as the value, where it comes from as key and headers, partitions as in its log's topic.
+class TopicTarget(Target):
+    """A Kafka topic. An event goes to the partition of its number in the log's topic, modulo how many there are.
 
-    Kafka takes whatever is sent, so what the topic holds is read first, once, and not sent again. Records have the time
-    of sending, for by the events' own a topic's retention would delete them at once.
+    Records have the time of sending, for by the events' own a topic's retention would delete them at once.
     """
 
-    def __init__(self, settings: Settings, topic: str) -> None:
-        """Look at what the topic holds.
+    def __init__(self, settings: Settings, topic: str, choice: bytes, *, complete: bool) -> None:
+        """Read how far an earlier run came.
+
+        Args:
+            settings: the settings.
+            topic: the topic.
+            choice: names the archive and which events are sent.
+            complete: whether the plan has all of them. How far a log was sent says nothing of what a plan leaves out,
+                so that it is noted only if nothing is.
 
         Raises:
             ConfigurationError: there is no such topic, or it is one that is archived itself.
@@ -44,36 +62,45 @@ class TopicTarget:
             )
         self._topic = topic
         client = settings.kafka.librdkafka()
-        self._there, self._partitions = _holdings(client, settings.kafka.group, topic)
+        group = f"{settings.kafka.group}-backfill-{sha256(choice).hexdigest()[:16]}"
+        self._positions = _Positions(client, group, topic)
+        self._complete = complete
         # The broker says what is too large for it; the client's own limit is below an event's with its headers.
         ours = {"enable.idempotence": True, "linger.ms": 20, "compression.type": "lz4", "message.max.bytes": 2_097_152}
         self._producer = _made(lambda: Producer({"client.id": "custody", **client, **ours}, logger=logger))
         self._problem: KafkaError | None = None
         self._rejected = 0
 
-    def has(self, part: Part) -> bool:  # noqa: ARG002 - which events are chosen is not known before they are read
-        """Say no: which of a part's events are chosen is known once they are read."""
-        return False
+    def close(self) -> None:
+        """Let connections go."""
+        self._positions.close()
+
+    def has(self, part: Part) -> bool:
+        """Return whether an earlier run has sent a part."""
+        return self._positions.has(part)
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
-        """Send what the topic lacks, and wait until it is acknowledged."""
+        """Send a part, wait until it is acknowledged, and commit that it is there."""
         log, self._rejected = part.log, 0
-        there = self._there.get(str(log), array("q"))
+        whole = False
         try:
             for one in contents:
                 headers = [("topic", log.topic.encode()), ("partition", str(log.partition).encode())]
                 headers += [("epoch", str(log.epoch).encode())] if log.epoch > 1 else []
                 for line, offset in zip(one.lines, one.offsets, strict=True):
-                    place = bisect_left(there, offset)
-                    if place < len(there) and there[place] == offset:
-                        sent.there += 1
-                        continue
                     self._send(log, line, offset, headers)
                     sent.created += 1
+            whole = True
         finally:
             self._flush()
             sent.created -= self._rejected
             sent.rejected += self._rejected
+            if self._complete:
+                self._positions.note(part, whole=whole)
+
+    def finish(self) -> None:
+        """Clear the position: everything was sent."""
+        self._positions.clear()
 
     def _send(self, log: Log, line: bytes, offset: int, headers: list[tuple[str, bytes]]) -> None:
         while True:
@@ -82,7 +109,7 @@ class TopicTarget:
                     self._topic,
                     line,
                     f"{log}/{offset}".encode(),
-                    log.partition % self._partitions,
+                    log.partition % self._positions.partitions,
                     self._delivered,
                     headers=[*headers, ("offset", str(offset).encode())],
                 )
@@ -95,7 +122,7 @@ class TopicTarget:
                 self._producer.poll(0)
                 return
 
-    def _delivered(self, error: KafkaError | None, _message: Any) -> None:
+    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is None:
             return
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
@@ -118,6 +145,85 @@ class TopicTarget:
             )
 
 
+class _Positions:
+    """How far each log was sent, as metadata of what a consumer group has committed of the topic's partitions.
+
+    A log's position stands with the partition that its events go to: `{"<log>/<partition>": next offset}`. It goes no
+    further than the first part that could not be sent as a whole.
+    """
+
+    def __init__(self, client: dict[str, str], group: str, topic: str) -> None:
+        self._topic = topic
+        ours = {"group.id": group, "enable.auto.commit": False}
+        self._consumer = _made(lambda: Consumer({"client.id": "custody", **client, **ours}, logger=logger))
+        self._stopped: set[Log] = set()
+        try:
+            answers = self._read()
+        except BaseException:
+            self._consumer.close()
+            raise
+        self.partitions = len(answers)
+        self._next = {answer.partition: _parse(answer.metadata) for answer in answers}
+
+    def _read(self) -> list[TopicPartition]:
+        try:
+            # Of all topics: asked for by its name, one that is not there might be made.
+            listed = self._consumer.list_topics(timeout=REQUEST_SECONDS).topics.get(self._topic)
+            if listed is None or listed.error is not None or not listed.partitions:
+                raise ConfigurationError(f"there is no topic {self._topic!r} on Kafka: create it first")
+            asked = [TopicPartition(self._topic, partition) for partition in listed.partitions]
+            return cast("list[TopicPartition]", self._consumer.committed(asked, timeout=REQUEST_SECONDS))
+        except KafkaException as error:
+            raise map_error(error.args[0], f"topic {self._topic}: how far it was filled cannot be read") from None
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def has(self, part: Part) -> bool:
+        return self._of(part.log).get(str(part.log), 0) >= part.next_offset
+
+    def note(self, part: Part, *, whole: bool) -> None:
+        """Note that a part was sent, or that it was not sent as a whole."""
+        if not whole:
+            self._stopped.add(part.log)
+        if part.log in self._stopped:
+            return
+        positions = self._of(part.log)
+        # The newest last: the others are left out where not all fit.
+        positions.pop(str(part.log), None)
+        positions[str(part.log)] = part.next_offset
+        while len(json.dumps(positions)) > METADATA_LIMIT and len(positions) > 1:
+            positions.pop(next(iter(positions)))
+        self._commit([part.log.partition % self.partitions])
+
+    def clear(self) -> None:
+        self._next = {partition: {} for partition, positions in self._next.items() if positions}
+        self._commit(list(self._next))
+
+    def _of(self, log: Log) -> dict[str, int]:
+        return self._next.setdefault(log.partition % self.partitions, {})
+
+    def _commit(self, partitions: list[int]) -> None:
+        """Commit positions. Where that fails more is sent again by the next run, and nothing is lost."""
+        offsets = [
+            TopicPartition(self._topic, partition, 0, json.dumps(self._next[partition])) for partition in partitions
+        ]
+        try:
+            if offsets:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            logger.warning("topic %s: how far it is filled was not committed: %s", self._topic, error.args[0].str())
+
+
+def _parse(metadata: str | None) -> dict[str, int]:
+    """Return the positions in what was committed; none where it says something else."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(metadata or "{}")
+        if isinstance(found, dict) and all(type(offset) is int for offset in found.values()):
+            return found
+    return {}
+
+
 def _made(make: Callable[[], Any]) -> Any:
     try:
         return make()
@@ -126,49 +232,3 @@ def _made(make: Callable[[], Any]) -> Any:
         raise ConfigurationError(
             f"librdkafka does not take a property of kafka.client (error {error.args[0].code()})"
         ) from None
-
-
-def _holdings(client: dict[str, str], group: str, topic: str) -> tuple[dict[str, "array[int]"], int]:
-    """Return the offsets of each log that a topic holds, sorted, and how many partitions it has."""
-    ours = {
-        "group.id": group,
-        "isolation.level": "read_committed",
-        "auto.offset.reset": "earliest",
-        "enable.auto.commit": False,
-        "enable.partition.eof": True,
-    }
-    found: dict[str, array[int]] = {}
-    with closing(_made(lambda: Consumer({"client.id": "custody", **client, **ours}, logger=logger))) as consumer:
-        try:
-            # Of all topics: asked for by its name, one that is not there might be made.
-            listed = consumer.list_topics(timeout=REQUEST_SECONDS).topics.get(topic)
-            if listed is None or listed.error is not None or not listed.partitions:
-                raise ConfigurationError(f"there is no topic {topic!r} on Kafka: create it first")
-            places = [TopicPartition(topic, partition) for partition in listed.partitions]
-            bounds = {one.partition: consumer.get_watermark_offsets(one, REQUEST_SECONDS) for one in places}
-            left = {partition for partition, (low, high) in bounds.items() if high > low}
-            consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in sorted(left)])
-            heard = time.monotonic()
-            while left:
-                # It waits for as many as are asked for, or for as long: so not for long.
-                messages = consumer.consume(10_000, _POLL_SECONDS)
-                heard = time.monotonic() if messages else heard
-                if time.monotonic() - heard > TOPIC_SECONDS:
-                    raise TransientSourceError(f"topic {topic} gives nothing for {TOPIC_SECONDS:.0f} s; try again")
-                for message in messages:
-                    error = message.error()
-                    if error is not None and error.code() == PARTITION_EOF:
-                        left.discard(message.partition())
-                    elif error is not None:
-                        raise map_error(error, f"topic {topic} cannot be read")
-                    else:
-                        _note(found, message.key())
-        except KafkaException as error:
-            raise map_error(error.args[0], f"topic {topic} cannot be read") from None
-    return {log: array("q", sorted(offsets)) for log, offsets in found.items()}, len(listed.partitions)
-
-
-def _note(found: dict[str, "array[int]"], key: bytes | None) -> None:
-    log, _, offset = (key or b"").decode(errors="replace").rpartition("/")
-    if log and re.fullmatch(r"[0-9]{1,18}", offset):
-        found.setdefault(log, array("q")).append(int(offset))
