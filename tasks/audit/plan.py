@@ -29,7 +29,8 @@ from tasks.audit.newest import clean_audit, find_audits
 from tasks.audit.objects import log_named
 from tasks.audit.tables import check_tables, list_tables
 from tasks.search.compare import compare_with_search
-from tasks.search.reconcile import check_cursors, find_strays
+from tasks.search.cursor_checks import check_cursors
+from tasks.search.strays import find_strays
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

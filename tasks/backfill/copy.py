@@ -42,7 +42,8 @@ from tasks.backfill.targets.search import SearchTarget
 from tasks.backfill.targets.tables import TablesTarget
 from tasks.backfill.targets.target import Content, Part, Target
 from tasks.backfill.targets.topic import TopicTarget
-from tasks.search.client import Search, Sent
+from tasks.search.bulk import Sent
+from tasks.search.client import Search
 
 _AHEAD = 4
 _PROBLEMS = 100

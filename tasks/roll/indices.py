@@ -22,6 +22,7 @@ from tasks.roll.record import Action, act
 from tasks.roll.retention import LOST, UNKNOWN, Retention
 from tasks.search.client import Search
 from tasks.search.documents import TIER, index_day, index_name, outlying_name
+from tasks.search.indices import prepare
 
 SETTLED_DAYS = 2
 """A day's index becomes read-only so many days after the day; what comes later still opens it for a moment."""
@@ -54,7 +55,7 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
     """
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
         if not dry_run:
-            search.prepare()
+            prepare(search)
         yield from _Roll(settings, store, search, now, dry_run=dry_run).run()
 
 

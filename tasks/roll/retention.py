@@ -26,8 +26,9 @@ from custody.settings import Settings
 from custody.store.protocol import Store
 from tasks.audit.coverage import Coverage
 from tasks.roll.record import Action, act
-from tasks.search.client import Search, below, refused_below
+from tasks.search.client import Search
 from tasks.search.documents import BROUGHT, is_restored
+from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
 
 LOST = "a shard of it is on no node: bring back the node that held it, or restore the index"
 UNKNOWN = "it cannot be said whether the archive has verified it"
@@ -82,14 +83,14 @@ class Retention:
     def end_outlying(self, name: str, oldest: date) -> Iterator[Action]:
         """Delete outlying events that were sealed before a day."""
         with self._search.errors(f"what is in {name}"):
-            _, found = self._search.logs_in(name)
+            _, found = logs_in(self._search, name)
         yield from self._end_sealed(name, {f"{one.name}/{one.partition}": one.first for one in found}, oldest, below)
 
     def end_rejected(self, name: str, oldest: date) -> Iterator[Action]:
         """Delete what says of events sealed before a day that they were rejected."""
         since = self._now - timedelta(days=self._settings.search.restored_days)
         with self._search.errors(f"what is in {name}"):
-            found = self._search.refused_logs()
+            found = refused_logs(self._search)
         yield from self._end_sealed(name, found, oldest, partial(refused_below, since=since))
 
     def _end_sealed(
@@ -112,7 +113,7 @@ class Retention:
             try:
                 tip = find_tip(self._store, log, self._holds(log))
                 end = self._sealed_end(log, tip.head.size, datetime.combine(oldest, time(), UTC))
-                many = self._search.count(name, below(log, end)) if first < end else 0
+                many = count_documents(self._search, name, below(log, end)) if first < end else 0
                 if not many:
                     continue
                 why = self._gap(log, first, end - 1)
@@ -121,7 +122,8 @@ class Retention:
             if why is not None:
                 yield Action("delete", target, "refused", why)
                 continue
-            done = act("delete", target, partial(self._search.delete, name, below(log, end)), dry_run=self._dry)
+            delete = partial(delete_documents, self._search, name, below(log, end))
+            done = act("delete", target, delete, dry_run=self._dry)
             told = f"{many:,} documents, sealed before {oldest}, and every event up to there verified"
             yield Action(done.what, target, done.outcome, done.why or told)
 
@@ -142,7 +144,7 @@ class Retention:
         """Return why the archive does not vouch for all events of an index; None if it does."""
         logs = {(log.name, log.partition): log for log in list_logs(self._store)}
         with self._search.errors(f"what is in {name}"):
-            strays, found = self._search.logs_in(name)
+            strays, found = logs_in(self._search, name)
         if strays:
             return f"{strays} of its documents do not say where in the archive they are"
         for one in found:

@@ -1,15 +1,13 @@
-"""Comparisons with Elasticsearch for who verifies: what they find, or that it cannot be asked."""
+"""What comparisons of Elasticsearch with the archive share, and how the audit makes them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
-from custody.errors import (
-    CustodyError,
-    SearchError,
-    TransientStoreError,
-)
+from custody.archive.reader import Tip
+from custody.errors import CustodyError, FormatError, SearchError, StoreError, TierUnmounted, TransientStoreError
 from custody.findings import Finding, Severity, finding
+from custody.format.manifest import Manifest
 from custody.settings import Settings
 from tasks.search.client import Search
 
@@ -27,3 +25,19 @@ def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Fi
         # What is wrong with a statement or segment is a finding of its own.
         pass
     return found
+
+
+@contextmanager
+def skip_damaged() -> Iterator[None]:
+    """Skip what cannot be compared because an object of the archive is damaged or missing."""
+    try:
+        yield
+    except (FormatError, StoreError) as error:
+        # Verification reads the same object, and says what it is; of a tier that is not mounted too.
+        if isinstance(error, TransientStoreError) and not isinstance(error, TierUnmounted):
+            raise
+
+
+def end_offset(tip: Tip[Manifest]) -> int:
+    """Return the first offset that a log has not reached."""
+    return tip.newest.statement.next_offset if tip.newest else 0

@@ -24,6 +24,7 @@ from tasks.search import reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
+from tasks.search.queries import logs_in
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -441,7 +442,7 @@ def test_an_origin_forged_by_a_producer(scene: Scene) -> None:
     scene.growing.append(2, forge)
     assert [(one.created, one.rejected) for one in index_logs(scene.settings)] == [(3, 7)]
     assert scene.refresh() is None
-    assert scene.search.logs_in(scene.search.prefix)[0] == 0
+    assert logs_in(scene.search, scene.search.prefix)[0] == 0
     outcome = scene.audit()
     assert (outcome.counts["rejected"], outcome.findings) == (7, ())
     reasons = scene.search.client.search(index=scene.search.rejected, size=10)["hits"]["hits"]

@@ -29,7 +29,7 @@ from custody.verify.run import verify
 from tasks.backfill.copy import Progress, copy
 from tasks.backfill.plan import Request, plan_backfill
 from tasks.backfill.restore import restore
-from tasks.search import client as search_module
+from tasks.search import bulk
 from tasks.search.client import Search
 from tasks.search.documents import document_id
 from tests.faults.backfill_child import run
@@ -177,7 +177,7 @@ FAULTS = [Fault("reset", effect=False), Fault("reset", effect=True), Fault("429"
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_fault_at_each_request(searched: Settings, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever request fails, before or after its effect, a run ends in one of our errors, and the next one heals."""
-    monkeypatch.setattr(search_module, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(bulk, "PATIENCE_SECONDS", 1)
     with FaultyProxy(str(searched.search.url)) as proxy:
         through = searched.model_copy(update={"search": searched.search.model_copy(update={"url": proxy.endpoint_url})})
         backfilled(through)

@@ -10,7 +10,7 @@ from pathlib import Path
 from custody.errors import ConfigurationError
 from custody.format.segment import pack
 from tasks.backfill.targets.target import Content, Part, Target
-from tasks.search.client import Sent
+from tasks.search.bulk import Sent
 
 REQUEST_FILE = "backfill.json"
 """In a folder: which events the files hold."""

@@ -12,7 +12,8 @@ from custody.format.manifest import Statement
 from custody.format.times import format_time, parse_time
 from custody.settings import Settings
 from tasks.backfill.targets.target import Content, Part, Target
-from tasks.search.client import Search, Sent
+from tasks.search.bulk import Bulk, Sent
+from tasks.search.client import Search
 from tasks.search.documents import (
     BROUGHT,
     Documents,
@@ -22,6 +23,7 @@ from tasks.search.documents import (
     outlying_name,
     restored_name,
 )
+from tasks.search.indices import prepare
 
 _MARKED_EVERY = timedelta(hours=1)
 
@@ -41,11 +43,11 @@ class SearchTarget(Target):
         Raises:
             SearchError: Elasticsearch does not answer, or says no.
         """
-        self._settings, self._search = settings.search, search
+        self._settings, self._search, self._bulk = settings.search, search, Bulk(search)
         self._oldest = datetime.now(UTC).date() - timedelta(days=settings.search.days)
         self._names: dict[date, str] = {}
         self._marked: dict[str, datetime] = {}
-        search.prepare()
+        prepare(search)
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Create documents, about as many at a time as go into a request."""
@@ -74,7 +76,7 @@ class SearchTarget(Target):
         for name in {msgspec.json.decode(action)["create"]["_index"] for action in found.actions}:
             if is_restored(self._search.prefix, name):
                 self._mark(name)
-        self._search.create(log, found).add_to(total)
+        self._bulk.create(log, found).add_to(total)
 
     def _name(self, statement: Statement, day: date | None) -> str:
         if day is None:

@@ -10,7 +10,7 @@ from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import Work
 from tasks.audit.tables import TableWriter
 from tasks.backfill.targets.target import Content, Part, Target
-from tasks.search.client import Sent
+from tasks.search.bulk import Sent
 
 
 class TablesTarget(Target):

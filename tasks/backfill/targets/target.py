@@ -8,7 +8,7 @@ import msgspec
 
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Statement
-from tasks.search.client import Sent
+from tasks.search.bulk import Sent
 
 
 class Part(msgspec.Struct, frozen=True):

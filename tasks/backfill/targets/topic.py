@@ -28,7 +28,7 @@ from custody.settings import Settings
 from tasks.backfill.targets.target import Content, Part, Target
 from tasks.drain.committed_heads import METADATA_LIMIT
 from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error
-from tasks.search.client import Sent
+from tasks.search.bulk import Sent
 
 TOPIC_SECONDS = 120.0
 """How long Kafka may take to acknowledge a record."""

@@ -348,7 +348,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
     What no event of the archive is stays as evidence, and the next audit misses nothing that went.
     """
     growing, given = outlying
-    monkeypatch.setattr("tasks.search.client._PAGE", 3)
+    monkeypatch.setattr("tasks.search.queries._PAGE", 3)
     later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
     target = f"{outlying_name(given.search.prefix)}: {growing.log}"
 

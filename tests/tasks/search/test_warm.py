@@ -18,6 +18,7 @@ from tasks.roll.retention import LOST, UNKNOWN
 from tasks.search.client import Search
 from tasks.search.documents import TIER
 from tasks.search.index import index_logs
+from tasks.search.queries import logs_in
 from tests.helpers.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
 from tests.servers.require import unavailable
@@ -123,7 +124,7 @@ def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, Elasticsea
     assert search.client.indices.exists(index=f"{today},{halved}")
     for name in (halved, search.prefix):
         with pytest.raises(SearchError, match=r"answers for \d of \d shards alone"), search.errors(name):
-            search.logs_in(name)
+            logs_in(search, name)
     plan = plan_audit(given, Request(full=True), NOW)
     found = [one for piece in verify_pieces(given, plan, plan.pieces) for one in piece.findings]
     assert {one["finding"] for one in found} == {"unreadable"}
