@@ -22,10 +22,10 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.drain.follow import drain_and_index
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.run import find_places
 from tasks.drain.signals import stop_on_signals
+from tasks.search.follow import drain_and_index
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult

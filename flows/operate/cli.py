@@ -70,7 +70,7 @@ def drain(
     """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
     with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
-        results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
+        results, indexed = _import("tasks.search.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.operate.render").drain_table(results))
     else:

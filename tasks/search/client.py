@@ -42,7 +42,7 @@ class Search:
         self.prefix = settings.prefix
 
     def close(self) -> None:
-        """Let connections go."""
+        """Close the connections."""
         self.client.close()
 
     @property
@@ -80,7 +80,7 @@ class Search:
         return answer
 
     def refresh(self, index: str) -> None:
-        """Let searches see all that was indexed: what came within the last second is there, and would not be seen.
+        """Make all that was indexed visible to searches; what came within the last second is not yet.
 
         Raises:
             SearchError: some shards cannot be refreshed.

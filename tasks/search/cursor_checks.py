@@ -71,7 +71,7 @@ def check_cursors(
 def _late(
     search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime, holds: Holds[Manifest]
 ) -> Iterator[Finding]:
-    """Say where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
+    """Report where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
     said = f"{search.cursors} says that {indexed:,} statements are indexed"
     if indexed < before:
         what = (

@@ -240,7 +240,7 @@ class _Comparison:
             yield finding("index-missing", what, **where)
 
     def brought(self) -> Iterator[Finding]:
-        """Say what was indexed again because Elasticsearch has forgotten that it had it."""
+        """Report what was indexed again because Elasticsearch has forgotten that it had it."""
         if self._brought:
             what = (
                 f"{sum(count for _, count in self._brought):,} events were not in Elasticsearch, whose cursor does not"
@@ -263,7 +263,7 @@ class _Comparison:
         return one, _text(one.source) == _text(json.loads(source))
 
     def _may_lie(self, one: _Document, index: str) -> bool:
-        """Say whether an event may lie in another index than it would be put in today.
+        """Return whether an event may lie in another index than it would be put in today.
 
         What was outlying with the `search.days` of then may be in its day's index with those of today, or the other way
         round; a backfill brings both back under names of their own.

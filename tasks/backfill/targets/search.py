@@ -90,7 +90,7 @@ class SearchTarget(Target):
         return self._names[day]
 
     def _mark(self, name: str) -> None:
-        """Say in an index of restored events that some are brought there now, and make it if it is not there."""
+        """Note in an index of restored events that some are brought there now; make it if it is not there."""
         now = datetime.now(UTC)
         # A long backfill says it again; each time costs the cluster a new state.
         if name in self._marked and now - self._marked[name] < _MARKED_EVERY:

@@ -72,7 +72,7 @@ class TopicTarget(Target):
         self._rejected = 0
 
     def close(self) -> None:
-        """Let connections go."""
+        """Close the connections."""
         self._positions.close()
 
     def has(self, part: Part) -> bool:
