@@ -5,9 +5,9 @@ the record that was archived, and `epoch` where that is not 1. Its key says the 
 Two records with the same headers are the same event, so a consumer that wants each once keeps the first.
 
 How far each log was sent is committed in a consumer group of this choice of events. A backfill that was stopped or
-killed goes on from there, and sends again what came behind: of each log, at most what one statement holds. Where not
-all logs fit into the group's metadata, those sent longest ago are sent again as a whole. Once everything is sent the
-position is cleared: the same backfill, started again, sends all of it again.
+killed goes on from there, and sends again what came behind: as a rule at most one statement. Where not all logs fit
+into the group's metadata, those sent longest ago are sent again as a whole. Once everything is sent the position is
+cleared: the same backfill, started again, sends all of it again.
 
 A position is not signed: whoever may commit in that group can make a backfill leave events out, as whoever may delete
 records of the topic can. The topic is a copy, and no evidence.
