@@ -9,7 +9,6 @@
     │   ├── ObjectArchived      it lies in an archived storage class: restore it first
     │   ├── ObjectExists        the key holds other bytes: somebody else was first
     │   ├── TransientStoreError the same call may succeed later (time-out, throttling, 5xx, a cut connection)
-    │   │   └── TierUnmounted   a folder's tier is not there, and what is asked for may lie in it
     │   └── TerminalStoreError  the same call will fail again (refused, no bucket, bad credentials, disk full)
     ├── SigningError            keys
     │   ├── SignatureInvalid    the signature was checked and is wrong
@@ -60,10 +59,6 @@ class ObjectExists(StoreError):
 
 class TransientStoreError(StoreError):
     """The call failed in a way that may pass: a time-out, throttling, a 5xx, a cut connection."""
-
-
-class TierUnmounted(TransientStoreError):
-    """A folder's tier that objects were moved to is not mounted, and what is asked for may lie in it."""
 
 
 class TerminalStoreError(StoreError):

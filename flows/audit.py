@@ -22,7 +22,9 @@ from custody.errors import CustodyError, Fenced, TransientStoreError
 from custody.findings import Severity
 from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.audit.run import Outcome, Piece, PieceResult, Plan, Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.pieces import PieceResult, verify_pieces
+from tasks.audit.plan import Piece, Plan, Request, plan_audit
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
@@ -128,7 +130,7 @@ def _run(request: Request) -> Outcome:
 def report(sequence: int) -> str:
     """Execute the integrity notebook, and keep it as HTML."""
     # Jupyter's packages take a third of a second, and the processes that read shares need none of them.
-    from tasks.audit.notebook import publish
+    from tasks.audit.report import publish
 
     return publish(Settings(), sequence)
 

@@ -23,8 +23,10 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
 from custody.store.protocol import Tier
 from flows.operate.render import copy_summary, plan_summary
-from tasks.backfill.run import Kind, Plan, Progress, Request, check_request, copy, plan_backfill, restore
-from tasks.drain.run import stopping, stopping_on_signals
+from tasks.backfill.copy import Progress, copy
+from tasks.backfill.plan import Kind, Plan, Request, check_request, plan_backfill
+from tasks.backfill.restore import restore
+from tasks.drain.signals import stop_on_signals, stop_requested
 
 EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
@@ -62,7 +64,7 @@ def copy_events(plan: Plan) -> Progress:
             told = time.monotonic()
             update_progress_artifact(shown, 100 * progress.share, copy_summary(progress))
 
-    done = copy(Settings(), plan, tell, lambda: not stopping.is_set())
+    done = copy(Settings(), plan, tell, lambda: not stop_requested.is_set())
     update_progress_artifact(shown, 100 * done.share, copy_summary(done))
     return done
 
@@ -88,7 +90,7 @@ def backfill(
         logs: `<log>/<partition>`, or `<log>` for all its partitions; all if not given.
         types: of events; all if not given.
         target: what they are copied to; `tables` are the archive's own, of whole statements.
-        topic: the Kafka topic, where that is the target.
+        topic: the Kafka topic, where that is the target. It gets each event at least once; headers say which it is.
         folder: the folder, where that is the target.
         tier: how archived segments are restored: `standard` (12 h at most) or `bulk` (48 h, cheaper).
         late_days: look only at statements sealed within so many days after the range; all if not given.
@@ -128,7 +130,7 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
     waiting = ask_for_restores(plan)
     if waiting:
         return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_come_back()}")
-    with stopping_on_signals():
+    with stop_on_signals():
         done = copy_events(plan)
     get_run_logger().info(copy_summary(done))
     if done.problems:

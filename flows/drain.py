@@ -22,8 +22,10 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.drain.follow import drain_and_index
-from tasks.drain.run import LogResult, TopicPartition, find_places, stopping_on_signals
+from tasks.drain.log_run import LogResult, TopicPartition
+from tasks.drain.run import find_places
+from tasks.drain.signals import stop_on_signals
+from tasks.search.follow import drain_and_index
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult
@@ -77,7 +79,7 @@ def _run(once: bool, seconds: float | None) -> RunReport:
     begin = time.monotonic()
     places = find_places(settings)
     shares = [places[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(places)))]
-    with stopping_on_signals():
+    with stop_on_signals():
         if len(shares) > 1:
             spread = drain_shares.with_options(
                 task_runner=task_runner(settings.drain.task_runner, settings.drain.workers)

@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
 from custody.settings import Settings
-from tasks.roll.indices import Action
+from tasks.roll.record import Action
 from tasks.roll.run import roll_all, take_step
 from tasks.roll.tiers import Usage, measure_usage
 

@@ -1,31 +1,14 @@
 """The checkpoints of an archive: the newest that counts of a log, and a new one of its head."""
 
-from collections.abc import Sequence
-
 from custody.archive.forms import form_of
-from custody.archive.reader import checkpoint_sizes, list_logs, read_checkpoint
+from custody.archive.reader import checkpoint_sizes, read_checkpoint
 from custody.archive.trusted import Judge, find_signed_end
 from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
-from custody.format import layout
 from custody.format.layout import Log
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.checkpoint import Note, NoteSigner
-
-
-def choose_logs(store: Store, wanted: Sequence[str]) -> list[Log]:
-    """Return the logs that are named `<log>/<partition>`, the log of audits among them; all others if none is.
-
-    Raises:
-        ConfigurationError: the archive has none of that name.
-    """
-    logs = list_logs(store)
-    there = {str(log): log for log in [*logs, layout.AUDIT_LOG]}
-    for name in wanted:
-        if name not in there:
-            raise ConfigurationError(f"the archive has no log {name!r}; `custody status` lists them")
-    return [there[name] for name in wanted] if wanted else logs
 
 
 def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None) -> Note | None:

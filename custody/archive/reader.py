@@ -6,14 +6,14 @@ there. So each function is told, by `holds`, what is valid where it stands: `cus
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.errors import FormatError, ObjectMissing
+from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
@@ -61,6 +61,26 @@ def list_logs(store: Store) -> list[Log]:
 
 Holds = Callable[[E, int], bool]
 """Returns whether an entry that was found in a slot is valid there; raises where the slot may not be passed over."""
+
+
+def choose_logs(logs: Collection[Log], wanted: Sequence[str], also: Sequence[Log] = ()) -> list[Log]:
+    """Return the logs that are named, sorted; all of them if none is named.
+
+    Args:
+        logs: to choose from.
+        wanted: `<log>/<partition>`, or `<log>` for all its partitions.
+        also: logs that are chosen only if they are named.
+
+    Raises:
+        ConfigurationError: there is none of a name.
+    """
+    chosen: set[Log] = set()
+    for name in wanted:
+        named = {log for log in (*logs, *also) if name in {str(log), log.name}}
+        if not named:
+            raise ConfigurationError(f"the archive has no log {name[:300]!r}; `custody status` lists them")
+        chosen |= named
+    return sorted(chosen if wanted else logs)
 
 
 def read_manifest(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> Manifest:

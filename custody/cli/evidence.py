@@ -126,7 +126,7 @@ def _echo(lines: Iterable[str]) -> None:
 @app.command()
 def checkpoint(
     logs: Annotated[
-        list[str] | None, typer.Argument(help="LOG/PARTITION, or audits/0; all logs but the audits if not given.")
+        list[str] | None, typer.Argument(help="LOG/PARTITION, LOG, or audits/0; all logs but the audits if not given.")
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Sign each log's head now, and write it.")] = False,
     archive: _Archive = None,
@@ -138,9 +138,10 @@ def checkpoint(
     With --keys, --trust, or the settings' keyring or trust.json, the newest that a trusted key signed.
     """
     from custody.archive import checkpoints
-    from custody.archive.reader import checkpoint_sizes, read_archive
+    from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
     from custody.archive.trusted import check_archive
     from custody.cli.render import escape
+    from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
     from custody.store.open import open_store
 
@@ -149,7 +150,7 @@ def checkpoint(
         raise ConfigurationError("--write signs with the settings' keys: set CUSTODY_KEYS, and leave --keys out")
     store = open_store(settings.archive, settings.s3)
     file = read_archive(store)
-    chosen = checkpoints.choose_logs(store, logs or ())
+    chosen = choose_logs(list_logs(store), logs or (), [AUDIT_LOG])
     own = None
     if write:
         own = settings.own_trust()
@@ -220,9 +221,10 @@ def evidence(
     Events that were drained with it off, which is the default, are shown with their whole batch: up to
     `drain.batch_events` other events. The command says how many.
     """
-    from custody.archive.checkpoints import choose_logs
     from custody.archive.prove import make_evidence
+    from custody.archive.reader import choose_logs, list_logs
     from custody.cli.render import escape
+    from custody.format.layout import AUDIT_LOG
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
     from custody.tlog.checkpoint import NOTE_LIMIT
@@ -233,7 +235,9 @@ def evidence(
     trusted = _open_trust(settings, keys, given=trust is not None, archive=store.url, more=[for_] if for_ else ())
     if trust is not None or keys:
         trusted = _with_leaf_secrets(trusted, settings, store.url)
-    (chosen,) = choose_logs(store, [log])
+    chosen, *others = choose_logs(list_logs(store), [log], [AUDIT_LOG])
+    if others:
+        raise ConfigurationError(f"{log!r} names {len(others) + 1} logs: name one, as LOG/PARTITION")
     made = make_evidence(
         store,
         chosen,

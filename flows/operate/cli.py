@@ -69,9 +69,8 @@ def drain(
 ) -> None:
     """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
-    draining = _import("tasks.drain.run")
-    with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
-        results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
+    with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
+        results, indexed = _import("tasks.search.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.operate.render").drain_table(results))
     else:
@@ -134,11 +133,11 @@ def audit(
     ] = None,
 ) -> None:
     """Audit the archive here and now, without Prefect, and write a signed audit. Exit codes as of `verify`."""
-    auditing = _import("tasks.audit.run")
+    planning = _import("tasks.audit.plan")
     aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
-    plan = auditing.plan_audit(Settings(), auditing.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
-    results = list(auditing.verify_pieces(Settings(), plan, plan.pieces))
-    outcome = auditing.conclude(Settings(), plan, results)
+    plan = planning.plan_audit(Settings(), planning.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
+    results = list(_import("tasks.audit.pieces").verify_pieces(Settings(), plan, plan.pieces))
+    outcome = _import("tasks.audit.conclude").conclude(Settings(), plan, results)
     table = render.table("severity", "!finding", "log", "#sequence", "message")
     for one in outcome.findings[: render.FINDINGS_SHOWN]:
         shown = (one["severity"], one["finding"], one.get("log", ""), str(one.get("sequence", "")), one["message"])
@@ -166,7 +165,9 @@ def backfill(
     type_: Annotated[
         list[str] | None, typer.Option("--type", help="A type of events. May be given again. [default: all]")
     ] = None,
-    topic: Annotated[str | None, typer.Option(help="The Kafka topic, with --to topic.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="The Kafka topic, with --to topic: it gets each event at least once.")
+    ] = None,
     folder: Annotated[str | None, typer.Option(help="The folder, with --to folder.")] = None,
     tier: Annotated[str, typer.Option(help="How archived segments are restored: standard or bulk.")] = "standard",
     late_days: Annotated[
@@ -177,23 +178,23 @@ def backfill(
     ] = False,
 ) -> None:
     """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""
-    work, tell = _import("tasks.backfill.run"), _import("flows.operate.render")
-    for name, value, known in (("--to", to, work.KINDS), ("--tier", tier, work.TIERS)):
+    planning, tell = _import("tasks.backfill.plan"), _import("flows.operate.render")
+    for name, value, known in (("--to", to, planning.KINDS), ("--tier", tier, planning.TIERS)):
         if value not in known:
             raise ConfigurationError(f"{name} is {value[:100]!r}; want {', '.join(known)}")
     aware = {"since": since.replace(tzinfo=UTC), "until": until.replace(tzinfo=UTC)}
     chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
-    request = work.Request(**aware, **chosen, tier=tier, late_days=late_days)
-    plan = work.plan_backfill(Settings(), request)
+    request = planning.Request(**aware, **chosen, tier=tier, late_days=late_days)
+    plan = planning.plan_backfill(Settings(), request)
     typer.echo(tell.plan_summary(plan))
     if dry_run:
         return
-    if waiting := work.restore(Settings(), plan):
+    if waiting := _import("tasks.backfill.restore").restore(Settings(), plan):
         typer.echo(f"{waiting:,} segments are being restored: run the same command again when they are there.")
         raise typer.Exit(3)
-    draining = _import("tasks.drain.run")
-    with draining.stopping_on_signals(signal.SIGTERM, signal.SIGINT):
-        done = work.copy(Settings(), plan, go_on=lambda: not draining.stopping.is_set())
+    signals = _import("tasks.drain.signals")
+    with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
+        done = _import("tasks.backfill.copy").copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
         stopped = done.stopped
     typer.echo(tell.copy_summary(done))
     if done.problems:
@@ -214,7 +215,7 @@ def new_epoch(
     topic: Annotated[str, typer.Argument(help="A topic that was made again, moved to another cluster, or truncated.")],
 ) -> None:
     """Begin a new epoch of a topic's logs, after it was made again or moved, or a partition was truncated."""
-    begun = _import("tasks.drain.run").begin_epoch(Settings(), topic)
+    begun = _import("tasks.drain.epochs").begin_epoch(Settings(), topic)
     for epoch in begun:
         typer.echo(f"{epoch.log}: begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):

@@ -49,7 +49,7 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from flows.operate.render import drain_table, size
 from flows.operate.sample import invalid_values, sample_events
-from tasks.drain.run import LogResult
+from tasks.drain.log_run import LogResult
 
 PARTITIONS = 4
 """What the mock cluster gives a topic that is made by producing to it."""

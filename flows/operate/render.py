@@ -8,9 +8,10 @@ from rich.table import Table
 from custody.cli import render
 
 if TYPE_CHECKING:
-    from tasks.backfill.run import Plan, Progress
-    from tasks.drain.run import LogResult
-    from tasks.roll.indices import Action
+    from tasks.backfill.copy import Progress
+    from tasks.backfill.plan import Plan
+    from tasks.drain.log_run import LogResult
+    from tasks.roll.record import Action
     from tasks.search.index import IndexResult
 
 

@@ -42,6 +42,7 @@ from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog.head import Head
 from tasks.drain.assemble import Record, quarantine_line
+from tasks.drain.committed_heads import check_committed_head
 from tasks.drain.kafka import (
     OFFSET_OUT_OF_RANGE,
     PARTITION_EOF,
@@ -50,7 +51,6 @@ from tasks.drain.kafka import (
     Position,
     Received,
     Topic,
-    check_memory,
     map_error,
 )
 
@@ -126,10 +126,10 @@ def _stands(judge: Judge, entry: Manifest, sequence: int) -> bool:
 
 def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterator[Finding]:
     log, head = end.log, end.head
-    memory = broker.remembered(log.topic, [log.partition], archive).get(log.partition)
-    if memory is None or memory.log != log:
+    committed = broker.remembered(log.topic, [log.partition], archive).get(log.partition)
+    if committed is None or committed.log != log:
         return
-    known = check_memory(memory, trust, end.judge.proofs)
+    known = check_committed_head(committed, trust, end.judge.proofs)
     if known is None or known.root is None:
         return
     expected = f"size {known.size}, root {known.root.hex()}"

@@ -1,4 +1,4 @@
-"""What people read of the archive: events as Parquet tables, made in the audit's own read, and the integrity report.
+"""Events as Parquet tables, made in the audit's own read.
 
 Tables are written to a temporary folder while segments are read, and put into the archive when their range is whole: a
 range that is there in part is no range (`custody.query.tables.whole_ranges`), and is made again by the next audit.
@@ -43,9 +43,6 @@ _FILE_BYTES = 16 * 1_048_576
 _FILE_LIMIT = 128 * 1_048_576
 """Beyond the largest file that was ever put."""
 
-# Arrow's own allocator keeps, in each thread's heap, what one row group took at most: some 40 MiB.
-pa.set_memory_pool(pa.system_memory_pool())
-
 
 class TableRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file as it was put: its key, the SHA-256 of its bytes, and how many events it holds."""
@@ -83,6 +80,8 @@ class TableWriter:
             archive: its id.
             signers: the HMAC-SHA256 and the Ed25519 key, which sign the list of the files.
         """
+        # For this process's life: Arrow's own allocator keeps, in each thread's heap, what one row group took at most.
+        pa.set_memory_pool(pa.system_memory_pool())
         self._store, self._log, self._first, self._end = store, log, first, end
         self._archive, self._signers = archive, signers
         self._folder = tempfile.TemporaryDirectory(prefix="custody-")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from custody.store.protocol import Tier
-from tasks.backfill.run import Kind, Plan
+from tasks.backfill.plan import Kind, Plan
 
 _RESTORE_HOURS: Mapping[tuple[str, Tier], float] = {
     ("GLACIER", "standard"): 5,

@@ -17,7 +17,6 @@ The rules of the state machine, in terms of `position`, the first offset that is
 What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format.
 """
 
-import gc
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from custody.format.leaves import LeafMaker, OpenLeaves
 from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.format.quarantine import encode_quarantined
 from custody.format.times import format_us
+from tasks.drain.tuning import has_all_names
 
 BATCH_BYTES = limits.BATCH_BYTES // 4
 """A batch of more than one event is cut at about this size."""
@@ -374,9 +374,7 @@ def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
     """Return a record's headers, None where they cannot be had: Kafka lets a client send a name that is not UTF-8."""
     try:
         headers = record.headers() or []
-        # confluent-kafka leaves the name of such a header empty, and to touch it ends the process. Python up to 3.11
-        # may lose the exception that should have told us, in a garbage collection, or raise it a call later.
-        if any(len(gc.get_referents(header)) != 2 for header in headers):
+        if not has_all_names(headers):
             return None
     except (SystemError, UnicodeDecodeError):
         return None

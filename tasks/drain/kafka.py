@@ -3,36 +3,30 @@
 Rules:
 - Records come from `Feed`, which is assigned partitions at offsets that the archive gives. The group's committed offset
   is written for lag monitors.
-- Its metadata remembers the head, signed, since any client may write it: what no trusted key signed is ignored.
+- Its metadata remembers the head, signed (`tasks.drain.committed_heads`).
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
 - Settings that correctness leans on win over what the operator passes through.
 """
 
-import base64
-import binascii
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Annotated, Any, Literal, Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
-import msgspec
 import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from custody.errors import KeyUnavailable, LogChanged, SourceRefused, TransientSourceError
-from custody.format import envelope
-from custody.format.envelope import INT_MAX, Hex, Int, Signature, Signatures, Signer, Uuid
+from custody.format.envelope import Signer
 from custody.format.layout import Log
 from custody.format.manifest import LastRecord
-from custody.keys.trust import Trust
-from custody.tlog.head import Head, KnownHead
-from custody.tlog.proofs import Proofs
-from custody.tlog.signatures import Place, check_file
+from custody.tlog.head import Head
 from tasks.drain.assemble import Record
+from tasks.drain.committed_heads import METADATA_LIMIT, CommittedHead, encode_committed_head, parse_committed_head
 
 logger = logging.getLogger(__name__)
 
@@ -175,97 +169,6 @@ def truncated(log: Log, what: str) -> LogChanged:
         f" nothing is appended. Look at it with 'custody verify --kafka'; 'custody new-epoch {log.topic}' begins a new"
         " epoch of the log, from where the partition begins now, and the old one stays as it is."
     )
-
-
-MEMORY: Literal["custody/offset/1"] = "custody/offset/1"
-"""The form of the head in a committed offset's metadata, as it is signed."""
-MEMORY_LIMIT = 4096
-"""The broker's `offset.metadata.max.bytes`, by default."""
-
-
-class _Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is signed. It names its partition, so that no client can put one partition's head into another's offset."""
-
-    archive: Uuid
-    topic: str
-    partition: Int
-    epoch: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
-    size: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
-    root: Hex
-
-
-class _SignedMemory(_Memory, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    signature: Signature
-
-
-_memory_decoder = msgspec.json.Decoder(_SignedMemory)
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A head that a committed offset remembers. It counts once its signature does."""
-
-    log: Log
-    head: Head
-    message: bytes
-    """What is signed."""
-    signatures: Signatures
-
-
-def encode_memory(archive: str, log: Log, head: Head, signer: Signer) -> str:
-    """Return a head as metadata of a committed offset.
-
-    Raises:
-        KeyUnavailable: the key cannot sign now.
-    """
-    fields = {"topic": log.topic, "partition": log.partition, "epoch": log.epoch}
-    memory = _Memory(archive=archive, **fields, size=head.size, root=head.root.hex())  # type: ignore[arg-type]
-    value = signer.sign(envelope.message(envelope.encode_line(memory), MEMORY))
-    signature = Signature(signer.key_id, signer.algorithm, base64.b64encode(value).decode())
-    return envelope.encode_line(_SignedMemory(**msgspec.structs.asdict(memory), signature=signature)).decode()
-
-
-def parse_memory(text: str, archive: str, topic: str, partition: int) -> Memory | None:
-    """Return the head in a committed offset's metadata; None if there is none of this archive and partition."""
-    try:
-        given = _memory_decoder.decode(text)
-        value = binascii.a2b_base64(given.signature.value, strict_mode=True)
-    except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError):
-        return None
-    if (given.archive, given.topic, given.partition) != (archive, topic, partition):
-        return None
-    fields = {name: getattr(given, name) for name in _Memory.__struct_fields__}
-    message = envelope.message(envelope.encode_line(_Memory(**fields)), MEMORY)
-    head = Head(given.size, bytes.fromhex(given.root))
-    return Memory(Log(topic, partition, given.epoch), head, message, ((given.signature, value),))
-
-
-def check_memory(memory: Memory, trust: Trust, proofs: Proofs) -> KnownHead | None:
-    """Return the head that a committed offset remembers; None, and a warning, if no trusted key signed it.
-
-    Args:
-        memory: what was read.
-        trust: the keys.
-        proofs: of its log, for a key that has ended.
-    """
-    head = memory.head
-    verdict = check_file(
-        memory.message,
-        memory.signatures,
-        trust.keys,
-        wanted=("HMAC-SHA256",),
-        place=Place(str(memory.log), head.size - 1),
-        within=lambda end: proofs.leads_to(head.size, head.root, end),
-        what="committed offset",
-    )
-    if not verdict.counts:
-        logger.warning(
-            "%s: what the group's committed offset remembers is ignored, since any Kafka client may write there: %s",
-            memory.log,
-            verdict.reason,
-        )
-        return None
-    return KnownHead(head.size, head.root, "the offset that the group committed")
 
 
 _patiently = tenacity.retry(
@@ -437,7 +340,7 @@ class Broker:
             self._probe.unassign()
 
     @_patiently
-    def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, Memory]:
+    def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, CommittedHead]:
         """Return what the group's committed offsets remember of heads in this archive, as yet unchecked.
 
         Raises:
@@ -449,23 +352,25 @@ class Broker:
         except KafkaException as error:
             raise map_error(error.args[0], f"{topic}: the group's offsets cannot be read") from None
         parsed = {
-            answer.partition: parse_memory(answer.metadata or "", archive, topic, answer.partition)
+            answer.partition: parse_committed_head(answer.metadata or "", archive, topic, answer.partition)
             for answer in answers
         }
-        return {partition: memory for partition, memory in parsed.items() if memory is not None}
+        return {partition: committed for partition, committed in parsed.items() if committed is not None}
 
     def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:
         """Commit a log's offset for lag monitors, with the head as metadata. Failure is logged, and costs nothing."""
         try:
-            memory = encode_memory(archive, log, head, signer)
+            metadata = encode_committed_head(archive, log, head, signer)
         except KeyUnavailable as error:
             logger.warning("%s: the group's offset does not remember the head: %s", log, error)
-            memory = ""
-        if len(memory) > MEMORY_LIMIT:
+            metadata = ""
+        if len(metadata) > METADATA_LIMIT:
             logger.warning("%s: the group's offset does not remember the head: the key's id is too long", log)
-            memory = ""
+            metadata = ""
         try:
-            self._stable.commit(offsets=[TopicPartition(log.topic, log.partition, offset, memory)], asynchronous=False)
+            self._stable.commit(
+                offsets=[TopicPartition(log.topic, log.partition, offset, metadata)], asynchronous=False
+            )
         except KafkaException as error:
             logger.warning("%s: the group's offset was not committed: %s", log, error.args[0].str())
 

@@ -40,8 +40,8 @@ from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
-from tasks.audit.run import clean_audit
-from tasks.roll.indices import Action
+from tasks.audit.newest import clean_audit
+from tasks.roll.record import Action
 
 AHEAD = timedelta(days=1)
 """How far the host's clock may be ahead of all others."""

@@ -11,7 +11,8 @@ from datetime import datetime
 from custody.errors import CustodyError
 from custody.settings import Settings
 from tasks.roll.expire import expire
-from tasks.roll.indices import Action, record, roll_indices
+from tasks.roll.indices import roll_indices
+from tasks.roll.record import Action, record
 from tasks.roll.tiers import roll_bucket
 
 logger = logging.getLogger("custody.roll")

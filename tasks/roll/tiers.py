@@ -17,7 +17,7 @@ from custody.settings import Settings
 from custody.store.bucket import LIFECYCLE, NOT_LOCKED, OBJECT_LOCK, Configuration, open_configuration
 from custody.store.open import open_store
 from custody.store.s3_errors import CallUnknown
-from tasks.roll.indices import Action
+from tasks.roll.record import Action
 
 SMALL_BYTES = 128 * 1024
 """What a smaller object costs in Standard-IA; S3 moves none that is smaller."""

@@ -149,7 +149,7 @@ def restored_name(prefix: str, day: date | None) -> str:
 
 
 def is_restored(prefix: str, name: str) -> bool:
-    """Say whether an index holds what was brought back."""
+    """Return whether an index holds what was brought back."""
     return name == restored_name(prefix, None) or index_day(f"{prefix}-restored", name) is not None
 
 
@@ -244,7 +244,7 @@ def _may_be_forged(text: bytes) -> bool:
 
 
 def _is_forged(line: bytes) -> bool:
-    """Say whether an event has a key that Elasticsearch would take for where it is in the archive."""
+    """Return whether an event has a key that Elasticsearch would take for where it is in the archive."""
     if not _may_be_forged(line):
         return False
     # Numbers may be of any size: they are not converted, only passed over.

@@ -21,8 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from custody.archive.checkpoints import choose_logs
-from custody.archive.reader import list_logs, read_archive, read_manifest
+from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout
@@ -32,8 +31,11 @@ from custody.format.times import parse_time
 from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from tasks.search.client import Cursor, Search, Sent
+from tasks.search.bulk import Bulk, Sent
+from tasks.search.client import Search
+from tasks.search.cursors import Cursor, put_cursor, read_cursor
 from tasks.search.documents import Documents, read_documents
+from tasks.search.indices import prepare
 
 GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""
@@ -74,6 +76,7 @@ class Indexer:
     def __init__(self, settings: Settings, store: Store, search: Search, archive: str) -> None:
         """Begin; nothing is asked yet."""
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
+        self._bulk = Bulk(search)
         self._holds = standing(store, archive, settings.trust_at_hand())
         self._cursors: dict[Log, Cursor] = {}
         self._untrue: dict[Log, str] = {}
@@ -135,10 +138,10 @@ class Indexer:
             cursor = Cursor(statement.sequence + 1, indexed, cursor.rejected + sent.rejected)
             sealed_at = statement.sealed_at
             if time.monotonic() - since > _CURSOR_SECONDS:
-                self._search.put_cursor(self._archive, log, cursor, sealed_at)
+                put_cursor(self._search, self._archive, log, cursor, sealed_at)
                 written, since = cursor, time.monotonic()
         if cursor != written:
-            self._search.put_cursor(self._archive, log, cursor, sealed_at)
+            put_cursor(self._search, self._archive, log, cursor, sealed_at)
         self._cursors[log] = cursor
 
     def _problem(self, log: Log) -> str | None:
@@ -159,7 +162,7 @@ class Indexer:
         Whoever can write there could end all indexing by one that is far ahead. What lies before a cursor has a
         manifest, so one request tells; where it was lost, those behind it do.
         """
-        cursor = self._search.cursor(self._archive, log)
+        cursor = read_cursor(self._search, self._archive, log)
         if cursor is None:
             said = "is no cursor"
         elif cursor.sequence and not self._reaches(log, cursor.sequence - 1):
@@ -243,7 +246,7 @@ class Indexer:
                 for made in self._gather(log, statement):
                     if len(under_way) == _REQUESTS:
                         under_way.popleft().result().add_to(total)
-                    under_way.append(senders.submit(self._search.create, log, made))
+                    under_way.append(senders.submit(self._bulk.create, log, made))
             except ObjectArchived as error:
                 logger.warning("%s: %s; `custody backfill` brings it back", log, error)
             except (FormatError, ObjectMissing) as error:
@@ -278,7 +281,7 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
 
     Args:
         settings: the settings.
-        wanted: logs, as LOG/PARTITION; all if empty.
+        wanted: `<log>/<partition>`, or `<log>` for all its partitions; all if empty.
 
     Returns:
         One result a log; one that failed has its problem there, and the others were indexed.
@@ -290,8 +293,8 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
     """
     results = []
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
-        logs = choose_logs(store, wanted)
-        search.prepare()
+        logs = choose_logs(list_logs(store), wanted)
+        prepare(search)
         indexer = Indexer(settings, store, search, read_archive(store).id)
         for log in logs:
             result = IndexResult(str(log))
@@ -349,7 +352,7 @@ class Follower:
                     closing(open_store(self._settings.archive, self._settings.s3)) as store,
                     closing(Search(self._settings.search)) as search,
                 ):
-                    search.prepare()
+                    prepare(search)
                     self._problem = None
                     self._follow(store, Indexer(self._settings, store, search, read_archive(store).id))
                     return

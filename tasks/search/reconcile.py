@@ -15,10 +15,10 @@ Whoever can write to Elasticsearch can write its cursors too, so that they hide 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -26,34 +26,30 @@ from elasticsearch import NotFoundError
 
 from custody.archive.reader import (
     Holds,
-    Tip,
-    at_or_behind,
-    find_statement,
-    find_tip,
     read_manifest,
-    sealed_from,
 )
-from custody.errors import FormatError, ObjectMissing, StoreError, TransientStoreError
 from custody.findings import Finding, Severity, finding
-from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.store.protocol import Store
-from tasks.search.client import Search, below, of_log, refused_of
+from tasks.search.bulk import Bulk
+from tasks.search.client import Search
+from tasks.search.compare import skip_damaged
+from tasks.search.cursors import read_cursor
 from tasks.search.documents import (
-    LEEWAY,
     OFFSET,
     ORIGIN,
     Documents,
     date_of,
     index_day,
     index_name,
-    is_restored,
     outlying_name,
     read_documents,
     restored_name,
 )
+from tasks.search.indices import prepare
+from tasks.search.queries import count_in_ranges, of_log, refused_of
 
 _PAGE = 1000
 _SPARE = 10_000
@@ -109,11 +105,11 @@ def reconcile(
         SearchError: Elasticsearch does not answer.
         TransientStoreError: the archive does not answer.
     """
-    cursor = search.cursor(archive, log)
+    cursor = read_cursor(search, archive, log)
     oldest = now - timedelta(days=search.settings.days)
     wanted = []
     for sequence in range(first, end):
-        with _alone():
+        with skip_damaged():
             statement = read_manifest(store, log, sequence, holds).statement
             if parse_time(statement.sealed_at) >= oldest:
                 wanted.append(statement)
@@ -123,8 +119,8 @@ def reconcile(
         search.refresh(f"{search.prefix},{search.rejected}")
     hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
-    found = _count(search, search.prefix, of_log(log), OFFSET, ranges)
-    rejected = _count(search, search.rejected, refused_of(log), "offset", ranges)
+    found = count_in_ranges(search, search.prefix, of_log(log), OFFSET, ranges)
+    rejected = count_in_ranges(search, search.rejected, refused_of(log), "offset", ranges)
     counts["rejected"] += sum(rejected)
     looked = _Comparison(search, store, log, oldest, cursor.sequence if cursor else 0, marked)
     for hour, count, refused in zip(hours, found, rejected, strict=True):
@@ -135,229 +131,6 @@ def reconcile(
             for statement in hour:
                 yield from looked.compare(statement)
     yield from looked.brought()
-
-
-def check_cursors(
-    search: Search,
-    store: Store,
-    archive: str,
-    logs: Sequence[Log],
-    now: datetime,
-    marks: dict[str, int],
-    holds: Callable[[Log], Holds[Manifest]],
-) -> Iterator[Finding]:
-    """Find cursors that cannot be true, went back, or are far behind.
-
-    Args:
-        search: Elasticsearch.
-        store: the archive.
-        archive: its id.
-        logs: the logs.
-        now: the time, aware.
-        marks: by log, how many statements audits have found indexed; is brought up to date, and never goes back.
-        holds: returns, of a log, whether a statement is valid where it stands.
-
-    Raises:
-        SearchError: Elasticsearch does not answer.
-        TransientStoreError: the archive does not answer.
-    """
-    for log in logs:
-        cursor = search.cursor(archive, log)
-        name, before = str(log), marks.get(str(log), 0)
-        with _alone():
-            # The manifest is sealed before its events are indexed.
-            if cursor is None:
-                yield finding("index-edited", f"what {search.cursors} has of the log is no cursor", log=name)
-            elif cursor.sequence and not store.exists(layout.manifest_key(log, cursor.sequence - 1)):
-                what = f"{search.cursors} says that {cursor.sequence:,} statements are indexed, and the log has fewer"
-                yield finding("index-edited", what, log=name)
-            else:
-                marks[name] = max(before, cursor.sequence)
-                yield from _late(search, store, log, cursor.sequence, before, now, holds(log))
-        with _alone():
-            marks[name] = max(marks.get(name, 0), _reached(search, store, log, holds(log)))
-
-
-def _late(
-    search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime, holds: Holds[Manifest]
-) -> Iterator[Finding]:
-    """Say where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
-    said = f"{search.cursors} says that {indexed:,} statements are indexed"
-    if indexed < before:
-        what = (
-            f"{said}, where an audit has seen {before:,}: Elasticsearch was lost or restored from an older snapshot, or"
-            " somebody set it back"
-        )
-        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
-        return
-    try:
-        # Where the slot was passed over, the statement behind it waits.
-        _, following = at_or_behind(store, log, indexed, find_tip(store, log, holds, indexed).head.size, holds)
-    except ObjectMissing:
-        return
-    waiting = now - parse_time(following.statement.sealed_at)
-    if waiting > timedelta(seconds=search.settings.behind_seconds):
-        what = f"{said}, and the next one was sealed {waiting.total_seconds():,.0f} s before this audit"
-        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
-
-
-def _reached(search: Search, store: Store, log: Log, holds: Holds[Manifest]) -> int:
-    """Return which statement the last document of a log is of: those before it were indexed before it.
-
-    Not so that one itself: several requests for it may be under way.
-    """
-    end = _end(find_tip(store, log, holds))
-    within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
-    with search.errors(f"the last document of {log}"):
-        try:
-            answer = search.find(
-                index=search.prefix,
-                size=0,
-                query={"bool": {"filter": within}},
-                aggs={"last": {"max": {"field": OFFSET}}},
-            )
-        except NotFoundError:
-            return 0
-        last = answer["aggregations"]["last"]["value"]
-    found = None if last is None else find_statement(store, log, int(last), holds)
-    return found[0] if found else 0
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Let what is wrong with one object of the archive cost that one alone."""
-    try:
-        yield
-    except (FormatError, StoreError) as error:
-        # Verification reads the same object, and says what it is.
-        if isinstance(error, TransientStoreError):
-            raise
-
-
-def find_strays(
-    search: Search, store: Store, logs: Sequence[Log], now: datetime, holds: Callable[[Log], Holds[Manifest]]
-) -> Iterator[Finding]:
-    """Find documents that are of no statement that is compared with them.
-
-    They are of no origin at all, of no log of the archive, beyond a log's head, before its beginning, or of statements
-    sealed too long ago for the index that they lie in. What was brought back, and what the next roll deletes, may be as
-    old as the log. A log whose manifests cannot be read costs no other.
-
-    Args:
-        search: Elasticsearch.
-        store: the archive.
-        logs: all of its logs.
-        now: the time, aware.
-        holds: returns, of a log, whether a statement is valid where it stands.
-
-    Raises:
-        SearchError: Elasticsearch does not answer.
-        TransientStoreError: the archive does not answer.
-    """
-    with search.errors("the logs that it has events of"):
-        try:
-            strays, found = search.logs_in(search.prefix)
-        except NotFoundError:
-            return
-    known = {(log.name, log.partition): log for log in logs}
-    if strays:
-        yield finding("index-extra", f"{strays} documents of {search.prefix} do not say where in the archive they are")
-    for one in found:
-        log = known.get((one.name, one.partition))
-        if log is None:
-            what = f"{one.count} documents are of a log that the archive does not have"
-            yield finding("index-extra", what, log=f"{one.name}/{one.partition}"[:300])
-            continue
-        with _alone():
-            tip = find_tip(store, log, holds(log))
-            yield from _beyond(search, store, log, tip, holds(log))
-            yield from _before(search, store, log, tip, one.first, now, holds(log))
-
-
-def _beyond(search: Search, store: Store, log: Log, tip: Tip[Manifest], holds: Holds[Manifest]) -> Iterator[Finding]:
-    """Find documents of offsets that a log has not reached."""
-    end = _end(tip)
-    beyond = _count(search, search.prefix, of_log(log), OFFSET, [(end, 2**62)])[0]
-    # A drain may have gone on meanwhile.
-    if beyond and find_tip(store, log, holds, tip.size).size == tip.size:
-        what = f"{beyond} documents are of offsets that the log has not reached"
-        yield finding("index-extra", what, log=str(log), offset=end)
-
-
-def _before(
-    search: Search, store: Store, log: Log, tip: Tip[Manifest], lowest: int, now: datetime, holds: Holds[Manifest]
-) -> Iterator[Finding]:
-    """Find documents of offsets that are older than what the index that they lie in may hold.
-
-    Args:
-        search: Elasticsearch.
-        store: the archive.
-        log: the log.
-        tip: where it ends.
-        lowest: the lowest offset that Elasticsearch has of it.
-        now: the time, aware.
-        holds: whether a statement is valid where it stands.
-    """
-    oldest = now - timedelta(days=search.settings.days)
-
-    def sealed(moment: datetime) -> int:
-        return _first_offset(store, log, tip, sealed_from(store, log, tip.head.size, moment, holds), holds)
-
-    # What was sealed since is compared event by event.
-    compared = sealed(oldest)
-    if lowest >= compared:
-        return
-    asked = [*of_log(log), {"range": {OFFSET: {"lt": compared}}}]
-    with search.errors(f"where the oldest documents of {log} lie"):
-        answer = search.find(
-            index=search.prefix,
-            size=0,
-            query={"bool": {"filter": asked}},
-            aggs={"indices": {"terms": {"field": "_index", "size": 10_000}}},
-        )
-        names = [str(bucket["key"]) for bucket in answer["aggregations"]["indices"]["buckets"]]
-    for name in names:
-        day = index_day(search.prefix, name)
-        if is_restored(search.prefix, name) or name == outlying_name(search.prefix) or (day and day < oldest.date()):
-            first, why = _first_offset(store, log, tip, 0, holds), "before the log begins"
-        else:
-            # A day's events were sealed since the day before, or are outlying.
-            since = oldest if day is None else min(datetime.combine(day, time(), UTC) - LEEWAY, oldest)
-            first, why = sealed(since), f"sealed before {since:%F %T} UTC, too old for that index"
-        many = search.count(name, below(log, first))
-        if many:
-            what = f"{many} documents of {name[:100]} are of offsets {why}"
-            yield finding("index-extra", what, log=str(log), offset=first)
-
-
-def _end(tip: Tip[Manifest]) -> int:
-    """Return the first offset that a log has not reached."""
-    return tip.newest.statement.next_offset if tip.newest else 0
-
-
-def _first_offset(store: Store, log: Log, tip: Tip[Manifest], sequence: int, holds: Holds[Manifest]) -> int:
-    """Return where a statement of a log begins, or the log ends if there is none."""
-    if sequence < tip.head.size:
-        return at_or_behind(store, log, sequence, tip.head.size, holds)[1].statement.first_offset
-    return _end(tip)
-
-
-def _count(
-    search: Search, index: str, query: list[dict[str, Any]], field: str, ranges: Sequence[tuple[int, int]]
-) -> list[int]:
-    """Return how many documents there are with an offset in each range."""
-    filters = [{"range": {field: {"gte": first, "lt": end}}} for first, end in ranges]
-    with search.errors(f"counts of {index}"):
-        try:
-            answer = search.find(
-                index=index,
-                size=0,
-                query={"bool": {"filter": query}},
-                aggs={"counts": {"filters": {"filters": filters}}},
-            )
-        except NotFoundError:
-            return [0] * len(ranges)
-    return [bucket["doc_count"] for bucket in answer["aggregations"]["counts"]["buckets"]]
 
 
 @dataclass(slots=True)
@@ -374,6 +147,10 @@ class _Comparison:
     """Those that an audit has found so."""
     _brought: list[tuple[Statement, int]] = field(default_factory=list)
     """Statements between the two that lacked events, and how many."""
+    _bulk: Bulk = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._bulk = Bulk(self.search)
 
     @property
     def promised(self) -> int:
@@ -404,7 +181,7 @@ class _Comparison:
         lacking: list[tuple[Documents, list[int]]] = []
         doubted: list[tuple[Documents, list[int]]] = []
         whole = False
-        with _alone():
+        with skip_damaged():
             for expected in self._expected(statement):
                 missing: list[int] = []
                 doubtful: list[int] = []
@@ -463,7 +240,7 @@ class _Comparison:
             yield finding("index-missing", what, **where)
 
     def brought(self) -> Iterator[Finding]:
-        """Say what was indexed again because Elasticsearch has forgotten that it had it."""
+        """Report what was indexed again because Elasticsearch has forgotten that it had it."""
         if self._brought:
             what = (
                 f"{sum(count for _, count in self._brought):,} events were not in Elasticsearch, whose cursor does not"
@@ -486,7 +263,7 @@ class _Comparison:
         return one, _text(one.source) == _text(json.loads(source))
 
     def _may_lie(self, one: _Document, index: str) -> bool:
-        """Say whether an event may lie in another index than it would be put in today.
+        """Return whether an event may lie in another index than it would be put in today.
 
         What was outlying with the `search.days` of then may be in its day's index with those of today, or the other way
         round; a backfill brings both back under names of their own.
@@ -499,8 +276,8 @@ class _Comparison:
 
     def _create(self, lacking: Sequence[tuple[Documents, Sequence[int]]]) -> int:
         # An Elasticsearch that was lost has no templates either, and would map each field as it likes.
-        self.search.prepare()
-        return self.search.create(self.log, Documents.join([one.at(places) for one, places in lacking])).created
+        prepare(self.search)
+        return self._bulk.create(self.log, Documents.join([one.at(places) for one, places in lacking])).created
 
 
 def _text(document: Mapping[str, Any]) -> str:

@@ -4,12 +4,13 @@ import os
 from collections.abc import Mapping
 
 from custody.settings import Settings
-from tasks.drain import run as drain
+from tasks.drain import loop
+from tasks.drain.run import drain_logs
 
 
 def follow(environment: Mapping[str, str], seconds: float) -> None:
     """Drain for so long, with settings from variables."""
     os.environ.update(environment)
     # Few records a read, so that many small segments are cut.
-    drain.READ_RECORDS = 8
-    drain.drain_logs(Settings(), seconds=seconds)
+    loop.READ_RECORDS = 8
+    drain_logs(Settings(), seconds=seconds)

@@ -30,10 +30,10 @@ from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit import recheck
-from tasks.backfill import run as backfill
-from tasks.drain import run as drain
+from tasks.backfill import plan as backfill
+from tasks.drain.context import read_audited_heads
 from tasks.roll import expire
-from tasks.roll import indices as roll
+from tasks.roll.retention import Retention
 from tasks.search import index
 from tests.attacks.registry import LARGE
 from tests.attacks.targets import Folder, judge
@@ -188,7 +188,7 @@ def expiring(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
 def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     """Where searches by time end."""
     holds = standing(store, None, trust)
-    rolling = roll._Roll.__new__(roll._Roll)
+    rolling = Retention.__new__(Retention)
     rolling._store, rolling._holds = store, holds
     size = find_tip(store, LOG, holds(LOG)).head.size
     moments = [log.clock - timedelta(seconds=seconds) for seconds in range(0, 100, 10)]
@@ -302,9 +302,9 @@ def test_an_object_too_large_in_the_next_slot(scene: Scene) -> None:
 def test_audits_go_on_behind_an_object_too_large(scene: Scene) -> None:
     """Audits pass over it, and the heads that they remember still keep a drain from going on behind another history."""
     store = open_store(str(scene.root))
-    before = drain._audited_heads(store, ARCHIVE_ID, scene.trust)
+    before = read_audited_heads(store, ARCHIVE_ID, scene.trust)
     assert before
     scene.put(audit_key(len(scene.audits)), LARGE)
-    assert drain._audited_heads(store, ARCHIVE_ID, scene.trust) == before
+    assert read_audited_heads(store, ARCHIVE_ID, scene.trust) == before
     tip = find_trusted_audits(store, ARCHIVE_ID, scene.trust)
     assert tip.passed_over == (sha256(LARGE).hexdigest(),)

@@ -16,11 +16,14 @@ from custody.format.layout import Log
 from custody.format.members import pack
 from custody.query.connect import connect
 from custody.settings import AuditSettings, SearchSettings, Settings
-from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 from tasks.search import reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
+from tasks.search.queries import logs_in
 from tests.helpers.audit import audit
 from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, delete_indices, now_event, now_event_but_refused
@@ -435,7 +438,7 @@ def test_an_origin_forged_by_a_producer(scene: Scene) -> None:
     scene.growing.append(2, forge)
     assert [(one.created, one.rejected) for one in index_logs(scene.settings)] == [(3, 7)]
     scene.refresh()
-    assert scene.search.logs_in(scene.search.prefix)[0] == 0
+    assert logs_in(scene.search, scene.search.prefix)[0] == 0
     outcome = scene.audit()
     assert (outcome.counts["rejected"], outcome.findings) == (7, ())
     reasons = scene.search.client.search(index=scene.search.rejected, size=10)["hits"]["hits"]

@@ -39,7 +39,7 @@ from custody.keys.open import open_signers
 from custody.settings import Settings
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
-from tasks.drain import assemble
+from tasks.drain import assemble, loop
 from tasks.drain import run as drain
 from tasks.drain.kafka import PARTITION_EOF, Feed, Position
 from tests.servers.kafka import KafkaServer
@@ -172,7 +172,7 @@ def run_read() -> dict[str, Any]:
         events = ended = 0
         with Feed(kafka, "read", dict.fromkeys(places, Position(0))) as feed:
             while ended < len(places):
-                for message in feed.read(drain.READ_RECORDS, 0.1):
+                for message in feed.read(loop.READ_RECORDS, 0.1):
                     if message.error() is None:
                         events += 1
                     else:

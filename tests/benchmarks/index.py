@@ -39,9 +39,11 @@ from custody.keys.keyring import new_keyring
 from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
+from tasks.search.bulk import Bulk
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.index import index_logs
+from tasks.search.indices import prepare
 from tests.benchmarks import verify
 from tests.helpers.reading import anything
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -70,7 +72,7 @@ def run_custody(archive: Path, keyring: Path, server: ElasticsearchServer, prefi
 def run_helper(archive: Path, server: ElasticsearchServer, prefix: str) -> float:
     """Index an archive as one would with the client's helper: parse each event, add what it needs, hand it over."""
     with contextlib.closing(Search(search_settings(server, prefix))) as search:
-        search.prepare()
+        prepare(search)
         client = search.client
         store = open_store(str(archive))
 
@@ -112,8 +114,8 @@ def run_helper(archive: Path, server: ElasticsearchServer, prefix: str) -> float
 def run_requests(server: ElasticsearchServer, prefix: str) -> list[float]:
     """Send 1000 documents at a time, and return the seconds of each."""
     with contextlib.closing(Search(search_settings(server, prefix))) as search:
-        search.prepare()
-        log, seconds = Log("audit.latency", 0), []
+        prepare(search)
+        bulk, log, seconds = Bulk(search), Log("audit.latency", 0), []
         values = list(sample_events(40_000, SEED, datetime.now(UTC), 1000))
         for start in range(0, len(values), 1000):
             found = Documents(
@@ -125,7 +127,7 @@ def run_requests(server: ElasticsearchServer, prefix: str) -> list[float]:
                 range(start, start + 1000),
             )
             begin = time.perf_counter()
-            search.create(log, found)
+            bulk.create(log, found)
             seconds.append(time.perf_counter() - begin)
     # The first ones make the index and warm up the server.
     return seconds[10:]

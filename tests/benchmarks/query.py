@@ -13,7 +13,9 @@ from pathlib import Path
 
 import custody
 from custody.settings import AuditSettings, Settings
-from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import conclude
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 from tests.benchmarks.verify import SEED, build
 
 QUERIES = {

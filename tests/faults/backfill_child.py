@@ -16,12 +16,16 @@ from elastic_transport import Transport
 from custody.errors import CustodyError
 from custody.settings import Settings
 from custody.store import folder, s3
-from tasks.backfill import run as backfill
-from tasks.backfill import targets
-from tasks.backfill.run import Request, copy, plan_backfill, restore
+from tasks.backfill import copy as copying
+from tasks.backfill import plan as planning
+from tasks.backfill import restore as restoring
+from tasks.backfill.copy import copy
+from tasks.backfill.plan import Request, plan_backfill
+from tasks.backfill.restore import restore
+from tasks.backfill.targets import topic
 from tests.faults.child import Plan, _Breaker
 
-STORE_CALLS = ("create", "read", "exists", "list", "names", "status", "restore")
+STORE_CALLS = ("create", "read", "exists", "list", "level", "status")
 CHANGES = ("mkdir", "open", "chmod", "fsync", "link", "rename", "unlink")
 LOOKS = ("listdir", "lstat", "pread", "scandir", "stat")
 
@@ -61,7 +65,8 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
     """
     os.environ.update(environment)
     # One call after the other, so that the same number is the same call in every run.
-    backfill._PARALLEL = backfill._AHEAD = 1
+    planning.PARALLEL = copying._AHEAD = 1
+    setattr(restoring, "PARALLEL", 1)  # noqa: B010 - a name that the module only imports
     breaker = _Breaker(plan)
     breaker.wrap(Transport, "perform_request", "search")
     target = (str(request.folder),) if request.folder else ()
@@ -71,11 +76,13 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
         for kind in (folder.FolderStore, s3.S3Store):
             for name in STORE_CALLS:
                 breaker.wrap(kind, name, f"store.{name}")
+        breaker.wrap(s3.S3Store, "restore", "store.restore")
         if target:
             _break_files(breaker, target, CHANGES)
-        breaker.wrap(targets, "_holdings", "kafka.read")
+        breaker.wrap(topic._Positions, "_read", "kafka.read")
+        breaker.wrap(topic._Positions, "_commit", "kafka.commit")
         for name in ("_send", "_flush"):
-            breaker.wrap(targets.TopicTarget, name, f"kafka.{name}")
+            breaker.wrap(topic.TopicTarget, name, f"kafka.{name}")
     settings = Settings()
     found: dict[str, Any] = {"done": None, "waiting": 0, "error": None}
     try:

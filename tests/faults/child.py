@@ -15,8 +15,9 @@ from typing import Any, Literal
 from custody.errors import CustodyError
 from custody.settings import Settings
 from custody.store import durable, folder, s3, s3_versions
-from tasks.drain import run as drain
+from tasks.drain import appends, checkpoints, loop, resume
 from tasks.drain.kafka import Broker, Feed
+from tasks.drain.run import drain_logs
 
 STORE_CALLS = ("create", "read", "exists", "list", "level")
 FILE_STEPS = ("mkdir", "open", "write", "fsync", "link", "unlink")
@@ -126,15 +127,15 @@ def run(environment: Mapping[str, str], plan: Plan, report: Path) -> None:
     """
     os.environ.update(environment)
     # One log after the other, so that the same number is the same call in every run.
-    drain._OPENERS = drain._UPLOADERS = 1
+    resume.OPENERS = appends.UPLOADERS = checkpoints.UPLOADERS = 1
     # Few records a read, so that a run cuts several segments.
-    drain.READ_RECORDS = 8
+    loop.READ_RECORDS = 8
     breaker = _Breaker(plan)
     if plan.at >= 0 or plan.what == "nothing":
         _break_calls(breaker)
     found: dict[str, Any] = {"results": [], "error": None}
     try:
-        found["results"] = [asdict(result) for result in drain.drain_logs(Settings(), once=True)]
+        found["results"] = [asdict(result) for result in drain_logs(Settings(), once=True)]
     except CustodyError as error:
         # No log could be opened at all: said as one of ours, as the command line says it.
         found["error"] = str(error)
@@ -144,5 +145,5 @@ def run(environment: Mapping[str, str], plan: Plan, report: Path) -> None:
 def run_freely(environment: Mapping[str, str], report: Path) -> None:
     """Drain until caught up as an operator would, nothing wrapped, and leave the results in a file."""
     os.environ.update(environment)
-    results = drain.drain_logs(Settings(), once=True)
+    results = drain_logs(Settings(), once=True)
     report.write_text(json.dumps({"results": [asdict(result) for result in results]}))

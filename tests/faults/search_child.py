@@ -17,7 +17,8 @@ from custody.errors import CustodyError
 from custody.settings import Settings
 from custody.store import folder
 from tasks.roll.expire import expire
-from tasks.roll.indices import record, roll_indices
+from tasks.roll.indices import roll_indices
+from tasks.roll.record import record
 from tasks.search import index
 from tasks.search.index import index_logs
 from tests.faults.child import Plan, _Breaker

@@ -13,7 +13,7 @@ from custody.errors import TransientSourceError
 from flows.operate.cli import app as operators
 from flows.operate.render import drain_table
 from tasks.drain.kafka import Broker
-from tasks.drain.run import LogResult
+from tasks.drain.log_run import LogResult
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Sample, make_archive
 

@@ -4,7 +4,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from custody.settings import Settings
-from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 
 
 def audit(given: Settings, now: datetime | None = None, **request: Any) -> Outcome:

@@ -3,7 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 from custody.settings import Settings
-from tasks.roll.indices import Action, roll_indices
+from tasks.roll.indices import roll_indices
+from tasks.roll.record import Action
 from tasks.search.client import Search
 
 NOW = datetime.now(UTC)

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Tip, find_audit_tip, find_tip, list_logs, read_archive, read_manifest
+from custody.archive.reader import Tip, choose_logs, find_audit_tip, find_tip, list_logs, read_archive, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter, append_audit, create_archive, put_checkpoint
 from custody.errors import (
+    ConfigurationError,
     Fenced,
     FormatError,
     HeadRollback,
@@ -200,6 +201,18 @@ def _long_once() -> MemoryStore:
     if not _once:
         _once.append(grown(5000)[0])
     return _once[0]
+
+
+def test_logs_by_name() -> None:
+    """A name is a log with its partition, or one for all of its partitions; audits are chosen by name alone."""
+    logs = [Log("b", 0), Log("a", 1), Log("a", 0), Log("a", 0, 2)]
+    assert choose_logs(logs, ()) == choose_logs(logs, (), [AUDIT_LOG]) == sorted(logs)
+    assert choose_logs(logs, ["b/0", "a/1"]) == [Log("a", 1), Log("b", 0)]
+    assert choose_logs(logs, ["a", "a/1"]) == [Log("a", 0), Log("a", 1)]
+    assert choose_logs(logs, ["audits/0"], [AUDIT_LOG]) == [AUDIT_LOG]
+    for name in ("audits/0", "a/2", "", "a/"):
+        with pytest.raises(ConfigurationError, match="has no log"):
+            choose_logs(logs, ["b", name])
 
 
 def test_opening_is_cheap(long: tuple[MemoryStore, list[Tip[manifest.Manifest]]]) -> None:

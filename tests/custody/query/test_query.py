@@ -24,7 +24,9 @@ from custody.settings import AuditSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.work import Work
-from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.audit.conclude import conclude
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 from tests.helpers.corpus import CASES, Case
 from tests.helpers.sample import Growing, Sample, make_archive
 from tests.servers.s3 import SeaweedServer

@@ -21,9 +21,12 @@ from custody.tlog import merkle
 from custody.verify import acceptance
 from custody.verify.report import Report
 from custody.verify.run import verify
-from tasks.audit import run as engine
-from tasks.audit.run import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
-from tasks.roll.indices import Action, record
+from tasks.audit import objects, pieces
+from tasks.audit.conclude import TAKEN_OVER, Outcome, conclude
+from tasks.audit.kept_report import put_report
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Piece, Request, plan_audit
+from tasks.roll.record import Action, record
 from tests.helpers.sample import Growing
 
 NOW = datetime.now(UTC)
@@ -193,9 +196,9 @@ def test_what_is_taken_over_is_said(growing: Growing) -> None:
     again = plan_audit(given, ALL, later)
     outcome = conclude(given, again, list(verify_pieces(given, again, again.pieces, lambda: later)))
     made = audit_of(growing, 0)
-    assert outcome.counts[engine.TAKEN_OVER] == made.counts[engine.TAKEN_OVER] == 1
+    assert outcome.counts[TAKEN_OVER] == made.counts[TAKEN_OVER] == 1
     assert parse_time(made.started_at) == begun
-    assert run(growing).counts[engine.TAKEN_OVER] == 0
+    assert run(growing).counts[TAKEN_OVER] == 0
 
 
 @pytest.mark.parametrize("planted", [b"no audit", b"{}\n{}\n", None], ids=["garbage", "two lines", "a forged audit"])
@@ -228,7 +231,7 @@ def test_pieces_of_another_night_are_not_signed(growing: Growing, planted: bytes
     again = plan_audit(given, ALL, later)
     assert again.sequence == plan.sequence
     found = conclude(given, again, list(verify_pieces(given, again, again.pieces, lambda: later)))
-    assert (found.verdict, found.counts[engine.TAKEN_OVER]) == ("tampered", 0)
+    assert (found.verdict, found.counts[TAKEN_OVER]) == ("tampered", 0)
 
 
 def test_a_planted_piece_is_not_believed(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,14 +351,14 @@ def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.Monk
     run(growing)
     lists = {path.relative_to(growing.folder).as_posix() for path in (growing.folder / "tables/signed").iterdir()}
     assert {ref.key for ref in audit_of(growing, 0).objects} == lists
-    page = engine.put_report(settings(growing), 0, b"<p>all is well</p>")
+    page = put_report(settings(growing), 0, b"<p>all is well</p>")
     run(growing)
     (ref,) = audit_of(growing, 1).objects
     data = (growing.folder / ref.key).read_bytes()
     assert ref == form.ObjectRef(f"audits/objects/{ref.sha256}", len(data), sha256(data).hexdigest())
     assert Path(page.removeprefix("file://")).read_bytes() == data == b"<p>all is well</p>"
     growing.append(6)
-    monkeypatch.setattr(engine, "OBJECTS_INLINE", 1)
+    monkeypatch.setattr(objects, "OBJECTS_INLINE", 1)
     run(growing)
     (ref,) = audit_of(growing, 2).objects
     assert ref.key == f"audits/objects/{ref.sha256}"
@@ -369,7 +372,7 @@ def test_a_report_that_nobody_signed_is_not_referred_to(growing: Growing, what: 
     """A page that somebody without a key has put there is in no audit, nor is one that was changed."""
     growing.append(1)
     run(growing, tables=False)
-    page = engine.put_report(settings(growing), 0, b"<p>all is well</p>")
+    page = put_report(settings(growing), 0, b"<p>all is well</p>")
     if what == "note":
         note = growing.folder / "reports/audits" / f"{0:012}" / "report.json"
         line, _, signatures = note.read_bytes().partition(b"\n")
@@ -480,13 +483,13 @@ def test_an_audit_by_a_key_that_had_ended(growing: Growing, tmp_path: Path) -> N
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     """Note which pieces are read from now on."""
     read: list[Piece] = []
-    original = engine._verify_piece
+    original = pieces._verify_piece
 
     def counted(*given: Any) -> Any:
         read.extend(one for one in given if isinstance(one, Piece))
         return original(*given)
 
-    monkeypatch.setattr(engine, "_verify_piece", counted)
+    monkeypatch.setattr(pieces, "_verify_piece", counted)
     return read
 
 

@@ -23,9 +23,14 @@ from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import Capabilities, S3Options, Store
 from tasks.audit.tables import check_tables, list_tables
-from tasks.backfill import run as backfill
+from tasks.backfill import copy as copying
+from tasks.backfill import restore as restoring
+from tasks.backfill.copy import Progress, copy
 from tasks.backfill.estimate import estimate
-from tasks.backfill.run import Progress, Request, copy, plan_backfill, restore
+from tasks.backfill.plan import Request, plan_backfill
+from tasks.backfill.restore import restore
+from tasks.backfill.targets.target import Part
+from tasks.backfill.targets.topic import _Positions
 from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
 from tasks.search.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
@@ -218,7 +223,7 @@ class _Reads:
             monkeypatch.setattr(store, "read", read)
             return store
 
-        monkeypatch.setattr(backfill, "open_store", opened)
+        monkeypatch.setattr(copying, "open_store", opened)
 
 
 def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,28 +429,86 @@ def test_a_day_that_is_kept_goes_into_its_own_index(searched: Settings) -> None:
 # --- Kafka
 
 
-def test_a_topic_gets_each_event_once(given: Settings, kafka: KafkaServer) -> None:
-    """Records have the event as value, and say where it is from; stopped, started and done again, none is doubled."""
+def in_kafka(given: Settings, kafka: KafkaServer) -> Settings:
+    return given.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=kafka.bootstrap)})
+
+
+def test_a_topic_gets_each_event(given: Settings, kafka: KafkaServer) -> None:
+    """Records have the event as value, and say where it is from; one that was stopped goes on where it was.
+
+    Once everything was sent, the same backfill sends it again; a double has the headers and key of the first.
+    """
     topic = kafka.create_topic(kafka.unused_name("replay"), 2)
-    settings = given.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=kafka.bootstrap)})
+    settings = in_kafka(given, kafka)
     request = of_the_day(target="topic", topic=topic)
     budget = iter((True, True, True, False))
     first = run(settings, request, go_on=lambda: next(budget))
     assert first.stopped
     rest = run(settings, request)
-    assert (first.created > 0, rest.there, first.created + rest.created) == (True, first.created, 24)
-    again = run(settings, request)
-    assert (again.created, again.there) == (0, 24)
+    assert (first.created > 0, rest.created > 0, first.created + rest.created) == (True, True, 24)
     found = records(kafka, topic, 2)
     assert [value for _, value, _, _ in found] == [hourly(offset) for offset in DAYS_OFFSETS]
     assert [key for key, _, _, _ in found] == [f"audit.grows/0/{offset}".encode() for offset in DAYS_OFFSETS]
     assert found[0][2] == {"topic": b"audit.grows", "partition": b"0", "offset": b"24"}
     assert {partition for _, _, _, partition in found} == {0}
+    assert run(settings, request).created == 24
+    assert records(kafka, topic, 2) == [*found, *found]
+
+
+def test_another_choice_is_another_position(given: Settings, kafka: KafkaServer) -> None:
+    """How far one choice of events was sent says nothing of another choice."""
+    topic = kafka.create_topic(kafka.unused_name("choices"), 1)
+    settings = in_kafka(given, kafka)
+    budget = iter((True, True, False))
+    assert run(settings, of_the_day(target="topic", topic=topic), go_on=lambda: next(budget)).stopped
+    for more in ({"types": (KINDS[0],)}, {"late_days": 3}):
+        done = run(settings, of_the_day(target="topic", topic=topic, **more))
+        assert done.created == (4 if "types" in more else 24)
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_what_could_not_be_read_is_sent_later(written: Growing, kafka: KafkaServer, tmp_path: Path, how: str) -> None:
+    """A segment that is damaged or missing keeps none of its events from being sent once it is there again."""
+    growing = written.copy(tmp_path / "copy")
+    topic = kafka.create_topic(kafka.unused_name("later"), 1)
+    settings = in_kafka(Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}"), kafka)
+    request = of_the_day(target="topic", topic=topic)
+    segment = Path(growing.folder, plan_backfill(settings, request).objects[2].key)
+    whole = segment.read_bytes()
+    segment.chmod(0o644)
+    segment.unlink()
+    if how == "damaged":
+        segment.write_bytes(bytes(len(whole)))
+    assert run(settings, request).problems
+    segment.unlink(missing_ok=True)
+    segment.write_bytes(whole)
+    assert run(settings, request).problems == []
+    assert {value for _, value, _, _ in records(kafka, topic, 1)} == {hourly(offset) for offset in DAYS_OFFSETS}
+
+
+def test_more_logs_than_fit_into_a_position(given: Settings, kafka: KafkaServer) -> None:
+    """Of many logs the positions that were noted last are kept, in as many bytes as the broker takes."""
+    topic = kafka.create_topic(kafka.unused_name("many"), 1)
+    parts = [Part(Log(f"audit.{number:0100}", 0), 0, 1, 0, 10) for number in range(100)]
+    client = in_kafka(given, kafka).kafka.librdkafka()
+    positions = _Positions(client, topic, topic)
+    for part in parts:
+        positions.note(part, whole=True)
+    positions.close()
+    again = _Positions(client, topic, topic)
+    known = [again.has(part) for part in parts]
+    assert known == sorted(known)
+    assert 20 < sum(known) < 50
+    again.clear()
+    again.close()
+    cleared = _Positions(client, topic, topic)
+    assert not any(map(cleared.has, parts))
+    cleared.close()
 
 
 def test_topics_that_will_not_do(given: Settings, kafka: KafkaServer) -> None:
     """A topic that is archived itself, or that is not there, is refused, and none is made."""
-    settings = given.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=kafka.bootstrap)})
+    settings = in_kafka(given, kafka)
     with pytest.raises(ConfigurationError, match="archived itself"):
         run(settings, of_the_day(target="topic", topic="audit.replay"))
     name = kafka.unused_name("missing")
@@ -510,12 +573,12 @@ def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path
             return replace(store.status(key), restored=False, restoring=key in under_way)
 
         def restore(self, key: str, *, days: int, tier: str) -> None:
-            assert (days, tier) == (backfill.RESTORE_DAYS, "bulk")
+            assert (days, tier) == (restoring.RESTORE_DAYS, "bulk")
             asked[key] += 1
             under_way.add(key)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(backfill, "open_store", lambda *_: Slow())
+        patched.setattr(restoring, "open_store", lambda *_: Slow())
         assert [restore(settings, plan) for _ in range(2)] == [6, 6]
     assert set(asked.values()) == {1}
 

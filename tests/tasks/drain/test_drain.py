@@ -51,19 +51,20 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
+from tasks.drain import intake, loop, resume
 from tasks.drain import kafka as source
 from tasks.drain import run as engine
+from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
+from tasks.drain.epochs import begin_epoch
 from tasks.drain.kafka import (
     LOG_TRUNCATION,
     Feed,
     Position,
     Received,
-    check_memory,
     contradiction,
-    encode_memory,
-    parse_memory,
 )
-from tasks.drain.run import LogResult, begin_epoch, drain_logs
+from tasks.drain.log_run import LogResult
+from tasks.drain.run import drain_logs
 from tasks.drain.status import read_status
 from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
@@ -923,7 +924,7 @@ def test_topic_created_again_during_a_run(site: Site, monkeypatch: pytest.Monkey
             send(site.kafka.producer(), topic, events(4000, 2))
 
     at_read(monkeypatch, swap)
-    monkeypatch.setattr(engine, "STALL_SECONDS", 8)
+    monkeypatch.setattr(loop, "STALL_SECONDS", 8)
     (result,) = site.drain(topic, client=SMALL_FETCHES, segment_bytes=20_000).values()
     assert result.outcome == "failed"
     assert result.problem
@@ -989,8 +990,9 @@ def test_budget_and_following(site: Site) -> None:
 CHILD = """
 import json, sys
 from custody.settings import Settings
-from tasks.drain import drain_logs, stopping_on_signals
-from tasks.kafka import Feed
+from tasks.drain.kafka import Feed
+from tasks.drain.run import drain_logs
+from tasks.drain.signals import stop_on_signals
 
 real, count = Feed.read, 0
 
@@ -1002,7 +1004,7 @@ def read(self, records, seconds):
     return messages
 
 Feed.read = read
-with stopping_on_signals():
+with stop_on_signals():
     (result,) = drain_logs(Settings(), seconds=120)
 print(json.dumps([result.outcome, result.events]), flush=True)
 """
@@ -1385,14 +1387,14 @@ def test_retention_takes_the_last_record_before_it_is_read_again(site: Site, mon
     sent = send(producer, topic, events(10))
     only(site.drain(topic))
     sent += send(producer, topic, events(5, 2))
-    real = engine._open_logs
+    real = resume.open_logs
 
     def opened(*arguments: Any) -> Any:
         found = real(*arguments)
         site.kafka.delete_records(topic, {0: 12})
         return found
 
-    monkeypatch.setattr(engine, "_open_logs", opened)
+    monkeypatch.setattr(engine, "open_logs", opened)
     result = only(site.drain(topic))
     assert (result.events, result.lost) == (3, 2)
     assert site.read(exit_code=11)[f"{topic}/0"].lost == [(10, 12)]
@@ -1411,7 +1413,7 @@ def test_many_aborted_records_are_not_read_again(site: Site, monkeypatch: pytest
     while site.kafka.watermarks(topic)[1] < 44 and time.monotonic() < until:
         time.sleep(0.05)
     only(site.drain(topic))
-    monkeypatch.setattr(engine, "_REREAD_OFFSETS", 20)
+    monkeypatch.setattr(intake, "REREAD_OFFSETS", 20)
     sought: list[int] = []
     seek = Feed.seek
 
@@ -1500,12 +1502,14 @@ def test_a_memory_by_a_key_that_has_ended(tmp_path: Path, size: int | None, *, c
     judge = Judge(store, log, statements_of(log), read_archive(store).id, trust)
     head = Head(2, judge.proofs.root(2))
     archive = read_archive(store).id
-    memory = parse_memory(encode_memory(archive, log, head, signers.hmac()), archive, log.topic, 0)
+    memory = parse_committed_head(encode_committed_head(archive, log, head, signers.hmac()), archive, log.topic, 0)
     assert memory is not None
     until = {} if size is None else {str(log): Head(size, judge.proofs.root(size))}
     ended = replace(trust, keys={id_: replace(key, until=until) for id_, key in trust.keys.items()})
-    assert check_memory(memory, trust, judge.proofs) == KnownHead(2, head.root, "the offset that the group committed")
-    assert (check_memory(memory, ended, judge.proofs) is not None) is counts
+    assert check_committed_head(memory, trust, judge.proofs) == KnownHead(
+        2, head.root, "the offset that the group committed"
+    )
+    assert (check_committed_head(memory, ended, judge.proofs) is not None) is counts
 
 
 def test_what_other_clients_commit(site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -1792,7 +1796,7 @@ def test_a_checkpoint_that_cannot_be_put_stops_nothing(
     def refuse(*_: object) -> None:
         raise TransientSourceError("no")
 
-    monkeypatch.setattr("tasks.drain.run.put_checkpoint", refuse)
+    monkeypatch.setattr("tasks.drain.checkpoints.put_checkpoint", refuse)
     topic = site.kafka.create_topic(site.kafka.unused_name("refused"))
     send(site.kafka.producer(), topic, events(5))
     assert site.drain(topic)[f"{topic}/0"].outcome == "drained"

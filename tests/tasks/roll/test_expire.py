@@ -23,9 +23,9 @@ from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
 from custody.verify.report import Report
 from custody.verify.run import verify
-from tasks.audit.run import Request, plan_audit
+from tasks.audit.plan import Request, plan_audit
 from tasks.roll.expire import expire
-from tasks.roll.indices import Action, record
+from tasks.roll.record import Action, record
 from tests.helpers.audit import audit
 from tests.helpers.reading import anything
 from tests.helpers.sample import Growing

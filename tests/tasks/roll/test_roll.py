@@ -19,17 +19,18 @@ from custody.keys.trust import Trust, open_trust
 from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from custody.store.open import open_store
 from custody.tlog import merkle
-from tasks.audit.run import Request, plan_audit, verify_pieces
+from tasks.audit.coverage import Coverage
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
 from tasks.roll.indices import (
     _ALL,
     _BY_ILM,
     _BY_ROLL,
     _NOT_ALLOWED,
     SETTLED_DAYS,
-    Action,
-    _Verified,
     roll_indices,
 )
+from tasks.roll.record import Action
 from tasks.roll.run import roll_all, take_step
 from tasks.search.client import Search
 from tasks.search.documents import index_name, outlying_name, restored_name
@@ -204,7 +205,7 @@ def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, give
 
     read: list[int] = []
 
-    class Counting(_Verified):
+    class Counting(Coverage):
         def _read(self, judge: Judge, sequence: int) -> None:
             read.append(sequence)
             super()._read(judge, sequence)
@@ -234,11 +235,11 @@ def test_an_audit_by_a_key_that_had_ended_vouches_for_nothing(growing: Growing, 
         path.write_text(json.dumps({"format": "custody/trust/1", "keys": [entry | until]}))
         return open_trust([given.keys], path)
 
-    assert _Verified(store, trusting({"until": {"audits/0": end}})).gap(log, 0, 3) is None
-    assert _Verified(store, trusting({}, to="2020-01-01T00:00:00.000000Z")).gap(log, 0, 3) == 0
+    assert Coverage(store, trusting({"until": {"audits/0": end}})).gap(log, 0, 3) is None
+    assert Coverage(store, trusting({}, to="2020-01-01T00:00:00.000000Z")).gap(log, 0, 3) == 0
     for until in ({}, {"audits/0": {**end, "root": "11" * 32}}):
         with pytest.raises(HeadRollback, match="ended"):
-            _Verified(store, trusting({"until": until})).gap(log, 0, 3)
+            Coverage(store, trusting({"until": until})).gap(log, 0, 3)
 
 
 def test_foreign_documents_keep_an_index(given: Settings, search: Search) -> None:
@@ -325,7 +326,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
     What no event of the archive is stays as evidence, and the next audit misses nothing that went.
     """
     growing, given = outlying
-    monkeypatch.setattr("tasks.search.client._PAGE", 3)
+    monkeypatch.setattr("tasks.search.queries._PAGE", 3)
     later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
     target = f"{outlying_name(given.search.prefix)}: {growing.log}"
 

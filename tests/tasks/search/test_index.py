@@ -24,11 +24,13 @@ from custody.format import layout, manifest
 from custody.format.members import pack
 from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
-from tasks.search import client as search
-from tasks.search import index
-from tasks.search.client import Cursor, Search
+from tasks.search import bulk, index
+from tasks.search.client import Search
+from tasks.search.cursors import Cursor, put_cursor, read_cursor
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
+from tasks.search.indices import prepare
+from tasks.search.queries import delete_documents
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing, make_archive
 from tests.helpers.search import LOG, delete_indices, documents, now_event, search_settings
@@ -94,7 +96,7 @@ def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
     growing.append(1, now_event)
     (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
     store, search = open_store(given.archive), Search(given.search)
-    search.prepare()
+    prepare(search)
     indexer, result = Indexer(given, store, search, read_archive(store).id), IndexResult(growing.log)
     assert indexer.index(LOG, result)
     assert "manifest" in (result.problem or "")
@@ -113,7 +115,7 @@ def test_growth_is_followed(growing: Growing, given: Settings) -> None:
     assert [(one.created, one.there, one.sequence) for one in index_logs(given)] == [(10, 0, 3)]
     opened = Search(given.search)
     archive = read_archive(open_store(str(growing.folder))).id
-    assert opened.cursor(archive, LOG) == Cursor(3, 15, 0)
+    assert read_cursor(opened, archive, LOG) == Cursor(3, 15, 0)
     opened.close()
 
 
@@ -128,11 +130,11 @@ def test_what_has_aged_out_is_not_indexed(growing: Growing, given: Settings, seq
     growing.append(2, now_event)
     archive = read_archive(open_store(str(growing.folder))).id
     opened = Search(given.search)
-    opened.prepare()
-    opened.put_cursor(archive, LOG, Cursor(sequence, 5, 0), None)
+    prepare(opened)
+    put_cursor(opened, archive, LOG, Cursor(sequence, 5, 0), None)
     (result,) = index_logs(given)
     assert (result.created, result.sequence, bool(result.problem)) == (10, 5, sequence > 5)
-    cursor = opened.cursor(archive, LOG)
+    cursor = read_cursor(opened, archive, LOG)
     opened.close()
     assert cursor is not None
     assert cursor.sequence == 5
@@ -373,7 +375,7 @@ FAULTS = [Fault(kind, effect) for kind in ("reset", "429", "503") for effect in 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_fault_at_each_call(growing: Growing, given: Settings, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever call fails, before or after its effect, the next run ends with every event there, once."""
-    monkeypatch.setattr(search, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(bulk, "PATIENCE_SECONDS", 1)
     growing.append(1, now_event)
     index_logs(given)
     expected = documents(given)
@@ -439,7 +441,7 @@ def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) ->
     assert results
 
 
-@pytest.mark.parametrize("call", ["prepare", "cursor"])
+@pytest.mark.parametrize("call", ["prepare", "read_cursor"])
 def test_a_follower_that_fails_is_heard(
     growing: Growing, given: Settings, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -448,7 +450,7 @@ def test_a_follower_that_fails_is_heard(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Search, call, fail)
+    monkeypatch.setattr(index, call, fail)
     growing.append(1, now_event)
     follower = Follower(given)
     follower.sealed(LOG)
@@ -496,6 +498,6 @@ def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
         assert "answers otherwise than Elasticsearch does" in str(result.problem)
         opened = Search(given.search)
         with pytest.raises(SearchError, match="answers otherwise"):
-            opened.delete("odd", {})
+            delete_documents(opened, "odd", {})
         opened.close()
         server.shutdown()

@@ -11,11 +11,15 @@ import pytest
 
 from custody.errors import SearchError
 from custody.settings import AuditSettings, SearchSettings, Settings
-from tasks.audit.run import Request, plan_audit, verify_pieces
-from tasks.roll.indices import _LOST, _UNSAID, _WARM_WHY, Action, roll_indices
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
+from tasks.roll.indices import _WARM_WHY, roll_indices
+from tasks.roll.record import Action
+from tasks.roll.retention import LOST, UNKNOWN
 from tasks.search.client import Search
 from tasks.search.documents import TIER
 from tasks.search.index import index_logs
+from tasks.search.queries import logs_in
 from tests.helpers.audit import audit
 from tests.helpers.roll import LATER, NOW, roll
 from tests.helpers.sample import Growing
@@ -114,17 +118,17 @@ def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, Elasticsea
     warm.kill()
     started = time.monotonic()
     assert lie_on(search, today, None)
-    refused = f"{_UNSAID}: {_LOST}"
+    refused = f"{UNKNOWN}: {LOST}"
     for _ in range(2):
         closed = list(roll_indices(given, WARM))
-        assert ("merge", today, "refused", _LOST) in of(closed, today)
+        assert ("merge", today, "refused", LOST) in of(closed, today)
         late = list(roll_indices(given, LATER))
         assert of(late, halved, today) == [("delete", name, "refused", refused) for name in (halved, today)]
     assert not search.client.indices.exists(index=tomorrow)
     assert search.client.indices.exists(index=f"{today},{halved}")
     for name in (halved, search.prefix):
         with pytest.raises(SearchError, match=r"answers for \d of \d shards alone"), search.errors(name):
-            search.logs_in(name)
+            logs_in(search, name)
     plan = plan_audit(given, Request(full=True), NOW)
     found = [one for piece in verify_pieces(given, plan, plan.pieces) for one in piece.findings]
     assert {one["finding"] for one in found} == {"unreadable"}

@@ -12,7 +12,7 @@ from nbconvert import HTMLExporter
 
 from custody.errors import ConfigurationError, CustodyError
 from custody.settings import Settings
-from tasks.audit.run import put_report
+from tasks.audit.kept_report import put_report
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 _SECONDS = 600

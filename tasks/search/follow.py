@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from custody.settings import Settings
-from tasks.drain.run import LogResult, TopicPartition, drain_logs
+from tasks.drain.log_run import LogResult, TopicPartition
+from tasks.drain.run import drain_logs
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult

@@ -1,0 +1,71 @@
+"""Which statements signed audits vouch for."""
+
+from collections.abc import Sequence
+
+from custody.archive.forms import AUDITS
+from custody.archive.reader import (
+    read_audit,
+)
+from custody.archive.trusted import Judge, find_trusted_audits, read_trusted_archive
+from custody.errors import FormatError, KeyUnavailable, ObjectMissing
+from custody.format import layout
+from custody.format.layout import Log
+from custody.keys.trust import Trust
+from custody.store.protocol import Store
+
+_GOOD = frozenset({"verified", "notices"})
+
+
+class Coverage:
+    """Statements that signed audits have verified, with nothing against the archive found.
+
+    Audits are read from the newest one back, each once, and only as far as what is asked for needs them. One that is
+    not there, does not parse, stands elsewhere, does not count or was signed outside a key's span vouches for nothing.
+    """
+
+    def __init__(self, store: Store, trust: Trust) -> None:
+        self._store, self._trust = store, trust
+        self._judge: Judge | None = None
+        self._left = 0
+        self._spans: dict[str, list[tuple[int, int]]] = {}
+
+    def gap(self, log: Log, first: int, end: int) -> int | None:
+        """Return the first statement of `[first, end)` of a log that no audit has verified; None if all are.
+
+        Raises:
+            HeadRollback: the archive is another one, or its newest audit does not count and may not be passed over.
+            KeyUnavailable: an audit's signature cannot be checked now.
+            StoreError: the audits cannot be read; what was read so far is not read again.
+        """
+        if self._judge is None:
+            archive = read_trusted_archive(self._store, self._trust).id
+            self._left = find_trusted_audits(self._store, archive, self._trust).head.size
+            self._judge = Judge(self._store, layout.AUDIT_LOG, AUDITS, archive, self._trust)
+        while (gap := _first_gap(self._spans.get(str(log), ()), first, end)) is not None and self._left:
+            self._read(self._judge, self._left - 1)
+            self._left -= 1
+        return gap
+
+    def _read(self, judge: Judge, sequence: int) -> None:
+        try:
+            signed = read_audit(self._store, sequence, judge.is_of_place)
+        except (ObjectMissing, FormatError):
+            return
+        one = signed.statement
+        if one.verdict not in _GOOD:
+            return
+        verdict = judge.verdict(signed, sequence)
+        if verdict.clean:
+            for name, covered in one.covered.items():
+                self._spans.setdefault(name, []).extend((part.from_, part.to) for part in covered)
+        elif any(problem.kind == "unreadable" for problem in verdict.problems):
+            raise KeyUnavailable(f"audit {sequence} cannot be checked: {verdict.reason}")
+
+
+def _first_gap(spans: Sequence[tuple[int, int]], first: int, end: int) -> int | None:
+    """Return the first number of `[first, end)` that no span holds."""
+    for begin, stop in sorted(spans):
+        if begin > first:
+            break
+        first = max(first, stop)
+    return first if first < end else None

@@ -1,0 +1,173 @@
+"""The pieces of an audit: segments are read, some hundred statements at a time, and each result is signed."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+
+from custody.archive import signed_notes
+from custody.archive.trusted import standing
+from custody.errors import (
+    CustodyError,
+    FormatError,
+    ObjectMissing,
+    SignatureInvalid,
+)
+from custody.format.audit import ObjectRef
+from custody.format.envelope import Signer
+from custody.format.times import check_time, format_time
+from custody.keys.trust import Trust
+from custody.settings import Settings
+from custody.store.open import open_store
+from custody.store.protocol import Store
+from custody.verify.run import verify
+from custody.verify.scope import Scope, Span
+from tasks.audit.objects import audit_folder, log_named
+from tasks.audit.plan import Piece, Plan
+from tasks.audit.tables import TableWriter
+from tasks.search.compare import compare_with_search
+from tasks.search.reconcile import reconcile
+
+PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
+_PIECE_AGE = timedelta(hours=2)
+_COUNTED = ("statements", "events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated")
+
+
+class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the verification of a piece gave; line 1 of its object.
+
+    Attributes:
+        format: the form.
+        archive: the archive's id.
+        audit: sequence of the audit that it was read for.
+        run: of that audit which read it.
+        piece: which statements.
+        started_at: when reading began.
+        sealed_at: when it was signed.
+        counts: what was read.
+        findings: what was found.
+        objects: lists of the tables that were made.
+    """
+
+    format: Literal["custody/audit-piece/1"]
+    archive: str
+    audit: int
+    run: str
+    piece: Piece
+    started_at: str
+    sealed_at: str
+    counts: dict[str, int]
+    findings: list[dict[str, Any]]
+    objects: list[ObjectRef]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def verify_pieces(
+    settings: Settings, plan: Plan, pieces: Sequence[Piece], clock: Callable[[], datetime] = _now
+) -> Iterator[PieceResult]:
+    """Read segments of some pieces, and yield what each gave; what an earlier run of this audit has done is not redone.
+
+    Args:
+        settings: the settings.
+        plan: of the audit.
+        pieces: those of its pieces that are read.
+        clock: gives the time.
+
+    Raises:
+        CustodyError: the archive or the keys cannot be opened.
+    """
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        trust = settings.own_trust()
+        signers = settings.signers(clock()).both()
+        for piece in pieces:
+            done = _read_result(store, trust, plan, piece, clock())
+            if done is None:
+                done = _verify_piece(settings, store, trust, signers, plan, piece, clock)
+                # A result that is too large for a note is read again by the next run.
+                with suppress(FormatError):
+                    _keep(store, _result_key(plan, piece), signed_notes.seal(done, PIECE_FORMAT, signers))
+            yield done
+
+
+def _verify_piece(
+    settings: Settings,
+    store: Store,
+    trust: Trust,
+    signers: tuple[Signer, Signer],
+    plan: Plan,
+    piece: Piece,
+    clock: Callable[[], datetime],
+) -> PieceResult:
+    started_at = clock()
+    log, scope = log_named(piece.log), Scope({log_named(piece.log): [Span(piece.first, piece.end)]}, listing=False)
+    objects: list[ObjectRef] = []
+    if settings.audit.tables and piece.read == "new":
+        with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
+            report = verify(store, trust, now=started_at, workers=0, scope=scope, sink=writer)
+            writer.finish()
+            objects += [writer.listed] if writer.listed else []
+    else:
+        report = verify(store, trust, now=started_at, workers=0, scope=scope)
+    findings = [one.to_dict() for one in report.findings]
+    counts = Counter({name: sum(getattr(one, name) for one in report.logs) for name in _COUNTED})
+    if settings.search.url:
+        counts["rejected"] = 0
+        look = partial(
+            reconcile,
+            store=store,
+            archive=plan.archive,
+            log=log,
+            first=piece.first,
+            end=piece.end,
+            now=plan.started_at,
+            holds=standing(store, plan.archive, trust)(log),
+        )
+        marked = plan.marks[piece.log].indexed if piece.log in plan.marks else 0
+        findings += compare_with_search(
+            settings, partial(look, marked=marked, content=piece.read == "again", counts=counts)
+        )
+    return PieceResult(
+        format=PIECE_FORMAT,
+        archive=plan.archive,
+        audit=plan.sequence,
+        run=plan.run,
+        piece=piece,
+        started_at=format_time(started_at),
+        sealed_at=format_time(clock()),
+        counts=dict(counts),
+        findings=findings,
+        objects=objects,
+    )
+
+
+def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: datetime) -> PieceResult | None:
+    """Return what an earlier run of this audit found of a piece, if it signed it a short while ago."""
+    key = _result_key(plan, piece)
+    try:
+        result = signed_notes.read(store, key, PieceResult, PIECE_FORMAT, trust)
+        age = now - check_time(f"{key}: started_at", result.started_at)
+    except (ObjectMissing, FormatError, SignatureInvalid):
+        return None
+    same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
+    # What it has read may have been changed since.
+    return result if same and timedelta(0) <= age < _PIECE_AGE else None
+
+
+def _keep(store: Store, key: str, data: bytes) -> None:
+    """Put what the next run need not do again; that it cannot be put costs that run time, and nothing else."""
+    try:
+        store.create(key, data)
+    except CustodyError:
+        return
+
+
+def _result_key(plan: Plan, piece: Piece) -> str:
+    span = f"{piece.first:012}-{piece.end:012}-{piece.read}"
+    return f"{audit_folder(plan.sequence)}pieces/{piece.log}/{span}.json"

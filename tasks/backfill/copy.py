@@ -1,0 +1,272 @@
+"""Copies archived events, chosen by their own times, to Elasticsearch, tables, a Kafka topic or a folder.
+
+1. `plan_backfill` walks the manifests and chooses the statements and batches whose times overlap the range. It reads
+   no event, and changes nothing.
+2. `restore` asks for readable copies of the segments that lie in an archived storage class. It says how many are still
+   being made, and waits for none: that takes hours, and the caller comes back.
+3. `copy` reads the chosen batches, in ranges of their segments, holds each to the digest that its statement gives, and
+   hands the events chosen to a target. What the target has is not copied again; so it can be stopped and started.
+   To a topic events are sent at least once (`tasks.backfill.targets.topic`).
+
+Statements' signatures are not checked here: `custody verify` does that, and says what is wrong where something is.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from custody.archive.reader import Holds, read_manifest
+from custody.archive.trusted import standing
+from custody.errors import FormatError, ObjectArchived, ObjectMissing
+from custody.format import limits
+from custody.format.layout import Log
+from custody.format.manifest import Manifest, Statement
+from custody.format.times import format_time
+from custody.settings import Settings
+from custody.store.open import open_store
+from custody.store.protocol import Store
+from tasks.backfill.choice import Choice
+from tasks.backfill.plan import ADVICE, Piece, Plan, batch_runs
+from tasks.backfill.targets.folder import FolderTarget
+from tasks.backfill.targets.search import SearchTarget
+from tasks.backfill.targets.tables import TablesTarget
+from tasks.backfill.targets.target import Content, Part, Target
+from tasks.backfill.targets.topic import TopicTarget
+from tasks.search.bulk import Sent
+from tasks.search.client import Search
+
+_AHEAD = 4
+_PROBLEMS = 100
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a copy is.
+
+    Attributes:
+        parts: parts to copy.
+        done: parts copied, or there already.
+        events: events in the batches that are read.
+        looked_at: of them, those that were read, or did not need to.
+        created: events copied now.
+        there: events that the target had.
+        rejected: events that it does not take.
+        size: bytes to read.
+        read: bytes read.
+        left_out: bytes that did not need to be read.
+        seconds: since the copy began.
+        stopped: whether it was stopped before its end.
+        problems: what could not be copied, and why; the first 100.
+    """
+
+    parts: int = 0
+    done: int = 0
+    events: int = 0
+    looked_at: int = 0
+    created: int = 0
+    there: int = 0
+    rejected: int = 0
+    size: int = 0
+    read: int = 0
+    left_out: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Events created, or found there, a second."""
+        return (self.created + self.there) / self.seconds if self.seconds else 0.0
+
+    @property
+    def share(self) -> float:
+        """How much of the work is done, 0 to 1."""
+        return min(1.0, (self.read + self.left_out) / self.size) if self.size else 1.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that the rest will take at the speed so far, None where that is not known yet."""
+        left = max(0, self.size - self.read - self.left_out)
+        return left * self.seconds / self.read if self.read else (None if left else 0.0)
+
+
+class _Stopped(Exception):
+    """The caller wants no more."""
+
+
+def copy(
+    settings: Settings,
+    plan: Plan,
+    progress: Callable[[Progress], None] = lambda _: None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Progress:
+    """Copy what was planned to its target; what is known to be there is not copied again.
+
+    Args:
+        settings: the settings.
+        plan: what is read.
+        progress: is called after each statement.
+        go_on: is asked before each statement; what was copied until then stays.
+
+    Returns:
+        What was done. What could not be read is among its problems, and the rest was copied.
+
+    Raises:
+        CustodyError: the archive does not answer, or the target does not take the events; the next run goes on.
+    """
+    with closing(open_store(settings.archive, settings.s3)) as store, _target(settings, store, plan) as target:
+        holds = standing(store, plan.archive, settings.trust_at_hand())
+        return _Copy(store, plan, target, progress, go_on, holds).run()
+
+
+@contextmanager
+def _target(settings: Settings, store: Store, plan: Plan) -> Iterator[Target]:
+    request = plan.request
+    match request.target:
+        case "elasticsearch":
+            with closing(Search(settings.search)) as search:
+                yield SearchTarget(settings, search)
+        case "tables":
+            yield TablesTarget(store, plan.archive, settings.signers(datetime.now(UTC)).both())
+        case "topic":
+            # Statements that are looked at only by later days come in among those that were sent.
+            choice = _choice(plan, late_days=request.late_days)
+            with closing(TopicTarget(settings, request.topic or "", choice, complete=not plan.problems)) as topic:
+                yield topic
+        case "folder":
+            yield FolderTarget(Path(request.folder or ""), _choice(plan))
+
+
+def _choice(plan: Plan, **more: int | None) -> bytes:
+    """Return a name of what is copied: archive, times and types. Logs stand apart in each target."""
+    request = plan.request
+    span = {"since": format_time(request.since), "until": format_time(request.until)}
+    chosen = {"archive": plan.archive, **span, "types": sorted(request.types), **more}
+    return json.dumps(chosen, sort_keys=True).encode() + b"\n"
+
+
+_Fetched = tuple[Statement, dict[int, bytes]]
+
+
+class _Copy:
+    """One copy under way."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        target: Target,
+        progress: Callable[[Progress], None],
+        go_on: Callable[[], bool],
+        holds: Callable[[Log], Holds[Manifest]],
+    ) -> None:
+        self._store, self._plan, self._target, self._holds = store, plan, target, holds
+        self._progress, self._go_on = progress, go_on
+        self._choice = Choice(plan.request)
+        self._begun = time.monotonic()
+        self._done = Progress(
+            parts=len(plan.parts), events=plan.events, size=plan.size, problems=list(plan.problems[:_PROBLEMS])
+        )
+
+    def run(self) -> Progress:
+        todo: list[tuple[Part, tuple[Piece, ...]]] = []
+        for part, pieces in zip(self._plan.parts, self._plan.pieces, strict=True):
+            if self._target.has(part):
+                self._done.done += 1
+                self._done.left_out += sum(piece.size for piece in pieces)
+                self._done.looked_at += sum(piece.events for piece in pieces)
+            else:
+                todo.append((part, pieces))
+        threads = ThreadPoolExecutor(_AHEAD)
+        try:
+            fetched = _ahead(threads, self._fetch, (piece for _, pieces in todo for piece in pieces))
+            for part, pieces in todo:
+                self._copy(part, pieces, fetched)
+        except _Stopped:
+            self._done.stopped = True
+        finally:
+            threads.shutdown(cancel_futures=True)
+        if not self._done.stopped and not self._done.problems:
+            self._target.finish()
+        self._tell()
+        return self._done
+
+    def _copy(self, part: Part, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> None:
+        mine = islice(fetched, len(pieces))
+        sent = Sent()
+        try:
+            self._target.write(part, self._contents(pieces, mine), sent)
+        except (FormatError, ObjectMissing, ObjectArchived, msgspec.MsgspecError) as error:
+            if len(self._done.problems) < _PROBLEMS:
+                place = f"{part.log}, sequence {part.first}" + (f" to {part.end - 1}" if len(pieces) > 1 else "")
+                self._done.problems.append(f"{place}: {error}; {ADVICE}")
+            # What belongs to it was asked for ahead.
+            for _ in mine:
+                pass
+        finally:
+            sent.add_to(self._done)
+        self._done.done += 1
+
+    def _contents(self, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> Iterator[Content]:
+        """Yield what is chosen, batch by batch; one that is damaged is raised behind those that are not."""
+        problem: FormatError | None = None
+        for piece, future in zip(pieces, fetched, strict=True):
+            if not self._go_on():
+                raise _Stopped
+            statement, members = future.result()
+            for place, member in members.items():
+                try:
+                    found = self._choice.choose(piece.log, statement, statement.batches[place], member)
+                except FormatError as error:
+                    problem = problem or error
+                    continue
+                if found is not None:
+                    yield found
+            self._done.read += piece.size
+            self._done.looked_at += piece.events
+            self._tell()
+        if problem is not None:
+            raise problem
+
+    def _tell(self) -> None:
+        self._done.seconds = time.monotonic() - self._begun
+        self._progress(self._done)
+
+    def _fetch(self, piece: Piece) -> _Fetched:
+        """Read a piece's batches, those that are neighbours at once."""
+        statement = read_manifest(self._store, piece.log, piece.sequence, self._holds(piece.log)).statement
+        segment = statement.segment
+        if segment is None or segment.key != piece.key or piece.batches[-1] >= len(statement.batches):
+            raise FormatError("the manifest is not what it was a moment ago")
+        members: dict[int, bytes] = {}
+        for run in batch_runs(statement, piece.batches):
+            first, last = statement.batches[run[0]], statement.batches[run[-1]]
+            size = last.start + last.size - first.start
+            if not 0 < size <= limits.SEGMENT_BYTES:
+                raise FormatError(f"batch {first.number} is said to have {size:,} bytes")
+            data = self._store.read(segment.key, limit=size, start=first.start, size=size, restored=True)
+            for place in run:
+                batch = statement.batches[place]
+                members[place] = data[batch.start - first.start :][: batch.size]
+        return statement, members
+
+
+def _ahead(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterator[_T]) -> Iterator[Future[_R]]:
+    """Yield a future for each item, in order, a few of them begun ahead."""
+    begun = deque(threads.submit(function, item) for item in islice(items, _AHEAD))
+    while begun:
+        yield begun.popleft()
+        begun.extend(threads.submit(function, item) for item in islice(items, 1))

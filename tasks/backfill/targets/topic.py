@@ -1,0 +1,234 @@
+"""A Kafka topic as a target, at least once: an event may come twice, and says in its headers which one it is.
+
+Each record has the event as its value. Its headers say where the event is from: `topic`, `partition` and `offset` of
+the record that was archived, and `epoch` where that is not 1. Its key says the same: `<log>/<partition>/<offset>`.
+Two records with the same headers are the same event, so a consumer that wants each once keeps the first.
+
+How far each log was sent is committed in a consumer group of this choice of events. A backfill that was stopped or
+killed goes on from there, and sends again what came behind: as a rule at most one statement. Where not all logs fit
+into the group's metadata, those sent longest ago are sent again as a whole. Once everything is sent the position is
+cleared: the same backfill, started again, sends all of it again.
+
+A position is not signed: whoever may commit in that group can make a backfill leave events out, as whoever may delete
+records of the topic can. The topic is a copy, and no evidence.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from custody.errors import ConfigurationError, TransientSourceError
+from custody.format.layout import Log, check_topic
+from custody.settings import Settings
+from tasks.backfill.targets.target import Content, Part, Target
+from tasks.drain.committed_heads import METADATA_LIMIT
+from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error
+from tasks.search.bulk import Sent
+
+TOPIC_SECONDS = 120.0
+"""How long Kafka may take to acknowledge a record."""
+
+
+class TopicTarget(Target):
+    """A Kafka topic. An event goes to the partition of its number in the log's topic, modulo how many there are.
+
+    Records have the time of sending, for by the events' own a topic's retention would delete them at once.
+    """
+
+    def __init__(self, settings: Settings, topic: str, choice: bytes, *, complete: bool) -> None:
+        """Read how far an earlier run came.
+
+        Args:
+            settings: the settings.
+            topic: the topic.
+            choice: names the archive and which events are sent.
+            complete: whether the plan has all of them. How far a log was sent says nothing of what a plan leaves out,
+                so that it is noted only if nothing is.
+
+        Raises:
+            ConfigurationError: there is no such topic, or it is one that is archived itself.
+            SourceError: Kafka does not answer, or says no.
+        """
+        check_topic(topic)
+        if any(re.search(one, topic) if one.startswith("^") else one == topic for one in settings.kafka.topics):
+            raise ConfigurationError(
+                f"topic {topic!r} is archived itself (kafka.topics): what is sent to it would be archived again;"
+                " name another"
+            )
+        self._topic = topic
+        client = settings.kafka.librdkafka()
+        group = f"{settings.kafka.group}-backfill-{sha256(choice).hexdigest()[:16]}"
+        self._positions = _Positions(client, group, topic)
+        self._complete = complete
+        # The broker says what is too large for it; the client's own limit is below an event's with its headers.
+        ours = {"enable.idempotence": True, "linger.ms": 20, "compression.type": "lz4", "message.max.bytes": 2_097_152}
+        self._producer = _made(lambda: Producer({"client.id": "custody", **client, **ours}, logger=logger))
+        self._problem: KafkaError | None = None
+        self._rejected = 0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._positions.close()
+
+    def has(self, part: Part) -> bool:
+        """Return whether an earlier run has sent a part."""
+        return self._positions.has(part)
+
+    def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
+        """Send a part, wait until it is acknowledged, and commit that it is there."""
+        log, self._rejected = part.log, 0
+        whole = False
+        try:
+            for one in contents:
+                headers = [("topic", log.topic.encode()), ("partition", str(log.partition).encode())]
+                headers += [("epoch", str(log.epoch).encode())] if log.epoch > 1 else []
+                for line, offset in zip(one.lines, one.offsets, strict=True):
+                    self._send(log, line, offset, headers)
+                    sent.created += 1
+            whole = True
+        finally:
+            self._flush()
+            sent.created -= self._rejected
+            sent.rejected += self._rejected
+            if self._complete:
+                self._positions.note(part, whole=whole)
+
+    def finish(self) -> None:
+        """Clear the position: everything was sent."""
+        self._positions.clear()
+
+    def _send(self, log: Log, line: bytes, offset: int, headers: list[tuple[str, bytes]]) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    self._topic,
+                    line,
+                    f"{log}/{offset}".encode(),
+                    log.partition % self._positions.partitions,
+                    self._delivered,
+                    headers=[*headers, ("offset", str(offset).encode())],
+                )
+            except BufferError:
+                self._producer.poll(1)
+                self._check()
+            except KafkaException as error:
+                raise map_error(error.args[0], f"topic {self._topic} does not take {log}, offset {offset}") from None
+            else:
+                self._producer.poll(0)
+                return
+
+    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
+        if error is None:
+            return
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self._rejected += 1
+        else:
+            self._problem = self._problem or error
+
+    def _check(self) -> None:
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise map_error(problem, f"topic {self._topic} does not take events")
+
+    def _flush(self) -> None:
+        left = self._producer.flush(TOPIC_SECONDS)
+        self._check()
+        if left:
+            raise TransientSourceError(
+                f"topic {self._topic} did not acknowledge {left:,} records within {TOPIC_SECONDS:.0f} s; the next run"
+                " goes on"
+            )
+
+
+class _Positions:
+    """How far each log was sent, as metadata of what a consumer group has committed of the topic's partitions.
+
+    A log's position stands with the partition that its events go to: `{"<log>/<partition>": next offset}`. It goes no
+    further than the first part that could not be sent as a whole.
+    """
+
+    def __init__(self, client: dict[str, str], group: str, topic: str) -> None:
+        self._topic = topic
+        ours = {"group.id": group, "enable.auto.commit": False}
+        self._consumer = _made(lambda: Consumer({"client.id": "custody", **client, **ours}, logger=logger))
+        self._stopped: set[Log] = set()
+        try:
+            answers = self._read()
+        except BaseException:
+            self._consumer.close()
+            raise
+        self.partitions = len(answers)
+        self._next = {answer.partition: _parse(answer.metadata) for answer in answers}
+
+    def _read(self) -> list[TopicPartition]:
+        try:
+            # Of all topics: asked for by its name, one that is not there might be made.
+            listed = self._consumer.list_topics(timeout=REQUEST_SECONDS).topics.get(self._topic)
+            if listed is None or listed.error is not None or not listed.partitions:
+                raise ConfigurationError(f"there is no topic {self._topic!r} on Kafka: create it first")
+            asked = [TopicPartition(self._topic, partition) for partition in listed.partitions]
+            return cast("list[TopicPartition]", self._consumer.committed(asked, timeout=REQUEST_SECONDS))
+        except KafkaException as error:
+            raise map_error(error.args[0], f"topic {self._topic}: how far it was filled cannot be read") from None
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def has(self, part: Part) -> bool:
+        return self._of(part.log).get(str(part.log), 0) >= part.next_offset
+
+    def note(self, part: Part, *, whole: bool) -> None:
+        """Note that a part was sent, or that it was not sent as a whole."""
+        if not whole:
+            self._stopped.add(part.log)
+        if part.log in self._stopped:
+            return
+        positions = self._of(part.log)
+        # The newest last: the others are left out where not all fit.
+        positions.pop(str(part.log), None)
+        positions[str(part.log)] = part.next_offset
+        while len(json.dumps(positions)) > METADATA_LIMIT and len(positions) > 1:
+            positions.pop(next(iter(positions)))
+        self._commit([part.log.partition % self.partitions])
+
+    def clear(self) -> None:
+        self._next = {partition: {} for partition, positions in self._next.items() if positions}
+        self._commit(list(self._next))
+
+    def _of(self, log: Log) -> dict[str, int]:
+        return self._next.setdefault(log.partition % self.partitions, {})
+
+    def _commit(self, partitions: list[int]) -> None:
+        """Commit positions. Where that fails more is sent again by the next run, and nothing is lost."""
+        offsets = [
+            TopicPartition(self._topic, partition, 0, json.dumps(self._next[partition])) for partition in partitions
+        ]
+        try:
+            if offsets:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            logger.warning("topic %s: how far it is filled was not committed: %s", self._topic, error.args[0].str())
+
+
+def _parse(metadata: str | None) -> dict[str, int]:
+    """Return the positions in what was committed; none where it says something else."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(metadata or "{}")
+        if isinstance(found, dict) and all(type(offset) is int for offset in found.values()):
+            return found
+    return {}
+
+
+def _made(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except KafkaException as error:
+        # librdkafka repeats a property's value in some messages, and a value may be a password.
+        raise ConfigurationError(
+            f"librdkafka does not take a property of kafka.client (error {error.args[0].code()})"
+        ) from None

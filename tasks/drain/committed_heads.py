@@ -1,0 +1,112 @@
+"""The head of a log that the group's committed offset remembers, in the offset's metadata, signed.
+
+Any Kafka client may write there: what no trusted key signed is ignored.
+"""
+
+import base64
+import binascii
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from custody.format import envelope
+from custody.format.envelope import INT_MAX, Hex, Int, Signature, Signatures, Signer, Uuid
+from custody.format.layout import Log
+from custody.keys.trust import Trust
+from custody.tlog.head import Head, KnownHead
+from custody.tlog.proofs import Proofs
+from custody.tlog.signatures import Place, check_file
+
+logger = logging.getLogger(__name__)
+
+FORM: Literal["custody/offset/1"] = "custody/offset/1"
+"""The form of the head in a committed offset's metadata, as it is signed."""
+METADATA_LIMIT = 4096
+"""The broker's `offset.metadata.max.bytes`, by default."""
+
+
+class _Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is signed. It names its partition, so that no client can put one partition's head into another's offset."""
+
+    archive: Uuid
+    topic: str
+    partition: Int
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+    root: Hex
+
+
+class _SignedClaim(_Claim, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    signature: Signature
+
+
+_decoder = msgspec.json.Decoder(_SignedClaim)
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedHead:
+    """A head that a committed offset remembers. It counts once its signature does."""
+
+    log: Log
+    head: Head
+    message: bytes
+    """What is signed."""
+    signatures: Signatures
+
+
+def encode_committed_head(archive: str, log: Log, head: Head, signer: Signer) -> str:
+    """Return a head as metadata of a committed offset.
+
+    Raises:
+        KeyUnavailable: the key cannot sign now.
+    """
+    fields = {"topic": log.topic, "partition": log.partition, "epoch": log.epoch}
+    committed = _Claim(archive=archive, **fields, size=head.size, root=head.root.hex())  # type: ignore[arg-type]
+    value = signer.sign(envelope.message(envelope.encode_line(committed), FORM))
+    signature = Signature(signer.key_id, signer.algorithm, base64.b64encode(value).decode())
+    return envelope.encode_line(_SignedClaim(**msgspec.structs.asdict(committed), signature=signature)).decode()
+
+
+def parse_committed_head(text: str, archive: str, topic: str, partition: int) -> CommittedHead | None:
+    """Return the head in a committed offset's metadata; None if there is none of this archive and partition."""
+    try:
+        given = _decoder.decode(text)
+        value = binascii.a2b_base64(given.signature.value, strict_mode=True)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError):
+        return None
+    if (given.archive, given.topic, given.partition) != (archive, topic, partition):
+        return None
+    fields = {name: getattr(given, name) for name in _Claim.__struct_fields__}
+    message = envelope.message(envelope.encode_line(_Claim(**fields)), FORM)
+    head = Head(given.size, bytes.fromhex(given.root))
+    return CommittedHead(Log(topic, partition, given.epoch), head, message, ((given.signature, value),))
+
+
+def check_committed_head(committed: CommittedHead, trust: Trust, proofs: Proofs) -> KnownHead | None:
+    """Return the head that a committed offset remembers; None, and a warning, if no trusted key signed it.
+
+    Args:
+        committed: what was read.
+        trust: the keys.
+        proofs: of its log, for a key that has ended.
+    """
+    head = committed.head
+    verdict = check_file(
+        committed.message,
+        committed.signatures,
+        trust.keys,
+        wanted=("HMAC-SHA256",),
+        place=Place(str(committed.log), head.size - 1),
+        within=lambda end: proofs.leads_to(head.size, head.root, end),
+        what="committed offset",
+    )
+    if not verdict.counts:
+        logger.warning(
+            "%s: what the group's committed offset remembers is ignored, since any Kafka client may write there: %s",
+            committed.log,
+            verdict.reason,
+        )
+        return None
+    return KnownHead(head.size, head.root, "the offset that the group committed")

@@ -1,0 +1,98 @@
+"""What all logs of a run share: the archive, its keys, the broker, and what the newest audit says of heads."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from custody.archive.forms import AUDITS
+from custody.archive.reader import find_audit_tip, read_archive
+from custody.archive.trusted import Judge, check_archive
+from custody.archive.writer import writer_name
+from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.format import layout
+from custody.format.archive_file import ArchiveFile
+from custody.keys.signers import Signers
+from custody.keys.trust import Trust
+from custody.settings import Settings
+from custody.store.open import open_store
+from custody.store.protocol import Store
+from custody.tlog.head import KnownHead
+from tasks.drain.kafka import Broker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all logs of a run share."""
+
+    settings: Settings
+    store: Store
+    archive: ArchiveFile
+    signers: Signers
+    trust: Trust
+    broker: Broker
+    cluster: str
+    writer: str
+    audited: Mapping[str, KnownHead]
+    """What the newest audit that counts says of heads."""
+
+
+def open_context(settings: Settings, stack: ExitStack) -> Context:
+    """Open the archive, the keys and Kafka; the stack closes them.
+
+    Raises:
+        ConfigurationError: there is no archive, or settings or keys cannot be used.
+        SourceError: Kafka does not answer at all.
+        StoreError: the archive's storage does not answer at all.
+    """
+    store = open_store(settings.archive, settings.s3)
+    stack.callback(store.close)
+    try:
+        archive = read_archive(store)
+    except ObjectMissing:
+        raise ConfigurationError(f"there is no archive at {store.url}: run 'custody init' first") from None
+    signers, trust = settings.signers(datetime.now(UTC)), settings.own_trust()
+    signers.hmac()
+    problem = check_archive(archive, trust)
+    if problem is not None:
+        raise ConfigurationError(
+            f"{store.url}: {problem}. Nothing is archived: correct the settings `archive`, `keys` and `trust`, or find"
+            " out who wrote archive.json, and restore it"
+        )
+    if settings.drain.event_leaves and signers.leaves is None:
+        logger.warning("batches get no leaves: the keys hold no secret for them; `custody keys rotate` makes one")
+    broker = stack.enter_context(Broker(settings.kafka.librdkafka(), settings.kafka.group))
+    return Context(
+        settings,
+        store,
+        archive,
+        signers,
+        trust,
+        broker,
+        broker.cluster(),
+        writer_name(),
+        read_audited_heads(store, archive.id, trust),
+    )
+
+
+def read_audited_heads(store: Store, archive: str, trust: Trust) -> dict[str, KnownHead]:
+    """Return the heads in the newest audit that counts. Audits that do not count are passed over, with a warning."""
+    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+    try:
+        tip = find_audit_tip(store, lambda audit, at: judge.is_of_place(audit, at) and judge.verdict(audit, at).counts)
+    except FormatError as error:
+        logger.warning("the audits tell nothing of the logs' heads: %s", error)
+        return {}
+    if tip.passed_over:
+        logger.warning(
+            "%s and what follows it are no audits that trusted keys signed: find out who wrote them",
+            layout.audit_key(tip.head.size),
+        )
+    if tip.newest is None:
+        return {}
+    origin = layout.audit_key(tip.head.size - 1)
+    heads = tip.newest.statement.heads
+    return {log: KnownHead(head.size, bytes.fromhex(head.root), origin) for log, head in heads.items()}

@@ -1,0 +1,79 @@
+"""A new epoch of a log, for a partition that is not the one any more that the log was made from."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from custody.archive.reader import list_logs
+from custody.archive.trusted import find_trusted_tip
+from custody.errors import LogChanged
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
+from custody.settings import Settings
+from tasks.drain.context import Context, open_context
+from tasks.drain.kafka import Topic
+from tasks.drain.resume import known_heads, log_id, newest_epoch, open_log
+
+
+@dataclass(frozen=True, slots=True)
+class EpochBegun:
+    """A new epoch of a partition.
+
+    Attributes:
+        log: `<log>/<partition>`.
+        earlier: the epoch that it follows.
+        same_topic: whether it has the cluster and topic id of that epoch, as where a partition was truncated.
+    """
+
+    log: str
+    earlier: str
+    same_topic: bool
+
+
+def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
+    """Begin a new epoch of those of a topic's partitions that are not what their logs were made from any more.
+
+    That is, after the topic was deleted and created again, or moved to another cluster, or a partition was truncated.
+    Each partition's new epoch follows its own newest one.
+
+    Raises:
+        LogChanged: nothing of the topic's logs has changed, so that there is no reason for a new epoch.
+        CustodyError: as `drain_logs`.
+    """
+    begun = []
+    with ExitStack() as stack:
+        context = open_context(settings, stack)
+        found = next(iter(context.broker.topics([topic])), None)
+        if found is None:
+            raise context.broker.missing(topic)
+        logs = list_logs(context.store)
+        known = known_heads(context, [topic], [(topic, partition) for partition in range(found.partitions)])
+        for partition in range(found.partitions):
+            earlier = newest_epoch(context, logs, (topic, partition), known)
+            tip = find_trusted_tip(context.store, earlier, context.archive.id, context.trust)
+            if tip.newest is None or not _has_changed(context, found, earlier, tip.newest):
+                continue
+            run = open_log(context, found, Log(topic, partition, earlier.epoch + 1), ())
+            before, now = tip.newest.statement.log, log_id(context, found, earlier)
+            begun.append(EpochBegun(str(run.writer.log), str(earlier), before == now))
+    if not begun:
+        raise LogChanged(
+            f"topic {topic} is the one that its logs are made from, and goes on where they end: there is no reason to"
+            " begin a new epoch"
+        )
+    return begun
+
+
+def _has_changed(context: Context, topic: Topic, log: Log, newest: Manifest) -> bool:
+    """Return whether a partition is not the one that a log was made from, or does not go on where that ends."""
+    statement = newest.statement
+    if statement.log != log_id(context, topic, log):
+        return True
+    bounds = context.broker.bounds(log.topic, log.partition)
+    if bounds.end < statement.next_offset:
+        return True
+    last = statement.last_record
+    return (
+        last is not None
+        and last.offset >= bounds.start
+        and context.broker.disagreement(log.topic, log.partition, last) is not None
+    )

@@ -1,0 +1,103 @@
+"""What a run knows of each of its logs, and what it reports of it."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+from custody.archive.reader import Tip
+from custody.archive.writer import LogWriter
+from custody.format.manifest import LastRecord, Manifest, Range
+from tasks.drain.assemble import Assembler
+from tasks.drain.kafka import Position
+
+TopicPartition = tuple[str, int]
+"""A topic, and the number of one of its partitions."""
+
+
+@dataclass(slots=True)
+class LogResult:
+    """What a run did to one log.
+
+    Attributes:
+        log: the log, `<topic>/<partition>`.
+        outcome: `drained`; `fenced`, when another writer was first; `failed`, with the reason in `problem`.
+        events: events archived.
+        quarantined: records put aside.
+        skipped: offsets without a record for a read-committed consumer.
+        lost: offsets that the broker had deleted.
+        segments: segments written.
+        statements: statements written.
+        bytes_in: bytes of JSONL.
+        bytes_out: bytes of segments as stored.
+        next_offset: the first offset that the archive does not account for.
+        lag: offsets from there to the read-uncommitted end, None where the broker did not say.
+        size: statements in the log.
+        root: root of the tree over them, in hex.
+        hanging: seconds for which a transaction has kept records back, if longer than the setting.
+        problem: what went wrong, and what to do.
+    """
+
+    log: str
+    outcome: Literal["drained", "fenced", "failed"] = "drained"
+    events: int = 0
+    quarantined: int = 0
+    skipped: int = 0
+    lost: int = 0
+    segments: int = 0
+    statements: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    next_offset: int | None = None
+    lag: int | None = None
+    size: int = 0
+    root: str = ""
+    hanging: float | None = None
+    problem: str | None = None
+
+
+@dataclass(slots=True)
+class Reread:
+    """What a run reads again, to see that the partition is still the one that was archived.
+
+    Attributes:
+        last: the last record that the archive, or this run, has.
+        skipped: offsets behind it that the archive calls skipped.
+        suspect: what librdkafka says that contradicts it, None if it says nothing.
+        agrees: whether that record has been read again.
+    """
+
+    last: LastRecord
+    skipped: Sequence[Range] = ()
+    suspect: str | None = None
+    agrees: bool = False
+
+
+@dataclass(slots=True)
+class LogRun:
+    """One log in a run."""
+
+    place: TopicPartition
+    writer: LogWriter
+    assembler: Assembler
+    target: int
+    result: LogResult
+    begun: Tip[Manifest]
+    """The tip that this run began from."""
+    last: LastRecord | None = None
+    """The last record that was read in this log."""
+    reread: Reread | None = None
+    """What is to be read again before anything else counts."""
+    since: float = 0.0
+    caught_up: bool = False
+    """Whether what there was at the run's start has been read."""
+    append: Future[None] | None = None
+    appending_bytes: int = 0
+    stopped: bool = False
+
+
+def start_of(run: LogRun) -> Position:
+    """Return where a run reads its log from: the archive's last record once more, or behind its end."""
+    if run.reread is None:
+        return Position(run.assembler.position)
+    return Position(run.reread.last.offset, run.reread.last.leader_epoch)

@@ -1,0 +1,169 @@
+"""Where a run begins to read each log: its newest epoch, its trusted head, and the record that is read once more.
+
+Whether the partition is still the one that was archived is checked by its last record. A run begins to read at that
+record again, and compares its leader epoch with the archive's; it does the same whenever it seeks. So a partition that
+was truncated is noticed even if it has grown again. What this cannot show: where compaction took the record, a
+truncation that the broker's own leader epochs do not show; and nothing where retention took it, or where the broker has
+no leader epochs.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from custody.archive.forms import statements_of
+from custody.archive.reader import list_logs
+from custody.archive.trusted import Judge, find_trusted_tip
+from custody.archive.writer import Entry, LogWriter
+from custody.errors import CustodyError, Fenced, LogChanged
+from custody.format import layout
+from custody.format.layout import Log
+from custody.format.leaves import LeafMaker
+from custody.format.manifest import LogId, PreviousEpoch
+from custody.tlog.head import KnownHead
+from tasks.drain.assemble import Assembler
+from tasks.drain.committed_heads import check_committed_head
+from tasks.drain.context import Context
+from tasks.drain.kafka import Bounds, Topic
+from tasks.drain.log_run import LogResult, LogRun, Reread, TopicPartition
+
+OPENERS = 8
+"""Logs that are opened at the same time."""
+
+logger = logging.getLogger(__name__)
+
+
+def open_logs(context: Context, places: Sequence[TopicPartition]) -> tuple[list[LogRun], list[LogResult]]:
+    """Open every log; those that cannot be drained are results already."""
+    topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in places}))}
+    logs = list_logs(context.store)
+    known = known_heads(context, topics, places)
+
+    def open_one(place: TopicPartition) -> LogRun | LogResult:
+        log = Log(*place)
+        try:
+            if place[0] not in topics:
+                raise context.broker.missing(place[0])
+            log = newest_epoch(context, logs, place, known)
+            return open_log(context, topics[place[0]], log, known.get(str(log), ()))
+        except Fenced as error:
+            logger.info("%s", error)
+            return LogResult(str(log), "fenced", problem=str(error))
+        except CustodyError as error:
+            logger.error("%s", error)  # noqa: TRY400 - the message says it all; a traceback would not help
+            return LogResult(str(log), "failed", problem=str(error))
+
+    with ThreadPoolExecutor(OPENERS, "open") as pool:
+        opened = list(pool.map(open_one, places))
+    return [one for one in opened if isinstance(one, LogRun)], [one for one in opened if isinstance(one, LogResult)]
+
+
+def known_heads(
+    context: Context, topics: Iterable[str], places: Sequence[TopicPartition]
+) -> dict[str, list[KnownHead]]:
+    """Return the heads of logs that the newest audit and the group's committed offsets remember, as they are signed."""
+    known = {log: [head] for log, head in context.audited.items()}
+    for name in topics:
+        partitions = [partition for topic, partition in places if topic == name]
+        for committed in context.broker.remembered(name, partitions, context.archive.id).values():
+            log = committed.log
+            judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
+            head = check_committed_head(committed, context.trust, judge.proofs)
+            if head is not None:
+                known.setdefault(str(log), []).append(head)
+    return known
+
+
+def newest_epoch(
+    context: Context, logs: Sequence[Log], place: TopicPartition, known: Mapping[str, Sequence[KnownHead]]
+) -> Log:
+    """Return a partition's newest epoch: the last one that holds a statement which counts, or of which a head is known.
+
+    A name begins no epoch: what lies under it has to be signed.
+    """
+    first = Log(*place)
+    epochs = {log.epoch for log in logs if (log.topic, log.partition) == place}
+    names = [name for name, heads in known.items() if any(head.size for head in heads)]
+    names += [name for name, head in context.trust.heads.items() if head.size]
+    remembered = {
+        log.epoch
+        for name in names
+        if (log := layout.parse_log_text(name)) is not None and (log.topic, log.partition) == place
+    }
+    for epoch in sorted(epochs | remembered, reverse=True):
+        log = Log(*place, epoch)
+        if epoch == first.epoch or epoch in remembered:
+            return log
+        if find_trusted_tip(context.store, log, context.archive.id, context.trust).newest is not None:
+            return log
+        logger.warning("%s holds nothing that trusted keys signed, and begins no epoch", layout.log_prefix(log))
+    return first
+
+
+def log_id(context: Context, topic: Topic, log: Log) -> LogId:
+    """Return what a log of a partition is made from now."""
+    return LogId(context.cluster, topic.name, topic.id, log.partition, log.epoch)
+
+
+def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead]) -> LogRun:
+    """Check a log's head against all that is known of it and against the broker, and prepare to go on from it."""
+    layout.check_topic(log.topic, log.partition)
+    bounds = context.broker.bounds(log.topic, log.partition)
+    writer = LogWriter(
+        context.store,
+        context.archive.id,
+        log_id(context, topic, log),
+        signer=context.signers.hmac(),
+        trust=context.trust,
+        writer=context.writer,
+    )
+    begun = writer.open(known)
+    result = LogResult(str(log))
+    if begun.newest is None:
+        # Written at once, so that whatever is lost from here on is admitted.
+        previous = _previous_epoch(context, log)
+        writer.append(Entry(first_offset=bounds.start, next_offset=bounds.start, previous_epoch=previous))
+        result.statements += 1
+    position = writer.next_offset or 0
+    check_end(log, position, bounds)
+    options, leaves = context.settings.drain, context.signers.leaves
+    assembler = Assembler(
+        position,
+        batch_events=options.batch_events,
+        segment_bytes=options.segment_bytes,
+        level=options.level,
+        number=writer.next_batch,
+        leaves=LeafMaker(leaves, context.archive.id, str(log)) if options.event_leaves and leaves else None,
+    )
+    run = LogRun((log.topic, log.partition), writer, assembler, bounds.stable, result, begun)
+    if begun.newest is not None:
+        run.last = begun.newest.statement.last_record
+        if run.last is not None and run.last.offset >= bounds.start:
+            run.reread = Reread(run.last, begun.newest.statement.skipped)
+    if bounds.start > position:
+        assembler.lose(bounds.start)
+    return run
+
+
+def check_end(log: Log, position: int, bounds: Bounds) -> None:
+    """Check that a partition does not end before what the archive has of it.
+
+    Raises:
+        LogChanged: it does.
+    """
+    if bounds.end < position:
+        raise LogChanged(
+            f"{log}: the archive ends at offset {position}, and the partition at {bounds.end}: the topic was deleted"
+            " and created again, or an unclean election cut it. If that was meant, begin a new epoch of the log with"
+            f" 'custody new-epoch {log.topic}'; the old one stays as it is."
+        )
+
+
+def _previous_epoch(context: Context, log: Log) -> PreviousEpoch | None:
+    """Return the head of the partition's newest earlier epoch that has statements."""
+    for epoch in range(log.epoch - 1, 0, -1):
+        earlier = Log(log.topic, log.partition, epoch)
+        head = find_trusted_tip(context.store, earlier, context.archive.id, context.trust).head
+        if head.size:
+            return PreviousEpoch(epoch, head.size, head.root.hex())
+    return None

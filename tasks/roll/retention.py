@@ -1,0 +1,170 @@
+"""Deletes indices, and documents of shared ones, that are old enough and that signed audits have verified.
+
+An index is deleted only if signed audits have verified every statement that has an event in it: Elasticsearch is the
+copy, and a timer's word is not enough. That holds, too, for days that a backfill brought back, which stay for
+`search.restored_days`, and for outlying and for rejected events: each kind shares an index, and is deleted log by log,
+by when the events were sealed. What was rejected lately, by a backfill say, stays for `search.restored_days`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
+from typing import Any
+
+from custody.archive.reader import (
+    at_or_behind,
+    find_statement,
+    find_tip,
+    list_logs,
+    sealed_from,
+)
+from custody.archive.trusted import standing
+from custody.errors import CustodyError
+from custody.format.layout import Log
+from custody.format.times import parse_time
+from custody.settings import Settings
+from custody.store.protocol import Store
+from tasks.audit.coverage import Coverage
+from tasks.roll.record import Action, act
+from tasks.search.client import Search
+from tasks.search.documents import BROUGHT, is_restored
+from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
+
+LOST = "a shard of it is on no node: bring back the node that held it, or restore the index"
+UNKNOWN = "it cannot be said whether the archive has verified it"
+
+
+class Retention:
+    """What decides on deletions, and deletes."""
+
+    def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
+        self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
+        self._holds = standing(store, None, settings.trust_at_hand())
+        self._coverage: Coverage | None = None
+        self.lost: frozenset[str] = frozenset()
+        """Indices with a shard on no node."""
+
+    def delete(self, name: str, age: str) -> Action:
+        """Delete an index if the archive vouches for all its events."""
+        try:
+            why = self._unverified(name) if name not in self.lost else f"{UNKNOWN}: {LOST}"
+        except CustodyError as error:
+            why = f"{UNKNOWN}: {error}"
+        if why is not None:
+            return Action("delete", name, "refused", why)
+        done = act("delete", name, lambda: self._delete_index(name), dry_run=self._dry)
+        return Action(done.what, name, done.outcome, done.why or f"{age}, and every event of it verified")
+
+    def end_restored(self, made: Mapping[str, datetime]) -> Iterator[Action]:
+        """Delete days that a backfill restored long enough ago.
+
+        Args:
+            made: all indices, and when each was made.
+        """
+        kept = self._settings.search.restored_days
+        for name, since in sorted(made.items()):
+            if not is_restored(self._search.prefix, name) or (self._now - since).days < kept:
+                continue
+            # One index may have been filled by many backfills.
+            days = (self._now - max(since, self._brought(name) or since)).days
+            if days >= kept:
+                yield self.delete(name, f"brought back {days} days ago")
+
+    def _brought(self, name: str) -> datetime | None:
+        """Return when a backfill last brought events to an index; None where it does not say so."""
+        with self._search.errors(f"when events were brought to {name}"):
+            found = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
+        text = found.get(name, {}).get("mappings", {}).get("_meta", {}).get(BROUGHT)
+        try:
+            return parse_time(text) if isinstance(text, str) else None
+        except ValueError:
+            return None
+
+    def end_outlying(self, name: str, oldest: date) -> Iterator[Action]:
+        """Delete outlying events that were sealed before a day."""
+        with self._search.errors(f"what is in {name}"):
+            _, found = logs_in(self._search, name)
+        yield from self._end_sealed(name, {f"{one.name}/{one.partition}": one.first for one in found}, oldest, below)
+
+    def end_rejected(self, name: str, oldest: date) -> Iterator[Action]:
+        """Delete what says of events sealed before a day that they were rejected."""
+        since = self._now - timedelta(days=self._settings.search.restored_days)
+        with self._search.errors(f"what is in {name}"):
+            found = refused_logs(self._search)
+        yield from self._end_sealed(name, found, oldest, partial(refused_below, since=since))
+
+    def _end_sealed(
+        self, name: str, found: Mapping[str, int], oldest: date, below: Callable[[Log, int], Mapping[str, Any]]
+    ) -> Iterator[Action]:
+        """Delete documents that were sealed before a day, log by log; what is of no log stays as evidence.
+
+        Args:
+            name: the index.
+            found: logs by name, with the lowest offset that it has of each.
+            oldest: the day.
+            below: gives the query for a log's documents of offsets below one.
+        """
+        logs = {str(log): log for log in list_logs(self._store)}
+        for text, first in found.items():
+            log = logs.get(text)
+            if log is None:
+                continue
+            target = f"{name}: {log}"
+            try:
+                tip = find_tip(self._store, log, self._holds(log))
+                end = self._sealed_end(log, tip.head.size, datetime.combine(oldest, time(), UTC))
+                many = count_documents(self._search, name, below(log, end)) if first < end else 0
+                if not many:
+                    continue
+                why = self._gap(log, first, end - 1)
+            except CustodyError as error:
+                many, why = 0, f"{UNKNOWN}: {error}"
+            if why is not None:
+                yield Action("delete", target, "refused", why)
+                continue
+            delete = partial(delete_documents, self._search, name, below(log, end))
+            done = act("delete", target, delete, dry_run=self._dry)
+            told = f"{many:,} documents, sealed before {oldest}, and every event up to there verified"
+            yield Action(done.what, target, done.outcome, done.why or told)
+
+    def _sealed_end(self, log: Log, size: int, moment: datetime) -> int:
+        """Return behind which offset a log's statements were sealed at a moment or later."""
+        holds = self._holds(log)
+        sealed = sealed_from(self._store, log, size, moment, holds)
+        if not sealed:
+            return 0
+        _, found = at_or_behind(self._store, log, min(sealed, size - 1), size, holds)
+        return found.statement.first_offset if sealed < size else found.statement.next_offset
+
+    def _delete_index(self, name: str) -> None:
+        with self._search.errors(f"deleting {name}"):
+            self._search.client.options(ignore_status=404).indices.delete(index=name)
+
+    def _unverified(self, name: str) -> str | None:
+        """Return why the archive does not vouch for all events of an index; None if it does."""
+        logs = {(log.name, log.partition): log for log in list_logs(self._store)}
+        with self._search.errors(f"what is in {name}"):
+            strays, found = logs_in(self._search, name)
+        if strays:
+            return f"{strays} of its documents do not say where in the archive they are"
+        for one in found:
+            log = logs.get((one.name, one.partition))
+            if log is None:
+                where = f"{one.name}/{one.partition}"
+                return f"{one.count} of its documents are of {where}, a log that the archive does not have"
+            why = self._gap(log, one.first, one.last)
+            if why is not None:
+                return why
+        return None
+
+    def _gap(self, log: Log, first: int, last: int) -> str | None:
+        """Return why the archive does not vouch for all events from one offset to another; None if it does."""
+        if self._coverage is None:
+            self._coverage = Coverage(self._store, self._settings.own_trust())
+        begin, end = (find_statement(self._store, log, offset, self._holds(log)) for offset in (first, last))
+        if begin is None or end is None:
+            return f"offset {first if begin is None else last} of {log} is in no statement"
+        gap = self._coverage.gap(log, begin[0], end[0] + 1)
+        if gap is not None:
+            return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
+        return None

@@ -1,0 +1,113 @@
+"""What cursors say, compared with the archive: whoever can write to Elasticsearch can write its cursors, too."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+
+from elasticsearch import NotFoundError
+
+from custody.archive.reader import (
+    Holds,
+    at_or_behind,
+    find_statement,
+    find_tip,
+)
+from custody.errors import ObjectMissing
+from custody.findings import Finding, Severity, finding
+from custody.format import layout
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
+from custody.format.times import parse_time
+from custody.store.protocol import Store
+from tasks.search.client import Search
+from tasks.search.compare import end_offset, skip_damaged
+from tasks.search.cursors import read_cursor
+from tasks.search.documents import (
+    OFFSET,
+)
+from tasks.search.queries import of_log
+
+
+def check_cursors(
+    search: Search,
+    store: Store,
+    archive: str,
+    logs: Sequence[Log],
+    now: datetime,
+    marks: dict[str, int],
+    holds: Callable[[Log], Holds[Manifest]],
+) -> Iterator[Finding]:
+    """Find cursors that cannot be true, went back, or are far behind.
+
+    Args:
+        search: Elasticsearch.
+        store: the archive.
+        archive: its id.
+        logs: the logs.
+        now: the time, aware.
+        marks: by log, how many statements audits have found indexed; is brought up to date, and never goes back.
+        holds: returns, of a log, whether a statement is valid where it stands.
+
+    Raises:
+        SearchError: Elasticsearch does not answer.
+        TransientStoreError: the archive does not answer.
+    """
+    for log in logs:
+        cursor = read_cursor(search, archive, log)
+        name, before = str(log), marks.get(str(log), 0)
+        with skip_damaged():
+            # The manifest is sealed before its events are indexed.
+            if cursor is None:
+                yield finding("index-edited", f"what {search.cursors} has of the log is no cursor", log=name)
+            elif cursor.sequence and not store.exists(layout.manifest_key(log, cursor.sequence - 1)):
+                what = f"{search.cursors} says that {cursor.sequence:,} statements are indexed, and the log has fewer"
+                yield finding("index-edited", what, log=name)
+            else:
+                marks[name] = max(before, cursor.sequence)
+                yield from _late(search, store, log, cursor.sequence, before, now, holds(log))
+        with skip_damaged():
+            marks[name] = max(marks.get(name, 0), _reached(search, store, log, holds(log)))
+
+
+def _late(
+    search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime, holds: Holds[Manifest]
+) -> Iterator[Finding]:
+    """Report where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
+    said = f"{search.cursors} says that {indexed:,} statements are indexed"
+    if indexed < before:
+        what = (
+            f"{said}, where an audit has seen {before:,}: Elasticsearch was lost or restored from an older snapshot, or"
+            " somebody set it back"
+        )
+        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
+        return
+    try:
+        # Where the slot was passed over, the statement behind it waits.
+        _, following = at_or_behind(store, log, indexed, find_tip(store, log, holds, indexed).head.size, holds)
+    except ObjectMissing:
+        return
+    waiting = now - parse_time(following.statement.sealed_at)
+    if waiting > timedelta(seconds=search.settings.behind_seconds):
+        what = f"{said}, and the next one was sealed {waiting.total_seconds():,.0f} s before this audit"
+        yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
+
+
+def _reached(search: Search, store: Store, log: Log, holds: Holds[Manifest]) -> int:
+    """Return which statement the last document of a log is of: those before it were indexed before it.
+
+    Not so that one itself: several requests for it may be under way.
+    """
+    end = end_offset(find_tip(store, log, holds))
+    within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]
+    with search.errors(f"the last document of {log}"):
+        try:
+            answer = search.find(
+                index=search.prefix,
+                size=0,
+                query={"bool": {"filter": within}},
+                aggs={"last": {"max": {"field": OFFSET}}},
+            )
+        except NotFoundError:
+            return 0
+        last = answer["aggregations"]["last"]["value"]
+    found = None if last is None else find_statement(store, log, int(last), holds)
+    return found[0] if found else 0

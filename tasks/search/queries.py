@@ -1,0 +1,148 @@
+"""Queries: which documents there are of each log, how many, and deleting them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from elasticsearch import NotFoundError
+
+from custody.errors import SearchError
+from custody.format.layout import Log
+from custody.format.times import format_time
+from tasks.search.client import Search
+from tasks.search.documents import OFFSET, PARTITION, TOPIC
+
+_DELETED = 200
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class LogDocuments:
+    """The documents of one log in an index: how many, and their first and last offset."""
+
+    name: str
+    partition: int
+    first: int
+    last: int
+    count: int
+
+
+def logs_in(search: Search, index: str) -> tuple[int, list[LogDocuments]]:
+    """Return how many documents of an index do not say where in the archive they are, and the others by log.
+
+    Raises:
+        ApiError, TransportError: the client's own; see `errors`.
+    """
+    search.refresh(index)
+    sources = [{"topic": {"terms": {"field": TOPIC}}}, {"partition": {"terms": {"field": PARTITION}}}]
+    # By documents and not by values: one that claims two offsets, or two logs, is one.
+    placed = {"bool": {"filter": [{"exists": {"field": name}} for name in (TOPIC, PARTITION, OFFSET)]}}
+    spans = {"first": {"min": {"field": OFFSET}}, "last": {"max": {"field": OFFSET}}}
+    logs = {"composite": {"size": 10_000, "sources": sources}, "aggs": spans}
+    # All by one search: documents may come meanwhile.
+    answer = search.find(
+        index=index,
+        size=0,
+        track_total_hits=True,
+        aggs={"placed": {"filter": placed, "aggs": {"logs": logs}}},
+    )
+    within = answer["aggregations"]["placed"]
+    found = [
+        LogDocuments(
+            str(bucket["key"]["topic"]),
+            int(bucket["key"]["partition"]),
+            int(bucket["first"]["value"]),
+            int(bucket["last"]["value"]),
+            int(bucket["doc_count"]),
+        )
+        for bucket in within["logs"]["buckets"]
+    ]
+    return answer["hits"]["total"]["value"] - within["doc_count"], found
+
+
+def refused_logs(search: Search) -> dict[str, int]:
+    """Return the logs that events were refused of, by name, each with the lowest offset of such an event.
+
+    Raises:
+        SearchError: some shards do not answer.
+        ApiError, TransportError: the client's own; see `errors`.
+    """
+    search.refresh(search.rejected)
+    logs = {"terms": {"field": "log", "size": 10_000}, "aggs": {"first": {"min": {"field": "offset"}}}}
+    found = search.find(index=search.rejected, size=0, query={"exists": {"field": "offset"}}, aggs={"logs": logs})[
+        "aggregations"
+    ]["logs"]["buckets"]
+    return {str(bucket["key"]): int(bucket["first"]["value"]) for bucket in found}
+
+
+def count_documents(search: Search, index: str, query: Mapping[str, Any]) -> int:
+    """Return how many documents of an index a query finds.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or says no.
+    """
+    with search.errors(f"a count of {index}"):
+        found = search.find(index=index, size=0, track_total_hits=True, query=query)
+        return int(found["hits"]["total"]["value"])
+
+
+def delete_documents(search: Search, index: str, query: Mapping[str, Any]) -> None:
+    """Delete the documents of an index that a query finds.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or does not delete them.
+    """
+    # By their ids: what deletes by a query is a module that not every server has.
+    with search.errors(f"deleting documents of {index}"):
+        while True:
+            hits = search.find(index=index, size=_PAGE, query=query, source=False, sort=["_doc"])["hits"]["hits"]
+            deletes = [{"delete": {"_index": hit["_index"], "_id": hit["_id"]}} for hit in hits]
+            if not deletes:
+                return
+            done = search.client.bulk(operations=deletes, refresh=True, filter_path="items.*.status")
+            if not any(one["delete"]["status"] == _DELETED for one in done["items"]):
+                status = done["items"][0]["delete"]["status"]
+                raise SearchError(
+                    f"Elasticsearch at {search.settings.url} does not delete documents of {index} (status {status}):"
+                    " see its log, then roll again"
+                )
+
+
+def of_log(log: Log) -> list[dict[str, Any]]:
+    """Return what a query for a log's documents filters by."""
+    return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
+
+
+def below(log: Log, offset: int) -> dict[str, Any]:
+    """Return the query for a log's documents of offsets below one."""
+    return {"bool": {"filter": [*of_log(log), {"range": {OFFSET: {"lt": offset}}}]}}
+
+
+def refused_of(log: Log) -> list[dict[str, Any]]:
+    """Return what a query for a log's refused events filters by."""
+    return [{"term": {"log": str(log)}}]
+
+
+def refused_below(log: Log, offset: int, since: datetime) -> dict[str, Any]:
+    """Return the query for a log's refused events of offsets below one, but for those refused since a moment."""
+    lately = {"range": {"at": {"gte": format_time(since)}}}
+    return {"bool": {"filter": [*refused_of(log), {"range": {"offset": {"lt": offset}}}], "must_not": [lately]}}
+
+
+def count_in_ranges(
+    search: Search, index: str, query: list[dict[str, Any]], field: str, ranges: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Return how many documents there are with an offset in each range."""
+    filters = [{"range": {field: {"gte": first, "lt": end}}} for first, end in ranges]
+    with search.errors(f"counts of {index}"):
+        try:
+            answer = search.find(
+                index=index,
+                size=0,
+                query={"bool": {"filter": query}},
+                aggs={"counts": {"filters": {"filters": filters}}},
+            )
+        except NotFoundError:
+            return [0] * len(ranges)
+    return [bucket["doc_count"] for bucket in answer["aggregations"]["counts"]["buckets"]]
