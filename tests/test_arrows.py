@@ -85,6 +85,26 @@ def test_prefect_stays_out_of_the_import_of_the_command_line() -> None:
     assert not heads & {"prefect", "flows", "tasks"}
 
 
+def test_prefect_stands_in_flows_and_in_what_wraps_tasks_for_them() -> None:
+    """A step is a plain function that commands and tests call without Prefect; `task.py` alone makes it a task."""
+    wrappers = {name for name, _ in modules("tasks") if name.endswith(".task")}
+    assert {"tasks.drain.task", "tasks.audit.task", "tasks.roll.task", "tasks.backfill.task"} <= wrappers
+    for name, path in modules("tasks"):
+        found = imports(path, name)
+        assert name in wrappers or not {one for one in found if one.split(".")[0] == "prefect"}, name
+        assert not found & wrappers, f"{name} imports {sorted(found & wrappers)}"
+    for name, path in modules("flows"):
+        assert not imports(path, name) & {"prefect.task", "prefect.tasks", "prefect.cache_policies"}, name
+
+
+def test_a_flow_is_a_module_that_has_its_name() -> None:
+    """`flows/` has one flow a module, the task runners, and nothing else; what is no flow is in `flows/operate/`."""
+    for path in sorted((ROOT / "flows").glob("*.py")):
+        if path.stem not in {"__init__", "runners"}:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert path.stem in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, path
+
+
 def test_verifier_shares_no_writing_code() -> None:
     """Nothing that verification imports, however far, writes archives."""
     reached = closure("custody.verify.run")
