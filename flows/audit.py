@@ -18,10 +18,10 @@ from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
-from custody.settings import Settings
 from flows.runners import task_runner
 from tasks.audit.run import Outcome, PieceResult, Plan, Request
 from tasks.audit.task import read_pieces, report, sign, survey
+from tasks.settings import Settings
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""

@@ -19,12 +19,12 @@ from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed, Failed
 
 from custody.errors import ConfigurationError, CustodyError
-from custody.settings import Settings
 from custody.store.protocol import Tier
 from flows.operate.render import copy_summary, plan_summary
 from tasks.backfill.run import Kind, Plan, Progress, Request, check_request
 from tasks.backfill.task import ask_for_restores, choose, copy_events
 from tasks.drain.run import stopping_on_signals
+from tasks.settings import Settings
 
 EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"

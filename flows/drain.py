@@ -19,10 +19,10 @@ from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from flows.runners import task_runner
 from tasks.drain.run import LogResult, TopicPartition, find_places, stopping_on_signals
 from tasks.drain.task import drain_share
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult

@@ -14,12 +14,12 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from flows.operate.render import usage_chart
 from tasks.roll.indices import Action
 from tasks.roll.run import roll_all
 from tasks.roll.task import run_step, usage
 from tasks.roll.tiers import Usage
+from tasks.settings import Settings
 
 ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""

@@ -78,11 +78,14 @@ def test_custody_needs_nothing_heavy() -> None:
 
 
 def test_prefect_stays_out_of_the_import_of_the_command_line() -> None:
-    """The operator's command line imports flows inside its commands: Prefect takes two seconds."""
+    """The operator's command line imports flows inside its commands: Prefect takes two seconds. Settings are light."""
     tree = ast.parse((ROOT / "flows" / "operate" / "cli.py").read_text(encoding="utf-8"))
     heads = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    heads |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not heads & {"prefect", "flows", "tasks"}
+    heads |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name for name in heads if name.split(".")[0] in {"prefect", "flows", "tasks"}} == {"tasks.settings"}
+    files = {name: path for room in ROOMS for name, path in modules(room)}
+    for name in closure("tasks.settings"):
+        assert not {found.split(".")[0] for found in imports(files[name], name)} & (HEAVY | {"flows"}), name
 
 
 def test_prefect_stands_in_flows_and_in_what_wraps_tasks_for_them() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from custody.settings import Settings
 from flows.operate.sample import invalid_values, sample_events
+from tasks.settings import Settings
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import SeaweedServer
 

@@ -35,7 +35,6 @@ from custody.format.leaves import split
 from custody.format.manifest import Batch, Manifest, Range, Statement
 from custody.format.segment import inflate
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.protocol import Store
 from custody.tlog.head import Head
 from custody.verify.accounting import unlined_ranges
@@ -52,6 +51,7 @@ from tasks.drain.kafka import (
     check_memory,
     map_error,
 )
+from tasks.settings import Settings
 
 DIRECT = "direct"
 """The cluster of logs that were never in Kafka."""

@@ -56,7 +56,6 @@ from custody.format.manifest import Manifest
 from custody.format.times import check_time, format_time, parse_time
 from custody.keys.keyring import Signers
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
@@ -64,6 +63,7 @@ from custody.verify.run import Report, Scope, Span, verify
 from tasks.audit.tables import TableWriter, check_tables, list_tables
 from tasks.search.client import Search
 from tasks.search.reconcile import check_cursors, find_strays, reconcile
+from tasks.settings import Settings
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 REPORT_FORMAT: Literal["custody/report/1"] = "custody/report/1"

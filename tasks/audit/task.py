@@ -9,8 +9,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from custody.errors import TransientStoreError
-from custody.settings import Settings
 from tasks.audit.run import Outcome, Piece, PieceResult, Plan, Request, conclude, plan_audit, verify_pieces
+from tasks.settings import Settings
 
 
 def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:

@@ -35,7 +35,6 @@ from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.segment import inflate
 from custody.format.times import format_time, parse_time
 from custody.query import tables
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store, Tier
 from tasks.backfill.targets import (
@@ -49,6 +48,7 @@ from tasks.backfill.targets import (
 )
 from tasks.search.client import Search, Sent
 from tasks.search.documents import LEEWAY, offsets_of
+from tasks.settings import Settings
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
 """What events are copied to."""

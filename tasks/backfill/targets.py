@@ -31,7 +31,6 @@ from custody.format.layout import Log, check_topic
 from custody.format.manifest import Batch, Statement
 from custody.format.segment import pack
 from custody.format.times import format_time, parse_time
-from custody.settings import Settings
 from custody.store.protocol import Store
 from custody.verify.accounting import unlined_ranges
 from custody.verify.contents import Work
@@ -47,6 +46,7 @@ from tasks.search.documents import (
     outlying_name,
     restored_name,
 )
+from tasks.settings import Settings
 
 TOPIC_SECONDS = 120.0
 """How long Kafka may take to acknowledge a record, or to give the next one of what a topic holds."""

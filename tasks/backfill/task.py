@@ -5,9 +5,9 @@ from collections.abc import Callable
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from custody.settings import Settings
 from tasks.backfill.run import Plan, Progress, Request, copy, plan_backfill, restore
 from tasks.drain.run import stopping
+from tasks.settings import Settings
 
 
 @task(name="choose", cache_policy=NO_CACHE, persist_result=False, retries=0)

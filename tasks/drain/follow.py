@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from custody.settings import Settings
 from tasks.drain.run import LogResult, TopicPartition, drain_logs
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult

@@ -58,7 +58,6 @@ from custody.format.manifest import LastRecord, LogId, Manifest, PreviousEpoch, 
 from custody.format.times import parse_time
 from custody.keys.keyring import Signers
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
@@ -82,6 +81,7 @@ from tasks.drain.kafka import (
     says_truncated,
     truncated,
 )
+from tasks.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from custody.settings import Settings
 from tasks.drain.follow import drain_and_index
 from tasks.drain.run import LogResult, TopicPartition
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult

@@ -34,7 +34,6 @@ from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
@@ -42,6 +41,7 @@ from custody.tlog.signatures import KeyOrder
 from tasks.audit.run import clean_audit
 from tasks.roll.indices import Action
 from tasks.roll.tiers import list_records
+from tasks.settings import Settings
 
 AHEAD = timedelta(days=1)
 """How far the host's clock may be ahead of all others."""

@@ -38,12 +38,12 @@ from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit.run import clean_audit
 from tasks.search.client import Search, below, refused_below
 from tasks.search.documents import BROUGHT, TIER, index_day, index_name, is_restored, outlying_name
+from tasks.settings import Settings
 
 SETTLED_DAYS = 2
 """A day's index becomes read-only so many days after the day; what comes later still opens it for a moment."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from tasks.roll.expire import expire
 from tasks.roll.indices import Action, record, roll_indices
 from tasks.roll.tiers import roll_bucket, roll_folder
+from tasks.settings import Settings
 
 logger = logging.getLogger("custody.roll")
 

@@ -8,10 +8,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from custody.settings import Settings
 from tasks.roll.indices import Action
 from tasks.roll.run import take_step
 from tasks.roll.tiers import Usage, measure_usage, small_objects
+from tasks.settings import Settings
 
 
 @task(name="usage", cache_policy=NO_CACHE, persist_result=False, retries=0)

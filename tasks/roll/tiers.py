@@ -34,11 +34,11 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.query import tables
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import TIER_NAMES, ObjectInfo, Store
 from custody.verify.protection import Protection, check_lifecycle
 from tasks.roll.indices import Action
+from tasks.settings import Settings
 
 SMALL_BYTES = 128 * 1024
 """What a smaller object costs in Standard-IA; S3 moves none that is smaller."""

@@ -22,9 +22,9 @@ from custody.errors import ConfigurationError, SearchError
 from custody.format.envelope import Int
 from custody.format.layout import Log
 from custody.format.times import format_time
-from custody.settings import SearchSettings
 from tasks.search import documents
 from tasks.search.documents import OFFSET, ORIGIN, PARTITION, TOPIC, Documents
+from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30
 PATIENCE_SECONDS = 60

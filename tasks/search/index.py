@@ -29,11 +29,11 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import parse_time
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.search.client import Cursor, Search, Sent
 from tasks.search.documents import Documents, read_documents
+from tasks.settings import Settings
 
 GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Mapping
 
-from custody.settings import Settings
 from tasks.drain import run as drain
+from tasks.settings import Settings
 
 
 def follow(environment: Mapping[str, str], seconds: float) -> None:

@@ -25,7 +25,6 @@ from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
 from custody.errors import CustodyError
 from custody.format.layout import Log, audit_key
 from custody.keys.trust import Trust, TrustedKey
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit import recheck
@@ -34,6 +33,7 @@ from tasks.drain import run as drain
 from tasks.roll import expire, tiers
 from tasks.roll import indices as roll
 from tasks.search import index
+from tasks.settings import Settings
 from tests.attacks.archive import Scene
 from tests.attacks.registry import LARGE
 from tests.attacks.targets import Folder, judge

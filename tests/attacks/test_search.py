@@ -15,13 +15,13 @@ import pytest
 from custody.format.layout import Log
 from custody.format.segment import pack
 from custody.query.connect import connect
-from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from tasks.audit.run import Outcome, Request, conclude, plan_audit, verify_pieces
 from tasks.roll.tiers import roll_folder
 from tasks.search import reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
+from tasks.settings import AuditSettings, SearchSettings, Settings, TierSettings
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer

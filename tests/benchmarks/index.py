@@ -36,12 +36,12 @@ from custody.format.layout import Log
 from custody.format.limits import SEGMENT_BYTES
 from custody.format.segment import inflate
 from custody.keys.keyring import new_keyring
-from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.index import index_logs
+from tasks.settings import SearchSettings, Settings
 from tests.benchmarks import verify
 from tests.helpers.reading import anything
 from tests.servers.elasticsearch import ElasticsearchServer

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import custody
-from custody.settings import AuditSettings, Settings
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.settings import AuditSettings, Settings
 from tests.benchmarks.verify import SEED, build
 
 QUERIES = {

@@ -14,11 +14,11 @@ from typing import Any
 from elastic_transport import Transport
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from custody.store import folder, s3
 from tasks.backfill import run as backfill
 from tasks.backfill import targets
 from tasks.backfill.run import Request, copy, plan_backfill, restore
+from tasks.settings import Settings
 from tests.faults.child import Plan, _Breaker
 
 STORE_CALLS = ("create", "read", "exists", "list", "names", "status", "restore")

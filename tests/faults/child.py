@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from custody.store import folder, s3
 from tasks.drain import run as drain
 from tasks.drain.kafka import Broker, Feed
+from tasks.settings import Settings
 
 STORE_CALLS = ("create", "read", "exists", "list", "names", "has_history")
 FILE_STEPS = ("mkdir", "open", "write", "fsync", "link", "unlink")

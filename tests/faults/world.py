@@ -12,11 +12,11 @@ from custody.archive.writer import create_archive
 from custody.format.events import reason
 from custody.keys.keyring import new_keyring
 from custody.keys.trust import open_trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
+from tasks.settings import Settings
 from tests.faults import child
 from tests.faults.child import Plan
 from tests.helpers.reading import read_archive_records

@@ -7,10 +7,10 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from custody.cli.main import main
-from custody.settings import Settings
 from flows.audit import audit
 from tasks.search.client import Search
 from tasks.search.index import index_logs
+from tasks.settings import Settings
 from tests.attacks.test_search import refuse
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing

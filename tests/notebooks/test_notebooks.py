@@ -16,9 +16,9 @@ from msgspec import structs
 from nbclient import NotebookClient
 
 from custody.errors import ConfigurationError, CustodyError
-from custody.settings import AuditSettings, Settings
 from tasks.audit import notebook as notebooks
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.sample import Growing, Sample, make_archive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -15,7 +15,6 @@ from custody.format import audit as form
 from custody.format.times import format_time, parse_time
 from custody.keys.trust import open_trust
 from custody.keys.trust_file import accept
-from custody.settings import AuditSettings, Settings
 from custody.store.open import open_store
 from custody.tlog import merkle
 from custody.verify import acceptance
@@ -23,6 +22,7 @@ from custody.verify.run import Report, verify
 from tasks.audit import run as engine
 from tasks.audit.run import Outcome, Piece, Request, conclude, plan_audit, verify_pieces
 from tasks.roll.indices import Action, record
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.sample import Growing
 
 NOW = datetime.now(UTC)

@@ -42,7 +42,6 @@ from custody.format.layout import checkpoint_key, checkpoint_prefix, parse_check
 from custody.format.manifest import LastRecord
 from custody.keys.keyring import HmacKey, Keyring, new_keyring, open_signers, rotate_keyring
 from custody.keys.trust import open_trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.tlog.head import Head, KnownHead
@@ -62,6 +61,7 @@ from tasks.drain.kafka import (
 )
 from tasks.drain.run import LogResult, begin_epoch, drain_logs
 from tasks.drain.status import read_status
+from tasks.settings import Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
@@ -983,7 +983,7 @@ def test_budget_and_following(site: Site) -> None:
 
 CHILD = """
 import json, sys
-from custody.settings import Settings
+from tasks.settings import Settings
 from tasks.drain import drain_logs, stopping_on_signals
 from tasks.kafka import Feed
 

@@ -17,7 +17,6 @@ from custody.format.layout import Log
 from custody.keys import trust_file
 from custody.keys.keyring import open_public
 from custody.keys.trust import open_trust
-from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
@@ -25,6 +24,7 @@ from custody.verify.run import Report, verify
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
 from tasks.roll.expire import expire
 from tasks.roll.indices import Action, record
+from tasks.settings import AuditSettings, Settings, TierSettings
 from tests.helpers.reading import anything
 from tests.helpers.sample import Growing
 from tests.servers.s3 import SeaweedServer

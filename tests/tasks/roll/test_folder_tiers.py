@@ -16,7 +16,6 @@ import pytest
 import custody.store.folder
 from custody.errors import StoreError, TierUnmounted, TransientStoreError
 from custody.keys.trust import open_trust
-from custody.settings import AuditSettings, Settings, TierSettings
 from custody.store.open import open_store
 from custody.verify.run import Report, verify
 from tasks.audit.run import Request, conclude, plan_audit, verify_pieces
@@ -25,6 +24,7 @@ from tasks.roll import tiers
 from tasks.roll.expire import expire
 from tasks.roll.indices import Action
 from tasks.roll.tiers import measure_usage, roll_folder
+from tasks.settings import AuditSettings, Settings, TierSettings
 from tests.helpers.sample import Growing, event
 
 NOW = datetime.now(UTC)

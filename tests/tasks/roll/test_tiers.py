@@ -12,12 +12,12 @@ import pytest
 from custody.archive.writer import create_archive
 from custody.format.envelope import Signer
 from custody.keys.keyring import Keyring
-from custody.settings import Settings, TierSettings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from tasks.roll import tiers
 from tasks.roll.indices import Action
 from tasks.roll.tiers import SMALL_BYTES, measure_usage, roll_bucket, small_objects
+from tasks.settings import Settings, TierSettings
 from tests.helpers.sample import Growing
 from tests.servers.s3 import MotoServer, SeaweedServer
 

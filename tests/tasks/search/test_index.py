@@ -23,13 +23,13 @@ from custody.errors import ConfigurationError, SearchError
 from custody.format import layout, manifest
 from custody.format.layout import Log
 from custody.format.segment import pack
-from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from tasks.search import client as search
 from tasks.search import index
 from tasks.search.client import Cursor, Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
+from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing, make_archive
 from tests.servers.elasticsearch import ElasticsearchServer

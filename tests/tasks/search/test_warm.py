@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from custody.errors import SearchError
-from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit.run import Request, plan_audit, verify_pieces
 from tasks.roll.indices import _LOST, _UNSAID, _WARM_WHY, Action, roll_indices
 from tasks.search.client import Search
 from tasks.search.documents import TIER
 from tasks.search.index import index_logs
+from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.sample import Growing
 from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
 from tests.servers.require import unavailable
