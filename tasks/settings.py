@@ -199,13 +199,13 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: Location | None = Field(default=None, description="Elasticsearch, https://host:9200; without it, no index")
-    api_key: SecretStr | None = Field(default=None, description="What the client says who it is by")
+    api_key: SecretStr | None = Field(default=None, description="API key for Elasticsearch")
     ca_certs: FilePath | None = Field(default=None, description="The authority that signed the server's certificate")
     prefix: Annotated[str, AfterValidator(_prefix)] = Field(
         default="fraiseql-audit-logs", description="The read alias, and what the names of daily indices begin with"
     )
     days: int = Field(default=90, ge=1, description="How long a day stays searchable")
-    restored_days: int = Field(default=30, ge=1, description="How long a day that a backfill brought back stays")
+    restored_days: int = Field(default=30, ge=1, description="How long a day that a backfill restored stays")
     bulk_bytes: Size = Field(default=4 * _MIB, ge=1024, le=64 * _MIB, description="About the size of a bulk request")
     replicas: int = Field(default=1, ge=0, le=10, description="Copies of each index beside the first")
     behind_seconds: Seconds = Field(default=900, description="An index further behind the archive is alarmed")

@@ -193,4 +193,4 @@ def test_no_refusal_shows_a_secret(monkeypatch: pytest.MonkeyPatch, values: dict
 def test_settings_do_not_change() -> None:
     """What a run began with stays as it is."""
     with pytest.raises(ValueError, match="frozen"):
-        Settings().archive = "other"  # type: ignore[misc]
+        Settings().archive = "other"

@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,11 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Run in an empty folder without a variable of ours."""
     clear_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
+
+
+def given_as(**values: Any) -> Settings:
+    """Return settings given as plain values, as files and variables have them."""
+    return Settings(**values)
 
 
 FIELDS = [(section, name) for section in OPERATORS_SECTIONS for name in type(getattr(Settings(), section)).model_fields]
@@ -56,7 +62,7 @@ def test_arguments_come_before_variables_before_the_file(monkeypatch: pytest.Mon
 )
 def test_sizes_may_have_units(text: str, size: int) -> None:
     """A size is bytes, or a number with a decimal or binary unit."""
-    assert Settings(drain={"segment_bytes": text}).drain.segment_bytes == size
+    assert given_as(drain={"segment_bytes": text}).drain.segment_bytes == size
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ SECRETS = [
 @pytest.mark.parametrize("name", SECRETS)
 def test_what_may_be_secret_is_hidden_and_passed_on(name: str) -> None:
     """A property that is not known to be harmless is in no repr and no dump, and reaches librdkafka as it is."""
-    settings = Settings(kafka={"client": {name: CANARY}}, keyring_passphrase=CANARY)
+    settings = given_as(kafka={"client": {name: CANARY}}, keyring_passphrase=CANARY)
     for shown in (
         repr(settings),
         str(settings),
@@ -122,7 +128,7 @@ def test_what_may_be_secret_is_hidden_and_passed_on(name: str) -> None:
 
 def test_harmless_properties_are_shown() -> None:
     """What an operator has to see to find a fault is not hidden."""
-    shown = repr(Settings(kafka={"client": {"security.protocol": "SASL_SSL", "ssl.ca.location": "/etc/ca.pem"}}))
+    shown = repr(given_as(kafka={"client": {"security.protocol": "SASL_SSL", "ssl.ca.location": "/etc/ca.pem"}}))
     assert "SASL_SSL" in shown
     assert "/etc/ca.pem" in shown
 
@@ -263,7 +269,7 @@ def test_no_refusal_shows_a_secret(monkeypatch: pytest.MonkeyPatch, values: dict
 def test_any_client_is_taken_or_refused_in_our_words(client: dict[str, object]) -> None:
     """Whatever stands under kafka.client, the outcome is settings for librdkafka or a ConfigurationError."""
     try:
-        settings = Settings(kafka={"client": client})
+        settings = given_as(kafka={"client": client})
     except ConfigurationError:
         return
     assert all(isinstance(value, str) for value in settings.kafka.librdkafka().values())
@@ -271,5 +277,5 @@ def test_any_client_is_taken_or_refused_in_our_words(client: dict[str, object]) 
 
 def test_settings_survive_a_trip_to_another_process() -> None:
     """Task runners that are processes get the same settings, secrets included."""
-    settings = Settings(kafka=KafkaSettings(client={"sasl.password": CANARY}), keyring_passphrase=CANARY)
+    settings = given_as(kafka=KafkaSettings(client={"sasl.password": CANARY}), keyring_passphrase=CANARY)
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - our own bytes

@@ -59,6 +59,12 @@ def test_foreign_packages_are_never_imported(tmp_path: Path, command: tuple[str,
         assert "kafka.group" in done.stdout
 
 
+def test_the_readme_has_what_users_are_sent_to() -> None:
+    """The section that each operator's command names with the wheel alone is there."""
+    section = operators.WHERE.partition("README: ")[2].rstrip(")")
+    assert f"\n## {section}\n" in (ROOT / "README.md").read_text()
+
+
 def test_what_has_taken_the_names_already_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where a program has loaded a package of that name before, no module of it is used."""
     foreign = make_foreign(tmp_path)
