@@ -7,7 +7,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from custody.settings import Settings
+from tasks.settings import Settings
 
 
 @flow(name="alert", persist_result=False, retries=3, retry_delay_seconds=30)

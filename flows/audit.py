@@ -1,78 +1,34 @@
 """The flow that runs every night: audit the archive, sign the result, and show it.
 
-The engine is `tasks.audit`; here are the parameters, the spreading over processes or machines, and what people see: an
-artifact with the verdict and the worst findings, a link to the report, an event for each audit that failed.
+What it does is in `tasks.audit`; here are the parameters, the spreading over processes or machines, and what people
+see: an artifact with the verdict and the worst findings, a link to the report, an event for each audit that failed.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.futures import wait
 from prefect.states import Completed, Failed
 
-from custody.errors import CustodyError, Fenced, TransientStoreError
+from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
-from custody.settings import Settings
 from flows.runners import task_runner
-from tasks.audit.conclude import Outcome, conclude
-from tasks.audit.pieces import PieceResult, verify_pieces
-from tasks.audit.plan import Piece, Plan, Request, plan_audit
+from tasks.audit.conclude import Outcome
+from tasks.audit.pieces import PieceResult
+from tasks.audit.plan import Plan, Request
+from tasks.audit.task import read_pieces, report, sign, survey
+from tasks.settings import Settings
 
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
 
 _SHARES_A_WORKER = 8
-
-
-def _passes(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Say whether trying again may help."""
-    try:
-        state.result()
-    except TransientStoreError:
-        return True
-    except Exception:  # noqa: BLE001 - whatever else it is, it would happen again
-        return False
-    return False
-
-
-@task(
-    name="survey",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=2,
-    retry_delay_seconds=30,
-    retry_condition_fn=_passes,
-)
-def survey(request: Request) -> Plan:
-    """Look at what only listings and chains show. Settings are read here, since they hold secrets."""
-    return plan_audit(Settings(), request, datetime.now(UTC))
-
-
-@task(
-    name="read-pieces",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=2,
-    retry_delay_seconds=30,
-    retry_condition_fn=_passes,
-)
-def read_pieces(plan: Plan, pieces: Sequence[Piece]) -> list[PieceResult]:
-    """Read the segments of some pieces."""
-    return list(verify_pieces(Settings(), plan, pieces))
-
-
-@task(name="sign", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def sign(plan: Plan, results: Sequence[PieceResult]) -> Outcome:
-    """Write the audit."""
-    return conclude(Settings(), plan, results)
 
 
 @flow(name="audit", persist_result=False, retries=0)
@@ -124,15 +80,6 @@ def _run(request: Request) -> Outcome:
             # The audit is signed; a page about it that cannot be made takes nothing from it.
             get_run_logger().warning("no integrity report: %s", error)
     return outcome
-
-
-@task(name="report", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def report(sequence: int) -> str:
-    """Execute the integrity notebook, and keep it as HTML."""
-    # Jupyter's packages take a third of a second, and the processes that read shares need none of them.
-    from tasks.audit.report import publish
-
-    return publish(Settings(), sequence)
 
 
 @flow(name="read-shares", persist_result=False, retries=0)

@@ -1,7 +1,7 @@
 """The flow that copies archived events to where they are asked for, when somebody asks.
 
-The engine is `tasks.backfill`; here are the parameters, which Prefect's UI shows as a form, what people see, and the
-waiting for restores. That takes hours, so no run waits: it asks for the restore, schedules the next run of its own
+What it does is in `tasks.backfill`; here are the parameters, which Prefect's UI shows as a form, what people see, and
+the waiting for restores. That takes hours, so no run waits: it asks for the restore, schedules the next run of its own
 deployment with the same parameters, and ends. What the target has is the only memory, so that runs may be stopped,
 killed and started again.
 """
@@ -11,22 +11,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import httpx
-from prefect import flow, get_run_logger, runtime, task
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed, Failed
 
 from custody.errors import ConfigurationError, CustodyError
-from custody.settings import Settings
 from custody.store.protocol import Tier
 from flows.operate.render import copy_summary, plan_summary
-from tasks.backfill.copy import Progress, copy
-from tasks.backfill.plan import Kind, Plan, Request, check_request, plan_backfill
-from tasks.backfill.restore import restore
-from tasks.drain.signals import stop_on_signals, stop_requested
+from tasks.backfill.copy import Progress
+from tasks.backfill.plan import Kind, Plan, Request, check_request
+from tasks.backfill.task import ask_for_restores, choose, copy_events
+from tasks.drain.signals import stop_on_signals
+from tasks.settings import Settings
 
 EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
@@ -37,36 +36,6 @@ LOOK_AGAIN = timedelta(hours=1)
 
 _ROWS = 100
 _TELL_SECONDS = 5.0
-
-
-@task(name="choose", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def choose(request: Request) -> Plan:
-    """Look at the manifests. Settings are read here: they hold secrets, and Prefect keeps parameters."""
-    return plan_backfill(Settings(), request)
-
-
-@task(name="restore", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def ask_for_restores(plan: Plan) -> int:
-    """Ask for copies of archived segments, and return how many are still being made."""
-    return restore(Settings(), plan)
-
-
-@task(name="copy", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def copy_events(plan: Plan) -> Progress:
-    """Copy, and show how far that is."""
-    # Called in a task that is no coroutine, these are none either.
-    shown: Any = create_progress_artifact(0.0, key="backfill-progress", description="begun")
-    told = time.monotonic()
-
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _TELL_SECONDS:
-            told = time.monotonic()
-            update_progress_artifact(shown, 100 * progress.share, copy_summary(progress))
-
-    done = copy(Settings(), plan, tell, lambda: not stop_requested.is_set())
-    update_progress_artifact(shown, 100 * done.share, copy_summary(done))
-    return done
 
 
 @flow(name="backfill", persist_result=False, retries=0)
@@ -130,8 +99,7 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
     waiting = ask_for_restores(plan)
     if waiting:
         return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_come_back()}")
-    with stop_on_signals():
-        done = copy_events(plan)
+    done = _copy(plan)
     get_run_logger().info(copy_summary(done))
     if done.problems:
         return Failed(message="\n".join([copy_summary(done), *done.problems[:10]]))
@@ -140,6 +108,24 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
             message=f"{copy_summary(done)} It was stopped; started again with the same parameters it goes on."
         )
     return Completed(message=copy_summary(done))
+
+
+def _copy(plan: Plan) -> Progress:
+    """Copy, and show how far that is."""
+    # Called in a flow that is no coroutine, these are none either.
+    shown: Any = create_progress_artifact(0.0, key="backfill-progress", description="begun")
+    told = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _TELL_SECONDS:
+            told = time.monotonic()
+            update_progress_artifact(shown, 100 * progress.share, copy_summary(progress))
+
+    with stop_on_signals():
+        done = copy_events(plan, tell)
+    update_progress_artifact(shown, 100 * done.share, copy_summary(done))
+    return done
 
 
 def _come_back() -> str:

@@ -11,21 +11,20 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from flows.runners import task_runner
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.run import find_places
 from tasks.drain.signals import stop_on_signals
-from tasks.search.follow import drain_and_index
+from tasks.drain.task import drain_share
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult
@@ -43,14 +42,6 @@ class RunReport:
     results: tuple[LogResult, ...]
     seconds: float
     indexed: "tuple[IndexResult, ...]" = ()
-
-
-@task(name="drain-share", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def drain_share(
-    places: Sequence[TopicPartition], once: bool, seconds: float | None
-) -> "tuple[list[LogResult], list[IndexResult]]":
-    """Drain and index some of the logs. Settings are read here: they hold secrets, and Prefect keeps parameters."""
-    return drain_and_index(Settings(), places, once=once, seconds=seconds)
 
 
 @flow(name="drain", persist_result=False, retries=0)

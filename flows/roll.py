@@ -7,29 +7,23 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from tasks.roll.record import Action
-from tasks.roll.run import roll_all, take_step
-from tasks.roll.tiers import Usage, measure_usage
+from tasks.roll.run import roll_all
+from tasks.roll.task import run_step, usage
+from tasks.roll.tiers import Usage
+from tasks.settings import Settings
 
 ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""
 
 _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
-
-
-@task(name="usage", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def usage() -> list[Usage]:
-    """Count what lies in each class."""
-    return measure_usage(Settings())
 
 
 @flow(name="roll", persist_result=False, retries=0)
@@ -43,8 +37,9 @@ def roll(dry_run: bool = False) -> State[Any]:
     problems: list[str] = []
     actions: list[Action] = []
     try:
-        settings = Settings()
-        actions = roll_all(settings, now, lambda name, done: _take(name, settings, now, done, dry_run), dry_run=dry_run)
+        actions = roll_all(
+            Settings(), now, lambda name, done: run_step(name, now, done, dry_run=dry_run), dry_run=dry_run
+        )
     except CustodyError as error:
         problems.append(str(error))
     try:
@@ -52,20 +47,6 @@ def roll(dry_run: bool = False) -> State[Any]:
     except CustodyError as error:
         problems.append(f"usage: {error}")
     return _conclude(actions, problems)
-
-
-def _take(name: str, settings: Settings, now: datetime, done: list[Action], dry_run: bool) -> None:
-    """Take a step as a task of its own. What is done goes into the list, and not through Prefect."""
-
-    # It has no parameters: Prefect keeps them, and settings hold secrets.
-    @task(name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)
-    def step() -> State[Any]:
-        ended = take_step(name, settings, now, done, dry_run=dry_run)
-        return Completed() if ended else Failed(message=done[-1].why)
-
-    state = step(return_state=True)
-    if not state.is_completed() and not any((one.what, one.target) == ("step", name) for one in done):
-        done.append(Action("step", name, "failed", f"Prefect says {state.name}: {state.message}"))
 
 
 def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:

@@ -78,11 +78,34 @@ def test_custody_needs_nothing_heavy() -> None:
 
 
 def test_prefect_stays_out_of_the_import_of_the_command_line() -> None:
-    """The operator's command line imports flows inside its commands: Prefect takes two seconds."""
+    """The operator's command line imports flows inside its commands: Prefect takes two seconds. Settings are light."""
     tree = ast.parse((ROOT / "flows" / "operate" / "cli.py").read_text(encoding="utf-8"))
     heads = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    heads |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not heads & {"prefect", "flows", "tasks"}
+    heads |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name for name in heads if name.split(".")[0] in {"prefect", "flows", "tasks"}} == {"tasks.settings"}
+    files = {name: path for room in ROOMS for name, path in modules(room)}
+    for name in closure("tasks.settings"):
+        assert not {found.split(".")[0] for found in imports(files[name], name)} & (HEAVY | {"flows"}), name
+
+
+def test_prefect_stands_in_flows_and_in_what_wraps_tasks_for_them() -> None:
+    """A step is a plain function that commands and tests call without Prefect; `task.py` alone makes it a task."""
+    wrappers = {name for name, _ in modules("tasks") if name.endswith(".task")}
+    assert {"tasks.drain.task", "tasks.audit.task", "tasks.roll.task", "tasks.backfill.task"} <= wrappers
+    for name, path in modules("tasks"):
+        found = imports(path, name)
+        assert name in wrappers or not {one for one in found if one.split(".")[0] == "prefect"}, name
+        assert not found & wrappers, f"{name} imports {sorted(found & wrappers)}"
+    for name, path in modules("flows"):
+        assert not imports(path, name) & {"prefect.task", "prefect.tasks", "prefect.cache_policies"}, name
+
+
+def test_a_flow_is_a_module_that_has_its_name() -> None:
+    """`flows/` has one flow a module, the task runners, and nothing else; what is no flow is in `flows/operate/`."""
+    for path in sorted((ROOT / "flows").glob("*.py")):
+        if path.stem not in {"__init__", "runners"}:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert path.stem in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, path
 
 
 def test_verifier_shares_no_writing_code() -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from custody.settings import Settings
+from custody.settings import OPERATORS_SECTIONS
 from flows.operate.sample import invalid_values, sample_events
+from tasks.settings import Settings
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import SeaweedServer
 
@@ -157,8 +158,9 @@ def test_commands_for_a_real_broker_and_s3(tmp_path: Path, kafka: KafkaServer, s
 
 def test_named_settings_and_commands_exist() -> None:
     """Every setting and command that the README names is one."""
-    named = set(re.findall(r"`((?:kafka|drain|s3)\.[a-z_]+)`", README))
-    assert named
+    sections = ("s3", *OPERATORS_SECTIONS)
+    named = set(re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_]+)`", README))
+    assert {name.partition(".")[0] for name in named} == set(sections)
     for name in named:
         section, _, field = name.partition(".")
         assert hasattr(getattr(Settings(), section), field), name

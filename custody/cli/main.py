@@ -1,8 +1,8 @@
 """The command line, `custody`: set up an archive, verify it, look into it, manage its keys.
 
 Rules:
-- The operator's commands (`demo`, `up`, `drain`, …) live beside the wheel. They are looked for by entry point,
-  and only when one of them or the help is asked for: an auditor's `verify` imports neither Prefect nor Kafka.
+- The operator's commands (`demo`, `up`, `drain`, …) lie beside the package in a checkout, and `operators` loads them
+  only when one of them or the help is asked for: an auditor's `verify` imports neither Prefect nor Kafka.
 - An error of ours is one clear line on stderr and an exit code: 2 for a wrong setting or argument, 1 for anything else,
   and those of FORMAT.md for `verify`. An error that is not ours is a bug, and keeps its traceback.
 - What comes from an archive reaches a terminal only through `custody.cli.render`, which makes it harmless.
@@ -13,15 +13,15 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command
 
+from custody.cli import operators
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
 from custody.cli.evidence import app as evidence_app
@@ -33,57 +33,19 @@ from custody.format.archive_file import DAYS_LIMIT, SECONDS_LIMIT
 from custody.settings import Settings
 
 if TYPE_CHECKING:
-    from custody.findings import Finding
     from custody.keys.trust import Trust
     from custody.store.protocol import Store
 
-ENTRY_POINTS = "custody.commands"
-CHECKS = "custody.checks"
-OPERATORS_COMMANDS = (
-    "demo",
-    "up",
-    "drain",
-    "index",
-    "roll",
-    "audit",
-    "backfill",
-    "status",
-    "automations",
-    "new-epoch",
-)
-
 
 class _Commands(TyperGroup):
-    """The auditor's commands, and the operator's where they are installed."""
+    """The auditor's commands, and the operator's where they are found."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *_operators_commands()]
+        return [*super().list_commands(ctx), *(operators.COMMANDS if operators.checkout() else ())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        commands = _operators_commands()
-        if cmd_name in OPERATORS_COMMANDS and cmd_name not in commands:
-            raise ConfigurationError(
-                f"`custody {cmd_name}` is an operator's command, and only the auditor's are installed here; run it from"
-                f" a checkout of the project (`uv run custody {cmd_name}`) or in the image"
-            )
-        return commands.get(cmd_name)
-
-
-def _operators_commands() -> dict[str, Any]:
-    """Load the commands that live beside the wheel, nothing where it was installed without them."""
-    commands: dict[str, Any] = {}
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            loaded = point.load()
-        except ModuleNotFoundError as error:
-            if error.name in {point.module, point.module.partition(".")[0]}:
-                continue
-            raise
-        commands |= getattr(get_command(loaded), "commands", {})
-    return commands
+        return operators.command(cmd_name) if own is None and cmd_name in operators.COMMANDS else own
 
 
 app = typer.Typer(
@@ -93,7 +55,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Archive audit events from Kafka, and prove that nobody changed, dropped or invented one.",
-    epilog=f"Operators' commands ({', '.join(OPERATORS_COMMANDS)}) come with a checkout of the project or the image.",
+    epilog=None
+    if operators.checkout()
+    else f"{operators.PANEL} ({', '.join(operators.COMMANDS)}) come with {operators.WHERE}.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys_app, name="keys")
@@ -276,7 +240,9 @@ def verify(
     from custody.verify import run as verifying
     from custody.verify.scope import Scope
 
-    settings = Settings(**_given(archive=archive, trust=trust, state=state))
+    given = _given(archive=archive, trust=trust, state=state)
+    asked = "`custody verify --kafka`"
+    settings = operators.load("tasks.settings", asked).Settings(**given) if kafka else Settings(**given)
     store = open_store(settings.archive, settings.s3)
     # Each worker process would import them again for itself.
     clients = [] if store.url.startswith("file:") else ["boto3"]
@@ -294,7 +260,7 @@ def verify(
             progress=progress,
             scope=Scope(contents=not chain_only),
             protection=settings.protection(),
-            others=_ask_kafka(settings, store, trusted) if kafka else (),
+            others=operators.load("tasks.audit.recheck", asked).recheck(settings, store, trusted) if kafka else (),
             notes=notes,
         )
     if as_json:
@@ -305,20 +271,6 @@ def verify(
         for part in render.report(report):
             out.print(part, soft_wrap=isinstance(part, Text))
     raise typer.Exit(report.exit_code)
-
-
-def _ask_kafka(settings: Settings, store: "Store", trust: "Trust") -> "Iterable[Finding]":
-    """Return what the broker tells: its client lives beside the wheel, as the operator's commands do."""
-    for point in importlib.metadata.entry_points(group=CHECKS, name="kafka"):
-        try:
-            found: Iterable[Finding] = point.load()(settings, store, trust)
-        except ModuleNotFoundError:
-            break
-        return found
-    raise ConfigurationError(
-        "--kafka needs a Kafka client, which comes with the operator's commands; run it from a checkout of the project"
-        " (`uv run custody verify --kafka`) or in the image"
-    )
 
 
 def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -> "Trust":
@@ -414,10 +366,10 @@ def show(
 
 @app.command()
 def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
-    """Show all settings, secrets hidden."""
+    """Show all settings that this installation knows, secrets hidden."""
     from custody.cli import render
 
-    settings = Settings()
+    settings = operators.known_settings()()
     if as_json:
         typer.echo(json.dumps(render.settings_json(settings), indent=2))
     else:

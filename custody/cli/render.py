@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr
@@ -163,19 +164,25 @@ def settings_table(settings: Settings) -> Table:
     made = table("!setting", "value", "meaning")
     for name, value, meaning in _walk(settings):
         made.add_row(name, safe(_shown(value)), meaning)
-    made.caption = "A setting is a key of custody.toml, or a variable: CUSTODY_KAFKA__GROUP for kafka.group."
+    made.caption = "A setting is a key of custody.toml, or a variable: CUSTODY_S3__REGION for s3.region."
     made.caption_justify = "left"
     return made
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:
     """Return all settings as JSON types, secrets hidden."""
-    plain = settings.model_dump(mode="json")
-    plain["keyring_passphrase"] = HIDDEN if settings.keyring_passphrase else None
-    plain["kafka"]["client"] = {
-        name: HIDDEN if isinstance(value, SecretStr) else value for name, value in settings.kafka.client.items()
-    }
+    plain: dict[str, Any] = _plain(settings.model_dump())
     return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return HIDDEN
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _walk(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, object, str]]:
@@ -195,8 +202,8 @@ def _shown(value: object) -> str:
         return HIDDEN
     if isinstance(value, Mapping):
         return "\n".join(f"{name} = {_shown(inner)}" for name, inner in value.items()) or "-"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)

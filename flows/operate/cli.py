@@ -1,7 +1,9 @@
-"""The operator's commands of `custody`, found by entry point. Prefect is imported inside them: it takes two seconds."""
+"""The operator's commands of `custody`, which `custody.cli.operators` loads.
+
+What they need is imported inside them: Prefect takes two seconds.
+"""
 
 import dataclasses
-import importlib
 import json
 import signal
 from datetime import UTC, datetime
@@ -10,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from custody.cli import render
+from custody.cli import operators, render
 from custody.errors import ConfigurationError, CustodyError
-from custody.settings import Settings
+from tasks.settings import Settings
 
 app = typer.Typer(name="operate", pretty_exceptions_enable=False)
 
@@ -21,15 +23,8 @@ _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ
 
 
 def _import(name: str) -> Any:
-    """Import a module of the checkout, and say what is missing where the operator's packages are not installed."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in {"custody", "flows", "tasks"}:
-            raise
-        raise ConfigurationError(
-            f"the operator's commands need {error.name}, which is not installed: pip install 'custody[operate]'"
-        ) from None
+    """Import a module of the checkout inside the command that needs it."""
+    return operators.load(name, "this command")
 
 
 @app.command()
@@ -70,7 +65,7 @@ def drain(
     """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
     with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
-        results, indexed = _import("tasks.search.follow").drain_and_index(settings, once=once, seconds=seconds)
+        results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.operate.render").drain_table(results))
     else:

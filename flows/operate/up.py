@@ -27,8 +27,8 @@ import psutil
 import typer
 
 from custody.errors import ConfigurationError, CustodyError
-from custody.settings import Settings
 from custody.store.durable import replace_file
+from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
@@ -136,6 +136,8 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
         "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PYTHONPATH": path,
+        # Else what is called `flows` in the current folder would be imported in place of ours.
+        "PYTHONSAFEPATH": "1",
         # Deployments are made in the folder that `up` was started in.
         "PWD": str(Path.cwd()),
     }

@@ -39,7 +39,6 @@ from custody.format.envelope import HeadRef
 from custody.format.times import format_time, parse_time
 from custody.keys.signers import Signers
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
@@ -48,6 +47,7 @@ from tasks.audit.newest import find_audits
 from tasks.audit.objects import log_named, put_lines, refer_to
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Piece, Plan
+from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"
 """In `counts`: how many pieces an earlier run of the audit has read."""

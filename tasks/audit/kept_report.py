@@ -18,10 +18,10 @@ from custody.errors import (
 from custody.format.audit import ObjectRef
 from custody.format.times import format_time
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit.objects import audit_folder, put_object
+from tasks.settings import Settings
 
 REPORT_FORMAT: Literal["custody/report/1"] = "custody/report/1"
 

@@ -21,7 +21,6 @@ from custody.format.audit import ObjectRef
 from custody.format.envelope import Signer
 from custody.format.times import check_time, format_time
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.run import verify
@@ -31,6 +30,7 @@ from tasks.audit.plan import Piece, Plan
 from tasks.audit.tables import TableWriter
 from tasks.search.compare import compare_with_search
 from tasks.search.reconcile import reconcile
+from tasks.settings import Settings
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(hours=2)

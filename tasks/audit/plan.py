@@ -21,7 +21,6 @@ from custody.format.audit import Audit, Marks, Read
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import format_time, parse_time
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.report import Report
@@ -33,6 +32,7 @@ from tasks.audit.tables import check_tables, list_tables
 from tasks.search.compare import compare_with_search
 from tasks.search.cursor_checks import check_cursors
 from tasks.search.strays import find_strays
+from tasks.settings import Settings
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -37,7 +37,6 @@ from custody.format.members import inflate_batch
 from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog.head import Head
@@ -53,6 +52,7 @@ from tasks.drain.kafka import (
     Topic,
     map_error,
 )
+from tasks.settings import Settings
 
 DIRECT = "direct"
 """The cluster of logs that were never in Kafka."""

@@ -11,8 +11,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbconvert import HTMLExporter
 
 from custody.errors import ConfigurationError, CustodyError
-from custody.settings import Settings
 from tasks.audit.kept_report import put_report
+from tasks.settings import Settings
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 _SECONDS = 600

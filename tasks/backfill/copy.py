@@ -32,7 +32,6 @@ from custody.format import limits
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import format_time
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.backfill.choice import Choice
@@ -44,6 +43,7 @@ from tasks.backfill.targets.target import Content, Part, Target
 from tasks.backfill.targets.topic import TopicTarget
 from tasks.search.bulk import Sent
 from tasks.search.client import Search
+from tasks.settings import Settings
 
 _AHEAD = 4
 _PROBLEMS = 100

@@ -21,11 +21,11 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.times import parse_time
 from custody.query import tables
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store, Tier
 from tasks.backfill.targets.target import Part
 from tasks.search.documents import LEEWAY
+from tasks.settings import Settings
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
 """What events are copied to."""

@@ -3,9 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from custody.settings import Settings
 from custody.store.open import open_store
 from tasks.backfill.plan import PARALLEL, Object, Plan, map_in_order
+from tasks.settings import Settings
 
 RESTORE_DAYS = 7
 """How long the copy of an archived object can be read."""

@@ -15,11 +15,11 @@ from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.keys.signers import Signers
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from tasks.drain.kafka import Broker
+from tasks.settings import Settings
 
 logger = logging.getLogger(__name__)
 

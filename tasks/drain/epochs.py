@@ -8,10 +8,10 @@ from custody.archive.trusted import find_trusted_tip
 from custody.errors import LogChanged
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
-from custody.settings import Settings
 from tasks.drain.context import Context, open_context
 from tasks.drain.kafka import Topic
 from tasks.drain.resume import known_heads, log_id, newest_epoch, open_log
+from tasks.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from custody.format.layout import Log
-from custody.settings import Settings
 from tasks.drain.appends import Appends
 from tasks.drain.checkpoints import put_checkpoints
 from tasks.drain.context import open_context
@@ -31,6 +30,7 @@ from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.loop import Loop
 from tasks.drain.resume import open_logs
+from tasks.settings import Settings
 
 
 def find_places(settings: Settings) -> list[TopicPartition]:

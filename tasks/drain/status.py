@@ -16,10 +16,10 @@ from custody.errors import (
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.keys.trust import Trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.drain.kafka import Broker
+from tasks.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,13 +35,13 @@ from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from tasks.audit.newest import clean_audit
 from tasks.roll.record import Action
+from tasks.settings import Settings
 
 AHEAD = timedelta(days=1)
 """How far the host's clock may be ahead of all others."""

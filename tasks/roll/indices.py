@@ -15,7 +15,6 @@ from typing import Any
 from elasticsearch import ApiError
 
 from custody.errors import SearchError
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.roll.record import Action, act
@@ -23,6 +22,7 @@ from tasks.roll.retention import LOST, UNKNOWN, Retention
 from tasks.search.client import Search
 from tasks.search.documents import TIER, index_day, index_name, outlying_name
 from tasks.search.indices import prepare
+from tasks.settings import Settings
 
 SETTLED_DAYS = 2
 """A day's index becomes read-only so many days after the day; what comes later still opens it for a moment."""

@@ -17,9 +17,9 @@ from custody.findings import finding
 from custody.format import audit
 from custody.format.audit import Audit, SignedAudit
 from custody.format.times import format_time
-from custody.settings import Settings
 from custody.store.open import open_store
 from tasks.audit.newest import clean_audit
+from tasks.settings import Settings
 
 RECORDED = 100
 """Findings of a roll that stand in its audit; all of them are counted there."""

@@ -22,13 +22,13 @@ from custody.archive.trusted import standing
 from custody.errors import CustodyError
 from custody.format.layout import Log
 from custody.format.times import parse_time
-from custody.settings import Settings
 from custody.store.protocol import Store
 from tasks.audit.coverage import Coverage
 from tasks.roll.record import Action, act
 from tasks.search.client import Search
 from tasks.search.documents import BROUGHT, is_restored
 from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
+from tasks.settings import Settings
 
 LOST = "a shard of it is on no node: bring back the node that held it, or restore the index"
 UNKNOWN = "it cannot be said whether the archive has verified it"

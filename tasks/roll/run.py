@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from tasks.roll.expire import expire
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action, record
 from tasks.roll.tiers import roll_bucket
+from tasks.settings import Settings
 
 logger = logging.getLogger("custody.roll")
 

@@ -13,11 +13,11 @@ from typing import Any
 from custody.errors import CustodyError
 from custody.format import layout
 from custody.query import tables
-from custody.settings import Settings
 from custody.store.bucket import LIFECYCLE, NOT_LOCKED, OBJECT_LOCK, Configuration, open_configuration
 from custody.store.open import open_store
 from custody.store.s3_errors import CallUnknown
 from tasks.roll.record import Action
+from tasks.settings import Settings
 
 SMALL_BYTES = 128 * 1024
 """What a smaller object costs in Standard-IA; S3 moves none that is smaller."""

@@ -10,7 +10,7 @@ from elastic_transport import ConnectionTimeout, SerializationError, TlsError
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 
 from custody.errors import ConfigurationError, SearchError
-from custody.settings import SearchSettings
+from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30
 _ODDLY_MADE = frozenset({"illegal_argument_exception", "query_shard_exception"})

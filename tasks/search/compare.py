@@ -8,8 +8,8 @@ from custody.archive.reader import Tip
 from custody.errors import CustodyError, FormatError, SearchError, StoreError, TransientStoreError
 from custody.findings import Finding, Severity, finding
 from custody.format.manifest import Manifest
-from custody.settings import Settings
 from tasks.search.client import Search
+from tasks.settings import Settings
 
 
 def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:

@@ -28,7 +28,6 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import parse_time
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.search.bulk import Bulk, Sent
@@ -36,6 +35,7 @@ from tasks.search.client import Search
 from tasks.search.cursors import Cursor, put_cursor, read_cursor
 from tasks.search.documents import Documents, read_documents
 from tasks.search.indices import prepare
+from tasks.settings import Settings
 
 GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""

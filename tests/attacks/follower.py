@@ -3,9 +3,9 @@
 import os
 from collections.abc import Mapping
 
-from custody.settings import Settings
 from tasks.drain import loop
 from tasks.drain.run import drain_logs
+from tasks.settings import Settings
 
 
 def follow(environment: Mapping[str, str], seconds: float) -> None:

@@ -26,7 +26,6 @@ from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
 from custody.errors import CustodyError
 from custody.format.layout import Log, audit_key
 from custody.keys.trust import Trust, TrustedKey
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit import recheck
@@ -35,6 +34,7 @@ from tasks.drain.context import read_audited_heads
 from tasks.roll import expire
 from tasks.roll.retention import Retention
 from tasks.search import index
+from tasks.settings import Settings
 from tests.attacks.registry import LARGE
 from tests.attacks.targets import Folder, judge
 from tests.helpers.archives import ARCHIVE_ID, KEY_ID, START, Builder, event, member

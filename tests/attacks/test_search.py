@@ -15,7 +15,6 @@ import pytest
 from custody.format.layout import Log
 from custody.format.members import pack
 from custody.query.connect import connect
-from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
@@ -24,6 +23,7 @@ from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
 from tasks.search.queries import logs_in
+from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, delete_indices, now_event, now_event_but_refused

@@ -36,12 +36,12 @@ from custody.format import members
 from custody.format.leaves import OpenLeaves
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
-from custody.settings import Settings
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
 from tasks.drain import assemble, loop
 from tasks.drain import run as drain
 from tasks.drain.kafka import PARTITION_EOF, Feed, Position
+from tasks.settings import Settings
 from tests.servers.kafka import KafkaServer
 
 PARTITIONS = 4

@@ -36,7 +36,6 @@ from custody.format.layout import Log
 from custody.format.limits import SEGMENT_BYTES
 from custody.format.members import inflate
 from custody.keys.keyring import new_keyring
-from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
 from tasks.search.bulk import Bulk
@@ -44,6 +43,7 @@ from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.index import index_logs
 from tasks.search.indices import prepare
+from tasks.settings import SearchSettings, Settings
 from tests.benchmarks import verify
 from tests.helpers.reading import anything
 from tests.servers.elasticsearch import ElasticsearchServer

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import custody
-from custody.settings import AuditSettings, Settings
 from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
+from tasks.settings import AuditSettings, Settings
 from tests.benchmarks.verify import SEED, build
 
 QUERIES = {

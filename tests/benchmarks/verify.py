@@ -33,11 +33,11 @@ from custody.format.manifest import LogId
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from flows.operate.sample import sample_events
 from tasks.drain.assemble import TIME_CREATE, Assembler
+from tasks.settings import Settings
 from tests.servers.s3 import SeaweedServer
 
 LOGS = 4

@@ -10,20 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from custody.cli.operators import COMMANDS
+from custody.settings import OPERATORS_SECTIONS
+from tests.helpers.foreign import make_foreign, was_imported
 from tests.helpers.sample import make_archive
 
 ROOT = Path(__file__).parent.parent.parent
 OPERATORS_PACKAGES = {"prefect", "confluent-kafka", "elasticsearch", "boto3", "botocore", "fastapi", "sqlalchemy"}
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a program as a user would, without our variables, the checkout or its environment in reach."""
     hidden = ("CUSTODY_", "PYTHON", "VIRTUAL_ENV", "COVERAGE", "COV_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={**environment, "COLUMNS": "200"},
+        env={**environment, "COLUMNS": "200", **more},
         capture_output=True,
         text=True,
         check=False,
@@ -90,14 +93,38 @@ def test_auditor_verifies_an_archive_with_the_wheel_alone(clean: Path, tmp_path:
 
 
 def test_operators_commands_say_where_they_are(clean: Path, tmp_path: Path) -> None:
-    """Without the checkout, an operator's command is a usage error that says what to do, and the help works."""
-    drain = run(clean / "custody", "drain", "--once", cwd=tmp_path)
-    assert drain.returncode == 2
-    assert "checkout" in drain.stderr
-    assert "Traceback" not in drain.stderr
-    shown = run(clean / "custody", "--help", cwd=tmp_path)
+    """Without the checkout, each operator's command is a usage error that says where it is to be had.
+
+    The help lists what can be run here, and names the others below.
+    """
+    foreign = make_foreign(tmp_path / "foreign")
+    for command in (*COMMANDS, "verify --kafka"):
+        said = run(clean / "custody", *command.split(), cwd=foreign, PYTHONPATH=str(foreign))
+        assert said.returncode == 2
+        assert said.stderr.startswith(f"custody: `custody {command}` is for operators")
+        assert "checkout" in said.stderr
+        assert said.stderr.count("\n") == 1
+    shown = run(clean / "custody", "--help", cwd=foreign, PYTHONPATH=str(foreign))
     assert shown.returncode == 0
-    assert "verify" in shown.stdout
+    listed, _, below = shown.stdout.partition("Operators' commands")
+    assert "verify" in listed
+    assert "new-epoch" not in listed
+    assert ", ".join(COMMANDS) in " ".join(below.split())
+    assert not was_imported(foreign)
+
+
+def test_settings_are_the_auditors(clean: Path, tmp_path: Path) -> None:
+    """A custody.toml that serves operators too is read, and `custody config` shows what this installation knows."""
+    foreign = make_foreign(tmp_path / "foreign")
+    (foreign / "custody.toml").write_text('archive = "theirs"\n[kafka]\ngroup = "theirs"\n[tomorrow]\n')
+    refused = run(clean / "custody", "config", cwd=foreign, PYTHONPATH=str(foreign))
+    assert (refused.returncode, "tomorrow in custody.toml is no setting" in refused.stderr) == (2, True)
+    (foreign / "custody.toml").write_text('archive = "theirs"\n[kafka]\ngroup = "theirs"\n')
+    shown = run(clean / "custody", "config", "--json", cwd=foreign, PYTHONPATH=str(foreign))
+    settings = json.loads(shown.stdout)
+    assert settings["archive"] == "theirs"
+    assert not set(settings) & set(OPERATORS_SECTIONS)
+    assert not was_imported(foreign)
 
 
 def test_archives_in_s3_say_what_to_install(clean: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 from elastic_transport import Transport
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from custody.store import folder, s3
 from tasks.backfill import copy as copying
 from tasks.backfill import plan as planning
@@ -23,6 +22,7 @@ from tasks.backfill.copy import copy
 from tasks.backfill.plan import Request, plan_backfill
 from tasks.backfill.restore import restore
 from tasks.backfill.targets import topic
+from tasks.settings import Settings
 from tests.faults.child import Plan, _Breaker
 
 STORE_CALLS = ("create", "read", "exists", "list", "level", "status")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from custody.store import durable, folder, s3, s3_versions
 from tasks.drain import appends, checkpoints, loop, resume
 from tasks.drain.kafka import Broker, Feed
 from tasks.drain.run import drain_logs
+from tasks.settings import Settings
 
 STORE_CALLS = ("create", "read", "exists", "list", "level")
 FILE_STEPS = ("mkdir", "open", "write", "fsync", "link", "unlink")

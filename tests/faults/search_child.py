@@ -14,13 +14,13 @@ from typing import Any, Literal
 from elastic_transport import Transport
 
 from custody.errors import CustodyError
-from custody.settings import Settings
 from custody.store import folder
 from tasks.roll.expire import expire
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import record
 from tasks.search import index
 from tasks.search.index import index_logs
+from tasks.settings import Settings
 from tests.faults.child import Plan, _Breaker
 
 What = Literal["index", "roll", "expire"]

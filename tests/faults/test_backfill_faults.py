@@ -22,7 +22,6 @@ import pytest
 from custody.errors import CustodyError
 from custody.keys.trust import open_trust
 from custody.query.connect import connect
-from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.run import verify
@@ -32,6 +31,7 @@ from tasks.backfill.restore import restore
 from tasks.search import bulk
 from tasks.search.client import Search
 from tasks.search.documents import document_id
+from tasks.settings import SearchSettings, Settings
 from tests.faults.backfill_child import run
 from tests.faults.child import Plan, finish
 from tests.helpers.backfill import Deep, lines_in, records

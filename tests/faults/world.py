@@ -12,11 +12,11 @@ from custody.archive.writer import create_archive
 from custody.format.events import reason
 from custody.keys.keyring import new_keyring
 from custody.keys.trust import open_trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
+from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.faults import child
 from tests.faults.child import Plan
 from tests.helpers.reading import read_archive_records
@@ -84,12 +84,10 @@ class World:
             archive=self.archive,
             keys=variables["CUSTODY_KEYS"],
             s3=self.s3,
-            kafka={
-                "bootstrap_servers": self.kafka.bootstrap,
-                "topics": [self.topic],
-                "group": variables["CUSTODY_KAFKA__GROUP"],
-            },
-            drain={"batch_events": 10, "segment_bytes": 1500},
+            kafka=KafkaSettings(
+                bootstrap_servers=self.kafka.bootstrap, topics=[self.topic], group=variables["CUSTODY_KAFKA__GROUP"]
+            ),
+            drain=DrainSettings(batch_events=10, segment_bytes=1500),
         )
 
     def judge(self, allowed: Sequence[str] = ("orphan",)) -> None:

@@ -7,9 +7,9 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from custody.cli.main import main
-from custody.settings import Settings
 from flows.audit import audit
 from tasks.search.index import index_logs
+from tasks.settings import Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.helpers.search import delete_indices, now_event_but_refused

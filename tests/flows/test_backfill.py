@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from custody.cli.main import main
 from flows import backfill as module
 from flows.backfill import backfill
+from tasks.backfill import task
 from tests.helpers.corpus import EVENTS
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
@@ -104,7 +105,7 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         deployment = cast("UUID", to_apply.apply())
         again = {**parameters, "folder": str(tmp_path / "again")}
         created = client.create_flow_run_from_deployment(deployment, parameters=again)
-        monkeypatch.setattr(module, "restore", lambda *_: 3)
+        monkeypatch.setattr(task, "restore", lambda *_: 3)
         state: Any = run_flow(backfill, flow_run=created, parameters=again, return_type="state")
         assert (state.name, "3 segments are being restored" in state.message) == ("Restoring", True)
         (following,) = [one for one in client.read_flow_runs() if one.state and one.state.is_scheduled()]
@@ -122,7 +123,7 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "start it again, with the same parameters" in alone.message
 
         # Whoever ran it now would wait for its time.
-        monkeypatch.setattr(module, "restore", lambda *_: 0)
+        monkeypatch.setattr(task, "restore", lambda *_: 0)
         assert backfill(**backfill.validate_parameters(following.parameters), return_state=True).is_completed()
     assert copied(tmp_path / "again") == FIRST_DAY
 

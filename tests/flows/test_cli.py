@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from custody.cli.main import OPERATORS_COMMANDS, main
+from custody.cli.main import main
+from custody.cli.operators import COMMANDS
 from custody.errors import TransientSourceError
 from flows.operate.cli import app as operators
 from flows.operate.render import drain_table
@@ -106,10 +107,10 @@ def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.Captur
     """In a checkout there is one command line for both."""
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for command in (*OPERATORS_COMMANDS, "verify", "show", "keys", "config", "init"):
+    for command in (*COMMANDS, "verify", "show", "keys", "config", "init"):
         assert command in shown
     commands = [one.name or getattr(one.callback, "__name__", "") for one in operators.registered_commands]
-    assert sorted(OPERATORS_COMMANDS) == sorted(name.rstrip("_") for name in commands)
+    assert sorted(COMMANDS) == sorted(name.rstrip("_") for name in commands)
 
 
 def test_a_table_of_logs_shows_whole_names() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from custody.settings import SearchSettings, Settings
 from flows.operate.up import DEPLOYMENTS
 from tasks.search.client import Search
 from tasks.search.documents import document_id
+from tasks.settings import SearchSettings, Settings
 from tests.flows.installation import Installation, ended
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, NIGHT, Deep, hourly
 from tests.helpers.sample import Growing

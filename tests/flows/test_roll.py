@@ -8,8 +8,8 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from custody.cli.main import main
-from custody.settings import Settings
 from flows.roll import roll
+from tasks.settings import Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.servers.ports import free_ports

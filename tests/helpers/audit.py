@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from custody.settings import Settings
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
+from tasks.settings import Settings
 
 
 def audit(given: Settings, now: datetime | None = None, **request: Any) -> Outcome:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, TopicPartition
 
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
+from tasks.settings import Settings
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer

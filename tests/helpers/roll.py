@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 
-from custody.settings import Settings
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action
 from tasks.search.client import Search
+from tasks.settings import Settings
 
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=100)

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from custody.format.layout import Log
-from custody.settings import SearchSettings, Settings
 from tasks.search.client import Search
+from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
 

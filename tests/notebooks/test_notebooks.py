@@ -16,11 +16,11 @@ from msgspec import structs
 from nbclient import NotebookClient
 
 from custody.errors import ConfigurationError, CustodyError
-from custody.settings import AuditSettings, Settings
 from tasks.audit import report as notebooks
 from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing, Sample, make_archive
 

@@ -10,7 +10,6 @@ from elasticsearch import ApiError
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import format_time, parse_time
-from custody.settings import Settings
 from tasks.backfill.targets.target import Content, Part, Target
 from tasks.search.bulk import Bulk, Sent
 from tasks.search.client import Search
@@ -24,6 +23,7 @@ from tasks.search.documents import (
     restored_name,
 )
 from tasks.search.indices import prepare
+from tasks.settings import Settings
 
 _MARKED_EVERY = timedelta(hours=1)
 

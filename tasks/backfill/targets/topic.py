@@ -24,11 +24,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.layout import Log, check_topic
-from custody.settings import Settings
 from tasks.backfill.targets.target import Content, Part, Target
 from tasks.drain.committed_heads import METADATA_LIMIT
 from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error
 from tasks.search.bulk import Sent
+from tasks.settings import Settings
 
 TOPIC_SECONDS = 120.0
 """How long Kafka may take to acknowledge a record."""

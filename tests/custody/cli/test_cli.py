@@ -68,13 +68,16 @@ def test_config_shows_everything_but_secrets(
 
 def test_wrong_setting_is_one_line_and_exit_code_2(custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever command meets it, a wrong setting is a line that names it, and no traceback."""
-    monkeypatch.setenv("CUSTODY_DRAIN__LEVEL", "11")
-    for command in (("config",), ("init",), ("verify",), ("show", "archive.json"), ("keys", "list")):
-        refused = custody(*command)
-        assert refused.code == 2
-        assert refused.out == ""
-        assert refused.err.startswith("custody: CUSTODY_DRAIN__LEVEL")
-        assert refused.err.count("\n") == 1
+    commands = [("config",), ("init",), ("verify",), ("show", "archive.json"), ("keys", "list")]
+    for variable, judged_by in (("CUSTODY_S3__LEGAL_HOLD", commands), ("CUSTODY_DRAIN__LEVEL", [("config",)])):
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, "11")
+            for command in judged_by:
+                refused = custody(*command)
+                assert refused.code == 2
+                assert refused.out == ""
+                assert refused.err.startswith(f"custody: {variable}")
+                assert refused.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

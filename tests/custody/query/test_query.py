@@ -20,13 +20,13 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.query import tables
 from custody.query.connect import _left_out
-from custody.settings import AuditSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.work import Work
 from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.corpus import CASES, Case
 from tests.helpers.sample import Growing, Sample, make_archive
 from tests.servers.s3 import SeaweedServer

@@ -15,7 +15,6 @@ from custody.format import audit as form
 from custody.format.times import format_time, parse_time
 from custody.keys.trust import open_trust
 from custody.keys.trust_file import accept
-from custody.settings import AuditSettings, Settings
 from custody.store.open import open_store
 from custody.tlog import merkle
 from custody.verify import acceptance
@@ -27,6 +26,7 @@ from tasks.audit.kept_report import put_report
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Piece, Request, plan_audit
 from tasks.roll.record import Action, record
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.sample import Growing
 
 NOW = datetime.now(UTC)

@@ -19,7 +19,6 @@ from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.query import tables
 from custody.query.connect import connect
-from custody.settings import KafkaSettings, SearchSettings, Settings
 from custody.store.open import open_store
 from custody.store.protocol import Capabilities, S3Options, Store
 from tasks.audit.tables import check_tables, list_tables
@@ -35,6 +34,7 @@ from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
 from tasks.search.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
 from tasks.search.index import index_logs
+from tasks.settings import KafkaSettings, SearchSettings, Settings
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, KINDS, NIGHT, Deep, hourly, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing

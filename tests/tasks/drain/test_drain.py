@@ -44,7 +44,6 @@ from custody.keys.key import HmacKey
 from custody.keys.keyring import Keyring, new_keyring, rotate_keyring
 from custody.keys.open import open_signers
 from custody.keys.trust import open_trust
-from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.tlog.head import Head, KnownHead
@@ -66,6 +65,7 @@ from tasks.drain.kafka import (
 from tasks.drain.log_run import LogResult
 from tasks.drain.run import drain_logs
 from tasks.drain.status import read_status
+from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
@@ -135,13 +135,15 @@ class Site:
             keys=self.keys,
             trust=self.trust,
             s3=self.s3,
-            kafka={
-                "bootstrap_servers": self.kafka.bootstrap,
-                "topics": [topics] if isinstance(topics, str) else list(topics),
-                "group": self.group,
-                "client": dict(client or {}),
-            },
-            drain=drain,
+            kafka=KafkaSettings.model_validate(
+                {
+                    "bootstrap_servers": self.kafka.bootstrap,
+                    "topics": [topics] if isinstance(topics, str) else list(topics),
+                    "group": self.group,
+                    "client": dict(client or {}),
+                }
+            ),
+            drain=DrainSettings.model_validate(drain),
         )
 
     def drain(
@@ -989,7 +991,7 @@ def test_budget_and_following(site: Site) -> None:
 
 CHILD = """
 import json, sys
-from custody.settings import Settings
+from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tasks.drain.kafka import Feed
 from tasks.drain.run import drain_logs
 from tasks.drain.signals import stop_on_signals

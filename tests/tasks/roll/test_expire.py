@@ -17,7 +17,7 @@ from custody.format.layout import Log
 from custody.keys import trust_file
 from custody.keys.open import open_public
 from custody.keys.trust import open_trust
-from custody.settings import AuditSettings, Settings, TierSettings
+from custody.settings import TierSettings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
@@ -26,6 +26,7 @@ from custody.verify.run import verify
 from tasks.audit.plan import Request, plan_audit
 from tasks.roll.expire import expire
 from tasks.roll.record import Action, record
+from tasks.settings import AuditSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.reading import anything
 from tests.helpers.sample import Growing

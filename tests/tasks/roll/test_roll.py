@@ -16,7 +16,7 @@ from custody.archive.trusted import Judge
 from custody.errors import HeadRollback, SearchError
 from custody.format.layout import parse_log_text
 from custody.keys.trust import Trust, open_trust
-from custody.settings import AuditSettings, SearchSettings, Settings, TierSettings
+from custody.settings import TierSettings
 from custody.store.open import open_store
 from custody.tlog import merkle
 from tasks.audit.coverage import Coverage
@@ -35,6 +35,7 @@ from tasks.roll.run import roll_all, take_step
 from tasks.search.client import Search
 from tasks.search.documents import index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
+from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.reading import anything
 from tests.helpers.roll import LATER, NOW, roll

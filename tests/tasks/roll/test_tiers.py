@@ -10,12 +10,13 @@ import pytest
 from custody.archive.writer import create_archive
 from custody.format.envelope import Signer
 from custody.keys.keyring import Keyring
-from custody.settings import Settings, TierSettings
+from custody.settings import TierSettings
 from custody.store.bucket import LIFECYCLE, OBJECT_LOCK, POLICY, VERSIONING, Configuration, open_configuration
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.store.s3_errors import CallUnknown
 from tasks.roll.tiers import SMALL_BYTES, measure_usage, roll_bucket
+from tasks.settings import Settings
 from tests.helpers.sample import Growing
 from tests.servers.s3 import MotoServer, SeaweedServer
 

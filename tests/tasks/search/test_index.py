@@ -22,7 +22,6 @@ from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, SearchError
 from custody.format import layout, manifest
 from custody.format.members import pack
-from custody.settings import SearchSettings, Settings
 from custody.store.open import open_store
 from tasks.search import bulk, index
 from tasks.search.client import Search
@@ -31,6 +30,7 @@ from tasks.search.documents import ORIGIN, document_id, index_day, index_name, o
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare
 from tasks.search.queries import delete_documents
+from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing, make_archive
 from tests.helpers.search import LOG, delete_indices, documents, now_event, search_settings

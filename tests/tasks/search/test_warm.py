@@ -10,7 +10,6 @@ from typing import cast
 import pytest
 
 from custody.errors import SearchError
-from custody.settings import AuditSettings, SearchSettings, Settings
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.roll.indices import _WARM_WHY, roll_indices
@@ -20,6 +19,7 @@ from tasks.search.client import Search
 from tasks.search.documents import TIER
 from tasks.search.index import index_logs
 from tasks.search.queries import logs_in
+from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.roll import LATER, NOW, roll
 from tests.helpers.sample import Growing

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from custody.settings import Settings
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.run import drain_logs
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult

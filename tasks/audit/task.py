@@ -1,0 +1,67 @@
+"""An audit's phases as Prefect tasks. Reading is tried again where the storage did not answer; signing never is."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from custody.errors import TransientStoreError
+from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.pieces import PieceResult, verify_pieces
+from tasks.audit.plan import Piece, Plan, Request, plan_audit
+from tasks.settings import Settings
+
+
+def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Return whether trying again may help."""
+    try:
+        state.result()
+    except TransientStoreError:
+        return True
+    except Exception:  # noqa: BLE001 - whatever else it is, it would happen again
+        return False
+    return False
+
+
+@task(
+    name="survey",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=30,
+    retry_condition_fn=may_pass,
+)
+def survey(request: Request) -> Plan:
+    """Look at what only listings and chains show."""
+    return plan_audit(Settings(), request, datetime.now(UTC))
+
+
+@task(
+    name="read-pieces",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=30,
+    retry_condition_fn=may_pass,
+)
+def read_pieces(plan: Plan, pieces: Sequence[Piece]) -> list[PieceResult]:
+    """Read the segments of some pieces."""
+    return list(verify_pieces(Settings(), plan, pieces))
+
+
+@task(name="sign", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def sign(plan: Plan, results: Sequence[PieceResult]) -> Outcome:
+    """Write the audit."""
+    return conclude(Settings(), plan, results)
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def report(sequence: int) -> str:
+    """Execute the integrity notebook, and keep it as HTML."""
+    # Jupyter's packages take a third of a second, and the processes that read shares need none of them.
+    from tasks.audit.report import publish
+
+    return publish(Settings(), sequence)

@@ -1,0 +1,41 @@
+"""The roll's steps, and the count of what lies where, as Prefect tasks. A step that failed is taken again tomorrow."""
+
+from datetime import datetime
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from tasks.roll.record import Action
+from tasks.roll.run import take_step
+from tasks.roll.tiers import Usage, measure_usage
+from tasks.settings import Settings
+
+
+@task(name="usage", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def usage() -> list[Usage]:
+    """Count what lies in each class."""
+    return measure_usage(Settings())
+
+
+def run_step(name: str, now: datetime, done: list[Action], *, dry_run: bool) -> None:
+    """Take a step as a task of its own, in this process.
+
+    Args:
+        name: of the step, and of the task.
+        now: this run's time.
+        done: what was done is put into it at once, and does not go through Prefect, so that it outlives a failure.
+        dry_run: as in `take_step`.
+    """
+
+    # Made here, so that it has no parameters: Prefect looks into those, and may copy a list.
+    @task(name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)
+    def step() -> State[Any]:
+        ended = take_step(name, Settings(), now, done, dry_run=dry_run)
+        return Completed() if ended else Failed(message=done[-1].why)
+
+    state = step(return_state=True)
+    if not state.is_completed() and not any((one.what, one.target) == ("step", name) for one in done):
+        done.append(Action("step", name, "failed", f"Prefect says {state.name}: {state.message}"))

@@ -1,0 +1,45 @@
+"""What tests of the auditor's and of the operator's settings share: how wrong ones are refused, and what is secret."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from custody.errors import ConfigurationError
+from custody.settings import Settings
+
+CANARY = "canary-Zq7#secret"
+
+
+def refusal(model: type[Settings], **arguments: object) -> str:
+    """Return what a wrong setting is refused with."""
+    with pytest.raises(ConfigurationError) as caught:
+        model(**arguments)
+    hidden = caught.value.__context__ is None or caught.value.__suppress_context__
+    assert caught.value.__cause__ is None and hidden, "what it was raised from would be printed, and holds the input"  # noqa: PT018
+    return str(caught.value)
+
+
+def refusal_by(way: str, model: type[Settings], values: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what wrong values are refused with that come as `argument`, by `variables` or in the `file`."""
+    if way == "argument":
+        return refusal(model, **values)
+    if way == "file":
+        Path("custody.toml").write_text(toml(values))
+        return refusal(model)
+    if any(name == "keyring_passphrase" and not isinstance(value, str) for name, value in values.items()):
+        pytest.skip("a variable is always text, so this is a passphrase")
+    for name, value in values.items():
+        monkeypatch.setenv(f"CUSTODY_{name.upper()}", value if isinstance(value, str) else json.dumps(value))
+    return refusal(model)
+
+
+def toml(values: dict[str, object]) -> str:
+    """Write JSON types as TOML's inline tables."""
+
+    def inline(value: object) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{json.dumps(name)} = {inline(inner)}" for name, inner in value.items()) + "}"
+        return json.dumps(value)
+
+    return "\n".join(f"{name} = {inline(value)}" for name, value in values.items())

@@ -1,0 +1,281 @@
+"""The operator's settings: their sections, what goes to librdkafka, what a wrong one says; no secret is shown."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from custody.errors import ConfigurationError
+from custody.settings import OPERATORS_SECTIONS
+from custody.settings import Settings as AuditorsSettings
+from tasks.settings import KafkaSettings, Settings
+from tests.helpers.environment import clear_settings
+from tests.helpers.settings import CANARY, refusal, refusal_by
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run in an empty folder without a variable of ours."""
+    clear_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+def given_as(**values: Any) -> Settings:
+    """Return settings given as plain values, as files and variables have them."""
+    return Settings(**values)
+
+
+FIELDS = [(section, name) for section in OPERATORS_SECTIONS for name in type(getattr(Settings(), section)).model_fields]
+"""Each setting of each section."""
+
+
+def test_the_library_knows_the_names_of_the_operators_sections() -> None:
+    """What these settings add to the auditor's is what an auditor's command passes over in a common file."""
+    added = [name for name in Settings.model_fields if name not in AuditorsSettings.model_fields]
+    assert added == list(OPERATORS_SECTIONS)
+
+
+def test_defaults_need_nothing() -> None:
+    """Without file, variables and arguments there is a setting for everything."""
+    settings = Settings()
+    assert settings.kafka.librdkafka() == {"bootstrap.servers": settings.kafka.bootstrap_servers}
+
+
+def test_arguments_come_before_variables_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precedence holds inside sections, and what a source does not say is taken from the next."""
+    Path("custody.toml").write_text(
+        'archive = "file"\n[kafka]\ngroup = "file"\ntopics = ["a", "b"]\n[drain]\nlevel = 3\n'
+    )
+    monkeypatch.setenv("CUSTODY_KAFKA__GROUP", "variable")
+    settings = Settings(archive="argument")
+    assert settings.archive == "argument"
+    assert (settings.kafka.group, settings.kafka.topics, settings.drain.level) == ("variable", ["a", "b"], 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("16MiB", 16 * 2**20), ("1 kB", 1000), ("1.5 KiB", 1536), ("4096", 4096), ("2mb", 2_000_000), ("7B", 7)],
+)
+def test_sizes_may_have_units(text: str, size: int) -> None:
+    """A size is bytes, or a number with a decimal or binary unit."""
+    assert given_as(drain={"segment_bytes": text}).drain.segment_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("variable", "topics"),
+    [
+        ("audit.events", ["audit.events"]),
+        ("a, b,c", ["a", "b", "c"]),
+        ('["a","b"]', ["a", "b"]),
+        (r"^audit\.[a-z]{1,9}$", [r"^audit\.[a-z]{1,9}$"]),
+    ],
+)
+def test_topics_from_a_variable(monkeypatch: pytest.MonkeyPatch, variable: str, topics: list[str]) -> None:
+    """Topics are names with commas between them, JSON, or one regular expression in which a comma is a comma."""
+    monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", variable)
+    assert Settings().kafka.topics == topics
+
+
+def test_properties_of_librdkafka_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Properties pass to librdkafka under its own names, however they were written, and variables win."""
+    Path("custody.toml").write_text(
+        '[kafka.client]\nsecurity.protocol = "SASL_SSL"\n"sasl.password" = "from-file"\n'
+        "socket.timeout.ms = 7000\nenable.ssl.certificate.verification = false\n"
+    )
+    monkeypatch.setenv("CUSTODY_KAFKA__CLIENT__SASL_PASSWORD", CANARY)
+    monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", "one:9092,SASL_SSL://two:9093")
+    assert Settings().kafka.librdkafka() == {
+        "bootstrap.servers": "one:9092,SASL_SSL://two:9093",
+        "security.protocol": "SASL_SSL",
+        "sasl.password": CANARY,
+        "socket.timeout.ms": "7000",
+        "enable.ssl.certificate.verification": "false",
+    }
+
+
+SECRETS = [
+    "sasl.password",
+    "sasl.username",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.config",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+    "sasl.jaas.config",
+    "some.property.of.tomorrow",
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_what_may_be_secret_is_hidden_and_passed_on(name: str) -> None:
+    """A property that is not known to be harmless is in no repr and no dump, and reaches librdkafka as it is."""
+    settings = given_as(kafka={"client": {name: CANARY}}, keyring_passphrase=CANARY)
+    for shown in (
+        repr(settings),
+        str(settings),
+        settings.model_dump_json(),
+        repr(settings.model_dump()),
+        f"{settings.kafka}",
+    ):
+        assert CANARY not in shown
+    assert settings.kafka.librdkafka()[name] == CANARY
+    assert settings.passphrase() == CANARY
+
+
+def test_harmless_properties_are_shown() -> None:
+    """What an operator has to see to find a fault is not hidden."""
+    shown = repr(given_as(kafka={"client": {"security.protocol": "SASL_SSL", "ssl.ca.location": "/etc/ca.pem"}}))
+    assert "SASL_SSL" in shown
+    assert "/etc/ca.pem" in shown
+
+
+WRONG = [
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "20000", "at most 10000"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "0", "at least 1"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "many", "a whole number"),
+    ("CUSTODY_DRAIN__SEGMENT_BYTES", "1 parsec", "16MiB"),
+    ("CUSTODY_DRAIN__SEGMENT_BYTES", "1GiB", "at most 268435456"),
+    ("CUSTODY_DRAIN__LEVEL", "9", "at most 3"),
+    ("CUSTODY_DRAIN__FLUSH_SECONDS", "0", "more than 0"),
+    ("CUSTODY_DRAIN__SECONDS", "inf", "finite"),
+    ("CUSTODY_DRAIN__TASK_RUNNER", "dusk", "'dask'"),
+    ("CUSTODY_KAFKA__TOPICS", "^a(", "regular expression"),
+    ("CUSTODY_KAFKA__TOPICS", "a b", "names of topics"),
+    ("CUSTODY_KAFKA__TOPICS", '["^a","b"]', "not both"),
+    ("CUSTODY_KAFKA__GROUP", "", "empty"),
+    ("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", "one two", "host:port"),
+    ("CUSTODY_KAFKA", "text", "a table"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "wants"), WRONG)
+def test_wrong_variable_is_named_with_what_it_wants(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
+) -> None:
+    """The refusal names the variable and says what belongs there."""
+    monkeypatch.setenv(variable, value)
+    message = refusal(Settings)
+    assert message.startswith(variable)
+    assert wants in message
+    assert "\n" not in message
+
+
+def test_wrong_value_is_shown_where_it_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a setting got is said, so that a shell's quoting mistake is seen."""
+    monkeypatch.setenv("CUSTODY_DRAIN__BATCH_EVENTS", "1000 ")
+    monkeypatch.setenv("CUSTODY_DRAIN__LEVEL", "two")
+    assert "'two'" in refusal(Settings)
+
+
+def test_wrong_keys_of_the_file_are_all_named() -> None:
+    """Every wrong key of custody.toml has its line, with the key's path and the file."""
+    Path("custody.toml").write_text("archive = 5\n[drain]\nlevel = 9\nworkers = 0\n")
+    lines = refusal(Settings).splitlines()
+    assert len(lines) == 3
+    for line, key in zip(lines, ("archive", "drain.level", "drain.workers"), strict=True):
+        assert line.startswith(f"{key} in custody.toml")
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_each_setting_with_one_underscore_is_refused(monkeypatch: pytest.MonkeyPatch, section: str, name: str) -> None:
+    """CUSTODY_SEARCH_URL does not silently leave the default, and neither does any other."""
+    monkeypatch.setenv(f"CUSTODY_{section}_{name}".upper(), CANARY)
+    message = refusal(Settings)
+    assert f"did you mean CUSTODY_{section}__{name}?".upper() in message.upper()
+    assert CANARY not in message
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_each_misspelt_setting_is_refused(section: str, name: str) -> None:
+    """A slip in a key of any section is named, with the key that was meant, and its value is not shown."""
+    Path("custody.toml").write_text(f"[{section}]\n{name}x = '{CANARY}'")
+    message = refusal(Settings)
+    assert message == f"{section}.{name}x in custody.toml is no setting; did you mean {section}.{name}?"
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CUSTODY_ARCHIV", "CUSTODY_ARCHIVE"),
+        ("CUSTODY_SERCH__URL", "CUSTODY_SEARCH__URL"),
+        ("CUSTODY_KAFKA_CLIENT_SASL_PASSWORD", "CUSTODY_KAFKA__CLIENT__SASL_PASSWORD"),
+        ("CUSTODY_KAFKA_CLIENT__SASL_PASSWORD", "CUSTODY_KAFKA__CLIENT__SASL_PASSWORD"),
+    ],
+)
+def test_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
+    """A slip in a variable's name does not silently leave the default, and its value is not shown."""
+    monkeypatch.setenv(variable, CANARY)
+    message = refusal(Settings)
+    assert f"did you mean {meant}?" in message
+    assert CANARY not in message
+
+
+def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes sets for services such as custody and custody-search is no setting and no error."""
+    for service in ("CUSTODY", *(f"CUSTODY_{name.upper()}" for name in OPERATORS_SECTIONS)):
+        for name in ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_80_TCP_ADDR"):
+            monkeypatch.setenv(f"{service}_{name}", "10.0.0.1")
+    Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[kafka]\ngrup = 'x'", "did you mean kafka.group?"),
+        ("[serch]\nurl = 'x'", "did you mean search?"),
+        ("[kafka.client]\ngroup.id = 'x'", "kafka.group sets it"),
+        ("[kafka.client]\n'isolation.level' = 'read_uncommitted'", "isolation.level"),
+        ("[kafka.client]\nsasl.password = ['x']", "sasl.password"),
+    ],
+)
+def test_wrong_file_says_what_is_wrong(text: str, says: str) -> None:
+    """Unknown keys and properties that are ours to set are refused with a reason."""
+    Path("custody.toml").write_text(text)
+    assert says in refusal(Settings)
+
+
+LEAKS: list[dict[str, object]] = [
+    {"kafka": CANARY},
+    {"kafka": {"client": CANARY}},
+    {"kafka": {"client": {"sasl.password": [CANARY]}}},
+    {"kafka": {"client": {"sasl.password": CANARY, "group.id": CANARY}}},
+    {"kafka": {"client": {"sasl.password": CANARY}, "group": ""}},
+    {"kafka": {"pasword": CANARY}},
+    {"kafka": {"bootstrap_servers": f"user:{CANARY}@host:9092"}},
+    {"search": {"api_key": [CANARY]}},
+    {"search": {"url": f"https://user:{CANARY}@host"}},
+    {"alert": {"urls": f"json://host/{CANARY}"}},
+    {"alert": {"urls": [[CANARY]]}},
+    {"alert": CANARY},
+]
+
+
+@pytest.mark.parametrize("values", LEAKS, ids=lambda values: json.dumps(values)[:40])
+@pytest.mark.parametrize("way", ["argument", "variables", "file"])
+def test_no_refusal_shows_a_secret(monkeypatch: pytest.MonkeyPatch, values: dict[str, object], way: str) -> None:
+    """A secret that stands in the wrong place, or beside a wrong setting, is in no error, whichever way it came."""
+    assert "canary" not in refusal_by(way, Settings, values, monkeypatch).lower()
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=20), st.one_of(st.text(), st.integers(), st.none(), st.lists(st.text())), max_size=3
+    )
+)
+def test_any_client_is_taken_or_refused_in_our_words(client: dict[str, object]) -> None:
+    """Whatever stands under kafka.client, the outcome is settings for librdkafka or a ConfigurationError."""
+    try:
+        settings = given_as(kafka={"client": client})
+    except ConfigurationError:
+        return
+    assert all(isinstance(value, str) for value in settings.kafka.librdkafka().values())
+
+
+def test_settings_survive_a_trip_to_another_process() -> None:
+    """Task runners that are processes get the same settings, secrets included."""
+    settings = given_as(kafka=KafkaSettings(client={"sasl.password": CANARY}), keyring_passphrase=CANARY)
+    assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - our own bytes
