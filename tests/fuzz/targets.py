@@ -34,6 +34,7 @@ from custody.format.manifest import Batch, QuarantineRef, SegmentRef
 from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
+from custody.store.protocol import check_key as check_object_key
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
@@ -626,7 +627,7 @@ def check_archive(data: bytes) -> None:
         case 2:
             key = body.decode("utf-8", "backslashreplace")[:300]
             try:
-                check_key(key)
+                check_object_key(key)
             except FormatError:
                 return
             objects[key] = objects.get(key, b"foreign")
