@@ -15,11 +15,21 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -62,7 +72,7 @@ S3_MEANINGS = {
     "sse_kms_key": "KMS key that objects are encrypted with",
     "expected_bucket_owner": "Account id: a bucket of any other is refused",
     "retention_mode": "Object Lock of each put: GOVERNANCE or COMPLIANCE",
-    "retention_days": "For how long from the put",
+    "retention_days": "For how long from the put; tiers.life_days where it is not set",
     "legal_hold": "Whether each put sets a legal hold",
 }
 """The options of S3 in the order in which they are shown."""
@@ -205,12 +215,16 @@ def _known_s3(value: object) -> object:
     return value
 
 
-def _check_s3(value: S3Options) -> S3Options:
+def _check_s3(value: S3Options, info: ValidationInfo) -> S3Options:
+    """Check the options, and let a lock last for all of the life where nothing else is set."""
     _without_credentials(value.endpoint_url or "")
     if value.retention_days is not None and value.retention_days < 1:
         raise ValueError("retention_days of 1 or more")
-    if (value.retention_mode is None) != (value.retention_days is None):
-        raise ValueError("both retention_mode and retention_days, or neither")
+    if value.retention_mode is None and value.retention_days is not None:
+        raise ValueError("a retention_mode, GOVERNANCE or COMPLIANCE, for these retention_days")
+    tiers = info.data.get("tiers")
+    if value.retention_mode and value.retention_days is None and tiers is not None:
+        return replace(value, retention_days=tiers.life_days)
     return value
 
 
@@ -323,7 +337,9 @@ class TierSettings(BaseModel):
 
     warm_days: int = Field(default=90, ge=30, description="Then segments go to the warm class; S3 wants 30 at least")
     cold_days: int = Field(default=365, ge=60, description="Then they go to the cold class")
-    life_days: int = Field(default=2555, ge=1, description="Then they expire, signed first, and are deleted")
+    life_days: int = Field(
+        default=2555, ge=1, description="Then they expire and are deleted; archive.json may say later"
+    )
     warm_class: str = Field(default="STANDARD_IA", description="Storage class of the warm tier")
     cold_class: str = Field(default="DEEP_ARCHIVE", description="Storage class of the cold tier")
     manage: bool = Field(default=True, description="Whether the roll sets lifecycle rules; else it says what drifts")
@@ -335,6 +351,14 @@ class TierSettings(BaseModel):
     def moves(self) -> tuple[tuple[int, str], ...]:
         """Days since the put, and the class moved to, in order."""
         return ((self.warm_days, self.warm_class), (self.cold_days, self.cold_class))
+
+    @property
+    def verified_moves(self) -> tuple[tuple[int, str], ...] | None:
+        """The moves that verification compares the bucket's rules with: None where nothing of them is set.
+
+        An auditor who was not told the times has only the defaults, and these say nothing of the archive.
+        """
+        return self.moves if self.model_fields_set & {"warm_days", "cold_days", "warm_class", "cold_class"} else None
 
 
 class AlertSettings(BaseModel):
@@ -373,13 +397,14 @@ class Settings(BaseSettings):
         default=None, description="trust.json: what verification is given from outside the archive"
     )
     state: FilePath | None = Field(default=None, description="Where verification remembers the heads it has seen")
+    # Before `s3`, whose locks last as long as the life where nothing else is set.
+    tiers: TierSettings = Field(default=TierSettings(), description="Where evidence lies as it grows old")
     s3: Annotated[S3Options, BeforeValidator(_known_s3), AfterValidator(_check_s3)] = Field(
         default=S3Options(), description="How objects are put into S3"
     )
     kafka: KafkaSettings = Field(default=KafkaSettings(), description="Where events come from")
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
-    tiers: TierSettings = Field(default=TierSettings(), description="Where evidence lies as it grows old")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is told when something is wrong")
 
@@ -404,7 +429,7 @@ class Settings(BaseSettings):
 
     def protection(self) -> Protection:
         """Return how the bucket is meant to protect the evidence."""
-        return Protection(self.s3.retention_mode, self.s3.retention_days, self.s3.lifecycle)
+        return Protection(self.s3.retention_mode, self.s3.retention_days, self.tiers.verified_moves)
 
     def signers(self, now: datetime) -> "Signers":
         """Return what signs at `now`: the keys of `keys`, and of `checkpoint_keys` where that is set.

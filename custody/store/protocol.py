@@ -130,8 +130,6 @@ class S3Options:
         retention_mode: Object Lock mode that each put of evidence sets, with `retention_days`.
         retention_days: how long from the put.
         legal_hold: whether each put of evidence sets a legal hold.
-        lifecycle: days and storage class of the moves that the bucket's rules are to make of segments and quarantine;
-            None where verification does not look at that.
     """
 
     endpoint_url: str | None = None
@@ -141,7 +139,6 @@ class S3Options:
     retention_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
     retention_days: int | None = None
     legal_hold: bool = False
-    lifecycle: tuple[tuple[int, str], ...] | None = None
 
 
 class Store(Protocol):
