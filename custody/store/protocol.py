@@ -179,7 +179,7 @@ class Store(Protocol):
         """
 
     def exists(self, key: str) -> bool:
-        """Say whether there is an object under the key."""
+        """Return whether there is an object under the key."""
 
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
         """Return the folders, sorted and without a slash, and the objects right under a prefix.
@@ -306,7 +306,7 @@ def check_folder(prefix: str) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Tell whether a text can be written in UTF-8: a file's name that is none comes with surrogates."""
+    """Return whether a text can be written in UTF-8: a file's name that is none comes with surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
