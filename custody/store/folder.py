@@ -204,7 +204,7 @@ class FolderStore:
         return found if stat.S_ISREG(found.st_mode) else None
 
     def _in_plain_folder(self, path: str) -> bool:
-        """Tell whether no symbolic link leads to the object's folder. The object itself may still be one."""
+        """Return whether no symbolic link leads to the object's folder. The object itself may still be one."""
         folder = path[: path.rindex("/")]
         if folder in self._plain:
             return True
@@ -300,7 +300,7 @@ class FolderStore:
 
 
 def _is_there(path: str) -> bool:
-    """Say whether anything has that name; unlike `os.path.lexists` it does not take an error for a no."""
+    """Return whether anything has that name. Unlike `os.path.lexists`, an error is raised and is no "no"."""
     try:
         os.lstat(path)
     except OSError as error:

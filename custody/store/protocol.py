@@ -130,8 +130,6 @@ class S3Options:
         retention_mode: Object Lock mode that each put of evidence sets, with `retention_days`.
         retention_days: how long from the put.
         legal_hold: whether each put of evidence sets a legal hold.
-        lifecycle: days and storage class of the moves that the bucket's rules are to make of segments and quarantine;
-            None where verification does not look at that.
     """
 
     endpoint_url: str | None = None
@@ -141,7 +139,6 @@ class S3Options:
     retention_mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
     retention_days: int | None = None
     legal_hold: bool = False
-    lifecycle: tuple[tuple[int, str], ...] | None = None
 
 
 class Store(Protocol):
@@ -182,7 +179,7 @@ class Store(Protocol):
         """
 
     def exists(self, key: str) -> bool:
-        """Say whether there is an object under the key."""
+        """Return whether there is an object under the key."""
 
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
         """Return the folders, sorted and without a slash, and the objects right under a prefix.
@@ -309,7 +306,7 @@ def check_folder(prefix: str) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Tell whether a text can be written in UTF-8: a file's name that is none comes with surrogates."""
+    """Return whether a text can be written in UTF-8: a file's name that is none comes with surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -106,7 +106,7 @@ class S3Store:
         )
 
     def _holds(self, key: str, data: bytes) -> bool:
-        """Say whether the object's bytes are these."""
+        """Return whether the object's bytes are these."""
         try:
             return self.read(key, limit=len(data)) == data
         except FormatError:
@@ -192,7 +192,7 @@ class S3Store:
         return True
 
     def _check_bucket(self) -> None:
-        """Tell a missing object from a missing bucket, for which HEAD has the same answer."""
+        """Raise an error if the bucket is missing: HEAD gives the same answer for a missing object."""
         if self._bucket_seen:
             return
         where = f"s3://{self._bucket.name}"

@@ -137,7 +137,7 @@ class Locks:
         return self._threads is not None
 
     def put(self, key: str, **where: Any) -> None:
-        """Have an object looked at."""
+        """Queue an object, whose lock is looked at soon."""
         if self._threads is None:
             return
         self._pending.append((key, where, self._threads.submit(self._look, key)))

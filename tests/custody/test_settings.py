@@ -195,3 +195,23 @@ def test_settings_do_not_change() -> None:
     """What a run began with stays as it is."""
     with pytest.raises(ValueError, match="frozen"):
         Settings().archive = "other"
+
+
+def test_locks_last_as_long_as_the_life() -> None:
+    """Where nothing else is set a lock ends with the life; it may be set to end sooner."""
+    Path("custody.toml").write_text('[s3]\nretention_mode = "COMPLIANCE"\n[tiers]\nlife_days = 4000\n')
+    assert Settings().s3.retention_days == Settings().protection().lock_days == 4000
+    Path("custody.toml").write_text('[s3]\nretention_mode = "COMPLIANCE"\nretention_days = 30\n')
+    assert Settings().s3.retention_days == 30
+    assert Settings(s3=S3Options(retention_mode="GOVERNANCE")).s3.retention_days == 2555
+    Path("custody.toml").unlink()
+    assert Settings().s3.retention_days is None
+
+
+def test_times_of_tiers_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the roll sets is what verification checks, and only where somebody has set it."""
+    assert Settings().protection().moves is None
+    monkeypatch.setenv("CUSTODY_TIERS__LIFE_DAYS", "4000")
+    assert Settings().protection().moves is None
+    monkeypatch.setenv("CUSTODY_TIERS__COLD_DAYS", "400")
+    assert Settings().protection().moves == Settings().tiers.moves == ((90, "STANDARD_IA"), (400, "DEEP_ARCHIVE"))

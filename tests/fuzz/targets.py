@@ -35,7 +35,7 @@ from custody.format.quarantine import parse_quarantined
 from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
-from custody.store import protocol
+from custody.store.protocol import check_key as check_object_key
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
@@ -636,7 +636,7 @@ def check_archive(data: bytes) -> None:
         case 2:
             key = body.decode("utf-8", "backslashreplace")[:300]
             try:
-                protocol.check_key(key)
+                check_object_key(key)
             except FormatError:
                 return
             objects[key] = objects.get(key, b"foreign")

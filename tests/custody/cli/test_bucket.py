@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from custody.errors import TerminalStoreError
 from custody.store.bucket import LIFECYCLE, OBJECT_LOCK, POLICY, VERSIONING
+from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from tests.helpers.commands import Command
 from tests.servers.s3 import MotoServer, SeaweedServer
 
@@ -89,6 +92,20 @@ def test_seaweed(custody: Command, seaweed: SeaweedServer, monkeypatch: pytest.M
     use(seaweed, monkeypatch, seaweed.make_bucket(versioned=True, object_lock=True))
     protected = custody("bucket")
     assert (VERSIONING in protected.err, OBJECT_LOCK in protected.err) == (False, False)
+
+
+def test_a_server_that_does_not_know_the_condition(
+    custody: Command, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SeaweedFS takes the policy for a ban on all puts: what the README warns of."""
+    bucket, client = seaweed.make_bucket(versioned=True), seaweed.client()
+    use(seaweed, monkeypatch, bucket)
+    policy = json.loads(custody("bucket", "--wanted").out)[POLICY]
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    assert "If-None-Match" not in custody("bucket").err
+    store = open_store(f"s3://{bucket}/some/archive", S3Options(endpoint_url=seaweed.endpoint_url))
+    with pytest.raises(TerminalStoreError, match="403"):
+        store.create("manifests/a/0/000000000000.json", b"x")
 
 
 def test_a_folder(custody: Command, tmp_path: Path) -> None:
