@@ -28,7 +28,7 @@ def _import(name: str) -> Any:
         if error.name is None or error.name.partition(".")[0] in {"custody", "flows", "tasks"}:
             raise
         raise ConfigurationError(
-            f"the operator's commands need {error.name}, which is not installed: pip install 'custody[operate]'"
+            f"the operator's commands need {error.name}, which is not installed: run `uv sync` in the checkout"
         ) from None
 
 
