@@ -4,7 +4,7 @@
 .PHONY: help install format lint types imports check test-fast test test-all bench fuzz mutants clean
 
 # Another version of Python gets an environment of its own: make test-fast PYTHON=3.13
-ifdef PYTHON
+ifeq ($(origin PYTHON),command line)
 export UV_PYTHON := $(PYTHON)
 export UV_PROJECT_ENVIRONMENT := .venv-$(PYTHON)
 endif
