@@ -84,7 +84,7 @@ def load(module: str, wanted: str) -> Any:
         if error.name is None or error.name.partition(".")[0] in {"custody", "flows", "tasks"}:
             raise
         raise ConfigurationError(
-            f"{wanted} needs {error.name}, which is not installed: pip install 'custody[operate]'"
+            f"{wanted} needs {error.name}, which is not installed: run `uv sync` in the checkout"
         ) from None
 
 

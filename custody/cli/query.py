@@ -43,7 +43,7 @@ def query(
         from custody.query.connect import connect
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"`custody query` needs {error.name}, which is not installed: pip install 'custody[query]'"
+            f"`custody query` needs {error.name}, which is not installed: install custody with its extra `query`"
         ) from None
     aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
     connection = connect(archive, since=aware[0], until=aware[1])

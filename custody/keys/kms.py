@@ -165,7 +165,9 @@ def _client(region: str | None) -> "KMSClient":
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ModuleNotFoundError:
-        raise ConfigurationError("aws-kms keys need boto3, which is not installed: pip install 'custody[s3]'") from None
+        raise ConfigurationError(
+            "aws-kms keys need boto3, which is not installed: install custody with its extra `s3`"
+        ) from None
     # Short, because a drain has less than a minute, and a statement that was not signed is signed by the next run.
     config = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
     try:

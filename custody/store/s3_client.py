@@ -111,7 +111,7 @@ def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
         from botocore.config import Config
     except ImportError:
         raise ConfigurationError(
-            "an archive in S3 needs boto3, which is not installed: pip install 'custody[s3]'"
+            "an archive in S3 needs boto3, which is not installed: install custody with its extra `s3`"
         ) from None
     try:
         config = Config(

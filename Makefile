@@ -1,0 +1,60 @@
+# What a contributor runs. `.ci/run` runs the same targets, each with a time limit. `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help install format lint types imports check test-fast test test-all bench fuzz mutants clean
+
+# Another version of Python gets an environment of its own: make test-fast PYTHON=3.13
+ifeq ($(origin PYTHON),command line)
+export UV_PYTHON := $(PYTHON)
+export UV_PROJECT_ENVIRONMENT := .venv-$(PYTHON)
+endif
+
+TESTS ?=
+BENCH ?= drain verify index query
+INPUTS ?= 1000000
+MODULES ?=
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## Make the environment, in .venv
+	uv sync --quiet --compile-bytecode
+
+format: ## Format the code, and fix what ruff can fix
+	uv run --no-sync ruff check --fix
+	uv run --no-sync ruff format
+
+lint: ## Check rules and formatting with ruff
+	uv run --no-sync ruff check
+	uv run --no-sync ruff format --check
+
+types: ## Check types with mypy
+	uv run --no-sync mypy
+
+imports: ## Check which rooms may import which (contracts in pyproject.toml)
+	uv run --no-sync lint-imports
+
+check: lint types imports ## lint, types and imports
+
+test-fast: ## Test the library alone: no Kafka, no Elasticsearch, no Java. TESTS=tests/custody/tlog for less
+	uv run pytest $(or $(TESTS),tests/custody)
+
+test: ## Run all tests; those whose server this machine lacks are skipped
+	uv run pytest $(TESTS)
+
+test-all: export CUSTODY_REQUIRE_SERVERS := 1
+test-all: ## Run all tests; those whose server this machine lacks fail
+	uv run pytest
+
+bench: ## Run the benchmarks, 17 minutes; BENCH=drain for one
+	set -e; for name in $(BENCH); do uv run python -m tests.benchmarks.$$name; done
+
+fuzz: ## Fuzz what the verifier reads; INPUTS=1000000
+	uv run python -m tests.fuzz --inputs $(INPUTS)
+
+mutants: ## Count what can be removed with no test failing, 90 minutes; MODULES=tlog/merkle for one
+	uv run python -m tests.mutation $(MODULES)
+
+clean: ## Remove caches and reports; environments and downloaded servers stay
+	rm -rf .coverage* coverage.xml .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist mutants
+	find custody deployments flows notebooks tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +
