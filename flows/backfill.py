@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from custody.errors import ConfigurationError, CustodyError
 from custody.store.protocol import Tier
-from flows.operate.render import copy_summary, plan_summary
+from flows.summaries import copy_summary, plan_summary
 from tasks.backfill.copy import Progress
 from tasks.backfill.plan import Kind, Plan, Request, check_request
 from tasks.backfill.task import ask_for_restores, choose, copy_events

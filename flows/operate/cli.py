@@ -67,7 +67,7 @@ def drain(
     with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
         results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
-        render.console().print(_import("flows.operate.render").drain_table(results))
+        render.console().print(_import("flows.summaries").drain_table(results))
     else:
         typer.echo(f"No topic of {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
     for result in indexed:
@@ -84,7 +84,7 @@ def index(
 ) -> None:
     """Bring Elasticsearch up to the archive, here and now. The drain does so by itself, right after each manifest."""
     results = _import("tasks.search.index").index_logs(Settings(), logs or ())
-    render.console().print(_import("flows.operate.render").index_table(results))
+    render.console().print(_import("flows.summaries").index_table(results))
     problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
     if problems:
         raise CustodyError("\n".join(problems))
@@ -104,7 +104,7 @@ def roll(
         dry_run=dry_run,
     )
     if actions:
-        render.console().print(_import("flows.operate.render").roll_table(actions))
+        render.console().print(_import("flows.summaries").roll_table(actions))
     else:
         typer.echo("Nothing was to be done.")
     failed = [f"{one.what} {one.target}: {one.why}" for one in actions if one.outcome == "failed"]
@@ -173,7 +173,7 @@ def backfill(
     ] = False,
 ) -> None:
     """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""
-    planning, tell = _import("tasks.backfill.plan"), _import("flows.operate.render")
+    planning, tell = _import("tasks.backfill.plan"), _import("flows.summaries")
     for name, value, known in (("--to", to, planning.KINDS), ("--tier", tier, planning.TIERS)):
         if value not in known:
             raise ConfigurationError(f"{name} is {value[:100]!r}; want {', '.join(known)}")

@@ -47,8 +47,8 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.report import Report
 from custody.verify.run import verify
-from flows.operate.render import drain_table, size
 from flows.operate.sample import invalid_values, sample_events
+from flows.summaries import drain_table, size
 from tasks.drain.log_run import LogResult
 
 PARTITIONS = 4

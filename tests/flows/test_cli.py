@@ -12,7 +12,7 @@ from custody.cli.main import main
 from custody.cli.operators import COMMANDS
 from custody.errors import TransientSourceError
 from flows.operate.cli import app as operators
-from flows.operate.render import drain_table
+from flows.summaries import drain_table
 from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult
 from tests.helpers.environment import clear_settings
