@@ -27,7 +27,7 @@ from custody.format.layout import Log, check_topic
 from custody.settings import Settings
 from tasks.backfill.targets.target import Content, Part, Target
 from tasks.drain.committed_heads import METADATA_LIMIT
-from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error
+from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error, patiently
 from tasks.search.bulk import Sent
 
 TOPIC_SECONDS = 120.0
@@ -165,6 +165,7 @@ class _Positions:
         self.partitions = len(answers)
         self._next = {answer.partition: _parse(answer.metadata) for answer in answers}
 
+    @patiently
     def _read(self) -> list[TopicPartition]:
         try:
             # Of all topics: asked for by its name, one that is not there might be made.
