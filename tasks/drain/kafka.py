@@ -171,7 +171,7 @@ def truncated(log: Log, what: str) -> LogChanged:
     )
 
 
-_patiently = tenacity.retry(
+patiently = tenacity.retry(
     retry=tenacity.retry_if_exception_type(TransientSourceError),
     stop=tenacity.stop_after_delay(RETRY_SECONDS),
     wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=2, jitter=0.1),
@@ -205,7 +205,7 @@ class Broker:
         self._probe.close()
         self._stable.close()
 
-    @_patiently
+    @patiently
     def cluster(self) -> str:
         """Return the cluster's id.
 
@@ -217,7 +217,7 @@ class Broker:
             raise TransientSourceError(f"Kafka at {self._servers} did not name its cluster; the next run tries again")
         return str(found)
 
-    @_patiently
+    @patiently
     def topics(self, wanted: Sequence[str]) -> list[Topic]:
         """Return those topics that there are of what a setting names: names, or one regular expression with `^` first.
 
@@ -260,7 +260,7 @@ class Broker:
         if error.code() in _TERMINAL:
             self._refusal = error
 
-    @_patiently
+    @patiently
     def topic_id(self, topic: str, cluster: str) -> str | None:
         """Return a topic's id as it is now.
 
@@ -283,7 +283,7 @@ class Broker:
             ids[name] = None if found.strip("A") == "" else found
         return ids
 
-    @_patiently
+    @patiently
     def bounds(self, topic: str, partition: int) -> Bounds:
         """Return where a partition begins and ends now.
 
@@ -303,7 +303,7 @@ class Broker:
         answer = self._first(topic, partition, Position(offset), _PROBE_SECONDS)
         return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
 
-    @_patiently
+    @patiently
     def disagreement(self, topic: str, partition: int, last: LastRecord) -> str | None:
         """Return how the broker's log contradicts the last record that the archive has, None if it does not.
 
@@ -339,7 +339,7 @@ class Broker:
         finally:
             self._probe.unassign()
 
-    @_patiently
+    @patiently
     def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, CommittedHead]:
         """Return what the group's committed offsets remember of heads in this archive, as yet unchecked.
 

@@ -26,7 +26,7 @@ from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.layout import Log, check_topic
 from tasks.backfill.targets.target import Content, Part, Target
 from tasks.drain.committed_heads import METADATA_LIMIT
-from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error
+from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error, patiently
 from tasks.search.bulk import Sent
 from tasks.settings import Settings
 
@@ -165,6 +165,7 @@ class _Positions:
         self.partitions = len(answers)
         self._next = {answer.partition: _parse(answer.metadata) for answer in answers}
 
+    @patiently
     def _read(self) -> list[TopicPartition]:
         try:
             # Of all topics: asked for by its name, one that is not there might be made.
