@@ -1,7 +1,16 @@
-"""Archive audit events and prove that nobody changed, dropped or invented one. FORMAT.md is the specification."""
+"""Archive audit events and prove that nobody changed, dropped or invented one. FORMAT.md is the specification.
+
+The public API is what `__all__` names: here rooms and modules, in a room its public modules, in a module its public
+names. All else is internal, and may change without notice (docs/architecture.md, The public API).
+"""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from custody.query.connect import connect
+
+__all__ = ["archive", "connect", "errors", "findings", "format", "keys", "query", "settings", "store", "tlog", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,29 @@
 Every message says what happened, to what, and what to do. None holds a secret.
 """
 
+__all__ = [
+    "ConfigurationError",
+    "CustodyError",
+    "Fenced",
+    "FormatError",
+    "HeadRollback",
+    "KeyUnavailable",
+    "LogChanged",
+    "NotEvidence",
+    "ObjectArchived",
+    "ObjectExists",
+    "ObjectMissing",
+    "SearchError",
+    "SignatureInvalid",
+    "SigningError",
+    "SourceError",
+    "SourceRefused",
+    "StoreError",
+    "TerminalStoreError",
+    "TransientSourceError",
+    "TransientStoreError",
+]
+
 
 class CustodyError(Exception):
     """Any error that custody raises on purpose."""

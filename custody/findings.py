@@ -12,6 +12,8 @@ from enum import IntEnum
 from hashlib import sha256
 from typing import Any, Protocol
 
+__all__ = ["Finding", "Severity"]
+
 FINDINGS_LIMIT = 100_000
 """Findings that are kept one by one. Of those beyond only number and class count, so that memory stays bounded."""
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from custody.keys.signers import Signers
     from custody.keys.trust import Trust
 
+__all__ = ["Settings", "TierSettings"]
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "CUSTODY_"

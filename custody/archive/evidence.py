@@ -50,6 +50,8 @@ from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
 from custody.tlog.signatures import Keys, NoteVerdict, Place, Verdict, check_checkpoint, check_file
 
+__all__ = ["Result", "check_evidence"]
+
 FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
 
 README, PROOF, ARCHIVE, MANIFEST, CHECKPOINT = (

@@ -43,6 +43,8 @@ from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
 
+__all__ = ["Made", "make_evidence"]
+
 _README = """\
 Evidence of one event of the log {log}, offset {offset}.
 

@@ -28,6 +28,17 @@ from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
 from custody.tlog.signatures import NOWHERE
 
+__all__ = [
+    "Tip",
+    "choose_logs",
+    "find_audit_tip",
+    "find_tip",
+    "list_logs",
+    "read_archive",
+    "read_audit",
+    "read_manifest",
+]
+
 E = TypeVar("E", bound=Entry)
 
 _PIECE = 4 * 1_048_576

@@ -55,6 +55,8 @@ from custody.tlog.checkpoint import COSIGNATURE, Checkpoint, Note, NoteKey, Note
 from custody.tlog.head import Head
 from custody.tlog.signatures import check_checkpoint
 
+__all__ = ["Seen", "Witness"]
+
 _KEYRING = "keyring.json"
 _STATE = "state.json"
 _NOTES = "notes"

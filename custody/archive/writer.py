@@ -62,6 +62,8 @@ from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Note, NoteSigner
 from custody.tlog.head import Head, KnownHead
 
+__all__ = ["Entry", "LogWriter", "create_archive"]
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_HEARTBEAT = 3600

@@ -15,6 +15,8 @@ from custody.format import envelope
 from custody.format.envelope import Signatures, Time, Uuid
 from custody.format.times import check_time
 
+__all__ = ["ArchiveFile", "ArchiveStatement", "Pin", "parse"]
+
 FORMAT: Literal["custody/archive/1"] = "custody/archive/1"
 FILE_LIMIT = 32 * 1024
 """Bytes of the whole file: both lines are short."""

@@ -16,6 +16,8 @@ from custody.format import envelope, limits
 from custody.format.envelope import HeadRef, Hex, Int, Signatures, Time, Tree, Uuid
 from custody.format.times import check_time
 
+__all__ = ["Audit", "SignedAudit", "parse"]
+
 FORMAT: Literal["custody/audit/1"] = "custody/audit/1"
 FINDINGS_INLINE = 1000
 """Findings that stand in the statement itself; more go to an object of their own."""

@@ -293,7 +293,7 @@ def _are_addresses(texts: set[str]) -> bool:
     return True
 
 
-def _judge(value: bytes | None) -> tuple[str | None, tuple[int, int], str]:
+def _judge(value: bytes | None) -> tuple[str | None, tuple[int, int], str]:  # noqa: C901, PLR0912 - a list of checks
     """Return the reason against a value, or None with the bounds of its time and its type."""
     no_time = (0, 0)
     if value is None:

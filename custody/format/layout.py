@@ -13,6 +13,8 @@ from typing import Literal
 from custody.errors import ConfigurationError
 from custody.format.times import EPOCH, YEAR_10000_MS
 
+__all__ = ["AUDIT_LOG", "Log", "parse_log", "parse_log_text"]
+
 ARCHIVE = "archive.json"
 EVENTS = "events/"
 QUARANTINE = "quarantine/"

@@ -13,6 +13,8 @@ from custody.format import envelope, limits
 from custody.format.envelope import INT_MAX, Hex, Int, Signatures, Tree
 from custody.format.times import check_time
 
+__all__ = ["Batch", "Manifest", "QuarantineRef", "SegmentRef", "Statement", "parse"]
+
 RANGES_LIMIT = limits.RANGES
 """Entries in `skipped`, and in `quarantine.offsets`."""
 UNREADABLE_LIMIT = limits.UNREADABLE_RANGES

@@ -35,6 +35,8 @@ from custody.keys.key import ALGORITHMS, BEGINNING, Ed25519Key, HmacKey, Key, Ke
 from custody.keys.secret import Secret
 from custody.keys.signers import Signers
 
+__all__ = ["Keyring", "new_keyring", "rotate_keyring"]
+
 OVERLAP = timedelta(minutes=10)
 """How long a rotated key may still sign: longer than a drain that is at work, and holds it, goes on."""
 

@@ -11,6 +11,8 @@ from custody.keys.keyring import Keyring
 from custody.keys.kms import KmsEd25519Key, KmsKey
 from custody.keys.signers import Signers
 
+__all__ = ["open_public", "open_signers"]
+
 
 def open_signers(uri: str, now: datetime, passphrase: str | None = None, checkpoint_uri: str | None = None) -> Signers:
     """Open what signs at `now`: of each algorithm the newest key.

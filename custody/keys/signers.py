@@ -7,6 +7,8 @@ from custody.errors import KeyUnavailable
 from custody.format.envelope import Signer
 from custody.keys.key import LeafKey
 
+__all__ = ["PublicSigner", "Signers"]
+
 
 class PublicSigner(Signer, Protocol):
     """An Ed25519 key that can sign, and whose public half is known."""

@@ -43,6 +43,8 @@ from custody.keys.secret import Secret
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
 
+__all__ = ["Accepted", "Trust", "TrustedKey", "open_trust"]
+
 TRUST_LIMIT = 64 * 1024 * 1024
 
 

@@ -53,6 +53,8 @@ from custody.verify.work import work_of
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+__all__ = ["connect"]
+
 _BLOCK = 4 * 1_048_576
 _FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000

@@ -8,6 +8,8 @@ from custody.store.folder import FolderStore
 from custody.store.protocol import S3Options, Store
 from custody.store.s3 import S3Store
 
+__all__ = ["open_store"]
+
 
 def open_store(url: str, options: S3Options | None = None) -> Store:
     """Open an archive's root; nothing is created before the first put.

@@ -29,6 +29,20 @@ from custody.errors import (
     ObjectMissing,
 )
 
+__all__ = [
+    "Capabilities",
+    "Lifecycle",
+    "LifecycleRule",
+    "ObjectInfo",
+    "ObjectLocks",
+    "ObjectStatus",
+    "Restores",
+    "S3Options",
+    "Store",
+    "Version",
+    "Versions",
+]
+
 STAGING = ".staging"
 """Where a folder keeps objects that are not finished. No reader looks there."""
 _KEY_BYTES = 1024

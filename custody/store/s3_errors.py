@@ -147,7 +147,7 @@ def _from_s3(error: Exception, doing: str, where: str) -> StoreError:
     return _from_answer(error, doing, where) if isinstance(error, ClientError) else _from_library(error, doing, where)
 
 
-def _from_answer(error: Any, doing: str, where: str) -> StoreError:
+def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C901 - a list of cases
     """Return the store's error for an answer that says no."""
     answer = error.response.get("Error") or {}
     code = str(answer.get("Code") or "")

@@ -20,6 +20,8 @@ from custody.format.envelope import INT_MAX
 from custody.format.layout import Log
 from custody.tlog.head import Head
 
+__all__ = ["Checkpoint", "Note", "NoteKey", "NoteSignature", "parse_checkpoint", "parse_note"]
+
 NOTE_LIMIT = 65_536
 """Bytes in a note."""
 SIGNATURES_LIMIT = 64

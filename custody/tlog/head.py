@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+__all__ = ["Head", "KnownHead"]
+
 
 @dataclass(frozen=True, slots=True)
 class Head:

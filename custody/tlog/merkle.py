@@ -10,6 +10,16 @@ from hashlib import sha256
 
 from custody.errors import FormatError
 
+__all__ = [
+    "consistency_proof",
+    "inclusion_proof",
+    "leaf_hash",
+    "node_hash",
+    "root",
+    "root_from_inclusion",
+    "roots_from_consistency",
+]
+
 EMPTY_ROOT = sha256(b"").digest()
 
 CompactRange = tuple[bytes, ...]

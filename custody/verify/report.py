@@ -12,6 +12,8 @@ from custody.verify.accounting import LogAccount
 from custody.verify.scope import Scope
 from custody.verify.statement import Totals
 
+__all__ = ["LogSummary", "Progress", "Report"]
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from custody.format import layout
 
+__all__ = ["EVERYTHING", "Scope", "Span"]
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -76,7 +76,7 @@ def record_bounds(statement: Statement) -> tuple[int, int] | None:
     return (min(spans)[0], max(end for _, end in spans) - 1) if spans else None
 
 
-def problem_of(statement: Statement) -> str | None:
+def problem_of(statement: Statement) -> str | None:  # noqa: C901 - a list of checks
     """Return what a statement says that no statement may say, None if nothing."""
     segment, quarantine, batches = statement.segment, statement.quarantine, statement.batches
     empty = statement.first_offset == statement.next_offset

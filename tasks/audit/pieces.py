@@ -124,8 +124,7 @@ def _verify_piece(
             store=store,
             archive=plan.archive,
             log=log,
-            first=piece.first,
-            end=piece.end,
+            statements=range(piece.first, piece.end),
             now=plan.started_at,
             holds=standing(store, plan.archive, trust)(log),
         )

@@ -75,8 +75,7 @@ def reconcile(
     store: Store,
     archive: str,
     log: Log,
-    first: int,
-    end: int,
+    statements: range,
     now: datetime,
     *,
     marked: int,
@@ -84,7 +83,7 @@ def reconcile(
     counts: Counter[str],
     holds: Holds[Manifest],
 ) -> Iterator[Finding]:
-    """Compare the documents of a log's statements `[first, end)` with the archive.
+    """Compare the documents of some of a log's statements with the archive.
 
     A statement or segment that cannot be read is left out, and costs no other: verification says what is wrong with it.
 
@@ -93,8 +92,7 @@ def reconcile(
         store: the archive.
         archive: its id.
         log: the log.
-        first: the first statement.
-        end: behind the last one.
+        statements: their sequences.
         now: the time, aware.
         marked: how many statements audits have found indexed.
         content: compare each document, and not only how many there are.
@@ -108,7 +106,7 @@ def reconcile(
     cursor = read_cursor(search, archive, log)
     oldest = now - timedelta(days=search.settings.days)
     wanted = []
-    for sequence in range(first, end):
+    for sequence in statements:
         with skip_damaged():
             statement = read_manifest(store, log, sequence, holds).statement
             if parse_time(statement.sealed_at) >= oldest:
@@ -131,6 +129,42 @@ def reconcile(
             for statement in hour:
                 yield from looked.compare(statement)
     yield from looked.brought()
+
+
+@dataclass(slots=True)
+class _Seen:
+    """How the documents of a statement compare with its events.
+
+    Attributes:
+        edited: offset and document, where the content is another.
+        moved: likewise, where it does not lie in the index of its day.
+        lacking: events without a document, by their places in a batch.
+        doubted: those among them that are said to have been refused.
+        whole: whether all events were read.
+    """
+
+    edited: list[tuple[int, _Document]] = field(default_factory=list)
+    moved: list[tuple[int, _Document]] = field(default_factory=list)
+    lacking: list[tuple[Documents, list[int]]] = field(default_factory=list)
+    doubted: list[tuple[Documents, list[int]]] = field(default_factory=list)
+    whole: bool = False
+
+    def changed(self, where: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield what is wrong with documents that are there."""
+        if self.edited:
+            what = (
+                f"{len(self.edited)} documents are not the events archived"
+                f" ({_some([offset for offset, _ in self.edited])}): their content is another; the first lies in"
+                f" {self.edited[0][1].index[:100]}"
+            )
+            yield finding("index-edited", what, offset=self.edited[0][0], **where)
+        if self.moved:
+            what = (
+                f"{len(self.moved)} documents are the events archived ({_some([offset for offset, _ in self.moved])}),"
+                f" but not in the index of their day; the first lies in {self.moved[0][1].index[:100]}: they were"
+                " restored under another name, or somebody moved them, and they do not age as others do"
+            )
+            yield finding("index-edited", what, severity=Severity.NOTICE, offset=self.moved[0][0], **where)
 
 
 @dataclass(slots=True)
@@ -172,57 +206,53 @@ class _Comparison:
         promised = statement.sequence < self.promised
         if not there and not promised:
             return
+        seen = self._look(statement, there, promised=promised)
+        where: dict[str, Any] = {"log": str(self.log), "sequence": statement.sequence}
+        # Of a segment that could not be read to its end, what was not compared is not one too many.
+        extra = sorted(offset for offset, left in there.items() for _ in left) if seen.whole else []
+        if extra:
+            what = f"{len(extra)} documents are of no event, or doubled ({_some(extra)})"
+            yield finding("index-extra", what, offset=extra[0], **where)
+        yield from seen.changed(where)
+        yield from self._fill(statement, seen, where)
+
+    def _look(self, statement: Statement, there: dict[int, list[_Document]], *, promised: bool) -> "_Seen":
+        """Compare documents, by their offsets, with a statement's events; those that are compared are taken out."""
         refused = {
             document.offset
             for document in _documents(self.search, self.search.rejected, refused_of(self.log), "offset", statement)
         }
-        edited: list[tuple[int, _Document]] = []
-        moved: list[tuple[int, _Document]] = []
-        lacking: list[tuple[Documents, list[int]]] = []
-        doubted: list[tuple[Documents, list[int]]] = []
-        whole = False
+        seen = _Seen()
         with skip_damaged():
             for expected in self._expected(statement):
                 missing: list[int] = []
                 doubtful: list[int] = []
                 for place, offset in enumerate(expected.offsets):
-                    found = there.get(offset, [])
                     index = json.loads(expected.actions[place])["create"]["_index"]
-                    day = index_day(self.search.prefix, index)
-                    if found:
-                        one, as_archived = self._take(found, index, expected.sources[place])
+                    if documents := there.get(offset, []):
+                        one, as_archived = self._take(documents, index, expected.sources[place])
                         if not as_archived:
-                            edited.append((offset, one))
+                            seen.edited.append((offset, one))
                         elif one.index != index and not self._may_lie(one, index):
-                            moved.append((offset, one))
-                    elif promised and (day is None or day > self.oldest.date()):
+                            seen.moved.append((offset, one))
+                    elif promised and self._is_kept(index):
                         known = offset in refused or offset in expected.forged
                         (doubtful if known else missing).append(place)
-                lacking += [(expected, missing)] if missing else []
-                doubted += [(expected, doubtful)] if doubtful else []
-            whole = True
-        where: dict[str, Any] = {"log": str(self.log), "sequence": statement.sequence}
-        # Of a segment that could not be read to its end, what was not compared is not one too many.
-        extra = sorted(offset for offset, left in there.items() for _ in left) if whole else []
-        if extra:
-            what = f"{len(extra)} documents are of no event, or doubled ({_some(extra)})"
-            yield finding("index-extra", what, offset=extra[0], **where)
-        if edited:
-            what = (
-                f"{len(edited)} documents are not the events archived ({_some([one for one, _ in edited])}): their"
-                f" content is another; the first lies in {edited[0][1].index[:100]}"
-            )
-            yield finding("index-edited", what, offset=edited[0][0], **where)
-        if moved:
-            what = (
-                f"{len(moved)} documents are the events archived ({_some([one for one, _ in moved])}), but not in the"
-                f" index of their day; the first lies in {moved[0][1].index[:100]}: they were restored under another"
-                " name, or somebody moved them, and they do not age as others do"
-            )
-            yield finding("index-edited", what, severity=Severity.NOTICE, offset=moved[0][0], **where)
-        if lacking:
-            offsets = [expected.offsets[place] for expected, places in lacking for place in places]
-            created = self._create(lacking)
+                seen.lacking += [(expected, missing)] if missing else []
+                seen.doubted += [(expected, doubtful)] if doubtful else []
+            seen.whole = True
+        return seen
+
+    def _is_kept(self, index: str) -> bool:
+        """Return whether the documents of an index are still to be there, by its day."""
+        day = index_day(self.search.prefix, index)
+        return day is None or day > self.oldest.date()
+
+    def _fill(self, statement: Statement, seen: "_Seen", where: Mapping[str, Any]) -> Iterator[Finding]:
+        """Index what lacks, and what is said to have been refused, again."""
+        if seen.lacking:
+            offsets = [expected.offsets[place] for expected, places in seen.lacking for place in places]
+            created = self._create(seen.lacking)
             if statement.sequence < self.indexed:
                 what = (
                     f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} are indexed again"
@@ -231,7 +261,7 @@ class _Comparison:
             else:
                 self._brought.append((statement, len(offsets)))
         # Else whoever deletes a document would only have to say that it was refused.
-        taken = self._create(doubted) if doubted else 0
+        taken = self._create(seen.doubted) if seen.doubted else 0
         if taken:
             what = (
                 f"{taken} events that {self.search.rejected} says were refused were not in Elasticsearch, which takes"
