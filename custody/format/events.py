@@ -190,7 +190,7 @@ def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checke
 
 
 def reason(value: bytes | None) -> str | None:
-    """Say why a value is not an event that custody takes, or None where it is one."""
+    """Return why a value is not an event that custody takes, or None where it is one."""
     return _judge(value)[0]
 
 

@@ -189,7 +189,7 @@ def parse_checkpoint_key(key: str) -> tuple[Log, int] | None:
 
 
 def is_records_key(key: str, kind: Kind, log: Log, first: int, last: int, sha256: str) -> bool:
-    """Tell whether a key is that of a segment or quarantine object with these records and this digest.
+    """Return whether a key is that of a segment or quarantine object with these records and this digest.
 
     The date is a convenience, and only its form is looked at. Args are those of `records_key`.
     """

@@ -123,7 +123,7 @@ class _Known(NamedTuple):
 
 
 def check(payload: bytes) -> Lines:
-    """Hold each line of a batch's inflated bytes against FORMAT.md's definition of an event.
+    """Check each line of a batch's inflated bytes against FORMAT.md's definition of an event.
 
     Beyond `limits.BATCH_EVENTS` lines only the count is taken, and one fault says so.
     """
@@ -140,7 +140,7 @@ def _beyond(count: int) -> Lines:
 
 
 def certain(payload: bytes, count: int) -> bool:
-    """Tell whether `count` objects that a parser found in a payload hold where a parser looks away.
+    """Return whether `count` objects that a parser found in a payload hold where a parser looks away.
 
     That is: one stands on each line, `event_type` and `timestamp` stand once in each, nesting keeps to the limit, and
     all is UTF-8. Where it says no, the slow path must decide.

@@ -238,7 +238,7 @@ def _check_unreadable(ranges: list[Unreadable]) -> None:
 
 
 def check_ranges(name: str, ranges: list[Range]) -> None:
-    """Hold a list of ranges to the format: sorted, disjoint, not empty, merged, within the limit.
+    """Check that a list of ranges is of the format: sorted, disjoint, not empty, merged, within the limit.
 
     Raises:
         FormatError: it is not.

@@ -259,7 +259,7 @@ class LogAccount:
         fault = belongs_to_another(manifest.statement, self.log, self.identity, self.archive)
         if fault is None:
             return None
-        where = {"key": layout.manifest_key(self.log, self.signed.size), "sha256": self._digest()}
+        where = {"key": layout.manifest_key(self.log, self.signed.size), "sha256": self.signed.digest}
         return Fault(fault.name, fault.what, {**fault.where, **where})
 
     def _join(self, statement: Statement, sealed_at: datetime, *, lost: bool) -> None:
@@ -299,7 +299,7 @@ class LogAccount:
 
     def _unjoined(self, name: str, what: str, sequence: int, offset: int, expected: int, found: int) -> None:
         where: dict[str, Any] = {"expected": f"first_offset {expected}", "found": f"first_offset {found}"}
-        self._report(name, what, sequence=sequence, offset=offset, sha256=self._digest(), **where)
+        self._report(name, what, sequence=sequence, offset=offset, sha256=self.signed.digest, **where)
 
     def _first_number(self, statement: Statement, *, lost: bool) -> int:
         """Return the number that the statement's first batch should have."""
@@ -338,18 +338,14 @@ class LogAccount:
 
     # --- findings
 
-    def _digest(self) -> str:
-        """Return the digest of the manifest in hand. Only findings show it, and good statements make none."""
-        return self.signed.digest
-
     def _take(self, faults: Iterable[Fault], sequence: int) -> None:
         """Report what is wrong with a statement."""
         for fault in faults:
-            where = {"sequence": sequence, "sha256": self._digest(), **fault.where}
+            where = {"sequence": sequence, "sha256": self.signed.digest, **fault.where}
             (self._doubt if fault.name in _DOUBTED else self._report)(fault.name, fault.what, **where)
 
     def _odd(self, sequence: int, what: str) -> None:
-        self._doubt("statement", what, sequence=sequence, sha256=self._digest())
+        self._doubt("statement", what, sequence=sequence, sha256=self.signed.digest)
 
     def _doubt(self, name: str, what: str, **where: Any) -> None:
         """Add a finding and mark the head untrusted, unless the finding was accepted."""

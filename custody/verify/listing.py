@@ -249,7 +249,7 @@ class Names:
         return frozenset(found)
 
     def holds(self, digests: frozenset[int], key: str) -> bool:
-        """Say whether an object is one of those."""
+        """Return whether an object is one of those."""
         return self._digest(key) in digests
 
     def _digest(self, key: str) -> int:

@@ -75,7 +75,7 @@ class Pool:
                 self._processes.shutdown(cancel_futures=True)
 
     def put(self, work: Work) -> None:
-        """Have a statement's objects checked, now or soon."""
+        """Check a statement's objects, now or soon."""
         self._group.append(work)
         self._weight += work.weight
         if self._weight >= _GROUP_BYTES or len(self._group) >= _GROUP_WORKS:
