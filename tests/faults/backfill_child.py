@@ -26,7 +26,7 @@ from tasks.settings import Settings
 from tests.faults.child import Plan, _Breaker
 
 STORE_CALLS = ("create", "read", "exists", "list", "level", "status")
-CHANGES = ("mkdir", "open", "chmod", "fsync", "link", "rename", "unlink")
+CHANGES = ("mkdir", "open", "write", "fchmod", "fsync", "link", "replace", "unlink")
 LOOKS = ("listdir", "lstat", "pread", "scandir", "stat")
 
 
