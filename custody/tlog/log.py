@@ -134,7 +134,11 @@ class Report(Protocol):
 
 @dataclass(slots=True)
 class SignedLog(Generic[E]):
-    """The state of verifying one signed log, or a part of it."""
+    """The state of verifying one signed log, or a part of it.
+
+    One class, because the rules are about one entry in hand: what the tree, the signatures, the slots that were passed
+    over and the known heads say of it decide together whether it counts.
+    """
 
     name: str
     """`<log>/<partition>`."""
