@@ -62,7 +62,6 @@ _AHEAD = 4
 _RUN_BYTES = 32 * 1_048_576
 """Neighbouring batches are read at once, up to so many bytes."""
 _PROBLEMS = 100
-_MICROSECOND = timedelta(microseconds=1)
 _ADVICE = "`custody verify` says more"
 
 _T = TypeVar("_T")
