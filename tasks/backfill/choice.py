@@ -1,7 +1,6 @@
 """Which events of a batch are copied, by their own time and type."""
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -15,8 +14,6 @@ from custody.format.offsets import offsets_of
 from custody.format.times import microseconds_of, parse_time
 from tasks.backfill.plan import Request
 from tasks.backfill.targets.target import Content
-
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class _Envelope(msgspec.Struct, gc=False):
