@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 from custody.cli.main import app
-from custody.settings import Settings
+from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deployments/*.md")])
@@ -82,7 +82,7 @@ def test_ci_runs_the_targets() -> None:
     steps = re.findall(r"^step .* make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert set(steps) == {"install", "lint", "types", "imports", "test-all"}
     (block, *_) = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert make("-n", "test-all") == block.splitlines()[1:]
+    assert make("-n", "test-all") == block.splitlines()[-1:]
 
 
 def test_nobody_is_told_to_install_somebody_elses_package() -> None:

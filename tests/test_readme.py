@@ -1,4 +1,4 @@
-"""The README is true: its commands run, what it names exists, and no secret leaks on the way."""
+"""The README and the pages in docs are true: commands run, what they name exists, and no secret leaks on the way."""
 
 import base64
 import json
@@ -6,10 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from custody.settings import OPERATORS_SECTIONS
 from flows.operate.sample import invalid_values, sample_events
@@ -19,7 +22,9 @@ from tests.servers.s3 import SeaweedServer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+DEMO = "pip install uv && uv run custody demo"
 SECONDS = 280
 
 
@@ -42,16 +47,33 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.C
     )
 
 
-def test_first_block_is_the_two_commands() -> None:
-    """A newcomer needs two lines and no more."""
-    first, second = BLOCKS[0].splitlines()
-    assert first == "pip install uv && uv run custody demo"
-    assert second == "uv run pytest"
+def fields(settings: object) -> list[str]:
+    """Return the names of the settings of one section."""
+    if is_dataclass(settings):
+        return [field.name for field in dataclass_fields(settings)]
+    assert isinstance(settings, BaseModel)
+    return list(type(settings).model_fields)
+
+
+def test_first_block_is_a_clone_and_two_commands(tmp_path: Path) -> None:
+    """A newcomer needs a clone and two lines, and no more. The clone is where the other two find the project."""
+    clone, *commands = BLOCKS[0].splitlines()
+    assert commands == [DEMO, "uv run pytest"]
+    assert clone.count("REPOSITORY") == 1
+    done = run(clone.replace("REPOSITORY", f"'{ROOT}'") + " && ls", tmp_path, {})
+    assert done.returncode == 0, done.stderr
+    assert {"custody", "pyproject.toml", "README.md"} <= set(done.stdout.split())
+
+
+def test_tutorial_begins_as_the_readme_does() -> None:
+    """`docs/demo.md` runs the demo by the README's own lines."""
+    (block, *_) = re.findall(r"^```sh\n(.*?)^```", DOCS["demo.md"], re.DOTALL | re.MULTILINE)
+    assert block.splitlines() == BLOCKS[0].splitlines()[:2]
 
 
 def test_test_command_runs_tests(tmp_path: Path) -> None:
     """`uv run pytest` finds the project's tests and its settings."""
-    command = BLOCKS[0].splitlines()[1]
+    command = BLOCKS[0].splitlines()[-1]
     done = run(f"cd '{ROOT}' && {command} --collect-only -q -n0 tests/custody/tlog/test_merkle.py", tmp_path, {})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tests/custody/tlog/test_merkle.py" in done.stdout
@@ -61,11 +83,11 @@ def test_test_command_runs_tests(tmp_path: Path) -> None:
 def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
     """The demo drains, verifies, proves an event, notices the flipped bit, and runs again into the same archive.
 
-    Each command that it prints runs as printed, with the exit code that it says; the README shows the same. What it
-    leaves is verified with public keys alone. No form of the keyring's secrets stands in anything that it prints or
-    leaves behind but the keyring itself.
+    Each command that it prints runs as printed, with the exit code that it says; README and tutorial show the same.
+    What it leaves is verified with public keys alone. No form of the keyring's secrets stands in anything that it
+    prints or leaves behind but the keyring itself.
     """
-    command = BLOCKS[0].splitlines()[0].removeprefix("pip install uv && ")
+    command = DEMO.removeprefix("pip install uv && ")
     first = run(command, tmp_path, {})
     assert first.returncode == 0, first.stdout + first.stderr
     assert re.search(r"events +60,000", first.stdout)
@@ -96,11 +118,12 @@ def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
         if line.startswith("custody evidence"):
             assert said.startswith(again.stdout.rpartition("Check it anywhere")[0])
     assert (tmp_path / "custody-demo" / "evidence.zip").read_bytes() == made
-    shown = README.partition("What the demo prints, shortened:\n\n```\n")[2].partition("```")[0]
-    lines = re.findall(r"^\$ .*|^The operator.*|^With public.*|^It holds .*", shown, re.MULTILINE)
-    assert len(lines) == 7
-    for line in lines:
-        assert f"{line}\n" in first.stdout
+    for text, count in ((README, 5), (DOCS["demo.md"], 8)):
+        (shown,) = re.findall(r"hortened:\n\n```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        lines = re.findall(r"^\$ .*|^The operator.*|^With public.*|^It holds .*|^exit code 13$", shown, re.MULTILINE)
+        assert len(lines) == count
+        for line in lines:
+            assert f"{line}\n" in first.stdout
 
     second = run(f"{command} --events 500", tmp_path, {})
     assert second.returncode == 0, second.stdout + second.stderr
@@ -156,14 +179,25 @@ def test_commands_for_a_real_broker_and_s3(tmp_path: Path, kafka: KafkaServer, s
     assert topic in done.stdout
 
 
-def test_named_settings_and_commands_exist() -> None:
-    """Every setting and command that the README names is one."""
-    sections = ("s3", *OPERATORS_SECTIONS)
-    named = set(re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_]+)`", README))
-    assert {name.partition(".")[0] for name in named} == set(sections)
-    for name in named:
-        section, _, field = name.partition(".")
-        assert hasattr(getattr(Settings(), section), field), name
-    helped = run("custody --help", ROOT, {}).stdout
-    for command in set(re.findall(r"custody ([a-z][a-z-]+)", " ".join(re.findall(r"`[^`]+`", README)))):
-        assert re.search(rf"\b{command}\b", helped), command
+def test_settings_are_all_listed() -> None:
+    """`docs/settings.md` lists every setting once, and names no other; the other pages name none that is not one."""
+    settings = Settings()
+    sections = ("s3", "tiers", *OPERATORS_SECTIONS)
+    nested = {f"{name}.{field}" for name in sections for field in fields(getattr(settings, name))}
+    listed = re.findall(r"^\| (.+?) \| .+? \| .+ \|$", DOCS["settings.md"], re.MULTILINE)
+    named = re.findall(r"`([a-z0-9_.]+)`", " ".join(listed))
+    assert sorted(named) == sorted(nested | set(fields(settings)) - set(sections))
+    for page, text in {"README.md": README, **DOCS}.items():
+        assert set(re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_]+)`", text)) <= nested | {"archive.json"}, page
+
+
+def test_commands_are_all_listed() -> None:
+    """`docs/commands.md` lists every command that the help lists; the other pages name none that is not one."""
+    helped = run("custody --help", ROOT, {"COLUMNS": "80"}).stdout
+    named = set(re.findall(r"^│ ([a-z][a-z-]+) +[A-Z]", helped, re.MULTILINE))
+    assert {"verify", "drain", "keys", "demo"} <= named
+    listed = re.findall(r"^\| (`custody [^|]+) \|.*", DOCS["commands.md"].partition("## Exit codes")[0], re.MULTILINE)
+    assert {re.match(r"`custody ([a-z-]+)", row)[1] for row in listed} == named  # type: ignore[index]
+    for page, text in {"README.md": README, **DOCS}.items():
+        commands = re.findall(r"custody ([a-z][a-z-]+)", " ".join(re.findall(r"`(custody [^`]+)`", text)))
+        assert set(commands) <= named, page
