@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from custody import settings as auditors
+from custody.format import limits
 from custody.settings import FilePath, Location
 
 _MIB = 1024 * 1024
@@ -152,7 +153,9 @@ class DrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_events: int = Field(default=1000, ge=1, le=10_000, description="Events in a batch, one gzip member")
+    batch_events: int = Field(
+        default=1000, ge=1, le=limits.BATCH_EVENTS, description="Events in a batch, one gzip member"
+    )
     segment_bytes: Size = Field(
         default=16 * _MIB, ge=1, le=256 * _MIB, description="A segment is cut at this size of JSONL, such as 16MiB"
     )

@@ -326,7 +326,7 @@ def test_a_failed_write_leaves_the_old_keyring(tmp_path: Path, fault: str, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os if fault == "fsync" else Path, fault, fail)
+        patch.setattr(os, fault, fail)
         with pytest.raises(ConfigurationError, match="No space left"):
             rotate_keyring(path, NOW + SECOND)
     assert path.read_bytes() == before
