@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 from custody.cli.main import app
-from custody.settings import Settings
+from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deployments/*.md")])

@@ -85,7 +85,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delitem(sys.modules, "tasks.audit.recheck", raising=False)
     monkeypatch.delitem(sys.modules, "tasks.drain.kafka", raising=False)
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
-    with pytest.raises(ConfigurationError, match=r"needs confluent_kafka, .*pip install 'custody\[operate\]'"):
+    with pytest.raises(ConfigurationError, match=r"needs confluent_kafka, .*uv sync"):
         operators.load("tasks.audit.recheck", "`custody verify --kafka`")
 
 
