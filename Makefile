@@ -1,7 +1,7 @@
 # What a contributor runs. `.ci/run` runs the same targets, each with a time limit. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types imports check test-fast test test-all bench fuzz mutants clean
+.PHONY: help install format lint types imports check test-fast test test-all coverage bench fuzz mutants clean
 
 # Another version of Python gets an environment of its own: make test-fast PYTHON=3.13
 ifeq ($(origin PYTHON),command line)
@@ -45,6 +45,9 @@ test: ## Run all tests; those whose server this machine lacks are skipped
 test-all: export CUSTODY_REQUIRE_SERVERS := 1
 test-all: ## Run all tests; those whose server this machine lacks fail
 	uv run pytest
+
+coverage: ## Test the library alone, and see that no less of it is run than the floor in pyproject.toml says
+	uv run pytest tests/custody --cov=custody
 
 bench: ## Run the benchmarks, 17 minutes; BENCH=drain for one
 	set -e; for name in $(BENCH); do uv run python -m tests.benchmarks.$$name; done

@@ -7,10 +7,8 @@ the same to it. So it has no retries and no cache, and two at once only cost wor
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 ROWS = 100
 """Rows in the artifact; it lives in Prefect's database."""
 
-_runs = count()
-
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
@@ -50,7 +46,7 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
 
     Args:
         once: end when caught up with what is there now, instead of following the topics.
-        seconds: time for the run, from the start of its process; the setting `drain.seconds` if not given.
+        seconds: time for the run; the setting `drain.seconds` if not given.
     """
     try:
         report = _run(once, seconds)
@@ -64,9 +60,6 @@ def _run(once: bool, seconds: float | None) -> RunReport:
     settings = Settings()
     if seconds is None and not once:
         seconds = settings.drain.seconds
-    if seconds is not None:
-        # Starting the process and importing Prefect are part of the minute.
-        seconds = max(1.0, seconds - _process_age())
     begin = time.monotonic()
     places = find_places(settings)
     shares = [places[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(places)))]
@@ -91,11 +84,6 @@ def drain_shares(
     futures = [drain_share.submit(share, once, seconds) for share in shares]
     wait(futures)
     return [future.result() for future in futures]
-
-
-def _process_age() -> float:
-    """Return the seconds since this process began, for the first run in it; a later one counts from now."""
-    return time.time() - psutil.Process().create_time() if next(_runs) == 0 else 0.0
 
 
 def _conclude(report: RunReport) -> State[Any]:

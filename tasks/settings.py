@@ -160,7 +160,7 @@ class DrainSettings(BaseModel):
         default=16 * _MIB, ge=1, le=256 * _MIB, description="A segment is cut at this size of JSONL, such as 16MiB"
     )
     flush_seconds: Seconds = Field(default=15, description="A segment is cut this long after its first record was read")
-    seconds: Seconds = Field(default=38, description="A run's time, counted from the start of its process")
+    seconds: Seconds = Field(default=38, description="A run's time, counted from when the flow begins")
     hanging_seconds: Seconds = Field(default=900, description="A transaction open for longer than this is alarmed")
     level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
     event_leaves: bool = Field(

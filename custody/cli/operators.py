@@ -30,7 +30,6 @@ COMMANDS = (
     "audit",
     "backfill",
     "status",
-    "automations",
     "new-epoch",
 )
 """The operator's commands, in the order in which the help lists them."""

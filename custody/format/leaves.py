@@ -76,20 +76,6 @@ def root(events: Sequence[bytes], salts: bytes) -> str:
     return sha256(hashes(events, salts)).hexdigest()
 
 
-def commitment(payload: bytes, secret: Secret, archive: str, log: str, number: int) -> str:
-    """Return what `leaves.sha256` is for a batch.
-
-    Args:
-        payload: the batch's events, each followed by a newline.
-        secret: the secret that the batch's `leaves` names.
-        archive: the archive's id.
-        log: `<log>/<partition>`.
-        number: the batch's number.
-    """
-    events = split(payload)
-    return root(events, salts(secret, archive, log, number, len(events)))
-
-
 def split(payload: bytes) -> list[bytes]:
     """Return a batch's events without their newlines."""
     events = payload.split(b"\n")

@@ -393,10 +393,6 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
         name = self._strip_protocol(path)
         return {"name": name, "size": self._store.status(name).size, "type": "file"}
 
-    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """List nothing: files are named one by one."""
-        raise NotImplementedError(f"{path}: files are named one by one{'' if detail else ' '}")
-
     def modified(self, path: str) -> datetime:
         """Return when a file was made; it never changes."""
         return self._store.status(self._strip_protocol(path)).created

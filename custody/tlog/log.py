@@ -166,8 +166,6 @@ class SignedLog(Generic[E]):
     """Whether the head is what a trusted key signed, or what speaks against it was accepted."""
     covered: int = 0
     """The largest size whose root somebody signed who is trusted."""
-    verified: int = 0
-    """Entries whose signatures count."""
     signers: tuple[str, ...] = ()
     """Keys whose signatures of the newest entry count; none where it does not count as signed."""
     covered_root: bytes | None = None
@@ -453,11 +451,11 @@ class SignedLog(Generic[E]):
                 self._ended[id_], self._last_by[id_] = until[self.name], sequence
 
     def _count(self, entry: E, verdict: Verdict, sequence: int, *, broken: bool) -> None:
-        """Count the entry among those that are verified, or those that nobody here can check."""
+        """Keep who signed the entry, or count it among those that nobody here can check."""
         self.signers = verdict.held if verdict.counts and not broken else ()
-        if self.signers:
-            self.verified += 1
-        elif not broken and all(problem.kind == "unchecked-signature" for problem in verdict.problems):
+        if self.signers or broken:
+            return
+        if all(problem.kind == "unchecked-signature" for problem in verdict.problems):
             self.unverified = (self.unverified[0] if self.unverified else sequence, sequence + 1)
             if self.pending is None:
                 self.pending, self.pending_since = sequence, entry.statement.sealed_at

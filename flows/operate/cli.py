@@ -58,9 +58,7 @@ def drain(
     once: Annotated[
         bool, typer.Option("--once", help="End when caught up with what is there now, instead of following.")
     ] = False,
-    seconds: Annotated[
-        float | None, typer.Option(min=1, help="Time for this run, from the start of its process; else the setting's.")
-    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Time for this run; else the setting's.")] = None,
 ) -> None:
     """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
@@ -196,13 +194,6 @@ def backfill(
         raise CustodyError("\n".join(done.problems))
     if stopped:
         raise CustodyError("it was stopped; the same command goes on")
-
-
-@app.command()
-def automations() -> None:
-    """Make the alerts of deployments/automations.yaml on the Prefect server that PREFECT_API_URL names."""
-    for name in _import("flows.operate.automations").make_automations():
-        typer.echo(name)
 
 
 @app.command("new-epoch")

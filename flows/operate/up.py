@@ -40,6 +40,8 @@ WORKER_LIMIT = 4
 """Runs at once. The worker counts them in memory, so that nothing is left of the count when it is killed; so many
 that a drain that hangs, an audit and an alert do not keep the next drain from running."""
 
+_PREFECT = [sys.executable, "-m", "prefect"]
+
 _START_SECONDS = 180
 _DEPLOY_SECONDS = 120
 _FINISH_SECONDS = 60
@@ -145,10 +147,9 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
 
 
 def _start(house: _House) -> None:
-    prefect = [sys.executable, "-m", "prefect"]
-    server = _Child("server", [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(house.port)])
+    server = _Child("server", [*_PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(house.port)])
     pool = ["--pool", POOL, "--type", "process", "--limit", str(WORKER_LIMIT), "--name", "custody-up"]
-    worker = _Child("worker", [*prefect, "worker", "start", *pool, "--install-policy", "never"])
+    worker = _Child("worker", [*_PREFECT, "worker", "start", *pool, "--install-policy", "never"])
     _add(house, server)
     if not _wait_for(house, "health"):
         return
@@ -156,10 +157,7 @@ def _start(house: _House) -> None:
     _add(house, worker)
     if not _wait_for(house, f"work_pools/{POOL}"):
         return
-    deploy = [*prefect, "--no-prompt", "deploy", "--prefect-file", str(house.deployments), "--all"]
-    _make(house, deploy, f"the deployments in {house.deployments}")
-    if house.deployments == DEPLOYMENTS:
-        _make(house, [sys.executable, "-m", "flows.operate.automations"], "the automations")
+    _deploy(house)
 
 
 def _add(house: _House, child: _Child) -> None:
@@ -168,11 +166,11 @@ def _add(house: _House, child: _Child) -> None:
     _remember(house)
 
 
-def _make(house: _House, command: list[str], what: str) -> None:
-    """Have a command make something on the server."""
+def _deploy(house: _House) -> None:
+    """Make the deployments and their automations on the server."""
     try:
         done = subprocess.run(
-            command,
+            [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(house.deployments), "--all"],
             env=house.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -184,9 +182,11 @@ def _make(house: _House, command: list[str], what: str) -> None:
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        raise CustodyError(f"{what} were not made within {_DEPLOY_SECONDS} s; start again") from None
+        raise CustodyError(
+            f"the deployments in {house.deployments} were not made within {_DEPLOY_SECONDS} s; start again"
+        ) from None
     if done.returncode:
-        raise CustodyError(f"{what} were not accepted:\n{done.stdout[-2000:]}")
+        raise CustodyError(f"the deployments in {house.deployments} were not accepted:\n{done.stdout[-2000:]}")
 
 
 def _wait_for(house: _House, path: str) -> bool:

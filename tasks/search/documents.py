@@ -169,11 +169,6 @@ def date_of(text: str) -> date | None:
     return None if time is None else (EPOCH + timedelta(seconds=time.seconds)).date()
 
 
-def document_id(log: Log, offset: int) -> str:
-    """Return the id of an event's document: doing it again changes nothing."""
-    return f"{log.name}-{log.partition}-{offset}"
-
-
 def make_documents(
     prefix: str,
     days: int,

@@ -20,13 +20,13 @@ from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.search import reconcile
 from tasks.search.client import Search
-from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, restored_name
+from tasks.search.documents import ORIGIN, index_day, index_name, outlying_name, restored_name
 from tasks.search.index import index_logs
 from tasks.search.queries import logs_in
 from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
 from tests.helpers.sample import Growing
-from tests.helpers.search import LOG, delete_indices, now_event, now_event_but_refused
+from tests.helpers.search import LOG, delete_indices, document_id, now_event, now_event_but_refused
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
 

@@ -30,14 +30,13 @@ from tasks.backfill.plan import Request, plan_backfill
 from tasks.backfill.restore import restore
 from tasks.search import bulk
 from tasks.search.client import Search
-from tasks.search.documents import document_id
 from tasks.settings import SearchSettings, Settings
 from tests.faults.backfill_child import run
 from tests.faults.child import Plan, finish
 from tests.helpers.backfill import Deep, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
-from tests.helpers.search import LOG, documents
+from tests.helpers.search import LOG, document_id, documents
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.proxy import Fault, FaultyProxy

@@ -17,11 +17,11 @@ from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.run import verify
 from tasks.search.client import Search
-from tasks.search.documents import document_id, index_day
+from tasks.search.documents import index_day
 from tests.faults.child import Plan, finish
 from tests.faults.search_child import What, run
 from tests.helpers.sample import Growing
-from tests.helpers.search import LOG, documents, now_event, search_settings
+from tests.helpers.search import LOG, document_id, documents, now_event, search_settings
 from tests.servers.elasticsearch import ElasticsearchServer
 
 NOW = datetime.now(UTC)

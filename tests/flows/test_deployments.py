@@ -5,17 +5,19 @@ import re
 
 import yaml
 from prefect import Flow
+from prefect.events import DeploymentEventTrigger
 
-from flows.operate.automations import AUTOMATIONS
 from flows.operate.up import DEPLOYMENTS
 
 README = (DEPLOYMENTS.parent / "README.md").read_text()
+MADE = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+TRIGGERS = [trigger for deployment in MADE for trigger in deployment.get("triggers", [])]
 
 
 def test_the_readme_lists_each_deployment() -> None:
     """The table has each flow and deployment of prefect.yaml, whose entry points are the flows of these names."""
     made = []
-    for one in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]:
+    for one in MADE:
         module, _, name = one["entrypoint"].rpartition(".")
         flow = getattr(importlib.import_module(module), name)
         assert isinstance(flow, Flow)
@@ -24,6 +26,13 @@ def test_the_readme_lists_each_deployment() -> None:
 
 
 def test_the_readme_lists_each_automation() -> None:
-    """The table has each automation of automations.yaml."""
-    made = [one["name"] for one in yaml.safe_load(AUTOMATIONS.read_text())["automations"]]
+    """The table has each trigger of prefect.yaml."""
+    made = [trigger["name"] for trigger in TRIGGERS]
     assert re.findall(r"^\| `(custody-[a-z-]+)` \|", README, re.MULTILINE) == made
+
+
+def test_triggers_have_no_misspelt_field() -> None:
+    """Each field of a trigger is one of Prefect's, which passes over others in silence and takes a default instead."""
+    for trigger in TRIGGERS:
+        assert set(trigger) <= set(DeploymentEventTrigger.model_fields)
+        assert DeploymentEventTrigger.model_validate(trigger).name == trigger["name"]

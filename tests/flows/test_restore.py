@@ -13,12 +13,11 @@ import yaml
 
 from flows.operate.up import DEPLOYMENTS
 from tasks.search.client import Search
-from tasks.search.documents import document_id
 from tasks.settings import SearchSettings, Settings
 from tests.flows.installation import Installation, ended
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, NIGHT, Deep, hourly
 from tests.helpers.sample import Growing
-from tests.helpers.search import LOG, documents
+from tests.helpers.search import LOG, document_id, documents
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.s3 import MotoServer
 

@@ -27,6 +27,11 @@ def now_event_but_refused(offset: int) -> bytes:
     return json.dumps({**json.loads(now_event(offset)), **more, "timestamp": f"{datetime.now(UTC):%FT%TZ}"}).encode()
 
 
+def document_id(log: Log, offset: int) -> str:
+    """Return the id of an event's document: doing it again changes nothing."""
+    return f"{log.name}-{log.partition}-{offset}"
+
+
 def search_settings(growing: Growing, url: str, prefix: str, **more: Any) -> Settings:
     """Return the settings of an archive that is indexed under a prefix."""
     return Settings(

@@ -32,13 +32,13 @@ from tasks.backfill.targets.target import Part
 from tasks.backfill.targets.topic import _Positions
 from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
-from tasks.search.documents import BROUGHT, ORIGIN, document_id, index_day, is_restored, restored_name
+from tasks.search.documents import BROUGHT, ORIGIN, index_day, is_restored, restored_name
 from tasks.search.index import index_logs
 from tasks.settings import KafkaSettings, SearchSettings, Settings
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, KINDS, NIGHT, Deep, hourly, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
-from tests.helpers.search import LOG, delete_indices, documents
+from tests.helpers.search import LOG, delete_indices, document_id, documents
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.s3 import MotoServer

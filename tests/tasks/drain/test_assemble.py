@@ -21,7 +21,7 @@ from custody.findings import Severity
 from custody.format import limits, quarantine
 from custody.format.envelope import Tree
 from custody.format.events import EVENT_TYPES, parse_time, reason
-from custody.format.leaves import LeafMaker, commitment
+from custody.format.leaves import LeafMaker
 from custody.format.manifest import (
     LastRecord,
     Leaves,
@@ -46,6 +46,7 @@ from custody.verify.run import verify
 from flows.operate.sample import sample_events
 from tasks.drain import assemble
 from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, TIME_NOT_AVAILABLE, Assembler
+from tests.helpers.archives import leaves_hash
 from tests.helpers.corpus import at, sized
 
 SECRET = Secret(bytes(32))
@@ -167,7 +168,13 @@ def judge_batches(entry: Entry, fine: Sequence[Record], batch_events: int, model
         if model.leaves is None:
             assert batch.leaves is None
         else:
-            made = commitment(payload, model.leaves.key.secret, model.leaves.archive, model.leaves.log, number)
+            made = leaves_hash(
+                model.leaves.key.secret.reveal(),
+                model.leaves.archive,
+                model.leaves.log,
+                number,
+                payload.removesuffix(b"\n").split(b"\n"),
+            )
             assert batch.leaves is not None
             assert (batch.leaves.key, batch.leaves.sha256) == (model.leaves.key.key_id, made)
         assert lines == [(record.content or b"").replace(b"\n", b" ") + b"\n" for record in mine]
@@ -661,7 +668,8 @@ def test_leaves() -> None:
     entry = assembler.cut()
     assert [batch.events for batch in entry.batches] == [3, 3, 2]
     for number, batch, member in zip((5, 6, 7), entry.batches, entry.members, strict=True):
-        made = commitment(inflate(member, batch.inflated), SECRET, LEAVES.archive, LEAVES.log, number)
+        events = inflate(member, batch.inflated).splitlines()
+        made = leaves_hash(SECRET.reveal(), LEAVES.archive, LEAVES.log, number, events)
         assert batch.leaves == Leaves("leaves-a", made)
     (plain,) = run(values, 3)
     assert {batch.leaves for batch in plain.batches} == {None}

@@ -26,14 +26,14 @@ from custody.store.open import open_store
 from tasks.search import bulk, index
 from tasks.search.client import Search
 from tasks.search.cursors import Cursor, put_cursor, read_cursor
-from tasks.search.documents import ORIGIN, document_id, index_day, index_name, outlying_name, properties
+from tasks.search.documents import ORIGIN, index_day, index_name, outlying_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare
 from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing, make_archive
-from tests.helpers.search import LOG, delete_indices, documents, now_event, search_settings
+from tests.helpers.search import LOG, delete_indices, document_id, documents, now_event, search_settings
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
 from tests.servers.proxy import Fault, FaultyProxy
