@@ -27,6 +27,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.servers.guard import start_guard
+
 REGION = "us-east-1"
 _START_SECONDS = 60
 
@@ -50,6 +52,7 @@ class _Server:
         self.folder = folder
         self.endpoint_url = f"http://127.0.0.1:{port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the variables that a process needs to use this server, none of them read from this machine's files."""
@@ -104,6 +107,7 @@ class _Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._guard = start_guard(os.getpid(), self._process.pid, self.folder)
         deadline = time.monotonic() + _START_SECONDS
         while not self._ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -119,7 +123,10 @@ class _Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._process = None
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
+        self._process = self._guard = None
 
     def __enter__(self) -> Self:
         self.start()
