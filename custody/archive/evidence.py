@@ -41,7 +41,7 @@ from custody.format.envelope import Hex, Int
 from custody.format.layout import Log, parse_log_text
 from custody.format.lines import check_line
 from custody.format.manifest import Batch, Manifest
-from custody.format.members import inflate
+from custody.format.members import inflate_batch
 from custody.format.offsets import line_of
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
@@ -429,12 +429,12 @@ def _event_alone(members: Mapping[str, bytes], salt: bytes, batch: Batch, line: 
 
 
 def _event_of_batch(member: bytes, batch: Batch, line: int) -> bytes:
-    if batch.inflated > limits.BATCH_BYTES or len(member) != batch.size:
-        raise FormatError("the batch has another size than stated, or is beyond the limit")
-    payload = inflate(member, batch.inflated)
-    if sha256(payload).hexdigest() != batch.sha256:
-        raise FormatError("the batch is not the one that the statement names: its events were changed")
-    events = payload.split(b"\n")
+    if len(member) != batch.size:
+        raise FormatError("the batch has another size than stated")
+    try:
+        events = inflate_batch(batch, member).split(b"\n")
+    except FormatError as error:
+        raise FormatError(f"the batch is not the one that the statement names: {error}") from None
     if len(events) != batch.events + 1 or events[-1]:
         raise FormatError("the batch has another number of lines than stated")
     return events[line]

@@ -19,7 +19,8 @@ from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
 from custody.format.envelope import FILE_LIMIT, Tree, passed_over_message
 from custody.format.layout import Log
-from custody.format.manifest import Manifest, Statement
+from custody.format.manifest import Batch, Manifest, Statement
+from custody.format.members import inflate_batch
 from custody.format.times import parse_time
 from custody.store.protocol import Store
 from custody.tlog import checkpoint, merkle
@@ -109,6 +110,22 @@ def read_manifest(store: Store, log: Log, sequence: int, holds: Holds[Manifest])
         StoreError: the store does not give it.
     """
     return _read(store, statements_of(log), sequence, holds)
+
+
+def read_batch(store: Store, key: str, batch: Batch) -> tuple[bytes, bytes]:
+    """Return a batch's lines, as its statement states them, and its gzip member as stored.
+
+    Args:
+        store: the archive.
+        key: of the segment.
+        batch: what the statement says of it.
+
+    Raises:
+        FormatError: it is not the batch stated, or beyond the limits.
+        StoreError: the store does not give it.
+    """
+    member = store.read(key, limit=limits.MEMBER_BYTES, start=batch.start, size=batch.size)
+    return inflate_batch(batch, member), member
 
 
 def read_audit(store: Store, sequence: int, holds: Holds[SignedAudit]) -> SignedAudit:

@@ -20,7 +20,7 @@ from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
-from custody.format.members import inflate, inflate_stream
+from custody.format.members import inflate_stream, inflate_unchecked
 from custody.format.offsets import kind_of, line_of, reason_of
 from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces
@@ -170,9 +170,9 @@ def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Show
 
 
 def _event(store: Store, key: str, batch: Batch, line: int) -> Iterator[bytes]:
-    member = store.read(key, limit=batch.size, start=batch.start, size=batch.size)
     try:
-        payload = inflate(member, batch.inflated)
+        member = store.read(key, limit=limits.MEMBER_BYTES, start=batch.start, size=batch.size)
+        payload = inflate_unchecked(batch, member)
     except FormatError as error:
         raise FormatError(f"batch {batch.number} in {key} is damaged: {error}; run custody verify") from None
     lines = payload.split(b"\n")

@@ -84,16 +84,25 @@ def inflate_batch(batch: Batch, member: bytes) -> bytes:
     Raises:
         FormatError: it is not the batch stated, or beyond the limits; then it is not inflated.
     """
+    payload = inflate_unchecked(batch, member)
+    if sha256(payload).hexdigest() != batch.sha256:
+        raise FormatError("the gzip member inflates to bytes of another SHA-256 than stated")
+    return payload
+
+
+def inflate_unchecked(batch: Batch, member: bytes) -> bytes:
+    """Return what a batch's stored member inflates to, of the size stated, whatever its SHA-256 is.
+
+    Raises:
+        FormatError: it is no whole member of that size, or beyond the limits; then it is not inflated.
+    """
     if batch.inflated > limits.BATCH_BYTES:
         raise FormatError(f"{batch.inflated} bytes inflated are stated (limit {limits.BATCH_BYTES}): not inflated")
     if batch.size > limits.MEMBER_BYTES:
         raise FormatError(f"a member of {batch.size} bytes is stated (limit {limits.MEMBER_BYTES}): not inflated")
     if len(member) < batch.size:
         raise FormatError(f"the object ends {batch.size - len(member)} bytes before the gzip member does")
-    payload = inflate(member, batch.inflated)
-    if sha256(payload).hexdigest() != batch.sha256:
-        raise FormatError("the gzip member inflates to bytes of another SHA-256 than stated")
-    return payload
+    return inflate(member, batch.inflated)
 
 
 def inflate_stream(

@@ -179,13 +179,18 @@ class Configuration:
         return None if found is None else found.get("Rules", ())
 
 
+def is_bucket(url: str) -> bool:
+    """Return whether an archive's URL names a bucket."""
+    return url[:5].lower() == "s3://"
+
+
 def open_configuration(url: str, options: S3Options) -> Configuration:
     """Open the configuration of an archive's bucket. The bucket is not asked for anything yet.
 
     Raises:
         ConfigurationError: the archive is in no bucket, or an option cannot be used.
     """
-    if url[:5].lower() != "s3://":
+    if not is_bucket(url):
         raise ConfigurationError(
             f"the archive {legible(url)} is a folder, and only a bucket is configured: want s3://BUCKET/PREFIX"
         )

@@ -16,6 +16,8 @@ about rule 4. Its own rules:
 6. A gap hides nothing that lies before it. Known heads of the size at which it begins are checked there. Entries that
    neither such a head nor the tree taken up again behind the gap leads to are in no tree that anybody vouches for: they
    are covered by nothing, and an ended key's do not count.
+
+It is one module because all of these rules are about one entry in hand, and decide together whether it counts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from custody.archive.reader import Holds, read_manifest
+from custody.archive.reader import Holds, read_batch, read_manifest
 from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, finding
 from custody.format import layout, limits, lines
 from custody.format.manifest import Batch, Manifest, Range, Statement
-from custody.format.members import inflate_batch, inflate_stream
+from custody.format.members import inflate_stream
 from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.store.pieces import read_pieces
@@ -160,11 +160,8 @@ def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[
 
 def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
     """Return the bytes of a batch that was committed."""
-    if batch.inflated > limits.BATCH_BYTES or batch.size > limits.MEMBER_BYTES:
-        raise _CommittedDamagedError
-    member = store.read(key, limit=batch.size, start=batch.start, size=batch.size)
     try:
-        return inflate_batch(batch, member)
+        return read_batch(store, key, batch)[0]
     except FormatError:
         raise _CommittedDamagedError from None
 

@@ -76,8 +76,8 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         now: the time, aware.
         state: a file that remembers the heads seen.
         live: a writer may be at work; and an archive that has gone silent is `stale`.
-        workers: processes that read segments, or statements where no segment is read; 0 reads them in this one. By
-            default as many as there are processors, and none for a small archive.
+        workers: processes that read segments; 0 reads them in this one. By default as many as there are processors, and
+            none for a small archive.
         progress: called now and then with how far it is.
         scope: what is verified; by default everything.
         sink: takes the batches that were inflated; they are read in this process then.

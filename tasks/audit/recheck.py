@@ -24,16 +24,15 @@ from itertools import groupby
 from typing import Any
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive
+from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive, read_batch
 from custody.archive.trusted import Judge
 from custody.errors import FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest
-from custody.format import layout, limits
+from custody.format import layout
 from custody.format.envelope import INT_MAX
 from custody.format.layout import Log
 from custody.format.leaves import split
 from custody.format.manifest import Batch, Manifest, Range, Statement
-from custody.format.members import inflate_batch
 from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
@@ -382,10 +381,7 @@ class _Archived:
             yield from zip(line_offsets(batch, unlined), lines, strict=False)
 
     def _lines(self, key: str, batch: Batch) -> list[bytes]:
-        if batch.size > limits.MEMBER_BYTES or batch.inflated > limits.BATCH_BYTES:
-            raise FormatError("beyond the limits")
-        member = self._store.read(key, limit=batch.size, start=batch.start, size=batch.size)
-        return split(inflate_batch(batch, member))
+        return split(read_batch(self._store, key, batch)[0])
 
     def _quarantined(self) -> Iterator[tuple[int, _Content]]:
         ref = self._statement.quarantine

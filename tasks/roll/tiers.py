@@ -13,7 +13,7 @@ from typing import Any
 from custody.errors import CustodyError
 from custody.format import layout
 from custody.query import tables
-from custody.store.bucket import LIFECYCLE, NOT_LOCKED, OBJECT_LOCK, Configuration, open_configuration
+from custody.store.bucket import LIFECYCLE, NOT_LOCKED, OBJECT_LOCK, Configuration, is_bucket, open_configuration
 from custody.store.open import open_store
 from custody.store.s3_errors import CallUnknown
 from tasks.roll.record import Action
@@ -56,7 +56,7 @@ def roll_bucket(settings: Settings, *, dry_run: bool = False) -> Iterator[Action
     Yields:
         One action for each thing that is not as it should be; none for a folder, which has no configuration.
     """
-    if not settings.archive.startswith("s3://"):
+    if not is_bucket(settings.archive):
         return
     with closing(open_configuration(settings.archive, settings.s3)) as configuration:
         if settings.s3.retention_mode is None:
