@@ -19,7 +19,7 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from flows.runners import task_runner
 from tasks.drain.log_run import LogResult, TopicPartition
-from tasks.drain.run import find_places
+from tasks.drain.run import find_partitions
 from tasks.drain.signals import stop_on_signals
 from tasks.drain.task import drain_share
 from tasks.settings import Settings
@@ -61,8 +61,10 @@ def _run(once: bool, seconds: float | None) -> RunReport:
     if seconds is None and not once:
         seconds = settings.drain.seconds
     begin = time.monotonic()
-    places = find_places(settings)
-    shares = [places[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(places)))]
+    partitions = find_partitions(settings)
+    shares = [
+        partitions[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(partitions)))
+    ]
     with stop_on_signals():
         if len(shares) > 1:
             spread = drain_shares.with_options(
