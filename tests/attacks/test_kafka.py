@@ -213,7 +213,9 @@ def test_a_quarantined_record_that_is_not_the_brokers(
     else:
         assert [(one["finding"], one["offset"]) for one in found] == [("record-edited", 0)]
         assert found[0]["key"].startswith("quarantine/")
-        assert ("the value is the same" in found[0]["message"]) is (not difference.endswith("value") or "'" in difference)
+        assert ("the value is the same" in found[0]["message"]) is (
+            not difference.endswith("value") or "'" in difference
+        )
         assert code == 13
 
 

@@ -90,7 +90,10 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "out").exists()
 
     wrong = backfill(**{**parameters, "folder": None}, return_state=True)
-    assert (wrong.is_failed(), wrong.message) == (True, "the target is a folder: say which")
+    assert (wrong.is_failed(), wrong.message) == (
+        True,
+        "the target is a folder, but none is named: name the folder",
+    )
 
     done = backfill(**parameters, return_state=True)
     assert done.is_completed(), done.message

@@ -181,12 +181,12 @@ def test_late_days_leave_out_what_was_sealed_later(given: Settings, tmp_path: Pa
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "until is to be later": {"until": DAY},
+    "must be later than since": {"until": DAY},
     "time zone": {"since": datetime(2026, 3, 1)},  # noqa: DTZ001
-    "no type of events": {"types": ("nonsense",)},
-    "say which": {"folder": None},
-    "leave one out": {"topic": "both"},
-    "late days": {"late_days": -1},
+    "is not an event type": {"types": ("nonsense",)},
+    "name the folder": {"folder": None},
+    "remove one of them": {"topic": "both"},
+    "late_days": {"late_days": -1},
     "types cannot be chosen": {"target": "tables", "types": (KINDS[0],), "folder": None},
     "search.url is not set": {"target": "elasticsearch", "folder": None},
 }
