@@ -400,7 +400,7 @@ def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) ->
     opened.close()
     assert abs(parse_time(brought) - datetime.now(UTC)) < timedelta(minutes=1)
     (due,) = (one for one in roll_indices(searched, later + timedelta(hours=1), dry_run=True) if one.target == name)
-    assert (due.what, "is verified by no audit yet" in due.why) == ("delete", True)
+    assert (due.what, "is not verified by an audit yet" in due.why) == ("delete", True)
 
 
 def test_outlying_events_come_back_where_they_stay(searched: Settings) -> None:

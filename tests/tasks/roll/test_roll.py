@@ -133,7 +133,7 @@ def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Sear
     refused = [one for one in roll(given, LATER) if one.what == "delete"]
     assert {one.target for one in refused} == before
     assert {one.outcome for one in refused} == {"refused"}
-    assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused[0].why
+    assert "statement 0 of audit.grows/0 is not verified by an audit yet" in refused[0].why
     assert before <= daily_indices(search)
 
 
@@ -274,7 +274,7 @@ def test_what_was_brought_back_goes_again(given: Settings, search: Search) -> No
     assert (planned.what, planned.outcome) == ("delete", "planned")
     assert search.client.indices.exists(index=name)
     (done,) = (one for one in roll(given, later) if one.target == name)
-    assert (done.outcome, done.why) == ("done", f"brought back {days} days ago, and every event of it verified")
+    assert (done.outcome, done.why) == ("done", f"restored {days} days ago, and all its events verified")
     assert not search.client.indices.exists(index=name)
     assert daily_indices(search)
 
@@ -284,7 +284,7 @@ def test_what_was_brought_back_waits_for_an_audit(given: Settings, search: Searc
     name = bring_back(search)
     (refused,) = (one for one in roll(given, NOW + timedelta(days=60)) if one.target == name)
     assert (refused.what, refused.outcome) == ("delete", "refused")
-    assert "is verified by no audit yet" in refused.why
+    assert "is not verified by an audit yet" in refused.why
     assert search.client.indices.exists(index=name)
 
 
@@ -337,7 +337,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
     assert ended(later - timedelta(days=1)) == []
     (refused,) = ended(later)
     assert (refused.target, refused.outcome) == (target, "refused")
-    assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused.why
+    assert "statement 0 of audit.grows/0 is not verified by an audit yet" in refused.why
     audit(given)
     opened = Search(given.search)
     opened.client.index(index=outlying_name(opened.prefix), document={"request_id": "of nowhere"})
@@ -399,7 +399,7 @@ def test_rejected_events_go_by_when_they_were_sealed(tmp_path: Path, elastic: El
         assert ended(later - timedelta(days=1)) == []
         (refused,) = ended(later)
         assert (refused.what, refused.target, refused.outcome) == ("delete", f"{name}: {growing.log}", "refused")
-        assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused.why
+        assert "statement 0 of audit.grows/0 is not verified by an audit yet" in refused.why
         audit(given)
         assert ended(later, restored_days=given.search.days + 1) == []
         (planned,) = ended(later, dry_run=True)
