@@ -249,7 +249,7 @@ def test_a_cursor_that_goes_back_hides_nothing(scene: Scene, changed: dict[str, 
     set_cursor(scene, changed)
     outcome = scene.audit(full=True)
     assert [(one["finding"], one["severity"]) for one in outcome.findings] == [("index-missing", "notice")]
-    assert "where an audit has seen 3" in outcome.findings[0]["message"]
+    assert "but an audit has seen 3" in outcome.findings[0]["message"]
     edit_one(scene)
     scene.search.client.index(**scene.place(2), document={**scene.source(2), "client_ip": "6.6.6.6"})
     found = [(one["finding"], one.get("sequence")) for one in scene.audit(full=True).findings]
