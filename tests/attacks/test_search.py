@@ -534,7 +534,7 @@ def test_any_number_of_one_offset(scene: Scene, monkeypatch: pytest.MonkeyPatch,
     scene.search.client.bulk(operations=copies, refresh=True)
     found = scene.audit(full=True).findings
     assert {one["finding"] for one in found} == {"index-extra"}
-    assert any(one["message"].startswith("2100 documents are of no event") for one in found)
+    assert any(one["message"].startswith("2100 documents belong to no event") for one in found)
     # Far too many are not read.
     monkeypatch.setattr(reconcile, "_SPARE", 100)
     (one, *_) = scene.audit(full=True).findings
