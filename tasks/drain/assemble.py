@@ -172,7 +172,7 @@ class Assembler:
         )
 
     def add(self, records: Sequence[Record]) -> int:
-        """Take records at consecutive offsets, the first at `position`. All must be of the same class.
+        """Add records at consecutive offsets, the first at `position`. All must be of the same class.
 
         Returns:
             How many were taken: all, unless the quarantine is full and the rest must wait for the next statement.

@@ -19,7 +19,7 @@ class Intake:
         self._broker, self._appends = broker, appends
 
     def receive(self, run: LogRun, messages: list[Received], feed: Feed) -> None:
-        """Take records of one log. Records that the archive has already are compared with it first."""
+        """Receive records of one log. Records that the archive has already are compared with it first."""
         if run.reread is not None:
             messages = self._compare(run, run.reread, messages, feed)
         if messages:

@@ -30,7 +30,7 @@ STEPS: Mapping[str, Callable[[Settings, datetime, bool], Iterator[Action]]] = {
 
 
 def take_step(name: str, settings: Settings, now: datetime, done: list[Action], *, dry_run: bool = False) -> bool:
-    """Take a step of the roll.
+    """Run a step of the roll.
 
     Args:
         name: the step's name in `STEPS`.
@@ -60,7 +60,7 @@ def take_step(name: str, settings: Settings, now: datetime, done: list[Action], 
 def roll_all(
     settings: Settings, now: datetime, take: Callable[[str, list[Action]], object], *, dry_run: bool = False
 ) -> list[Action]:
-    """Take all steps, and sign a record of deletions and expiries.
+    """Run all steps, and sign a record of deletions and expiries.
 
     Args:
         settings: the settings.

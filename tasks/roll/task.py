@@ -21,7 +21,7 @@ def usage() -> list[Usage]:
 
 
 def run_step(name: str, now: datetime, done: list[Action], *, dry_run: bool) -> None:
-    """Take a step as a task of its own, in this process.
+    """Run a step as a task of its own, in this process.
 
     Args:
         name: the name of the step, and of the task.

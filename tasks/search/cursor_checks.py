@@ -44,7 +44,7 @@ def check_cursors(
         archive: its id.
         logs: the logs.
         now: the time, aware.
-        marks: by log, how many statements audits have found indexed; is brought up to date, and never goes back.
+        marks: by log, how many statements audits have found indexed; is updated, and never decreases.
         holds: returns, of a log, whether a statement is valid where it stands.
 
     Raises:

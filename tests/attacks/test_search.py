@@ -210,7 +210,7 @@ def test_counts_find_what_content_does_not_read(scene: Scene) -> None:
     delete_one(scene)
     outcome = scene.audit()
     assert [one["finding"] for one in outcome.findings] == ["index-missing"]
-    assert "1 are indexed again" in outcome.findings[0]["message"]
+    assert "1 were indexed again" in outcome.findings[0]["message"]
 
 
 def edit_one(scene: Scene) -> None:
