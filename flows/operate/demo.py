@@ -102,7 +102,7 @@ def demo(folder: Path, events: int) -> None:
         {"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "compression.type": "zstd", "linger.ms": 20},
         logger=_quiet(),
     )
-    servers = ",".join(f"{one.host}:{one.port}" for one in producer.list_topics(timeout=10).brokers.values())
+    servers = ",".join(f"{broker.host}:{broker.port}" for broker in producer.list_topics(timeout=10).brokers.values())
     with _environment(archive, keyring, servers, topic):
         totals, results = _rounds(console, producer, topic, events)
     report = _verify(console, archive, open_trust([f"file:{keyring}"]))

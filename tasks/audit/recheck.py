@@ -349,7 +349,7 @@ class _Archived:
 
     def __init__(self, store: Store, statement: Statement) -> None:
         self._store, self._statement = store, statement
-        self._unknown: list[Range] = [(one.from_, one.to) for one in statement.unreadable]
+        self._unknown: list[Range] = [(part.from_, part.to) for part in statement.unreadable]
         self._contents = merge(self._events(), self._quarantined(), key=lambda item: item[0])
         self._next: tuple[int, _Content] | None = next(self._contents, None)
 

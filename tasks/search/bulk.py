@@ -205,7 +205,7 @@ class Bulk:
             )
         with self._search.errors(f"the rejected events of {log}"):
             done = self._search.client.bulk(operations=operations, filter_path="items.*.status")
-            statuses = [one["create"]["status"] for one in done["items"]]
+            statuses = [item["create"]["status"] for item in done["items"]]
         bad = [status for status in statuses if status not in {_CREATED, _THERE}]
         if bad:
             what = f"{len(bad)} events of {log} (status {bad[0]})"

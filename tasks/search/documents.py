@@ -306,7 +306,7 @@ def _index_names(
     # The decoder skips blank lines.
     if len(times) != batch.events:
         raise _no_event(statement, batch, "a line is blank")
-    return [name_of(one.timestamp) for one in times]
+    return [name_of(time.timestamp) for time in times]
 
 
 def _no_event(statement: Statement, batch: Batch, why: object) -> FormatError:

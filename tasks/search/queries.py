@@ -101,7 +101,7 @@ def delete_documents(search: Search, index: str, query: Mapping[str, Any]) -> No
             if not deletes:
                 return
             done = search.client.bulk(operations=deletes, refresh=True, filter_path="items.*.status")
-            if not any(one["delete"]["status"] == _DELETED for one in done["items"]):
+            if not any(item["delete"]["status"] == _DELETED for item in done["items"]):
                 status = done["items"][0]["delete"]["status"]
                 raise SearchError(
                     f"Elasticsearch at {search.settings.url} does not delete documents of {index} (status {status}):"

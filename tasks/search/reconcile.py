@@ -115,7 +115,7 @@ def reconcile(
         return
     with search.errors("a refresh"), suppress(NotFoundError):
         search.refresh(f"{search.prefix},{search.rejected}")
-    hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
+    hours = [list(group) for _, group in groupby(wanted, lambda statement: statement.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
     found = count_in_ranges(search, search.prefix, of_log(log), OFFSET, ranges)
     rejected = count_in_ranges(search, search.rejected, refused_of(log), "offset", ranges)
