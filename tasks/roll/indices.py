@@ -18,7 +18,7 @@ from custody.store.protocol import Store
 from tasks.roll.record import Action, act
 from tasks.roll.retention import LOST, UNKNOWN, Retention
 from tasks.search.client import Search
-from tasks.search.documents import TIER, index_day, index_name, outlying_name
+from tasks.search.documents import TIER, index_day, index_name, out_of_range_name
 from tasks.search.indices import prepare
 from tasks.settings import Settings
 
@@ -87,7 +87,7 @@ class _Roll:
                 yield from self._age(name, day, today, by_policy=by_policy)
         yield from retention.end_restored(made)
         for name, end in (
-            (outlying_name(self._search.prefix), retention.end_out_of_range),
+            (out_of_range_name(self._search.prefix), retention.end_out_of_range),
             (self._search.rejected, retention.end_rejected),
         ):
             if name in retention.lost:

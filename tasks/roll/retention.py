@@ -29,7 +29,7 @@ from custody.store.protocol import Store
 from tasks.audit.coverage import Coverage
 from tasks.roll.record import Action, act
 from tasks.search.client import Search
-from tasks.search.documents import BROUGHT, is_restored
+from tasks.search.documents import RESTORED_AT, is_restored
 from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
 from tasks.settings import Settings
 
@@ -77,7 +77,7 @@ class Retention:
         """Return when a backfill last restored events to an index; None if the index has no such mark."""
         with self._search.errors(f"reading when events were restored to {name}"):
             mapping = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
-        text = mapping.get(name, {}).get("mappings", {}).get("_meta", {}).get(BROUGHT)
+        text = mapping.get(name, {}).get("mappings", {}).get("_meta", {}).get(RESTORED_AT)
         try:
             return parse_time(text) if isinstance(text, str) else None
         except ValueError:

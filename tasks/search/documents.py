@@ -131,12 +131,12 @@ def index_name(prefix: str, day: date) -> str:
     return f"{prefix}-{day:%Y.%m.%d}"
 
 
-def outlying_name(prefix: str) -> str:
+def out_of_range_name(prefix: str) -> str:
     """Return the index of out-of-range events, whose day is far from the time when they were sealed."""
     return f"{prefix}-outlying"
 
 
-BROUGHT = "brought_at"
+RESTORED_AT = "brought_at"
 """Key in the `_meta` of an index of restored events: when a backfill last restored some."""
 
 
@@ -145,7 +145,7 @@ def restored_name(prefix: str, day: date | None) -> str:
 
     The roll deletes it `search.restored_days` after the last restore, whatever the day.
     """
-    return outlying_name(f"{prefix}-restored") if day is None else index_name(f"{prefix}-restored", day)
+    return out_of_range_name(f"{prefix}-restored") if day is None else index_name(f"{prefix}-restored", day)
 
 
 def is_restored(prefix: str, name: str) -> bool:
@@ -271,7 +271,7 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
 
 
 def _own_name(prefix: str, day: date | None) -> str:
-    return outlying_name(prefix) if day is None else index_name(prefix, day)
+    return out_of_range_name(prefix) if day is None else index_name(prefix, day)
 
 
 def _last_byte(line: bytes) -> bytes:
@@ -325,7 +325,7 @@ ON_HOT_NODES: Mapping[str, str] = {TIER: "data_hot,data_content,data_warm"}
 def template(prefix: str, replicas: int) -> Mapping[str, Any]:
     """Return the index template of daily indices, without its name."""
     return {
-        "index_patterns": [f"{prefix}-*.*.*", outlying_name(prefix), restored_name(prefix, None)],
+        "index_patterns": [f"{prefix}-*.*.*", out_of_range_name(prefix), restored_name(prefix, None)],
         "priority": 500,
         "template": {
             "aliases": {prefix: {}},

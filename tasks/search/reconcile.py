@@ -44,7 +44,7 @@ from tasks.search.documents import (
     date_of,
     index_day,
     index_name,
-    outlying_name,
+    out_of_range_name,
     read_documents,
     restored_name,
 )
@@ -298,7 +298,7 @@ class _Comparison:
         round. A backfill restores both to indices with other names.
         """
         prefix = self.search.prefix
-        if one.index in {outlying_name(prefix), restored_name(prefix, None)}:
+        if one.index in {out_of_range_name(prefix), restored_name(prefix, None)}:
             return True
         day = index_day(prefix, index) or date_of(one.source["timestamp"])
         return day is not None and one.index in {index_name(prefix, day), restored_name(prefix, day)}

@@ -23,7 +23,7 @@ from tasks.search.documents import (
     OFFSET,
     index_day,
     is_restored,
-    outlying_name,
+    out_of_range_name,
 )
 from tasks.search.queries import below, count_documents, count_in_ranges, logs_in, of_log
 
@@ -112,7 +112,11 @@ def _before(
         names = [str(bucket["key"]) for bucket in answer["aggregations"]["indices"]["buckets"]]
     for name in names:
         day = index_day(search.prefix, name)
-        if is_restored(search.prefix, name) or name == outlying_name(search.prefix) or (day and day < oldest.date()):
+        if (
+            is_restored(search.prefix, name)
+            or name == out_of_range_name(search.prefix)
+            or (day and day < oldest.date())
+        ):
             first, why = _first_offset(store, log, tip, 0, holds), "before the log begins"
         else:
             # A day's events were sealed on the day before or later; otherwise they are out of range.

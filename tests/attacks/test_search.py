@@ -20,7 +20,7 @@ from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.search import reconcile
 from tasks.search.client import Search
-from tasks.search.documents import ORIGIN, index_day, index_name, outlying_name, restored_name
+from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
 from tasks.search.queries import logs_in
 from tasks.settings import AuditSettings, SearchSettings, Settings
@@ -485,7 +485,7 @@ def test_other_days_accuse_nobody(scene: Scene) -> None:
         assert scene.within(days).audit(full=True).findings == ()
     document = scene.source(15)
     scene.search.client.delete(**scene.place(15))
-    for name in (outlying_name(scene.search.prefix), restored_name(scene.search.prefix, None)):
+    for name in (out_of_range_name(scene.search.prefix), restored_name(scene.search.prefix, None)):
         scene.search.client.index(index=name, id="x", document=document, refresh=True)
         assert scene.audit(full=True).findings == ()
         scene.search.client.delete(index=name, id="x")

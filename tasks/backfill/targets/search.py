@@ -14,12 +14,12 @@ from tasks.backfill.targets.target import Content, Part, Target
 from tasks.search.bulk import Bulk, Sent
 from tasks.search.client import Search
 from tasks.search.documents import (
-    BROUGHT,
+    RESTORED_AT,
     Documents,
     index_name,
     is_restored,
     make_documents,
-    outlying_name,
+    out_of_range_name,
     restored_name,
 )
 from tasks.search.indices import prepare
@@ -81,7 +81,7 @@ class SearchTarget(Target):
     def _name(self, statement: Statement, day: date | None) -> str:
         if day is None:
             kept = parse_time(statement.sealed_at).date() >= self._oldest
-            return outlying_name(self._search.prefix) if kept else restored_name(self._search.prefix, None)
+            return out_of_range_name(self._search.prefix) if kept else restored_name(self._search.prefix, None)
         if day not in self._names:
             own = index_name(self._search.prefix, day)
             with self._search.errors(f"checking whether {own} exists"):
@@ -102,5 +102,5 @@ class SearchTarget(Target):
             except ApiError as error:
                 if error.error != "resource_already_exists_exception":
                     raise
-            indices.put_mapping(index=name, meta={BROUGHT: format_time(now)})
+            indices.put_mapping(index=name, meta={RESTORED_AT: format_time(now)})
         self._marked[name] = now

@@ -32,7 +32,7 @@ from tasks.backfill.targets.target import Part
 from tasks.backfill.targets.topic import _Positions
 from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
-from tasks.search.documents import BROUGHT, ORIGIN, index_day, is_restored, restored_name
+from tasks.search.documents import ORIGIN, RESTORED_AT, index_day, is_restored, restored_name
 from tasks.search.index import index_logs
 from tasks.settings import KafkaSettings, SearchSettings, Settings
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, KINDS, NIGHT, Deep, hourly, lines_in, records
@@ -393,10 +393,10 @@ def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) ->
     made = opened.client.indices.get_settings(index=name, flat_settings=True)[name]["settings"]["index.creation_date"]
     days = searched.search.restored_days
     later = datetime.fromtimestamp(int(made) / 1000, UTC) + timedelta(days=days, minutes=1)
-    opened.client.indices.put_mapping(index=name, meta={BROUGHT: format_time(later - timedelta(days=1))})
+    opened.client.indices.put_mapping(index=name, meta={RESTORED_AT: format_time(later - timedelta(days=1))})
     assert all(one.target != name for one in roll_indices(searched, later, dry_run=True))
     run(searched, of_the_day())
-    brought = opened.client.indices.get_mapping(index=name)[name]["mappings"]["_meta"][BROUGHT]
+    brought = opened.client.indices.get_mapping(index=name)[name]["mappings"]["_meta"][RESTORED_AT]
     opened.close()
     assert abs(parse_time(brought) - datetime.now(UTC)) < timedelta(minutes=1)
     (due,) = (one for one in roll_indices(searched, later + timedelta(hours=1), dry_run=True) if one.target == name)

@@ -33,7 +33,7 @@ from tasks.roll.indices import (
 from tasks.roll.record import Action
 from tasks.roll.run import roll_all, take_step
 from tasks.search.client import Search
-from tasks.search.documents import index_name, outlying_name, restored_name
+from tasks.search.documents import index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
 from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
@@ -312,7 +312,7 @@ def outlying(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[tuple[Gro
 
 def outliers(given: Settings) -> list[int]:
     opened = Search(given.search)
-    name = outlying_name(opened.prefix)
+    name = out_of_range_name(opened.prefix)
     opened.client.indices.refresh(index=name)
     hits = opened.client.search(index=name, size=100)["hits"]["hits"]
     opened.close()
@@ -329,7 +329,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
     growing, given = outlying
     monkeypatch.setattr("tasks.search.queries._PAGE", 3)
     later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
-    target = f"{outlying_name(given.search.prefix)}: {growing.log}"
+    target = f"{out_of_range_name(given.search.prefix)}: {growing.log}"
 
     def ended(now: datetime, *, dry_run: bool = False) -> list[Action]:
         return [one for one in roll(given, now, dry_run=dry_run) if one.what == "delete"]
@@ -340,7 +340,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
     assert "statement 0 of audit.grows/0 is not verified by an audit yet" in refused.why
     audit(given)
     opened = Search(given.search)
-    opened.client.index(index=outlying_name(opened.prefix), document={"request_id": "of nowhere"})
+    opened.client.index(index=out_of_range_name(opened.prefix), document={"request_id": "of nowhere"})
     opened.close()
     (planned,) = ended(later, dry_run=True)
     assert (planned.target, planned.outcome) == (target, "planned")

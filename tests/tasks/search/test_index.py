@@ -26,7 +26,7 @@ from custody.store.open import open_store
 from tasks.search import bulk, index
 from tasks.search.client import Search
 from tasks.search.cursors import Cursor, put_cursor, read_cursor
-from tasks.search.documents import ORIGIN, index_day, index_name, outlying_name, properties
+from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare
 from tasks.search.queries import delete_documents
@@ -167,7 +167,7 @@ def test_far_days_share_an_index(growing: Growing, given: Settings) -> None:
     growing.append(1, content)
     index_logs(given)
     names = sorted(one["_index"] for one in documents(given).values())
-    assert names[-3:] == [outlying_name(given.search.prefix)] * 3
+    assert names[-3:] == [out_of_range_name(given.search.prefix)] * 3
     assert set(names[:2]) <= {index_name(given.search.prefix, (today - timedelta(days=d)).date()) for d in (0, 1)}
 
 
