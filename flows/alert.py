@@ -1,4 +1,4 @@
-"""The flow that tells people: automations run it with what an event says, and it goes to every URL of `alert.urls`."""
+"""The flow that alerts people. Automations run it for an event; it sends the alert to every URL of `alert.urls`."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ def alert(title: str, details: Any = "") -> State[Any]:
 
     Args:
         title: what happened, in one line.
-        details: more of it; what is no text is shown as it is.
+        details: the details; values that are not text are shown as they are.
     """
     get_run_logger().error("%s: %s", title, details)
     urls = Settings().alert.urls
     if not urls:
-        return Completed(message=f"{title} (nobody was told: alert.urls is empty)")
+        return Completed(message=f"{title} (not sent: alert.urls is empty)")
     sender = apprise.Apprise()
     for url in urls:
         sender.add(url.get_secret_value())
-    # A URL that apprise cannot read is none of its servers.
+    # Apprise adds no server for a URL that it cannot read.
     sent = len(sender) == len(urls) and sender.notify(body=str(details) or title, title=title)
     if not sent:
         # A URL may hold a token: the setting is named, not its value.
-        return Failed(message=f"{title} (not everybody could be told: check alert.urls and what they name)")
+        return Failed(message=f"{title} (not sent to every URL: check alert.urls and the services behind them)")
     return Completed(message=title)

@@ -1,7 +1,7 @@
 """The flow that runs every night: audit the archive, sign the result, and show it.
 
-What it does is in `tasks.audit`; here are the parameters, the spreading over processes or machines, and what people
-see: an artifact with the verdict and the worst findings, a link to the report, an event for each audit that failed.
+The work is in `tasks.audit`. This module has the parameters, spreads pieces over processes or machines, and publishes
+the outcome: an artifact with the verdict and the worst findings, a link to the report, and an event for each audit.
 """
 
 from dataclasses import replace
@@ -42,17 +42,17 @@ def audit(
 
     Args:
         logs: `<log>/<partition>`, or `<log>` for all its partitions; all if not given.
-        full: read everything again, and not only what is new and a share of the old.
-        since: only statements sealed from then on.
-        until: only statements sealed before then.
+        full: read everything again, not only new statements and a share of the old ones.
+        since: only statements sealed at this time or later.
+        until: only statements sealed before this time.
     """
     try:
         outcome = _run(Request(tuple(logs or ()), full, _aware(since), _aware(until)))
     except Fenced as error:
         return Completed(message=str(error))
     except CustodyError as error:
-        # Said in one line: a traceback of ours would tell an operator nothing more.
-        _alarm("custody.audit.failed", {"verdict": "not done", "problem": str(error)})
+        # One line is enough: a traceback would not help an operator.
+        _emit("custody.audit.failed", {"verdict": "not done", "problem": str(error)})
         return Failed(message=f"the audit could not be done: {error}")
     return _conclude(outcome)
 
@@ -77,18 +77,18 @@ def _run(request: Request) -> Outcome:
         try:
             return replace(outcome, report=report(outcome.sequence))
         except CustodyError as error:
-            # The audit is signed; a page about it that cannot be made takes nothing from it.
-            get_run_logger().warning("no integrity report: %s", error)
+            # The audit is signed already: it does not depend on the report.
+            get_run_logger().warning("The integrity report could not be made: %s", error)
     return outcome
 
 
 @flow(name="read-shares", persist_result=False, retries=0)
 def read_shares(plan: dict[str, Any], shares: list[tuple[int, int]]) -> list[PieceResult]:
-    """Read several shares of the pieces at the same time, on the task runner that the settings name.
+    """Read several shares of the pieces in parallel, on the task runner of the settings.
 
     Args:
-        plan: the plan in plain values, since Prefect keeps the parameters of flows.
-        shares: first piece, and the one behind the last.
+        plan: the plan as plain values, because Prefect stores the parameters of flows.
+        shares: each share's first piece, and the piece after its last one.
     """
     whole = msgspec.convert(plan, Plan)
     futures = [read_pieces.submit(whole, whole.pieces[first:end]) for first, end in shares]
@@ -97,18 +97,18 @@ def read_shares(plan: dict[str, Any], shares: list[tuple[int, int]]) -> list[Pie
 
 
 def _conclude(outcome: Outcome) -> State[Any]:
-    """Publish what was found, and end the run as failed unless it is a success."""
+    """Publish the findings, and end the run as completed or failed."""
     counts = outcome.counts
     summary = (
         f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements of {len(outcome.heads)} logs were read;"
+        f" {counts.get('statements', 0):,} statements of {len(outcome.heads)} logs were read."
         f" {len(outcome.findings):,} findings."
     )
     if counts.get("rejected"):
-        summary += f" Elasticsearch has refused {counts['rejected']:,} of the events, which are not searchable."
-    shown = [_row(one) for one in outcome.findings[:ROWS]]
-    more = f" The first {ROWS} of them." if len(outcome.findings) > ROWS else ""
-    whole = f" All of them: `{outcome.whole}`."
+        summary += f" Elasticsearch rejected {counts['rejected']:,} of these events: they cannot be searched."
+    shown = [_row(finding) for finding in outcome.findings[:ROWS]]
+    more = f" The table shows the first {ROWS}." if len(outcome.findings) > ROWS else ""
+    whole = f" All findings: `{outcome.whole}`."
     create_table_artifact(
         key="audit", table=shown or [{"verdict": outcome.verdict}], description=summary + more + whole
     )
@@ -119,21 +119,22 @@ def _conclude(outcome: Outcome) -> State[Any]:
     get_run_logger().info(summary)
     if outcome.exit_code >= Severity.POLICY:
         worst = [
-            f"{one['finding']}: {one.get('log', one.get('key', ''))}: {one['message']}" for one in outcome.findings[:10]
+            f"{finding['finding']}: {finding.get('log', finding.get('key', ''))}: {finding['message']}"
+            for finding in outcome.findings[:10]
         ]
-        _alarm("custody.audit.failed", {"verdict": outcome.verdict, "audit": outcome.sequence, "findings": worst})
-        # Without data: Prefect wants an exception there, and says so in place of the message.
+        _emit("custody.audit.failed", {"verdict": outcome.verdict, "audit": outcome.sequence, "findings": worst})
+        # No data: Prefect accepts only an exception there, and would show its complaint instead of our message.
         return Failed(message="\n".join([summary, *worst]))
-    _alarm("custody.audit.passed", {"verdict": outcome.verdict, "audit": outcome.sequence})
+    _emit("custody.audit.passed", {"verdict": outcome.verdict, "audit": outcome.sequence})
     return Completed(message=summary, data=outcome)
 
 
-def _alarm(event: str, payload: dict[str, Any]) -> None:
-    """Emit what the automations in `deployments/` wait for."""
+def _emit(event: str, payload: dict[str, Any]) -> None:
+    """Emit an event that the automations in `deployments/` wait for."""
     resource = {"prefect.resource.id": "custody.audit", "prefect.resource.name": "audit"}
     emit_event(event, resource=resource, payload=payload)
 
 
-def _row(one: Any) -> dict[str, Any]:
+def _row(finding: Any) -> dict[str, Any]:
     names = ("severity", "finding", "log", "sequence", "offset", "message", "expected", "found", "count", "action")
-    return {name: one.get(name, "") for name in names}
+    return {name: finding.get(name, "") for name in names}

@@ -1,8 +1,8 @@
-"""The flow that copies archived events to where they are asked for, when somebody asks.
+"""The flow that copies archived events to a target, on demand.
 
-What it does is in `tasks.backfill`; here are the parameters, which Prefect's UI shows as a form, what people see, and
-the waiting for restores. That takes hours, so no run waits: it asks for the restore, schedules the next run of its own
-deployment with the same parameters, and ends. What the target has is the only memory, so that runs may be stopped,
+The work is in `tasks.backfill`. This module has the parameters, which Prefect's UI shows as a form, publishes progress,
+and handles restores. A restore takes hours, so no run waits for it: the run requests it, schedules the next run of its
+own deployment with the same parameters, and ends. The target itself shows what was copied, so runs may be stopped,
 killed and started again.
 """
 
@@ -30,12 +30,12 @@ from tasks.settings import Settings
 EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
 ]
-"""The types as Prefect's form shows them; a test holds them against `custody.format.events`."""
+"""The types as Prefect's form shows them; a test compares them with `custody.format.events`."""
 LOOK_AGAIN = timedelta(hours=1)
-"""How often a run looks whether restores are done."""
+"""How long after this run the next one checks whether restores are done."""
 
 _ROWS = 100
-_TELL_SECONDS = 5.0
+_REPORT_SECONDS = 5.0
 
 
 @flow(name="backfill", persist_result=False, retries=0)
@@ -51,19 +51,20 @@ def backfill(
     late_days: int | None = None,
     dry_run: bool = False,
 ) -> State[Any]:
-    """Copy archived events to where they are asked for.
+    """Copy archived events to a target.
 
     Args:
-        since: events from then on, by their own time; UTC where no zone is given.
-        until: events before then.
+        since: events at this time or later, by their own time. Without a time zone it is UTC.
+        until: events before this time.
         logs: `<log>/<partition>`, or `<log>` for all its partitions; all if not given.
-        types: of events; all if not given.
-        target: what they are copied to; `tables` are the archive's own, of whole statements.
-        topic: the Kafka topic, where that is the target. It gets each event at least once; headers say which it is.
-        folder: the folder, where that is the target.
-        tier: how archived segments are restored: `standard` (12 h at most) or `bulk` (48 h, cheaper).
-        late_days: look only at statements sealed within so many days after the range; all if not given.
-        dry_run: say what it would read, and how long it would take, and change nothing.
+        types: event types to copy; all if not given.
+        target: where events are copied to. `tables` are the archive's own Parquet tables, made of whole statements.
+        topic: the Kafka topic, for the target `topic`. It gets each event at least once; headers identify the event.
+        folder: the folder, for the target `folder`.
+        tier: how segments in an archive storage class are restored: `standard` (up to 12 h) or `bulk` (up to 48 h,
+            cheaper).
+        late_days: read only statements sealed at most this many days after the range; all if not given.
+        dry_run: show what would be read and how long it would take; change nothing.
     """
     request = Request(
         since=_aware(since),
@@ -79,7 +80,7 @@ def backfill(
     try:
         return _run(request, dry_run=dry_run)
     except CustodyError as error:
-        # Said in one line: a traceback of ours would tell an operator nothing more.
+        # One line is enough: a traceback would not help an operator.
         return Failed(message=str(error))
 
 
@@ -88,7 +89,7 @@ def _aware(moment: datetime) -> datetime:
 
 
 def _run(request: Request, *, dry_run: bool) -> State[Any]:
-    # Here, too, since what a task raises is logged with a traceback.
+    # Checked here too: Prefect logs an error inside a task with its traceback.
     check_request(Settings(), request)
     plan = choose(request)
     summary = plan_summary(plan)
@@ -98,44 +99,44 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
         return Completed(message=f"{summary} Nothing was changed.")
     waiting = ask_for_restores(plan)
     if waiting:
-        return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_come_back()}")
+        return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_schedule_next_run()}")
     done = _copy(plan)
     get_run_logger().info(copy_summary(done))
     if done.problems:
         return Failed(message="\n".join([copy_summary(done), *done.problems[:10]]))
     if done.stopped:
         return Cancelled(
-            message=f"{copy_summary(done)} It was stopped; started again with the same parameters it goes on."
+            message=f"{copy_summary(done)} The run was stopped. Start it again with the same parameters to continue."
         )
     return Completed(message=copy_summary(done))
 
 
 def _copy(plan: Plan) -> Progress:
-    """Copy, and show how far that is."""
-    # Called in a flow that is no coroutine, these are none either.
-    shown: Any = create_progress_artifact(0.0, key="backfill-progress", description="begun")
-    told = time.monotonic()
+    """Copy the events, and update a progress artifact."""
+    # In a synchronous flow Prefect runs these calls synchronously too.
+    artifact: Any = create_progress_artifact(0.0, key="backfill-progress", description="started")
+    reported_at = time.monotonic()
 
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _TELL_SECONDS:
-            told = time.monotonic()
-            update_progress_artifact(shown, 100 * progress.share, copy_summary(progress))
+    def report(progress: Progress) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= _REPORT_SECONDS:
+            reported_at = time.monotonic()
+            update_progress_artifact(artifact, 100 * progress.share, copy_summary(progress))
 
     with stop_on_signals():
-        done = copy_events(plan, tell)
-    update_progress_artifact(shown, 100 * done.share, copy_summary(done))
+        done = copy_events(plan, report)
+    update_progress_artifact(artifact, 100 * done.share, copy_summary(done))
     return done
 
 
-def _come_back() -> str:
-    """Schedule the next run, and say what happens next."""
+def _schedule_next_run() -> str:
+    """Schedule the next run, and return what happens next, in words."""
     deployment = runtime.deployment.id
     if not deployment:
-        return "start again with the same parameters when they are there"
+        return "start again with the same parameters once they are restored"
     when = datetime.now(UTC) + LOOK_AGAIN
     try:
-        # Of the deployment, and no part of this run: so nothing waits for it, and no slot is held.
+        # A run of the deployment, not a subflow: nothing waits for it, and it takes no slot.
         following: Any = run_deployment(
             deployment,
             parameters=dict(runtime.flow_run.parameters),
@@ -144,14 +145,14 @@ def _come_back() -> str:
             as_subflow=False,
             idempotency_key=f"after-{runtime.flow_run.id}",
         )
-    # The client says of a server that it does not reach what httpx does, and of one at first use a RuntimeError.
+    # If the server cannot be reached, Prefect raises httpx's errors, and at the first call a RuntimeError.
     except (PrefectException, httpx.HTTPError, RuntimeError) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigurationError(
-            f"restores were asked for, and the next run could not be scheduled ({said}): start it again, with the same"
-            " parameters, in some hours"
+            f"restores were requested, but the next run could not be scheduled ({reason}): start the backfill again in"
+            " some hours, with the same parameters"
         ) from None
-    return f"the run {following.name!r} looks again at {when:%Y-%m-%d %H:%M} UTC"
+    return f"the run {following.name!r} checks again at {when:%Y-%m-%d %H:%M} UTC"
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""The flow that runs every minute: drain Kafka into the archive, and show what it did.
+"""The flow that runs every minute: drain Kafka into the archive, and publish the results.
 
-A run works from the archive's head, never from the time it was scheduled for: late, skipped and doubled runs are all
-the same to it. So it has no retries and no cache, and two at once only cost work.
+A run starts at the archive's head, whatever time it was scheduled for. So late, skipped and duplicate runs do no harm:
+the flow needs no retries and no cache, and two runs at once only cost work.
 """
 
 import time
@@ -19,7 +19,7 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError
 from flows.runners import task_runner
 from tasks.drain.log_run import LogResult, TopicPartition
-from tasks.drain.run import find_places
+from tasks.drain.run import find_partitions
 from tasks.drain.signals import stop_on_signals
 from tasks.drain.task import drain_share
 from tasks.settings import Settings
@@ -33,7 +33,7 @@ ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run did to each log, and how long it took in seconds: the result of the flow."""
+    """The flow's result: what the run did to each log, and how many seconds it took."""
 
     results: tuple[LogResult, ...]
     seconds: float
@@ -45,13 +45,13 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
     """Drain Kafka into the archive.
 
     Args:
-        once: end when caught up with what is there now, instead of following the topics.
-        seconds: time for the run; the setting `drain.seconds` if not given.
+        once: end when all events that are in Kafka now are archived, instead of following the topics.
+        seconds: the longest time for the run; the setting `drain.seconds` if not given.
     """
     try:
         report = _run(once, seconds)
     except CustodyError as error:
-        # Said in one line: a traceback of ours would tell an operator nothing more.
+        # One line is enough: a traceback would not help an operator.
         return Failed(message=str(error))
     return _conclude(report)
 
@@ -61,8 +61,10 @@ def _run(once: bool, seconds: float | None) -> RunReport:
     if seconds is None and not once:
         seconds = settings.drain.seconds
     begin = time.monotonic()
-    places = find_places(settings)
-    shares = [places[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(places)))]
+    partitions = find_partitions(settings)
+    shares = [
+        partitions[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(partitions)))
+    ]
     with stop_on_signals():
         if len(shares) > 1:
             spread = drain_shares.with_options(
@@ -80,14 +82,14 @@ def _run(once: bool, seconds: float | None) -> RunReport:
 def drain_shares(
     shares: list[list[TopicPartition]], once: bool, seconds: float | None
 ) -> "list[tuple[list[LogResult], list[IndexResult]]]":
-    """Drain several shares of the logs at the same time, on the task runner that the settings name."""
+    """Drain several shares of the logs in parallel, on the task runner of the settings."""
     futures = [drain_share.submit(share, once, seconds) for share in shares]
     wait(futures)
     return [future.result() for future in futures]
 
 
 def _conclude(report: RunReport) -> State[Any]:
-    """Publish what the run did, and end it as failed if a log failed."""
+    """Publish the results, and end the run as failed if a log failed."""
     results = report.results
     failed = [result for result in results if result.outcome == "failed"]
     hanging = [result for result in results if result.hanging is not None]
@@ -97,15 +99,15 @@ def _conclude(report: RunReport) -> State[Any]:
         f" {sum(result.quarantined for result in results):,} records quarantined,"
         f" {sum(result.lost for result in results):,} offsets lost; lag {sum(result.lag or 0 for result in results):,}."
     )
-    worst_first = sorted(results, key=lambda one: (one.outcome == "drained", -(one.lag or 0), one.log))
-    shown = f" The first {ROWS} of {len(results)} logs." if len(results) > ROWS else ""
-    indexed = {one.log: one for one in report.indexed}
+    worst_first = sorted(results, key=lambda result: (result.outcome == "drained", -(result.lag or 0), result.log))
+    shown = f" The table shows the first {ROWS} of {len(results)} logs." if len(results) > ROWS else ""
+    indexed = {result.log: result for result in report.indexed}
     create_table_artifact(
         key="drain",
         table=[_row(result, indexed.get(result.log)) for result in worst_first[:ROWS]],
         description=summary + shown,
     )
-    _alarm_search(report.indexed)
+    _report_search(report.indexed)
     for result in hanging:
         emit_event(
             "custody.log.hanging-transaction",
@@ -123,14 +125,14 @@ def _conclude(report: RunReport) -> State[Any]:
     return Completed(message=summary, data=report)
 
 
-def _alarm_search(indexed: "Sequence[IndexResult]") -> None:
-    """Say what of the archive cannot be searched; nothing of it is lost, so that the run is none the worse."""
+def _report_search(indexed: "Sequence[IndexResult]") -> None:
+    """Emit an event for each log that cannot be searched in full. Nothing is lost, so the run does not fail."""
     limit = Settings().search.behind_seconds
     for result in indexed:
         if result.problem is None and result.behind <= limit:
             continue
         problem = result.problem or f"the index is {result.behind:,.0f} s behind the archive"
-        get_run_logger().warning("%s is archived, and not searchable yet: %s", result.log, problem)
+        get_run_logger().warning("%s is archived, but cannot be searched yet: %s", result.log, problem)
         emit_event(
             "custody.search.behind",
             resource={"prefect.resource.id": f"custody.log.{result.log}", "prefect.resource.name": result.log},

@@ -1,6 +1,6 @@
-"""The flow that runs every day: roll indices and tiers, end the life of what is old enough, and say what was done.
+"""The flow that runs every day: roll indices and storage tiers, delete expired evidence, and publish what was done.
 
-What was deleted, and what was to be and was not, is signed as an audit too: Prefect's database is no evidence.
+Each deletion, and each deletion that failed, is also signed in an audit: Prefect's database is no evidence.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
 
 @flow(name="roll", persist_result=False, retries=0)
 def roll(dry_run: bool = False) -> State[Any]:
-    """Roll indices and tiers, and end the life of what is old enough.
+    """Roll indices and storage tiers, and delete evidence whose retention has ended.
 
     Args:
-        dry_run: say what would be done, and change nothing.
+        dry_run: show what would be done; change nothing.
     """
     now = datetime.now(UTC)
     problems: list[str] = []
@@ -50,16 +50,17 @@ def roll(dry_run: bool = False) -> State[Any]:
 
 
 def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
-    failed = [f"{one.what} {one.target}: {one.why}" for one in actions if one.outcome == "failed"]
-    counts = {name: sum(one.outcome == name for one in actions) for name in ("done", "planned", "refused", "failed")}
+    failed = [f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"]
+    outcomes = ("done", "planned", "refused", "failed")
+    counts = {name: sum(action.outcome == name for action in actions) for name in outcomes}
     summary = (
         "Roll: " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "done") + "."
     )
-    shown = sorted(actions, key=lambda one: (_WORST_FIRST[one.outcome], one.what, one.target))
-    more = f" The first {ROWS} of {len(actions):,}." if len(actions) > ROWS else ""
+    shown = sorted(actions, key=lambda action: (_WORST_FIRST[action.outcome], action.what, action.target))
+    more = f" The table shows the first {ROWS} of {len(actions):,}." if len(actions) > ROWS else ""
     create_table_artifact(
         key="roll",
-        table=[_row(one) for one in shown[:ROWS]] or [{"what": "nothing was to be done"}],
+        table=[_row(action) for action in shown[:ROWS]] or [{"what": "nothing to do"}],
         description=summary + more,
     )
     get_run_logger().info(summary)
@@ -72,29 +73,29 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
     return Completed(message=summary, data=list(actions))
 
 
-def _show_usage(found: Sequence[Usage]) -> None:
-    """Show bytes and objects by class, and costs where `tiers.prices` is set."""
-    known = [one.cost for one in found if one.cost is not None]
-    description = f"{sum(one.size for one in found):,} bytes in {sum(one.objects for one in found):,} objects"
-    description += f", {sum(known):,.2f} a month by `tiers.prices`." if known else "."
-    if small := sum(one.small for one in found):
+def _show_usage(usages: Sequence[Usage]) -> None:
+    """Show bytes and objects by class, and costs if `tiers.prices` is set."""
+    costs = [part.cost for part in usages if part.cost is not None]
+    description = f"{sum(part.size for part in usages):,} bytes in {sum(part.objects for part in usages):,} objects"
+    description += f", {sum(costs):,.2f} a month by `tiers.prices`." if costs else "."
+    if small := sum(part.small for part in usages):
         description += (
-            f" {small:,} segments are too small for cheaper classes to pay off: `drain.segment_bytes` and"
-            " `drain.flush_seconds` make larger ones."
+            f" {small:,} segments are too small to be cheaper in a colder class: raise `drain.segment_bytes` or"
+            " `drain.flush_seconds` to get larger segments."
         )
     table = [
         {
-            "part": one.part,
-            "class": one.storage_class,
-            "objects": one.objects,
-            "bytes": one.size,
-            "too small": one.small,
-            **({"cost a month": "" if one.cost is None else round(one.cost, 4)} if known else {}),
+            "part": part.part,
+            "class": part.storage_class,
+            "objects": part.objects,
+            "bytes": part.size,
+            "too small": part.small,
+            **({"cost a month": "" if part.cost is None else round(part.cost, 4)} if costs else {}),
         }
-        for one in found
+        for part in usages
     ]
     create_table_artifact(key="tiers", table=table or [{"part": "nothing is archived"}], description=description)
 
 
-def _row(one: Action) -> dict[str, Any]:
-    return {"what": one.what, "target": one.target, "outcome": one.outcome, "why": one.why}
+def _row(action: Action) -> dict[str, Any]:
+    return {"what": action.what, "target": action.target, "outcome": action.outcome, "why": action.why}

@@ -1,4 +1,4 @@
-"""The task runner that a setting names."""
+"""Makes the task runner that a setting names."""
 
 import importlib
 from typing import Any, Literal
@@ -13,7 +13,7 @@ def task_runner(kind: Literal["threads", "processes", "dask", "ray"], workers: i
 
     Args:
         kind: threads, processes, or a cluster of Dask or Ray.
-        workers: tasks at a time, where the runner is of this machine.
+        workers: tasks at the same time, for threads and processes.
 
     Raises:
         ConfigurationError: it needs a package that is not installed.
@@ -27,6 +27,6 @@ def task_runner(kind: Literal["threads", "processes", "dask", "ray"], workers: i
         runner: TaskRunner[Any] = getattr(importlib.import_module(module), name)()
     except ImportError:
         raise ConfigurationError(
-            f"the task runner is {kind!r}, which needs the package prefect-{kind}: install it, or take 'threads'"
+            f"the task runner {kind!r} needs the package prefect-{kind}: install it, or set 'threads'"
         ) from None
     return runner

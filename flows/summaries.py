@@ -1,4 +1,4 @@
-"""What the operator's commands and flows did, as tables and in words."""
+"""Results of the operator's commands and flows, as tables and sentences."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def drain_table(results: "Sequence[LogResult]") -> Table:
-    """Return one row a log: what a run of the drain did to it."""
+    """Return a table with one row a log: what a run of the drain did to it."""
     table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "!head")
     for result in results:
         table.add_row(
@@ -32,8 +32,8 @@ def drain_table(results: "Sequence[LogResult]") -> Table:
 
 
 def index_table(results: "Sequence[IndexResult]") -> Table:
-    """Return one row a log: what was indexed of it."""
-    table = render.table("log", "#created", "#there already", "#rejected", "#next statement", "#behind")
+    """Return a table with one row a log: what was indexed of it."""
+    table = render.table("log", "#created", "#already there", "#rejected", "#next statement", "#behind")
     for result in results:
         table.add_row(
             render.safe(result.log, style="bold red" if result.problem else ""),
@@ -47,25 +47,27 @@ def index_table(results: "Sequence[IndexResult]") -> Table:
 
 
 def roll_table(actions: "Sequence[Action]") -> Table:
-    """Return one row for each thing that a roll did, or did not do."""
+    """Return a table with one row for each action of a roll."""
     table = render.table("!what", "!outcome", "target", "why")
-    for one in actions:
-        style = "bold red" if one.outcome in {"failed", "refused"} else ""
-        table.add_row(one.what, render.safe(one.outcome, style=style), render.safe(one.target), render.safe(one.why))
+    for action in actions:
+        style = "bold red" if action.outcome in {"failed", "refused"} else ""
+        outcome = render.safe(action.outcome, style=style)
+        table.add_row(action.what, outcome, render.safe(action.target), render.safe(action.why))
     return table
 
 
 def plan_summary(plan: "Plan") -> str:
-    """Return what a plan reads, and how long it takes, in one paragraph."""
-    # Elasticsearch's client comes with it, and no other table needs that.
+    """Return what a plan reads and how long it takes, in one paragraph."""
+    # Imported here: it loads Elasticsearch's client, which no other table needs.
     from tasks.backfill.estimate import estimate
 
     archived = plan.archived
-    restores = f" {len(archived):,} of them must be restored first ({size(sum(one.size for one in archived))})."
+    total = size(sum(segment.size for segment in archived))
+    restores = f" {len(archived):,} of these segments must be restored first ({total})."
     problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
     return (
-        f"{plan.events:,} events at most, in {plan.reads:,} reads of {len(plan.objects):,} segments"
-        f" ({size(plan.size)}); {plan.statements:,} statements were looked at.{restores if archived else ''}{problems}"
+        f"Up to {plan.events:,} events, in {plan.reads:,} reads of {len(plan.objects):,} segments"
+        f" ({size(plan.size)}); {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
         f" Estimate: {estimate(plan)}."
     )
 
@@ -77,8 +79,8 @@ def copy_summary(progress: "Progress") -> str:
     remaining = progress.remaining
     rest = f", {duration(remaining)} left" if remaining else ""
     return (
-        f"{progress.looked_at:,} of {progress.events:,} events looked at: {progress.created:,} copied,"
-        f" {progress.there:,} there already, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
+        f"{progress.looked_at:,} of {progress.events:,} events checked: {progress.created:,} copied,"
+        f" {progress.there:,} already there, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
         f"{size(progress.read)} read{rest}."
     )
 

@@ -1,8 +1,8 @@
-"""The operator's settings: what the auditor's are, and those of Kafka, the drain, audits, search and alerts.
+"""The operator's settings: those of an auditor, and those of Kafka, the drain, audits, search and alerts.
 
 Rules, beside those of `custody.settings`:
-- Whoever runs something of `tasks` or `flows` reads these; the library and an auditor's commands never do.
-- What goes to librdkafka is hidden unless its name is known to be harmless.
+- Only `tasks` and `flows` read these settings. The library and an auditor's commands never do.
+- The value of a librdkafka property is hidden, unless its name is known to be harmless.
 """
 
 import re
@@ -29,7 +29,7 @@ _HARMLESS = re.compile(
 """librdkafka properties whose values may be shown."""
 
 _OURS = {
-    "auto.offset.reset": "the archive says where to go on",
+    "auto.offset.reset": "the archive says where to resume",
     "bootstrap.servers": "kafka.bootstrap_servers sets it",
     "check.crcs": "records are always checked",
     "enable.auto.commit": "offsets are committed after the manifest",
@@ -38,7 +38,7 @@ _OURS = {
     "isolation.level": "aborted records are never archived as events",
     "metadata.broker.list": "kafka.bootstrap_servers sets it",
 }
-"""librdkafka properties that are not the operator's to set, and why."""
+"""librdkafka properties that an operator cannot set, and why."""
 
 
 def _size(value: object) -> object:
@@ -53,8 +53,8 @@ def _size(value: object) -> object:
 
 def _servers(value: str) -> str:
     if not all(
-        re.fullmatch(r"([A-Z_]+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/@,]+)(:[0-9]{1,5})?", one.strip())
-        for one in value.split(",")
+        re.fullmatch(r"([A-Z_]+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/@,]+)(:[0-9]{1,5})?", server.strip())
+        for server in value.split(",")
     ):
         raise ValueError("host:port, or several with commas between them")
     return value
@@ -85,7 +85,7 @@ def _check_topics(value: list[str]) -> list[str]:
 
 
 def _client(value: object) -> object:
-    """Flatten `[kafka.client]`, name properties as librdkafka does, and hide what is not known to be harmless."""
+    """Flatten `[kafka.client]`, use librdkafka's property names, and hide values that are not known to be harmless."""
     if not isinstance(value, dict):
         return value
     flat: dict[str, str | SecretStr] = {}
@@ -107,7 +107,7 @@ def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
         if isinstance(inner, dict):
             yield from _flatten(inner, f"{prefix}{name}.")
         else:
-            # From CUSTODY_KAFKA__CLIENT__SASL_PASSWORD. Of librdkafka's names only log_level and ssl_… have a "_".
+            # From CUSTODY_KAFKA__CLIENT__SASL_PASSWORD. Only log_level and ssl_engine… have a "_" in librdkafka's name.
             plain = name if name == "log_level" or name.startswith("ssl_engine") else name.replace("_", ".")
             yield f"{prefix}{plain}".lower(), inner
 
@@ -122,7 +122,7 @@ class KafkaSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bootstrap_servers: Annotated[str, AfterValidator(_servers)] = Field(
-        default="localhost:9092", description="Brokers to ask first, as host:port, with commas between them"
+        default="localhost:9092", description="Brokers to connect to first, as host:port, with commas between them"
     )
     topics: Annotated[
         list[Annotated[str, Field(min_length=1)]],
@@ -133,14 +133,14 @@ class KafkaSettings(BaseModel):
         default=[r"^audit\..*"], description="Topics to archive: names, or one regular expression that begins with ^"
     )
     group: Annotated[str, Field(min_length=1)] = Field(
-        default="custody", description="Consumer group whose offsets are committed for lag monitors"
+        default="custody", description="Consumer group in which offsets are committed, for lag monitors"
     )
     client: Annotated[dict[str, str | SecretStr], BeforeValidator(_client)] = Field(
         default={}, description="More properties for librdkafka: security.protocol, sasl.…, ssl.…"
     )
 
     def librdkafka(self) -> dict[str, str]:
-        """Return the servers and the client's properties with their secrets, for librdkafka alone."""
+        """Return the servers and the client's properties, with secrets in plain text, for librdkafka only."""
         properties = {
             name: value.get_secret_value() if isinstance(value, SecretStr) else value
             for name, value in self.client.items()
@@ -154,22 +154,24 @@ class DrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_events: int = Field(
-        default=1000, ge=1, le=limits.BATCH_EVENTS, description="Events in a batch, one gzip member"
+        default=1000, ge=1, le=limits.BATCH_EVENTS, description="Events in a batch; each batch is one gzip member"
     )
     segment_bytes: Size = Field(
-        default=16 * _MIB, ge=1, le=256 * _MIB, description="A segment is cut at this size of JSONL, such as 16MiB"
+        default=16 * _MIB, ge=1, le=256 * _MIB, description="A segment ends at this size of JSONL, such as 16MiB"
     )
-    flush_seconds: Seconds = Field(default=15, description="A segment is cut this long after its first record was read")
-    seconds: Seconds = Field(default=38, description="A run's time, counted from when the flow begins")
-    hanging_seconds: Seconds = Field(default=900, description="A transaction open for longer than this is alarmed")
+    flush_seconds: Seconds = Field(
+        default=15, description="A segment ends at the latest this long after its first record was read"
+    )
+    seconds: Seconds = Field(default=38, description="Longest time of a run, counted from the flow's start")
+    hanging_seconds: Seconds = Field(default=900, description="A transaction that is open longer than this is reported")
     level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
     event_leaves: bool = Field(
         default=False,
-        description="Whether a batch commits to each event alone, so that evidence shows no other; a quarter more CPU",
+        description="Commit to each event of a batch, so that evidence of one shows no other; costs a quarter more CPU",
     )
-    workers: int = Field(default=1, ge=1, le=1024, description="Logs drained at the same time")
+    workers: int = Field(default=1, ge=1, le=1024, description="Shares of the logs that are drained in parallel")
     task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
-        default="threads", description="What the flow spreads logs over"
+        default="threads", description="Where the flow runs these shares"
     )
 
 
@@ -178,15 +180,17 @@ class AuditSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reread_days: int = Field(default=30, ge=1, description="Everything is read again within so many days")
-    piece_statements: int = Field(
-        default=500, ge=1, le=100_000, description="Statements that are verified, and remembered as done, at a time"
+    reread_days: int = Field(
+        default=30, ge=1, description="Nightly audits read every statement again within this many days"
     )
-    tables: bool = Field(default=True, description="Whether what is read becomes Parquet tables")
-    report: bool = Field(default=True, description="Whether the integrity notebook is run, and kept as HTML")
-    workers: int = Field(default=2, ge=1, le=1024, description="Pieces verified at the same time")
+    piece_statements: int = Field(
+        default=500, ge=1, le=100_000, description="Statements in a piece: after each piece an audit can resume"
+    )
+    tables: bool = Field(default=True, description="Make Parquet tables of new events")
+    report: bool = Field(default=True, description="Run the integrity notebook, and keep it as HTML")
+    workers: int = Field(default=2, ge=1, le=1024, description="Shares of the pieces that are verified in parallel")
     task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
-        default="processes", description="What the flow spreads pieces over"
+        default="processes", description="Where the flow runs these shares"
     )
 
 
@@ -201,31 +205,35 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: Location | None = Field(default=None, description="Elasticsearch, https://host:9200; without it, no index")
-    api_key: SecretStr | None = Field(default=None, description="API key for Elasticsearch")
-    ca_certs: FilePath | None = Field(default=None, description="The authority that signed the server's certificate")
-    prefix: Annotated[str, AfterValidator(_prefix)] = Field(
-        default="fraiseql-audit-logs", description="The read alias, and what the names of daily indices begin with"
+    url: Location | None = Field(
+        default=None, description="URL of Elasticsearch, https://host:9200; without it nothing is indexed"
     )
-    days: int = Field(default=90, ge=1, description="How long a day stays searchable")
-    restored_days: int = Field(default=30, ge=1, description="How long a day that a backfill restored stays")
-    bulk_bytes: Size = Field(default=4 * _MIB, ge=1024, le=64 * _MIB, description="About the size of a bulk request")
-    replicas: int = Field(default=1, ge=0, le=10, description="Copies of each index beside the first")
-    behind_seconds: Seconds = Field(default=900, description="An index further behind the archive is alarmed")
+    api_key: SecretStr | None = Field(default=None, description="API key for Elasticsearch")
+    ca_certs: FilePath | None = Field(default=None, description="File with the CA certificate of Elasticsearch")
+    prefix: Annotated[str, AfterValidator(_prefix)] = Field(
+        default="fraiseql-audit-logs", description="Name of the read alias, and prefix of the daily indices"
+    )
+    days: int = Field(default=90, ge=1, description="Days for which events stay searchable")
+    restored_days: int = Field(default=30, ge=1, description="Days for which events restored by a backfill stay")
+    bulk_bytes: Size = Field(default=4 * _MIB, ge=1024, le=64 * _MIB, description="Approximate size of a bulk request")
+    replicas: int = Field(default=1, ge=0, le=10, description="Replicas of each index")
+    behind_seconds: Seconds = Field(
+        default=900, description="An index that is further behind the archive than this is reported"
+    )
 
 
 class AlertSettings(BaseModel):
-    """Who is told when something is wrong."""
+    """Who is alerted when something is wrong."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     urls: list[SecretStr] = Field(
-        default=[], description="Where alerts go: URLs as Apprise has them, slack://, mailto:"
+        default=[], description="Where alerts are sent: Apprise URLs, such as slack:// or mailto:"
     )
 
 
 class Settings(auditors.Settings):
-    """All that an operator sets.
+    """All settings of an operator.
 
     Raises:
         ConfigurationError: a setting is wrong; the message says which.
@@ -235,4 +243,4 @@ class Settings(auditors.Settings):
     drain: DrainSettings = Field(default=DrainSettings(), description="How a run of the drain works")
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
-    alert: AlertSettings = Field(default=AlertSettings(), description="Who is told when something is wrong")
+    alert: AlertSettings = Field(default=AlertSettings(), description="Who is alerted when something is wrong")

@@ -1,6 +1,6 @@
 """The operator's commands of `custody`, which `custody.cli.operators` loads.
 
-What they need is imported inside them: Prefect takes two seconds.
+Each command imports what it needs itself, because importing Prefect takes two seconds.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ
 
 
 def _import(name: str) -> Any:
-    """Import a module of the checkout inside the command that needs it."""
+    """Import a module of the checkout for a command."""
     return operators.load(name, "this command")
 
 
 @app.command()
 def demo(
     folder: Annotated[
-        Path, typer.Option("--dir", help="Where the archive and the keyring go.", file_okay=False)
+        Path, typer.Option("--dir", help="Folder for the archive and the keyring.", file_okay=False)
     ] = Path("custody-demo"),
-    events: Annotated[int, typer.Option(min=1, help="Events to produce.")] = 60_000,
+    events: Annotated[int, typer.Option(min=1, help="Number of events to produce.")] = 60_000,
 ) -> None:
-    """Run the main job here and now: an embedded Kafka, drained into a folder, verified, and tampered with."""
+    """Show how custody works: drain an embedded Kafka into a folder, verify the archive, then tamper with a copy."""
     _import("flows.operate.demo").demo(folder, events)
 
 
@@ -42,13 +42,13 @@ def demo(
 def up(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where Prefect's server keeps its files, none of them needed.", file_okay=False),
+        typer.Option("--dir", help="Folder for the files of Prefect's server; they can be lost.", file_okay=False),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="The server's, on 127.0.0.1; 0 for any that is free.")
+        int | None, typer.Option(min=0, max=65_535, help="Port of the server on 127.0.0.1; 0 for any free port.")
     ] = None,
 ) -> None:
-    """Start what a small installation needs: Prefect's server and the scheduled deployments."""
+    """Run a small installation: Prefect's server, a worker and the scheduled deployments."""
     given = {name: value for name, value in {"folder": folder, "port": port}.items() if value is not None}
     _import("flows.operate.up").up(**given)
 
@@ -56,21 +56,23 @@ def up(
 @app.command()
 def drain(
     once: Annotated[
-        bool, typer.Option("--once", help="End when caught up with what is there now, instead of following.")
+        bool, typer.Option("--once", help="End when all events that are in Kafka now are archived.")
     ] = False,
-    seconds: Annotated[float | None, typer.Option(min=1, help="Time for this run; else the setting's.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Longest time for this run. Default: the setting `drain.seconds`.")
+    ] = None,
 ) -> None:
-    """Drain Kafka into the archive here and now, without Prefect. A scheduled run at the same time does no harm."""
+    """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
     with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
         results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.summaries").drain_table(results))
     else:
-        typer.echo(f"No topic of {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
+        typer.echo(f"No topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
     for result in indexed:
         if result.problem:
-            typer.echo(f"Not searchable yet: {result.log}: {result.problem}", err=True)
+            typer.echo(f"Cannot be searched yet: {result.log}: {result.problem}", err=True)
     problems = [result.problem for result in results if result.outcome == "failed"]
     if problems:
         raise CustodyError("\n".join(problems))
@@ -80,7 +82,7 @@ def drain(
 def index(
     logs: Annotated[list[str] | None, typer.Argument(help="LOG/PARTITION; all logs if not given.")] = None,
 ) -> None:
-    """Bring Elasticsearch up to the archive, here and now. The drain does so by itself, right after each manifest."""
+    """Index archived events that Elasticsearch lacks, now. The drain does this too, after each manifest."""
     results = _import("tasks.search.index").index_logs(Settings(), logs or ())
     render.console().print(_import("flows.summaries").index_table(results))
     problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
@@ -90,9 +92,9 @@ def index(
 
 @app.command()
 def roll(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
 ) -> None:
-    """Roll indices and tiers, and end the life of what is old enough, here and now, without Prefect."""
+    """Roll indices and storage tiers, and delete evidence whose retention has ended, now, without Prefect."""
     settings, now = Settings(), datetime.now(UTC)
     daily = _import("tasks.roll.run")
     actions = daily.roll_all(
@@ -104,8 +106,8 @@ def roll(
     if actions:
         render.console().print(_import("flows.summaries").roll_table(actions))
     else:
-        typer.echo("Nothing was to be done.")
-    failed = [f"{one.what} {one.target}: {one.why}" for one in actions if one.outcome == "failed"]
+        typer.echo("Nothing to do.")
+    failed = [f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"]
     if failed:
         raise CustodyError("\n".join(failed))
 
@@ -113,107 +115,112 @@ def roll(
 @app.command()
 def audit(
     log: Annotated[
-        list[str] | None, typer.Option(help="A log, or a topic for all of its logs. May be given again. [default: all]")
+        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. [default: all]")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Read everything again, and not only a share of the old.")
+        bool, typer.Option("--full", help="Read all statements again, not only a share of the old ones.")
     ] = False,
     since: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed from then on, in UTC.")
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed at this time or later, in UTC.")
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before then, in UTC.")
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before this time, in UTC.")
     ] = None,
 ) -> None:
-    """Audit the archive here and now, without Prefect, and write a signed audit. Exit codes as of `verify`."""
+    """Audit the archive now, without Prefect, and write a signed audit. Exit codes are those of `verify`."""
     planning = _import("tasks.audit.plan")
     aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
     plan = planning.plan_audit(Settings(), planning.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
     results = list(_import("tasks.audit.pieces").verify_pieces(Settings(), plan, plan.pieces))
     outcome = _import("tasks.audit.conclude").conclude(Settings(), plan, results)
     table = render.table("severity", "!finding", "log", "#sequence", "message")
-    for one in outcome.findings[: render.FINDINGS_SHOWN]:
-        shown = (one["severity"], one["finding"], one.get("log", ""), str(one.get("sequence", "")), one["message"])
-        table.add_row(*map(render.safe, shown))
+    for finding in outcome.findings[: render.FINDINGS_SHOWN]:
+        where = (finding.get("log", ""), str(finding.get("sequence", "")))
+        table.add_row(*map(render.safe, (finding["severity"], finding["finding"], *where, finding["message"])))
     if table.row_count:
         render.console().print(table)
     counts = outcome.counts
     typer.echo(
         f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements were read; {len(outcome.findings):,} findings: {outcome.whole}"
+        f" {counts.get('statements', 0):,} statements were read. {len(outcome.findings):,} findings: {outcome.whole}"
     )
     if counts.get("rejected"):
-        typer.echo(f"Elasticsearch has refused {counts['rejected']:,} of the events, which are not searchable.")
+        typer.echo(f"Elasticsearch rejected {counts['rejected']:,} of these events: they cannot be searched.")
     raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
 def backfill(
-    since: Annotated[datetime, typer.Option(formats=_TIMES, help="Events from then on, by their own time, in UTC.")],
-    until: Annotated[datetime, typer.Option(formats=_TIMES, help="Events before then, in UTC.")],
+    since: Annotated[
+        datetime, typer.Option(formats=_TIMES, help="Events at this time or later, by their own time, in UTC.")
+    ],
+    until: Annotated[datetime, typer.Option(formats=_TIMES, help="Events before this time, in UTC.")],
     to: Annotated[str, typer.Option("--to", help="elasticsearch, tables, topic or folder.")] = "elasticsearch",
     log: Annotated[
-        list[str] | None, typer.Option(help="A log, or a topic for all of its logs. May be given again. [default: all]")
+        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. [default: all]")
     ] = None,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="A type of events. May be given again. [default: all]")
+        list[str] | None, typer.Option("--type", help="An event type. Can be repeated. [default: all]")
     ] = None,
     topic: Annotated[
-        str | None, typer.Option(help="The Kafka topic, with --to topic: it gets each event at least once.")
+        str | None, typer.Option(help="The Kafka topic, for --to topic. It gets each event at least once.")
     ] = None,
-    folder: Annotated[str | None, typer.Option(help="The folder, with --to folder.")] = None,
-    tier: Annotated[str, typer.Option(help="How archived segments are restored: standard or bulk.")] = "standard",
+    folder: Annotated[str | None, typer.Option(help="The folder, for --to folder.")] = None,
+    tier: Annotated[
+        str, typer.Option(help="How segments in an archive storage class are restored: standard or bulk.")
+    ] = "standard",
     late_days: Annotated[
-        int | None, typer.Option(min=0, help="Only statements sealed so many days after the range. [default: all]")
+        int | None,
+        typer.Option(min=0, help="Only statements sealed at most this many days after the range. [default: all]"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would read, and how long it would take, and change nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be read and how long it would take; change nothing.")
     ] = False,
 ) -> None:
-    """Copy archived events of a time, restored first where they must be. Exit code 3: restores are under way."""
-    planning, tell = _import("tasks.backfill.plan"), _import("flows.summaries")
+    """Copy archived events of a time range to a target, and restore them first if needed. Exit code 3: restoring."""
+    planning, summaries = _import("tasks.backfill.plan"), _import("flows.summaries")
     for name, value, known in (("--to", to, planning.KINDS), ("--tier", tier, planning.TIERS)):
         if value not in known:
-            raise ConfigurationError(f"{name} is {value[:100]!r}; want {', '.join(known)}")
+            raise ConfigurationError(f"{name} is {value[:100]!r}; it must be one of {', '.join(known)}")
     aware = {"since": since.replace(tzinfo=UTC), "until": until.replace(tzinfo=UTC)}
     chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
     request = planning.Request(**aware, **chosen, tier=tier, late_days=late_days)
     plan = planning.plan_backfill(Settings(), request)
-    typer.echo(tell.plan_summary(plan))
+    typer.echo(summaries.plan_summary(plan))
     if dry_run:
         return
     if waiting := _import("tasks.backfill.restore").restore(Settings(), plan):
-        typer.echo(f"{waiting:,} segments are being restored: run the same command again when they are there.")
+        typer.echo(f"{waiting:,} segments are being restored: run the same command again once they are restored.")
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")
     with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
         done = _import("tasks.backfill.copy").copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
         stopped = done.stopped
-    typer.echo(tell.copy_summary(done))
+    typer.echo(summaries.copy_summary(done))
     if done.problems:
         raise CustodyError("\n".join(done.problems))
     if stopped:
-        raise CustodyError("it was stopped; the same command goes on")
+        raise CustodyError("the backfill was stopped: run the same command again to continue")
 
 
 @app.command("new-epoch")
 def new_epoch(
-    topic: Annotated[str, typer.Argument(help="A topic that was made again, moved to another cluster, or truncated.")],
+    topic: Annotated[str, typer.Argument(help="A topic that was recreated, moved to another cluster, or truncated.")],
 ) -> None:
-    """Begin a new epoch of a topic's logs, after it was made again or moved, or a partition was truncated."""
+    """Begin a new epoch of a topic's logs, after the topic was recreated, moved or truncated."""
     begun = _import("tasks.drain.epochs").begin_epoch(Settings(), topic)
     for epoch in begun:
-        typer.echo(f"{epoch.log}: begun; {epoch.earlier} stays as it is")
+        typer.echo(f"{epoch.log}: new epoch begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):
         typer.echo(
-            "The topic is still the one that the earlier epoch was made from, so verification will show `head-fork`:"
-            " two histories of one topic are signed. Look at both, then judge it with `custody accept`."
+            "The topic id is the same as in the earlier epoch, so verification will report `head-fork`: two histories"
+            " of one topic are signed. Compare both, then accept the finding with `custody accept`."
         )
 
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
-    """Show each log: its head, and how far it is behind Kafka."""
+    """Show each log's head, and how far it is behind Kafka."""
     table = render.table("log", "#next offset", "#lag", "!sealed at", "!head")
     problems = []
     for log in _import("tasks.drain.status").read_status(Settings()):

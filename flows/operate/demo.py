@@ -1,12 +1,12 @@
-"""The main job here and now: an embedded Kafka, drained by the real flow into a folder, verified, and tampered with.
+"""The demo: the real flow drains an embedded Kafka into a folder, which is verified; then a copy is tampered with.
 
-The operator's evidence of one event is shown too, and what an auditor sees: the archive and that evidence, checked with
-public keys alone. Each command that is printed behind a `$` runs as it stands, from the folder in which the demo ran.
+It also makes evidence of one event, as the operator, and checks the archive and that evidence with public keys only, as
+an auditor. Each printed command that begins with `$` can be run as it is, in the folder in which the demo ran.
 
-The Kafka is librdkafka's mock cluster, which lives in this process and keeps a few MiB a partition: events go in by
-rounds, each drained before the next. Prefect runs as it does elsewhere, with a database of its own that goes with the
-process. The archive, its keyring, its trust.json, the evidence and the tampered copy stay in the folder; a second run
-adds another topic, and another copy.
+The Kafka is librdkafka's mock cluster. It runs in this process and keeps only a few MiB a partition, so events are
+produced in rounds, and each round is drained before the next. Prefect uses a temporary database. The archive, its
+keyring, its trust.json, the evidence and the tampered copy stay in the folder; a second run adds another topic and
+another copy.
 """
 
 import logging
@@ -52,20 +52,20 @@ from flows.summaries import drain_table, size
 from tasks.drain.log_run import LogResult
 
 PARTITIONS = 4
-"""What the mock cluster gives a topic that is made by producing to it."""
+"""Partitions that the mock cluster gives a topic when it is created by producing to it."""
 ROUND = 60_000
 """Events in a round; the mock cluster keeps twice as many."""
 INVALID_EVERY = 500
 _SEED = 1
 _COPY = "tampered-"
-"""What the names of tampered copies begin with; the topic follows."""
+"""Prefix of the names of tampered copies; the topic follows."""
 _WIDTH = 100
 """Characters of an event that are shown."""
 
 
 @dataclass(slots=True)
 class _Totals:
-    """What the rounds add up to."""
+    """Sums over the rounds."""
 
     produced: int = 0
     seconds: float = 0.0
@@ -86,11 +86,11 @@ def demo(folder: Path, events: int) -> None:
     """Run the demo.
 
     Args:
-        folder: where the archive and the keyring go, or are already.
-        events: how many events to produce; some invalid records come on top.
+        folder: folder of the archive and the keyring; they may be there already.
+        events: number of events to produce; some invalid records are added.
 
     Raises:
-        CustodyError: something did not come out as promised; the message says what.
+        CustodyError: a result is not the promised one; the message says which.
     """
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     begin = time.monotonic()
@@ -102,7 +102,7 @@ def demo(folder: Path, events: int) -> None:
         {"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "compression.type": "zstd", "linger.ms": 20},
         logger=_quiet(),
     )
-    servers = ",".join(f"{one.host}:{one.port}" for one in producer.list_topics(timeout=10).brokers.values())
+    servers = ",".join(f"{broker.host}:{broker.port}" for broker in producer.list_topics(timeout=10).brokers.values())
     with _environment(archive, keyring, servers, topic):
         totals, results = _rounds(console, producer, topic, events)
     report = _verify(console, archive, open_trust([f"file:{keyring}"]))
@@ -111,11 +111,11 @@ def demo(folder: Path, events: int) -> None:
     _check(totals, report, archive, [Log(topic, partition) for partition in range(PARTITIONS)])
     _audit(console, folder, Log(topic, 0))
     _tamper(console, folder, Log(topic, 0))
-    _say_what_next(console, folder, time.monotonic() - begin)
+    _print_next_steps(console, folder, time.monotonic() - begin)
 
 
 def _init(archive: Path, keyring: Path, trust: Path) -> None:
-    """Make the keys, the archive and trust.json, as `custody init` does, as far as they are not there."""
+    """Create the keys, the archive and trust.json, as `custody init` does, unless they exist."""
     now = datetime.now(UTC)
     if not keyring.exists():
         new_keyring(keyring, now)
@@ -125,7 +125,7 @@ def _init(archive: Path, keyring: Path, trust: Path) -> None:
 
 
 def new_topic(folder: Path) -> str:
-    """Return a topic's name that neither the archive nor a tampered copy beside it has yet.
+    """Return a name for a topic that neither the archive nor a tampered copy uses yet.
 
     It is short, so that a table of logs fits into 80 columns.
     """
@@ -136,12 +136,12 @@ def new_topic(folder: Path) -> str:
 
 
 def _command(*words: object) -> str:
-    """Return a command line as a shell takes it."""
+    """Return a command line, quoted for a shell."""
     return f"$ {shlex.join(['custody', *map(str, words)])}"
 
 
 def _quiet() -> logging.Logger:
-    # The mock cluster announces itself as a warning, and says each time that a client leaves.
+    # The mock cluster logs a warning when it starts, and whenever a client disconnects.
     logger = logging.getLogger("custody.demo.kafka")
     logger.setLevel(logging.CRITICAL)
     return logger
@@ -149,7 +149,7 @@ def _quiet() -> logging.Logger:
 
 @contextmanager
 def _environment(archive: Path, keyring: Path, servers: str, topic: str) -> Iterator[None]:
-    """Set what the flow reads, and nothing that the user has set for something else, for as long as the demo runs."""
+    """Set the variables that the flow reads, and unset the user's own, while the demo runs."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="custody-demo-", ignore_cleanup_errors=True) as name:
         config = Path(name) / "custody.toml"
@@ -163,7 +163,7 @@ def _environment(archive: Path, keyring: Path, servers: str, topic: str) -> Iter
             "CUSTODY_KEYS": f"file:{keyring.resolve()}",
             "CUSTODY_KAFKA__BOOTSTRAP_SERVERS": servers,
             "CUSTODY_KAFKA__TOPICS": topic,
-            # Evidence of one event is to show no other.
+            # So that evidence of one event shows no other event.
             "CUSTODY_DRAIN__EVENT_LEAVES": "true",
             "PREFECT_HOME": name,
             "PREFECT_LOGGING_LEVEL": "ERROR",
@@ -180,7 +180,7 @@ def _environment(archive: Path, keyring: Path, servers: str, topic: str) -> Iter
 
 
 def _rounds(console: Console, producer: Producer, topic: str, events: int) -> tuple[_Totals, list[LogResult]]:
-    """Produce and drain in turn, so that the embedded Kafka never has to drop what is not drained."""
+    """Produce and drain in turn, so that the embedded Kafka never drops records that are not drained yet."""
     totals, logs = _Totals(), dict[str, LogResult]()
     values = sample_events(events, _SEED, datetime.now(UTC))
     left = events
@@ -193,7 +193,7 @@ def _rounds(console: Console, producer: Producer, topic: str, events: int) -> tu
             left -= now
             status.update(f"Producing {now:,} events of six types to the embedded Kafka …")
             totals.produced += _produce(producer, topic, [next(values) for _ in range(now)])
-            status.update(f"Draining by the Prefect flow … ({totals.events:,} of {events:,} events archived)")
+            status.update(f"Draining with the Prefect flow … ({totals.events:,} of {events:,} events archived)")
             state: Any = drain(once=True, return_state=True)
             if not state.is_completed():
                 raise CustodyError(f"the drain did not complete: {state.message}")
@@ -216,7 +216,7 @@ def _accumulate(logs: dict[str, LogResult], result: LogResult) -> None:
 
 
 def _produce(producer: Producer, topic: str, values: list[bytes]) -> int:
-    """Produce events over the partitions, with an invalid record among them now and then; return the records."""
+    """Produce events to all partitions, with an invalid record now and then, and return the number of records."""
     bad = invalid_values()
     mixed: list[bytes] = []
     for number, value in enumerate(values):
@@ -238,10 +238,10 @@ def _verify(console: Console, archive: Path, trust: Trust) -> Report:
 
 
 def _audit(console: Console, folder: Path, log: Log) -> None:
-    """Show how the operator makes evidence, and what somebody sees who has trust.json alone: public keys, no secret.
+    """Show how the operator makes evidence, and how an auditor checks it with trust.json: public keys, no secret.
 
     Raises:
-        CustodyError: it does not come out as promised.
+        CustodyError: a result is not the promised one.
     """
     archive, path, file = folder / "archive", folder / "trust.json", folder / "evidence.zip"
     keys = f"file:{folder / 'keyring.json'}"
@@ -261,8 +261,8 @@ def _audit(console: Console, folder: Path, log: Log) -> None:
     console.print(f"{report.verdict}\nexit code {report.exit_code}")
     result = check_evidence(file.read_bytes(), public, now)
     console.print(_command("check-evidence", file, "--trust", path))
-    said = result.event.decode()
-    console.print(render.safe(said if len(said) <= _WIDTH else f"{said[:_WIDTH]}…"))
+    event = result.event.decode()
+    console.print(render.safe(event if len(event) <= _WIDTH else f"{event[:_WIDTH]}…"))
     signers = ", ".join(result.signatures.signers)
     console.print(f"Proved: it is in the log whose first {result.checkpoint.size} statements {signers} signed.")
     if report.exit_code not in {0, 3} or not result.proved or made.others:
@@ -291,17 +291,17 @@ def _summary(totals: _Totals, report: Report) -> Table:
 
 
 def _check(totals: _Totals, report: Report, archive: Path, logs: list[Log]) -> None:
-    """Hold the run to its promise, by what went in and what the verifier read."""
+    """Check that the verifier read as many records as were produced."""
     if totals.lost:
         raise CustodyError(
             f"the embedded Kafka dropped {totals.lost:,} records before they were drained: the machine is too slow for"
-            " this many at once; run the demo with fewer --events"
+            " so many events; run the demo with fewer --events"
         )
     read = {log.log: log for log in report.logs}
-    found = sum(read[str(log)].events + read[str(log)].quarantined for log in logs)
-    if report.exit_code not in {0, 3} or found != totals.produced:
+    archived = sum(read[str(log)].events + read[str(log)].quarantined for log in logs)
+    if report.exit_code not in {0, 3} or archived != totals.produced:
         raise CustodyError(
-            f"{totals.produced:,} records were produced and {found:,} are archived; verification says:"
+            f"{totals.produced:,} records were produced and {archived:,} are archived; verification says:"
             f" {report.verdict}. This is a bug: please report it with the folder {archive}"
         )
 
@@ -343,12 +343,13 @@ def _statement_with_events(store: Store, log: Log) -> Statement:
     raise ObjectMissing(f"{layout.log_prefix(log)} names no segment")
 
 
-def _say_what_next(console: Console, folder: Path, seconds: float) -> None:
+def _print_next_steps(console: Console, folder: Path, seconds: float) -> None:
+    """Print commands to try next."""
     archive, keys = folder / "archive", f"file:{folder / 'keyring.json'}"
     events = shlex.quote(str(archive / "events"))
     console.print(
         f"""
-Done in {seconds:.0f} s. The archive, its keyring, its trust.json and the tampered copy are in {folder}/. Look around:
+Done in {seconds:.0f} s. The archive, its keyring, its trust.json and the tampered copy are in {folder}/. Try:
 {_command("verify", archive, "--keys", keys)}
 $ zcat "$(find {events} -name '*.gz' | head -n 1)" | head -n 3
 

@@ -1,6 +1,6 @@
-"""Audit events as GraphQL servers send them, made up, the same for the same seed: for demo, tests and benchmark.
+"""Made-up audit events of GraphQL servers, for the demo, tests and benchmarks. The same seed gives the same events.
 
-About 340 bytes each, with the fields that applications add beside those that custody knows.
+Each has about 340 bytes, and some fields that custody does not know, as applications add them.
 """
 
 import random
@@ -19,7 +19,7 @@ MIX = {
     "security_event": 3,
     "config_change": 3,
 }
-"""Per cent of each type."""
+"""Percentage of each type."""
 
 
 def sample_events(number: int, seed: int, begin: datetime, per_second: int = 1000) -> Iterator[bytes]:
@@ -98,7 +98,7 @@ def _body(kind: str, dice: random.Random, queries: list[str]) -> str:
 
 
 def invalid_values() -> list[bytes]:
-    """Return values that an application with a bug would send: none is an event, each for another reason."""
+    """Return values that a broken application might send. None is a valid event, each for another reason."""
     now = datetime(2026, 1, 31, 12, tzinfo=UTC).isoformat().replace("+00:00", "Z")
     known = f'"event_type":"auth_attempt","timestamp":"{now}","request_id":"r","api_key_id":null,"client_ip":"10.0.0.1"'
     rest = '"status":"success","failure_reason":null,"key_version":null,"key_age_days":null'

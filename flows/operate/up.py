@@ -1,10 +1,10 @@
 """`custody up`: Prefect's server, a worker and the scheduled deployments, as children of one process.
 
 Rules:
-- A child that dies is started again, ever later if it dies again at once.
-- SIGTERM and Ctrl-C end all: running drains finish the segment in hand, then the worker ends, then the server.
-- Where `up` itself was killed, its children work on; the next `up` in the same folder ends them before it begins.
-- The server keeps its database in the folder. Nothing in it is needed: the archive is the state.
+- A child that dies is started again, after a longer and longer wait if it keeps dying at once.
+- SIGTERM and Ctrl-C end everything: running drains finish their open segment, then the worker ends, then the server.
+- If `up` itself is killed, its children keep running. The next `up` in the same folder ends them before it starts.
+- The server keeps its database in the folder. The database may be lost: the archive is the state.
 """
 
 import contextlib
@@ -37,8 +37,9 @@ POOL = "custody"
 PORT = 4200
 
 WORKER_LIMIT = 4
-"""Runs at once. The worker counts them in memory, so that nothing is left of the count when it is killed; so many
-that a drain that hangs, an audit and an alert do not keep the next drain from running."""
+"""Runs at the same time: enough that a hanging drain, an audit and an alert leave room for the next drain.
+
+The worker counts them in memory, so a worker that was killed leaves no stale count."""
 
 _PREFECT = [sys.executable, "-m", "prefect"]
 
@@ -62,7 +63,7 @@ class _Child:
     due: float = 0.0
 
     def start(self, environment: Mapping[str, str]) -> None:
-        # A session of its own: Ctrl-C in the terminal reaches `up` alone, which ends its children in order.
+        # In its own session, so that Ctrl-C in the terminal reaches only `up`, which ends its children in order.
         self.process = subprocess.Popen(
             self.command, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -71,7 +72,7 @@ class _Child:
 
 @dataclass(slots=True)
 class _House:
-    """What runs in one folder on one port."""
+    """The processes of one folder and port."""
 
     folder: Path
     port: int
@@ -90,8 +91,8 @@ def up(folder: Path = FOLDER, port: int = PORT, deployments: Path = DEPLOYMENTS)
 
     Args:
         folder: where Prefect's server keeps its files.
-        port: the server's port on 127.0.0.1; 0 for any that is free.
-        deployments: the file that says what runs when.
+        port: the server's port on 127.0.0.1; 0 for any free port.
+        deployments: the file with the deployments and their schedules.
 
     Raises:
         ConfigurationError: a setting is wrong, another `up` uses the folder, or the port is taken.
@@ -102,7 +103,7 @@ def up(folder: Path = FOLDER, port: int = PORT, deployments: Path = DEPLOYMENTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"the folder {str(folder)!r} cannot be made: {error.strerror}") from None
+        raise ConfigurationError(f"the folder {str(folder)!r} cannot be created: {error.strerror}") from None
     with _only_one(folder):
         _end_leftovers(folder)
         chosen = _free_port(port)
@@ -119,16 +120,16 @@ def up(folder: Path = FOLDER, port: int = PORT, deployments: Path = DEPLOYMENTS)
 
 
 def _environment(folder: Path, port: int) -> dict[str, str]:
-    """Return the children's variables: this process's own, which may choose Postgres, and what `up` depends on."""
+    """Return the children's environment: that of this process, with defaults, and the variables that `up` needs."""
     defaults = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # In memory, as by default, leases of runs that died with the server would hold their slots for ever.
+        # By default leases are in memory, where runs that died with the server would hold their slots for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         # A run a minute is 1,440 a day.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(14 * 86400),
-        # Runs made ahead are all late after an outage, and all run: so few.
+        # Few, because all runs that were scheduled ahead still run after an outage.
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "2",
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": "PT3M",
     }
@@ -138,9 +139,9 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
         "PREFECT_PROFILES_PATH": str(folder / "profiles.toml"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PYTHONPATH": path,
-        # Else what is called `flows` in the current folder would be imported in place of ours.
+        # Otherwise a package `flows` in the current folder would be imported instead of ours.
         "PYTHONSAFEPATH": "1",
-        # Deployments are made in the folder that `up` was started in.
+        # Deployments run in the folder in which `up` was started.
         "PWD": str(Path.cwd()),
     }
     return {**defaults, **os.environ, **ours}
@@ -153,7 +154,7 @@ def _start(house: _House) -> None:
     _add(house, server)
     if not _wait_for(house, "health"):
         return
-    # The worker makes the pool that deployments name.
+    # The worker creates the pool that the deployments name.
     _add(house, worker)
     if not _wait_for(house, f"work_pools/{POOL}"):
         return
@@ -167,7 +168,7 @@ def _add(house: _House, child: _Child) -> None:
 
 
 def _deploy(house: _House) -> None:
-    """Make the deployments and their automations on the server."""
+    """Create the deployments and their automations on the server."""
     try:
         done = subprocess.run(
             [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(house.deployments), "--all"],
@@ -183,7 +184,7 @@ def _deploy(house: _House) -> None:
         )
     except subprocess.TimeoutExpired:
         raise CustodyError(
-            f"the deployments in {house.deployments} were not made within {_DEPLOY_SECONDS} s; start again"
+            f"the deployments in {house.deployments} were not created in {_DEPLOY_SECONDS} s: run 'custody up' again"
         ) from None
     if done.returncode:
         raise CustodyError(f"the deployments in {house.deployments} were not accepted:\n{done.stdout[-2000:]}")
@@ -198,22 +199,20 @@ def _wait_for(house: _House, path: str) -> bool:
             return True
         for child in house.children:
             if child.process is not None and child.process.poll() is not None:
-                raise CustodyError(f"Prefect's {child.name} ended while starting: see what it said above")
+                raise CustodyError(f"Prefect's {child.name} ended while it was starting: see its output above")
         if time.monotonic() > deadline:
-            raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: start again")
+            raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: run 'custody up' again")
     return False
 
 
 def _revive(house: _House) -> None:
-    """Start children again that have died."""
+    """Restart children that have died."""
     now = time.monotonic()
     for child in house.children:
         if child.process is not None and child.process.poll() is not None:
             if now - child.started > _STEADY_SECONDS:
                 child.wait = 1.0
-            typer.echo(
-                f"the {child.name} ended ({child.process.returncode}); it starts again in {child.wait:.0f} s", err=True
-            )
+            typer.echo(f"the {child.name} ended ({child.process.returncode}); restart in {child.wait:.0f} s", err=True)
             child.process, child.due = None, now + child.wait
             child.wait = min(child.wait * 2, _LONGEST_WAIT)
         elif child.process is None and now >= child.due:
@@ -222,13 +221,13 @@ def _revive(house: _House) -> None:
 
 
 def _end(house: _House) -> None:
-    """End the children in the opposite order, the worker once its runs have finished what they had in hand."""
+    """End the children in reverse order. The worker ends after its runs have finished their open segments."""
     for child in reversed(house.children):
         if child.process is None or child.process.poll() is not None:
             continue
         patience = _STOP_SECONDS
         with contextlib.suppress(psutil.NoSuchProcess):
-            # The worker waits for its runs and does not tell them: we do.
+            # The worker waits for its runs, but does not ask them to stop.
             for run in psutil.Process(child.process.pid).children():
                 patience = _FINISH_SECONDS
                 run.terminate()
@@ -242,7 +241,7 @@ def _end(house: _House) -> None:
 
 
 def _remember(house: _House) -> None:
-    """Write down the children, so that the next `up` can end them if this one is killed."""
+    """Store the children's process ids, so that the next `up` can end them if this one is killed."""
     known = []
     for child in house.children:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -252,7 +251,7 @@ def _remember(house: _House) -> None:
 
 
 def _end_leftovers(folder: Path) -> None:
-    """Kill the children of an `up` that was itself killed. Nothing is lost: the archive fences what is cut short."""
+    """Kill the children of an `up` that was killed. Nothing is lost: an interrupted run leaves the archive valid."""
     try:
         known = json.loads((folder / "children.json").read_text())
         for pid, created in known:
@@ -267,9 +266,9 @@ def _kill_tree(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         tree = [process, *process.children(recursive=True)]
-        for one in tree:
+        for member in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                member.kill()
         psutil.wait_procs(tree, timeout=_STOP_SECONDS)
 
 
@@ -282,7 +281,7 @@ def _only_one(folder: Path) -> Iterator[None]:
             lock.seek(0)
             raise ConfigurationError(
                 f"custody up already runs in {str(folder)!r} (process {lock.read().strip() or 'unknown'}):"
-                " end that one, or give another folder and port"
+                " end that process, or choose another folder and port"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -297,7 +296,7 @@ def _free_port(port: int) -> int:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise ConfigurationError(
-                f"port {port} of 127.0.0.1 is taken: give another, or 0 for any that is free"
+                f"port {port} on 127.0.0.1 is in use: choose another port, or 0 for any free port"
             ) from None
         return int(probe.getsockname()[1])
 

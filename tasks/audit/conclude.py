@@ -1,21 +1,20 @@
-"""The conclusion of an audit: add up what was found, sign it, and write it. Here is the life of an audit, too.
+"""The conclusion of an audit: merge the findings, sign the audit, and write it.
 
-An audit verifies what is new since the last signed audit and a share of what is old, and signs the result.
+An audit verifies the statements that are new since the last signed audit, and a share of the old ones, and signs the
+result. Its phases, and what is lost if the process dies in each:
 
-The life of an audit, and what is lost where it dies:
+1. **Survey** (`plan`). Checks statements, signatures and trees of the spans, and whatever needs a listing. Lost: some
+   minutes of work.
+2. **Pieces** (`pieces`). Reads the segments of the spans, some hundred statements at a time. Each piece's result is
+   signed and put under `reports/`, so an audit that was killed resumes after the last piece. A result counts only with
+   that signature and for two hours, because objects may be changed after they were read. The audit's `started_at` is
+   the start of the earliest piece that it uses. The same read makes Parquet tables of new events.
+3. **Conclusion.** Writes long lists of findings first, then the audit, which is the commit, then checkpoints of all
+   logs. If two audits run at once, one is written and the other ends without an error.
 
-1. **Survey** (`plan`). Statements, signatures and trees of the spans, and all that only a listing shows. Lost: minutes.
-2. **Pieces** (`pieces`). Segments of the spans are read, some hundred statements at a time. Each piece's result is
-   signed and put under `reports/`, so that an audit that was killed goes on behind the last one. Nothing in `reports/`
-   is believed without that signature, nor what is older than two hours: what was read then may have been changed since.
-   An audit says that it began when the first piece that it counts was begun. Events of new statements become Parquet
-   tables in the same read.
-3. **Conclusion.** Findings first, then the audit, which is the commit, then checkpoints of all logs. Of two audits at
-   once one is written, and the other ends quietly.
-
-The archive is the state: the newest audit says where to go on, and how far the rolling re-read came. An audit that a
-trusted key signed outside its span is nothing to go on from: then everything is new. One that does not count at all,
-and may not be passed over, ends the audit with an alarm.
+The archive is the state: the newest audit says where to continue, and how far the rolling re-read has come. If a
+trusted key signed that audit outside its span, it is not used, and everything is verified as new. If it does not count
+at all, and may not be passed over, the new audit ends with an alarm.
 """
 
 from collections import Counter
@@ -50,7 +49,7 @@ from tasks.audit.plan import Piece, Plan
 from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"
-"""In `counts`: how many pieces an earlier run of the audit has read."""
+"""In `counts`: how many pieces an earlier run of this audit read."""
 _VERDICTS: Mapping[int, Verdict] = {
     0: "verified",
     Severity.NOTICE: "notices",
@@ -64,17 +63,17 @@ _SEVERITIES = {severity.name.lower(): int(severity) for severity in Severity}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an audit found: the result of a run.
+    """The result of an audit.
 
     Attributes:
-        sequence: of the audit.
-        verdict: by the worst severity of its findings.
-        exit_code: as `custody verify` has it.
-        counts: what was read.
-        findings: the worst first.
-        whole: where all of them stand: the audit, or the object that holds them where they are too many for it.
-        heads: size of each log.
-        report: where the integrity report lies, if one was made.
+        sequence: the audit's sequence number.
+        verdict: the verdict, by the worst severity of its findings.
+        exit_code: the exit code, as in `custody verify`.
+        counts: numbers of events, statements and so on that were read.
+        findings: the findings, the worst first.
+        whole: the address of all findings: the audit, or an object of its own if they are too many for it.
+        heads: the size of each log.
+        report: the address of the integrity report, if one was made.
     """
 
     sequence: int
@@ -88,17 +87,17 @@ class Outcome:
 
 
 def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> Outcome:
-    """Add up, sign and write the audit, and a checkpoint of each log.
+    """Merge the results, sign and write the audit, and write a checkpoint of each log.
 
     Raises:
-        Fenced: another audit was written meanwhile, rightly.
-        HeadRollback: the audits went back meanwhile, a slot of theirs holds what may not be passed over, or a
-            checkpoint that is there has another root.
-        CustodyError: the archive does not take it, or no key can sign.
+        Fenced: another valid audit was written meanwhile.
+        HeadRollback: the audits went back meanwhile, an audit's slot holds an entry that may not be passed over, or an
+            existing checkpoint has another root.
+        CustodyError: the archive cannot be written, or no key can sign.
     """
     now = datetime.now(UTC)
     findings = _merged(plan, results)
-    exit_code = max((_SEVERITIES[one["severity"]] for one in findings), default=0)
+    exit_code = max((_SEVERITIES[finding["severity"]] for finding in findings), default=0)
     verdict = _VERDICTS[exit_code]
     counts: Counter[str] = Counter()
     for result in results:
@@ -110,8 +109,8 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         trust, signers = settings.own_trust(), settings.signers(now)
         tip = find_audits(store, plan.archive, trust, [KnownHead(plan.audits, None, "the plan of this audit")])
         if tip.head.size > plan.audits:
-            raise Fenced(f"audit {tip.head.size - 1} was written by somebody else meanwhile")
-        inline: list[dict[str, Any]] | ObjectRef = [dict(one) for one in findings]
+            raise Fenced(f"audit {tip.head.size - 1} was written by another process meanwhile")
+        inline: list[dict[str, Any]] | ObjectRef = [dict(finding) for finding in findings]
         held = inline if len(findings) <= audit.FINDINGS_INLINE else put_lines(store, findings)
         objects = [ref for result in results for ref in result.objects]
         objects += keep_report(store, trust, plan.archive, tip.head.size - 1)
@@ -152,28 +151,32 @@ def _put_checkpoints(store: Store, trust: Trust, signers: Signers, plan: Plan, t
 
 
 def _merged(plan: Plan, results: Sequence[PieceResult]) -> list[Mapping[str, Any]]:
-    """Return all findings, the worst first: what a piece found again of what the survey says is said once."""
+    """Return all findings, the worst first. A finding of the survey that a piece repeats is reported once."""
     surveyed: dict[tuple[str, str | None], list[tuple[int, int]]] = {}
-    for one in plan.findings:
-        # One of no statement says nothing about the first one.
-        first = one.get("sequence", -1)
-        surveyed.setdefault((one["finding"], one.get("log")), []).append((first, one.get("through", first)))
-    found = list(plan.findings)
+    for finding in plan.findings:
+        # -1, not 0: a finding without a statement is not about the first one.
+        first = finding.get("sequence", -1)
+        spans = surveyed.setdefault((finding["finding"], finding.get("log")), [])
+        spans.append((first, finding.get("through", first)))
+    merged = list(plan.findings)
     for result in results:
-        for one in result.findings:
-            sequence = one.get("sequence", -1)
-            said = surveyed.get((one["finding"], one.get("log")), ())
-            marks = plan.marks.get(one.get("log", ""))
-            expired = one["finding"] == "segment-missing" and marks is not None and sequence < marks.expired
-            if not expired and not any(first <= sequence <= through for first, through in said):
-                found.append(one)
-    return sorted(found, key=lambda one: (-_SEVERITIES[one["severity"]], one.get("log", ""), one.get("sequence", -1)))
+        for finding in result.findings:
+            sequence = finding.get("sequence", -1)
+            reported = surveyed.get((finding["finding"], finding.get("log")), ())
+            marks = plan.marks.get(finding.get("log", ""))
+            expired = finding["finding"] == "segment-missing" and marks is not None and sequence < marks.expired
+            if not expired and not any(first <= sequence <= through for first, through in reported):
+                merged.append(finding)
+    return sorted(
+        merged,
+        key=lambda finding: (-_SEVERITIES[finding["severity"]], finding.get("log", ""), finding.get("sequence", -1)),
+    )
 
 
 def _covered(pieces: Sequence[Piece]) -> dict[str, list[Covered]]:
-    """Return what was read of each log, neighbours joined."""
+    """Return the statements that were read of each log, with adjacent ranges joined."""
     covered: dict[str, list[Covered]] = {}
-    for piece in sorted(pieces, key=lambda one: (one.log, one.first)):
+    for piece in sorted(pieces, key=lambda piece: (piece.log, piece.first)):
         spans = covered.setdefault(piece.log, [])
         if spans and (spans[-1].to, spans[-1].read) == (piece.first, piece.read):
             spans[-1] = Covered(spans[-1].from_, piece.end, piece.read)

@@ -1,4 +1,4 @@
-"""Which statements signed audits vouch for."""
+"""Finds which statements signed audits have verified."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ _GOOD = frozenset({"verified", "notices"})
 
 
 class Coverage:
-    """Statements that signed audits have verified, with nothing against the archive found.
+    """Statements that signed audits have verified, with a good verdict.
 
-    Audits are read from the newest one back, each once, and only as far as what is asked for needs them. One that is
-    not there, does not parse, stands elsewhere, does not count or was signed outside a key's span vouches for nothing.
+    Audits are read from the newest back, each once, and only as far as needed. An audit is ignored if it is missing,
+    does not parse, belongs to another place, does not count, or was signed outside its key's span.
     """
 
     def __init__(self, store: Store, trust: Trust) -> None:
@@ -30,12 +30,12 @@ class Coverage:
         self._spans: dict[str, list[tuple[int, int]]] = {}
 
     def gap(self, log: Log, first: int, end: int) -> int | None:
-        """Return the first statement of `[first, end)` of a log that no audit has verified; None if all are.
+        """Return the first statement in `[first, end)` of a log that no audit has verified; None if all are.
 
         Raises:
             HeadRollback: the archive is another one, or its newest audit does not count and may not be passed over.
             KeyUnavailable: an audit's signature cannot be checked now.
-            StoreError: the audits cannot be read; what was read so far is not read again.
+            StoreError: the audits cannot be read. A later call continues with the audit that failed.
         """
         if self._judge is None:
             archive = read_trusted_archive(self._store, self._trust).id
@@ -51,19 +51,19 @@ class Coverage:
             signed = read_audit(self._store, sequence, judge.is_of_place)
         except (ObjectMissing, FormatError):
             return
-        one = signed.statement
-        if one.verdict not in _GOOD:
+        audit = signed.statement
+        if audit.verdict not in _GOOD:
             return
         verdict = judge.verdict(signed, sequence)
         if verdict.clean:
-            for name, covered in one.covered.items():
+            for name, covered in audit.covered.items():
                 self._spans.setdefault(name, []).extend((part.from_, part.to) for part in covered)
         elif any(problem.kind == "unreadable" for problem in verdict.problems):
             raise KeyUnavailable(f"audit {sequence} cannot be checked: {verdict.reason}")
 
 
 def _first_gap(spans: Sequence[tuple[int, int]], first: int, end: int) -> int | None:
-    """Return the first number of `[first, end)` that no span holds."""
+    """Return the first number in `[first, end)` that is in no span."""
     for begin, stop in sorted(spans):
         if begin > first:
             break

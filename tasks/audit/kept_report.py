@@ -1,4 +1,4 @@
-"""The report of an audit: put beside its results with a signed note, and kept as evidence by the next audit."""
+"""Stores the report of an audit with a signed note; the next audit keeps it as evidence."""
 
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ REPORT_FORMAT: Literal["custody/report/1"] = "custody/report/1"
 
 
 class ReportNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which page is the report of an audit; line 1 of its object. The next audit keeps that page as evidence."""
+    """Says which page is the report of an audit; line 1 of its object. The next audit keeps that page as evidence."""
 
     format: Literal["custody/report/1"]
     archive: str
@@ -38,13 +38,13 @@ class ReportNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def put_report(settings: Settings, sequence: int, page: bytes) -> str:
-    """Put the report of an audit, and sign that it is this one, so that the next audit keeps it as evidence.
+    """Store the report of an audit, and a signed note that names it, so that the next audit keeps it as evidence.
 
     Returns:
-        Where it lies.
+        Its address.
 
     Raises:
-        CustodyError: the archive does not take it, or no key can sign.
+        CustodyError: the archive cannot be written, or no key can sign.
     """
     now = datetime.now(UTC)
     digest = sha256(page).hexdigest()
@@ -60,14 +60,14 @@ def put_report(settings: Settings, sequence: int, page: bytes) -> str:
             sha256=digest,
         )
         data = signed_notes.seal(note, REPORT_FORMAT, settings.signers(now).both())
-        # Where another run has made one of the same audit, that one is kept.
+        # If another run stored a report of the same audit first, that one is kept.
         with suppress(ObjectExists):
             store.create(_report_key(sequence), data)
         return f"{store.url}/{key}"
 
 
 def keep_report(store: Store, trust: Trust, archive: str, sequence: int) -> list[ObjectRef]:
-    """Put the report of an audit where the next one refers to it; nothing where none was made, or it was changed."""
+    """Copy the report of an audit to where the next audit refers to it. Nothing if there is none, or it was changed."""
     if sequence < 0:
         return []
     try:

@@ -1,4 +1,4 @@
-"""The newest audit: where the audits end, and what the newest one says."""
+"""Finds the newest audit."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,19 @@ from custody.tlog.head import KnownHead
 
 
 def find_audits(store: Store, archive: str, trust: Trust, known: Sequence[KnownHead] = ()) -> Tip[SignedAudit]:
-    """Find where the audits end, for one that is to be signed behind them; raises as `find_checked_tip`."""
+    """Return the tip of the audits, after which the next one is signed. Raises as `find_checked_tip`."""
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     return find_checked_tip(store, layout.AUDIT_LOG, AUDITS, judge, trust, known)
 
 
 def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit]) -> Audit | None:
-    """Return the newest audit, None if there is none, or if a key signed it outside its span.
+    """Return the newest audit; None if there is none, or if a key signed it outside its span.
 
     Args:
         store: the archive.
         archive: its id.
         trust: the keys.
-        tip: where the audits end, by what trusted keys signed.
+        tip: the tip of the audits that trusted keys signed.
     """
     if tip.newest is None:
         return None

@@ -1,4 +1,4 @@
-"""Where what belongs to an audit lies: objects that it refers to by their digest, and its folder in `reports/`."""
+"""Objects of an audit: those that it refers to by their digest, and its folder in `reports/`."""
 
 import json
 from collections.abc import Sequence
@@ -16,18 +16,17 @@ from custody.format.layout import Log
 from custody.store.protocol import Store
 
 OBJECTS_INLINE = 1000
-"""Objects that an audit refers to by itself; more stand in one object that it refers to."""
+"""Objects that an audit names itself. If there are more, it names one object that lists them."""
 
 
 def put_lines(store: Store, lines: Sequence[Any]) -> ObjectRef:
-    """Put what is too much for an audit, one JSON value a line, where the audit refers to it by its SHA-256."""
-    return put_object(
-        store, b"".join(json.dumps(msgspec.to_builtins(one), separators=(",", ":")).encode() + b"\n" for one in lines)
-    )
+    """Store values that are too many for an audit, as JSON lines, under the name of their SHA-256."""
+    encoded = (json.dumps(msgspec.to_builtins(line), separators=(",", ":")).encode() + b"\n" for line in lines)
+    return put_object(store, b"".join(encoded))
 
 
 def put_object(store: Store, data: bytes) -> ObjectRef:
-    """Put bytes under the name of their digest, where an audit refers to them."""
+    """Store bytes under the name of their SHA-256, and return the reference for an audit."""
     digest = sha256(data).hexdigest()
     key = layout.audit_object_key(digest)
     store.create(key, data)
@@ -35,22 +34,22 @@ def put_object(store: Store, data: bytes) -> ObjectRef:
 
 
 def refer_to(store: Store, objects: Sequence[ObjectRef]) -> list[ObjectRef]:
-    """Return what an audit names: its objects, or where they are many one object that lists them."""
+    """Return the references for an audit: its objects, or one object that lists them if they are many."""
     return list(objects) if len(objects) <= OBJECTS_INLINE else [put_lines(store, objects)]
 
 
 def audit_folder(sequence: int) -> str:
-    """Return the folder of what an audit's runs leave."""
+    """Return the folder for the results of an audit's runs."""
     return f"reports/audits/{sequence:012}/"
 
 
 def log_named(name: str) -> Log:
-    """Return the log of a name `<log>/<partition>`.
+    """Return the log with the name `<log>/<partition>`.
 
     Raises:
-        FormatError: it is none.
+        FormatError: the name is invalid.
     """
     log = layout.parse_log_text(name)
     if log is None:
-        raise FormatError(f"{name!r} is no log")
+        raise FormatError(f"{name!r} is not the name of a log")
     return log

@@ -1,4 +1,4 @@
-"""The pieces of an audit: segments are read, some hundred statements at a time, and each result is signed."""
+"""Verifies the pieces of an audit: reads their segments, some hundred statements at a time, and signs each result."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,18 +38,18 @@ _COUNTED = ("statements", "events", "quarantined", "skipped", "lost", "unreadabl
 
 
 class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the verification of a piece gave; line 1 of its object.
+    """The result of verifying a piece; line 1 of its object.
 
     Attributes:
         format: the form.
         archive: the archive's id.
-        audit: sequence of the audit that it was read for.
-        run: of that audit which read it.
-        piece: which statements.
+        audit: sequence of the audit for which the piece was read.
+        run: the run of that audit.
+        piece: the piece.
         started_at: when reading began.
-        sealed_at: when it was signed.
-        counts: what was read.
-        findings: what was found.
+        sealed_at: when the result was signed.
+        counts: numbers of events, statements and so on that were read.
+        findings: the findings.
         objects: lists of the tables that were made.
     """
 
@@ -72,13 +72,13 @@ def _now() -> datetime:
 def verify_pieces(
     settings: Settings, plan: Plan, pieces: Sequence[Piece], clock: Callable[[], datetime] = _now
 ) -> Iterator[PieceResult]:
-    """Read segments of some pieces, and yield what each gave; what an earlier run of this audit has done is not redone.
+    """Verify some pieces, and yield each result. Results of an earlier run of this audit are used again.
 
     Args:
         settings: the settings.
-        plan: of the audit.
-        pieces: those of its pieces that are read.
-        clock: gives the time.
+        plan: the audit's plan.
+        pieces: the pieces to verify.
+        clock: returns the time.
 
     Raises:
         CustodyError: the archive or the keys cannot be opened.
@@ -115,8 +115,8 @@ def _verify_piece(
             objects += [writer.listed] if writer.listed else []
     else:
         report = verify(store, trust, now=started_at, workers=0, scope=scope)
-    findings = [one.to_dict() for one in report.findings]
-    counts = Counter({name: sum(getattr(one, name) for one in report.logs) for name in _COUNTED})
+    findings = [finding.to_dict() for finding in report.findings]
+    counts = Counter({name: sum(getattr(summary, name) for summary in report.logs) for name in _COUNTED})
     if settings.search.url:
         counts["rejected"] = 0
         look = partial(
@@ -147,7 +147,7 @@ def _verify_piece(
 
 
 def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: datetime) -> PieceResult | None:
-    """Return what an earlier run of this audit found of a piece, if it signed it a short while ago."""
+    """Return the result of a piece from an earlier run of this audit, if it was signed and is recent."""
     key = _result_key(plan, piece)
     try:
         result = signed_notes.read(store, key, PieceResult, PIECE_FORMAT, trust)
@@ -155,12 +155,12 @@ def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: date
     except (ObjectMissing, FormatError, SignatureInvalid):
         return None
     same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
-    # What it has read may have been changed since.
+    # Objects may have been changed since they were read.
     return result if same and timedelta(0) <= age < _PIECE_AGE else None
 
 
 def _keep(store: Store, key: str, data: bytes) -> None:
-    """Put what the next run need not do again; that it cannot be put costs that run time, and nothing else."""
+    """Store a piece's result. If that fails, the next run only has to read the piece again."""
     try:
         store.create(key, data)
     except CustodyError:

@@ -1,4 +1,4 @@
-"""The survey of an audit: what its spans' chains and the listings show, and which pieces of them are to be read."""
+"""The survey of an audit: checks the chains of its spans and the listings, and plans which pieces are read."""
 
 import math
 import uuid
@@ -36,12 +36,12 @@ from tasks.settings import Settings
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Statements `[first, end)` of a log, verified at a time.
+    """Statements `[first, end)` of a log that are verified together.
 
     Attributes:
         log: `<log>/<partition>`.
-        first: sequence of the first one.
-        end: behind the last one.
+        first: sequence of the first statement.
+        end: sequence after the last one.
         read: whether they are verified for the first time.
     """
 
@@ -53,13 +53,13 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Which audit is wanted.
+    """What to audit.
 
     Attributes:
-        logs: `<log>/<partition>`, or `<log>` for all its partitions; none for all.
-        full: read everything again, and not only what is new and a share of the old.
-        since: only statements sealed from then on.
-        until: only statements sealed before.
+        logs: `<log>/<partition>`, or `<log>` for all its partitions; empty for all logs.
+        full: read everything again, not only new statements and a share of the old ones.
+        since: only statements sealed at this time or later.
+        until: only statements sealed before this time.
     """
 
     logs: tuple[str, ...] = ()
@@ -69,19 +69,19 @@ class Request:
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What an audit reads, and what its survey has found already.
+    """What an audit reads, and the findings of its survey.
 
     Attributes:
         archive: the archive's id.
-        sequence: that the audit gets, unless slots before it turn out to hold no valid audit.
-        audits: size of the tree of audits that it goes on from.
-        run: which run this is.
-        started_at: when it began.
-        pieces: what is read.
-        heads: by log, size and root: where it ends, of those whose chain holds, and of those not looked at where it
-            ended before.
-        marks: by log, where the next audit goes on from.
-        findings: of the survey.
+        sequence: the audit's sequence, unless slots before it turn out to have no valid audit.
+        audits: size of the tree of audits that it continues.
+        run: id of this run.
+        started_at: when the run began.
+        pieces: the pieces to read.
+        heads: size and root of each log: the present head of a log whose chain is valid; the head in the previous audit
+            for a log that was not surveyed, or whose chain is not valid.
+        marks: for each log, where the next audit continues.
+        findings: the survey's findings.
     """
 
     archive: str
@@ -97,41 +97,41 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """Statements `[first, end)` that are to be read; to the head where `end` is None."""
+    """Statements `[first, end)` to read; up to the head if `end` is None."""
 
     first: int
     end: int | None
     read: Read
     survey: int | None = None
-    """Where the survey begins, if not there: at the end of a log that went back."""
+    """Where the survey begins, if not at `first`: at the end of a log that went back."""
 
 
 def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
-    """Survey the archive, and return what is to be read.
+    """Survey the archive, and return the plan of the audit.
 
     Raises:
         ConfigurationError: a setting, or the request, cannot be used.
-        CustodyError: the archive or the keys cannot be read at all; all else is a finding.
+        CustodyError: the archive or the keys cannot be read at all; any other problem is a finding.
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust = settings.own_trust()
         archive = read_trusted_archive(store, trust).id
         tip = find_audits(store, archive, trust)
         before = clean_audit(store, archive, trust, tip)
-        # A log that somebody remembers is looked for even where nothing of it is left.
-        remembered = map(log_named, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
-        logs = choose_logs({*list_logs(store), *remembered}, request.logs)
+        # A log with a known head is audited even if all its objects are gone.
+        known = map(log_named, {*(before.heads if before else ()), *trust.heads} - {str(layout.AUDIT_LOG)})
+        logs = choose_logs({*list_logs(store), *known}, request.logs)
         holds = standing(store, archive, trust)
         reads = {log: _reads(store, log, before, request, settings, now, holds(log)) for log in logs}
-        scope = Scope({log: _surveyed(found) for log, found in reads.items() if found}, contents=False)
+        scope = Scope({log: _surveyed(spans) for log, spans in reads.items() if spans}, contents=False)
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
         tables = list_tables(store)
         others = [
-            one.to_dict()
-            for log, found in reads.items()
-            for read in found
+            finding.to_dict()
+            for log, spans in reads.items()
+            for read in spans
             if read.read == "again" and read.end is not None
-            for one in check_tables(store, tables, archive, log, read.first, read.end, trust)
+            for finding in check_tables(store, tables, archive, log, read.first, read.end, trust)
         ]
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
@@ -150,23 +150,23 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         pieces=tuple(_pieces(report, reads, settings.audit.piece_statements)),
         heads=_heads(report, reads, before),
         marks=_marks(report, reads, before, indexed, now, turned=turned),
-        findings=(*(one.to_dict() for one in report.findings), *others),
+        findings=(*(finding.to_dict() for finding in report.findings), *others),
     )
 
 
 def _pieces(report: Report, reads: Mapping[Log, Sequence[_Read]], step: int) -> Iterator[Piece]:
-    """Yield what is read of each log."""
+    """Yield the pieces of each log."""
     sizes = {summary.log: summary.size for summary in report.logs}
-    for log, found in reads.items():
+    for log, spans in reads.items():
         name = str(log)
-        for one in found if name in sizes else ():
-            yield from _cut(name, one.first, one.end or sizes[name], one.read, step)
+        for span in spans if name in sizes else ():
+            yield from _cut(name, span.first, span.end or sizes[name], span.read, step)
 
 
 def _heads(report: Report, reads: Mapping[Log, Sequence[_Read]], before: Audit | None) -> dict[str, tuple[int, str]]:
-    """Return where each log ends; where its chain does not hold, or was not looked at, where it ended before."""
+    """Return each log's head. For a log whose chain is not valid, or was not surveyed, it is the previous audit's."""
     heads = {name: (head.size, head.root) for name, head in before.heads.items()} if before else {}
-    whole = {str(log) for log, found in reads.items() if any(one.end is None for one in found)}
+    whole = {str(log) for log, spans in reads.items() if any(span.end is None for span in spans)}
     for summary in report.logs:
         if summary.log in whole and summary.sound and summary.root is not None:
             heads[summary.log] = summary.size, summary.root
@@ -182,31 +182,31 @@ def _marks(
     *,
     turned: bool,
 ) -> dict[str, Marks]:
-    """Return where the next audit goes on from.
+    """Return where the next audit continues.
 
     Args:
-        report: of the survey.
-        reads: what is read of each log.
-        before: the audit that this one goes on from.
-        indexed: by log, how many statements Elasticsearch was seen to have.
+        report: the survey's report.
+        reads: the statements that are read of each log.
+        before: the previous audit.
+        indexed: for each log, how many statements were found indexed in Elasticsearch.
         now: the time.
         turned: whether this audit is a turn of reading old statements again.
     """
     marks = dict(before.marks) if before else {}
     surveyed = {summary.log: summary for summary in report.logs}
-    refused = {one.log for one in report.findings if one.finding == "retention"}
-    for log, found in reads.items():
+    refused = {finding.log for finding in report.findings if finding.finding == "retention"}
+    for log, spans in reads.items():
         name = str(log)
         old = marks.get(name, Marks(0, 0, format_time(now), 0))
         summary = surveyed.get(name)
         again = turned and summary is not None
         expired = old.expired
-        # As with heads: what a statement says that does not hold is not signed again as ours; nor is there a hole.
+        # As with heads: claims of an invalid chain are not signed again, and the expired range has no gap.
         if summary is not None and summary.sound and name not in refused and summary.expired_from <= old.expired:
             expired = max(expired, summary.expired)
         new = Marks(
             expired=expired,
-            reread=_turn_end(found) if again else old.reread,
+            reread=_turn_end(spans) if again else old.reread,
             reread_at=format_time(now) if again else old.reread_at,
             indexed=max(old.indexed, indexed.get(name, 0)),
         )
@@ -224,7 +224,7 @@ def _reads(
     now: datetime,
     holds: Holds[Manifest],
 ) -> list[_Read]:
-    """Return what is read of a log, in order."""
+    """Return the statements to read of a log, in order."""
     seen = before.heads.get(str(log)) if before else None
     old = seen.size if seen else 0
     if request.since or request.until:
@@ -240,31 +240,32 @@ def _reads(
 
 
 def _left(store: Store, log: Log, seen: int, holds: Holds[Manifest]) -> int:
-    """Return how much of a log's first `seen` statements is there: where it went back, the survey begins at its end."""
+    """Return how many of a log's first `seen` statements exist. If the log went back, the survey begins at its end."""
     try:
         if not seen or any(store.exists(layout.manifest_key(log, sequence)) for sequence in (seen - 1, seen)):
             return seen
         return min(find_tip(store, log, holds, seen).head.size, seen)
     except CustodyError:
-        # The survey says what is wrong with it.
+        # The survey reports what is wrong.
         return seen
 
 
 def _surveyed(reads: Sequence[_Read]) -> list[Span]:
-    """Return the spans whose chain is looked at.
+    """Return the spans whose chain is surveyed.
 
-    New statements are surveyed from the one before them: that it is still there, and leads to the root that was seen,
-    shows that the log did not go back.
+    For new statements the span begins one statement earlier. If that statement exists and leads to the root that the
+    previous audit signed, the log did not go back.
     """
-    begins = (one.first if one.survey is None else one.survey for one in reads)
+    begins = (read.first if read.survey is None else read.survey for read in reads)
     return [
-        Span(max(begin - 1, 0) if one.end is None else begin, one.end) for one, begin in zip(reads, begins, strict=True)
+        Span(max(begin - 1, 0) if read.end is None else begin, read.end)
+        for read, begin in zip(reads, begins, strict=True)
     ]
 
 
 def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
-    """Return the old statements whose turn it is to be read again, so that all are within `reread_days`."""
-    # Since this log's last turn: the audit before may be of other logs, or a roll's, which reads nothing.
+    """Return the old statements to read again in this turn, so that all are read within `reread_days`."""
+    # Counted from this log's last turn: the previous audit may be of other logs, or a roll's, which reads nothing.
     marks = before.marks.get(name)
     last = parse_time(marks.reread_at if marks else before.started_at).timestamp()
     days = max((now.timestamp() - last) / timedelta(days=1).total_seconds(), 1.0)
@@ -279,12 +280,12 @@ def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime
 
 def _turn_end(reads: Sequence[_Read]) -> int:
     """Return where the next turn of reading old statements again begins."""
-    # A turn that wrapped around has its later part last, and ended in its earlier one.
-    return next((one.end or 0 for one in reads if one.read == "again"), 0)
+    # A turn that wrapped around has two ranges in order of sequence; it ended in the first one.
+    return next((read.end or 0 for read in reads if read.read == "again"), 0)
 
 
 def _cut(name: str, first: int, end: int, read: Read, step: int) -> Iterator[Piece]:
-    """Cut statements at whole multiples of the step, so that an audit that goes on finds the same pieces again."""
+    """Cut a range into pieces at multiples of the step, so that an audit that resumes gets the same pieces."""
     while first < end:
         stop = min((first // step + 1) * step, end)
         yield Piece(name, first, stop, read)

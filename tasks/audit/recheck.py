@@ -1,15 +1,15 @@
-"""`custody verify --kafka`: read again what the broker still has, and compare it with what the archive says of it.
+"""`custody verify --kafka`: reads the records that the broker still has, and compares them with the archive.
 
-Of each log whose topic is still the one that it was made from:
+For each log whose topic is still the one that it was made from:
 
-1. The head that the group's committed offset remembers, signed, is one that the log has.
-2. Each record that the broker still has below the head is the one that the archive has at its offset: an event byte
-   for byte (but for newlines), a quarantined record with its key, value, headers and time. Where a statement says that
-   there is none, there is none.
+1. The signed head in the group's committed offset must be a head of the log.
+2. Each record that the broker has below the head must be the archive's record at that offset. An event must be equal
+   byte for byte, except for newlines; a quarantined record must have the same key, value, headers and time. If a
+   statement says that an offset has no record, the broker must have none.
 
-What retention or compaction has taken cannot be read again, and is no finding. Where the topic is another by now, or
-was truncated, nothing of it can be compared: `topic-changed`. What of the archive cannot be read is reported by the
-rest of the verification, and passed over here.
+Records that retention or compaction removed cannot be compared, which is no finding. If the topic was recreated or
+truncated, nothing is compared: `topic-changed`. Parts of the archive that cannot be read are skipped here, because the
+rest of the verification reports them.
 
 One batch and one read from Kafka are in memory at a time.
 """
@@ -54,20 +54,20 @@ from tasks.drain.kafka import (
 from tasks.settings import Settings
 
 DIRECT = "direct"
-"""The cluster of logs that were never in Kafka."""
+"""The cluster's name in logs that were never in Kafka."""
 _RECORDS = 1000
 _POLL_SECONDS = 1.0
 _SILENT_POLLS = 30
-"""Polls without an answer after which a partition is taken to be silent."""
+"""Polls without an answer after which the comparison of a partition fails."""
 
 
 def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]:
-    """Yield what the broker tells of an archive.
+    """Compare an archive with the broker, and yield findings.
 
     Args:
-        settings: where Kafka is.
+        settings: the settings of Kafka.
         store: the archive.
-        trust: keys by which a remembered head counts.
+        trust: keys that may have signed a head in a committed offset.
 
     Raises:
         SourceError: Kafka does not answer.
@@ -91,7 +91,7 @@ def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]
                     elif is_newest:
                         yield changed
                 except (SourceError, StoreError) as error:
-                    what = f"it cannot be compared with what the broker has: {error}"
+                    what = f"the log cannot be compared with the broker: {error}"
                     yield finding("unreadable", what, log=str(end.log))
 
 
@@ -106,12 +106,12 @@ class _End:
 
 
 def _find_end(store: Store, log: Log, archive: str, trust: Trust) -> _End | None:
-    """Return where a log ends; None where it has no statement, or was never in Kafka."""
+    """Return where a log ends; None if it has no statement, or was never in Kafka."""
     judge = Judge(store, log, statements_of(log), archive, trust)
     try:
         tip = find_tip(store, log, partial(_stands, judge))
     except (FormatError, ObjectMissing):
-        # What is wrong with the log is a finding of the verification.
+        # The verification reports what is wrong with the log.
         return None
     if tip.newest is None or tip.newest.statement.log.cluster == DIRECT:
         return None
@@ -119,7 +119,7 @@ def _find_end(store: Store, log: Log, archive: str, trust: Trust) -> _End | None
 
 
 def _stands(judge: Judge, entry: Manifest, sequence: int) -> bool:
-    """Return whether an entry may be the log's end: who lacks the keys compares what nobody here can check."""
+    """Return whether an entry may be the log's end. Without keys, entries with unchecked signatures are accepted."""
     return judge.stands(entry, sequence) and not judge.verdict(entry, sequence).refused
 
 
@@ -136,23 +136,23 @@ def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterato
     where: dict[str, Any] = {"log": str(log), "expected": expected, "found": found}
     where["sha256"] = loss_digest(log, expected, found)
     if known.size > head.size:
-        what = f"the log went back: {known.origin} remembers more statements than there are"
+        what = f"the log went back: {known.origin} has more statements than the log"
         yield finding("head-rollback", what, sequence=head.size, through=known.size - 1, **where)
     elif known.size == head.size and known.root != head.root:
-        what = f"another history: {known.origin} remembers another root at this size"
+        what = f"another history: {known.origin} has another root at this size"
         yield finding("head-fork", what, sequence=head.size - 1, **where)
 
 
 def _change(broker: Broker, cluster: str, topic: Topic | None, end: _End) -> Finding | None:
-    """Return how a partition is not the one that a log was made from, None if it goes on where that ends."""
+    """Return how a partition differs from the one that a log was made from; None if it continues the log."""
     log, newest = end.log, end.newest
     archived = newest.log
     where: dict[str, Any] = {"log": str(log), "sequence": newest.sequence}
     if archived.cluster != cluster:
-        what = "the broker is of another cluster than the one that the log was made from"
+        what = "the broker belongs to another cluster than the log"
         return finding("topic-changed", what, expected=archived.cluster, found=cluster, **where)
     if topic is None or log.partition >= topic.partitions:
-        what = "the broker does not have the partition any more, or this client may not see it"
+        what = "the broker no longer has the partition, or this client may not see it"
         return finding("topic-changed", what, **where)
     if archived.topic_id != topic.id:
         what = "the topic was deleted and created again"
@@ -160,14 +160,14 @@ def _change(broker: Broker, cluster: str, topic: Topic | None, end: _End) -> Fin
         return finding("topic-changed", what, expected=expected, found=found, **where)
     bounds = broker.bounds(log.topic, log.partition)
     if bounds.end < newest.next_offset:
-        what = "the partition ends before the log does: it was truncated"
+        what = "the partition ends before the log: it was truncated"
         expected, found = f"offset {newest.next_offset}", f"offset {bounds.end}"
         return finding("topic-changed", what, offset=bounds.end, expected=expected, found=found, **where)
     last = newest.last_record
     if last is not None and last.offset >= bounds.start:
         problem = broker.disagreement(log.topic, log.partition, last)
         if problem is not None:
-            what = f"the partition was truncated, and has grown again: {problem}"
+            what = f"the partition was truncated and has grown again: {problem}"
             return finding("topic-changed", what, offset=last.offset, **where)
     return None
 
@@ -183,10 +183,10 @@ def _compare(settings: Settings, broker: Broker, store: Store, end: _End) -> Ite
 
 
 def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int) -> Iterator[Received]:
-    """Yield the committed records of a partition from one offset to another, but for those that retention takes.
+    """Yield the committed records of a partition between two offsets, except those that retention deletes meanwhile.
 
     Raises:
-        SourceError: the broker does not give them.
+        SourceError: the broker does not return them.
     """
     silent = 0
     where = {(log.topic, log.partition): Position(start)}
@@ -211,13 +211,13 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
                 yield message
                 if message.offset() == stop - 1:
                     return
-    raise SourceError(f"{log}: the broker gave nothing for {_SILENT_POLLS * _POLL_SECONDS:.0f} s")
+    raise SourceError(f"{log}: the broker returned nothing for {_SILENT_POLLS * _POLL_SECONDS:.0f} s")
 
 
 def _differences(
     store: Store, log: Log, records: Iterator[Record], start: int, size: int, holds: Holds[Manifest]
 ) -> Iterator[Finding]:
-    """Yield what of a log's records, given in order of their offsets from `start` on, the archive has otherwise."""
+    """Yield differences between a log's records, given in order of offsets from `start` on, and the archive."""
     record = next(records, None)
     for sequence, manifest in manifests_from(store, log, _first(store, log, start, size, holds), size, holds):
         statement = manifest.statement
@@ -230,7 +230,7 @@ def _differences(
         while record is not None and record.offset() < statement.next_offset:
             offset = record.offset()
             if any(first <= offset < end for first, end in _around(statement.skipped, offset)):
-                what = "the broker has a committed record where the statement says that there is none"
+                what = "the broker has a committed record at an offset that the statement calls skipped"
                 key = layout.manifest_key(log, sequence)
                 yield finding("skipped-record", what, log=str(log), sequence=sequence, offset=offset, key=key)
             elif (content := archived.at(offset)) is not None:
@@ -254,12 +254,12 @@ def _first(store: Store, log: Log, start: int, size: int, holds: Holds[Manifest]
     try:
         return first_sequence(store, log, size, lambda statement: statement.next_offset > start, holds)
     except (ObjectMissing, FormatError):
-        # One on the way of the search is damaged: they are read from the first on.
+        # The search met a damaged statement: read all statements.
         return 0
 
 
 def _around(ranges: Sequence[Range], offset: int) -> Sequence[Range]:
-    """Return those of many sorted ranges that may hold an offset: one, or none."""
+    """Return the one range of many sorted ranges that may contain an offset, or none."""
     index = bisect_right(ranges, (offset, INT_MAX))
     return ranges[max(index - 1, 0) : index]
 
@@ -273,22 +273,22 @@ class _Missing:
     last: int = 0
 
     def note(self, offset: int) -> None:
-        """Count one."""
+        """Count a record."""
         self.first = self.first if self.count else offset
         self.last = offset
         self.count += 1
 
     def findings(self, log: Log, sequence: int) -> Iterator[Finding]:
-        """Yield one finding if there are any, and begin anew."""
+        """Yield one finding if there are any, and reset the count."""
         if self.count:
-            what = f"the broker has {self.count} records, up to offset {self.last}, that no statement accounts for"
+            what = f"no statement accounts for {self.count} records of the broker, up to offset {self.last}"
             yield finding("offset-gap", what, log=str(log), sequence=sequence, offset=self.first)
         self.count = 0
 
 
 @dataclass(slots=True)
 class _Edited:
-    """Records of one statement that the broker has otherwise: how many, and the first of them."""
+    """Records of one statement that differ on the broker: how many, and the first of them."""
 
     count: int = 0
     offset: int = 0
@@ -319,9 +319,9 @@ class _Edited:
         """Yield one finding if there are any."""
         if not self.count:
             return
-        what = "the broker has another record at this offset than the archive"
+        what = "the broker's record at this offset differs from the archive's"
         if self.expected == self.found:
-            what += ": of the same value, with another key, header or time"
+            what += ": the value is the same, but not the key, a header or the time"
         yield finding(
             "record-edited",
             what,
@@ -344,16 +344,16 @@ _Content = bytes | QuarantinedRecord
 
 
 class _Archived:
-    """What a statement has at each offset, asked for in order. One batch and one quarantined record are held."""
+    """The contents of a statement by offset, asked for in order. One batch and one quarantined record are in memory."""
 
     def __init__(self, store: Store, statement: Statement) -> None:
         self._store, self._statement = store, statement
-        self._unknown: list[Range] = [(one.from_, one.to) for one in statement.unreadable]
+        self._unknown: list[Range] = [(part.from_, part.to) for part in statement.unreadable]
         self._contents = merge(self._events(), self._quarantined(), key=lambda item: item[0])
         self._next: tuple[int, _Content] | None = next(self._contents, None)
 
     def at(self, offset: int) -> _Content | None:
-        """Return what is archived at an offset, None if nothing is or it cannot be read."""
+        """Return what is archived at an offset; None if nothing is, or if it cannot be read."""
         while self._next is not None and self._next[0] < offset:
             self._next = next(self._contents, None)
         return self._next[1] if self._next is not None and self._next[0] == offset else None
@@ -375,7 +375,7 @@ class _Archived:
             try:
                 lines = self._lines(segment.key if segment else "", batch)
             except (StoreError, FormatError):
-                # That it cannot be read, or is not what is stated, is a finding of the verification.
+                # The verification reports that it cannot be read, or differs from the statement.
                 self._unknown.append((batch.first_offset, batch.next_offset))
                 continue
             yield from zip(line_offsets(batch, unlined), lines, strict=False)

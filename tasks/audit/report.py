@@ -23,7 +23,7 @@ def execute(name: str, archive: str) -> Any:
 
     Args:
         name: `integrity` or `activity`.
-        archive: what its variable `archive` is set to.
+        archive: the value for its variable `archive`.
 
     Raises:
         ConfigurationError: there is no such notebook, or it has no such variable.
@@ -35,31 +35,31 @@ def execute(name: str, archive: str) -> Any:
         raise ConfigurationError(f"there is no notebook {name!r} in {NOTEBOOKS}: {error.strerror}") from None
     first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
     if first is None or "archive =" not in first.source:
-        raise ConfigurationError(f"the first cell of code of the notebook {name!r} does not set `archive`")
+        raise ConfigurationError(f"the first code cell of the notebook {name!r} does not set `archive`")
     first.source = f"archive = {archive!r}"
     client = NotebookClient(
         notebook, timeout=_SECONDS, kernel_name="python3", resources={"metadata": {"path": Path.cwd()}}
     )
     try:
-        # In a process that has an event loop already, as a flow's, nbclient would start none.
+        # With its own event loop: nbclient starts none in a process that has one already, such as a flow's.
         asyncio.run(client.async_execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        said = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
-        raise CustodyError(f"the notebook {name!r} failed: {said[:2000]}") from None
+        reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+        raise CustodyError(f"the notebook {name!r} failed: {reason[:2000]}") from None
     return notebook
 
 
 def to_html(notebook: Any) -> bytes:
-    """Return an executed notebook as HTML, without its code, and without anything that a browser would fetch."""
+    """Return an executed notebook as HTML, without code and without links to resources that a browser would fetch."""
     exporter = HTMLExporter(exclude_input=True, embed_images=True, mathjax_url="", require_js_url="", jquery_url="")  # type: ignore[no-untyped-call]
     page, _ = exporter.from_notebook_node(notebook)
     return str(page).encode()
 
 
 def publish(settings: Settings, sequence: int) -> str:
-    """Execute the integrity report, put it beside an audit's results, and return where it lies.
+    """Execute the integrity notebook, store it with an audit's results, and return its address.
 
     Raises:
-        CustodyError: it could not be made, the archive does not take it, or no key can sign that it is this one.
+        CustodyError: it could not be made, the archive cannot be written, or no key can sign.
     """
     return put_report(settings, sequence, to_html(execute("integrity", settings.archive)))

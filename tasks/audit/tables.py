@@ -1,11 +1,11 @@
-"""Events as Parquet tables, made in the audit's own read.
+"""Makes Parquet tables of events while an audit reads them, and checks existing tables.
 
-Tables are written to a temporary folder while segments are read, and put into the archive when their range is whole: a
-range that is there in part is no range (`custody.query.tables.whole_ranges`), and is made again by the next audit.
+Tables are written to a temporary folder while segments are read, and put into the archive when their range is complete.
+An incomplete range is ignored (`custody.query.tables.whole_ranges`), and the next audit makes it again.
 
-Files are named by a digest of their bytes, which anybody can compute. So the files of a range are listed, with whole
-digests and rows, in a signed note (`custody.archive.signed_notes`, over `custody/tables/1`), and a table that no such
-list names is a finding.
+A file's name contains a digest of its bytes, which anybody can compute. So a signed note
+(`custody.archive.signed_notes`, over `custody/tables/1`) lists the files of a range, with full digests and numbers of
+rows. A table in no such list is a finding.
 """
 
 import tempfile
@@ -39,13 +39,13 @@ from custody.verify.work import Work
 LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
 
 _FILE_BYTES = 16 * 1_048_576
-"""A file is closed at this size: it is put as a whole, from memory."""
+"""A file is closed at this size, because it is uploaded from memory in one piece."""
 _FILE_LIMIT = 128 * 1_048_576
-"""Beyond the largest file that was ever put."""
+"""Larger than any file that was ever put."""
 
 
 class TableRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file as it was put: its key, the SHA-256 of its bytes, and how many events it holds."""
+    """A table file: its key, the SHA-256 of its bytes, and its number of events."""
 
     key: str
     sha256: str
@@ -53,7 +53,7 @@ class TableRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TableList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All files of a log's statements `[first, end)`; line 1 of its object."""
+    """All table files of a log's statements `[first, end)`; line 1 of its object."""
 
     format: Literal["custody/tables/1"]
     archive: str
@@ -65,7 +65,7 @@ class TableList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class TableWriter:
-    """Makes the tables of a log's statements `[first, end)` from the batches that a verification hands over."""
+    """Makes the tables of a log's statements `[first, end)` from batches that a verification has read."""
 
     def __init__(
         self, store: Store, log: Log, first: int, end: int, *, archive: str, signers: tuple[Signer, Signer]
@@ -73,14 +73,14 @@ class TableWriter:
         """Begin; nothing is put before `finish`.
 
         Args:
-            store: where the tables are put.
-            log: of which they are.
+            store: the archive.
+            log: the log.
             first: sequence of the first statement.
-            end: behind the last one.
-            archive: its id.
+            end: sequence after the last one.
+            archive: the archive's id.
             signers: the HMAC-SHA256 and the Ed25519 key, which sign the list of the files.
         """
-        # For this process's life: Arrow's own allocator keeps, in each thread's heap, what one row group took at most.
+        # Until the process ends: Arrow's own allocator would keep the memory of the largest row group in each thread.
         pa.set_memory_pool(pa.system_memory_pool())
         self._store, self._log, self._first, self._end = store, log, first, end
         self._archive, self._signers = archive, signers
@@ -90,7 +90,7 @@ class TableWriter:
         self._day = ""
         self._open: Any = None
         self.listed: ObjectRef | None = None
-        """The list of the files, once it is there."""
+        """The list of the files, after `finish`."""
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +101,7 @@ class TableWriter:
         self._folder.cleanup()
 
     def add(self, work: Work, batch: Batch, payload: bytes) -> None:
-        """Take a batch of JSON lines."""
+        """Add a batch of JSON lines."""
         day = work.sealed_at[:10]
         if day != self._day:
             self._close()
@@ -111,10 +111,10 @@ class TableWriter:
             self._flush()
 
     def finish(self) -> int:
-        """Put the files and then their list, and return how many rows they have.
+        """Put the files and then their list, and return their number of rows.
 
         Raises:
-            StoreError: the archive does not take them.
+            StoreError: the archive cannot be written.
             KeyUnavailable: no key can sign the list now.
         """
         self._close()
@@ -126,7 +126,8 @@ class TableWriter:
             try:
                 self._store.create(key, data)
             except ObjectExists:
-                # Its key holds a digest of 64 bits: other bytes there were not put by us, and the check will say so.
+                # The key holds 64 bits of the digest. If other bytes are there, we did not put them, and the check
+                # reports them.
                 continue
         if refs:
             self._put_list(refs)
@@ -172,14 +173,14 @@ class TableWriter:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What lies under `tables/`: the whole ranges of each log, and the keys of their lists by log, first and end."""
+    """The contents of `tables/`: the complete ranges of each log, and the keys of lists by log, first and end."""
 
     ranges: Mapping[Log, Sequence[Sequence[tables.TableFile]]]
     lists: Mapping[tuple[Log, int, int], Sequence[str]]
 
 
 def list_tables(store: Store) -> Listed:
-    """List the archive's tables, all at once: they are many, and the checks of all logs ask of the same.
+    """List all tables of the archive, once for the checks of all logs.
 
     Raises:
         StoreError: the archive cannot be listed.
@@ -200,8 +201,8 @@ def check_tables(
 ) -> list[Finding]:
     """Compare the tables of the ranges that begin in a log's statements `[first, end)` with the archive.
 
-    Bytes are compared with the lists that trusted keys signed, and rows with the manifests' counts. What the store does
-    not give, or no key can check, now, is nothing against a table: it is the finding `unreadable`.
+    Bytes are compared with the lists that trusted keys signed, and rows with the manifests' counts. A table that cannot
+    be read or checked now is reported as `unreadable`, not as wrong.
 
     Args:
         store: the archive.
@@ -209,19 +210,19 @@ def check_tables(
         archive: its id.
         log: the log.
         first: sequence of the first statement.
-        end: behind the last one.
-        trust: by which keys a list may be signed.
+        end: sequence after the last one.
+        trust: keys that may sign a list.
     """
     holds = standing(store, archive, trust)(log)
     findings: list[Finding] = []
     unknown: list[Finding] = []
     for files in listed.ranges.get(log, ()):
-        one = files[0]
-        if not first <= one.first < end:
+        table = files[0]
+        if not first <= table.first < end:
             continue
-        where: dict[str, Any] = {"log": str(log), "sequence": one.first, "through": one.end - 1, "key": one.key}
-        lists = listed.lists.get((log, one.first, one.end), ())
-        listed_files, unread = _listed_files(store, archive, log, one.first, one.end, lists, trust)
+        where: dict[str, Any] = {"log": str(log), "sequence": table.first, "through": table.end - 1, "key": table.key}
+        lists = listed.lists.get((log, table.first, table.end), ())
+        listed_files, unread = _listed_files(store, archive, log, table.first, table.end, lists, trust)
         problems: list[str] = []
         for file in files:
             try:
@@ -230,18 +231,18 @@ def check_tables(
                 elif unread is not None:
                     raise unread
                 else:
-                    problems.append("no key that is trusted signed that this is a table of these statements")
+                    problems.append("the table is in no list signed by a trusted key")
             except CustodyError as error:
-                # Without a sequence: it must not stand for what a piece finds unreadable of these statements.
-                span = f"the tables of statements {one.first} to {one.end - 1}"
+                # Without a sequence, so that it does not replace a piece's finding `unreadable` of these statements.
+                span = f"the tables of statements {table.first} to {table.end - 1}"
                 unknown.append(finding("unreadable", f"{span} cannot be checked: {error}", log=str(log), key=file.key))
                 break
         else:
             if not problems:
                 findings += _counted(store, log, files, listed_files, where, holds)
         findings += (finding("tables", problem, **where) for problem in problems)
-    # A store that does not answer gives one for each range; the first says it.
-    return [*findings, *(replace(one, count=len(unknown)) for one in unknown[:1])]
+    # If the store does not answer there is one for each range: report the first, with their number.
+    return [*findings, *(replace(first_unknown, count=len(unknown)) for first_unknown in unknown[:1])]
 
 
 def _counted(
@@ -252,28 +253,28 @@ def _counted(
     where: Mapping[str, Any],
     holds: Holds[Manifest],
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the number of a range's rows."""
+    """Yield a finding if a range has the wrong number of rows."""
     try:
         expected = sum(_events(store, log, sequence, holds) for sequence in range(files[0].first, files[0].end))
     except ObjectMissing:
-        # It would hide the true tables from who asks them.
-        yield finding("tables", "the table is of statements that are not there", **where)
+        # Queries would read this table instead of the real ones.
+        yield finding("tables", "the table is of statements that do not exist", **where)
         return
     except CustodyError:
-        # What is wrong with the statements is a finding of its own.
+        # Problems with the statements are reported separately.
         return
     rows = sum(listed[file.key].rows for file in files)
     if rows != expected:
-        what = "the tables have another number of events than the statements"
+        what = "the tables and the statements have different numbers of events"
         yield finding("tables", what, expected=f"{expected} events", found=f"{rows} rows", **where)
 
 
 def _events(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> int:
-    """Return how many events a statement has, 0 where a later one passes over its slot."""
+    """Return how many events a statement has; 0 if a later one passes over its slot."""
     try:
         statement = read_manifest(store, log, sequence, holds).statement
     except (ObjectMissing, FormatError):
-        # Raises the same where the slot was not passed over.
+        # Raises the same error if the slot was not passed over.
         at_or_behind(store, log, sequence, sequence + 1 + limits.PASSED_OVER, holds)
         return 0
     return sum(batch.events for batch in statement.batches)
@@ -282,31 +283,31 @@ def _events(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> in
 def _listed_files(
     store: Store, archive: str, log: Log, first: int, end: int, keys: Iterable[str], trust: Trust
 ) -> tuple[Mapping[str, TableRef], CustodyError | None]:
-    """Return, by key, the files of a range that trusted keys signed to be its tables, and why a list is not known."""
-    found: dict[str, TableRef] = {}
+    """Return the files of a range in signed lists, by key, and the error of a list that cannot be read now."""
+    files: dict[str, TableRef] = {}
     unread: CustodyError | None = None
     for key in keys:
         try:
             made = signed_notes.read(store, key, TableList, LIST_FORMAT, trust)
         except (FormatError, ObjectMissing, SignatureInvalid):
-            # Then its files are named by none.
+            # A list that is missing or invalid names no files.
             continue
         except CustodyError as error:
             unread = error
         else:
             if (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end):
-                found |= {ref.key: ref for ref in made.files}
-    return found, unread
+                files |= {ref.key: ref for ref in made.files}
+    return files, unread
 
 
 def _problems(store: Store, key: str, listed: TableRef) -> list[str]:
-    """Return what is wrong with a file, nothing if it is as it was signed.
+    """Return what is wrong with a file; nothing if it is as it was signed.
 
     Raises:
-        StoreError: the store does not give it now.
+        StoreError: the file cannot be read now.
     """
     try:
         digest = sha256(store.read(key, limit=_FILE_LIMIT)).hexdigest()
     except (FormatError, ObjectMissing) as error:
         return [f"the table cannot be read: {error}"]
-    return [] if digest == listed.sha256 else ["the table's bytes are not those that were put"]
+    return [] if digest == listed.sha256 else ["the table's bytes differ from the signed digest"]

@@ -1,4 +1,4 @@
-"""An audit's phases as Prefect tasks. Reading is tried again where the storage did not answer; signing never is."""
+"""An audit's phases as Prefect tasks. Reading is retried if the storage did not answer; signing is never retried."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,12 +16,12 @@ from tasks.settings import Settings
 
 
 def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Return whether trying again may help."""
+    """Return whether a retry may help."""
     try:
         state.result()
     except TransientStoreError:
         return True
-    except Exception:  # noqa: BLE001 - whatever else it is, it would happen again
+    except Exception:  # noqa: BLE001 - any other error would happen again
         return False
     return False
 
@@ -35,7 +35,7 @@ def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
     retry_condition_fn=may_pass,
 )
 def survey(request: Request) -> Plan:
-    """Look at what only listings and chains show."""
+    """Survey the archive, and plan the audit."""
     return plan_audit(Settings(), request, datetime.now(UTC))
 
 
@@ -48,20 +48,20 @@ def survey(request: Request) -> Plan:
     retry_condition_fn=may_pass,
 )
 def read_pieces(plan: Plan, pieces: Sequence[Piece]) -> list[PieceResult]:
-    """Read the segments of some pieces."""
+    """Verify some pieces."""
     return list(verify_pieces(Settings(), plan, pieces))
 
 
 @task(name="sign", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def sign(plan: Plan, results: Sequence[PieceResult]) -> Outcome:
-    """Write the audit."""
+    """Sign and write the audit."""
     return conclude(Settings(), plan, results)
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def report(sequence: int) -> str:
-    """Execute the integrity notebook, and keep it as HTML."""
-    # Jupyter's packages take a third of a second, and the processes that read shares need none of them.
+    """Execute the integrity notebook, and store it as HTML."""
+    # Jupyter's packages take a third of a second to import, and the processes that read shares do not need them.
     from tasks.audit.report import publish
 
     return publish(Settings(), sequence)

@@ -1,1 +1,1 @@
-"""Backfill: archived events, chosen by their times, copied to where they are asked for."""
+"""Backfill: copies archived events of a time range to a target."""

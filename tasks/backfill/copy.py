@@ -1,14 +1,14 @@
 """Copies archived events, chosen by their own times, to Elasticsearch, tables, a Kafka topic or a folder.
 
-1. `plan_backfill` walks the manifests and chooses the statements and batches whose times overlap the range. It reads
-   no event, and changes nothing.
-2. `restore` asks for readable copies of the segments that lie in an archived storage class. It says how many are still
-   being made, and waits for none: that takes hours, and the caller comes back.
-3. `copy` reads the chosen batches, in ranges of their segments, holds each to the digest that its statement gives, and
-   hands the events chosen to a target. What the target has is not copied again; so it can be stopped and started.
-   To a topic events are sent at least once (`tasks.backfill.targets.topic`).
+1. `plan_backfill` reads the manifests and chooses the statements and batches whose times overlap the range. It reads
+   no events, and changes nothing.
+2. `restore` requests readable copies of the segments in an archive storage class. It returns how many are not ready,
+   and does not wait: a restore takes hours, and the caller tries again later.
+3. `copy` reads the chosen batches with range reads of their segments, checks each against the digest in its statement,
+   and passes the chosen events to a target. It does not copy what the target already has, so it can be stopped and
+   started again. A topic gets each event at least once (`tasks.backfill.targets.topic`).
 
-Statements' signatures are not checked here: `custody verify` does that, and says what is wrong where something is.
+Statements' signatures are not checked here: `custody verify` does that.
 """
 
 import json
@@ -58,18 +58,18 @@ class Progress:
 
     Attributes:
         parts: parts to copy.
-        done: parts copied, or there already.
-        events: events in the batches that are read.
-        looked_at: of them, those that were read, or did not need to.
+        done: parts copied, or already there.
+        events: events in the batches to read.
+        looked_at: events of these that were read, or did not need to be.
         created: events copied now.
-        there: events that the target had.
-        rejected: events that it does not take.
+        there: events that the target already had.
+        rejected: events that the target rejected.
         size: bytes to read.
         read: bytes read.
         left_out: bytes that did not need to be read.
-        seconds: since the copy began.
+        seconds: time since the copy began.
         stopped: whether it was stopped before its end.
-        problems: what could not be copied, and why; the first 100.
+        problems: parts that could not be copied, with reasons; the first 100.
     """
 
     parts: int = 0
@@ -88,23 +88,23 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Events created, or found there, a second."""
+        """Events per second that were created or already there."""
         return (self.created + self.there) / self.seconds if self.seconds else 0.0
 
     @property
     def share(self) -> float:
-        """How much of the work is done, 0 to 1."""
+        """The share of the work that is done, 0 to 1."""
         return min(1.0, (self.read + self.left_out) / self.size) if self.size else 1.0
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that the rest will take at the speed so far, None where that is not known yet."""
+        """Seconds that the rest will take at the speed so far; None if that is not known yet."""
         left = max(0, self.size - self.read - self.left_out)
         return left * self.seconds / self.read if self.read else (None if left else 0.0)
 
 
 class _Stopped(Exception):
-    """The caller wants no more."""
+    """The caller asked to stop."""
 
 
 def copy(
@@ -113,19 +113,19 @@ def copy(
     progress: Callable[[Progress], None] = lambda _: None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> Progress:
-    """Copy what was planned to its target; what is known to be there is not copied again.
+    """Copy planned events to their target. Parts that are known to be there are not copied again.
 
     Args:
         settings: the settings.
-        plan: what is read.
-        progress: is called after each statement.
-        go_on: is asked before each statement; what was copied until then stays.
+        plan: the plan.
+        progress: called after each statement.
+        go_on: called before each statement; the copy stops if it returns False. Events copied until then stay.
 
     Returns:
-        What was done. What could not be read is among its problems, and the rest was copied.
+        The result. Parts that could not be read are in its problems, and the rest was copied.
 
     Raises:
-        CustodyError: the archive does not answer, or the target does not take the events; the next run goes on.
+        CustodyError: the archive does not answer, or the target does not accept the events. The next run continues.
     """
     with closing(open_store(settings.archive, settings.s3)) as store, _target(settings, store, plan) as target:
         holds = standing(store, plan.archive, settings.trust_at_hand())
@@ -142,7 +142,7 @@ def _target(settings: Settings, store: Store, plan: Plan) -> Iterator[Target]:
         case "tables":
             yield TablesTarget(store, plan.archive, settings.signers(datetime.now(UTC)).both())
         case "topic":
-            # Statements that are looked at only by later days come in among those that were sent.
+            # `late_days` is part of the name: with more days, statements appear between those already sent.
             choice = _choice(plan, late_days=request.late_days)
             with closing(TopicTarget(settings, request.topic or "", choice, complete=not plan.problems)) as topic:
                 yield topic
@@ -151,7 +151,7 @@ def _target(settings: Settings, store: Store, plan: Plan) -> Iterator[Target]:
 
 
 def _choice(plan: Plan, **more: int | None) -> bytes:
-    """Return a name of what is copied: archive, times and types. Logs stand apart in each target."""
+    """Return a name for the choice of events: archive, times and types. Targets keep logs apart themselves."""
     request = plan.request
     span = {"since": format_time(request.since), "until": format_time(request.until)}
     chosen = {"archive": plan.archive, **span, "types": sorted(request.types), **more}
@@ -201,7 +201,7 @@ class _Copy:
             threads.shutdown(cancel_futures=True)
         if not self._done.stopped and not self._done.problems:
             self._target.finish()
-        self._tell()
+        self._report()
         return self._done
 
     def _copy(self, part: Part, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> None:
@@ -211,9 +211,9 @@ class _Copy:
             self._target.write(part, self._contents(pieces, mine), sent)
         except (FormatError, ObjectMissing, ObjectArchived, msgspec.MsgspecError) as error:
             if len(self._done.problems) < _PROBLEMS:
-                place = f"{part.log}, sequence {part.first}" + (f" to {part.end - 1}" if len(pieces) > 1 else "")
-                self._done.problems.append(f"{place}: {error}; {ADVICE}")
-            # What belongs to it was asked for ahead.
+                name = f"{part.log}, sequence {part.first}" + (f" to {part.end - 1}" if len(pieces) > 1 else "")
+                self._done.problems.append(f"{name}: {error}; {ADVICE}")
+            # Skip the rest of this part, which may be fetched already.
             for _ in mine:
                 pass
         finally:
@@ -221,51 +221,51 @@ class _Copy:
         self._done.done += 1
 
     def _contents(self, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> Iterator[Content]:
-        """Yield what is chosen, batch by batch; one that is damaged is raised behind those that are not."""
+        """Yield the chosen events, batch by batch. The error of a damaged batch is raised after all good ones."""
         problem: FormatError | None = None
         for piece, future in zip(pieces, fetched, strict=True):
             if not self._go_on():
                 raise _Stopped
             statement, members = future.result()
-            for place, member in members.items():
+            for index, member in members.items():
                 try:
-                    found = self._choice.choose(piece.log, statement, statement.batches[place], member)
+                    content = self._choice.choose(piece.log, statement, statement.batches[index], member)
                 except FormatError as error:
                     problem = problem or error
                     continue
-                if found is not None:
-                    yield found
+                if content is not None:
+                    yield content
             self._done.read += piece.size
             self._done.looked_at += piece.events
-            self._tell()
+            self._report()
         if problem is not None:
             raise problem
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._done.seconds = time.monotonic() - self._begun
         self._progress(self._done)
 
     def _fetch(self, piece: Piece) -> _Fetched:
-        """Read a piece's batches, those that are neighbours at once."""
+        """Read a piece's batches; adjacent ones in one read."""
         statement = read_manifest(self._store, piece.log, piece.sequence, self._holds(piece.log)).statement
         segment = statement.segment
         if segment is None or segment.key != piece.key or piece.batches[-1] >= len(statement.batches):
-            raise FormatError("the manifest is not what it was a moment ago")
+            raise FormatError("the manifest was changed since the plan was made")
         members: dict[int, bytes] = {}
         for run in batch_runs(statement, piece.batches):
             first, last = statement.batches[run[0]], statement.batches[run[-1]]
             size = last.start + last.size - first.start
             if not 0 < size <= limits.SEGMENT_BYTES:
-                raise FormatError(f"batch {first.number} is said to have {size:,} bytes")
+                raise FormatError(f"batch {first.number} is stated to have {size:,} bytes, which is not possible")
             data = self._store.read(segment.key, limit=size, start=first.start, size=size, restored=True)
-            for place in run:
-                batch = statement.batches[place]
-                members[place] = data[batch.start - first.start :][: batch.size]
+            for index in run:
+                batch = statement.batches[index]
+                members[index] = data[batch.start - first.start :][: batch.size]
         return statement, members
 
 
 def _ahead(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterator[_T]) -> Iterator[Future[_R]]:
-    """Yield a future for each item, in order, a few of them begun ahead."""
+    """Yield a future for each item, in order. A few are started ahead."""
     begun = deque(threads.submit(function, item) for item in islice(items, _AHEAD))
     while begun:
         yield begun.popleft()

@@ -1,6 +1,6 @@
-"""How long a backfill will take, before it is begun: by what AWS says of restores, and by rough speeds of ours.
+"""Estimates how long a backfill will take, from AWS's documented restore times and rough speeds of our own.
 
-What is read, in objects and bytes, is in the plan. What that costs depends on the region and the contract, and is not
+The plan has the objects and bytes that are read. Their price depends on the region and the contract, and is not
 estimated here.
 """
 
@@ -16,14 +16,15 @@ _RESTORE_HOURS: Mapping[tuple[str, Tier], float] = {
     ("DEEP_ARCHIVE", "standard"): 12,
     ("DEEP_ARCHIVE", "bulk"): 48,
 }
-"""At most, as AWS documents it."""
+"""Longest times, as AWS documents them."""
 _EVENTS_SECOND: Mapping[Kind, float] = {
     "elasticsearch": 10_000,
     "tables": 50_000,
     "topic": 60_000,
     "folder": 200_000,
 }
-"""Of one process on a busy machine with two cores: folder and tables measured, the other two guessed with care."""
+"""Events per second of one process on a busy machine with two cores. `folder` and `tables` were measured; the other
+two are careful guesses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class Estimate:
     """How long a plan will take.
 
     Attributes:
-        restore_hours: until the last copy can be read, at most; 0 if nothing has to be restored.
-        seconds: the copying itself.
+        restore_hours: longest time until the last segment is restored; 0 if nothing must be restored.
+        seconds: time of the copy itself.
     """
 
     restore_hours: float
@@ -44,14 +45,14 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Return how long a plan will take."""
+    """Return an estimate of how long a plan will take."""
     tier = plan.request.tier
-    hours = (_RESTORE_HOURS[one.storage_class or "DEEP_ARCHIVE", tier] for one in plan.archived)
+    hours = (_RESTORE_HOURS[segment.storage_class or "DEEP_ARCHIVE", tier] for segment in plan.archived)
     return Estimate(max(hours, default=0), plan.events / _EVENTS_SECOND[plan.request.target])
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time for people."""
+    """Return a duration as text, such as `5 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,6 +1,6 @@
-"""What a backfill reads: the statements and batches whose times overlap a range, chosen from the manifests.
+"""Plans a backfill: chooses the statements and batches whose times overlap a range, from the manifests.
 
-No event is read, and nothing is changed. Signatures are not checked: `custody verify` does that.
+It reads no events, and changes nothing. It checks no signatures: `custody verify` does that.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,33 +28,33 @@ from tasks.search.documents import LEEWAY
 from tasks.settings import Settings
 
 Kind = Literal["elasticsearch", "tables", "topic", "folder"]
-"""What events are copied to."""
+"""The target of a backfill."""
 KINDS, TIERS = get_args(Kind), get_args(Tier)
 ADVICE = "`custody verify` says more"
 
 PARALLEL = 32
 _CHUNK = 1024
 _RUN_BYTES = 32 * 1_048_576
-"""Neighbouring batches are read at once, up to so many bytes."""
+"""Adjacent batches are read at once, up to this number of bytes."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events are wanted, and where.
+    """Which events are copied, and where to.
 
     Attributes:
-        since: events from then on, by their own time; aware.
-        until: events before then.
-        logs: `<log>/<partition>`, or `<log>` for all its partitions; none for all.
-        types: of events; none for all.
-        target: what they are copied to.
-        topic: the Kafka topic, where that is the target; it gets each event at least once.
-        folder: the folder, where that is the target.
-        tier: how soon archived segments are restored, and at what price.
-        late_days: look only at statements sealed within so many days after the range (and from a day before it on). An
-            event that came later is not found then, and a long archive need not be walked as a whole.
+        since: events at this time or later, by their own time; timezone-aware.
+        until: events before this time.
+        logs: `<log>/<partition>`, or `<log>` for all its partitions; empty for all logs.
+        types: event types; empty for all.
+        target: where events are copied to.
+        topic: the Kafka topic, for the target `topic`. It gets each event at least once.
+        folder: the folder, for the target `folder`.
+        tier: how segments in an archive storage class are restored: faster, or cheaper.
+        late_days: read only statements sealed between a day before the range and this many days after it. This saves
+            reading all manifests of a long archive, but does not find events that came later.
     """
 
     since: datetime
@@ -69,7 +69,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Batches of one statement, by their places in it, and what they amount to."""
+    """Batches of one statement, by their indexes, and their sums."""
 
     log: Log
     sequence: int
@@ -83,7 +83,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Object(msgspec.Struct, frozen=True):
-    """A segment that is read, where it lies, and whether it can be read there."""
+    """A segment to read, its storage class, and whether it can be read there."""
 
     key: str
     size: int
@@ -96,13 +96,13 @@ class Plan(msgspec.Struct, frozen=True):
     """What a backfill reads.
 
     Attributes:
-        request: what was asked for.
-        archive: its id.
-        statements: how many were looked at.
-        parts: what is copied as a whole, in order.
-        pieces: what is read of each part.
+        request: the request.
+        archive: the archive's id.
+        statements: number of statements that were searched.
+        parts: the parts to copy, each as a whole, in order.
+        pieces: for each part, the pieces to read.
         objects: the segments.
-        problems: what cannot be read, and why.
+        problems: what cannot be read, with reasons.
     """
 
     request: Request
@@ -115,7 +115,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def events(self) -> int:
-        """Events in the batches that are read; those chosen are as many at most."""
+        """Events in the batches that are read: an upper limit for the events that are copied."""
         return sum(piece.events for part in self.pieces for piece in part)
 
     @property
@@ -131,40 +131,40 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def archived(self) -> tuple[Object, ...]:
         """The segments that must be restored before they can be read."""
-        return tuple(one for one in self.objects if one.archived and not one.restored)
+        return tuple(segment for segment in self.objects if segment.archived and not segment.restored)
 
 
 def check_request(settings: Settings, request: Request) -> None:
-    """Check that a request makes sense, before anything is read.
+    """Check a request before anything is read.
 
     Raises:
-        ConfigurationError: the request, or a setting that it needs.
+        ConfigurationError: the request, or a setting that it needs, is wrong.
     """
     if request.since.tzinfo is None or request.until.tzinfo is None:
         raise ConfigurationError("since and until need a time zone: end them with Z for UTC")
     if request.since >= request.until:
-        raise ConfigurationError(f"nothing is since {request.since} and before {request.until}: until is to be later")
+        raise ConfigurationError(f"until ({request.until}) must be later than since ({request.since})")
     for name in request.types:
         if name not in EVENT_TYPES:
-            raise ConfigurationError(f"{name[:100]!r} is no type of events; there are {', '.join(EVENT_TYPES)}")
+            raise ConfigurationError(f"{name[:100]!r} is not an event type; the types are {', '.join(EVENT_TYPES)}")
     if request.types and request.target == "tables":
-        raise ConfigurationError("tables hold whole statements, so that types cannot be chosen; leave types out")
+        raise ConfigurationError("tables hold whole statements, so types cannot be chosen: leave types out")
     if request.late_days is not None and request.late_days < 0:
-        raise ConfigurationError(f"late days are {request.late_days}; want 0 or more")
+        raise ConfigurationError(f"late_days is {request.late_days}; it must be 0 or more")
     if request.target == "elasticsearch" and settings.search.url is None:
-        raise ConfigurationError("search.url is not set: it says where Elasticsearch is")
+        raise ConfigurationError("search.url is not set: set it to the URL of Elasticsearch")
     for target, value in (("topic", request.topic), ("folder", request.folder)):
         if target == request.target and not value:
-            raise ConfigurationError(f"the target is a {target}: say which")
+            raise ConfigurationError(f"the target is a {target}, but none is named: name the {target}")
         if target != request.target and value:
-            raise ConfigurationError(f"a {target} is named, and the target is {request.target}: leave one out")
+            raise ConfigurationError(f"a {target} is named, but the target is {request.target}: remove one of them")
 
 
 def plan_backfill(settings: Settings, request: Request) -> Plan:
-    """Choose what is to be read. Nothing is changed.
+    """Choose what to read. Nothing is changed.
 
     Raises:
-        ConfigurationError: the request makes no sense, or there is no archive.
+        ConfigurationError: the request is wrong, or there is no archive.
         StoreError: the archive does not answer.
     """
     check_request(settings, request)
@@ -180,12 +180,12 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             looked_at += walk.looked_at
         objects = {}
         keys = {piece.key: None for _, pieces in groups for piece in pieces}
-        for key, found in zip(keys, map_in_order(threads, partial(_look, store), keys), strict=True):
-            if isinstance(found, str):
-                problems.append(found)
+        for key, segment in zip(keys, map_in_order(threads, partial(_look, store), keys), strict=True):
+            if isinstance(segment, str):
+                problems.append(segment)
             else:
-                objects[key] = found
-    # A table that lacks a statement would hide that it does; of other targets' parts each has one piece.
+                objects[key] = segment
+    # A table must not lack a statement of its range. For other targets each part has one piece.
     groups = [(part, pieces) for part, pieces in groups if all(piece.key in objects for piece in pieces)]
     used = {piece.key for _, pieces in groups for piece in pieces}
     return Plan(
@@ -194,7 +194,7 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
         statements=looked_at,
         parts=tuple(part for part, _ in groups),
         pieces=tuple(pieces for _, pieces in groups),
-        objects=tuple(found for key, found in objects.items() if key in used),
+        objects=tuple(segment for key, segment in objects.items() if key in used),
         problems=tuple(problems),
     )
 
@@ -223,24 +223,24 @@ class _Walk:
             self.end = sealed_from(store, log, size, request.until + timedelta(days=request.late_days), holds)
         self.looked_at = 0
         self.empty: set[int] = set()
-        """Statements without a batch, and slots that hold none."""
+        """Statements without a batch, and slots without a statement."""
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield what is wanted."""
+        """Yield the chosen pieces."""
         unread: dict[int, str] = {}
-        for sequence, found in map_in_order(self._threads, self._read, range(self.first, self.end)):
+        for sequence, statement in map_in_order(self._threads, self._read, range(self.first, self.end)):
             self.looked_at += 1
-            if isinstance(found, str):
-                unread[sequence] = found
+            if isinstance(statement, str):
+                unread[sequence] = statement
                 continue
-            # What the writer passed over was never a statement.
-            passed = range(sequence - len(found.passed_over), sequence)
+            # Slots that the writer passed over never had a statement, so they are no problem.
+            passed = range(sequence - len(statement.passed_over), sequence)
             self.empty.update(passed)
             self._problems += [problem for slot, problem in unread.items() if slot not in passed]
             unread.clear()
-            if not found.batches:
+            if not statement.batches:
                 self.empty.add(sequence)
-            elif (piece := self._piece(found)) is not None:
+            elif (piece := self._piece(statement)) is not None:
                 yield piece
         self._problems += unread.values()
 
@@ -253,11 +253,11 @@ class _Walk:
     def _piece(self, statement: Statement) -> Piece | None:
         if statement.segment is None or (self._types and not self._types & statement.types.keys()):
             return None
-        chosen = [place for place, batch in enumerate(statement.batches) if self._overlaps(batch)]
+        chosen = [index for index, batch in enumerate(statement.batches) if self._overlaps(batch)]
         if not chosen:
             return None
         chosen = list(range(len(statement.batches))) if self._whole else chosen
-        batches = [statement.batches[place] for place in chosen]
+        batches = [statement.batches[index] for index in chosen]
         return Piece(
             log=self.log,
             sequence=statement.sequence,
@@ -280,9 +280,9 @@ def _alone(piece: Piece) -> tuple[Part, tuple[Piece, ...]]:
 
 
 def _tabled(settings: Settings, store: Store, walk: _Walk) -> Iterator[tuple[Part, tuple[Piece, ...]]]:
-    """Yield ranges of statements that have no tables, each with what is read for it."""
+    """Yield ranges of statements that have no tables, each with its pieces."""
     keys = (info.key for info in store.list(tables.TABLES))
-    there = [(files[0].first, files[0].end) for files in tables.whole_ranges(keys) if files[0].log == walk.log]
+    tabled = [(files[0].first, files[0].end) for files in tables.whole_ranges(keys) if files[0].log == walk.log]
     held: list[Piece] = []
 
     def whole() -> tuple[Part, tuple[Piece, ...]]:
@@ -292,12 +292,12 @@ def _tabled(settings: Settings, store: Store, walk: _Walk) -> Iterator[tuple[Par
         return Part(walk.log, first.sequence, last.sequence + 1, first.first_offset, last.next_offset), made
 
     for piece in walk.pieces():
-        if any(first <= piece.sequence < end for first, end in there):
+        if any(first <= piece.sequence < end for first, end in tabled):
             continue
         if held:
             between = range(held[-1].sequence + 1, piece.sequence)
-            joined = all(one in walk.empty for one in between)
-            covered = any(first < piece.sequence and end > held[-1].sequence for first, end in there)
+            joined = all(sequence in walk.empty for sequence in between)
+            covered = any(first < piece.sequence and end > held[-1].sequence for first, end in tabled)
             full = piece.sequence - held[0].sequence >= settings.audit.piece_statements
             if not joined or covered or full:
                 yield whole()
@@ -308,30 +308,30 @@ def _tabled(settings: Settings, store: Store, walk: _Walk) -> Iterator[tuple[Par
 
 def _look(store: Store, key: str) -> Object | str:
     try:
-        found = store.status(key)
+        status = store.status(key)
     except ObjectMissing as error:
         return f"{error}: it has expired, or is lost; {ADVICE}"
-    return Object(key, found.size, found.storage_class, found.archived, found.restored)
+    return Object(key, status.size, status.storage_class, status.archived, status.restored)
 
 
-def batch_runs(statement: Statement, places: Iterable[int]) -> Iterator[list[int]]:
-    """Yield the batches that are read at once: those that lie beside each other in the segment."""
+def batch_runs(statement: Statement, indexes: Iterable[int]) -> Iterator[list[int]]:
+    """Yield the batches that are read at once, because they are adjacent in the segment."""
     run: list[int] = []
     size = 0
-    for place in places:
-        batch = statement.batches[place]
+    for index in indexes:
+        batch = statement.batches[index]
         last = statement.batches[run[-1]] if run else None
         if last is not None and (last.start + last.size != batch.start or size + batch.size > _RUN_BYTES):
             yield run
             run, size = [], 0
-        run.append(place)
+        run.append(index)
         size += batch.size
     if run:
         yield run
 
 
 def map_in_order(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Map in threads, and in order, with no more than some items under way: there may be millions."""
+    """Map in threads, in order, and with a limited number of items at a time: there may be millions."""
     items = iter(items)
     while chunk := list(islice(items, _CHUNK)):
         yield from threads.map(function, chunk)

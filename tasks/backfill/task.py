@@ -1,4 +1,4 @@
-"""A backfill's phases as Prefect tasks. None is tried again: the next run goes on from what the target has."""
+"""A backfill's phases as Prefect tasks. None is retried: the next run continues from what the target has."""
 
 from collections.abc import Callable
 
@@ -14,17 +14,17 @@ from tasks.settings import Settings
 
 @task(name="choose", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def choose(request: Request) -> Plan:
-    """Look at the manifests."""
+    """Choose what to read, from the manifests."""
     return plan_backfill(Settings(), request)
 
 
 @task(name="restore", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def ask_for_restores(plan: Plan) -> int:
-    """Ask for copies of archived segments, and return how many are still being made."""
+    """Request restores, and return how many segments are not restored yet."""
     return restore(Settings(), plan)
 
 
 @task(name="copy", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def copy_events(plan: Plan, tell: Callable[[Progress], None]) -> Progress:
-    """Copy until it is done or the process is to stop, and tell how far that is."""
-    return copy(Settings(), plan, tell, lambda: not stop_requested.is_set())
+def copy_events(plan: Plan, report: Callable[[Progress], None]) -> Progress:
+    """Copy until everything is copied or a stop is requested, and report progress."""
+    return copy(Settings(), plan, report, lambda: not stop_requested.is_set())

@@ -1,4 +1,4 @@
-"""Appends statements in the background: one of a log at a time, in order, within the memory that all logs share."""
+"""Appends statements in the background: for each log one at a time and in order, within a memory limit for all logs."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +11,9 @@ from tasks.drain.context import Context
 from tasks.drain.log_run import LogRun
 
 UPLOADERS = 8
-"""Appends that are under way at the same time, each of another log."""
+"""Appends that run at the same time, each of another log."""
 HELD_BYTES = 64 * 1024 * 1024
-"""Assembled, over all logs; beyond it the largest is cut. As much again may be on its way to the store."""
+"""Assembled bytes of all logs. Above this limit the largest log is cut. The same amount may be in uploads."""
 
 
 class Appends:
@@ -38,14 +38,14 @@ class Appends:
         self._pool.shutdown()
 
     def cut(self, run: LogRun) -> None:
-        """Append what a log has in hand."""
+        """Cut a log's open segment, and append it."""
         self.submit(run, run.assembler.cut())
 
     def submit(self, run: LogRun, entry: Entry) -> None:
-        """Append in the background, after what this log has under way, and within the memory that all may hold."""
+        """Append in the background, after this log's previous append, and within the memory limit for all logs."""
         self.collect(run)
         for other in self._runs:
-            if sum(one.appending_bytes for one in self._runs) <= HELD_BYTES:
+            if sum(each.appending_bytes for each in self._runs) <= HELD_BYTES:
                 break
             if other.append is not None and other is not run:
                 other.append.exception()
@@ -54,7 +54,7 @@ class Appends:
         run.append = self._pool.submit(self._append, run, entry)
 
     def collect(self, run: LogRun) -> None:
-        """Wait for the append that is under way, and raise what it raised."""
+        """Wait for the log's append, if one is running, and raise its error."""
         if run.append is not None:
             append, run.append = run.append, None
             append.result()
@@ -66,8 +66,8 @@ class Appends:
         topic_id = context.broker.topic_id(log.topic, context.cluster)
         if known is not None and topic_id != known.statement.log.topic_id:
             raise LogChanged(
-                f"{log}: the topic was deleted and created again during this run; what was read since is thrown away."
-                f" Begin a new epoch of the log with 'custody new-epoch {log.topic}'."
+                f"{log}: the topic was deleted and created again during this run; records read since then are"
+                f" discarded. Begin a new epoch of the log with 'custody new-epoch {log.topic}'."
             )
         statement = run.writer.append(entry).statement
         head, result = run.writer.tip.head, run.result

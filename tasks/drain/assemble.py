@@ -1,20 +1,20 @@
-"""Turns one log's records, in the order in which Kafka gives them, into entries for its statements. No I/O.
+"""Turns one log's records, in Kafka's order, into entries for its statements. No I/O.
 
-The rules of the state machine, in terms of `position`, the first offset that is not accounted for:
+Rules of the state machine. `position` is the first offset that is not accounted for.
 
-1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must have been accounted for
-   by `skip`, `lose` or `unreadable` before; else the records are refused, since nothing may be dropped.
-2. Records are checked as they come, and let go: a key or header of theirs may be large, and nobody counts those.
-   Events gather until they fill a batch. A batch is cut at `batch_events` events or at `BATCH_BYTES`, whichever comes
-   first, and is compressed at once, so that what is held is small.
-3. A record that is no event goes to quarantine with its reason, and keeps its place in the order. Of one that is too
-   large its largest parts are left out, and their size and SHA-256 stay.
-4. `skip` notes offsets that a read-committed consumer gets no record for.
-5. `lose` notes offsets that the broker deleted. A statement states them first, so what came before must be cut off.
-6. `unreadable` notes offsets that the broker holds and no client could decode.
-7. `cut` closes what is open and gives an entry from the last cut to `position`.
+1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must be accounted for first,
+   by `skip`, `lose` or `unreadable`. Otherwise the records are refused, because nothing may be dropped.
+2. Records are checked at once and not kept: their keys and headers may be large, and are not counted as held.
+   Events are collected until they fill a batch. A batch ends at `batch_events` events or at `BATCH_BYTES`, whichever
+   comes first, and is compressed at once to save memory.
+3. A record that is not a valid event goes to quarantine with its reason, and keeps its offset. If it is too large, its
+   largest parts are left out, and their size and SHA-256 are kept.
+4. `skip` notes offsets that have no record for a read-committed consumer.
+5. `lose` notes offsets that the broker deleted. A statement begins with them, so earlier offsets must be cut first.
+6. `unreadable` notes offsets that the broker has, but no client could decode.
+7. `cut` closes the open batch and returns the entry from the last cut to `position`.
 
-What is held is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format.
+Memory is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format is reached.
 """
 
 from bisect import bisect_right
@@ -34,14 +34,14 @@ from custody.format.times import format_us
 from tasks.drain.tuning import has_all_names
 
 BATCH_BYTES = limits.BATCH_BYTES // 4
-"""A batch of more than one event is cut at about this size."""
+"""A batch of more than one event ends at about this size."""
 RANGES = 20_000
 """Skipped or quarantined ranges in a statement; the format's limit is 50,000 each."""
 UNREADABLE_RANGES = limits.UNREADABLE_RANGES // 2
 BATCHES = 5_000
 """Batches in a statement: less than 700 bytes each, which leaves room for the ranges in the format's limit of 8 MiB."""
 QUARANTINE_BYTES = 16 * limits.MIB
-"""Lines of quarantined records in a statement, before the last one; the format's limits are far above."""
+"""Bytes of quarantine lines in a statement, without the last line; the format's limits are far above."""
 REASON_CHARACTERS = 1_000
 """Characters of a quarantined record's `error`: a reason may quote the value, which may be large."""
 
@@ -49,13 +49,13 @@ Ranges = list[tuple[int, int]]
 TIME_NOT_AVAILABLE, TIME_CREATE, TIME_APPEND = 0, 1, 2
 """librdkafka's kinds of timestamp."""
 _NO_TIME = -1
-"""What a producer that sets no time sends."""
+"""The timestamp from a producer that sets none."""
 _NO_EPOCH = -1
-"""What librdkafka gives where the broker says nothing of an epoch."""
+"""librdkafka's leader epoch if the broker names none."""
 
 
 class Record(Protocol):
-    """A Kafka record, as confluent-kafka's Message is one."""
+    """A Kafka record, such as confluent-kafka's Message."""
 
     def offset(self) -> int:
         """Its offset."""
@@ -78,12 +78,12 @@ class Record(Protocol):
         ...
 
     def leader_epoch(self) -> int | None:
-        """The epoch in which the partition's leader took it; None or -1 where the broker does not say."""
+        """The leader epoch in which it was written; None or -1 if the broker names none."""
         ...
 
 
 class Assembler:
-    """What one log has received since the last cut."""
+    """Collects what one log received since the last cut."""
 
     def __init__(
         self,
@@ -102,10 +102,10 @@ class Assembler:
             batch_events: events in a batch.
             segment_bytes: bytes of JSONL after which `full` asks for a cut.
             level: isal's compression level.
-            number: gives the number of the first batch (`LogWriter.next_batch`), since to find it may cost reads of the
-                archive. It is called once, when the first batch is closed, or with `leaves` begun; later batches are
-                counted on from there. The default is right for a log without batches.
-            leaves: commits to each event of a batch alone; None leaves `Batch.leaves` null.
+            number: returns the number of the first batch (`LogWriter.next_batch`), which may cost reads of the archive.
+                It is called once: when the first batch is closed, or with `leaves` when it begins. Later batches are
+                numbered from there. The default is right for a log without batches.
+            leaves: commits to each event of a batch; with None, `Batch.leaves` is null.
         """
         self.position = position
         self._batch_events = batch_events
@@ -146,22 +146,22 @@ class Assembler:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing was received, skipped, lost or unreadable since the last cut."""
+        """Whether nothing was received, skipped, lost or unreadable since the last cut."""
         return self.position == self._start
 
     @property
     def has_records(self) -> bool:
-        """There are records, or an admission of some that are not, which should not wait for the end of the run."""
+        """Whether there are records, or lost or unreadable offsets, which should be written before the run ends."""
         return self._first_record is not None or self._lost is not None or bool(self._unreadable)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of memory that the next cut sets free, about."""
+        """Bytes of memory that the next cut frees, approximately."""
         return self._stored + self._open_bytes + self._quarantine_bytes
 
     @property
     def full(self) -> bool:
-        """It is time to cut."""
+        """Whether it is time to cut."""
         return (
             self._inflated + self._open_bytes >= self._segment_bytes
             or len(self._batches) >= BATCHES
@@ -172,18 +172,18 @@ class Assembler:
         )
 
     def add(self, records: Sequence[Record]) -> int:
-        """Take records of one class at consecutive offsets, the first of them at `position`.
+        """Add records at consecutive offsets, the first at `position`. All must be of the same class.
 
         Returns:
-            How many were taken: all, unless so much went to quarantine that the rest must wait for the next statement.
+            How many were taken: all, unless the quarantine is full and the rest must wait for the next statement.
 
         Raises:
-            ValueError: they are not; whoever calls must have accounted for the gap first.
+            ValueError: there is a gap that the caller has not accounted for.
         """
         first, last = records[0].offset(), records[-1].offset()
         if first != self.position or last - first != len(records) - 1:
             raise ValueError(f"offsets {first} to {last} do not join at {self.position}: the gap is not accounted for")
-        # As functions of the class they are mapped over a list in two thirds of the time that calls by name take.
+        # Mapping the class's function over a list takes two thirds of the time of method calls.
         values = list(map(type(records[0]).value, records))
         if self._first_record is None:
             self._first_record = records[0]
@@ -199,13 +199,13 @@ class Assembler:
         self.position = to
 
     def unreadable(self, to: int, error: str) -> None:
-        """Note that no client could decode what the broker holds from `position` to `to`.
+        """Note that no client could decode the records from `position` to `to`.
 
         Args:
-            to: the first offset after it.
-            error: why; its first 256 bytes are kept.
+            to: the first offset after them.
+            error: the reason; its first 256 bytes are kept.
         """
-        # Whole characters; what is no Unicode text becomes a question mark.
+        # Cut between characters. Surrogates, which UTF-8 cannot encode, become question marks.
         cut = error.encode(errors="replace")[: limits.UNREADABLE_ERROR].decode(errors="ignore")
         last = self._unreadable[-1] if self._unreadable else None
         if last is not None and last.to == self.position and last.error == cut:
@@ -215,17 +215,17 @@ class Assembler:
         self.position = to
 
     def lose(self, to: int) -> None:
-        """Note that the broker deleted what was from `position` to `to`. Only right after a cut."""
+        """Note that the broker deleted the records from `position` to `to`. Allowed only right after a cut."""
         if not self.is_empty:
             raise ValueError("a loss starts a statement: cut first")
         self._lost = (self.position, to)
         self.position = to
 
     def cut(self) -> Entry:
-        """Close what is open, and return the entry from the last cut to `position`."""
+        """Close the open batch, and return the entry from the last cut to `position`."""
         self._close_batch()
         quarantine = members.pack(b"".join(self._quarantine), self._level) if self._quarantine else None
-        # A message of Kafka's without a value is false.
+        # Compared with None, because a message without a value is false.
         first = self._first_record
         kind, stamp = first.timestamp() if first is not None else (TIME_NOT_AVAILABLE, -1)
         entry = Entry(
@@ -249,14 +249,14 @@ class Assembler:
         return entry
 
     def _gather(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
-        """Put records into the open batch, and close it whenever it is full; return how many were put."""
+        """Put records into the open batch, close it whenever it is full, and return how many were put."""
         done = 0
         while done < len(records) and (not done or self._quarantine_bytes < QUARANTINE_BYTES):
             found = values[done : done + self._batch_events - self._open_events]
             room = BATCH_BYTES - self._open_bytes
             size = _size(found)
             if size > room:
-                # As many as fit, but one at least; what is open already goes before one that does not fit beside it.
+                # Take as many as fit, and at least one. If none fits, the open batch is closed first.
                 fitting = bisect_right(list(accumulate(len(value or b"") + 1 for value in found)), room)
                 found = found[: max(1, fitting)]
                 if not fitting and self._open_events:
@@ -288,7 +288,7 @@ class Assembler:
         if self._leaves is not None:
             if self._open_leaves is None:
                 self._open_leaves = self._leaves.begin(self._next_number(), self._batch_events)
-            # At once, while they are in the processor's cache; then they are let go.
+            # At once, while the lines are in the CPU's cache; then they are dropped.
             self._open_leaves.add(checked.lines)
             checked = replace(checked, lines=())
         self._open_to = records[-1].offset() + 1
@@ -371,7 +371,7 @@ def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
 
 
 def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
-    """Return a record's headers, None where they cannot be had: Kafka lets a client send a name that is not UTF-8."""
+    """Return a record's headers; None if a name is not UTF-8, which Kafka allows but the client cannot read."""
     try:
         headers = record.headers() or []
         if not has_all_names(headers):
@@ -389,7 +389,7 @@ def _size(values: Sequence[bytes | None]) -> int:
 
 
 def _merge(ranges: Ranges, start: int, stop: int) -> None:
-    """Add a range that lies beyond all others, joined to the last one where they touch."""
+    """Add a range after all others, and join it to the last one if they touch."""
     if ranges and ranges[-1][1] == start:
         ranges[-1] = (ranges[-1][0], stop)
     else:

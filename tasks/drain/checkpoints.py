@@ -1,4 +1,4 @@
-"""Checkpoints at the end of a run: which heads get one, as `archive.json` asks."""
+"""Signs checkpoints at the end of a run, as often as `archive.json` asks."""
 
 import logging
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> None:
-    """Sign the heads of logs for which a checkpoint is due, as `archive.json` asks.
+    """Sign the heads of logs for which a checkpoint is due.
 
-    What a checkpoint covers is in the archive already, so one that cannot be put is no failure of the drain.
+    A checkpoint only covers what is in the archive already, so the drain does not fail if one cannot be written.
     """
     now = datetime.now(UTC)
     signer = context.signers.checkpoints
     if signer is None:
-        logger.warning("no checkpoints: no Ed25519 key is valid now; make one, or set `checkpoint_keys`")
+        logger.warning("no checkpoints: no Ed25519 key is valid now; create one, or set `checkpoint_keys`")
         return
 
     def put(run: LogRun) -> None:
@@ -45,10 +45,11 @@ def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> 
 def _is_due(context: Context, run: LogRun, now: datetime, *, once: bool) -> bool:
     """Return whether a log's head gets a checkpoint at the end of a run.
 
-    Time is divided into slots of `checkpoint` seconds. A log that grew gets one if its earlier head is of another slot
-    than now: only statements have to be looked at. A log that did not grow gets one if its head is of an earlier slot
-    and has none, as where a run died before it wrote it. The first run of a log writes one, and so does `once` for
-    every head that has none.
+    Time is divided into slots of `checkpoint` seconds.
+
+    - A log that grew gets one if its earlier head is of another slot than now. This needs no look at checkpoints.
+    - A log that did not grow gets one if its head is of an earlier slot and has none: the last run may have died.
+    - The first run of a log writes one, and `once` writes one for every head that has none.
     """
     tip, seconds = run.writer.tip, context.archive.statement.checkpoint
 

@@ -1,6 +1,6 @@
-"""The head of a log that the group's committed offset remembers, in the offset's metadata, signed.
+"""A log's signed head, stored in the metadata of the consumer group's committed offset.
 
-Any Kafka client may write there: what no trusted key signed is ignored.
+Any Kafka client may write there, so a head without a trusted key's signature is ignored.
 """
 
 import base64
@@ -28,7 +28,7 @@ METADATA_LIMIT = 4096
 
 
 class _Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is signed. It names its partition, so that no client can put one partition's head into another's offset."""
+    """The signed fields. They name the partition, so that no client can reuse a head for another partition."""
 
     archive: Uuid
     topic: str
@@ -47,12 +47,12 @@ _decoder = msgspec.json.Decoder(_SignedClaim)
 
 @dataclass(frozen=True, slots=True)
 class CommittedHead:
-    """A head that a committed offset remembers. It counts once its signature does."""
+    """A head from a committed offset. Its signature is not checked yet."""
 
     log: Log
     head: Head
     message: bytes
-    """What is signed."""
+    """The signed bytes."""
     signatures: Signatures
 
 
@@ -85,12 +85,12 @@ def parse_committed_head(text: str, archive: str, topic: str, partition: int) ->
 
 
 def check_committed_head(committed: CommittedHead, trust: Trust, proofs: Proofs) -> KnownHead | None:
-    """Return the head that a committed offset remembers; None, and a warning, if no trusted key signed it.
+    """Return the head in a committed offset as a known head; None, with a warning, if no trusted key signed it.
 
     Args:
-        committed: what was read.
+        committed: the head that was read.
         trust: the keys.
-        proofs: of its log, for a key that has ended.
+        proofs: the log's proofs, needed for a key that has ended.
     """
     head = committed.head
     verdict = check_file(
@@ -104,7 +104,7 @@ def check_committed_head(committed: CommittedHead, trust: Trust, proofs: Proofs)
     )
     if not verdict.counts:
         logger.warning(
-            "%s: what the group's committed offset remembers is ignored, since any Kafka client may write there: %s",
+            "%s: the head in the group's committed offset is ignored (any Kafka client may write there): %s",
             committed.log,
             verdict.reason,
         )

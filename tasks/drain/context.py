@@ -1,4 +1,4 @@
-"""What all logs of a run share: the archive, its keys, the broker, and what the newest audit says of heads."""
+"""What all logs of a run share: the archive, its keys, the broker, and the heads in the newest audit."""
 
 import logging
 from collections.abc import Mapping
@@ -37,11 +37,11 @@ class Context:
     cluster: str
     writer: str
     audited: Mapping[str, KnownHead]
-    """What the newest audit that counts says of heads."""
+    """Heads of logs in the newest audit that counts."""
 
 
 def open_context(settings: Settings, stack: ExitStack) -> Context:
-    """Open the archive, the keys and Kafka; the stack closes them.
+    """Open the archive, the keys and Kafka. The stack closes them.
 
     Raises:
         ConfigurationError: there is no archive, or settings or keys cannot be used.
@@ -60,10 +60,10 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
     if problem is not None:
         raise ConfigurationError(
             f"{store.url}: {problem}. Nothing is archived: correct the settings `archive`, `keys` and `trust`, or find"
-            " out who wrote archive.json, and restore it"
+            " out who modified archive.json, and restore it"
         )
     if settings.drain.event_leaves and signers.leaves is None:
-        logger.warning("batches get no leaves: the keys hold no secret for them; `custody keys rotate` makes one")
+        logger.warning("batches get no leaves: the keys have no secret for them; `custody keys rotate` creates one")
     broker = stack.enter_context(Broker(settings.kafka.librdkafka(), settings.kafka.group))
     return Context(
         settings,
@@ -79,16 +79,16 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
 
 
 def read_audited_heads(store: Store, archive: str, trust: Trust) -> dict[str, KnownHead]:
-    """Return the heads in the newest audit that counts. Audits that do not count are passed over, with a warning."""
+    """Return the heads in the newest audit that counts. Audits that do not count are skipped, with a warning."""
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     try:
         tip = find_audit_tip(store, lambda audit, at: judge.is_of_place(audit, at) and judge.verdict(audit, at).counts)
     except FormatError as error:
-        logger.warning("the audits tell nothing of the logs' heads: %s", error)
+        logger.warning("the audits cannot be used to check the logs' heads: %s", error)
         return {}
     if tip.passed_over:
         logger.warning(
-            "%s and what follows it are no audits that trusted keys signed: find out who wrote them",
+            "%s and later audits are not signed by trusted keys: find out who wrote them",
             layout.audit_key(tip.head.size),
         )
     if tip.newest is None:

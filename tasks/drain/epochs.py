@@ -1,4 +1,4 @@
-"""A new epoch of a log, for a partition that is not the one any more that the log was made from."""
+"""Begins a new epoch of a log, after its partition was recreated, moved or truncated."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class EpochBegun:
     """A new epoch of a partition.
 
     Attributes:
-        log: `<log>/<partition>`.
-        earlier: the epoch that it follows.
-        same_topic: whether it has the cluster and topic id of that epoch, as where a partition was truncated.
+        log: the new epoch's log, `<log>/<partition>`.
+        earlier: the log of the epoch that it follows.
+        same_topic: whether cluster and topic id are those of that epoch, as after a truncation.
     """
 
     log: str
@@ -30,41 +30,40 @@ class EpochBegun:
 
 
 def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
-    """Begin a new epoch of those of a topic's partitions that are not what their logs were made from any more.
+    """Begin a new epoch for each partition of a topic that no longer continues its log.
 
-    That is, after the topic was deleted and created again, or moved to another cluster, or a partition was truncated.
-    Each partition's new epoch follows its own newest one.
+    A partition does not continue its log after the topic was deleted and created again, or moved to another cluster,
+    or after the partition was truncated. Each partition's new epoch follows its own newest one.
 
     Raises:
-        LogChanged: nothing of the topic's logs has changed, so that there is no reason for a new epoch.
+        LogChanged: every partition continues its log, so there is no reason for a new epoch.
         CustodyError: as `drain_logs`.
     """
     begun = []
     with ExitStack() as stack:
         context = open_context(settings, stack)
-        found = next(iter(context.broker.topics([topic])), None)
-        if found is None:
+        current = next(iter(context.broker.topics([topic])), None)
+        if current is None:
             raise context.broker.missing(topic)
         logs = list_logs(context.store)
-        known = known_heads(context, [topic], [(topic, partition) for partition in range(found.partitions)])
-        for partition in range(found.partitions):
+        known = known_heads(context, [topic], [(topic, partition) for partition in range(current.partitions)])
+        for partition in range(current.partitions):
             earlier = newest_epoch(context, logs, (topic, partition), known)
             tip = find_trusted_tip(context.store, earlier, context.archive.id, context.trust)
-            if tip.newest is None or not _has_changed(context, found, earlier, tip.newest):
+            if tip.newest is None or not _has_changed(context, current, earlier, tip.newest):
                 continue
-            run = open_log(context, found, Log(topic, partition, earlier.epoch + 1), ())
-            before, now = tip.newest.statement.log, log_id(context, found, earlier)
+            run = open_log(context, current, Log(topic, partition, earlier.epoch + 1), ())
+            before, now = tip.newest.statement.log, log_id(context, current, earlier)
             begun.append(EpochBegun(str(run.writer.log), str(earlier), before == now))
     if not begun:
         raise LogChanged(
-            f"topic {topic} is the one that its logs are made from, and goes on where they end: there is no reason to"
-            " begin a new epoch"
+            f"topic {topic} is unchanged, and continues where its logs end: there is no reason to begin a new epoch"
         )
     return begun
 
 
 def _has_changed(context: Context, topic: Topic, log: Log, newest: Manifest) -> bool:
-    """Return whether a partition is not the one that a log was made from, or does not go on where that ends."""
+    """Return whether a partition is another one than a log was made from, or does not continue where the log ends."""
     statement = newest.statement
     if statement.log != log_id(context, topic, log):
         return True

@@ -1,4 +1,4 @@
-"""Drains, and indexes beside it where the settings name an Elasticsearch: its client, slow to load, is loaded then."""
+"""Drains, and indexes at the same time if the settings name an Elasticsearch. Only then is its slow client imported."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 def drain_and_index(
     settings: Settings,
-    places: Sequence[TopicPartition] | None = None,
+    partitions: Sequence[TopicPartition] | None = None,
     *,
     once: bool = False,
     seconds: float | None = None,
 ) -> "tuple[list[LogResult], list[IndexResult]]":
-    """Drain partitions, and index what is archived of them at once.
+    """Drain partitions, and index their new events at the same time.
 
     Args:
         settings: the settings.
-        places: the partitions; all that the settings name if None.
+        partitions: the partitions; all that the settings name if None.
         once: as in `drain_logs`.
         seconds: as in `drain_logs`.
 
     Raises:
-        CustodyError: what `drain_logs` raises. Elasticsearch fails no drain: its problems stand in the results.
+        CustodyError: as `drain_logs`. Problems with Elasticsearch do not fail a drain; they are in the results.
     """
     if settings.search.url is None:
-        return drain_logs(settings, places, once=once, seconds=seconds), []
+        return drain_logs(settings, partitions, once=once, seconds=seconds), []
     from tasks.search.index import Follower
 
-    follower = Follower(settings, places)
+    follower = Follower(settings, partitions)
     try:
-        drained = drain_logs(settings, places, once=once, seconds=seconds, sealed=follower.sealed)
+        drained = drain_logs(settings, partitions, once=once, seconds=seconds, sealed=follower.sealed)
     finally:
         indexed = follower.end()
     return drained, indexed

@@ -1,4 +1,4 @@
-"""Takes what Kafka gives of one log: compares it with the archive's end, and accounts for every offset."""
+"""Takes one log's records from Kafka: compares the first ones with the archive's end, and accounts for every offset."""
 
 import time
 
@@ -9,17 +9,17 @@ from tasks.drain.log_run import LogRun, Reread
 from tasks.drain.resume import check_end
 
 REREAD_OFFSETS = 10_000
-"""Offsets behind the archive's last record that are read again, to see that they still hold nothing."""
+"""Offsets after the archive's last record that are read again, to check that they still have no records."""
 
 
 class Intake:
-    """Hands records to each log's assembler, and appends what that has full."""
+    """Passes records to each log's assembler, and appends full segments."""
 
     def __init__(self, broker: Broker, appends: Appends) -> None:
         self._broker, self._appends = broker, appends
 
     def receive(self, run: LogRun, messages: list[Received], feed: Feed) -> None:
-        """Take records of one log, once what the archive has of it was read again."""
+        """Receive records of one log. Records that the archive has already are compared with it first."""
         if run.reread is not None:
             messages = self._compare(run, run.reread, messages, feed)
         if messages:
@@ -28,7 +28,7 @@ class Intake:
             self._take(run, messages)
 
     def _compare(self, run: LogRun, reread: Reread, messages: list[Received], feed: Feed) -> list[Received]:
-        """Compare records with what the archive says of their offsets, and return those behind its end.
+        """Compare records with the archive's end, and return those after it.
 
         Raises:
             LogChanged: they contradict it.
@@ -53,27 +53,27 @@ class Intake:
             if offset == last.offset and (position - offset == 1 or position - offset > REREAD_OFFSETS):
                 run.reread = None
                 if position - offset > 1:
-                    feed.seek(*run.place, Position(position))
+                    feed.seek(*run.topic_partition, Position(position))
                     return []
         return []
 
     def _take(self, run: LogRun, messages: list[Received]) -> None:
-        """Hand records to the assembler, with every gap before and between them accounted for."""
+        """Pass records to the assembler, and account for every gap before and between them."""
         assembler = run.assembler
         first, last = messages[0].offset(), messages[-1].offset()
         if first == assembler.position and last - first == len(messages) - 1:
             self._add(run, messages)
             return
-        # After a seek librdkafka may give what it has given before.
+        # After a seek librdkafka may return records that it has returned before.
         messages = [message for message in messages if message.offset() >= assembler.position]
         start: int | None = None
         while messages:
             offset = messages[0].offset()
             if offset > assembler.position:
                 if start is None:
-                    # Asked after the fetch: what is missing below it may have been deleted, what is missing above was
-                    # never there for a read-committed consumer.
-                    start = self._broker.bounds(*run.place).start
+                    # Asked after the fetch. A record missing below the start may have been deleted. One missing above
+                    # it never existed for a read-committed consumer.
+                    start = self._broker.bounds(*run.topic_partition).start
                 self._account(run, offset, start)
             joined = 1
             while joined < len(messages) and messages[joined].offset() == offset + joined:
@@ -90,7 +90,7 @@ class Intake:
                 self._appends.cut(run)
 
     def _account(self, run: LogRun, to: int, start: int) -> None:
-        """Account for offsets that no record came for: lost below the log's start, skipped from there on."""
+        """Account for offsets without a record: lost below the partition's start, skipped above it."""
         assembler = run.assembler
         if start > assembler.position:
             if not assembler.is_empty:
@@ -103,26 +103,26 @@ class Intake:
                 self._appends.cut(run)
 
     def reach_end(self, run: LogRun, offset: int) -> None:
-        """Account for what lies between the last record and the end: transaction markers, aborted records."""
+        """Account for the offsets between the last record and the end: transaction markers and aborted records."""
         if run.reread is not None:
             if run.reread.suspect is not None and not run.reread.agrees:
                 raise truncated(run.writer.log, run.reread.suspect)
             run.reread = None
         if offset > run.assembler.position:
-            self._account(run, offset, self._broker.bounds(*run.place).start)
+            self._account(run, offset, self._broker.bounds(*run.topic_partition).start)
 
     def resume(self, run: LogRun, feed: Feed, suspect: str | None) -> None:
-        """Seek after librdkafka gave a position up: retention has overtaken us, or the log is another."""
-        bounds = self._broker.bounds(*run.place)
+        """Seek after librdkafka gave up a position, because retention deleted it or the partition was truncated."""
+        bounds = self._broker.bounds(*run.topic_partition)
         position = run.assembler.position
         check_end(run.writer.log, position, bounds)
         last = run.last
         if last is not None and bounds.start <= last.offset < position:
-            # By reading alone: what librdkafka found by leader epochs it would find again.
+            # Without the leader epoch: with it, librdkafka would report the same error again.
             run.reread = Reread(last, run.reread.skipped if run.reread else (), suspect)
-            feed.seek(*run.place, Position(last.offset))
+            feed.seek(*run.topic_partition, Position(last.offset))
             return
         run.reread = None
         if bounds.start > position:
             self._account(run, bounds.start, bounds.start)
-        feed.seek(*run.place, Position(run.assembler.position))
+        feed.seek(*run.topic_partition, Position(run.assembler.position))

@@ -1,11 +1,11 @@
-"""Kafka as the drain sees it: its topics, where partitions begin and end, and a read-committed feed of records.
+"""Kafka for the drain: topics, where partitions begin and end, and a read-committed feed of records.
 
 Rules:
-- Records come from `Feed`, which is assigned partitions at offsets that the archive gives. The group's committed offset
-  is written for lag monitors.
-- Its metadata remembers the head, signed (`tasks.drain.committed_heads`).
+- Records come from `Feed`, which reads partitions from offsets that the archive gives. The group's committed offset
+  is written only for lag monitors.
+- The committed offset's metadata holds the signed head (`tasks.drain.committed_heads`).
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
-- Settings that correctness leans on win over what the operator passes through.
+- Settings that correctness depends on override the operator's.
 """
 
 import logging
@@ -31,12 +31,12 @@ from tasks.drain.committed_heads import METADATA_LIMIT, CommittedHead, encode_co
 logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
-"""How long one question to the broker may take."""
+"""Timeout of one request to the broker."""
 RETRY_SECONDS = 8.0
-"""How long a question is asked again. Less than one takes to time out."""
+"""How long a request is retried. It is less than one timeout, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
 MOCK_CLUSTER = "mockCluster"
-"""How the id of librdkafka's mock cluster begins. It has no topic ids, and its admin calls only time out."""
+"""Prefix of the id of librdkafka's mock cluster. It has no topic ids, and its admin calls time out."""
 
 _QUEUE_KBYTES = 24 * 1024
 _TERMINAL = {
@@ -55,7 +55,7 @@ _TERMINAL = {
 }
 PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001
 OFFSET_OUT_OF_RANGE: int = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
-"""What librdkafka says of a position that it cannot go on from, whether out of range or truncated."""
+"""librdkafka's error for a position that it cannot read from, because it is out of range or truncated."""
 LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION  # noqa: SLF001
 _ANSWERS = frozenset({PARTITION_EOF, OFFSET_OUT_OF_RANGE, LOG_TRUNCATION})
 DAMAGED: frozenset[int] = frozenset(
@@ -82,7 +82,7 @@ class Bounds:
 
 
 class Received(Record, Protocol):
-    """What a consumer gives: a record, or an event or error in its place."""
+    """What a consumer returns: a record, or an event or error instead."""
 
     def error(self) -> KafkaError | None:
         """None for a record."""
@@ -97,7 +97,7 @@ class Received(Record, Protocol):
         ...
 
 
-# As functions of the class they are mapped over lists in half the time that calls by name take.
+# Mapping these functions of the class over lists takes half the time of method calls.
 error_of = cast("Callable[[Received], KafkaError | None]", Message.error)
 partition_of = cast("Callable[[Received], int]", Message.partition)
 
@@ -111,8 +111,8 @@ def map_error(error: KafkaError | None, what: str) -> SourceRefused | TransientS
 
 
 def says_truncated(error: KafkaError) -> bool:
-    """Return whether librdkafka found, by the broker's leader epochs, that a partition was truncated."""
-    # With auto.offset.reset=error it gives that error's text within the one for a position that it cannot go on from.
+    """Return whether librdkafka found by leader epochs that a partition was truncated."""
+    # With auto.offset.reset=error, the text of that error is part of the error for the position.
     return error.code() == LOG_TRUNCATION or _TRUNCATED in error.str()
 
 
@@ -124,50 +124,50 @@ class Position:
     """Where to read a partition from.
 
     Attributes:
-        offset: of the first record that is wanted.
-        leader_epoch: of the record before it, or of this one; the client then asks the broker whether its log still
-            goes that far in this epoch. None where it is not known.
+        offset: the first record's offset.
+        leader_epoch: the leader epoch of that record, or of the one before it; None if it is not known. The client then
+            asks the broker whether its log still reaches that offset in this epoch.
     """
 
     offset: int
     leader_epoch: int | None = None
 
     def of(self, topic: str, partition: int) -> TopicPartition:
-        """Return it as the client wants it."""
+        """Return the position as confluent-kafka's TopicPartition."""
         if self.leader_epoch is None:
             return TopicPartition(topic, partition, self.offset)
         return TopicPartition(topic, partition, self.offset, leader_epoch=self.leader_epoch)
 
 
 def contradiction(last: LastRecord, offset: int, leader_epoch: int | None) -> str | None:
-    """Return how a record contradicts the last one that the archive has, read from that one's offset on; None if not.
+    """Return how the broker's record contradicts the archive's last one; None if it does not.
 
-    A record at the same offset is the same one if its leader epoch is. Where compaction took that record, a later one
-    of an earlier leader epoch shows that the log is another: leader epochs never decrease. A later one of the same or a
-    later epoch shows nothing.
+    At the same offset, a record with the same leader epoch is the same record. If compaction removed that record, the
+    next one must not have an earlier leader epoch, because leader epochs never decrease. With the same or a later
+    epoch it shows nothing.
 
     Args:
-        last: what the archive says of its last record.
-        offset: of the first record that the broker has from there on.
-        leader_epoch: of that record.
+        last: the archive's last record.
+        offset: the offset of the broker's first record at or after it.
+        leader_epoch: the leader epoch of that record.
     """
     if leader_epoch is None or leader_epoch < 0 or leader_epoch == last.leader_epoch or offset < last.offset:
         return None
     if offset > last.offset and leader_epoch > last.leader_epoch:
         return None
     return (
-        f"the archive has the record at offset {last.offset} from leader epoch {last.leader_epoch}, and the broker has"
+        f"the archive has the record at offset {last.offset} from leader epoch {last.leader_epoch}, but the broker has"
         f" one at offset {offset} from leader epoch {leader_epoch}"
     )
 
 
 def truncated(log: Log, what: str) -> LogChanged:
-    """Return the error that says that a partition lost records which the archive has."""
+    """Return the error for a partition that lost records which the archive has."""
     return LogChanged(
         f"{log}: {what}: the partition was truncated, by an unclean leader election or a broker that lost its disk, and"
-        " has perhaps grown again. What it holds now at offsets that the archive accounts for would be left out, so"
-        f" nothing is appended. Look at it with 'custody verify --kafka'; 'custody new-epoch {log.topic}' begins a new"
-        " epoch of the log, from where the partition begins now, and the old one stays as it is."
+        " may have grown again. New records at offsets that the archive has already would be left out, so nothing is"
+        f" appended. Compare with 'custody verify --kafka'. Then 'custody new-epoch {log.topic}' begins a new epoch of"
+        " the log, from the partition's present start; the old epoch stays as it is."
     )
 
 
@@ -177,21 +177,21 @@ patiently = tenacity.retry(
     wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=2, jitter=0.1),
     reraise=True,
 )
-"""Ask again while a broker is starting, or a coordinator or leader moves; one that is down is not waited for."""
+"""Retry while a broker starts, or while a coordinator or leader moves; not while a broker is down."""
 
 
 class Broker:
-    """Questions to the cluster, from a consumer that sees uncommitted records too."""
+    """Requests to the cluster, with a read-uncommitted and a read-committed consumer."""
 
     def __init__(self, client: Mapping[str, str], group: str) -> None:
-        """Prepare to ask; nothing is sent yet.
+        """Create the clients; nothing is sent yet.
 
         Args:
             client: librdkafka's properties, `bootstrap.servers` among them.
             group: the consumer group.
         """
         base = dict(client)
-        # The mock cluster listens where its own client says; only whoever made it may set this.
+        # For error messages.
         self._servers = base["bootstrap.servers"]
         self._refusal: KafkaError | None = None
         self._probe = _consumer(base, group, "read_uncommitted", self._note)
@@ -210,36 +210,36 @@ class Broker:
         """Return the cluster's id.
 
         Raises:
-            SourceError: no broker answers, or it says no.
+            SourceError: no broker answers, or it refuses.
         """
-        found = self._list_topics().cluster_id
-        if not found:
+        cluster = self._list_topics().cluster_id
+        if not cluster:
             raise TransientSourceError(f"Kafka at {self._servers} did not name its cluster; the next run tries again")
-        return str(found)
+        return str(cluster)
 
     @patiently
     def topics(self, wanted: Sequence[str]) -> list[Topic]:
-        """Return those topics that there are of what a setting names: names, or one regular expression with `^` first.
+        """Return the existing topics that a setting names, by names or by a regular expression that begins with `^`.
 
         Raises:
             SourceError: the broker does not answer, or says no.
         """
         listing = self._list_topics()
-        there = {
+        partitions = {
             name: len(topic.partitions)
             for name, topic in listing.topics.items()
             if topic.error is None and not name.startswith("__")
         }
         names = [
             name
-            for name in sorted(there)
-            if any(re.search(one, name) if one.startswith("^") else one == name for one in wanted)
+            for name in sorted(partitions)
+            if any(re.search(pattern, name) if pattern.startswith("^") else pattern == name for pattern in wanted)
         ]
         ids = self._topic_ids(names, str(listing.cluster_id))
-        return [Topic(name, ids[name], there[name]) for name in names]
+        return [Topic(name, ids[name], partitions[name]) for name in names]
 
     def missing(self, topic: str) -> SourceRefused:
-        """Return the error that says that a topic which was named is not there."""
+        """Return the error for a topic in the settings that does not exist."""
         return SourceRefused(
             f"topic {topic!r} does not exist on Kafka at {self._servers}, or this client may not see it:"
             " create it, or correct kafka.topics"
@@ -250,11 +250,11 @@ class Broker:
         try:
             return self._probe.list_topics(timeout=REQUEST_SECONDS)
         except KafkaException as error:
-            # A client that is refused, as for a wrong password, looks here like one whose connection is cut. Only the
-            # callback is told, and it is called in a poll.
+            # A refused client, for example with a wrong password, gets the same error here as one without connection.
+            # Only the callback gets the reason, and only a poll calls it.
             self._probe.poll(0)
-            told: KafkaError | None = self._refusal
-            raise map_error(told or error.args[0], f"no answer from Kafka at {self._servers}") from None
+            refusal: KafkaError | None = self._refusal
+            raise map_error(refusal or error.args[0], f"no answer from Kafka at {self._servers}") from None
 
     def _note(self, error: KafkaError) -> None:
         if error.code() in _TERMINAL:
@@ -265,7 +265,7 @@ class Broker:
         """Return a topic's id as it is now.
 
         Raises:
-            SourceError: the broker does not answer, or the topic is gone.
+            SourceError: the broker does not answer, or the topic does not exist.
         """
         return self._topic_ids([topic], cluster)[topic]
 
@@ -276,11 +276,11 @@ class Broker:
         ids: dict[str, str | None] = {}
         for name, answer in asked.items():
             try:
-                # A broker older than 2.8 gives the id of all zeroes.
-                found = str(answer.result().topic_id)
+                # A broker older than 2.8 returns the id of all zeroes, which is "AAA…" in base64.
+                topic_id = str(answer.result().topic_id)
             except KafkaException as error:
                 raise map_error(error.args[0], f"topic {name} cannot be described") from None
-            ids[name] = None if found.strip("A") == "" else found
+            ids[name] = None if topic_id.strip("A") == "" else topic_id
         return ids
 
     @patiently
@@ -290,24 +290,27 @@ class Broker:
         Raises:
             SourceError: the broker does not answer, or says no.
         """
-        place = TopicPartition(topic, partition)
+        topic_partition = TopicPartition(topic, partition)
         try:
-            start, stable = self._stable.get_watermark_offsets(place, timeout=REQUEST_SECONDS, cached=False)
-            _, end = self._probe.get_watermark_offsets(place, timeout=REQUEST_SECONDS, cached=False)
+            start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=REQUEST_SECONDS, cached=False)
+            _, end = self._probe.get_watermark_offsets(topic_partition, timeout=REQUEST_SECONDS, cached=False)
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}/{partition}: its offsets cannot be asked for") from None
+            raise map_error(error.args[0], f"{topic}/{partition}: its offsets cannot be read") from None
         return Bounds(start, stable, max(stable, end))
 
     def waits_since(self, topic: str, partition: int, offset: int) -> float | None:
-        """Return the Kafka timestamp, in seconds since 1970, of the record at an offset that is not stable yet."""
+        """Return the Kafka timestamp, in seconds since 1970, of the record at an offset that is not stable yet.
+
+        None if no record comes in time.
+        """
         answer = self._first(topic, partition, Position(offset), _PROBE_SECONDS)
         return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
 
     @patiently
     def disagreement(self, topic: str, partition: int, last: LastRecord) -> str | None:
-        """Return how the broker's log contradicts the last record that the archive has, None if it does not.
+        """Return how the broker's log contradicts the archive's last record; None if it does not.
 
-        It does not where retention took that record.
+        It does not if retention deleted that record.
 
         Raises:
             SourceError: the broker does not answer, or says no.
@@ -325,14 +328,14 @@ class Broker:
         raise map_error(error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again")
 
     def _first(self, topic: str, partition: int, position: Position, seconds: float) -> Received | None:
-        """Return the first record, event or error from a position on, None if nothing comes in time."""
+        """Return the first record, event or error from a position on; None if nothing comes in time."""
         self._probe.assign([position.of(topic, partition)])
         try:
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 for message in cast("list[Received]", self._probe.consume(1, 0.2)):
                     error = message.error()
-                    # Others, such as a connection that broke, pass.
+                    # Other errors, such as a broken connection, go away.
                     if error is None or error.code() in _ANSWERS or error.code() in _TERMINAL:
                         return message
             return None
@@ -341,7 +344,7 @@ class Broker:
 
     @patiently
     def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, CommittedHead]:
-        """Return what the group's committed offsets remember of heads in this archive, as yet unchecked.
+        """Return the heads of this archive in the group's committed offsets. Their signatures are not checked yet.
 
         Raises:
             SourceError: the broker does not answer.
@@ -358,14 +361,14 @@ class Broker:
         return {partition: committed for partition, committed in parsed.items() if committed is not None}
 
     def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:
-        """Commit a log's offset for lag monitors, with the head as metadata. Failure is logged, and costs nothing."""
+        """Commit a log's offset for lag monitors, with the head as metadata. A failure is only logged."""
         try:
             metadata = encode_committed_head(archive, log, head, signer)
         except KeyUnavailable as error:
-            logger.warning("%s: the group's offset does not remember the head: %s", log, error)
+            logger.warning("%s: the head is not stored with the group's offset: %s", log, error)
             metadata = ""
         if len(metadata) > METADATA_LIMIT:
-            logger.warning("%s: the group's offset does not remember the head: the key's id is too long", log)
+            logger.warning("%s: the head is not stored with the group's offset: the key's id is too long", log)
             metadata = ""
         try:
             self._stable.commit(
@@ -384,10 +387,10 @@ class Feed:
         Args:
             client: librdkafka's properties.
             group: the consumer group.
-            positions: where each topic and partition is read from.
+            positions: for each topic partition, where to read from.
         """
         self._consumer = _consumer(dict(client), group, "read_committed")
-        self._consumer.assign([position.of(*place) for place, position in positions.items()])
+        self._consumer.assign([position.of(*topic_partition) for topic_partition, position in positions.items()])
 
     def __enter__(self) -> Self:
         return self
@@ -396,24 +399,24 @@ class Feed:
         self._consumer.close()
 
     def read(self, records: int, seconds: float) -> list[Received]:
-        """Return up to so many records and events, waiting for at most so long."""
+        """Return at most this number of records and events, and wait at most this many seconds for them."""
         return cast("list[Received]", self._consumer.consume(records, seconds))
 
     def seek(self, topic: str, partition: int, position: Position) -> None:
-        """Go on from another position.
+        """Continue from another position.
 
         Raises:
-            SourceError: librdkafka says no.
+            SourceError: librdkafka refuses.
         """
-        # Not by `seek`, which librdkafka refuses for a partition that it no longer fetches.
+        # Not with librdkafka's `seek`, which fails for a partition that it no longer fetches.
         try:
             self._consumer.incremental_unassign([TopicPartition(topic, partition)])
             self._consumer.incremental_assign([position.of(topic, partition)])
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}/{partition}: cannot go on at offset {position.offset}") from None
+            raise map_error(error.args[0], f"{topic}/{partition}: cannot read from offset {position.offset}") from None
 
     def stop(self, topic: str, partition: int) -> None:
-        """Fetch no more of a partition. What was fetched of it may still come."""
+        """Stop fetching a partition. Records that were fetched already may still come."""
         self._consumer.pause([TopicPartition(topic, partition)])
 
 
@@ -421,9 +424,9 @@ def _consumer(
     client: dict[str, str], group: str, isolation: str, note: Callable[[KafkaError], None] | None = None
 ) -> Consumer:
     defaults: dict[str, str | int | bool] = {
-        # What waits in memory, over all partitions; at 250,000 records of 340 bytes a second, 0.3 s.
+        # Records waiting in memory, for all partitions: 0.3 s at 250,000 records of 340 bytes a second.
         "queued.max.messages.kbytes": _QUEUE_KBYTES,
-        # A full queue is looked at again so soon; librdkafka's own second would halve the speed.
+        # How soon a full queue is checked again. librdkafka's default of a second would halve the speed.
         "fetch.queue.backoff.ms": 5,
         "fetch.wait.max.ms": 100,
         "client.id": "custody",
@@ -444,5 +447,5 @@ def _consumer(
         # librdkafka repeats a property's value in some messages, and a value may be a password.
         code = error.args[0].code()
         raise SourceRefused(
-            f"librdkafka does not take the settings in kafka.client (error {code}): check their names and values"
+            f"librdkafka does not accept the settings in kafka.client (error {code}): check their names and values"
         ) from None

@@ -1,4 +1,4 @@
-"""What a run knows of each of its logs, and what it reports of it."""
+"""The state and the result of each log in a run."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -12,7 +12,7 @@ from tasks.drain.assemble import Assembler
 from tasks.drain.kafka import Position
 
 TopicPartition = tuple[str, int]
-"""A topic, and the number of one of its partitions."""
+"""A topic and a partition's number."""
 
 
 @dataclass(slots=True)
@@ -21,20 +21,20 @@ class LogResult:
 
     Attributes:
         log: the log, `<topic>/<partition>`.
-        outcome: `drained`; `fenced`, when another writer was first; `failed`, with the reason in `problem`.
+        outcome: `drained`; `fenced` if another writer was first; `failed`, with the reason in `problem`.
         events: events archived.
-        quarantined: records put aside.
+        quarantined: records put into quarantine.
         skipped: offsets without a record for a read-committed consumer.
-        lost: offsets that the broker had deleted.
+        lost: offsets that the broker had deleted before they were read.
         segments: segments written.
         statements: statements written.
         bytes_in: bytes of JSONL.
         bytes_out: bytes of segments as stored.
         next_offset: the first offset that the archive does not account for.
-        lag: offsets from there to the read-uncommitted end, None where the broker did not say.
+        lag: offsets from there to the read-uncommitted end; None if the broker did not answer.
         size: statements in the log.
         root: root of the tree over them, in hex.
-        hanging: seconds for which a transaction has kept records back, if longer than the setting.
+        hanging: seconds for which an open transaction has held back records, if longer than `drain.hanging_seconds`.
         problem: what went wrong, and what to do.
     """
 
@@ -58,12 +58,12 @@ class LogResult:
 
 @dataclass(slots=True)
 class Reread:
-    """What a run reads again, to see that the partition is still the one that was archived.
+    """What a run reads again, to check that the partition is still the one that was archived.
 
     Attributes:
         last: the last record that the archive, or this run, has.
-        skipped: offsets behind it that the archive calls skipped.
-        suspect: what librdkafka says that contradicts it, None if it says nothing.
+        skipped: offsets after it that the archive calls skipped.
+        suspect: librdkafka's report of a truncation; None if there is none.
         agrees: whether that record has been read again.
     """
 
@@ -77,7 +77,7 @@ class Reread:
 class LogRun:
     """One log in a run."""
 
-    place: TopicPartition
+    topic_partition: TopicPartition
     writer: LogWriter
     assembler: Assembler
     target: int
@@ -87,17 +87,17 @@ class LogRun:
     last: LastRecord | None = None
     """The last record that was read in this log."""
     reread: Reread | None = None
-    """What is to be read again before anything else counts."""
+    """What must be read again and agree before new records are taken."""
     since: float = 0.0
     caught_up: bool = False
-    """Whether what there was at the run's start has been read."""
+    """Whether all records that were there at the run's start have been read."""
     append: Future[None] | None = None
     appending_bytes: int = 0
     stopped: bool = False
 
 
 def start_of(run: LogRun) -> Position:
-    """Return where a run reads its log from: the archive's last record once more, or behind its end."""
+    """Return where a run starts to read its log: at the archive's last record again, or after the archive's end."""
     if run.reread is None:
         return Position(run.assembler.position)
     return Position(run.reread.last.offset, run.reread.last.leader_epoch)

@@ -1,4 +1,4 @@
-"""The loop that reads, assembles and appends, until the run is caught up, out of time, or told to stop."""
+"""The loop that reads, assembles and appends, until the run has caught up, is out of time, or must stop."""
 
 import logging
 import time
@@ -29,11 +29,11 @@ from tasks.drain.signals import stop_requested
 from tasks.drain.tuning import keep_freed_memory, rare_collections
 
 READ_RECORDS = 500
-"""Records in one read from librdkafka: so few that their objects stay in the cache, which makes a read 40 % cheaper."""
+"""Records in one read from librdkafka. So few objects stay in the CPU's cache, which makes a read 40 % cheaper."""
 READ_SECONDS = 0.1
-"""How long a read waits for them; also how soon a stop is noticed."""
+"""How long a read waits for records; also how soon a stop is noticed."""
 STALL_SECONDS = 30
-"""A run that is to end when it has caught up gives up after so long without a record."""
+"""A run with `once` gives up after this time without a record."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ class Loop:
         self._deadline = deadline
         self._appends = appends
         self._intake = Intake(context.broker, appends)
-        self._runs = {run.place: run for run in runs}
+        self._runs = {run.topic_partition: run for run in runs}
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
         topics = {topic for topic, _ in self._runs}
         self._one_topic = topics.pop() if len(topics) == 1 else None
 
     def run(self) -> None:
-        """Drain until caught up, out of time, or told to stop; then cut what is in hand and append it."""
-        positions = {place: start_of(run) for place, run in self._runs.items()}
+        """Drain until caught up, out of time, or stopped; then cut the open segments and append them."""
+        positions = {topic_partition: start_of(run) for topic_partition, run in self._runs.items()}
         keep_freed_memory()
         with rare_collections(), self._appends, Feed(*self._kafka, positions) as feed:
             self._follow(feed)
@@ -88,8 +88,8 @@ class Loop:
             records, others = self._read(feed)
             if records or others:
                 last_record = now
-            for place, messages in records.items():
-                run = self._runs[place]
+            for topic_partition, messages in records.items():
+                run = self._runs[topic_partition]
                 if not run.stopped:
                     self._guard(run, feed, self._intake.receive, messages, feed)
             for message in others:
@@ -97,7 +97,7 @@ class Loop:
             self._cut_what_is_due(feed, now)
 
     def _read(self, feed: Feed) -> tuple[dict[TopicPartition, list[Received]], list[Received]]:
-        """Read once, and return the records by log, and the events and errors."""
+        """Read once, and return the records by partition, and the events and errors."""
         messages = feed.read(READ_RECORDS, READ_SECONDS)
         others: list[Received] = []
         if any(map(error_of, messages)):
@@ -108,15 +108,15 @@ class Loop:
             for message in messages:
                 records[message.topic(), message.partition()].append(message)
             return records, others
-        # The partition is key enough, and saves a call for each record.
+        # With one topic the partition alone is the key, which saves a call for each record.
         partitions = list(map(partition_of, messages))
         if partitions and partitions.count(partitions[0]) == len(partitions):
             return {(self._one_topic, partitions[0]): messages}, others
         by_partition: dict[int, list[Received]] = defaultdict(list)
         for partition, message in zip(partitions, messages, strict=True):
             by_partition[partition].append(message)
-        for partition, found in by_partition.items():
-            records[self._one_topic, partition] = found
+        for partition, of_partition in by_partition.items():
+            records[self._one_topic, partition] = of_partition
         return records, others
 
     def _handle(self, message: Received, feed: Feed) -> None:
@@ -136,15 +136,15 @@ class Loop:
         else:
             mapped = map_error(error, run.result.log if run else "Kafka")
             if isinstance(mapped, SourceRefused):
-                for one in [run] if run else self._active():
-                    self._fail(one, mapped, feed)
+                for affected in [run] if run else self._active():
+                    self._fail(affected, mapped, feed)
             else:
                 logger.info("%s", mapped)
 
     def _cut_what_is_due(self, feed: Feed, now: float) -> None:
         active = self._active()
         for run in active:
-            # What waited through the pause between two runs does not wait for a whole flush time besides.
+            # Records that waited between two runs do not wait for a whole flush time as well.
             caught_up = not run.caught_up and run.assembler.position >= run.target
             run.caught_up = run.caught_up or caught_up
             waited = now - run.since >= self._context.settings.drain.flush_seconds
@@ -157,13 +157,13 @@ class Loop:
             self._guard(largest, feed, self._appends.cut)
 
     def _finish(self, run: LogRun) -> None:
-        """Write what is in hand, skipped offsets too, or a heartbeat where one is due, at the end of the run."""
+        """Append a log's last entry of the run: its open segment, skipped offsets, or a heartbeat if one is due."""
         if not run.assembler.is_empty:
             self._guard(run, None, self._appends.cut)
             return
         self._guard(run, None, self._appends.collect)
         newest = run.writer.tip.newest
-        # What was not read again may be of another log by now: nothing is said of it.
+        # If the last record was not read again, the partition may be another one by now: write no heartbeat.
         if run.stopped or newest is None or run.reread is not None:
             return
         idle = datetime.now(UTC) - parse_time(newest.statement.sealed_at)
@@ -175,7 +175,7 @@ class Loop:
         self._guard(run, None, self._appends.collect)
 
     def _guard(self, run: LogRun, feed: Feed | None, step: Callable[..., None], *arguments: object) -> None:
-        """Take one step of one log; an error of ours stops that log, and no other."""
+        """Run one step of one log. A CustodyError stops only that log."""
         try:
             step(run, *arguments)
         except CustodyError as error:
@@ -191,27 +191,27 @@ class Loop:
             run.result.outcome = "failed"
             logger.error("%s", error)
         if feed is not None:
-            feed.stop(*run.place)
+            feed.stop(*run.topic_partition)
 
     def _report(self, run: LogRun) -> None:
-        """Fill in where the log stands at the end of the run."""
+        """Fill in the log's head and lag at the end of the run."""
         head, result, options = run.writer.tip.head, run.result, self._context.settings.drain
         result.size, result.root, result.next_offset = head.size, head.root.hex(), run.writer.next_offset
         try:
-            bounds = self._context.broker.bounds(*run.place)
+            bounds = self._context.broker.bounds(*run.topic_partition)
         except CustodyError as error:
-            logger.warning("%s: its lag is not known: %s", result.log, error)
+            logger.warning("%s: the lag is not known: %s", result.log, error)
             return
         position = run.writer.next_offset or 0
         result.lag = max(0, bounds.end - position)
         if bounds.stable < bounds.end and position >= bounds.stable:
-            since = self._context.broker.waits_since(*run.place, bounds.stable)
+            since = self._context.broker.waits_since(*run.topic_partition, bounds.stable)
             waited = time.time() - since if since is not None else 0.0
             if waited > options.hanging_seconds:
                 result.hanging = waited
                 logger.error(
-                    "%s: a transaction has been open for %.0f s and keeps %d offsets from being archived: find its"
-                    " producer (kafka-transactions.sh find-hanging) and end it",
+                    "%s: a transaction has been open for %.0f s, and %d offsets cannot be archived until it ends: find"
+                    " its producer (kafka-transactions.sh find-hanging) and end the transaction",
                     result.log,
                     waited,
                     result.lag,
@@ -221,5 +221,5 @@ class Loop:
 def _stalled(run: LogRun) -> TransientSourceError:
     return TransientSourceError(
         f"{run.result.log}: no record came for {STALL_SECONDS} s, at offset {run.assembler.position} of {run.target};"
-        " what was read is archived, and the next run goes on"
+        " records read so far are archived, and the next run continues"
     )

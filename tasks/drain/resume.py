@@ -1,10 +1,11 @@
-"""Where a run begins to read each log: its newest epoch, its trusted head, and the record that is read once more.
+"""Finds where a run starts to read each log: its newest epoch, its trusted head, and the record that is read again.
 
-Whether the partition is still the one that was archived is checked by its last record. A run begins to read at that
-record again, and compares its leader epoch with the archive's; it does the same whenever it seeks. So a partition that
-was truncated is noticed even if it has grown again. What this cannot show: where compaction took the record, a
-truncation that the broker's own leader epochs do not show; and nothing where retention took it, or where the broker has
-no leader epochs.
+The last archived record shows whether the partition is still the one that was archived. A run reads that record again,
+and compares its leader epoch with the archive's. It does the same whenever it seeks. So a truncated partition is
+noticed even if it has grown again. Limits:
+
+- If compaction removed the record, a truncation shows only in the broker's own leader epochs.
+- If retention removed it, or the broker has no leader epochs, a truncation is not noticed.
 """
 
 import logging
@@ -28,44 +29,45 @@ from tasks.drain.kafka import Bounds, Topic
 from tasks.drain.log_run import LogResult, LogRun, Reread, TopicPartition
 
 OPENERS = 8
-"""Logs that are opened at the same time."""
+"""Logs opened at the same time."""
 
 logger = logging.getLogger(__name__)
 
 
-def open_logs(context: Context, places: Sequence[TopicPartition]) -> tuple[list[LogRun], list[LogResult]]:
-    """Open every log; those that cannot be drained are results already."""
-    topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in places}))}
+def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[list[LogRun], list[LogResult]]:
+    """Open every log, and return the runs, and the results of logs that cannot be drained."""
+    topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in partitions}))}
     logs = list_logs(context.store)
-    known = known_heads(context, topics, places)
+    known = known_heads(context, topics, partitions)
 
-    def open_one(place: TopicPartition) -> LogRun | LogResult:
-        log = Log(*place)
+    def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
+        log, topic = Log(*topic_partition), topic_partition[0]
         try:
-            if place[0] not in topics:
-                raise context.broker.missing(place[0])
-            log = newest_epoch(context, logs, place, known)
-            return open_log(context, topics[place[0]], log, known.get(str(log), ()))
+            if topic not in topics:
+                raise context.broker.missing(topic)
+            log = newest_epoch(context, logs, topic_partition, known)
+            return open_log(context, topics[topic], log, known.get(str(log), ()))
         except Fenced as error:
             logger.info("%s", error)
             return LogResult(str(log), "fenced", problem=str(error))
         except CustodyError as error:
-            logger.error("%s", error)  # noqa: TRY400 - the message says it all; a traceback would not help
+            logger.error("%s", error)  # noqa: TRY400 - the message is complete; a traceback would not help
             return LogResult(str(log), "failed", problem=str(error))
 
     with ThreadPoolExecutor(OPENERS, "open") as pool:
-        opened = list(pool.map(open_one, places))
-    return [one for one in opened if isinstance(one, LogRun)], [one for one in opened if isinstance(one, LogResult)]
+        opened = list(pool.map(try_open, partitions))
+    runs = [run for run in opened if isinstance(run, LogRun)]
+    return runs, [result for result in opened if isinstance(result, LogResult)]
 
 
 def known_heads(
-    context: Context, topics: Iterable[str], places: Sequence[TopicPartition]
+    context: Context, topics: Iterable[str], partitions: Sequence[TopicPartition]
 ) -> dict[str, list[KnownHead]]:
-    """Return the heads of logs that the newest audit and the group's committed offsets remember, as they are signed."""
+    """Return the signed heads of logs in the newest audit and in the group's committed offsets."""
     known = {log: [head] for log, head in context.audited.items()}
     for name in topics:
-        partitions = [partition for topic, partition in places if topic == name]
-        for committed in context.broker.remembered(name, partitions, context.archive.id).values():
+        numbers = [partition for topic, partition in partitions if topic == name]
+        for committed in context.broker.remembered(name, numbers, context.archive.id).values():
             log = committed.log
             judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
             head = check_committed_head(committed, context.trust, judge.proofs)
@@ -75,38 +77,38 @@ def known_heads(
 
 
 def newest_epoch(
-    context: Context, logs: Sequence[Log], place: TopicPartition, known: Mapping[str, Sequence[KnownHead]]
+    context: Context, logs: Sequence[Log], topic_partition: TopicPartition, known: Mapping[str, Sequence[KnownHead]]
 ) -> Log:
-    """Return a partition's newest epoch: the last one that holds a statement which counts, or of which a head is known.
+    """Return a partition's newest epoch: the last one with a statement that counts, or with a known head.
 
-    A name begins no epoch: what lies under it has to be signed.
+    A folder with an epoch's name is not enough: its statements must be signed.
     """
-    first = Log(*place)
-    epochs = {log.epoch for log in logs if (log.topic, log.partition) == place}
+    first = Log(*topic_partition)
+    epochs = {log.epoch for log in logs if (log.topic, log.partition) == topic_partition}
     names = [name for name, heads in known.items() if any(head.size for head in heads)]
     names += [name for name, head in context.trust.heads.items() if head.size]
     remembered = {
         log.epoch
         for name in names
-        if (log := layout.parse_log_text(name)) is not None and (log.topic, log.partition) == place
+        if (log := layout.parse_log_text(name)) is not None and (log.topic, log.partition) == topic_partition
     }
     for epoch in sorted(epochs | remembered, reverse=True):
-        log = Log(*place, epoch)
+        log = Log(*topic_partition, epoch)
         if epoch == first.epoch or epoch in remembered:
             return log
         if find_trusted_tip(context.store, log, context.archive.id, context.trust).newest is not None:
             return log
-        logger.warning("%s holds nothing that trusted keys signed, and begins no epoch", layout.log_prefix(log))
+        logger.warning("%s has no statement signed by trusted keys: it is not an epoch", layout.log_prefix(log))
     return first
 
 
 def log_id(context: Context, topic: Topic, log: Log) -> LogId:
-    """Return what a log of a partition is made from now."""
+    """Return the identity of a partition as it is now: cluster, topic, topic id, number and epoch."""
     return LogId(context.cluster, topic.name, topic.id, log.partition, log.epoch)
 
 
 def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead]) -> LogRun:
-    """Check a log's head against all that is known of it and against the broker, and prepare to go on from it."""
+    """Check a log's head against the known heads and the broker, and return a run that continues from it."""
     layout.check_topic(log.topic, log.partition)
     bounds = context.broker.bounds(log.topic, log.partition)
     writer = LogWriter(
@@ -120,7 +122,7 @@ def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead
     begun = writer.open(known)
     result = LogResult(str(log))
     if begun.newest is None:
-        # Written at once, so that whatever is lost from here on is admitted.
+        # Written at once, so that offsets lost from now on are stated in the log.
         previous = _previous_epoch(context, log)
         writer.append(Entry(first_offset=bounds.start, next_offset=bounds.start, previous_epoch=previous))
         result.statements += 1
@@ -146,16 +148,16 @@ def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead
 
 
 def check_end(log: Log, position: int, bounds: Bounds) -> None:
-    """Check that a partition does not end before what the archive has of it.
+    """Check that a partition does not end before its log does.
 
     Raises:
-        LogChanged: it does.
+        LogChanged: it ends before.
     """
     if bounds.end < position:
         raise LogChanged(
-            f"{log}: the archive ends at offset {position}, and the partition at {bounds.end}: the topic was deleted"
-            " and created again, or an unclean election cut it. If that was meant, begin a new epoch of the log with"
-            f" 'custody new-epoch {log.topic}'; the old one stays as it is."
+            f"{log}: the archive ends at offset {position}, but the partition ends at {bounds.end}: the topic was"
+            " deleted and created again, or an unclean leader election truncated it. If that was intended, begin a new"
+            f" epoch of the log with 'custody new-epoch {log.topic}'; the old epoch stays as it is."
         )
 
 

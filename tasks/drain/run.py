@@ -1,21 +1,21 @@
 """One run of the drain: each log from the archive's head to the last stable offset, then following the topic.
 
-The life of a record in a run, and what is left if the process dies there (nothing is lost: the next run asks the
-archive):
+The steps of a record in a run, and what is left if the process dies after each. Nothing is lost: the next run resumes
+from the archive.
 
-1. fetched         nothing was written; it is fetched again
-2. assembled       likewise: batches are checked and compressed in memory
+1. fetched         nothing was written; the record is fetched again
+2. assembled       the same: batches are checked and compressed in memory
 3. segment put     an orphan that no manifest names; the record is fetched and put again
-4. quarantine put  likewise
+4. quarantine put  the same
 5. manifest put    the commit: the record is accounted for, and the next run starts after it
-6. offset committed in the consumer group, for lag monitors; a run that dies before it leaves monitors behind, no more
+6. offset committed in the consumer group, for lag monitors; a run that dies before this step only leaves them behind
 
-While one segment is put, the next is assembled: one append a log is under way at a time, in order. Before each append
-the topic's id is asked for again, after what is appended was fetched: ids never come back, so what was fetched under
-the same id is of the same topic. A log that fails stops alone; the others go on.
+While one segment is uploaded, the next is assembled. Each log has at most one append at a time, in order. Before each
+append, and after its records were fetched, the topic's id is read again. Topic ids are never reused, so records that
+were fetched before the same id was read belong to the same topic. A log that fails stops alone; the others continue.
 
-Where each step stands: `resume` says where a log begins, `loop` drives the run, `intake` takes what was fetched,
-`assemble` makes statements of it, `appends` puts them, and `checkpoints` signs heads at the end.
+Modules: `resume` finds where a log starts, `loop` drives the run, `intake` takes the fetched records, `assemble` makes
+entries of them, `appends` writes them, and `checkpoints` signs heads at the end.
 """
 
 import time
@@ -33,17 +33,17 @@ from tasks.drain.resume import open_logs
 from tasks.settings import Settings
 
 
-def find_places(settings: Settings) -> list[TopicPartition]:
-    """Return the partitions that the settings name, as they are now; partition 0 of a named topic that is not there.
+def find_partitions(settings: Settings) -> list[TopicPartition]:
+    """Return the partitions of the topics in the settings. A named topic that does not exist counts as partition 0.
 
     Raises:
         SourceError: Kafka does not answer.
     """
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
         topics = broker.topics(settings.kafka.topics)
-    there = {topic.name for topic in topics}
-    # One that is missing is one failed log, and does not keep the others from being drained.
-    missing = [name for name in settings.kafka.topics if not name.startswith("^") and name not in there]
+    existing = {topic.name for topic in topics}
+    # A missing topic becomes one failed log, so that the others are still drained.
+    missing = [name for name in settings.kafka.topics if not name.startswith("^") and name not in existing]
     return [
         *((topic.name, partition) for topic in topics for partition in range(topic.partitions)),
         *((name, 0) for name in missing),
@@ -52,7 +52,7 @@ def find_places(settings: Settings) -> list[TopicPartition]:
 
 def drain_logs(
     settings: Settings,
-    places: Sequence[TopicPartition] | None = None,
+    partitions: Sequence[TopicPartition] | None = None,
     *,
     once: bool = False,
     seconds: float | None = None,
@@ -63,14 +63,14 @@ def drain_logs(
 
     Args:
         settings: the settings.
-        places: the partitions; all that the settings name if None.
-        once: end when each log has reached what was its last stable offset at the start.
-        seconds: end after this time; the setting's if None, without limit if `once`.
-        progress: is called with the number of records archived since the last call.
-        sealed: is called with a log once it has a new statement.
+        partitions: the partitions; all that the settings name if None.
+        once: end when each log has reached the last stable offset that it had at the start.
+        seconds: end after this time. If None, the setting `drain.seconds`, or no limit with `once`.
+        progress: called with the number of records archived since the last call.
+        sealed: called with a log after it got a new statement.
 
     Returns:
-        One result a log. A log that failed has its problem there; the others were drained.
+        One result a log. A log that failed has the problem in its result; the others were drained.
 
     Raises:
         ConfigurationError: there is no archive, or settings or keys cannot be used.
@@ -82,7 +82,7 @@ def drain_logs(
     deadline = time.monotonic() + seconds if seconds is not None else float("inf")
     with ExitStack() as stack:
         context = open_context(settings, stack)
-        runs, results = open_logs(context, find_places(settings) if places is None else places)
+        runs, results = open_logs(context, find_partitions(settings) if partitions is None else partitions)
         if runs:
             appends = Appends(context, runs, progress=progress, sealed=sealed)
             Loop(context, runs, appends, once=once, deadline=deadline).run()

@@ -1,4 +1,4 @@
-"""Ending the runs in this process cleanly: by a signal, or by whoever sets `stop_requested`."""
+"""Ends the runs in this process cleanly, after a signal or after `stop_requested` was set."""
 
 import signal
 import threading
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 stop_requested = threading.Event()
-"""Once it is set, runs in this process finish the segments in hand and end."""
+"""Once it is set, runs in this process finish their open segments and end."""
 
 
 @contextmanager
 def stop_on_signals(*kinds: signal.Signals) -> Iterator[None]:
-    """Request a stop when a signal comes, SIGTERM if none is named. Does nothing outside the main thread."""
+    """Request a stop when a signal arrives, by default SIGTERM. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Where each log stands: its head in the archive, and how far that is behind Kafka."""
+"""The status of each log: its head in the archive, and how far that is behind Kafka."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class LogStatus:
         root: root of the tree over them, in hex.
         next_offset: the first offset that the archive does not account for.
         sealed_at: when the newest statement was sealed.
-        lag: offsets from there to the partition's read-uncommitted end, None where Kafka did not say.
-        problem: what kept us from reading it, or None.
+        lag: offsets from there to the partition's read-uncommitted end; None if Kafka did not answer.
+        problem: why the log could not be read, or None.
     """
 
     log: str
@@ -46,9 +46,9 @@ class LogStatus:
 
 
 def read_status(settings: Settings) -> Iterator[LogStatus]:
-    """Yield the status of each log of the archive. Kafka need not answer, and no key need be at hand.
+    """Yield the status of each log of the archive. Neither Kafka nor a key is required.
 
-    With keys, a head is what they signed; without any, it is what lies in the archive.
+    With keys, a log's head is the newest one that they signed. Without keys, signatures are not checked.
 
     Raises:
         StoreError: the archive's storage does not answer.

@@ -1,10 +1,10 @@
-"""The drain as a Prefect task. It has no retries: a run works from the archive's head, and so does the next one.
+"""The drain as a Prefect task. It has no retries: the next run starts at the archive's head anyway.
 
 Rules for all `task.py`, the only modules of `tasks` that import Prefect:
 
-- A task is coarse, since Prefect takes some 50 ms for each: a share of the logs, never a segment or an event.
-- Nothing is cached or kept: these tasks have side effects, and what they return stays in the run.
-- A task reads the settings where it runs. They hold secrets, and Prefect keeps or sends what a task is given.
+- A task is coarse, because Prefect needs about 50 ms for each: a share of the logs, never a segment or an event.
+- Nothing is cached or persisted: these tasks have side effects, and their results are used only in the same run.
+- A task reads the settings itself. They contain secrets, and Prefect stores or sends a task's parameters.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @task(name="drain-share", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def drain_share(
-    places: Sequence[TopicPartition], once: bool, seconds: float | None
+    partitions: Sequence[TopicPartition], once: bool, seconds: float | None
 ) -> "tuple[list[LogResult], list[IndexResult]]":
-    """Drain and index some of the logs."""
-    return drain_and_index(Settings(), places, once=once, seconds=seconds)
+    """Drain and index a share of the logs."""
+    return drain_and_index(Settings(), partitions, once=once, seconds=seconds)

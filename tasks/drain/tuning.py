@@ -1,4 +1,4 @@
-"""What CPython and glibc do for other programs, and what costs a drain time. Nothing is set by the import."""
+"""Tunes CPython and glibc for the drain. Importing this module changes nothing."""
 
 import ctypes
 import gc
@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Raise the threshold of the garbage collector: each read's records set off a collection, which finds no cycle."""
+    """Raise the GC threshold: each read allocates enough records to trigger a collection that finds no cycles."""
     before = gc.get_threshold()
     gc.set_threshold(_COLLECT_AFTER, *before[1:])
     try:
@@ -24,9 +24,10 @@ def rare_collections() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Make malloc keep what is freed, for this process's life.
+    """Make malloc keep freed memory until the process ends.
 
-    Else glibc gives each batch's pages back, and faults them in again for the next: up to a fifteenth of the time.
+    By default glibc returns each batch's pages to the kernel, and page faults for the next batch cost up to 7 % of the
+    time.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
@@ -35,9 +36,9 @@ def keep_freed_memory() -> None:
 
 
 def has_all_names(headers: Sequence[tuple[str, bytes | None]]) -> bool:
-    """Return whether each header of a record has its name: touching one that is not there ends the process.
+    """Return whether each header of a record has its name. Accessing a missing name crashes the process.
 
-    confluent-kafka leaves the name empty where it is not UTF-8. Python up to 3.11 may lose the exception that should
-    have said so in a garbage collection, or raise it a call later.
+    confluent-kafka leaves the name out if it is not UTF-8. Python up to 3.11 may lose the exception for this in a
+    garbage collection, or raise it a call later.
     """
     return all(len(gc.get_referents(header)) == 2 for header in headers)

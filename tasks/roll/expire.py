@@ -1,19 +1,20 @@
-"""The end of evidence: `expired` is signed first, with a checkpoint, and then the objects are deleted, by version.
+"""Expires evidence: signs `expired` first, with a checkpoint, and then deletes the objects, by version.
 
-So verification tells expiry from loss for ever (FORMAT.md, `expired`). What decides on a deletion:
+So verification can always tell expiry from loss (FORMAT.md, `expired`). Rules for deletions:
 
 1. The retention is the largest of `tiers.life_days`, `archive.json`'s and `trust.json`'s `retention_days`.
-2. A statement is old enough once the latest time at which any statement up to it was sealed is that long ago: a single
-   statement of a wrong clock makes no other one old.
-3. No single clock decides. The time is the earliest of the host's, the newest audit's, and the store's own (when the
-   newest manifest was put). Where the host's is more than a day ahead of both others, nothing is signed or deleted.
-4. Every statement that is relied on is signed by a trusted key, within its span and end. Slots that a later statement
-   passes over are stepped over. Any other slot without such a statement ends what can expire, with a reason.
-5. Objects are deleted as far as signed expiries reach that this policy grants. What an audit has seen granted is not
-   read again; what a longer retention was set for since is kept.
+2. A statement is old enough if it, and every statement before it, was sealed at least that long ago. So one statement
+   with a wrong clock makes no other statement old.
+3. No single clock decides. The time is the earliest of the host's clock, the newest audit, and the store's clock (when
+   the newest manifest was put). If the host's clock is more than a day ahead of both others, nothing is signed or
+   deleted.
+4. Every statement that is used must be signed by a trusted key, within the key's span and end. Slots that a later
+   statement passes over are skipped. At any other slot without such a statement the expiry fails, with a reason.
+5. Objects are deleted only up to the end of signed expiries that the retention allows. Statements that an audit found
+   expired and allowed are not read again. If the retention was made longer since, their objects are kept.
 
-A run that dies between the two leaves objects that may go; the next one finds them, since it lists all days up to the
-end of life, and deletes them. What is locked stays until its lock has ended.
+A run that dies between the signature and the deletion leaves objects. The next run finds them, because it lists all
+days up to the end of the retention, and deletes them. A locked object stays until its lock ends.
 """
 
 import re
@@ -44,20 +45,20 @@ from tasks.roll.record import Action
 from tasks.settings import Settings
 
 AHEAD = timedelta(days=1)
-"""How far the host's clock may be ahead of all others."""
+"""How far the host's clock may be ahead of all other clocks."""
 _PARALLEL = 32
 
 
 def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
-    """End the life of what is older than the retention.
+    """Expire evidence that is older than the retention.
 
     Args:
         settings: the settings.
-        now: the host's time, aware.
-        dry_run: say what would be done, and change nothing.
+        now: the host's time, timezone-aware.
+        dry_run: show what would be done; change nothing.
 
     Yields:
-        One action for each log whose `expired` was signed, or could not be, and one for each object.
+        One action for each log whose `expired` was signed or could not be signed, and one for each object.
 
     Raises:
         CustodyError: the archive or the keys cannot be opened, or the archive does not answer.
@@ -77,8 +78,8 @@ def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Itera
         if not clocks:
             return
         if now - max(clocks) > AHEAD:
-            what = f"the host's clock says {now:%Y-%m-%d %H:%M}, and all else that can be seen is from before"
-            why = f"{what} {max(clocks):%Y-%m-%d %H:%M}: set the clock, or see why nothing is archived and audited"
+            what = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit are not later than"
+            why = f"{what} {max(clocks):%Y-%m-%d %H:%M}: set the clock, or find out why nothing is archived and audited"
             yield Action("expire", store.url, "refused", why)
             return
         end_of_life = min(now, *clocks) - timedelta(days=days)
@@ -101,14 +102,14 @@ def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Itera
 
 
 def _unknown(log: Log, error: CustodyError) -> Action:
-    """Return why nothing of a log can expire."""
+    """Return the action for a log that cannot be checked, so that nothing of it expires."""
     if isinstance(error, SignatureInvalid | HeadRollback):
         return Action("expire", str(log), "refused", f"{error}: nothing of this log is deleted")
-    return Action("expire", str(log), "failed", f"it cannot be said what has expired: {error}")
+    return Action("expire", str(log), "failed", f"it is not known what has expired: {error}")
 
 
 def _other_clocks(store: Store, tips: Mapping[Log, Tip[Manifest]], audit: Audit | None) -> list[datetime]:
-    """Return the times that are not the host's own at this moment: the store's newest manifest, the newest audit."""
+    """Return the times that do not come from the host's clock: the store's newest manifest, and the newest audit."""
     keys = [layout.manifest_key(log, tip.head.size - 1) for log, tip in tips.items() if tip.head.size]
     clocks = [max(store.status(key).created for key in keys)] if keys else []
     return [*clocks, parse_time(audit.sealed_at)] if clocks and audit else clocks
@@ -119,11 +120,11 @@ class _Expired:
     """How far a log has expired.
 
     Attributes:
-        until: statements before this one are old enough.
-        signed: behind the last sequence that a statement calls expired.
-        granted: statements before this one are old enough, and signed to be expired.
-        keys: objects of those that no audit has seen granted yet, by sequence.
-        offset: where the first statement begins that has not expired.
+        until: statements before this sequence are old enough.
+        signed: the sequence after the last one that a statement calls expired.
+        granted: statements before this sequence are old enough and called expired, so their objects may be deleted.
+        keys: sequences and keys of objects of old statements that no audit has found granted yet.
+        offset: first offset of the first statement that has not expired.
     """
 
     until: int = 0
@@ -134,7 +135,7 @@ class _Expired:
 
 
 class _Log:
-    """One log, read as far as deletions depend on it."""
+    """One log, read as far as the decision on deletions needs."""
 
     def __init__(self, store: Store, log: Log, tip: Tip[Manifest], judge: Judge, audit: Audit | None) -> None:
         self.log, self.tip, self.known = log, tip, list[KnownHead]()
@@ -151,11 +152,11 @@ class _Log:
         """Return how far the log has expired.
 
         Args:
-            end_of_life: what was sealed until then is old enough.
+            end_of_life: statements sealed up to this time are old enough.
             days: the retention.
 
         Raises:
-            SignatureInvalid: a statement on the way does not count.
+            SignatureInvalid: a statement that is needed does not count.
             KeyUnavailable: its signature cannot be checked now.
             StoreError: the archive does not answer.
         """
@@ -163,7 +164,7 @@ class _Log:
         moment = end_of_life + timedelta(microseconds=1)
         kept = sealed_from(self._store, self.log, self._granted, moment, self._judge.holds)
         if kept < self._granted:
-            # A longer retention was set since: what an audit has seen granted under a shorter one is kept.
+            # The retention was made longer: objects that may go only under the shorter one are kept.
             found.until = found.granted = kept
             return found
         latest = self._walk(found, end_of_life)
@@ -178,7 +179,7 @@ class _Log:
         return found
 
     def _walk(self, found: _Expired, end_of_life: datetime) -> dict[int, datetime]:
-        """Go over statements while they are old enough; return the latest time of sealing up to each."""
+        """Walk the statements while they are old enough, and return the latest sealing time up to each."""
         found.until = self._granted
         latest: dict[int, datetime] = {}
         last: datetime | None = None
@@ -193,9 +194,9 @@ class _Log:
         return latest
 
     def _expiries(self) -> list[tuple[int, int, datetime]]:
-        """Return first, end and time of the log's expiries that no audit has seen granted.
+        """Return first, end and time of the log's expiries that no audit has found granted yet.
 
-        Of a log of which no audit has seen any, all statements are looked at: once, for the next audit sees one.
+        If no audit has found any for this log, all statements are read. This happens once: the next audit finds one.
         """
         start = self._seen if self._granted else 0
         return [
@@ -205,22 +206,22 @@ class _Log:
         ]
 
     def first_offset(self, sequence: int) -> int:
-        """Return where a statement begins, or the log ends if there is none."""
+        """Return the first offset of a statement; the log's end if there is no such statement."""
         for _, statement in self._statements(sequence):
             return statement.first_offset
         return self.tip.newest.statement.next_offset if self.tip.newest else 0
 
     def newest(self) -> Manifest:
-        """Return the newest statement, which says what the log is of."""
+        """Return the newest manifest, which has the log's identity."""
         if self.tip.newest is None:
             raise FormatError(f"{self.log} has no statement")
         return self.tip.newest
 
     def _statements(self, first: int) -> Iterator[tuple[int, Statement]]:
-        """Yield the log's statements from a sequence on, each signed, stepping over slots that were passed over.
+        """Yield the log's statements from a sequence on, if they are signed. Slots that were passed over are skipped.
 
         Raises:
-            SignatureInvalid: a slot holds none that counts, and was not passed over.
+            SignatureInvalid: a slot has no statement that counts, and was not passed over.
             KeyUnavailable: a signature cannot be checked now.
             StoreError: the archive does not answer.
         """
@@ -234,7 +235,7 @@ class _Log:
             if empty and empty[0] < start:
                 key = layout.manifest_key(self.log, empty[0])
                 raise SignatureInvalid(
-                    f"no trusted key signed {key} as what it is there for; `custody verify` says more"
+                    f"no trusted key signed {key} as the statement of that slot; run `custody verify` for details"
                 )
             empty.clear()
             yield sequence, manifest.statement
@@ -252,7 +253,7 @@ class _Log:
             return None
 
     def _counts(self, manifest: Manifest, sequence: int, order: KeyOrder) -> bool:
-        """Return whether a statement counts in its slot; raises as `_statements` where the slot is not void."""
+        """Return whether a statement counts. If it does not, and its slot is not void, raise as `_statements`."""
         verdict = self._judge.verdict(manifest, sequence, order)
         if verdict.clean:
             return True
@@ -275,7 +276,7 @@ def _sign(
     *,
     dry_run: bool,
 ) -> Action:
-    """Call expired what is old enough, and is not called so yet."""
+    """Sign that statements which are old enough have expired, if that is not signed yet."""
     target = f"{work.log}, statements {found.signed} to {found.until - 1}"
     if dry_run:
         return Action("expire", target, "planned")
@@ -292,7 +293,7 @@ def _sign(
         writer.open(work.known)
         offset = writer.next_offset or 0
         writer.append(Entry(first_offset=offset, next_offset=offset, expired=(found.signed, found.until)))
-        # Who has public keys alone believes an expiry that a checkpoint covers.
+        # With public keys only, an expiry counts if a checkpoint covers it.
         put_checkpoint(store, newest.archive, work.log, writer.tip.head, signers.ed25519(), writer.judge)
     except CustodyError as error:
         return Action("expire", target, "failed", f"{error}; the next roll tries again")
@@ -305,7 +306,7 @@ def _delete(
     """Delete the objects of expired statements, and the tables made of them."""
     for log, key in _expired_keys(store, expired, end_of_life):
         if dry_run:
-            yield Action("delete", key, "planned", f"{log} has called it expired")
+            yield Action("delete", key, "planned", f"expired, as stated in {log}")
             continue
         try:
             status = store.status(key)
@@ -319,11 +320,11 @@ def _delete(
         except CustodyError as error:
             yield Action("delete", key, "failed", str(error))
         else:
-            yield Action("delete", key, "done", f"{log} has called it expired")
+            yield Action("delete", key, "done", f"expired, as stated in {log}")
 
 
 def _expired_keys(store: Store, expired: Mapping[Log, _Expired], end_of_life: datetime) -> Iterator[tuple[Log, str]]:
-    """Yield what may be deleted: what is listed, and what statements name whose keys hold a day far ahead."""
+    """Yield the keys that may be deleted: listed ones, and those in statements that name a much later day."""
     if not expired:
         return
     listed: set[str] = set()
@@ -332,9 +333,9 @@ def _expired_keys(store: Store, expired: Mapping[Log, _Expired], end_of_life: da
         if parsed and parsed.log in expired and parsed.last < expired[parsed.log].offset:
             listed.add(info.key)
             yield parsed.log, info.key
-    for log, found in expired.items():
-        for sequence, key in found.keys:
-            if sequence < found.granted and key not in listed:
+    for log, of_log in expired.items():
+        for sequence, key in of_log.keys:
+            if sequence < of_log.granted and key not in listed:
                 yield log, key
     for info in store.list(tables.TABLES):
         table, listing = tables.parse_table_key(info.key), tables.parse_list_key(info.key)
@@ -344,9 +345,9 @@ def _expired_keys(store: Store, expired: Mapping[Log, _Expired], end_of_life: da
 
 
 def _list_records(store: Store, until: datetime) -> Iterator[ObjectInfo]:
-    """Yield segments and quarantine objects whose keys' day is not after a moment's, and the one after it.
+    """Yield segments and quarantine objects whose keys name a day up to the day after a moment.
 
-    The day in a key is Kafka's; records may lie there for a while before they are sealed. Younger days are not listed.
+    The day in a key is Kafka's: records may have waited in Kafka before they were sealed. Later days are not listed.
 
     Raises:
         StoreError: the archive cannot be listed.
@@ -354,7 +355,7 @@ def _list_records(store: Store, until: datetime) -> Iterator[ObjectInfo]:
     last = f"{until.astimezone(UTC) + timedelta(days=1):%Y/%m/%d}"
     for part in layout.RECORDS:
         folders = [""]
-        # Years, months, days. A store lists in any order, so that no listing can be left at the first day too young.
+        # Years, months, days. A store lists in any order, so a listing cannot stop at the first day that is too young.
         for _ in range(3):
             inner = (f"{folder}{name}" for folder in folders for name in store.level(part + folder)[0])
             folders = [f"{folder}/" for folder in inner if re.fullmatch("[0-9/]+", folder) and folder <= last]

@@ -1,9 +1,7 @@
-"""Rolls the daily indices: tomorrow's is made ahead, old ones become read-only and small, and the oldest are deleted.
+"""Rolls the daily indices: creates tomorrow's, makes old ones read-only and merges them, and deletes the oldest.
 
-What may be deleted is decided in `tasks.roll.retention`.
-
-Where the cluster has ILM, its policy does what can be done by age alone, and deleting stays here; where it has none,
-all of it is done here.
+`tasks.roll.retention` decides what may be deleted. If the cluster has ILM, its policy does everything that depends only
+on age, and only deletions are done here. Otherwise all of it is done here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,24 +18,24 @@ from custody.store.protocol import Store
 from tasks.roll.record import Action, act
 from tasks.roll.retention import LOST, UNKNOWN, Retention
 from tasks.search.client import Search
-from tasks.search.documents import TIER, index_day, index_name, outlying_name
+from tasks.search.documents import TIER, index_day, index_name, out_of_range_name
 from tasks.search.indices import prepare
 from tasks.settings import Settings
 
 SETTLED_DAYS = 2
-"""A day's index becomes read-only so many days after the day; what comes later still opens it for a moment."""
+"""A day's index becomes read-only this many days after the day. Late events open it again until the next roll."""
 WARM_DAYS = 7
 _BY_ILM = (
     "the cluster's ILM makes old indices read-only, merges them and moves them to warm nodes;"
-    " the roll closes what was opened, and deletes"
+    " the roll makes reopened indices read-only again, and deletes old ones"
 )
-_ALL = "the roll makes old indices read-only, merges, moves to warm nodes and deletes them"
+_ALL = "the roll makes old indices read-only, merges them, moves them to warm nodes and deletes them"
 _BY_ROLL = f"the cluster has no ILM: {_ALL}"
-_NOT_ALLOWED = f"the key may not use the cluster's ILM (the privilege manage_ilm): {_ALL}"
+_NOT_ALLOWED = f"the API key may not use the cluster's ILM (the privilege manage_ilm): {_ALL}"
 _HOT, _WARM = frozenset({"data_hot", "data_content"}), frozenset({"data_warm", "data"})
-"""Roles of a node of the tier; plain `data` is of all tiers."""
+"""Node roles of the tier; plain `data` belongs to all tiers."""
 _ON_WARM_NODES = "data_warm,data_hot,data_content"
-_WARM_WHY = "Elasticsearch moves its shards to warm nodes from now on"
+_WARM_WHY = "Elasticsearch now moves its shards to warm nodes"
 _UNKNOWN_ADDRESS = frozenset({400, 405, 410})
 
 
@@ -46,11 +44,11 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
 
     Args:
         settings: the settings; they name an Elasticsearch.
-        now: the time, aware.
-        dry_run: say what would be done, and change nothing.
+        now: the time, timezone-aware.
+        dry_run: show what would be done; change nothing.
 
     Raises:
-        SearchError: Elasticsearch does not answer, or says no to what the rest depends on.
+        SearchError: Elasticsearch does not answer, or refuses a request that the rest depends on.
         CustodyError: the archive or the keys cannot be opened.
     """
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
@@ -60,36 +58,36 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
 
 
 class _Roll:
-    """The daily indices of one Elasticsearch, by their age."""
+    """One roll of the daily indices of an Elasticsearch."""
 
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
         self._retention = Retention(settings, store, search, now, dry_run=dry_run)
 
     def run(self) -> Iterator[Action]:
-        """Do what is due, and yield each action."""
+        """Do everything that is due, and yield each action."""
         retention = self._retention
         today = self._now.astimezone(UTC).date()
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
-        there = {name: day for name, day in days.items() if day is not None}
+        daily = {name: day for name, day in days.items() if day is not None}
         without = self._without_ilm()
-        policy = self._set_policy(there) if without is None else self._told(without)
+        policy = self._set_policy(daily) if without is None else self._policy_action(without)
         by_policy = without is None and policy.outcome != "failed"
         yield policy
         retention.lost = self._find_lost()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
-        if tomorrow not in there:
+        if tomorrow not in daily:
             yield act("create", tomorrow, lambda: self._create(tomorrow), dry_run=self._dry)
         oldest = today - timedelta(days=self._settings.search.days)
-        for name, day in sorted(there.items()):
+        for name, day in sorted(daily.items()):
             if day < oldest:
                 yield retention.delete(name, f"{(self._now.date() - day).days} days old")
             elif (today - day).days > SETTLED_DAYS:
                 yield from self._age(name, day, today, by_policy=by_policy)
         yield from retention.end_restored(made)
         for name, end in (
-            (outlying_name(self._search.prefix), retention.end_outlying),
+            (out_of_range_name(self._search.prefix), retention.end_out_of_range),
             (self._search.rejected, retention.end_rejected),
         ):
             if name in retention.lost:
@@ -97,20 +95,20 @@ class _Roll:
             elif name in made:
                 yield from end(name, oldest)
 
-    def _told(self, why: str) -> Action:
+    def _policy_action(self, why: str) -> Action:
         return Action("policy", self._search.prefix, "planned" if self._dry else "done", why)
 
-    # --- what there is
+    # --- the present state
 
     def _without_ilm(self) -> str | None:
-        """Return why the roll does all, and what; None where the cluster has ILM."""
-        with self._search.errors("whether it has ILM"):
+        """Return why the roll does everything itself; None if the cluster has ILM."""
+        with self._search.errors("checking for ILM"):
             try:
                 self._search.client.perform_request(
                     "GET", f"/_ilm/policy/{self._search.prefix}", headers={"accept": "application/json"}
                 )
             except ApiError as error:
-                # 404 is ILM's own: there is no such policy yet. A server without ILM knows no such address.
+                # With ILM, 404 means that the policy does not exist yet. A server without ILM answers otherwise.
                 if error.status_code in _UNKNOWN_ADDRESS:
                     return _BY_ROLL
                 if error.status_code == 403:
@@ -120,56 +118,56 @@ class _Roll:
         return None
 
     def _find_lost(self) -> frozenset[str]:
-        """Return the indices with a shard on no node: some calls wait for it for a minute, others overlook it."""
-        with self._search.errors("the health of its indices"):
-            found = self._search.client.cluster.health(
+        """Return the indices with an unassigned shard. Some calls would wait a minute for it, others ignore it."""
+        with self._search.errors("reading the health of its indices"):
+            health = self._search.client.cluster.health(
                 index=f"{self._search.prefix}-*", level="indices", filter_path="indices.*.status"
             ).body
-        return frozenset(name for name, one in found.get("indices", {}).items() if one["status"] == "red")
+        return frozenset(name for name, index in health.get("indices", {}).items() if index["status"] == "red")
 
     def _made(self) -> dict[str, datetime]:
-        """Return all indices, and when each was made."""
-        with self._search.errors("its indices"):
-            found = self._search.client.indices.get_settings(
+        """Return all indices, and when each was created."""
+        with self._search.errors("listing its indices"):
+            created = self._search.client.indices.get_settings(
                 index=f"{self._search.prefix}-*", name="index.creation_date", flat_settings=True
             ).body
             return {
-                name: datetime.fromtimestamp(int(one["settings"]["index.creation_date"]) / 1000, UTC)
-                for name, one in found.items()
+                name: datetime.fromtimestamp(int(index["settings"]["index.creation_date"]) / 1000, UTC)
+                for name, index in created.items()
             }
 
-    # --- what is done by age
+    # --- actions by age
 
-    def _set_policy(self, there: Iterable[str]) -> Action:
-        action = act("policy", self._search.prefix, partial(self._put_policy, there), dry_run=self._dry)
+    def _set_policy(self, daily: Iterable[str]) -> Action:
+        action = act("policy", self._search.prefix, partial(self._put_policy, daily), dry_run=self._dry)
         if action.outcome == "failed":
             return Action("policy", action.target, "failed", f"{action.why}; {_ALL}")
-        return self._told(_BY_ILM)
+        return self._policy_action(_BY_ILM)
 
-    def _put_policy(self, there: Iterable[str]) -> None:
+    def _put_policy(self, daily: Iterable[str]) -> None:
         name = "index.lifecycle.name"
         phases = {
             "hot": {"actions": {}},
             "warm": {
-                # Counted from when an index was made, which is up to a day before its day begins.
+                # ILM counts from an index's creation, which is up to a day before its day begins.
                 "min_age": f"{SETTLED_DAYS + 2}d",
                 "actions": {"readonly": {}, "forcemerge": {"max_num_segments": 1}},
             },
         }
-        with self._search.errors("its ILM policy"):
+        with self._search.errors("setting its ILM policy"):
             self._search.client.ilm.put_lifecycle(name=self._search.prefix, policy={"phases": phases})
-            found = self._search.client.indices.get_settings(
+            present = self._search.client.indices.get_settings(
                 index=f"{self._search.prefix}-*", name=name, flat_settings=True
             ).body
-            # One by one: what a pattern matches may be others' indices.
-            for index in sorted(there):
-                if found.get(index, {}).get("settings", {}).get(name) != self._search.prefix:
+            # One by one: a pattern could match other people's indices.
+            for index in sorted(daily):
+                if present.get(index, {}).get("settings", {}).get(name) != self._search.prefix:
                     self._search.client.options(ignore_status=404).indices.put_settings(
                         index=index, settings={name: self._search.prefix}
                     )
 
     def _create(self, name: str) -> None:
-        with self._search.errors(f"making {name}"):
+        with self._search.errors(f"creating {name}"):
             try:
                 self._search.client.indices.create(index=name)
             except ApiError as error:
@@ -177,32 +175,32 @@ class _Roll:
                     raise
 
     def _age(self, name: str, day: date, today: date, *, by_policy: bool) -> Iterator[Action]:
-        with self._search.errors(f"the settings of {name}"):
+        with self._search.errors(f"reading the settings of {name}"):
             answer = self._search.client.indices.get_settings(index=name, flat_settings=True, ignore_unavailable=True)
             if name not in answer:
                 # Somebody deleted it meanwhile.
                 return
-            found = answer[name]["settings"]
-        if found.get("index.blocks.write") != "true":
-            # By ILM too: it does so once, and a late event opens the index again.
+            present = answer[name]["settings"]
+        if present.get("index.blocks.write") != "true":
+            # Also with ILM, which does this only once: a late event may have opened the index again.
             yield act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}), dry_run=self._dry)
         if by_policy:
             return
         if name in self._retention.lost:
             yield Action("merge", name, "refused", LOST)
             return
-        with self._search.errors(f"the segments of {name}"):
+        with self._search.errors(f"counting the segments of {name}"):
             segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
-        shards = int(found.get("index.number_of_shards", 1))
+        shards = int(present.get("index.number_of_shards", 1))
         if segments["segments"]["count"] > shards:
             yield act("merge", name, lambda: self._merge(name), dry_run=self._dry)
         setting = f"index.{TIER}"
-        if (today - day).days > WARM_DAYS and found.get(setting) != _ON_WARM_NODES and self._has_warm_nodes():
+        if (today - day).days > WARM_DAYS and present.get(setting) != _ON_WARM_NODES and self._has_warm_nodes():
             moved = act("warm", name, lambda: self._put(name, {setting: _ON_WARM_NODES}), dry_run=self._dry)
             yield Action(moved.what, name, moved.outcome, moved.why or _WARM_WHY)
 
     def _put(self, name: str, changed: dict[str, Any]) -> None:
-        with self._search.errors(f"the settings of {name}"):
+        with self._search.errors(f"changing the settings of {name}"):
             self._search.client.indices.put_settings(index=name, settings=changed)
 
     def _merge(self, name: str) -> None:
@@ -215,8 +213,8 @@ class _Roll:
             )
 
     def _has_warm_nodes(self) -> bool:
-        """Return whether there are warm nodes, and others: if every node is of every tier, there is nowhere to move."""
-        with self._search.errors("the roles of its nodes"):
+        """Return whether the cluster has both warm nodes and hot nodes that are not warm."""
+        with self._search.errors("reading the roles of its nodes"):
             nodes = self._search.client.nodes.info(filter_path="nodes.*.roles").body.get("nodes", {})
         roles = [frozenset(node["roles"]) for node in nodes.values()]
-        return any(one & _WARM for one in roles) and any(one & _HOT and not one & _WARM for one in roles)
+        return any(node & _WARM for node in roles) and any(node & _HOT and not node & _WARM for node in roles)

@@ -1,4 +1,4 @@
-"""What the roll did: each action, and the signed record of those that count, an audit of its own."""
+"""Actions of the roll, and the signed audit that records deletions and expiries."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,19 +22,19 @@ from tasks.audit.newest import clean_audit
 from tasks.settings import Settings
 
 RECORDED = 100
-"""Findings of a roll that stand in its audit; all of them are counted there."""
+"""Actions that a roll's audit lists; its counts are of all actions."""
 
 What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "expire", "step", "record"]
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that the roll did, would do, or did not do.
+    """An action that the roll did, would do, or did not do.
 
     Attributes:
-        what: the kind of thing.
-        target: what it was done to.
-        outcome: `planned` in a dry run, `refused` where a condition does not hold, `failed` where the server said no.
+        what: the kind of action.
+        target: the object, index or log.
+        outcome: `done`; `planned` in a dry run; `refused` if a condition is not met; `failed` if there was an error.
         why: the reason.
     """
 
@@ -45,7 +45,7 @@ class Action:
 
 
 def act(what: What, target: str, do: Callable[[], object], *, dry_run: bool) -> Action:
-    """Do something in Elasticsearch, but in a dry run, and return what became of it."""
+    """Do something in Elasticsearch, unless it is a dry run, and return the action with its outcome."""
     if dry_run:
         return Action(what, target, "planned")
     try:
@@ -56,26 +56,26 @@ def act(what: What, target: str, do: Callable[[], object], *, dry_run: bool) -> 
 
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
-    """Sign what was deleted, what was to be and was not, what expired, and what ended a step, as an audit of its own.
+    """Sign deletions and expiries, whether done, refused or failed, and failed steps, as an audit of their own.
 
-    It covers nothing, and hands on what the audit before it says of heads and marks, if trusted keys signed that one
-    within their spans.
+    This audit covers no statements. It repeats the heads and marks of the previous audit, if trusted keys signed that
+    one within their spans.
 
     Returns:
-        Its sequence; None where there is nothing to record.
+        The audit's sequence; None if there is nothing to record.
 
     Raises:
-        Fenced: another audit was written meanwhile, rightly.
-        CustodyError: the archive does not take it, or no key can sign.
+        Fenced: another valid audit was written meanwhile.
+        CustodyError: the archive cannot be written, or no key can sign.
     """
-    told = [one for one in actions if one.what in {"delete", "expire"} and one.outcome != "planned"]
-    if not told:
+    recorded = [action for action in actions if action.what in {"delete", "expire"} and action.outcome != "planned"]
+    if not recorded:
         return None
-    told = [*(one for one in actions if one.what == "step"), *told]
-    counts = Counter(f"{one.what} {one.outcome}" for one in told)
-    found = [
-        finding("rolled", f"{one.what} {one.outcome}: {one.why}"[:1000], key=one.target[:500]).to_dict()
-        for one in told[:RECORDED]
+    recorded = [*(action for action in actions if action.what == "step"), *recorded]
+    counts = Counter(f"{action.what} {action.outcome}" for action in recorded)
+    findings = [
+        finding("rolled", f"{action.what} {action.outcome}: {action.why}"[:1000], key=action.target[:500]).to_dict()
+        for action in recorded[:RECORDED]
     ]
     with closing(open_store(settings.archive, settings.s3)) as store:
         trust = settings.own_trust()
@@ -97,7 +97,7 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
                 covered={},
                 marks=before.marks if before else {},
                 counts=dict(sorted(counts.items())),
-                findings=found,
+                findings=findings,
                 objects=[],
                 verdict="notices",
             )

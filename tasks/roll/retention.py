@@ -1,9 +1,12 @@
-"""Deletes indices, and documents of shared ones, that are old enough and that signed audits have verified.
+"""Deletes indices, and documents of shared indices, that are old enough and that signed audits have verified.
 
-An index is deleted only if signed audits have verified every statement that has an event in it: Elasticsearch is the
-copy, and a timer's word is not enough. That holds, too, for days that a backfill brought back, which stay for
-`search.restored_days`, and for outlying and for rejected events: each kind shares an index, and is deleted log by log,
-by when the events were sealed. What was rejected lately, by a backfill say, stays for `search.restored_days`.
+An index is deleted only if signed audits have verified every statement that has an event in it: age alone is not
+enough. The same rule holds for
+
+- days that a backfill restored, which stay for `search.restored_days`;
+- out-of-range events and rejected events. Each kind shares an index, and its documents are deleted log by log, by the
+  time when the events were sealed. Recently rejected events, for example from a backfill, stay for
+  `search.restored_days`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,26 +29,26 @@ from custody.store.protocol import Store
 from tasks.audit.coverage import Coverage
 from tasks.roll.record import Action, act
 from tasks.search.client import Search
-from tasks.search.documents import BROUGHT, is_restored
+from tasks.search.documents import RESTORED_AT, is_restored
 from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
 from tasks.settings import Settings
 
-LOST = "a shard of it is on no node: bring back the node that held it, or restore the index"
-UNKNOWN = "it cannot be said whether the archive has verified it"
+LOST = "it has an unassigned shard: start the node that held the shard, or restore the index"
+UNKNOWN = "it is not known whether audits have verified it"
 
 
 class Retention:
-    """What decides on deletions, and deletes."""
+    """Decides on deletions, and deletes."""
 
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
         self._holds = standing(store, None, settings.trust_at_hand())
         self._coverage: Coverage | None = None
         self.lost: frozenset[str] = frozenset()
-        """Indices with a shard on no node."""
+        """Indices with an unassigned shard."""
 
     def delete(self, name: str, age: str) -> Action:
-        """Delete an index if the archive vouches for all its events."""
+        """Delete an index if signed audits have verified all its events."""
         try:
             why = self._unverified(name) if name not in self.lost else f"{UNKNOWN}: {LOST}"
         except CustodyError as error:
@@ -53,59 +56,60 @@ class Retention:
         if why is not None:
             return Action("delete", name, "refused", why)
         done = act("delete", name, lambda: self._delete_index(name), dry_run=self._dry)
-        return Action(done.what, name, done.outcome, done.why or f"{age}, and every event of it verified")
+        return Action(done.what, name, done.outcome, done.why or f"{age}, and all its events verified")
 
     def end_restored(self, made: Mapping[str, datetime]) -> Iterator[Action]:
         """Delete days that a backfill restored long enough ago.
 
         Args:
-            made: all indices, and when each was made.
+            made: all indices, and when each was created.
         """
         kept = self._settings.search.restored_days
         for name, since in sorted(made.items()):
             if not is_restored(self._search.prefix, name) or (self._now - since).days < kept:
                 continue
             # One index may have been filled by many backfills.
-            days = (self._now - max(since, self._brought(name) or since)).days
+            days = (self._now - max(since, self._restored_at(name) or since)).days
             if days >= kept:
-                yield self.delete(name, f"brought back {days} days ago")
+                yield self.delete(name, f"restored {days} days ago")
 
-    def _brought(self, name: str) -> datetime | None:
-        """Return when a backfill last brought events to an index; None where it does not say so."""
-        with self._search.errors(f"when events were brought to {name}"):
-            found = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
-        text = found.get(name, {}).get("mappings", {}).get("_meta", {}).get(BROUGHT)
+    def _restored_at(self, name: str) -> datetime | None:
+        """Return when a backfill last restored events to an index; None if the index has no such mark."""
+        with self._search.errors(f"reading when events were restored to {name}"):
+            mapping = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
+        text = mapping.get(name, {}).get("mappings", {}).get("_meta", {}).get(RESTORED_AT)
         try:
             return parse_time(text) if isinstance(text, str) else None
         except ValueError:
             return None
 
-    def end_outlying(self, name: str, oldest: date) -> Iterator[Action]:
-        """Delete outlying events that were sealed before a day."""
-        with self._search.errors(f"what is in {name}"):
+    def end_out_of_range(self, name: str, oldest: date) -> Iterator[Action]:
+        """Delete out-of-range events that were sealed before a day."""
+        with self._search.errors(f"listing the logs in {name}"):
             _, found = logs_in(self._search, name)
-        yield from self._end_sealed(name, {f"{one.name}/{one.partition}": one.first for one in found}, oldest, below)
+        lowest = {f"{log.name}/{log.partition}": log.first for log in found}
+        yield from self._end_sealed(name, lowest, oldest, below)
 
     def end_rejected(self, name: str, oldest: date) -> Iterator[Action]:
-        """Delete what says of events sealed before a day that they were rejected."""
+        """Delete the documents of rejected events that were sealed before a day."""
         since = self._now - timedelta(days=self._settings.search.restored_days)
-        with self._search.errors(f"what is in {name}"):
-            found = refused_logs(self._search)
-        yield from self._end_sealed(name, found, oldest, partial(refused_below, since=since))
+        with self._search.errors(f"listing the logs in {name}"):
+            lowest = refused_logs(self._search)
+        yield from self._end_sealed(name, lowest, oldest, partial(refused_below, since=since))
 
     def _end_sealed(
-        self, name: str, found: Mapping[str, int], oldest: date, below: Callable[[Log, int], Mapping[str, Any]]
+        self, name: str, lowest: Mapping[str, int], oldest: date, below: Callable[[Log, int], Mapping[str, Any]]
     ) -> Iterator[Action]:
-        """Delete documents that were sealed before a day, log by log; what is of no log stays as evidence.
+        """Delete documents of events sealed before a day, log by log. Documents of no log stay, as evidence.
 
         Args:
             name: the index.
-            found: logs by name, with the lowest offset that it has of each.
+            lowest: the lowest offset in the index of each log, by the log's name.
             oldest: the day.
-            below: gives the query for a log's documents of offsets below one.
+            below: returns the query for a log's documents below an offset.
         """
         logs = {str(log): log for log in list_logs(self._store)}
-        for text, first in found.items():
+        for text, first in lowest.items():
             log = logs.get(text)
             if log is None:
                 continue
@@ -124,11 +128,11 @@ class Retention:
                 continue
             delete = partial(delete_documents, self._search, name, below(log, end))
             done = act("delete", target, delete, dry_run=self._dry)
-            told = f"{many:,} documents, sealed before {oldest}, and every event up to there verified"
-            yield Action(done.what, target, done.outcome, done.why or told)
+            why = f"{many:,} documents, sealed before {oldest}; all events up to there are verified"
+            yield Action(done.what, target, done.outcome, done.why or why)
 
     def _sealed_end(self, log: Log, size: int, moment: datetime) -> int:
-        """Return behind which offset a log's statements were sealed at a moment or later."""
+        """Return the first offset of the statements that were sealed at a moment or later."""
         holds = self._holds(log)
         sealed = sealed_from(self._store, log, size, moment, holds)
         if not sealed:
@@ -141,24 +145,24 @@ class Retention:
             self._search.client.options(ignore_status=404).indices.delete(index=name)
 
     def _unverified(self, name: str) -> str | None:
-        """Return why the archive does not vouch for all events of an index; None if it does."""
+        """Return why the events of an index are not all verified; None if they are."""
         logs = {(log.name, log.partition): log for log in list_logs(self._store)}
-        with self._search.errors(f"what is in {name}"):
+        with self._search.errors(f"listing the logs in {name}"):
             strays, found = logs_in(self._search, name)
         if strays:
             return f"{strays} of its documents do not say where in the archive they are"
-        for one in found:
-            log = logs.get((one.name, one.partition))
+        for documents in found:
+            log = logs.get((documents.name, documents.partition))
             if log is None:
-                where = f"{one.name}/{one.partition}"
-                return f"{one.count} of its documents are of {where}, a log that the archive does not have"
-            why = self._gap(log, one.first, one.last)
+                where = f"{documents.name}/{documents.partition}"
+                return f"{documents.count} of its documents are of {where}, a log that the archive does not have"
+            why = self._gap(log, documents.first, documents.last)
             if why is not None:
                 return why
         return None
 
     def _gap(self, log: Log, first: int, last: int) -> str | None:
-        """Return why the archive does not vouch for all events from one offset to another; None if it does."""
+        """Return why the events from one offset to another are not all verified; None if they are."""
         if self._coverage is None:
             self._coverage = Coverage(self._store, self._settings.own_trust())
         begin, end = (find_statement(self._store, log, offset, self._holds(log)) for offset in (first, last))
@@ -166,5 +170,5 @@ class Retention:
             return f"offset {first if begin is None else last} of {log} is in no statement"
         gap = self._coverage.gap(log, begin[0], end[0] + 1)
         if gap is not None:
-            return f"statement {gap} of {log} is verified by no audit yet; `custody audit --full` verifies all"
+            return f"statement {gap} of {log} is not verified by an audit yet; `custody audit --full` verifies all"
         return None

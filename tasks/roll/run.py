@@ -1,7 +1,7 @@
-"""All that the roll does on a day, step by step: indices, the bucket, the end of life, the record.
+"""Runs the steps of the daily roll: indices, the bucket, the expiry of evidence, and the signed record.
 
-Each step is on its own: an Elasticsearch that is down keeps nothing from expiring. What a step has done is in a list
-as soon as it is done, so that nothing of it is lost with what ends the step, or the roll; and it is signed in any case.
+Steps are independent: evidence expires even if Elasticsearch is down. Each action is added to a list as soon as it is
+done, so it is recorded and signed even if its step, or the roll, fails later.
 """
 
 import logging
@@ -30,27 +30,27 @@ STEPS: Mapping[str, Callable[[Settings, datetime, bool], Iterator[Action]]] = {
 
 
 def take_step(name: str, settings: Settings, now: datetime, done: list[Action], *, dry_run: bool = False) -> bool:
-    """Take a step of the roll.
+    """Run a step of the roll.
 
     Args:
-        name: which, of `STEPS`.
+        name: the step's name in `STEPS`.
         settings: the settings.
-        now: the time, aware.
-        done: gets each action once it is done; the last one says what ended the step, if anything did.
-        dry_run: say what would be done, and change nothing.
+        now: the time, timezone-aware.
+        done: gets each action after it was done. If the step failed, the last action says why.
+        dry_run: show what would be done; change nothing.
 
     Returns:
-        Whether it came to its end.
+        Whether the step was completed.
     """
     try:
         for action in STEPS[name](settings, now, dry_run):
-            done.append(action)  # noqa: PERF402 - what is done stands there at once, whatever ends the step
+            done.append(action)  # noqa: PERF402 - each action is recorded at once, in case the step fails later
     except CustodyError as error:
         why = str(error)
     except Exception as error:
-        # What was deleted must be recorded, whatever the fault.
-        logger.exception("the roll's step %r ended by a fault", name)
-        why = f"a fault of the program, {type(error).__name__}: see the log"
+        # Deletions must be recorded, whatever the error.
+        logger.exception("unexpected error in the roll's step %r", name)
+        why = f"unexpected error ({type(error).__name__}): see the log"
     else:
         return True
     done.append(Action("step", name, "failed", why))
@@ -60,16 +60,16 @@ def take_step(name: str, settings: Settings, now: datetime, done: list[Action], 
 def roll_all(
     settings: Settings, now: datetime, take: Callable[[str, list[Action]], object], *, dry_run: bool = False
 ) -> list[Action]:
-    """Take all steps, and sign what was deleted, what was to be and was not, and what expired.
+    """Run all steps, and sign a record of deletions and expiries.
 
     Args:
         settings: the settings.
-        now: the time, aware.
-        take: takes the step of a name, as `take_step` does, and adds to the list what was done.
-        dry_run: say what would be done, and change nothing.
+        now: the time, timezone-aware.
+        take: takes the step with a name, as `take_step` does, and adds its actions to the list.
+        dry_run: show what would be done; change nothing.
 
     Returns:
-        What was done and was not; what could not be, `failed`.
+        All actions, also those that failed.
     """
     actions: list[Action] = []
     try:
@@ -80,6 +80,6 @@ def roll_all(
             try:
                 record(settings, actions, now)
             except CustodyError as error:
-                why = f"{error}; what was done is in no signed audit, and is told here alone"
+                why = f"{error}; the roll's actions are in no signed audit, only in this output"
                 actions.append(Action("record", "the roll's audit", "failed", why))
     return actions

@@ -1,4 +1,4 @@
-"""The roll's steps, and the count of what lies where, as Prefect tasks. A step that failed is taken again tomorrow."""
+"""The roll's steps, and the count of stored objects, as Prefect tasks. A step that failed is taken again tomorrow."""
 
 from datetime import datetime
 from typing import Any
@@ -16,26 +16,26 @@ from tasks.settings import Settings
 
 @task(name="usage", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def usage() -> list[Usage]:
-    """Count what lies in each class."""
+    """Count objects and bytes by storage class."""
     return measure_usage(Settings())
 
 
 def run_step(name: str, now: datetime, done: list[Action], *, dry_run: bool) -> None:
-    """Take a step as a task of its own, in this process.
+    """Run a step as a task of its own, in this process.
 
     Args:
-        name: of the step, and of the task.
+        name: the name of the step, and of the task.
         now: this run's time.
-        done: what was done is put into it at once, and does not go through Prefect, so that it outlives a failure.
+        done: gets each action at once, without Prefect, so that actions are kept if the task fails.
         dry_run: as in `take_step`.
     """
 
-    # Made here, so that it has no parameters: Prefect looks into those, and may copy a list.
+    # Defined here, so that the task has no parameters: Prefect inspects those, and may copy the list.
     @task(name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)
     def step() -> State[Any]:
         ended = take_step(name, Settings(), now, done, dry_run=dry_run)
         return Completed() if ended else Failed(message=done[-1].why)
 
     state = step(return_state=True)
-    if not state.is_completed() and not any((one.what, one.target) == ("step", name) for one in done):
+    if not state.is_completed() and not any((action.what, action.target) == ("step", name) for action in done):
         done.append(Action("step", name, "failed", f"Prefect says {state.name}: {state.message}"))

@@ -1,8 +1,9 @@
-"""The store's part in the seven years: where evidence lies as it grows old. A folder has no storage classes.
+"""Manages the storage classes of a bucket: old segments move to colder classes. A folder has no storage classes.
 
-Lifecycle rules that have drifted are set again, unless `tiers.manage` is off; those of others stay. Versions, Object
-Lock and the policy are compared and reported alone: `custody bucket` prints what is wanted. Where the server has no
-storage classes, that is said, and nothing else is tried. Manifests, checkpoints and audits are never moved.
+Lifecycle rules that differ from the settings are set again, unless `tiers.manage` is off; other people's rules stay.
+Versioning, Object Lock and the bucket policy are only compared and reported; `custody bucket` prints the wanted
+configuration. If the server has no storage classes, that is reported and nothing else is tried. Manifests, checkpoints
+and audits are never moved.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,22 +21,22 @@ from tasks.roll.record import Action
 from tasks.settings import Settings
 
 SMALL_BYTES = 128 * 1024
-"""What a smaller object costs in Standard-IA; S3 moves none that is smaller."""
+"""The least size that Standard-IA charges for an object. S3 does not move smaller ones."""
 _GB = 1_000_000_000
-_ADVICE = "`custody bucket` prints what is wanted"
+_ADVICE = "`custody bucket` prints the wanted configuration"
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What lies in one class of one part of the archive.
+    """Objects of one storage class in one part of the archive.
 
     Attributes:
         part: the folder.
         storage_class: the class.
-        objects: how many.
+        objects: number of objects.
         size: their bytes.
-        small: objects too small to be moved to a cheaper class, or to be cheaper there.
-        cost: a month's, by `tiers.prices`; None where it has none for the class.
+        small: number of objects that are too small to be moved to a colder class, or to be cheaper there.
+        cost: cost of a month by `tiers.prices`; None if that has no price for the class.
     """
 
     part: str
@@ -47,14 +48,14 @@ class Usage:
 
 
 def roll_bucket(settings: Settings, *, dry_run: bool = False) -> Iterator[Action]:
-    """Compare the bucket with the settings, and set the lifecycle rules that have drifted.
+    """Compare the bucket with the settings, and set the lifecycle rules that differ.
 
     Args:
         settings: the settings.
-        dry_run: say what would be set, and change nothing.
+        dry_run: show what would be set; change nothing.
 
     Yields:
-        One action for each thing that is not as it should be; none for a folder, which has no configuration.
+        One action for each difference; none for a folder, which has no configuration.
     """
     if not is_bucket(settings.archive):
         return
@@ -69,12 +70,13 @@ def roll_bucket(settings: Settings, *, dry_run: bool = False) -> Iterator[Action
             except CustodyError as error:
                 yield Action("rules", target, "failed", str(error))
                 continue
-            if name == LIFECYCLE and (drift := [one.why for one in differences if one.settable]):
+            drift = [difference.why for difference in differences if difference.settable]
+            if name == LIFECYCLE and drift:
                 yield _set_rules(settings, configuration, wanted, "; ".join(drift)[:500], dry_run=dry_run)
-            for one in differences:
-                # A rule of somebody else may go on to delete or move what it should not; that is not ours to remove.
-                if name != LIFECYCLE or not one.settable:
-                    yield Action("rules", target, "refused", f"{one.why} ({_ADVICE})")
+            for difference in differences:
+                # Other people's lifecycle rules are reported, but never removed, even if they do harm.
+                if name != LIFECYCLE or not difference.settable:
+                    yield Action("rules", target, "refused", f"{difference.why} ({_ADVICE})")
 
 
 def _set_rules(
@@ -82,13 +84,13 @@ def _set_rules(
 ) -> Action:
     target = _target(configuration, LIFECYCLE)
     if not settings.tiers.manage:
-        return Action("rules", target, "refused", f"{why}; tiers.manage is off, so that they are not set")
+        return Action("rules", target, "refused", f"{why}; the rules are not set, because tiers.manage is off")
     if dry_run:
         return Action("rules", target, "planned", why)
     try:
         configuration.set_rules(wanted)
     except CallUnknown as error:
-        return Action("rules", target, "refused", f"{error}; everything stays in the class that it was put in")
+        return Action("rules", target, "refused", f"{error}; objects stay in the class in which they were put")
     except CustodyError as error:
         return Action("rules", target, "failed", str(error))
     return Action("rules", target, "done", why)
@@ -99,7 +101,7 @@ def _target(configuration: Configuration, name: str) -> str:
 
 
 def measure_usage(settings: Settings) -> list[Usage]:
-    """Return what lies where, and what that costs a month where `tiers.prices` says so.
+    """Return objects and bytes by part and class, with the cost of a month if `tiers.prices` has a price.
 
     Raises:
         StoreError: the archive cannot be listed.
@@ -109,10 +111,10 @@ def measure_usage(settings: Settings) -> list[Usage]:
     with closing(open_store(settings.archive, settings.s3)) as store:
         for part in (*layout.EVIDENCE, tables.TABLES, "reports/"):
             for info in store.list(part):
-                found = totals.setdefault((part, info.storage_class or "folder"), [0, 0, 0])
-                found[0] += 1
-                found[1] += info.size
-                found[2] += info.size < SMALL_BYTES and part in layout.RECORDS
+                total = totals.setdefault((part, info.storage_class or "folder"), [0, 0, 0])
+                total[0] += 1
+                total[1] += info.size
+                total[2] += info.size < SMALL_BYTES and part in layout.RECORDS
     return [
         Usage(part, class_, objects, size, small, size / _GB * prices[class_] if class_ in prices else None)
         for (part, class_), (objects, size, small) in sorted(totals.items())

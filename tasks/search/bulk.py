@@ -1,4 +1,4 @@
-"""How documents get into Elasticsearch, and what becomes of those that it does not take."""
+"""Sends documents to Elasticsearch in bulk requests, and records those that it rejects."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents
 
 PATIENCE_SECONDS = 60
-"""How long a bulk request that Elasticsearch is too busy for is sent again."""
+"""How long a bulk request is retried while Elasticsearch is too busy."""
 
 _CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 201, 403, 409, 413, 429
 _BLOCKED = "cluster_block_exception"
@@ -55,7 +55,7 @@ class _Answer(msgspec.Struct):
 
 
 class Counted(Protocol):
-    """What counts documents by what became of them."""
+    """Counts documents by outcome."""
 
     created: int
     there: int
@@ -64,38 +64,39 @@ class Counted(Protocol):
 
 @dataclass(slots=True)
 class Sent:
-    """What became of documents: created now, there already, rejected."""
+    """Numbers of documents by outcome: created now, already there, rejected."""
 
     created: int = 0
     there: int = 0
     rejected: int = 0
 
     def add_to(self, total: Counted) -> None:
-        """Add this to a sum."""
+        """Add these numbers to a total."""
         total.created += self.created
         total.there += self.there
         total.rejected += self.rejected
 
 
 class _Busy(Exception):
-    """Elasticsearch said: later."""
+    """Elasticsearch is too busy: try again later."""
 
 
 class Bulk:
-    """Requests that create documents, of about the size that Elasticsearch has shown to take. Threads may share it."""
+    """Bulk requests that create documents; their size adapts to Elasticsearch. Threads may share it."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
         self._size = search.settings.bulk_bytes
 
     def create(self, log: Log, found: Documents) -> Sent:
-        """Create documents, in requests of about the size that Elasticsearch has shown to take.
+        """Create documents, in requests of a size that Elasticsearch accepts.
 
-        What it is too busy for is sent again, ever later and in smaller requests; what it will never take, or must not
-        be given (`Documents.forged`), goes to the index of rejected events, with the reason, and stops nothing.
+        If it is too busy, documents are sent again later, in smaller requests. Documents that it rejects, or that must
+        not be indexed (`Documents.forged`), are recorded in the index of rejected events, with the reason. The others
+        are still indexed.
 
         Raises:
-            SearchError: it does not answer, is busy for longer than a minute, or refuses the request as a whole.
+            SearchError: it does not answer, is busy for longer than a minute, or refuses a whole request.
         """
         sent = Sent()
         places: Sequence[int] = range(len(found.sources))
@@ -129,7 +130,7 @@ class Bulk:
         except RetryError:
             raise SearchError(
                 f"Elasticsearch at {self._search.settings.url} has been too busy for {PATIENCE_SECONDS} s; the next run"
-                " goes on"
+                " continues"
             ) from None
         self._size = min(self._search.settings.bulk_bytes, self._size + self._size // 8)
 
@@ -137,7 +138,7 @@ class Bulk:
         self._size = max(64 * 1024, self._size // 2)
 
     def _try(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> list[int]:
-        """Send one request, and return what is to be sent again."""
+        """Send one request, and return the documents to send again."""
         body = b"\n".join([line for place in places for line in (found.actions[place], found.sources[place])]) + b"\n"
         with self._search.errors(f"events of {log}"):
             try:
@@ -169,7 +170,7 @@ class Bulk:
             else:
                 refused.append((place, one.create.error or _Error()))
         self._reject(log, found, refused, sent)
-        # What comes late opens the index of its day; the next roll closes it again.
+        # Late events make the read-only index of their day writable. The next roll makes it read-only again.
         for name in closed:
             with self._search.errors(f"the settings of {name}"):
                 self._search.client.indices.put_settings(index=name, settings={"index.blocks.write": None})
@@ -177,7 +178,7 @@ class Bulk:
 
     def _halve(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> list[int]:
         if len(places) == 1:
-            error = _Error("too_large", f"the document has {len(found.sources[places[0]])} bytes, and is refused whole")
+            error = _Error("too_large", f"the document has {len(found.sources[places[0]])} bytes, which is too large")
             self._reject(log, found, [(places[0], error)], sent)
             return []
         self._slow_down()
@@ -185,7 +186,7 @@ class Bulk:
         return [*self._try(log, found, places[:middle], sent), *self._try(log, found, places[middle:], sent)]
 
     def _reject(self, log: Log, found: Documents, refused: Sequence[tuple[int, _Error]], sent: Sent) -> None:
-        """Put what is refused where it is seen, the reason beside it."""
+        """Record rejected events in their index, with the reasons."""
         if not refused:
             return
         operations: list[Any] = []
@@ -204,15 +205,15 @@ class Bulk:
             )
         with self._search.errors(f"the rejected events of {log}"):
             done = self._search.client.bulk(operations=operations, filter_path="items.*.status")
-            statuses = [one["create"]["status"] for one in done["items"]]
+            statuses = [item["create"]["status"] for item in done["items"]]
         bad = [status for status in statuses if status not in {_CREATED, _THERE}]
         if bad:
             what = f"{len(bad)} events of {log} (status {bad[0]})"
-            raise SearchError(f"{self._search.rejected} did not take {what}; free it")
+            raise SearchError(f"{self._search.rejected} did not accept {what}: make that index writable")
         sent.rejected += len(refused)
         offset, error = found.offsets[refused[0][0]], refused[0][1]
         logger.warning(
-            "%s: Elasticsearch refuses %d events, which are in %s: offset %d: %s: %s",
+            "%s: Elasticsearch rejected %d events, which are listed in %s: offset %d: %s: %s",
             log,
             len(refused),
             self._search.rejected,

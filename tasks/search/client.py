@@ -1,4 +1,4 @@
-"""Elasticsearch, 8.x or 9.x: the client, its errors as ours, and searches that ask all shards."""
+"""The client of Elasticsearch 8.x or 9.x, with our errors, and searches that need all shards."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +20,13 @@ class Search:
     """One Elasticsearch and the indices of one prefix. Threads may share it."""
 
     def __init__(self, settings: SearchSettings) -> None:
-        """Open the client; nothing is asked yet.
+        """Open the client; no request is made yet.
 
         Raises:
-            ConfigurationError: there is no URL, or one that cannot be used.
+            ConfigurationError: the URL is missing or invalid.
         """
         if settings.url is None:
-            raise ConfigurationError("search.url is not set: it says where Elasticsearch is")
+            raise ConfigurationError("search.url is not set: set it to the URL of Elasticsearch")
         options: dict[str, Any] = {}
         if settings.api_key is not None:
             options["api_key"] = settings.api_key.get_secret_value()
@@ -52,68 +52,69 @@ class Search:
 
     @property
     def rejected(self) -> str:
-        """The index of what was not taken."""
+        """The index of rejected events."""
         return f"{self.prefix}-rejected"
 
     def find(self, **asked: Any) -> Mapping[str, Any]:
-        """Search all shards of what is asked for, or fail: what some of them hold must not pass for all that there is.
+        """Search all shards, or fail: an incomplete answer must not look complete.
 
-        Elasticsearch by itself answers without the shards that no node holds just now. A shard that cannot answer
-        because of how somebody made its index is passed over: it must not keep the others from being looked at.
+        By default Elasticsearch leaves out unassigned shards. A shard that cannot answer because of its index's
+        mapping is skipped, so that one odd index does not block the others.
 
         Args:
-            asked: as the client's `search` takes it.
+            asked: parameters of the client's `search`.
 
         Raises:
-            SearchError: a shard is on no node, or failed.
+            SearchError: a shard is unassigned, or failed.
             ApiError, TransportError: the client's own; see `errors`.
         """
         answer: Mapping[str, Any] = self.client.search(**asked).body
         shards = answer["_shards"]
-        failures = [one for one in shards.get("failures", ()) if one["reason"]["type"] not in _ODDLY_MADE]
+        failures = [failure for failure in shards.get("failures", ()) if failure["reason"]["type"] not in _ODDLY_MADE]
         if failures or (shards["successful"] < shards["total"] and not shards["failed"]):
             what = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
             raise SearchError(
-                f"Elasticsearch at {self.settings.url} answers for {shards['successful']} of {shards['total']} shards"
-                f" alone ({what}): bring back the node that held the others, or see its log"
+                f"Elasticsearch at {self.settings.url} answers for only {shards['successful']} of {shards['total']}"
+                f" shards ({what}): start the node that held the others, or see its log"
             )
         return answer
 
     def refresh(self, index: str) -> None:
-        """Make all that was indexed visible to searches; what came within the last second is not yet.
+        """Make all indexed documents visible to searches, also those of the last second.
 
         Raises:
             SearchError: some shards cannot be refreshed.
             ApiError, TransportError: the client's own; see `errors`.
         """
-        # For a shard that no node holds a refresh waits a minute; a search says at once that there is one.
+        # A refresh waits a minute for an unassigned shard; a search fails at once.
         self.find(index=index, size=0)
         shards = self.client.indices.refresh(index=index)["_shards"]
         if shards["failed"]:
             raise SearchError(
-                f"Elasticsearch at {self.settings.url} cannot refresh {shards['failed']} shards of {index}, and does"
-                " not show what they hold; see its log, then do this again"
+                f"Elasticsearch at {self.settings.url} cannot refresh {shards['failed']} shards of {index}, so their"
+                " newest documents are not visible: see its log, then try again"
             )
 
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
-        """Turn the client's errors into ours.
+        """Raise the client's errors as ours.
 
         Args:
-            what: what was asked for.
+            what: what the request is about.
         """
         where = f"Elasticsearch at {self.settings.url}"
         try:
             yield
         except (NoConnection, ConnectionTimeout, TlsError) as error:
-            raise SearchError(f"{where} does not answer ({type(error).__name__}), asked for {what}") from None
+            raise SearchError(f"{what}: {where} does not answer ({type(error).__name__})") from None
         except ApiError as error:
-            raise SearchError(f"{where} says {error.status_code} {error.error} to {what}: {_reason(error)}") from None
+            answer = f"{error.status_code} {error.error}"
+            raise SearchError(f"{what}: {where} answers {answer}: {_reason(error)}") from None
         except (
             *(SerializationError, UnsupportedProductError),
             *(msgspec.ValidationError, KeyError, TypeError, ValueError),
         ) as error:
-            raise SearchError(f"{where} answers otherwise than Elasticsearch does, to {what}: {error}") from None
+            raise SearchError(f"{what}: {where} does not answer like an Elasticsearch: {error}") from None
 
 
 def _reason(error: ApiError) -> str:

@@ -1,4 +1,4 @@
-"""What comparisons of Elasticsearch with the archive share, and how the audit makes them."""
+"""Helpers for comparisons of Elasticsearch with the archive."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,18 +13,18 @@ from tasks.settings import Settings
 
 
 def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
-    """Return what a comparison with Elasticsearch finds; that it cannot be asked says nothing against the archive."""
-    found: list[dict[str, Any]] = []
+    """Return the findings of a comparison with Elasticsearch. If it does not answer, that is only a notice."""
+    findings: list[dict[str, Any]] = []
     try:
         with closing(Search(settings.search)) as search:
-            found += (one.to_dict() for one in look(search))
+            findings += (difference.to_dict() for difference in look(search))
     except (SearchError, TransientStoreError) as error:
-        what = f"Elasticsearch was not held against the archive: {error}"
-        found.append(finding("unreadable", what, severity=Severity.NOTICE).to_dict())
+        what = f"Elasticsearch was not compared with the archive: {error}"
+        findings.append(finding("unreadable", what, severity=Severity.NOTICE).to_dict())
     except CustodyError:
-        # What is wrong with a statement or segment is a finding of its own.
+        # Problems with a statement or segment are reported separately.
         pass
-    return found
+    return findings
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def skip_damaged() -> Iterator[None]:
     try:
         yield
     except (FormatError, StoreError) as error:
-        # Verification reads the same object, and says what it is.
+        # Verification reads the same object, and reports the problem.
         if isinstance(error, TransientStoreError):
             raise
 

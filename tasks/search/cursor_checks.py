@@ -1,4 +1,4 @@
-"""What cursors say, compared with the archive: whoever can write to Elasticsearch can write its cursors, too."""
+"""Compares cursors with the archive: whoever can write to Elasticsearch can also change its cursors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -36,7 +36,7 @@ def check_cursors(
     marks: dict[str, int],
     holds: Callable[[Log], Holds[Manifest]],
 ) -> Iterator[Finding]:
-    """Find cursors that cannot be true, went back, or are far behind.
+    """Report cursors that cannot be true, went back, or are far behind.
 
     Args:
         search: Elasticsearch.
@@ -44,7 +44,7 @@ def check_cursors(
         archive: its id.
         logs: the logs.
         now: the time, aware.
-        marks: by log, how many statements audits have found indexed; is brought up to date, and never goes back.
+        marks: by log, how many statements audits have found indexed; is updated, and never decreases.
         holds: returns, of a log, whether a statement is valid where it stands.
 
     Raises:
@@ -57,9 +57,9 @@ def check_cursors(
         with skip_damaged():
             # The manifest is sealed before its events are indexed.
             if cursor is None:
-                yield finding("index-edited", f"what {search.cursors} has of the log is no cursor", log=name)
+                yield finding("index-edited", f"the log's document in {search.cursors} is not a cursor", log=name)
             elif cursor.sequence and not store.exists(layout.manifest_key(log, cursor.sequence - 1)):
-                what = f"{search.cursors} says that {cursor.sequence:,} statements are indexed, and the log has fewer"
+                what = f"{search.cursors} says that {cursor.sequence:,} statements are indexed, but the log has fewer"
                 yield finding("index-edited", what, log=name)
             else:
                 marks[name] = max(before, cursor.sequence)
@@ -71,12 +71,12 @@ def check_cursors(
 def _late(
     search: Search, store: Store, log: Log, indexed: int, before: int, now: datetime, holds: Holds[Manifest]
 ) -> Iterator[Finding]:
-    """Report where indexing is late: whoever holds a cursor back may do so to hide what they delete."""
-    said = f"{search.cursors} says that {indexed:,} statements are indexed"
+    """Report a log whose indexing is late: somebody may hold back a cursor to hide deleted documents."""
+    cursor = f"{search.cursors} says that {indexed:,} statements are indexed"
     if indexed < before:
         what = (
-            f"{said}, where an audit has seen {before:,}: Elasticsearch was lost or restored from an older snapshot, or"
-            " somebody set it back"
+            f"{cursor}, but an audit has seen {before:,}: Elasticsearch was lost or restored from an older snapshot, or"
+            " somebody set the cursor back"
         )
         yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
         return
@@ -87,14 +87,14 @@ def _late(
         return
     waiting = now - parse_time(following.statement.sealed_at)
     if waiting > timedelta(seconds=search.settings.behind_seconds):
-        what = f"{said}, and the next one was sealed {waiting.total_seconds():,.0f} s before this audit"
+        what = f"{cursor}, and the next one was sealed {waiting.total_seconds():,.0f} s before this audit"
         yield finding("index-missing", what, severity=Severity.NOTICE, log=str(log))
 
 
 def _reached(search: Search, store: Store, log: Log, holds: Holds[Manifest]) -> int:
-    """Return which statement the last document of a log is of: those before it were indexed before it.
+    """Return the sequence of the statement to which the last document of a log belongs.
 
-    Not so that one itself: several requests for it may be under way.
+    All statements before it are indexed. It may itself be incomplete, while several requests for it are running.
     """
     end = end_offset(find_tip(store, log, holds))
     within = [*of_log(log), {"range": {OFFSET: {"lt": end}}}]

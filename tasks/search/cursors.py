@@ -1,6 +1,6 @@
-"""Cursors: how far each log is indexed, as Elasticsearch has it.
+"""Cursors: how far each log is indexed, stored in Elasticsearch.
 
-A server that was lost, or restored from an old snapshot, says by itself what it lacks.
+So a server that was lost, or restored from an old snapshot, shows by itself what it lacks.
 """
 
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ class Cursor:
 
 
 def read_cursor(search: Search, archive: str, log: Log) -> Cursor | None:
-    """Return how far Elasticsearch says a log is indexed: its word, which whoever may write there can change.
+    """Return a log's cursor from Elasticsearch. Whoever can write there can change it.
 
     Returns:
-        The cursor; the beginning where there is none, and None where what stands there is no cursor.
+        The cursor; a cursor at the log's start if there is none; None if the document is not a cursor.
 
     Raises:
-        SearchError: Elasticsearch does not answer, or says no.
+        SearchError: Elasticsearch does not answer, or refuses.
     """
     with search.errors(f"the cursor of {log}"):
         try:
@@ -51,17 +51,17 @@ def read_cursor(search: Search, archive: str, log: Log) -> Cursor | None:
 
 
 def put_cursor(search: Search, archive: str, log: Log, cursor: Cursor, sealed_at: str | None) -> None:
-    """Put how far a log is indexed. Of two that index at once the last one counts: what it repeats is there.
+    """Store a log's cursor. With two indexers at once the last write wins: indexing again does no harm.
 
     Args:
         search: Elasticsearch.
-        archive: its id.
+        archive: the archive's id.
         log: the log.
-        cursor: how far.
-        sealed_at: when the last statement before it was sealed, None where nobody knows.
+        cursor: the cursor.
+        sealed_at: when the last statement before it was sealed; None if that is not known.
 
     Raises:
-        SearchError: Elasticsearch does not take it.
+        SearchError: Elasticsearch does not accept it.
     """
     document = {
         "archive": archive,

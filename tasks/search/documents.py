@@ -1,14 +1,14 @@
-"""Events as Elasticsearch has them: the index template that follows from `events.py`, and the documents of a batch.
+"""Makes documents for Elasticsearch: the index template, which follows from `events.py`, and the documents of a batch.
 
-A document is the event's own bytes, with one member more behind the others, `@custody`: topic, partition, offset, batch
-number and the segment's key, so that a hit leads back to the evidence (`custody evidence LOG OFFSET`). It is made by
-joining bytes: nothing is parsed for it but, where a batch crosses midnight, its times.
+A document is the event's own bytes with one more member at the end, `@custody`: topic, partition, offset, batch number
+and the segment's key. So a hit leads to its evidence (`custody evidence LOG OFFSET`). Documents are made by joining
+bytes. Only if a batch crosses midnight are its events' times parsed.
 
-Elasticsearch reads a key `@custody.offset` of the event's own as one more offset: who produces such events could call
-them what they are not. They stay in the archive, and are rejected (`Documents.forged`).
+Elasticsearch would read an event's own key `@custody.offset` as another offset, so a producer could fake where an event
+is. Such events stay in the archive, and are rejected by the index (`Documents.forged`).
 
-An event goes into the index of its own day. Days far from when it was sealed would let a producer make as many indices
-as it likes: those events share one, `<prefix>-outlying`.
+An event goes to the index of its own day. If that day is far from the time of sealing, the event is out of range, and
+goes to one shared index, `<prefix>-outlying`. Otherwise a producer could create any number of indices.
 """
 
 import json
@@ -34,10 +34,10 @@ from custody.format.times import EPOCH, parse_time
 from custody.store.protocol import Store
 
 ORIGIN = "@custody"
-"""The member that says where in the archive an event is."""
+"""The member that says where an event is in the archive."""
 TOPIC, PARTITION, OFFSET = f"{ORIGIN}.topic", f"{ORIGIN}.partition", f"{ORIGIN}.offset"
 LEEWAY = timedelta(days=1)
-"""How far behind its sealing an event's day may be; a producer's clock may be wrong."""
+"""How far an event's day may be after its sealing, because a producer's clock may be wrong."""
 
 _KEYWORD = {"type": "keyword", "ignore_above": 8191}
 _LOOSE: dict[str, Any] = {"ignore_malformed": True}
@@ -48,12 +48,12 @@ class _Time(msgspec.Struct, gc=False):
     timestamp: str
 
 
-# All letters of the name lie at 0x40, or 0x63 to 0x79: only these escapes can spell it in another way.
+# All characters of the name are 0x40, or 0x63 to 0x79: only these escapes can spell it in another way.
 _ORIGIN_BYTES, _ESCAPED = ORIGIN.encode(), re.compile(rb"\\u00[467]")
 
 _decode_times = msgspec.json.Decoder(_Time).decode_lines
 _HOSTILE = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
-"""What decoders raise at what was never checked."""
+"""Errors that decoders raise for unchecked input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ class Documents:
     """Documents of a log, in order.
 
     Attributes:
-        actions: what bulk requests do with each, a line without its newline.
-        sources: each document, the same.
-        offsets: where each is in its log.
-        forged: offsets of the events that say themselves where they are in the archive; they are not to be indexed.
+        actions: the action line of each in a bulk request, without its newline.
+        sources: each document as a line, without its newline.
+        offsets: each document's offset in its log.
+        forged: offsets of events with a key `@custody` of their own; they must not be indexed.
     """
 
     actions: Sequence[bytes]
@@ -76,29 +76,29 @@ class Documents:
     def join(cls, parts: Sequence["Documents"]) -> "Documents":
         """Return several as one, in order."""
         return cls(
-            [line for one in parts for line in one.actions],
-            [line for one in parts for line in one.sources],
-            [offset for one in parts for offset in one.offsets],
-            frozenset(offset for one in parts for offset in one.forged),
+            [line for part in parts for line in part.actions],
+            [line for part in parts for line in part.sources],
+            [offset for part in parts for offset in part.offsets],
+            frozenset(offset for part in parts for offset in part.forged),
         )
 
-    def at(self, places: Sequence[int]) -> "Documents":
-        """Return those at some places."""
+    def at(self, indexes: Sequence[int]) -> "Documents":
+        """Return the documents at some indexes."""
         return Documents(
-            [self.actions[place] for place in places],
-            [self.sources[place] for place in places],
-            [self.offsets[place] for place in places],
+            [self.actions[index] for index in indexes],
+            [self.sources[index] for index in indexes],
+            [self.offsets[index] for index in indexes],
             self.forged,
         )
 
 
 def properties() -> dict[str, Any]:
-    """Return the mapped fields: those of the six types, and where an event is in the archive."""
-    found: dict[str, Any] = {"event_type": _KEYWORD}
+    """Return the mapped fields: those of the six event types, and those of `@custody`."""
+    fields: dict[str, Any] = {"event_type": _KEYWORD}
     for kind in EVENT_TYPES.values():
         for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
             if not name.startswith("_"):
-                found.setdefault(name, _property(name, annotation))
+                fields.setdefault(name, _property(name, annotation))
     origin = {
         "topic": {"type": "keyword"},
         "partition": {"type": "integer"},
@@ -106,14 +106,14 @@ def properties() -> dict[str, Any]:
         "batch": {"type": "integer"},
         "segment": {"type": "keyword"},
     }
-    return {**found, ORIGIN: {"dynamic": False, "properties": origin}}
+    return {**fields, ORIGIN: {"dynamic": False, "properties": origin}}
 
 
 def _property(name: str, annotation: Any) -> dict[str, Any]:
     while typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
-        return _property(name, next(one for one in typing.get_args(annotation) if one is not type(None)))
+        return _property(name, next(inner for inner in typing.get_args(annotation) if inner is not type(None)))
     if name == "timestamp":
         return {"type": "date", "format": "strict_date_optional_time", **_LOOSE}
     if name == "client_ip":
@@ -122,7 +122,7 @@ def _property(name: str, annotation: Any) -> dict[str, Any]:
         return {"type": "long" if annotation is int else "double", **_LOOSE}
     if annotation is bool:
         return {"type": "boolean", **_LOOSE}
-    # Of objects every leaf is a keyword; else each new name in them would be a new field.
+    # Objects are flattened: otherwise each new name in them would become a new field.
     return _FLATTENED if typing.get_origin(annotation) is dict else _KEYWORD
 
 
@@ -131,30 +131,30 @@ def index_name(prefix: str, day: date) -> str:
     return f"{prefix}-{day:%Y.%m.%d}"
 
 
-def outlying_name(prefix: str) -> str:
-    """Return the index of events whose day is far from when they were sealed."""
+def out_of_range_name(prefix: str) -> str:
+    """Return the index of out-of-range events, whose day is far from the time when they were sealed."""
     return f"{prefix}-outlying"
 
 
-BROUGHT = "brought_at"
-"""In the `_meta` of an index of restored events: when a backfill last brought some there."""
+RESTORED_AT = "brought_at"
+"""Key in the `_meta` of an index of restored events: when a backfill last restored some."""
 
 
 def restored_name(prefix: str, day: date | None) -> str:
-    """Return the index of a day that was brought back after it had aged out, or of such outlying events where None.
+    """Return the index for restored events of a day whose own index was deleted; if None, of out-of-range events.
 
-    The roll deletes it `search.restored_days` after something was last brought there, whatever the day.
+    The roll deletes it `search.restored_days` after the last restore, whatever the day.
     """
-    return outlying_name(f"{prefix}-restored") if day is None else index_name(f"{prefix}-restored", day)
+    return out_of_range_name(f"{prefix}-restored") if day is None else index_name(f"{prefix}-restored", day)
 
 
 def is_restored(prefix: str, name: str) -> bool:
-    """Return whether an index holds what was brought back."""
+    """Return whether an index holds restored events."""
     return name == restored_name(prefix, None) or index_day(f"{prefix}-restored", name) is not None
 
 
 def index_day(prefix: str, name: str) -> date | None:
-    """Return the day that an index is of, None where it is not one of a day."""
+    """Return the day of a daily index; None if the index is not a daily one."""
     try:
         found = datetime.strptime(name.removeprefix(f"{prefix}-"), "%Y.%m.%d").replace(tzinfo=UTC).date()
     except ValueError:
@@ -163,7 +163,7 @@ def index_day(prefix: str, name: str) -> date | None:
 
 
 def date_of(text: str) -> date | None:
-    """Return the day of an event's time, in UTC; None if it is no time."""
+    """Return the day of an event's time, in UTC; None if the time is invalid."""
     time = lines.parse_time(text)
     # The year 9999 ends before what a datetime can hold.
     return None if time is None else (EPOCH + timedelta(seconds=time.seconds)).date()
@@ -182,17 +182,17 @@ def make_documents(
     """Return the documents of a batch.
 
     Args:
-        prefix: what names of indices begin with.
-        days: events older than so many days when they were sealed are outlying.
+        prefix: the prefix of index names.
+        days: events older than this number of days when they were sealed are out of range.
         log: the log.
-        statement: what the batch belongs to; it has a segment.
+        statement: the batch's statement; it has a segment.
         batch: the batch.
         payload: its lines, each with its newline.
         among: only these offsets; all if empty.
-        naming: gives the index of a day, and that of outlying events for None; by default those that the indexer fills.
+        naming: returns the index of a day, and that of out-of-range events for None; by default the indexer's indices.
 
     Raises:
-        FormatError: the lines are not those stated, or one that must be looked into is no event.
+        FormatError: the lines are not those stated, or a line that must be parsed is not an event.
     """
     found = payload.split(b"\n")
     offsets = offsets_of(statement, batch)
@@ -204,12 +204,12 @@ def make_documents(
     names = _index_names(days, statement, batch, payload, naming or partial(_own_name, prefix))
     if among:
         wanted = set(among)
-        chosen = [place for place, offset in enumerate(offsets) if offset in wanted]
-        found, offsets = [found[place] for place in chosen], [offsets[place] for place in chosen]
-        names = names if isinstance(names, str) else [names[place] for place in chosen]
+        chosen = [index for index, offset in enumerate(offsets) if offset in wanted]
+        found, offsets = [found[index] for index in chosen], [offsets[index] for index in chosen]
+        names = names if isinstance(names, str) else [names[index] for index in chosen]
     if set(map(_last_byte, found)) != {b"}"}:
         found = [line.rstrip(b" \t\r") for line in found]
-    # Topics and keys are plain in JSON: neither Kafka nor FORMAT.md lets them hold a quote, a backslash or a control.
+    # Topics and keys need no JSON escapes: Kafka and FORMAT.md allow no quotes, backslashes or control characters.
     tail = (
         f',"{ORIGIN}":{{"topic":"{log.name}","partition":{log.partition},"batch":{batch.number},'
         f'"segment":"{statement.segment.key}","offset":'
@@ -234,15 +234,15 @@ def make_documents(
 
 
 def _may_be_forged(text: bytes) -> bool:
-    # One byte is looked for several times as fast as many: most batches have none of the two.
+    # Searching for one byte is several times faster than for a string, and most batches have neither byte.
     return (b"@" in text and _ORIGIN_BYTES in text) or (b"\\" in text and _ESCAPED.search(text) is not None)
 
 
 def _is_forged(line: bytes) -> bool:
-    """Return whether an event has a key that Elasticsearch would take for where it is in the archive."""
+    """Return whether an event has a key that Elasticsearch would read as its place in the archive."""
     if not _may_be_forged(line):
         return False
-    # Numbers may be of any size: they are not converted, only passed over.
+    # Numbers may be of any size, so they are not converted.
     names = json.loads(line, parse_int=len, parse_float=len)
     if not isinstance(names, dict):
         raise TypeError("a line is no object")
@@ -253,8 +253,8 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
     """Yield the documents of a statement, batch by batch, from its segment.
 
     Raises:
-        StoreError: the store does not give the segment; ObjectArchived before the first batch.
-        FormatError: the segment is not what the statement says.
+        StoreError: the segment cannot be read; ObjectArchived before the first batch.
+        FormatError: the segment differs from its statement.
     """
     if statement.segment is None:
         return
@@ -271,7 +271,7 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
 
 
 def _own_name(prefix: str, day: date | None) -> str:
-    return outlying_name(prefix) if day is None else index_name(prefix, day)
+    return out_of_range_name(prefix) if day is None else index_name(prefix, day)
 
 
 def _last_byte(line: bytes) -> bytes:
@@ -281,7 +281,7 @@ def _last_byte(line: bytes) -> bytes:
 def _index_names(
     days: int, statement: Statement, batch: Batch, payload: bytes, naming: Callable[[date | None], str]
 ) -> str | Sequence[str]:
-    """Return the index of all of a batch's events, or of each."""
+    """Return the index of all events of a batch, or a list with the index of each."""
     sealed = parse_time(statement.sealed_at)
     oldest, newest = (sealed - timedelta(days=days)).date(), (sealed + LEEWAY).date()
     first, last = parse_time(batch.min_time).date(), parse_time(batch.max_time).date()
@@ -303,33 +303,33 @@ def _index_names(
         times = _decode_times(payload)
     except _HOSTILE as error:
         raise _no_event(statement, batch, error) from None
-    # Blank lines are none to the decoder.
+    # The decoder skips blank lines.
     if len(times) != batch.events:
         raise _no_event(statement, batch, "a line is blank")
-    return [name_of(one.timestamp) for one in times]
+    return [name_of(time.timestamp) for time in times]
 
 
 def _no_event(statement: Statement, batch: Batch, why: object) -> FormatError:
-    # Only whoever holds a key can have signed such a batch.
+    # Only the holder of a key can have signed such a batch.
     return FormatError(
         f"batch {batch.number} of sequence {statement.sequence} has a line that is no event ({str(why)[:200]})"
     )
 
 
 TIER = "routing.allocation.include._tier_preference"
-"""The setting of an index that says on which nodes it is: those of the first tier here that the cluster has."""
+"""The index setting for its nodes: those of the first listed tier that the cluster has."""
 ON_HOT_NODES: Mapping[str, str] = {TIER: "data_hot,data_content,data_warm"}
-"""Where an index begins. By itself Elasticsearch asks for content nodes, and puts it nowhere if there are none."""
+"""Nodes of a new index. Elasticsearch's default is content nodes only; without those, shards stay unassigned."""
 
 
 def template(prefix: str, replicas: int) -> Mapping[str, Any]:
     """Return the index template of daily indices, without its name."""
     return {
-        "index_patterns": [f"{prefix}-*.*.*", outlying_name(prefix), restored_name(prefix, None)],
+        "index_patterns": [f"{prefix}-*.*.*", out_of_range_name(prefix), restored_name(prefix, None)],
         "priority": 500,
         "template": {
             "aliases": {prefix: {}},
-            # Without an interval of its own an index that nobody searches is refreshed by the first search alone.
+            # Without an explicit interval, Elasticsearch refreshes an idle index only at its next search.
             "settings": {"index": {"number_of_replicas": replicas, "refresh_interval": "1s", **ON_HOT_NODES}},
             "mappings": {"dynamic": False, "date_detection": False, "properties": properties()},
         },

@@ -1,14 +1,14 @@
-"""Brings Elasticsearch up to what the archive holds: each log from its cursor to its head, statement by statement.
+"""Indexes archived events in Elasticsearch: each log from its cursor to its head, statement by statement.
 
-The archive is what is indexed, and not what came from Kafka: so it makes no difference whether Elasticsearch was down
-for a second or a week, lost, or restored from an old snapshot. Cursors are Elasticsearch's word: one that cannot be
-true is not believed, and what others would hide is the nightly audit's to see (`tasks.search.reconcile`).
+Events are read from the archive, not from Kafka. So it makes no difference whether Elasticsearch was down, lost, or
+restored from an old snapshot. Cursors are stored in Elasticsearch, and others may change them. A cursor that cannot be
+true is ignored; the nightly audit finds what a wrong one hides (`tasks.search.reconcile`).
 
-Nothing stalls behind a statement that is bad: a manifest that is missing or cannot be read, and a segment that is lost,
-is not what was signed or has a line that is no event, is named in the result, and what comes behind it is indexed.
+A damaged statement does not stop the indexing. The result names a manifest that is missing or cannot be read, and a
+segment that is lost, differs from its statement or has an invalid line; later statements are still indexed.
 
-A `Follower` does so beside a drain, right after each manifest, in a thread that the drain never waits for but at its
-end.
+A `Follower` indexes while a drain runs, right after each manifest, in a thread of its own. The drain waits for it only
+at its end.
 """
 
 import logging
@@ -55,10 +55,10 @@ class IndexResult:
         log: its name.
         sequence: the first statement that is not indexed.
         created: events that were not there.
-        there: events that were there already.
-        rejected: events that Elasticsearch did not take.
+        there: events that were already there.
+        rejected: events that Elasticsearch rejected.
         behind: seconds since the oldest statement that is not indexed was sealed; 0 if there is none.
-        problem: what went wrong, what was passed over, and what to do.
+        problem: what went wrong, what was skipped, and what to do.
     """
 
     log: str
@@ -74,7 +74,7 @@ class Indexer:
     """Indexes logs of one archive."""
 
     def __init__(self, settings: Settings, store: Store, search: Search, archive: str) -> None:
-        """Begin; nothing is asked yet."""
+        """Prepare; no request is made yet."""
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._bulk = Bulk(search)
         self._holds = standing(store, archive, settings.trust_at_hand())
@@ -83,23 +83,23 @@ class Indexer:
         self._unread: dict[Log, dict[int, str]] = {}
         self._lost: dict[Log, dict[int, str]] = {}
         self._ended: set[Log] = set()
-        """Logs whose end was held against a listing: it costs more than a read, and is done once."""
+        """Logs whose end was compared with a listing. That costs more than a read, so it is done once."""
 
     def index(self, log: Log, result: IndexResult, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Index a log from its cursor to its head.
 
         Args:
             log: the log.
-            result: is brought up to date after each statement; what went wrong is said there.
-            go_on: is asked before each statement.
+            result: updated after each statement; it also gets the problem, if there is one.
+            go_on: called before each statement; indexing stops if it returns False.
 
         Returns:
-            False where Elasticsearch does not take it, or the archive does not give it, for now.
+            False if Elasticsearch or the archive failed, so that it should be tried again.
         """
         try:
             self._follow(log, result, go_on)
         except CustodyError as error:
-            # What was done may be done again; what is there changes nothing.
+            # Indexing a statement again does no harm.
             self._cursors.pop(log, None)
             result.problem = "; ".join(filter(None, [str(error), self._problem(log)]))
             return False
@@ -119,7 +119,7 @@ class Indexer:
                 logger.warning("%s: %s", log, passed[sequence])
             unread |= passed
             for sequence in _passed_over(statement):
-                # It held no statement, and was an alarm until the writer signed so.
+                # Such a slot has no statement. It was a problem until the writer signed that it was passed over.
                 unread.pop(sequence, None)
             if statement is None:
                 if not passed:
@@ -131,8 +131,9 @@ class Indexer:
             sent = self._index(log, statement, lost)
             sent.add_to(result)
             if statement.expired is not None:
-                # It is said behind those that it is about.
-                for sequence in [one for one in lost if statement.expired[0] <= one < statement.expired[1]]:
+                # The expiry is stated after the statements that expired.
+                first, end = statement.expired
+                for sequence in [number for number in lost if first <= number < end]:
                     del lost[sequence]
             indexed = cursor.indexed + sent.created + sent.there
             cursor = Cursor(statement.sequence + 1, indexed, cursor.rejected + sent.rejected)
@@ -145,33 +146,34 @@ class Indexer:
         self._cursors[log] = cursor
 
     def _problem(self, log: Log) -> str | None:
-        """Return what was wrong with a log, so far as it does not keep others from being indexed."""
-        said = [self._untrue[log]] if log in self._untrue else []
+        """Return the problems of a log that did not stop its indexing."""
+        problems = [self._untrue[log]] if log in self._untrue else []
         passed = self._unread.get(log, {}) | self._lost.get(log, {})
         if passed:
-            more = f", and so of {len(passed) - 1:,} more places" if len(passed) > 1 else ""
-            said.append(
-                f"not indexed, and passed over: {passed[min(passed)]}{more}; `custody verify` says more; once it is"
-                " restored, `custody audit --full` has it indexed"
+            more = f", and {len(passed) - 1:,} more problems like this" if len(passed) > 1 else ""
+            problems.append(
+                f"not indexed: {passed[min(passed)]}{more}. Run `custody verify` for details. After the objects are"
+                " restored, `custody audit --full` indexes their events"
             )
-        return "; ".join(said) or None
+        return "; ".join(problems) or None
 
     def _written(self, log: Log) -> Cursor | None:
-        """Return the cursor that stands in Elasticsearch; None if it cannot be true, which is noted.
+        """Return the cursor in Elasticsearch; None, with a warning, if it cannot be true.
 
-        Whoever can write there could end all indexing by one that is far ahead. What lies before a cursor has a
-        manifest, so one request tells; where it was lost, those behind it do.
+        Otherwise a cursor set far ahead could stop all indexing. The statement before a cursor must have a manifest,
+        which one request shows. If that manifest was lost, later ones must exist.
         """
         cursor = read_cursor(self._search, self._archive, log)
         if cursor is None:
-            said = "is no cursor"
+            problem = "is not a cursor"
         elif cursor.sequence and not self._reaches(log, cursor.sequence - 1):
-            said = f"says that {cursor.sequence:,} statements are indexed, and the log has fewer"
+            problem = f"says that {cursor.sequence:,} statements are indexed, but the log has fewer"
         else:
             return cursor
         self._untrue[log] = (
-            f"what {self._search.cursors} has of {log} {said}: all of the last {self._settings.days} days is indexed"
-            " again, and what is there stays as it is; find out who wrote it, and run `custody audit --full`"
+            f"the document of {log} in {self._search.cursors} {problem}: events of the last {self._settings.days} days"
+            " are indexed again, and existing documents stay as they are; find out who wrote it, and run"
+            " `custody audit --full`"
         )
         logger.warning("%s", self._untrue[log])
         return None
@@ -180,12 +182,12 @@ class Indexer:
         return self._store.exists(layout.manifest_key(log, sequence)) or self._listed(log, sequence) is not None
 
     def _begin(self, log: Log, written: Cursor | None) -> Cursor:
-        """Return where to go on: at the cursor, but behind all that is so old that the next roll would delete it."""
+        """Return where to continue: at the cursor, but after statements so old that the next roll would delete them."""
         cursor = written or Cursor()
         oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
 
         def old(sequence: int) -> int | None:
-            # Those that cannot be read are as old as the next one that can.
+            # A statement that cannot be read counts as old as the next one that can.
             statement, _ = self._next(log, sequence, holes=True)
             return statement.sequence if statement and parse_time(statement.sealed_at) < oldest else None
 
@@ -205,12 +207,12 @@ class Indexer:
         return replace(cursor, sequence=high)
 
     def _next(self, log: Log, sequence: int, *, holes: bool) -> tuple[Statement | None, dict[int, str]]:
-        """Return the first statement from a sequence on that can be read, and what is wrong with those before it.
+        """Return the first readable statement from a sequence on, and the problems of those before it.
 
         Args:
             log: the log.
             sequence: where to begin.
-            holes: whether a manifest that is missing is held against a listing; else the log ends there.
+            holes: whether to list later manifests if one is missing; otherwise the log ends there.
         """
         passed: dict[int, str] = {}
         while True:
@@ -226,20 +228,20 @@ class Indexer:
                 # It may have been put meanwhile, and others behind it.
                 if not self._store.exists(layout.manifest_key(log, sequence)):
                     span = f"sequence {sequence}" if following == sequence + 1 else f"{sequence} to {following - 1}"
-                    passed[sequence] = f"of {log} manifests are missing ({span}), and later ones are there"
+                    passed[sequence] = f"manifests of {log} are missing ({span}), but later ones exist"
                     sequence = following
             else:
                 return statement, passed
 
     def _listed(self, log: Log, sequence: int) -> int | None:
-        """Return the first sequence behind one of which a manifest is listed, None if there is none."""
+        """Return the first later sequence whose manifest is listed; None if there is none."""
         listed = self._store.list(layout.log_prefix(log), after=layout.manifest_key(log, sequence))
         numbers = (parsed[1] for info in listed if (parsed := layout.parse_manifest_key(info.key)))
         return min((number for number in numbers if number > sequence), default=None)
 
     def _index(self, log: Log, statement: Statement, lost: dict[int, str]) -> Sent:
         total = Sent()
-        # While some requests are under way, the next is made.
+        # While some requests are running, the next one is prepared.
         with ThreadPoolExecutor(_REQUESTS) as senders:
             under_way: deque[Future[Sent]] = deque()
             try:
@@ -248,9 +250,9 @@ class Indexer:
                         under_way.popleft().result().add_to(total)
                     under_way.append(senders.submit(self._bulk.create, log, made))
             except ObjectArchived as error:
-                logger.warning("%s: %s; `custody backfill` brings it back", log, error)
+                logger.warning("%s: %s; `custody backfill` restores it", log, error)
             except (FormatError, ObjectMissing) as error:
-                # It will not be otherwise at the next try, and is not to stop all that comes behind it.
+                # Permanent: record it and continue with the next statement.
                 lost[statement.sequence] = f"sequence {statement.sequence} of {log}: {error}"
                 logger.warning("%s", lost[statement.sequence])
             for sent in under_way:
@@ -258,7 +260,7 @@ class Indexer:
         return total
 
     def _gather(self, log: Log, statement: Statement) -> Iterator[Documents]:
-        """Yield the documents of a statement, as many at a time as go into a request."""
+        """Yield the documents of a statement, about one bulk request at a time."""
         waiting: list[Documents] = []
         size = 0
         for made in read_documents(self._store, self._search.prefix, self._settings.days, log, statement):
@@ -284,7 +286,7 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
         wanted: `<log>/<partition>`, or `<log>` for all its partitions; all if empty.
 
     Returns:
-        One result a log; one that failed has its problem there, and the others were indexed.
+        One result a log. A log that failed has the problem in its result; the others were indexed.
 
     Raises:
         ConfigurationError: there is no archive, no such log, or no Elasticsearch in the settings.
@@ -304,16 +306,16 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
 
 
 class Follower:
-    """Indexes beside a drain, in a thread of its own."""
+    """Indexes while a drain runs, in a thread of its own."""
 
-    def __init__(self, settings: Settings, places: Sequence[tuple[str, int]] | None = None) -> None:
+    def __init__(self, settings: Settings, partitions: Sequence[tuple[str, int]] | None = None) -> None:
         """Begin to index.
 
         Args:
             settings: the settings; they name an Elasticsearch.
-            places: topics and partitions, all if None.
+            partitions: the topic partitions; all if None.
         """
-        self._settings, self._places = settings, None if places is None else set(places)
+        self._settings, self._partitions = settings, None if partitions is None else set(partitions)
         self._sealed: set[Log] = set()
         self._changed = threading.Condition()
         self._deadline: float | None = None
@@ -323,13 +325,13 @@ class Follower:
         self._thread.start()
 
     def sealed(self, log: Log) -> None:
-        """Take note that a log has a new statement; never waits."""
+        """Note that a log has a new statement. Never waits."""
         with self._changed:
             self._sealed.add(log)
             self._changed.notify()
 
     def end(self) -> list[IndexResult]:
-        """Index what was sealed, for a little while at most, and return what was done."""
+        """Index the last statements, for at most `GRACE_SECONDS`, and return the results."""
         with self._changed:
             self._deadline = time.monotonic() + GRACE_SECONDS
             self._changed.notify()
@@ -340,7 +342,7 @@ class Follower:
             results = results or [IndexResult("*")]
             for result in results:
                 result.problem = result.problem or self._problem
-        return sorted(results, key=lambda one: one.log)
+        return sorted(results, key=lambda result: result.log)
 
     def _go_on(self) -> bool:
         return self._deadline is None or time.monotonic() < self._deadline
@@ -367,7 +369,8 @@ class Follower:
                 self._changed.wait_for(lambda: self._deadline is not None, _LOOK_SECONDS)
 
     def _follow(self, store: Store, indexer: Indexer) -> None:
-        due = {log for log in list_logs(store) if self._places is None or (log.topic, log.partition) in self._places}
+        chosen = self._partitions
+        due = {log for log in list_logs(store) if chosen is None or (log.topic, log.partition) in chosen}
         while True:
             with self._changed:
                 due |= self._sealed
@@ -387,14 +390,14 @@ class Follower:
             return indexer.index(log, result, self._go_on)
         except Exception as error:  # noqa: BLE001 - it must not end the indexing of other logs
             result.problem = _unforeseen(error)
-            # Not again before the log grows: it is an error of ours, which waiting does not mend.
+            # Not again before the log grows: an error in our code does not go away by waiting.
             return True
 
 
 def _unforeseen(error: Exception) -> str:
-    """Log an error that is not one of ours with its traceback, and return what is said of it."""
-    logger.error("indexing beside the drain met an error that custody does not foresee", exc_info=error)
+    """Log an unexpected error with its traceback, and return a message about it."""
+    logger.error("unexpected error while indexing during the drain", exc_info=error)
     return (
-        f"indexing beside the drain met an error that custody does not foresee ({type(error).__name__}): the log has"
-        " its traceback, which we ask you to report; `custody index` tries again"
+        f"unexpected error while indexing during the drain ({type(error).__name__}): the log has the traceback, please"
+        " report it; `custody index` tries again"
     )

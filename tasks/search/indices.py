@@ -1,8 +1,8 @@
 """The templates of the daily indices, and the indices of custody's own.
 
-Beside the daily indices there are two of custody's own: `<prefix>-cursors` says of each log how far it is indexed, so
-that a server that was lost, or restored from an old snapshot, says by itself what it lacks; `<prefix>-rejected` says of
-each event that Elasticsearch would not take why not, for as long as the event would have been there (`tasks.roll`).
+custody has two indices of its own. `<prefix>-cursors` has a cursor for each log (`tasks.search.cursors`).
+`<prefix>-rejected` has the reason for each event that Elasticsearch rejected, for as long as the event would have been
+kept (`tasks.roll`).
 """
 
 from elasticsearch import ApiError
@@ -12,10 +12,10 @@ from tasks.search.client import Search
 
 
 def prepare(search: Search) -> None:
-    """Set the templates, and make the indices of custody's own; doing it again changes nothing.
+    """Set the templates, and create custody's own indices. Doing it again changes nothing.
 
     Raises:
-        SearchError: Elasticsearch does not answer, or says no.
+        SearchError: Elasticsearch does not answer, or refuses.
     """
     settings = {"index": {"number_of_replicas": search.settings.replicas, **documents.ON_HOT_NODES}}
     own = {

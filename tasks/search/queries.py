@@ -1,4 +1,4 @@
-"""Queries: which documents there are of each log, how many, and deleting them."""
+"""Queries that list, count and delete the documents of logs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ def logs_in(search: Search, index: str) -> tuple[int, list[LogDocuments]]:
     """
     search.refresh(index)
     sources = [{"topic": {"terms": {"field": TOPIC}}}, {"partition": {"terms": {"field": PARTITION}}}]
-    # By documents and not by values: one that claims two offsets, or two logs, is one.
+    # Count documents, not values: a document that claims two offsets, or two logs, counts once.
     placed = {"bool": {"filter": [{"exists": {"field": name}} for name in (TOPIC, PARTITION, OFFSET)]}}
     spans = {"first": {"min": {"field": OFFSET}}, "last": {"max": {"field": OFFSET}}}
     logs = {"composite": {"size": 10_000, "sources": sources}, "aggs": spans}
-    # All by one search: documents may come meanwhile.
+    # One search for all numbers, because documents may be added meanwhile.
     answer = search.find(
         index=index,
         size=0,
@@ -62,7 +62,7 @@ def logs_in(search: Search, index: str) -> tuple[int, list[LogDocuments]]:
 
 
 def refused_logs(search: Search) -> dict[str, int]:
-    """Return the logs that events were refused of, by name, each with the lowest offset of such an event.
+    """Return the lowest offset of a rejected event for each log that has one, by the log's name.
 
     Raises:
         SearchError: some shards do not answer.
@@ -93,7 +93,7 @@ def delete_documents(search: Search, index: str, query: Mapping[str, Any]) -> No
     Raises:
         SearchError: Elasticsearch does not answer, or does not delete them.
     """
-    # By their ids: what deletes by a query is a module that not every server has.
+    # By id: delete-by-query is a module that not every server has.
     with search.errors(f"deleting documents of {index}"):
         while True:
             hits = search.find(index=index, size=_PAGE, query=query, source=False, sort=["_doc"])["hits"]["hits"]
@@ -101,31 +101,31 @@ def delete_documents(search: Search, index: str, query: Mapping[str, Any]) -> No
             if not deletes:
                 return
             done = search.client.bulk(operations=deletes, refresh=True, filter_path="items.*.status")
-            if not any(one["delete"]["status"] == _DELETED for one in done["items"]):
+            if not any(item["delete"]["status"] == _DELETED for item in done["items"]):
                 status = done["items"][0]["delete"]["status"]
                 raise SearchError(
                     f"Elasticsearch at {search.settings.url} does not delete documents of {index} (status {status}):"
-                    " see its log, then roll again"
+                    " see its log, then run the roll again"
                 )
 
 
 def of_log(log: Log) -> list[dict[str, Any]]:
-    """Return what a query for a log's documents filters by."""
+    """Return the filters of a query for a log's documents."""
     return [{"term": {TOPIC: log.name}}, {"term": {PARTITION: log.partition}}]
 
 
 def below(log: Log, offset: int) -> dict[str, Any]:
-    """Return the query for a log's documents of offsets below one."""
+    """Return the query for a log's documents below an offset."""
     return {"bool": {"filter": [*of_log(log), {"range": {OFFSET: {"lt": offset}}}]}}
 
 
 def refused_of(log: Log) -> list[dict[str, Any]]:
-    """Return what a query for a log's refused events filters by."""
+    """Return the filters of a query for a log's rejected events."""
     return [{"term": {"log": str(log)}}]
 
 
 def refused_below(log: Log, offset: int, since: datetime) -> dict[str, Any]:
-    """Return the query for a log's refused events of offsets below one, but for those refused since a moment."""
+    """Return the query for a log's rejected events below an offset, except those rejected since a moment."""
     lately = {"range": {"at": {"gte": format_time(since)}}}
     return {"bool": {"filter": [*refused_of(log), {"range": {"offset": {"lt": offset}}}], "must_not": [lately]}}
 

@@ -1,16 +1,16 @@
-"""Holds Elasticsearch against the archive: by counts of each log and hour, and by document where that is due.
+"""Compares Elasticsearch with the archive: by counts for each log and hour, and document by document where needed.
 
-What it lacks is indexed again, and said; what it has too many, or changed, is said and left as it is, for evidence.
-What has aged out is no longer promised, and left out.
+Missing events are reported and indexed again. Extra or changed documents are reported and left as they are, as
+evidence. Events that are older than the index's retention are not compared.
 
-Whoever can write to Elasticsearch can write its cursors too, so that they hide nothing:
+Whoever can write to Elasticsearch can also change its cursors, so cursors must not hide anything:
 
-1. What is there is compared, whatever the cursor says.
-2. What lacks before the cursor is missing. So a cursor that is set ahead shows what it left out.
-3. What lacks behind the cursor, but before where an audit has found the log indexed (by its cursor, or by its last
-   document), is indexed again too, and is a notice: Elasticsearch was lost, or restored from an older snapshot, or
-   somebody set the cursor back.
-4. What lacks behind both is late, and indexing catches up. A cursor far behind is a notice.
+1. Documents are compared whatever the cursor says.
+2. Events before the cursor that are not in Elasticsearch are missing. So a cursor that was set ahead is found out.
+3. Events after the cursor that are not in Elasticsearch, but before the end that an audit has found indexed (by the
+   cursor or the last document), are indexed again, with a notice. Elasticsearch was lost, or restored from an older
+   snapshot, or somebody set the cursor back.
+4. Events after both are late; indexing will catch up. A cursor that is far behind is a notice.
 """
 
 import json
@@ -44,7 +44,7 @@ from tasks.search.documents import (
     date_of,
     index_day,
     index_name,
-    outlying_name,
+    out_of_range_name,
     read_documents,
     restored_name,
 )
@@ -53,7 +53,7 @@ from tasks.search.queries import count_in_ranges, of_log, refused_of
 
 _PAGE = 1000
 _SPARE = 10_000
-"""Documents beyond twice a statement's events that are compared with them still."""
+"""Documents are compared up to twice the number of a statement's events plus this number."""
 _SHOWN = 5
 
 
@@ -85,7 +85,7 @@ def reconcile(
 ) -> Iterator[Finding]:
     """Compare the documents of some of a log's statements with the archive.
 
-    A statement or segment that cannot be read is left out, and costs no other: verification says what is wrong with it.
+    A statement or segment that cannot be read is skipped: verification reports what is wrong with it.
 
     Args:
         search: Elasticsearch.
@@ -93,11 +93,11 @@ def reconcile(
         archive: its id.
         log: the log.
         statements: their sequences.
-        now: the time, aware.
+        now: the time, timezone-aware.
         marked: how many statements audits have found indexed.
-        content: compare each document, and not only how many there are.
-        counts: `rejected` is added to: events of these statements that Elasticsearch says it has refused.
-        holds: whether a statement is valid where it stands.
+        content: compare each document, not only the counts.
+        counts: the number of these statements' events that Elasticsearch rejected is added to its `rejected`.
+        holds: returns whether a statement is valid in its slot.
 
     Raises:
         SearchError: Elasticsearch does not answer.
@@ -115,7 +115,7 @@ def reconcile(
         return
     with search.errors("a refresh"), suppress(NotFoundError):
         search.refresh(f"{search.prefix},{search.rejected}")
-    hours = [list(group) for _, group in groupby(wanted, lambda one: one.sealed_at[:13])]
+    hours = [list(group) for _, group in groupby(wanted, lambda statement: statement.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
     found = count_in_ranges(search, search.prefix, of_log(log), OFFSET, ranges)
     rejected = count_in_ranges(search, search.rejected, refused_of(log), "offset", ranges)
@@ -128,7 +128,7 @@ def reconcile(
         if content or count + refused != expected:
             for statement in hour:
                 yield from looked.compare(statement)
-    yield from looked.brought()
+    yield from looked.restored()
 
 
 @dataclass(slots=True)
@@ -136,10 +136,10 @@ class _Seen:
     """How the documents of a statement compare with its events.
 
     Attributes:
-        edited: offset and document, where the content is another.
-        moved: likewise, where it does not lie in the index of its day.
-        lacking: events without a document, by their places in a batch.
-        doubted: those among them that are said to have been refused.
+        edited: offsets and documents whose content differs.
+        moved: offsets and documents that are not in the index of their day.
+        lacking: events without a document, by their indexes in a batch.
+        doubted: events without a document that are listed as rejected.
         whole: whether all events were read.
     """
 
@@ -150,19 +150,18 @@ class _Seen:
     whole: bool = False
 
     def changed(self, where: Mapping[str, Any]) -> Iterator[Finding]:
-        """Yield what is wrong with documents that are there."""
+        """Yield findings for documents that were changed or moved."""
         if self.edited:
             what = (
-                f"{len(self.edited)} documents are not the events archived"
-                f" ({_some([offset for offset, _ in self.edited])}): their content is another; the first lies in"
-                f" {self.edited[0][1].index[:100]}"
+                f"{len(self.edited)} documents differ from the archived events"
+                f" ({_some([offset for offset, _ in self.edited])}); the first is in {self.edited[0][1].index[:100]}"
             )
             yield finding("index-edited", what, offset=self.edited[0][0], **where)
         if self.moved:
             what = (
-                f"{len(self.moved)} documents are the events archived ({_some([offset for offset, _ in self.moved])}),"
-                f" but not in the index of their day; the first lies in {self.moved[0][1].index[:100]}: they were"
-                " restored under another name, or somebody moved them, and they do not age as others do"
+                f"{len(self.moved)} documents are as archived ({_some([offset for offset, _ in self.moved])}), but not"
+                f" in the index of their day; the first is in {self.moved[0][1].index[:100]}: they were restored under"
+                " another name, or somebody moved them, and they are not deleted with their day"
             )
             yield finding("index-edited", what, severity=Severity.NOTICE, offset=self.moved[0][0], **where)
 
@@ -176,11 +175,11 @@ class _Comparison:
     log: Log
     oldest: datetime
     indexed: int
-    """Statements that Elasticsearch says are indexed."""
+    """Number of statements that are indexed by Elasticsearch's cursor."""
     marked: int
-    """Those that an audit has found so."""
-    _brought: list[tuple[Statement, int]] = field(default_factory=list)
-    """Statements between the two that lacked events, and how many."""
+    """Number of statements that audits have found indexed."""
+    _restored: list[tuple[Statement, int]] = field(default_factory=list)
+    """Statements between the two with missing events, and the number of these events."""
     _bulk: Bulk = field(init=False)
 
     def __post_init__(self) -> None:
@@ -188,7 +187,7 @@ class _Comparison:
 
     @property
     def promised(self) -> int:
-        """Statements of which nothing may lack; what others lack is late."""
+        """Number of statements that must be fully indexed; later ones may still be catching up."""
         return max(self.indexed, self.marked)
 
     def compare(self, statement: Statement) -> Iterator[Finding]:
@@ -208,16 +207,16 @@ class _Comparison:
             return
         seen = self._look(statement, there, promised=promised)
         where: dict[str, Any] = {"log": str(self.log), "sequence": statement.sequence}
-        # Of a segment that could not be read to its end, what was not compared is not one too many.
+        # If the segment could not be read to its end, documents that were not compared are not extra.
         extra = sorted(offset for offset, left in there.items() for _ in left) if seen.whole else []
         if extra:
-            what = f"{len(extra)} documents are of no event, or doubled ({_some(extra)})"
+            what = f"{len(extra)} documents belong to no event, or are duplicates ({_some(extra)})"
             yield finding("index-extra", what, offset=extra[0], **where)
         yield from seen.changed(where)
         yield from self._fill(statement, seen, where)
 
     def _look(self, statement: Statement, there: dict[int, list[_Document]], *, promised: bool) -> "_Seen":
-        """Compare documents, by their offsets, with a statement's events; those that are compared are taken out."""
+        """Compare documents, by their offsets, with a statement's events, and remove those from `there`."""
         refused = {
             document.offset
             for document in _documents(self.search, self.search.rejected, refused_of(self.log), "offset", statement)
@@ -244,41 +243,41 @@ class _Comparison:
         return seen
 
     def _is_kept(self, index: str) -> bool:
-        """Return whether the documents of an index are still to be there, by its day."""
+        """Return whether an index must still exist, by its day."""
         day = index_day(self.search.prefix, index)
         return day is None or day > self.oldest.date()
 
     def _fill(self, statement: Statement, seen: "_Seen", where: Mapping[str, Any]) -> Iterator[Finding]:
-        """Index what lacks, and what is said to have been refused, again."""
+        """Index events again that are missing, or are listed as rejected."""
         if seen.lacking:
             offsets = [expected.offsets[place] for expected, places in seen.lacking for place in places]
             created = self._create(seen.lacking)
             if statement.sequence < self.indexed:
                 what = (
-                    f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} are indexed again"
+                    f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} were indexed again"
                 )
                 yield finding("index-missing", what, offset=offsets[0], **where)
             else:
-                self._brought.append((statement, len(offsets)))
-        # Else whoever deletes a document would only have to say that it was refused.
+                self._restored.append((statement, len(offsets)))
+        # Otherwise somebody could delete a document and list it as rejected.
         taken = self._create(seen.doubted) if seen.doubted else 0
         if taken:
             what = (
-                f"{taken} events that {self.search.rejected} says were refused were not in Elasticsearch, which takes"
-                " them: they are indexed now"
+                f"{taken} events that {self.search.rejected} lists as rejected were not in Elasticsearch, which accepts"
+                " them: they were indexed now"
             )
             yield finding("index-missing", what, **where)
 
-    def brought(self) -> Iterator[Finding]:
-        """Report what was indexed again because Elasticsearch has forgotten that it had it."""
-        if self._brought:
+    def restored(self) -> Iterator[Finding]:
+        """Report events that were indexed again because Elasticsearch lost them and set its cursor back."""
+        if self._restored:
             what = (
-                f"{sum(count for _, count in self._brought):,} events were not in Elasticsearch, whose cursor does not"
-                " promise them, but an audit has found them or later ones there; they are indexed again: Elasticsearch"
-                " was lost or restored, somebody set the cursor back, or a backfill wrote later ones before indexing"
-                " came there"
+                f"{sum(count for _, count in self._restored):,} events were not in Elasticsearch, and were indexed"
+                " again. They are after its cursor, but an audit has found them, or later ones, there: Elasticsearch"
+                " was lost or restored, somebody set the cursor back, or a backfill wrote later events before the"
+                " indexing reached them"
             )
-            (first, _), (last, _) = self._brought[0], self._brought[-1]
+            (first, _), (last, _) = self._restored[0], self._restored[-1]
             where: dict[str, Any] = {"log": str(self.log), "sequence": first.sequence, "through": last.sequence}
             yield finding("index-missing", what, severity=Severity.NOTICE, offset=first.first_offset, **where)
 
@@ -286,26 +285,26 @@ class _Comparison:
         return read_documents(self.store, self.search.prefix, self.search.settings.days, self.log, statement)
 
     def _take(self, found: list[_Document], index: str, source: bytes) -> tuple[_Document, bool]:
-        """Take the document of an event out of those that claim its offset, and say whether it is as archived."""
-        # Of two that claim an offset, the one in its place is held to be the event.
+        """Remove an event's document from those that claim its offset, and return it, and whether it is as archived."""
+        # If several claim an offset, the one in the expected index is taken for the event.
         one = found.pop(next((number for number, it in enumerate(found) if it.index == index), 0))
-        # As text, since in Python 0 is False and 1.0 is 1, and for a search they are not.
+        # Compared as text: in Python 0 == False and 1.0 == 1, but in a search they differ.
         return one, _text(one.source) == _text(json.loads(source))
 
     def _may_lie(self, one: _Document, index: str) -> bool:
-        """Return whether an event may lie in another index than it would be put in today.
+        """Return whether an event may be in another index than the one where it would be put today.
 
-        What was outlying with the `search.days` of then may be in its day's index with those of today, or the other way
-        round; a backfill brings both back under names of their own.
+        If `search.days` was changed, an event that is out of range now may be in its day's index, or the other way
+        round. A backfill restores both to indices with other names.
         """
         prefix = self.search.prefix
-        if one.index in {outlying_name(prefix), restored_name(prefix, None)}:
+        if one.index in {out_of_range_name(prefix), restored_name(prefix, None)}:
             return True
         day = index_day(prefix, index) or date_of(one.source["timestamp"])
         return day is not None and one.index in {index_name(prefix, day), restored_name(prefix, day)}
 
     def _create(self, lacking: Sequence[tuple[Documents, Sequence[int]]]) -> int:
-        # An Elasticsearch that was lost has no templates either, and would map each field as it likes.
+        # An Elasticsearch that was lost has no templates either, and would guess the fields' types.
         prepare(self.search)
         return self._bulk.create(self.log, Documents.join([one.at(places) for one, places in lacking])).created
 
@@ -343,7 +342,7 @@ def _documents(
         if total > 2 * events + _SPARE:
             raise _TooMany(
                 f"{total:,} documents of {index} claim the offsets of {events:,} events, too many to be compared: find"
-                " out who wrote them, delete those that are of no event, and run `custody audit --full`"
+                " out who wrote them, delete those that belong to no event, and run `custody audit --full`"
             )
         for hit in hits:
             yield _Document(hit["_index"], _offset(hit), hit["_source"])
@@ -353,7 +352,7 @@ def _documents(
 
 
 def _offset(hit: Mapping[str, Any]) -> int:
-    """Return which offset a document claims; of several the one where it stands by right."""
+    """Return the offset that a document claims. If it claims several, the one in `@custody` counts."""
     origin = hit["_source"].get(ORIGIN)
     claimed = origin.get("offset") if isinstance(origin, Mapping) else None
     return claimed if type(claimed) is int else int(hit["sort"][0])

@@ -20,7 +20,7 @@ from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.search import reconcile
 from tasks.search.client import Search
-from tasks.search.documents import ORIGIN, index_day, index_name, outlying_name, restored_name
+from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
 from tasks.search.queries import logs_in
 from tasks.settings import AuditSettings, SearchSettings, Settings
@@ -210,7 +210,7 @@ def test_counts_find_what_content_does_not_read(scene: Scene) -> None:
     delete_one(scene)
     outcome = scene.audit()
     assert [one["finding"] for one in outcome.findings] == ["index-missing"]
-    assert "1 are indexed again" in outcome.findings[0]["message"]
+    assert "1 were indexed again" in outcome.findings[0]["message"]
 
 
 def edit_one(scene: Scene) -> None:
@@ -249,7 +249,7 @@ def test_a_cursor_that_goes_back_hides_nothing(scene: Scene, changed: dict[str, 
     set_cursor(scene, changed)
     outcome = scene.audit(full=True)
     assert [(one["finding"], one["severity"]) for one in outcome.findings] == [("index-missing", "notice")]
-    assert "where an audit has seen 3" in outcome.findings[0]["message"]
+    assert "but an audit has seen 3" in outcome.findings[0]["message"]
     edit_one(scene)
     scene.search.client.index(**scene.place(2), document={**scene.source(2), "client_ip": "6.6.6.6"})
     found = [(one["finding"], one.get("sequence")) for one in scene.audit(full=True).findings]
@@ -485,7 +485,7 @@ def test_other_days_accuse_nobody(scene: Scene) -> None:
         assert scene.within(days).audit(full=True).findings == ()
     document = scene.source(15)
     scene.search.client.delete(**scene.place(15))
-    for name in (outlying_name(scene.search.prefix), restored_name(scene.search.prefix, None)):
+    for name in (out_of_range_name(scene.search.prefix), restored_name(scene.search.prefix, None)):
         scene.search.client.index(index=name, id="x", document=document, refresh=True)
         assert scene.audit(full=True).findings == ()
         scene.search.client.delete(index=name, id="x")
@@ -534,7 +534,7 @@ def test_any_number_of_one_offset(scene: Scene, monkeypatch: pytest.MonkeyPatch,
     scene.search.client.bulk(operations=copies, refresh=True)
     found = scene.audit(full=True).findings
     assert {one["finding"] for one in found} == {"index-extra"}
-    assert any(one["message"].startswith("2100 documents are of no event") for one in found)
+    assert any(one["message"].startswith("2100 documents belong to no event") for one in found)
     # Far too many are not read.
     monkeypatch.setattr(reconcile, "_SPARE", 100)
     (one, *_) = scene.audit(full=True).findings

@@ -137,13 +137,13 @@ def run_baseline(limit: int) -> dict[str, Any]:
     settings = Settings()
     target = open_store(settings.archive)
     kafka = settings.kafka.librdkafka()
-    places = drain.find_places(settings)
+    partitions = drain.find_partitions(settings)
 
     def step() -> dict[str, float]:
         waiting: dict[int, list[str]] = defaultdict(list)
         events = bytes_in = bytes_out = ended = 0
-        with Feed(kafka, "baseline", dict.fromkeys(places, Position(0))) as feed:
-            while ended < len(places) and events < limit:
+        with Feed(kafka, "baseline", dict.fromkeys(partitions, Position(0))) as feed:
+            while ended < len(partitions) and events < limit:
                 for message in feed.read(2000, 0.1):
                     error = message.error()
                     if error is not None:
@@ -166,12 +166,12 @@ def run_read() -> dict[str, Any]:
     """Read all records and do nothing with them: what Kafka and librdkafka alone cost. It warms up the broker, too."""
     settings = Settings()
     kafka = settings.kafka.librdkafka()
-    places = drain.find_places(settings)
+    partitions = drain.find_partitions(settings)
 
     def step() -> dict[str, float]:
         events = ended = 0
-        with Feed(kafka, "read", dict.fromkeys(places, Position(0))) as feed:
-            while ended < len(places):
+        with Feed(kafka, "read", dict.fromkeys(partitions, Position(0))) as feed:
+            while ended < len(partitions):
                 for message in feed.read(loop.READ_RECORDS, 0.1):
                     if message.error() is None:
                         events += 1

@@ -41,7 +41,7 @@ def test_rejected_events_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """What Elasticsearch has refused is no finding, but the artifact, the run and the command say how much it is."""
     ended = audit(return_state=True)
     assert ended.is_completed()
-    said = "Elasticsearch has refused 1 of the events"
+    said = "Elasticsearch rejected 1 of these events"
     assert said in str(ended.message)
     with get_client(sync_client=True) as client:
         (artifact,) = (one for one in client.read_artifacts() if one.flow_run_id == ended.state_details.flow_run_id)

@@ -85,12 +85,15 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     dry = backfill(**parameters, dry_run=True, return_state=True)
     assert dry.is_completed()
-    assert "25 events at most, in 5 reads of 5 segments" in str(dry.message)
+    assert "Up to 25 events, in 5 reads of 5 segments" in str(dry.message)
     assert "Nothing was changed" in str(dry.message)
     assert not (tmp_path / "out").exists()
 
     wrong = backfill(**{**parameters, "folder": None}, return_state=True)
-    assert (wrong.is_failed(), wrong.message) == (True, "the target is a folder: say which")
+    assert (wrong.is_failed(), wrong.message) == (
+        True,
+        "the target is a folder, but none is named: name the folder",
+    )
 
     done = backfill(**parameters, return_state=True)
     assert done.is_completed(), done.message
@@ -119,8 +122,8 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             created = client.create_flow_run_from_deployment(deployment, parameters=again)
             alone: Any = run_flow(backfill, flow_run=created, parameters=again, return_type="state")
         assert (alone.name, alone.message.splitlines()) == ("Failed", [alone.message])
-        assert "restores were asked for, and the next run could not be scheduled" in alone.message
-        assert "start it again, with the same parameters" in alone.message
+        assert "restores were requested, but the next run could not be scheduled" in alone.message
+        assert "start the backfill again in some hours" in alone.message
 
         # Whoever ran it now would wait for its time.
         monkeypatch.setattr(task, "restore", lambda *_: 0)
@@ -140,7 +143,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     """`custody backfill` does the same here and now; wrong arguments are said in a line."""
     arguments = ["--to", "folder", "--folder", str(tmp_path / "out")]
     assert run(*arguments, "--dry-run") == 0
-    assert "25 events at most" in capsys.readouterr().out
+    assert "Up to 25 events" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert run(*arguments) == 0
     assert "24 copied" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def test_the_flow(old: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command(old: Growing, capsys: pytest.CaptureFixture[str]) -> None:
     """`custody roll` does the same here and now."""
-    for arguments, left, said in ((["--dry-run"], 3, "planned"), ([], 0, "done"), ([], 0, "Nothing was to be done")):
+    for arguments, left, said in ((["--dry-run"], 3, "planned"), ([], 0, "done"), ([], 0, "Nothing to do")):
         with pytest.raises(SystemExit) as ended:
             main(["roll", *arguments])
         assert not ended.value.code

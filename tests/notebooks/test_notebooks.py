@@ -55,7 +55,7 @@ def test_integrity(tmp_path: Path) -> None:
     executed = notebooks.execute("integrity", str(sample.folder))
     shown = texts(executed)
     assert "Verdict: VERIFIED" in shown
-    assert "Elasticsearch has refused 2 of the events that audit 0 read" in shown
+    assert "Elasticsearch rejected 2 of the events that audit 0 read" in shown
     assert re.search(r"audit\.events/0 +4 +148\.0 +1\.0", shown), shown
     assert "not JSON" in shown
     assert charts(executed) == 4

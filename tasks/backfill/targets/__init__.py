@@ -1,6 +1,6 @@
-"""Where a backfill copies events to: Elasticsearch, the archive's own tables, a Kafka topic, a folder.
+"""The targets of a backfill: Elasticsearch, the archive's own tables, a Kafka topic, a folder.
 
-What a target has already is the only memory of a backfill, so that one that was stopped or killed can be started again.
-Elasticsearch, tables and folders then have each event once, even if two backfills run at the same time. A topic has
-each event at least once.
+A backfill keeps no state except in its target, so one that was stopped or killed can be started again. Elasticsearch,
+tables and folders get each event once, even if two backfills run at the same time. A topic gets each event at least
+once.
 """

@@ -14,23 +14,23 @@ from tasks.backfill.targets.target import Content, Part, Target
 from tasks.search.bulk import Sent
 
 REQUEST_FILE = "backfill.json"
-"""In a folder: which events the files hold."""
+"""The file in a folder that says which events the folder holds."""
 _UNFINISHED = ".backfill-"
 
 
 class FolderTarget(Target):
-    """Files `<folder>/<log>/<partition>/<first>-<last>.jsonl.gz`, named by the offsets that were looked at.
+    """Files `<folder>/<log>/<partition>/<first>-<last>.jsonl.gz`, named by the first and last offset of their part.
 
-    A file is there whole or not at all. One that is there is left alone; so a folder holds one choice of events only.
-    What a run that was killed left unfinished is removed by the next one.
+    A file is complete or does not exist. An existing file is never changed, so a folder holds only one choice of
+    events. The next run removes unfinished files of a run that was killed.
     """
 
     def __init__(self, folder: Path, choice: bytes) -> None:
-        """Take a folder that is new, empty, or of the same choice of events.
+        """Open a folder that is new, empty, or has the same choice of events.
 
         Args:
-            folder: where files go; it is made if it is not there.
-            choice: names the archive and which events the files hold.
+            folder: the folder; it is created if it does not exist.
+            choice: names the archive and the choice of events.
 
         Raises:
             ConfigurationError: the folder cannot be written, or holds something else.
@@ -40,7 +40,7 @@ class FolderTarget(Target):
         with _file_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                if any(not name.startswith(".") for name in os.listdir(folder)):  # noqa: PTH208 - names are all that is asked
+                if any(not name.startswith(".") for name in os.listdir(folder)):  # noqa: PTH208 - only names are needed
                     raise ConfigurationError(f"the folder {str(folder)!r} holds other things: name an empty one")
                 finish_file(*_stage(path.parent), path, choice, mode=0o644)
             if path.read_bytes() != choice:
@@ -50,22 +50,22 @@ class FolderTarget(Target):
             _remove_abandoned(folder)
 
     def has(self, part: Part) -> bool:
-        """Return whether the part's file is there."""
+        """Return whether the part's file exists."""
         with _file_errors(self._folder, "read"):
             return self._path(part).exists()
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
-        """Write a part's file; a batch that is chosen whole goes into it as it is stored."""
+        """Write a part's file. A batch that is chosen as a whole is copied as it is stored."""
         path, count = self._path(part), 0
         members: list[bytes] = []
-        for one in contents:
-            lines = b"".join(line + b"\n" for line in one.lines) if not one.whole else b""
-            members.append(one.member if one.whole else pack(lines).data)
-            count += len(one.offsets)
+        for content in contents:
+            lines = b"".join(line + b"\n" for line in content.lines) if not content.whole else b""
+            members.append(content.member if content.whole else pack(lines).data)
+            count += len(content.offsets)
         with _file_errors(self._folder):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Even if it is empty: that nothing was chosen is then known, too.
-            # The staged file is locked until it has its name: else another run may take it for abandoned.
+            # An empty file is written too: it shows that no event of the part was chosen.
+            # The staged file is locked until it has its name. Otherwise another run might remove it as abandoned.
             data = b"".join(members) or pack(b"").data
             finish_file(*_stage(path.parent), path, data, mode=0o644)
         sent.created += count
@@ -76,20 +76,20 @@ class FolderTarget(Target):
 
 
 def _stage(folder: Path) -> tuple[int, str]:
-    """Make a file of a name that nobody has, which is locked until it is closed, or its process has died."""
+    """Create a file with a new name, locked until it is closed or its process dies."""
     while True:
         descriptor, staged = tempfile.mkstemp(prefix=_UNFINISHED, suffix=".partial", dir=folder)
-        # Where nothing can be locked nothing is taken for abandoned.
+        # On a file system without locks, no file is removed as abandoned.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Another run may have come between the two.
+        # Another run may have removed the file before it was locked: then try again.
         if os.fstat(descriptor).st_nlink:
             return descriptor, staged
         os.close(descriptor)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished files of runs that have died; a file that cannot be removed is in nobody's way."""
+    """Remove the unfinished files of runs that have died. A file that cannot be removed does no harm."""
     name = f"{_UNFINISHED}*.partial"
     for path in (*folder.glob(name), *folder.glob(f"*/*/{name}")):
         with suppress(OSError):
@@ -107,6 +107,6 @@ def _file_errors(folder: Path, doing: str = "written") -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigurationError(
-            f"the folder {str(folder)!r} cannot be {doing}: {error.strerror or error}; see to it, and start again:"
-            " it goes on"
+            f"the folder {str(folder)!r} cannot be {doing}: {error.strerror or error}; correct this, then start the"
+            " backfill again: it continues"
         ) from None

@@ -1,4 +1,4 @@
-"""What a target is: it gets the chosen events of a part, batch by batch."""
+"""The protocol of a target, which gets the chosen events of a part, batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tasks.search.bulk import Sent
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What is copied as a whole: a log's statements `[first, end)`; offsets `[first_offset, next_offset)` of them."""
+    """A unit of the copy: a log's statements `[first, end)`, and of them the offsets `[first_offset, next_offset)`."""
 
     log: Log
     first: int
@@ -26,13 +26,13 @@ class Content:
     """Chosen events of one batch.
 
     Attributes:
-        statement: what the batch belongs to.
+        statement: the batch's statement.
         batch: the batch.
         member: its stored bytes, one gzip member.
         payload: its lines, each with its newline.
-        lines: the chosen ones, without newlines.
-        offsets: where each is in its log.
-        whole: whether all are chosen.
+        lines: the chosen lines, without newlines.
+        offsets: the offset of each chosen line.
+        whole: whether all lines are chosen.
     """
 
     statement: Statement
@@ -45,10 +45,10 @@ class Content:
 
 
 class Target(Protocol):
-    """Somewhere that events are copied to. Not thread-safe."""
+    """A target of a backfill. Not thread-safe."""
 
     def has(self, part: Part) -> bool:  # noqa: ARG002 - a target that can tell by the part overrides this
-        """Return whether a part is known to be there, so that it need not be read."""
+        """Return whether a part is known to be copied already, so that it need not be read."""
         return False
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
@@ -57,13 +57,13 @@ class Target(Protocol):
         Args:
             part: the part.
             contents: its chosen events, batch by batch.
-            sent: is counted up, also where an error ends it.
+            sent: counts the events, also if an error ends the copy.
 
         Raises:
-            FormatError: what the archive holds cannot be copied. What goes wrong in `contents` passes through.
-            CustodyError: the target does not take it; the next run goes on.
+            FormatError: an archived object cannot be copied. Errors from `contents` are passed on.
+            CustodyError: the target does not accept the events; the next run continues.
         """
 
     def finish(self) -> None:
-        """Take note that every part was copied."""
+        """Finish after every part was copied."""
         return

@@ -1,16 +1,16 @@
-"""A Kafka topic as a target, at least once: an event may come twice, and says in its headers which one it is.
+"""A Kafka topic as a target. Events are sent at least once: an event may come twice, and its headers identify it.
 
-Each record has the event as its value. Its headers say where the event is from: `topic`, `partition` and `offset` of
-the record that was archived, and `epoch` where that is not 1. Its key says the same: `<log>/<partition>/<offset>`.
-Two records with the same headers are the same event, so a consumer that wants each once keeps the first.
+Each record's value is the event. Its headers name the archived record: `topic`, `partition` and `offset`, and `epoch`
+if that is not 1. Its key says the same: `<log>/<partition>/<offset>`. Two records with the same headers are the same
+event, so a consumer that wants each event once keeps the first.
 
-How far each log was sent is committed in a consumer group of this choice of events. A backfill that was stopped or
-killed goes on from there, and sends again what came behind: as a rule at most one statement. Where not all logs fit
-into the group's metadata, those sent longest ago are sent again as a whole. Once everything is sent the position is
-cleared: the same backfill, started again, sends all of it again.
+The position up to which each log was sent is committed in a consumer group of this choice of events. A backfill that
+was stopped or killed continues from there, and sends later events again: usually those of at most one statement. If the
+positions of all logs do not fit into the group's metadata, the logs sent longest ago are sent again as a whole. After
+everything was sent, the positions are cleared, so the same backfill started again sends all events again.
 
-A position is not signed: whoever may commit in that group can make a backfill leave events out, as whoever may delete
-records of the topic can. The topic is a copy, and no evidence.
+Positions are not signed. Whoever may commit in that group can make a backfill leave out events, just as whoever may
+delete records of the topic can remove them. The topic is a copy, and no evidence.
 """
 
 import json
@@ -35,37 +35,38 @@ TOPIC_SECONDS = 120.0
 
 
 class TopicTarget(Target):
-    """A Kafka topic. An event goes to the partition of its number in the log's topic, modulo how many there are.
+    """A Kafka topic. An event goes to the partition with its log's partition number, modulo the number of partitions.
 
-    Records have the time of sending, for by the events' own a topic's retention would delete them at once.
+    A record's timestamp is the time of sending. With the event's own time, retention could delete it at once.
     """
 
     def __init__(self, settings: Settings, topic: str, choice: bytes, *, complete: bool) -> None:
-        """Read how far an earlier run came.
+        """Read the positions of an earlier run.
 
         Args:
             settings: the settings.
             topic: the topic.
-            choice: names the archive and which events are sent.
-            complete: whether the plan has all of them. How far a log was sent says nothing of what a plan leaves out,
-                so that it is noted only if nothing is.
+            choice: names the archive and the choice of events.
+            complete: whether the plan has no problems. Otherwise no positions are stored, because a position would also
+                cover the events that the plan leaves out.
 
         Raises:
-            ConfigurationError: there is no such topic, or it is one that is archived itself.
-            SourceError: Kafka does not answer, or says no.
+            ConfigurationError: there is no such topic, or it is archived itself.
+            SourceError: Kafka does not answer, or refuses.
         """
         check_topic(topic)
-        if any(re.search(one, topic) if one.startswith("^") else one == topic for one in settings.kafka.topics):
+        patterns = settings.kafka.topics
+        if any(re.search(name, topic) if name.startswith("^") else name == topic for name in patterns):
             raise ConfigurationError(
-                f"topic {topic!r} is archived itself (kafka.topics): what is sent to it would be archived again;"
-                " name another"
+                f"topic {topic!r} is archived itself (kafka.topics), so its events would be archived again: name"
+                " another topic"
             )
         self._topic = topic
         client = settings.kafka.librdkafka()
         group = f"{settings.kafka.group}-backfill-{sha256(choice).hexdigest()[:16]}"
         self._positions = _Positions(client, group, topic)
         self._complete = complete
-        # The broker says what is too large for it; the client's own limit is below an event's with its headers.
+        # The broker decides what is too large. The client's default limit is too small for the largest event.
         ours = {"enable.idempotence": True, "linger.ms": 20, "compression.type": "lz4", "message.max.bytes": 2_097_152}
         self._producer = _made(lambda: Producer({"client.id": "custody", **client, **ours}, logger=logger))
         self._problem: KafkaError | None = None
@@ -76,18 +77,18 @@ class TopicTarget(Target):
         self._positions.close()
 
     def has(self, part: Part) -> bool:
-        """Return whether an earlier run has sent a part."""
+        """Return whether an earlier run sent a part."""
         return self._positions.has(part)
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
-        """Send a part, wait until it is acknowledged, and commit that it is there."""
+        """Send a part, wait until it is acknowledged, and commit its position."""
         log, self._rejected = part.log, 0
         whole = False
         try:
-            for one in contents:
+            for content in contents:
                 headers = [("topic", log.topic.encode()), ("partition", str(log.partition).encode())]
                 headers += [("epoch", str(log.epoch).encode())] if log.epoch > 1 else []
-                for line, offset in zip(one.lines, one.offsets, strict=True):
+                for line, offset in zip(content.lines, content.offsets, strict=True):
                     self._send(log, line, offset, headers)
                     sent.created += 1
             whole = True
@@ -99,7 +100,7 @@ class TopicTarget(Target):
                 self._positions.note(part, whole=whole)
 
     def finish(self) -> None:
-        """Clear the position: everything was sent."""
+        """Clear the positions, because everything was sent."""
         self._positions.clear()
 
     def _send(self, log: Log, line: bytes, offset: int, headers: list[tuple[str, bytes]]) -> None:
@@ -117,7 +118,7 @@ class TopicTarget(Target):
                 self._producer.poll(1)
                 self._check()
             except KafkaException as error:
-                raise map_error(error.args[0], f"topic {self._topic} does not take {log}, offset {offset}") from None
+                raise map_error(error.args[0], f"topic {self._topic} does not accept {log}, offset {offset}") from None
             else:
                 self._producer.poll(0)
                 return
@@ -133,7 +134,7 @@ class TopicTarget(Target):
     def _check(self) -> None:
         if self._problem is not None:
             problem, self._problem = self._problem, None
-            raise map_error(problem, f"topic {self._topic} does not take events")
+            raise map_error(problem, f"topic {self._topic} does not accept events")
 
     def _flush(self) -> None:
         left = self._producer.flush(TOPIC_SECONDS)
@@ -141,15 +142,15 @@ class TopicTarget(Target):
         if left:
             raise TransientSourceError(
                 f"topic {self._topic} did not acknowledge {left:,} records within {TOPIC_SECONDS:.0f} s; the next run"
-                " goes on"
+                " continues"
             )
 
 
 class _Positions:
-    """How far each log was sent, as metadata of what a consumer group has committed of the topic's partitions.
+    """The position up to which each log was sent, as metadata of a consumer group's committed offsets.
 
-    A log's position stands with the partition that its events go to: `{"<log>/<partition>": next offset}`. It goes no
-    further than the first part that could not be sent as a whole.
+    A log's position is stored with the partition that its events go to: `{"<log>/<partition>": next offset}`. It stops
+    before the first part that could not be sent as a whole.
     """
 
     def __init__(self, client: dict[str, str], group: str, topic: str) -> None:
@@ -168,14 +169,14 @@ class _Positions:
     @patiently
     def _read(self) -> list[TopicPartition]:
         try:
-            # Of all topics: asked for by its name, one that is not there might be made.
+            # List all topics: a request for one name might create a topic that does not exist.
             listed = self._consumer.list_topics(timeout=REQUEST_SECONDS).topics.get(self._topic)
             if listed is None or listed.error is not None or not listed.partitions:
                 raise ConfigurationError(f"there is no topic {self._topic!r} on Kafka: create it first")
             asked = [TopicPartition(self._topic, partition) for partition in listed.partitions]
             return cast("list[TopicPartition]", self._consumer.committed(asked, timeout=REQUEST_SECONDS))
         except KafkaException as error:
-            raise map_error(error.args[0], f"topic {self._topic}: how far it was filled cannot be read") from None
+            raise map_error(error.args[0], f"topic {self._topic}: the backfill's position cannot be read") from None
 
     def close(self) -> None:
         self._consumer.close()
@@ -190,7 +191,7 @@ class _Positions:
         if part.log in self._stopped:
             return
         positions = self._of(part.log)
-        # The newest last: the others are left out where not all fit.
+        # The newest last: if not all fit, the oldest are dropped.
         positions.pop(str(part.log), None)
         positions[str(part.log)] = part.next_offset
         while len(json.dumps(positions)) > METADATA_LIMIT and len(positions) > 1:
@@ -205,7 +206,7 @@ class _Positions:
         return self._next.setdefault(log.partition % self.partitions, {})
 
     def _commit(self, partitions: list[int]) -> None:
-        """Commit positions. Where that fails more is sent again by the next run, and nothing is lost."""
+        """Commit positions. If that fails, the next run sends more events again, and nothing is lost."""
         offsets = [
             TopicPartition(self._topic, partition, 0, json.dumps(self._next[partition])) for partition in partitions
         ]
@@ -213,15 +214,15 @@ class _Positions:
             if offsets:
                 self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
-            logger.warning("topic %s: how far it is filled was not committed: %s", self._topic, error.args[0].str())
+            logger.warning("topic %s: the position was not committed: %s", self._topic, error.args[0].str())
 
 
 def _parse(metadata: str | None) -> dict[str, int]:
-    """Return the positions in what was committed; none where it says something else."""
+    """Return the positions in committed metadata; none if it is not ours."""
     with suppress(ValueError, RecursionError):
-        found = json.loads(metadata or "{}")
-        if isinstance(found, dict) and all(type(offset) is int for offset in found.values()):
-            return found
+        positions = json.loads(metadata or "{}")
+        if isinstance(positions, dict) and all(type(offset) is int for offset in positions.values()):
+            return positions
     return {}
 
 
@@ -231,5 +232,5 @@ def _made(make: Callable[[], Any]) -> Any:
     except KafkaException as error:
         # librdkafka repeats a property's value in some messages, and a value may be a password.
         raise ConfigurationError(
-            f"librdkafka does not take a property of kafka.client (error {error.args[0].code()})"
+            f"librdkafka does not accept a property of kafka.client (error {error.args[0].code()})"
         ) from None

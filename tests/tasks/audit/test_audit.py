@@ -531,7 +531,7 @@ def test_changed_table(growing: Growing) -> None:
     path.rename(path.with_name(f"{path.name.rpartition('-')[0]}-{digest}.parquet"))
     found = run(growing, Request(full=True))
     assert [one["finding"] for one in found.findings] == ["tables"]
-    assert "no key that is trusted" in found.findings[0]["message"]
+    assert "in no list signed by a trusted key" in found.findings[0]["message"]
 
 
 def test_without_tables(growing: Growing) -> None:

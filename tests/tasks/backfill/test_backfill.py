@@ -32,7 +32,7 @@ from tasks.backfill.targets.target import Part
 from tasks.backfill.targets.topic import _Positions
 from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
-from tasks.search.documents import BROUGHT, ORIGIN, index_day, is_restored, restored_name
+from tasks.search.documents import ORIGIN, RESTORED_AT, index_day, is_restored, restored_name
 from tasks.search.index import index_logs
 from tasks.settings import KafkaSettings, SearchSettings, Settings
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, KINDS, NIGHT, Deep, hourly, lines_in, records
@@ -181,12 +181,12 @@ def test_late_days_leave_out_what_was_sealed_later(given: Settings, tmp_path: Pa
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "until is to be later": {"until": DAY},
+    "must be later than since": {"until": DAY},
     "time zone": {"since": datetime(2026, 3, 1)},  # noqa: DTZ001
-    "no type of events": {"types": ("nonsense",)},
-    "say which": {"folder": None},
-    "leave one out": {"topic": "both"},
-    "late days": {"late_days": -1},
+    "is not an event type": {"types": ("nonsense",)},
+    "name the folder": {"folder": None},
+    "remove one of them": {"topic": "both"},
+    "late_days": {"late_days": -1},
     "types cannot be chosen": {"target": "tables", "types": (KINDS[0],), "folder": None},
     "search.url is not set": {"target": "elasticsearch", "folder": None},
 }
@@ -393,14 +393,14 @@ def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) ->
     made = opened.client.indices.get_settings(index=name, flat_settings=True)[name]["settings"]["index.creation_date"]
     days = searched.search.restored_days
     later = datetime.fromtimestamp(int(made) / 1000, UTC) + timedelta(days=days, minutes=1)
-    opened.client.indices.put_mapping(index=name, meta={BROUGHT: format_time(later - timedelta(days=1))})
+    opened.client.indices.put_mapping(index=name, meta={RESTORED_AT: format_time(later - timedelta(days=1))})
     assert all(one.target != name for one in roll_indices(searched, later, dry_run=True))
     run(searched, of_the_day())
-    brought = opened.client.indices.get_mapping(index=name)[name]["mappings"]["_meta"][BROUGHT]
+    brought = opened.client.indices.get_mapping(index=name)[name]["mappings"]["_meta"][RESTORED_AT]
     opened.close()
     assert abs(parse_time(brought) - datetime.now(UTC)) < timedelta(minutes=1)
     (due,) = (one for one in roll_indices(searched, later + timedelta(hours=1), dry_run=True) if one.target == name)
-    assert (due.what, "is verified by no audit yet" in due.why) == ("delete", True)
+    assert (due.what, "is not verified by an audit yet" in due.why) == ("delete", True)
 
 
 def test_outlying_events_come_back_where_they_stay(searched: Settings) -> None:

@@ -33,7 +33,7 @@ from tasks.roll.indices import (
 from tasks.roll.record import Action
 from tasks.roll.run import roll_all, take_step
 from tasks.search.client import Search
-from tasks.search.documents import index_name, outlying_name, restored_name
+from tasks.search.documents import index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
 from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
@@ -133,7 +133,7 @@ def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Sear
     refused = [one for one in roll(given, LATER) if one.what == "delete"]
     assert {one.target for one in refused} == before
     assert {one.outcome for one in refused} == {"refused"}
-    assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused[0].why
+    assert "statement 0 of audit.grows/0 is not verified by an audit yet" in refused[0].why
     assert before <= daily_indices(search)
 
 
@@ -274,7 +274,7 @@ def test_what_was_brought_back_goes_again(given: Settings, search: Search) -> No
     assert (planned.what, planned.outcome) == ("delete", "planned")
     assert search.client.indices.exists(index=name)
     (done,) = (one for one in roll(given, later) if one.target == name)
-    assert (done.outcome, done.why) == ("done", f"brought back {days} days ago, and every event of it verified")
+    assert (done.outcome, done.why) == ("done", f"restored {days} days ago, and all its events verified")
     assert not search.client.indices.exists(index=name)
     assert daily_indices(search)
 
@@ -284,7 +284,7 @@ def test_what_was_brought_back_waits_for_an_audit(given: Settings, search: Searc
     name = bring_back(search)
     (refused,) = (one for one in roll(given, NOW + timedelta(days=60)) if one.target == name)
     assert (refused.what, refused.outcome) == ("delete", "refused")
-    assert "is verified by no audit yet" in refused.why
+    assert "is not verified by an audit yet" in refused.why
     assert search.client.indices.exists(index=name)
 
 
@@ -312,7 +312,7 @@ def outlying(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[tuple[Gro
 
 def outliers(given: Settings) -> list[int]:
     opened = Search(given.search)
-    name = outlying_name(opened.prefix)
+    name = out_of_range_name(opened.prefix)
     opened.client.indices.refresh(index=name)
     hits = opened.client.search(index=name, size=100)["hits"]["hits"]
     opened.close()
@@ -329,7 +329,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
     growing, given = outlying
     monkeypatch.setattr("tasks.search.queries._PAGE", 3)
     later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
-    target = f"{outlying_name(given.search.prefix)}: {growing.log}"
+    target = f"{out_of_range_name(given.search.prefix)}: {growing.log}"
 
     def ended(now: datetime, *, dry_run: bool = False) -> list[Action]:
         return [one for one in roll(given, now, dry_run=dry_run) if one.what == "delete"]
@@ -337,10 +337,10 @@ def test_outlying_events_go_by_when_they_were_sealed(
     assert ended(later - timedelta(days=1)) == []
     (refused,) = ended(later)
     assert (refused.target, refused.outcome) == (target, "refused")
-    assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused.why
+    assert "statement 0 of audit.grows/0 is not verified by an audit yet" in refused.why
     audit(given)
     opened = Search(given.search)
-    opened.client.index(index=outlying_name(opened.prefix), document={"request_id": "of nowhere"})
+    opened.client.index(index=out_of_range_name(opened.prefix), document={"request_id": "of nowhere"})
     opened.close()
     (planned,) = ended(later, dry_run=True)
     assert (planned.target, planned.outcome) == (target, "planned")
@@ -399,7 +399,7 @@ def test_rejected_events_go_by_when_they_were_sealed(tmp_path: Path, elastic: El
         assert ended(later - timedelta(days=1)) == []
         (refused,) = ended(later)
         assert (refused.what, refused.target, refused.outcome) == ("delete", f"{name}: {growing.log}", "refused")
-        assert "statement 0 of audit.grows/0 is verified by no audit yet" in refused.why
+        assert "statement 0 of audit.grows/0 is not verified by an audit yet" in refused.why
         audit(given)
         assert ended(later, restored_days=given.search.days + 1) == []
         (planned,) = ended(later, dry_run=True)

@@ -112,7 +112,7 @@ def test_a_server_without_storage_classes(seaweed: SeaweedServer, monkeypatch: p
     for _ in range(2):
         found = roll(given)
         assert {name: outcome for name, (outcome, _) in found.items()} == {LIFECYCLE: "refused", POLICY: "refused"}
-        assert "stays in the class" in found[LIFECYCLE][1]
+        assert "stay in the class" in found[LIFECYCLE][1]
         assert "this is not AWS" in found[POLICY][1]
     open_store(given.archive, options).create("manifests/a/0/000000000000.json", b"still written")
 

@@ -26,7 +26,7 @@ from custody.store.open import open_store
 from tasks.search import bulk, index
 from tasks.search.client import Search
 from tasks.search.cursors import Cursor, put_cursor, read_cursor
-from tasks.search.documents import ORIGIN, index_day, index_name, outlying_name, properties
+from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare
 from tasks.search.queries import delete_documents
@@ -167,7 +167,7 @@ def test_far_days_share_an_index(growing: Growing, given: Settings) -> None:
     growing.append(1, content)
     index_logs(given)
     names = sorted(one["_index"] for one in documents(given).values())
-    assert names[-3:] == [outlying_name(given.search.prefix)] * 3
+    assert names[-3:] == [out_of_range_name(given.search.prefix)] * 3
     assert set(names[:2]) <= {index_name(given.search.prefix, (today - timedelta(days=d)).date()) for d in (0, 1)}
 
 
@@ -260,7 +260,7 @@ def test_nothing_stalls_behind_what_is_bad(growing: Growing, given: Settings, ca
     (result,) = index_logs(given)
     assert (result.sequence, result.behind) == (2 * len(BAD) + 1, 0.0)
     assert "sequence 1 of audit.grows/0" in str(result.problem)
-    assert f"and so of {len(BAD) - 1} more places" in str(result.problem)
+    assert f"and {len(BAD) - 1} more problems like this" in str(result.problem)
     for sequence in bad:
         names = {f"{sequence:012}.json", f"sequence {sequence} of", f"(sequence {sequence})"}
         assert any(name in one for one in caplog.messages for name in names)
@@ -293,7 +293,7 @@ def test_nothing_stalls_behind_signed_lines_that_are_no_events(growing: Growing,
     (result,) = index_logs(given)
     assert (result.created, result.sequence) == (5, len(NO_EVENTS) + 1)
     assert "sequence 0 of audit.grows/0: batch 0 of sequence 0 has a line that is no event" in str(result.problem)
-    assert f"and so of {len(NO_EVENTS) - 1} more places" in str(result.problem)
+    assert f"and {len(NO_EVENTS) - 1} more problems like this" in str(result.problem)
     assert "\n" not in str(result.problem)
 
 
@@ -306,7 +306,7 @@ def test_a_hole_is_not_the_head(growing: Growing, given: Settings) -> None:
         lost_manifest(growing, sequence)
     (result,) = index_logs(given)
     assert (result.created, result.sequence) == (10, 9)
-    assert "(4 to 6), and later ones are there" in str(result.problem)
+    assert "(4 to 6), but later ones exist" in str(result.problem)
     lost_manifest(growing, 7)
     (result,) = index_logs(given)
     assert (result.created, result.sequence, result.problem) == (0, 9, None)
@@ -324,11 +324,11 @@ def test_an_unreadable_end_is_said_until_it_is_mended(growing: Growing, given: S
     for _ in range(2):
         (result,) = index_logs(given)
         assert result.sequence == 2
-        assert "and so of 2 more places" in str(result.problem)
+        assert "and 2 more problems like this" in str(result.problem)
     lost_manifest(growing, 2)
     (result,) = index_logs(given)
     assert result.sequence == 2
-    assert "(2 to 999999999), and later ones are there" in str(result.problem)
+    assert "(2 to 999999999), but later ones exist" in str(result.problem)
     unreadable_manifest(growing, 2)
     for sequence in (2, 10**9):
         lost_manifest(growing, sequence)
@@ -346,7 +346,7 @@ def test_what_expired_is_no_loss(growing: Growing, given: Settings) -> None:
     (result,) = index_logs(given)
     assert (result.created, result.sequence) == (5, 5)
     assert "sequence 2 of" in str(result.problem)
-    assert "more places" not in str(result.problem)
+    assert "more problems" not in str(result.problem)
 
 
 @pytest.mark.parametrize("hole", [[0, 1], [4, 5, 7], [8, 9, 11]], ids=str)
@@ -455,7 +455,7 @@ def test_a_follower_that_fails_is_heard(
     follower = Follower(given)
     follower.sealed(LOG)
     (result,) = follower.end()
-    assert "does not foresee (ZeroDivisionError)" in str(result.problem)
+    assert "unexpected error while indexing during the drain (ZeroDivisionError)" in str(result.problem)
     assert "Traceback" in caplog.text
 
 
@@ -495,9 +495,9 @@ def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         given = search_settings(growing, f"http://127.0.0.1:{server.server_port}", "odd")
         (result,) = index_logs(given)
-        assert "answers otherwise than Elasticsearch does" in str(result.problem)
+        assert "does not answer like an Elasticsearch" in str(result.problem)
         opened = Search(given.search)
-        with pytest.raises(SearchError, match="answers otherwise"):
+        with pytest.raises(SearchError, match="does not answer like"):
             delete_documents(opened, "odd", {})
         opened.close()
         server.shutdown()

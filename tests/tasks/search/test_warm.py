@@ -127,11 +127,11 @@ def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, Elasticsea
     assert not search.client.indices.exists(index=tomorrow)
     assert search.client.indices.exists(index=f"{today},{halved}")
     for name in (halved, search.prefix):
-        with pytest.raises(SearchError, match=r"answers for \d of \d shards alone"), search.errors(name):
+        with pytest.raises(SearchError, match=r"answers for only \d of \d shards"), search.errors(name):
             logs_in(search, name)
     plan = plan_audit(given, Request(full=True), NOW)
     found = [one for piece in verify_pieces(given, plan, plan.pieces) for one in piece.findings]
     assert {one["finding"] for one in found} == {"unreadable"}
-    assert all("Elasticsearch was not held against the archive" in str(one["message"]) for one in found)
+    assert all("Elasticsearch was not compared with the archive" in str(one["message"]) for one in found)
     assert time.monotonic() - started < PROMPT_SECONDS
     search.close()
