@@ -788,7 +788,7 @@ def test_commands(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (code, "this event and no other" in said) == (0, True)
     code, said = run("check-evidence", file, "--trust", trust)
     assert (code, said.splitlines()[0]) == (0, event(5).decode())
-    assert "It is of the same history as the head of size 4 that trust.json knows." in said
+    assert "It is consistent with the head of size 4 known from trust.json." in said
     assert "Not proved: that no other event is missing." in said
 
     witnessed = write_trust(tmp_path / "witnessed.json", replace(public, witnesses=WITNESS_KEYS, quorum=1))
