@@ -451,7 +451,7 @@ def test_what_keys_end_refuses(ready: Command, tmp_path: Path) -> None:
         (["hmac-unknown", "--at", "heads.json"], "no key 'hmac-unknown'"),
         ([Keyring.load(KEYRING).keys[2].key_id, "--at", "heads.json"], "signs nothing"),
         ([hmac_id(), "--at", "other.json"], "and trust.json is for"),
-        ([hmac_id(), "--at", "noise.json"], "gives no heads"),
+        ([hmac_id(), "--at", "noise.json"], "has no heads"),
         ([hmac_id(), "--at", "not-there.json"], "cannot be read"),
         ([hmac_id(), "--at", "heads.json", "--trust", tmp_path / "none.json"], "custody keys export"),
     ):
