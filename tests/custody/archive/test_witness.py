@@ -768,7 +768,7 @@ def test_commands_say_why_there_is_nothing(leafy: Leafy, tmp_path: Path, custody
     path = empty.folder / checkpoint_key(empty.log, 1)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"garbage")
-    assert "is none" in custody("checkpoint", "--archive", empty.folder).err
+    assert "is a checkpoint" in custody("checkpoint", "--archive", empty.folder).err
 
 
 def test_the_command_of_a_refusal(leafy: Leafy, tmp_path: Path, custody: Command) -> None:
