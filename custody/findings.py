@@ -1,8 +1,8 @@
-"""What verification finds: the name, the class and the advice of each finding, and how findings add up to a verdict.
+"""What verification finds: the name, severity and advice of each finding, and how findings add up to a verdict.
 
-Names and classes are those of THREATS.md; classes and exit codes those of FORMAT.md, Verification. A finding that is
-the same for many statements in a row (a key that nobody trusts, say) is one finding with a count, and one that somebody
-has judged and put into `trust.json` is shown as a notice.
+Names and severities are those of THREATS.md; exit codes those of FORMAT.md, Verification. A finding that repeats for
+many statements in a row, such as a key that nobody trusts, is one finding with a count. A finding that was accepted in
+`trust.json` is shown as a notice.
 """
 
 from collections import Counter
@@ -15,11 +15,11 @@ from typing import Any, Protocol
 __all__ = ["Finding", "Severity"]
 
 FINDINGS_LIMIT = 100_000
-"""Findings that are kept one by one. Of those beyond only number and class count, so that memory stays bounded."""
+"""The most findings that are kept. Further ones are only counted by severity, so that memory stays bounded."""
 
 
 class Severity(IntEnum):
-    """How bad a finding is; the value is the exit code of a verification whose worst finding it is."""
+    """How bad a finding is. The value is the exit code of a verification with this as its worst finding."""
 
     NOTICE = 3
     POLICY = 10
@@ -31,95 +31,99 @@ class Severity(IntEnum):
 VERIFIED = 0
 """The exit code where nothing was found."""
 
-_RESTORE = "restore the object from a replica or backup (its SHA-256 must be the one stated), then find out who wrote"
-_KEYS = "give the verifier the key from where you keep it, never from the archive"
+_RESTORE = (
+    "restore the object from a replica or backup (its SHA-256 must be the one stated), then find out who modified it"
+)
+_RESTORE_MANIFEST = "restore the manifest from a replica or backup; find out who modified it"
+_SUSPECT = "treat everyone who can use the signing key as a suspect: "
+_KEYS = "give the verifier this key from your own copy, never from the archive"
 CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "segment-hash": (Severity.TAMPERED, _RESTORE),
     "segment-size": (Severity.TAMPERED, _RESTORE),
     "segment-missing": (Severity.INCOMPLETE, "restore the object from a replica or backup; find out who deleted it"),
-    "gzip": (
-        Severity.TAMPERED,
-        "treat whoever holds the signing key as suspect: the statement fits bytes that are wrong",
-    ),
-    "event": (
-        Severity.TAMPERED,
-        "treat whoever holds the signing key as suspect: the statement fits lines that are wrong",
-    ),
-    "quarantine": (Severity.TAMPERED, "treat whoever holds the signing key as suspect: the statement does not fit"),
+    "gzip": (Severity.TAMPERED, f"{_SUSPECT}they signed a statement about bytes that are wrong"),
+    "event": (Severity.TAMPERED, f"{_SUSPECT}they signed a statement about lines that are wrong"),
+    "quarantine": (Severity.TAMPERED, f"{_SUSPECT}they signed a statement that does not match the quarantine"),
     "sequence-gap": (Severity.INCOMPLETE, "restore the manifests from a replica or backup; find out who deleted them"),
-    "head-rollback": (Severity.TAMPERED, "stop the writer, and restore what is missing from a replica or backup"),
-    "head-fork": (Severity.TAMPERED, "keep both heads as evidence: one key holder signed two histories"),
+    "head-rollback": (Severity.TAMPERED, "stop the writer; restore the missing statements from a replica or backup"),
+    "head-fork": (Severity.TAMPERED, "keep both heads as evidence: a key holder signed two histories"),
     "tree": (Severity.TAMPERED, "compare the statements with a replica: one was changed after later ones were signed"),
     "batch-order": (Severity.TAMPERED, "compare the statement with a replica"),
-    "identity": (Severity.TAMPERED, "compare the object with a replica: it belongs to another place"),
+    "identity": (Severity.TAMPERED, "compare the object with a replica: it belongs to another log or archive"),
     "offset-overlap": (Severity.TAMPERED, "find out which writer archived the offsets a second time"),
     "offset-gap": (
         Severity.INCOMPLETE,
-        "read the offsets from Kafka while it still has them, and find out who left them out",
+        "read these offsets from Kafka while it still has them; find out who left them out",
     ),
     "offset-lost": (
         Severity.INCOMPLETE,
-        "once judged, list it in trust.json under accepted; drain more often, or keep Kafka's records longer",
+        "drain more often, or keep records longer in Kafka; after review, accept it with `custody accept`",
     ),
     "offset-unreadable": (
         Severity.INCOMPLETE,
-        "read the records with another client while Kafka has them; once judged, list it in trust.json under accepted",
+        "read the records with another client while Kafka has them; after review, accept it with `custody accept`",
     ),
-    "passed-over": (Severity.NOTICE, "find out who wrote into the slot; nothing of the log is missing"),
-    "new-epoch": (Severity.NOTICE, "nothing, if the topic was meant to be made again"),
+    "passed-over": (Severity.NOTICE, "find out who wrote the foreign object; nothing is missing from the log"),
+    "new-epoch": (Severity.NOTICE, "nothing, if the topic was recreated on purpose"),
     "checkpoint": (
         Severity.TAMPERED,
-        "keep the checkpoint and the statements as evidence, and compare both with copies that others hold",
+        "keep the checkpoint and the statements as evidence; compare both with copies that others hold",
     ),
-    "audit": (Severity.TAMPERED, "restore the audits from a replica or backup; find out who wrote"),
-    "version": (Severity.TAMPERED, "the first version is the evidence: find out who wrote over it"),
-    "delete-marker": (Severity.TAMPERED, "remove the marker to bring the object back; find out who deleted it"),
-    "deferred": (Severity.NOTICE, "nothing; restore the objects and verify again to have them read"),
-    "lock": (Severity.POLICY, "set Object Lock again as the settings ask, and find out who changed it"),
-    "lifecycle": (Severity.POLICY, "set the bucket's lifecycle rules again; rules may move evidence, never delete it"),
-    "retention": (Severity.POLICY, "hold trust.json's retention_days against what is deleted, and when"),
+    "audit": (Severity.TAMPERED, "restore the audits from a replica or backup; find out who modified them"),
+    "version": (Severity.TAMPERED, "keep the first version as the evidence; find out who overwrote it"),
+    "delete-marker": (Severity.TAMPERED, "remove the delete marker to restore the object; find out who deleted it"),
+    "deferred": (Severity.NOTICE, "nothing; to have the objects read, restore them and verify again"),
+    "lock": (Severity.POLICY, "set Object Lock as in the settings; find out who changed it"),
+    "lifecycle": (Severity.POLICY, "set the bucket's lifecycle rules again: they may move evidence, never delete it"),
+    "retention": (Severity.POLICY, "compare trust.json's retention_days with what was deleted, and when"),
     "tables": (
         Severity.POLICY,
-        "remove the tables of these statements; `custody backfill --to tables` makes them anew",
+        "delete the tables of these statements, and make them again with `custody backfill --to tables`",
     ),
     "index-missing": (
         Severity.INCOMPLETE,
-        "nothing, if Elasticsearch lost an index: what it lacked is indexed again; else find out who deleted it",
+        "if Elasticsearch lost an index, nothing: the events were re-indexed. Otherwise find out who deleted them",
     ),
-    "index-extra": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
-    "index-edited": (Severity.TAMPERED, "the archive is the evidence: find out who wrote it, then delete the document"),
-    "rolled": (Severity.NOTICE, "nothing: it is the record of what the roll deleted, or did not"),
+    "index-extra": (
+        Severity.TAMPERED,
+        "find out who wrote the document, then delete it; the archive is the evidence",
+    ),
+    "index-edited": (
+        Severity.TAMPERED,
+        "find out who edited the document, then delete it; the archive is the evidence",
+    ),
+    "rolled": (Severity.NOTICE, "nothing: this records what the roll deleted, or did not delete"),
     "record-edited": (
         Severity.TAMPERED,
-        "keep Kafka's records as evidence: somebody wrote other records into the archive, or into the topic",
+        "keep Kafka's records as evidence: somebody changed records in the archive or in the topic",
     ),
     "topic-changed": (
         Severity.UNVERIFIABLE,
-        "nothing, if the topic was meant to be made again, moved or removed: `custody new-epoch` then begins a new"
-        " epoch; else find out what became of Kafka's records, which can no longer be compared with the archive",
+        "if the topic was recreated, moved or deleted on purpose, run `custody new-epoch`. Otherwise find out what"
+        " happened to Kafka's records: they can no longer be compared with the archive",
     ),
-    "skipped-record": (Severity.TAMPERED, "keep Kafka's records as evidence: the writer left out what it was given"),
-    "unlisted": (Severity.TAMPERED, "find out who wrote it; move it out of the archive once that is known"),
-    "orphan": (Severity.NOTICE, "nothing: a writer died before its commit, or is at work"),
-    "signature": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
+    "skipped-record": (Severity.TAMPERED, "keep Kafka's records as evidence: the writer left out a record that it got"),
+    "unlisted": (Severity.TAMPERED, "find out who wrote it, then move it out of the archive"),
+    "orphan": (Severity.NOTICE, "nothing: a writer stopped before its commit, or is still at work"),
+    "signature": (Severity.TAMPERED, _RESTORE_MANIFEST),
     "key-unknown": (Severity.UNVERIFIABLE, _KEYS),
-    "key-algorithm": (Severity.TAMPERED, "find out who signed: a key has one algorithm for ever"),
-    "key-span": (Severity.POLICY, "check the key's span in the keyring, and the writer's clock"),
+    "key-algorithm": (Severity.TAMPERED, "find out who signed: a key never changes its algorithm"),
+    "key-span": (Severity.POLICY, "check the key's validity period in the keyring, and the writer's clock"),
     "clock": (Severity.NOTICE, "check the writer's clock"),
     "stale": (Severity.NOTICE, "check that the drain is running"),
     "unreadable": (Severity.UNVERIFIABLE, "check the store and the verifier's permissions, then verify again"),
-    "statement": (Severity.TAMPERED, "restore the manifest from a replica or backup; find out who wrote"),
+    "statement": (Severity.TAMPERED, _RESTORE_MANIFEST),
     "unchecked-signature": (Severity.NOTICE, "nothing, if this verifier is not meant to check it"),
-    "pending-checkpoint": (Severity.NOTICE, "nothing: verify again once the next checkpoint is there"),
-    "leaves": (
-        Severity.TAMPERED,
-        "treat whoever holds the signing key as suspect: evidence of single events would not be of these events",
-    ),
+    "pending-checkpoint": (Severity.NOTICE, "nothing: verify again after the next checkpoint"),
+    "leaves": (Severity.TAMPERED, f"{_SUSPECT}evidence of single events would prove other events than these"),
     "uncovered": (Severity.UNVERIFIABLE, "verify with the key, or ask for a checkpoint that covers these statements"),
-    "archive": (Severity.UNVERIFIABLE, "restore archive.json from a replica or backup; is this the archive's root?"),
+    "archive": (
+        Severity.UNVERIFIABLE,
+        "check that this is the archive's root; if so, restore archive.json from a replica or backup",
+    ),
     "empty": (Severity.NOTICE, "nothing, if nothing was archived yet"),
 }
-"""By name: the class, unless a finding says otherwise, and what an operator does next."""
+"""By name: the default severity, and what an operator does next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,18 +140,18 @@ class Finding:
     """The last sequence, where the finding is about several."""
     batch: int | None = None
     offset: int | None = None
-    """Of the first record concerned."""
+    """Offset of the first record concerned."""
     byte: int | None = None
-    """Within the inflated batch where there is one, else within the stored object."""
+    """Position in the inflated batch, or in the stored object where there is no batch."""
     key: str | None = None
     expected: str | None = None
     found: str | None = None
     sha256: str | None = None
-    """Of the stored bytes that the finding is about, or of a loss (`loss_digest`): what accepts tampering."""
+    """Digest of the stored bytes, or of a loss (`loss_digest`). Tampering is accepted by this digest."""
     evidence: tuple[str, ...] = ()
-    """Signed texts that contradict each other, whole."""
+    """Complete signed texts that contradict each other."""
     accepted: str | None = None
-    """Who judged it, when and why; such a finding counts as a notice."""
+    """Who accepted it, when and why. An accepted finding counts as a notice."""
     count: int = 1
 
     @property
@@ -157,7 +161,7 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """The place in one phrase."""
+        """Where it was found, in one phrase."""
         parts = [self.log] if self.log else []
         if self.sequence is not None:
             span = f"-{self.through}" if self.through is not None and self.through != self.sequence else ""
@@ -172,13 +176,13 @@ class Finding:
 
     def __str__(self) -> str:
         compared = f" (expected {self.expected}, found {self.found})" if self.expected or self.found else ""
-        judged = f" [accepted: {self.accepted}]" if self.accepted else ""
-        class_ = self.severity.name.lower()
-        text = f"{self.finding}: {self.where}: {self.message}{compared}{judged}; {class_}: {self.action}"
+        accepted = f" [accepted: {self.accepted}]" if self.accepted else ""
+        severity = self.severity.name.lower()
+        text = f"{self.finding}: {self.where}: {self.message}{compared}{accepted}; {severity}: {self.action}"
         return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `--json` prints of it, without what is not known."""
+        """Return what `--json` prints, without the fields that are not set."""
         names = (
             "log",
             "sequence",
@@ -205,21 +209,21 @@ class Finding:
 
 
 def finding(name: str, message: str, *, severity: Severity | None = None, **where: Any) -> Finding:
-    """Make a finding of the class that THREATS.md gives to its name, unless told otherwise."""
+    """Return a finding, with the severity that THREATS.md gives to its name unless another is given."""
     return Finding(finding=name, message=message, severity=severity or CATALOGUE[name][0], **where)
 
 
 def loss_digest(*facts: object) -> str:
-    """Return the digest of a loss that has no bytes of its own, in hex.
+    """Return a digest in hex for a loss, which has no bytes of its own.
 
     Args:
-        facts: what tells this loss from the next one, such as the head that was remembered and the one that was found.
+        facts: what identifies this loss, such as the known head and the present one.
     """
     return sha256("".join(f"{fact}\n" for fact in facts).encode()).hexdigest()
 
 
 class Acceptance(Protocol):
-    """A finding that somebody has judged, as `trust.json` lists it."""
+    """An accepted finding, as `trust.json` lists it."""
 
     @property
     def finding(self) -> str:
@@ -243,7 +247,7 @@ class Acceptance(Protocol):
 
     @property
     def sha256(self) -> str | None:
-        """The exact digest of what was judged."""
+        """The exact digest of what was accepted."""
         ...
 
     @property
@@ -264,89 +268,97 @@ class Acceptance(Protocol):
 
 @dataclass(slots=True)
 class Findings:
-    """Collects findings: judges them by what was accepted, joins those of a row, keeps each once and within bounds."""
+    """Collects findings: applies acceptances, joins repeated findings into one with a count, drops duplicates."""
 
     accepted: Iterable[Acceptance] = ()
     dropped: Counter[Severity] = field(default_factory=Counter)
-    """How many of each class are beyond `FINDINGS_LIMIT`."""
+    """How many findings of each severity were beyond `FINDINGS_LIMIT`."""
     kept: list[Finding] = field(default_factory=list)
     _rows: dict[tuple[str, str | None, str], int] = field(default_factory=dict)
-    _by_place: dict[tuple[object, ...], list[Acceptance]] = field(default_factory=dict)
+    _by_subject: dict[tuple[object, ...], list[Acceptance]] = field(default_factory=dict)
     _once: set[Finding] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        for judged in self.accepted:
-            place = (judged.key,) if judged.key is not None else (judged.log, judged.sequence)
-            self._by_place.setdefault((judged.finding, *place), []).append(judged)
+        for acceptance in self.accepted:
+            subject = (acceptance.key,) if acceptance.key is not None else (acceptance.log, acceptance.sequence)
+            self._by_subject.setdefault((acceptance.finding, *subject), []).append(acceptance)
 
-    def add(self, one: Finding, *, row: str | None = None) -> bool:
-        """Add a finding, and say whether it was accepted. Those of one name, log and `row` are one with a count."""
-        one = self._judged(one)
-        if row is not None and not one.accepted:
-            place = self._rows.get((one.finding, one.log, row))
-            if place is not None:
-                first = self.kept[place]
-                self.kept[place] = replace(first, through=one.through or one.sequence, count=first.count + one.count)
+    def add(self, finding: Finding, *, row: str | None = None) -> bool:
+        """Add a finding, and return whether it was accepted.
+
+        Args:
+            finding: what was found.
+            row: findings of one name, log and row become one finding with a count.
+        """
+        finding = self._with_acceptance(finding)
+        if row is not None and not finding.accepted:
+            index = self._rows.get((finding.finding, finding.log, row))
+            if index is not None:
+                first = self.kept[index]
+                through, count = finding.through or finding.sequence, first.count + finding.count
+                self.kept[index] = replace(first, through=through, count=count)
                 return False
         if len(self.kept) >= FINDINGS_LIMIT:
-            self.dropped[one.severity] += one.count
-            return bool(one.accepted)
-        if row is not None and not one.accepted:
-            self._rows[one.finding, one.log, row] = len(self.kept)
-        elif one in self._once:
+            self.dropped[finding.severity] += finding.count
+            return bool(finding.accepted)
+        if row is not None and not finding.accepted:
+            self._rows[finding.finding, finding.log, row] = len(self.kept)
+        elif finding in self._once:
             # A store may list a key twice.
-            return bool(one.accepted)
+            return bool(finding.accepted)
         else:
-            self._once.add(one)
-        self.kept.append(one)
-        return bool(one.accepted)
+            self._once.add(finding)
+        self.kept.append(finding)
+        return bool(finding.accepted)
 
-    def _judged(self, one: Finding) -> Finding:
-        judged = self._acceptance(one)
-        if judged is None:
-            return one
-        accepted = f"by {judged.by} at {judged.at}: {judged.reason}"
-        return replace(one, severity=Severity.NOTICE, accepted=accepted)
+    def _with_acceptance(self, finding: Finding) -> Finding:
+        acceptance = self._acceptance(finding)
+        if acceptance is None:
+            return finding
+        accepted = f"by {acceptance.by} at {acceptance.at}: {acceptance.reason}"
+        return replace(finding, severity=Severity.NOTICE, accepted=accepted)
 
-    def _acceptance(self, one: Finding) -> Acceptance | None:
-        """Return who accepted a finding. One about several statements is accepted where each of them is.
+    def _acceptance(self, finding: Finding) -> Acceptance | None:
+        """Return the acceptance of a finding, None if it was not accepted.
 
-        Tampering with several at once, as a log that went back, has a digest of all of it: one acceptance is enough.
+        A finding about several statements is accepted if each statement is. Tampering with several statements at once,
+        such as a rollback, has one digest for all of it, so that one acceptance is enough.
         """
-        whole = one.severity is Severity.TAMPERED and one.sha256 is not None and one.count == 1
-        if not whole and one.sequence is not None and one.through is not None and one.through != one.sequence:
-            judged: Acceptance | None = None
-            for sequence in range(one.sequence, one.through + 1):
-                judged = self._exact(one, (one.log, sequence))
-                if judged is None:
+        whole = finding.severity is Severity.TAMPERED and finding.sha256 is not None and finding.count == 1
+        first, last = finding.sequence, finding.through
+        if not whole and first is not None and last is not None and last != first:
+            acceptance: Acceptance | None = None
+            for sequence in range(first, last + 1):
+                acceptance = self._exact(finding, (finding.log, sequence))
+                if acceptance is None:
                     return None
-            return judged
-        found = self._exact(one, (one.key,)) if one.key is not None else None
-        if found is None and one.sequence is not None:
-            found = self._exact(one, (one.log, one.sequence))
-        return found
+            return acceptance
+        acceptance = self._exact(finding, (finding.key,)) if finding.key is not None else None
+        if acceptance is None and first is not None:
+            acceptance = self._exact(finding, (finding.log, first))
+        return acceptance
 
-    def _exact(self, one: Finding, place: tuple[object, ...]) -> Acceptance | None:
-        for judged in self._by_place.get((one.finding, *place), ()):
-            # Tampering is accepted by its digest alone; all else by its digest where one was named.
-            if judged.sha256 == one.sha256 if judged.sha256 else one.severity is not Severity.TAMPERED:
-                return judged
+    def _exact(self, finding: Finding, subject: tuple[object, ...]) -> Acceptance | None:
+        for acceptance in self._by_subject.get((finding.finding, *subject), ()):
+            # Tampering is accepted only by its digest. For others the digest counts where the acceptance names one.
+            if acceptance.sha256 == finding.sha256 if acceptance.sha256 else finding.severity is not Severity.TAMPERED:
+                return acceptance
         return None
 
     def rows(self) -> Iterator[tuple[Finding, str | None]]:
         """Yield the findings in the order in which they came, each with the row that it began."""
-        rows = {place: row for (_, _, row), place in self._rows.items()}
-        for place, one in enumerate(self.kept):
-            yield one, rows.get(place)
+        rows = {index: row for (_, _, row), index in self._rows.items()}
+        for index, finding in enumerate(self.kept):
+            yield finding, rows.get(index)
 
     def sorted(self) -> list[Finding]:
-        """Return the findings, the worst first, and within a class by log and sequence."""
+        """Return the findings by severity, the worst first, then by log and sequence."""
         return sorted(
             self.kept,
-            key=lambda one: (-one.severity, one.log or "", -1 if one.sequence is None else one.sequence),
+            key=lambda kept: (-kept.severity, kept.log or "", -1 if kept.sequence is None else kept.sequence),
         )
 
     @property
     def exit_code(self) -> int:
         """The highest code that applies."""
-        return max([VERIFIED, *(int(one.severity) for one in self.kept), *map(int, self.dropped)])
+        return max([VERIFIED, *(int(finding.severity) for finding in self.kept), *map(int, self.dropped)])

@@ -120,7 +120,9 @@ def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
     assert (tmp_path / "custody-demo" / "evidence.zip").read_bytes() == made
     for text, count in ((README, 5), (DOCS["demo.md"], 8)):
         (shown,) = re.findall(r"hortened:\n\n```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        lines = re.findall(r"^\$ .*|^The operator.*|^With public.*|^It holds .*|^exit code 13$", shown, re.MULTILINE)
+        lines = re.findall(
+            r"^\$ .*|^The operator.*|^With public.*|^It discloses .*|^exit code 13$", shown, re.MULTILINE
+        )
         assert len(lines) == count
         for line in lines:
             assert f"{line}\n" in first.stdout

@@ -1,4 +1,4 @@
-"""The checkpoints of an archive: the newest that counts of a log, and a new one of its head."""
+"""The checkpoints of an archive: find the newest valid one of a log, and write a new one of its head."""
 
 from custody.archive.forms import form_of
 from custody.archive.reader import checkpoint_sizes, read_checkpoint
@@ -18,7 +18,7 @@ def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None 
         store: the archive.
         log: the log.
         archive: the archive's id.
-        trust: what does not count by these keys is passed over; without it, what is no checkpoint.
+        trust: only checkpoints that these keys signed are returned; without it, any well-formed one.
 
     Raises:
         StoreError: the store does not give it.
@@ -35,7 +35,7 @@ def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None 
 
 
 def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer: NoteSigner) -> Note | None:
-    """Sign a log's head as it is now, and write it; None where its slot is taken by what does not count.
+    """Sign a log's present head, write it, and return it. None if an invalid object is under its key.
 
     Raises:
         ConfigurationError: the log has no statement yet.

@@ -1,20 +1,20 @@
-"""Evidence: one file that proves one event to whoever has the public key; what it holds, and how it is checked.
+"""Evidence: one file that proves one event to anyone with the public key. Its parts, and how it is checked.
 
-It is a zip of the event, its statement, the proof that the statement is in the log, and a signed head of the log. Where
-the batch has leaves, it holds no other event: only what the statement says of the others (counts, types, and the first
-and last time of each batch). Otherwise it holds the batch. Checking it needs no archive, no network and no secret; its
-README says how to do so by hand. Rules of the check:
+It is a zip of the event, its statement, the proof that the statement is in the log, and a signed head of the log. If
+the batch has leaves, the file has no other event: only what the statement says about the others (counts, types, and the
+first and last time of each batch). Otherwise it has the whole batch. Checking it needs no archive, no network and no
+secret; its README says how to do it by hand. Rules of the check:
 
-1. The parts must belong together, down to the bytes of the event: whatever does not is a `FormatError`.
-2. Whether the checkpoint counts is decided by the one policy (`custody.tlog.signatures`), with its quorum of witnesses.
-   A key that has ended counts only if a consistency proof here shows that the checkpoint's tree lies within its end.
-3. Each head of this log that is known from elsewhere, also one at which a key ended, is compared with the checkpoint:
-   of the same size by its root, of another by a consistency proof. A difference is a fork. Where the file has no such
-   proof, the result says so: the file proves the event in its own history, and not that this is the known one.
-4. The statement's own signature is checked where its secret is at hand. Nobody else has to believe it: the checkpoint
-   covers it.
+1. The parts must belong together, down to the bytes of the event. If they do not, that is a `FormatError`.
+2. The signature policy (`custody.tlog.signatures`), with its quorum of witnesses, decides if the checkpoint counts. A
+   key that has ended counts only if a consistency proof here shows that the checkpoint's tree is within its end.
+3. Each known head of this log, also one at which a key ended, is compared with the checkpoint: by its root if the sizes
+   are equal, else by a consistency proof. A difference is a fork. If the file has no such proof, the result says so:
+   the file then proves the event in its own history, but not that this history is the known one.
+4. The statement's own signature is checked if its secret is available. It is not needed: the checkpoint covers the
+   statement.
 5. Sizes are claims: nothing is read or inflated beyond the limit of its part.
-6. `README.txt` is for people. No check reads it, and nothing that it says is proved.
+6. `README.txt` is for people. It is not checked, and proves nothing.
 
 It is one module because the parts of the file, the limits of each and the checks of each are one format. `prove.py`
 makes such files.
@@ -76,7 +76,7 @@ _LIMITS = {
 _COMMON = {README, PROOF, ARCHIVE, MANIFEST, CHECKPOINT}
 _SETS = (_COMMON | {EVENT, LEAVES}, _COMMON | {BATCH})
 FILE_LIMIT = sum(_LIMITS.values()) + 65_536
-"""Bytes of the whole file."""
+"""The most bytes in the whole file."""
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _INCOMPRESSIBLE = {LEAVES, BATCH}
 _ZIP_ERRORS = (
@@ -98,7 +98,7 @@ Salt = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class Consistency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A proof that of two trees, the checkpoint's and the one of `size`, the smaller one is a prefix of the other."""
+    """A proof between two trees, the checkpoint's and the one of `size`: the smaller is a prefix of the larger."""
 
     size: Int
     proof: list[Hex]
@@ -112,9 +112,9 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     offset: Int
     batch: Int
     line: Int
-    """Within the batch, from 0."""
+    """The event's line in the batch, from 0."""
     salt: Salt | None
-    """Of the event, where it is shown alone."""
+    """The event's salt, if the file discloses the event alone."""
     index: Int
     size: Int
     inclusion: list[Hex]
@@ -128,12 +128,12 @@ Relation = Literal["same", "consistent", "unshown", "fork"]
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What the checkpoint's tree is to a head that is known from elsewhere.
+    """How the checkpoint's tree relates to a known head.
 
     Attributes:
-        origin: who knows the head, for messages.
-        head: what is known.
-        relation: the same head, shown to be of one history, not shown, or shown to be another history.
+        origin: where the head is known from, for messages.
+        head: the known head.
+        relation: the same head, proved consistent, not proved, or proved to be another history.
     """
 
     origin: str
@@ -143,7 +143,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a piece of evidence shows, and what it does not. Its parts belong together: that was checked before.
+    """What the evidence proves, and what it does not. Its parts are already checked to belong together.
 
     Attributes:
         event: its bytes as archived, without a newline.
@@ -154,11 +154,11 @@ class Result:
         sequence: of the statement.
         sealed_at: when the statement was sealed, by the writer's clock.
         writer: who sealed it.
-        others: how many other events the file holds.
+        others: how many other events the file discloses.
         checkpoint: the head that covers the statement.
-        note: the checkpoint as it was signed, whole.
-        signatures: what the policy says of it.
-        statement: what the policy says of the statement's own signature.
+        note: the complete signed checkpoint.
+        signatures: the policy's verdict on the checkpoint.
+        statement: the policy's verdict on the statement's own signature.
         compared: how the checkpoint compares with each head known of this log.
     """
 
@@ -184,7 +184,7 @@ class Result:
 
     @property
     def severity(self) -> Severity | None:
-        """How bad it is that it is not, None where it is."""
+        """The severity if the event is not proved, None if it is proved."""
         if not self.problems:
             return None
         kinds = {problem.kind for problem in self.signatures.problems if not problem.policy}
@@ -195,10 +195,10 @@ class Result:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why it is not proved, a line each; empty where it is."""
+        """Why the event is not proved, one line each; empty if it is proved."""
         problems = [
-            f"two histories: {one.origin} knows size {one.head.size}, root {one.head.root.hex()}, and the checkpoint of"
-            f" size {self.checkpoint.size}, root {self.checkpoint.root.hex()}, is not of that tree"
+            f"two histories: the head of size {one.head.size}, root {one.head.root.hex()}, known from {one.origin}, and"
+            f" the checkpoint of size {self.checkpoint.size}, root {self.checkpoint.root.hex()}, are not consistent"
             for one in self.compared
             if one.relation == "fork"
         ]
@@ -210,32 +210,34 @@ class Result:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is odd, and makes nothing wrong."""
+        """Remarks that do not affect the proof."""
         policies = [*self.signatures.problems, *self.statement.problems]
         return tuple(problem.what for problem in policies if problem.policy)
 
     @property
     def unproved(self) -> tuple[str, ...]:
-        """What the evidence does not prove, a line each."""
+        """What the evidence does not prove, one line each."""
         lines = [
-            f"that this history is the one that {one.origin} knows at size {one.head.size}: the file has no proof"
-            " between the two; ask for evidence made with --for your trust.json"
+            f"that this history is the one known from {one.origin} at size {one.head.size}: the file has no proof"
+            " between the two; ask for evidence that was made with --for and your trust.json"
             for one in self.compared
             if one.relation == "unshown"
         ]
         if not self.pinned:
-            lines.append(f"which archive this is: trust.json pins none, and {self.archive} is what the file says")
+            lines.append(f"which archive this is: trust.json has no pin, and {self.archive} is only the file's claim")
         if not self.signatures.witnessed and not any(one.relation in {"same", "consistent"} for one in self.compared):
             lines.append(
-                "that others are shown the same history: no trusted witness cosigned it, and it is not shown to lead to"
-                " any head known here"
+                "that others see the same history: no trusted witness cosigned it, and it is not compared with any head"
+                " known here"
             )
         if not self.statement.counts:
-            lines.append("who sealed the statement: the secret of its signature is not here; the checkpoint covers it")
+            lines.append(
+                "who sealed the statement: the key of its signature is not available; but the checkpoint covers it"
+            )
         return (
             *lines,
             "that what the event says is true",
-            "when it happened, but for the times that the application, Kafka and the archiver gave",
+            "when it happened: the times are claims of the application, Kafka and the archiver",
             "that no other event is missing",
         )
 
@@ -277,17 +279,17 @@ class Result:
 
 
 def check_evidence(data: bytes, trust: Trust, now: datetime) -> Result:
-    """Check evidence against what is trusted, and return what it shows. Asks nobody: a key in a KMS is known by its id.
+    """Check evidence with the given trust, and return what it proves. Offline: a KMS key is only known by its id.
 
     Args:
         data: the file.
         trust: keys, heads, witnesses and the archive's pin, from elsewhere.
-        now: the time, aware: cosignatures from later do not count.
+        now: the time, with its zone: later cosignatures do not count.
 
     Raises:
-        NotEvidence: it is no evidence at all.
+        NotEvidence: it is not an evidence file.
         FormatError: its parts do not belong together.
-        SignatureInvalid: `archive.json` in it has a signature that is wrong.
+        SignatureInvalid: its `archive.json` has a wrong signature.
     """
     members = unpack(data)
     proof = _parse_proof(members[PROOF])
@@ -329,14 +331,14 @@ def check_evidence(data: bytes, trust: Trust, now: datetime) -> Result:
 
 
 def known_heads(trust: Trust, log: Log) -> list[tuple[str, Head]]:
-    """Return the heads that are known of a log from outside its archive, each with who knows it: also ends of keys."""
+    """Return the known heads of a log from outside its archive, with their origins. Ends of keys are included."""
     heads = [("trust.json", trust.heads.get(str(log)))]
     heads += [(f"the end of the key {key.id!r}", key.until.get(str(log))) for key in trust.keys.values() if key.until]
     return [(origin, head) for origin, head in heads if head is not None]
 
 
 def leads(first: Head, second: Head, proof: list[bytes]) -> bool:
-    """Return whether a consistency proof shows that of two heads of different sizes one is a prefix of the other.
+    """Return whether a consistency proof shows that the smaller of two heads is a prefix of the larger.
 
     Raises:
         FormatError: the proof is too short or too long for these sizes.
@@ -347,7 +349,7 @@ def leads(first: Head, second: Head, proof: list[bytes]) -> bool:
 
 
 class _Comparison:
-    """Compares the checkpoint's tree with heads known from elsewhere, by the consistency proofs in the file."""
+    """Compares the checkpoint's tree with known heads, by the consistency proofs in the file."""
 
     def __init__(self, checkpoint: Checkpoint, proofs: Mapping[int, list[str]]) -> None:
         self._head = Head(checkpoint.size, checkpoint.root)
@@ -370,28 +372,28 @@ class _Comparison:
 def _check_archive(archive: ArchiveFile, found: Manifest, keys: Keys, trust: Trust) -> None:
     if found.statement.archive != archive.id:
         raise FormatError(
-            f"the statement is of the archive {found.statement.archive}, and archive.json beside it of {archive.id}"
+            f"the statement is of the archive {found.statement.archive}, but the archive.json is of {archive.id}"
         )
     if trust.archive is not None and archive.pin != trust.archive:
         raise FormatError(
-            f"the evidence is of the archive {archive.id} with SHA-256 {archive.pin.sha256}, and trust.json pins"
+            f"the evidence is of the archive {archive.id} with SHA-256 {archive.pin.sha256}, but trust.json pins"
             f" {trust.archive.id} with {trust.archive.sha256}"
         )
     verdict = check_file(
         archive.message, archive.signatures, keys, wanted=AUDITS.wanted, place=None, what="archive.json"
     )
     if verdict.refused:
-        raise SignatureInvalid(f"archive.json in the evidence is not signed as it must be: {verdict.reason}")
+        raise SignatureInvalid(f"archive.json in the evidence is not validly signed: {verdict.reason}")
 
 
 def _check_place(proof: Proof, found: Manifest, head: Checkpoint, log: Log) -> None:
-    """Check that proof, statement and checkpoint are of one log and archive, and that the proof holds."""
+    """Check that proof, statement and checkpoint are of one log and archive, and that the proof is valid."""
     statement = found.statement
     origin = checkpoint.origin_of(statement.archive, log)
     if head.origin != origin or proof.log != str(log) or parse_log_text(proof.log) != log:
         raise FormatError("the checkpoint is not of the log and archive of the statement")
     if (proof.index, proof.size) != (statement.sequence, head.size):
-        raise FormatError("the proof is not of the statement and the checkpoint beside it")
+        raise FormatError("the proof is not for this statement and checkpoint")
     nodes = list(map(bytes.fromhex, proof.inclusion))
     root = merkle.root_from_inclusion(proof.index, proof.size, merkle.leaf_hash(found.message), nodes)
     if root != head.root:
@@ -399,15 +401,15 @@ def _check_place(proof: Proof, found: Manifest, head: Checkpoint, log: Log) -> N
 
 
 def _check_event(members: Mapping[str, bytes], proof: Proof, found: Manifest) -> tuple[bytes, int]:
-    """Return the event, and how many others the file holds; it must be the one that the statement commits to."""
+    """Return the event, and how many others the file discloses. Check that the statement commits to the event."""
     place = line_of(found.statement, proof.offset)
     if place is None or (place[0].number, place[1]) != (proof.batch, proof.line):
-        raise FormatError(f"the statement has no event at offset {proof.offset} at this place")
+        raise FormatError(f"the statement has no event at offset {proof.offset} in this batch and line")
     batch, line = place
     if line >= batch.events:
-        raise FormatError("the batch has fewer events than the proof wants")
+        raise FormatError("the batch has fewer events than the proof says")
     if (proof.salt is None) != (BATCH in members):
-        raise FormatError("the evidence has a salt if and only if it shows the event alone, and this one does not")
+        raise FormatError("the evidence must have a salt if it discloses the event alone, and otherwise none")
     if proof.salt is None:
         event, others = _event_of_batch(members[BATCH], batch, line), batch.events - 1
     else:
@@ -419,24 +421,24 @@ def _check_event(members: Mapping[str, bytes], proof: Proof, found: Manifest) ->
 def _event_alone(members: Mapping[str, bytes], salt: bytes, batch: Batch, line: int) -> bytes:
     event, hashes = members[EVENT], members[LEAVES]
     if batch.leaves is None or len(hashes) != batch.events * leaves.HASH_BYTES:
-        raise FormatError("the evidence shows the event alone, and the statement has no such leaves")
+        raise FormatError("the evidence discloses the event alone, but the statement has no such leaves")
     if sha256(hashes).hexdigest() != batch.leaves.sha256:
-        raise FormatError("the leaf hashes are not those that the statement commits to")
+        raise FormatError("the statement does not commit to these leaf hashes")
     start = line * leaves.HASH_BYTES
     if b"\n" in event or leaves.leaf_hash(salt, event) != hashes[start : start + leaves.HASH_BYTES]:
-        raise FormatError("the event is not the one that the statement commits to: it was changed, or its salt")
+        raise FormatError("the statement does not commit to this event: it or its salt was changed")
     return event
 
 
 def _event_of_batch(member: bytes, batch: Batch, line: int) -> bytes:
     if len(member) != batch.size:
-        raise FormatError("the batch has another size than stated")
+        raise FormatError("the batch does not have the stated size")
     try:
         events = inflate_batch(batch, member).split(b"\n")
     except FormatError as error:
-        raise FormatError(f"the batch is not the one that the statement names: {error}") from None
+        raise FormatError(f"the batch does not match the statement: {error}") from None
     if len(events) != batch.events + 1 or events[-1]:
-        raise FormatError("the batch has another number of lines than stated")
+        raise FormatError("the batch does not have the stated number of lines")
     return events[line]
 
 
@@ -458,7 +460,7 @@ def _check_note(
         within=compared.leads_to,
         witnesses=trust.witnesses,
         quorum=trust.quorum,
-        # What it covers was sealed no earlier than this statement.
+        # The checkpoint covers this statement, so it is not older.
         sealed_at=parse_time(found.statement.sealed_at),
         now=now,
     )
@@ -468,7 +470,7 @@ def _parse_proof(data: bytes) -> Proof:
     proof: Proof = envelope.decode_strictly(_proof_decoder, data, "proof.json in the evidence")
     sizes = [one.size for one in proof.consistency]
     if sizes != sorted(set(sizes)):
-        raise FormatError("proof.json in the evidence: its consistency proofs are not sorted by size, one for each")
+        raise FormatError("proof.json in the evidence: its consistency proofs are not sorted by size, one per size")
     return proof
 
 
@@ -476,7 +478,7 @@ def encode_proof(proof: Proof) -> bytes:
     """Return `proof.json`.
 
     Raises:
-        FormatError: it is beyond the limit.
+        FormatError: it exceeds the limit.
     """
     data = msgspec.json.format(msgspec.json.encode(proof), indent=1) + b"\n"
     if len(data) > _LIMITS[PROOF]:
@@ -485,7 +487,7 @@ def encode_proof(proof: Proof) -> bytes:
 
 
 def pack(members: Mapping[str, bytes]) -> bytes:
-    """Return the file of these members: the same bytes whenever the same zlib packs them."""
+    """Return a zip of these members. The same zlib always gives the same bytes."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
         for name, data in members.items():
@@ -498,25 +500,25 @@ def pack(members: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, bytes]:
-    """Return the members of the file. Stored sizes are claims: none is inflated beyond its limit.
+    """Return the members of the file. Stored sizes are claims: no member is inflated beyond its limit.
 
     Raises:
-        NotEvidence: it is no zip, or lacks members of evidence.
-        FormatError: it holds other members too, or one that is damaged or beyond its limit.
+        NotEvidence: it is not a zip, or lacks members of evidence.
+        FormatError: it has other members too, or one is damaged or exceeds its limit.
     """
     if len(data) > FILE_LIMIT:
-        raise NotEvidence(f"the file is no evidence: it is larger than the limit of {FILE_LIMIT:,} bytes")
+        raise NotEvidence(f"not an evidence file: it is larger than the limit of {FILE_LIMIT:,} bytes")
     try:
         names = _names(data)
     except _ZIP_ERRORS as error:
-        raise NotEvidence(f"the file is no evidence: it is no zip ({str(error) or type(error).__name__})") from None
+        raise NotEvidence(f"not an evidence file: it is not a zip ({str(error) or type(error).__name__})") from None
     if not any(wanted <= set(names) for wanted in _SETS):
         raise NotEvidence(
-            "the file is no evidence: a zip of it holds README.txt, proof.json, archive.json, manifest.json and"
+            "not an evidence file: that is a zip of README.txt, proof.json, archive.json, manifest.json,"
             " checkpoint.txt, and either event.json and leaves.bin or batch.jsonl.gz"
         )
     if sorted(names) not in [sorted(wanted) for wanted in _SETS]:
-        raise FormatError("the evidence holds other members than it may, or one of them twice")
+        raise FormatError("the evidence has a member that is not allowed, or the same member twice")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             return {info.filename: _member(file, info) for info in file.infolist()}
@@ -532,10 +534,10 @@ def _names(data: bytes) -> list[str]:
 def _member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     limit = _LIMITS[info.filename]
     if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} or info.file_size > limit:
-        raise FormatError(f"{info.filename} in the evidence is packed in a way that is not known, or beyond its limit")
+        raise FormatError(f"{info.filename} in the evidence has an unknown compression, or exceeds its limit")
     with file.open(info) as opened:
-        # Not all of it: a member may inflate to more than it says.
+        # Bounded: a member may inflate to more than it says.
         data = opened.read(limit + 1)
         if len(data) > limit or len(data) != info.file_size:
-            raise FormatError(f"{info.filename} in the evidence has another size than it says")
+            raise FormatError(f"{info.filename} in the evidence does not have its stated size")
     return data

@@ -8,8 +8,8 @@ from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.tlog.log import Form
 
-# A log never has 10¹¹ audits, so each key begins with a 0. What audits refer to lies beside them and grows with age: it
-# is not listed with them.
+# A log never has 10¹¹ audits, so each key begins with a 0. This prefix leaves out the objects that audits refer to:
+# they are in the same folder, and become many with time.
 AUDITS: Form[SignedAudit] = Form(
     audit.parse, ("HMAC-SHA256", "Ed25519"), "audit", layout.audit_key, f"{layout.AUDITS}0"
 )

@@ -1,12 +1,12 @@
-"""The verifier's own memory: which archive it saw at a place, and the last head of each log there (`--state`).
+"""The verifier's state file (`--state`): which archive was at a URL, and the known head of each log.
 
 Rules:
 
-1. It is kept by the archive's URL, which its owner configured, and pinned to the `archive.json` that was seen there
-   first. Nothing that lies in the archive chooses which memory is used.
-2. Another `archive.json` at that place is an alarm at every verification, until somebody accepts it; then it is pinned.
-3. A head only moves forward, and only one that verified is kept.
-4. The file is replaced whole, by one rename of a synced file.
+1. Entries are kept by the archive's URL, which the user configured, and are pinned to the first `archive.json` there.
+   Nothing in the archive selects the entry.
+2. Another `archive.json` at that URL is an alarm at every verification, until it is accepted; then it is pinned.
+3. A head only moves forward, and only a verified head is kept.
+4. The file is replaced as a whole, by renaming a synced file.
 """
 
 from collections.abc import Mapping
@@ -41,26 +41,26 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     """By URL."""
 
 
-def parse_state(data: bytes, what: str) -> dict[str, tuple[Pin, dict[str, Head]]]:
-    """Return what a state file's bytes remember: by URL, which archive was seen, and its heads.
+def parse_state(data: bytes, source: str) -> dict[str, tuple[Pin, dict[str, Head]]]:
+    """Return the content of a state file: by URL, the archive's pin and its known heads.
 
     Raises:
-        ConfigurationError: it is no state file; the message begins with `what`.
+        ConfigurationError: it is not a state file; the message begins with `source`.
     """
     return {
         url: (Pin(seen.archive.id, seen.archive.sha256), _heads(seen))
-        for url, seen in _decode(data, what).archives.items()
+        for url, seen in _decode(data, source).archives.items()
     }
 
 
 class State:
-    """The heads seen last."""
+    """The known heads."""
 
     def __init__(self, path: Path) -> None:
-        """Open a state file; one that is not there yet is empty.
+        """Open a state file. A missing file is empty.
 
         Raises:
-            ConfigurationError: the file cannot be read, or is no state file.
+            ConfigurationError: the file cannot be read, or is not a state file.
         """
         self._path = path
         try:
@@ -74,17 +74,17 @@ class State:
         self._file = _decode(data, str(path))
 
     def pin(self, url: str) -> Pin | None:
-        """Return which archive was seen at a URL, None before the first look."""
+        """Return the pin of the archive at a URL, None before its first verification."""
         known = self._file.archives.get(url)
         return Pin(known.archive.id, known.archive.sha256) if known else None
 
     def heads(self, url: str) -> Mapping[str, Head]:
-        """Return the heads seen last of the archive at a URL, by `<log>/<partition>`."""
+        """Return the known heads of the archive at a URL, by `<log>/<partition>`."""
         known = self._file.archives.get(url)
         return _heads(known) if known else {}
 
     def remember(self, url: str, pin: Pin, heads: Mapping[str, Head]) -> None:
-        """Move heads of the archive at a URL forward and save, durably. Under another pin its memory begins anew.
+        """Move the known heads of the archive at a URL forward, and save the file. A new pin replaces all its heads.
 
         Raises:
             ConfigurationError: the file cannot be written.
@@ -103,20 +103,20 @@ class State:
             raise ConfigurationError(f"the state file {self._path} cannot be written: {error.strerror}") from None
 
 
-def _decode(data: bytes, what: str) -> _File:
+def _decode(data: bytes, source: str) -> _File:
     try:
         if len(data) > _SIZE_LIMIT:
-            raise ConfigurationError(f"{what} is no state file: it has more than {_SIZE_LIMIT} bytes")
+            raise ConfigurationError(f"{source} is not a state file: it is larger than {_SIZE_LIMIT} bytes")
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{what} is no state file ({error}); restore it from a backup, for it remembers where the logs were,"
-            " or name a new file if there is none"
+            f"{source} is not a state file ({error}); restore it from a backup, because it has the known heads,"
+            " or name a new file if there is no backup"
         ) from None
     for archive in file.archives.values():
         for name in archive.heads:
             if parse_log_text(name) is None:
-                raise ConfigurationError(f"{what} is no state file: {name[:300]!r} is no log")
+                raise ConfigurationError(f"{source} is not a state file: {name[:300]!r} is not the name of a log")
     return file
 
 

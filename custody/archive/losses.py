@@ -1,6 +1,6 @@
-"""What a log lost, named and digested as `custody verify` does, so that one acceptance releases a witness as well.
+"""What a log lost, with the names and digests of `custody verify`, so that one acceptance also ends a witness's alarm.
 
-A loss is told from the next one by two heads: the one that is remembered, and the one that was found.
+A loss is identified by two heads: the known one and the present one.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,11 +23,11 @@ class Loss:
     """A finding that `trust.json` can accept: by its log and sequence, or by its key.
 
     Attributes:
-        finding: its name, as `custody verify` has it.
+        finding: its name in `custody verify`.
         sha256: its exact digest.
         log: `<log>/<partition>`.
-        sequence: of the statement that it is about.
-        key: of the object that it is about.
+        sequence: of its statement.
+        key: of its object.
     """
 
     finding: str
@@ -38,7 +38,7 @@ class Loss:
 
     @property
     def command(self) -> str:
-        """The command that accepts exactly this."""
+        """The command that accepts exactly this loss."""
         where = f"--key {self.key}" if self.key is not None else f"--log {self.log} --sequence {self.sequence}"
         return (
             f"custody accept --finding {self.finding} {where} --sha256 {self.sha256} --reason WHY --by NAME"
@@ -46,7 +46,7 @@ class Loss:
         )
 
     def is_accepted(self, trust: Trust) -> bool:
-        """Return whether somebody has accepted it. Its digest holds the log and both heads, or the stored bytes."""
+        """Return whether it was accepted. Its digest covers the log and both heads, or the stored bytes."""
         names = {self.finding} if self.log is None else names_of(self.log)
         return any(
             one.finding in names and one.sha256 == self.sha256 and (self.log is not None or one.key == self.key)
@@ -55,7 +55,7 @@ class Loss:
 
 
 def names_of(log: str) -> Collection[str]:
-    """Return what `custody verify` calls the losses of a log: all of the log of audits is `audit`."""
+    """Return the names of the losses of a log in `custody verify`: for the log of audits, all are `audit`."""
     return {"audit", "checkpoint"} if log == str(layout.AUDIT_LOG) else _NAMES
 
 
@@ -66,22 +66,22 @@ def rollback(log: Log, known: Head, found: Head) -> Loss:
 
 
 def fork(log: Log, known: Head, found: Head) -> Loss:
-    """Return the loss of a log that has another history than that of a known head."""
+    """Return the loss of a log that contradicts a known head."""
     name = "audit" if log == layout.AUDIT_LOG else "head-fork"
     return Loss(name, _digest(str(log), known, found), str(log), known.size - 1)
 
 
 def wrong_checkpoint(log: Log, signed: Head, found: Head) -> Loss:
-    """Return the loss of a checkpoint in the archive whose root is not that of the statements that it covers."""
+    """Return the loss for a checkpoint in the archive whose root is not that of the statements it covers."""
     name = "audit" if log == layout.AUDIT_LOG else "checkpoint"
     key = layout.checkpoint_key(log, signed.size)
     return Loss(name, _digest(str(log), signed, found), str(log), signed.size - 1, key)
 
 
 def is_continued(log: Log, known: Iterable[Head], proofs: Proofs, trust: Trust) -> bool:
-    """Return whether it was accepted that a log went back, and the log goes on from where it was then.
+    """Return whether a rollback of the log was accepted, and the log continues from the head at that time.
 
-    A log that is being written grows between the acceptance and the next look.
+    A log that is being written grows after the acceptance.
     """
     heads = [head for head in known if head.size]
     return any(_continues(str(log), heads, proofs, one) for one in trust.accepted)
@@ -102,5 +102,5 @@ def _continues(name: str, known: Iterable[Head], proofs: Proofs, judged: Accepte
 
 
 def _digest(name: str, known: Head, found: Head) -> str:
-    """Return the digest that `custody.tlog.log` gives to the same loss; a test compares the two."""
+    """Return the same digest as `custody.tlog.log` for this loss. A test compares the two."""
     return loss_digest(name, *(f"size {head.size}, root {head.root.hex()}" for head in (known, found)))

@@ -1,7 +1,7 @@
 """Makes evidence of one event (`custody.archive.evidence`) from an archive.
 
-What is put into the file is chosen by what counts for its maker, and the file is checked before it is handed out: an
-archive that was tampered with gives an error, and no evidence that fails in somebody else's hands.
+The parts of the file must be valid for its maker, and the file is checked before it is returned. So an archive that was
+tampered with gives an error, not evidence that others reject.
 """
 
 from collections.abc import Sequence
@@ -94,13 +94,13 @@ _WHOLE_BY_HAND = """\
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Evidence that was made.
+    """An evidence file.
 
     Attributes:
-        data: the file.
-        size: statements that its checkpoint covers.
-        others: other events that it hands over, because the batch has no leaves, or their secret is not at hand.
-        why: of these two, which.
+        data: its bytes.
+        size: how many statements its checkpoint covers.
+        others: other events that it discloses: the batch has no leaves, or their secret is not available.
+        why: which of these two it is.
     """
 
     data: bytes
@@ -110,12 +110,12 @@ class Made:
 
     @property
     def summary(self) -> str:
-        """What it shows besides the event, in a sentence for whoever hands it over."""
+        """What the file discloses besides the event, in a sentence for its maker."""
         if self.why is not None:
-            return f"It holds the whole batch, with {self.others:,} other events: {self.why}."
+            return f"It discloses the whole batch, with {self.others:,} other events: {self.why}."
         return (
-            "It holds this event and no other. Its manifest shows how many others there are, their types, and the first"
-            " and last time of each batch."
+            "It discloses this event and no other. Its manifest shows how many others there are, their types, and the"
+            " first and last time of each batch."
         )
 
 
@@ -136,20 +136,20 @@ def make_evidence(
         store: the archive.
         log: the event's log.
         offset: of the record in Kafka.
-        trust: what the maker trusts, and the secrets of leaves.
-        now: the time, aware.
-        note: a checkpoint of this log that witnesses have cosigned, to be taken instead of one of the archive's own.
-        auditor: what somebody else trusts, who is to check the evidence: proofs lead to the heads in it.
-        whole_batch: hand over the whole batch where it has leaves and their secret is not at hand.
+        trust: the maker's trust, with the leaf secrets.
+        now: the time, with its zone.
+        note: a checkpoint of this log that witnesses have cosigned, to use instead of one from the archive.
+        auditor: the trust of the person who checks the evidence: proofs to its heads are added.
+        whole_batch: disclose the whole batch if it has leaves but their secret is not available.
 
     Raises:
-        ConfigurationError: the archive holds no event at this offset, no checkpoint covers it yet, the note does not
-            fit, or the secret of leaves is not at hand and a whole batch was not asked for.
-        FormatError: what is on the way is not of the format, or not what was signed.
+        ConfigurationError: the archive has no event at this offset, no checkpoint covers it yet, the note does not
+            fit, or the leaf secret is not available and the whole batch was not asked for.
+        FormatError: an object does not follow the format, or is not what was signed.
         StoreError: the store does not give it.
     """
     if log == layout.AUDIT_LOG:
-        raise ConfigurationError("the log of audits holds no events; evidence is made of a topic's, LOG/PARTITION")
+        raise ConfigurationError("the log of audits has no events; name a topic's log, LOG/PARTITION")
     archive = read_archive(store)
     judge = Judge(store, log, statements_of(log), archive.id, trust)
     sequence, found = _find(store, log, offset, judge)
@@ -157,14 +157,14 @@ def make_evidence(
     if place is None or found.statement.segment is None:
         reason = reason_of(found.statement, offset)
         raise ConfigurationError(
-            f"{log} has no event at offset {offset}: {reason}; `custody show {log}@{offset}` shows what is known of it"
+            f"{log} has no event at offset {offset}: {reason}; `custody show {log}@{offset}` shows what is known"
         )
     batch, line = place
     if batch.leaves is not None and batch.leaves.key not in trust.leaves and batch.events > 1 and not whole_batch:
         raise ConfigurationError(
-            f"the secret of leaves {batch.leaves.key!r} is not at hand, and without it the evidence would hold"
-            f" {batch.events - 1:,} other events, the whole batch. Name the keyring that has it, by --keys file:KEYRING"
-            " or the setting `keys` or `checkpoint_keys`. To hand over the whole batch, give --whole-batch"
+            f"the leaf secret {batch.leaves.key!r} is not available, and without it the evidence would disclose"
+            f" {batch.events - 1:,} other events, the whole batch. Name the keyring that has it, with --keys"
+            " file:KEYRING or in the setting `keys` or `checkpoint_keys`. To disclose the batch, add --whole-batch"
         )
     signed, head = _given(note, sequence, log, judge) if note is not None else _covering(store, log, sequence, judge)
     heads = [*known_heads(trust, log), *(known_heads(auditor, log) if auditor else [])]
@@ -204,7 +204,7 @@ def make_evidence(
 
 
 def _find(store: Store, log: Log, offset: int, judge: Judge) -> tuple[int, Manifest]:
-    """Return the statement that accounts for an offset. A slot whose entry has a wrong signature was passed over."""
+    """Return the statement that accounts for an offset. Slots with a wrong signature are passed over."""
     found = find_statement(store, log, offset, judge.may_stand)
     if found is None:
         raise ConfigurationError(
@@ -214,25 +214,25 @@ def _find(store: Store, log: Log, offset: int, judge: Judge) -> tuple[int, Manif
 
 
 def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Checkpoint]:
-    """Return a checkpoint that was given, if it is one of this log that counts and covers the statement."""
+    """Return the given checkpoint. Check that it is valid, of this log, and covers the statement."""
     try:
         note = checkpoint.parse_note(data)
         head = checkpoint.parse_checkpoint(note.text)
     except FormatError as error:
-        raise ConfigurationError(f"the note that was given is no checkpoint: {error}") from None
+        raise ConfigurationError(f"the given note is not a checkpoint: {error}") from None
     refusal = judge.refusal(note, head)
     if refusal is not None:
-        raise ConfigurationError(f"the checkpoint that was given does not count: {refusal}")
+        raise ConfigurationError(f"the given checkpoint does not count: {refusal}")
     if head.size <= sequence:
         raise ConfigurationError(
-            f"the checkpoint that was given covers {head.size} statements of {log}, and the event is in statement"
+            f"the given checkpoint covers {head.size} statements of {log}, but the event is in statement"
             f" {sequence}, counted from 0: give a later one"
         )
     return note, head
 
 
 def _covering(store: Store, log: Log, sequence: int, judge: Judge) -> tuple[Note, Checkpoint]:
-    """Return the smallest checkpoint that counts and covers a statement."""
+    """Return the smallest valid checkpoint that covers a statement."""
     for size in checkpoint_sizes(store, log, sequence):
         try:
             note, head = read_checkpoint(store, log, size)
@@ -250,7 +250,7 @@ def _consistency(judge: Judge, log: Log, head: Checkpoint, heads: Sequence[tuple
     """Return proofs between the checkpoint and each head of another size.
 
     Raises:
-        FormatError: the archive does not lead to one of them.
+        FormatError: the archive is not consistent with one of them.
     """
     ours = Head(head.size, head.root)
     proofs: dict[int, Consistency] = {}
@@ -263,15 +263,15 @@ def _consistency(judge: Judge, log: Log, head: Checkpoint, heads: Sequence[tuple
             proof, problem = [], str(error)
         if problem is not None:
             raise FormatError(
-                f"{origin} knows size {known.size} of {log} with root {known.root.hex()}, and this archive does not"
-                f" lead there: {problem}; `custody verify` says more"
+                f"the archive is not consistent with the head of {log} known from {origin}, size {known.size}, root"
+                f" {known.root.hex()}: {problem}; run `custody verify`"
             )
         proofs[known.size] = Consistency(known.size, [node.hex() for node in proof])
     return [proofs[size] for size in sorted(proofs)]
 
 
 def _between(judge: Judge, ours: Head, known: Head) -> tuple[list[bytes], str | None]:
-    """Return the proof between two heads of a log, and what is wrong with it."""
+    """Return the proof between two heads of a log, and what is wrong with it, None if nothing is."""
     if known.size == ours.size:
         return [], f"at this size its root is {ours.root.hex()}"
     proof = judge.proofs.consistency(min(known.size, ours.size), max(known.size, ours.size))
@@ -279,27 +279,27 @@ def _between(judge: Judge, ours: Head, known: Head) -> tuple[list[bytes], str | 
 
 
 def _read_batch(store: Store, segment: SegmentRef, batch: Batch) -> tuple[bytes, bytes]:
-    """Return what a batch inflates to, and its gzip member as stored."""
+    """Return a batch's inflated bytes, and its gzip member as stored."""
     try:
         payload, member = read_batch(store, segment.key, batch)
     except ObjectMissing:
         raise ObjectMissing(
-            f"the segment {segment.key} is not there: it has expired, or was removed; `custody verify` says which"
+            f"the segment {segment.key} does not exist: it has expired, or was removed; `custody verify` says which"
         ) from None
     except FormatError:
         payload, member = b"", b""
     if payload.count(b"\n") != batch.events:
-        raise FormatError(f"batch {batch.number} in {segment.key} is not the one stated; `custody verify` says more")
+        raise FormatError(f"batch {batch.number} in {segment.key} is not the stated one; run `custody verify`")
     return payload, member
 
 
 def _salts(trust: Trust, archive: str, log: Log, batch: Batch) -> tuple[bytes, str | None]:
-    """Return the salts of a batch's events; without them, why the event cannot be shown alone."""
+    """Return the salts of a batch's events, or why there are none and the event cannot be disclosed alone."""
     if batch.leaves is None:
         return b"", "its batch was written without leaves (the setting `drain.event_leaves` was off)"
     secret = trust.leaves.get(batch.leaves.key)
     if secret is None:
-        return b"", f"the secret of leaves {batch.leaves.key!r} is not at hand"
+        return b"", f"the leaf secret {batch.leaves.key!r} is not available"
     return leaves.salts(secret, archive, str(log), batch.number, batch.events), None
 
 
@@ -318,7 +318,7 @@ def _readme(proof: Proof, batch: Batch) -> str:
 
 
 def _check(data: bytes, trust: Trust, now: datetime, offset: int) -> None:
-    """Check evidence before it is handed out. Witnesses are not asked for: others may have cosigned by the time."""
+    """Check evidence before it is returned. A quorum of witnesses is not needed yet: they may cosign later."""
     try:
         result = check_evidence(data, replace(trust, quorum=0), now)
     except (FormatError, SignatureInvalid) as error:
@@ -326,4 +326,6 @@ def _check(data: bytes, trust: Trust, now: datetime, offset: int) -> None:
     else:
         reason = "; ".join(result.problems)
     if reason:
-        raise FormatError(f"evidence of offset {offset} does not hold: {reason}; `custody verify` says more")
+        raise FormatError(
+            f"the evidence of offset {offset} does not pass its own check: {reason}; run `custody verify`"
+        )

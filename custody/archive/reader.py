@@ -1,8 +1,8 @@
-"""Reads an archive: what it is, which logs it has, where they end, and what accounts for an offset or a moment.
+"""Reads an archive: its identity, its logs, where they end, and which statement has an offset or a time.
 
-Searches among manifests take O(log n) reads. A slot that holds no valid entry does not stop them: where a later entry
-passes over it they step over it too. What looks like an entry need be none: whoever can write into the store can put it
-there. So each function is told, by `holds`, what is valid where it stands: `custody.archive.trusted.Judge` knows.
+Searches among manifests take O(log n) reads. A slot without a valid entry does not stop them: if a later entry passes
+over it, they do too. Anyone who can write into the store can put something there that looks like an entry. So each
+function has a parameter `holds`, which decides if an entry is valid in its slot: see `custody.archive.trusted.Judge`.
 """
 
 import re
@@ -57,7 +57,9 @@ def read_archive(store: Store) -> ArchiveFile:
     try:
         return archive_file.parse(data)
     except FormatError as error:
-        raise FormatError(f"{store.url}/{layout.ARCHIVE} is not what `custody init` writes: {error}") from None
+        raise FormatError(
+            f"{store.url}/{layout.ARCHIVE} does not follow FORMAT.md: {error}; is this the archive's root?"
+        ) from None
 
 
 def list_logs(store: Store) -> list[Log]:
@@ -72,19 +74,19 @@ def list_logs(store: Store) -> list[Log]:
 
 
 Holds = Callable[[E, int], bool]
-"""Returns whether an entry that was found in a slot is valid there; raises where the slot may not be passed over."""
+"""Returns whether an entry is valid in its slot. Raises if the slot must not be passed over."""
 
 
 def choose_logs(logs: Collection[Log], wanted: Sequence[str], also: Sequence[Log] = ()) -> list[Log]:
-    """Return the logs that are named, sorted; all of them if none is named.
+    """Return the named logs, sorted; all logs if none is named.
 
     Args:
-        logs: to choose from.
+        logs: the archive's logs.
         wanted: `<log>/<partition>`, or `<log>` for all its partitions.
         also: logs that are chosen only if they are named.
 
     Raises:
-        ConfigurationError: there is none of a name.
+        ConfigurationError: there is no log of a name.
     """
     chosen: set[Log] = set()
     for name in wanted:
@@ -145,7 +147,7 @@ def _read(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E:
 
 
 def read_slot(store: Store, key: str) -> tuple[bytes, str]:
-    """Return what a slot holds, and its SHA-256 in hex. Of what is too large to be an entry no bytes are returned.
+    """Return a slot's bytes, and their SHA-256 in hex. No bytes are returned if they are too many for an entry.
 
     Raises:
         ObjectMissing: it is empty.
@@ -159,13 +161,13 @@ def read_slot(store: Store, key: str) -> tuple[bytes, str]:
 
 
 def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> tuple[str, E | None]:
-    """Return the SHA-256 in hex of what a slot holds, and the entry if it is valid there; raises as `read_slot`."""
+    """Return the SHA-256 in hex of a slot's bytes, and the entry if it is valid. Raises as `read_slot`."""
     data, digest = read_slot(store, form.key(sequence))
     return digest, _entry(form, data, sequence, holds)
 
 
 def stored_digest(store: Store, key: str) -> str:
-    """Return the SHA-256 in hex of an object of any size, read piece by piece; raises as `read_slot`."""
+    """Return the SHA-256 in hex of an object of any size, read piece by piece. Raises as `read_slot`."""
     digest, position = sha256(), 0
     while piece := store.read(key, limit=_PIECE, start=position, size=_PIECE):
         digest.update(piece)
@@ -178,11 +180,11 @@ class Tip(Generic[E]):
     """Where a log ends.
 
     Attributes:
-        size: slots that are taken; the next entry goes into the slot of this number.
+        size: how many slots are taken. The next entry goes into the slot of this number.
         compact_range: of the tree over all of them.
         newest: the newest valid entry, None if there is none.
         head: of the tree up to that entry.
-        passed_over: digests of the slots behind it, which hold no valid entry: the next entry passes over them.
+        passed_over: digests of the slots after it, which have no valid entry. The next entry passes over them.
     """
 
     size: int = 0
@@ -193,28 +195,28 @@ class Tip(Generic[E]):
 
     @property
     def root(self) -> bytes:
-        """The root of the tree over all slots, the one that the next entry states."""
+        """The root of the tree over all slots, for the next entry."""
         return merkle.range_root(self.compact_range)
 
     @property
     def tree(self) -> Tree:
-        """What the next entry states of the tree before it."""
+        """The tree before the next entry, as that entry states it."""
         return Tree(self.size, self.root.hex(), [node.hex() for node in self.compact_range])
 
     def behind(self, entry: E) -> "Tip[E]":
-        """Return the tip behind an entry that was put into the next slot."""
+        """Return the tip after an entry that was put into the next slot."""
         compact_range = merkle.append(self.size, self.compact_range, merkle.leaf_hash(entry.message))
         return Tip(self.size + 1, compact_range, entry, Head(self.size + 1, merkle.range_root(compact_range)))
 
     def pass_over(self, digest: str) -> "Tip[E]":
-        """Return the tip behind the next slot, which holds no valid entry, by the hex SHA-256 of what is stored there.
+        """Return the tip after the next slot, which has no valid entry. `digest` is the hex SHA-256 of its bytes.
 
         Raises:
-            FormatError: so many such slots follow one another that no entry may pass over them.
+            FormatError: there are more such slots in a row than an entry may pass over.
         """
         if len(self.passed_over) >= limits.PASSED_OVER:
             raise FormatError(
-                f"{limits.PASSED_OVER} slots in a row hold no valid entry, and no more may be passed over: remove them"
+                f"{limits.PASSED_OVER} slots in a row have no valid entry, and no more may be passed over: remove them"
             )
         leaf = merkle.leaf_hash(passed_over_message(digest))
         compact_range = merkle.append(self.size, self.compact_range, leaf)
@@ -228,10 +230,10 @@ def find_tip(store: Store, log: Log, holds: Holds[Manifest], hint: int = 0) -> T
         store: the archive.
         log: the log.
         holds: whether an entry is valid where it stands.
-        hint: a size that the log is believed to have; a wrong one costs requests, nothing else.
+        hint: the probable size of the log. A wrong hint only costs requests.
 
     Raises:
-        FormatError: the newest manifest does not hold together with its tree.
+        FormatError: the newest manifest's tree is inconsistent.
         StoreError: the store does not answer.
     """
     return find_end(store, statements_of(log), holds, hint)
@@ -256,7 +258,7 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
             break
         behind.append(digest)
         if len(behind) > limits.PASSED_OVER:
-            raise FormatError(f"{form.key(sequence)} and the {limits.PASSED_OVER} slots behind it hold no valid entry")
+            raise FormatError(f"{form.key(sequence)} and the {limits.PASSED_OVER} slots after it have no valid entry")
         sequence -= 1
     else:
         tip = Tip()
@@ -273,9 +275,7 @@ def _tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:
         or len(compact_range) != sequence.bit_count()
         or merkle.range_root(compact_range).hex() != tree.root
     ):
-        raise FormatError(
-            f"the tree that {form.key(sequence)} states does not hold together; `custody verify` says more"
-        )
+        raise FormatError(f"the tree in {form.key(sequence)} is inconsistent; run `custody verify`")
     before: Tip[E] = Tip(sequence, compact_range)
     return before.behind(entry)
 
@@ -289,7 +289,7 @@ def _entry(form: Form[E], data: bytes, sequence: int, holds: Holds[E]) -> E | No
 
 
 def _behind_a_hole(store: Store, form: Form[E], last: int, holds: Holds[E]) -> int | None:
-    """Return the first entry that passes over empty slots behind `last`: they held something once."""
+    """Return the first entry that passes over empty slots after `last`, which were not empty before."""
     start = form.key(last) if last >= 0 else form.prefix
     for info in store.list(form.prefix, after=start):
         number = sequence_of(info.key)
@@ -305,29 +305,29 @@ def _behind_a_hole(store: Store, form: Form[E], last: int, holds: Holds[E]) -> i
 
 
 def sequence_of(key: str) -> int | None:
-    """Return the sequence that the key of a manifest or of an audit names."""
+    """Return the sequence in the key of a manifest or an audit."""
     parsed = layout.parse_manifest_key(key)
     return parsed[1] if parsed else layout.parse_audit_key(key)
 
 
-def _last(there: Callable[[int], bool], hint: int = 0) -> int:
-    """Return the last number, of those from 0 on without a hole, of which `there` says yes; -1 if there is none."""
-    low = hint - 1 if hint > 0 and there(hint - 1) else -1
+def _last(exists: Callable[[int], bool], hint: int = 0) -> int:
+    """Return the last number before the first hole, by asking `exists`; -1 if there is none."""
+    low = hint - 1 if hint > 0 and exists(hint - 1) else -1
     step = 1
-    while there(low + step):
+    while exists(low + step):
         low += step
         step *= 2
     high = low + step
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if there(middle) else (low, middle)
+        low, high = (middle, high) if exists(middle) else (low, middle)
     return low
 
 
 def manifests_from(
     store: Store, log: Log, sequence: int, end: int, holds: Holds[Manifest]
 ) -> Iterator[tuple[int, Manifest]]:
-    """Yield the manifests of sequences `[sequence, end)`, leaving out slots that hold no valid one.
+    """Yield the manifests of sequences `[sequence, end)`, without slots that have no valid one.
 
     Raises:
         StoreError: the store does not give one.
@@ -346,18 +346,18 @@ def first_sequence(
     wanted: Callable[[Statement], bool],
     holds: Holds[Manifest],
 ) -> int:
-    """Return the first of a log's `size` sequences that is wanted, `size` if none is, in O(log n) reads.
+    """Return the first wanted one of a log's `size` sequences, `size` if there is none, in O(log n) reads.
 
     Args:
         store: the archive.
         log: the log.
         size: how many slots are searched.
-        wanted: says no of all statements before some one, and yes from there on.
+        wanted: false for all statements before some sequence, true from there on.
         holds: whether an entry is valid where it stands.
 
     Raises:
-        ObjectMissing: a manifest on the way is not there.
-        FormatError: one does not parse, or is not valid there.
+        ObjectMissing: a manifest that was needed does not exist.
+        FormatError: a manifest does not parse, or is not valid in its slot.
         StoreError: the store does not give it.
     """
     low, high = 0, size
@@ -372,13 +372,13 @@ def first_sequence(
 
 
 def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[Manifest]) -> tuple[int, Manifest]:
-    """Return the manifest of a sequence; where that slot was passed over, the one before `end` that passes over it.
+    """Return the manifest of a sequence. If its slot was passed over, return the one that passes over it.
 
     Args:
         store: the archive.
         log: the log.
         sequence: of the slot.
-        end: how many slots there are.
+        end: how many slots the log has.
         holds: whether an entry is valid where it stands.
 
     Raises:
@@ -398,12 +398,12 @@ def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[M
 
 
 def sealed_from(store: Store, log: Log, size: int, moment: datetime, holds: Holds[Manifest]) -> int:
-    """Return the first of a log's `size` sequences that was sealed at a moment or later; raises as `first_sequence`."""
+    """Return the first of a log's `size` sequences sealed at or after a time. Raises as `first_sequence`."""
     return first_sequence(store, log, size, lambda one: parse_time(one.sealed_at) >= moment, holds)
 
 
 def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:
-    """Return the sequence and manifest that account for an offset, None if none does; raises as `first_sequence`.
+    """Return the sequence and manifest that account for an offset, None if none does. Raises as `first_sequence`.
 
     Args:
         store: the archive.
@@ -424,7 +424,7 @@ def read_checkpoint(store: Store, log: Log, size: int) -> tuple[Note, Checkpoint
 
     Raises:
         ObjectMissing: there is none.
-        FormatError: what is there is none, or is of another size.
+        FormatError: the object is not a checkpoint, or is of another size.
         StoreError: the store does not give it.
     """
     note = checkpoint.parse_note(store.read(layout.checkpoint_key(log, size), limit=checkpoint.NOTE_LIMIT))
@@ -435,7 +435,7 @@ def read_checkpoint(store: Store, log: Log, size: int) -> tuple[Note, Checkpoint
 
 
 def checkpoint_sizes(store: Store, log: Log, after: int = -1) -> list[int]:
-    """Return the sizes above `after` of which there is an object among a log's checkpoints, sorted."""
+    """Return the sizes above `after` that have an object among a log's checkpoints, sorted."""
     start = layout.checkpoint_key(log, after) if after >= 0 else ""
     parsed = (layout.parse_checkpoint_key(info.key) for info in store.list(layout.checkpoint_prefix(log), after=start))
     return sorted(one[1] for one in parsed if one)

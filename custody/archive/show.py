@@ -1,8 +1,8 @@
-"""Find one thing in an archive, and say where in the chain it stands. Reads only.
+"""Find one thing in an archive, and its position in the chain. Reads only.
 
-What is asked for is an object's key, or one of `LOG/PARTITION` (the head), `LOG/PARTITION/SEQUENCE` (a statement) and
-`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<epoch>`. Verifies no more than that no
-signature at hand speaks against a statement, and that no later one passes over it.
+The query is an object's key, or one of `LOG/PARTITION` (the head), `LOG/PARTITION/SEQUENCE` (a statement) and
+`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<epoch>`. Checks only that a statement has no
+wrong signature, as far as keys are available, and that no later statement passes over it.
 """
 
 import json
@@ -35,10 +35,10 @@ _POSITION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What was asked for.
+    """The answer to a query.
 
     Attributes:
-        place: where in the chain it stands, as JSON types.
+        place: its position in the chain, as JSON types.
         content: its bytes, in pieces: lines of JSON for records, text for the rest.
         manifest: the statement that accounts for it, if one does.
     """
@@ -48,21 +48,21 @@ class Shown:
     manifest: Manifest | None = None
 
 
-def show(store: Store, what: str, trust: Trust) -> Shown:
-    """Find what is asked for.
+def show(store: Store, query: str, trust: Trust) -> Shown:
+    """Find an object, a statement or a record.
 
     Args:
         store: the archive.
-        what: a key, or a place in a log.
-        trust: keys, as far as there are any at hand: a statement that is not theirs by its signature is none.
+        query: a key, or a position in a log.
+        trust: the available keys: a statement with a wrong signature is not shown.
 
     Raises:
-        ConfigurationError: it is not something that an archive could hold.
-        ObjectMissing: the archive does not hold it.
-        FormatError: what is there does not parse.
+        ConfigurationError: no archive can have it.
+        ObjectMissing: the archive does not have it.
+        FormatError: the object does not parse.
         StoreError: the store does not give it.
     """
-    key = what.removeprefix(f"{store.url}/")
+    key = query.removeprefix(f"{store.url}/")
     if key == layout.ARCHIVE or key.startswith((layout.AUDITS, layout.CHECKPOINTS)):
         return Shown({"object": key}, iter([store.read(key, limit=_TEXT_LIMIT)]))
     if named := layout.parse_manifest_key(key):
@@ -82,7 +82,7 @@ def show(store: Store, what: str, trust: Trust) -> Shown:
                 raise ObjectMissing(f"the archive {store.url} has no log {log}")
             return _statement(store, log, size - 1, holds)
     raise ConfigurationError(
-        f"{what!r} is nothing that an archive holds; name an object's key, or LOG/PARTITION, LOG/PARTITION/SEQUENCE"
+        f"no archive can have {query!r}; name an object's key, or LOG/PARTITION, LOG/PARTITION/SEQUENCE"
         " or LOG/PARTITION@OFFSET"
     )
 
@@ -91,7 +91,7 @@ def events(store: Store, statement: Statement) -> Iterator[bytes]:
     """Return the events of a statement as lines, in pieces.
 
     Raises:
-        FormatError: the segment is not what the statement says. It is raised after the last piece that could be read.
+        FormatError: the segment does not match the statement. Raised after the last readable piece.
         StoreError: the store does not give it.
     """
     if statement.segment:
@@ -130,7 +130,7 @@ def _place(log: Log, sequence: int, found: Manifest) -> dict[str, Any]:
 
 
 def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Manifest]) -> Shown:
-    """Show a segment or quarantine object, whether or not a manifest names it."""
+    """Return a segment or quarantine object, even if no manifest names it."""
     found = find_statement(store, records.log, records.first, holds)
     named = None
     if found:
@@ -183,7 +183,7 @@ def _event(store: Store, key: str, batch: Batch, line: int) -> Iterator[bytes]:
 
 
 def _quarantined(store: Store, key: str, digest: str, offset: int) -> Iterator[bytes]:
-    """Return the one line of a quarantine object that is about an offset."""
+    """Return the line of a quarantine object for an offset."""
     wanted = f'{{"offset":{offset},'.encode()
     line = bytearray()
     for piece in _inflated(store, key, digest):

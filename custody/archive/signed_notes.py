@@ -1,8 +1,8 @@
-"""Signed notes: files of the two-line form that lie in no log, by which tasks know what they have made.
+"""Signed notes: files of the two-line form outside any log, in which tasks record what they have made.
 
-Results of an audit's pieces, lists of tables, and notes of reports are such files. Anybody who can write into the
-archive can put one there; only one that both of our keys signed, within their spans, counts. A key that has ended
-counts for none, for nothing shows when one was made.
+Results of an audit's pieces, lists of tables, and notes of reports are such files. Anyone who can write into the
+archive can put one there, so a note counts only if both of our keys signed it, within their validity. A key that has
+ended never counts, because nothing proves when a note was made.
 """
 
 from typing import Protocol, TypeVar
@@ -61,7 +61,7 @@ def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:
 
     Raises:
         ObjectMissing: there is none.
-        FormatError: what is there is none.
+        FormatError: the object is not such a note.
         SignatureInvalid: it does not count.
         KeyUnavailable: its signatures cannot be checked now.
         StoreError: the store does not give it.

@@ -1,7 +1,7 @@
-"""What trusted keys signed of an archive: its `archive.json`, the entries of its logs, where these end, checkpoints.
+"""What trusted keys signed in an archive: its `archive.json`, the entries of its logs, the logs' ends, checkpoints.
 
-The policy is `custody.tlog.signatures`; here it is applied to what lies in a store. Nothing that is not signed decides
-anything: whoever can write into the store, and has no key, can raise alarms and no more.
+The policy is in `custody.tlog.signatures`; here it is applied to objects in a store. Unsigned data decides nothing: an
+attacker who can write into the store, but has no key, can only raise alarms.
 """
 
 from collections.abc import Callable
@@ -42,29 +42,29 @@ E = TypeVar("E", bound=Entry)
 
 
 def check_archive(file: ArchiveFile, trust: Trust) -> str | None:
-    """Return why an `archive.json` is not the one that is trusted, None if it is.
+    """Return why an `archive.json` is not the trusted one, None if it is.
 
-    It is where its pin is the trusted one; without a pin, where trusted keys signed it.
+    It is trusted if its pin is the one in the trust; or, if there is no pin, if trusted keys signed it.
     """
     if trust.archive is not None:
         if file.pin == trust.archive:
             return None
         return (
-            f"archive.json is not the one that trust.json pins: archive {file.id} with SHA-256 {file.pin.sha256}, and"
-            f" {trust.archive.id} with {trust.archive.sha256} is pinned"
+            f"archive.json is not the one pinned in trust.json: it is archive {file.id} with SHA-256 {file.pin.sha256},"
+            f" but {trust.archive.id} with {trust.archive.sha256} is pinned"
         )
     verdict = check_archive_signatures(file, trust, pinned=False)
     if verdict.counts:
         return None
-    ended = "; pin it in trust.json if you know that it is this one" if verdict.good and not verdict.held else ""
+    ended = "; if you know that it is the right one, pin it in trust.json" if verdict.good and not verdict.held else ""
     return f"archive.json is not signed by trusted keys: {verdict.reason}{ended}"
 
 
 def read_trusted_archive(store: Store, trust: Trust) -> ArchiveFile:
-    """Read `archive.json`, and check that it is the one that is trusted.
+    """Read `archive.json`, and check that it is the trusted one.
 
     Raises:
-        HeadRollback: it is another one.
+        HeadRollback: it is not the trusted one.
         ObjectMissing: there is no archive here.
         FormatError: it is not of this format.
         StoreError: the store does not give it.
@@ -72,20 +72,20 @@ def read_trusted_archive(store: Store, trust: Trust) -> ArchiveFile:
     file = read_archive(store)
     problem = check_archive(file, trust)
     if problem is not None:
-        raise HeadRollback(f"{store.url}: {problem}. Nothing is done with it; `custody verify` says more")
+        raise HeadRollback(f"{store.url}: {problem}. The archive is not used; run `custody verify`")
     return file
 
 
 def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -> Verdict:
-    """Return what the policy says of the signatures of `archive.json`.
+    """Return the policy's verdict on the signatures of `archive.json`.
 
-    Nothing shows when it was signed. So a key that has ended speaks for it only where it is known otherwise to be this
-    one; else the other key must hold.
+    Nothing proves when it was signed. So a key that has ended counts only if the file is pinned; otherwise the other
+    key's signature must be valid.
 
     Args:
         file: the file.
         trust: the keys.
-        pinned: whether its pin is the one that `trust.json`, or a memory of this place, has.
+        pinned: whether its pin is in `trust.json` or in the state file.
     """
     place = None if pinned else OUTSIDE
     verdict = check_file(
@@ -97,19 +97,19 @@ def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -
 
 
 class Judge:
-    """Tells what counts of what lies in a log's slots, by the one policy.
+    """Decides which entries in a log's slots count, by the signature policy.
 
-    A statement that an ended key signed counts if it is shown to lie in the tree at which the key ended.
+    A statement that an ended key signed counts if it is proved to be in the tree at which the key ended.
     """
 
     def __init__(self, store: Store, log: Log, form: Form[Entry], archive: str | None, trust: Trust) -> None:
-        """Prepare to judge.
+        """Set up.
 
         Args:
             store: the archive's storage.
-            log: whose slots they are.
-            form: what the log is as a signed log.
-            archive: the archive's id; None where it is not known, and not asked for.
+            log: the log.
+            form: the form of the log's entries.
+            archive: the archive's id; None if it is not known and not checked.
             trust: the keys.
         """
         self._store, self._log, self._form, self._archive, self._trust = store, log, form, archive, trust
@@ -117,7 +117,7 @@ class Judge:
         self.proofs = Proofs(store, str(log), form, self.is_valid)
 
     def verdict(self, entry: Entry, sequence: int, order: KeyOrder | None = None) -> Verdict:
-        """Return what the policy says of an entry; with the order of keys so far, where entries are read in order."""
+        """Return the policy's verdict on an entry. Pass the order of keys so far if entries are read in order."""
         return check_file(
             entry.message,
             entry.signatures,
@@ -131,12 +131,12 @@ class Judge:
         )
 
     def holds(self, entry: Entry, sequence: int) -> bool:
-        """Return whether an entry counts in its slot. False: nothing holds of it, and the slot may be passed over.
+        """Return whether an entry counts in its slot. If not, it has no valid signature, and may be passed over.
 
         Raises:
-            HeadRollback: it may not be passed over: a good signature that does not count, or a key not known here that
-                nobody has judged to be no writer's.
-            KeyUnavailable: no signature of it can be checked now.
+            HeadRollback: it must not be passed over: it has a good signature that does not count, or is signed by an
+                unknown key, which was not accepted.
+            KeyUnavailable: none of its signatures can be checked now.
         """
         if not self.is_of_place(entry, sequence):
             return False
@@ -151,19 +151,20 @@ class Judge:
             if self._is_accepted(sequence, digest):
                 return False
             raise HeadRollback(
-                f"{key} does not count: {verdict.reason}. If a writer has this key, give it to this one; if none has,"
+                f"{key} does not count: {verdict.reason}. If this is a writer's key, give it to this writer too."
+                " If not, run"
                 f" `custody accept --finding key-unknown --log {self._log} --sequence {sequence} --sha256 {digest}`"
-                " lets the slot be passed over"
+                " to pass over the slot"
             )
         if verdict.refused:
             raise HeadRollback(f"{key} does not count: {verdict.reason}")
         raise KeyUnavailable(f"no signature of {key} can be checked: {verdict.reason}")
 
     def newer_before(self, entry: Entry, sequence: int) -> str | None:
-        """Return the id of a key that signed before an entry, and is newer than one that signed it; None if none did.
+        """Return the id of a key that signed earlier but is newer than a key of this entry; None if there is none.
 
-        The entries 1, 2, 4, 8 … places before it are asked, and none where no newer key is known. By keys without a
-        span, which have no order of their own, only who reads all entries can tell.
+        Only the entries 1, 2, 4, 8 … before it are read, and none if no newer key is known. Keys without a validity
+        period have no order of their own: for these, all entries must be read.
         """
         newer: set[str] = set()
         for signature, _ in entry.signatures:
@@ -183,21 +184,21 @@ class Judge:
         return None
 
     def _digest(self, key: str) -> str:
-        """Return the SHA-256 of what is stored, in hex; empty where only an older version of it is."""
+        """Return the SHA-256 of the stored object, in hex; empty if there is only an older version."""
         try:
             return sha256(self._store.read(key, limit=FILE_LIMIT)).hexdigest()
         except ObjectMissing:
             return ""
 
     def _is_accepted(self, sequence: int, digest: str) -> bool:
-        """Return whether somebody has judged that no writer has the key that signed what lies in a slot."""
+        """Return whether it was accepted that the key of the object in this slot is not a writer's."""
         place = ("key-unknown", str(self._log), sequence, digest)
         return any((one.finding, one.log, one.sequence, one.sha256) == place for one in self._trust.accepted)
 
     def is_valid(self, entry: Entry, sequence: int) -> bool | None:
-        """Return whether an entry is valid in its slot, by the keys at hand; None where that cannot be said.
+        """Return whether an entry is valid in its slot, by the available keys; None if that cannot be decided.
 
-        Whether it lies within the head at which its key ended is not asked.
+        Does not check whether it is within the head at which its key ended.
         """
         if not self.is_of_place(entry, sequence):
             return False
@@ -211,9 +212,9 @@ class Judge:
         )
 
     def stands(self, entry: Entry, sequence: int) -> bool:
-        """Return whether tasks may go by an entry: as `may_stand`, but for what unknown or ended keys signed.
+        """Return whether tasks may use an entry: as `may_stand`, but not if unknown or ended keys signed it.
 
-        Whoever trusts no key at all knows of none.
+        With an empty trust, no key counts as unknown.
         """
         if not self.is_of_place(entry, sequence):
             return False
@@ -223,10 +224,10 @@ class Judge:
         return self._may_stand(verdict, sequence)
 
     def may_stand(self, entry: Entry, sequence: int) -> bool:
-        """Return whether readers may go by an entry. Never raises because of a signature.
+        """Return whether readers may use an entry. Never raises because of a signature.
 
-        No, where a signature is wrong and none is good. What cannot be checked here is believed, unless a later entry
-        passes over the slot.
+        False if a signature is wrong and none is good. An entry that cannot be checked here is accepted, unless a later
+        entry passes over its slot.
         """
         if not self.is_of_place(entry, sequence):
             return False
@@ -236,7 +237,7 @@ class Judge:
         return verdict.good or (not verdict.void and not self.proofs.is_passed_over(sequence))
 
     def is_of_place(self, entry: Entry, sequence: int) -> bool:
-        """Return whether an entry says of itself that it is of this archive, log and slot."""
+        """Return whether an entry claims to be of this archive, log and slot."""
         statement = entry.statement
         placed = statement.sequence == sequence
         if self._archive is not None:
@@ -245,7 +246,7 @@ class Judge:
         return placed and (of is None or Log(of.topic, of.partition, of.epoch) == self._log)
 
     def checkpoint_verdict(self, note: Note, found: Checkpoint) -> NoteVerdict:
-        """Return what the policy says of a checkpoint of this log, without asking for a quorum of witnesses."""
+        """Return the policy's verdict on a checkpoint of this log, without a quorum of witnesses."""
         return check_checkpoint(
             note,
             found,
@@ -258,7 +259,7 @@ class Judge:
     def refusal(self, note: Note, found: Checkpoint) -> str | None:
         """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
         if found.origin != checkpoint.origin_of(self._archive or "", self._log):
-            return f"it is of {found.origin[:300]!r}, and not of this archive's log {self._log}"
+            return f"it is of {found.origin[:300]!r}, not of this archive's log {self._log}"
         verdict = self.checkpoint_verdict(note, found)
         return None if verdict.counts else verdict.reason
 
@@ -268,12 +269,12 @@ class Judge:
 
 
 def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log], Holds[Manifest]]:
-    """Return what tells, of each log, whether tasks may go by a statement where it stands: `Judge.stands`.
+    """Return a function that gives, for each log, the check whether tasks may use a statement: `Judge.stands`.
 
     Args:
         store: the archive's storage.
-        archive: the archive's id; None where it is not known, and not asked for.
-        trust: the keys; none where none are at hand.
+        archive: the archive's id; None if it is not known and not checked.
+        trust: the available keys.
     """
 
     @cache
@@ -284,28 +285,28 @@ def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log],
 
 
 def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) -> Tip[E]:
-    """Find where a log ends, by what trusted keys signed, in the order of these keys.
+    """Find where a log ends, by the entries that trusted keys signed, in the order of these keys.
 
     Raises:
-        HeadRollback: the newest entry does not count, and may not be passed over.
+        HeadRollback: the newest entry does not count, and must not be passed over.
         KeyUnavailable: its signature cannot be checked now.
-        FormatError: its tree does not hold together.
+        FormatError: its tree is inconsistent.
         StoreError: the store does not answer.
     """
     tip = find_end(store, form, judge.holds, hint)
     newer = judge.newer_before(tip.newest, tip.head.size - 1) if tip.newest else None
     if newer is not None:
         key = form.key(tip.head.size - 1)
-        raise HeadRollback(f"{key} does not count: an older key signs it after the newer {newer!r}")
+        raise HeadRollback(f"{key} does not count: an older key signed it after the newer {newer!r} was in use")
     return tip
 
 
 def find_trusted_tip(store: Store, log: Log, archive: str, trust: Trust, hint: int = 0) -> Tip[Manifest]:
-    """Find where a log of statements ends; raises as `find_signed_end`."""
+    """Find where a log of statements ends. Raises as `find_signed_end`."""
     form = statements_of(log)
     return find_signed_end(store, form, Judge(store, log, form, archive, trust), hint)
 
 
 def find_trusted_audits(store: Store, archive: str, trust: Trust) -> Tip[SignedAudit]:
-    """Find where the log of audits ends; raises as `find_signed_end`."""
+    """Find where the log of audits ends. Raises as `find_signed_end`."""
     return find_signed_end(store, AUDITS, Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust))

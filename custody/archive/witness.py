@@ -1,28 +1,28 @@
-"""A witness: remembers the heads that an archive signed, checks that each grows out of the last one, and signs it too.
+"""A witness: keeps the heads that an archive signed, checks that each is consistent with the last one, and cosigns it.
 
-Two organisations that watch one archive this way cannot be shown two histories. A witness has a folder of its own:
+Two organisations that watch one archive this way cannot be shown two histories. A witness has its own folder:
 
 - `keyring.json`: a keyring with its one Ed25519 key. Its vkey, of type 4, goes into the `witnesses` of others' trust;
-- `state.json`: which `archive.json` it saw at each URL that it was given (`custody.archive.known_heads`);
-- `notes/<archive id>/<log>/<partition>/<size>`: each checkpoint that it cosigned (C2SP `tlog-cosignature`), to be taken
-  into evidence with `custody evidence --checkpoint`.
+- `state.json`: the pin of the `archive.json` at each URL (`custody.archive.known_heads`);
+- `notes/<archive id>/<log>/<partition>/<size>`: each checkpoint that it cosigned (C2SP `tlog-cosignature`), for
+  `custody evidence --checkpoint`.
 
 Rules:
 
-1. A URL is pinned to the `archive.json` that was seen there first, if that is trusted. Another one is refused at
-   every look, until what was there is back, or somebody accepts it by its exact digest in `trust.json` (finding
-   `archive`, as `custody verify` reports it); it never begins a memory of its own.
-2. What was cosigned is remembered by the archive and log that the note itself names: wherever a log of that name is
-   shown to it, a witness cosigns only one history of it.
-3. Of a log, the newest checkpoint that counts by the one policy is looked at. What does not count is an alarm, and
-   hides nothing: whoever has no key cannot stop a witness.
-4. A head is cosigned only if a consistency proof leads to it from the one cosigned last. A log that went back, forked
-   or is gone is refused at every look, until what is missing is back, or somebody accepts exactly that loss
-   (`custody.archive.losses`). Then the witness goes on from the log's present head. What it cosigned before stays in
-   its folder, under a name that is no longer its memory: nothing is deleted.
-5. Every refusal names the way out: what to bring back, or the command that accepts it.
+1. A URL is pinned to the first `archive.json` there, if that is trusted. Another one is refused at every run, until the
+   first is restored, or the other is accepted by its exact digest in `trust.json` (finding `archive`, as in `custody
+   verify`). A refused archive gets no state of its own.
+2. Cosigned heads are kept by the archive and log that the note itself names. Wherever a log of that name is shown, a
+   witness cosigns only one history of it.
+3. For each log, the newest valid checkpoint is used. An invalid one is an alarm, but hides nothing: an attacker
+   without a key cannot stop a witness.
+4. A head is cosigned only if a consistency proof leads to it from the last cosigned head. A log that was rolled back,
+   forked or is gone is refused at every run, until the missing statements are restored, or exactly this loss is
+   accepted (`custody.archive.losses`). Then the witness continues from the log's present head. Its earlier cosigned
+   checkpoints stay in its folder under another name, and no longer count as known heads: nothing is deleted.
+5. Every refusal says how to end it: what to restore, or the command that accepts it.
 
-It is one module because each rule reads and changes the same memory: what was cosigned, and what was seen at a URL.
+It is one module because each rule reads and changes the same state: the cosigned heads, and the pin of each URL.
 """
 
 import contextlib
@@ -60,26 +60,26 @@ __all__ = ["Seen", "Witness"]
 _KEYRING = "keyring.json"
 _STATE = "state.json"
 _NOTES = "notes"
-_RESTORE = "bring back what is missing or was changed, from a replica or backup"
+_RESTORE = "restore what is missing or was changed from a replica or backup"
 _ALARMS = 10
-"""Checkpoints that do not count are named up to so many of a log."""
+"""The most invalid checkpoints of a log that are reported."""
 
 Outcome = Literal["first", "grown", "unchanged", "unsigned", "refused", "resumed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a witness made of a log's newest checkpoint, or of `archive.json`.
+    """The result for a log's newest checkpoint, or for `archive.json`.
 
     Attributes:
         log: `<log>/<partition>`, or `archive.json`.
-        outcome: cosigned for the first time, cosigned as grown, as before, signed by nobody who is trusted, refused, or
-            resumed: it was refused, somebody accepted that, and the witness goes on from the present head.
-        size: statements that the newest checkpoint covers.
-        problem: why it was refused, and what ends that.
+        outcome: cosigned for the first time, cosigned after growth, unchanged, not signed by a trusted key, refused, or
+            resumed: its refusal was accepted, and the witness continues from the present head.
+        size: how many statements the newest checkpoint covers.
+        problem: why it was refused, and how to end that.
         remark: what was accepted.
-        notes: of one that was refused, the checkpoint remembered and the new one, whole.
-        alarms: what lies among the checkpoints and does not count.
+        notes: if it was refused, the complete known checkpoint and the new one.
+        alarms: invalid objects among the checkpoints.
         path: where the cosigned checkpoint is kept.
     """
 
@@ -95,7 +95,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Cosigned:
-    """The checkpoint of a log that was cosigned last."""
+    """The last cosigned checkpoint of a log."""
 
     checkpoint: Checkpoint
     note: Note
@@ -107,12 +107,12 @@ class _Cosigned:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """What speaks against a head.
+    """What is wrong with a head.
 
     Attributes:
-        what: it is.
-        remedy: what ends it, without an acceptance.
-        loss: what somebody may accept; None where nothing can be said exactly enough.
+        what: the problem.
+        remedy: how to end it without an acceptance.
+        loss: what can be accepted; None if it cannot be identified exactly enough.
         note: the checkpoint that it is about.
         size: of that checkpoint.
     """
@@ -124,19 +124,19 @@ class _Problem:
     size: int = 0
 
     def __str__(self) -> str:
-        accept = f"; or, once somebody has judged it, accept it: {self.loss.command}" if self.loss else ""
+        accept = f"; or, after review, accept it: {self.loss.command}" if self.loss else ""
         return f"{self.what}. To end this alarm, {self.remedy}{accept}"
 
 
 @dataclass(slots=True)
 class _Look:
-    """One look at a log.
+    """What was read of a log.
 
     Attributes:
-        newest: the largest checkpoint above what was cosigned that counts, and whose root is that of the statements.
-        problem: what speaks against the largest one that counts, if its root is not; not accepted.
-        skipped: heads of checkpoints that are passed by, because what speaks against them was accepted.
-        alarms: what lies among the checkpoints and does not count.
+        newest: the largest valid checkpoint above the cosigned one, if its root is that of the statements.
+        problem: what is wrong with the largest valid checkpoint, unless it was accepted.
+        skipped: heads of checkpoints that are skipped, because their problems were accepted.
+        alarms: invalid objects among the checkpoints.
     """
 
     newest: tuple[Note, Checkpoint] | None = None
@@ -149,11 +149,11 @@ class Witness:
     """A witness with its folder."""
 
     def __init__(self, folder: Path, now: datetime, passphrase: str | None = None) -> None:
-        """Open the folder; a new one gets a key.
+        """Open the folder. A new folder gets a key.
 
         Args:
-            folder: the witness's own.
-            now: the time, aware: its key must be valid.
+            folder: the witness's own folder.
+            now: the time, with its zone: the key must be valid.
             passphrase: opens an encrypted keyring, and encrypts a new one.
 
         Raises:
@@ -165,13 +165,13 @@ class Witness:
         if not path.exists():
             if (self._folder / _NOTES).exists():
                 raise ConfigurationError(
-                    f"{path} is missing, although this witness has cosigned before; restore it, or name a new folder"
+                    f"{path} is missing, but this witness has cosigned before; restore it, or name a new folder"
                 )
             new_keyring(path, now, passphrase, ["Ed25519"])
         ring = Keyring.load(path, passphrase)
         key = ring.newest("Ed25519", now)
         if not isinstance(key, Ed25519Key):
-            raise ConfigurationError(f"keyring {path}: no Ed25519 key in it is valid now; a witness signs by one")
+            raise ConfigurationError(f"keyring {path}: no Ed25519 key in it is valid now; a witness needs one to sign")
         self._signer = key
         self._keys = [NoteKey(one.key_id, one.public, COSIGNATURE) for one in ring.keys if isinstance(one, Ed25519Key)]
         self._state = State(self._folder / _STATE)
@@ -181,15 +181,15 @@ class Witness:
         return f"<Witness {self.key.vkey}>"
 
     def watch(self, store: Store, trust: Trust, now: datetime) -> Iterator[Seen]:
-        """Look at the newest checkpoint of each log, and cosign those that hold.
+        """Check the newest checkpoint of each log, and cosign the valid ones.
 
         Args:
-            store: the archive, under the URL that the witness's owner gave.
-            trust: whose signatures of checkpoints count, and what was accepted.
-            now: the time, aware: cosignatures carry it.
+            store: the archive, at the URL that the user gave.
+            trust: the keys whose checkpoints count, and what was accepted.
+            now: the time, with its zone: it goes into the cosignatures.
 
         Raises:
-            ObjectMissing: nothing was ever seen at this URL, and there is no archive.
+            ObjectMissing: there is no archive at this URL, and there was none before.
             StoreError: the archive cannot be listed.
             ConfigurationError: the witness's folder cannot be used.
         """
@@ -211,24 +211,24 @@ class Witness:
     # --- which archive it is
 
     def _identify(self, store: Store, trust: Trust) -> tuple[Pin, str | None] | str:
-        """Return which archive this is, with what was accepted of that; or why it is not the one that belongs there."""
+        """Return the archive's pin and what was accepted about it, or why it is not the archive of this URL."""
         known = self._state.pin(store.url)
         pins = [("trust.json", trust.archive), ("this witness", known)]
         pinned = [(origin, pin) for origin, pin in pins if pin is not None]
-        restore = f"bring back its {layout.ARCHIVE}, from a replica or backup"
+        restore = f"restore its {layout.ARCHIVE} from a replica or backup"
         try:
             data = store.read(layout.ARCHIVE, limit=archive_file.FILE_LIMIT)
         except StoreError as error:
             if known is None:
                 if isinstance(error, ObjectMissing):
                     raise ObjectMissing(
-                        f"there is no archive at {store.url}, and this witness never saw one there: is that its URL?"
+                        f"there is no archive at {store.url}, and this witness never saw one there: check the URL"
                     ) from None
                 raise
             return f"it cannot be read: {error}. To end this alarm, {restore}"
         loss = Loss("archive", sha256(data).hexdigest(), key=layout.ARCHIVE)
         accepted = loss.is_accepted(trust)
-        remark = "accepted in trust.json, by the digest of what is stored there"
+        remark = "accepted in trust.json, by the digest of the stored object"
         try:
             file = archive_file.parse(data)
         except FormatError as error:
@@ -240,17 +240,17 @@ class Witness:
         wrong = [one.what for one in verdict.problems if not one.open and one.kind != "key-unknown"]
         if others:
             origins, pin = " and ".join(origin for origin, _ in others), others[0][1]
-            what = (
-                f"another archive lies at {store.url}: {file.id} with SHA-256 {file.pin.sha256}; {origins}"
+            message = (
+                f"there is another archive at {store.url}: {file.id} with SHA-256 {file.pin.sha256}; {origins}"
                 f" pin{'s' if len(others) == 1 else ''} {pin.id} with {pin.sha256}"
             )
-            return (file.pin, remark) if accepted else str(_Problem(what, restore, loss))
+            return (file.pin, remark) if accepted else str(_Problem(message, restore, loss))
         if wrong:
-            what = f"the signatures of {layout.ARCHIVE} do not hold: {'; '.join(wrong)}"
-            return (file.pin, remark) if accepted else str(_Problem(what, restore, loss))
+            message = f"the signatures of {layout.ARCHIVE} are not valid: {'; '.join(wrong)}"
+            return (file.pin, remark) if accepted else str(_Problem(message, restore, loss))
         if not pinned and not verdict.counts:
-            what = f"archive.json is not signed by trusted keys: {verdict.reason}"
-            return str(_Problem(what, "give the keys that signed it (--keys, --trust), or pin it in trust.json"))
+            message = f"archive.json is not signed by trusted keys: {verdict.reason}"
+            return str(_Problem(message, "give the keys that signed it (--keys, --trust), or pin it in trust.json"))
         return file.pin, None
 
     def _remembered_notes(self, store: Store) -> Iterator[str]:
@@ -278,7 +278,7 @@ class Witness:
             return self._resume(of, look, problem, now)
         if look.newest is not None:
             return self._seen(of, look, look.newest, "grown", now)
-        # The statements lead to what was cosigned. Is the checkpoint there, too?
+        # The statements are consistent with the cosigned checkpoint. Check that it still exists.
         problem = of.stored(before)
         remark = None
         if problem is not None:
@@ -288,12 +288,12 @@ class Witness:
         return Seen(str(of.log), "unchanged", before.head.size, alarms=tuple(look.alarms), remark=remark)
 
     def _resume(self, of: "_Watched", look: _Look, problem: _Problem, now: datetime) -> Seen:
-        """Go on from the present head of a log whose loss was accepted."""
+        """Continue from the present head of a log whose loss was accepted."""
         if look.newest is None:
             look = of.look(0)
             if look.problem is not None:
                 return _refused(of.log, look.problem, self._last(of.archive, of.log), look)
-        remark = f"accepted in trust.json: {problem.what}; this witness goes on from here"
+        remark = f"accepted in trust.json: {problem.what}; this witness continues from here"
         if look.newest is None:
             self._set_aside(of.archive, of.log, 0)
             remark += ", and no checkpoint is left"
@@ -310,7 +310,7 @@ class Witness:
         path = self._cosign(of.archive, of.log, found, note, now)
         return Seen(str(of.log), outcome, found.size, alarms=tuple(look.alarms), path=path)
 
-    # --- its memory
+    # --- its known heads
 
     def _cosign(self, archive: str, log: Log, head: Checkpoint, note: Note, now: datetime) -> Path:
         time = int(now.timestamp())
@@ -322,13 +322,13 @@ class Witness:
         return path
 
     def _set_aside(self, archive: str, log: Log, size: int, *, keep: bool = False) -> None:
-        """Take what was cosigned of a size and above out of the memory, under another name, the largest last.
+        """Rename the cosigned checkpoints from a size on, the largest last, so that they are no longer known heads.
 
         Args:
             archive: the archive's id.
             log: the log.
-            size: from which on.
-            keep: only give it the other name as well: killed in between, it is still the memory.
+            size: the first size to rename.
+            keep: only add the other name: if the process is killed then, they are still known heads.
         """
         place = self._place(archive, log)
         try:
@@ -345,10 +345,10 @@ class Witness:
         return self._folder / _NOTES / archive / log.name / str(log.partition)
 
     def _last(self, archive: str, log: Log) -> _Cosigned | None:
-        """Return the largest checkpoint that was cosigned of a log.
+        """Return the largest cosigned checkpoint of a log.
 
         Raises:
-            ConfigurationError: what lies there is none of ours.
+            ConfigurationError: a file there is not one of ours.
         """
         place = self._place(archive, log)
         try:
@@ -361,15 +361,15 @@ class Witness:
         except OSError as error:
             raise ConfigurationError(f"the witness's folder {place} cannot be read: {error.strerror}") from None
         except FormatError as error:
-            raise ConfigurationError(f"{path} is no checkpoint that this witness cosigned: {error}") from None
+            raise ConfigurationError(f"{path} is not a checkpoint that this witness cosigned: {error}") from None
         own = check_checkpoint(note, head, str(log), {}, within=lambda _: False, witnesses=self._keys)
         origin = checkpoint.origin_of(archive, log)
         if not own.witnessed or own.problems or (head.origin, f"{head.size:012}") != (origin, path.name):
-            raise ConfigurationError(f"{path} is no checkpoint that this witness cosigned; restore the folder")
+            raise ConfigurationError(f"{path} is not a checkpoint that this witness cosigned; restore the folder")
         return _Cosigned(head, note)
 
     def _logs(self, archive: str) -> Iterator[Log]:
-        """Yield the logs of an archive of which something was cosigned."""
+        """Yield the logs of an archive that have cosigned checkpoints."""
         folder = self._folder / _NOTES / archive
         for place in folder.glob("*/*") if folder.is_dir() else ():
             log = layout.parse_log_text(f"{place.parent.name}/{place.name}")
@@ -378,7 +378,7 @@ class Witness:
 
 
 def _logs_of(store: Store) -> Iterator[Log]:
-    """Yield the logs that have checkpoints, that of audits among them. Names prove nothing."""
+    """Yield the logs that have checkpoints, also the log of audits. Names prove nothing."""
     for name in store.level(layout.CHECKPOINTS)[0]:
         for partition in store.level(f"{layout.CHECKPOINTS}{name}/")[0]:
             log = layout.parse_log_text(f"{name}/{partition}")
@@ -393,7 +393,7 @@ def _refused(log: Log, problem: _Problem, before: _Cosigned | None, look: _Look)
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """A log as it lies in the archive."""
+    """A log in the archive."""
 
     store: Store
     log: Log
@@ -402,7 +402,7 @@ class _Watched:
     archive: str
 
     def look(self, after: int) -> _Look:
-        """Look for the largest checkpoint above a size that counts."""
+        """Find the largest valid checkpoint above a size."""
         look = _Look()
         most = None
         for size in reversed(checkpoint_sizes(self.store, self.log, after)):
@@ -433,30 +433,30 @@ class _Watched:
         return look
 
     def growth(self, before: _Cosigned, newest: tuple[Note, Checkpoint]) -> _Problem | None:
-        """Return why a head does not grow out of the one cosigned before, None if it does."""
+        """Return why a head is not consistent with the one cosigned before, None if it is."""
         note, found = newest
         known, head = before.head, Head(found.size, found.root)
         try:
             self.judge.proofs.consistency(known.size, head.size)
             root = self.judge.proofs.root(known.size)
         except (FormatError, StoreError) as error:
-            what = f"its growth cannot be proved: {error}"
-            return _Problem(what, _RESTORE, losses.fork(self.log, known, head), note, head.size)
+            message = f"its consistency cannot be proved: {error}"
+            return _Problem(message, _RESTORE, losses.fork(self.log, known, head), note, head.size)
         if self.judge.proofs.leads_to(known.size, known.root, head):
             return None
-        what = "it does not grow out of the checkpoint that was cosigned: another history"
+        message = "it is not consistent with the cosigned checkpoint: another history"
         loss = losses.fork(self.log, known, Head(known.size, root) if root != known.root else head)
-        return _Problem(what, _RESTORE, loss, note, head.size)
+        return _Problem(message, _RESTORE, loss, note, head.size)
 
     def loss(self, before: _Cosigned) -> _Problem | None:
-        """Return how the statements fail to lead to what was cosigned, None if they do."""
+        """Return why the statements are not consistent with the cosigned head, None if they are."""
         known = before.head
         note = self._left(known)
         try:
             tip = self._tip()
             if tip.size < known.size:
-                what = f"the log went back, from {known.size} statements to {tip.size}"
-                return _Problem(what, _RESTORE, losses.rollback(self.log, known, tip), note, known.size)
+                message = f"the log was rolled back, from {known.size} statements to {tip.size}"
+                return _Problem(message, _RESTORE, losses.rollback(self.log, known, tip), note, known.size)
             root = self.judge.proofs.root(known.size)
         except (FormatError, StoreError) as error:
             return _Problem(f"its statements cannot be read: {error}", _RESTORE, None, note, known.size)
@@ -466,14 +466,14 @@ class _Watched:
         other = self._other(known)
         if other is not None:
             return _Problem("two roots were signed for one size", _RESTORE, loss, other, known.size)
-        what = "its statements are others than those that were cosigned: another history"
-        return _Problem(what, _RESTORE, loss, note, known.size)
+        message = "its statements are not the cosigned ones: another history"
+        return _Problem(message, _RESTORE, loss, note, known.size)
 
     def stored(self, before: _Cosigned) -> _Problem | None:
-        """Return what became of the checkpoint that was cosigned, None if it is there as it was."""
+        """Return what happened to the cosigned checkpoint, None if it is unchanged."""
         known = before.head
         key = layout.checkpoint_key(self.log, known.size)
-        remedy = f"bring {key} back, or have the log's head signed again (`custody checkpoint --write {self.log}`)"
+        remedy = f"restore {key}, or have the log's head signed again (`custody checkpoint --write {self.log}`)"
         loss = Loss("checkpoint", loss_digest(str(self.log), key, known.root.hex(), "gone"), key=key)
         try:
             data = self.store.read(key, limit=checkpoint.NOTE_LIMIT)
@@ -481,17 +481,17 @@ class _Watched:
             note = checkpoint.parse_note(data)
             found = checkpoint.parse_checkpoint(note.text)
         except ObjectMissing:
-            what = "the checkpoint that was cosigned is gone: the log went back"
-            return _Problem(what, remedy, loss, self._left(known), known.size)
+            message = "the cosigned checkpoint is gone: the log was rolled back"
+            return _Problem(message, remedy, loss, self._left(known), known.size)
         except FormatError as error:
-            what = f"the checkpoint that was cosigned is overwritten: {error}"
-            return _Problem(what, remedy, loss, self._left(known), known.size)
+            message = f"the cosigned checkpoint was overwritten: {error}"
+            return _Problem(message, remedy, loss, self._left(known), known.size)
         except StoreError as error:
-            return _Problem(f"the checkpoint cannot be read: {error}", "look at the store", size=known.size)
+            return _Problem(f"the checkpoint cannot be read: {error}", "check the store", size=known.size)
         refusal = self.judge.refusal(note, found)
         if refusal is not None:
-            what = f"the checkpoint that was cosigned was replaced by one that does not count: {refusal}"
-            return _Problem(what, remedy, loss, note, known.size)
+            message = f"the cosigned checkpoint was replaced by one that does not count: {refusal}"
+            return _Problem(message, remedy, loss, note, known.size)
         if (found.size, found.root) == (known.size, known.root):
             return None
         if found.size == known.size:
@@ -499,40 +499,40 @@ class _Watched:
         return _Problem("two roots were signed for one size", remedy, loss, note, known.size)
 
     def is_accepted(self, problem: _Problem, known: Sequence[Head]) -> bool:
-        """Return whether somebody accepted a problem, or that the log went back to where it goes on from."""
+        """Return whether a problem was accepted, or the rollback to the head from which the log continues."""
         if problem.loss is not None and problem.loss.is_accepted(self.trust):
             return True
-        # Of several known heads, `custody verify` names the largest in a loss. A smaller one says nothing about ours.
+        # With several known heads, a loss in `custody verify` names the largest. A smaller one is not about ours.
         given = self.trust.heads.get(str(self.log))
         larger = [given] if given is not None and all(given.size > head.size for head in known) else []
         return losses.is_continued(self.log, [*known, *larger], self.judge.proofs, self.trust)
 
     def _foundation(self, note: Note, found: Checkpoint) -> _Problem | None:
-        """Return why a checkpoint is not of the statements in the archive, None if it is."""
+        """Return why a checkpoint does not match the statements in the archive, None if it does."""
         head = Head(found.size, found.root)
         try:
             root = self.judge.proofs.root(head.size)
         except (FormatError, StoreError) as error:
-            what = f"its statements cannot be read: {error}"
+            message = f"its statements cannot be read: {error}"
             try:
                 tip = self._tip()
             except (FormatError, StoreError):
-                return _Problem(what, _RESTORE, None, note, head.size)
+                return _Problem(message, _RESTORE, None, note, head.size)
             loss = losses.rollback(self.log, head, tip) if tip.size < head.size else None
-            return _Problem(what, _RESTORE, loss, note, head.size)
+            return _Problem(message, _RESTORE, loss, note, head.size)
         if root == head.root:
             return None
-        what = "its root is not that of the statements in the archive"
+        message = "its root is not that of the statements in the archive"
         loss = losses.wrong_checkpoint(self.log, head, Head(head.size, root))
-        return _Problem(what, _RESTORE, loss, note, head.size)
+        return _Problem(message, _RESTORE, loss, note, head.size)
 
     def _tip(self) -> Head:
-        """Return the head up to the newest statement that may be valid, by the keys at hand."""
+        """Return the head up to the newest statement that may be valid, by the available keys."""
         valid = self.judge.is_valid
         return find_end(self.store, form_of(self.log), lambda one, at: valid(one, at) is not False).head
 
     def _left(self, below: Head) -> Note | None:
-        """Return the largest checkpoint that counts below a head."""
+        """Return the largest valid checkpoint below a head."""
         for size in reversed(checkpoint_sizes(self.store, self.log)):
             if size >= below.size:
                 continue
@@ -545,7 +545,7 @@ class _Watched:
         return None
 
     def _other(self, known: Head) -> Note | None:
-        """Return the checkpoint that counts and signs another root at a head's size, None if there is none."""
+        """Return a valid checkpoint with another root at a head's size, None if there is none."""
         try:
             note, found = read_checkpoint(self.store, self.log, known.size)
         except (FormatError, StoreError):
@@ -553,7 +553,7 @@ class _Watched:
         return note if found.root != known.root and self.judge.counts_checkpoint(note, found) else None
 
     def _is_judged(self, key: str) -> bool:
-        """Return whether somebody accepted what lies under a checkpoint's key."""
+        """Return whether the object under a checkpoint's key was accepted."""
         judged = [one.sha256 for one in self.trust.accepted if (one.finding, one.key) == ("checkpoint", key)]
         if not judged or None in judged:
             return bool(judged)
@@ -564,7 +564,7 @@ class _Watched:
 
 
 def _make_folders(folder: Path) -> None:
-    """Make a folder and what is missing above it, each entry synced.
+    """Make a folder and its missing parents, and sync each entry.
 
     Raises:
         ConfigurationError: it cannot be made.

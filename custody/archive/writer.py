@@ -1,18 +1,19 @@
 """Append to a log, and fence a second writer.
 
-The archive is the state: a writer asks it where a log ends and goes on from there. The rules of an append:
+The archive is the state: a writer finds where a log ends, and continues there. The rules of an append:
 
-1. Before its first append a writer checks the head that it found (`LogWriter.open`): its signature by the one policy,
-   and all that is known of it. A signed second history must never come from our own writer.
-2. Segment first, quarantine next, manifest last, each create-only. The manifest is the commit, and alone decides a
-   race.
-3. The next manifest is put only once this one is known to be there.
-4. A writer that loses the put of a manifest verifies the winner's. If it counts and joins, the writer raises `Fenced`.
-5. A slot whose object no signature holds for is passed over, by its digest: whoever can write into the store, and has
-   no key, cannot stop the archiving. A slot with a good signature that does not join, or one by a key that is not known
-   here, is never passed over.
-6. Nothing that a writer left when it died is taken over: segments that no manifest names are orphans.
-7. What is not signed steers nothing: names, versions and checkpoints count once their signature does.
+1. Before its first append a writer checks the head that it found (`LogWriter.open`): its signature, and that it is
+   consistent with all known heads. Our own writer must never sign a second history.
+2. It puts the segment first, then the quarantine, and the manifest last, each create-only. The manifest is the commit:
+   only its put decides a race.
+3. It puts the next manifest only after it knows that this one is stored.
+4. A writer that loses the race verifies the winner's manifest. If it is valid and continues the log, the writer raises
+   `Fenced`.
+5. A slot whose object has no valid signature is passed over, by its digest: an attacker who can write into the store,
+   but has no key, cannot stop the archiving. A slot is never passed over if it has a good signature but does not
+   continue the log, or is signed by an unknown key.
+6. Leftovers of a dead writer are never used: segments that no manifest names are orphans.
+7. Unsigned data decides nothing: names, versions and checkpoints only count if their signature is valid.
 """
 
 import logging
@@ -67,11 +68,11 @@ __all__ = ["Entry", "LogWriter", "create_archive"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_HEARTBEAT = 3600
-"""Seconds after which an idle log writes a statement, so that silence and a missing tail can be told apart."""
+"""Seconds after which an idle log writes a statement, so that an idle log differs from one with a missing end."""
 DEFAULT_CHECKPOINT = 3600
 """Seconds after which a log that grew gets a checkpoint."""
 DEFAULT_RETENTION_DAYS = 2555
-"""Days for which evidence is kept at least: seven years."""
+"""The least days for which evidence is kept: seven years."""
 
 _PARALLEL_READS = 32
 
@@ -84,17 +85,17 @@ def create_archive(
     checkpoint: int = DEFAULT_CHECKPOINT,
     retention_days: int = DEFAULT_RETENTION_DAYS,
 ) -> ArchiveFile:
-    """Write `archive.json`, or return what is there already.
+    """Write `archive.json`, or return the existing one.
 
     Args:
-        store: where the archive is to lie.
+        store: where to create the archive.
         signers: returns the HMAC-SHA256 and the Ed25519 key that sign it; called only if it is written.
         heartbeat: seconds after which an idle log writes a statement.
         checkpoint: seconds after which a log that grew gets a checkpoint.
         retention_days: evidence younger than this may not be deleted.
 
     Raises:
-        FormatError: what is there is not of this format, or a number is out of bounds.
+        FormatError: the existing one does not follow the format, or a number is out of bounds.
         KeyUnavailable: a signer cannot sign now.
         StoreError: the store does not take or give it.
     """
@@ -120,7 +121,7 @@ def create_archive(
 
 
 def writer_name() -> str:
-    """Return what signed statements say of the program, host and run; ASCII, whatever the host is called."""
+    """Return the name of this program, host and run for signed statements. Always ASCII."""
     name = f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}"
     return name.encode("ascii", "replace").decode()
 
@@ -132,18 +133,18 @@ def append_audit(
     signers: Sequence[Signer],
     trust: Trust,
 ) -> Tip[SignedAudit]:
-    """Sign and write the next audit, and return the tip behind it.
+    """Sign and write the next audit, and return the tip after it.
 
     Args:
         store: the archive.
         tip: where the audits end.
-        make: returns the audit behind a tip: called again where a slot turns out to hold no valid audit.
+        make: returns the audit after a tip. Called again if a slot has something that is not a valid audit.
         signers: the HMAC-SHA256 and the Ed25519 key.
-        trust: by which another audit in the slot is judged.
+        trust: decides if another audit in the slot is valid.
 
     Raises:
-        Fenced: somebody else wrote an audit of this sequence first, rightly.
-        HeadRollback: what is there may not be passed over.
+        Fenced: another writer wrote a valid audit of this sequence first.
+        HeadRollback: the object in the slot must not be passed over.
         KeyUnavailable: a signer cannot sign now.
         StoreError: the store does not take it.
     """
@@ -158,21 +159,21 @@ def append_audit(
             judge = Judge(store, layout.AUDIT_LOG, AUDITS, statement.archive, trust)
             digest, winner = read_entry(store, AUDITS, tip.size, judge.holds)
             if winner is not None and winner.statement.tree.root == tip.root.hex():
-                raise Fenced(f"audit {tip.size} was written by somebody else meanwhile") from None
+                raise Fenced(f"audit {tip.size} was written by another process meanwhile") from None
             if winner is not None:
-                raise HeadRollback(f"{key} is signed, and was made over another history of audits") from None
-            logger.warning("%s holds no valid audit, and is passed over: find out who wrote it", key)
+                raise HeadRollback(f"{key} is signed, but continues another history of audits") from None
+            logger.warning("%s is not a valid audit, and is passed over: find out who wrote it", key)
             tip = tip.pass_over(digest)
         else:
             return tip.behind(made)
 
 
 def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: NoteSigner, judge: Judge) -> Note | None:
-    """Sign a log's head and write it as a checkpoint; one that is there already with the same root is success.
+    """Sign a log's head and write it as a checkpoint. An existing checkpoint with the same root is success.
 
     Returns:
-        The checkpoint that is there now; None where the slot holds something that does not count: that size gets no
-        checkpoint, and the next one does.
+        The checkpoint in the archive. None if an invalid object is under its key: this size gets no checkpoint, but the
+        next one does.
 
     Raises:
         HeadRollback: another root was signed for this size before.
@@ -190,11 +191,11 @@ def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: Not
         except FormatError:
             there, found = None, None
         if there is None or found is None or not judge.counts_checkpoint(there, found):
-            logger.warning("%s is taken by something that no trusted key signed: this size gets no checkpoint", key)
+            logger.warning("%s is taken by an object that no trusted key signed: this size gets no checkpoint", key)
             return None
         if found.root != head.root:
             raise HeadRollback(
-                f"{key} signs another root than this log has now: `custody verify` says more; keep both as evidence"
+                f"{key} has another root than the log has now: run `custody verify`, and keep both as evidence"
             ) from None
         return there
     return note
@@ -202,26 +203,26 @@ def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: Not
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What one statement is to account for, and the bytes that go with it.
+    """What one statement accounts for, and the bytes that it commits to.
 
     Attributes:
-        first_offset: where the range starts; in a log that has statements, the head's `next_offset`.
+        first_offset: where the range starts. If the log has statements, it is the head's `next_offset`.
         next_offset: the consumer's position at the cut.
         skipped: offsets that a read-committed consumer gets no record for, merged and sorted.
         lost: offsets that the broker deleted before they were read, or None.
-        unreadable: offsets that the broker holds and no client could decode, merged and sorted.
+        unreadable: offsets that the broker has but no client could decode, merged and sorted.
         members: the segment's gzip members, in order.
-        batches: what the statement says of each; numbered over the log, from `LogWriter.next_batch` on.
+        batches: what the statement says about each; numbered along the log, from `LogWriter.next_batch` on.
         types: events of each type.
         quarantine: the quarantine object's one gzip member, or None.
         quarantine_inflated: the bytes that it inflates to.
         quarantined: offsets of the quarantined records, merged and sorted.
         first_record: offset of the first record, event or quarantined.
         last_record: offset of the last one.
-        leader_epoch: in which the broker's leader took the last one, None where the broker does not say.
+        leader_epoch: the leader epoch of the last record, None if the broker does not tell it.
         first_record_ms: Kafka's timestamp of the first record, or None.
         expired: sequences whose objects may be deleted from now on, or None.
-        previous_epoch: in the first statement of an epoch, the head of the partition's newest earlier epoch that has
+        previous_epoch: only in the first statement of an epoch: the head of the partition's newest earlier epoch with
             statements.
     """
 
@@ -258,15 +259,15 @@ class LogWriter:
         writer: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Prepare to write; `open` must come first.
+        """Set up. Call `open` before the first append.
 
         Args:
             store: the archive's storage.
             archive: the archive's id.
             log_id: which log.
             signer: the HMAC-SHA256 key that signs.
-            trust: the keys and heads by which the head is checked.
-            writer: what signed statements say of the program, host and run.
+            trust: the keys and known heads to check the head with.
+            writer: the name of the program, host and run for signed statements.
             clock: gives `sealed_at`.
         """
         self._store = store
@@ -284,18 +285,18 @@ class LogWriter:
 
     @property
     def next_offset(self) -> int | None:
-        """The first Kafka offset that is not accounted for, None before the first statement."""
+        """The first Kafka offset that no statement accounts for, None before the first statement."""
         return self.tip.newest.statement.next_offset if self.tip.newest else None
 
     def open(self, known: Sequence[KnownHead] = ()) -> Tip[Manifest]:
-        """Find the head and check it by all that can be known of it, before anything is appended.
+        """Find the head and check it, before anything is appended.
 
         Args:
-            known: what others remember of this log's head, beside `trust.json` and signed checkpoints.
+            known: more known heads of this log, beside those in `trust.json` and in signed checkpoints.
 
         Raises:
-            LogChanged: the log was made from another topic or cluster than `log_id` names.
-            HeadRollback: the head is not what it must be: see the message.
+            LogChanged: the log was made from another topic or cluster than that in `log_id`.
+            HeadRollback: the head contradicts what is known: see the message.
             KeyUnavailable: the signature of the head cannot be checked now.
             FormatError: the newest manifest's tree does not hold together.
             StoreError: the store does not answer.
@@ -313,11 +314,11 @@ class LogWriter:
         """Account for a range of offsets: put its segment, its quarantine and its manifest, and return the manifest.
 
         Raises:
-            Fenced: another writer appended first, rightly.
-            FormatError: the entry is beyond a limit of the format; nothing was signed.
-            HeadRollback: the key of the next manifest is taken by something that does not join.
+            Fenced: another writer validly appended first.
+            FormatError: the entry exceeds a limit of the format; nothing was signed.
+            HeadRollback: the key of the next manifest is taken by a manifest that does not continue the log.
             KeyUnavailable: the signer cannot sign now.
-            StoreError: the store does not take it. What was put so far is an orphan.
+            StoreError: the store does not take it. Objects put so far are orphans.
         """
         _check_limits(entry)
         segment = self._put_segment(entry)
@@ -339,10 +340,10 @@ class LogWriter:
         return committed
 
     def next_batch(self) -> int:
-        """Return the number of the next batch. Only a log that was idle has to look back for it.
+        """Return the number of the next batch. Reads earlier manifests if the newest ones have no batch.
 
         Raises:
-            CustodyError: a manifest on the way cannot be read.
+            CustodyError: an earlier manifest cannot be read.
         """
         if self._next_batch is None:
             self._next_batch = self._count_batches()
@@ -404,7 +405,7 @@ class LogWriter:
         )
 
     def _count_batches(self) -> int:
-        """Read back, many manifests at once, to the newest statement that has batches."""
+        """Read backwards, several manifests at once, to the newest statement with batches."""
         end = self.tip.head.size - 1
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             while end > 0:
@@ -417,32 +418,34 @@ class LogWriter:
         return 0
 
     def _read(self, sequence: int) -> Manifest | None:
-        """Return a statement of ours, None where the slot was passed over."""
+        """Return a valid statement, None if its slot was passed over."""
         try:
             return read_manifest(self._store, self.log, sequence, self.judge.holds)
         except (ObjectMissing, FormatError):
             return None
 
-    def _rollback(self, what: str) -> HeadRollback:
-        return rollback(self._store, self.log, what)
+    def _rollback(self, message: str) -> HeadRollback:
+        return rollback(self._store, self.log, message)
 
     def _yield_to_winner(self) -> None:
-        """Raise Fenced if what took our place counts and joins, HeadRollback if it does not join; else pass over it."""
+        """Raise Fenced if a valid manifest took our slot, HeadRollback if it does not join; else pass over the slot."""
         key = self._form.key(self.tip.size)
         try:
             digest, winner = read_entry(self._store, self._form, self.tip.size, self.judge.holds)
         except HeadRollback as error:
             raise self._rollback(f"another writer's {error}") from None
         except (StoreError, KeyUnavailable) as error:
-            raise Fenced(f"{self.log}: {key} was taken by another writer, and cannot be judged now: {error}") from error
+            raise Fenced(
+                f"{self.log}: {key} was taken by another writer, and cannot be checked now: {error}"
+            ) from error
         if winner is None:
-            logger.warning("%s holds no valid statement, and is passed over: find out who wrote it", key)
+            logger.warning("%s is not a valid statement, and is passed over: find out who wrote it", key)
             self.tip = self.tip.pass_over(digest)
             return
         if winner.statement.log != self._log_id:
             raise self._rollback(f"another writer's {key} is of another topic or cluster")
         if winner.statement.tree.root != self.tip.root.hex():
-            raise self._rollback(f"another writer's {key} was made over another history")
+            raise self._rollback(f"another writer's {key} continues another history")
         if self.next_offset is not None and winner.statement.first_offset != self.next_offset:
             raise self._rollback(
                 f"another writer's {key} starts at offset {winner.statement.first_offset}, not {self.next_offset}"
@@ -451,10 +454,10 @@ class LogWriter:
 
 
 def _check_limits(entry: Entry) -> None:
-    """Check the sizes of what goes with a statement; those of its own fields are checked by parsing it.
+    """Check the sizes of a statement's objects. The fields of the statement are checked when it is parsed.
 
     Raises:
-        FormatError: one is beyond the format's limit.
+        FormatError: a size exceeds the format's limit.
     """
     numbers = [
         ("a segment's bytes", sum(map(len, entry.members)), limits.SEGMENT_BYTES),
@@ -464,13 +467,13 @@ def _check_limits(entry: Entry) -> None:
         ("a batch's inflated bytes", max((batch.inflated for batch in entry.batches), default=0), limits.BATCH_BYTES),
         ("a batch's stored bytes", max((batch.size for batch in entry.batches), default=0), limits.MEMBER_BYTES),
     ]
-    for what, number, limit in numbers:
+    for name, number, limit in numbers:
         if number > limit:
-            raise FormatError(f"{what}: {number:,}, and the format allows {limit:,}; nothing was signed")
+            raise FormatError(f"{name}: {number:,}, but the limit is {limit:,}; nothing was signed")
 
 
 def _check_source(archived: LogId, present: LogId) -> None:
-    """Refuse to go on when the topic, or the cluster, is not the one that the log was made from."""
+    """Raise an error if the topic or the cluster is not the one that the log was made from."""
     same_place = (archived.topic, archived.partition, archived.epoch) == (
         present.topic,
         present.partition,
@@ -483,14 +486,14 @@ def _check_source(archived: LogId, present: LogId) -> None:
             else (f"cluster {archived.cluster}", f"cluster {present.cluster}")
         )
         raise LogChanged(
-            f"{archived.topic}/{archived.partition}: the archive's log is of {before}, and Kafka has {now}: the topic"
-            " was deleted and created again, or moved. If that was meant, begin a new epoch of the log with"
-            f" 'custody new-epoch {archived.topic}'; the old one stays as it is."
+            f"{archived.topic}/{archived.partition}: the archive's log is of {before}, but Kafka has {now}: the topic"
+            " was deleted and created again, or moved. If that was on purpose, begin a new epoch of the log with"
+            f" 'custody new-epoch {archived.topic}'; the old epoch stays as it is."
         )
 
 
 def _following_batch(statement: Statement) -> int | None:
-    """Return the number of the batch after this statement's last one, None if it has none to count from."""
+    """Return the number of the batch after this statement's last one, None if it has no batches."""
     if statement.batches:
         return statement.batches[-1].number + 1
     return 0 if statement.sequence == 0 else None

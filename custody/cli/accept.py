@@ -1,4 +1,4 @@
-"""`custody accept`: put a judged finding into `trust.json`, so that one loss does not hide the next."""
+"""`custody accept`: accept a finding in `trust.json`, so that one loss does not hide the next."""
 
 import sys
 from datetime import UTC, datetime
@@ -27,27 +27,28 @@ _SHOWN = 20
 def accept(
     finding: Annotated[str, typer.Option(help="The finding's name, such as offset-lost.", metavar="NAME")],
     reason: Annotated[str, typer.Option(help="Why it is accepted.")],
-    by: Annotated[str, typer.Option(help="Who judged it.")],
+    by: Annotated[str, typer.Option(help="Who accepts it.")],
     report: Annotated[
         Path | None,
-        typer.Option("--from", help="What `custody verify --json` printed, - for stdin.", metavar="FILE"),
+        typer.Option("--from", help="The output of `custody verify --json`; - is stdin.", metavar="FILE"),
     ] = None,
-    log: Annotated[str | None, typer.Option(help="The log that it is of.", metavar="TOPIC/PARTITION")] = None,
-    sequence: Annotated[int | None, typer.Option(min=0, help="The statement that it is about.")] = None,
-    key: Annotated[str | None, typer.Option(help="The object that it is about.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="The digest of what was found.", metavar="HEX")] = None,
+    log: Annotated[str | None, typer.Option(help="The finding's log.", metavar="TOPIC/PARTITION")] = None,
+    sequence: Annotated[int | None, typer.Option(min=0, help="The finding's sequence.")] = None,
+    key: Annotated[str | None, typer.Option(help="The key of the finding's object.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The finding's sha256.", metavar="HEX")] = None,
     trust: Annotated[
         Path | None,
         typer.Option(
-            help="The trust.json to add it to; else the setting's, else that beside the keyring.", metavar="FILE"
+            help="The trust.json to add it to. Default: the `trust` setting, else trust.json beside the keyring.",
+            metavar="FILE",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be accepted.")] = False,
 ) -> None:
-    """Put a judged finding into trust.json: from then on it is a notice, and the next one like it is not.
+    """Accept one finding in trust.json. From then on this finding is a notice; the next one like it is not.
 
-    Take it from the report of a verification (--from), where --log, --sequence or --key tell it from others of its
-    name; or name it by the very fields that the report had. Tampering is accepted by its exact digest alone.
+    Give the report of a verification with --from, and --log, --sequence or --key if it has several findings of this
+    name. Or give the finding's fields as in the report. Tampering can only be accepted by its sha256.
     """
     from custody.cli import render
     from custody.format.times import format_time
@@ -59,8 +60,8 @@ def accept(
     file = trust_path(settings)
     if settings.trust is None and not file.exists():
         raise ConfigurationError(
-            f"there is no trust.json to put it into, and none at {file}: name it by --trust FILE, or in the settings;"
-            " `custody init` and `custody keys export` make one"
+            f"there is no trust.json at {file}: name yours with --trust FILE or in the setting `trust`; `custody init`"
+            " and `custody keys export` make one"
         )
     wanted = acceptance.Wanted(finding, log, sequence, key, sha256)
     if report is None:
@@ -80,11 +81,11 @@ def accept(
         out.print("Nothing was written (--dry-run).", soft_wrap=True)
         return
     added = trust_file.accept(file, entries)
-    there = f", {len(entries) - added} were there already" if added < len(entries) else ""
-    summary = f"Accepted in {file}: {added} entr{'y' if added == 1 else 'ies'} added{there}."
+    before = f", {len(entries) - added} were there already" if added < len(entries) else ""
+    summary = f"Accepted in {file}: {added} entr{'y' if added == 1 else 'ies'} added{before}."
     out.print(render.safe(summary), soft_wrap=True)
     if settings.trust is None:
-        hint = f"Verify with --trust {file}, or set CUSTODY_TRUST to it: without that nothing reads what was accepted."
+        hint = f"Verify with --trust {file}, or set CUSTODY_TRUST to it. Otherwise the acceptance has no effect."
         out.print(render.safe(hint), soft_wrap=True)
 
 
@@ -102,14 +103,15 @@ def _read(report: Path) -> "Reported":
 
 def _check_archive(reported: "Reported", judged: "Finding", pinned: "Pin | None") -> None:
     if judged.key == ARCHIVE:
-        # It is about what the archive calls itself, and accepted by the digest of that.
+        # The finding is about the archive's identity, and is accepted by its digest.
         return
     if pinned and reported.archive and reported.archive != pinned.id:
         raise ConfigurationError(
-            f"the report is of the archive {reported.archive}, and trust.json is for {pinned.id}: nothing was accepted"
+            f"the report is about the archive {reported.archive}, but trust.json is for {pinned.id}: nothing was"
+            " accepted"
         )
 
 
 def _described(entry: "Accepted") -> str:
-    place = entry.key if entry.key is not None else f"{entry.log}, sequence {entry.sequence}"
-    return f"{entry.finding}: {place}" + (f", SHA-256 {entry.sha256}" if entry.sha256 else "")
+    subject = entry.key if entry.key is not None else f"{entry.log}, sequence {entry.sequence}"
+    return f"{entry.finding}: {subject}" + (f", SHA-256 {entry.sha256}" if entry.sha256 else "")

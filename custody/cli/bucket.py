@@ -1,4 +1,4 @@
-"""`custody bucket`: how an archive's bucket should be configured, and in what it is not."""
+"""`custody bucket`: how an archive's bucket should be configured, and what differs."""
 
 import json
 from contextlib import closing
@@ -14,7 +14,7 @@ from custody.store.bucket import NOT_LOCKED, OBJECT_LOCK, open_configuration
 
 app = typer.Typer()
 
-_LIMIT_NOTE = "Each configuration replaces the bucket's whole: keep what others have set in it."
+_LIMIT_NOTE = "Each configuration replaces the bucket's present one: keep other people's entries when you apply it."
 
 
 @app.command()
@@ -22,11 +22,13 @@ def bucket(
     archive: Annotated[
         str | None, typer.Argument(help="s3://BUCKET/PREFIX. [default: the setting `archive`]", metavar="[ARCHIVE]")
     ] = None,
-    wanted: Annotated[bool, typer.Option("--wanted", help="Print what is wanted, and do not ask the bucket.")] = False,
+    wanted: Annotated[
+        bool, typer.Option("--wanted", help="Print the wanted configuration only; do not read the bucket's.")
+    ] = False,
 ) -> None:
-    """Print how the bucket should be configured, as JSON for Terraform or the AWS CLI, and what differs on stderr.
+    """Print the wanted bucket configuration, as JSON for Terraform or the AWS CLI. Differences go to stderr.
 
-    Nothing is changed. Exit codes: 0 nothing differs; 10 something does; 1 the bucket could not be asked.
+    Changes nothing. Exit codes: 0 nothing differs; 10 something differs; 1 the bucket's configuration cannot be read.
     """
     settings = Settings()
     moves, locked = settings.tiers.moves, settings.s3.retention_mode is not None
@@ -40,8 +42,8 @@ def bucket(
         table = render.table("!configuration", "what differs")
         for name in document:
             try:
-                for one in configuration.compare(name, document, moves):
-                    table.add_row(name, render.safe(one.why))
+                for difference in configuration.compare(name, document, moves):
+                    table.add_row(name, render.safe(difference.why))
             except CustodyError as error:
                 problems.append(str(error))
     if not locked:

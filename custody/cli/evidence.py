@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_Archive = Annotated[str | None, typer.Option(help="Another archive than the setting's.", metavar="URL")]
-_TrustFile = Annotated[Path | None, typer.Option(help="A trust.json, with the keys that you trust.", metavar="FILE")]
-_Keys = Annotated[
-    list[str] | None, typer.Option(help="Keys to trust: file:KEYRING. May be given again.", metavar="URI")
-]
+_Archive = Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")]
+_TrustFile = Annotated[Path | None, typer.Option(help="A trust.json with the keys that you trust.", metavar="FILE")]
+_Keys = Annotated[list[str] | None, typer.Option(help="Keys to trust: file:KEYRING. Can be repeated.", metavar="URI")]
 
 
 def _settings(archive: str | None = None, trust: Path | None = None) -> Settings:
@@ -39,17 +37,17 @@ def _settings(archive: str | None = None, trust: Path | None = None) -> Settings
 def _open_trust(
     settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str | None, more: Sequence[Path] = ()
 ) -> "Trust":
-    """Return what is trusted: what was given, else what a writer of this archive trusts.
+    """Return the trust from the arguments, else what a writer of this archive trusts.
 
     Args:
         settings: the settings.
         keys: URIs of the keys that were given.
-        given: whether a `trust.json` was.
-        archive: URL of the archive, in which no file that is trusted may lie; None where there is none.
-        more: other files that are trusted.
+        given: whether a `trust.json` was given.
+        archive: URL of the archive, which must not contain any trusted file; None where there is none.
+        more: other trusted files.
 
     Raises:
-        ConfigurationError: a file of it cannot be used, or lies in the archive.
+        ConfigurationError: a file cannot be used, or is in the archive.
     """
     from custody.keys.open import keyring_path
     from custody.keys.trust import open_trust
@@ -69,12 +67,12 @@ def _open_trust(
 
 
 def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Trust":
-    """Return this trust with the secrets of leaves in the settings' keyrings too, where these can be opened.
+    """Return this trust, with the leaf secrets of the settings' keyrings where these can be opened.
 
-    They are no matter of trust: they show one event without its neighbours, whoever is trusted. No KMS is asked.
+    Leaf secrets say nothing about trust: they only serve to prove one event without its neighbours. KMS is not called.
 
     Raises:
-        ConfigurationError: a keyring lies in the archive.
+        ConfigurationError: a keyring is in the archive.
     """
     from custody.keys.key import LeafKey
     from custody.keys.keyring import Keyring
@@ -95,10 +93,10 @@ def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Tru
 
 
 def _want_archive(store: "Store") -> None:
-    """Refuse a place where no archive is.
+    """Raise an error if there is no archive.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no archive.
     """
     from custody.archive.reader import read_archive
 
@@ -106,7 +104,7 @@ def _want_archive(store: "Store") -> None:
         read_archive(store)
     except ObjectMissing:
         raise ConfigurationError(
-            f"there is no archive at {store.url}; name yours with --archive URL or in the setting `archive`"
+            f"there is no archive at {store.url}; name yours with --archive URL, or in the setting `archive`"
         ) from None
 
 
@@ -126,16 +124,19 @@ def _echo(lines: Iterable[str]) -> None:
 @app.command()
 def checkpoint(
     logs: Annotated[
-        list[str] | None, typer.Argument(help="LOG/PARTITION, LOG, or audits/0; all logs but the audits if not given.")
+        list[str] | None,
+        typer.Argument(help="LOG/PARTITION, LOG, or audits/0. Default: all logs except the audits."),
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Sign each log's head now, and write it.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Sign each log's head now, and write it to the archive.")
+    ] = False,
     archive: _Archive = None,
     trust: _TrustFile = None,
     keys: _Keys = None,
 ) -> None:
-    """Print the newest checkpoint of each log: its signed head, which anybody can keep, and check with a public key.
+    """Print the newest checkpoint of each log: its signed head, which anybody can keep and check with a public key.
 
-    With --keys, --trust, or the settings' keyring or trust.json, the newest that a trusted key signed.
+    Where there are trusted keys (--keys, --trust, or the settings), print the newest that a trusted key signed.
     """
     from custody.archive import checkpoints
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
@@ -147,7 +148,7 @@ def checkpoint(
 
     settings = _settings(archive, trust)
     if write and keys:
-        raise ConfigurationError("--write signs with the settings' keys: set CUSTODY_KEYS, and leave --keys out")
+        raise ConfigurationError("--write signs with the keys of the settings: set CUSTODY_KEYS instead of --keys")
     store = open_store(settings.archive, settings.s3)
     file = read_archive(store)
     chosen = choose_logs(list_logs(store), logs or (), [AUDIT_LOG])
@@ -165,27 +166,27 @@ def checkpoint(
             own = _open_trust(settings, keys, given=not known, archive=store.url)
         made = [checkpoints.newest_checkpoint(store, log, file.id, own) for log in chosen]
     notes = [note for note in made if note is not None]
-    # A pipe gets a note's bytes as they are signed, and a terminal nothing that it would obey.
+    # A pipe gets the exact signed bytes; for a terminal, control characters are escaped.
     for number, note in enumerate(notes):
         data = note.encode()
         shown = "\n".join(map(escape, data.decode().split("\n"))) if sys.stdout.isatty() else data
         typer.echo("\n" if number else "", nl=False)
         typer.echo(shown, nl=False)
     if not chosen:
-        typer.echo(f"{escape(store.url)} has no log yet, so it has no checkpoint.", err=True)
-    for log, one in zip(chosen, made, strict=True):
-        if one is not None:
+        typer.echo(f"{escape(store.url)} has no log yet, and so no checkpoint.", err=True)
+    for log, checkpoint in zip(chosen, made, strict=True):
+        if checkpoint is not None:
             continue
-        there = len(checkpoint_sizes(store, log))
+        count = len(checkpoint_sizes(store, log))
         if write:
-            what = "what lies at its size does not count, so the next size gets one"
-        elif not there:
-            what = "it has none yet"
+            reason = "its key in the archive is taken by an invalid object; the next size gets a checkpoint"
+        elif not count:
+            reason = "it has none yet"
         elif own is None:
-            what = f"what lies among its checkpoints is none ({there:,} of {there:,})"
+            reason = f"none of the objects among its checkpoints is a checkpoint ({count:,})"
         else:
-            what = f"there are {there:,}, and none is signed by a trusted key; trust is given by --keys or --trust"
-        typer.echo(f"No checkpoint of {escape(str(log))}: {what}.", err=True)
+            reason = f"it has {count:,}, but no trusted key signed any of them; give trusted keys by --keys or --trust"
+        typer.echo(f"No checkpoint of {escape(str(log))}: {reason}.", err=True)
 
 
 @app.command()
@@ -199,13 +200,15 @@ def evidence(
     ] = None,
     for_: Annotated[
         Path | None,
-        typer.Option("--for", help="The trust.json of whoever checks it: proofs lead to its heads.", metavar="FILE"),
+        typer.Option(
+            "--for", help="The trust.json of the person who checks it: adds proofs to its heads.", metavar="FILE"
+        ),
     ] = None,
     whole_batch: Annotated[
         bool,
         typer.Option(
             "--whole-batch",
-            help="Hand over the whole batch, other events too, where the secret of leaves is not at hand.",
+            help="Disclose the whole batch, with its other events, if the leaf secret is not available.",
         ),
     ] = False,
     archive: _Archive = None,
@@ -214,12 +217,12 @@ def evidence(
 ) -> None:
     """Write one file that proves one event: the event, its statement, the proofs, a checkpoint.
 
-    Events that were drained with the setting `drain.event_leaves` on are shown alone. Of other events the file then
-    shows only what the signed statement says: how many there are, their types, and the first and last time of each
-    batch. This needs the secret of leaves, from the keyring in the setting `keys` or `checkpoint_keys`, or from --keys.
-
-    Events that were drained with it off, which is the default, are shown with their whole batch: up to
+    If the setting `drain.event_leaves` was off at the drain (the default), the file discloses the whole batch: up to
     `drain.batch_events` other events. The command says how many.
+
+    If it was on, the file discloses this event alone. Of other events it shows only what the signed statement says:
+    how many there are, their types, and the first and last time of each batch. This needs the leaf secret, from the
+    keyring in the setting `keys` or `checkpoint_keys`, or from --keys.
     """
     from custody.archive.prove import make_evidence
     from custody.archive.reader import choose_logs, list_logs
@@ -237,7 +240,7 @@ def evidence(
         trusted = _with_leaf_secrets(trusted, settings, store.url)
     chosen, *others = choose_logs(list_logs(store), [log], [AUDIT_LOG])
     if others:
-        raise ConfigurationError(f"{log!r} names {len(others) + 1} logs: name one, as LOG/PARTITION")
+        raise ConfigurationError(f"{log!r} names {len(others) + 1} logs: name one of them, as LOG/PARTITION")
     made = make_evidence(
         store,
         chosen,
@@ -262,22 +265,22 @@ def evidence(
 
 @app.command("check-evidence")
 def check_evidence(
-    file: Annotated[Path, typer.Argument(help="What `custody evidence` wrote.", dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="The file that `custody evidence` wrote.", dir_okay=False)],
     trust: _TrustFile = None,
     keys: _Keys = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
-    """Check evidence, offline, with public keys alone, and print the event and what this proves.
+    """Check an evidence file, offline, with public keys only. Print the event, and what is proved.
 
     README.txt in the file is for people: it is not checked.
 
-    Exit codes: 0 proved, 2 the file is no evidence at all, 12 no trusted key signed it, too few witnesses did, or a key
-    that has ended, 13 a signature is wrong, parts do not belong together, or the history is another than the one known.
+    Exit codes: 0 proved; 2 not an evidence file; 12 not signed by a trusted key or by enough witnesses, or signed after
+    the key's end; 13 a signature is wrong, parts do not match, or the history contradicts a known head.
     """
     from custody.archive import evidence as checking
 
     if not trust and not keys:
-        raise ConfigurationError("say whom you trust: --trust trust.json, or --keys file:KEYRING")
+        raise ConfigurationError("give the keys that you trust: --trust trust.json, or --keys file:KEYRING")
     trusted = _open_trust(_settings(trust=trust), keys, given=True, archive=None)
     try:
         result = checking.check_evidence(_read(file, checking.FILE_LIMIT), trusted, datetime.now(UTC))
@@ -303,17 +306,17 @@ def _proved(result: "Result") -> Iterable[str]:
     yield result.event.decode()
     yield ""
     yield f"This event is the record at offset {result.offset} of {result.log}, byte for byte as it was archived."
-    yield f"It was sealed at {result.sealed_at} by {result.writer}: that is the writer's clock and word."
-    yield f"Archive: {result.archive}, {'as trust.json pins it' if result.pinned else 'by the file alone'}."
+    yield f"It was sealed at {result.sealed_at} by {result.writer}: the writer's own claims, by its own clock."
+    yield f"Archive: {result.archive}, {'as pinned in trust.json' if result.pinned else 'as the file claims'}."
     signers = ", ".join(result.signatures.signers)
     yield f"Proved: it is in the log whose first {result.checkpoint.size:,} statements {signers} signed."
     for name, at in result.signatures.witnessed:
         yield f"  {name} saw that head at {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}."
-    for one in result.compared:
-        if one.relation != "unshown":
-            yield f"  {_agrees(one)}"
+    for compared in result.compared:
+        if compared.relation != "unshown":
+            yield f"  {_agreement(compared)}"
     if result.statement.counts:
-        yield f"  The statement itself was signed by {', '.join(result.statement.held)}, and that was checked, too."
+        yield f"  The statement's own signature by {', '.join(result.statement.held)} was checked too."
     for remark in result.remarks:
         yield f"Note: {remark}."
     for line in result.unproved:
@@ -323,49 +326,50 @@ def _proved(result: "Result") -> Iterable[str]:
 def _not_proved(result: "Result") -> Iterable[str]:
     for problem in result.problems:
         yield f"NOT PROVED: {problem}"
-    yield f"It is said to be offset {result.offset} of {result.log}, in the archive {result.archive}."
+    yield f"The file claims offset {result.offset} of {result.log}, in the archive {result.archive}."
     yield ""
     yield "The checkpoint in the file:"
     yield from result.note.splitlines()
 
 
-def _agrees(one: "Compared") -> str:
-    if one.relation == "same":
-        return f"It is the very head that {one.origin} knows."
-    return f"It is of the same history as the head of size {one.head.size:,} that {one.origin} knows."
+def _agreement(compared: "Compared") -> str:
+    if compared.relation == "same":
+        return f"It is the head known from {compared.origin}."
+    return f"It is consistent with the head of size {compared.head.size:,} known from {compared.origin}."
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """Return a file's bytes, one more than the limit at most."""
+    """Return a file's bytes, at most one more than the limit."""
     try:
         with path.open("rb") as opened:
             return opened.read(limit + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
+        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
         raise ConfigurationError(f"{path} cannot be read: {reason}") from None
 
 
 @app.command()
 def witness(
-    archive: Annotated[str | None, typer.Argument(help="The archive to watch; else the setting's.")] = None,
+    archive: Annotated[str | None, typer.Argument(help="The archive to watch. Default: the `archive` setting.")] = None,
     state: Annotated[
         Path,
-        typer.Option(help="A folder of your own: your key, and the checkpoints that you cosigned.", file_okay=False),
+        typer.Option(help="Your own folder, for your key and the checkpoints that you cosigned.", file_okay=False),
     ] = Path("custody-witness"),
     trust: _TrustFile = None,
     keys: _Keys = None,
 ) -> None:
-    """Watch an archive: check that its checkpoints grow out of those seen before, and cosign them.
+    """Watch an archive: check that its checkpoints are consistent with those seen before, and cosign them.
 
-    The first line is your vkey, for the `witnesses` of others' trust.json. The cosigned checkpoints are for
+    The first line printed is your vkey, for `witnesses` in others' trust.json. The cosigned checkpoints are for
     `custody evidence --checkpoint`.
 
-    Exit codes: 0 all hold, 10 something among the checkpoints does not count, 12 nothing of a log is signed by a
-    trusted key, 13 a log went back, is gone or forked, or another archive lies there: both signed heads are printed.
+    Exit codes: 0 all is well; 10 an object among the checkpoints does not count; 12 no checkpoint of a log is signed by
+    a trusted key; 13 a log was rolled back, is gone or forked, or the archive is another one: both signed heads are
+    printed. 1 there is no archive, and there was none before.
 
-    An alarm comes again at every run, until what is missing is back, or somebody accepts exactly that loss in
-    trust.json: each refusal prints the `custody accept` command. Then the witness goes on from the present head, and
-    says so. A URL where it never saw an archive, and where none lies, is a plain error (1).
+    An alarm is repeated at every run, until the missing statements are restored or exactly this loss is accepted in
+    trust.json: each refusal prints the `custody accept` command for it. The witness then continues from the present
+    head, and says so.
     """
     from custody.archive.witness import Witness
     from custody.store.open import open_store

@@ -1,4 +1,4 @@
-"""`custody keys`: make, list and rotate the keys that sign, hand out their public halves, end one that leaked."""
+"""`custody keys`: make, list, rotate, export and end the signing keys."""
 
 import base64
 import json
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from custody.store.protocol import Store
     from custody.tlog.head import Head
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the keys that sign, and say whom others may trust.")
+app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the signing keys, and export the public ones.")
 
-PASSPHRASE_HINT = "It is not encrypted: set CUSTODY_KEYRING_PASSPHRASE before making it, to have it encrypted."  # noqa: S105
+PASSPHRASE_HINT = "It is not encrypted. To encrypt a keyring, set CUSTODY_KEYRING_PASSPHRASE before making it."  # noqa: S105
 TRUST_FILE = "trust.json"
 
 
 @app.command()
 def new() -> None:
-    """Make the keyrings that the settings name, with new keys. Never replaces one."""
+    """Make the keyrings named in the settings, with new keys. Never replaces a keyring."""
     from custody.cli.render import escape
     from custody.keys.keyring import new_keyring
 
@@ -36,17 +36,17 @@ def new() -> None:
     _want_keyrings(settings, keyrings, "made")
     for path in keyrings:
         if path.is_dir():
-            raise ConfigurationError(f"keyring {path}: is a folder; name a file in it, such as {path / 'keyring.json'}")
+            raise ConfigurationError(f"keyring {path} is a folder; name a file in it, such as {path / 'keyring.json'}")
         if path.exists():
             raise ConfigurationError(
-                f"keyring {path}: is there already, and replacing it would lose its keys; run `custody keys rotate`"
+                f"keyring {path} already exists, and replacing it would lose its keys; for new keys in it, run"
+                " `custody keys rotate`"
             )
     url = _made_archive(settings)
     if url is not None:
         typer.echo(
-            f"WARNING: there is an archive at {escape(url)} already: these new keys are not those that signed it, and"
-            " can neither go on with it nor verify it. Put the keyring back from your copy, or name another place in"
-            " the setting `archive`",
+            f"WARNING: there is already an archive at {escape(url)}. The new keys can neither continue it nor verify"
+            " it. Restore the keyring from your backup, or set `archive` to another location",
             err=True,
         )
     for path, algorithms in keyrings.items():
@@ -58,7 +58,7 @@ def new() -> None:
 
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
-    """List the keys, with the public half where there is one. Prints no secret."""
+    """List the keys, with their public keys where there are any. Prints no secret."""
     from custody.cli import render
 
     settings = Settings()
@@ -77,7 +77,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")
 
 @app.command()
 def rotate() -> None:
-    """Begin new keys now, and end the old ones a little later. What the old ones signed still verifies."""
+    """Start new keys now, and end the old ones a little later. Old signatures still verify."""
     from custody.keys.keyring import rotate_keyring
 
     settings = Settings()
@@ -87,19 +87,19 @@ def rotate() -> None:
         ring, added = rotate_keyring(path, passphrase=settings.passphrase())
         typer.echo(f"New in {path}: {', '.join(key.key_id for key in added)} ({len(ring.keys)} keys in all).")
     file = trust_path(settings)
-    typer.echo(f"Verifiers need the new public key: run `custody keys export -o {file}`, and give them the file.")
+    typer.echo(f"Verifiers need the new public key: run `custody keys export -o {file}`, and give them this file.")
 
 
 @app.command()
 def export(
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The file to write, or to extend; else stdout.", dir_okay=False),
+        typer.Option("-o", "--output", help="The file to write or to extend. Default: stdout.", dir_okay=False),
     ] = None,
 ) -> None:
-    """Write trust.json: public keys, key ids and the archive's pin, and no secret. This is what auditors are given.
+    """Write trust.json for auditors: public keys, key ids and the archive's pin. It has no secret.
 
-    A file that is there is extended: keys that it lacks are added, and all else in it stays.
+    An existing file is extended: missing keys are added, and all else stays.
     """
     from custody.cli.render import escape
     from custody.keys import trust_file
@@ -117,13 +117,13 @@ def export(
 
 @app.command()
 def end(
-    key: Annotated[str, typer.Argument(help="The key's id, as `custody keys list` has it.", metavar="ID")],
+    key: Annotated[str, typer.Argument(help="The key's id, as in `custody keys list`.", metavar="ID")],
     at: Annotated[
         Path,
         typer.Option(
             "--at",
-            help="The heads up to which it counts, - for stdin: what `custody verify --json` or `custody checkpoint`"
-            " printed, a state file, a trust.json, or"
+            help="The last heads for which it counts; - is stdin. One of: the output of `custody verify --json` or"
+            " `custody checkpoint`, a state file, a trust.json, or"
             ' {"TOPIC/PARTITION":{"size":…,"root":"…"},…}.',
             metavar="HEADS",
         ),
@@ -131,21 +131,21 @@ def end(
     audits: Annotated[
         str | None,
         typer.Option(
-            help="The head of the log of audits, where HEADS does not have it: 0 if there is no audit yet.",
+            help="The head of the log of audits, if HEADS does not have it; 0 if there is no audit yet.",
             metavar="SIZE:ROOT",
         ),
     ] = None,
     trust: Annotated[
-        Path | None, typer.Option(help="The trust.json to write it into; else the setting's.", metavar="FILE")
+        Path | None, typer.Option(help="The trust.json to write to. Default: the `trust` setting.", metavar="FILE")
     ] = None,
 ) -> None:
-    """End a key that leaked: from now on it counts only for what lies within HEADS, whoever asks.
+    """End a key that leaked: from now on its signatures count only for statements within HEADS.
 
-    First `custody keys rotate`, and let runs that are under way end. Then, with a verdict that you believe:
+    First run `custody keys rotate`, and wait until running drains have ended. Then, if you believe the verdict:
 
       custody verify --chain-only --json | custody keys end ID --at -
 
-    Give the file to everybody who verifies. Ended twice, a key ends at the smaller head of each log.
+    Give the file to everyone who verifies. If a key is ended twice, the smaller head of each log counts.
     """
     from custody.archive.head_files import read_heads
     from custody.cli.render import escape
@@ -158,30 +158,28 @@ def end(
     path = trust_path(settings)
     opened = load_trust(path)
     url = open_store(settings.archive, settings.s3).url
-    data, what = _read(at)
-    heads = dict(read_heads(data, what, opened.archive, url))
+    data, source = _read(at)
+    heads = dict(read_heads(data, source, opened.archive, url))
     if audits is not None:
         heads[str(AUDIT_LOG)] = _parse_head(audits)
     elif str(AUDIT_LOG) not in heads:
         raise ConfigurationError(
-            f"{what} does not say where the log of audits ends, and the key would count for no audit at all: add"
-            f" --audits SIZE:ROOT ({AUDIT_LOG} in a report or among checkpoints has it), or --audits 0 if there is none"
+            f"{source} does not have the head of the log of audits, so the key would count for no audit: add --audits"
+            f" SIZE:ROOT (from {AUDIT_LOG} in a report or among checkpoints), or --audits 0 if there is no audit yet"
         )
     until = trust_file.end_key(path, key, heads)
     typer.echo(f"{escape(str(path))}: {escape(key)} counts only up to")
     for log, head in sorted(until.items()):
         typer.echo(f"  {escape(log)} {head.size} {head.root.hex()}")
-    typer.echo("  and in any other log for nothing." if until else "  nothing: it has ended everywhere.")
+    typer.echo("  and not at all in other logs." if until else "  nothing: it has ended in all logs.")
     if Settings().trust is None:
-        typer.echo(
-            f"Set CUSTODY_TRUST={escape(str(path.absolute()))}, so that the drain, audits and the roll know it too."
-        )
-    if any(one.id == key and _valid(one, datetime.now(UTC)) for one in _public_at_hand(settings)):
-        typer.echo("It is still among the keys that sign here: run `custody keys rotate`.")
+        typer.echo(f"Set CUSTODY_TRUST={escape(str(path.absolute()))} for the drain, audits and the roll too.")
+    if any(public.id == key and _valid(public, datetime.now(UTC)) for public in _public_at_hand(settings)):
+        typer.echo("This key still signs here: run `custody keys rotate`.")
 
 
 def _made_archive(settings: Settings) -> str | None:
-    """Return the URL of the archive that the settings name, None where there is none or nobody can look."""
+    """Return the URL of the archive in the settings, None if there is none or it cannot be read."""
     from custody.archive.reader import read_archive
     from custody.errors import FormatError, StoreError
     from custody.store.open import open_store
@@ -197,7 +195,7 @@ def _made_archive(settings: Settings) -> str | None:
 
 
 def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
-    """Return the keyrings that the settings name, and what keys each is there for."""
+    """Return the keyrings in the settings, each with the algorithms of its keys."""
     from custody.keys.key import ALGORITHMS
     from custody.keys.open import keyring_path
 
@@ -212,16 +210,16 @@ def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]
 
 
 def trust_path(settings: Settings) -> Path:
-    """Return where this archive's trust.json lies: the setting's, else beside the keyring."""
+    """Return the path of this archive's trust.json: the setting's, else beside the keyring."""
     keyrings = wanted_keyrings(settings)
     return settings.trust or (next(iter(keyrings)).parent / TRUST_FILE if keyrings else Path(TRUST_FILE))
 
 
 def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
-    """Read `archive.json`, and refuse one that the writer's own keys did not sign.
+    """Read `archive.json`, and check that the writer's own keys signed it.
 
     Raises:
-        ConfigurationError: there is none, or others signed it.
+        ConfigurationError: there is none, or the writer's keys did not sign it.
     """
     from custody.archive.reader import read_archive
     from custody.archive.trusted import check_archive_signatures
@@ -233,33 +231,33 @@ def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
     verdict = check_archive_signatures(file, trust, pinned=trust.archive == file.pin)
     if not verdict.counts:
         raise ConfigurationError(
-            f"the archive.json at {store.url} is not signed by the keys that the settings name: {verdict.reason}. Name"
-            " the keys that this archive was made with, or another place in the setting `archive`"
+            f"the archive.json at {store.url} is not signed by the keys in the settings: {verdict.reason}. Set `keys`"
+            " to the keys that this archive was created with, or `archive` to another location"
         )
     if trust.archive is not None and trust.archive != file.pin:
         raise ConfigurationError(
-            f"the archive.json at {store.url} is of the archive {file.id} (SHA-256 {file.pin.sha256}), and trust.json"
+            f"the archive.json at {store.url} is of the archive {file.id} (SHA-256 {file.pin.sha256}), but trust.json"
             f" is for {trust.archive.id} ({trust.archive.sha256}): find out which is right"
         )
     return file
 
 
 def refuse_inside(archive: str, paths: "list[Path]") -> None:
-    """Refuse files that lie in the archive: whoever tampers with it could have put them there.
+    """Raise an error if a file is in the archive, where an attacker could have put it.
 
     Raises:
-        ConfigurationError: one does, by its own name or by that of a link's target.
+        ConfigurationError: a file, or the target of its link, is in the archive.
     """
     for path in paths:
         try:
-            places = (path.parent.resolve() / path.name, path.resolve())
+            resolved = (path.parent.resolve() / path.name, path.resolve())
         except (OSError, RuntimeError, ValueError):
-            raise ConfigurationError(f"{path}: no file can have that name, or its links lead nowhere") from None
-        for real in places:
+            raise ConfigurationError(f"{path} is not a possible file name, or its links lead nowhere") from None
+        for real in resolved:
             if f"{real.as_uri()}/".startswith(f"{archive}/"):
                 raise ConfigurationError(
-                    f"{path} lies in the archive, and nothing in it is trusted: whoever can change the archive could"
-                    " have put it there. Keep keys, trust.json and the state file elsewhere, and take them from there"
+                    f"{path} lies in the archive, and cannot be trusted: anyone who can change the archive could have"
+                    " put it there. Use your own copy, and keep keys, trust.json and the state file elsewhere"
                 )
 
 
@@ -275,7 +273,7 @@ def _public(settings: Settings) -> "list[PublicKey]":
 
 
 def _public_at_hand(settings: Settings) -> "list[PublicKey]":
-    """Return the writer's keys where there are any: whoever ends a key may not be the writer."""
+    """Return the writer's keys, none if they are not available: a key can be ended by someone else than the writer."""
     try:
         return _public(settings)
     except (ConfigurationError, KeyUnavailable):
@@ -307,7 +305,7 @@ def _read(at: Path) -> tuple[bytes, str]:
     from custody.archive.head_files import LIMIT
 
     if str(at) == "-":
-        return sys.stdin.buffer.read(LIMIT + 1), "what came by stdin"
+        return sys.stdin.buffer.read(LIMIT + 1), "the input on stdin"
     try:
         with at.open("rb") as file:
             return file.read(LIMIT + 1), str(at)

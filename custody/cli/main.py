@@ -1,11 +1,11 @@
 """The command line, `custody`: set up an archive, verify it, look into it, manage its keys.
 
 Rules:
-- The operator's commands (`demo`, `up`, `drain`, …) lie beside the package in a checkout, and `operators` loads them
-  only when one of them or the help is asked for: an auditor's `verify` imports neither Prefect nor Kafka.
-- An error of ours is one clear line on stderr and an exit code: 2 for a wrong setting or argument, 1 for anything else,
-  and those of FORMAT.md for `verify`. An error that is not ours is a bug, and keeps its traceback.
-- What comes from an archive reaches a terminal only through `custody.cli.render`, which makes it harmless.
+- The operator's commands (`demo`, `up`, `drain`, …) are in a checkout, beside the package. `operators` loads them only
+  for one of these commands or the help: an auditor's `verify` imports neither Prefect nor Kafka.
+- A `CustodyError` becomes one clear line on stderr and an exit code: 2 for a wrong setting or argument, else 1.
+  `verify` has the exit codes of FORMAT.md. Any other exception is a bug, and keeps its traceback.
+- Text from an archive reaches a terminal only through `custody.cli.render`, which escapes control characters.
 """
 
 import importlib.metadata
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """The auditor's commands, and the operator's where they are found."""
+    """The auditor's commands, and the operator's in a checkout."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *(operators.COMMANDS if operators.checkout() else ())]
@@ -79,7 +79,7 @@ def _options(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Accept the options that come before a command."""
 
 
 @app.command()
@@ -99,11 +99,11 @@ def init(
     retention_days: Annotated[
         int | None,
         typer.Option(
-            min=1, max=DAYS_LIMIT, help="Days for which no evidence may be deleted. [default: 2555, seven years]"
+            min=1, max=DAYS_LIMIT, help="Days during which no evidence may be deleted. [default: 2555, seven years]"
         ),
     ] = None,
 ) -> None:
-    """Make the archive that the settings name, the keys that it lacks, and trust.json, which auditors are given."""
+    """Create the archive named in the settings, missing keys, and the trust.json for auditors."""
     from custody.archive import writer
     from custody.cli.render import escape
     from custody.keys import trust_file
@@ -116,57 +116,61 @@ def init(
     keyrings, trust = wanted_keyrings(settings), trust_path(settings)
     if settings.checkpoint_keys is None and keyring_path(settings.keys) is None:
         raise ConfigurationError(
-            "the setting `keys` names a KMS key, which signs statements alone: set `checkpoint_keys` to a keyring, such"
-            " as file:checkpoint-keys.json (made here if it is not there), or to a KMS key with key spec"
+            "the setting `keys` names a KMS key, which signs only statements: set `checkpoint_keys` to a keyring, such"
+            " as file:checkpoint-keys.json (created here if it is missing), or to a KMS key with key spec"
             " ECC_NIST_EDWARDS25519"
         )
     refuse_inside(store.url, [*keyrings, trust])
     made = [path for path in keyrings if not path.exists()]
-    there = _is_made(store)
-    if there and made:
+    exists = _archive_exists(store)
+    if exists and made:
         raise ConfigurationError(
-            f"there is an archive at {store.url} already, and the keyring {made[0]} is not there: new keys would not be"
-            " those that signed it. Put the keyring back from your copy, or name another place in the setting `archive`"
+            f"there is already an archive at {store.url}, but the keyring {made[0]} is missing: new keys cannot sign"
+            " for this archive. Restore the keyring from your backup, or set `archive` to another location"
         )
-    if not there:
+    if not exists:
         trust_file.check_pin(trust, None)
     for path in made:
         new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
-    if not there:
+    if not exists:
         given = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
         writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **given)
-    # Somebody else may have made it meanwhile.
+    # Another process may have created it meanwhile.
     file = read_own_archive(store, _own_trust(settings))
     published = trust_file.publish(
         trust, file.pin, open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
     )
-    said = file.statement
-    numbers = {"heartbeat": said.heartbeat, "checkpoint": said.checkpoint, "retention_days": said.retention_days}
+    promises = file.statement
+    times = f"heartbeat {promises.heartbeat} s, checkpoint {promises.checkpoint} s"
+    numbers = {name: getattr(promises, name) for name in ("heartbeat", "checkpoint", "retention_days")}
     wanted = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
-    stays = " (it was there already, and stays as it is)" if wanted.items() - numbers.items() else ""
+    stays = " (the archive existed already; it is unchanged)" if wanted.items() - numbers.items() else ""
     lines = [
         f"Archive {escape(store.url)}",
-        f"  id {file.id}, created {said.created}",
-        f"  heartbeat {said.heartbeat} s, checkpoint {said.checkpoint} s, retention {said.retention_days} days{stays}",
+        f"  id {file.id}, created {promises.created}",
+        f"  {times}, retention {promises.retention_days} days{stays}",
         f"Keys {escape(' and '.join(_given_uris(settings)))}{' (new)' if made else ''}",
     ]
     if made:
-        lines.append("  Keep a copy away from the archive: who loses it can verify no more, who gets it can forge.")
+        lines += [
+            "  Back them up outside the archive. Without them nothing can be verified;",
+            "  anyone who has them can forge records.",
+        ]
     if made and not settings.keyring_passphrase:
         lines.append(f"  {PASSPHRASE_HINT}")
     lines += [
         f"Trust {escape(str(trust))} ({escape(str(published))})",
-        "  Give this file to auditors, by another way than the archive. It holds public keys and the archive's digest,",
-        "  and no secret: with it, `custody verify ARCHIVE --trust trust.json` verifies, and nobody can forge.",
+        "  Give this file to auditors, but not through the archive. It has public keys and the archive's digest,",
+        "  and no secret: they can verify with `custody verify ARCHIVE --trust trust.json`, but cannot forge.",
         "Next",
-        "  custody config         look at the settings, topics and brokers among them",
-        "  custody drain --once   archive what the topics hold now",
-        "  custody verify         prove it",
+        "  custody config         show all settings, such as brokers and topics",
+        "  custody drain --once   archive what is in the topics now",
+        "  custody verify         verify the archive",
     ]
     typer.echo("\n".join(lines))
 
 
-def _is_made(store: "Store") -> bool:
+def _archive_exists(store: "Store") -> bool:
     from custody.archive.reader import read_archive
     from custody.errors import ObjectMissing
 
@@ -178,7 +182,7 @@ def _is_made(store: "Store") -> bool:
 
 
 def _own_trust(settings: Settings) -> "Trust":
-    """Return what the writer trusts, where the setting `trust` may name a file that is yet to be made."""
+    """Return what the writer trusts. The file in the setting `trust` may not exist yet."""
     if settings.trust is not None and not settings.trust.exists():
         settings = settings.model_copy(update={"trust": None})
     return settings.own_trust()
@@ -191,47 +195,51 @@ def _given_uris(settings: Settings) -> list[str]:
 @app.command()
 def verify(
     archive: Annotated[
-        str | None, typer.Argument(help="s3://BUCKET/PREFIX, file:///DIR or a folder; else the setting's.")
+        str | None,
+        typer.Argument(help="s3://BUCKET/PREFIX, file:///DIR or a folder. Default: the `archive` setting."),
     ] = None,
     keys: Annotated[
         list[str] | None,
-        typer.Option(help="Keys to trust: file:KEYRING or aws-kms:///alias/NAME. May be given again.", metavar="URI"),
+        typer.Option(help="Keys to trust: file:KEYRING or aws-kms:///alias/NAME. Can be repeated.", metavar="URI"),
     ] = None,
     trust: Annotated[
-        Path | None, typer.Option(help="A trust.json: keys, heads, judged findings.", metavar="FILE")
+        Path | None, typer.Option(help="A trust.json: keys, known heads, accepted findings.", metavar="FILE")
     ] = None,
     state: Annotated[
         Path | None,
         typer.Option(
-            help="Remembers the heads seen. One that went back or forked is an alarm at every run, until what is"
-            " missing is back, or somebody accepts it in trust.json.",
+            help="A file that keeps the known heads. A head that was rolled back or forked is reported at every run,"
+            " until the missing statements are restored or the finding is accepted in trust.json.",
             metavar="FILE",
         ),
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="The archive is being written: ask for its heartbeats.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="The archive is being written: report missing heartbeats.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, logs, the verdict.")] = False,
     kafka: Annotated[
-        bool, typer.Option("--kafka", help="Read again what the broker still has, and compare it with the archive.")
+        bool, typer.Option("--kafka", help="Read the records that Kafka still has, and compare them with the archive.")
     ] = False,
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Checkpoints that a witness cosigned, or that you kept; the archive must grow out of them. May be"
-            " given again.",
+            help="Checkpoints that a witness cosigned, or that you kept. The archive must be consistent with them. Can"
+            " be repeated.",
             metavar="FILE",
         ),
     ] = None,
     chain_only: Annotated[
-        bool, typer.Option("--chain-only", help="Statements, signatures and trees alone: no segment is read.")
+        bool, typer.Option("--chain-only", help="Check only statements, signatures and trees; read no segment.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read segments, 0 for this one. [default: one a core]")
+        int | None,
+        typer.Option(min=0, help="Processes that read segments; 0: only this process. [default: one per core]"),
     ] = None,
 ) -> None:
-    """Prove that an archive is whole and unchanged.
+    """Verify that an archive is complete and unchanged.
 
-    Exit codes: 0 all verified, 3 notices only (both are success), 10 policy, 11 incomplete, 12 unverifiable,
-    13 tampered; 2 is a wrong argument or setting, 1 a failure to check.
+    Exit codes: 0 verified, 3 only notices (both are success), 10 policy, 11 incomplete, 12 unverifiable, 13 tampered.
+    2 is a wrong argument or setting, 1 any other error.
     """
     from rich.text import Text
 
@@ -274,11 +282,10 @@ def verify(
 
 
 def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -> "Trust":
-    """Return what to verify by: the keys given, else the settings' where they were set or nothing else is trusted.
+    """Return what to verify with: the keys given, else those of the settings if set, or if there is no trust.json.
 
     Raises:
-        ConfigurationError: there is nothing, or a file of it lies in the archive, where whoever tampers with that could
-            have put it.
+        ConfigurationError: there are no keys, or a file is in the archive, where an attacker could have put it.
     """
     from custody.keys.open import keyring_path
     from custody.keys.trust import open_trust
@@ -293,8 +300,8 @@ def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -
         path = keyring_path(settings.keys)
         if path and not path.exists() and "keys" not in settings.model_fields_set:
             raise ConfigurationError(
-                "there is nothing to check signatures by: give the keys that you trust with --keys URI, or a trust.json"
-                " with --trust FILE"
+                "there is no key to check signatures with: give the keys that you trust with --keys URI, or a"
+                " trust.json with --trust FILE"
             )
     named = [*map(keyring_path, [*uris, *([own] if own else [])]), settings.trust, settings.state]
     refuse_inside(archive, [path for path in named if path])
@@ -305,8 +312,7 @@ def _read_notes(path: Path) -> list[bytes]:
     """Return the checkpoints of a file.
 
     Raises:
-        ConfigurationError: it cannot be read, or is no file of checkpoints at all. Whether each one counts is judged
-            by verification.
+        ConfigurationError: it cannot be read, or has no checkpoint. Verification decides whether each one counts.
     """
     from custody.archive.head_files import LIMIT, split_notes
 
@@ -314,11 +320,11 @@ def _read_notes(path: Path) -> list[bytes]:
         with path.open("rb") as file:
             notes = split_notes(file.read(LIMIT))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
+        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
         raise ConfigurationError(f"the checkpoint {path} cannot be read: {reason}") from None
     if not any(map(_is_note, notes)):
         raise ConfigurationError(
-            f"{path} holds no checkpoint; give what `custody checkpoint` printed, or what a witness cosigned"
+            f"{path} has no checkpoint; give a file with the output of `custody checkpoint`, or from a witness"
         )
     return notes
 
@@ -342,11 +348,11 @@ def show(
             " or LOG/PARTITION@OFFSET (a record)."
         ),
     ],
-    archive: Annotated[str | None, typer.Option(help="Another archive than the setting's.", metavar="URL")] = None,
-    events: Annotated[bool, typer.Option("--events", help="Of a manifest, its events as JSON lines.")] = False,
-    place: Annotated[bool, typer.Option("--place", help="Only where in the chain it stands, as JSON.")] = False,
+    archive: Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")] = None,
+    events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
+    place: Annotated[bool, typer.Option("--place", help="Print only the position in the chain, as JSON.")] = False,
 ) -> None:
-    """Print a manifest, events, or where in the chain an object stands. Verifies nothing."""
+    """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
     from custody.cli import render
     from custody.store.open import open_store
@@ -358,7 +364,7 @@ def show(
         render.write(iter([json.dumps(shown.place, indent=2).encode() + b"\n"]))
     elif events:
         if shown.manifest is None:
-            raise ConfigurationError(f"--events shows those of a manifest, and {what!r} belongs to none")
+            raise ConfigurationError(f"--events prints the events of a manifest, and {what!r} belongs to no manifest")
         render.write(showing.events(store, shown.manifest.statement))
     else:
         render.write(shown.content)
@@ -366,7 +372,7 @@ def show(
 
 @app.command()
 def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
-    """Show all settings that this installation knows, secrets hidden."""
+    """Show all settings of this installation. Secrets are hidden."""
     from custody.cli import render
 
     settings = operators.known_settings()()
@@ -377,7 +383,7 @@ def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON obj
 
 
 def _given(**arguments: object) -> dict[str, Any]:
-    """Return the arguments that were given: the others are the settings' to say. Given but empty is an error there."""
+    """Return the arguments that were given. The settings supply the others, and reject empty values."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -392,6 +398,6 @@ def main(args: Sequence[str] | None = None) -> None:
             print(f"custody: {escape(line)}", file=sys.stderr)  # noqa: T201
         sys.exit(2 if isinstance(error, ConfigurationError) else 1)
     except BrokenPipeError:
-        # Whoever read us has enough. The interpreter's last flush must not complain either.
+        # The reader of our pipe has closed it. The interpreter's last flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

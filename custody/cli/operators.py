@@ -1,13 +1,13 @@
-"""The operator's part: its commands, and where it is found.
+"""The operator's part: its commands, and where to find it.
 
-The wheel holds `custody` alone. In a checkout of the project, `tasks` and `flows` lie beside it.
+The wheel has only `custody`. In a checkout of the project, `tasks` and `flows` are beside it.
 
 Rules:
-- It is looked for in one place, beside this package. What the current folder, the search path or an installed package
-  offers under the names `tasks` and `flows` is never imported in its place.
-- It is loaded only when one of its commands, the help or `custody config` is asked for.
-- `COMMANDS` is the one list of its commands: what is not in it is no command. With the wheel alone each of them says
-  where it is to be had. The help then names them in its last lines and does not list them: what it lists can be run.
+- Only the folder beside this package is searched. `tasks` or `flows` from the current folder, the search path or an
+  installed package is never imported instead.
+- The part is loaded only for one of its commands, the help or `custody config`.
+- `COMMANDS` is the only list of its commands. Without a checkout, each of them prints where to get it, and the help
+  names them in its last lines: the help lists only commands that can be run.
 """
 
 import importlib
@@ -41,13 +41,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def checkout(package: Path = _PACKAGE) -> Path | None:
-    """Return the checkout's root, None where the package was installed without the operator's part.
+    """Return the checkout's root, None if the package was installed without the operator's part.
 
     Args:
         package: the folder of `custody`.
     """
     root = package.parent
-    # Where packages are installed there is no pyproject.toml, whatever they are called.
+    # A folder of installed packages has no pyproject.toml.
     parts = (root / "pyproject.toml", root / "tasks" / "settings.py", root / "flows" / "operate" / "cli.py")
     return root if all(part.is_file() for part in parts) else None
 
@@ -57,25 +57,25 @@ def load(module: str, wanted: str) -> Any:
 
     Args:
         module: its name, in `tasks` or `flows`.
-        wanted: what it is for, as a user asked for it.
+        wanted: the command that needs it, as the user wrote it.
 
     Raises:
-        ConfigurationError: there is no checkout, something else has taken the names of its packages, or a package that
-            it needs is not installed.
+        ConfigurationError: there is no checkout, another package of the same name is loaded, or a package that it needs
+            is not installed.
     """
     root = checkout()
     if root is None:
         raise ConfigurationError(
-            f"{wanted} is for operators, and only the auditor's part is installed here: run it from {WHERE}"
+            f"{wanted} is for operators, but only the auditor's part is installed here: run it from {WHERE}"
         )
     if sys.path[:1] != [str(root)]:
         sys.path.insert(0, str(root))
     for name in dict.fromkeys(["tasks", module.partition(".")[0]]):
-        # It holds a docstring alone, so that importing it is safe and shows where it lies.
+        # Its `__init__` is only a docstring: importing it is safe, and shows where it is.
         origin = importlib.import_module(name).__file__
         if origin is None or Path(origin).resolve().parents[1] != root:
             raise ConfigurationError(
-                f"{wanted} needs the package {name!r} in {root}, and another one of that name is loaded: {origin}"
+                f"{wanted} needs the package {name!r} in {root}, but another one of that name is loaded: {origin}"
             )
     try:
         return importlib.import_module(module)
@@ -99,8 +99,8 @@ def command(name: str) -> Any:
 @cache
 def _commands(app: Any) -> dict[str, Any]:
     commands: dict[str, Any] = getattr(get_command(app), "commands", {})
-    for one in commands.values():
-        one.rich_help_panel = PANEL
+    for operator_command in commands.values():
+        operator_command.rich_help_panel = PANEL
     return commands
 
 

@@ -21,19 +21,19 @@ _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 @app.command()
 def query(
     sql: Annotated[
-        str, typer.Argument(help="SQL as DuckDB has it, over events, batches, manifests, audits, findings.")
+        str, typer.Argument(help="DuckDB SQL over the tables events, batches, manifests, audits and findings.")
     ],
-    archive: Annotated[str | None, typer.Option(help="Another archive than the setting's.", metavar="URL")] = None,
+    archive: Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")] = None,
     since: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed from then on, in UTC.")
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed at or after this time (UTC).")
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before then, in UTC.")
+        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before this time (UTC).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
 ) -> None:
-    """Ask an archive in SQL. Reads its tables, and segments that have none yet; verifies nothing.
+    """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies nothing.
 
     For example: custody query "SELECT event_type, count(*) FROM events GROUP BY ALL"
     """
@@ -50,7 +50,7 @@ def query(
     try:
         names, rows = _ask(connection, sql)
     except duckdb.Error as error:
-        raise CustodyError(f"the query was refused: {error}") from None
+        raise CustodyError(f"the query failed: {error}") from None
     finally:
         connection.close()
     if as_json:
@@ -65,28 +65,28 @@ def query(
 
 
 def _ask(connection: "DuckDBPyConnection", sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    found = connection.execute(sql)
-    return [column[0] for column in found.description or ()], found.fetchall()
+    result = connection.execute(sql)
+    return [column[0] for column in result.description or ()], result.fetchall()
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON and CSV have it."""
+    """Return a value as JSON and CSV write it."""
     if isinstance(value, datetime):
-        # Times without a zone are UTC, as all of ours.
+        # Times without a zone are UTC.
         return (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)).isoformat().replace("+00:00", "Z")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
 def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     from custody.cli import render
 
-    numeric = [all(isinstance(row[place], int | float | None) for row in rows) for place in range(len(names))]
+    numeric = [all(isinstance(row[column], int | float | None) for row in rows) for column in range(len(names))]
     table = render.table(*(f"#{name}" if number else name for name, number in zip(names, numeric, strict=True)))
     for row in rows:
         table.add_row(*(render.safe(_shown(value)) for value in row))

@@ -1,7 +1,7 @@
-"""What people see on a terminal: tables, and foreign text made harmless.
+"""Output for a terminal: tables, and escaped foreign text.
 
-Keys, findings and events come from an archive that somebody may have tampered with: no control character of theirs
-reaches a terminal, and none of their text is taken for markup.
+Keys, findings and events come from an archive that may have been tampered with. Their control characters never reach a
+terminal, and their text is never read as markup.
 """
 
 import codecs
@@ -42,7 +42,7 @@ STYLES = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console for now's output, which marks up nothing of its own."""
+    """Return a console for the present stdout or stderr, without markup."""
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         # A file or a pipe has no width: nothing should be cut off there.
@@ -51,7 +51,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """Return an empty table in the one style; `#` before a column's name: numbers, `!`: never wrapped."""
+    """Return an empty table in our style. Before a column's name, `#` means numbers and `!` never wrapped."""
     made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for name in columns:
         if name.startswith(("#", "!")):
@@ -62,19 +62,19 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def safe(text: object, style: str = "") -> Text:
-    """Return foreign text for one line of a terminal: what is not printable is shown as an escape."""
+    """Return foreign text for one line of a terminal, with unprintable characters escaped."""
     return Text(escape(str(text)), style=style)
 
 
 def escape(text: str) -> str:
-    """Write characters that a terminal might obey, newlines among them, as escapes."""
+    """Return the text with control characters, newlines too, as escapes."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def write(pieces: Iterator[bytes]) -> None:
-    """Write bytes as they are, or harmless ones where a person looks at them."""
+    """Write the exact bytes, or escaped text if stdout is a terminal."""
     out = sys.stdout.buffer
     if not sys.stdout.isatty():
         for piece in pieces:
@@ -85,30 +85,31 @@ def write(pieces: Iterator[bytes]) -> None:
     for piece in pieces:
         text = decoder.decode(piece)
         if not text.replace("\n", "").isprintable():
-            # In JSON this is the same text: a control character may only stand in a string, where \u says it as well.
+            # JSON keeps its meaning: a control character can only be in a string, where \u means the same.
             text = "".join(
-                one if one.isprintable() or one in "\n\t" else f"\\u{ord(one):04x}" if ord(one) < 0x10000 else "?"
-                for one in text
+                char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" if ord(char) < 0x10000 else "?"
+                for char in text
             )
         out.write(text.encode("utf-8", "backslashreplace"))
     out.flush()
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """Return findings, the worst first, as many as a person reads; `--json` has them all."""
+    """Return a table of the worst findings, as many as a person reads. `--json` prints all of them."""
     made = table("!finding", "where, what, and what to do")
-    for one in findings[:FINDINGS_SHOWN]:
-        lines = [safe(one.where, style="bold")] if one.where else []
-        if one.key and one.key not in one.where:
-            lines.append(safe(one.key))
-        lines.append(safe(f"{one.message} ({one.count:,} times)" if one.count > 1 else one.message))
+    for finding in findings[:FINDINGS_SHOWN]:
+        lines = [safe(finding.where, style="bold")] if finding.where else []
+        if finding.key and finding.key not in finding.where:
+            lines.append(safe(finding.key))
+        lines.append(safe(f"{finding.message} ({finding.count:,} times)" if finding.count > 1 else finding.message))
         lines += [
             safe(f"{name} {value}", style="dim")
-            for name, value in (("expected", one.expected), ("found   ", one.found))
+            for name, value in (("expected", finding.expected), ("found   ", finding.found))
             if value
         ]
-        lines.append(safe(f"Accepted {one.accepted}" if one.accepted else f"→ {one.action}", style="italic"))
-        name = Text(f"{one.finding}\n{one.severity.name.lower()}", style=STYLES[one.severity])
+        advice = f"Accepted {finding.accepted}" if finding.accepted else f"→ {finding.action}"
+        lines.append(safe(advice, style="italic"))
+        name = Text(f"{finding.finding}\n{finding.severity.name.lower()}", style=STYLES[finding.severity])
         made.add_row(name, Text("\n").join(lines), end_section=True)
     if len(findings) > FINDINGS_SHOWN:
         made.caption = f"The worst {FINDINGS_SHOWN} of {len(findings):,}; --json lists them all."
@@ -116,33 +117,33 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return made
 
 
-def report(found: "Report") -> Iterator[RenderableType]:
-    """Yield what a person reads of a verification: findings, logs, the verdict."""
-    if found.findings:
-        yield findings_table(found.findings)
-        for one in [one for one in found.findings if one.evidence][:EVIDENCE_SHOWN]:
-            yield safe(f"Signed, and contradicting each other ({one.finding}, {one.where}):", style="bold")
-            for number, text in enumerate(one.evidence, 1):
-                yield safe(f"--- {number} of {len(one.evidence)}", style="dim")
+def report(result: "Report") -> Iterator[RenderableType]:
+    """Yield the parts of a verification's report: findings, logs, the verdict."""
+    if result.findings:
+        yield findings_table(result.findings)
+        for finding in [finding for finding in result.findings if finding.evidence][:EVIDENCE_SHOWN]:
+            yield safe(f"Signed texts that contradict each other ({finding.finding}, {finding.where}):", style="bold")
+            for number, text in enumerate(finding.evidence, 1):
+                yield safe(f"--- {number} of {len(finding.evidence)}", style="dim")
                 for line in text.splitlines():
                     yield safe(line)
-    if found.logs:
+    if result.logs:
         made = table("log", "#events", "#quarantined", "#skipped", "#lost", "#head")
-        for log in found.logs[:LOGS_SHOWN]:
+        for log in result.logs[:LOGS_SHOWN]:
             figures = (log.events, log.quarantined, log.skipped, log.lost)
             head = f"{log.size:,} {log.root[:12]}" if log.root else f"{log.size:,}"
             made.add_row(safe(log.log), *(f"{figure:,}" for figure in figures), head)
-        if len(found.logs) > LOGS_SHOWN:
-            made.caption = f"The first {LOGS_SHOWN} of {len(found.logs):,} logs; --json lists them all."
+        if len(result.logs) > LOGS_SHOWN:
+            made.caption = f"The first {LOGS_SHOWN} of {len(result.logs):,} logs; --json lists them all."
             made.caption_justify = "left"
         yield made
-    good = found.exit_code in {VERIFIED, Severity.NOTICE}
-    yield safe(f"{found.url}: {found.verdict}", style="bold green" if good else STYLES[Severity(found.exit_code)])
+    good = result.exit_code in {VERIFIED, Severity.NOTICE}
+    yield safe(f"{result.url}: {result.verdict}", style="bold green" if good else STYLES[Severity(result.exit_code)])
 
 
 @contextlib.contextmanager
 def verification_progress() -> Iterator[Callable[["Progress"], None] | None]:
-    """Show how far a verification is, on a terminal only."""
+    """Show a progress bar while a verification runs, on a terminal only."""
     err = console(stderr=True)
     if not err.is_terminal:
         yield None
@@ -160,7 +161,7 @@ def verification_progress() -> Iterator[Callable[["Progress"], None] | None]:
 
 
 def settings_table(settings: Settings) -> Table:
-    """Return all settings, secrets hidden."""
+    """Return a table of all settings. Secrets are hidden."""
     made = table("!setting", "value", "meaning")
     for name, value, meaning in _walk(settings):
         made.add_row(name, safe(_shown(value)), meaning)
@@ -170,7 +171,7 @@ def settings_table(settings: Settings) -> Table:
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:
-    """Return all settings as JSON types, secrets hidden."""
+    """Return all settings as JSON types. Secrets are hidden."""
     plain: dict[str, Any] = _plain(settings.model_dump())
     return plain
 

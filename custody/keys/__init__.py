@@ -1,3 +1,3 @@
-"""Secrets, and who is trusted: signers and their keyring, key files, keys in KMS, and trust.json."""
+"""Secrets and trust: signers and their keyring, key files, keys in KMS, and trust.json."""
 
 __all__ = ["keyring", "open", "signers", "trust"]

@@ -1,4 +1,4 @@
-"""Keyrings under a passphrase: scrypt (RFC 7914) and AES-256-GCM (FORMAT.md, Keyring)."""
+"""Keyrings encrypted with a passphrase: scrypt (RFC 7914) and AES-256-GCM (FORMAT.md, Keyring)."""
 
 import secrets
 from hashlib import scrypt
@@ -33,10 +33,10 @@ class EncryptedFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def encrypt(data: bytes, passphrase: str) -> dict[str, object]:
-    """Return the encrypted form of a keyring's bytes, but for its `format`.
+    """Return the encrypted form of a keyring's bytes, without its `format`.
 
     Raises:
-        ConfigurationError: the passphrase is empty, or no Unicode text.
+        ConfigurationError: the passphrase is empty, or is not Unicode text.
     """
     if not passphrase:
         raise ConfigurationError("the keyring's passphrase is empty; set one, or unset CUSTODY_KEYRING_PASSPHRASE")
@@ -50,18 +50,18 @@ def encrypt(data: bytes, passphrase: str) -> dict[str, object]:
 
 
 def decrypt(file: EncryptedFile, what: str, passphrase: str | None) -> bytes:
-    """Return the bytes of the keyring that a file encrypts.
+    """Return the decrypted bytes of a keyring.
 
     Args:
         file: the encrypted form.
-        what: how errors call it.
-        passphrase: opens it.
+        what: the name of the file in errors.
+        passphrase: decrypts it.
 
     Raises:
         ConfigurationError: the passphrase is missing or wrong, or the file is out of bounds or altered.
     """
     if not passphrase:
-        raise ConfigurationError(f"{what}: is encrypted, and there is no passphrase; set CUSTODY_KEYRING_PASSPHRASE")
+        raise ConfigurationError(f"{what}: it is encrypted, but no passphrase is set; set CUSTODY_KEYRING_PASSPHRASE")
     n, r, p = file.scrypt.n, file.scrypt.r, file.scrypt.p
     if (
         not (2**14 <= n <= 2**24 and n & (n - 1) == 0 and 1 <= r <= 64 and 1 <= p <= 64)
@@ -75,7 +75,7 @@ def decrypt(file: EncryptedFile, what: str, passphrase: str | None) -> bytes:
     nonce = decode_base64(file.nonce, what, "nonce", 12)
     text = decode_base64(file.ciphertext, what, "ciphertext")
     if not 16 <= len(salt) <= 64:
-        raise ConfigurationError(f"{what}: scrypt.salt has {len(salt)} bytes, and 16 to 64 are wanted")
+        raise ConfigurationError(f"{what}: scrypt.salt has {len(salt)} bytes; it must have 16 to 64")
     try:
         return AESGCM(_stretch(passphrase, salt, n, r, p)).decrypt(nonce, text, None)
     except InvalidTag:
@@ -83,9 +83,9 @@ def decrypt(file: EncryptedFile, what: str, passphrase: str | None) -> bytes:
 
 
 def _stretch(passphrase: str, salt: bytes, n: int, r: int, p: int) -> bytes:
-    # A variable of the environment that is not UTF-8 comes with surrogates.
+    # Python reads an environment variable that is not UTF-8 with surrogates.
     try:
         text = passphrase.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise ConfigurationError("the keyring's passphrase holds characters that are not Unicode text") from None
+        raise ConfigurationError("the keyring's passphrase has characters that are not Unicode text") from None
     return scrypt(text, salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY + 2**26, dklen=32)

@@ -13,7 +13,7 @@ from custody.keys.key import KeyAlgorithm
 
 
 class KeyEntry(msgspec.Struct, forbid_unknown_fields=True, rename={"from_": "from"}):
-    """A key as keyrings and `trust.json` list it, its halves in base64."""
+    """A key as keyrings and `trust.json` list it. Its parts are in base64."""
 
     id: str
     algorithm: KeyAlgorithm
@@ -28,7 +28,7 @@ def key_span(entry: KeyEntry, what: str) -> tuple[datetime | None, datetime | No
     """Return when a key begins and ends.
 
     Raises:
-        ConfigurationError: a time is none, or the key ends before it begins; the message begins with `what`.
+        ConfigurationError: a time is malformed, or the key ends before it begins; the message begins with `what`.
     """
     begin = parse_moment(entry.from_, what, f"from of key {entry.id!r}")
     end = parse_moment(entry.to, what, f"to of key {entry.id!r}")
@@ -39,7 +39,7 @@ def key_span(entry: KeyEntry, what: str) -> tuple[datetime | None, datetime | No
 
 def _check_id(entry: KeyEntry, what: str) -> None:
     if not 0 < len(entry.id) <= 256 or not entry.id.isprintable():
-        raise ConfigurationError(f"{what}: a key id has 1 to 256 printable characters, and one has not")
+        raise ConfigurationError(f"{what}: every key id must have 1 to 256 printable characters")
 
 
 def _given(
@@ -49,12 +49,12 @@ def _given(
     if isinstance(text, msgspec.UnsetType):
         return None
     if not allowed:
-        raise ConfigurationError(f"{what}: the key {entry.id!r} is {entry.algorithm}, and such a key has no {name!r}")
+        raise ConfigurationError(f"{what}: the key {entry.id!r} is {entry.algorithm}, so it must not have {name!r}")
     return decode_base64(text, what, f"{name!r} of key {entry.id!r}", 32)
 
 
 def key_material(entry: KeyEntry, what: str) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """Return a key's secret, private and public half, as far as they are given and belong to its algorithm."""
+    """Return a key's secret, private and public part. None for those that are not given or not of its algorithm."""
     _check_id(entry, what)
     symmetric = entry.algorithm != "Ed25519"
     secret = _given(entry, what, "secret", allowed=symmetric)

@@ -1,9 +1,9 @@
-"""Files that hold keys and trust: opened, locked, read whole, decoded strictly, and replaced in one step.
+"""Files with keys and trust: open, lock, read, decode strictly, and replace them in one step.
 
 Rules:
-1. A file is read from one descriptor, whose mode is looked at first, and replaced by one rename of a synced file.
-2. Whatever bytes a file holds, reading it gives a value or a `ConfigurationError` that names the file and not the
-   secret: no message repeats a value.
+1. A file is read from one descriptor, after a check of its mode, and is replaced by renaming a synced file.
+2. For any bytes, reading gives a value or a `ConfigurationError`. The error names the file, and never repeats a value,
+   which might be a secret.
 """
 
 import base64
@@ -34,9 +34,9 @@ class _Formatted(msgspec.Struct):
 
 @contextlib.contextmanager
 def locked(path: Path, what: str = "keyring") -> Iterator[int]:
-    """Open a keyring or trust for reading, under a lock on the file that has the name now.
+    """Open and lock a keyring or trust file for reading.
 
-    A rotation replaces the file, so whoever waited for the lock may hold that of the old one, and has to look again.
+    A rotation replaces the file. So after waiting for the lock, check again that the file still has this name.
     """
     while True:
         descriptor = open_plain(path, what)
@@ -57,16 +57,16 @@ def open_plain(path: Path, what: str) -> int:
     """Open a regular file for reading, and return its descriptor.
 
     Raises:
-        ConfigurationError: there is none, or it cannot be opened; the message begins with `what`.
+        ConfigurationError: it does not exist, or cannot be opened; the message begins with `what`.
     """
     try:
-        # Not blocking, so that a pipe under that name is refused rather than waited for.
+        # Non-blocking, so that a pipe with that name is refused and not waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
         advice = f"; `custody keys {'new' if what == 'keyring' else 'export'}` makes one"
         raise ConfigurationError(f"{what} {path}: there is no such file{advice}") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
+        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
         raise ConfigurationError(f"{what} {path}: cannot be opened: {reason}") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -77,15 +77,15 @@ def open_plain(path: Path, what: str) -> int:
 
 
 def check_private(status: os.stat_result, what: str) -> None:
-    """Refuse a file with secrets in it that others than its owner can read or write.
+    """Raise an error if anyone but the owner can read or write a file with secrets.
 
     Raises:
-        ConfigurationError: they can.
+        ConfigurationError: others can read or write it.
     """
     if status.st_mode & 0o077:
         raise ConfigurationError(
-            f"{what}: others can read or write it (mode {stat.S_IMODE(status.st_mode):04o}) and it holds secrets;"
-            " run `chmod 600` on it, and think about whether they have been read"
+            f"{what}: it has secrets, but others can read or write it (mode {stat.S_IMODE(status.st_mode):04o});"
+            " run `chmod 600` on it, and rotate the keys if others may have read it"
         )
 
 
@@ -93,7 +93,7 @@ def read_all(descriptor: int, limit: int, what: str) -> bytes:
     """Return all bytes of an open file.
 
     Raises:
-        ConfigurationError: it cannot be read, or has more than `limit` bytes.
+        ConfigurationError: it cannot be read, or is larger than `limit` bytes.
     """
     try:
         with os.fdopen(os.dup(descriptor), "rb") as file:
@@ -106,16 +106,16 @@ def read_all(descriptor: int, limit: int, what: str) -> bytes:
 
 
 def refuse_other(data: bytes, what: str, other: str, advice: str) -> None:
-    """Refuse a file of another format by that one's name: it was given where this one belongs.
+    """Raise a clear error for a file of another format, given by mistake.
 
     Args:
         data: the file's bytes.
-        what: it is in errors.
-        other: the format that it may be mistaken for.
-        advice: what to do with one of that.
+        what: the name of the file in errors.
+        other: the other format.
+        advice: what to do with a file of the other format.
 
     Raises:
-        ConfigurationError: it is of that format.
+        ConfigurationError: it is of the other format.
     """
     try:
         format_ = msgspec.json.decode(data, type=_Formatted).format
@@ -126,52 +126,48 @@ def refuse_other(data: bytes, what: str, other: str, advice: str) -> None:
 
 
 def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode: int = 0o600) -> None:
-    """Put bytes where a file is, or is to be, in one step, and sync them.
+    """Write or replace a file in one step, and sync it.
 
     Args:
-        path: the file; where it is a symbolic link, its target is replaced.
-        data: all that it is to hold.
-        create: refuse to replace one.
-        what: it is in errors.
+        path: the file. If it is a symbolic link, its target is replaced.
+        data: the whole content.
+        create: raise an error if the file exists.
+        what: the kind of file, for errors.
         mode: of the file.
 
     Raises:
-        ConfigurationError: it cannot be written, or is there already.
+        ConfigurationError: it cannot be written, or exists already.
     """
     # Beside a symbolic link's target, so that the link stays.
     try:
         path = path.resolve()
     except (OSError, RuntimeError, ValueError):
-        raise ConfigurationError(f"{what} {path}: cannot be written: no file can have that name") from None
+        raise ConfigurationError(f"{what} {path}: cannot be written: this is not a possible file name") from None
     try:
         replace_file(path, data, mode=mode, create=create)
     except FileExistsError:
         advice = ", and replacing it would lose its keys; run `custody keys rotate`, or choose another name"
-        raise ConfigurationError(f"{what} {path}: is there already{advice if what == 'keyring' else ''}") from None
+        raise ConfigurationError(f"{what} {path}: exists already{advice if what == 'keyring' else ''}") from None
     except OSError as error:
         raise ConfigurationError(f"{what} {path}: cannot be written: {error.strerror}") from None
 
 
 def decode_document(data: bytes, what: str, form: type[_Form]) -> _Form:
-    """Decode a file strictly. No message repeats a value: it might be a secret in the wrong place."""
+    """Decode a file strictly. Errors never repeat a value, which might be a misplaced secret."""
     try:
         value = msgspec.json.decode(data, type=form)
         json.loads(data, object_pairs_hook=unique)
     except FormatError:
-        raise ConfigurationError(f"{what}: a field stands twice in one object") from None
+        raise ConfigurationError(f"{what}: an object has the same field twice") from None
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at ")
         if reason.startswith("Invalid enum value"):
             reason = "a value that is not one of those allowed"
         elif reason.startswith("Object contains unknown field"):
-            reason = "a field that does not belong there"
+            reason = "an unknown field"
         raise ConfigurationError(f"{what}: {reason}{f' at {place}' if place else ''}") from None
     except (msgspec.DecodeError, ValueError, OverflowError) as error:
-        reason = (
-            str(error)
-            if isinstance(error, msgspec.DecodeError)
-            else "it is not UTF-8 or holds a number that is too long"
-        )
+        reason = str(error) if isinstance(error, msgspec.DecodeError) else "it is not UTF-8, or a number is too long"
         raise ConfigurationError(f"{what}: {reason}") from None
     except RecursionError:
         raise ConfigurationError(f"{what}: it is nested too deep") from None
@@ -184,7 +180,7 @@ def encode_base64(data: bytes) -> str:
 
 
 def decode_base64(text: str, what: str, name: str, size: int | None = None) -> bytes:
-    """Decode canonical base64 of so many bytes, without ever repeating it."""
+    """Decode canonical base64 and check its size. Errors never repeat the text."""
     try:
         data = base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, ValueError):
@@ -192,19 +188,19 @@ def decode_base64(text: str, what: str, name: str, size: int | None = None) -> b
     if encode_base64(data) != text:
         raise ConfigurationError(f"{what}: {name} is not canonical base64")
     if size is not None and len(data) != size:
-        raise ConfigurationError(f"{what}: {name} has {len(data)} bytes, and {size} are wanted")
+        raise ConfigurationError(f"{what}: {name} has {len(data)} bytes; it must have {size}")
     return data
 
 
 def parse_moment(text: str | None, what: str, name: str) -> datetime | None:
-    """Return the moment that a field names, None where it is null.
+    """Return the time in a field, None if it is null.
 
     Raises:
-        ConfigurationError: it is not written as custody writes times.
+        ConfigurationError: it does not have our form of times.
     """
     if text is None:
         return None
     try:
         return parse_time(text)
     except ValueError:
-        raise ConfigurationError(f"{what}: {name} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None
+        raise ConfigurationError(f"{what}: {name} is not a time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None

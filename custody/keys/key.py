@@ -1,7 +1,7 @@
-"""The kinds of key that a keyring holds, and when one is valid.
+"""The kinds of key in a keyring, and when a key is valid.
 
-A key's span is half-open, `[from, to)`. A key is not pickled, since its secret refuses to be: a worker process opens
-keys again from the same arguments.
+A key is valid in `[from, to)`. Keys cannot be pickled, because secrets cannot: a worker process opens keys again from
+the same arguments.
 """
 
 import hmac
@@ -14,16 +14,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from custody.keys.secret import Secret
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
-"""When a key begins that names no time."""
+"""The start of a key without a `from`."""
 
 KeyAlgorithm = Literal["HMAC-SHA256", "Ed25519", "SHAKE-256"]
-"""What a keyring's keys are for: the first two sign, the third makes the salts of leaves."""
+"""The algorithms of a keyring's keys: the first two sign, the third makes the salts of leaves."""
 ALGORITHMS: tuple[KeyAlgorithm, ...] = ("HMAC-SHA256", "Ed25519", "SHAKE-256")
 
 
 @dataclass(frozen=True, slots=True)
 class HmacKey:
-    """An HMAC-SHA256 key with its secret: signs, and lets whoever holds it forge."""
+    """An HMAC-SHA256 key with its secret. Anyone who has the secret can sign, and so forge."""
 
     key_id: str
     secret: Secret
@@ -39,7 +39,7 @@ class HmacKey:
 
 @dataclass(frozen=True, slots=True)
 class Ed25519Key:
-    """An Ed25519 key with its private half. Whoever holds only `public` can check, and cannot forge."""
+    """An Ed25519 key with its private part. With only `public`, one can check but not forge."""
 
     key_id: str
     private: Secret
@@ -56,7 +56,7 @@ class Ed25519Key:
 
 @dataclass(frozen=True, slots=True)
 class LeafKey:
-    """The secret that the salts of leaves are made from. It signs nothing; whoever holds it can check leaves."""
+    """The leaf secret, from which the salts of leaves are made. It signs nothing; it is needed to check leaves."""
 
     key_id: str
     secret: Secret
@@ -71,16 +71,16 @@ Key = HmacKey | Ed25519Key | LeafKey
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """What everybody may know of a key: no secret."""
+    """The public facts of a key, without its secret."""
 
     id: str
     algorithm: KeyAlgorithm
     from_: datetime | None = None
     to: datetime | None = None
     public: bytes | None = None
-    """The public half of an Ed25519 key."""
+    """The public part of an Ed25519 key."""
 
 
 def holds(begin: datetime | None, end: datetime | None, moment: datetime) -> bool:
-    """Tell whether a half-open span holds a moment; None is without an end."""
+    """Return whether a moment is in the half-open span `[begin, end)`. None means no limit."""
     return (begin is None or begin <= moment) and (end is None or moment < end)

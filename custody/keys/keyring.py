@@ -1,8 +1,8 @@
-"""The keyring: a file of a writer's keys, in plain form or under a passphrase (FORMAT.md, Keyring).
+"""The keyring: a file of a writer's keys, in plain form or encrypted with a passphrase (FORMAT.md, Keyring).
 
-A secret lives in a `Secret`, which shows itself to nobody: not in a repr, a format, a log line, `asdict` or an error.
-Rotation opens the span of the new key before it ends the span of the old one. So no instant is without a key, and a run
-that began with the old key may end with it.
+A secret is kept in a `Secret`, which never appears in a repr, a format, a log line, `asdict` or an error. In a
+rotation, the new key starts before the old one ends. So there is always a valid key, and a run that began with the old
+key can finish with it.
 """
 
 import json
@@ -38,23 +38,23 @@ from custody.keys.signers import Signers
 __all__ = ["Keyring", "new_keyring", "rotate_keyring"]
 
 OVERLAP = timedelta(minutes=10)
-"""How long a rotated key may still sign: longer than a drain that is at work, and holds it, goes on."""
+"""How long a rotated key may still sign: longer than any drain that uses it can run."""
 
 KEYRING_LIMIT = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The keys of a writer, in the order of the file."""
+    """A writer's keys, in the order of the file."""
 
     keys: tuple[Key, ...]
 
     @classmethod
     def load(cls, path: Path, passphrase: str | None = None) -> "Keyring":
-        """Read a keyring, under a passphrase or not.
+        """Read a keyring, encrypted or not.
 
         Raises:
-            ConfigurationError: it is not there, others can read it, it is malformed, or the passphrase is missing or
+            ConfigurationError: it does not exist, others can read it, it is malformed, or the passphrase is missing or
                 wrong.
         """
         descriptor = open_plain(path, "keyring")
@@ -69,8 +69,8 @@ class Keyring:
 
         Args:
             data: the file's bytes.
-            what: how errors call it.
-            passphrase: opens the encrypted form; not looked at if the keyring is not encrypted.
+            what: the name of the file in errors.
+            passphrase: decrypts it; ignored if the keyring is not encrypted.
 
         Raises:
             ConfigurationError: the bytes are not a keyring, or the passphrase is missing or wrong.
@@ -83,54 +83,51 @@ class Keyring:
         for entry in decode_document(data, what, _KeyringFile).keys:
             key = _key(entry, what)
             if key.key_id in keys:
-                raise ConfigurationError(
-                    f"{what}: the key id {key.key_id!r} stands twice; every key has an id of its own"
-                )
+                raise ConfigurationError(f"{what}: two keys have the id {key.key_id!r}; each key needs its own id")
             keys[key.key_id] = key
         return cls(tuple(keys.values()))
 
     @classmethod
     def new(cls, now: datetime, algorithms: Sequence[KeyAlgorithm] = ALGORITHMS) -> "Keyring":
-        """Make a keyring of one new key of each algorithm, valid from `now`."""
+        """Return a keyring with one new key of each algorithm, valid from `now`."""
         return cls(tuple(_new_key(algorithm, now) for algorithm in algorithms))
 
     def add(self, algorithm: KeyAlgorithm, now: datetime) -> "Keyring":
-        """Return the keyring with one new key more, valid from `now`; the others stay as they are."""
+        """Return the keyring with one more key, valid from `now`. The others stay as they are."""
         return Keyring((*self.keys, _new_key(algorithm, now)))
 
     def rotate(self, now: datetime, overlap: timedelta = OVERLAP) -> "Keyring":
         """Return the keyring with a new key, valid from `now`, for each algorithm that has a key at `now`.
 
-        Keys that were valid end at `now` + `overlap`, or where they ended before that. They stay in the ring for ever:
-        statements of their span are checked with them.
+        Valid keys end at `now` + `overlap`, or earlier if they have an earlier end. They stay in the keyring for ever,
+        to check the statements that they signed.
 
         Raises:
-            ConfigurationError: a key's span begins after `now`: the clock went back, and the new key would not be the
-                newest.
+            ConfigurationError: a key starts after `now`: the clock went back, and the new key would not be the newest.
         """
         later = [key.key_id for key in self.keys if key.from_ and key.from_ > now]
         if later:
             raise ConfigurationError(
-                f"the key {later[0]!r} begins after {format_time(now)}, so a key made now would not be the newest;"
-                " set this machine's clock right, then rotate"
+                f"the key {later[0]!r} starts after {format_time(now)}, so a key made now would not be the newest;"
+                " correct this machine's clock, then rotate"
             )
         end = now + overlap
         kept = [replace(key, to=end) if key.to is None or key.to > end else key for key in self.keys]
         ring = Keyring(tuple(kept))
-        # What nothing is left of, as after a time without any key, begins anew; what was never there stays away.
+        # An algorithm whose keys have all ended gets a new key too. An algorithm that never had a key gets none.
         for algorithm in ALGORITHMS:
             if any(key.algorithm == algorithm for key in self.keys):
                 ring = ring.add(algorithm, now)
         return ring
 
     def newest(self, algorithm: KeyAlgorithm, now: datetime) -> Key | None:
-        """Return the newest key of an algorithm whose span holds `now`, None if there is none."""
+        """Return the newest key of an algorithm that is valid at `now`, None if there is none."""
         valid = [key for key in self.keys if key.algorithm == algorithm and holds(key.from_, key.to, now)]
-        # Of two that began together, the one further down in the file.
+        # If two start at the same time, the later one in the file wins.
         return max(reversed(valid), key=lambda key: key.from_ or BEGINNING) if valid else None
 
     def signers(self, now: datetime) -> "Signers":
-        """Return the keys that sign at `now`: the newest of each algorithm whose span holds it."""
+        """Return the keys that sign at `now`: for each algorithm, the newest valid one."""
         hmac_key, ed25519, leaves = (self.newest(algorithm, now) for algorithm in ALGORITHMS)
         return Signers(
             hmac_key if isinstance(hmac_key, HmacKey) else None,
@@ -139,7 +136,7 @@ class Keyring:
         )
 
     def encode(self, passphrase: str | None = None) -> bytes:
-        """Return the file's bytes, encrypted if there is a passphrase. They hold the secrets.
+        """Return the file's bytes, with the secrets; encrypted if there is a passphrase.
 
         Raises:
             ConfigurationError: the passphrase is empty, or the keyring too large.
@@ -164,20 +161,20 @@ class Keyring:
             data = json.dumps(outer, indent=1).encode() + b"\n"
         if len(data) > KEYRING_LIMIT:
             raise ConfigurationError(
-                f"the keyring would have {len(data)} bytes (limit {KEYRING_LIMIT}); begin a new one"
+                f"the keyring would have {len(data)} bytes (limit {KEYRING_LIMIT}); start a new one"
             )
         return data
 
     def save(self, path: Path, passphrase: str | None = None, *, create: bool = False) -> None:
-        """Write the keyring, mode 0600, so that after a crash either the old or the new one is there, and whole.
+        """Write the keyring with mode 0600. After a crash, the complete old or new file is there.
 
         Args:
-            path: where; the folder exists.
+            path: the file, in an existing folder.
             passphrase: encrypts it.
-            create: refuse to replace a file.
+            create: raise an error if the file exists.
 
         Raises:
-            ConfigurationError: it cannot be written, or is there already.
+            ConfigurationError: it cannot be written, or exists already.
         """
         write(path, self.encode(passphrase), create=create)
 
@@ -185,10 +182,10 @@ class Keyring:
 def new_keyring(
     path: Path, now: datetime, passphrase: str | None = None, algorithms: Sequence[KeyAlgorithm] = ALGORITHMS
 ) -> Keyring:
-    """Make a keyring file with new keys (`custody keys new`). Never replaces one: its secrets would be lost.
+    """Make a keyring file with new keys (`custody keys new`). Never replaces a file, whose secrets would be lost.
 
     Raises:
-        ConfigurationError: there is a file already, or it cannot be written.
+        ConfigurationError: the file exists already, or cannot be written.
     """
     ring = Keyring.new(now, algorithms)
     ring.save(path, passphrase, create=True)
@@ -198,16 +195,16 @@ def new_keyring(
 def rotate_keyring(
     path: Path, now: datetime | None = None, passphrase: str | None = None, overlap: timedelta = OVERLAP
 ) -> tuple[Keyring, tuple[Key, ...]]:
-    """Rotate a keyring file (`custody keys rotate`), alone: of two rotations at once, each adds its key.
+    """Rotate a keyring file (`custody keys rotate`), under a lock: two rotations at once add one key each.
 
     Args:
         path: the keyring.
-        now: where the new key's span begins; None for the time when the keyring is this rotation's alone.
-        passphrase: opens the keyring, and encrypts what is written, even if it was not encrypted before.
-        overlap: how long the keys that are replaced may still sign.
+        now: the start of the new keys; None for the time at which the lock was taken.
+        passphrase: decrypts the keyring, and encrypts the new file, even if the old one was not encrypted.
+        overlap: how long the replaced keys may still sign.
 
     Returns:
-        The keyring as written, and which of its keys are new.
+        The keyring as written, and its new keys.
 
     Raises:
         ConfigurationError: the keyring cannot be read, rotated or written.
@@ -248,7 +245,7 @@ def _read_keyring(descriptor: int, path: Path, passphrase: str | None) -> Keyrin
 
 
 def _refuse_trust(data: bytes, what: str) -> None:
-    refuse_other(data, what, "custody/trust/1", "it is a trust.json, and no keyring: give it with --trust")
+    refuse_other(data, what, "custody/trust/1", "it is a trust.json, not a keyring: give it with --trust")
 
 
 _KEYRING: Literal["custody/keyring/1"] = "custody/keyring/1"

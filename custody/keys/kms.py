@@ -51,7 +51,7 @@ class KmsKey:
         match = _NAME.fullmatch(name)
         if not match:
             raise ConfigurationError(
-                "an aws-kms key is named aws-kms:///alias/NAME, aws-kms:///KEY-ID or aws-kms:///ARN; what was given is"
+                "the URI of a KMS key is aws-kms:///alias/NAME, aws-kms:///KEY-ID or aws-kms:///ARN; the given one is"
                 " none of these"
             )
         client = _client(match["region"])
@@ -64,7 +64,7 @@ class KmsKey:
             case "ECC_NIST_EDWARDS25519", "SIGN_VERIFY":
                 return KmsEd25519Key(arn, client)
         raise ConfigurationError(
-            f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and can make neither HMAC_SHA_256 nor"
+            f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and supports neither HMAC_SHA_256 nor"
             " ED25519_SHA_512; create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC for statements, or"
             " ECC_NIST_EDWARDS25519 and SIGN_VERIFY for checkpoints"
         )
@@ -76,7 +76,7 @@ class KmsKey:
                 try:
                     self._client = _client(match["region"] if match else None)
                 except ConfigurationError as error:
-                    raise KeyUnavailable(f"the KMS key {self.key_id} cannot be asked: {error}") from None
+                    raise KeyUnavailable(f"the KMS key {self.key_id} cannot be used: {error}") from None
             return self._client
 
     def sign(self, message: bytes) -> bytes:
@@ -89,7 +89,7 @@ class KmsKey:
         with _errors("GenerateMac", self.key_id):
             answer = client.generate_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256")
             key_id, value = answer["KeyId"], answer["Mac"]
-        # Real KMS answers with the ARN, its stand-ins with the id at its end.
+        # Real KMS answers with the ARN, test servers with only the id at its end.
         if key_id not in {self.key_id, self.key_id.rpartition("/")[2]} or len(value) != 32:
             raise KeyUnavailable(
                 f"KMS answered GenerateMac for {self.key_id} with another key or length; nothing was signed"
@@ -97,7 +97,7 @@ class KmsKey:
         return value
 
     def check(self, message: bytes, value: bytes) -> None:
-        """Let KMS check a message's HMAC.
+        """Check a message's HMAC with KMS.
 
         Raises:
             SignatureInvalid: it is wrong.
@@ -105,7 +105,7 @@ class KmsKey:
         """
         if len(value) != 32:
             raise SignatureInvalid(
-                f"the signature of key {self.key_id!r} has {len(value)} bytes, and an HMAC-SHA256 has 32"
+                f"the signature of key {self.key_id!r} has {len(value)} bytes, but an HMAC-SHA256 has 32"
             )
         client = self._kms()
         with _errors("VerifyMac", self.key_id):
@@ -115,14 +115,14 @@ class KmsKey:
 
 
 class KmsEd25519Key:
-    """An Ed25519 key in AWS KMS, called by its ARN. Whoever has its public half can check, without AWS."""
+    """An Ed25519 key in AWS KMS, called by its ARN. With its public part, signatures can be checked without AWS."""
 
     __slots__ = ("_client", "key_id", "public")
 
     algorithm: Literal["Ed25519"] = "Ed25519"
 
     def __init__(self, arn: str, client: "KMSClient") -> None:
-        """Ask for the public half.
+        """Read the public part.
 
         Raises:
             KeyUnavailable: KMS does not answer, says no, or gives no Ed25519 key.
@@ -132,7 +132,7 @@ class KmsEd25519Key:
         with _errors("GetPublicKey", arn):
             encoded = client.get_public_key(KeyId=arn)["PublicKey"]
         if len(encoded) != len(_SPKI) + 32 or not encoded.startswith(_SPKI):
-            raise KeyUnavailable(f"KMS answered GetPublicKey for {arn} with something that is no Ed25519 key")
+            raise KeyUnavailable(f"KMS answered GetPublicKey for {arn} with something that is not an Ed25519 key")
         self.public = encoded[len(_SPKI) :]
 
     def __repr__(self) -> str:
@@ -168,7 +168,7 @@ def _client(region: str | None) -> "KMSClient":
         raise ConfigurationError(
             "aws-kms keys need boto3, which is not installed: install custody with its extra `s3`"
         ) from None
-    # Short, because a drain has less than a minute, and a statement that was not signed is signed by the next run.
+    # Short, because a drain has less than a minute. The next run signs a statement that was not signed.
     config = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
     try:
         return boto3.session.Session().client("kms", region_name=region, config=config)
@@ -181,9 +181,9 @@ def _client(region: str | None) -> "KMSClient":
 
 _ADVICE = {
     "NotFoundException": "there is no such key in this account and region",
-    "AccessDeniedException": "these credentials may not do that; allow it in the key's policy or by IAM",
+    "AccessDeniedException": "these credentials have no permission; allow it in the key's policy or in IAM",
     "DisabledException": "the key is disabled; enable it",
-    "KMSInvalidStateException": "the key is not usable now; it may be waiting for its deletion",
+    "KMSInvalidStateException": "the key cannot be used now; its deletion may be pending",
     "InvalidKeyUsageException": "the key is of another kind; create one with key spec HMAC_256 for statements, or"
     " ECC_NIST_EDWARDS25519 for checkpoints",
     "ThrottlingException": "AWS asks for fewer calls; try again later",
@@ -192,7 +192,7 @@ _ADVICE = {
 
 @contextlib.contextmanager
 def _errors(operation: str, name: str) -> Iterator[None]:
-    """Turn what botocore raises into our errors. Its own texts may quote signed requests, so they are left out."""
+    """Convert botocore's errors into ours. Their texts may quote signed requests, so they are left out."""
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
     try:
@@ -209,7 +209,7 @@ def _errors(operation: str, name: str) -> Iterator[None]:
             " the credentials and the endpoint"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        # Something that is not KMS answered.
+        # The answer did not come from KMS.
         raise KeyUnavailable(
-            f"the answer to KMS {operation} for {name} makes no sense ({type(error).__name__}): check the endpoint"
+            f"the answer to KMS {operation} for {name} is malformed ({type(error).__name__}): check the endpoint"
         ) from None

@@ -1,4 +1,4 @@
-"""Opens keys by URI: `file:` names a keyring, `aws-kms:` a key in AWS KMS. What a verifier trusts is `trust.py`'s."""
+"""Opens a writer's keys by URI: `file:` is a keyring, `aws-kms:` a key in AWS KMS. For verifiers, see `trust.py`."""
 
 from datetime import datetime
 from pathlib import Path
@@ -15,13 +15,13 @@ __all__ = ["open_public", "open_signers"]
 
 
 def open_signers(uri: str, now: datetime, passphrase: str | None = None, checkpoint_uri: str | None = None) -> Signers:
-    """Open what signs at `now`: of each algorithm the newest key.
+    """Return the keys that sign at `now`: the newest one of each algorithm.
 
     Args:
         uri: `file:keyring.json`, `file:///etc/custody/keyring.json`, `aws-kms:///alias/NAME`, `aws-kms:///ARN`.
-        now: the time, aware.
-        passphrase: opens an encrypted keyring.
-        checkpoint_uri: where the Ed25519 key and the secret of leaves are, if not there as well.
+        now: the time, with its zone.
+        passphrase: decrypts an encrypted keyring.
+        checkpoint_uri: where the Ed25519 key and the leaf secret are, if not in `uri`.
 
     Raises:
         ConfigurationError: a URI, keyring or key cannot be used.
@@ -43,14 +43,14 @@ def _open(uri: str, now: datetime, passphrase: str | None) -> Signers:
 
 
 def open_public(uri: str, passphrase: str | None = None, checkpoint_uri: str | None = None) -> list[PublicKey]:
-    """Return what everybody may know of a writer's keys, old ones included; the arguments are those of `open_signers`.
+    """Return the public facts of a writer's keys, also old ones. The arguments are those of `open_signers`.
 
     Raises:
         ConfigurationError: a URI, keyring or key cannot be used, or one id names two keys.
         KeyUnavailable: KMS does not answer.
     """
     keys = {key.id: key for key in _open_public(uri, passphrase)}
-    # Of `checkpoint_uri` an HMAC key signs nothing.
+    # An HMAC key in `checkpoint_uri` signs nothing.
     others = _open_public(checkpoint_uri, passphrase) if checkpoint_uri else []
     for key in others:
         if key.algorithm != "HMAC-SHA256" and keys.setdefault(key.id, key) != key:
@@ -73,10 +73,10 @@ def _open_public(uri: str, passphrase: str | None) -> list[PublicKey]:
 
 
 def keyring_path(uri: str) -> Path | None:
-    """Return the keyring that a key URI names, None where it names a key in a KMS.
+    """Return the keyring's path in a key URI, None if it is a URI of a key in KMS.
 
     Raises:
-        ConfigurationError: it is no key URI.
+        ConfigurationError: it is not a key URI.
     """
     scheme, rest = split_uri(uri)
     return Path(rest) if scheme == "file" else None
@@ -86,13 +86,13 @@ def split_uri(uri: str) -> tuple[Literal["file", "aws-kms"], str]:
     """Split a key URI into its scheme, and the path or the KMS key's name."""
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in {"file", "aws-kms"}:
-        # What was given is not repeated: somebody may have put the secret itself there.
+        # The given text is not repeated: it may be the secret itself, given by mistake.
         raise ConfigurationError(
-            "a key is named file:keyring.json, file:///etc/custody/keyring.json or aws-kms:///alias/NAME;"
-            " what was given begins with neither file: nor aws-kms:"
+            "a key URI is file:keyring.json, file:///etc/custody/keyring.json or aws-kms:///alias/NAME;"
+            " the given one begins with neither file: nor aws-kms:"
         )
     if rest.startswith("//") and not rest.startswith("///"):
-        raise ConfigurationError(f"a key URI names no host: write {scheme}:/// with three slashes")
+        raise ConfigurationError(f"a key URI has no host: write {scheme}:/// with three slashes")
     if scheme == "file":
         path = unquote(rest.removeprefix("//"))
         if not path or "\0" in path:

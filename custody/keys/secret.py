@@ -1,4 +1,4 @@
-"""Bytes that show themselves to nobody. Imports no library, for worker processes hold secrets too."""
+"""Secret bytes that are never shown. Imports no library, because worker processes have secrets too."""
 
 import hmac
 from typing import NoReturn
@@ -31,4 +31,4 @@ class Secret:
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a secret is not pickled: open the keyring or trust again where it is needed")
+        raise TypeError("a secret cannot be pickled: open the keyring or trust again where it is needed")

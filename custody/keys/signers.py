@@ -1,4 +1,4 @@
-"""What a writer signs with at one time: of each algorithm one key."""
+"""The keys with which a writer signs at one time: one of each algorithm."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,22 +11,22 @@ __all__ = ["PublicSigner", "Signers"]
 
 
 class PublicSigner(Signer, Protocol):
-    """An Ed25519 key that can sign, and whose public half is known."""
+    """An Ed25519 key that can sign, with its public part."""
 
     @property
     def public(self) -> bytes:
-        """The 32 bytes of its public half."""
+        """The 32 bytes of its public part."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Signers:
-    """What a writer signs with at one time.
+    """The keys with which a writer signs at one time.
 
     Attributes:
-        statements: the HMAC-SHA256 key: manifests, and beside the Ed25519 key audits and `archive.json`.
+        statements: the HMAC-SHA256 key. It signs manifests, and with the Ed25519 key audits and `archive.json`.
         checkpoints: the Ed25519 key.
-        leaves: the secret of leaves; None where there is none.
+        leaves: the leaf secret, None if there is none.
     """
 
     statements: Signer | None = None
@@ -54,12 +54,12 @@ class Signers:
         """
         if self.checkpoints is None:
             raise KeyUnavailable(
-                "no Ed25519 key is valid now, and checkpoints, audits and archive.json need one: run `custody keys"
-                " rotate` if the keyring had one, else name a keyring or KMS key that has one in the setting"
-                " `checkpoint_keys` (`custody keys new` makes the keyring)"
+                "no Ed25519 key is valid now, but checkpoints, audits and archive.json need one: if the keyring had"
+                " one, run `custody keys rotate`; else set `checkpoint_keys` to a keyring or KMS key that has one"
+                " (`custody keys new` makes the keyring)"
             )
         return self.checkpoints
 
     def both(self) -> tuple[Signer, Signer]:
-        """Return the keys that sign audits and `archive.json`; raises as `hmac` and `ed25519`."""
+        """Return the keys that sign audits and `archive.json`. Raises as `hmac` and `ed25519`."""
         return self.hmac(), self.ed25519()

@@ -1,13 +1,13 @@
-"""What a verifier trusts: an archive's pin, keys, heads, witnesses, judged findings (FORMAT.md, Trust).
+"""What a verifier trusts: an archive's pin, keys, known heads, witnesses, accepted findings (FORMAT.md, Trust).
 
-It comes from outside the archive: from keyrings, keys in a KMS, and a `trust.json`, merged by `open_trust`. Files are
+It comes from outside the archive: from keyrings, keys in KMS, and a `trust.json`, merged by `open_trust`. The files are
 written by `trust_file.py`.
 
 Rules:
 1. "The signature is wrong" (`SignatureInvalid`) and "it could not be checked" (`KeyUnavailable`) are different errors.
-2. Trust with secrets in it is not pickled: a worker process opens it again from the same arguments.
-3. A key in a KMS is asked only where a key URI names a KMS. A `trust.json` alone knows such a key by its id and no
-   more, so an auditor with public keys needs no AWS account.
+2. Trust with secrets cannot be pickled: a worker process opens it again from the same arguments.
+3. KMS is called only if a key URI names a KMS key. A `trust.json` has only the id of such a key, so an auditor with
+   public keys needs no AWS account.
 """
 
 import hmac
@@ -50,7 +50,7 @@ TRUST_LIMIT = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A finding that somebody has judged. It names an object by `log` and `sequence`, or by `key`."""
+    """An accepted finding. It identifies an object by `log` and `sequence`, or by `key`."""
 
     finding: str
     reason: str
@@ -64,51 +64,51 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """A key that a verifier trusts, with what it has of it."""
+    """A key that a verifier trusts, with the material that it has."""
 
     id: str
     algorithm: Algorithm
     from_: datetime | None = None
     to: datetime | None = None
     until: Mapping[str, Head] | None = None
-    """Where a leaked key ends, by `<log>/<partition>`: it counts only for what lies within these heads. A log that is
-    not named ends at size 0; None: the key has not ended."""
+    """Where a leaked key ends, by `<log>/<partition>`: it counts only within these heads. In a log that is not named it
+    ends at size 0. None: the key has not ended."""
     material: Secret | bytes | KmsKey | None = field(default=None, repr=False)
-    """The HMAC secret, the public Ed25519 key, the KMS key to ask, or nothing."""
+    """The HMAC secret, the public Ed25519 key, the KMS key to call, or None."""
 
     @property
     def checkable(self) -> bool:
-        """Whether there is anything to check a signature with."""
+        """Whether a signature can be checked here."""
         return self.material is not None
 
     @property
     def began(self) -> datetime:
-        """When the key's span begins: of two keys of one algorithm the older one began earlier.
+        """When the key starts: of two keys of one algorithm, the older one started earlier.
 
-        "The signing key never goes back to an older one": in a log, this never falls from one statement to the next.
+        The signing key never goes back to an older one: along a log, this time never decreases.
         """
         return self.from_ or BEGINNING
 
     @property
     def ended(self) -> datetime | None:
-        """When its span ends, None where it does not."""
+        """When the key ends, None if it has no end."""
         return self.to
 
     @property
     def public(self) -> bytes | None:
-        """The public half of an Ed25519 key."""
+        """The public part of an Ed25519 key."""
         return self.material if isinstance(self.material, bytes) else None
 
     def holds(self, moment: datetime) -> bool:
-        """Whether the key's span `[from, to)` holds this moment."""
+        """Return whether this moment is in the key's span `[from, to)`."""
         return holds(self.from_, self.to, moment)
 
     def verify(self, message: bytes, value: bytes) -> None:
-        """Check a signature, and nothing else of the policy: only `custody.tlog.signatures` calls this.
+        """Check a signature, and no other part of the policy. Only `custody.tlog.signatures` calls this.
 
         Raises:
             SignatureInvalid: it is wrong.
-            KeyUnavailable: there is nothing to check it with, or KMS does not answer.
+            KeyUnavailable: the key's material is not available, or KMS does not answer.
         """
         match self.material:
             case Secret() as secret:
@@ -124,7 +124,7 @@ class TrustedKey:
                 return kms.check(message, value)
             case None:
                 raise KeyUnavailable(
-                    f"the secret of the key {self.id!r} is not at hand, so its signatures cannot be checked here"
+                    f"the secret of the key {self.id!r} is not available, so its signatures cannot be checked here"
                 )
         if not good:
             raise SignatureInvalid(f"the signature of key {self.id!r} is not over this message")
@@ -133,24 +133,24 @@ class TrustedKey:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What a verifier is given from outside the archive. Not picklable with secrets in it: call `open_trust` again."""
+    """What a verifier trusts, from outside the archive. With secrets it cannot be pickled: call `open_trust` again."""
 
     archive: Pin | None = None
-    """Which archive this is; None before the first look."""
+    """The archive's pin, None before the first verification."""
     keys: Mapping[str, TrustedKey] = field(default_factory=dict)
     leaves: Mapping[str, Secret] = field(default_factory=dict)
-    """Secrets of leaves, by key id."""
+    """Leaf secrets, by key id."""
     heads: Mapping[str, Head] = field(default_factory=dict)
-    """The last heads seen, by `<log>/<partition>`."""
+    """Known heads, by `<log>/<partition>`."""
     witnesses: tuple[NoteKey, ...] = ()
     quorum: int = 0
-    """How many witnesses must have cosigned a checkpoint before it counts."""
+    """How many witnesses must cosign a checkpoint so that it counts."""
     retention_days: int | None = None
     accepted: tuple[Accepted, ...] = ()
 
     @property
     def at_hand(self) -> Mapping[str, TrustedKey]:
-        """The keys, those in a KMS by their ids alone: by these, a check asks nobody."""
+        """The keys, with only the ids of KMS keys, so that a check makes no calls."""
         return {
             id_: replace(key, material=None) if isinstance(key.material, KmsKey) else key
             for id_, key in self.keys.items()
@@ -165,17 +165,17 @@ def open_trust(
 ) -> Trust:
     """Merge keyrings, KMS keys and a `trust.json` into what a verifier trusts.
 
-    A key that several name must be the same key in all. It is then valid where all say so.
+    A key that is in several sources must be the same key in all of them. It is valid only when all of them say so.
 
     Args:
-        keys: URIs as `open_signers` takes them.
+        keys: URIs as for `open_signers`.
         trust: path of a `trust.json`.
-        passphrase: opens encrypted keyrings.
-        checkpoint_keys: URI of a keyring or KMS key of which the Ed25519 keys and secrets of leaves are trusted, too.
+        passphrase: decrypts encrypted keyrings.
+        checkpoint_keys: URI of a keyring or KMS key whose Ed25519 keys and leaf secrets are also trusted.
 
     Raises:
         ConfigurationError: a source cannot be used, or two contradict each other.
-        KeyUnavailable: KMS does not answer when a name that is not a key's ARN must be resolved.
+        KeyUnavailable: KMS does not answer when it must resolve a name that is not an ARN.
     """
     opened = Trust() if trust is None else load_trust(trust)
     merged, leaves = dict(opened.keys), dict(opened.leaves)
@@ -195,14 +195,14 @@ def _open_keys(uri: str, passphrase: str | None, *, resolve: bool) -> list[Trust
     if scheme == "file":
         keys = Keyring.load(Path(rest), passphrase).keys
         return [key if isinstance(key, LeafKey) else _trusted(key) for key in keys]
-    # An auditor may be allowed to verify and nothing else: an ARN needs no look-up.
+    # An ARN needs no look-up: an auditor may have permission only to verify.
     kms = KmsKey(rest) if KEY_ARN.fullmatch(rest) and not resolve else KmsKey.open(rest)
     material = kms.public if isinstance(kms, KmsEd25519Key) else kms
     return [TrustedKey(kms.key_id, kms.algorithm, material=material)]
 
 
 def _ask_kms(key: TrustedKey) -> TrustedKey:
-    """Return a key that `trust.json` knows by its ARN alone as one that KMS is asked about, any other as it is."""
+    """Return the key with its KMS client if `trust.json` has only its ARN, else the key as it is."""
     if key.material is None and KEY_ARN.fullmatch(key.id):
         return replace(key, material=KmsKey(key.id))
     return key
@@ -222,7 +222,7 @@ def _trusted(key: HmacKey | Ed25519Key) -> TrustedKey:
 
 
 def _merge(one: TrustedKey, other: TrustedKey) -> TrustedKey:
-    """Join what two sources say of one key: the strictest of both."""
+    """Merge what two sources say about one key: the stricter limits apply."""
     same = one.algorithm == other.algorithm
     if isinstance(one.material, KmsKey) and isinstance(other.material, KmsKey):
         material: Secret | bytes | KmsKey | None = one.material
@@ -243,10 +243,10 @@ def _merge(one: TrustedKey, other: TrustedKey) -> TrustedKey:
 def merge_until(
     key_id: str, one: Mapping[str, Head] | None, other: Mapping[str, Head] | None
 ) -> Mapping[str, Head] | None:
-    """Return where a key ended by two sources: of each log the smaller head, of one that a source lacks none.
+    """Return where a key ended by two sources: the smaller head of each log, none if a source lacks the log.
 
     Raises:
-        ConfigurationError: they give two roots for one size.
+        ConfigurationError: they have two roots for one size.
     """
     if one is None or other is None:
         return other if one is None else one
@@ -255,8 +255,8 @@ def merge_until(
         first, second = one[log], other[log]
         if first.size == second.size and first.root != second.root:
             raise ConfigurationError(
-                f"the key {key_id!r} ends at two different heads of {log}, of size {first.size} both; keep the one that"
-                " is right"
+                f"the key {key_id!r} ends at two different heads of {log}, both of size {first.size}; keep the"
+                " right one"
             )
         until[log] = min(first, second, key=lambda head: head.size)
     return until
@@ -310,17 +310,17 @@ def load_trust(path: Path) -> Trust:
 
 
 def read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
-    """Parse a `trust.json`, and refuse one with secrets that others can read.
+    """Parse a `trust.json`. If it has secrets, check that others cannot read it.
 
     Args:
         data: the file's bytes.
-        status: the file's, for its mode.
-        what: how errors call it.
+        status: the file's status, for its mode.
+        what: the name of the file in errors.
 
     Raises:
-        ConfigurationError: it is none, or others can read its secrets.
+        ConfigurationError: it is malformed, or others can read its secrets.
     """
-    advice = "it is a keyring, and no trust.json: give it with --keys file:KEYRING"
+    advice = "it is a keyring, not a trust.json: give it with --keys file:KEYRING"
     refuse_other(data, what, "custody/keyring/1", advice)
     document = decode_document(data, what, _TrustFile)
     if any(msgspec.UNSET is not secret for entry in document.keys for secret in (entry.secret, entry.private)):
@@ -335,14 +335,14 @@ def _trust(document: _TrustFile, what: str) -> Trust:
     for entry in document.keys:
         secret, _, public = key_material(entry, what)
         if entry.id in ids:
-            raise ConfigurationError(f"{what}: the key id {entry.id!r} stands twice; every key has an id of its own")
+            raise ConfigurationError(f"{what}: two keys have the id {entry.id!r}; each key needs its own id")
         ids.add(entry.id)
         if entry.algorithm == "Ed25519" and not public:
             raise ConfigurationError(f"{what}: the key {entry.id!r} lacks 'public'")
         begin, end = key_span(entry, what)
         if entry.algorithm == "SHAKE-256":
             if entry.until is not None:
-                raise ConfigurationError(f"{what}: the key {entry.id!r} signs nothing, so it has no 'until'")
+                raise ConfigurationError(f"{what}: the key {entry.id!r} signs nothing, so it must not have 'until'")
             if secret:
                 leaves[entry.id] = Secret(secret)
             continue
@@ -357,7 +357,7 @@ def _trust(document: _TrustFile, what: str) -> Trust:
     witnesses = _witnesses(document.witnesses, keys, what)
     if document.quorum > len(witnesses):
         raise ConfigurationError(
-            f"{what}: quorum is {document.quorum}, and there are {len(witnesses)} witnesses: no checkpoint could count"
+            f"{what}: quorum is {document.quorum}, but there are {len(witnesses)} witnesses: no checkpoint could count"
         )
     return Trust(
         archive=Pin(document.archive.id, document.archive.sha256) if document.archive else None,
@@ -379,16 +379,20 @@ def _heads(heads: Mapping[str, HeadRef], what: str) -> dict[str, Head]:
 
 def _check_log(text: str, what: str) -> None:
     if parse_log_text(text) is None:
-        raise ConfigurationError(f"{what}: {text[:300]!r} names no log; write TOPIC/PARTITION or TOPIC@EPOCH/PARTITION")
+        raise ConfigurationError(
+            f"{what}: {text[:300]!r} is not the name of a log; write TOPIC/PARTITION or TOPIC@EPOCH/PARTITION"
+        )
 
 
 def _accepted(entry: _Accepted, what: str) -> Accepted:
     if (entry.sequence is None) == (entry.key is None) or (entry.key is None and entry.log is None):
         raise ConfigurationError(
-            f"{what}: an accepted finding names 'log' and 'sequence', or 'key', and {entry.finding[:100]!r} does not"
+            f"{what}: an accepted finding needs 'log' and 'sequence', or 'key'; {entry.finding[:100]!r} has neither"
         )
     if not (entry.finding and entry.reason and entry.by):
-        raise ConfigurationError(f"{what}: an accepted finding says which ('finding'), why ('reason') and who ('by')")
+        raise ConfigurationError(
+            f"{what}: an accepted finding needs a name ('finding'), a reason ('reason') and a person ('by')"
+        )
     if entry.log is not None:
         _check_log(entry.log, f"{what}: accepted")
     parse_moment(entry.at, what, "at of an accepted finding")
@@ -396,7 +400,7 @@ def _accepted(entry: _Accepted, what: str) -> Accepted:
 
 
 def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], what: str) -> tuple[NoteKey, ...]:
-    """Return the witnesses that C2SP vkeys name: keys of type 4, which sign a time and a note."""
+    """Return the witnesses of C2SP vkeys: keys of type 4, which sign a time and a note."""
     witnesses = []
     signing = {key.public: key.id for key in keys.values() if key.public is not None}
     for vkey in vkeys:
@@ -406,15 +410,15 @@ def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], what: str) 
             raise ConfigurationError(f"{what}: a witness is not a C2SP vkey: {error}") from None
         if key.type != COSIGNATURE:
             raise ConfigurationError(
-                f"{what}: the witness {key.name!r} has a key that signs notes, not cosignatures (type 4): take the vkey"
+                f"{what}: the witness {key.name!r} has a key for notes, not for cosignatures (type 4): use the vkey"
                 " that `custody witness` prints"
             )
         if key.public in signing:
             raise ConfigurationError(
-                f"{what}: the witness {key.name!r} has the key of {signing[key.public]!r}: whoever writes the log is no"
-                " witness of it"
+                f"{what}: the witness {key.name!r} has the key of {signing[key.public]!r}: a writer of the"
+                " log cannot be its witness"
             )
         witnesses.append(key)
     if len({key.name for key in witnesses}) < len(witnesses) or len({key.public for key in witnesses}) < len(witnesses):
-        raise ConfigurationError(f"{what}: a witness stands twice; a quorum counts each once")
+        raise ConfigurationError(f"{what}: the same witness is listed twice; list each witness once")
     return tuple(witnesses)

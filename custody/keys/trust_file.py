@@ -1,10 +1,10 @@
-"""Writes `trust.json`: what of an archive others need to verify it, and what is added later (FORMAT.md, Trust).
+"""Writes `trust.json`: what others need to verify an archive (FORMAT.md, Trust).
 
 Rules:
-1. A new file holds no secret: public halves of Ed25519 keys, ids of all others, the archive's pin.
-2. A file that is there is only extended. What it says of keys, heads, witnesses and judged findings stays; a key may be
-   added, or end sooner; a pin may be added where there is none. Whatever contradicts the file is an error.
-3. A change is made under a lock, checked as a verifier reads it, and put in one step; the file's mode stays.
+1. A new file has no secret: public parts of Ed25519 keys, ids of all other keys, the archive's pin.
+2. An existing file is only extended. Its keys, heads, witnesses and accepted findings stay. A key can be added, or end
+   sooner; a pin can be added if there is none. Anything that contradicts the file is an error.
+3. A change is made under a lock, checked as a verifier reads it, and written in one step. The file's mode stays.
 """
 
 import json
@@ -25,7 +25,7 @@ from custody.keys.trust import TRUST_LIMIT, Accepted, Trust, load_trust, merge_u
 from custody.tlog.head import Head
 
 MODE = 0o644
-"""Of a new file: it holds no secret, and is there to be given away."""
+"""The mode of a new file: it has no secret, and is meant for others."""
 
 _ACCEPTED_FIELDS = ("finding", "log", "sequence", "key", "sha256", "reason", "by", "at")
 
@@ -36,9 +36,9 @@ class Published:
 
     Attributes:
         made: whether the file is new.
-        pinned: whether the archive's pin was put in.
-        added: ids of the keys that were put in.
-        narrowed: ids of the keys whose span ends sooner now, or begins later.
+        pinned: whether the archive's pin was added.
+        added: ids of the added keys.
+        narrowed: ids of the keys that now end sooner or start later.
     """
 
     made: bool
@@ -73,29 +73,29 @@ def encode(pin: Pin | None, keys: Sequence[PublicKey]) -> bytes:
 
 
 def check_pin(path: Path, pin: Pin | None) -> None:
-    """Refuse a `trust.json` that pins another archive; one that is not there, or pins none, is fine.
+    """Raise an error if a `trust.json` pins another archive. A missing file, or one without a pin, is fine.
 
     Args:
         path: the file.
-        pin: of the archive; None where it is not made yet, and any pin is of another.
+        pin: of the archive. None if it does not exist yet: then any pin is of another archive.
 
     Raises:
-        ConfigurationError: it does, or it cannot be used.
+        ConfigurationError: it pins another archive, or cannot be used.
     """
     if path.exists():
         _check_pin(load_trust(path).archive, pin, f"trust {path}")
 
 
 def publish(path: Path, pin: Pin, keys: Sequence[PublicKey]) -> Published:
-    """Write a `trust.json`, or extend the one that is there.
+    """Write a `trust.json`, or extend the existing one.
 
     Args:
         path: the file.
         pin: of the archive.
-        keys: the writer's.
+        keys: the writer's keys.
 
     Raises:
-        ConfigurationError: the file cannot be written, or says something else of the archive or of a key.
+        ConfigurationError: the file cannot be written, or contradicts the pin or a key.
     """
     if not path.exists():
         write(path, encode(pin, keys), create=True, what="trust", mode=MODE)
@@ -123,17 +123,17 @@ def publish(path: Path, pin: Pin, keys: Sequence[PublicKey]) -> Published:
 
 
 def accept(path: Path, judged: Sequence[Accepted]) -> int:
-    """Add judged findings to a `trust.json` (`custody accept`).
+    """Add accepted findings to a `trust.json` (`custody accept`).
 
     Args:
         path: the file.
-        judged: what to add. What is there already, whoever judged it, is not added again.
+        judged: the entries. Those that the file has already, by any person, are not added again.
 
     Returns:
         How many were added.
 
     Raises:
-        ConfigurationError: the file cannot be used or written, or an entry is none.
+        ConfigurationError: the file cannot be used or written, or an entry is malformed.
     """
     added: list[Accepted] = []
 
@@ -149,19 +149,19 @@ def accept(path: Path, judged: Sequence[Accepted]) -> int:
 
 
 def end_key(path: Path, key_id: str, heads: Mapping[str, Head]) -> Mapping[str, Head]:
-    """End a leaked key in a `trust.json`: from then on it counts only for what lies within these heads.
+    """End a leaked key in a `trust.json`: from then on it counts only within these heads.
 
     Args:
         path: the file.
         key_id: which key.
-        heads: by `<log>/<partition>`. A log that is not named, or has size 0, ends at size 0. Where the key has an end
+        heads: by `<log>/<partition>`. In a log that is not named, the key ends at size 0. If the key has an end
             already, the smaller head of each log counts.
 
     Returns:
         Where the key ends now.
 
     Raises:
-        ConfigurationError: the file cannot be used or written, has no such key, or knows another root of a size.
+        ConfigurationError: the file cannot be used or written, has no such key, or has another root for a size.
     """
     what = f"trust {path}"
     until: Mapping[str, Head] = {log: head for log, head in heads.items() if head.size}
@@ -172,19 +172,19 @@ def end_key(path: Path, key_id: str, heads: Mapping[str, Head]) -> Mapping[str, 
         if entry is None:
             known = ", ".join(str(entry["id"]) for entry in document.get("keys", []))
             raise ConfigurationError(
-                f"{what}: there is no key {key_id!r} in it; it has {known or 'none'}. `custody keys export` adds the"
-                " writer's keys"
+                f"{what}: it has no key {key_id!r}; it has {known or 'none'}. To add the writer's keys, run"
+                " `custody keys export`"
             )
         if key_id not in before.keys:
             raise ConfigurationError(
-                f"{what}: the key {key_id!r} is {entry['algorithm']}, and signs nothing that could be ended. Its secret"
-                " lets who has it check guesses about events: run `custody keys rotate`"
+                f"{what}: the key {key_id!r} is {entry['algorithm']}, which signs nothing, so it cannot be ended. With"
+                " its secret one can check guesses about events: run `custody keys rotate`"
             )
         for log, head in until.items():
             known_head = before.heads.get(log)
             if known_head is not None and known_head.size == head.size and known_head.root != head.root:
                 raise ConfigurationError(
-                    f"{what}: it knows another head of {log} at size {head.size} than the one given: find out which"
+                    f"{what}: it has another head of {log} at size {head.size} than the given one: find out which"
                     " history is right before you end a key"
                 )
         until = merge_until(key_id, before.keys[key_id].until, until) or {}
@@ -195,7 +195,7 @@ def end_key(path: Path, key_id: str, heads: Mapping[str, Head]) -> Mapping[str, 
 
 
 def _change(path: Path, change: Callable[[dict[str, Any], Trust], None]) -> None:
-    """Change a `trust.json`, alone and in one step."""
+    """Change a `trust.json`, under a lock and in one step."""
     what = f"trust {path}"
     with locked(path, "trust") as descriptor:
         status = os.fstat(descriptor)
@@ -215,7 +215,7 @@ def _encode(document: Mapping[str, Any], what: str = "trust") -> bytes:
     try:
         data = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
-        raise ConfigurationError(f"{what}: a reason or a name holds characters that are not Unicode text") from None
+        raise ConfigurationError(f"{what}: a reason or a name has characters that are not Unicode text") from None
     if len(data) > TRUST_LIMIT:
         raise ConfigurationError(f"{what}: would be larger than {TRUST_LIMIT} bytes")
     return data
@@ -231,8 +231,8 @@ def _check_pin(there: Pin | None, pin: Pin | None, what: str) -> None:
     else:
         found = f"the SHA-256 of this one's archive.json is {pin.sha256}, not {there.sha256}: find out who changed it"
     raise ConfigurationError(
-        f"{what}: it is for the archive {there.id}, and {found}; name another file in the setting `trust`, or correct"
-        " the setting `archive`"
+        f"{what}: it is for the archive {there.id}, but {found}; set `trust` to another file, or correct the setting"
+        " `archive`"
     )
 
 
@@ -253,11 +253,11 @@ def _entry(key: PublicKey) -> dict[str, str | None]:
 
 
 def _narrow(entry: dict[str, Any], key: PublicKey, what: str) -> bool:
-    """Narrow the span of a key in a file to the one that it has now; return whether that changed it."""
+    """Narrow the span of a key in a file to the key's present one. Return whether that changed it."""
     public = None if key.public is None else encode_base64(key.public)
     if entry["algorithm"] != key.algorithm or entry.get("public") != public:
         raise ConfigurationError(
-            f"{what}: the key id {key.id!r} names another key there than in the keyring; an id names one key for ever,"
+            f"{what}: the key id {key.id!r} is another key here than in the keyring; an id names one key for ever,"
             " so find out which of the two is wrong"
         )
     begin = parse_moment(entry["from"], what, "from") or BEGINNING
@@ -276,5 +276,5 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def _place(one: Accepted) -> tuple[object, ...]:
-    """Return what an entry accepts, whoever judged it."""
+    """Return what an entry accepts, without who accepted it."""
     return one.finding, one.log, one.sequence, one.key, one.sha256

@@ -120,13 +120,13 @@ class Report(Protocol):
     """Takes a finding; returns whether somebody has accepted it."""
 
     def __call__(
-        self, name: str, what: str, *, loss: tuple[str, ...] = (), row: str | None = None, **where: Any
+        self, name: str, message: str, *, loss: tuple[str, ...] = (), row: str | None = None, **where: Any
     ) -> bool:
         """Report.
 
         Args:
             name: of the finding.
-            what: happened.
+            message: what happened.
             loss: of a loss that has no bytes of its own, what distinguishes it from the next one.
             row: findings of one row are joined.
             where: fields of the finding.

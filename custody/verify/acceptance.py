@@ -1,12 +1,11 @@
-"""Turn a finding that somebody has judged into what `trust.json` says of it (FORMAT.md, Trust). Pure.
+"""Turn a finding that is to be accepted into entries of `trust.json` (FORMAT.md, Trust). Pure.
 
 Rules:
 
-1. What is accepted was found: it is taken from a report of `custody verify --json`, or named field by field.
-2. An entry is as exact as the finding lets it be, so that one judged loss does not hide the next: the object's key
-   where the finding is about one, else the log and one sequence; the digest wherever there is one. A finding about
-   several statements is an entry for each.
-3. Tampering is accepted by the exact digest of what was found, and where there is none it is not accepted.
+1. Only a real finding can be accepted: from a report of `custody verify --json`, or with its fields given one by one.
+2. An entry is as exact as possible, so that one accepted loss does not hide the next. It has the object's key, or else
+   the log and one sequence; and the digest if there is one. A finding about several statements needs an entry for each.
+3. Tampering is only accepted by its exact digest. Without a digest it cannot be accepted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,16 +19,16 @@ from custody.findings import CATALOGUE, Finding, Severity
 from custody.keys.trust import Accepted
 
 ENTRIES_LIMIT = 10_000
-"""Statements that one command accepts."""
+"""The most statements that one command accepts."""
 LINE_LIMIT = 16 * 1_048_576
-"""Bytes in one line of a report."""
+"""The most bytes in one line of a report."""
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """The findings of a report, and the archive that they are of."""
+    """The findings of a report, and their archive's id."""
 
     findings: tuple[Finding, ...]
     archive: str | None
@@ -37,7 +36,7 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """By which fields one finding is told from the others; what is None is not asked for."""
+    """The fields that identify one finding. None matches any value."""
 
     finding: str
     log: str | None = None
@@ -51,15 +50,15 @@ class Wanted:
 
 
 def read_report(lines: Iterable[bytes]) -> Reported:
-    """Read what `custody verify --json` printed.
+    """Return the findings in the output of `custody verify --json`.
 
     Raises:
-        ConfigurationError: it is no such report, or was cut off before its verdict.
+        ConfigurationError: it is not such a report, or has no verdict at its end.
     """
     findings: list[Finding] = []
     for number, line in enumerate(lines, 1):
         if len(line) > LINE_LIMIT:
-            raise ConfigurationError(f"line {number} of the report has more than {LINE_LIMIT} bytes: it is none")
+            raise ConfigurationError(f"line {number} of the report is longer than {LINE_LIMIT} bytes")
         try:
             found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
             if found.get("kind") == "finding":
@@ -69,18 +68,18 @@ def read_report(lines: Iterable[bytes]) -> Reported:
                 return Reported(tuple(findings), archive)
         except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
             raise ConfigurationError(
-                f"line {number} of the report is none that `custody verify --json` prints; give what it printed, whole"
+                f"line {number} of the report is not output of `custody verify --json`; pass the complete output"
             ) from None
     raise ConfigurationError(
-        "the report has no verdict: it was cut off; give what `custody verify --json` prints, whole"
+        "the report has no verdict, so it is incomplete; pass the complete output of `custody verify --json`"
     )
 
 
 def choose(reported: Reported, wanted: Wanted) -> Finding:
-    """Return the one finding of a report that is meant.
+    """Return the finding of a report that has the wanted fields.
 
     Raises:
-        ConfigurationError: there is none, or more than one, or it needs no acceptance.
+        ConfigurationError: there is none or more than one, or it is accepted already.
     """
     names = [one for one in reported.findings if one.finding == wanted.finding]
     matches = [
@@ -93,11 +92,11 @@ def choose(reported: Reported, wanted: Wanted) -> Finding:
         and (wanted.sequence is None or _covers(one, wanted.sequence))
     ]
     if not matches:
-        others = f"; of that name it has {_listed(names)}" if names else ""
+        others = f"; with that name it has {_listed(names)}" if names else ""
         raise ConfigurationError(f"the report has no finding {wanted}{others}")
     if len(matches) > 1:
         raise ConfigurationError(
-            f"the report has {len(matches)} findings {wanted}; say which by --log, --sequence or --key:"
+            f"the report has {len(matches)} findings {wanted}; choose one with --log, --sequence or --key:"
             f" {_listed(matches)}"
         )
     (chosen,) = matches
@@ -107,16 +106,16 @@ def choose(reported: Reported, wanted: Wanted) -> Finding:
 
 
 def named(wanted: Wanted) -> Finding:
-    """Return the finding that fields alone name, for one whose report is not at hand.
+    """Return a finding with these fields, for when there is no report.
 
     Raises:
-        ConfigurationError: the fields name no finding of a kind that there is.
+        ConfigurationError: there is no finding of that name, or too few fields are given.
     """
     if wanted.finding not in CATALOGUE:
-        raise ConfigurationError(f"there is no finding {wanted.finding!r}; `custody verify` says what there is")
+        raise ConfigurationError(f"there is no finding named {wanted.finding!r}; `custody verify` prints the names")
     if wanted.key is None and (wanted.log is None or wanted.sequence is None):
         raise ConfigurationError(
-            "say what was found: --from with the report, or --log and --sequence, or --key, as the report has them"
+            "identify the finding: give --from REPORT; or --log and --sequence, or --key, as in the report"
         )
     return Finding(
         finding=wanted.finding,
@@ -130,45 +129,45 @@ def named(wanted: Wanted) -> Finding:
 
 
 def entries(judged: Finding, reason: str, by: str, at: str) -> list[Accepted]:
-    """Return what `trust.json` is to say.
+    """Return the entries for `trust.json`.
 
     Args:
         judged: the finding.
         reason: why it is accepted.
-        by: who judged it.
+        by: who accepts it.
         at: when, as custody writes times.
 
     Raises:
-        ConfigurationError: it needs no acceptance, or cannot be named exactly enough.
+        ConfigurationError: it needs no acceptance, or cannot be identified exactly enough.
     """
     if not (reason.strip() and by.strip()):
-        raise ConfigurationError("an accepted finding says why (--reason) and who judged it (--by)")
+        raise ConfigurationError("an acceptance needs a reason (--reason) and a name (--by)")
     if judged.severity is Severity.NOTICE:
-        raise ConfigurationError(f"{judged.finding} is a notice, and needs no acceptance")
+        raise ConfigurationError(f"{judged.finding} is only a notice: it needs no acceptance")
     if judged.severity is Severity.TAMPERED and judged.sha256 is None:
         raise ConfigurationError(
-            f"{judged.finding} is tampering, which is accepted by the exact digest of what was found, and this finding"
-            f" has none: {judged.action}"
+            f"{judged.finding} is tampering, which can only be accepted by its sha256, and this finding has none:"
+            f" {judged.action}"
         )
     about_several = judged.through is not None and judged.through != judged.sequence
     if judged.key is not None and not about_several and judged.finding != "sequence-gap":
         return [Accepted(judged.finding, reason, by, at, key=judged.key, sha256=judged.sha256)]
     if judged.log is None or judged.sequence is None:
-        raise ConfigurationError(f"{judged.finding} names neither an object nor a statement, so nothing can accept it")
+        raise ConfigurationError(f"{judged.finding} names neither an object nor a statement, so it cannot be accepted")
     first = Accepted(judged.finding, reason, by, at, log=judged.log, sequence=judged.sequence, sha256=judged.sha256)
     if judged.severity is Severity.TAMPERED:
-        # The digest is that of the first; the next verification names the next.
+        # The digest is that of the first statement; the next verification reports the next one.
         return [first]
     last = judged.through if judged.through is not None else judged.sequence
     number = last - judged.sequence + 1
     if judged.count not in {1, number}:
         raise ConfigurationError(
-            f"{judged.finding} stands for {judged.count} statements between {judged.sequence} and {last}, and not for"
-            " all of them; see to what caused it instead"
+            f"{judged.finding} is about {judged.count} of the statements {judged.sequence} to {last}, not about all of"
+            " them, so it cannot be accepted; remove its cause instead"
         )
     if number > ENTRIES_LIMIT:
         raise ConfigurationError(
-            f"{judged.finding} is about {number:,} statements, and at most {ENTRIES_LIMIT:,} are accepted at once;"
+            f"{judged.finding} is about {number:,} statements, and at most {ENTRIES_LIMIT:,} can be accepted at once;"
             " restore them instead"
         )
     return [

@@ -1,10 +1,10 @@
 """Rules 4 and 6 of FORMAT.md, Verification: whether one log's statements account for each of its offsets. Pure.
 
 A `LogAccount` puts the accounting of Kafka's offsets on top of a `SignedLog` (`custody.tlog.log`), which checks
-signatures, sequence, tree and known heads. It is told of every sequence, from 0 on, exactly one of three things: its
-object's bytes (`step`), that there is no object (`gap`), or that it cannot be read (`unreadable`). It answers with
-findings and with the work that the statement's objects are. Offsets between two statements belong to the finding that
-says what is between. What can be said of a statement alone is in `statement.py`.
+signatures, sequence, tree and known heads. For every sequence from 0 on, call exactly one of: `step` with the object's
+bytes, `gap` if there is no object, `unreadable` if it cannot be read. The results are findings, and the work of
+checking the statement's objects. Offsets inside a reported gap are not reported again. `statement.py` has the checks
+within one statement.
 """
 
 from bisect import bisect_right
@@ -37,34 +37,34 @@ from custody.verify.statement import (
 from custody.verify.work import Work, work_of
 
 RETENTION_GRACE = timedelta(days=7)
-"""How long after the end of its retention an object may still be there."""
+"""How long an object may remain after the end of its retention."""
 
 _HOLES_LIMIT = 100_000
 _FOREVER = 1 << 64
 _DOUBTED = frozenset({"identity", "statement"})
-"""Faults with which no head is remembered."""
+"""Faults after which the head is not saved as a known head."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """A statement that lets the objects of sequences `[first, end)` be deleted."""
+    """A statement that allows deleting the objects of sequences `[first, end)`."""
 
     sequence: int
     first: int
     end: int
     sealed_at: datetime
     signers: tuple[str, ...]
-    """Keys whose signatures of it count."""
+    """The keys with a valid signature."""
 
 
 class Holes:
-    """Offsets that a finding already speaks of: ranges that are disjoint, and come in order."""
+    """Offsets that are already reported: disjoint ranges, in order."""
 
     def __init__(self) -> None:
         self._ranges: list[Range] = []
 
     def add(self, start: int, end: int) -> None:
-        """Add a range, unless it is empty or there are too many."""
+        """Add a range, unless it is empty or there are too many ranges."""
         if start < end and len(self._ranges) < _HOLES_LIMIT:
             self._ranges.append((start, end))
 
@@ -88,11 +88,11 @@ class LogAccount:
     """The partition's earlier epochs that have statements, the newest first."""
     promises: Promises = field(default_factory=Promises)
     begin: int = 0
-    """The first sequence to be looked at: what lies before it was verified at another time."""
+    """The first sequence to check. Earlier ones were verified at another time."""
     following: Callable[[int], Iterator[tuple[int, bytes]]] = lambda _: iter(())
     """Returns the manifests from a sequence on, for looking ahead."""
     within: Callable[[int, bytes, Head], bool] = lambda _size, _root, _head: False
-    """Returns whether the tree of a size and root is shown to be a prefix of a head."""
+    """Returns whether the tree of this size and root is proved to be a prefix of a head."""
 
     name: str = field(init=False, default="")
     """The log's name and partition."""
@@ -103,7 +103,7 @@ class LogAccount:
     holes: Holes = field(default_factory=Holes)
     expiries: list[Expiry] = field(default_factory=list)
     granted: list[Range] = field(default_factory=list)
-    """Sequences whose objects may be gone: what of the expiries counts."""
+    """Objects of sequences before this one may have been deleted: the end of the valid expiries."""
     identity: LogId | None = None
     expired_events: int = 0
     """Events of statements whose objects expired and are gone."""
@@ -131,7 +131,7 @@ class LogAccount:
 
     @property
     def size(self) -> int:
-        """How many sequences were looked at, from 0 on."""
+        """How many sequences were checked, from 0 on."""
         return self.signed.size
 
     @property
@@ -141,19 +141,19 @@ class LogAccount:
 
     @property
     def sound(self) -> bool:
-        """Whether the head may be remembered: a trusted key signed it, or what speaks against it was accepted."""
+        """Whether to save the head as a known head: a trusted key signed it, and all faults were accepted."""
         return self.signed.sound
 
     @property
     def pending(self) -> int:
-        """How many statements nobody here can check, and no trusted head covers."""
+        """How many statements have no signature that can be checked here, and no trusted head that covers them."""
         signed = self.signed
         waiting = signed.unverified[1] - signed.pending if signed.unverified and signed.pending is not None else 0
         return waiting + sum(end - first for first, end in signed.unlinked)
 
     @property
     def head(self) -> Head | None:
-        """The largest head that is verified, None where there is none that may be remembered."""
+        """The largest verified head, None if there is none to save as a known head."""
         signed = self.signed
         if not signed.sound or not signed.size or signed.root is None:
             return None
@@ -163,7 +163,7 @@ class LogAccount:
 
     @property
     def epoch(self) -> Epoch:
-        """The log as an earlier epoch of a later one."""
+        """This log, as seen by a later epoch."""
         return Epoch(self.log, self.identity, self.size, self.root)
 
     def may_be_gone(self, sequence: int) -> bool:
@@ -171,30 +171,30 @@ class LogAccount:
         return any(first <= sequence < end for first, end in self.granted)
 
     def gap(self, first: int, end: int) -> None:
-        """Take the sequences `[first, end)`, which have no object."""
+        """Report that the sequences `[first, end)` have no object."""
         missing = self.signed.gap(first, end)
         if missing is not None:
             many = missing[1] - missing[0]
             self._report(
                 "sequence-gap",
-                f"{many} manifest{'s are' if many > 1 else ' is'} missing, with later ones there",
+                f"{many} manifest{'s are' if many > 1 else ' is'} missing, but later ones exist",
                 sequence=missing[0],
                 through=missing[1] - 1,
                 key=layout.manifest_key(self.log, missing[0]),
             )
 
     def unreadable(self, sequence: int, reason: str) -> None:
-        """Take a manifest that is there and cannot be read."""
+        """Report a manifest that exists but cannot be read."""
         key = layout.manifest_key(self.log, sequence)
         self._doubt("unreadable", f"the manifest cannot be read: {reason}", sequence=sequence, key=key)
         self.signed.unreadable(sequence)
 
     def malformed(self, sequence: int, reason: str, digest: str) -> None:
-        """Take an object that is too large to be a manifest, by its SHA-256."""
+        """Report an object that is too large to be a manifest. Only its SHA-256 is known."""
         self.signed.malformed(sequence, reason, digest)
 
     def step(self, sequence: int, data: bytes) -> Work | None:
-        """Take the manifest of the next sequence; return what there is to check of its objects, if anything."""
+        """Check the manifest of the next sequence. Return the work of checking its objects, None if there is none."""
         lost = self.signed.lost or (self.begin > 0 and self.identity is None)
         manifest = self.signed.step(sequence, data)
         if manifest is None:
@@ -212,50 +212,50 @@ class LogAccount:
         return self._work(statement, sealed_at, bounds)
 
     def seam(self, data: bytes) -> None:
-        """Check that our root matches the `tree` of the manifest behind us, whose rest is verified by the next span."""
+        """Check that our root matches the `tree` in the next manifest. Its rest is verified by the next span."""
         self.signed.seam(data)
 
     def end(self, *, whole: bool = True) -> None:
-        """Run the checks that need the whole log. For a part that ends earlier, check only what lies inside it."""
-        went_back = len(self.findings.kept)
+        """Run the checks that need the whole log. For a partial span, check only the heads inside it."""
+        before = len(self.findings.kept)
         self.signed.end(whole=whole)
-        if any(one.finding == "head-rollback" for one in self.findings.kept[went_back:]):
+        if any(kept.finding == "head-rollback" for kept in self.findings.kept[before:]):
             self.holes.add(self.next_offset or 0, _FOREVER)
         self._check_covered()
         if not whole:
             return
         if self.log.epoch > 1 and self.totals.statements:
             where = f"{self.log.topic}/{self.log.partition}"
-            what = f"epoch {self.log.epoch} of {where}: the topic was made again or moved"
-            self._report("new-epoch", what, sequence=0)
+            message = f"epoch {self.log.epoch} of {where}: the topic was recreated or moved"
+            self._report("new-epoch", message, sequence=0)
         if silence := self.clock.silence():
             self._report(silence.name, silence.what)
 
     def _check_covered(self) -> None:
-        """Report statements whose signature nobody here can check, and that no trusted head covers."""
+        """Report statements whose signature cannot be checked here, and that no trusted head covers."""
         signed, promises = self.signed, self.promises
         for first, end in signed.unlinked:
-            what = (
-                "no signature of these statements could be checked, and no checkpoint leads to them across the missing"
-                " ones behind them"
+            message = (
+                "no signature of these statements could be checked, and no checkpoint covers them: later statements are"
+                " missing"
             )
-            self._report("uncovered", what, sequence=first, through=end - 1)
+            self._report("uncovered", message, sequence=first, through=end - 1)
         if signed.pending is None or signed.unverified is None:
             return
         where: dict[str, Any] = {"sequence": signed.pending, "through": signed.unverified[1] - 1}
         if signed.sound and promises.checkpoint and promises.heartbeat and self.clock.sealed_at:
             waited = (self.now if promises.live else self.clock.sealed_at) - parse_time(signed.pending_since)
             if waited <= 2 * (promises.checkpoint + promises.heartbeat):
-                what = "no checkpoint covers these statements yet: they are not verified"
-                self._report("pending-checkpoint", what, **where)
+                message = "no checkpoint covers these statements yet: they are not verified"
+                self._report("pending-checkpoint", message, **where)
                 return
         if signed.sound:
-            what = "no signature of these statements could be checked, and no checkpoint covers them"
-            self._report("uncovered", what, **where)
+            message = "no signature of these statements could be checked, and no checkpoint covers them"
+            self._report("uncovered", message, **where)
         signed.sound = False
 
     def _belongs(self, manifest: Manifest) -> Fault | None:
-        """Return what makes a statement one of another archive or log, None if it is of this one."""
+        """Return a fault if the statement belongs to another archive or log, else None."""
         fault = belongs_to_another(manifest.statement, self.log, self.identity, self.archive)
         if fault is None:
             return None
@@ -263,20 +263,20 @@ class LogAccount:
         return Fault(fault.name, fault.what, {**fault.where, **where})
 
     def _join(self, statement: Statement, sealed_at: datetime, *, lost: bool) -> None:
-        """Check that the range joins the one before, and account for its offsets."""
+        """Check that the range continues the one before, and account for its offsets."""
         first, end = statement.first_offset, statement.next_offset
         expected = self.next_offset
         sequence = statement.sequence
         if expected is not None and first < expected:
-            what = f"offsets {first} to {min(expected, max(end, first + 1)) - 1} were archived before"
-            self._unjoined("offset-overlap", what, sequence, first, expected, first)
+            message = f"offsets {first} to {min(expected, max(end, first + 1)) - 1} were archived before"
+            self._unjoined("offset-overlap", message, sequence, first, expected, first)
         elif lost or expected is None:
             if sequence:
                 self.holes.add(expected or 0, first)
         elif first > expected:
             self.holes.add(expected, first)
-            what = f"offsets {expected} to {first - 1} are in no statement"
-            self._unjoined("offset-gap", what, sequence, expected, expected, first)
+            message = f"no statement has the offsets {expected} to {first - 1}"
+            self._unjoined("offset-gap", message, sequence, expected, expected, first)
         self._take(_admissions(statement), sequence)
         problem = problem_of(statement)
         number = self._first_number(statement, lost=lost)
@@ -297,9 +297,9 @@ class LogAccount:
             self.expiries.append(Expiry(sequence, *statement.expired, sealed_at, self.signed.signers))
         self.next_offset = max(end, expected or 0)
 
-    def _unjoined(self, name: str, what: str, sequence: int, offset: int, expected: int, found: int) -> None:
+    def _unjoined(self, name: str, message: str, sequence: int, offset: int, expected: int, found: int) -> None:
         where: dict[str, Any] = {"expected": f"first_offset {expected}", "found": f"first_offset {found}"}
-        self._report(name, what, sequence=sequence, offset=offset, sha256=self.signed.digest, **where)
+        self._report(name, message, sequence=sequence, offset=offset, sha256=self.signed.digest, **where)
 
     def _first_number(self, statement: Statement, *, lost: bool) -> int:
         """Return the number that the statement's first batch should have."""
@@ -311,8 +311,8 @@ class LogAccount:
         """Check that the last record is the one of this range, or repeated, and that leader epochs never decrease."""
         last = statement.last_record
         if last is not None and last.leader_epoch < self._leader_epoch:
-            what = f"last_record has the leader epoch {last.leader_epoch} after {self._leader_epoch}"
-            self._odd(statement.sequence, what)
+            message = f"last_record has the leader epoch {last.leader_epoch} after {self._leader_epoch}"
+            self._odd(statement.sequence, message)
         if bounds is not None:
             wrong = last is not None and last.offset != bounds[1]
         elif statement.lost:
@@ -326,7 +326,7 @@ class LogAccount:
             self._leader_epoch = max(self._leader_epoch, last.leader_epoch)
 
     def _work(self, statement: Statement, sealed_at: datetime, bounds: Range | None) -> Work | None:
-        """Return what there is to check of the statement's objects; their keys must be theirs."""
+        """Return the work of checking the statement's objects. Check that their keys are the right ones."""
         if not statement.segment and not statement.quarantine:
             return None
         for fault, impossible in misnamed(statement, self.log, bounds):
@@ -339,48 +339,49 @@ class LogAccount:
     # --- findings
 
     def _take(self, faults: Iterable[Fault], sequence: int) -> None:
-        """Report what is wrong with a statement."""
+        """Report the faults of a statement."""
         for fault in faults:
             where = {"sequence": sequence, "sha256": self.signed.digest, **fault.where}
             (self._doubt if fault.name in _DOUBTED else self._report)(fault.name, fault.what, **where)
 
-    def _odd(self, sequence: int, what: str) -> None:
-        self._doubt("statement", what, sequence=sequence, sha256=self.signed.digest)
+    def _odd(self, sequence: int, message: str) -> None:
+        self._doubt("statement", message, sequence=sequence, sha256=self.signed.digest)
 
-    def _doubt(self, name: str, what: str, **where: Any) -> None:
+    def _doubt(self, name: str, message: str, **where: Any) -> None:
         """Add a finding and mark the head untrusted, unless the finding was accepted."""
-        if not self._report(name, what, **where):
+        if not self._report(name, message, **where):
             self.signed.sound = False
 
     def _report_signed(
         self,
         name: str,
-        what: str,
+        message: str,
         *,
         loss: tuple[str, ...] = (),
         row: str | None = None,
         tampered: bool = False,
         **where: Any,
     ) -> bool:
-        """Add a finding of the signed log."""
+        """Add a finding that the signed log made."""
         if loss:
             where["sha256"] = loss_digest(*loss)
-        return self._report(name, what, severity=Severity.TAMPERED if tampered else None, row=row, **where)
+        return self._report(name, message, severity=Severity.TAMPERED if tampered else None, row=row, **where)
 
     def _report(
-        self, name: str, what: str, *, severity: Severity | None = None, row: str | None = None, **where: Any
+        self, name: str, message: str, *, severity: Severity | None = None, row: str | None = None, **where: Any
     ) -> bool:
-        """Add a finding, and return whether somebody has accepted it."""
-        one: Finding = finding(name, what, severity=severity, **{"log": self.name, **where})
+        """Add a finding, and return whether it was accepted."""
+        one: Finding = finding(name, message, severity=severity, **{"log": self.name, **where})
         return self.findings.add(one, row=row)
 
 
 def _admissions(statement: Statement) -> Iterator[Fault]:
-    """Yield what the statement admits that was never archived."""
+    """Yield a fault for each range that the statement declares as never archived."""
     if statement.lost:
         first, end = statement.lost
-        what = f"the broker deleted offsets {first} to {end - 1} before they were archived"
-        yield Fault("offset-lost", what, {"offset": first})
-    for one in statement.unreadable:
-        what = f"the broker holds offsets {one.from_} to {one.to - 1}, and no client could decode them: {one.error}"
-        yield Fault("offset-unreadable", what, {"offset": one.from_})
+        message = f"the broker deleted offsets {first} to {end - 1} before they were archived"
+        yield Fault("offset-lost", message, {"offset": first})
+    for unreadable in statement.unreadable:
+        first, end = unreadable.from_, unreadable.to
+        message = f"the broker has offsets {first} to {end - 1}, but no client could decode them: {unreadable.error}"
+        yield Fault("offset-unreadable", message, {"offset": first})

@@ -1,4 +1,4 @@
-"""The accounts of all logs that were verified: one for each span, in order."""
+"""The accounts of all verified logs: one for each span, in order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -29,14 +29,14 @@ class Accounts:
         return self._by_log
 
     def of(self, log: layout.Log) -> Sequence[LogAccount]:
-        """Return a log's accounts, none where it was not verified."""
+        """Return a log's accounts, none if it was not verified."""
         return self._by_log.get(log, ())
 
     def of_work(self, work: Work) -> LogAccount:
         """Return the account that a statement's objects belong to."""
         log = layout.parse_log_text(work.log)
         if log is None:
-            raise FormatError(f"{work.log!r} is no log")
+            raise FormatError(f"{work.log!r} is not the name of a log")
         return next(account for account in reversed(self._by_log[log]) if account.begin <= work.sequence)
 
     def earlier(self, log: layout.Log) -> list[Epoch]:
@@ -51,10 +51,10 @@ class Accounts:
         return sorted(epochs, key=lambda epoch: -epoch.log.epoch)
 
     def size(self, log: layout.Log) -> int:
-        """Return how many sequences of a log were looked at, from 0 on."""
+        """Return how many sequences of a log were checked, from 0 on."""
         return max((account.size for account in self.of(log)), default=0)
 
     def heads(self) -> dict[str, Head]:
-        """Return the heads that may be remembered."""
+        """Return the heads to save as known heads."""
         heads = {account.name: account.head for account in self}
         return {name: head for name, head in heads.items() if head is not None}

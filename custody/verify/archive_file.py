@@ -1,4 +1,4 @@
-"""`archive.json`: whether it is the one that is pinned, and whether trusted keys signed it."""
+"""`archive.json`: is it the pinned one, and did trusted keys sign it?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ _KEY = layout.ARCHIVE
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which archive it is.
+    """The archive's identity.
 
     Attributes:
-        id: its id, as far as it is known.
-        file: its `archive.json`, if what it promises counts.
-        pin: what is to be remembered of it.
+        id: its id, None if not known.
+        file: its `archive.json`, None if it does not count.
+        pin: the pin to save in the state file.
     """
 
     id: str | None
@@ -35,13 +35,13 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
 
     Args:
         store: the archive.
-        trust: the keys, and perhaps a pin.
-        remembered: the pin of the state file, if it has one.
-        findings: takes what is wrong.
+        trust: the keys, and a pin if there is one.
+        remembered: the pin in the state file, if there is one.
+        findings: gets the findings.
     """
     pins = (("trust.json", trust.archive), ("the state file", remembered))
     pinned = [(origin, pin) for origin, pin in pins if pin is not None]
-    # What is pinned goes on to count, so that an alarm stays until somebody accepts it.
+    # Keep the old pin, so that the alarm is repeated until it is accepted.
     known = Identity(pinned[0][1].id, None, pinned[-1][1]) if pinned else Identity(None, None, None)
     digest = None
     try:
@@ -52,8 +52,8 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
         findings.add(finding("archive", "there is no archive.json here", key=_KEY))
         return known
     except FormatError as error:
-        what = f"archive.json is not of its form: {error}"
-        findings.add(finding("archive", what, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
+        message = f"archive.json does not follow FORMAT.md: {error}"
+        findings.add(finding("archive", message, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
         return known
     except CustodyError as error:
         findings.add(finding("unreadable", f"archive.json cannot be read: {error}", key=_KEY))
@@ -66,14 +66,14 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
 
 
 def _is_pinned(file: ArchiveFile, pinned: Sequence[tuple[str, Pin]], digest: str, findings: Findings) -> bool:
-    """Return whether no pin is of another archive.json, or somebody accepted that one is."""
+    """Return whether archive.json matches all pins, or the difference was accepted."""
     others = [(origin, pin) for origin, pin in pinned if pin != file.pin]
     if not others:
         return True
     origins, pin = " and ".join(origin for origin, _ in others), others[0][1]
     one = finding(
         "archive",
-        f"this is another archive.json than {origins} pin{'s' if len(others) == 1 else ''}",
+        f"this archive.json is not the one that {origins} pin{'s' if len(others) == 1 else ''}",
         severity=Severity.TAMPERED,
         key=_KEY,
         expected=f"{pin.id}, SHA-256 {pin.sha256}",
@@ -88,14 +88,14 @@ def _is_signed(file: ArchiveFile, trust: Trust, digest: str, findings: Findings,
     verdict = check_archive_signatures(file, trust, pinned=pinned)
     for problem in verdict.problems:
         if problem.kind == "key-span":
-            what = f"archive.json: {problem.what}; whoever knows that it is this one can pin it in trust.json"
-            findings.add(finding("archive", what, key=_KEY, sha256=digest))
+            message = f"archive.json: {problem.what}; if you know that it is the right one, pin it in trust.json"
+            findings.add(finding("archive", message, key=_KEY, sha256=digest))
     wrong = [one.what for one in verdict.problems if not one.open and one.kind not in {"key-unknown", "key-span"}]
     if wrong:
-        what = f"the signatures of archive.json do not hold: {'; '.join(wrong)}"
-        findings.add(finding("archive", what, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
+        message = f"the signatures of archive.json are not valid: {'; '.join(wrong)}"
+        findings.add(finding("archive", message, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
     for problem in verdict.problems:
-        # A pin stands for a key that is not known here, and one signature that holds is enough to know who signed.
+        # A pin is enough if the key is not known here. One valid signature is enough to know who signed.
         needless = pinned if problem.kind == "key-unknown" else verdict.counts
         if (problem.open or problem.kind == "key-unknown") and not needless:
             findings.add(finding(problem.kind, f"archive.json: {problem.what}", key=_KEY))

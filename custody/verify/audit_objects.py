@@ -1,4 +1,4 @@
-"""What audits refer to under `audits/objects/`: there as it was, or referred to by none."""
+"""Objects under `audits/objects/`: those that audits refer to must be unchanged; the others are reported."""
 
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -17,12 +17,12 @@ def referred(store: Store, audit: Audit) -> Iterator[ObjectRef]:
     refs = [*audit.objects, *([audit.findings] if isinstance(audit.findings, ObjectRef) else [])]
     if len(audit.objects) == 1:
         refs += _listed_in(store, audit.objects[0])
-    # What lies elsewhere is made from the archive, and can be made again.
+    # Objects elsewhere are made from the archive, and can be made again.
     return (ref for ref in refs if layout.parse_audit_object_key(ref.key) is not None)
 
 
 def check_referred(store: Store, audit: Audit, ref: ObjectRef, *, contents: bool) -> Finding | None:
-    """Return what is wrong with an object that an audit refers to by hash, None if nothing is.
+    """Return what is wrong with an object that an audit refers to by its hash, None if nothing is wrong.
 
     Args:
         store: the archive.
@@ -33,13 +33,13 @@ def check_referred(store: Store, audit: Audit, ref: ObjectRef, *, contents: bool
     where: dict[str, Any] = {"log": str(layout.AUDIT_LOG), "sequence": audit.sequence, "key": ref.key}
     digest = layout.parse_audit_object_key(ref.key)
     if digest != ref.sha256:
-        what = "the audit refers to an object by another SHA-256 than its key has"
-        return finding("audit", what, expected=ref.sha256, found=digest, sha256=digest, **where)
+        message = "the audit refers to an object by a SHA-256 that is not the one in its key"
+        return finding("audit", message, expected=ref.sha256, found=digest, sha256=digest, **where)
     return _check_object(store, ref, where) if contents else None
 
 
 def check_unreferred(store: Store, key: str, digest: str) -> Finding | None:
-    """Return what an object is that no audit refers to: left by an audit that died or is at work, or foreign.
+    """Return the finding about an object that no audit refers to: left by an unfinished audit, or foreign.
 
     Args:
         store: the archive.
@@ -56,12 +56,12 @@ def check_unreferred(store: Store, key: str, digest: str) -> Finding | None:
         return finding("unreadable", f"the object cannot be read: {error}", key=key)
     if found == digest:
         return finding("orphan", "no audit refers to it", key=key)
-    what = "its bytes are not those that its key names, and no audit refers to it"
-    return finding("unlisted", what, key=key, sha256=found or loss_digest(key))
+    message = "its SHA-256 is not the one in its key, and no audit refers to it"
+    return finding("unlisted", message, key=key, sha256=found or loss_digest(key))
 
 
 def _listed_in(store: Store, ref: ObjectRef) -> list[ObjectRef]:
-    """Return the objects that an audit's one object lists, a JSON object a line; none where it is no such list."""
+    """Return the objects listed in an object of an audit, one JSON object per line; none if it is not such a list."""
     if layout.parse_audit_object_key(ref.key) is None or ref.size > FILE_LIMIT:
         return []
     try:
@@ -70,7 +70,7 @@ def _listed_in(store: Store, ref: ObjectRef) -> list[ObjectRef]:
             return []
         return [parse_object(line) for line in data.splitlines()]
     except CustodyError:
-        # That it is missing, or another, is said where it is looked at for itself.
+        # A missing or changed list is reported where the list itself is checked.
         return []
 
 
@@ -78,12 +78,12 @@ def _check_object(store: Store, ref: ObjectRef, where: Mapping[str, Any]) -> Fin
     try:
         data = store.read(ref.key, limit=ref.size)
     except (ObjectMissing, FormatError) as error:
-        what = f"what the audit refers to is not there as it was: {error}"
-        return finding("audit", what, sha256=loss_digest(ref.key, ref.sha256), **where)
+        message = f"an object that the audit refers to is missing or changed: {error}"
+        return finding("audit", message, sha256=loss_digest(ref.key, ref.sha256), **where)
     except CustodyError as error:
-        return finding("unreadable", f"what the audit refers to cannot be read: {error}", **where)
+        return finding("unreadable", f"an object that the audit refers to cannot be read: {error}", **where)
     found = sha256(data).hexdigest()
     if found == ref.sha256:
         return None
-    what = "what the audit refers to is not what it was"
-    return finding("audit", what, expected=ref.sha256, found=found, sha256=found, **where)
+    message = "an object that the audit refers to was changed"
+    return finding("audit", message, expected=ref.sha256, found=found, sha256=found, **where)

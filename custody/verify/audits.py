@@ -1,6 +1,6 @@
-"""The log of audits, read back: a signed log (`custody.tlog.log`) whose faults are the finding `audit`.
+"""Verification of the log of audits: a signed log (`custody.tlog.log`) whose faults are the finding `audit`.
 
-What the newest sound audit says of each log's head is one more known head of that log.
+The newest sound audit names the head of each log: one more known head of that log.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys
 
 _OWN_NAMES = frozenset({"unreadable", "key-unknown", "key-span", "unchecked-signature", "passed-over"})
-"""Findings that keep their name: all others are called `audit`."""
+"""Findings that keep their name. All others are called `audit`."""
 
 
 @dataclass(slots=True)
 class AuditLog:
-    """The state of verifying the audits, which come in order of sequence."""
+    """The state of verifying the audits, in order of sequence."""
 
     archive: str | None
     keys: Keys
@@ -31,7 +31,7 @@ class AuditLog:
     following: Callable[[int], Iterator[tuple[int, bytes]]] = lambda _: iter(())
     """Returns the audits from a sequence on, for looking ahead."""
     within: Callable[[int, bytes, Head], bool] = lambda _size, _root, _head: False
-    """Returns whether the tree of a size and root is shown to be a prefix of a head."""
+    """Returns whether the tree of this size and root is proved to be a prefix of a head."""
 
     signed: SignedLog[SignedAudit] = field(init=False)
     newest: SignedAudit | None = None
@@ -51,35 +51,35 @@ class AuditLog:
 
     @property
     def size(self) -> int:
-        """How many sequences were looked at."""
+        """How many sequences were checked."""
         return self.signed.size
 
     @property
     def head(self) -> Head | None:
-        """The head, None where it may not be remembered."""
+        """The head, None if it must not be saved as a known head."""
         signed = self.signed
         return Head(signed.size, signed.root) if signed.sound and signed.size and signed.root is not None else None
 
     def gap(self, first: int, end: int) -> None:
-        """Take the sequences `[first, end)`, which have no object."""
+        """Report that the sequences `[first, end)` have no object."""
         missing = self.signed.gap(first, end)
         if missing is not None:
             first, end = missing
-            what = f"{end - first} audit{'s are' if end - first > 1 else ' is'} missing, with later ones there"
+            message = f"{end - first} audit{'s are' if end - first > 1 else ' is'} missing, but later ones exist"
             loss = (str(layout.AUDIT_LOG), "missing", str(first), str(end))
-            self.signed.doubt(Fault("audit", what, {"through": end - 1, "loss": loss}), first)
+            self.signed.doubt(Fault("audit", message, {"through": end - 1, "loss": loss}), first)
 
     def unreadable(self, sequence: int, reason: str) -> None:
-        """Take an audit that is there and cannot be read."""
+        """Report an audit that exists but cannot be read."""
         self.signed.doubt(Fault("unreadable", f"the audit cannot be read: {reason}"), sequence)
         self.signed.unreadable(sequence)
 
     def malformed(self, sequence: int, reason: str, digest: str) -> None:
-        """Take an object that is too large to be an audit, by its SHA-256."""
+        """Report an object that is too large to be an audit. Only its SHA-256 is known."""
         self.signed.malformed(sequence, reason, digest)
 
     def step(self, sequence: int, data: bytes) -> None:
-        """Take the next audit."""
+        """Check the next audit."""
         signed = self.signed.step(sequence, data)
         if signed is not None:
             self.archive = self.archive or signed.statement.archive
@@ -91,7 +91,7 @@ class AuditLog:
         self.signed.end()
 
     def _belongs(self, signed: SignedAudit) -> Fault | None:
-        """Return what makes an audit one of another archive, None if it is of this one."""
+        """Return a fault if the audit belongs to another archive, else None."""
         found = signed.statement.archive
         if self.archive in {None, found}:
             return None
@@ -101,7 +101,7 @@ class AuditLog:
     def _report(
         self,
         name: str,
-        what: str,
+        message: str,
         *,
         loss: tuple[str, ...] = (),
         row: str | None = None,
@@ -112,8 +112,8 @@ class AuditLog:
             where["sha256"] = loss_digest(*loss)
         where.setdefault("key", layout.audit_key(where.get("sequence", 0)))
         shown = name if name in _OWN_NAMES else "audit"
-        # A finding of its own for each audit: it names what was done to which one.
+        # Not joined: each finding names what was done to which audit.
         row = row if shown != "audit" else None
         severity = Severity.TAMPERED if tampered else None
-        one = finding(shown, what, severity=severity, log=str(layout.AUDIT_LOG), **where)
+        one = finding(shown, message, severity=severity, log=str(layout.AUDIT_LOG), **where)
         return self.findings.add(one, row=row)

@@ -1,4 +1,4 @@
-"""Rule 11 of FORMAT.md, Verification: checkpoints, those in the archive and those that witnesses cosigned."""
+"""Rule 11 of FORMAT.md, Verification: checkpoints in the archive, and those that witnesses cosigned."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from custody.verify.protection import Locks
 
 @dataclass(frozen=True, slots=True)
 class Cosigned:
-    """A cosigned checkpoint that was given, and counts."""
+    """A valid cosigned checkpoint from the caller."""
 
     log: str
     head: Head
@@ -28,7 +28,7 @@ class Cosigned:
 
 
 class Checkpoints:
-    """Checks checkpoints, and reports those that do not hold."""
+    """Checks checkpoints, and reports those that are not valid."""
 
     def __init__(self, trust: Trust, now: datetime, logs: Logs, findings: Findings) -> None:
         self._trust = trust
@@ -38,7 +38,7 @@ class Checkpoints:
         self._cosigned: frozenset[str] = frozenset()
 
     def take_cosigned(self, notes: Sequence[bytes], archive: str | None) -> list[Cosigned]:
-        """Return the cosigned checkpoints, of those given, that count; report the others.
+        """Return the valid ones of the given cosigned checkpoints, and report the others.
 
         Args:
             notes: the checkpoints.
@@ -55,32 +55,32 @@ class Checkpoints:
             note = checkpoint.parse_note(data)
             found = checkpoint.parse_checkpoint(note.text)
         except FormatError as error:
-            what = f"a checkpoint that was given is none: {error}"
-            self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+            message = f"a given checkpoint does not follow the format: {error}"
+            self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
             return None
         name = found.origin.removeprefix(f"custody/{archive}/")
         log = layout.parse_log_text(name)
         if log is None or found.origin != checkpoint.origin_of(archive or "", log):
-            what = f"a checkpoint that was given is of {found.origin[:300]!r}, and not of this archive"
-            self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+            message = f"a given checkpoint is of {found.origin[:300]!r}, not of this archive"
+            self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
             return None
         verdict = self._verdict(note, found, log)
         if not verdict.counts:
-            what = f"a checkpoint that was given does not count: {verdict.reason}"
-            self._findings.add(finding("checkpoint", what, log=name, **where))
+            message = f"a given checkpoint does not count: {verdict.reason}"
+            self._findings.add(finding("checkpoint", message, log=name, **where))
             return None
         return Cosigned(name, Head(found.size, found.root), data.decode())
 
     def heads(
         self, log: layout.Log, answers: Iterator[tuple[int, bytes | CustodyError]], archive: str | None, locks: Locks
     ) -> Iterator[KnownHead]:
-        """Yield the heads that a log's checkpoints sign.
+        """Yield the heads that a log's checkpoints in the archive sign.
 
         Args:
             log: the log.
-            answers: sizes, each with what the archive's checkpoint of it holds, or with the error that reading it gave.
+            answers: sizes, each with the bytes of the archive's checkpoint, or with the error from reading it.
             archive: the archive's id, None where it is not known.
-            locks: looks at the lock of each.
+            locks: checks the lock of each.
         """
         order = KeyOrder()
         for size, answer in answers:
@@ -98,17 +98,17 @@ class Checkpoints:
                 note = checkpoint.parse_note(answer)
                 found = checkpoint.parse_checkpoint(note.text)
             except FormatError as error:
-                what = f"the checkpoint does not hold: {error}"
-                self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+                message = f"the checkpoint is not valid: {error}"
+                self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
                 continue
             wrong = _misplaced(found, size, log, archive)
-            # A copy in another place says nothing of the order of keys.
+            # A misplaced copy says nothing about the order of keys.
             verdict = self._verdict(note, found, log, None if wrong else order)
             if wrong:
-                # Whoever has no key can put anything here; only one who has a key, or a copy, what names a trusted key.
+                # Anyone can put an object here; but one that names a trusted key is from a key holder, or is a copy.
                 severity = Severity.POLICY if verdict.unsigned else None
-                what = f"the checkpoint does not hold: {wrong}"
-                self._findings.add(finding("checkpoint", what, severity=severity, **where))
+                message = f"the checkpoint is not valid: {wrong}"
+                self._findings.add(finding("checkpoint", message, severity=severity, **where))
                 continue
             if self._report(verdict, where):
                 signers = [self._trust.keys[id_] for id_ in verdict.signers]
@@ -136,10 +136,10 @@ class Checkpoints:
         )
 
     def _report(self, verdict: NoteVerdict, where: Mapping[str, Any]) -> bool:
-        """Report what is wrong with a checkpoint's signatures; return whether the log's own key signed it."""
+        """Report what is wrong with a checkpoint's signatures. Return whether the log's own key signed it."""
         if not note_keys(self._trust.keys):
-            what = "no key is trusted to check the signatures of checkpoints by"
-            self._findings.add(finding("unchecked-signature", what, log=where["log"]), row="checkpoints")
+            message = "no trusted key can check the signatures of checkpoints"
+            self._findings.add(finding("unchecked-signature", message, log=where["log"]), row="checkpoints")
             return False
         for problem in verdict.problems:
             if problem.kind == "key-span":
@@ -149,23 +149,25 @@ class Checkpoints:
             elif problem.open:
                 self._findings.add(finding(problem.kind, problem.what, **where), row=problem.key)
             else:
-                self._findings.add(finding("checkpoint", f"the checkpoint does not hold: {problem.what}", **where))
+                self._findings.add(finding("checkpoint", f"the checkpoint is not valid: {problem.what}", **where))
         if verdict.unsigned:
-            what = f"the checkpoint does not hold: {verdict.reason}"
-            self._findings.add(finding("checkpoint", what, severity=Severity.POLICY, **where))
+            message = f"the checkpoint is not valid: {verdict.reason}"
+            self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
         elif verdict.signers and len(verdict.witnessed) < verdict.quorum and where["log"] not in self._cosigned:
-            what = "checkpoints in the archive are not cosigned: give those of your witnesses (--checkpoint)"
-            self._findings.add(finding("unchecked-signature", what, log=where["log"]), row="quorum")
+            message = (
+                "checkpoints in the archive are not cosigned: give cosigned ones from your witnesses (--checkpoint)"
+            )
+            self._findings.add(finding("unchecked-signature", message, log=where["log"]), row="quorum")
         return bool(verdict.signers)
 
 
 def _misplaced(found: Checkpoint, size: int, log: layout.Log, archive: str | None) -> str | None:
-    """Return what makes a checkpoint one of another place than where it lies, None if it is of this one."""
+    """Return why a checkpoint does not belong to the key that it is under, None if it does."""
     if found.size != size:
-        return f"it is of size {found.size}, and not of {size}"
+        return f"it is of size {found.size}, not of size {size}"
     if not size and found.root != merkle.EMPTY_ROOT:
-        return "it is of no statement, and its root is not that of the empty tree"
+        return "its size is 0, but its root is not that of the empty tree"
     id_ = archive or found.origin.removeprefix("custody/").partition("/")[0]
     if found.origin != checkpoint.origin_of(id_, log):
-        return f"it is of {found.origin[:300]!r}, and not of this log"
+        return f"it is of {found.origin[:300]!r}, not of this log"
     return None

@@ -1,4 +1,4 @@
-"""When a log's statements were sealed: the writer's clock, and how old a statement is at least. Pure."""
+"""When a log's statements were sealed: the writer's clock, and the least age of a statement. Pure."""
 
 from datetime import datetime, timedelta
 
@@ -11,11 +11,11 @@ _STEPS_BACK_LIMIT = 10_000
 
 
 class Clock:
-    """The times of the statements that were read, in order.
+    """The times of the statements read so far, in order.
 
     Attributes:
         sealed_at: when the last one was sealed.
-        known_until: the first sequence of which the latest time up to it is not known, None where it is known of all.
+        known_until: the first sequence whose latest time up to it is not known; None if there is none.
     """
 
     def __init__(self, now: datetime, heartbeat: timedelta | None) -> None:
@@ -23,28 +23,30 @@ class Clock:
 
         Args:
             now: the verifier's time.
-            heartbeat: how often a statement is written; None where silence is no finding.
+            heartbeat: how often a statement is written; None if silence is not reported.
         """
         self.sealed_at: datetime | None = None
         self.known_until: int | None = None
         self._now = now
         self._heartbeat = heartbeat
         self._latest: datetime | None = None
-        # Of each statement that was sealed before an earlier one: the latest time that any up to it was sealed.
+        # For each statement sealed before an earlier one: the latest time of any statement up to it.
         self._steps_back: dict[int, datetime] = {}
 
     def step(self, statement: Statement, sealed_at: datetime) -> list[Fault]:
-        """Take the next statement's time; return what is odd about it."""
+        """Add the next statement's time, and return its faults."""
         faults: list[Fault] = []
         before = self.sealed_at
         if before is not None and sealed_at < before:
-            what, bound = "the writer's clock stepped back", f"not before {before:%Y-%m-%dT%H:%M:%S.%fZ}"
-            faults.append(_at_fault("clock", what, "back", expected=bound, found=statement.sealed_at))
+            message, bound = "the writer's clock stepped back", f"not before {before:%Y-%m-%dT%H:%M:%S.%fZ}"
+            faults.append(_at_fault("clock", message, "back", expected=bound, found=statement.sealed_at))
         if sealed_at > self._now + _SLACK:
-            what, bound = "the statement was sealed in the future", f"not after {self._now:%Y-%m-%dT%H:%M:%S.%fZ}"
-            faults.append(_at_fault("clock", what, "future", expected=bound, found=statement.sealed_at))
+            message, bound = "the statement was sealed in the future", f"not after {self._now:%Y-%m-%dT%H:%M:%S.%fZ}"
+            faults.append(_at_fault("clock", message, "future", expected=bound, found=statement.sealed_at))
         if before is not None and self._heartbeat and sealed_at - before > 2 * self._heartbeat:
-            faults.append(_at_fault("stale", f"nothing was written for {sealed_at - before} before it", "silent"))
+            faults.append(
+                _at_fault("stale", f"nothing was written for {sealed_at - before} before this statement", "silent")
+            )
         self.sealed_at = sealed_at
         if self._latest is None or sealed_at >= self._latest:
             self._latest = sealed_at
@@ -55,17 +57,17 @@ class Clock:
         return faults
 
     def silence(self) -> Fault | None:
-        """Return what is wrong with the time since the last statement, None if nothing is."""
+        """Return a fault if too much time has passed since the last statement, else None."""
         if not self._heartbeat or not self.sealed_at or self._now - self.sealed_at <= 2 * self._heartbeat:
             return None
         silent = self._now - self.sealed_at
-        return Fault("stale", f"nothing was written since {self.sealed_at:%Y-%m-%dT%H:%M:%SZ} ({silent})")
+        return Fault("stale", f"nothing has been written since {self.sealed_at:%Y-%m-%dT%H:%M:%SZ} ({silent})")
 
     def latest_up_to(self, statement: Statement) -> datetime:
-        """Return the latest time that any statement up to this one was sealed. It never falls along a log."""
+        """Return the latest time at which any statement up to this one was sealed. It never decreases along a log."""
         return self._steps_back.get(statement.sequence) or parse_time(statement.sealed_at)
 
 
-def _at_fault(name: str, what: str, row: str, **where: str) -> Fault:
-    """Return a fault of a clock: about a time, and no bytes."""
-    return Fault(name, what, {**where, "row": row, "sha256": None})
+def _at_fault(name: str, message: str, row: str, **where: str) -> Fault:
+    """Return a fault of a clock. It has no digest: it is about a time, not about bytes."""
+    return Fault(name, message, {**where, "row": row, "sha256": None})

@@ -1,8 +1,8 @@
 """Rules 7 to 9 of FORMAT.md, Verification: the stored bytes of a statement's objects, and the lines in them.
 
-This part runs in worker processes. It takes what a statement says of its objects, reads them through the store, and
-returns findings and figures. Every size in a statement is a claim: objects are read in pieces, and nothing is inflated
-past what is stated, nor past the format's limits.
+This part runs in worker processes. It reads a statement's objects through the store, and returns findings and figures.
+Every size in a statement is only a claim: objects are read in pieces, and never inflated beyond the stated size or the
+format's limits.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ def check_all(store: Store, works: Sequence[Work], salts: Salts | None = None) -
 
 
 def check(store: Store, work: Work, sink: Sink | None = None, salts: Salts | None = None) -> Outcome:
-    """Check the objects of one statement. Whatever the store or the bytes do, the outcome says it.
+    """Check the objects of one statement. Never raises; problems are in the outcome.
 
     Args:
-        store: where they lie.
-        work: what the statement says of them.
-        sink: takes each batch that inflates to the bytes stated.
-        salts: gives the salts by which `leaves` are checked; without it they are not.
+        store: the archive.
+        work: what the statement says about them.
+        sink: gets each batch that inflates to the stated bytes.
+        salts: returns the salts to check `leaves` with; without it, leaves are not checked.
     """
     outcome = Outcome(work)
     for ref in (work.segment, work.quarantine):
@@ -45,30 +45,41 @@ def check(store: Store, work: Work, sink: Sink | None = None, salts: Salts | Non
         except ObjectArchived:
             outcome.findings.append(_check_archived(store, work, ref))
         except CustodyError as error:
-            what = f"the object cannot be read: {error}"
-            outcome.findings.append(finding("unreadable", what, log=work.log, sequence=work.sequence, key=ref.key))
+            message = f"the object cannot be read: {error}"
+            outcome.findings.append(finding("unreadable", message, log=work.log, sequence=work.sequence, key=ref.key))
     return outcome
 
 
 def _check_archived(store: Store, work: Work, ref: SegmentRef | QuarantineRef) -> Finding:
-    """Compare an object that cannot be read without a restore with the digest that the store keeps (rule 9)."""
+    """Check an object that must be restored before reading, by the digest that the store keeps (rule 9)."""
     where: dict[str, Any] = {"log": work.log, "sequence": work.sequence, "key": ref.key}
     try:
         status = store.status(ref.key)
     except CustodyError as error:
-        return finding("unreadable", f"the archived object cannot be looked at: {error}", **where)
+        return finding(
+            "unreadable", f"the status of the object, in an archive storage class, cannot be read: {error}", **where
+        )
     if status.size != ref.size:
-        what = "the archived object has another size than stated"
+        message = "the object, in an archive storage class, does not have the stated size"
         expected, found = f"{ref.size} bytes", f"{status.size} bytes"
         digest = status.sha256 or loss_digest(ref.key, expected, found)
-        return finding("segment-size", what, expected=expected, found=found, sha256=digest, **where)
+        return finding("segment-size", message, expected=expected, found=found, sha256=digest, **where)
     if status.sha256 is None:
-        what = f"the object is archived ({status.storage_class}), and the store keeps no SHA-256 of it"
-        return finding("unreadable", what, **where)
-    if status.sha256 != ref.sha256:
-        what = "the store's SHA-256 of the archived object is not the one stated"
-        return finding(
-            "segment-hash", what, expected=f"SHA-256 {ref.sha256}", found=status.sha256, sha256=status.sha256, **where
+        message = (
+            f"the object is in an archive storage class ({status.storage_class}), and the store has no SHA-256 of it"
         )
-    what = f"the object is archived ({status.storage_class}): checked by the SHA-256 that the store keeps"
-    return finding("deferred", what, **where)
+        return finding("unreadable", message, **where)
+    if status.sha256 != ref.sha256:
+        message = "the store's SHA-256 of the object, in an archive storage class, is not the stated one"
+        return finding(
+            "segment-hash",
+            message,
+            expected=f"SHA-256 {ref.sha256}",
+            found=status.sha256,
+            sha256=status.sha256,
+            **where,
+        )
+    message = (
+        f"the object is in an archive storage class ({status.storage_class}): only the store's SHA-256 was checked"
+    )
+    return finding("deferred", message, **where)

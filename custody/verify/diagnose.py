@@ -1,4 +1,4 @@
-"""What was done to a segment whose bytes are not those stated: bytes added or missing, or which batches are damaged."""
+"""What was done to a segment whose bytes are not the stated ones: bytes added or missing, or batches damaged."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -31,13 +31,13 @@ def segment_finding(work: Work, name: str, message: str, batch: Batch | None, **
 
 
 def diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) -> Finding:
-    """Return the finding that says what was done to a segment.
+    """Return a finding that says what was done to a segment.
 
     Args:
-        store: where it lies.
+        store: the archive.
         work: what its statement says.
         ref: the segment.
-        broken: numbers of the batches that are not as stated.
+        broken: numbers of the batches that do not match the statement.
 
     Raises:
         StoreError: it cannot be read.
@@ -50,27 +50,29 @@ def diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) -
     added = size - ref.size
     intact = _events_intact(store, work, ref)
     if added and (not intact or _is_stuffed(store, work, ref, added)):
-        what = f"{added} bytes were added to the object" if added > 0 else f"{-added} bytes of the object are missing"
+        message = (
+            f"{added} bytes were added to the object" if added > 0 else f"{-added} bytes of the object are missing"
+        )
         return segment_finding(
-            work, "segment-size", what, None,
+            work, "segment-size", message, None,
             expected=f"{ref.size} bytes", found=f"{size} bytes", sha256=digest.hexdigest(),
         )  # fmt: skip
-    what = "the stored bytes are not those stated"
+    message = "the stored bytes are not those stated"
     if intact:
         damaged = None
-        what += "; the events are intact (recompressed, or only gzip headers changed)"
+        message += "; the events are intact (recompressed, or only gzip headers changed)"
     else:
         numbers = ", ".join(map(str, broken[:10])) + (", …" if len(broken) > 10 else "")
         damaged = next((batch for batch in work.batches if batch.number in broken), None)
-        what += f"; {len(broken)} of {len(work.batches)} batches are damaged ({numbers}), the others are intact"
+        message += f"; {len(broken)} of {len(work.batches)} batches are damaged ({numbers}), the others are intact"
     return segment_finding(
-        work, "segment-hash", what, damaged,
+        work, "segment-hash", message, damaged,
         expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), sha256=digest.hexdigest(),
     )  # fmt: skip
 
 
 def _events_intact(store: Store, work: Work, ref: SegmentRef) -> bool:
-    """Return whether the object, whatever its bytes, still inflates to exactly the batches stated."""
+    """Return whether the object, whatever its bytes, still inflates to exactly the stated batches."""
     batches = sorted(work.batches, key=lambda batch: batch.start)
     wanted = iter(batches)
     batch = next(wanted, None)
@@ -97,7 +99,7 @@ def _events_intact(store: Store, work: Work, ref: SegmentRef) -> bool:
 
 
 def _is_stuffed(store: Store, work: Work, ref: SegmentRef, added: int) -> bool:
-    """Return whether all members are there as stated, and bytes were only put before, between or behind them."""
+    """Return whether all members are as stated, and bytes were only added before, between or after them."""
     shift = 0
     for batch in sorted(work.batches, key=lambda batch: batch.start):
         if batch.size > limits.MEMBER_BYTES or added < 0:

@@ -1,4 +1,4 @@
-"""Rule 6 between the epochs of a partition: a later one names the one before it, and is of another topic. Pure."""
+"""Rule 6 across the epochs of a partition: each names the epoch before it, and has another topic. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Epoch:
 
 
 def epoch_faults(statement: Statement, log: layout.Log, earlier: Sequence[Epoch]) -> Iterator[Fault]:
-    """Yield what is wrong with a statement's `previous_epoch`, and in a first statement with the epoch itself.
+    """Yield the faults of a statement's `previous_epoch`, and for a first statement those of the epoch itself.
 
     Args:
         statement: the statement.
@@ -33,15 +33,15 @@ def epoch_faults(statement: Statement, log: layout.Log, earlier: Sequence[Epoch]
         if previous is None:
             return
         if statement.sequence or previous.epoch >= log.epoch:
-            yield Fault("statement", "previous_epoch stands where FORMAT.md has null")
+            yield Fault("statement", "previous_epoch is set where FORMAT.md wants null")
         else:
             before = layout.Log(log.topic, log.partition, previous.epoch)
             yield _rolled_back(log, before, 0, previous.size, previous.root)
         return
     newest = earlier[0]
     if log.epoch != newest.log.epoch + 1:
-        what = f"epoch {log.epoch} follows epoch {newest.log.epoch}: epochs are consecutive"
-        yield Fault("statement", what)
+        message = f"epoch {log.epoch} follows epoch {newest.log.epoch}: epochs must be consecutive"
+        yield Fault("statement", message)
     yield from _same_topic(statement, log, earlier)
     if previous is None or previous.epoch != newest.log.epoch:
         where = {
@@ -53,24 +53,24 @@ def epoch_faults(statement: Statement, log: layout.Log, earlier: Sequence[Epoch]
     if newest.size < previous.size:
         yield _rolled_back(log, newest.log, newest.size, previous.size, previous.root)
     elif newest.size > previous.size or (newest.root is not None and newest.root.hex() != previous.root):
-        what = f"epoch {newest.log.epoch} is not the one that this epoch signed to go on from"
+        message = f"epoch {newest.log.epoch} is not the one that this epoch says it continues"
         where = {
             "expected": f"size {previous.size}, root {previous.root}",
             "found": f"size {newest.size}, root {newest.root.hex() if newest.root else 'unknown'}",
         }
-        yield Fault("head-fork", what, where)
+        yield Fault("head-fork", message, where)
 
 
 def _same_topic(statement: Statement, log: layout.Log, earlier: Sequence[Epoch]) -> Iterator[Fault]:
-    """Yield the newest earlier epoch that is of the same topic and cluster, if one is."""
+    """Yield a fault for the newest earlier epoch of the same topic and cluster, if there is one."""
     found = statement.log
     if found.topic_id is None:
-        # A broker without topic ids cannot tell a topic from the one that had its name before.
+        # Without topic ids, a broker cannot distinguish a topic from an earlier one of the same name.
         return
     for epoch in earlier:
         known = epoch.identity
         if known is not None and (known.cluster, known.topic_id) == (found.cluster, found.topic_id):
-            what = (
+            message = (
                 f"epoch {log.epoch} is of the same topic as epoch {epoch.log.epoch}: its records were archived a second"
                 " time"
             )
@@ -78,14 +78,14 @@ def _same_topic(statement: Statement, log: layout.Log, earlier: Sequence[Epoch])
                 "expected": f"another topic id or cluster than {known.topic_id} of {known.cluster}",
                 "found": f"{found.topic_id} of {found.cluster}",
             }
-            yield Fault("head-fork", what, where)
+            yield Fault("head-fork", message, where)
             return
 
 
 def _rolled_back(log: layout.Log, before: layout.Log, size: int, known: int, root: str) -> Fault:
-    """Return that an earlier epoch is shorter than a later one signed."""
-    what = f"the log went back: epoch {log.epoch} was begun when there were more statements"
+    """Return the fault that an earlier epoch is shorter than a later epoch signed."""
+    message = f"the log was rolled back: it had more statements when epoch {log.epoch} began"
     expected, found = f"size {known}, root {root}", f"size {size}"
     where: dict[str, Any] = {"log": str(before), "sequence": size, "through": known - 1}
     where |= {"expected": expected, "found": found, "sha256": loss_digest(before, expected, found), "row": "rollback"}
-    return Fault("head-rollback", what, where)
+    return Fault("head-rollback", message, where)

@@ -1,4 +1,4 @@
-"""Rule 6, expiry: which of the signed expiries count, and over which statements."""
+"""Rule 6, expiry: which signed expiries count, and for which statements."""
 
 from datetime import datetime
 from typing import Any
@@ -12,11 +12,11 @@ from custody.verify.logs import Logs
 
 
 def grant_expiries(account: LogAccount, logs: Logs, now: datetime, findings: Findings) -> None:
-    """Grant each signed expiry of a log what it covers rightly, and report what it does not.
+    """Apply each signed expiry of a log as far as it is allowed, and report where it is not.
 
-    It counts if its signature does, or a trusted head covers it; and over statements whose age is at least the
-    retention: from the latest time that any statement up to there was sealed, to the expiry's own or ours, whichever is
-    earlier.
+    An expiry counts if its signature is valid, or a trusted head covers it. It counts for statements that are at least
+    as old as the retention. Their age is from the latest time that any statement up to them was sealed, to the time of
+    the expiry or the present time, whichever is earlier.
     """
     for expiry in account.expiries:
         counts = any(id_ not in account.signed.broken for id_ in expiry.signers)
@@ -25,25 +25,26 @@ def grant_expiries(account: LogAccount, logs: Logs, now: datetime, findings: Fin
         if end > expiry.first:
             account.granted.append((expiry.first, end))
         if not counts or end >= expiry.end:
-            # What is wrong with the statement itself is a finding of its own.
+            # Problems with the statement itself are reported elsewhere.
             continue
         retention = account.promises.retention
-        what = f"sequences {max(end, expiry.first)} to {expiry.end - 1} were let expire before their time"
+        first, last = max(end, expiry.first), expiry.end - 1
+        message = f"sequences {first} to {last} were declared expired before the end of their retention"
         where: dict[str, Any] = {"log": account.name, "sequence": expiry.sequence}
         where["expected"] = f"after {retention.days} days" if retention else "a known retention"
         where["found"] = f"sealed {min(expiry.sealed_at, now):%Y-%m-%dT%H:%M:%SZ}"
-        findings.add(finding("retention", what, **where))
+        findings.add(finding("retention", message, **where))
 
 
 def _granted_end(account: LogAccount, expiry: Expiry, logs: Logs, now: datetime) -> int:
-    """Return behind which sequence of its range an expiry no longer counts."""
+    """Return the end of the part of its range for which an expiry counts."""
     retention = account.promises.retention
     if retention is None:
         return expiry.first
     moment = min(expiry.sealed_at, now) - retention
 
     def too_young(statement: Statement) -> bool:
-        # Never falls from one statement to the next, so that halving finds the first one.
+        # The times never decrease from one statement to the next, so a binary search finds the first one.
         return account.clock.latest_up_to(statement) > moment
 
     end = expiry.end
@@ -52,6 +53,6 @@ def _granted_end(account: LogAccount, expiry: Expiry, logs: Logs, now: datetime)
     try:
         end = min(end, first_sequence(logs.store, account.log, expiry.end, too_young, logs.holds(account.log)))
     except CustodyError:
-        # What is wrong with a statement on the way is a finding of its own.
+        # Problems with these statements are reported elsewhere.
         return expiry.first
     return max(end, expiry.first)

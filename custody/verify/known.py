@@ -1,4 +1,4 @@
-"""Rule 1 of FORMAT.md, Verification: the heads that are known of each log, but for its checkpoints in the archive."""
+"""Rule 1 of FORMAT.md, Verification: the known heads of each log, except its checkpoints in the archive."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -22,11 +22,11 @@ def known_heads(
     """Return the known heads of each log.
 
     Args:
-        trust: heads that it names, and ends of keys.
-        remembered: those of the state file.
-        cosigned: those that witnesses signed.
+        trust: has known heads, and the heads at which keys end.
+        remembered: the heads in the state file.
+        cosigned: the heads that witnesses signed.
         newest: the newest audit that a trusted key signed, which names heads.
-        logs: logs that must be there, whatever is known of them.
+        logs: logs to include, even if they have no known head.
     """
     found: dict[layout.Log, list[KnownHead]] = {}
     for name, known in _heads(trust, remembered, cosigned, newest):

@@ -1,4 +1,4 @@
-"""Lists an archive for the verifier: what is there, while what is listed already is read."""
+"""Lists an archive for the verifier, while objects listed before are read."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,23 +16,23 @@ _Objects = Callable[[Store, Callable[[str, CustodyError], None]], Iterator[Objec
 
 @dataclass(slots=True)
 class Listed:
-    """How a listing went: whether it is whole, and what is wrong with them."""
+    """The result of a listing: whether it is complete, and findings."""
 
     complete: bool = True
     findings: Findings = field(default_factory=Findings)
 
 
 class Lister:
-    """Lists statements, and in a thread all else: the chain needs none of that, and it may take as long."""
+    """Lists statements, and all else in a thread: the chain does not need that, and listing it can take long."""
 
     def __init__(self, store: Store, listing: Listing, names: Names, *, active: bool) -> None:
         """Begin.
 
         Args:
             store: the archive.
-            listing: takes what there is.
-            names: takes the names of objects.
-            active: whether anything is listed at all.
+            listing: gets the listed objects.
+            names: gets their names.
+            active: whether to list anything.
         """
         self._store = store
         self._listing = listing
@@ -49,7 +49,7 @@ class Lister:
         self._thread.shutdown()
 
     def others(self) -> Future[Listed]:
-        """Begin to list all but statements."""
+        """Start listing all objects except statements."""
         return self._thread.submit(self._list, list_others)
 
     def statements(self) -> Listed:
@@ -57,20 +57,20 @@ class Lister:
         return self._list(list_statements)
 
     def _list(self, objects: _Objects) -> Listed:
-        """List, and judge nothing yet."""
+        """List the objects. Findings are kept in the result, not reported yet."""
         found = Listed()
         if not self._active:
             return found
 
         def failed(prefix: str, error: CustodyError) -> None:
             found.complete = False
-            what = f"the archive cannot be listed: {error}"
-            found.findings.add(finding("unreadable", what, key=prefix), row="listing")
+            message = f"the archive cannot be listed: {error}"
+            found.findings.add(finding("unreadable", message, key=prefix), row="listing")
 
         for info in objects(self._store, failed):
             if self._over.is_set():
                 break
             if not self._listing.add(info.key, info.size, self._names):
-                what, digest = "an archive has no object of such a key", loss_digest(info.key, info.size)
-                found.findings.add(finding("unlisted", what, key=info.key, sha256=digest))
+                message, digest = "no object of an archive has such a key", loss_digest(info.key, info.size)
+                found.findings.add(finding("unlisted", message, key=info.key, sha256=digest))
         return found

@@ -1,7 +1,7 @@
-"""What a listing of an archive shows, in little: which sequences there are, which objects are listed, which are named.
+"""A compact form of an archive's listing: which sequences exist, which objects are listed, which are named.
 
-Memory stays bounded at any size of archive: a log's sequences are a bitmap, and names of objects are digests that go to
-a temporary file when they are many.
+Memory stays bounded for any size of archive: a log's sequences are a bitmap, and names of objects are digests, which go
+to temporary files when there are many.
 """
 
 import os
@@ -24,7 +24,7 @@ from custody.store.protocol import ObjectInfo, Store
 _BITMAP_LIMIT = 1 << 27
 _SPARSE_LIMIT = 10_000
 _LISTERS = 8
-# How many folders deep each part of the archive is opened: events/YYYY/MM, manifests/<log>/<partition>.
+# How many levels of folders each part has that are listed one by one: events/YYYY/MM, manifests/<log>/<partition>.
 _DEPTHS = {"events": 3, "quarantine": 3, "manifests": 3, "checkpoints": 3}
 _STATEMENTS = (layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS)
 _NO_NAMES = frozenset({"", ".", ".."})
@@ -34,14 +34,14 @@ _SOME_BIT = re.compile(rb"[^\x00]")
 
 
 class Sequences:
-    """Which sequences of a log were listed: a bitmap, whatever the order, and however often each was."""
+    """Which sequences of a log were listed: a bitmap. They come in any order, and may repeat."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
         self._strays: set[int] = set()
 
     def add(self, sequence: int) -> None:
-        """Take note of one."""
+        """Add a sequence."""
         if sequence >= _BITMAP_LIMIT:
             if len(self._strays) < _SPARSE_LIMIT:
                 self._strays.add(sequence)
@@ -53,11 +53,11 @@ class Sequences:
 
     @property
     def strays(self) -> list[int]:
-        """Sequences beyond any that a writer could have reached."""
+        """Sequences that no writer can have reached."""
         return sorted(self._strays)
 
     def filled(self) -> "Sequences":
-        """Return all numbers up to the last one listed."""
+        """Return all sequences up to the last one listed."""
         made = Sequences()
         made._bits = bytearray(b"\xff") * max(len(self._bits.rstrip(b"\0")) - 1, 0)
         last = self._bits.rstrip(b"\0")[-1:]
@@ -75,7 +75,7 @@ class Sequences:
         yield from self.strays
 
     def next(self, sequence: int) -> int | None:
-        """Return the first one listed from `sequence` on."""
+        """Return the first listed sequence from `sequence` on, None if there is none."""
         byte = sequence >> 3
         if byte < len(self._bits) and (rest := self._bits[byte] >> (sequence & 7)):
             return sequence + (rest & -rest).bit_length() - 1
@@ -88,17 +88,17 @@ class Sequences:
 
 @dataclass(slots=True)
 class Listing:
-    """What a listing shows, in little."""
+    """A compact form of a listing."""
 
     manifests: dict[layout.Log, Sequences] = field(default_factory=dict)
     checkpoints: dict[layout.Log, Sequences] = field(default_factory=dict)
-    """Sizes of which there is a checkpoint."""
+    """Sizes that have a checkpoint."""
     audits: Sequences = field(default_factory=Sequences)
     stored: int = 0
     """Bytes of segments and quarantine objects."""
 
     def add(self, key: str, size: int, names: "Names") -> bool:
-        """Take note of an object; False if an archive has no such key."""
+        """Add an object. Return False if no object of an archive can have this key."""
         if key.startswith((layout.EVENTS, layout.QUARANTINE)):
             names.list(key)
             self.stored += size
@@ -117,7 +117,7 @@ class Listing:
         return True
 
     def with_checkpoints(self) -> Iterator[layout.Log]:
-        """Return the logs of which there are checkpoints."""
+        """Return the logs that have checkpoints."""
         return (log for log, sizes in self.checkpoints.items() if sizes.next(0) is not None)
 
 
@@ -125,8 +125,8 @@ def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -
     """Yield the objects of an archive that are statements: manifests, checkpoints and audits.
 
     Args:
-        store: where it lies.
-        failed: is told of each folder that cannot be listed, and why; the others are listed all the same.
+        store: the archive.
+        failed: called for each folder that cannot be listed, with the error. The others are still listed.
     """
     if _is_near(store):
         for folder in _STATEMENTS:
@@ -141,7 +141,7 @@ def list_others(store: Store, failed: Callable[[str, CustodyError], None]) -> It
     """Yield all other objects of an archive, above all segments.
 
     Args:
-        store: where it lies.
+        store: the archive.
         failed: as for `list_statements`.
     """
     if _is_near(store):
@@ -166,7 +166,7 @@ def _list_folder(
 def _list_parts(
     store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: Callable[[str, CustodyError], None]
 ) -> Iterator[ObjectInfo]:
-    """Yield the objects of parts, several of which are listed at a time."""
+    """Yield the objects of several parts, listed in parallel."""
     with ThreadPoolExecutor(_LISTERS) as threads:
         ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
         while True:
@@ -187,9 +187,9 @@ def _list_parts(
 def _parts(
     store: Store, folder: str, failed: Callable[[str, CustodyError], None]
 ) -> Iterator[str | Sequence[ObjectInfo]]:
-    """Yield folders of a month's objects at most, or of a log's, and the objects right under those above them.
+    """Yield folders of at most a month or a log, and the objects directly in the folders above these.
 
-    From the root on, statements are left out.
+    The parts with statements are left out.
     """
     if folder and folder.count("/") >= _DEPTHS.get(folder.partition("/")[0], 0):
         yield folder
@@ -200,7 +200,7 @@ def _parts(
         failed(folder, error)
         return
     if not _NO_NAMES.isdisjoint(folders):
-        # A bucket may hold keys that no store of ours would read, and no prefix leads to them alone.
+        # A bucket can have keys that our stores cannot read, and no prefix selects only these.
         yield folder
         return
     yield objects
@@ -210,14 +210,14 @@ def _parts(
 
 
 class Names:
-    """Which objects are listed, and which are named: digests of 64 bits under a random key, in buckets.
+    """Which objects are listed, and which are named: 64-bit digests with a random key, in buckets.
 
-    Where they are many, the buckets go to temporary files, and are compared one by one.
+    When there are many, the buckets go to temporary files and are compared one by one.
     """
 
     def __init__(self) -> None:
         self._key = os.urandom(16)
-        # One thread lists while another one reads what names.
+        # One thread lists objects while another reads the statements that name them.
         self._lock = threading.Lock()
         self._listed = [array("Q") for _ in range(_BUCKETS)]
         self._named = [array("Q") for _ in range(_BUCKETS)]
@@ -232,15 +232,15 @@ class Names:
             self._folder.cleanup()
 
     def list(self, key: str) -> None:
-        """Take note of an object that is there."""
+        """Add an object that was listed."""
         self._put(self._listed, key)
 
     def name(self, key: str) -> None:
-        """Take note of an object that a manifest names."""
+        """Add an object that a manifest names."""
         self._put(self._named, key)
 
     def unnamed(self) -> frozenset[int]:
-        """Return the digests of those that are there and that nothing names."""
+        """Return the digests of objects that were listed but not named."""
         found: set[int] = set()
         for number in range(_BUCKETS):
             listed = set(self._load("listed", number, self._listed[number]))
@@ -249,7 +249,7 @@ class Names:
         return frozenset(found)
 
     def holds(self, digests: frozenset[int], key: str) -> bool:
-        """Return whether an object is one of those."""
+        """Return whether an object is one of these digests."""
         return self._digest(key) in digests
 
     def _digest(self, key: str) -> int:

@@ -1,4 +1,4 @@
-"""The archive's logs, read a second time: what was found valid once is asked for again by the same policy."""
+"""Reads single statements of the archive's logs again, with the same policy as in the first reading."""
 
 from functools import cache
 
@@ -34,19 +34,19 @@ class Logs:
         self._judge = cache(self._judge_of)
 
     def proofs(self, log: layout.Log) -> Proofs:
-        """Return what makes proofs of a log, by entries that are valid as far as that is known."""
+        """Return a maker of proofs for a log, from entries not known to be invalid."""
         return self._judge(log).proofs
 
     def holds(self, log: layout.Log) -> Holds[Manifest]:
-        """Return what tells whether a manifest that is read again is one that was verified, and not passed over."""
+        """Return a check whether a manifest, read again, is one that was verified and not passed over."""
         return self._judge(log).may_stand
 
     def statement(self, log: layout.Log, sequence: int) -> Statement | None:
-        """Return a statement, None where there is none that holds."""
+        """Return a statement, None if there is no valid one."""
         try:
             return read_manifest(self.store, log, sequence, self.holds(log)).statement
         except CustodyError:
-            # A finding says so already.
+            # Already reported.
             return None
 
     def _judge_of(self, log: layout.Log) -> Judge:

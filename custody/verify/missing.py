@@ -1,4 +1,4 @@
-"""Objects that statements name and that are not there: gone by a signed expiry, or missing."""
+"""Objects that statements name and that do not exist: deleted after a signed expiry, or missing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +15,20 @@ _LIMIT = 100_000
 class _MissingOfLog:
     objects: list[tuple[Work, str]]
     beyond: tuple[int, int] | None = None
-    """From the first to behind the last sequence of those that are not among `objects`."""
+    """The range of sequences of the objects that are not in `objects`."""
     events: int = 0
-    """Of segments that are not among `objects`."""
+    """Events of the segments that are not in `objects`."""
 
 
 class Missing:
-    """Objects that are not there, by log: one by one up to a limit, for after an expiry they are many."""
+    """Missing objects by log. They are kept one by one up to a limit: after an expiry there are many."""
 
     def __init__(self) -> None:
         self._logs: dict[str, _MissingOfLog] = {}
         self._count = 0
 
     def add(self, work: Work, key: str) -> None:
-        """Take note of one."""
+        """Add a missing object."""
         found = self._logs.setdefault(work.log, _MissingOfLog([]))
         if self._count < _LIMIT:
             self._count += 1
@@ -39,7 +39,7 @@ class Missing:
             found.events += _events(work) if key.startswith(layout.EVENTS) else 0
 
     def report(self, accounts: Accounts, findings: Findings) -> None:
-        """Report them, but for those that an expiry covers: of these the events are counted."""
+        """Report missing objects. For those that an expiry covers, only count the events."""
         for name, missing in self._logs.items():
             of_log = accounts.of(layout.parse_log_text(name) or layout.AUDIT_LOG)
             for work, key in missing.objects:
@@ -48,9 +48,9 @@ class Missing:
                         accounts.of_work(work).expired_events += _events(work)
                     continue
                 kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
-                what = f"the {kind} of offsets {work.first_offset} to {work.next_offset - 1} is not there"
+                message = f"the {kind} of offsets {work.first_offset} to {work.next_offset - 1} is missing"
                 where: dict[str, Any] = {"log": name, "sequence": work.sequence, "key": key}
-                findings.add(finding("segment-missing", what, offset=work.first_offset, **where))
+                findings.add(finding("segment-missing", message, offset=work.first_offset, **where))
             if missing.beyond is None:
                 continue
             first, end = missing.beyond
@@ -58,9 +58,9 @@ class Missing:
             if of_log:
                 of_log[-1].expired_events += missing.events if granted >= end else 0
             if granted < end:
-                what = "so many objects are not there that no more of them are listed one by one"
+                message = "more objects are missing; they are too many to be listed one by one"
                 first = max(first, granted)
-                findings.add(finding("segment-missing", what, log=name, sequence=first, through=end - 1))
+                findings.add(finding("segment-missing", message, log=name, sequence=first, through=end - 1))
 
 
 def _events(work: Work) -> int:

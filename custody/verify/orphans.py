@@ -1,8 +1,8 @@
-"""Rule 10 of FORMAT.md, Verification: what an object is that lies among the evidence and that no manifest names.
+"""Rule 10 of FORMAT.md, Verification: objects among the evidence that no manifest names.
 
-A writer that died between its segment and its manifest leaves one behind, and the next run archives the same records
-under another cut. Such an object is an `orphan`: it is well formed, and each of its records is byte for byte the
-committed one, or lies where no statement has a record. Anything else is `unlisted`: somebody put it there.
+A writer that stops between its segment and its manifest leaves such an object, and the next run archives the same
+records in other segments. The object is an `orphan` if it is well formed, and each of its records is identical to the
+committed one, or no statement has a record there. Any other object is `unlisted`: somebody put it there.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,19 +24,19 @@ from custody.verify.accounting import LogAccount
 
 
 class _CommittedDamagedError(Exception):
-    """The committed bytes are not those stated, which a finding says already: nothing can be compared with them."""
+    """The committed bytes are not the stated ones (already reported), so nothing can be compared with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """So many offsets of which no record was archived."""
+    """A number of offsets without an archived record."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Committed:
-    """What was committed to a log: statements that hold."""
+    """What was committed to a log: its valid statements."""
 
     store: Store
     account: LogAccount
@@ -46,19 +46,19 @@ class _Committed:
 def judge(
     store: Store, account: LogAccount | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
 ) -> Finding | None:
-    """Return what an unnamed object is; None if it is gone, belongs to another finding, or a live writer is at it.
+    """Return the finding about an unnamed object. None if it is gone or reported already, or a writer is at work.
 
     Args:
         store: the archive.
         account: the object's log, None where there is none.
         key: of the object.
-        holds: returns of a log what tells whether a manifest is one that was verified.
+        holds: returns, for a log, the check whether a manifest is one that was verified.
         live: whether a writer may be at work.
     """
     parsed = layout.parse_records_key(key)
     if parsed is None:
-        what = "no manifest can name an object of such a key"
-        return finding("unlisted", what, key=key, sha256=_digest_if_read(store, key))
+        message = "no manifest can name an object with such a key"
+        return finding("unlisted", message, key=key, sha256=_digest_if_read(store, key))
     if account is None or not account.totals.statements:
         if account is not None and account.holes.touch(parsed.first, parsed.last):
             return None
@@ -73,7 +73,7 @@ def judge(
     try:
         digest = _digest(store, key, limits.SEGMENT_BYTES if parsed.kind == "events" else limits.QUARANTINE_BYTES)
         if digest[:16] != parsed.digest:
-            return finding("unlisted", "its bytes are not those that its key names", sha256=digest, **where)
+            return finding("unlisted", "its SHA-256 is not the one in its key", sha256=digest, **where)
         compare = _compare_events if parsed.kind == "events" else _compare_quarantine
         difference = compare(_Committed(store, account, holds(account.log)), key, parsed)
     except (ObjectMissing, _CommittedDamagedError):
@@ -84,11 +84,11 @@ def judge(
         return finding("unreadable", f"the object cannot be read: {error}", **where)
     if difference:
         return finding("unlisted", f"no manifest names it, and {difference}", sha256=digest, **where)
-    return finding("orphan", "no manifest names it; its records are the committed ones or not committed yet", **where)
+    return finding("orphan", "no manifest names it; its records are committed elsewhere, or not committed yet", **where)
 
 
 def _digest_if_read(store: Store, key: str) -> str | None:
-    """Return the SHA-256 of an object that nothing else is known of, by which it can be accepted."""
+    """Return the SHA-256 of an unknown object, so that it can be accepted."""
     try:
         return _digest(store, key, limits.SEGMENT_BYTES)
     except (FormatError, StoreError):
@@ -102,7 +102,7 @@ def _digest(store: Store, key: str, limit: int) -> str:
         digest.update(piece)
         size += len(piece)
     if size > limit:
-        raise FormatError(f"it is beyond {limit} bytes")
+        raise FormatError(f"it is larger than {limit} bytes")
     return digest.hexdigest()
 
 
@@ -121,30 +121,30 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
             return f"its record at offset {offset} is not the committed one"
     free += max(parsed.last + 1 - max(committed.account.next_offset or 0, parsed.first), 0)
     if sum(1 for _ in own) > free:
-        return "it holds records beyond those committed at its offsets"
+        return "it has more records than were committed at its offsets"
     return None
 
 
 def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
-    """Yield a segment's lines, each held to be an event, however its members are cut."""
+    """Yield a segment's lines, and check that each is an event. Members may be cut anywhere."""
     rest = b""
     for chunk in inflate_stream(read_pieces(store, key, limits.SEGMENT_BYTES), most * (limits.EVENT_BYTES + 1)):
         payload, newline, rest = (rest + chunk).rpartition(b"\n")
         if len(rest) > limits.EVENT_BYTES:
-            raise FormatError("a line is longer than an event may be")
+            raise FormatError("a line is longer than the limit of an event")
         if newline:
             whole = payload.split(b"\n")
             for start in range(0, len(whole), limits.BATCH_EVENTS):
                 some = whole[start : start + limits.BATCH_EVENTS]
                 if faults := lines.check(b"\n".join(some) + b"\n").faults:
-                    raise FormatError(f"a line is no event: {faults[0].reason}")
+                    raise FormatError(f"a line is not an event: {faults[0].reason}")
             yield from whole
     if rest:
         raise FormatError("its last line does not end in a newline")
 
 
 def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[tuple[int, bytes | _Lost]]:
-    """Yield the lines that statements have for offsets `first` to `last`, in order, and what they admit as lost."""
+    """Yield the committed lines of offsets `first` to `last`, in order, and the offsets declared as lost."""
     for statement in _statements(committed, first, last):
         if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
             yield statement.lost[0], _Lost(count)
@@ -182,7 +182,7 @@ def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsK
         if record.offset >= end:
             continue
         if record.offset >= through:
-            # Looked for anew, so that a key that claims a whole log does not cost reading it.
+            # A new search, so that a key that claims the whole log does not cause all of it to be read.
             statement = next(_statements(committed, record.offset, record.offset), None)
             through = statement.next_offset if statement else record.offset + 1
             stated = _committed_quarantine(store, statement) if statement else iter(())
@@ -199,7 +199,7 @@ def _end_of(item: QuarantinedRecord | Range) -> int:
 
 
 def _committed_quarantine(store: Store, statement: Statement) -> Iterator[QuarantinedRecord | Range]:
-    """Yield the quarantined records that a statement has, and before them what it admits as lost."""
+    """Yield the range that a statement declares as lost, then its quarantined records."""
     if statement.lost:
         yield statement.lost
     ref = statement.quarantine
@@ -215,7 +215,7 @@ def _committed_quarantine(store: Store, statement: Statement) -> Iterator[Quaran
 
 
 def _statements(committed: _Committed, first: int, last: int) -> Iterator[Statement]:
-    """Yield the statements that account for offsets `first` to `last`, found by halving."""
+    """Yield the statements that account for offsets `first` to `last`. The first is found by binary search."""
     low, high = 0, committed.account.size
     while low < high:
         middle = (low + high) // 2
@@ -237,5 +237,5 @@ def _read(committed: _Committed, sequence: int) -> Statement | None:
     try:
         return read_manifest(committed.store, committed.account.log, sequence, committed.holds).statement
     except (ObjectMissing, FormatError):
-        # A finding says so already.
+        # Already reported.
         return None

@@ -1,7 +1,7 @@
 """Worker processes that check the objects of statements, in groups, a few at a time.
 
-Worker processes never get a secret. Where the secret of a batch's `leaves` is at hand, this process makes the salts and
-sends those along: 16 bytes an event, which tell nothing of the secret, and cost a tenth of checking with them.
+Worker processes never get a secret. If the leaf secret of a batch is available, this process makes the salts and sends
+them along: 16 bytes per event. They reveal nothing about the secret, and making them costs a tenth of the check.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ from custody.verify.work import Outcome, Sink, Work
 _GROUP_BYTES = 4 * 1_048_576
 _GROUP_WORKS = 64
 _SALTED_EVENTS = 1_000_000
-"""Events of a group for which salts are sent, as stated: 16 MB. Beyond it this process makes them batch by batch."""
+"""The most events in a group for which salts are sent (16 MB). Beyond it, this process makes them batch by batch."""
 
 _Name = tuple[str, str, str, int, int]
 _Made = dict[_Name, bytes]
@@ -41,11 +41,11 @@ class Pool:
         """Start the worker processes.
 
         Args:
-            store: where the objects lie.
+            store: the archive.
             workers: how many processes; 0 for none.
             take: gets each outcome.
-            sink: takes what was inflated; only without worker processes.
-            leaves: secrets of leaves by key id (`Trust.leaves`). Batches that name another key are not checked by it.
+            sink: gets inflated batches; only without worker processes.
+            leaves: leaf secrets by key id (`Trust.leaves`). The leaves of batches with another key are not checked.
         """
         self._store = store
         self._leaves = leaves or {}
@@ -75,7 +75,7 @@ class Pool:
                 self._processes.shutdown(cancel_futures=True)
 
     def put(self, work: Work) -> None:
-        """Check a statement's objects, now or soon."""
+        """Queue a statement's objects for checking."""
         self._group.append(work)
         self._weight += work.weight
         if self._weight >= _GROUP_BYTES or len(self._group) >= _GROUP_WORKS:
@@ -104,7 +104,7 @@ class Pool:
             try:
                 outcomes = future.result()
             except BrokenProcessPool:
-                # A worker was killed, or could not be started: what it had in hand is done here.
+                # A worker was killed, or could not be started: do its work here.
                 self._processes = None
                 self._check_here(group)
                 continue
@@ -116,7 +116,7 @@ class Pool:
             self._take(check(self._store, work, self._sink, self._salts if self._leaves else None))
 
     def _made(self, group: Sequence[Work]) -> _Made | None:
-        """Return the salts of a group's batches, None if they are too many to be sent."""
+        """Return the salts of a group's batches, None if there are too many to send."""
         wanted = [(work, batch) for work in group for batch in work.batches] if self._leaves else []
         wanted = [(work, batch) for work, batch in wanted if batch.leaves and batch.leaves.key in self._leaves]
         if sum(batch.events for _, batch in wanted) > _SALTED_EVENTS:
@@ -126,7 +126,7 @@ class Pool:
 
     def _salts(self, work: Work, batch: Batch) -> bytes | None:
         secret = self._leaves.get(batch.leaves.key) if batch.leaves else None
-        # How many events there are is stated, not known.
+        # The number of events is only a claim of the statement.
         if secret is None or batch.events > limits.BATCH_EVENTS:
             return None
         return leaves.salts(secret, work.archive, work.log, batch.number, batch.events)
@@ -141,12 +141,12 @@ _worker_store: Store | None = None
 
 
 def _open(store: Store) -> None:
-    """Begin a worker: a store arrives as its URL and options, and is opened again."""
+    """Start a worker. The store arrives as its URL and options, and is opened again."""
     global _worker_store
     _worker_store = store
 
 
 def _check_in_worker(works: Sequence[Work], made: _Made) -> list[Outcome]:
     if _worker_store is None:
-        raise FormatError("this process was not begun as a worker")
+        raise FormatError("this process was not started as a worker")
     return check_all(_worker_store, works, lambda work, batch: made.get(_name(work, batch)))

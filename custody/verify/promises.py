@@ -1,4 +1,4 @@
-"""What an archive, and whoever verifies it, promises of each log."""
+"""What an archive, and the verifier's trust, promise about each log."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,13 +9,13 @@ from custody.keys.trust import Trust
 
 @dataclass(frozen=True, slots=True)
 class Promises:
-    """What `archive.json` and the verifier's trust promise of a log.
+    """What `archive.json` and the verifier's trust promise about a log.
 
     Attributes:
         heartbeat: an idle log writes a statement this often.
         checkpoint: a log that grew gets a checkpoint this often.
-        retention: how long evidence is to be kept.
-        kept: how long it may be kept at most, where somebody says so.
+        retention: how long evidence must be kept.
+        kept: how long it may be kept at most, None if there is no limit.
         live: whether the archive is being written, so that silence is a finding.
     """
 
@@ -27,7 +27,7 @@ class Promises:
 
 
 def promises_of(file: ArchiveFile | None, trust: Trust, *, live: bool) -> Promises:
-    """Return what an `archive.json` that counts and our trust promise; the longer retention of both applies."""
+    """Return what a valid `archive.json` and our trust promise. The longer retention of both applies."""
     found = file.statement if file else None
     days = max(found.retention_days if found else 0, trust.retention_days or 0)
     return Promises(

@@ -1,8 +1,7 @@
-"""What a bucket itself says of the evidence: versions and delete markers (rule 10), Object Lock, lifecycle rules.
+"""What a bucket says about the evidence: versions and delete markers (rule 10), Object Lock, lifecycle rules.
 
-Where a key has several versions the first one is the evidence, since a put of ours creates and never replaces. So the
-findings name what was put over it or deleted, and verification goes on with the first: what else is wrong shall be
-known too.
+If a key has several versions, the first one is the evidence: our puts only create, and never replace. The findings name
+later versions and delete markers. Verification continues with the first version, to find other problems too.
 """
 
 from collections import deque
@@ -25,12 +24,12 @@ _LOCK_SLACK = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """How a bucket is meant to protect the evidence.
+    """How a bucket should protect the evidence.
 
     Attributes:
-        lock_mode: Object Lock mode that each object of evidence has; None where locks are not asked for.
-        lock_days: for how long from its put.
-        moves: days since the put and the class that lifecycle rules move evidence to; None where that is not looked at.
+        lock_mode: the wanted Object Lock mode of each object; None if locks are not checked.
+        lock_days: for how many days from the put.
+        moves: days since the put, and the storage class that lifecycle rules move evidence to; None: not checked.
     """
 
     lock_mode: str | None = None
@@ -42,7 +41,7 @@ UNPROTECTED = Protection()
 
 
 def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding]]]:
-    """Return, of each key of evidence with a history, its first version if there is one, and the findings by key.
+    """Return the first version of each key that has a history, and findings with their keys.
 
     Raises:
         StoreError: the versions cannot be listed.
@@ -54,18 +53,22 @@ def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding
         if not key.startswith(layout.EVIDENCE):
             continue
         objects = [version for version in versions if not version.marker]
-        digest = loss_digest(key, *(f"{one.id} {one.marker} {one.size} {one.etag}" for one in versions))
+        digest = loss_digest(
+            key, *(f"{version.id} {version.marker} {version.size} {version.etag}" for version in versions)
+        )
         hidden = any(version.marker and version.latest for version in versions)
         if objects and len(first) < _TOUCHED_LIMIT:
             # A listing names the newest first.
             first[key] = objects[-1]
         if len(objects) != len(versions):
-            what = "a delete marker stands over the object" if hidden else "a delete marker stood over the object"
-            findings.append((key, finding("delete-marker", what, key=key, found=_described(versions), sha256=digest)))
+            message = "a delete marker hides the object" if hidden else "a delete marker hid the object for a time"
+            findings.append(
+                (key, finding("delete-marker", message, key=key, found=_described(versions), sha256=digest))
+            )
         if len(objects) > 1:
-            what = "the object was written over"
+            message = "the object was overwritten"
             found = _described(versions)
-            one = finding("version", what, key=key, expected="one version", found=found, sha256=digest)
+            one = finding("version", message, key=key, expected="one version", found=found, sha256=digest)
             findings.append((key, one))
     return first, findings
 
@@ -82,7 +85,7 @@ def _by_key(history: Iterator[Version]) -> Iterator[tuple[str, list[Version]]]:
 
 
 def _described(versions: Sequence[Version]) -> str:
-    shown = [f"{'delete marker' if one.marker else f'{one.size} bytes'} {one.id[:64]}" for one in versions[:5]]
+    shown = [f"{'delete marker' if each.marker else f'{each.size} bytes'} {each.id[:64]}" for each in versions[:5]]
     return f"{len(versions)}, newest first: {', '.join(shown)}{', …' if len(versions) > len(shown) else ''}"
 
 
@@ -90,8 +93,8 @@ def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection, r
     """Yield a finding for each problem with the bucket's rules.
 
     Args:
-        rules: in force, None where the store knows none.
-        wanted: how they are to be.
+        rules: the rules in force, None where the store has no such thing.
+        wanted: how they should be.
         root: prefix of the archive in its bucket, empty or ending in a slash.
     """
     for problem in check_rules(rules, root, wanted.moves) if rules is not None else ():
@@ -99,19 +102,19 @@ def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection, r
 
 
 class Locks:
-    """Looks at the Object Lock of each object that it is given, some ahead; does nothing where none is asked for.
+    """Checks the Object Lock of each given object, several at a time. Does nothing if locks are not checked.
 
-    S3 says nothing of a lock to who may not see it, as if there was none. So where none is said it is asked for by the
-    call that has a permission of its own: a refusal is `unreadable`, and no object without a lock.
+    To a caller without permission, `head_object` shows no lock, as if there was none. So a missing lock is checked
+    again, by the call with its own permission: if that is refused, the finding is `unreadable` and not `lock`.
     """
 
     def __init__(self, store: Store, wanted: Protection, found: Callable[[Finding, str], object]) -> None:
         """Begin.
 
         Args:
-            store: where the objects lie.
-            wanted: what is asked for.
-            found: takes each finding, with the row that it belongs to.
+            store: the archive.
+            wanted: the wanted protection.
+            found: gets each finding, with its row.
         """
         self._store = store
         self._wanted = wanted
@@ -133,11 +136,11 @@ class Locks:
 
     @property
     def active(self) -> bool:
-        """Whether locks are asked for at all."""
+        """Whether locks are checked."""
         return self._threads is not None
 
     def put(self, key: str, **where: Any) -> None:
-        """Queue an object, whose lock is looked at soon."""
+        """Queue an object for the check of its lock."""
         if self._threads is None:
             return
         self._pending.append((key, where, self._threads.submit(self._look, key)))
@@ -155,10 +158,10 @@ class Locks:
         try:
             status = future.result()
         except ObjectMissing:
-            # That it has gone is a finding of its own.
+            # A missing object is reported elsewhere.
             return
         except CustodyError as error:
-            self._found(finding("unreadable", f"the lock cannot be looked at: {error}", key=key, **where), "lock")
+            self._found(finding("unreadable", f"the lock cannot be read: {error}", key=key, **where), "lock")
             return
         until = status.created + timedelta(days=self._wanted.lock_days or 0)
         expected = f"{self._wanted.lock_mode} until {until:%Y-%m-%d}"
@@ -167,7 +170,7 @@ class Locks:
         else:
             found = f"{status.lock_mode} until {status.lock_until:%Y-%m-%d}"
             if status.lock_mode != self._wanted.lock_mode:
-                problem = "is locked in another mode"
+                problem = "has a lock of another mode"
             elif status.lock_until < until - _LOCK_SLACK:
                 problem = "has a lock that ends too early"
             else:

@@ -1,4 +1,4 @@
-"""Rule 7 for a quarantine object: its bytes, its one member, and a good line for each record that is stated."""
+"""Rule 7 for a quarantine object: its bytes, its only member, and a valid line for each stated record."""
 
 from collections.abc import Iterator
 from hashlib import sha256
@@ -28,17 +28,17 @@ def check_quarantine(store: Store, work: Work, ref: QuarantineRef, outcome: Outc
     outcome.stored += size
     where: dict[str, Any] = {"log": work.log, "sequence": work.sequence, "key": ref.key, "sha256": digest.hexdigest()}
     if not size:
-        # An object of no bytes reads as one that is there: say what it is, below.
+        # An empty object is read like any other; the size check below reports it.
         store.read(ref.key, limit=1, size=1)
     if size != ref.size:
         outcome.findings.append(
-            finding("segment-size", "the quarantine object has another size than stated",
+            finding("segment-size", "the quarantine object does not have the stated size",
                     expected=f"{ref.size} bytes", found=f"{size} bytes", **where)
         )  # fmt: skip
         return
     if digest.hexdigest() != ref.sha256:
         outcome.findings.append(
-            finding("segment-hash", "the bytes of the quarantine object are not those stated",
+            finding("segment-hash", "the bytes of the quarantine object are not the stated ones",
                     expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), **where)
         )  # fmt: skip
         return
@@ -48,7 +48,7 @@ def check_quarantine(store: Store, work: Work, ref: QuarantineRef, outcome: Outc
 
 
 def _check_records(store: Store, ref: QuarantineRef, outcome: Outcome, where: dict[str, Any]) -> Finding | None:
-    """Return the first thing that is wrong with the records, None if nothing is."""
+    """Return the first finding about the records, None if there is none."""
     offsets = (offset for start, end in ref.offsets for offset in range(start, end))
     records = 0
     try:
@@ -61,15 +61,15 @@ def _check_records(store: Store, ref: QuarantineRef, outcome: Outcome, where: di
             except FormatError as error:
                 return finding("quarantine", f"line {records}: {error}", offset=offset, **where)
             if found != offset:
-                what = f"line {records} holds another record than stated"
-                return finding("quarantine", what, offset=offset, expected=f"offset {offset}",
+                message = f"line {records} is not the stated record"
+                return finding("quarantine", message, offset=offset, expected=f"offset {offset}",
                                found=f"offset {found}", **where)  # fmt: skip
     except FormatError as error:
         return finding("gzip", f"the quarantine object: {error}", **where)
     missed = next(offsets, None)
     if missed is None and records == ref.records:
         return None
-    return finding("quarantine", "the quarantine object holds fewer records than stated", offset=missed,
+    return finding("quarantine", "the quarantine object has fewer records than stated", offset=missed,
                    expected=f"{ref.records} records", found=f"{records} records", **where)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Reads a log's entries in their order, and takes each to its account; from a store that is far away, some ahead."""
+"""Reads a log's entries in order for its account. From a remote store, it reads several ahead."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ _READ_AHEAD = 32
 
 
 class Reader:
-    """Reads a log's manifests in order; from a store that is far away, some ahead."""
+    """Reads a log's manifests in order. From a remote store, it reads several ahead."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -43,10 +43,10 @@ class Reader:
     def manifests(
         self, log: layout.Log, listed: Sequences | None, first: int, end: int | None, *, onward: bool
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        """Yield each sequence of `[first, end)` that is there, with its bytes or with the error that reading it gave.
+        """Yield each existing sequence of `[first, end)`, with its bytes or the error from reading it.
 
-        The first one that a listing leaves out is tried too: it may have come while the listing ran. `onward` goes on
-        behind the last one listed, for a writer at work, or where no listing could be had.
+        The first sequence of each hole in the listing is tried too: it may be newer than the listing. `onward`
+        continues after the last one listed, for a writer at work, or if there is no listing.
         """
         wanted = iter(range(first, end or 0)) if listed is None else _wanted(listed, first, end)
         tried = first - 1
@@ -56,26 +56,26 @@ class Reader:
                 yield sequence, answer
         while onward and not isinstance(answer := self.manifest(log, tried := tried + 1), ObjectMissing):
             yield tried, answer
-            # A store that answers nothing would be asked for ever.
+            # Otherwise a store that always fails would be asked without end.
             onward = not isinstance(answer, CustodyError)
 
     def manifest(self, log: layout.Log, sequence: int) -> bytes | CustodyError:
-        """Return a manifest's bytes, or the error that reading it gave."""
+        """Return a manifest's bytes, or the error from reading it."""
         return self.read(layout.manifest_key(log, sequence))
 
     def read(self, key: str, limit: int = FILE_LIMIT) -> bytes | CustodyError:
-        """Return an object's bytes, or the error that reading it gave."""
+        """Return an object's bytes, or the error from reading it."""
         try:
             return self._store.read(key, limit=limit)
         except CustodyError as error:
             return error
 
     def digest(self, key: str) -> str:
-        """Return the SHA-256 in hex of an object of any size; raises as the store does."""
+        """Return the SHA-256 in hex of an object of any size. Raises the store's errors."""
         return stored_digest(self._store, key)
 
     def following(self, key: Callable[[int], str], listed: Sequences | None, first: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the entries of a log from a number on, for looking ahead: those listed, or all without a listing."""
+        """Yield the entries of a log from a sequence on, to look ahead: the listed ones, or all without a listing."""
         number = first
         while True:
             following = listed.next(number) if listed is not None else number
@@ -91,7 +91,7 @@ class Reader:
     def objects(
         self, key: Callable[[int], str], numbers: Iterator[int], limit: int
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        """Yield each number, with the bytes of the object that `key` names for it, or with the error."""
+        """Yield each number with the bytes of the object that `key` returns for it, or with the error."""
         for number, answer in self._ahead(numbers, lambda one: self.read(key(one), limit)):
             if not isinstance(answer, ObjectMissing):
                 yield number, answer
@@ -114,7 +114,7 @@ class Reader:
 
 
 def _wanted(listed: Sequences, first: int, end: int | None) -> Iterator[int]:
-    """Yield the sequences listed, and before each hole the first one that is not."""
+    """Yield the listed sequences, and the first sequence of each hole."""
     sequence = first
     while (following := listed.next(sequence)) is not None and (end is None or following < end):
         if following != sequence:
@@ -125,14 +125,14 @@ def _wanted(listed: Sequences, first: int, end: int | None) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What statements are read by, and what they name is handed to.
+    """What reads statements, and what gets the objects that they name.
 
     Attributes:
         reader: reads manifests.
-        pool: checks objects; None where none is read.
-        names: takes note of what statements name.
-        locks: looks at locks.
-        findings: takes what is wrong with the reading.
+        pool: checks objects; None if no object is read.
+        names: gets the names in statements.
+        locks: checks locks.
+        findings: gets the findings about the reading.
     """
 
     reader: Reader
@@ -143,14 +143,14 @@ class Hands:
 
 
 def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Hands, *, onward: bool) -> None:
-    """Read a span of a log's manifests in order, and hand on what they name.
+    """Read a span of a log's manifests in order, and check them and what they name.
 
     Args:
-        account: takes them.
-        span: which ones.
-        listed: those there are; None where nothing was listed.
-        hands: what they are read by, and handed to.
-        onward: whether to go on behind the last one listed.
+        account: checks the manifests.
+        span: which manifests.
+        listed: those that were listed; None without a listing.
+        hands: reads the manifests, and gets what they name.
+        onward: whether to continue after the last one listed.
     """
     _step(account, span, listed, hands, onward=onward)
     if span.end is not None:
@@ -161,9 +161,9 @@ def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Han
             account.seam(behind)
     elif listed is not None:
         for sequence in listed.strays:
-            what = f"a manifest of sequence {sequence} lies far beyond the others"
+            message = f"there is a manifest with sequence {sequence}, far beyond the others"
             key = layout.manifest_key(account.log, sequence)
-            one = finding("sequence-gap", what, log=account.name, sequence=sequence, key=key)
+            one = finding("sequence-gap", message, log=account.name, sequence=sequence, key=key)
             hands.findings.add(one, row="stray")
     account.end(whole=span.end is None)
 
@@ -172,7 +172,7 @@ def _step(account: LogAccount, span: Span, listed: Sequences | None, hands: Hand
     read = hands.reader.manifests(account.log, listed, span.first, span.end, onward=onward)
     for (sequence, answer), behind in _with_next(read):
         if sequence > account.size:
-            # What passes over the empty slots is the entry in hand, or one behind it.
+            # The entry that passes over the empty slots is this one, or a later one.
             account.signed.peek = (sequence, answer) if isinstance(answer, bytes) else None
             account.gap(account.size, sequence)
         account.signed.peek = (behind[0], behind[1]) if behind and isinstance(behind[1], bytes) else None
@@ -203,11 +203,11 @@ def follow_audits(
     """Read the log of audits in order.
 
     Args:
-        audits: takes them.
-        listed: those there are.
+        audits: checks the audits.
+        listed: those that were listed.
         reader: reads them.
-        locks: looks at the lock of each.
-        take: takes each audit that a trusted key signed.
+        locks: checks the lock of each.
+        take: gets each audit that a trusted key signed.
     """
     for sequence, answer in reader.objects(layout.audit_key, listed.all(), FILE_LIMIT):
         if sequence > audits.size:
@@ -226,7 +226,7 @@ def follow_audits(
 
 
 def _take_large(account: LogAccount | AuditLog, reader: Reader, key: str, sequence: int, error: FormatError) -> None:
-    """Take a slot that holds more than an entry may have. Only its digest is asked for, and it is not kept."""
+    """Report an object that is larger than an entry may be. Only its digest is computed."""
     try:
         account.malformed(sequence, str(error), reader.digest(key))
     except CustodyError as failure:
@@ -234,7 +234,7 @@ def _take_large(account: LogAccount | AuditLog, reader: Reader, key: str, sequen
 
 
 def _with_next(items: Iterator[T]) -> Iterator[tuple[T, T | None]]:
-    """Yield each item with the one behind it, None behind the last."""
+    """Yield each item with the next one, None after the last."""
     item = next(items, None)
     while item is not None:
         following = next(items, None)

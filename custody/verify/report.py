@@ -1,4 +1,4 @@
-"""What a verification found: a summary of each log, the findings, and the verdict in one sentence."""
+"""The result of a verification: a summary of each log, the findings, and the verdict in one sentence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,18 +17,18 @@ __all__ = ["LogSummary", "Progress", "Report"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a verification is."""
+    """The progress of a verification."""
 
     events: int
     stored: int
     """Bytes of segments and quarantine objects read."""
     total: int
-    """Bytes of them listed."""
+    """Bytes of segments and quarantine objects listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogSummary:
-    """What was verified of a log."""
+    """The summary of a log."""
 
     log: str
     statements: int
@@ -42,22 +42,22 @@ class LogSummary:
     size: int
     root: str | None
     sound: bool
-    """Whether the head is what a trusted key signed."""
+    """Whether a trusted key signed the head."""
     expired: int
-    """Sequences before this one may have lost their objects."""
+    """The objects of sequences before this one may have been deleted."""
     pending: int = 0
-    """The newest statements, that nobody here can check and no checkpoint covers: they do not count as verified."""
+    """The newest statements, which cannot be checked here and have no checkpoint yet: they are not verified."""
     unreadable: int = 0
-    """Offsets that the broker held and no client could decode."""
+    """Offsets that the broker had but no client could decode."""
     expired_from: int = 0
-    """The first of those that an expiry which was looked at covers."""
+    """The first sequence that the checked expiries cover."""
     expired_events: int = 0
     """Events of statements whose objects expired and are gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a verification found."""
+    """The result of a verification."""
 
     url: str
     archive: str | None
@@ -66,12 +66,12 @@ class Report:
     logs: Sequence[LogSummary]
     exit_code: int
     beyond: Mapping[Severity, int]
-    """Findings of each class that are too many to be listed."""
+    """Findings that are too many to be listed, counted by severity."""
     scope: Scope
     pin: Pin | None = None
-    """Which archive.json was verified."""
+    """The pin of the verified archive.json."""
     audits: Head | None = None
-    """The head of the log of audits, None where it may not be remembered."""
+    """The head of the log of audits, None if it must not be saved as a known head."""
 
     @property
     def verdict(self) -> str:
@@ -100,7 +100,7 @@ class Report:
                 return f"TAMPERED: {found}; {scope}"
 
     def to_dicts(self) -> Iterator[dict[str, Any]]:
-        """Yield what `--json` prints, one object a line: the findings, the logs, the verdict."""
+        """Yield what `--json` prints, one object per line: the findings, the logs, the verdict."""
         for one in self.findings:
             yield {"kind": "finding", **one.to_dict()}
         for log in self.logs:
@@ -121,7 +121,7 @@ class Report:
 
 
 def summarize(accounts: Sequence[LogAccount]) -> LogSummary:
-    """Return what was verified of a log, by the accounts of its spans."""
+    """Return the summary of a log, from the accounts of its spans."""
     last = accounts[-1]
     totals = {name: sum(getattr(account.totals, name) for account in accounts) for name in Totals.__slots__}
     return LogSummary(

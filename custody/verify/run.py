@@ -1,11 +1,11 @@
-"""The auditor: reads an archive through its store, recomputes everything, and reports what it found.
+"""The auditor: reads an archive through its store, recomputes everything, and reports findings.
 
-This module is the order of the steps; README.md beside it says where each rule of FORMAT.md is checked. It lists first,
-reads manifests then, hands objects to workers, and adds up. Memory stays bounded at any size of archive: manifests are
-streamed, what a listing shows is kept in little (`listing.py`), and no more than a few segments are under way. With a
-`Scope` of a part, heads beyond that part are not asked for.
+This module has the order of the steps: list, read manifests, give objects to workers, add up. README.md beside it says
+where each rule of FORMAT.md is checked. Memory stays bounded for any size of archive: manifests are streamed, listings
+are kept in a compact form (`listing.py`), and only a few segments are read at a time. If the `Scope` is a part, heads
+beyond it are not checked.
 
-It shares the code that reads and defines the format with the writer, and none that writes an archive.
+It shares with the writer only the code that reads and defines the format, none that writes an archive.
 """
 
 import os
@@ -50,7 +50,7 @@ from custody.verify.work import Outcome, Sink
 __all__ = ["verify"]
 
 _IN_PROCESS_BYTES = 8 * 1_048_576
-"""Archives smaller than this are read in this process: starting others would take longer."""
+"""Archives smaller than this are read in this process: starting workers would take longer."""
 
 
 def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
@@ -71,18 +71,18 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     """Verify an archive.
 
     Args:
-        store: where it lies.
-        trust: keys, heads and judged findings, from outside the archive.
-        now: the time, aware.
-        state: a file that remembers the heads seen.
-        live: a writer may be at work; and an archive that has gone silent is `stale`.
-        workers: processes that read segments; 0 reads them in this one. By default as many as there are processors, and
-            none for a small archive.
-        progress: called now and then with how far it is.
+        store: the archive.
+        trust: keys, known heads and accepted findings, from outside the archive.
+        now: the time, with its zone.
+        state: a file that keeps the known heads.
+        live: a writer may be at work; and an archive without recent heartbeats is `stale`.
+        workers: processes that read segments; 0: read them in this process. By default one per processor, and none for
+            a small archive.
+        progress: called now and then with the progress.
         scope: what is verified; by default everything.
-        sink: takes the batches that were inflated; they are read in this process then.
-        protection: how the bucket is meant to protect the evidence.
-        others: what else was found, by checks that are not of this package; judged and sorted with the rest.
+        sink: gets the inflated batches; segments are then read in this process.
+        protection: how the bucket should protect the evidence.
+        others: findings of checks outside this package. They can be accepted, and are sorted with the rest.
         notes: cosigned checkpoints of this archive's logs, from witnesses.
 
     Raises:
@@ -97,7 +97,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     with Names() as names, Lister(store, run.listing, names, active=scope.listing) as lister:
         records = lister.others()
         if scope.contents:
-            # What is there is listed before what names it, and how much it is says how to read it.
+            # Objects are listed before the statements that name them. Their size decides how many workers read them.
             wait([records])
         statements = lister.statements()
         run.take_listed(statements)
@@ -130,7 +130,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
 
 @dataclass(slots=True)
 class _Run:
-    """What one verification has found so far."""
+    """The state of one verification."""
 
     trust: Trust
     now: datetime
@@ -141,7 +141,7 @@ class _Run:
     live: bool
     progress: Callable[[Progress], None] | None
     archive: str | None = field(init=False)
-    """The archive's id: that of `archive.json`, or else the first one that a statement names."""
+    """The archive's id: from `archive.json`, or else from the first statement that names one."""
     store: Store = field(init=False)
     logs: Logs = field(init=False)
     accounts: Accounts = field(default_factory=Accounts)
@@ -156,19 +156,19 @@ class _Run:
         self.logs = Logs(self.store, self.trust, self.identity.id)
 
     def take_listed(self, listed: Listed) -> None:
-        """Report what is wrong with what was listed."""
+        """Report the findings of a listing."""
         for one, row in listed.findings.rows():
             self.findings.add(one, row=row)
         self.findings.dropped.update(listed.findings.dropped)
 
     def processes(self, workers: int | None) -> int:
-        """Return how many processes are to read objects."""
+        """Return how many processes read objects."""
         most = workers if workers is not None else max(os.cpu_count() or 1, 2)
         small = self.scope.listing and self.listing.stored <= _IN_PROCESS_BYTES
         return most if self.scope.contents and (workers is not None or not small) else 0
 
     def signed_heads(self, log: layout.Log, checkpoints: Checkpoints, hands: Hands) -> Iterator[KnownHead]:
-        """Return the heads that a log's checkpoints in the archive sign, as far as they are in scope."""
+        """Return the heads that a log's checkpoints in the archive sign, if they are in scope."""
         listed = self.listing.checkpoints.get(log)
         if listed is None:
             return iter(())
@@ -178,7 +178,7 @@ class _Run:
         return checkpoints.heads(log, answers, self.archive, hands.locks)
 
     def read_audits(self, known: Sequence[KnownHead], hands: Hands) -> AuditLog:
-        """Read the log of audits, and check what audits refer to."""
+        """Read the log of audits, and check the objects that audits refer to."""
         listed = self.listing.audits
         following = partial(hands.reader.following, layout.audit_key, listed)
         within = self.logs.proofs(layout.AUDIT_LOG).leads_to
@@ -200,14 +200,14 @@ class _Run:
         Args:
             log: the log.
             heads: its known heads.
-            hands: what statements are read by, and handed to.
+            hands: reads the statements, and gets what they name.
             complete: whether all of its statements were listed.
         """
         listed = self.listing.manifests.get(log)
         following = partial(hands.reader.following, partial(layout.manifest_key, log), listed)
         listed = listed or Sequences() if self.scope.listing else None
         if listed is not None and not complete:
-            # What a listing that broke off leaves out may be there.
+            # If the listing is incomplete, there may be more.
             listed = listed.filled()
         promises = promises_of(self.identity.file, self.trust, live=self.live)
         for span in self.scope.spans_of(log):
@@ -229,19 +229,19 @@ class _Run:
             self.archive = self.archive or account.archive
 
     def take_outcome(self, outcome: Outcome) -> None:
-        """Take what checking a statement's objects gave."""
+        """Add the outcome of checking a statement's objects."""
         work = outcome.work
         for one in outcome.findings:
-            # Of many objects that lie in an archived class, it is one finding.
+            # Many objects in an archive storage class are one finding.
             self.findings.add(one, row="deferred" if one.finding == "deferred" else None)
         for key in outcome.missing:
             self.missing.add(work, key)
-        # What a delete marker hides is not kept on purpose, and of what could not be read it is not known.
+        # Objects under a delete marker are not kept on purpose. Unreadable objects may not exist.
         unread = {one.key for one in outcome.findings if one.finding == "unreadable"}
         kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread}
         if work.overdue and kept - self.beneath.touched:
-            what = f"objects are still there {RETENTION_GRACE.days} days after their retention ended"
-            self.findings.add(finding("retention", what, log=work.log, sequence=work.sequence), row="kept")
+            message = f"objects still exist {RETENTION_GRACE.days} days after their retention ended"
+            self.findings.add(finding("retention", message, log=work.log, sequence=work.sequence), row="kept")
         totals = self.accounts.of_work(work).totals
         totals.events += outcome.events
         totals.stored += outcome.stored
@@ -252,10 +252,10 @@ class _Run:
             self.progress(Progress(self._events, self._stored, self.listing.stored))
 
     def conclude(self, names: Names | None, audits: AuditLog) -> None:
-        """Report what can be said once all logs are read.
+        """Run the checks that need all logs.
 
         Args:
-            names: what is listed, and what is named; None where not all is known.
+            names: the listed and the named objects; None if they are not complete.
             audits: the log of audits.
         """
         for account in self.accounts:
@@ -265,7 +265,7 @@ class _Run:
         if names is not None:
             unread = self.listing.manifests if self.scope.spans is not None else ()
             unnamed = Unnamed(self.logs, self.accounts, self.findings, unread, self.live)
-            # What an audit that cannot be read refers to is not known.
+            # If an audit cannot be read, the objects that it refers to are not known.
             unnamed.report(names, audits=audits.signed.sound)
 
     def report(self, audits: AuditLog) -> Report:

@@ -13,8 +13,8 @@ class Span:
     """Statements `[first, end)` of a log.
 
     Attributes:
-        first: sequence of the first one.
-        end: behind the last one; None for all there are.
+        first: the first sequence.
+        end: the sequence after the last one; None for all.
     """
 
     first: int = 0
@@ -26,9 +26,9 @@ class Scope:
     """What is verified.
 
     Attributes:
-        spans: which statements of which logs, in order; None for all of all.
-        contents: whether objects are read, and not the chain alone.
-        listing: whether the archive is listed, for what only a listing shows: objects that no statement names,
+        spans: which statements of which logs, in order; None for all logs.
+        contents: whether objects are read, or only the chain is checked.
+        listing: whether the archive is listed. Only with a listing are these checked: objects that no statement names,
             checkpoints, audits, versions, lifecycle rules. Without it, spans must be given.
     """
 

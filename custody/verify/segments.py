@@ -1,4 +1,4 @@
-"""Rules 7 and 8 for a segment: its bytes, its members, and their lines. Where the bytes differ, `diagnose` says how."""
+"""Rules 7 and 8 for a segment: its bytes, its members, and their lines. If the bytes differ, `diagnose` says how."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def check_segment(
             payload = inflate_batch(batch, data)
         except FormatError as error:
             broken.append(batch.number)
-            faults.append(segment_finding(work, "gzip", f"the batch is not as stated: {error}", batch))
+            faults.append(segment_finding(work, "gzip", f"the batch does not match the statement: {error}", batch))
             continue
         outcome.inflated += len(payload)
         outcome.events += batch.events
@@ -48,7 +48,7 @@ def check_segment(
             outcome.findings.extend(_check_leaves(work, batch, payload, made))
         if sink is not None:
             sink.add(work, batch, payload)
-        # Large ones shall not stand beside the next.
+        # Free a large payload before the next one is read.
         del payload
     outcome.stored += read
     whole = read == ref.size and not store.read(ref.key, limit=1, start=ref.size, size=1)
@@ -56,7 +56,7 @@ def check_segment(
         outcome.findings.extend(faults)
         if not outcome.findings and types != work.types:
             stated, found = _brief(work.types), _brief(types)
-            message = "the types of the events are not those stated"
+            message = "the event types are not the stated ones"
             outcome.findings.append(segment_finding(work, "event", message, None, expected=stated, found=found))
         return
     outcome.findings.append(diagnose(store, work, ref, broken))
@@ -68,10 +68,10 @@ def _brief(types: dict[str, int] | Counter[str]) -> str:
 
 
 def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterator[tuple[Batch | None, bytes]]:
-    """Yield the segment's bytes from its first to its last stated one, member by member, each with its batch.
+    """Yield the segment's bytes, up to the stated size, member by member, each with its batch.
 
-    Where the statement's members do not tile the segment, or one is beyond the limits, bytes come without a batch: they
-    are hashed and not inflated. Stops early where the object does.
+    If the stated members do not cover the segment exactly, or one exceeds the limits, bytes come without a batch: they
+    are hashed but not inflated. Stops early if the object is too short.
     """
     position = size = 0
     tiles = True
@@ -119,18 +119,18 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
     types.update(found.types)
     if found.faults:
         fault = found.faults[0]
-        more = f" (and {len(found.faults) - 1} lines more of this batch)" if len(found.faults) > 1 else ""
+        more = f" (and {len(found.faults) - 1} more lines of this batch)" if len(found.faults) > 1 else ""
         yield segment_finding(
             work,
             "gzip" if _is_oversize(payload, fault.byte) else "event",
-            f"line {fault.line + 1} of the batch is no event: {fault.reason}{more}",
+            f"line {fault.line + 1} of the batch is not an event: {fault.reason}{more}",
             batch,
             offset=offset_of(batch, work.unlined, fault.line),
             byte=fault.byte,
         )
     if found.count != batch.events:
         yield segment_finding(
-            work, "event", "the batch has another number of lines than stated", batch,
+            work, "event", "the batch does not have the stated number of lines", batch,
             expected=str(batch.events), found=str(found.count),
         )  # fmt: skip
     if found.faults or found.count != batch.events:
@@ -146,7 +146,7 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
 
 
 def _check_leaves(work: Work, batch: Batch, payload: bytes, salts: bytes) -> Iterator[Finding]:
-    """Compare a batch's `leaves` with its events. One that has another number of events than stated says so already."""
+    """Compare a batch's `leaves` with its events. A wrong number of events is already reported."""
     events = leaves.split(payload)
     if batch.leaves is None or len(salts) != leaves.SALT_BYTES * len(events):
         return
@@ -159,9 +159,9 @@ def _check_leaves(work: Work, batch: Batch, payload: bytes, salts: bytes) -> Ite
 
 
 def _is_oversize(payload: bytes, start: int) -> bool:
-    """Return whether a line is longer than an event may be: no writer makes such a batch, so it is the member's fault.
+    """Return whether a line is longer than an event may be. No writer makes such a batch, so the member is at fault.
 
-    The search ends at the limit: what is behind it is not looked at.
+    The search ends at the limit.
     """
     end = payload.find(b"\n", start, start + limits.EVENT_BYTES + 1)
     return end < 0 and len(payload) > start + limits.EVENT_BYTES

@@ -1,6 +1,6 @@
-"""Rules 4 and 6 within one statement: where it belongs, its own account of offsets, batches and objects. Pure.
+"""Rules 4 and 6 within one statement: its log, and its account of offsets, batches and objects. Pure.
 
-What is wrong is a `Fault`; the account of the log says where it is, and reports it.
+The functions return a `Fault`; the log's account adds the sequence, and reports it.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ class Totals:
     inflated: int = 0
 
     def count(self, statement: Statement) -> None:
-        """Add what a statement says. Events and bytes are counted when they are read."""
+        """Add a statement's counts. Events and bytes are counted when they are read."""
         self.statements += 1
         self.quarantined += statement.quarantine.records if statement.quarantine else 0
         self.skipped += sum(end - start for start, end in statement.skipped)
@@ -38,7 +38,7 @@ class Totals:
 def belongs_to_another(
     statement: Statement, log: layout.Log, identity: LogId | None, archive: str | None
 ) -> Fault | None:
-    """Return what makes a statement one of another archive or log, None if it is of this one (rule 4).
+    """Return a fault if the statement belongs to another archive or log, else None (rule 4).
 
     Args:
         statement: the statement.
@@ -69,7 +69,7 @@ def _of_another(name: str, expected: str, found: str) -> Fault:
 
 
 def record_bounds(statement: Statement) -> tuple[int, int] | None:
-    """Return the offsets of the first and the last record, event or quarantined, of the range."""
+    """Return the offsets of the first and last record of the range: events and quarantined records."""
     spans: list[tuple[int, int]] = [(batch.first_offset, batch.next_offset) for batch in statement.batches]
     if statement.quarantine:
         spans += statement.quarantine.offsets
@@ -77,42 +77,42 @@ def record_bounds(statement: Statement) -> tuple[int, int] | None:
 
 
 def problem_of(statement: Statement) -> str | None:  # noqa: C901 - a list of checks
-    """Return what a statement says that no statement may say, None if nothing."""
+    """Return what is not allowed in this statement, None if all is."""
     segment, quarantine, batches = statement.segment, statement.quarantine, statement.batches
     empty = statement.first_offset == statement.next_offset
     if statement.first_offset > statement.next_offset:
-        return "the range runs backwards"
+        return "the range ends before its start"
     if (segment is None) != (not batches):
-        return "a segment stands without batches, or batches without a segment"
+        return "there is a segment without batches, or batches without a segment"
     if not batches and statement.types:
         return "types are counted without a batch"
     if segment is not None and segment.size > limits.SEGMENT_BYTES:
-        return f"the segment is beyond {limits.SEGMENT_BYTES} bytes"
+        return f"the segment is larger than {limits.SEGMENT_BYTES} bytes"
     if statement.lost and (statement.lost[0] != statement.first_offset or statement.lost[1] > statement.next_offset):
-        return "lost does not begin the range, or goes beyond it"
+        return "lost does not start with the range, or goes beyond it"
     if statement.expired and (not empty or segment or quarantine or statement.expired[1] > statement.sequence):
-        return "a statement of expiry has a range or objects, or lets later statements expire"
+        return "a statement of expiry has a range or objects, or covers later statements"
     if quarantine is not None:
         if quarantine.size > limits.QUARANTINE_BYTES or quarantine.inflated > limits.QUARANTINE_INFLATED:
-            return "the quarantine is beyond the limits"
+            return "the quarantine exceeds the limits"
         if sum(end - start for start, end in quarantine.offsets) != quarantine.records:
-            return "the quarantine has another number of records than of offsets"
+            return "the quarantine's number of records is not its number of offsets"
     for batch in batches:
         if not 0 < batch.events <= limits.BATCH_EVENTS:
             return f"a batch has {batch.events} events (1 to {limits.BATCH_EVENTS})"
         if batch.min_time > batch.max_time:
-            return "a batch's times run backwards"
+            return "a batch's last time is before its first"
         if batch.kafka_time and batch.kafka_time.min > batch.kafka_time.max:
-            return "a batch's Kafka times run backwards"
+            return "a batch's last Kafka time is before its first"
     return None
 
 
 def disorder(statement: Statement, number: int) -> Fault | None:
-    """Return where numbers and places of the batches do not run on, None if they do.
+    """Return a fault if the batches' numbers or byte positions are not consecutive, else None.
 
     Args:
         statement: the statement.
-        number: of its first batch.
+        number: the number that its first batch should have.
     """
     place = 0
     for batch in statement.batches:
@@ -122,24 +122,24 @@ def disorder(statement: Statement, number: int) -> Fault | None:
                 "expected": f"number {number} at byte {place}",
                 "found": f"number {batch.number} at byte {batch.start}",
             }
-            return Fault("batch-order", "the batches do not follow one another", where)
+            return Fault("batch-order", "the batches are not consecutive", where)
         number += 1
         place += batch.size
     segment = statement.segment
     if segment and place != segment.size:
         where = {"key": segment.key, "expected": f"{segment.size} bytes", "found": f"{place} bytes"}
-        return Fault("segment-size", "the members do not make up the segment", where)
+        return Fault("segment-size", "the members do not add up to the segment's size", where)
     return None
 
 
 def miscount(statement: Statement) -> Fault | None:
-    """Return what is wrong unless each offset is exactly one: an event's, quarantined, skipped, unreadable, lost."""
+    """Return a fault unless each offset is exactly one of: event, quarantined, skipped, unreadable, lost."""
     unlined = unlined_ranges(statement)
     for (_, end), (start, stop) in pairwise(unlined):
         if start < end:
             return _miscounted("offset-overlap", start, min(end, stop) - start)
     if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
-        return Fault("statement", "skipped, lost, unreadable or quarantined offsets lie outside the range")
+        return Fault("statement", "skipped, lost, unreadable or quarantined offsets are outside the range")
     measure: Callable[[int, int], int] = Measure(unlined) if unlined else _no_offsets
     cursor = statement.first_offset
     for batch in [*statement.batches, None]:
@@ -165,12 +165,12 @@ def _no_offsets(_start: int, _end: int) -> int:
 
 def _miscounted(name: str, offset: int, count: int, batch: Batch | None = None) -> Fault:
     how = "nowhere" if name == "offset-gap" else "twice"
-    what = f"{count} offset{'s' if count != 1 else ''} from here on stand {how} in the statement's account"
-    return Fault(name, what, {"batch": batch.number if batch else None, "offset": offset})
+    message = f"{count} offset{'s' if count != 1 else ''} from here on appear {how} in the statement's account"
+    return Fault(name, message, {"batch": batch.number if batch else None, "offset": offset})
 
 
 def misnamed(statement: Statement, log: layout.Log, bounds: Range | None) -> Iterator[tuple[Fault, bool]]:
-    """Yield each object whose key is not its own (rule 4), and whether the key is one that no archive has.
+    """Yield a fault for each object with a wrong key (rule 4), and whether no object of an archive can have that key.
 
     Args:
         statement: the statement.
@@ -190,5 +190,7 @@ def misnamed(statement: Statement, log: layout.Log, bounds: Range | None) -> Ite
             or (key.kind, key.log, key.digest) != (kind, log, ref.sha256[:16])
             or (bounds and (key.first, key.last) != bounds)
         ):
-            what = f"the key of the statement's {'segment' if kind == 'events' else 'quarantine'} is not its own"
-            yield Fault("identity", what, {"key": ref.key[:1024]}), key is None
+            message = (
+                f"the key of the statement's {'segment' if kind == 'events' else 'quarantine'} is not the right one"
+            )
+            yield Fault("identity", message, {"key": ref.key[:1024]}), key is None

@@ -1,4 +1,4 @@
-"""Rule 10 of FORMAT.md, Verification: objects that are there, and that no statement and no audit names."""
+"""Rule 10 of FORMAT.md, Verification: objects that no statement and no audit names."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ from custody.verify.listing import Names
 from custody.verify.logs import Logs
 
 _LATER_LIMIT = 10_000
-"""Statements that are looked at behind the last one verified, for what they name."""
+"""How many statements after the last verified one are read, for the objects that they name."""
 _UNNAMED_LIMIT = 100_000
 
 
 @dataclass(slots=True)
 class Unnamed:
-    """Says what they are.
+    """Reports unnamed objects.
 
     Attributes:
         logs: reads statements again.
-        accounts: what was verified.
-        findings: takes what they are.
-        unread: logs that are there, and out of scope.
+        accounts: the verified logs.
+        findings: gets the findings.
+        unread: existing logs that are out of scope.
         live: whether a writer may be at work.
     """
 
@@ -39,11 +39,11 @@ class Unnamed:
     _named_since: dict[layout.Log, frozenset[str]] = field(default_factory=dict)
 
     def report(self, names: Names, *, audits: bool) -> None:
-        """Find them, in a second listing, and report each.
+        """Find unnamed objects in a second listing, and report each.
 
         Args:
-            names: what is listed, and what is named.
-            audits: whether it is known what the audits refer to.
+            names: the listed and the named objects.
+            audits: whether all objects that audits refer to are known.
         """
         unnamed = names.unnamed()
         if not unnamed:
@@ -73,13 +73,13 @@ class Unnamed:
         if parsed and (newest is None or parsed.last >= (newest.next_offset or 0)) and key in self._later(parsed.log):
             return
         self._seen.add(key)
-        # Each span of a log calls all that lies outside it a hole.
+        # For each span of a log, everything outside it is a hole.
         for account in accounts:
             if one := orphans.judge(self.logs.store, account, key, self.logs.holds, live=self.live):
                 self.findings.add(one)
 
     def _later(self, log: layout.Log) -> frozenset[str]:
-        """Return what is named by statements that came since a log was read: the next verification judges those."""
+        """Return the names in statements newer than our reading of the log. The next verification checks those."""
         if log not in self._named_since:
             found: set[str] = set()
             first = self.accounts.size(log)

@@ -1,4 +1,4 @@
-"""Rule 10 of FORMAT.md, Verification: what a bucket keeps over and under the evidence, and its lifecycle rules."""
+"""Rule 10 of FORMAT.md, Verification: the bucket's versions of evidence, and its lifecycle rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from custody.verify.protection import Protection, check_lifecycle, originals
 
 @dataclass(frozen=True, slots=True)
 class Beneath:
-    """What lies beneath what was put over evidence.
+    """The first versions of the evidence.
 
     Attributes:
         store: the archive as it was first written.
-        touched: keys that were written over or deleted.
-        history: what was done to them, by key.
+        touched: keys that were overwritten or deleted.
+        history: keys, each with the finding about what was done to it.
     """
 
     store: Store
@@ -28,13 +28,13 @@ class Beneath:
 
 
 def look_beneath(store: Store, protection: Protection, findings: Findings) -> Beneath:
-    """Find what was put over objects, and what lies beneath; report what is wrong with the bucket's rules."""
+    """Find overwritten and deleted objects and their first versions. Report problems with the bucket's rules."""
     try:
         first, history = originals(store)
         rules = lifecycle.rules() if (lifecycle := store.capabilities.lifecycle) else None
     except CustodyError as error:
-        what = f"the bucket's versions and rules cannot be looked at: {error}"
-        findings.add(finding("unreadable", what, key=""))
+        message = f"the bucket's versions and lifecycle rules cannot be read: {error}"
+        findings.add(finding("unreadable", message, key=""))
         return Beneath(store)
     for one in check_lifecycle(rules, protection, _root_in_bucket(store.url)):
         findings.add(one)
@@ -49,7 +49,7 @@ def _root_in_bucket(url: str) -> str:
 
 
 def report_history(history: Sequence[tuple[str, Finding]], accounts: Accounts, logs: Logs, findings: Findings) -> None:
-    """Report what was put over evidence, but for what has expired."""
+    """Report overwritten and deleted evidence, except what has expired."""
     gone: dict[layout.Log, list[tuple[int, int]]] = {}
     for key, one in history:
         parsed = layout.parse_records_key(key)
@@ -63,7 +63,7 @@ def report_history(history: Sequence[tuple[str, Finding]], accounts: Accounts, l
 
 
 def _expired_offsets(log: layout.Log, accounts: Accounts, logs: Logs) -> list[tuple[int, int]]:
-    """Return the ranges of offsets whose objects may be gone."""
+    """Return the ranges of offsets whose objects may have been deleted."""
     ranges = []
     for first, end in (granted for account in accounts.of(log) for granted in account.granted):
         begin, last = logs.statement(log, first), logs.statement(log, end - 1)

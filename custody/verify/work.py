@@ -1,4 +1,4 @@
-"""What one statement says of its objects, and what checking them gave: sent to worker processes, and back."""
+"""The work of checking a statement's objects, and its outcome: sent to worker processes, and back."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from custody.format.offsets import unlined_ranges
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What one statement says of its objects."""
+    """What one statement says about its objects."""
 
     log: str
     sequence: int
@@ -23,7 +23,7 @@ class Work(msgspec.Struct, frozen=True):
     types: dict[str, int]
     quarantine: QuarantineRef | None
     unlined: Sequence[Range]
-    """Offsets of the range that have no line in the segment: skipped, quarantined. Sorted."""
+    """Offsets of the range without a line in the segment: skipped or quarantined. Sorted."""
     overdue: bool = False
     """Whether the objects should have been deleted by now."""
     sealed_at: str = ""
@@ -37,7 +37,7 @@ class Work(msgspec.Struct, frozen=True):
 
 
 def work_of(statement: Statement, log: str, *, overdue: bool = False) -> Work:
-    """Return what a statement says of its objects."""
+    """Return what a statement says about its objects."""
     return Work(
         log,
         statement.sequence,
@@ -56,24 +56,24 @@ def work_of(statement: Statement, log: str, *, overdue: bool = False) -> Work:
 
 @dataclass(slots=True)
 class Outcome:
-    """What was found in a statement's objects."""
+    """The outcome of checking a statement's objects."""
 
     work: Work
     findings: list[Finding] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Keys of objects that are not there: whether they may be gone is for the log to say."""
+    """Keys of missing objects. The log decides whether they may have been deleted."""
     events: int = 0
     stored: int = 0
     inflated: int = 0
 
 
 class Sink(Protocol):
-    """Takes the bytes that verification has inflated, so that what is made of them reads them no second time."""
+    """Gets the inflated bytes, so that whoever needs them does not read them again."""
 
     def add(self, work: Work, batch: Batch, payload: bytes) -> None:
-        """Take a batch of JSON lines whose bytes are those stated. Batches come in order of their log."""
+        """Add a batch of JSON lines that has the stated bytes. Batches come in the order of their log."""
         ...
 
 
 Salts = Callable[[Work, Batch], bytes | None]
-"""Returns the salts of a batch's events, None where there are none, or their secret is not at hand."""
+"""Returns the salts of a batch's events, None if it has none or their secret is not available."""

@@ -462,7 +462,9 @@ ATTACKS = [
         "future",
     ),
     attack(30, "statements far apart", silent, "stale stale stale stale", 3),
-    attack(30, "nothing after the last one", long_silent, "stale stale stale stale", 3, "nothing was written since"),
+    attack(
+        30, "nothing after the last one", long_silent, "stale stale stale stale", 3, "nothing has been written since"
+    ),
     *(
         attack(39, name, raw_statement(old, new), "statement", 13, variant=place > 4)
         for place, (name, old, new) in enumerate(

@@ -118,7 +118,7 @@ def test_settings_are_the_auditors(clean: Path, tmp_path: Path) -> None:
     foreign = make_foreign(tmp_path / "foreign")
     (foreign / "custody.toml").write_text('archive = "theirs"\n[kafka]\ngroup = "theirs"\n[tomorrow]\n')
     refused = run(clean / "custody", "config", cwd=foreign, PYTHONPATH=str(foreign))
-    assert (refused.returncode, "tomorrow in custody.toml is no setting" in refused.stderr) == (2, True)
+    assert (refused.returncode, "tomorrow in custody.toml is not a setting" in refused.stderr) == (2, True)
     (foreign / "custody.toml").write_text('archive = "theirs"\n[kafka]\ngroup = "theirs"\n')
     shown = run(clean / "custody", "config", "--json", cwd=foreign, PYTHONPATH=str(foreign))
     settings = json.loads(shown.stdout)

@@ -194,7 +194,7 @@ def test_each_misspelt_setting_is_refused(section: str, name: str) -> None:
     """A slip in a key of any section is named, with the key that was meant, and its value is not shown."""
     Path("custody.toml").write_text(f"[{section}]\n{name}x = '{CANARY}'")
     message = refusal(Settings)
-    assert message == f"{section}.{name}x in custody.toml is no setting; did you mean {section}.{name}?"
+    assert message == f"{section}.{name}x in custody.toml is not a setting; did you mean {section}.{name}?"
 
 
 @pytest.mark.parametrize(

@@ -504,7 +504,7 @@ def test_garbage_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture
         store.objects[manifest_key(LOG, 5)] = data
         tip = appending.open()
         assert (tip.size, tip.head.size, tip.passed_over) == (6, 5, (sha256(data).hexdigest(),))
-        assert "a slot behind the head holds no valid statement" in caplog.text
+        assert "a slot after the head has no valid statement" in caplog.text
     else:
         assert appending.open().size == 5
         store.objects[manifest_key(LOG, 5)] = data
@@ -524,14 +524,14 @@ def test_many_slots_are_passed_over(tmp_path: Path) -> None:
         store.objects[manifest_key(LOG, sequence)] = b"garbage %d" % sequence
     one_more = store.copy()
     one_more.objects[manifest_key(LOG, 1003)] = b"garbage"
-    with pytest.raises(FormatError, match="hold no valid entry"):
+    with pytest.raises(FormatError, match="have no valid entry"):
         writer(one_more).open()
     appending = opened(store)
     assert len(appending.append(gap(3)).statement.passed_over) == 1000
     assert verified(store, tmp_path)[0] == 3
     full = opened(prefix(store, 1003))
     full._store.create(manifest_key(LOG, 1003), b"garbage")
-    with pytest.raises(FormatError, match="1000 slots in a row hold no valid entry"):
+    with pytest.raises(FormatError, match="1000 slots in a row have no valid entry"):
         full.append(gap(3))
 
 
@@ -610,8 +610,8 @@ def test_an_older_key_that_signs_after_a_newer_one(older: int) -> None:
     appending = opened(store, trust=trust)
     for offset in range(11, 11 + older):
         appending.append(gap(offset))
-    refuses(store, "an older key signs it after the newer", trust=trust)
-    with pytest.raises(HeadRollback, match="an older key signs it after the newer"):
+    refuses(store, "an older key signed it after the newer", trust=trust)
+    with pytest.raises(HeadRollback, match="an older key signed it after the newer"):
         find_trusted_tip(store, LOG, identity(store), trust)
 
 
@@ -663,7 +663,7 @@ def test_the_head_at_which_a_key_ended_is_known() -> None:
     store, tips = grown(5)
     other = replace(TRUST.keys[SIGNERS.hmac().key_id], id="another", until={str(LOG): tips[5].head})
     trust = replace(TRUST, keys={**TRUST.keys, "another": other})
-    refuses(prefix(store, 4), "the end of the key 'another' remembers 5", trust=trust)
+    refuses(prefix(store, 4), "known from the end of the key 'another' has size 5", trust=trust)
     forked = prefix(store, 4)
     opened(forked, name="another history").append(gap(4))
     refuses(forked, "forked", trust=trust)
@@ -689,10 +689,12 @@ def test_known_head_of_a_larger_size() -> None:
     store, tips = grown(6)
     for size in range(7):
         assert writer(store).open([KnownHead(size, tips[size].root, "an audit")]).size == 6
-    refuses(store, "the head has size 6, and an audit remembers 7", [KnownHead(7, bytes(32), "an audit")])
-    refuses(store, "an audit remembers 7", [KnownHead(7, None, "an audit")])
-    refuses(prefix(store, 0), "an audit remembers 1", [KnownHead(1, tips[1].root, "an audit")])
-    refuses(store, r"trust\.json remembers 7", trust=replace(TRUST, heads={str(LOG): Head(7, bytes(32))}))
+    refuses(
+        store, "the head has size 6, but the head known from an audit has size 7", [KnownHead(7, bytes(32), "an audit")]
+    )
+    refuses(store, "known from an audit has size 7", [KnownHead(7, None, "an audit")])
+    refuses(prefix(store, 0), "known from an audit has size 1", [KnownHead(1, tips[1].root, "an audit")])
+    refuses(store, r"known from trust\.json has size 7", trust=replace(TRUST, heads={str(LOG): Head(7, bytes(32))}))
 
 
 def test_garbage_below_a_known_head() -> None:
@@ -700,7 +702,7 @@ def test_garbage_below_a_known_head() -> None:
     store, tips = grown(6)
     store.objects[manifest_key(LOG, 5)] = b"garbage"
     assert writer(store).open().passed_over
-    refuses(store, "an audit remembers 6", [KnownHead(6, tips[6].root, "an audit")])
+    refuses(store, "known from an audit has size 6", [KnownHead(6, tips[6].root, "an audit")])
 
 
 def test_known_head_of_another_root() -> None:
@@ -714,7 +716,7 @@ def test_known_head_whose_root_cannot_be_recomputed() -> None:
     """Where a statement on the way to a known root is gone, nothing is appended."""
     store, tips = grown(6)
     store.objects[manifest_key(LOG, 2)] = b"garbage"
-    refuses(store, "the root at size 3 is not known", [KnownHead(3, tips[3].root, "an audit")])
+    refuses(store, "the root at size 3 cannot be computed", [KnownHead(3, tips[3].root, "an audit")])
 
 
 def test_hole_below_a_later_manifest() -> None:
@@ -728,7 +730,7 @@ def test_hole_below_a_later_manifest() -> None:
         elif find_tip(holed, LOG, anything).size == 12:
             continue  # below the head, which is the verifier's to find
         else:
-            refuses(holed, "is missing although")
+            refuses(holed, "is missing, but")
 
 
 def test_manifest_beyond_the_head_that_nobody_signed(caplog: pytest.LogCaptureFixture) -> None:
@@ -740,7 +742,7 @@ def test_manifest_beyond_the_head_that_nobody_signed(caplog: pytest.LogCaptureFi
         caplog.clear()
         appending = writer(with_it)
         assert appending.open().size == 5, kind
-        assert "000000000007.json is no valid statement, and lies behind the head" in caplog.text
+        assert "000000000007.json is not a valid statement, and is after the head" in caplog.text
         for offset in (5, 6):
             assert appending.append(gap(offset)).statement.passed_over == []
         assert appending.append(gap(7)).statement.passed_over == [sha256(data).hexdigest()]
@@ -755,8 +757,8 @@ def test_checkpoint_beyond_the_head() -> None:
     store, tips = grown(6)
     store.objects[checkpoint_key(LOG, 6)] = checkpointed(store, tips[6].head)
     assert writer(store).open().size == 6
-    refuses(prefix(store, 5), "although the checkpoint checkpoints/audit.events/0/000000000006")
-    refuses(prefix(store, 0), "the head has size 0 although the checkpoint")
+    refuses(prefix(store, 5), "there is a checkpoint checkpoints/audit.events/0/000000000006")
+    refuses(prefix(store, 0), "the head has size 0, but there is a checkpoint")
 
 
 def test_checkpoint_of_a_statement_that_became_garbage() -> None:
@@ -764,9 +766,9 @@ def test_checkpoint_of_a_statement_that_became_garbage() -> None:
     store, tips = grown(6)
     store.objects[checkpoint_key(LOG, 6)] = checkpointed(store, tips[6].head)
     store.objects[manifest_key(LOG, 5)] = b"garbage"
-    refuses(store, "although the checkpoint checkpoints/audit.events/0/000000000006")
+    refuses(store, "there is a checkpoint checkpoints/audit.events/0/000000000006")
     store.objects[manifest_key(LOG, 6)] = b"garbage"
-    refuses(store, "although the checkpoint checkpoints/audit.events/0/000000000006")
+    refuses(store, "there is a checkpoint checkpoints/audit.events/0/000000000006")
 
 
 def test_checkpoints_beyond_the_head_that_do_not_count(caplog: pytest.LogCaptureFixture) -> None:
@@ -787,7 +789,7 @@ def test_checkpoints_beyond_the_head_that_do_not_count(caplog: pytest.LogCapture
         with_it.objects[checkpoint_key(LOG, 9)] = data
         caplog.clear()
         assert writer(with_it).open().size == 6, kind
-        assert "is no checkpoint that counts, and lies behind the head" in caplog.text
+        assert "is not a valid checkpoint, and is after the head" in caplog.text
     with_it = store.copy()
     with_it.objects[checkpoint_key(LOG, 9)] = checkpointed(store, head)
     # By a key that had ended before.
@@ -808,7 +810,7 @@ def test_history_of_the_next_key() -> None:
     for kept in histories:
         bucket = prefix(store, 6)
         bucket.versions[manifest_key(LOG, 6)] = kept
-        refuses(bucket, "was there once")
+        refuses(bucket, "was deleted")
     forged = prefix(store, 6)
     forged.versions[manifest_key(LOG, 6)] = [None, resealed(manifest.parse(taken), FOREIGN)]
     refuses(forged, "'foreign'")
@@ -839,7 +841,7 @@ def test_a_tree_that_does_not_hold_together() -> None:
         msgspec.structs.replace(tree, root="00" * 32),
         msgspec.structs.replace(tree, compact_range=tree.compact_range[:1]),
     ):
-        with pytest.raises(FormatError, match=r"000000000003\.json states does not hold"):
+        with pytest.raises(FormatError, match=r"000000000003\.json is inconsistent"):
             writer(edited(store, 3, tree=changed)).open()
 
 
@@ -945,7 +947,7 @@ def test_winner_that_cannot_be_read() -> None:
 
     entry = records(two, 5, 1)
     store.before = fail
-    with pytest.raises(Fenced, match="cannot be judged now"):
+    with pytest.raises(Fenced, match="cannot be checked now"):
         two.append(entry)
 
 
@@ -1086,7 +1088,7 @@ def test_checkpoints_are_put_once(caplog: pytest.LogCaptureFixture) -> None:
     assert put_checkpoint(store, archive, LOG, tips[3].head, other, judge) == made
     forked = store.copy()
     forked.objects[checkpoint_key(LOG, 3)] = checkpointed(store, Head(3, bytes(32)))
-    with pytest.raises(HeadRollback, match="signs another root"):
+    with pytest.raises(HeadRollback, match="has another root"):
         put_checkpoint(forked, archive, LOG, tips[3].head, signer, judge)
     for garbage_ in (b"", b"garbage", checkpointed(store, Head(3, bytes(32)), Keyring.new(CLOCK).signers(CLOCK))):
         taken = store.copy()
@@ -1168,14 +1170,14 @@ def test_an_audit_that_was_first() -> None:
     store = MemoryStore()
     tip = audited(store, Tip())
     won = audited(store, tip, writer="another")
-    with pytest.raises(Fenced, match="audit 1 was written by somebody else"):
+    with pytest.raises(Fenced, match="audit 1 was written by another process"):
         audited(store, tip)
     assert find_trusted_audits(store, identity(store), TRUST) == won
     forked = store.copy()
     other = MemoryStore({"archive.json": store.objects["archive.json"]})
     apart = audited(other, Tip(), writer="another history")
     forked.objects[audit_key(1)] = sealed_audit(store, apart, SIGNERS.both())
-    with pytest.raises(HeadRollback, match="over another history of audits"):
+    with pytest.raises(HeadRollback, match="continues another history of audits"):
         audited(forked, tip)
     foreign = store.copy()
     foreign.objects[audit_key(1)] = sealed_audit(store, tip, [FOREIGN, SIGNERS.ed25519()])

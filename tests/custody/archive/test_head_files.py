@@ -96,14 +96,14 @@ def test_another_archive_is_refused(tmp_path: Path) -> None:
     for data in (report(), b"\n".join(checkpoints()), trust(), report(archive=None)):
         with pytest.raises(ConfigurationError, match=OTHER.id):
             read_heads(data, "the file", OTHER)
-    with pytest.raises(ConfigurationError, match="0 of the 1 archives"):
+    with pytest.raises(ConfigurationError, match="0 of its 1 archives"):
         read_heads(state(tmp_path, URL), "the file", OTHER, URL)
 
 
 def test_a_state_file_of_several_archives_needs_the_url(tmp_path: Path) -> None:
     """Of copies of one archive the one at the URL is meant; without it, only one may be there."""
     data = state(tmp_path, URL, "file:///b")
-    with pytest.raises(ConfigurationError, match="2 of the 2"):
+    with pytest.raises(ConfigurationError, match="2 of its 2"):
         read_heads(data, "the file", PIN, "file:///c")
     state(tmp_path, "file:///d", pin=OTHER)
     assert read_heads(state(tmp_path, "file:///d", pin=OTHER), "the file", OTHER, "file:///c") == HEADS
@@ -112,30 +112,30 @@ def test_a_state_file_of_several_archives_needs_the_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (report(sound=False), "does not vouch for the head of audit/0"),
+        (report(sound=False), "the head of audit/0 was not verified"),
         (report(pending=2), "2 statements of audit/0 wait for a checkpoint"),
-        (report(root=None), "does not vouch"),
-        (report(root="ab"), "does not vouch"),
+        (report(root=None), "was not verified"),
+        (report(root="ab"), "was not verified"),
         (report(root="zz"), "line 2"),
         (report(sound="yes"), "line 2"),
-        (report(verdict=False), "cut off"),
+        (report(verdict=False), "has no verdict"),
         (b"", "no verdict"),
-        (b"noise", "gives no heads"),
-        (b"[]", "gives no heads"),
-        (b"1", "gives no heads"),
-        (b"\xff\xfe", "gives no heads"),
-        (b"[" * 100_000, "gives no heads"),
-        (b"{" * 100_000, "gives no heads"),
-        (json.dumps({"audit": PLAIN["audit/0"]}).encode(), "names no log"),
+        (b"noise", "has no heads"),
+        (b"[]", "has no heads"),
+        (b"1", "has no heads"),
+        (b"\xff\xfe", "has no heads"),
+        (b"[" * 100_000, "has no heads"),
+        (b"{" * 100_000, "has no heads"),
+        (json.dumps({"audit": PLAIN["audit/0"]}).encode(), "is not the name of a log"),
         (json.dumps({"audit/0": {"size": 1}}).encode(), "the file"),
         (json.dumps({"audit/0": {"size": -1, "root": "00" * 32}}).encode(), "the file"),
         (json.dumps(PLAIN)[:-1].encode() + b',"audit/0":' + json.dumps(PLAIN["audits/0"]).encode() + b"}", "twice"),
         (trust(heads={"audit/0": 5}), "the file"),
-        (b'{"format":"custody/state/1"}', "no state file"),
+        (b'{"format":"custody/state/1"}', "is not a state file"),
         (b'{"format":"custody/state/2"}', "the file"),
-        (b"custody/x\n", "gives no heads"),
-        (b"\n".join(checkpoints()[:2])[:-8], "gives no heads"),
-        (b"\n".join(checkpoints()) + b"\nmore\n", "gives no heads"),
+        (b"custody/x\n", "has no heads"),
+        (b"\n".join(checkpoints()[:2])[:-8], "has no heads"),
+        (b"\n".join(checkpoints()) + b"\nmore\n", "has no heads"),
     ],
     ids=lambda value: str(value)[:40],
 )

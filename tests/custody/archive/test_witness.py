@@ -143,7 +143,7 @@ def test_audits_are_a_log(leafy: Leafy, tmp_path: Path) -> None:
     shutil.rmtree(leafy.folder / "checkpoints/audits")
     shutil.rmtree(leafy.folder / "audits")
     seen = {one.log: one for one in watch(leafy, folder)}
-    assert "went back" in (seen["audits/0"].problem or "")
+    assert "rolled back" in (seen["audits/0"].problem or "")
 
 
 # --- what is refused
@@ -192,11 +192,11 @@ def test_a_log_that_went_back(leafy: Leafy, tmp_path: Path) -> None:
     good = path.read_bytes()
     path.unlink()
     (refused,) = watch(leafy, folder)
-    assert "is gone: the log went back" in (refused.problem or "")
+    assert "is gone: the log was rolled back" in (refused.problem or "")
     assert [parse_checkpoint(parse_note(note.encode()).text).size for note in refused.notes] == [5, 3]
     path.write_bytes(b"garbage")
     (refused,) = watch(leafy, folder)
-    assert "is overwritten" in (refused.problem or "")
+    assert "was overwritten" in (refused.problem or "")
     signer = Keyring.new(NOW).signers(NOW).ed25519()
     path.write_bytes(sign_checkpoint(signer, leafy.id, leafy.log, Head(5, bytes(32))).encode())
     (refused,) = watch(leafy, folder)
@@ -215,7 +215,7 @@ def test_statements_that_are_gone(leafy: Leafy, tmp_path: Path) -> None:
     watch(leafy, folder)
     (leafy.folder / manifest_key(leafy.log, 2)).unlink()
     (refused,) = watch(leafy, folder)
-    assert "the log went back, from 3 statements to 2" in (refused.problem or "")
+    assert "the log was rolled back, from 3 statements to 2" in (refused.problem or "")
     (refused,) = watch(leafy, tmp_path / "another")
     assert "statements cannot be read" in (refused.problem or "")
 
@@ -378,7 +378,7 @@ def test_signatures_of_a_pinned_archive_file(leafy: Leafy, tmp_path: Path) -> No
     path.unlink()
     path.write_bytes(line + b"\n" + json.dumps(signed, separators=(",", ":")).encode() + b"\n")
     (refused,) = watch(leafy, folder)
-    assert "do not hold" in (refused.problem or "")
+    assert "are not valid" in (refused.problem or "")
     judged = judge_all(look(leafy, tmp_path / "state.json"), "archive")
     assert [one.outcome for one in watch(leafy, folder, replace(leafy.public, accepted=judged))] == [
         "resumed",
@@ -395,7 +395,7 @@ def test_a_url_that_was_never_seen(leafy: Leafy, tmp_path: Path) -> None:
     shutil.rmtree(leafy.folder)
     (refused,) = watch(leafy, tmp_path / "witness", leafy.own)
     assert (refused.log, refused.outcome) == ("archive.json", "refused")
-    assert "bring back its archive.json" in (refused.problem or "")
+    assert "restore its archive.json" in (refused.problem or "")
 
 
 # --- what was accepted
@@ -424,8 +424,8 @@ def test_a_loss_that_verify_reports_releases_the_witness(leafy: Leafy, tmp_path:
         digests = [one.sha256 for one in report.findings if one.finding in {"head-rollback", "audit"}]
         assert len(digests) == 2
         for one in seen:
-            assert "the log went back" in (one.problem or "")
-            assert "bring back" in (one.problem or "")
+            assert "the log was rolled back" in (one.problem or "")
+            assert "restore" in (one.problem or "")
             assert any(f"--sha256 {digest} " in (one.problem or "") for digest in digests)
     # Back again, there is no alarm: nothing of the memory was lost.
     lost = tmp_path / "lost"
@@ -444,7 +444,7 @@ def test_a_loss_that_verify_reports_releases_the_witness(leafy: Leafy, tmp_path:
     judged = judge_all(look(leafy, state), "audit")
     seen = watch(leafy, folder, replace(leafy.public, accepted=judged))
     assert [(one.outcome, one.size) for one in seen] == [("unchanged", 3), ("resumed", 1)]
-    assert "goes on from here" in (seen[1].remark or "")
+    assert "continues from here" in (seen[1].remark or "")
     # What it cosigned before is still there, and no longer its memory.
     assert len(list((folder / "notes").glob(f"{leafy.id}/audit.leafy/0/{5:012}.*"))) == 1
     assert [one.outcome for one in watch(leafy, folder)] == ["unchanged", "unchanged"]
@@ -755,7 +755,7 @@ def test_commands_say_why_there_is_nothing(leafy: Leafy, tmp_path: Path, custody
     for more in ([], ["--keys", f"file:{tmp_path}/keyring.json"]):
         shown = custody("checkpoint", "--archive", leafy.folder, *more)
         assert (shown.code, shown.out) == (0, "")
-        assert "there are 1, and none is signed by a trusted key" in shown.err
+        assert "it has 1, but no trusted key signed any of them" in shown.err
     assert custody("checkpoint", "--archive", leafy.folder, "--trust", trust).out == stored
     assert custody("checkpoint", "--archive", leafy.folder, "--write", "--keys", "file:keyring.json").code == 2
     empty = Leafy(tmp_path / "empty")
@@ -768,7 +768,7 @@ def test_commands_say_why_there_is_nothing(leafy: Leafy, tmp_path: Path, custody
     path = empty.folder / checkpoint_key(empty.log, 1)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"garbage")
-    assert "is none" in custody("checkpoint", "--archive", empty.folder).err
+    assert "is a checkpoint" in custody("checkpoint", "--archive", empty.folder).err
 
 
 def test_the_command_of_a_refusal(leafy: Leafy, tmp_path: Path, custody: Command) -> None:

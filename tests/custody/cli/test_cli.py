@@ -477,7 +477,7 @@ def test_verify_covered_by_a_checkpoint_that_was_kept(custody: Command, sample: 
     Path("empty.txt").touch()
     for path in ("empty.txt", trust):
         refused = custody("verify", sample.folder, "--trust", trust, "--checkpoint", path)
-        assert (refused.code, "holds no checkpoint" in refused.err) == (2, True)
+        assert (refused.code, "has no checkpoint" in refused.err) == (2, True)
     # One that is broken, among others, is judged by verification.
     Path("broken.txt").write_bytes(good + b"\n" + good.replace(b"custody/", b"other/", 1))
     assert custody("verify", sample.folder, "--trust", trust, "--checkpoint", "broken.txt").code == 10

@@ -92,9 +92,9 @@ def test_init_again_changes_nothing(custody: Command) -> None:
     before = [path.read_bytes() for path in files]
     again = custody("init", "--heartbeat", 7)
     assert again.code == 0, again.err
-    assert "there already" in again.out
+    assert "existed already" in again.out
     assert "nothing to add" in again.out
-    assert "there already" not in custody("init", "--heartbeat", 3600).out
+    assert "existed already" not in custody("init", "--heartbeat", 3600).out
     assert [path.read_bytes() for path in files] == before
 
 
@@ -121,7 +121,7 @@ def test_init_of_an_archive_of_others_is_refused(custody: Command) -> None:
     TRUST.unlink()
     lost = custody("init")
     assert lost.code == 2
-    assert "Put the keyring back" in lost.err
+    assert "Restore the keyring from your backup" in lost.err
     assert not KEYRING.exists()
     custody("keys", "new")
     other = custody("init")
@@ -292,11 +292,11 @@ def test_keys_new_beside_an_archive(custody: Command) -> None:
     KEYRING.rename("copy.json")
     made = custody("keys", "new")
     assert made.code == 0
-    assert "not those that signed it" in made.err
+    assert "can neither continue it nor verify it" in made.err
     (ARCHIVE / "archive.json").unlink()
     (ARCHIVE / "archive.json").write_bytes(b"garbage")
     KEYRING.unlink()
-    assert "not those that signed it" in custody("keys", "new").err
+    assert "can neither continue it nor verify it" in custody("keys", "new").err
 
 
 def test_files_in_the_wrong_place(custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +313,7 @@ def test_files_in_the_wrong_place(custody: Command, monkeypatch: pytest.MonkeyPa
     assert "chmod 600" in custody("verify", "--keys", f"file:{KEYRING}").err
     for option in ("--state", "--trust"):
         given = custody("verify", option, ".")
-        assert (given.code, "'.'" in given.err, "not this folder" in given.err, "Posix" in given.err) == (
+        assert (given.code, "'.'" in given.err, "not of this folder" in given.err, "Posix" in given.err) == (
             2,
             True,
             True,
@@ -451,7 +451,7 @@ def test_what_keys_end_refuses(ready: Command, tmp_path: Path) -> None:
         (["hmac-unknown", "--at", "heads.json"], "no key 'hmac-unknown'"),
         ([Keyring.load(KEYRING).keys[2].key_id, "--at", "heads.json"], "signs nothing"),
         ([hmac_id(), "--at", "other.json"], "and trust.json is for"),
-        ([hmac_id(), "--at", "noise.json"], "gives no heads"),
+        ([hmac_id(), "--at", "noise.json"], "has no heads"),
         ([hmac_id(), "--at", "not-there.json"], "cannot be read"),
         ([hmac_id(), "--at", "heads.json", "--trust", tmp_path / "none.json"], "custody keys export"),
     ):

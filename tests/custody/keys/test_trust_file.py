@@ -171,7 +171,7 @@ def test_another_key_of_one_id_is_refused(
 ) -> None:
     """An id names one key for ever, so a file that calls another key by it is not extended."""
     before = path.read_bytes()
-    with pytest.raises(ConfigurationError, match="names another key"):
+    with pytest.raises(ConfigurationError, match="is another key here"):
         trust_file.publish(path, PIN, other(keys))
     assert path.read_bytes() == before
 
@@ -214,11 +214,11 @@ def test_contradicting_ends_are_refused(path: Path, keys: list[PublicKey]) -> No
 
 def test_what_cannot_be_ended(path: Path, keys: list[PublicKey]) -> None:
     """A key that the file does not know, and the secret of leaves, which signs nothing."""
-    with pytest.raises(ConfigurationError, match=rf"no key 'hmac-x' in it; it has {keys[0].id}, "):
+    with pytest.raises(ConfigurationError, match=rf"it has no key 'hmac-x'; it has {keys[0].id}, "):
         trust_file.end_key(path, "hmac-x", HEADS)
     with pytest.raises(ConfigurationError, match="signs nothing"):
         trust_file.end_key(path, keys[2].id, HEADS)
-    with pytest.raises(ConfigurationError, match="names no log"):
+    with pytest.raises(ConfigurationError, match="is not the name of a log"):
         trust_file.end_key(path, keys[0].id, {"audit": Head(1, bytes(32))})
 
 

@@ -62,10 +62,10 @@ class Told:
             self.within,
         )
 
-    def _report(self, name: str, what: str, **where: Any) -> bool:
-        assert what
+    def _report(self, name: str, message: str, **where: Any) -> bool:
+        assert message
         self.reports.append((name, where["sequence"]))
-        self.fields.append({"what": what, **where})
+        self.fields.append({"what": message, **where})
         return name in self.accepted
 
     def _belongs(self, manifest: Manifest) -> Fault | None:

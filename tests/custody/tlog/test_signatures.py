@@ -389,7 +389,7 @@ def test_each_problem_is_told_whole() -> None:
     assert check(((signature, value),), [away]).problems == (Problem("unreadable", said, "hmac"),)
     (unchecked,) = check(((signature, value),), [key("hmac", material=None)]).problems
     assert (unchecked.kind, unchecked.key) == ("unchecked-signature", "hmac")
-    assert "the secret of the key 'hmac' is not at hand" in unchecked.what
+    assert "the secret of the key 'hmac' is not available" in unchecked.what
     ended = key("hmac", until={str(LOG): HEAD})
     assert check(((signature, value),), [ended], what="audit").problems == (
         Problem(

@@ -162,7 +162,7 @@ def test_tampering_without_a_digest_is_refused(custody: Command, trust: Path) ->
     """What has no digest to name it by is not accepted, and the error says what to do instead."""
     code, _, err = accept(custody, "--finding", "segment-hash", "--key", "events/x", "--trust", trust)
     assert code == 2
-    assert "digest" in err
+    assert "sha256" in err
 
 
 @pytest.mark.parametrize(
@@ -367,8 +367,8 @@ def test_rows_of_statements(custody: Command, archive: Builder, trust: Path, tmp
     ("arguments", "says"),
     [
         (["--finding", "offset-gap"], "no finding offset-gap"),
-        (["--finding", "offset-lost"], "2 findings offset-lost; say which"),
-        (["--finding", "offset-lost", "--sequence", 3], "of that name it has audit/0, sequence 9"),
+        (["--finding", "offset-lost"], "2 findings offset-lost; choose one"),
+        (["--finding", "offset-lost", "--sequence", 3], "with that name it has audit/0, sequence 9"),
         (["--finding", "offset-lost", "--log", "audit/7"], "no finding offset-lost, log audit/7"),
         (["--finding", "offset-lost", "--sequence", 9, "--sha256", "0" * 64], "no finding"),
     ],
@@ -396,7 +396,7 @@ def test_accepted_already_and_notices(custody: Command, archive: Builder, trust:
     assert accept(custody, *arguments, "offset-lost")[0] == 0
     report_of(archive, trust, tmp_path / "report.jsonl")
     assert "accepted already" in accept(custody, *arguments, "offset-lost")[2]
-    assert "is a notice" in accept(custody, *arguments, "clock")[2]
+    assert "is only a notice" in accept(custody, *arguments, "clock")[2]
 
 
 def test_report_of_another_archive(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_entries_that_cannot_be() -> None:
     ):
         with pytest.raises(ConfigurationError):
             entry(**fields)
-    with pytest.raises(ConfigurationError, match="--from with the report"):
+    with pytest.raises(ConfigurationError, match="give --from REPORT"):
         acceptance.named(Wanted("offset-lost", log="a/0"))
     with pytest.raises(ConfigurationError, match="no finding"):
         acceptance.named(Wanted("offset-found", key="x"))

@@ -424,7 +424,7 @@ def test_audits_that_went_back(growing: Growing, how: str) -> None:
     if how == "changed":
         path.write_bytes(kept.replace(b'"verdict":"verified"', b'"verdict":"notices" '))
     before = sorted((growing.folder / "audits").iterdir())
-    with pytest.raises(HeadRollback, match=r"audits/0: .* although .* is there\. Nothing is appended"):
+    with pytest.raises(HeadRollback, match=r"audits/0: .* is missing, but .* exists\. Nothing is appended"):
         plan_audit(given, ALL, datetime.now(UTC))
     assert sorted((growing.folder / "audits").iterdir()) == before
     overwrite(path, kept) if path.exists() else path.write_bytes(kept)
@@ -441,7 +441,7 @@ def test_audits_that_went_back_meanwhile(growing: Growing) -> None:
     results = list(verify_pieces(given, plan, plan.pieces))
     (growing.folder / "checkpoints/audits/0" / f"{1:012}").unlink()
     (growing.folder / "audits" / f"{0:012}.json").unlink()
-    with pytest.raises(HeadRollback, match="size 0, and the plan of this audit remembers 1"):
+    with pytest.raises(HeadRollback, match="size 0, but the head known from the plan of this audit has size 1"):
         conclude(given, plan, results)
 
 

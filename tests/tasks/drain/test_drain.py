@@ -1582,7 +1582,7 @@ def test_a_later_epoch_that_was_deleted(site: Site) -> None:
     (result,) = site.drain(topic).values()
     assert (result.log, result.outcome) == (f"{topic}@2/0", "failed")
     # Nobody can say that it was not made from this topic.
-    assert "remembers 3" in str(result.problem)
+    assert "has size 3" in str(result.problem)
 
 
 def test_a_later_epoch_that_only_kafka_remembers(site: Site, tmp_path: Path) -> None:
@@ -1599,7 +1599,7 @@ def test_a_later_epoch_that_only_kafka_remembers(site: Site, tmp_path: Path) -> 
         shutil.rmtree(tmp_path / "archive" / folder / f"{topic}@2")
     (result,) = site.drain(topic).values()
     assert (result.log, result.outcome) == (f"{topic}@2/0", "failed")
-    assert "the offset that the group committed remembers 2" in str(result.problem)
+    assert "known from the offset that the group committed has size 2" in str(result.problem)
     with pytest.raises(LogChanged, match="no reason"):
         begin_epoch(site.settings(topic), topic)
     assert not (tmp_path / "archive" / "manifests" / f"{topic}@2").exists()
