@@ -66,9 +66,9 @@ EVENT, LEAVES, BATCH = "event.json", "leaves.bin", "batch.jsonl.gz"
 _LIMITS = {
     README: 65_536,
     PROOF: 1_048_576,
-    ARCHIVE: archive_file.FILE_LIMIT,
-    MANIFEST: envelope.FILE_LIMIT,
-    CHECKPOINT: checkpoint.NOTE_LIMIT,
+    ARCHIVE: limits.ARCHIVE_FILE_BYTES,
+    MANIFEST: limits.FILE_BYTES,
+    CHECKPOINT: limits.NOTE_BYTES,
     EVENT: limits.EVENT_BYTES,
     LEAVES: limits.BATCH_EVENTS * leaves.HASH_BYTES,
     BATCH: limits.MEMBER_BYTES,

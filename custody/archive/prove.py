@@ -30,8 +30,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_batch, read_checkpoint
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
-from custody.format import archive_file, layout, leaves
-from custody.format.envelope import FILE_LIMIT
+from custody.format import layout, leaves, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, SegmentRef
 from custody.format.offsets import line_of, reason_of
@@ -193,8 +192,8 @@ def make_evidence(
     members = {
         README: _readme(proof, batch).encode(),
         PROOF: encode_proof(proof),
-        ARCHIVE: store.read(layout.ARCHIVE, limit=archive_file.FILE_LIMIT),
-        MANIFEST: store.read(layout.manifest_key(log, sequence), limit=FILE_LIMIT),
+        ARCHIVE: store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES),
+        MANIFEST: store.read(layout.manifest_key(log, sequence), limit=limits.FILE_BYTES),
         CHECKPOINT: signed.encode(),
         **shown,
     }

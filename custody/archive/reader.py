@@ -17,7 +17,7 @@ from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
-from custody.format.envelope import FILE_LIMIT, Tree, passed_over_message
+from custody.format.envelope import Tree, passed_over_message
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.members import inflate_batch
@@ -53,7 +53,7 @@ def read_archive(store: Store) -> ArchiveFile:
         FormatError: it is not of this format.
         StoreError: the store does not give it.
     """
-    data = store.read(layout.ARCHIVE, limit=archive_file.FILE_LIMIT)
+    data = store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
     try:
         return archive_file.parse(data)
     except FormatError as error:
@@ -138,7 +138,7 @@ def read_audit(store: Store, sequence: int, holds: Holds[SignedAudit]) -> Signed
 def _read(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E:
     key = form.key(sequence)
     try:
-        found = form.parse(store.read(key, limit=FILE_LIMIT))
+        found = form.parse(store.read(key, limit=limits.FILE_BYTES))
     except FormatError as error:
         raise FormatError(f"{key}: {error}") from None
     if not holds(found, sequence):
@@ -154,7 +154,7 @@ def read_slot(store: Store, key: str) -> tuple[bytes, str]:
         StoreError: the store does not give it.
     """
     try:
-        data = store.read(key, limit=FILE_LIMIT)
+        data = store.read(key, limit=limits.FILE_BYTES)
     except FormatError:
         return b"", stored_digest(store, key)
     return data, sha256(data).hexdigest()
@@ -296,7 +296,7 @@ def _behind_a_hole(store: Store, form: Form[E], last: int, holds: Holds[E]) -> i
         if number is None or number <= last + 1 or number > last + 1 + limits.PASSED_OVER:
             continue
         try:
-            entry = _entry(form, store.read(info.key, limit=FILE_LIMIT), number, holds)
+            entry = _entry(form, store.read(info.key, limit=limits.FILE_BYTES), number, holds)
         except (ObjectMissing, FormatError):
             continue
         if entry is not None and number - len(entry.statement.passed_over) <= last + 1:
@@ -427,7 +427,7 @@ def read_checkpoint(store: Store, log: Log, size: int) -> tuple[Note, Checkpoint
         FormatError: the object is not a checkpoint, or is of another size.
         StoreError: the store does not give it.
     """
-    note = checkpoint.parse_note(store.read(layout.checkpoint_key(log, size), limit=checkpoint.NOTE_LIMIT))
+    note = checkpoint.parse_note(store.read(layout.checkpoint_key(log, size), limit=limits.NOTE_BYTES))
     found = checkpoint.parse_checkpoint(note.text)
     if found.size != size:
         raise FormatError(f"{layout.checkpoint_key(log, size)} is of size {found.size}")

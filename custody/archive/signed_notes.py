@@ -12,7 +12,7 @@ import msgspec
 from custody.archive.forms import AUDITS
 from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
 from custody.format import envelope, limits
-from custody.format.envelope import FILE_LIMIT, Signer
+from custody.format.envelope import Signer
 from custody.format.times import check_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
@@ -66,7 +66,7 @@ def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:
         KeyUnavailable: its signatures cannot be checked now.
         StoreError: the store does not give it.
     """
-    line, second = envelope.split_lines(store.read(key, limit=FILE_LIMIT))
+    line, second = envelope.split_lines(store.read(key, limit=limits.FILE_BYTES))
     signatures = envelope.parse_signatures(second)
     note: N = envelope.decode_strictly(msgspec.json.Decoder(kind), line, key)
     verdict = check_file(

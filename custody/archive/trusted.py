@@ -13,10 +13,9 @@ from typing import TypeVar
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Holds, Tip, find_end, read_archive
 from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
-from custody.format.envelope import FILE_LIMIT
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import parse_time
@@ -175,7 +174,7 @@ class Judge:
             before = sequence - step
             step *= 2
             try:
-                found = self._form.parse(self._store.read(self._form.key(before), limit=FILE_LIMIT))
+                found = self._form.parse(self._store.read(self._form.key(before), limit=limits.FILE_BYTES))
             except (ObjectMissing, FormatError):
                 continue
             for signature, _ in found.signatures:
@@ -186,7 +185,7 @@ class Judge:
     def _digest(self, key: str) -> str:
         """Return the SHA-256 of the stored object, in hex; empty if there is only an older version."""
         try:
-            return sha256(self._store.read(key, limit=FILE_LIMIT)).hexdigest()
+            return sha256(self._store.read(key, limit=limits.FILE_BYTES)).hexdigest()
         except ObjectMissing:
             return ""
 

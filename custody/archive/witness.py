@@ -41,7 +41,7 @@ from custody.archive.reader import checkpoint_sizes, find_end, read_checkpoint
 from custody.archive.trusted import Judge, check_archive_signatures
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, StoreError
 from custody.findings import loss_digest
-from custody.format import archive_file, layout
+from custody.format import archive_file, layout, limits
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.keys.files import write
@@ -217,7 +217,7 @@ class Witness:
         pinned = [(origin, pin) for origin, pin in pins if pin is not None]
         restore = f"restore its {layout.ARCHIVE} from a replica or backup"
         try:
-            data = store.read(layout.ARCHIVE, limit=archive_file.FILE_LIMIT)
+            data = store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
         except StoreError as error:
             if known is None:
                 if isinstance(error, ObjectMissing):
@@ -476,7 +476,7 @@ class _Watched:
         remedy = f"restore {key}, or have the log's head signed again (`custody checkpoint --write {self.log}`)"
         loss = Loss("checkpoint", loss_digest(str(self.log), key, known.root.hex(), "gone"), key=key)
         try:
-            data = self.store.read(key, limit=checkpoint.NOTE_LIMIT)
+            data = self.store.read(key, limit=limits.NOTE_BYTES)
             loss = Loss("checkpoint", sha256(data).hexdigest(), key=key)
             note = checkpoint.parse_note(data)
             found = checkpoint.parse_checkpoint(note.text)
@@ -558,7 +558,7 @@ class _Watched:
         if not judged or None in judged:
             return bool(judged)
         try:
-            return sha256(self.store.read(key, limit=checkpoint.NOTE_LIMIT)).hexdigest() in judged
+            return sha256(self.store.read(key, limit=limits.NOTE_BYTES)).hexdigest() in judged
         except (FormatError, StoreError):
             return False
 

@@ -13,6 +13,7 @@ import typer
 from custody.cli.keys import refuse_inside
 from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
+from custody.format import limits
 from custody.settings import Settings
 
 if TYPE_CHECKING:
@@ -230,7 +231,6 @@ def evidence(
     from custody.format.layout import AUDIT_LOG
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
-    from custody.tlog.checkpoint import NOTE_LIMIT
 
     settings = _settings(archive, trust)
     store = open_store(settings.archive, settings.s3)
@@ -247,7 +247,7 @@ def evidence(
         offset,
         trusted,
         datetime.now(UTC),
-        note=_read(checkpoint, NOTE_LIMIT) if checkpoint else None,
+        note=_read(checkpoint, limits.NOTE_BYTES) if checkpoint else None,
         auditor=open_trust((), for_) if for_ else None,
         whole_batch=whole_batch,
     )

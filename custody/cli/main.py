@@ -29,7 +29,7 @@ from custody.cli.keys import PASSPHRASE_HINT, read_own_archive, refuse_inside, t
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
 from custody.errors import ConfigurationError, CustodyError, FormatError
-from custody.format.archive_file import DAYS_LIMIT, SECONDS_LIMIT
+from custody.format import limits
 from custody.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,19 +87,25 @@ def init(
     heartbeat: Annotated[
         int | None,
         typer.Option(
-            min=1, max=SECONDS_LIMIT, help="Seconds after which an idle log writes a statement. [default: 3600]"
+            min=1,
+            max=limits.PROMISE_SECONDS,
+            help="Seconds after which an idle log writes a statement. [default: 3600]",
         ),
     ] = None,
     checkpoint: Annotated[
         int | None,
         typer.Option(
-            min=1, max=SECONDS_LIMIT, help="Seconds after which a log that grew gets a checkpoint. [default: 3600]"
+            min=1,
+            max=limits.PROMISE_SECONDS,
+            help="Seconds after which a log that grew gets a checkpoint. [default: 3600]",
         ),
     ] = None,
     retention_days: Annotated[
         int | None,
         typer.Option(
-            min=1, max=DAYS_LIMIT, help="Days during which no evidence may be deleted. [default: 2555, seven years]"
+            min=1,
+            max=limits.RETENTION_DAYS,
+            help="Days during which no evidence may be deleted. [default: 2555, seven years]",
         ),
     ] = None,
 ) -> None:

@@ -11,22 +11,16 @@ from typing import Annotated, Literal
 import msgspec
 
 from custody.errors import FormatError
-from custody.format import envelope
+from custody.format import envelope, limits
 from custody.format.envelope import Signatures, Time, Uuid
 from custody.format.times import check_time
 
 __all__ = ["ArchiveFile", "ArchiveStatement", "Pin", "parse"]
 
 FORMAT: Literal["custody/archive/1"] = "custody/archive/1"
-FILE_LIMIT = 32 * 1024
-"""Bytes of the whole file: both lines are short."""
-SECONDS_LIMIT = 31_622_400
-"""The longest `heartbeat` and `checkpoint`: 366 days. The shortest is one second."""
-DAYS_LIMIT = 36_525
-"""The longest `retention_days`; the shortest is one day."""
 
-Seconds = Annotated[int, msgspec.Meta(ge=1, le=SECONDS_LIMIT)]
-Days = Annotated[int, msgspec.Meta(ge=1, le=DAYS_LIMIT)]
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=limits.PROMISE_SECONDS)]
+Days = Annotated[int, msgspec.Meta(ge=1, le=limits.RETENTION_DAYS)]
 
 
 class ArchiveStatement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -19,11 +19,7 @@ from custody.errors import FormatError
 from custody.format import limits
 from custody.format.strict_json import unique
 
-FILE_LIMIT = limits.STATEMENT_BYTES + limits.SIGNATURES_BYTES + 2
-"""Bytes in the whole file."""
-INT_MAX = 2**63 - 1
-
-Int = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
+Int = Annotated[int, msgspec.Meta(ge=0, le=limits.INT_MAX)]
 Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z\Z")]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
@@ -155,8 +151,8 @@ def split_lines(data: bytes) -> tuple[bytes, bytes]:
     Raises:
         FormatError: there are not exactly two lines, each with a newline, or one is too long.
     """
-    if len(data) > FILE_LIMIT:
-        raise FormatError(f"the file has {len(data)} bytes (limit {FILE_LIMIT})")
+    if len(data) > limits.FILE_BYTES:
+        raise FormatError(f"the file has {len(data)} bytes (limit {limits.FILE_BYTES})")
     first = data.find(b"\n")
     if first < 0 or data.find(b"\n", first + 1) != len(data) - 1:
         raise FormatError("the file is not two lines that each end in a newline")

@@ -45,3 +45,18 @@ PASSED_OVER: Final = 1_000
 """Entries in `passed_over`."""
 TYPES: Final = 1_000
 """Entries in `types`."""
+
+FILE_BYTES: Final = STATEMENT_BYTES + SIGNATURES_BYTES + 2
+"""Bytes of a manifest or an audit, both lines with their newlines."""
+INT_MAX: Final = 2**63 - 1
+"""The largest whole number."""
+ARCHIVE_FILE_BYTES: Final = 32 * 1024
+"""Bytes of `archive.json`: both lines are short."""
+PROMISE_SECONDS: Final = 31_622_400
+"""The longest `heartbeat` and `checkpoint`: 366 days. The shortest is one second."""
+RETENTION_DAYS: Final = 36_525
+"""The longest `retention_days`; the shortest is one day."""
+NOTE_BYTES: Final = 65_536
+"""Bytes of a note."""
+NOTE_SIGNATURES: Final = 64
+"""Signature lines of a note."""

@@ -10,19 +10,11 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import envelope, limits
-from custody.format.envelope import INT_MAX, Hex, Int, Signatures, Tree
+from custody.format.envelope import Hex, Int, Signatures, Tree
 from custody.format.times import check_time
 
 __all__ = ["Batch", "Manifest", "QuarantineRef", "SegmentRef", "Statement", "parse"]
 
-RANGES_LIMIT = limits.RANGES
-"""Entries in `skipped`, and in `quarantine.offsets`."""
-UNREADABLE_LIMIT = limits.UNREADABLE_RANGES
-"""Entries in `unreadable`."""
-REASON_LIMIT = limits.UNREADABLE_ERROR
-"""Bytes of an `error` in `unreadable`."""
-TYPES_LIMIT = limits.TYPES
-"""Entries in `types`."""
 
 FORMAT: Literal["custody/manifest/1"] = "custody/manifest/1"
 
@@ -39,13 +31,13 @@ class LogId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topic: str
     topic_id: str | None
     partition: Int
-    epoch: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=limits.INT_MAX)]
 
 
 class PreviousEpoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The head of the partition's newest earlier epoch."""
 
-    epoch: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=limits.INT_MAX)]
     size: Int
     root: str
 
@@ -202,8 +194,8 @@ def parse_statement(line: bytes) -> Statement:
     for batch in statement.batches:
         check_time("the statement: min_time", batch.min_time)
         check_time("the statement: max_time", batch.max_time)
-    if len(statement.types) > TYPES_LIMIT:
-        raise FormatError(f"the statement: types has {len(statement.types)} entries (limit {TYPES_LIMIT})")
+    if len(statement.types) > limits.TYPES:
+        raise FormatError(f"the statement: types has {len(statement.types)} entries (limit {limits.TYPES})")
     # Code points sort as their UTF-8 bytes do.
     if list(statement.types) != sorted(statement.types):
         raise FormatError("the statement: types are not sorted by name")
@@ -226,14 +218,14 @@ def _hashes(statement: Statement) -> list[str]:
 
 
 def _check_unreadable(ranges: list[Unreadable]) -> None:
-    if len(ranges) > UNREADABLE_LIMIT:
-        raise FormatError(f"the statement: unreadable has {len(ranges)} ranges (limit {UNREADABLE_LIMIT})")
+    if len(ranges) > limits.UNREADABLE_RANGES:
+        raise FormatError(f"the statement: unreadable has {len(ranges)} ranges (limit {limits.UNREADABLE_RANGES})")
     end = 0
     for one in ranges:
         if one.from_ >= one.to or one.from_ < end:
             raise FormatError(f"the statement: unreadable has [{one.from_},{one.to}) empty, unsorted or overlapping")
-        if len(one.error.encode(errors="surrogatepass")) > REASON_LIMIT:
-            raise FormatError(f"the statement: an error in unreadable has more than {REASON_LIMIT} bytes")
+        if len(one.error.encode(errors="surrogatepass")) > limits.UNREADABLE_ERROR:
+            raise FormatError(f"the statement: an error in unreadable has more than {limits.UNREADABLE_ERROR} bytes")
         end = one.to
 
 
@@ -243,8 +235,8 @@ def check_ranges(name: str, ranges: list[Range]) -> None:
     Raises:
         FormatError: it is not.
     """
-    if len(ranges) > RANGES_LIMIT:
-        raise FormatError(f"the statement: {name} has {len(ranges)} ranges (limit {RANGES_LIMIT})")
+    if len(ranges) > limits.RANGES:
+        raise FormatError(f"the statement: {name} has {len(ranges)} ranges (limit {limits.RANGES})")
     end = -1
     for start, stop in ranges:
         if start >= stop or start <= end:

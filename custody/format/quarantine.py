@@ -12,7 +12,7 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
-from custody.format.envelope import INT_MAX, Hex, Int
+from custody.format.envelope import Hex, Int
 from custody.format.members import inflate_stream
 from custody.format.strict_json import unique
 
@@ -41,7 +41,7 @@ class Omitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: Int
-    timestamp: Annotated[int, msgspec.Meta(ge=-(2**63), le=INT_MAX)] | None
+    timestamp: Annotated[int, msgspec.Meta(ge=-(2**63), le=limits.INT_MAX)] | None
     key: str | None
     value: str | None
     headers: list[tuple[str, str | None]]

@@ -16,16 +16,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from custody.errors import FormatError, SignatureInvalid
-from custody.format.envelope import INT_MAX
+from custody.format import limits
 from custody.format.layout import Log
 from custody.tlog.head import Head
 
 __all__ = ["Checkpoint", "Note", "NoteKey", "NoteSignature", "parse_checkpoint", "parse_note"]
 
-NOTE_LIMIT = 65_536
-"""Bytes in a note."""
-SIGNATURES_LIMIT = 64
-"""Signature lines in a note."""
 ED25519 = 1
 """The type byte of a key that signs the note's text."""
 COSIGNATURE = 4
@@ -134,8 +130,8 @@ def parse_note(data: bytes) -> Note:
     Raises:
         FormatError: it is none.
     """
-    if len(data) > NOTE_LIMIT:
-        raise FormatError(f"the note has {len(data)} bytes (limit {NOTE_LIMIT})")
+    if len(data) > limits.NOTE_BYTES:
+        raise FormatError(f"the note has {len(data)} bytes (limit {limits.NOTE_BYTES})")
     try:
         whole = data.decode()
     except UnicodeDecodeError:
@@ -148,8 +144,8 @@ def parse_note(data: bytes) -> Note:
             "the note has no signatures: text, an empty line, and lines that begin with a dash are wanted"
         )
     lines = below[:-1].split("\n")
-    if len(lines) > SIGNATURES_LIMIT:
-        raise FormatError(f"the note has {len(lines)} signatures (limit {SIGNATURES_LIMIT})")
+    if len(lines) > limits.NOTE_SIGNATURES:
+        raise FormatError(f"the note has {len(lines)} signatures (limit {limits.NOTE_SIGNATURES})")
     return Note((text + "\n").encode(), tuple(map(_parse_signature, lines)))
 
 
@@ -175,7 +171,7 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
         raise FormatError("the checkpoint is not UTF-8") from None
     if len(lines) != 4 or lines[3] or not lines[0]:
         raise FormatError("a checkpoint is three lines: origin, size and root")
-    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", lines[1]) or int(lines[1]) > INT_MAX:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", lines[1]) or int(lines[1]) > limits.INT_MAX:
         raise FormatError(f"the checkpoint's size {lines[1][:40]!r} is no number of statements")
     root = _bytes(lines[2], "the checkpoint's root")
     if len(root) != 32:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from custody.errors import FormatError, ObjectMissing, StoreError
 from custody.format import limits
-from custody.format.envelope import FILE_LIMIT, passed_over_message
+from custody.format.envelope import passed_over_message
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
@@ -160,7 +160,7 @@ class Proofs:
     def _stated(self, sequence: int) -> tuple[merkle.CompactRange, bytes]:
         key = self._form.key(sequence)
         try:
-            data = self._store.read(key, limit=FILE_LIMIT)
+            data = self._store.read(key, limit=limits.FILE_BYTES)
         except ObjectMissing:
             raise FormatError(f"{key} is not there; `custody verify` says more") from None
         entry = self._form.parse(data)
@@ -215,6 +215,6 @@ class Proofs:
                 yield number, valid, passed
 
     def _look_at(self, number: int) -> tuple[bool | None, Sequence[str]]:
-        entry = self._form.parse(self._store.read(self._form.key(number), limit=FILE_LIMIT))
+        entry = self._form.parse(self._store.read(self._form.key(number), limit=limits.FILE_BYTES))
         placed = entry.statement.sequence == number
         return self._valid(entry, number), tuple(entry.statement.passed_over) if placed else ()

@@ -7,7 +7,7 @@ from hashlib import sha256
 from custody.archive.trusted import check_archive_signatures
 from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.findings import Findings, Severity, finding
-from custody.format import archive_file, layout
+from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile, Pin
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
@@ -45,7 +45,7 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
     known = Identity(pinned[0][1].id, None, pinned[-1][1]) if pinned else Identity(None, None, None)
     digest = None
     try:
-        data = store.read(_KEY, limit=archive_file.FILE_LIMIT)
+        data = store.read(_KEY, limit=limits.ARCHIVE_FILE_BYTES)
         digest = sha256(data).hexdigest()
         file = archive_file.parse(data)
     except ObjectMissing:

@@ -6,9 +6,8 @@ from typing import Any
 
 from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.findings import Finding, finding, loss_digest
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.audit import Audit, ObjectRef, parse_object
-from custody.format.envelope import FILE_LIMIT
 from custody.store.protocol import Store
 
 
@@ -47,7 +46,7 @@ def check_unreferred(store: Store, key: str, digest: str) -> Finding | None:
         digest: the SHA-256 that it names.
     """
     try:
-        found = sha256(store.read(key, limit=FILE_LIMIT)).hexdigest()
+        found = sha256(store.read(key, limit=limits.FILE_BYTES)).hexdigest()
     except ObjectMissing:
         return None
     except FormatError:
@@ -62,7 +61,7 @@ def check_unreferred(store: Store, key: str, digest: str) -> Finding | None:
 
 def _listed_in(store: Store, ref: ObjectRef) -> list[ObjectRef]:
     """Return the objects listed in an object of an audit, one JSON object per line; none if it is not such a list."""
-    if layout.parse_audit_object_key(ref.key) is None or ref.size > FILE_LIMIT:
+    if layout.parse_audit_object_key(ref.key) is None or ref.size > limits.FILE_BYTES:
         return []
     try:
         data = store.read(ref.key, limit=ref.size)

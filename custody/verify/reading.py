@@ -9,9 +9,8 @@ from typing import Self, TypeVar
 from custody.archive.reader import stored_digest
 from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.findings import Findings, finding
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.audit import Audit
-from custody.format.envelope import FILE_LIMIT
 from custody.store.protocol import Store
 from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditLog
@@ -63,7 +62,7 @@ class Reader:
         """Return a manifest's bytes, or the error from reading it."""
         return self.read(layout.manifest_key(log, sequence))
 
-    def read(self, key: str, limit: int = FILE_LIMIT) -> bytes | CustodyError:
+    def read(self, key: str, limit: int = limits.FILE_BYTES) -> bytes | CustodyError:
         """Return an object's bytes, or the error from reading it."""
         try:
             return self._store.read(key, limit=limit)
@@ -209,7 +208,7 @@ def follow_audits(
         locks: checks the lock of each.
         take: gets each audit that a trusted key signed.
     """
-    for sequence, answer in reader.objects(layout.audit_key, listed.all(), FILE_LIMIT):
+    for sequence, answer in reader.objects(layout.audit_key, listed.all(), limits.FILE_BYTES):
         if sequence > audits.size:
             audits.gap(audits.size, sequence)
         if isinstance(answer, FormatError):

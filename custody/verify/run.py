@@ -18,11 +18,10 @@ from pathlib import Path
 
 from custody.archive.known_heads import State
 from custody.findings import Finding, Findings, finding
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.audit import Audit
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
-from custody.tlog.checkpoint import NOTE_LIMIT
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import NOWHERE
 from custody.verify.accounting import RETENTION_GRACE, LogAccount
@@ -174,7 +173,7 @@ class _Run:
             return iter(())
         spans = (Span(),) if log == layout.AUDIT_LOG else self.scope.spans_of(log)
         sizes = (size for size in listed.all() if any(one.first <= size <= (one.end or size) for one in spans))
-        answers = hands.reader.objects(partial(layout.checkpoint_key, log), sizes, NOTE_LIMIT)
+        answers = hands.reader.objects(partial(layout.checkpoint_key, log), sizes, limits.NOTE_BYTES)
         return checkpoints.heads(log, answers, self.archive, hands.locks)
 
     def read_audits(self, known: Sequence[KnownHead], hands: Hands) -> AuditLog:

@@ -28,8 +28,7 @@ from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, m
 from custody.archive.trusted import Judge
 from custody.errors import FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest
-from custody.format import layout
-from custody.format.envelope import INT_MAX
+from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.leaves import split
 from custody.format.manifest import Batch, Manifest, Range, Statement
@@ -260,7 +259,7 @@ def _first(store: Store, log: Log, start: int, size: int, holds: Holds[Manifest]
 
 def _around(ranges: Sequence[Range], offset: int) -> Sequence[Range]:
     """Return the one range of many sorted ranges that may contain an offset, or none."""
-    index = bisect_right(ranges, (offset, INT_MAX))
+    index = bisect_right(ranges, (offset, limits.INT_MAX))
     return ranges[max(index - 1, 0) : index]
 
 

@@ -5,7 +5,7 @@ Rules of the state machine. `position` is the first offset that is not accounted
 1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must be accounted for first,
    by `skip`, `lose` or `unreadable`. Otherwise the records are refused, because nothing may be dropped.
 2. Records are checked at once and not kept: their keys and headers may be large, and are not counted as held.
-   Events are collected until they fill a batch. A batch ends at `batch_events` events or at `BATCH_BYTES`, whichever
+   Events are collected until they fill a batch. A batch ends at `batch_events` events or at `CUT_BYTES`, whichever
    comes first, and is compressed at once to save memory.
 3. A record that is not a valid event goes to quarantine with its reason, and keeps its offset. If it is too large, its
    largest parts are left out, and their size and SHA-256 are kept.
@@ -33,14 +33,14 @@ from custody.format.quarantine import encode_quarantined
 from custody.format.times import format_us
 from tasks.drain.tuning import has_all_names
 
-BATCH_BYTES = limits.BATCH_BYTES // 4
+CUT_BYTES = limits.BATCH_BYTES // 4
 """A batch of more than one event ends at about this size."""
 RANGES = 20_000
 """Skipped or quarantined ranges in a statement; the format's limit is 50,000 each."""
 UNREADABLE_RANGES = limits.UNREADABLE_RANGES // 2
 BATCHES = 5_000
 """Batches in a statement: less than 700 bytes each, which leaves room for the ranges in the format's limit of 8 MiB."""
-QUARANTINE_BYTES = 16 * limits.MIB
+CUT_QUARANTINE_BYTES = 16 * limits.MIB
 """Bytes of quarantine lines in a statement, without the last line; the format's limits are far above."""
 REASON_CHARACTERS = 1_000
 """Characters of a quarantined record's `error`: a reason may quote the value, which may be large."""
@@ -165,7 +165,7 @@ class Assembler:
         return (
             self._inflated + self._open_bytes >= self._segment_bytes
             or len(self._batches) >= BATCHES
-            or self._quarantine_bytes >= QUARANTINE_BYTES
+            or self._quarantine_bytes >= CUT_QUARANTINE_BYTES
             or len(self._skipped) >= RANGES
             or len(self._unreadable) >= UNREADABLE_RANGES
             or len(self._quarantined) >= RANGES
@@ -251,9 +251,9 @@ class Assembler:
     def _gather(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
         """Put records into the open batch, close it whenever it is full, and return how many were put."""
         done = 0
-        while done < len(records) and (not done or self._quarantine_bytes < QUARANTINE_BYTES):
+        while done < len(records) and (not done or self._quarantine_bytes < CUT_QUARANTINE_BYTES):
             found = values[done : done + self._batch_events - self._open_events]
-            room = BATCH_BYTES - self._open_bytes
+            room = CUT_BYTES - self._open_bytes
             size = _size(found)
             if size > room:
                 # Take as many as fit, and at least one. If none fits, the open batch is closed first.
@@ -263,7 +263,7 @@ class Assembler:
                     self._close_batch()
                     continue
             done += self._take(records[done : done + len(found)], found)
-            if self._open_events >= self._batch_events or self._open_bytes >= BATCH_BYTES:
+            if self._open_events >= self._batch_events or self._open_bytes >= CUT_BYTES:
                 self._close_batch()
         return done
 
@@ -274,7 +274,7 @@ class Assembler:
         if checked.refused:
             for index, reason in checked.refused:
                 self._put_aside(records[index], values[index], reason)
-                if self._quarantine_bytes >= QUARANTINE_BYTES:
+                if self._quarantine_bytes >= CUT_QUARANTINE_BYTES:
                     taken = index + 1
                     break
             if taken < len(values):

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from custody.format import envelope
-from custody.format.envelope import INT_MAX, Hex, Int, Signature, Signatures, Signer, Uuid
+from custody.format import envelope, limits
+from custody.format.envelope import Hex, Int, Signature, Signatures, Signer, Uuid
 from custody.format.layout import Log
 from custody.keys.trust import Trust
 from custody.tlog.head import Head, KnownHead
@@ -33,8 +33,8 @@ class _Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     archive: Uuid
     topic: str
     partition: Int
-    epoch: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
-    size: Annotated[int, msgspec.Meta(ge=1, le=INT_MAX)]
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=limits.INT_MAX)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=limits.INT_MAX)]
     root: Hex
 
 

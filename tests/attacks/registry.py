@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from custody.format.envelope import FILE_LIMIT
+from custody.format import limits
 from custody.keys.trust import TrustedKey
 from custody.store.protocol import Store
 from tests.helpers.archives import KEY_ID, Builder, Edit, compact_json, two_lines
@@ -14,7 +14,7 @@ from tests.helpers.scene import Scene
 
 Apply = Callable[[Scene], object]
 
-LARGE = b"x" * (FILE_LIMIT + 1)
+LARGE = b"x" * (limits.FILE_BYTES + 1)
 """More than a statement or an audit may have."""
 
 

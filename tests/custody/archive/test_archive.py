@@ -29,7 +29,7 @@ from custody.errors import (
     ObjectMissing,
     TransientStoreError,
 )
-from custody.format import archive_file, audit, envelope, limits, manifest
+from custody.format import audit, envelope, limits, manifest
 from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import Algorithm, HeadRef, Tree
 from custody.format.layout import AUDIT_LOG, Log, audit_key, audit_object_key, checkpoint_key, manifest_key
@@ -323,7 +323,7 @@ def test_archive_that_is_there_needs_no_key() -> None:
         b"[" * 10_000,
         b'{"format":"custody/archive/2"}\n{"signatures":[]}\n',
         b'{"format":"custody/archive/1","archive":"x","created":"2026-03-01T12:00:00.000000Z","heartbeat":1}\n{}\n',
-        b"x" * archive_file.FILE_LIMIT,
+        b"x" * limits.ARCHIVE_FILE_BYTES,
     ],
 )
 def test_other_archive_files(data: bytes) -> None:
@@ -483,7 +483,7 @@ def garbage(store: MemoryStore, sequence: int) -> dict[str, bytes]:
         "a wrong HMAC": signed((ours, "HMAC-SHA256", zero)),
         "no signature": signed(),
         "by an algorithm that the key does not have": signed((public.key_id, "HMAC-SHA256", zero)),
-        "too large": b"x" * (envelope.FILE_LIMIT - 1),
+        "too large": b"x" * (limits.FILE_BYTES - 1),
     }
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from custody.errors import FormatError, SignatureInvalid
+from custody.format import limits
 from custody.format.layout import Log
 from custody.keys.keyring import Keyring
 from custody.keys.secret import Secret
@@ -133,8 +134,8 @@ LINE = f"— key-1 {base64.b64encode(bytes(68)).decode()}\n"
         f"te\x00xt\n\n{LINE}".encode(),
         f"te\rxt\n\n{LINE}".encode(),
         b"te\xffxt\n\n" + LINE.encode(),
-        ("text\n\n" + LINE * (checkpoint.SIGNATURES_LIMIT + 1)).encode(),
-        b"x" * checkpoint.NOTE_LIMIT + b"\n\n" + LINE.encode(),
+        ("text\n\n" + LINE * (limits.NOTE_SIGNATURES + 1)).encode(),
+        b"x" * limits.NOTE_BYTES + b"\n\n" + LINE.encode(),
     ],
 )
 def test_no_note(data: bytes) -> None:
@@ -178,10 +179,10 @@ def test_the_largest_size() -> None:
 
 def test_as_many_signatures_as_allowed() -> None:
     """Limits are reached before they are passed."""
-    note = parse_note(("text\n\n" + LINE * checkpoint.SIGNATURES_LIMIT).encode())
-    assert len(note.signatures) == checkpoint.SIGNATURES_LIMIT
-    whole = b"x" * (checkpoint.NOTE_LIMIT - len(LINE.encode()) - 2) + b"\n\n" + LINE.encode()
-    assert len(whole) == checkpoint.NOTE_LIMIT
+    note = parse_note(("text\n\n" + LINE * limits.NOTE_SIGNATURES).encode())
+    assert len(note.signatures) == limits.NOTE_SIGNATURES
+    whole = b"x" * (limits.NOTE_BYTES - len(LINE.encode()) - 2) + b"\n\n" + LINE.encode()
+    assert len(whole) == limits.NOTE_BYTES
     assert parse_note(whole).text.startswith(b"xxx")
 
 

@@ -178,7 +178,7 @@ def judge_batches(entry: Entry, fine: Sequence[Record], batch_events: int, model
             assert batch.leaves is not None
             assert (batch.leaves.key, batch.leaves.sha256) == (model.leaves.key.key_id, made)
         assert lines == [(record.content or b"").replace(b"\n", b" ") + b"\n" for record in mine]
-        assert batch.events == 1 or batch.inflated <= assemble.BATCH_BYTES + batch_events
+        assert batch.events == 1 or batch.inflated <= assemble.CUT_BYTES + batch_events
         parsed = [json.loads(line) for line in lines]
         bounds = [parse_time(one["timestamp"]) for one in parsed]
         assert batch.min_time == format_us(min(bound[0] for bound in bounds if bound))
@@ -266,7 +266,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(assemble, "QUARANTINE_BYTES", QUARANTINE_BYTES)
+        self.patch.setattr(assemble, "CUT_QUARANTINE_BYTES", QUARANTINE_BYTES)
         self.patch.setattr(limits, "QUARANTINE_RECORD", QUARANTINE_RECORD)
         self.folder = tempfile.TemporaryDirectory()
         keyring = Path(self.folder.name) / "keyring.json"
@@ -424,8 +424,8 @@ def test_batches_by_bytes(step: int) -> None:
     sizes = [2**20, 2**20, 2**20, 2**20 - 4, 2**20, 300, 2**20, 2**20, 2**20, 700_000, 700_000]
     (entry,) = run([sized(size) for size in sizes], step)
     assert [batch.events for batch in entry.batches] == [4, 4, 3]
-    assert entry.batches[0].inflated == assemble.BATCH_BYTES
-    assert all(batch.inflated <= assemble.BATCH_BYTES for batch in entry.batches)
+    assert entry.batches[0].inflated == assemble.CUT_BYTES
+    assert all(batch.inflated <= assemble.CUT_BYTES for batch in entry.batches)
 
 
 def test_segment_bytes_on_either_side() -> None:
@@ -470,7 +470,7 @@ def test_large_keys_and_headers() -> None:
         assert not assembler.full
         assembler.add([Record(offset, None, name=large, more=[("h", large), ("h", large)])])
     assert assembler.full
-    assert assembler.held_bytes > assemble.QUARANTINE_BYTES
+    assert assembler.held_bytes > assemble.CUT_QUARANTINE_BYTES
 
 
 @pytest.mark.parametrize("step", [1, 7, 50])
@@ -482,7 +482,7 @@ def test_more_quarantine_than_fits(step: int) -> None:
     assert len(entries) > 2
     assert sum(batch.events for entry in entries for batch in entry.batches) == 34
     assert [entry.first_offset for entry in entries[1:]] == [entry.next_offset for entry in entries[:-1]]
-    assert all(entry.quarantine_inflated <= assemble.QUARANTINE_BYTES + 2 * len(value) for entry in entries)
+    assert all(entry.quarantine_inflated <= assemble.CUT_QUARANTINE_BYTES + 2 * len(value) for entry in entries)
 
 
 class WithoutHeaders(Record):
