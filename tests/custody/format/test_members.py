@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from hashlib import sha256
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custody.errors import FormatError
-from custody.format.members import inflate, inflate_stream, pack
+from custody.format import limits
+from custody.format.manifest import Batch
+from custody.format.members import inflate, inflate_batch, inflate_stream, inflate_unchecked, pack
 
 PAYLOAD = b'{"a":1}\n' * 1000
 
@@ -79,6 +82,23 @@ def test_stated_size() -> None:
     with pytest.raises(FormatError):
         inflate(data, 0)
     assert inflate(pack(b"").data, 0) == b""
+
+
+@pytest.mark.parametrize("size", [limits.BATCH_BYTES + 1, limits.INT_MAX])
+@pytest.mark.parametrize("field", ["size", "inflated"])
+def test_beyond_the_limits(field: str, size: int) -> None:
+    """A batch that is stated to be beyond the limits is refused before it is inflated, whatever is stored."""
+    member = pack(PAYLOAD)
+    stated = Batch(
+        number=0, first_offset=0, next_offset=1000, events=1000, start=0, size=len(member.data),
+        inflated=member.inflated, sha256=member.sha256, min_time="", max_time="", kafka_time=None, leaves=None,
+    )  # fmt: skip
+    assert inflate_batch(stated, member.data) == PAYLOAD
+    size += limits.MEMBER_BYTES if field == "size" else 0
+    wrong = msgspec.structs.replace(stated, **{field: min(size, limits.INT_MAX)})
+    for read in (inflate_batch, inflate_unchecked):
+        with pytest.raises(FormatError, match="not inflated"):
+            read(wrong, member.data)
 
 
 def test_bomb() -> None:
