@@ -228,7 +228,7 @@ def with_signature(note: Note, signature: NoteSignature) -> Note:
 
 
 def is_name(name: str) -> bool:
-    """Say whether a text can be a key's name in a note: not empty, without white space and `+`."""
+    """Return whether a text can be a key's name in a note: not empty, without white space and `+`."""
     return bool(name) and "+" not in name and not any(character.isspace() for character in name)
 
 

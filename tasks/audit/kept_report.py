@@ -27,7 +27,7 @@ REPORT_FORMAT: Literal["custody/report/1"] = "custody/report/1"
 
 
 class ReportNote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Says which page is the report of an audit; line 1 of its object. The next audit keeps that page as evidence."""
+    """Names the page that is an audit's report; line 1 of its object. The next audit keeps the page as evidence."""
 
     format: Literal["custody/report/1"]
     archive: str

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 EVENT_LIMIT = 1_048_576
-NESTING_LIMIT = 64
 TIME = "2026-03-01T12:34:56.789012Z"
 
 

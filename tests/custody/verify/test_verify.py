@@ -29,7 +29,6 @@ from custody.verify.accounting import LogAccount
 from custody.verify.listing import Names, Sequences
 from custody.verify.report import Progress, Report
 from custody.verify.run import verify
-from custody.verify.scope import Scope
 from tests.helpers.archives import (
     CHECKPOINT,
     HEARTBEAT,
@@ -95,9 +94,6 @@ def test_workers_find_the_same(archive: Builder) -> None:
         path.stat().st_size for part in ("events", "quarantine") for path in archive.root.glob(f"{part}/**/*.gz")
     )
     assert seen[-1].stored == seen[-1].total == stored
-
-
-CHAIN_ONLY = Scope(contents=False)
 
 
 # --------------------------------------------------------------------------------------------------------------------
