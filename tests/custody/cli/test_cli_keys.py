@@ -138,7 +138,7 @@ def test_init_with_a_trust_file_of_another_archive(custody: Command, monkeypatch
     monkeypatch.setenv("CUSTODY_ARCHIVE", "second")
     refused = custody("init")
     assert refused.code == 2
-    assert "setting `trust`" in refused.err
+    assert "set `trust` to another file" in refused.err
     assert not Path("second").exists()
     monkeypatch.setenv("CUSTODY_TRUST", "second-trust.json")
     assert custody("init").code == 0
@@ -450,7 +450,7 @@ def test_what_keys_end_refuses(ready: Command, tmp_path: Path) -> None:
     for arguments, says in (
         (["hmac-unknown", "--at", "heads.json"], "no key 'hmac-unknown'"),
         ([Keyring.load(KEYRING).keys[2].key_id, "--at", "heads.json"], "signs nothing"),
-        ([hmac_id(), "--at", "other.json"], "and trust.json is for"),
+        ([hmac_id(), "--at", "other.json"], "but trust.json is for"),
         ([hmac_id(), "--at", "noise.json"], "has no heads"),
         ([hmac_id(), "--at", "not-there.json"], "cannot be read"),
         ([hmac_id(), "--at", "heads.json", "--trust", tmp_path / "none.json"], "custody keys export"),

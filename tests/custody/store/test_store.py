@@ -101,7 +101,7 @@ def has_history(store: Store, key: str) -> bool:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait between attempts, nor long for an answer."""
-    monkeypatch.setattr(custody.store.s3_client, "_READ_SECONDS", 0.4)
+    monkeypatch.setattr(custody.store.s3_client, "_READ_SECONDS", 1.0)
     monkeypatch.setattr(custody.store.s3, "_BACKOFF_SECONDS", (0.001, 0.001))
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
