@@ -285,8 +285,10 @@ def _read_batch(store: Store, segment: SegmentRef, batch: Batch) -> tuple[bytes,
         raise ObjectMissing(
             f"the segment {segment.key} does not exist: it has expired, or was removed; `custody verify` says which"
         ) from None
-    except FormatError:
-        payload, member = b"", b""
+    except FormatError as error:
+        raise FormatError(
+            f"batch {batch.number} in {segment.key} is not the stated one: {error}; run `custody verify`"
+        ) from None
     if payload.count(b"\n") != batch.events:
         raise FormatError(f"batch {batch.number} in {segment.key} is not the stated one; run `custody verify`")
     return payload, member
