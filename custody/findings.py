@@ -208,8 +208,20 @@ class Finding:
         }
 
 
-def finding(name: str, message: str, *, severity: Severity | None = None, **where: Any) -> Finding:
-    """Return a finding, with the severity that THREATS.md gives to its name unless another is given."""
+def finding(
+    name: str, message: str, *, severity: Severity | None = None, loss: tuple[object, ...] = (), **where: Any
+) -> Finding:
+    """Return a finding.
+
+    Args:
+        name: its name, of those in THREATS.md.
+        message: what happened.
+        severity: what THREATS.md gives to the name, unless another is given.
+        loss: for a loss that has no bytes of its own, the facts that identify it. They make the digest.
+        where: other fields of the finding.
+    """
+    if loss:
+        where["sha256"] = loss_digest(*loss)
     return Finding(finding=name, message=message, severity=severity or CATALOGUE[name][0], **where)
 
 

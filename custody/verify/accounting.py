@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any
 
 from custody.archive.forms import statements_of
-from custody.findings import Finding, Findings, Severity, finding, loss_digest
+from custody.findings import Finding, Findings, Severity, finding
 from custody.format import layout
 from custody.format.manifest import LastRecord, LogId, Manifest, Range, Statement
 from custody.format.times import parse_time
@@ -119,7 +119,7 @@ class LogAccount:
             self.name,
             statements_of(self.log),
             self.keys,
-            self._report_signed,
+            self._report,
             self._belongs,
             self.known,
             self.begin,
@@ -352,7 +352,7 @@ class LogAccount:
         if not self._report(name, message, **where):
             self.signed.sound = False
 
-    def _report_signed(
+    def _report(
         self,
         name: str,
         message: str,
@@ -362,16 +362,9 @@ class LogAccount:
         tampered: bool = False,
         **where: Any,
     ) -> bool:
-        """Add a finding that the signed log made."""
-        if loss:
-            where["sha256"] = loss_digest(*loss)
-        return self._report(name, message, severity=Severity.TAMPERED if tampered else None, row=row, **where)
-
-    def _report(
-        self, name: str, message: str, *, severity: Severity | None = None, row: str | None = None, **where: Any
-    ) -> bool:
-        """Add a finding, and return whether it was accepted."""
-        one: Finding = finding(name, message, severity=severity, **{"log": self.name, **where})
+        """Add a finding of the accounts or of the signed log, and return whether it was accepted."""
+        severity = Severity.TAMPERED if tampered else None
+        one: Finding = finding(name, message, severity=severity, loss=loss, **{"log": self.name, **where})
         return self.findings.add(one, row=row)
 
 

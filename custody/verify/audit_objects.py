@@ -78,7 +78,7 @@ def _check_object(store: Store, ref: ObjectRef, where: Mapping[str, Any]) -> Fin
         data = store.read(ref.key, limit=ref.size)
     except (ObjectMissing, FormatError) as error:
         message = f"an object that the audit refers to is missing or changed: {error}"
-        return finding("audit", message, sha256=loss_digest(ref.key, ref.sha256), **where)
+        return finding("audit", message, loss=(ref.key, ref.sha256), **where)
     except CustodyError as error:
         return finding("unreadable", f"an object that the audit refers to cannot be read: {error}", **where)
     found = sha256(data).hexdigest()

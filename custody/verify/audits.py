@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from custody.archive.forms import AUDITS
-from custody.findings import Findings, Severity, finding, loss_digest
+from custody.findings import Findings, Severity, finding
 from custody.format import layout
 from custody.format.audit import SignedAudit
 from custody.tlog.head import Head, KnownHead
@@ -108,12 +108,10 @@ class AuditLog:
         tampered: bool = False,
         **where: Any,
     ) -> bool:
-        if loss:
-            where["sha256"] = loss_digest(*loss)
         where.setdefault("key", layout.audit_key(where.get("sequence", 0)))
         shown = name if name in _OWN_NAMES else "audit"
         # Not joined: each finding names what was done to which audit.
         row = row if shown != "audit" else None
         severity = Severity.TAMPERED if tampered else None
-        one = finding(shown, message, severity=severity, log=str(layout.AUDIT_LOG), **where)
+        one = finding(shown, message, severity=severity, loss=loss, log=str(layout.AUDIT_LOG), **where)
         return self.findings.add(one, row=row)
