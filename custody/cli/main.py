@@ -251,6 +251,7 @@ def verify(
 
     from custody.cli import render
     from custody.store.open import open_store
+    from custody.store.protocol import is_local
     from custody.verify import run as verifying
     from custody.verify.scope import Scope
 
@@ -259,7 +260,7 @@ def verify(
     settings = operators.load("tasks.settings", asked).Settings(**given) if kafka else Settings(**given)
     store = open_store(settings.archive, settings.s3)
     # Each worker process would import them again for itself.
-    clients = [] if store.url.startswith("file:") else ["boto3"]
+    clients = [] if is_local(store) else ["boto3"]
     multiprocessing.set_forkserver_preload([verifying.__name__, *clients])
     trusted = _open_trust(settings, keys, store.url)
     notes = [note for path in checkpoint or () for note in _read_notes(path)]

@@ -230,6 +230,11 @@ class Store(Protocol):
         """Give up connections. The store is not used afterwards."""
 
 
+def is_local(store: Store) -> bool:
+    """Return whether a store is a folder: many requests at once, or a listing in parts, gain nothing there."""
+    return store.url.startswith("file:")
+
+
 class Versions(Protocol):
     """Keeps what was written over or deleted."""
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from custody.errors import CustodyError
 from custody.format import layout
-from custody.store.protocol import ObjectInfo, Store
+from custody.store.protocol import ObjectInfo, Store, is_local
 
 _BITMAP_LIMIT = 1 << 27
 _SPARSE_LIMIT = 10_000
@@ -128,7 +128,7 @@ def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -
         store: the archive.
         failed: called for each folder that cannot be listed, with the error. The others are still listed.
     """
-    if _is_near(store):
+    if is_local(store):
         for folder in _STATEMENTS:
             yield from _list_folder(store, folder, failed)
     else:
@@ -144,14 +144,10 @@ def list_others(store: Store, failed: Callable[[str, CustodyError], None]) -> It
         store: the archive.
         failed: as for `list_statements`.
     """
-    if _is_near(store):
+    if is_local(store):
         yield from _list_folder(store, "", failed, without=_STATEMENTS)
     else:
         yield from _list_parts(store, _parts(store, "", failed), failed)
-
-
-def _is_near(store: Store) -> bool:
-    return store.url.startswith("file:")
 
 
 def _list_folder(

@@ -11,7 +11,7 @@ from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.findings import Findings, finding
 from custody.format import layout, limits
 from custody.format.audit import Audit
-from custody.store.protocol import Store
+from custody.store.protocol import Store, is_local
 from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditLog
 from custody.verify.listing import Names, Sequences
@@ -30,7 +30,7 @@ class Reader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._threads = None if store.url.startswith("file:") else ThreadPoolExecutor(_READ_AHEAD)
+        self._threads = None if is_local(store) else ThreadPoolExecutor(_READ_AHEAD)
 
     def __enter__(self) -> Self:
         return self
