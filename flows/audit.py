@@ -5,7 +5,7 @@ the outcome: an artifact with the verdict and the worst findings, a link to the 
 """
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
+from custody.format.times import as_utc
 from flows.runners import task_runner
 from tasks.audit.conclude import Outcome
 from tasks.audit.pieces import PieceResult
@@ -47,7 +48,7 @@ def audit(
         until: only statements sealed before this time.
     """
     try:
-        outcome = _run(Request(tuple(logs or ()), full, _aware(since), _aware(until)))
+        outcome = _run(Request(tuple(logs or ()), full, since and as_utc(since), until and as_utc(until)))
     except Fenced as error:
         return Completed(message=str(error))
     except CustodyError as error:
@@ -55,10 +56,6 @@ def audit(
         _emit("custody.audit.failed", {"verdict": "not done", "problem": str(error)})
         return Failed(message=f"the audit could not be done: {error}")
     return _conclude(outcome)
-
-
-def _aware(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
 def _run(request: Request) -> Outcome:

@@ -19,6 +19,7 @@ from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed, Failed
 
 from custody.errors import ConfigurationError, CustodyError
+from custody.format.times import as_utc
 from custody.store.protocol import Tier
 from flows.summaries import copy_summary, plan_summary
 from tasks.backfill.copy import Progress
@@ -67,8 +68,8 @@ def backfill(
         dry_run: show what would be read and how long it would take; change nothing.
     """
     request = Request(
-        since=_aware(since),
-        until=_aware(until),
+        since=as_utc(since),
+        until=as_utc(until),
         logs=tuple(logs or ()),
         types=tuple(types or ()),
         target=target,
@@ -82,10 +83,6 @@ def backfill(
     except CustodyError as error:
         # One line is enough: a traceback would not help an operator.
         return Failed(message=str(error))
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def _run(request: Request, *, dry_run: bool) -> State[Any]:

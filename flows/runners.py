@@ -1,14 +1,15 @@
 """Makes the task runner that a setting names."""
 
 import importlib
-from typing import Any, Literal
+from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from custody.errors import ConfigurationError
+from tasks.settings import TaskRunner as Kind
 
 
-def task_runner(kind: Literal["threads", "processes", "dask", "ray"], workers: int) -> TaskRunner[Any]:
+def task_runner(kind: Kind, workers: int) -> TaskRunner[Any]:
     """Return a task runner.
 
     Args:

@@ -15,7 +15,6 @@ from custody import settings as auditors
 from custody.format import limits
 from custody.settings import FilePath, Location
 
-_MIB = 1024 * 1024
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 _HARMLESS = re.compile(
@@ -112,6 +111,8 @@ def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{plain}".lower(), inner
 
 
+TaskRunner = Literal["threads", "processes", "dask", "ray"]
+"""What a flow runs its tasks on."""
 Size = Annotated[int, BeforeValidator(_size)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -157,7 +158,10 @@ class DrainSettings(BaseModel):
         default=1000, ge=1, le=limits.BATCH_EVENTS, description="Events in a batch; each batch is one gzip member"
     )
     segment_bytes: Size = Field(
-        default=16 * _MIB, ge=1, le=256 * _MIB, description="A segment ends at this size of JSONL, such as 16MiB"
+        default=16 * limits.MIB,
+        ge=1,
+        le=256 * limits.MIB,
+        description="A segment ends at this size of JSONL, such as 16MiB",
     )
     flush_seconds: Seconds = Field(
         default=15, description="A segment ends at the latest this long after its first record was read"
@@ -170,9 +174,7 @@ class DrainSettings(BaseModel):
         description="Commit to each event of a batch, so that evidence of one shows no other; costs a quarter more CPU",
     )
     workers: int = Field(default=1, ge=1, le=1024, description="Shares of the logs that are drained in parallel")
-    task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
-        default="threads", description="Where the flow runs these shares"
-    )
+    task_runner: TaskRunner = Field(default="threads", description="Where the flow runs these shares")
 
 
 class AuditSettings(BaseModel):
@@ -189,9 +191,7 @@ class AuditSettings(BaseModel):
     tables: bool = Field(default=True, description="Make Parquet tables of new events")
     report: bool = Field(default=True, description="Run the integrity notebook, and keep it as HTML")
     workers: int = Field(default=2, ge=1, le=1024, description="Shares of the pieces that are verified in parallel")
-    task_runner: Literal["threads", "processes", "dask", "ray"] = Field(
-        default="processes", description="Where the flow runs these shares"
-    )
+    task_runner: TaskRunner = Field(default="processes", description="Where the flow runs these shares")
 
 
 def _prefix(value: str) -> str:
@@ -215,7 +215,9 @@ class SearchSettings(BaseModel):
     )
     days: int = Field(default=90, ge=1, description="Days for which events stay searchable")
     restored_days: int = Field(default=30, ge=1, description="Days for which events restored by a backfill stay")
-    bulk_bytes: Size = Field(default=4 * _MIB, ge=1024, le=64 * _MIB, description="Approximate size of a bulk request")
+    bulk_bytes: Size = Field(
+        default=4 * limits.MIB, ge=1024, le=64 * limits.MIB, description="Approximate size of a bulk request"
+    )
     replicas: int = Field(default=1, ge=0, le=10, description="Replicas of each index")
     behind_seconds: Seconds = Field(
         default=900, description="An index that is further behind the archive than this is reported"

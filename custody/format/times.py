@@ -17,6 +17,11 @@ YEAR_10000_US: Final = YEAR_10000 * 1_000_000
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 
 
+def as_utc(moment: datetime) -> datetime:
+    """Return a moment, taken as UTC where it names no zone."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
 def check_time(name: str, text: str) -> datetime:
     """Parse a time that custody writes; an error begins with `name`.
 

@@ -14,6 +14,7 @@ import typer
 
 from custody.cli import operators, render
 from custody.errors import ConfigurationError, CustodyError
+from custody.format.times import as_utc
 from tasks.settings import Settings
 
 app = typer.Typer(name="operate", pretty_exceptions_enable=False)
@@ -129,7 +130,7 @@ def audit(
 ) -> None:
     """Audit the archive now, without Prefect, and write a signed audit. Exit codes are those of `verify`."""
     planning = _import("tasks.audit.plan")
-    aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
+    aware = [moment and as_utc(moment) for moment in (since, until)]
     plan = planning.plan_audit(Settings(), planning.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
     results = list(_import("tasks.audit.pieces").verify_pieces(Settings(), plan, plan.pieces))
     outcome = _import("tasks.audit.conclude").conclude(Settings(), plan, results)
@@ -182,7 +183,7 @@ def backfill(
     for name, value, known in (("--to", to, planning.KINDS), ("--tier", tier, planning.TIERS)):
         if value not in known:
             raise ConfigurationError(f"{name} is {value[:100]!r}; it must be one of {', '.join(known)}")
-    aware = {"since": since.replace(tzinfo=UTC), "until": until.replace(tzinfo=UTC)}
+    aware = {"since": as_utc(since), "until": as_utc(until)}
     chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
     request = planning.Request(**aware, **chosen, tier=tier, late_days=late_days)
     plan = planning.plan_backfill(Settings(), request)
