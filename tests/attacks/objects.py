@@ -3,10 +3,9 @@
 import gzip
 import struct
 from collections.abc import Callable
-from typing import Any
 
 from tests.attacks.registry import Apply, at, attack, forged, members_of, segment
-from tests.helpers.archives import Builder, event, member, sha
+from tests.helpers.archives import Builder, append_quarantine, event, member
 from tests.helpers.corpus import CASES
 from tests.helpers.scene import LONG_AGO, ORDERS, Scene
 
@@ -52,21 +51,7 @@ def forged_quarantine(change: Callable[[list[bytes]], object]) -> Apply:
     """Append a statement whose quarantine object is wrong, with hashes that fit."""
 
     def apply(scene: Scene) -> None:
-        builder = scene.main
-
-        def edit(statement: dict[str, Any]) -> None:
-            ref = statement["quarantine"]
-            rows = gzip.decompress((builder.root / ref["key"]).read_bytes()).splitlines()
-            (builder.root / ref["key"]).unlink()
-            change(rows)
-            payload = b"".join(row + b"\n" for row in rows)
-            data = member(payload)
-            first, last = (int(part) for part in ref["key"].split("-")[-3:-1])
-            key = builder.records_key("quarantine", first, last, data)
-            builder.put(key, data)
-            ref.update(key=key, size=len(data), sha256=sha(data), inflated=len(payload))
-
-        builder.append(6, quarantine=[1, 2, 4], edit=edit)
+        append_quarantine(scene.main, change)
 
     return apply
 

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, TopicPartition
 from custody.cli.main import main
 from tasks.drain.epochs import begin_epoch
 from tasks.drain.kafka import Broker, Feed
-from tests.faults.world import make_world
+from tests.faults.world import World, make_world
 from tests.helpers.archives import ARCHIVE_ID, KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, START, Builder, event
 from tests.helpers.environment import clear_settings
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
@@ -32,6 +32,15 @@ def verify(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
     assert out, err
     found = [json.loads(line) for line in out.splitlines()]
     return int(ended.value.code or 0), [one for one in found if one["kind"] == "finding"]
+
+
+def sound(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Path:
+    """Return a world's archive, which agrees with Kafka; the world's settings are this process's from now on."""
+    for name, value in world.environment.items():
+        monkeypatch.setenv(name, value)
+    archive = tmp_path / "archive"
+    assert verify(capfd, archive, "--kafka") == (0, [])
+    return archive
 
 
 def clear(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -298,10 +307,7 @@ def test_a_topic_that_was_made_again(
     world = make_world(kafka, tmp_path, partitions=1)
     world.produce(9)
     assert world.drain()[0] == 0
-    for name, value in world.environment.items():
-        monkeypatch.setenv(name, value)
-    archive = tmp_path / "archive"
-    assert verify(capfd, archive, "--kafka") == (0, [])
+    archive = sound(world, tmp_path, monkeypatch, capfd)
     kafka.delete_topic(world.topic)
     code, found = verify(capfd, archive, "--kafka")
     assert ([one["finding"] for one in found], code) == (["topic-changed"], 12)
@@ -326,10 +332,7 @@ def test_a_partition_that_was_truncated(
             for _ in range(10):
                 world.produce(1)
             assert world.drain()[0] == 0
-            for name, value in world.environment.items():
-                monkeypatch.setenv(name, value)
-            archive = tmp_path / "archive"
-            assert verify(capfd, archive, "--kafka") == (0, [])
+            archive = sound(world, tmp_path, monkeypatch, capfd)
             own.stop()
             own.truncate(world.topic, 6)
             own.start()
@@ -388,10 +391,7 @@ def test_newest_deleted_by_the_broker(
     for _ in range(3):
         world.produce(9)
         assert world.drain()[0] == 0
-    for name, value in world.environment.items():
-        monkeypatch.setenv(name, value)
-    archive = tmp_path / "archive"
-    assert verify(capfd, archive, "--kafka") == (0, [])
+    archive = sound(world, tmp_path, monkeypatch, capfd)
     manifests = sorted((archive / "manifests").rglob("*.json"))
     newest = json.loads(manifests[-1].read_bytes().split(b"\n")[0])
     manifests[-1].unlink()

@@ -14,7 +14,7 @@ from custody.keys.keyring import new_keyring
 from custody.settings import OPERATORS_SECTIONS, S3_MEANINGS, Settings
 from custody.store.protocol import S3Options
 from tests.helpers.environment import clear_settings
-from tests.helpers.settings import CANARY, refusal, refusal_by
+from tests.helpers.settings import CANARY, check_wrong_variable, refusal, refusal_by
 
 
 @pytest.fixture(autouse=True)
@@ -108,11 +108,7 @@ def test_wrong_variable_is_named_with_what_it_wants(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
 ) -> None:
     """The refusal names the variable and says what belongs there."""
-    monkeypatch.setenv(variable, value)
-    message = refusal(Settings)
-    assert message.startswith(variable)
-    assert wants in message
-    assert "\n" not in message
+    check_wrong_variable(Settings, monkeypatch, variable, value, wants)
 
 
 def test_wrong_keys_of_the_file_are_all_named() -> None:

@@ -488,3 +488,21 @@ def good(root: Path) -> Builder:
     builder.append(20, batch=7)
     builder.append(25)
     return builder
+
+
+def append_quarantine(builder: Builder, change: Callable[[list[bytes]], object]) -> None:
+    """Append a statement whose quarantine object is wrong, with hashes that fit."""
+
+    def edit(statement: dict[str, Any]) -> None:
+        ref = statement["quarantine"]
+        rows = gzip.decompress((builder.root / ref["key"]).read_bytes()).splitlines()
+        (builder.root / ref["key"]).unlink()
+        change(rows)
+        payload = b"".join(row + b"\n" for row in rows)
+        data = member(payload)
+        first, last = (int(part) for part in ref["key"].split("-")[-3:-1])
+        key = builder.records_key("quarantine", first, last, data)
+        builder.put(key, data)
+        ref.update(key=key, size=len(data), sha256=sha(data), inflated=len(payload))
+
+    builder.append(6, quarantine=[1, 2, 4], edit=edit)

@@ -152,7 +152,7 @@ class Scene:
         return sorted(key for key in found if key.startswith(prefix))
 
     def remember(self, *names: str) -> None:
-        """Let trust.json know the heads of some logs, of all if none is named."""
+        """Put the heads of some logs into trust.json, of all if none is named."""
         heads = {name: Head(*self.logs[name].head) for name in names or self.logs}
         self.trust = replace(self.trust, heads=heads)
 

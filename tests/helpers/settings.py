@@ -34,6 +34,17 @@ def refusal_by(way: str, model: type[Settings], values: dict[str, object], monke
     return refusal(model)
 
 
+def check_wrong_variable(
+    model: type[Settings], monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
+) -> None:
+    """Check that a wrong variable's refusal names it and says what belongs there, in one line."""
+    monkeypatch.setenv(variable, value)
+    message = refusal(model)
+    assert message.startswith(variable)
+    assert wants in message
+    assert "\n" not in message
+
+
 def toml(values: dict[str, object]) -> str:
     """Write JSON types as TOML's inline tables."""
 

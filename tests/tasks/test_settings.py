@@ -14,7 +14,7 @@ from custody.settings import OPERATORS_SECTIONS
 from custody.settings import Settings as AuditorsSettings
 from tasks.settings import KafkaSettings, Settings
 from tests.helpers.environment import clear_settings
-from tests.helpers.settings import CANARY, refusal, refusal_by
+from tests.helpers.settings import CANARY, check_wrong_variable, refusal, refusal_by
 
 
 @pytest.fixture(autouse=True)
@@ -157,11 +157,7 @@ def test_wrong_variable_is_named_with_what_it_wants(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
 ) -> None:
     """The refusal names the variable and says what belongs there."""
-    monkeypatch.setenv(variable, value)
-    message = refusal(Settings)
-    assert message.startswith(variable)
-    assert wants in message
-    assert "\n" not in message
+    check_wrong_variable(Settings, monkeypatch, variable, value, wants)
 
 
 def test_wrong_value_is_shown_where_it_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ from tests.helpers.archives import (
     SECRET,
     START,
     Builder,
+    append_quarantine,
     event,
     good,
     member,
@@ -347,19 +348,7 @@ def signed_quarantine(change: Callable[[list[bytes]], object]) -> Callable[[Buil
     """Append a statement whose quarantine object is wrong, with hashes that fit."""
 
     def apply(builder: Builder) -> None:
-        def edit(statement: dict[str, Any]) -> None:
-            ref = statement["quarantine"]
-            rows = gzip.decompress((builder.root / ref["key"]).read_bytes()).splitlines()
-            (builder.root / ref["key"]).unlink()
-            change(rows)
-            payload = b"".join(row + b"\n" for row in rows)
-            data = member(payload)
-            first, last = (int(part) for part in ref["key"].split("-")[-3:-1])
-            key = builder.records_key("quarantine", first, last, data)
-            builder.put(key, data)
-            ref.update(key=key, size=len(data), sha256=sha(data), inflated=len(payload))
-
-        builder.append(6, quarantine=[1, 2, 4], edit=edit)
+        append_quarantine(builder, change)
 
     return apply
 

@@ -135,7 +135,7 @@ def joined(ranges: Sequence[tuple[int, int, str]]) -> list[Unreadable]:
 
 
 def judge(entry: Entry, model: Model, batch_events: int) -> None:
-    """Hold an entry against what was done."""
+    """Compare an entry with what was done."""
     fine = [record for record in model.records if reason(record.content) is None]
     bad = [record for record in model.records if reason(record.content) is not None]
     assert (entry.first_offset, entry.next_offset) == (model.start, model.position)
