@@ -282,10 +282,12 @@ class _Views:
         try:
             for line in quarantine_lines(read_pieces(self._store, ref.key, ref.size), ref.size, ref.inflated):
                 record = json.loads(line)
-                value, time = record["value"] or "", record["timestamp"]
+                value, time, at = record["value"] or "", record["timestamp"], record["offset"]
+                if not isinstance(at, int):
+                    return
                 time = time * 1000 if isinstance(time, int) and 0 <= time < YEAR_10000_MS else None
                 size = _left_out(record) or len(value) * 3 // 4 - value[-2:].count("=")
-                self._quarantined.add(log, sequence, record["offset"], time, str(record["error"]), size)
+                self._quarantined.add(log, sequence, at, time, str(record["error"]), size)
         except (ObjectMissing, ObjectArchived, FormatError, ValueError, KeyError, TypeError, AttributeError):
             # `custody verify` says what is wrong with it.
             return
@@ -344,7 +346,7 @@ class _Sheet:
 
     def _flush(self) -> None:
         columns = zip(*self._rows, strict=True) if self._rows else ([] for _ in self._schema)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        arrays = [_array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows = []
 
@@ -432,6 +434,15 @@ def _left_out(record: Mapping[str, Any]) -> int:
     value = (record.get("omitted") or {}).get("value")
     size = value["size"] if value else 0
     return size if isinstance(size, int) and 0 <= size < 1 << 63 else 0
+
+
+def _array(column: Sequence[Any], kind: Any) -> Any:
+    """Return a column. A number beyond 64 bits, which only a wrong statement can add up to, becomes NULL."""
+    try:
+        return pa.array(column, kind)
+    except OverflowError:
+        fits = [value if not isinstance(value, int) or -(1 << 63) <= value < 1 << 63 else None for value in column]
+        return pa.array(fits, kind)
 
 
 def _quoted(paths: Sequence[str]) -> str:

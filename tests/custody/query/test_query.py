@@ -1,6 +1,8 @@
 """SQL over an archive: each event once, with its place, from tables and segments; nothing but the archive is asked."""
 
+import copy
 import json
+import re
 import socket
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from custody.archive.writer import Entry
 from custody.cli.main import app
 from custody.errors import CustodyError, ObjectMissing
 from custody.format.layout import Log
+from custody.format.limits import INT_MAX
 from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.query import tables
 from custody.query.connect import _left_out
@@ -27,6 +30,7 @@ from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.settings import AuditSettings, Settings
+from tests.helpers.archives import Builder, Edit, append_quarantine
 from tests.helpers.corpus import CASES, Case
 from tests.helpers.sample import Growing, Sample, make_archive
 from tests.servers.s3 import SeaweedServer
@@ -153,6 +157,49 @@ def test_a_value_too_large_to_be_kept(sample: Sample) -> None:
     assert _left_out({"omitted": omitted}) == 9_000_000
     for odd in (None, {}, {"value": None}, {"value": {"size": 2**64}}, {"value": {"size": "9"}}):
         assert _left_out({"omitted": odd}) == 0
+
+
+def _wrong(**fields: Any) -> Edit:
+    def edit(statement: dict[str, Any]) -> None:
+        statement["quarantine"].update(fields.pop("quarantine", {}))
+        statement.update(fields)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"quarantine": {"size": INT_MAX}}, {"types": {"a": INT_MAX, "b": INT_MAX}}],
+    ids=str,
+)
+def test_sums_beyond_64_bits(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Numbers of a wrong statement that no column can hold are NULL; `custody verify` says what is wrong with it."""
+    builder = Builder(tmp_path).init()
+    builder.append(3)
+    builder.append(6, quarantine=[1], edit=_wrong(**copy.deepcopy(fields)))
+    assert ask(tmp_path, "SELECT count(*) FROM manifests") == [(2,)]
+    assert ask(tmp_path, "SELECT sequence, writer IS NULL FROM manifests ORDER BY 1") == [(0, False), (1, False)]
+
+
+def test_lines_without_an_offset(tmp_path: Path) -> None:
+    """Lines that a wrong statement leaves no offset of 64 bits are no events: here the last offset is left to one."""
+    builder = Builder(tmp_path).init()
+    builder.append(3)
+    builder.append(6, edit=lambda statement: statement.update(lost=[0, INT_MAX]))
+    assert ask(tmp_path, "SELECT count(*) FROM events") == [(3 + 1,)]
+
+
+@pytest.mark.parametrize(("offset", "rows"), [('"1"', 1), ("null", 1), ("[]", 1), ("1e3", 1), (str(2**70), 2)])
+def test_a_quarantined_record_of_no_offset(tmp_path: Path, offset: str, rows: int) -> None:
+    """A line of a quarantine object whose offset is none ends its rows, and one that no column can hold is NULL."""
+    builder = Builder(tmp_path).init()
+
+    def change(lines: list[bytes]) -> None:
+        lines[1] = re.sub(rb'"offset":\d+', f'"offset":{offset}'.encode(), lines[1])
+
+    append_quarantine(builder, change)
+    assert ask(tmp_path, "SELECT count(*) FROM manifests") == [(1,)]
+    assert ask(tmp_path, 'SELECT count("offset") FROM quarantined') == [(rows,)]
 
 
 def test_findings_of_audits(sample: Sample) -> None:
