@@ -154,10 +154,9 @@ def _schedule_next_run() -> str:
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:
     logs: dict[str, dict[str, Any]] = {}
-    for pieces in plan.pieces:
-        for piece in pieces:
-            row = logs.setdefault(str(piece.log), {"log": str(piece.log), "statements": 0, "events": 0, "bytes": 0})
-            row["statements"] += 1
-            row["events"] += piece.events
-            row["bytes"] += piece.size
+    for part in plan.parts:
+        row = logs.setdefault(str(part.log), {"log": str(part.log), "statements": 0, "events": 0, "bytes": 0})
+        row["statements"] += len(part.pieces)
+        row["events"] += part.events
+        row["bytes"] += part.size
     return list(logs.values())[:_ROWS] or [{"log": "none", "statements": 0, "events": 0, "bytes": 0}]

@@ -58,24 +58,20 @@ def roll_table(actions: "Sequence[Action]") -> Table:
 
 def plan_summary(plan: "Plan") -> str:
     """Return what a plan reads and how long it takes, in one paragraph."""
-    # Imported here: it loads Elasticsearch's client, which no other table needs.
-    from tasks.backfill.estimate import estimate
-
     archived = plan.archived
-    total = size(sum(segment.size for segment in archived))
+    total = size(sum(status.size for status in archived.values()))
+    hours = f"up to {plan.restore_hours:.0f} h for restores, then "
     restores = f" {len(archived):,} of these segments must be restored first ({total})."
     problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
     return (
-        f"Up to {plan.events:,} events, in {plan.reads:,} reads of {len(plan.objects):,} segments"
-        f" ({size(plan.size)}); {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
-        f" Estimate: {estimate(plan)}."
+        f"Up to {plan.events:,} events in {len(plan.segments):,} segments ({size(plan.size)});"
+        f" {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
+        f" Estimate: {hours if archived else ''}{duration(plan.copy_seconds)} to copy."
     )
 
 
 def copy_summary(progress: "Progress") -> str:
     """Return how far a copy is, how fast, and how long the rest takes."""
-    from tasks.backfill.estimate import duration
-
     remaining = progress.remaining
     rest = f", {duration(remaining)} left" if remaining else ""
     return (
@@ -83,6 +79,14 @@ def copy_summary(progress: "Progress") -> str:
         f" {progress.there:,} already there, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
         f"{size(progress.read)} read{rest}."
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, such as `5 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
 def size(number: float) -> str:

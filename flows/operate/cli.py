@@ -190,12 +190,13 @@ def backfill(
     typer.echo(summaries.plan_summary(plan))
     if dry_run:
         return
-    if waiting := _import("tasks.backfill.restore").restore(Settings(), plan):
+    copying = _import("tasks.backfill.copy")
+    if waiting := copying.restore(Settings(), plan):
         typer.echo(f"{waiting:,} segments are being restored: run the same command again once they are restored.")
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")
     with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
-        done = _import("tasks.backfill.copy").copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
+        done = copying.copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
         stopped = done.stopped
     typer.echo(summaries.copy_summary(done))
     if done.problems:

@@ -4,9 +4,9 @@
    no events, and changes nothing.
 2. `restore` requests readable copies of the segments in an archive storage class. It returns how many are not ready,
    and does not wait: a restore takes hours, and the caller tries again later.
-3. `copy` reads the chosen batches with range reads of their segments, checks each against the digest in its statement,
+3. `copy` reads the chosen batches with one range read of each segment, checks each against the digest in its statement,
    and passes the chosen events to a target. It does not copy what the target already has, so it can be stopped and
-   started again. A topic gets each event at least once (`tasks.backfill.targets.topic`).
+   started again. A topic gets each event at least once (`tasks.backfill.topic`).
 
 Statements' signatures are not checked here: `custody verify` does that.
 """
@@ -21,30 +21,30 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from custody.archive.reader import Holds, read_manifest
 from custody.archive.trusted import standing
 from custody.errors import FormatError, ObjectArchived, ObjectMissing
-from custody.format import limits
+from custody.format import limits, lines
 from custody.format.layout import Log
-from custody.format.manifest import Manifest, Statement
-from custody.format.times import format_time
+from custody.format.manifest import Batch, Manifest, Statement
+from custody.format.members import inflate_batch
+from custody.format.offsets import offsets_of
+from custody.format.times import format_time, microseconds_of, parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from tasks.backfill.choice import Choice
-from tasks.backfill.plan import ADVICE, Piece, Plan, batch_runs
-from tasks.backfill.targets.folder import FolderTarget
-from tasks.backfill.targets.search import SearchTarget
-from tasks.backfill.targets.tables import TablesTarget
-from tasks.backfill.targets.target import Content, Part, Target
-from tasks.backfill.targets.topic import TopicTarget
+from tasks.backfill.plan import ADVICE, PARALLEL, Part, Piece, Plan, Request, map_in_order
+from tasks.backfill.targets import Content, FolderTarget, SearchTarget, TablesTarget, Target
+from tasks.backfill.topic import TopicTarget
 from tasks.search.bulk import Sent
 from tasks.search.client import Search
 from tasks.settings import Settings
 
+RESTORE_DAYS = 7
+"""How long a restored copy can be read."""
 _AHEAD = 4
 _PROBLEMS = 100
 
@@ -53,17 +53,14 @@ _R = TypeVar("_R")
 
 
 @dataclass(slots=True)
-class Progress:
-    """How far a copy is.
+class Progress(Sent):
+    """How far a copy is, in addition to the events created now, already there, and rejected.
 
     Attributes:
         parts: parts to copy.
         done: parts copied, or already there.
         events: events in the batches to read.
         looked_at: events of these that were read, or did not need to be.
-        created: events copied now.
-        there: events that the target already had.
-        rejected: events that the target rejected.
         size: bytes to read.
         read: bytes read.
         left_out: bytes that did not need to be read.
@@ -76,9 +73,6 @@ class Progress:
     done: int = 0
     events: int = 0
     looked_at: int = 0
-    created: int = 0
-    there: int = 0
-    rejected: int = 0
     size: int = 0
     read: int = 0
     left_out: int = 0
@@ -105,6 +99,27 @@ class Progress:
 
 class _Stopped(Exception):
     """The caller asked to stop."""
+
+
+def restore(settings: Settings, plan: Plan) -> int:
+    """Request the restore of segments that cannot be read, and return how many are not restored yet.
+
+    Raises:
+        StoreError: the archive refuses, or does not answer. It is safe to try again.
+    """
+    if not plan.archived:
+        return 0
+    with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
+        restores = store.capabilities.restores
+
+        def ask(key: str) -> bool:
+            status = store.status(key)
+            if restores and status.archived and not status.restored and not status.restoring:
+                restores.restore(key, days=RESTORE_DAYS, tier=plan.request.tier)
+                status = store.status(key)
+            return status.archived and not status.restored
+
+        return sum(map_in_order(threads, ask, plan.archived))
 
 
 def copy(
@@ -158,7 +173,8 @@ def _choice(plan: Plan, **more: int | None) -> bytes:
     return json.dumps(chosen, sort_keys=True).encode() + b"\n"
 
 
-_Fetched = tuple[Statement, dict[int, bytes]]
+_Fetched = tuple[Statement, list[bytes]]
+"""A statement, and the stored bytes of the batches that are copied."""
 
 
 class _Copy:
@@ -182,19 +198,19 @@ class _Copy:
         )
 
     def run(self) -> Progress:
-        todo: list[tuple[Part, tuple[Piece, ...]]] = []
-        for part, pieces in zip(self._plan.parts, self._plan.pieces, strict=True):
+        todo: list[Part] = []
+        for part in self._plan.parts:
             if self._target.has(part):
                 self._done.done += 1
-                self._done.left_out += sum(piece.size for piece in pieces)
-                self._done.looked_at += sum(piece.events for piece in pieces)
+                self._done.left_out += part.size
+                self._done.looked_at += part.events
             else:
-                todo.append((part, pieces))
+                todo.append(part)
         threads = ThreadPoolExecutor(_AHEAD)
         try:
-            fetched = _ahead(threads, self._fetch, (piece for _, pieces in todo for piece in pieces))
-            for part, pieces in todo:
-                self._copy(part, pieces, fetched)
+            fetched = _ahead(threads, self._fetch, ((part.log, piece) for part in todo for piece in part.pieces))
+            for part in todo:
+                self._copy(part, islice(fetched, len(part.pieces)))
         except _Stopped:
             self._done.stopped = True
         finally:
@@ -204,32 +220,28 @@ class _Copy:
         self._report()
         return self._done
 
-    def _copy(self, part: Part, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> None:
-        mine = islice(fetched, len(pieces))
-        sent = Sent()
+    def _copy(self, part: Part, fetched: Iterator[Future[_Fetched]]) -> None:
         try:
-            self._target.write(part, self._contents(pieces, mine), sent)
+            self._target.write(part, self._contents(part, fetched), self._done)
         except (FormatError, ObjectMissing, ObjectArchived, msgspec.MsgspecError) as error:
             if len(self._done.problems) < _PROBLEMS:
-                name = f"{part.log}, sequence {part.first}" + (f" to {part.end - 1}" if len(pieces) > 1 else "")
+                name = f"{part.log}, sequence {part.first}" + (f" to {part.end - 1}" if len(part.pieces) > 1 else "")
                 self._done.problems.append(f"{name}: {error}; {ADVICE}")
             # Skip the rest of this part, which may be fetched already.
-            for _ in mine:
+            for _ in fetched:
                 pass
-        finally:
-            sent.add_to(self._done)
         self._done.done += 1
 
-    def _contents(self, pieces: Sequence[Piece], fetched: Iterator[Future[_Fetched]]) -> Iterator[Content]:
+    def _contents(self, part: Part, fetched: Iterator[Future[_Fetched]]) -> Iterator[Content]:
         """Yield the chosen events, batch by batch. The error of a damaged batch is raised after all good ones."""
         problem: FormatError | None = None
-        for piece, future in zip(pieces, fetched, strict=True):
+        for piece, future in zip(part.pieces, fetched, strict=True):
             if not self._go_on():
                 raise _Stopped
             statement, members = future.result()
-            for index, member in members.items():
+            for index, member in zip(piece.batches, members, strict=True):
                 try:
-                    content = self._choice.choose(piece.log, statement, statement.batches[index], member)
+                    content = self._choice.choose(part.log, statement, statement.batches[index], member)
                 except FormatError as error:
                     problem = problem or error
                     continue
@@ -245,23 +257,19 @@ class _Copy:
         self._done.seconds = time.monotonic() - self._begun
         self._progress(self._done)
 
-    def _fetch(self, piece: Piece) -> _Fetched:
-        """Read a piece's batches; adjacent ones in one read."""
-        statement = read_manifest(self._store, piece.log, piece.sequence, self._holds(piece.log)).statement
+    def _fetch(self, item: tuple[Log, Piece]) -> _Fetched:
+        """Read a piece's statement, and the stored bytes of its batches, in one read."""
+        log, piece = item
+        statement = read_manifest(self._store, log, piece.sequence, self._holds(log)).statement
         segment = statement.segment
         if segment is None or segment.key != piece.key or piece.batches[-1] >= len(statement.batches):
             raise FormatError("the manifest was changed since the plan was made")
-        members: dict[int, bytes] = {}
-        for run in batch_runs(statement, piece.batches):
-            first, last = statement.batches[run[0]], statement.batches[run[-1]]
-            size = last.start + last.size - first.start
-            if not 0 < size <= limits.SEGMENT_BYTES:
-                raise FormatError(f"batch {first.number} is stated to have {size:,} bytes, which is not possible")
-            data = self._store.read(segment.key, limit=size, start=first.start, size=size, restored=True)
-            for index in run:
-                batch = statement.batches[index]
-                members[index] = data[batch.start - first.start :][: batch.size]
-        return statement, members
+        batches = [statement.batches[index] for index in piece.batches]
+        start, size = batches[0].start, batches[-1].start + batches[-1].size - batches[0].start
+        if not 0 < size <= limits.SEGMENT_BYTES:
+            raise FormatError(f"batches of {segment.key} are stated to have {size:,} bytes, which is not possible")
+        data = self._store.read(segment.key, limit=size, start=start, size=size, restored=True)
+        return statement, [data[batch.start - start :][: batch.size] for batch in batches]
 
 
 def _ahead(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterator[_T]) -> Iterator[Future[_R]]:
@@ -270,3 +278,78 @@ def _ahead(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Ite
     while begun:
         yield begun.popleft()
         begun.extend(threads.submit(function, item) for item in islice(items, 1))
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    event_type: str
+    timestamp: str
+
+
+_decode_lines = msgspec.json.Decoder(_Envelope).decode_lines
+
+
+class Choice:
+    """Chooses events by time and type."""
+
+    def __init__(self, request: Request) -> None:
+        # Tables hold whole statements.
+        self._all = request.target == "tables"
+        self._since, self._until = request.since, request.until
+        self._bounds = [microseconds_of(moment) for moment in (request.since, request.until)]
+        self._types = frozenset(request.types)
+
+    def choose(self, log: Log, statement: Statement, batch: Batch, member: bytes) -> Content | None:
+        """Return a batch's chosen events; None if there are none.
+
+        Raises:
+            FormatError: the batch differs from its statement.
+        """
+        try:
+            payload = inflate_batch(batch, member)
+        except FormatError as error:
+            raise FormatError(f"batch {batch.number} differs from its statement: {error}") from None
+        all_lines, offsets = payload.split(b"\n"), offsets_of(statement, batch)
+        if all_lines.pop() or len(all_lines) != len(offsets):
+            raise FormatError(f"batch {batch.number} of {log} has {len(all_lines)} lines for {len(offsets)} offsets")
+        numbers = self._numbers(statement, batch, payload, all_lines)
+        if numbers is None:
+            return Content(statement, batch, member, payload, all_lines, offsets, whole=True)
+        if not numbers:
+            return None
+        chosen = [all_lines[number] for number in numbers], [offsets[number] for number in numbers]
+        return Content(statement, batch, member, payload, *chosen, whole=len(numbers) == len(all_lines))
+
+    def _numbers(
+        self, statement: Statement, batch: Batch, payload: bytes, all_lines: Sequence[bytes]
+    ) -> Sequence[int] | None:
+        """Return the numbers of the chosen lines, counted from 0; None for all lines."""
+        inside = parse_time(batch.min_time) >= self._since and parse_time(batch.max_time) < self._until
+        all_types = not self._types or statement.types.keys() <= self._types
+        if self._all or (inside and all_types):
+            return None
+        first, end = self._bounds
+        return [
+            number
+            for number, (kind, text) in enumerate(_envelopes(payload, all_lines))
+            if (all_types or kind in self._types) and (inside or first <= _microseconds(text) < end)
+        ]
+
+
+def _envelopes(payload: bytes, all_lines: Sequence[bytes]) -> Iterator[tuple[str, Any]]:
+    """Yield type and time of each line; the time as text, or as parsed by the slow path."""
+    try:
+        rows = _decode_lines(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        rows = []
+    if len(rows) == len(all_lines):
+        yield from ((row.event_type, row.timestamp) for row in rows)
+    else:
+        yield from map(lines.check_line, all_lines)
+
+
+def _microseconds(moment: str | lines.Time) -> int:
+    """Return whole microseconds since 1970. Further digits do not matter, because the bounds have none."""
+    parsed = lines.parse_time(moment) if isinstance(moment, str) else moment
+    if parsed is None:
+        raise FormatError(f"an event's time is {str(moment)[:60]!r}")
+    return parsed.microseconds[0]

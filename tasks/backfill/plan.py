@@ -1,11 +1,15 @@
 """Plans a backfill: chooses the statements and batches whose times overlap a range, from the manifests.
 
 It reads no events, and changes nothing. It checks no signatures: `custody verify` does that.
+
+The estimate uses the restore times that AWS documents, and rough speeds of our own. Prices depend on the region and the
+contract, and are not estimated.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -20,10 +24,10 @@ from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.times import parse_time
-from custody.query import tables
+from custody.query.tables import TableFile
 from custody.store.open import open_store
-from custody.store.protocol import Store, Tier
-from tasks.backfill.targets.target import Part
+from custody.store.protocol import ObjectStatus, Store, Tier
+from tasks.audit.tables import list_tables
 from tasks.search.documents import LEEWAY
 from tasks.settings import Settings
 
@@ -34,8 +38,21 @@ ADVICE = "`custody verify` says more"
 
 PARALLEL = 32
 _CHUNK = 1024
-_RUN_BYTES = 32 * 1_048_576
-"""Adjacent batches are read at once, up to this number of bytes."""
+_RESTORE_HOURS: Mapping[tuple[str, Tier], float] = {
+    ("GLACIER", "standard"): 5,
+    ("GLACIER", "bulk"): 12,
+    ("DEEP_ARCHIVE", "standard"): 12,
+    ("DEEP_ARCHIVE", "bulk"): 48,
+}
+"""Longest times, as AWS documents them."""
+_EVENTS_SECOND: Mapping[Kind, float] = {
+    "elasticsearch": 10_000,
+    "tables": 50_000,
+    "topic": 60_000,
+    "folder": 200_000,
+}
+"""Events per second of one process on a busy machine with two cores. `folder` and `tables` were measured; the other
+two are careful guesses."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -68,10 +85,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     late_days: int | None = None
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """Batches of one statement, by their indexes, and their sums."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Batches of one statement, by their indexes, and their sums. They are read at once, in `size` bytes."""
 
-    log: Log
     sequence: int
     key: str
     batches: tuple[int, ...]
@@ -79,20 +96,32 @@ class Piece(msgspec.Struct, frozen=True):
     next_offset: int
     events: int
     size: int
-    reads: int
 
 
-class Object(msgspec.Struct, frozen=True):
-    """A segment to read, its storage class, and whether it can be read there."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A unit of the copy: a log's statements `[first, end)`, of them the offsets `[first_offset, next_offset)`."""
 
-    key: str
-    size: int
-    storage_class: str | None
-    archived: bool
-    restored: bool
+    log: Log
+    first: int
+    end: int
+    first_offset: int
+    next_offset: int
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def events(self) -> int:
+        """Events in the batches that are read: an upper limit for the events that are copied."""
+        return sum(piece.events for piece in self.pieces)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are read."""
+        return sum(piece.size for piece in self.pieces)
 
 
-class Plan(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Plan:
     """What a backfill reads.
 
     Attributes:
@@ -100,8 +129,7 @@ class Plan(msgspec.Struct, frozen=True):
         archive: the archive's id.
         statements: number of statements that were searched.
         parts: the parts to copy, each as a whole, in order.
-        pieces: for each part, the pieces to read.
-        objects: the segments.
+        segments: the segments to read, by key.
         problems: what cannot be read, with reasons.
     """
 
@@ -109,29 +137,34 @@ class Plan(msgspec.Struct, frozen=True):
     archive: str
     statements: int
     parts: tuple[Part, ...]
-    pieces: tuple[tuple[Piece, ...], ...]
-    objects: tuple[Object, ...]
+    segments: Mapping[str, ObjectStatus]
     problems: tuple[str, ...]
 
     @property
     def events(self) -> int:
         """Events in the batches that are read: an upper limit for the events that are copied."""
-        return sum(piece.events for part in self.pieces for piece in part)
+        return sum(part.events for part in self.parts)
 
     @property
     def size(self) -> int:
         """Bytes that are read."""
-        return sum(piece.size for part in self.pieces for piece in part)
+        return sum(part.size for part in self.parts)
 
     @property
-    def reads(self) -> int:
-        """Range reads of segments."""
-        return sum(piece.reads for part in self.pieces for piece in part)
+    def archived(self) -> dict[str, ObjectStatus]:
+        """The segments that must be restored before they can be read, by key."""
+        return {key: status for key, status in self.segments.items() if status.archived and not status.restored}
 
     @property
-    def archived(self) -> tuple[Object, ...]:
-        """The segments that must be restored before they can be read."""
-        return tuple(segment for segment in self.objects if segment.archived and not segment.restored)
+    def restore_hours(self) -> float:
+        """The longest time until the last segment is restored; 0 if nothing must be restored."""
+        classes = {status.storage_class or "DEEP_ARCHIVE" for status in self.archived.values()}
+        return max((_RESTORE_HOURS[name, self.request.tier] for name in classes), default=0)
+
+    @property
+    def copy_seconds(self) -> float:
+        """The time of the copy itself."""
+        return self.events / _EVENTS_SECOND[self.request.target]
 
 
 def check_request(settings: Settings, request: Request) -> None:
@@ -171,163 +204,139 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
         archive = read_archive(store).id
         holds = standing(store, archive, settings.trust_at_hand())
+        tables = list_tables(store).ranges if request.target == "tables" else {}
         problems: list[str] = []
-        groups: list[tuple[Part, tuple[Piece, ...]]] = []
-        looked_at = 0
+        parts: list[Part] = []
+        searched = 0
         for log in choose_logs(list_logs(store), request.logs):
-            walk = _Walk(settings, store, threads, request, log, problems, holds(log))
-            groups += _tabled(settings, store, walk) if request.target == "tables" else map(_alone, walk.pieces())
-            looked_at += walk.looked_at
-        objects = {}
-        keys = {piece.key: None for _, pieces in groups for piece in pieces}
-        for key, segment in zip(keys, map_in_order(threads, partial(_look, store), keys), strict=True):
-            if isinstance(segment, str):
-                problems.append(segment)
+            sequences = _sequences(store, log, request, holds(log))
+            searched += len(sequences)
+            chosen = choose_pieces(store, threads, request, log, sequences, problems, holds(log))
+            if request.target == "tables":
+                parts += _without_tables(log, chosen, tables.get(log, ()), settings.audit.piece_statements)
             else:
-                objects[key] = segment
+                parts += (_part(log, [piece]) for _, piece in chosen if piece is not None)
+        segments: dict[str, ObjectStatus] = {}
+        keys = {piece.key: None for part in parts for piece in part.pieces}
+        for key, status in zip(keys, map_in_order(threads, partial(_status, store), keys), strict=True):
+            if isinstance(status, str):
+                problems.append(status)
+            else:
+                segments[key] = status
     # A table must not lack a statement of its range. For other targets each part has one piece.
-    groups = [(part, pieces) for part, pieces in groups if all(piece.key in objects for piece in pieces)]
-    used = {piece.key for _, pieces in groups for piece in pieces}
-    return Plan(
-        request=request,
-        archive=archive,
-        statements=looked_at,
-        parts=tuple(part for part, _ in groups),
-        pieces=tuple(pieces for _, pieces in groups),
-        objects=tuple(segment for key, segment in objects.items() if key in used),
-        problems=tuple(problems),
+    parts = [part for part in parts if all(piece.key in segments for piece in part.pieces)]
+    used = {piece.key for part in parts for piece in part.pieces}
+    segments = {key: status for key, status in segments.items() if key in used}
+    return Plan(request, archive, searched, tuple(parts), segments, tuple(problems))
+
+
+def _sequences(store: Store, log: Log, request: Request, holds: Holds[Manifest]) -> range:
+    """Return the statements of a log that are searched."""
+    size = find_tip(store, log, holds).head.size
+    if request.late_days is None:
+        return range(size)
+    first = sealed_from(store, log, size, request.since - LEEWAY, holds)
+    return range(first, sealed_from(store, log, size, request.until + timedelta(days=request.late_days), holds))
+
+
+def choose_pieces(
+    store: Store,
+    threads: ThreadPoolExecutor,
+    request: Request,
+    log: Log,
+    sequences: range,
+    problems: list[str],
+    holds: Holds[Manifest],
+) -> Iterator[tuple[int, Piece | None]]:
+    """Yield the sequence of each chosen statement of a log, with its piece, in order.
+
+    Statements without a batch, and slots that were passed over, are yielded with None: they have no events.
+
+    Args:
+        store: the archive.
+        threads: read the manifests.
+        request: chooses the events.
+        log: the log.
+        sequences: the statements that are searched.
+        problems: gets the statements that cannot be read.
+        holds: whether an entry is valid where it stands.
+    """
+
+    def read(sequence: int) -> Statement | str:
+        try:
+            return read_manifest(store, log, sequence, holds).statement
+        except (FormatError, ObjectMissing) as error:
+            return f"{log}, sequence {sequence} cannot be read: {error}; {ADVICE}"
+
+    unread: dict[int, str] = {}
+    for sequence, statement in zip(sequences, map_in_order(threads, read, sequences), strict=True):
+        if isinstance(statement, str):
+            unread[sequence] = statement
+            continue
+        # Slots that the writer passed over never had a statement, so they are no problem.
+        for slot in range(sequence - len(statement.passed_over), sequence):
+            unread.pop(slot, None)
+            yield slot, None
+        problems += unread.values()
+        unread.clear()
+        piece = _piece(request, statement)
+        if piece is not None or not statement.batches:
+            yield sequence, piece
+    problems += unread.values()
+
+
+def _piece(request: Request, statement: Statement) -> Piece | None:
+    if statement.segment is None or (request.types and statement.types.keys().isdisjoint(request.types)):
+        return None
+    chosen = [index for index, batch in enumerate(statement.batches) if _overlaps(request, batch)]
+    if not chosen:
+        return None
+    if request.target == "tables":
+        chosen = list(range(len(statement.batches)))
+    first, last = statement.batches[chosen[0]], statement.batches[chosen[-1]]
+    return Piece(
+        sequence=statement.sequence,
+        key=statement.segment.key,
+        batches=tuple(chosen),
+        first_offset=first.first_offset,
+        next_offset=last.next_offset,
+        events=sum(statement.batches[index].events for index in chosen),
+        size=last.start + last.size - first.start,
     )
 
 
-class _Walk:
-    """One log's manifests, in order."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        threads: ThreadPoolExecutor,
-        request: Request,
-        log: Log,
-        problems: list[str],
-        holds: Holds[Manifest],
-    ) -> None:
-        self._settings, self._store, self._threads, self._problems = settings, store, threads, problems
-        self._since, self._until, self._types = request.since, request.until, frozenset(request.types)
-        self._whole = request.target == "tables"
-        self.log, self._holds = log, holds
-        size = find_tip(store, log, holds).head.size
-        self.first, self.end = 0, size
-        if request.late_days is not None:
-            self.first = sealed_from(store, log, size, request.since - LEEWAY, holds)
-            self.end = sealed_from(store, log, size, request.until + timedelta(days=request.late_days), holds)
-        self.looked_at = 0
-        self.empty: set[int] = set()
-        """Statements without a batch, and slots without a statement."""
-
-    def pieces(self) -> Iterator[Piece]:
-        """Yield the chosen pieces."""
-        unread: dict[int, str] = {}
-        for sequence, statement in map_in_order(self._threads, self._read, range(self.first, self.end)):
-            self.looked_at += 1
-            if isinstance(statement, str):
-                unread[sequence] = statement
-                continue
-            # Slots that the writer passed over never had a statement, so they are no problem.
-            passed = range(sequence - len(statement.passed_over), sequence)
-            self.empty.update(passed)
-            self._problems += [problem for slot, problem in unread.items() if slot not in passed]
-            unread.clear()
-            if not statement.batches:
-                self.empty.add(sequence)
-            elif (piece := self._piece(statement)) is not None:
-                yield piece
-        self._problems += unread.values()
-
-    def _read(self, sequence: int) -> tuple[int, Statement | str]:
-        try:
-            return sequence, read_manifest(self._store, self.log, sequence, self._holds).statement
-        except (FormatError, ObjectMissing) as error:
-            return sequence, f"{self.log}, sequence {sequence} cannot be read: {error}; {ADVICE}"
-
-    def _piece(self, statement: Statement) -> Piece | None:
-        if statement.segment is None or (self._types and not self._types & statement.types.keys()):
-            return None
-        chosen = [index for index, batch in enumerate(statement.batches) if self._overlaps(batch)]
-        if not chosen:
-            return None
-        chosen = list(range(len(statement.batches))) if self._whole else chosen
-        batches = [statement.batches[index] for index in chosen]
-        return Piece(
-            log=self.log,
-            sequence=statement.sequence,
-            key=statement.segment.key,
-            batches=tuple(chosen),
-            first_offset=batches[0].first_offset,
-            next_offset=batches[-1].next_offset,
-            events=sum(batch.events for batch in batches),
-            size=sum(batch.size for batch in batches),
-            reads=sum(1 for _ in batch_runs(statement, chosen)),
-        )
-
-    def _overlaps(self, batch: Batch) -> bool:
-        return parse_time(batch.min_time) < self._until and parse_time(batch.max_time) >= self._since
+def _overlaps(request: Request, batch: Batch) -> bool:
+    return parse_time(batch.min_time) < request.until and parse_time(batch.max_time) >= request.since
 
 
-def _alone(piece: Piece) -> tuple[Part, tuple[Piece, ...]]:
-    part = Part(piece.log, piece.sequence, piece.sequence + 1, piece.first_offset, piece.next_offset)
-    return part, (piece,)
+def _part(log: Log, pieces: Sequence[Piece]) -> Part:
+    first, last = pieces[0], pieces[-1]
+    return Part(log, first.sequence, last.sequence + 1, first.first_offset, last.next_offset, tuple(pieces))
 
 
-def _tabled(settings: Settings, store: Store, walk: _Walk) -> Iterator[tuple[Part, tuple[Piece, ...]]]:
-    """Yield ranges of statements that have no tables, each with its pieces."""
-    keys = (info.key for info in store.list(tables.TABLES))
-    tabled = [(files[0].first, files[0].end) for files in tables.whole_ranges(keys) if files[0].log == walk.log]
+def _without_tables(
+    log: Log, chosen: Iterable[tuple[int, Piece | None]], tables: Sequence[Sequence[TableFile]], most: int
+) -> Iterator[Part]:
+    """Yield ranges of at most so many statements that have no tables, and between which is no event."""
     held: list[Piece] = []
-
-    def whole() -> tuple[Part, tuple[Piece, ...]]:
-        first, last = held[0], held[-1]
-        made = tuple(held)
-        held.clear()
-        return Part(walk.log, first.sequence, last.sequence + 1, first.first_offset, last.next_offset), made
-
-    for piece in walk.pieces():
-        if any(first <= piece.sequence < end for first, end in tabled):
-            continue
-        if held:
-            between = range(held[-1].sequence + 1, piece.sequence)
-            joined = all(sequence in walk.empty for sequence in between)
-            covered = any(first < piece.sequence and end > held[-1].sequence for first, end in tabled)
-            full = piece.sequence - held[0].sequence >= settings.audit.piece_statements
-            if not joined or covered or full:
-                yield whole()
-        held.append(piece)
+    end = 0
+    for sequence, piece in chosen:
+        tabled = any(files[0].first <= sequence < files[0].end for files in tables)
+        if held and (tabled or sequence != end or sequence - held[0].sequence >= most):
+            yield _part(log, held)
+            held = []
+        if piece is not None and not tabled:
+            held.append(piece)
+        end = sequence + 1
     if held:
-        yield whole()
+        yield _part(log, held)
 
 
-def _look(store: Store, key: str) -> Object | str:
+def _status(store: Store, key: str) -> ObjectStatus | str:
     try:
-        status = store.status(key)
+        return store.status(key)
     except ObjectMissing as error:
         return f"{error}: it has expired, or is lost; {ADVICE}"
-    return Object(key, status.size, status.storage_class, status.archived, status.restored)
-
-
-def batch_runs(statement: Statement, indexes: Iterable[int]) -> Iterator[list[int]]:
-    """Yield the batches that are read at once, because they are adjacent in the segment."""
-    run: list[int] = []
-    size = 0
-    for index in indexes:
-        batch = statement.batches[index]
-        last = statement.batches[run[-1]] if run else None
-        if last is not None and (last.start + last.size != batch.start or size + batch.size > _RUN_BYTES):
-            yield run
-            run, size = [], 0
-        run.append(index)
-        size += batch.size
-    if run:
-        yield run
 
 
 def map_in_order(threads: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.backfill.copy import Progress, copy
+from tasks.backfill.copy import Progress, copy, restore
 from tasks.backfill.plan import Plan, Request, plan_backfill
-from tasks.backfill.restore import restore
 from tasks.drain.signals import stop_requested
 from tasks.settings import Settings
 

@@ -197,7 +197,7 @@ def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     return ends, untils
 
 
-def backfilled(scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
+def backfilled(_: Scene, log: Builder, store: Store, trust: Trust) -> object:
     """What a backfill reads."""
     request = backfill.Request(
         since=START, until=log.clock + timedelta(days=1), types=(), logs=(), target="folder", folder="x", late_days=None
@@ -205,9 +205,9 @@ def backfilled(scene: Scene, log: Builder, store: Store, trust: Trust) -> object
     problems: list[str] = []
     with ThreadPoolExecutor(1) as threads:
         holds = standing(store, ARCHIVE_ID, trust)(LOG)
-        walk = backfill._Walk(settings(scene), store, threads, request, LOG, problems, holds)
-        pieces = list(walk.pieces())
-    return [one.sequence for one in pieces], problems, sorted(walk.empty)
+        sequences = range(find_tip(store, LOG, holds).head.size)
+        chosen = list(backfill.choose_pieces(store, threads, request, LOG, sequences, problems, holds))
+    return [(sequence, piece is None) for sequence, piece in chosen], problems
 
 
 VERIFYING = [verify_expiry, verify_foreign, verify_plainly]

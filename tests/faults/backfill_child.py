@@ -17,11 +17,9 @@ from custody.errors import CustodyError
 from custody.store import folder, s3
 from tasks.backfill import copy as copying
 from tasks.backfill import plan as planning
-from tasks.backfill import restore as restoring
-from tasks.backfill.copy import copy
+from tasks.backfill import topic
+from tasks.backfill.copy import copy, restore
 from tasks.backfill.plan import Request, plan_backfill
-from tasks.backfill.restore import restore
-from tasks.backfill.targets import topic
 from tasks.settings import Settings
 from tests.faults.child import Plan, _Breaker
 
@@ -66,7 +64,7 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
     os.environ.update(environment)
     # One call after the other, so that the same number is the same call in every run.
     planning.PARALLEL = copying._AHEAD = 1
-    setattr(restoring, "PARALLEL", 1)  # noqa: B010 - a name that the module only imports
+    setattr(copying, "PARALLEL", 1)  # noqa: B010 - a name that the module only imports
     breaker = _Breaker(plan)
     breaker.wrap(Transport, "perform_request", "search")
     target = (str(request.folder),) if request.folder else ()

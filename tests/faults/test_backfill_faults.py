@@ -25,9 +25,8 @@ from custody.query.connect import connect
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.run import verify
-from tasks.backfill.copy import Progress, copy
+from tasks.backfill.copy import Progress, copy, restore
 from tasks.backfill.plan import Request, plan_backfill
-from tasks.backfill.restore import restore
 from tasks.search import bulk
 from tasks.search.client import Search
 from tasks.settings import SearchSettings, Settings

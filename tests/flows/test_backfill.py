@@ -85,7 +85,7 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     dry = backfill(**parameters, dry_run=True, return_state=True)
     assert dry.is_completed()
-    assert "Up to 25 events, in 5 reads of 5 segments" in str(dry.message)
+    assert "Up to 25 events in 5 segments" in str(dry.message)
     assert "Nothing was changed" in str(dry.message)
     assert not (tmp_path / "out").exists()
 

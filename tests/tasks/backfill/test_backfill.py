@@ -21,15 +21,12 @@ from custody.query import tables
 from custody.query.connect import connect
 from custody.store.open import open_store
 from custody.store.protocol import Capabilities, S3Options, Store
+from flows.summaries import plan_summary
 from tasks.audit.tables import check_tables, list_tables
 from tasks.backfill import copy as copying
-from tasks.backfill import restore as restoring
-from tasks.backfill.copy import Progress, copy
-from tasks.backfill.estimate import estimate
-from tasks.backfill.plan import Request, plan_backfill
-from tasks.backfill.restore import restore
-from tasks.backfill.targets.target import Part
-from tasks.backfill.targets.topic import _Positions
+from tasks.backfill.copy import Progress, copy, restore
+from tasks.backfill.plan import Part, Request, plan_backfill
+from tasks.backfill.topic import _Positions
 from tasks.roll.indices import roll_indices
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, RESTORED_AT, index_day, is_restored, restored_name
@@ -234,17 +231,17 @@ def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monk
     copy(given, plan)
     # Statements 4 (events 20 to 24: batches of 3 and 2) to 9 (45 to 49): of the first its second batch, of the last
     # its first one.
-    assert len(reads.ranges) == plan.reads == 6
+    assert len(reads.ranges) == 6
     assert sum(size or 0 for _, _, size in reads.ranges) == plan.size
     assert [start > 0 for _, start, _ in sorted(reads.ranges)].count(True) == 1
-    assert (plan.statements, plan.events, len(plan.objects)) == (15, 2 + 4 * 5 + 3, 6)
+    assert (plan.statements, plan.events, len(plan.segments)) == (15, 2 + 4 * 5 + 3, 6)
 
 
 def test_a_dry_run_changes_nothing(given: Settings, written: Growing, tmp_path: Path) -> None:
     """A plan says what would be read, and how long it takes, and neither archive nor target is touched."""
     before = state(written.folder)
     plan = plan_backfill(given, folder_of(tmp_path / "out"))
-    assert str(estimate(plan)) == "0 s to copy"
+    assert plan_summary(plan).endswith("Estimate: 0 s to copy.")
     assert state(written.folder) == before
     assert not (tmp_path / "out").exists()
 
@@ -318,7 +315,7 @@ def test_damage_stops_nothing_else(written: Growing, given: Settings, tmp_path: 
     broken = written.copy(tmp_path / "broken")
     given = given.model_copy(update={"archive": str(broken.folder)})
     plan = plan_backfill(given, folder_of(tmp_path / "out"))
-    damaged, lost = (broken.folder / plan.objects[place].key for place in (1, 2))
+    damaged, lost = (broken.folder / list(plan.segments)[index] for index in (1, 2))
     kept, data = lost.read_bytes(), damaged.read_bytes()
     damaged.chmod(0o600)
     damaged.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
@@ -473,7 +470,7 @@ def test_what_could_not_be_read_is_sent_later(written: Growing, kafka: KafkaServ
     topic = kafka.create_topic(kafka.unused_name("later"), 1)
     settings = in_kafka(Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}"), kafka)
     request = of_the_day(target="topic", topic=topic)
-    segment = Path(growing.folder, plan_backfill(settings, request).objects[2].key)
+    segment = Path(growing.folder, list(plan_backfill(settings, request).segments)[2])
     whole = segment.read_bytes()
     segment.chmod(0o644)
     segment.unlink()
@@ -532,9 +529,8 @@ def test_a_day_from_deep_archive(searched: Settings, deep: Deep) -> None:
     """A day is restored from DEEP_ARCHIVE, only what it needs, and every event is found in an empty Elasticsearch."""
     settings = searched.model_copy(update={"archive": deep.url, "s3": deep.options})
     plan = plan_backfill(settings, of_the_day())
-    assert (len(plan.archived), len(plan.objects), deep.restored(settings)) == (6, 6, 0)
-    asked = estimate(plan)
-    assert str(asked) == "up to 12 h for restores, then 0 s to copy"
+    assert (len(plan.archived), len(plan.segments), deep.restored(settings)) == (6, 6, 0)
+    assert plan_summary(plan).endswith("Estimate: up to 12 h for restores, then 0 s to copy.")
     with_problems = copy(settings, plan)
     assert (with_problems.created, len(with_problems.problems)) == (0, 6)
     assert restore(settings, plan) == 0
@@ -547,14 +543,14 @@ def test_a_day_from_deep_archive(searched: Settings, deep: Deep) -> None:
         document = found[document_id(LOG, offset)]
         del document["_index"], document[ORIGIN]
         assert document == json.loads(hourly(offset))
-    assert plan_backfill(settings, of_the_day()).archived == ()
+    assert plan_backfill(settings, of_the_day()).archived == {}
 
 
 def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path) -> None:
     """While copies are being made nothing waits and nothing is asked for again; the plan says how long they take."""
     settings = given.model_copy(update={"archive": deep.url, "s3": deep.options})
     plan = plan_backfill(settings, folder_of(tmp_path, tier="bulk"))
-    assert estimate(plan).restore_hours == 48
+    assert plan.restore_hours == 48
     asked: Counter[str] = Counter()
     store = open_store(settings.archive, settings.s3)
     under_way = set[str]()
@@ -573,12 +569,12 @@ def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path
             return replace(store.status(key), restored=False, restoring=key in under_way)
 
         def restore(self, key: str, *, days: int, tier: str) -> None:
-            assert (days, tier) == (restoring.RESTORE_DAYS, "bulk")
+            assert (days, tier) == (copying.RESTORE_DAYS, "bulk")
             asked[key] += 1
             under_way.add(key)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(restoring, "open_store", lambda *_: Slow())
+        patched.setattr(copying, "open_store", lambda *_: Slow())
         assert [restore(settings, plan) for _ in range(2)] == [6, 6]
     assert set(asked.values()) == {1}
 

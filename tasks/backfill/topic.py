@@ -24,7 +24,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.layout import Log, check_topic
-from tasks.backfill.targets.target import Content, Part, Target
+from tasks.backfill.plan import Part
+from tasks.backfill.targets import Content, Target
 from tasks.drain.committed_heads import METADATA_LIMIT
 from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error, patiently
 from tasks.search.bulk import Sent
