@@ -15,13 +15,14 @@ One batch and one read from Kafka are in memory at a time.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from heapq import merge
-from itertools import groupby
-from typing import Any
+from itertools import chain, groupby
+from operator import attrgetter
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive, read_batch
@@ -31,25 +32,17 @@ from custody.findings import Finding, finding, loss_digest
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.leaves import split
-from custody.format.manifest import Batch, Manifest, Range, Statement
+from custody.format.manifest import Manifest, Range, Statement
 from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.tlog.head import Head
+from tasks.drain import kafka
 from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.committed_heads import check_committed_head
-from tasks.drain.kafka import (
-    OFFSET_OUT_OF_RANGE,
-    PARTITION_EOF,
-    Broker,
-    Feed,
-    Position,
-    Received,
-    Topic,
-    map_error,
-)
+from tasks.drain.kafka import Broker, Feed, Position, Received, Topic, map_error
 from tasks.settings import Settings
 
 DIRECT = "direct"
@@ -86,7 +79,9 @@ def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]
                         yield from _went_back(broker, archive, trust, end)
                     changed = _change(broker, cluster, topics.get(end.log.topic), end)
                     if changed is None:
-                        yield from _compare(settings, broker, store, end)
+                        start = broker.bounds(end.log.topic, end.log.partition).start
+                        records = _records(settings, broker, end.log, start, end.newest.next_offset)
+                        yield from _differences(store, end.log, records, start, end.head.size, end.judge.stands)
                     elif is_newest:
                         yield changed
                 except (SourceError, StoreError) as error:
@@ -132,53 +127,39 @@ def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterato
         return
     expected = f"size {known.size}, root {known.root.hex()}"
     found = f"size {head.size}, root {head.root.hex()}"
-    where: dict[str, Any] = {"log": str(log), "expected": expected, "found": found}
-    where["sha256"] = loss_digest(log, expected, found)
+    differs = partial(finding, log=str(log), expected=expected, found=found, sha256=loss_digest(log, expected, found))
     if known.size > head.size:
         what = f"the log went back: {known.origin} has more statements than the log"
-        yield finding("head-rollback", what, sequence=head.size, through=known.size - 1, **where)
+        yield differs("head-rollback", what, sequence=head.size, through=known.size - 1)
     elif known.size == head.size and known.root != head.root:
         what = f"another history: {known.origin} has another root at this size"
-        yield finding("head-fork", what, sequence=head.size - 1, **where)
+        yield differs("head-fork", what, sequence=head.size - 1)
 
 
 def _change(broker: Broker, cluster: str, topic: Topic | None, end: _End) -> Finding | None:
     """Return how a partition differs from the one that a log was made from; None if it continues the log."""
     log, newest = end.log, end.newest
     archived = newest.log
-    where: dict[str, Any] = {"log": str(log), "sequence": newest.sequence}
+    changed = partial(finding, "topic-changed", log=str(log), sequence=newest.sequence)
     if archived.cluster != cluster:
         what = "the broker belongs to another cluster than the log"
-        return finding("topic-changed", what, expected=archived.cluster, found=cluster, **where)
+        return changed(what, expected=archived.cluster, found=cluster)
     if topic is None or log.partition >= topic.partitions:
-        what = "the broker no longer has the partition, or this client may not see it"
-        return finding("topic-changed", what, **where)
+        return changed("the broker no longer has the partition, or this client may not see it")
     if archived.topic_id != topic.id:
         what = "the topic was deleted and created again"
-        expected, found = f"topic id {archived.topic_id}", f"topic id {topic.id}"
-        return finding("topic-changed", what, expected=expected, found=found, **where)
+        return changed(what, expected=f"topic id {archived.topic_id}", found=f"topic id {topic.id}")
     bounds = broker.bounds(log.topic, log.partition)
     if bounds.end < newest.next_offset:
         what = "the partition ends before the log: it was truncated"
         expected, found = f"offset {newest.next_offset}", f"offset {bounds.end}"
-        return finding("topic-changed", what, offset=bounds.end, expected=expected, found=found, **where)
+        return changed(what, offset=bounds.end, expected=expected, found=found)
     last = newest.last_record
     if last is not None and last.offset >= bounds.start:
         problem = broker.disagreement(log.topic, log.partition, last)
         if problem is not None:
-            what = f"the partition was truncated and has grown again: {problem}"
-            return finding("topic-changed", what, offset=last.offset, **where)
+            return changed(f"the partition was truncated and has grown again: {problem}", offset=last.offset)
     return None
-
-
-def _compare(settings: Settings, broker: Broker, store: Store, end: _End) -> Iterator[Finding]:
-    """Compare each record that the broker has below the head with the archive."""
-    log, stop = end.log, end.newest.next_offset
-    start = broker.bounds(log.topic, log.partition).start
-    if start >= stop:
-        return
-    records = _records(settings, broker, log, start, stop)
-    yield from _differences(store, log, records, start, end.head.size, end.judge.stands)
 
 
 def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int) -> Iterator[Received]:
@@ -187,6 +168,8 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
     Raises:
         SourceError: the broker does not return them.
     """
+    if start >= stop:
+        return
     silent = 0
     where = {(log.topic, log.partition): Position(start)}
     with Feed(settings.kafka.librdkafka(), settings.kafka.group, where) as feed:
@@ -196,10 +179,10 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
             for message in received:
                 error = message.error()
                 if error is not None:
-                    if error.code() == PARTITION_EOF:
+                    if error.code() == kafka.PARTITION_EOF:
                         return
                     begin = broker.bounds(log.topic, log.partition).start
-                    if error.code() == OFFSET_OUT_OF_RANGE and start < begin:
+                    if error.code() == kafka.OFFSET_OUT_OF_RANGE and start < begin:
                         start = begin
                         feed.seek(log.topic, log.partition, Position(start))
                         continue
@@ -217,35 +200,72 @@ def _differences(
     store: Store, log: Log, records: Iterator[Record], start: int, size: int, holds: Holds[Manifest]
 ) -> Iterator[Finding]:
     """Yield differences between a log's records, given in order of offsets from `start` on, and the archive."""
-    record = next(records, None)
-    for sequence, manifest in manifests_from(store, log, _first(store, log, start, size, holds), size, holds):
-        statement = manifest.statement
-        missing = _Missing()
-        while record is not None and record.offset() < statement.first_offset:
-            missing.note(record.offset())
-            record = next(records, None)
-        yield from missing.findings(log, sequence)
-        archived, edited = _Archived(store, statement), _Edited()
-        while record is not None and record.offset() < statement.next_offset:
-            offset = record.offset()
-            if any(first <= offset < end for first, end in _around(statement.skipped, offset)):
-                what = "the broker has a committed record at an offset that the statement calls skipped"
-                key = layout.manifest_key(log, sequence)
-                yield finding("skipped-record", what, log=str(log), sequence=sequence, offset=offset, key=key)
-            elif (content := archived.at(offset)) is not None:
-                edited.compare(record, content, archived.key_of(content))
-            elif not archived.is_unknown(offset):
-                missing.note(offset)
-            record = next(records, None)
-        yield from edited.findings(log, sequence)
-        yield from missing.findings(log, sequence)
-        if record is None:
-            return
-    missing = _Missing()
-    while record is not None:
-        missing.note(record.offset())
-        record = next(records, None)
-    yield from missing.findings(log, size)
+    manifests = manifests_from(store, log, _first(store, log, start, size, holds), size, holds)
+    statements = chain(((sequence, _Archived(store, one.statement)) for sequence, one in manifests), [(size, None)])
+
+    def differing() -> Iterator[_Difference]:
+        sequence, archived = next(statements)
+        for record in records:
+            while archived is not None and record.offset() >= archived.statement.next_offset:
+                sequence, archived = next(statements)
+            if archived is None or record.offset() < archived.statement.first_offset:
+                yield _Difference(sequence, record.offset(), "offset-gap")
+            elif (difference := archived.difference(record)) is not None:
+                yield difference
+
+    for sequence, differences in groupby(differing(), key=attrgetter("sequence")):
+        yield from _findings(log, sequence, differences)
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """A difference between a record of the broker and the archive. If the record was edited: key and both digests."""
+
+    sequence: int
+    offset: int
+    finding: str
+    key: str = ""
+    expected: str = ""
+    found: str = ""
+
+
+def _findings(log: Log, sequence: int, differences: Iterable[_Difference]) -> Iterator[Finding]:
+    """Yield a statement's findings: one for each skipped record, one for all edited ones, one for all missing ones."""
+    firsts: dict[str, _Difference] = {}
+    counts: Counter[str] = Counter()
+    digest, last = sha256(), 0
+    for difference in differences:
+        offset, kind = difference.offset, difference.finding
+        if kind == "skipped-record":
+            what = "the broker has a committed record at an offset that the statement calls skipped"
+            key = layout.manifest_key(log, sequence)
+            yield finding("skipped-record", what, log=str(log), sequence=sequence, offset=offset, key=key)
+            continue
+        firsts.setdefault(kind, difference)
+        counts[kind] += 1
+        if kind == "record-edited":
+            digest.update(f"{offset}\n{difference.expected}\n{difference.found}\n".encode())
+        else:
+            last = offset
+    if edited := firsts.get("record-edited"):
+        what = "the broker's record at this offset differs from the archive's"
+        if edited.expected == edited.found:
+            what += ": the value is the same, but not the key, a header or the time"
+        yield finding(
+            "record-edited",
+            what,
+            log=str(log),
+            sequence=sequence,
+            offset=edited.offset,
+            key=edited.key,
+            expected=f"a value of SHA-256 {edited.expected}",
+            found=edited.found,
+            sha256=digest.hexdigest(),
+            count=counts["record-edited"],
+        )
+    if missing := firsts.get("offset-gap"):
+        what = f"no statement accounts for {counts['offset-gap']} records of the broker, up to offset {last}"
+        yield finding("offset-gap", what, log=str(log), sequence=sequence, offset=missing.offset)
 
 
 def _first(store: Store, log: Log, start: int, size: int, holds: Holds[Manifest]) -> int:
@@ -257,82 +277,10 @@ def _first(store: Store, log: Log, start: int, size: int, holds: Holds[Manifest]
         return 0
 
 
-def _around(ranges: Sequence[Range], offset: int) -> Sequence[Range]:
-    """Return the one range of many sorted ranges that may contain an offset, or none."""
+def _within(ranges: Sequence[Range], offset: int) -> bool:
+    """Return whether an offset is in one of many sorted ranges."""
     index = bisect_right(ranges, (offset, limits.INT_MAX))
-    return ranges[max(index - 1, 0) : index]
-
-
-@dataclass(slots=True)
-class _Missing:
-    """Records of the broker that the archive does not account for."""
-
-    count: int = 0
-    first: int = 0
-    last: int = 0
-
-    def note(self, offset: int) -> None:
-        """Count a record."""
-        self.first = self.first if self.count else offset
-        self.last = offset
-        self.count += 1
-
-    def findings(self, log: Log, sequence: int) -> Iterator[Finding]:
-        """Yield one finding if there are any, and reset the count."""
-        if self.count:
-            what = f"no statement accounts for {self.count} records of the broker, up to offset {self.last}"
-            yield finding("offset-gap", what, log=str(log), sequence=sequence, offset=self.first)
-        self.count = 0
-
-
-@dataclass(slots=True)
-class _Edited:
-    """Records of one statement that differ on the broker: how many, and the first of them."""
-
-    count: int = 0
-    offset: int = 0
-    key: str = ""
-    expected: str = ""
-    found: str = ""
-    digest: Any = field(default_factory=sha256)
-
-    def compare(self, record: Record, content: "_Content", key: str) -> None:
-        """Count a record if it is not the archived one."""
-        value = record.value()
-        if isinstance(content, bytes):
-            if value is not None and value.replace(b"\n", b" ") == content:
-                return
-            expected = _digest(content)
-        else:
-            if parse_quarantined(quarantine_line(record, value, "")) == content:
-                return
-            left_out = content.omitted.value if content.omitted else None
-            expected = left_out.sha256 if left_out else _digest(content.value)
-        found = _digest(value)
-        if not self.count:
-            self.offset, self.key, self.expected, self.found = record.offset(), key, expected, found
-        self.count += 1
-        self.digest.update(f"{record.offset()}\n{expected}\n{found}\n".encode())
-
-    def findings(self, log: Log, sequence: int) -> Iterator[Finding]:
-        """Yield one finding if there are any."""
-        if not self.count:
-            return
-        what = "the broker's record at this offset differs from the archive's"
-        if self.expected == self.found:
-            what += ": the value is the same, but not the key, a header or the time"
-        yield finding(
-            "record-edited",
-            what,
-            log=str(log),
-            sequence=sequence,
-            offset=self.offset,
-            key=self.key,
-            expected=f"a value of SHA-256 {self.expected}",
-            found=self.found,
-            sha256=self.digest.hexdigest(),
-            count=self.count,
-        )
+    return index > 0 and offset < ranges[index - 1][1]
 
 
 def _digest(value: bytes | None) -> str:
@@ -346,47 +294,56 @@ class _Archived:
     """The contents of a statement by offset, asked for in order. One batch and one quarantined record are in memory."""
 
     def __init__(self, store: Store, statement: Statement) -> None:
-        self._store, self._statement = store, statement
+        self.statement = statement
+        self._store = store
         self._unknown: list[Range] = [(part.from_, part.to) for part in statement.unreadable]
         self._contents = merge(self._events(), self._quarantined(), key=lambda item: item[0])
-        self._next: tuple[int, _Content] | None = next(self._contents, None)
+        self._next: tuple[int, _Content] | None = (-1, b"")
 
-    def at(self, offset: int) -> _Content | None:
+    def difference(self, record: Record) -> _Difference | None:
+        """Return how a record of the statement's range differs; None if it does not, or if that is not known."""
+        statement, offset, value = self.statement, record.offset(), record.value()
+        if _within(statement.skipped, offset):
+            return _Difference(statement.sequence, offset, "skipped-record")
+        content = self._at(offset)
+        if content is None:
+            unknown = any(first <= offset < end for first, end in self._unknown)
+            return None if unknown else _Difference(statement.sequence, offset, "offset-gap")
+        if isinstance(content, bytes):
+            if value is not None and value.replace(b"\n", b" ") == content:
+                return None
+            key, expected = statement.segment.key if statement.segment else "", _digest(content)
+        else:
+            if parse_quarantined(quarantine_line(record, value, "")) == content:
+                return None
+            left_out = content.omitted.value if content.omitted else None
+            key = statement.quarantine.key if statement.quarantine else ""
+            expected = left_out.sha256 if left_out else _digest(content.value)
+        return _Difference(statement.sequence, offset, "record-edited", key, expected, _digest(value))
+
+    def _at(self, offset: int) -> _Content | None:
         """Return what is archived at an offset; None if nothing is, or if it cannot be read."""
         while self._next is not None and self._next[0] < offset:
             self._next = next(self._contents, None)
         return self._next[1] if self._next is not None and self._next[0] == offset else None
 
-    def is_unknown(self, offset: int) -> bool:
-        """Return whether it is not known what is archived at an offset that was asked for."""
-        return any(first <= offset < end for first, end in self._unknown)
-
-    def key_of(self, content: _Content) -> str:
-        """Return the key of the object that holds a content."""
-        statement = self._statement
-        ref = statement.segment if isinstance(content, bytes) else statement.quarantine
-        return ref.key if ref else ""
-
     def _events(self) -> Iterator[tuple[int, _Content]]:
-        segment = self._statement.segment
-        unlined = unlined_ranges(self._statement)
-        for batch in self._statement.batches:
+        key = self.statement.segment.key if self.statement.segment else ""
+        unlined = unlined_ranges(self.statement)
+        for batch in self.statement.batches:
             try:
-                lines = self._lines(segment.key if segment else "", batch)
+                lines = split(read_batch(self._store, key, batch)[0])
             except (StoreError, FormatError):
                 # The verification reports that it cannot be read, or differs from the statement.
                 self._unknown.append((batch.first_offset, batch.next_offset))
                 continue
             yield from zip(line_offsets(batch, unlined), lines, strict=False)
 
-    def _lines(self, key: str, batch: Batch) -> list[bytes]:
-        return split(read_batch(self._store, key, batch)[0])
-
     def _quarantined(self) -> Iterator[tuple[int, _Content]]:
-        ref = self._statement.quarantine
+        ref = self.statement.quarantine
         if ref is None:
             return
-        last = self._statement.first_offset - 1
+        last = self.statement.first_offset - 1
         try:
             pieces = read_pieces(self._store, ref.key, ref.size)
             for line in quarantine_lines(pieces, ref.size, ref.inflated):

@@ -21,7 +21,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from custody.archive.forms import statements_of
@@ -83,19 +82,19 @@ def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Itera
             yield Action("expire", store.url, "refused", why)
             return
         end_of_life = min(now, *clocks) - timedelta(days=days)
-        expired: dict[Log, _Expired] = {}
+        expired: dict[Log, _Log] = {}
         for log, tip in tips.items():
             work = _Log(store, log, tip, Judge(store, log, statements_of(log), file.id, trust), audit)
             try:
-                found = work.find(end_of_life, days)
-                if found.until > found.signed:
-                    action = _sign(settings, store, trust, work, found, days, now, dry_run=dry_run)
+                work.find(end_of_life, days)
+                if work.until > work.signed:
+                    action = _sign(settings, store, trust, work, days, now, dry_run=dry_run)
                     yield action
-                    if action.outcome in {"done", "planned"} and found.granted >= found.signed:
-                        found.granted = found.until
-                if found.granted:
-                    found.offset = work.first_offset(found.granted)
-                    expired[log] = found
+                    if action.outcome in {"done", "planned"} and work.granted >= work.signed:
+                        work.granted = work.until
+                if work.granted:
+                    work.find_offset()
+                    expired[log] = work
             except CustodyError as error:
                 yield _unknown(log, error)
         yield from _delete(store, expired, end_of_life, now, dry_run=dry_run)
@@ -115,27 +114,16 @@ def _other_clocks(store: Store, tips: Mapping[Log, Tip[Manifest]], audit: Audit 
     return [*clocks, parse_time(audit.sealed_at)] if clocks and audit else clocks
 
 
-@dataclass(slots=True)
-class _Expired:
-    """How far a log has expired.
+class _Log:
+    """How far a log has expired, read as far as that needs.
 
     Attributes:
         until: statements before this sequence are old enough.
         signed: the sequence after the last one that a statement calls expired.
         granted: statements before this sequence are old enough and called expired, so their objects may be deleted.
         keys: sequences and keys of objects of old statements that no audit has found granted yet.
-        offset: first offset of the first statement that has not expired.
+        offset: first offset of the first statement whose objects may not be deleted.
     """
-
-    until: int = 0
-    signed: int = 0
-    granted: int = 0
-    keys: list[tuple[int, str]] = field(default_factory=list)
-    offset: int = 0
-
-
-class _Log:
-    """One log, read as far as the decision on deletions needs."""
 
     def __init__(self, store: Store, log: Log, tip: Tip[Manifest], judge: Judge, audit: Audit | None) -> None:
         self.log, self.tip, self.known = log, tip, list[KnownHead]()
@@ -147,9 +135,12 @@ class _Log:
             self.known.append(KnownHead(head.size, bytes.fromhex(head.root), f"audit {audit.sequence}"))
         if marks:
             self._granted = min(marks.expired, self._size)
+        self.until = self.signed = self.granted = self._granted
+        self.keys: list[tuple[int, str]] = []
+        self.offset = 0
 
-    def find(self, end_of_life: datetime, days: int) -> _Expired:
-        """Return how far the log has expired.
+    def find(self, end_of_life: datetime, days: int) -> None:
+        """Find how far the log has expired.
 
         Args:
             end_of_life: statements sealed up to this time are old enough.
@@ -160,27 +151,22 @@ class _Log:
             KeyUnavailable: its signature cannot be checked now.
             StoreError: the archive does not answer.
         """
-        found = _Expired(signed=self._granted)
         moment = end_of_life + timedelta(microseconds=1)
         kept = sealed_from(self._store, self.log, self._granted, moment, self._judge.holds)
         if kept < self._granted:
             # The retention was made longer: objects that may go only under the shorter one are kept.
-            found.until = found.granted = kept
-            return found
-        latest = self._walk(found, end_of_life)
-        expiries = self._expiries() if found.until > self._granted else []
-        found.signed = max([found.signed, *(end for _, end, _ in expiries)])
-        found.granted = self._granted
-        for first, end, sealed_at in expiries:
-            if first <= found.granted < end <= found.until:
+            self.until = self.granted = kept
+            return
+        latest = self._walk(end_of_life)
+        for first, end, sealed_at in self._expiries() if self.until > self._granted else ():
+            self.signed = max(self.signed, end)
+            if first <= self.granted < end <= self.until:
                 up_to_there = [moment for until, moment in latest.items() if until <= end]
                 if all(moment <= sealed_at - timedelta(days=days) for moment in up_to_there[-1:]):
-                    found.granted = end
-        return found
+                    self.granted = end
 
-    def _walk(self, found: _Expired, end_of_life: datetime) -> dict[int, datetime]:
+    def _walk(self, end_of_life: datetime) -> dict[int, datetime]:
         """Walk the statements while they are old enough, and return the latest sealing time up to each."""
-        found.until = self._granted
         latest: dict[int, datetime] = {}
         last: datetime | None = None
         for sequence, statement in self._statements(self._granted):
@@ -188,9 +174,9 @@ class _Log:
             last = sealed_at if last is None else max(last, sealed_at)
             if last > end_of_life:
                 break
-            found.until = sequence + 1
-            latest[found.until] = last
-            found.keys += [(sequence, ref.key) for ref in (statement.segment, statement.quarantine) if ref]
+            self.until = sequence + 1
+            latest[self.until] = last
+            self.keys += [(sequence, ref.key) for ref in (statement.segment, statement.quarantine) if ref]
         return latest
 
     def _expiries(self) -> list[tuple[int, int, datetime]]:
@@ -205,17 +191,13 @@ class _Log:
             if statement.expired
         ]
 
-    def first_offset(self, sequence: int) -> int:
-        """Return the first offset of a statement; the log's end if there is no such statement."""
-        for _, statement in self._statements(sequence):
-            return statement.first_offset
-        return self.tip.newest.statement.next_offset if self.tip.newest else 0
-
-    def newest(self) -> Manifest:
-        """Return the newest manifest, which has the log's identity."""
-        if self.tip.newest is None:
-            raise FormatError(f"{self.log} has no statement")
-        return self.tip.newest
+    def find_offset(self) -> None:
+        """Find the first offset of the first statement whose objects may not be deleted; else the log's end."""
+        kept = next((statement for _, statement in self._statements(self.granted)), None)
+        if kept is not None:
+            self.offset = kept.first_offset
+        elif self.tip.newest is not None:
+            self.offset = self.tip.newest.statement.next_offset
 
     def _statements(self, first: int) -> Iterator[tuple[int, Statement]]:
         """Yield the log's statements from a sequence on, if they are signed. Slots that were passed over are skipped.
@@ -266,33 +248,20 @@ class _Log:
 
 
 def _sign(
-    settings: Settings,
-    store: Store,
-    trust: Trust,
-    work: _Log,
-    found: _Expired,
-    days: int,
-    now: datetime,
-    *,
-    dry_run: bool,
+    settings: Settings, store: Store, trust: Trust, work: _Log, days: int, now: datetime, *, dry_run: bool
 ) -> Action:
     """Sign that statements which are old enough have expired, if that is not signed yet."""
-    target = f"{work.log}, statements {found.signed} to {found.until - 1}"
-    if dry_run:
+    target = f"{work.log}, statements {work.signed} to {work.until - 1}"
+    if dry_run or work.tip.newest is None:
         return Action("expire", target, "planned")
+    newest = work.tip.newest.statement
     try:
-        newest, signers = work.newest().statement, settings.signers(now)
-        writer = LogWriter(
-            store,
-            newest.archive,
-            newest.log,
-            signer=signers.hmac(),
-            trust=trust,
-            writer=writer_name(),
-        )
+        signers = settings.signers(now)
+        name = writer_name()
+        writer = LogWriter(store, newest.archive, newest.log, signer=signers.hmac(), trust=trust, writer=name)
         writer.open(work.known)
         offset = writer.next_offset or 0
-        writer.append(Entry(first_offset=offset, next_offset=offset, expired=(found.signed, found.until)))
+        writer.append(Entry(first_offset=offset, next_offset=offset, expired=(work.signed, work.until)))
         # With public keys only, an expiry counts if a checkpoint covers it.
         put_checkpoint(store, newest.archive, work.log, writer.tip.head, signers.ed25519(), writer.judge)
     except CustodyError as error:
@@ -301,7 +270,7 @@ def _sign(
 
 
 def _delete(
-    store: Store, expired: Mapping[Log, _Expired], end_of_life: datetime, now: datetime, *, dry_run: bool
+    store: Store, expired: Mapping[Log, _Log], end_of_life: datetime, now: datetime, *, dry_run: bool
 ) -> Iterator[Action]:
     """Delete the objects of expired statements, and the tables made of them."""
     for log, key in _expired_keys(store, expired, end_of_life):
@@ -323,7 +292,7 @@ def _delete(
             yield Action("delete", key, "done", f"expired, as stated in {log}")
 
 
-def _expired_keys(store: Store, expired: Mapping[Log, _Expired], end_of_life: datetime) -> Iterator[tuple[Log, str]]:
+def _expired_keys(store: Store, expired: Mapping[Log, _Log], end_of_life: datetime) -> Iterator[tuple[Log, str]]:
     """Yield the keys that may be deleted: listed ones, and those in statements that name a much later day."""
     if not expired:
         return

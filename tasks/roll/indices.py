@@ -1,10 +1,10 @@
 """Rolls the daily indices: creates tomorrow's, makes old ones read-only and merges them, and deletes the oldest.
 
-`tasks.roll.retention` decides what may be deleted. If the cluster has ILM, its policy does everything that depends only
-on age, and only deletions are done here. Otherwise all of it is done here.
+`tasks.roll.retention` decides what may be deleted. The cluster's ILM is not used. It makes an index read-only once,
+while late events open indices again, and its API needs a privilege of its own.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -25,18 +25,10 @@ from tasks.settings import Settings
 SETTLED_DAYS = 2
 """A day's index becomes read-only this many days after the day. Late events open it again until the next roll."""
 WARM_DAYS = 7
-_BY_ILM = (
-    "the cluster's ILM makes old indices read-only, merges them and moves them to warm nodes;"
-    " the roll makes reopened indices read-only again, and deletes old ones"
-)
-_ALL = "the roll makes old indices read-only, merges them, moves them to warm nodes and deletes them"
-_BY_ROLL = f"the cluster has no ILM: {_ALL}"
-_NOT_ALLOWED = f"the API key may not use the cluster's ILM (the privilege manage_ilm): {_ALL}"
 _HOT, _WARM = frozenset({"data_hot", "data_content"}), frozenset({"data_warm", "data"})
 """Node roles of the tier; plain `data` belongs to all tiers."""
 _ON_WARM_NODES = "data_warm,data_hot,data_content"
 _WARM_WHY = "Elasticsearch now moves its shards to warm nodes"
-_UNKNOWN_ADDRESS = frozenset({400, 405, 410})
 
 
 def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
@@ -71,10 +63,6 @@ class _Roll:
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         daily = {name: day for name, day in days.items() if day is not None}
-        without = self._without_ilm()
-        policy = self._set_policy(daily) if without is None else self._policy_action(without)
-        by_policy = without is None and policy.outcome != "failed"
-        yield policy
         retention.lost = self._find_lost()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in daily:
@@ -84,7 +72,7 @@ class _Roll:
             if day < oldest:
                 yield retention.delete(name, f"{(self._now.date() - day).days} days old")
             elif (today - day).days > SETTLED_DAYS:
-                yield from self._age(name, day, today, by_policy=by_policy)
+                yield from self._age(name, day, today)
         yield from retention.end_restored(made)
         for name, end in (
             (out_of_range_name(self._search.prefix), retention.end_out_of_range),
@@ -95,27 +83,7 @@ class _Roll:
             elif name in made:
                 yield from end(name, oldest)
 
-    def _policy_action(self, why: str) -> Action:
-        return Action("policy", self._search.prefix, "planned" if self._dry else "done", why)
-
     # --- the present state
-
-    def _without_ilm(self) -> str | None:
-        """Return why the roll does everything itself; None if the cluster has ILM."""
-        with self._search.errors("checking for ILM"):
-            try:
-                self._search.client.perform_request(
-                    "GET", f"/_ilm/policy/{self._search.prefix}", headers={"accept": "application/json"}
-                )
-            except ApiError as error:
-                # With ILM, 404 means that the policy does not exist yet. A server without ILM answers otherwise.
-                if error.status_code in _UNKNOWN_ADDRESS:
-                    return _BY_ROLL
-                if error.status_code == 403:
-                    return _NOT_ALLOWED
-                if error.status_code != 404:
-                    raise
-        return None
 
     def _find_lost(self) -> frozenset[str]:
         """Return the indices with an unassigned shard. Some calls would wait a minute for it, others ignore it."""
@@ -138,34 +106,6 @@ class _Roll:
 
     # --- actions by age
 
-    def _set_policy(self, daily: Iterable[str]) -> Action:
-        action = act("policy", self._search.prefix, partial(self._put_policy, daily), dry_run=self._dry)
-        if action.outcome == "failed":
-            return Action("policy", action.target, "failed", f"{action.why}; {_ALL}")
-        return self._policy_action(_BY_ILM)
-
-    def _put_policy(self, daily: Iterable[str]) -> None:
-        name = "index.lifecycle.name"
-        phases = {
-            "hot": {"actions": {}},
-            "warm": {
-                # ILM counts from an index's creation, which is up to a day before its day begins.
-                "min_age": f"{SETTLED_DAYS + 2}d",
-                "actions": {"readonly": {}, "forcemerge": {"max_num_segments": 1}},
-            },
-        }
-        with self._search.errors("setting its ILM policy"):
-            self._search.client.ilm.put_lifecycle(name=self._search.prefix, policy={"phases": phases})
-            present = self._search.client.indices.get_settings(
-                index=f"{self._search.prefix}-*", name=name, flat_settings=True
-            ).body
-            # One by one: a pattern could match other people's indices.
-            for index in sorted(daily):
-                if present.get(index, {}).get("settings", {}).get(name) != self._search.prefix:
-                    self._search.client.options(ignore_status=404).indices.put_settings(
-                        index=index, settings={name: self._search.prefix}
-                    )
-
     def _create(self, name: str) -> None:
         with self._search.errors(f"creating {name}"):
             try:
@@ -174,7 +114,7 @@ class _Roll:
                 if error.error != "resource_already_exists_exception":
                     raise
 
-    def _age(self, name: str, day: date, today: date, *, by_policy: bool) -> Iterator[Action]:
+    def _age(self, name: str, day: date, today: date) -> Iterator[Action]:
         with self._search.errors(f"reading the settings of {name}"):
             answer = self._search.client.indices.get_settings(index=name, flat_settings=True, ignore_unavailable=True)
             if name not in answer:
@@ -182,10 +122,7 @@ class _Roll:
                 return
             present = answer[name]["settings"]
         if present.get("index.blocks.write") != "true":
-            # Also with ILM, which does this only once: a late event may have opened the index again.
             yield act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}), dry_run=self._dry)
-        if by_policy:
-            return
         if name in self._retention.lost:
             yield Action("merge", name, "refused", LOST)
             return
@@ -196,8 +133,8 @@ class _Roll:
             yield act("merge", name, lambda: self._merge(name), dry_run=self._dry)
         setting = f"index.{TIER}"
         if (today - day).days > WARM_DAYS and present.get(setting) != _ON_WARM_NODES and self._has_warm_nodes():
-            moved = act("warm", name, lambda: self._put(name, {setting: _ON_WARM_NODES}), dry_run=self._dry)
-            yield Action(moved.what, name, moved.outcome, moved.why or _WARM_WHY)
+            move = partial(self._put, name, {setting: _ON_WARM_NODES})
+            yield act("warm", name, move, _WARM_WHY, dry_run=self._dry)
 
     def _put(self, name: str, changed: dict[str, Any]) -> None:
         with self._search.errors(f"changing the settings of {name}"):

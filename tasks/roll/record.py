@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from custody.archive.reader import (
-    Tip,
-)
+from custody.archive.reader import Tip
 from custody.archive.trusted import find_trusted_audits, read_trusted_archive
 from custody.archive.writer import append_audit, writer_name
 from custody.errors import SearchError
@@ -24,7 +22,7 @@ from tasks.settings import Settings
 RECORDED = 100
 """Actions that a roll's audit lists; its counts are of all actions."""
 
-What = Literal["create", "read-only", "merge", "warm", "delete", "policy", "rules", "expire", "step", "record"]
+What = Literal["create", "read-only", "merge", "warm", "delete", "rules", "expire", "step", "record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +42,15 @@ class Action:
     why: str = ""
 
 
-def act(what: What, target: str, do: Callable[[], object], *, dry_run: bool) -> Action:
+def act(what: What, target: str, do: Callable[[], object], why: str = "", *, dry_run: bool) -> Action:
     """Do something in Elasticsearch, unless it is a dry run, and return the action with its outcome."""
     if dry_run:
-        return Action(what, target, "planned")
+        return Action(what, target, "planned", why)
     try:
         do()
     except SearchError as error:
         return Action(what, target, "failed", str(error))
-    return Action(what, target, "done")
+    return Action(what, target, "done", why)
 
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:

@@ -14,13 +14,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from typing import Any
 
-from custody.archive.reader import (
-    at_or_behind,
-    find_statement,
-    find_tip,
-    list_logs,
-    sealed_from,
-)
+from custody.archive.reader import at_or_behind, find_statement, find_tip, list_logs, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import CustodyError
 from custody.format.layout import Log
@@ -55,8 +49,8 @@ class Retention:
             why = f"{UNKNOWN}: {error}"
         if why is not None:
             return Action("delete", name, "refused", why)
-        done = act("delete", name, lambda: self._delete_index(name), dry_run=self._dry)
-        return Action(done.what, name, done.outcome, done.why or f"{age}, and all its events verified")
+        verified = f"{age}, and all its events verified"
+        return act("delete", name, lambda: self._delete_index(name), verified, dry_run=self._dry)
 
     def end_restored(self, made: Mapping[str, datetime]) -> Iterator[Action]:
         """Delete days that a backfill restored long enough ago.
@@ -127,9 +121,8 @@ class Retention:
                 yield Action("delete", target, "refused", why)
                 continue
             delete = partial(delete_documents, self._search, name, below(log, end))
-            done = act("delete", target, delete, dry_run=self._dry)
-            why = f"{many:,} documents, sealed before {oldest}; all events up to there are verified"
-            yield Action(done.what, target, done.outcome, done.why or why)
+            verified = f"{many:,} documents, sealed before {oldest}; all events up to there are verified"
+            yield act("delete", target, delete, verified, dry_run=self._dry)
 
     def _sealed_end(self, log: Log, size: int, moment: datetime) -> int:
         """Return the first offset of the statements that were sealed at a moment or later."""

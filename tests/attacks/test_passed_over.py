@@ -182,7 +182,8 @@ def expiring(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
         return None
     judged = Judge(store, LOG, statements_of(LOG), ARCHIVE_ID, trust)
     work = expire._Log(store, LOG, find_trusted_tip(store, LOG, ARCHIVE_ID, trust), judged, None)
-    return work.find(log.clock - timedelta(seconds=25), 1)
+    work.find(log.clock - timedelta(seconds=25), 1)
+    return work.until, work.signed, work.granted, work.keys
 
 
 def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:

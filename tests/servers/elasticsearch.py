@@ -1,6 +1,6 @@
 """Start a real Elasticsearch: one node from Maven's artifact, on loopback, on free ports, in a folder of its own.
 
-The artifact is the server without most of its modules (no `GET /`; of ILM only what parses a policy): templates, bulk,
+The artifact is the server without most of its modules (no `GET /`, no ILM): templates, bulk,
 strict mappings, aliases, aggregations and data tiers are the real thing. `CUSTODY_TEST_ELASTICSEARCH` names another
 version: 8.19.21 runs on Java 17, 9.x needs 21. Elasticsearch refuses to run as root; root's tests run it as nobody.
 
@@ -235,31 +235,6 @@ class ElasticsearchServer:
                 return True
         except (OSError, urllib.error.URLError):
             return False
-
-
-def parse_policies(*bodies: str) -> list[str]:
-    """Return what Elasticsearch's own code makes of ILM policies, the bodies of their PUTs: `taken`, or `refused: why`.
-
-    The artifact has the code that parses and validates policies, though not the module that carries them out.
-
-    Raises:
-        ElasticsearchUnavailableError: this machine lacks a JDK or Maven, or cannot fetch it.
-    """
-    java, home = find_java_home(), fetch()
-    if not (java / "bin" / "javac").exists():
-        raise ElasticsearchUnavailableError(f"no JDK: {java} has no compiler, and cannot run what parses policies")
-    program = Path(__file__).with_name("ParsePolicy.java")
-    classes = f"{home}/lib/*:{home}/modules/x-pack-core/*"
-    done = subprocess.run(
-        [java / "bin" / "java", _QUICK, f"-Des.path.home={home}", "-cp", classes, program, *bodies],
-        capture_output=True,
-        text=True,
-        timeout=_START_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{program.name} failed; its output ends:\n{done.stderr[-3000:]}")
-    return done.stdout.splitlines()
 
 
 @functools.cache

@@ -22,14 +22,7 @@ from custody.tlog import merkle
 from tasks.audit.coverage import Coverage
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
-from tasks.roll.indices import (
-    _ALL,
-    _BY_ILM,
-    _BY_ROLL,
-    _NOT_ALLOWED,
-    SETTLED_DAYS,
-    roll_indices,
-)
+from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action
 from tasks.roll.run import roll_all, take_step
 from tasks.search.client import Search
@@ -41,9 +34,8 @@ from tests.helpers.reading import anything
 from tests.helpers.roll import LATER, NOW, roll
 from tests.helpers.sample import Growing
 from tests.helpers.search import daily_indices, delete_indices, now_event
-from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError, parse_policies
+from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.proxy import Fault, FaultyProxy
-from tests.servers.require import unavailable
 
 
 @pytest.fixture
@@ -80,19 +72,14 @@ def search(given: Settings) -> Iterator[Search]:
     opened.close()
 
 
-def told(given: Settings) -> Action:
-    """What a roll says of who does hot and warm, where the cluster has no ILM."""
-    return Action("policy", given.search.prefix, "done", _BY_ROLL)
-
-
 def test_tomorrow(given: Settings, search: Search) -> None:
     """Tomorrow's index is there ahead of time, behind the alias and with the mapping; once."""
     tomorrow = index_name(given.search.prefix, (NOW + timedelta(days=1)).date())
-    assert roll(given) == [told(given), Action("create", tomorrow, "done")]
+    assert roll(given) == [Action("create", tomorrow, "done")]
     found = search.client.indices.get(index=tomorrow)[tomorrow]
     assert given.search.prefix in found["aliases"]
     assert found["mappings"]["properties"]["client_ip"]["type"] == "ip"
-    assert roll(given) == [told(given)]
+    assert roll(given) == []
 
 
 def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, search: Search) -> None:
@@ -121,10 +108,7 @@ def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> Non
     growing.append(1, now_event)
     (result,) = index_logs(given)
     assert (result.created, result.rejected, result.problem) == (5, 0, None)
-    assert [one.what for one in roll(given, NOW + timedelta(days=4)) if one.outcome == "done"][:2] == [
-        "policy",
-        "read-only",
-    ]
+    assert [one.what for one in roll(given, NOW + timedelta(days=4)) if one.outcome == "done"][:1] == ["read-only"]
 
 
 def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Search) -> None:
@@ -464,104 +448,6 @@ def test_dry_run(given: Settings, search: Search) -> None:
     assert {one.outcome for one in actions} == {"planned"}
     assert {one.what for one in actions} >= {"create", "read-only"}
     assert search.client.indices.get_settings(index=f"{search.prefix}*").body == before
-
-
-class WithIlm(FaultyProxy):
-    """An Elasticsearch that has ILM, as far as the roll asks.
-
-    A fake, for the real one is not to be had: the artifact that tests run lacks the module, and Maven Central has it
-    for no version of ours. That the real one takes the policy is tested; what it does by it is not.
-    """
-
-    def __init__(self, upstream: str, *, get: int | None = None, put: int = 200) -> None:
-        super().__init__(upstream)
-        self.policies: dict[str, dict[str, Any]] = {}
-        self.followed: list[str] = []
-        self.get, self.put = get, put
-
-    def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        path = request.path.partition("?")[0]
-        answer = b'{"acknowledged":true}'
-        headers = [
-            ("X-elastic-product", "Elasticsearch"),
-            ("Content-Type", "application/vnd.elasticsearch+json;compatible-with=8"),
-            ("Content-Length", str(len(answer))),
-        ]
-        if path.startswith("/_ilm/policy/"):
-            name = path.rpartition("/")[2]
-            if request.command == "PUT":
-                self.policies[name] = json.loads(body)
-                return self.put, headers, answer
-            return self.get or (200 if name in self.policies else 404), headers, answer
-        if path.endswith("/_settings") and b"index.lifecycle.name" in body:
-            self.followed.append(path.split("/")[1])
-            return 200, headers, answer
-        return super()._ask(request, body)
-
-
-def test_where_there_is_ilm(growing: Growing, given: Settings, search: Search) -> None:
-    """Where the cluster has ILM its policy makes indices read-only and merges them; deleting stays with the roll.
-
-    What a late event opened is closed by the roll, for ILM does so once. The roll says which does what, and lets
-    others' indices alone, however they are called.
-    """
-    before = daily_indices(search)
-    search.client.indices.create(index=f"{search.prefix}-others-2026.01.01", settings={"number_of_replicas": 0})
-    with WithIlm(str(given.search.url)) as proxy:
-        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
-        first = list(roll_indices(through, NOW + timedelta(days=4)))
-        assert first[0] == Action("policy", given.search.prefix, "done", _BY_ILM)
-        # What no ILM has closed, or what a late event opened behind its back, is closed; merging is left to it.
-        assert {one.what for one in first} == {"policy", "create", "read-only"}
-        assert {one.target for one in first if one.what == "read-only"} == before
-        growing.append(1, now_event)
-        index_logs(given)
-        again = list(roll_indices(through, NOW + timedelta(days=4)))
-        assert [one.what for one in again] == ["policy", "read-only"]
-        phases = proxy.policies[given.search.prefix]["policy"]["phases"]
-        assert set(phases) == {"hot", "warm"}
-        assert set(phases["warm"]["actions"]) == {"readonly", "forcemerge"}
-        # Counted from when an index was made, up to a day before its own.
-        assert phases["warm"]["min_age"] == f"{SETTLED_DAYS + 2}d"
-        assert set(proxy.followed) == daily_indices(search)
-        later = list(roll_indices(through, LATER))
-        assert {one.target for one in later if one.outcome == "refused"} == before
-    assert before <= daily_indices(search)
-
-
-def test_the_policy_is_one(given: Settings) -> None:
-    """Elasticsearch's own code, which parses and validates policies, takes the one that the roll sets."""
-    with WithIlm(str(given.search.url)) as proxy:
-        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
-        list(roll_indices(through, NOW))
-    policy = json.dumps(proxy.policies[given.search.prefix])
-    bad = policy.replace('"hot": {"actions": {}}', '"hot": {"actions": {"readonly": {}}}')
-    assert bad != policy
-    try:
-        ours, others = parse_policies(policy, bad)
-    except ElasticsearchUnavailableError as error:
-        unavailable(str(error))
-    assert ours == "taken"
-    assert "[readonly] action(s) may not be used in the [hot] phase" in others
-
-
-@pytest.mark.parametrize(
-    ("get", "put", "outcome", "why"),
-    [(403, 200, "done", _NOT_ALLOWED), (400, 200, "done", _BY_ROLL), (None, 403, "failed", _ALL)],
-)
-def test_where_ilm_is_not_to_be_used(
-    given: Settings, search: Search, get: int | None, put: int, outcome: str, why: str
-) -> None:
-    """Where the cluster's ILM takes no policy from this key, or there is none, the roll does all of it, and says so."""
-    for _ in range(2):
-        search.client.index(index=max(daily_indices(search)), document={}, refresh=True)
-    with WithIlm(str(given.search.url), get=get, put=put) as proxy:
-        through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})
-        policy, *others = roll_indices(through, NOW + timedelta(days=4))
-    assert (policy.what, policy.outcome) == ("policy", outcome)
-    assert policy.why.endswith(why)
-    assert "merge" in {one.what for one in others}
-    assert not proxy.followed
 
 
 @pytest.mark.parametrize("fault", [Fault("reset", effect=True), Fault("503", effect=False)], ids=str)
