@@ -28,9 +28,7 @@ from custody.archive.forms import form_of
 from custody.archive.reader import Tip
 from custody.archive.trusted import Judge
 from custody.archive.writer import append_audit, put_checkpoint, writer_name
-from custody.errors import (
-    Fenced,
-)
+from custody.errors import Fenced
 from custody.findings import Severity
 from custody.format import audit, layout
 from custody.format.audit import Audit, Covered, ObjectRef, SignedAudit, Verdict
@@ -41,11 +39,10 @@ from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
-from tasks.audit.kept_report import keep_report
-from tasks.audit.newest import find_audits
-from tasks.audit.objects import log_named, put_lines, refer_to
+from tasks.audit.objects import keep_report, log_named, put_lines, refer_to
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Piece, Plan
+from tasks.audit.signed import find_audits
 from tasks.settings import Settings
 
 TAKEN_OVER = "pieces_taken_over"

@@ -11,12 +11,7 @@ import msgspec
 
 from custody.archive import signed_notes
 from custody.archive.trusted import standing
-from custody.errors import (
-    CustodyError,
-    FormatError,
-    ObjectMissing,
-    SignatureInvalid,
-)
+from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format.audit import ObjectRef
 from custody.format.envelope import Signer
 from custody.format.times import check_time, format_time
@@ -92,7 +87,10 @@ def verify_pieces(
                 done = _verify_piece(settings, store, trust, signers, plan, piece, clock)
                 # A result that is too large for a note is read again by the next run.
                 with suppress(FormatError):
-                    _keep(store, _result_key(plan, piece), signed_notes.seal(done, PIECE_FORMAT, signers))
+                    sealed = signed_notes.seal(done, PIECE_FORMAT, signers)
+                    # If it cannot be stored, the next run reads the piece again.
+                    with suppress(CustodyError):
+                        store.create(_result_key(plan, piece), sealed)
             yield done
 
 
@@ -157,14 +155,6 @@ def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: date
     same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
     # Objects may have been changed since they were read.
     return result if same and timedelta(0) <= age < _PIECE_AGE else None
-
-
-def _keep(store: Store, key: str, data: bytes) -> None:
-    """Store a piece's result. If that fails, the next run only has to read the piece again."""
-    try:
-        store.create(key, data)
-    except CustodyError:
-        return
 
 
 def _result_key(plan: Plan, piece: Piece) -> str:

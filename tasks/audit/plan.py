@@ -13,9 +13,7 @@ import msgspec
 
 from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, sealed_from
 from custody.archive.trusted import read_trusted_archive, standing
-from custody.errors import (
-    CustodyError,
-)
+from custody.errors import CustodyError
 from custody.format import layout
 from custody.format.audit import Audit, Marks, Read
 from custody.format.layout import Log
@@ -26,8 +24,8 @@ from custody.store.protocol import Store
 from custody.verify.report import Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
-from tasks.audit.newest import clean_audit, find_audits
 from tasks.audit.objects import log_named
+from tasks.audit.signed import clean_audit, find_audits
 from tasks.audit.tables import check_tables, list_tables
 from tasks.search.compare import compare_with_search
 from tasks.search.cursor_checks import check_cursors

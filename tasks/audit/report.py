@@ -11,7 +11,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbconvert import HTMLExporter
 
 from custody.errors import ConfigurationError, CustodyError
-from tasks.audit.kept_report import put_report
+from tasks.audit.objects import put_report
 from tasks.settings import Settings
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"

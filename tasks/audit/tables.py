@@ -9,7 +9,7 @@ rows. A table in no such list is a finding.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custody.archive import signed_notes
-from custody.archive.reader import Holds, at_or_behind, read_manifest
+from custody.archive.reader import Holds, at_or_behind
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing, SignatureInvalid
 from custody.findings import Finding, finding
@@ -198,7 +198,7 @@ def list_tables(store: Store) -> Listed:
 
 def check_tables(
     store: Store, listed: Listed, archive: str, log: Log, first: int, end: int, trust: Trust
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Compare the tables of the ranges that begin in a log's statements `[first, end)` with the archive.
 
     Bytes are compared with the lists that trusted keys signed, and rows with the manifests' counts. A table that cannot
@@ -214,79 +214,38 @@ def check_tables(
         trust: keys that may sign a list.
     """
     holds = standing(store, archive, trust)(log)
-    findings: list[Finding] = []
     unknown: list[Finding] = []
     for files in listed.ranges.get(log, ()):
         table = files[0]
         if not first <= table.first < end:
             continue
         where: dict[str, Any] = {"log": str(log), "sequence": table.first, "through": table.end - 1, "key": table.key}
-        lists = listed.lists.get((log, table.first, table.end), ())
-        listed_files, unread = _listed_files(store, archive, log, table.first, table.end, lists, trust)
-        problems: list[str] = []
-        for file in files:
-            try:
-                if file.key in listed_files:
-                    problems += _problems(store, file.key, listed_files[file.key])
-                elif unread is not None:
-                    raise unread
-                else:
-                    problems.append("the table is in no list signed by a trusted key")
-            except CustodyError as error:
-                # Without a sequence, so that it does not replace a piece's finding `unreadable` of these statements.
-                span = f"the tables of statements {table.first} to {table.end - 1}"
-                unknown.append(finding("unreadable", f"{span} cannot be checked: {error}", log=str(log), key=file.key))
-                break
-        else:
-            if not problems:
-                findings += _counted(store, log, files, listed_files, where, holds)
-        findings += (finding("tables", problem, **where) for problem in problems)
+        try:
+            refs, unread = _listed_files(store, listed, archive, table, trust)
+            wrong = False
+            for file in files:
+                problem = _problem(store, file.key, refs.get(file.key), unread)
+                if problem is not None:
+                    wrong = True
+                    yield finding("tables", problem, **where)
+            if not wrong:
+                yield from _counted(store, log, table, sum(refs[file.key].rows for file in files), where, holds)
+        except CustodyError as error:
+            # Without a sequence, so that it does not replace a piece's finding `unreadable` of these statements.
+            span = f"the tables of statements {table.first} to {table.end - 1}"
+            unknown.append(finding("unreadable", f"{span} cannot be checked: {error}", log=str(log), key=table.key))
     # If the store does not answer there is one for each range: report the first, with their number.
-    return [*findings, *(replace(first_unknown, count=len(unknown)) for first_unknown in unknown[:1])]
-
-
-def _counted(
-    store: Store,
-    log: Log,
-    files: Sequence[tables.TableFile],
-    listed: Mapping[str, TableRef],
-    where: Mapping[str, Any],
-    holds: Holds[Manifest],
-) -> Iterator[Finding]:
-    """Yield a finding if a range has the wrong number of rows."""
-    try:
-        expected = sum(_events(store, log, sequence, holds) for sequence in range(files[0].first, files[0].end))
-    except ObjectMissing:
-        # Queries would read this table instead of the real ones.
-        yield finding("tables", "the table is of statements that do not exist", **where)
-        return
-    except CustodyError:
-        # Problems with the statements are reported separately.
-        return
-    rows = sum(listed[file.key].rows for file in files)
-    if rows != expected:
-        what = "the tables and the statements have different numbers of events"
-        yield finding("tables", what, expected=f"{expected} events", found=f"{rows} rows", **where)
-
-
-def _events(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> int:
-    """Return how many events a statement has; 0 if a later one passes over its slot."""
-    try:
-        statement = read_manifest(store, log, sequence, holds).statement
-    except (ObjectMissing, FormatError):
-        # Raises the same error if the slot was not passed over.
-        at_or_behind(store, log, sequence, sequence + 1 + limits.PASSED_OVER, holds)
-        return 0
-    return sum(batch.events for batch in statement.batches)
+    if unknown:
+        yield replace(unknown[0], count=len(unknown))
 
 
 def _listed_files(
-    store: Store, archive: str, log: Log, first: int, end: int, keys: Iterable[str], trust: Trust
+    store: Store, listed: Listed, archive: str, table: tables.TableFile, trust: Trust
 ) -> tuple[Mapping[str, TableRef], CustodyError | None]:
     """Return the files of a range in signed lists, by key, and the error of a list that cannot be read now."""
-    files: dict[str, TableRef] = {}
+    refs: dict[str, TableRef] = {}
     unread: CustodyError | None = None
-    for key in keys:
+    for key in listed.lists.get((table.log, table.first, table.end), ()):
         try:
             made = signed_notes.read(store, key, TableList, LIST_FORMAT, trust)
         except (FormatError, ObjectMissing, SignatureInvalid):
@@ -295,19 +254,44 @@ def _listed_files(
         except CustodyError as error:
             unread = error
         else:
-            if (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end):
-                files |= {ref.key: ref for ref in made.files}
-    return files, unread
+            if (made.archive, made.log, made.first, made.end) == (archive, str(table.log), table.first, table.end):
+                refs |= {ref.key: ref for ref in made.files}
+    return refs, unread
 
 
-def _problems(store: Store, key: str, listed: TableRef) -> list[str]:
-    """Return what is wrong with a file; nothing if it is as it was signed.
+def _problem(store: Store, key: str, listed: TableRef | None, unread: CustodyError | None) -> str | None:
+    """Return what is wrong with a file; None if it is as it was signed.
 
     Raises:
-        StoreError: the file cannot be read now.
+        CustodyError: the file, or a list that may name it, cannot be read now.
     """
+    if listed is None:
+        if unread is not None:
+            raise unread
+        return "the table is in no list signed by a trusted key"
     try:
         digest = sha256(store.read(key, limit=_FILE_LIMIT)).hexdigest()
     except (FormatError, ObjectMissing) as error:
-        return [f"the table cannot be read: {error}"]
-    return [] if digest == listed.sha256 else ["the table's bytes differ from the signed digest"]
+        return f"the table cannot be read: {error}"
+    return None if digest == listed.sha256 else "the table's bytes differ from the signed digest"
+
+
+def _counted(
+    store: Store, log: Log, table: tables.TableFile, rows: int, where: Mapping[str, Any], holds: Holds[Manifest]
+) -> Iterator[Finding]:
+    """Yield a finding if a range has the wrong number of rows. Problems with its statements are reported separately."""
+    events = 0
+    try:
+        for sequence in range(table.first, table.end):
+            # A slot that a later statement passes over has no events.
+            number, manifest = at_or_behind(store, log, sequence, sequence + 1 + limits.PASSED_OVER, holds)
+            events += sum(batch.events for batch in manifest.statement.batches) if number == sequence else 0
+    except ObjectMissing:
+        # Queries would read this table instead of the real ones.
+        yield finding("tables", "the table is of statements that do not exist", **where)
+    except CustodyError:
+        return
+    else:
+        if rows != events:
+            what = "the tables and the statements have different numbers of events"
+            yield finding("tables", what, expected=f"{events} events", found=f"{rows} rows", **where)

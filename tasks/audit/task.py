@@ -26,27 +26,22 @@ def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
     return False
 
 
-@task(
-    name="survey",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=2,
-    retry_delay_seconds=30,
-    retry_condition_fn=may_pass,
-)
+_READING: Any = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 2,
+    "retry_delay_seconds": 30,
+    "retry_condition_fn": may_pass,
+}
+
+
+@task(name="survey", **_READING)
 def survey(request: Request) -> Plan:
     """Survey the archive, and plan the audit."""
     return plan_audit(Settings(), request, datetime.now(UTC))
 
 
-@task(
-    name="read-pieces",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=2,
-    retry_delay_seconds=30,
-    retry_condition_fn=may_pass,
-)
+@task(name="read-pieces", **_READING)
 def read_pieces(plan: Plan, pieces: Sequence[Piece]) -> list[PieceResult]:
     """Verify some pieces."""
     return list(verify_pieces(Settings(), plan, pieces))

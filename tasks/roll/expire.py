@@ -39,7 +39,7 @@ from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
-from tasks.audit.newest import clean_audit
+from tasks.audit.signed import clean_audit
 from tasks.roll.record import Action
 from tasks.settings import Settings
 

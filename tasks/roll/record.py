@@ -16,7 +16,7 @@ from custody.format import audit
 from custody.format.audit import Audit, SignedAudit
 from custody.format.times import format_time
 from custody.store.open import open_store
-from tasks.audit.newest import clean_audit
+from tasks.audit.signed import clean_audit
 from tasks.settings import Settings
 
 RECORDED = 100

@@ -20,7 +20,7 @@ from custody.errors import CustodyError
 from custody.format.layout import Log
 from custody.format.times import parse_time
 from custody.store.protocol import Store
-from tasks.audit.coverage import Coverage
+from tasks.audit.signed import Coverage
 from tasks.roll.record import Action, act
 from tasks.search.client import Search
 from tasks.search.documents import RESTORED_AT, is_restored

@@ -81,7 +81,7 @@ def tabled(scene: Scene) -> Scene:
 
 
 def checked(scene: Scene, store: Store) -> list[Finding]:
-    return check_tables(store, list_tables(store), ARCHIVE_ID, LOG, 0, len(scene.main.lines), scene.trust)
+    return list(check_tables(store, list_tables(store), ARCHIVE_ID, LOG, 0, len(scene.main.lines), scene.trust))
 
 
 def found(scene: Scene) -> list[str]:
@@ -280,6 +280,6 @@ def test_tables_are_listed_once(tabled: Scene) -> None:
     tabled.delete(*tabled.listed("tables/"))
     end = len(tabled.main.lines)
     assert set(listed.lists) == {(LOG, 0, end)}
-    assert len(check_tables(store, listed, ARCHIVE_ID, LOG, 0, end, tabled.trust)) == 1
-    assert check_tables(store, listed, ARCHIVE_ID, LOG, 1, end, tabled.trust) == []
-    assert check_tables(store, listed, ARCHIVE_ID, Log("orders", 0), 0, end, tabled.trust) == []
+    assert len(list(check_tables(store, listed, ARCHIVE_ID, LOG, 0, end, tabled.trust))) == 1
+    assert list(check_tables(store, listed, ARCHIVE_ID, LOG, 1, end, tabled.trust)) == []
+    assert list(check_tables(store, listed, ARCHIVE_ID, Log("orders", 0), 0, end, tabled.trust)) == []

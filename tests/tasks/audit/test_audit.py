@@ -22,7 +22,7 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from tasks.audit import objects, pieces
 from tasks.audit.conclude import TAKEN_OVER, Outcome, conclude
-from tasks.audit.kept_report import put_report
+from tasks.audit.objects import put_report
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Piece, Request, plan_audit
 from tasks.roll.record import Action, record

@@ -19,9 +19,9 @@ from custody.keys.trust import Trust, open_trust
 from custody.settings import TierSettings
 from custody.store.open import open_store
 from custody.tlog import merkle
-from tasks.audit.coverage import Coverage
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
+from tasks.audit.signed import Coverage
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action
 from tasks.roll.run import roll_all, take_step

@@ -1,19 +1,41 @@
-"""Finds which statements signed audits have verified."""
+"""Reads the signed audits: the newest one, and which statements they have verified."""
 
 from collections.abc import Sequence
 
 from custody.archive.forms import AUDITS
-from custody.archive.reader import (
-    read_audit,
-)
+from custody.archive.reader import Tip, read_audit
+from custody.archive.resume import find_checked_tip
 from custody.archive.trusted import Judge, find_trusted_audits, read_trusted_archive
 from custody.errors import FormatError, KeyUnavailable, ObjectMissing
 from custody.format import layout
+from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import Log
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
+from custody.tlog.head import KnownHead
 
 _GOOD = frozenset({"verified", "notices"})
+
+
+def find_audits(store: Store, archive: str, trust: Trust, known: Sequence[KnownHead] = ()) -> Tip[SignedAudit]:
+    """Return the tip of the audits, after which the next one is signed. Raises as `find_checked_tip`."""
+    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+    return find_checked_tip(store, layout.AUDIT_LOG, AUDITS, judge, trust, known)
+
+
+def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit]) -> Audit | None:
+    """Return the newest audit; None if there is none, or if a key signed it outside its span.
+
+    Args:
+        store: the archive.
+        archive: its id.
+        trust: the keys.
+        tip: the tip of the audits that trusted keys signed.
+    """
+    if tip.newest is None:
+        return None
+    judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+    return tip.newest.statement if judge.verdict(tip.newest, tip.head.size - 1).clean else None
 
 
 class Coverage:
