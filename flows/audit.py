@@ -20,6 +20,7 @@ from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
 from flows.runners import task_runner
+from flows.summaries import audit_summary
 from tasks.audit.conclude import Outcome
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Plan, Request
@@ -95,20 +96,10 @@ def read_shares(plan: dict[str, Any], shares: list[tuple[int, int]]) -> list[Pie
 
 def _conclude(outcome: Outcome) -> State[Any]:
     """Publish the findings, and end the run as completed or failed."""
-    counts = outcome.counts
-    summary = (
-        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements of {len(outcome.heads)} logs were read."
-        f" {len(outcome.findings):,} findings."
-    )
-    if counts.get("rejected"):
-        summary += f" Elasticsearch rejected {counts['rejected']:,} of these events: they cannot be searched."
+    summary = audit_summary(outcome)
     shown = [_row(finding) for finding in outcome.findings[:ROWS]]
-    more = f" The table shows the first {ROWS}." if len(outcome.findings) > ROWS else ""
-    whole = f" All findings: `{outcome.whole}`."
-    create_table_artifact(
-        key="audit", table=shown or [{"verdict": outcome.verdict}], description=summary + more + whole
-    )
+    more = f"; the table shows the first {ROWS}" if len(outcome.findings) > ROWS else ""
+    create_table_artifact(key="audit", table=shown or [{"verdict": outcome.verdict}], description=summary + more)
     if outcome.report:
         create_link_artifact(
             key="integrity-report", link=outcome.report, link_text="Integrity report", description=summary

@@ -69,7 +69,6 @@ class Outcome:
         counts: numbers of events, statements and so on that were read.
         findings: the findings, the worst first.
         whole: the address of all findings: the audit, or an object of its own if they are too many for it.
-        heads: the size of each log.
         report: the address of the integrity report, if one was made.
     """
 
@@ -79,7 +78,6 @@ class Outcome:
     counts: Mapping[str, int]
     findings: tuple[Mapping[str, Any], ...]
     whole: str
-    heads: Mapping[str, int]
     report: str | None = None
 
 
@@ -135,8 +133,7 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         _put_checkpoints(store, trust, signers, plan, written)
         sequence = written.size - 1
         whole = f"{store.url}/{held.key if isinstance(held, ObjectRef) else layout.audit_key(sequence)}"
-    sizes = {name: size for name, (size, _) in plan.heads.items()}
-    return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, sizes)
+    return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole)
 
 
 def _put_checkpoints(store: Store, trust: Trust, signers: Signers, plan: Plan, tip: Tip[SignedAudit]) -> None:

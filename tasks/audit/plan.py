@@ -100,8 +100,8 @@ class _Read:
     first: int
     end: int | None
     read: Read
-    survey: int | None = None
-    """Where the survey begins, if not at `first`: at the end of a log that went back."""
+    surveyed: int
+    """Where the survey of their chain begins."""
 
 
 def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
@@ -121,7 +121,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         logs = choose_logs({*list_logs(store), *known}, request.logs)
         holds = standing(store, archive, trust)
         reads = {log: _reads(store, log, before, request, settings, now, holds(log)) for log in logs}
-        scope = Scope({log: _surveyed(spans) for log, spans in reads.items() if spans}, contents=False)
+        surveyed = {log: [Span(read.surveyed, read.end) for read in spans] for log, spans in reads.items() if spans}
+        scope = Scope(surveyed, contents=False)
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
         tables = list_tables(store)
         others = [
@@ -153,12 +154,16 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
 
 
 def _pieces(report: Report, reads: Mapping[Log, Sequence[_Read]], step: int) -> Iterator[Piece]:
-    """Yield the pieces of each log."""
+    """Yield the pieces of each log, cut at multiples of `step`, so that an audit that resumes gets the same pieces."""
     sizes = {summary.log: summary.size for summary in report.logs}
     for log, spans in reads.items():
         name = str(log)
         for span in spans if name in sizes else ():
-            yield from _cut(name, span.first, span.end or sizes[name], span.read, step)
+            first, end = span.first, span.end or sizes[name]
+            while first < end:
+                stop = min((first // step + 1) * step, end)
+                yield Piece(name, first, stop, span.read)
+                first = stop
 
 
 def _heads(report: Report, reads: Mapping[Log, Sequence[_Read]], before: Audit | None) -> dict[str, tuple[int, str]]:
@@ -229,12 +234,15 @@ def _reads(
         size = find_tip(store, log, holds, old).head.size
         first = sealed_from(store, log, size, request.since, holds) if request.since else 0
         end = sealed_from(store, log, size, request.until, holds) if request.until else size
-        return [_Read(first, end, "again")] if first < end else []
+        return [_Read(first, end, "again", first)] if first < end else []
     if before is None or not old:
-        return [_Read(0, None, "new")]
+        return [_Read(0, None, "new", 0)]
     left = _left(store, log, old, holds)
     again = [(0, left)] if request.full else _share(str(log), left, before, settings, now)
-    return [*(_Read(first, end, "again") for first, end in again if first < end), _Read(old, None, "new", left)]
+    # The survey of new statements begins one earlier. If that statement leads to the root that the previous audit
+    # signed, the log did not go back.
+    new = _Read(old, None, "new", max(left - 1, 0))
+    return [*(_Read(first, end, "again", first) for first, end in again if first < end), new]
 
 
 def _left(store: Store, log: Log, seen: int, holds: Holds[Manifest]) -> int:
@@ -246,19 +254,6 @@ def _left(store: Store, log: Log, seen: int, holds: Holds[Manifest]) -> int:
     except CustodyError:
         # The survey reports what is wrong.
         return seen
-
-
-def _surveyed(reads: Sequence[_Read]) -> list[Span]:
-    """Return the spans whose chain is surveyed.
-
-    For new statements the span begins one statement earlier. If that statement exists and leads to the root that the
-    previous audit signed, the log did not go back.
-    """
-    begins = (read.first if read.survey is None else read.survey for read in reads)
-    return [
-        Span(max(begin - 1, 0) if read.end is None else begin, read.end)
-        for read, begin in zip(reads, begins, strict=True)
-    ]
 
 
 def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime) -> list[tuple[int, int]]:
@@ -280,11 +275,3 @@ def _turn_end(reads: Sequence[_Read]) -> int:
     """Return where the next turn of reading old statements again begins."""
     # A turn that wrapped around has two ranges in order of sequence; it ended in the first one.
     return next((read.end or 0 for read in reads if read.read == "again"), 0)
-
-
-def _cut(name: str, first: int, end: int, read: Read, step: int) -> Iterator[Piece]:
-    """Cut a range into pieces at multiples of the step, so that an audit that resumes gets the same pieces."""
-    while first < end:
-        stop = min((first // step + 1) * step, end)
-        yield Piece(name, first, stop, read)
-        first = stop
