@@ -4,6 +4,7 @@ Each deletion, and each deletion that failed, is also signed in an audit: Prefec
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,7 +61,7 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
     more = f" The table shows the first {ROWS} of {len(actions):,}." if len(actions) > ROWS else ""
     create_table_artifact(
         key="roll",
-        table=[_row(action) for action in shown[:ROWS]] or [{"what": "nothing to do"}],
+        table=[asdict(action) for action in shown[:ROWS]] or [{"what": "nothing to do"}],
         description=summary + more,
     )
     get_run_logger().info(summary)
@@ -75,27 +76,14 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
 
 def _show_usage(usages: Sequence[Usage]) -> None:
     """Show bytes and objects by class, and costs if `tiers.prices` is set."""
-    costs = [part.cost for part in usages if part.cost is not None]
-    description = f"{sum(part.size for part in usages):,} bytes in {sum(part.objects for part in usages):,} objects"
+    costs = [part.cost_a_month for part in usages if part.cost_a_month is not None]
+    description = f"{sum(part.bytes for part in usages):,} bytes in {sum(part.objects for part in usages):,} objects"
     description += f", {sum(costs):,.2f} a month by `tiers.prices`." if costs else "."
-    if small := sum(part.small for part in usages):
+    if small := sum(part.too_small for part in usages):
         description += (
             f" {small:,} segments are too small to be cheaper in a colder class: raise `drain.segment_bytes` or"
             " `drain.flush_seconds` to get larger segments."
         )
-    table = [
-        {
-            "part": part.part,
-            "class": part.storage_class,
-            "objects": part.objects,
-            "bytes": part.size,
-            "too small": part.small,
-            **({"cost a month": "" if part.cost is None else round(part.cost, 4)} if costs else {}),
-        }
-        for part in usages
-    ]
+    shown = [field.name for field in fields(Usage) if costs or field.name != "cost_a_month"]
+    table = [{name: getattr(part, name) for name in shown} for part in usages]
     create_table_artifact(key="tiers", table=table or [{"part": "nothing is archived"}], description=description)
-
-
-def _row(action: Action) -> dict[str, Any]:
-    return {"what": action.what, "target": action.target, "outcome": action.outcome, "why": action.why}

@@ -46,37 +46,38 @@ class Coverage:
     """
 
     def __init__(self, store: Store, trust: Trust) -> None:
-        self._store, self._trust = store, trust
-        self._judge: Judge | None = None
-        self._left = 0
+        """Find the newest audit.
+
+        Raises:
+            HeadRollback: the archive is another one, or its newest audit does not count and may not be passed over.
+            StoreError: the audits cannot be read.
+        """
+        archive = read_trusted_archive(store, trust).id
+        self._store, self._judge = store, Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+        self._left = find_trusted_audits(store, archive, trust).head.size
         self._spans: dict[str, list[tuple[int, int]]] = {}
 
     def gap(self, log: Log, first: int, end: int) -> int | None:
         """Return the first statement in `[first, end)` of a log that no audit has verified; None if all are.
 
         Raises:
-            HeadRollback: the archive is another one, or its newest audit does not count and may not be passed over.
             KeyUnavailable: an audit's signature cannot be checked now.
             StoreError: the audits cannot be read. A later call continues with the audit that failed.
         """
-        if self._judge is None:
-            archive = read_trusted_archive(self._store, self._trust).id
-            self._left = find_trusted_audits(self._store, archive, self._trust).head.size
-            self._judge = Judge(self._store, layout.AUDIT_LOG, AUDITS, archive, self._trust)
         while (gap := _first_gap(self._spans.get(str(log), ()), first, end)) is not None and self._left:
-            self._read(self._judge, self._left - 1)
+            self._read(self._left - 1)
             self._left -= 1
         return gap
 
-    def _read(self, judge: Judge, sequence: int) -> None:
+    def _read(self, sequence: int) -> None:
         try:
-            signed = read_audit(self._store, sequence, judge.is_of_place)
+            signed = read_audit(self._store, sequence, self._judge.is_of_place)
         except (ObjectMissing, FormatError):
             return
         audit = signed.statement
         if audit.verdict not in _GOOD:
             return
-        verdict = judge.verdict(signed, sequence)
+        verdict = self._judge.verdict(signed, sequence)
         if verdict.clean:
             for name, covered in audit.covered.items():
                 self._spans.setdefault(name, []).extend((part.from_, part.to) for part in covered)

@@ -191,7 +191,6 @@ class _Copy:
     ) -> None:
         self._store, self._plan, self._target, self._holds = store, plan, target, holds
         self._progress, self._go_on = progress, go_on
-        self._choice = Choice(plan.request)
         self._begun = time.monotonic()
         self._done = Progress(
             parts=len(plan.parts), events=plan.events, size=plan.size, problems=list(plan.problems[:_PROBLEMS])
@@ -241,7 +240,7 @@ class _Copy:
             statement, members = future.result()
             for index, member in zip(piece.batches, members, strict=True):
                 try:
-                    content = self._choice.choose(part.log, statement, statement.batches[index], member)
+                    content = choose(self._plan.request, part.log, statement, statement.batches[index], member)
                 except FormatError as error:
                     problem = problem or error
                     continue
@@ -288,51 +287,43 @@ class _Envelope(msgspec.Struct, gc=False):
 _decode_lines = msgspec.json.Decoder(_Envelope).decode_lines
 
 
-class Choice:
-    """Chooses events by time and type."""
+def choose(request: Request, log: Log, statement: Statement, batch: Batch, member: bytes) -> Content | None:
+    """Return a batch's events that a request chooses by time and type; None if there are none.
 
-    def __init__(self, request: Request) -> None:
-        # Tables hold whole statements.
-        self._all = request.target == "tables"
-        self._since, self._until = request.since, request.until
-        self._bounds = [microseconds_of(moment) for moment in (request.since, request.until)]
-        self._types = frozenset(request.types)
+    Raises:
+        FormatError: the batch differs from its statement.
+    """
+    try:
+        payload = inflate_batch(batch, member)
+    except FormatError as error:
+        raise FormatError(f"batch {batch.number} differs from its statement: {error}") from None
+    all_lines, offsets = payload.split(b"\n"), offsets_of(statement, batch)
+    if all_lines.pop() or len(all_lines) != len(offsets):
+        raise FormatError(f"batch {batch.number} of {log} has {len(all_lines)} lines for {len(offsets)} offsets")
+    numbers = _numbers(request, statement, batch, payload, all_lines)
+    if numbers is None:
+        return Content(statement, batch, member, payload, all_lines, offsets, whole=True)
+    if not numbers:
+        return None
+    chosen = [all_lines[number] for number in numbers], [offsets[number] for number in numbers]
+    return Content(statement, batch, member, payload, *chosen, whole=len(numbers) == len(all_lines))
 
-    def choose(self, log: Log, statement: Statement, batch: Batch, member: bytes) -> Content | None:
-        """Return a batch's chosen events; None if there are none.
 
-        Raises:
-            FormatError: the batch differs from its statement.
-        """
-        try:
-            payload = inflate_batch(batch, member)
-        except FormatError as error:
-            raise FormatError(f"batch {batch.number} differs from its statement: {error}") from None
-        all_lines, offsets = payload.split(b"\n"), offsets_of(statement, batch)
-        if all_lines.pop() or len(all_lines) != len(offsets):
-            raise FormatError(f"batch {batch.number} of {log} has {len(all_lines)} lines for {len(offsets)} offsets")
-        numbers = self._numbers(statement, batch, payload, all_lines)
-        if numbers is None:
-            return Content(statement, batch, member, payload, all_lines, offsets, whole=True)
-        if not numbers:
-            return None
-        chosen = [all_lines[number] for number in numbers], [offsets[number] for number in numbers]
-        return Content(statement, batch, member, payload, *chosen, whole=len(numbers) == len(all_lines))
-
-    def _numbers(
-        self, statement: Statement, batch: Batch, payload: bytes, all_lines: Sequence[bytes]
-    ) -> Sequence[int] | None:
-        """Return the numbers of the chosen lines, counted from 0; None for all lines."""
-        inside = parse_time(batch.min_time) >= self._since and parse_time(batch.max_time) < self._until
-        all_types = not self._types or statement.types.keys() <= self._types
-        if self._all or (inside and all_types):
-            return None
-        first, end = self._bounds
-        return [
-            number
-            for number, (kind, text) in enumerate(_envelopes(payload, all_lines))
-            if (all_types or kind in self._types) and (inside or first <= _microseconds(text) < end)
-        ]
+def _numbers(
+    request: Request, statement: Statement, batch: Batch, payload: bytes, all_lines: Sequence[bytes]
+) -> Sequence[int] | None:
+    """Return the numbers of the chosen lines, counted from 0; None for all lines. Tables hold whole statements."""
+    types = frozenset(request.types)
+    inside = parse_time(batch.min_time) >= request.since and parse_time(batch.max_time) < request.until
+    all_types = not types or statement.types.keys() <= types
+    if request.target == "tables" or (inside and all_types):
+        return None
+    first, end = microseconds_of(request.since), microseconds_of(request.until)
+    return [
+        number
+        for number, (kind, text) in enumerate(_envelopes(payload, all_lines))
+        if (all_types or kind in types) and (inside or first <= _microseconds(text) < end)
+    ]
 
 
 def _envelopes(payload: bytes, all_lines: Sequence[bytes]) -> Iterator[tuple[str, Any]]:

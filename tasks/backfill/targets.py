@@ -242,7 +242,10 @@ class SearchTarget(Target):
         waiting: list[Documents] = []
         try:
             for content in contents:
-                waiting.append(self._documents(part.log, content))
+                source = (self._search.prefix, self._settings.days, part.log, content.statement, content.batch)
+                naming = partial(self._name, content.statement)
+                among = () if content.whole else content.offsets
+                waiting.append(make_documents(*source, content.payload, among=among, naming=naming))
                 size += len(content.payload)
                 if size >= self._settings.bulk_bytes:
                     self._create(part.log, waiting, sent)
@@ -250,11 +253,6 @@ class SearchTarget(Target):
         finally:
             # Events before a damaged batch are copied too.
             self._create(part.log, waiting, sent)
-
-    def _documents(self, log: Log, content: Content) -> Documents:
-        source = (self._search.prefix, self._settings.days, log, content.statement, content.batch, content.payload)
-        naming = partial(self._name, content.statement)
-        return make_documents(*source, among=() if content.whole else content.offsets, naming=naming)
 
     def _create(self, log: Log, waiting: list[Documents], total: Sent) -> None:
         if not waiting:

@@ -1,27 +1,42 @@
 """Rolls the daily indices: creates tomorrow's, makes old ones read-only and merges them, and deletes the oldest.
 
-`tasks.roll.retention` decides what may be deleted. The cluster's ILM is not used. It makes an index read-only once,
-while late events open indices again, and its API needs a privilege of its own.
+An index is deleted only if signed audits have verified every statement that has an event in it: age alone is not
+enough. The same rule holds for
+
+- days that a backfill restored, which stay for `search.restored_days`;
+- out-of-range events and rejected events. Each kind shares an index, and its documents are deleted log by log, by the
+  time when the events were sealed. Recently rejected events, for example from a backfill, stay for
+  `search.restored_days`.
+
+The cluster's ILM is not used. It makes an index read-only once, while late events open indices again, and its API needs
+a privilege of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from typing import Any
 
 from elasticsearch import ApiError
 
-from custody.errors import SearchError
+from custody.archive.reader import at_or_behind, find_statement, find_tip, list_logs, sealed_from
+from custody.archive.trusted import standing
+from custody.errors import CustodyError, SearchError
+from custody.format.layout import Log
+from custody.format.times import parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
+from tasks.audit.signed import Coverage
 from tasks.roll.record import Action, act
-from tasks.roll.retention import LOST, UNKNOWN, Retention
 from tasks.search.client import Search
-from tasks.search.documents import TIER, index_day, index_name, out_of_range_name
+from tasks.search.documents import RESTORED_AT, TIER, index_day, index_name, is_restored, out_of_range_name
 from tasks.search.indices import prepare
+from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
 from tasks.settings import Settings
 
+LOST = "it has an unassigned shard: start the node that held the shard, or restore the index"
+UNKNOWN = "it is not known whether audits have verified it"
 SETTLED_DAYS = 2
 """A day's index becomes read-only this many days after the day. Late events open it again until the next roll."""
 WARM_DAYS = 7
@@ -35,7 +50,7 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
     """Roll the daily indices.
 
     Args:
-        settings: the settings; they name an Elasticsearch.
+        settings: the settings. If they name no Elasticsearch, there is nothing to do.
         now: the time, timezone-aware.
         dry_run: show what would be done; change nothing.
 
@@ -43,42 +58,46 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
         SearchError: Elasticsearch does not answer, or refuses a request that the rest depends on.
         CustodyError: the archive or the keys cannot be opened.
     """
+    if not settings.search.url:
+        return
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
         if not dry_run:
             prepare(search)
-        yield from _Roll(settings, store, search, now, dry_run=dry_run).run()
+        yield from IndexRoll(settings, store, search, now, dry_run=dry_run).run()
 
 
-class _Roll:
+class IndexRoll:
     """One roll of the daily indices of an Elasticsearch."""
 
     def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
-        self._retention = Retention(settings, store, search, now, dry_run=dry_run)
+        self._holds = standing(store, None, settings.trust_at_hand())
+        self._coverage: Coverage | None = None
+        self._lost: frozenset[str] = frozenset()
+        """Indices with an unassigned shard."""
 
     def run(self) -> Iterator[Action]:
         """Do everything that is due, and yield each action."""
-        retention = self._retention
         today = self._now.astimezone(UTC).date()
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         daily = {name: day for name, day in days.items() if day is not None}
-        retention.lost = self._find_lost()
+        self._lost = self._find_lost()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in daily:
             yield act("create", tomorrow, lambda: self._create(tomorrow), dry_run=self._dry)
         oldest = today - timedelta(days=self._settings.search.days)
         for name, day in sorted(daily.items()):
             if day < oldest:
-                yield retention.delete(name, f"{(self._now.date() - day).days} days old")
+                yield self._delete(name, f"{(self._now.date() - day).days} days old")
             elif (today - day).days > SETTLED_DAYS:
                 yield from self._age(name, day, today)
-        yield from retention.end_restored(made)
+        yield from self._end_restored(made)
         for name, end in (
-            (out_of_range_name(self._search.prefix), retention.end_out_of_range),
-            (self._search.rejected, retention.end_rejected),
+            (out_of_range_name(self._search.prefix), self._end_out_of_range),
+            (self._search.rejected, self._end_rejected),
         ):
-            if name in retention.lost:
+            if name in self._lost:
                 yield Action("delete", name, "refused", f"{UNKNOWN}: {LOST}")
             elif name in made:
                 yield from end(name, oldest)
@@ -123,7 +142,7 @@ class _Roll:
             present = answer[name]["settings"]
         if present.get("index.blocks.write") != "true":
             yield act("read-only", name, lambda: self._put(name, {"index.blocks.write": True}), dry_run=self._dry)
-        if name in self._retention.lost:
+        if name in self._lost:
             yield Action("merge", name, "refused", LOST)
             return
         with self._search.errors(f"counting the segments of {name}"):
@@ -155,3 +174,130 @@ class _Roll:
             nodes = self._search.client.nodes.info(filter_path="nodes.*.roles").body.get("nodes", {})
         roles = [frozenset(node["roles"]) for node in nodes.values()]
         return any(node & _WARM for node in roles) and any(node & _HOT and not node & _WARM for node in roles)
+
+    # --- deletions
+
+    def _delete(self, name: str, age: str) -> Action:
+        """Delete an index if signed audits have verified all its events."""
+        try:
+            why = self._unverified(name) if name not in self._lost else f"{UNKNOWN}: {LOST}"
+        except CustodyError as error:
+            why = f"{UNKNOWN}: {error}"
+        if why is not None:
+            return Action("delete", name, "refused", why)
+        verified = f"{age}, and all its events verified"
+        return act("delete", name, lambda: self._delete_index(name), verified, dry_run=self._dry)
+
+    def _end_restored(self, made: Mapping[str, datetime]) -> Iterator[Action]:
+        """Delete days that a backfill restored long enough ago.
+
+        Args:
+            made: all indices, and when each was created.
+        """
+        kept = self._settings.search.restored_days
+        for name, since in sorted(made.items()):
+            if not is_restored(self._search.prefix, name) or (self._now - since).days < kept:
+                continue
+            # One index may have been filled by many backfills.
+            days = (self._now - max(since, self._restored_at(name) or since)).days
+            if days >= kept:
+                yield self._delete(name, f"restored {days} days ago")
+
+    def _restored_at(self, name: str) -> datetime | None:
+        """Return when a backfill last restored events to an index; None if the index has no such mark."""
+        with self._search.errors(f"reading when events were restored to {name}"):
+            mapping = self._search.client.indices.get_mapping(index=name, ignore_unavailable=True).body
+        text = mapping.get(name, {}).get("mappings", {}).get("_meta", {}).get(RESTORED_AT)
+        try:
+            return parse_time(text) if isinstance(text, str) else None
+        except ValueError:
+            return None
+
+    def _end_out_of_range(self, name: str, oldest: date) -> Iterator[Action]:
+        """Delete out-of-range events that were sealed before a day."""
+        with self._search.errors(f"listing the logs in {name}"):
+            _, found = logs_in(self._search, name)
+        lowest = {f"{log.name}/{log.partition}": log.first for log in found}
+        yield from self._end_sealed(name, lowest, oldest, below)
+
+    def _end_rejected(self, name: str, oldest: date) -> Iterator[Action]:
+        """Delete the documents of rejected events that were sealed before a day."""
+        since = self._now - timedelta(days=self._settings.search.restored_days)
+        with self._search.errors(f"listing the logs in {name}"):
+            lowest = refused_logs(self._search)
+        yield from self._end_sealed(name, lowest, oldest, partial(refused_below, since=since))
+
+    def _end_sealed(
+        self, name: str, lowest: Mapping[str, int], oldest: date, below: Callable[[Log, int], Mapping[str, Any]]
+    ) -> Iterator[Action]:
+        """Delete documents of events sealed before a day, log by log. Documents of no log stay, as evidence.
+
+        Args:
+            name: the index.
+            lowest: the lowest offset in the index of each log, by the log's name.
+            oldest: the day.
+            below: returns the query for a log's documents below an offset.
+        """
+        logs = {str(log): log for log in list_logs(self._store)}
+        for text, first in lowest.items():
+            log = logs.get(text)
+            if log is None:
+                continue
+            target = f"{name}: {log}"
+            try:
+                tip = find_tip(self._store, log, self._holds(log))
+                end = self._sealed_end(log, tip.head.size, datetime.combine(oldest, time(), UTC))
+                many = count_documents(self._search, name, below(log, end)) if first < end else 0
+                if not many:
+                    continue
+                why = self._gap(log, first, end - 1)
+            except CustodyError as error:
+                many, why = 0, f"{UNKNOWN}: {error}"
+            if why is not None:
+                yield Action("delete", target, "refused", why)
+                continue
+            delete = partial(delete_documents, self._search, name, below(log, end))
+            verified = f"{many:,} documents, sealed before {oldest}; all events up to there are verified"
+            yield act("delete", target, delete, verified, dry_run=self._dry)
+
+    def _sealed_end(self, log: Log, size: int, moment: datetime) -> int:
+        """Return the first offset of the statements that were sealed at a moment or later."""
+        holds = self._holds(log)
+        sealed = sealed_from(self._store, log, size, moment, holds)
+        if not sealed:
+            return 0
+        _, found = at_or_behind(self._store, log, min(sealed, size - 1), size, holds)
+        return found.statement.first_offset if sealed < size else found.statement.next_offset
+
+    def _delete_index(self, name: str) -> None:
+        with self._search.errors(f"deleting {name}"):
+            self._search.client.options(ignore_status=404).indices.delete(index=name)
+
+    def _unverified(self, name: str) -> str | None:
+        """Return why the events of an index are not all verified; None if they are."""
+        logs = {(log.name, log.partition): log for log in list_logs(self._store)}
+        with self._search.errors(f"listing the logs in {name}"):
+            strays, found = logs_in(self._search, name)
+        if strays:
+            return f"{strays} of its documents do not say where in the archive they are"
+        for documents in found:
+            log = logs.get((documents.name, documents.partition))
+            if log is None:
+                where = f"{documents.name}/{documents.partition}"
+                return f"{documents.count} of its documents are of {where}, a log that the archive does not have"
+            why = self._gap(log, documents.first, documents.last)
+            if why is not None:
+                return why
+        return None
+
+    def _gap(self, log: Log, first: int, last: int) -> str | None:
+        """Return why the events from one offset to another are not all verified; None if they are."""
+        if self._coverage is None:
+            self._coverage = Coverage(self._store, self._settings.own_trust())
+        begin, end = (find_statement(self._store, log, offset, self._holds(log)) for offset in (first, last))
+        if begin is None or end is None:
+            return f"offset {first if begin is None else last} of {log} is in no statement"
+        gap = self._coverage.gap(log, begin[0], end[0] + 1)
+        if gap is not None:
+            return f"statement {gap} of {log} is not verified by an audit yet; `custody audit --full` verifies all"
+        return None

@@ -18,14 +18,10 @@ from tasks.settings import Settings
 logger = logging.getLogger("custody.roll")
 
 
-def _indices(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Action]:
-    return roll_indices(settings, now, dry_run=dry_run) if settings.search.url else iter(())
-
-
-STEPS: Mapping[str, Callable[[Settings, datetime, bool], Iterator[Action]]] = {
-    "indices": _indices,
+STEPS: Mapping[str, Callable[..., Iterator[Action]]] = {
+    "indices": roll_indices,
     "bucket": lambda settings, _, dry_run: roll_bucket(settings, dry_run=dry_run),
-    "end of life": lambda settings, now, dry_run: expire(settings, now, dry_run=dry_run),
+    "end of life": expire,
 }
 
 
@@ -43,7 +39,7 @@ def take_step(name: str, settings: Settings, now: datetime, done: list[Action], 
         Whether the step was completed.
     """
     try:
-        for action in STEPS[name](settings, now, dry_run):
+        for action in STEPS[name](settings, now, dry_run=dry_run):
             done.append(action)  # noqa: PERF402 - each action is recorded at once, in case the step fails later
     except CustodyError as error:
         why = str(error)

@@ -34,17 +34,17 @@ class Usage:
         part: the folder.
         storage_class: the class.
         objects: number of objects.
-        size: their bytes.
-        small: number of objects that are too small to be moved to a colder class, or to be cheaper there.
-        cost: cost of a month by `tiers.prices`; None if that has no price for the class.
+        bytes: their size.
+        too_small: number of objects that are too small to be moved to a colder class, or to be cheaper there.
+        cost_a_month: by `tiers.prices`; None if that has no price for the class.
     """
 
     part: str
     storage_class: str
     objects: int
-    size: int
-    small: int
-    cost: float | None
+    bytes: int
+    too_small: int
+    cost_a_month: float | None
 
 
 def roll_bucket(settings: Settings, *, dry_run: bool = False) -> Iterator[Action]:

@@ -32,7 +32,7 @@ from tasks.audit import recheck
 from tasks.backfill import plan as backfill
 from tasks.drain.context import read_audited_heads
 from tasks.roll import expire
-from tasks.roll.retention import Retention
+from tasks.roll.indices import IndexRoll
 from tasks.search import index
 from tasks.settings import Settings
 from tests.attacks.registry import LARGE
@@ -189,7 +189,7 @@ def expiring(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
 def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     """Where searches by time end."""
     holds = standing(store, None, trust)
-    rolling = Retention.__new__(Retention)
+    rolling = IndexRoll.__new__(IndexRoll)
     rolling._store, rolling._holds = store, holds
     size = find_tip(store, LOG, holds(LOG)).head.size
     moments = [log.clock - timedelta(seconds=seconds) for seconds in range(0, 100, 10)]

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from custody.archive.reader import find_audit_tip, read_audit
-from custody.archive.trusted import Judge
 from custody.errors import HeadRollback, SearchError
 from custody.format.layout import parse_log_text
 from custody.keys.trust import Trust, open_trust
@@ -191,9 +190,9 @@ def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, give
     read: list[int] = []
 
     class Counting(Coverage):
-        def _read(self, judge: Judge, sequence: int) -> None:
+        def _read(self, sequence: int) -> None:
             read.append(sequence)
-            super()._read(judge, sequence)
+            super()._read(sequence)
 
     trust = open_trust([given.keys])
     verified = Counting(open_store(given.archive), trust)

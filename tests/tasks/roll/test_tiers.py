@@ -156,9 +156,9 @@ def test_folder(tmp_path: Path) -> None:
     given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
     assert list(roll_bucket(given)) == []
     usage = {one.part: one for one in measure_usage(given)}
-    assert (usage["events/"].objects, usage["events/"].small, usage["manifests/"].small) == (3, 3, 0)
+    assert (usage["events/"].objects, usage["events/"].too_small, usage["manifests/"].too_small) == (3, 3, 0)
     paths = list((growing.folder / "events").rglob("*.gz"))
-    assert usage["events/"].size == sum(path.stat().st_size for path in paths)
+    assert usage["events/"].bytes == sum(path.stat().st_size for path in paths)
 
 
 def test_usage_by_class(given: Settings, moto: MotoServer) -> None:
@@ -167,11 +167,11 @@ def test_usage_by_class(given: Settings, moto: MotoServer) -> None:
     store.create("events/a", bytes(SMALL_BYTES))
     client.put_object(Bucket=bucket, Key="archive/events/b", Body=bytes(10), StorageClass="DEEP_ARCHIVE")
     usage = measure_usage(given)
-    assert [(one.storage_class, one.objects, one.size, one.small) for one in usage if one.part == "events/"] == [
+    assert [(one.storage_class, one.objects, one.bytes, one.too_small) for one in usage if one.part == "events/"] == [
         ("DEEP_ARCHIVE", 1, 10, 1),
         ("STANDARD", 1, SMALL_BYTES, 0),
     ]
-    assert {one.cost for one in usage} == {None}
+    assert {one.cost_a_month for one in usage} == {None}
     priced = given.model_copy(update={"tiers": TierSettings(prices={"STANDARD": 0.5})})
-    by_class = {one.storage_class: one.cost for one in measure_usage(priced) if one.part == "events/"}
+    by_class = {one.storage_class: one.cost_a_month for one in measure_usage(priced) if one.part == "events/"}
     assert by_class == {"STANDARD": pytest.approx(SMALL_BYTES / 1e9 * 0.5), "DEEP_ARCHIVE": None}

@@ -12,9 +12,8 @@ import pytest
 from custody.errors import SearchError
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
-from tasks.roll.indices import _WARM_WHY, roll_indices
+from tasks.roll.indices import _WARM_WHY, LOST, UNKNOWN, roll_indices
 from tasks.roll.record import Action
-from tasks.roll.retention import LOST, UNKNOWN
 from tasks.search.client import Search
 from tasks.search.documents import TIER
 from tasks.search.index import index_logs
