@@ -16,10 +16,8 @@ from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
 from tasks.roll.record import Action
-from tasks.roll.run import roll_all
-from tasks.roll.task import run_step, usage
+from tasks.roll.task import take_steps, usage
 from tasks.roll.tiers import Usage
-from tasks.settings import Settings
 
 ROWS = 100
 """Rows in an artifact; it lives in Prefect's database."""
@@ -34,13 +32,10 @@ def roll(dry_run: bool = False) -> State[Any]:
     Args:
         dry_run: show what would be done; change nothing.
     """
-    now = datetime.now(UTC)
     problems: list[str] = []
     actions: list[Action] = []
     try:
-        actions = roll_all(
-            Settings(), now, lambda name, done: run_step(name, now, done, dry_run=dry_run), dry_run=dry_run
-        )
+        actions = take_steps(datetime.now(UTC), dry_run=dry_run)
     except CustodyError as error:
         problems.append(str(error))
     try:

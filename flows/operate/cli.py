@@ -96,14 +96,7 @@ def roll(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
 ) -> None:
     """Roll indices and storage tiers, and delete evidence whose retention has ended, now, without Prefect."""
-    settings, now = Settings(), datetime.now(UTC)
-    daily = _import("tasks.roll.run")
-    actions = daily.roll_all(
-        settings,
-        now,
-        lambda name, done: daily.take_step(name, settings, now, done, dry_run=dry_run),
-        dry_run=dry_run,
-    )
+    actions = _import("tasks.roll.run").roll_all(Settings(), datetime.now(UTC), dry_run=dry_run)
     if actions:
         render.console().print(_import("flows.summaries").roll_table(actions))
     else:

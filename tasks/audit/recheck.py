@@ -14,9 +14,8 @@ rest of the verification reports them.
 One batch and one read from Kafka are in memory at a time.
 """
 
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -29,11 +28,11 @@ from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, m
 from custody.archive.trusted import Judge
 from custody.errors import FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest
-from custody.format import layout, limits
+from custody.format import layout
 from custody.format.layout import Log
 from custody.format.leaves import split
 from custody.format.manifest import Manifest, Range, Statement
-from custody.format.offsets import line_offsets, unlined_ranges
+from custody.format.offsets import Measure, line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces
@@ -277,12 +276,6 @@ def _first(store: Store, log: Log, start: int, size: int, holds: Holds[Manifest]
         return 0
 
 
-def _within(ranges: Sequence[Range], offset: int) -> bool:
-    """Return whether an offset is in one of many sorted ranges."""
-    index = bisect_right(ranges, (offset, limits.INT_MAX))
-    return index > 0 and offset < ranges[index - 1][1]
-
-
 def _digest(value: bytes | None) -> str:
     return sha256(value or b"").hexdigest()
 
@@ -295,7 +288,7 @@ class _Archived:
 
     def __init__(self, store: Store, statement: Statement) -> None:
         self.statement = statement
-        self._store = store
+        self._store, self._skipped = store, Measure(statement.skipped)
         self._unknown: list[Range] = [(part.from_, part.to) for part in statement.unreadable]
         self._contents = merge(self._events(), self._quarantined(), key=lambda item: item[0])
         self._next: tuple[int, _Content] | None = (-1, b"")
@@ -303,7 +296,7 @@ class _Archived:
     def difference(self, record: Record) -> _Difference | None:
         """Return how a record of the statement's range differs; None if it does not, or if that is not known."""
         statement, offset, value = self.statement, record.offset(), record.value()
-        if _within(statement.skipped, offset):
+        if self._skipped(offset, offset + 1):
             return _Difference(statement.sequence, offset, "skipped-record")
         content = self._at(offset)
         if content is None:

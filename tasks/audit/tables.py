@@ -129,11 +129,8 @@ class TableWriter:
                 # The key holds 64 bits of the digest. If other bytes are there, we did not put them, and the check
                 # reports them.
                 continue
-        if refs:
-            self._put_list(refs)
-        return sum(ref.rows for ref in refs)
-
-    def _put_list(self, refs: list[TableRef]) -> None:
+        if not refs:
+            return 0
         made = TableList(
             format=LIST_FORMAT,
             archive=self._archive,
@@ -151,6 +148,7 @@ class TableWriter:
         key = tables.list_key(self._log, self._first, self._end, data)
         self._store.create(key, data)
         self.listed = ObjectRef(key, len(data), sha256(data).hexdigest())
+        return sum(ref.rows for ref in refs)
 
     def _flush(self) -> None:
         table = self._rows.take()

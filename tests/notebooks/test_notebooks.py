@@ -58,7 +58,7 @@ def test_integrity(tmp_path: Path) -> None:
     assert "Elasticsearch rejected 2 of the events that audit 0 read" in shown
     assert re.search(r"audit\.events/0 +4 +148\.0 +1\.0", shown), shown
     assert "not JSON" in shown
-    assert charts(executed) == 4
+    assert charts(executed) == 5
     page = notebooks.to_html(executed).decode()
     assert "Verdict: VERIFIED" in page
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
@@ -110,7 +110,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("name", "shows", "drawn"), [("integrity", "NOT AUDITED YET", 4), ("activity", "query_executed", 3)]
+    ("name", "shows", "drawn"), [("integrity", "NOT AUDITED YET", 5), ("activity", "query_executed", 3)]
 )
 def test_as_they_are_after_the_demo(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, shows: str, drawn: int

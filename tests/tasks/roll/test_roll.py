@@ -23,7 +23,7 @@ from tasks.audit.plan import Request, plan_audit
 from tasks.audit.signed import Coverage
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action
-from tasks.roll.run import roll_all, take_step
+from tasks.roll.run import roll_all
 from tasks.search.client import Search
 from tasks.search.documents import index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
@@ -424,7 +424,7 @@ def test_what_was_done_before_a_fault_is_told_and_signed(
                 "tiers": TierSettings(life_days=99),
             }
         )
-        actions = roll_all(through, LATER, lambda name, done: take_step(name, through, LATER, done))
+        actions = roll_all(through, LATER)
     assert not search.client.indices.exists(index=today)
     (deleted,) = (one for one in actions if one.target == today)
     assert (deleted.what, deleted.outcome) == ("delete", "done")
