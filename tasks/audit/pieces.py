@@ -30,6 +30,7 @@ from tasks.settings import Settings
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(hours=2)
 _COUNTED = ("statements", "events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated")
+_now = partial(datetime.now, UTC)
 
 
 class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,10 +59,6 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     counts: dict[str, int]
     findings: list[dict[str, Any]]
     objects: list[ObjectRef]
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def verify_pieces(

@@ -209,7 +209,8 @@ def _marks(
             expired = max(expired, summary.expired)
         new = Marks(
             expired=expired,
-            reread=_turn_end(spans) if again else old.reread,
+            # A turn that wrapped around has two ranges in order of sequence; it ended in the first one.
+            reread=next((read.end or 0 for read in spans if read.read == "again"), 0) if again else old.reread,
             reread_at=format_time(now) if again else old.reread_at,
             indexed=max(old.indexed, indexed.get(name, 0)),
         )
@@ -269,9 +270,3 @@ def _share(name: str, old: int, before: Audit, settings: Settings, now: datetime
     if start + many <= old:
         return [(start, start + many)]
     return [(0, min(start + many - old, start)), (start, old)] if start else [(0, old)]
-
-
-def _turn_end(reads: Sequence[_Read]) -> int:
-    """Return where the next turn of reading old statements again begins."""
-    # A turn that wrapped around has two ranges in order of sequence; it ended in the first one.
-    return next((read.end or 0 for read in reads if read.read == "again"), 0)

@@ -11,8 +11,6 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbconvert import HTMLExporter
 
 from custody.errors import ConfigurationError, CustodyError
-from tasks.audit.objects import put_report
-from tasks.settings import Settings
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 _SECONDS = 600
@@ -54,12 +52,3 @@ def to_html(notebook: Any) -> bytes:
     exporter = HTMLExporter(exclude_input=True, embed_images=True, mathjax_url="", require_js_url="", jquery_url="")  # type: ignore[no-untyped-call]
     page, _ = exporter.from_notebook_node(notebook)
     return str(page).encode()
-
-
-def publish(settings: Settings, sequence: int) -> str:
-    """Execute the integrity notebook, store it with an audit's results, and return its address.
-
-    Raises:
-        CustodyError: it could not be made, the archive cannot be written, or no key can sign.
-    """
-    return put_report(settings, sequence, to_html(execute("integrity", settings.archive)))

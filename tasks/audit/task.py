@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 
 from custody.errors import TransientStoreError
 from tasks.audit.conclude import Outcome, conclude
+from tasks.audit.objects import put_report
 from tasks.audit.pieces import PieceResult, verify_pieces
 from tasks.audit.plan import Piece, Plan, Request, plan_audit
 from tasks.settings import Settings
@@ -17,13 +18,7 @@ from tasks.settings import Settings
 
 def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Return whether a retry may help."""
-    try:
-        state.result()
-    except TransientStoreError:
-        return True
-    except Exception:  # noqa: BLE001 - any other error would happen again
-        return False
-    return False
+    return state.is_failed() and isinstance(state.result(raise_on_failure=False), TransientStoreError)
 
 
 _READING: Any = {
@@ -57,6 +52,7 @@ def sign(plan: Plan, results: Sequence[PieceResult]) -> Outcome:
 def report(sequence: int) -> str:
     """Execute the integrity notebook, and store it as HTML."""
     # Jupyter's packages take a third of a second to import, and the processes that read shares do not need them.
-    from tasks.audit.report import publish
+    from tasks.audit.report import execute, to_html
 
-    return publish(Settings(), sequence)
+    settings = Settings()
+    return put_report(settings, sequence, to_html(execute("integrity", settings.archive)))
