@@ -84,8 +84,8 @@ def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]
                     elif is_newest:
                         yield changed
                 except (SourceError, StoreError) as error:
-                    what = f"the log cannot be compared with the broker: {error}"
-                    yield finding("unreadable", what, log=str(end.log))
+                    message = f"the log cannot be compared with the broker: {error}"
+                    yield finding("unreadable", message, log=str(end.log))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +128,11 @@ def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterato
     found = f"size {head.size}, root {head.root.hex()}"
     differs = partial(finding, log=str(log), expected=expected, found=found, sha256=loss_digest(log, expected, found))
     if known.size > head.size:
-        what = f"the log went back: {known.origin} has more statements than the log"
-        yield differs("head-rollback", what, sequence=head.size, through=known.size - 1)
+        message = f"the log went back: {known.origin} has more statements than the log"
+        yield differs("head-rollback", message, sequence=head.size, through=known.size - 1)
     elif known.size == head.size and known.root != head.root:
-        what = f"another history: {known.origin} has another root at this size"
-        yield differs("head-fork", what, sequence=head.size - 1)
+        message = f"another history: {known.origin} has another root at this size"
+        yield differs("head-fork", message, sequence=head.size - 1)
 
 
 def _change(broker: Broker, cluster: str, topic: Topic | None, end: _End) -> Finding | None:
@@ -141,18 +141,18 @@ def _change(broker: Broker, cluster: str, topic: Topic | None, end: _End) -> Fin
     archived = newest.log
     changed = partial(finding, "topic-changed", log=str(log), sequence=newest.sequence)
     if archived.cluster != cluster:
-        what = "the broker belongs to another cluster than the log"
-        return changed(what, expected=archived.cluster, found=cluster)
+        message = "the broker belongs to another cluster than the log"
+        return changed(message, expected=archived.cluster, found=cluster)
     if topic is None or log.partition >= topic.partitions:
         return changed("the broker no longer has the partition, or this client may not see it")
     if archived.topic_id != topic.id:
-        what = "the topic was deleted and created again"
-        return changed(what, expected=f"topic id {archived.topic_id}", found=f"topic id {topic.id}")
+        message = "the topic was deleted and created again"
+        return changed(message, expected=f"topic id {archived.topic_id}", found=f"topic id {topic.id}")
     bounds = broker.bounds(log.topic, log.partition)
     if bounds.end < newest.next_offset:
-        what = "the partition ends before the log: it was truncated"
+        message = "the partition ends before the log: it was truncated"
         expected, found = f"offset {newest.next_offset}", f"offset {bounds.end}"
-        return changed(what, offset=bounds.end, expected=expected, found=found)
+        return changed(message, offset=bounds.end, expected=expected, found=found)
     last = newest.last_record
     if last is not None and last.offset >= bounds.start:
         problem = broker.disagreement(log.topic, log.partition, last)
@@ -236,9 +236,9 @@ def _findings(log: Log, sequence: int, differences: Iterable[_Difference]) -> It
     for difference in differences:
         offset, kind = difference.offset, difference.finding
         if kind == "skipped-record":
-            what = "the broker has a committed record at an offset that the statement calls skipped"
+            message = "the broker has a committed record at an offset that the statement calls skipped"
             key = layout.manifest_key(log, sequence)
-            yield finding("skipped-record", what, log=str(log), sequence=sequence, offset=offset, key=key)
+            yield finding("skipped-record", message, log=str(log), sequence=sequence, offset=offset, key=key)
             continue
         firsts.setdefault(kind, difference)
         counts[kind] += 1
@@ -247,12 +247,12 @@ def _findings(log: Log, sequence: int, differences: Iterable[_Difference]) -> It
         else:
             last = offset
     if edited := firsts.get("record-edited"):
-        what = "the broker's record at this offset differs from the archive's"
+        message = "the broker's record at this offset differs from the archive's"
         if edited.expected == edited.found:
-            what += ": the value is the same, but not the key, a header or the time"
+            message += ": the value is the same, but not the key, a header or the time"
         yield finding(
             "record-edited",
-            what,
+            message,
             log=str(log),
             sequence=sequence,
             offset=edited.offset,
@@ -263,8 +263,8 @@ def _findings(log: Log, sequence: int, differences: Iterable[_Difference]) -> It
             count=counts["record-edited"],
         )
     if missing := firsts.get("offset-gap"):
-        what = f"no statement accounts for {counts['offset-gap']} records of the broker, up to offset {last}"
-        yield finding("offset-gap", what, log=str(log), sequence=sequence, offset=missing.offset)
+        message = f"no statement accounts for {counts['offset-gap']} records of the broker, up to offset {last}"
+        yield finding("offset-gap", message, log=str(log), sequence=sequence, offset=missing.offset)
 
 
 def _first(store: Store, log: Log, start: int, size: int, holds: Holds[Manifest]) -> int:

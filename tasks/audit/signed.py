@@ -42,7 +42,7 @@ class Coverage:
     """Statements that signed audits have verified, with a good verdict.
 
     Audits are read from the newest back, each once, and only as far as needed. An audit is ignored if it is missing,
-    does not parse, belongs to another place, does not count, or was signed outside its key's span.
+    does not parse, belongs to another archive or slot, does not count, or was signed outside its key's span.
     """
 
     def __init__(self, store: Store, trust: Trust) -> None:

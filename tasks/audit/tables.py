@@ -143,8 +143,8 @@ class TableWriter:
         try:
             data = signed_notes.seal(made, LIST_FORMAT, self._signers)
         except FormatError:
-            what = f"{len(refs)} tables are too many for one list: lower audit.piece_statements"
-            raise FormatError(what) from None
+            message = f"{len(refs)} tables are too many for one list: lower audit.piece_statements"
+            raise FormatError(message) from None
         key = tables.list_key(self._log, self._first, self._end, data)
         self._store.create(key, data)
         self.listed = ObjectRef(key, len(data), sha256(data).hexdigest())
@@ -291,5 +291,5 @@ def _counted(
         return
     else:
         if rows != events:
-            what = "the tables and the statements have different numbers of events"
-            yield finding("tables", what, expected=f"{events} events", found=f"{rows} rows", **where)
+            message = "the tables and the statements have different numbers of events"
+            yield finding("tables", message, expected=f"{events} events", found=f"{rows} rows", **where)

@@ -329,11 +329,11 @@ def _numbers(
 def _envelopes(payload: bytes, all_lines: Sequence[bytes]) -> Iterator[tuple[str, Any]]:
     """Yield type and time of each line; the time as text, or as parsed by the slow path."""
     try:
-        rows = _decode_lines(payload)
+        envelopes = _decode_lines(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        rows = []
-    if len(rows) == len(all_lines):
-        yield from ((row.event_type, row.timestamp) for row in rows)
+        envelopes = []
+    if len(envelopes) == len(all_lines):
+        yield from ((envelope.event_type, envelope.timestamp) for envelope in envelopes)
     else:
         yield from map(lines.check_line, all_lines)
 

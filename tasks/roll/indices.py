@@ -216,8 +216,8 @@ class IndexRoll:
     def _end_out_of_range(self, name: str, oldest: date) -> Iterator[Action]:
         """Delete out-of-range events that were sealed before a day."""
         with self._search.errors(f"listing the logs in {name}"):
-            _, found = logs_in(self._search, name)
-        lowest = {f"{log.name}/{log.partition}": log.first for log in found}
+            _, logs = logs_in(self._search, name)
+        lowest = {f"{log.name}/{log.partition}": log.first for log in logs}
         yield from self._end_sealed(name, lowest, oldest, below)
 
     def _end_rejected(self, name: str, oldest: date) -> Iterator[Action]:
@@ -266,8 +266,8 @@ class IndexRoll:
         sealed = sealed_from(self._store, log, size, moment, holds)
         if not sealed:
             return 0
-        _, found = at_or_behind(self._store, log, min(sealed, size - 1), size, holds)
-        return found.statement.first_offset if sealed < size else found.statement.next_offset
+        _, manifest = at_or_behind(self._store, log, min(sealed, size - 1), size, holds)
+        return manifest.statement.first_offset if sealed < size else manifest.statement.next_offset
 
     def _delete_index(self, name: str) -> None:
         with self._search.errors(f"deleting {name}"):
@@ -277,10 +277,10 @@ class IndexRoll:
         """Return why the events of an index are not all verified; None if they are."""
         logs = {(log.name, log.partition): log for log in list_logs(self._store)}
         with self._search.errors(f"listing the logs in {name}"):
-            strays, found = logs_in(self._search, name)
+            strays, by_log = logs_in(self._search, name)
         if strays:
             return f"{strays} of its documents do not say where in the archive they are"
-        for documents in found:
+        for documents in by_log:
             log = logs.get((documents.name, documents.partition))
             if log is None:
                 where = f"{documents.name}/{documents.partition}"

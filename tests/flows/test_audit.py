@@ -18,7 +18,7 @@ from tests.servers.elasticsearch import ElasticsearchServer
 
 @pytest.fixture
 def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: ElasticsearchServer) -> Iterator[Settings]:
-    """Settings of an archive of twenty events, indexed but for one that Elasticsearch has refused."""
+    """Settings of an archive of twenty events. Elasticsearch rejected one of them."""
     growing = Growing(tmp_path / "audited")
     growing.append(4, now_event_but_refused)
     clear_settings(monkeypatch)
@@ -38,7 +38,7 @@ def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elastic: Elasticsea
 
 @pytest.mark.usefixtures("server", "indexed")
 def test_rejected_events_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """What Elasticsearch has refused is no finding, but the artifact, the run and the command say how much it is."""
+    """Rejected events are no finding, but the artifact, the run and the command say how many there are."""
     ended = audit(return_state=True)
     assert ended.is_completed()
     said = "Elasticsearch rejected 1 of these events"

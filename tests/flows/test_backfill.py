@@ -1,4 +1,4 @@
-"""The flow and the command: a form's parameters in, events copied, what people see; and no run that waits."""
+"""The flow and the command of a backfill: parameters, what people see, and that no run waits."""
 
 import gzip
 import json
@@ -73,7 +73,7 @@ FIRST_DAY = [hourly(offset) for offset in range(24)]
 
 @pytest.mark.usefixtures("server", "written")
 def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run says what it would take; a run copies, and shows its progress; what makes no sense fails in a line.
+    """A dry run says what it would read. A run copies and shows progress. A wrong request fails in one line.
 
     Deployed, and with restores under way, a run ends at once, and the next one is scheduled with its parameters.
     """
@@ -140,7 +140,7 @@ def run(*arguments: str) -> int:
 
 @pytest.mark.usefixtures("written")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`custody backfill` does the same here and now; wrong arguments are said in a line."""
+    """`custody backfill` does the same at once. Wrong arguments give one line."""
     arguments = ["--to", "folder", "--folder", str(tmp_path / "out")]
     assert run(*arguments, "--dry-run") == 0
     assert "Up to 25 events" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The flow and the command that roll: what people see of what was done, was not, and could not be."""
+"""The flow and the command that roll: what people see of it, and of what failed."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.servers.ports import free_ports
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
-    """An archive of ten days ago, that the settings name, and whose life lasts nine."""
+    """An archive of ten days ago, with a retention of nine days. The settings name it."""
     growing = Growing(tmp_path / "old", begun=datetime.now(UTC) - timedelta(days=10), retention_days=1)
     growing.append(3)
     clear_settings(monkeypatch)
@@ -39,7 +39,7 @@ def artifacts() -> dict[str | None, Any]:
 
 @pytest.mark.usefixtures("server")
 def test_the_flow(old: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run changes nothing; a run ends lives, signs what it did, and shows it and what lies where.
+    """A dry run changes nothing. A run expires evidence, signs what it did, and shows it and the usage.
 
     An Elasticsearch that is down fails the run, and keeps nothing else from being done.
     """
@@ -77,7 +77,7 @@ def test_the_command(old: Growing, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_without_elasticsearch(
     old: Growing, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An Elasticsearch that is down fails the command, and keeps nothing from expiring and from being signed."""
+    """If Elasticsearch is down, the command fails, but evidence still expires, and the record is signed."""
     (port,) = free_ports(1)
     monkeypatch.setenv("CUSTODY_SEARCH__URL", f"http://127.0.0.1:{port}")
     with pytest.raises(SystemExit) as ended:

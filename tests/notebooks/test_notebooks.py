@@ -1,4 +1,4 @@
-"""The notebooks run against any archive as they are, and what they show is what is there."""
+"""The notebooks run unchanged against any archive, and show what it has."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_integrity(tmp_path: Path) -> None:
 
 
 def test_integrity_of_damage(tmp_path: Path) -> None:
-    """What an audit found stands in the report, and what to do."""
+    """The report shows what an audit found, and what to do."""
     sample = make_archive(tmp_path)
     path = next((sample.folder / "events").rglob("*.gz"))
     data = bytearray(path.read_bytes())
@@ -87,7 +87,7 @@ def test_integrity_without_an_audit(tmp_path: Path) -> None:
 
 
 def test_activity(tmp_path: Path) -> None:
-    """Who did what is shown with its place in the archive."""
+    """The notebook shows who did what, with log and offset."""
     sample = make_archive(tmp_path)
     executed = notebooks.execute("activity", str(sample.folder))
     shown = texts(executed)
@@ -98,7 +98,7 @@ def test_activity(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the notebooks as they are kept, in which `custody demo` was run."""
+    """A folder with unchanged copies of the notebooks, in which `custody demo` was run."""
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(notebooks.NOTEBOOKS, root / "notebooks")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PREFECT_"))}
@@ -115,7 +115,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_as_they_are_after_the_demo(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str, shows: str, drawn: int
 ) -> None:
-    """Opened where they lie, and run with no cell changed, they show what `custody demo` leaves beside them."""
+    """Run in their own folder with no cell changed, they show the archive of `custody demo`."""
     clear_settings(monkeypatch)
     folder = checkout / "notebooks"
     # nbformat has types, and this function has none.
@@ -130,13 +130,13 @@ def test_as_they_are_after_the_demo(
 
 @pytest.mark.parametrize("name", ["integrity", "activity"])
 def test_kept_without_outputs(name: str) -> None:
-    """Notebooks lie here without outputs: what they show is of an archive, and not of the project."""
+    """Notebooks are committed without outputs, because outputs belong to an archive."""
     kept = json.loads((notebooks.NOTEBOOKS / f"{name}.ipynb").read_text())
     assert not [cell for cell in kept["cells"] if cell.get("outputs") or cell.get("execution_count")]
 
 
 def test_failures_are_clear(tmp_path: Path) -> None:
-    """A notebook that does not exist, and an archive that does not, are said in one error."""
+    """A missing notebook, and a missing archive, give one clear error."""
     with pytest.raises(ConfigurationError, match="no notebook 'nothing'"):
         notebooks.execute("nothing", str(tmp_path))
     with pytest.raises(CustodyError, match=r"'activity' failed[\s\S]*there is no object"):

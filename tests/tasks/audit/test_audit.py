@@ -1,4 +1,4 @@
-"""An audit verifies what is new and in turn what is old, remembers what it has done, and signs what it found."""
+"""An audit verifies new statements and a share of the old, and signs what it has read and found."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_first_audit_reads_all(growing: Growing) -> None:
 
 
 def test_only_what_is_new_and_a_share(growing: Growing) -> None:
-    """A later audit reads what is new, and of the old as much as its turn asks."""
+    """A later audit reads the new statements, and the share of the old whose turn it is."""
     growing.append(30)
     run(growing)
     growing.append(4)
@@ -94,7 +94,7 @@ def test_only_what_is_new_and_a_share(growing: Growing) -> None:
 
 
 def test_everything_is_read_again_in_time(growing: Growing) -> None:
-    """After so many nightly audits as `reread_days` says each statement has been read again, however the log grew."""
+    """Within `reread_days`, nightly audits read each statement again, however the log grows."""
     growing.append(20)
     run(growing, now=NOW)
     seen: set[int] = set()
@@ -114,7 +114,7 @@ def test_a_missed_night_is_made_up_for(growing: Growing) -> None:
 
 
 def test_only_a_turn_of_its_own_counts(growing: Growing) -> None:
-    """Audits that read nothing of a log between two of its turns, a roll's or one of other logs, delay none of it."""
+    """Audits of other logs, or a roll's, between two turns of a log do not delay its next turn."""
     growing.append(30)
     other = Growing(growing.root, partition=1)
     other.append(3)
@@ -172,7 +172,7 @@ def test_nothing_new(growing: Growing) -> None:
 
 
 def test_killed_audit_goes_on(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an audit that was killed has read is not read again, and the result is the same."""
+    """Pieces that a killed audit has read are not read again, and the result is the same."""
     growing.append(10)
     given = settings(growing)
     plan = plan_audit(given, Request(), datetime.now(UTC))
@@ -186,7 +186,7 @@ def test_killed_audit_goes_on(growing: Growing, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_taken_over_is_said(growing: Growing) -> None:
-    """An audit that goes on says from when on it read, and how many pieces an earlier run has read."""
+    """An audit that resumes states when the earliest reading began, and how many pieces it took over."""
     growing.append(6)
     given = settings(growing)
     begun = datetime.now(UTC)
@@ -235,7 +235,7 @@ def test_pieces_of_another_night_are_not_signed(growing: Growing, planted: bytes
 
 
 def test_a_planted_piece_is_not_believed(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A result of a piece that somebody else put there, or took from another place, is read again."""
+    """A piece is read again if its result was forged, or was copied from another piece."""
     growing.append(6)
     given = settings(growing)
     plan = plan_audit(given, Request(), datetime.now(UTC))
@@ -250,7 +250,7 @@ def test_a_planted_piece_is_not_believed(growing: Growing, monkeypatch: pytest.M
 
 
 def test_damage_is_found_once(growing: Growing) -> None:
-    """A damaged segment is one finding of the audit that reads it, with its class, and the head still moves on."""
+    """A damaged segment is one finding, with its severity, and the audited head still moves on."""
     growing.append(5)
     damage(growing)
     outcome = run(growing)
@@ -262,7 +262,7 @@ def test_damage_is_found_once(growing: Growing) -> None:
 
 
 def test_rollback_is_found(growing: Growing, tmp_path: Path) -> None:
-    """An archive that went back to before the last audit is found out by it, and the audit's head stays."""
+    """An archive that went back behind the last audit is a finding, and the audited head stays."""
     growing.append(5)
     old = tmp_path / "old"
     shutil.copytree(growing.folder / "manifests", old)
@@ -276,7 +276,7 @@ def test_rollback_is_found(growing: Growing, tmp_path: Path) -> None:
 
 
 def test_another_archive_file_ends_the_audit(growing: Growing) -> None:
-    """Where archive.json is not the one that our keys signed, nothing is signed for it."""
+    """If our keys did not sign archive.json, no audit is signed."""
     growing.append(3)
     run(growing)
     path = growing.folder / "archive.json"
@@ -289,7 +289,7 @@ def test_another_archive_file_ends_the_audit(growing: Growing) -> None:
 
 
 def test_rollback_that_was_accepted(growing: Growing, tmp_path: Path) -> None:
-    """An audit judges a log that went back as `custody verify` does: what was accepted of one is a notice in both."""
+    """An audit reports a log that went back as `custody verify` does. If accepted, it is a notice in both."""
     growing.append(7)
     run(growing)
     for sequence in (5, 6):
@@ -307,7 +307,7 @@ def test_rollback_that_was_accepted(growing: Growing, tmp_path: Path) -> None:
 
 
 def test_a_log_that_is_gone_is_missed(growing: Growing) -> None:
-    """A log of which nothing is left is missed as long as an audit remembers it."""
+    """A log whose objects are all gone is reported as long as an audit names it."""
     growing.append(3)
     run(growing)
     for folder in ("manifests", "events", "checkpoints"):
@@ -316,7 +316,7 @@ def test_a_log_that_is_gone_is_missed(growing: Growing) -> None:
 
 
 def test_fork_shows_both_heads(growing: Growing, tmp_path: Path) -> None:
-    """A second history behind the audited head is found out, and both signed heads are shown."""
+    """A second history after the audited head is a finding that shows both signed heads."""
     growing.append(3)
     fork = growing.copy(tmp_path / "fork")
     growing.append(2)
@@ -331,7 +331,7 @@ def test_fork_shows_both_heads(growing: Growing, tmp_path: Path) -> None:
 
 
 def test_many_findings_have_an_object(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Findings too many for the audit lie in an object that it names by digest; an auditor finds all of them there."""
+    """If there are too many findings for the audit, it names by digest an object that has all of them."""
     monkeypatch.setattr(form, "FINDINGS_INLINE", 1)
     growing.append(4)
     damage(growing, 3)
@@ -369,7 +369,7 @@ def test_what_was_made_is_referred_to(growing: Growing, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("what", ["note", "page"])
 def test_a_report_that_nobody_signed_is_not_referred_to(growing: Growing, what: str) -> None:
-    """A page that somebody without a key has put there is in no audit, nor is one that was changed."""
+    """No audit refers to a report that was put or changed by somebody without a key."""
     growing.append(1)
     run(growing, tables=False)
     page = put_report(settings(growing), 0, b"<p>all is well</p>")
@@ -385,7 +385,7 @@ def test_a_report_that_nobody_signed_is_not_referred_to(growing: Growing, what: 
 
 
 def test_two_audits_at_once(growing: Growing) -> None:
-    """Of two audits at the same time one is written, and the other ends."""
+    """Of two audits at the same time, one is written, and the other ends."""
     growing.append(2)
     given = settings(growing)
     plans = [plan_audit(given, Request(), datetime.now(UTC)) for _ in range(2)]
@@ -397,7 +397,7 @@ def test_two_audits_at_once(growing: Growing) -> None:
 
 
 def test_an_audit_nobody_signed_is_nothing_to_go_on_from(growing: Growing) -> None:
-    """Where the newest audit was changed before a checkpoint covered it, it is a finding, and everything is new."""
+    """If the newest audit was changed before a checkpoint covered it, that is a finding, and all is read as new."""
     growing.append(4)
     run(growing)
     (growing.folder / "checkpoints/audits/0" / f"{1:012}").unlink()
@@ -410,7 +410,7 @@ def test_an_audit_nobody_signed_is_nothing_to_go_on_from(growing: Growing) -> No
 
 @pytest.mark.parametrize("how", ["deleted", "changed", "a hole"])
 def test_audits_that_went_back(growing: Growing, how: str) -> None:
-    """No audit is signed behind fewer audits than a signed checkpoint, or a later audit, tells of."""
+    """No audit is signed if a signed checkpoint or a later audit proves that audits are missing."""
     growing.append(4)
     given = settings(growing)
     for _ in range(2):
@@ -433,7 +433,7 @@ def test_audits_that_went_back(growing: Growing, how: str) -> None:
 
 
 def test_audits_that_went_back_meanwhile(growing: Growing) -> None:
-    """What vanishes while an audit reads stops it too."""
+    """Audits that vanish while an audit reads stop it too."""
     growing.append(4)
     given = settings(growing)
     run(growing, tables=False)
@@ -454,7 +454,7 @@ def ended(growing: Growing, path: Path, **more: Any) -> Settings:
 
 
 def test_an_audit_signed_outside_a_span(growing: Growing, tmp_path: Path) -> None:
-    """An audit signed outside its key's span is nothing to go on from: all is new."""
+    """If the newest audit was signed outside its key's span, everything is read as new."""
     growing.append(4)
     run(growing)
     given = ended(growing, tmp_path / "trust.json", to="2020-01-01T00:00:00.000000Z")
@@ -462,7 +462,7 @@ def test_an_audit_signed_outside_a_span(growing: Growing, tmp_path: Path) -> Non
 
 
 def test_an_audit_by_a_key_that_had_ended(growing: Growing, tmp_path: Path) -> None:
-    """What a leaked key signs behind its end stops the audit, however well it is signed; before its end it counts."""
+    """An audit that a leaked key signed after its end stops the next audit. Before its end it counts."""
     growing.append(4)
     run(growing)
     until = {"audits/0": {"size": 0, "root": merkle.EMPTY_ROOT.hex()}}
@@ -507,7 +507,7 @@ def overwrite(path: Path, data: bytes) -> None:
 
 
 def test_tables_are_made_once(growing: Growing) -> None:
-    """Statements that are read for the first time become tables, those that are read again do not."""
+    """Statements become tables when they are read for the first time, not when they are read again."""
     growing.append(5)
     run(growing)
     made = sorted((growing.folder / "tables").rglob("*.parquet"))
@@ -517,7 +517,7 @@ def test_tables_are_made_once(growing: Growing) -> None:
 
 
 def test_changed_table(growing: Growing) -> None:
-    """A table that was changed is a finding of the audit whose turn it is, whatever it is called then."""
+    """A changed table is a finding of the audit whose turn it is, whatever its new name."""
     growing.append(3)
     run(growing)
     (path,) = (growing.folder / "tables").rglob("*.parquet")

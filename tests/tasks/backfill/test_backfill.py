@@ -79,7 +79,7 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_a_day_is_exactly_its_events(given: Settings, tmp_path: Path) -> None:
-    """The first moment of a range belongs to it, and the first one behind it does not; bytes are those archived."""
+    """A range includes its first moment and excludes its end. The copied bytes are the archived ones."""
     done = run(given, folder_of(tmp_path))
     assert lines_in(tmp_path) == [hourly(offset) for offset in DAYS_OFFSETS]
     assert (done.created, done.rejected, done.problems, done.stopped) == (24, 0, [], False)
@@ -103,7 +103,7 @@ EDGES = {
 
 @pytest.mark.parametrize("one", EDGES)
 def test_bounds_are_exact_to_the_last_digit(tmp_path: Path, one: str) -> None:
-    """An event is chosen by the moment that its time names, however that is written, and by nothing coarser."""
+    """Events are chosen by their exact time, whatever its zone and number of digits."""
     growing = Growing(tmp_path / "archive")
     times = [one, "1999-01-01T00:00:00Z", "2100-01-01T00:00:00Z", "1999-01-01T00:00:00Z", "2100-01-01T00:00:00Z"]
     growing.append(
@@ -116,7 +116,7 @@ def test_bounds_are_exact_to_the_last_digit(tmp_path: Path, one: str) -> None:
 
 
 def test_slots_that_were_passed_over(tmp_path: Path) -> None:
-    """A slot that holds no statement, and that a later one passes over, is no problem, and divides no table."""
+    """A slot that was passed over is no problem, and does not divide a table."""
     growing = Growing(tmp_path / "archive", begun=DAY)
     growing.append(2, hourly)
     slot = growing.folder / "manifests" / growing.log / f"{2:012}.json"
@@ -144,7 +144,7 @@ def test_types_are_chosen(given: Settings, tmp_path: Path) -> None:
 
 
 def test_lines_that_only_the_slow_path_reads(tmp_path: Path) -> None:
-    """An event that a fast parser refuses is chosen by its time and type like any other."""
+    """Events that the fast parser refuses are chosen by time and type too."""
     growing = Growing(tmp_path / "archive")
     odd = hourly(24)[:-1] + b', "more": ' + b"[" * 5 + b"1e999999999" + b"]" * 5 + b"}"
     growing.append(1, lambda at: odd if at == 1 else hourly(at))
@@ -154,7 +154,7 @@ def test_lines_that_only_the_slow_path_reads(tmp_path: Path) -> None:
 
 
 def test_logs_are_chosen(written: Growing, given: Settings, tmp_path: Path) -> None:
-    """A log is named by topic, for all its partitions, or with its partition; one that is not there is refused."""
+    """A log is named by topic, for all partitions, or with its partition. An unknown name is refused."""
     both = written.copy(tmp_path / "both")
     other = Growing(tmp_path / "both", partition=1)
     other.begun = DAY - NIGHT
@@ -170,7 +170,7 @@ def test_logs_are_chosen(written: Growing, given: Settings, tmp_path: Path) -> N
 
 
 def test_late_days_leave_out_what_was_sealed_later(given: Settings, tmp_path: Path) -> None:
-    """With `late_days` only statements sealed near the range are looked at: here all were sealed a day before it."""
+    """With `late_days`, only statements sealed near the range are searched. Here all were sealed a day before it."""
     assert plan_backfill(given, folder_of(tmp_path, late_days=0)).statements == 15
     later = Request(since=DAY + 3 * NIGHT, until=DAY + 4 * NIGHT, target="folder", folder=str(tmp_path), late_days=0)
     assert plan_backfill(given, later).statements == 0
@@ -191,7 +191,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("said", WRONG)
 def test_what_makes_no_sense_is_refused(given: Settings, said: str) -> None:
-    """A request that cannot be meant is refused before anything is read, and the message says what is wrong."""
+    """A wrong request is refused before anything is read, and the message says what is wrong."""
     fields: dict[str, Any] = {"since": DAY, "until": DAY + NIGHT, "target": "folder", "folder": "somewhere"}
     with pytest.raises(ConfigurationError, match=said):
         plan_backfill(given, Request(**fields | WRONG[said]))
@@ -224,7 +224,7 @@ class _Reads:
 
 
 def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of segments at the range's edges only the batches that overlap are read; of those without an event nothing is."""
+    """Only batches that overlap the range are read, each segment's at once. Other segments are not read."""
     reads = _Reads(monkeypatch)
     plan = plan_backfill(given, folder_of(tmp_path))
     assert reads.ranges == []
@@ -238,7 +238,7 @@ def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monk
 
 
 def test_a_dry_run_changes_nothing(given: Settings, written: Growing, tmp_path: Path) -> None:
-    """A plan says what would be read, and how long it takes, and neither archive nor target is touched."""
+    """A plan says what would be read and how long it takes. It changes neither archive nor target."""
     before = state(written.folder)
     plan = plan_backfill(given, folder_of(tmp_path / "out"))
     assert plan_summary(plan).endswith("Estimate: 0 s to copy.")
@@ -250,7 +250,7 @@ def test_a_dry_run_changes_nothing(given: Settings, written: Growing, tmp_path: 
 
 
 def test_again_leaves_files_alone(given: Settings, tmp_path: Path) -> None:
-    """A second run reads nothing and changes nothing; a file that was lost comes back, the same."""
+    """A second run reads and changes nothing. A file that was lost is made again, the same."""
     run(given, folder_of(tmp_path))
     before = state(tmp_path)
     assert all(name == "backfill.json" or name.startswith("audit.grows/0/") for name in before)
@@ -266,7 +266,7 @@ def test_again_leaves_files_alone(given: Settings, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(given: Settings, tmp_path: Path) -> None:
-    """Files of another choice of events, or of somebody else, are not mixed with."""
+    """A folder with another choice of events, or with other files, is refused."""
     run(given, folder_of(tmp_path / "one"))
     with pytest.raises(ConfigurationError, match="another choice of events"):
         run(given, folder_of(tmp_path / "one", types=(KINDS[0],)))
@@ -280,7 +280,7 @@ def test_a_folder_of_something_else_is_refused(given: Settings, tmp_path: Path) 
 
 
 def test_stopped_in_the_middle(given: Settings, tmp_path: Path) -> None:
-    """Stopped after any statement it leaves whole files, and started again it copies the rest, and only that."""
+    """A stopped backfill leaves complete files. Started again, it copies only the rest."""
     copied = 0
     for _ in range(10):
         budget = iter((True, False))
@@ -294,7 +294,7 @@ def test_stopped_in_the_middle(given: Settings, tmp_path: Path) -> None:
 
 
 def test_two_at_once_into_a_folder(given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that begins while another one writes a file removes nothing of it: what is unfinished is not abandoned."""
+    """A run that begins while another one writes a file does not remove that unfinished file."""
     sync = os.fsync
     others = iter(range(3))
 
@@ -311,7 +311,7 @@ def test_two_at_once_into_a_folder(given: Settings, tmp_path: Path, monkeypatch:
 
 
 def test_damage_stops_nothing_else(written: Growing, given: Settings, tmp_path: Path) -> None:
-    """What is damaged or lost is said and left out; the rest is copied, and it comes once it is mended."""
+    """Damaged or lost segments are reported and left out. Once they are repaired, the next run copies them."""
     broken = written.copy(tmp_path / "broken")
     given = given.model_copy(update={"archive": str(broken.folder)})
     plan = plan_backfill(given, folder_of(tmp_path / "out"))
@@ -334,7 +334,7 @@ def test_damage_stops_nothing_else(written: Growing, given: Settings, tmp_path: 
 
 
 def test_tables_are_made_of_what_has_none(written: Growing, given: Settings, tmp_path: Path) -> None:
-    """Whole statements become tables that SQL reads, each event once; made again, nothing changes."""
+    """Whole statements become tables that SQL reads, each event once. A second run changes nothing."""
     copied = written.copy(tmp_path / "copy")
     given = given.model_copy(update={"archive": str(copied.folder)})
     assert run(given, of_the_day(target="tables")).created == 30
@@ -366,7 +366,7 @@ def searched(given: Settings, elastic: ElasticsearchServer) -> Iterator[Settings
 
 
 def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
-    """Each event of the day is a document that leads to its evidence, where the roll leaves it; again: none."""
+    """Each event of the day becomes one document that names its evidence, in an index that the roll keeps."""
     assert run(searched, of_the_day()).created == 24
     found = documents(searched)
     assert set(found) == {document_id(LOG, offset) for offset in DAYS_OFFSETS}
@@ -382,7 +382,7 @@ def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
 
 
 def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) -> None:
-    """An index of restored events stays for `restored_days` from the last backfill that brought some, not the first."""
+    """The `restored_days` of an index count from the last backfill into it, not from the first."""
     run(searched, of_the_day(types=KINDS[:1]))
     name = restored_name(searched.search.prefix, DAY.date())
     opened = Search(searched.search)
@@ -401,7 +401,7 @@ def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) ->
 
 
 def test_outlying_events_come_back_where_they_stay(searched: Settings) -> None:
-    """Outlying events that were sealed long ago do not come back into the index that the next roll would clear."""
+    """Old out-of-range events are restored to an index that the next roll does not clear."""
     assert run(searched, Request(since=DAY - NIGHT, until=DAY + 3 * NIGHT)).created == 75
     found = documents(searched)
     apart = {name for name, one in found.items() if one["_index"] == restored_name(searched.search.prefix, None)}
@@ -415,7 +415,7 @@ def test_outlying_events_come_back_where_they_stay(searched: Settings) -> None:
 
 
 def test_a_day_that_is_kept_goes_into_its_own_index(searched: Settings) -> None:
-    """A day that has not aged out is restored to where the indexer puts it, so that no event is there twice."""
+    """Events of a day that still has its index are restored into that index, so no event is there twice."""
     kept = searched.model_copy(update={"search": searched.search.model_copy(update={"days": 36_500})})
     run(kept, of_the_day())
     index_logs(kept)
@@ -431,7 +431,7 @@ def in_kafka(given: Settings, kafka: KafkaServer) -> Settings:
 
 
 def test_a_topic_gets_each_event(given: Settings, kafka: KafkaServer) -> None:
-    """Records have the event as value, and say where it is from; one that was stopped goes on where it was.
+    """A record's value is the event, and its headers name its origin. A stopped backfill continues.
 
     Once everything was sent, the same backfill sends it again; a double has the headers and key of the first.
     """
@@ -453,7 +453,7 @@ def test_a_topic_gets_each_event(given: Settings, kafka: KafkaServer) -> None:
 
 
 def test_another_choice_is_another_position(given: Settings, kafka: KafkaServer) -> None:
-    """How far one choice of events was sent says nothing of another choice."""
+    """The position of one choice of events does not count for another choice."""
     topic = kafka.create_topic(kafka.unused_name("choices"), 1)
     settings = in_kafka(given, kafka)
     budget = iter((True, True, False))
@@ -465,7 +465,7 @@ def test_another_choice_is_another_position(given: Settings, kafka: KafkaServer)
 
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_what_could_not_be_read_is_sent_later(written: Growing, kafka: KafkaServer, tmp_path: Path, how: str) -> None:
-    """A segment that is damaged or missing keeps none of its events from being sent once it is there again."""
+    """Events of a damaged or missing segment are sent once the segment is repaired."""
     growing = written.copy(tmp_path / "copy")
     topic = kafka.create_topic(kafka.unused_name("later"), 1)
     settings = in_kafka(Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}"), kafka)
@@ -484,7 +484,7 @@ def test_what_could_not_be_read_is_sent_later(written: Growing, kafka: KafkaServ
 
 
 def test_more_logs_than_fit_into_a_position(given: Settings, kafka: KafkaServer) -> None:
-    """Of many logs the positions that were noted last are kept, in as many bytes as the broker takes."""
+    """If the positions of all logs do not fit into the broker's limit, those noted last are kept."""
     topic = kafka.create_topic(kafka.unused_name("many"), 1)
     parts = [Part(Log(f"audit.{number:0100}", 0), 0, 1, 0, 10) for number in range(100)]
     client = in_kafka(given, kafka).kafka.librdkafka()
@@ -504,7 +504,7 @@ def test_more_logs_than_fit_into_a_position(given: Settings, kafka: KafkaServer)
 
 
 def test_topics_that_will_not_do(given: Settings, kafka: KafkaServer) -> None:
-    """A topic that is archived itself, or that is not there, is refused, and none is made."""
+    """A topic that is archived itself, or does not exist, is refused. No topic is created."""
     settings = in_kafka(given, kafka)
     with pytest.raises(ConfigurationError, match="archived itself"):
         run(settings, of_the_day(target="topic", topic="audit.replay"))
@@ -526,7 +526,7 @@ def deep(moto: MotoServer, written: Growing, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_day_from_deep_archive(searched: Settings, deep: Deep) -> None:
-    """A day is restored from DEEP_ARCHIVE, only what it needs, and every event is found in an empty Elasticsearch."""
+    """Only the segments of the day are restored from DEEP_ARCHIVE, and every event is then in Elasticsearch."""
     settings = searched.model_copy(update={"archive": deep.url, "s3": deep.options})
     plan = plan_backfill(settings, of_the_day())
     assert (len(plan.archived), len(plan.segments), deep.restored(settings)) == (6, 6, 0)
@@ -547,7 +547,7 @@ def test_a_day_from_deep_archive(searched: Settings, deep: Deep) -> None:
 
 
 def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path) -> None:
-    """While copies are being made nothing waits and nothing is asked for again; the plan says how long they take."""
+    """A restore is requested once, and nothing waits for it. The plan says how long restores take."""
     settings = given.model_copy(update={"archive": deep.url, "s3": deep.options})
     plan = plan_backfill(settings, folder_of(tmp_path, tier="bulk"))
     assert plan.restore_hours == 48
@@ -580,7 +580,7 @@ def test_a_restore_is_asked_for_once(given: Settings, deep: Deep, tmp_path: Path
 
 
 def test_store_says_what_it_cannot_restore(deep: Deep) -> None:
-    """To restore twice is success; what is missing, or not archived, is said as an error of ours."""
+    """Restoring twice is success. A missing or unarchived object is an error of ours."""
     store = open_store(deep.url, deep.options)
     restores = store.capabilities.restores
     assert restores is not None

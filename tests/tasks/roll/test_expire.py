@@ -1,4 +1,4 @@
-"""The end of life is signed before anything is deleted, and verification tells it from loss for ever."""
+"""An expiry is signed before anything is deleted, so verification can always tell it from loss."""
 
 import json
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def segments(growing: Growing) -> list[Path]:
 
 
 def test_signed_then_deleted(growing: Growing) -> None:
-    """What is old enough is called expired by a signed statement, and is gone; the archive verifies."""
+    """A signed statement calls old evidence expired; its objects are deleted, and the archive still verifies."""
     given = settings(growing)
     actions = list(expire(given, NOW))
     assert actions[0] == Action(
@@ -108,7 +108,7 @@ def test_dry_run(growing: Growing) -> None:
 
 @pytest.mark.parametrize("done", range(4))
 def test_killed_while_deleting(growing: Growing, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
-    """A run that dies after the signature goes on where it was; verification is content at any time."""
+    """If a run dies after the signature, the next one continues. The archive verifies at any time."""
     given = settings(growing)
     left = done
 
@@ -136,7 +136,7 @@ def test_killed_while_deleting(growing: Growing, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_object_that_cannot_be_deleted(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One object that the store does not delete stops no other, and is tried again the next time."""
+    """If the store does not delete one object, the others are deleted, and the next run tries it again."""
     given = settings(growing)
     first = segments(growing)[0].relative_to(growing.folder).as_posix()
     original = type(open_store(given.archive)).remove
@@ -154,7 +154,7 @@ def test_an_object_that_cannot_be_deleted(growing: Growing, monkeypatch: pytest.
 
 
 def test_after_an_audit(growing: Growing) -> None:
-    """The audit remembers what expired: the next roll begins there, and audits of what is gone find nothing."""
+    """The audit records what expired. The next roll begins there, and audits report no missing segments before it."""
     given = settings(growing)
     audit(given)
     list(expire(given, NOW))
@@ -169,7 +169,7 @@ def test_after_an_audit(growing: Growing) -> None:
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], None], place: Path | None = None) -> None:
-    """Write a signed statement again with other words and the signatures that it had, as who holds no key can."""
+    """Replace the text of a signed statement and keep its signatures, as an attacker without a key can."""
     line, _, signatures = path.read_bytes().partition(b"\n")
     statement = json.loads(line)
     change(statement)
@@ -180,14 +180,14 @@ def forge(path: Path, change: Callable[[dict[str, Any]], None], place: Path | No
 
 @pytest.fixture
 def young(tmp_path: Path) -> Growing:
-    """An archive of four statements of two days ago; by their keys they are old, for Kafka's times are a producer's."""
+    """An archive of four statements sealed two days ago. The days in their objects' keys come from producers."""
     made = Growing(tmp_path, begun=NOW - timedelta(days=2), retention_days=1)
     made.append(4)
     return made
 
 
 def test_an_audit_that_nobody_signed_ends_nothing(young: Growing) -> None:
-    """A forged audit that calls statements expired deletes none of them, and our own key repeats nothing of it."""
+    """A forged audit that calls statements expired deletes nothing, and our key does not sign its claims again."""
     given = settings(young)
     audit(given)
     audits = young.folder / "audits"
@@ -211,7 +211,7 @@ def test_an_audit_that_nobody_signed_ends_nothing(young: Growing) -> None:
 
 
 def test_what_was_signed_for_a_shorter_life(young: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was called expired, and was sealed since the end of the epoch that is set now, is not deleted."""
+    """If the retention was made longer since an expiry was signed, younger objects are not deleted."""
     short, later = settings(young, days=1), NOW + timedelta(hours=1)
     with monkeypatch.context() as patched:
         patched.setattr("tasks.roll.expire._delete", lambda *_, **__: iter(()))
@@ -243,7 +243,7 @@ def test_a_statement_that_nobody_signed_ends_nothing(young: Growing, place: int)
 
 
 def test_an_age_that_nobody_signed_ends_nothing(young: Growing) -> None:
-    """Statements that were made old without a key are refused: the age of what is deleted is signed."""
+    """Statements whose time was changed without a key are refused, because the age must be signed."""
     manifests = young.folder / "manifests" / young.log
     for sequence in range(3):
         forge(
@@ -256,7 +256,7 @@ def test_an_age_that_nobody_signed_ends_nothing(young: Growing) -> None:
 
 
 def test_recorded(growing: Growing) -> None:
-    """What expired and what was deleted stands in a signed audit, behind which the nightly ones go on."""
+    """A signed audit records what expired and what was deleted. The nightly audits continue after it."""
     given = settings(growing)
     audit(given)
     actions = list(expire(given, NOW))
@@ -270,7 +270,7 @@ def test_recorded(growing: Growing) -> None:
 
 
 def test_versions_and_locks(growing: Growing, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a bucket with versions and locks, what is locked stays, and what is deleted leaves no version behind."""
+    """In a bucket with versions and locks, locked objects stay, and of deleted ones no version is left."""
     seaweed.use(monkeypatch)
     url = f"s3://{seaweed.make_bucket(versioned=True, object_lock=True)}/archive"
     options = S3Options(endpoint_url=seaweed.endpoint_url)
@@ -299,7 +299,7 @@ def test_versions_and_locks(growing: Growing, seaweed: SeaweedServer, monkeypatc
 
 
 def test_a_clock_that_is_ahead_ends_nothing(growing: Growing) -> None:
-    """A host whose clock is years ahead signs and deletes nothing: the store and the audits know better."""
+    """A host whose clock is years ahead signs and deletes nothing, because store and audits have other times."""
     given = settings(growing, days=2555)
     audit(given)
     before = sorted(growing.folder.rglob("*"))
@@ -310,7 +310,7 @@ def test_a_clock_that_is_ahead_ends_nothing(growing: Growing) -> None:
 
 
 def test_the_earliest_clock_counts(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is old enough by the host's clock alone does not expire: each clock must say so."""
+    """Evidence expires only if it is old enough by every clock, not by the host's alone."""
     given = settings(growing, days=9)
     early = NOW - timedelta(days=1, hours=2)
     monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [NOW, early])
@@ -332,7 +332,7 @@ def append_at(growing: Growing, *moments: datetime) -> None:
 
 
 def test_a_clock_that_was_behind_makes_nothing_old(tmp_path: Path) -> None:
-    """A statement sealed in 2015 by a wrong clock makes none of those around it old, wherever it stands."""
+    """A statement sealed in 2015 by a wrong clock makes no other statement old."""
     made = clocked(tmp_path)
     young, wrong = NOW - timedelta(minutes=10), datetime(2015, 1, 1, tzinfo=UTC)
     append_at(made, young, wrong, wrong, young, wrong)
@@ -341,7 +341,7 @@ def test_a_clock_that_was_behind_makes_nothing_old(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_was_ahead_keeps_what_follows(tmp_path: Path) -> None:
-    """Behind a statement sealed late nothing expires before it, for verification counts the age from the latest."""
+    """Statements after one that was sealed late do not expire before it, as the age counts from the latest time."""
     made = clocked(tmp_path)
     old = NOW - timedelta(days=20)
     append_at(made, old, NOW - timedelta(days=3), old, old)
@@ -354,7 +354,7 @@ def test_a_clock_that_was_ahead_keeps_what_follows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["archive.json", "trust.json"])
 def test_the_longest_retention_counts(tmp_path: Path, where: str) -> None:
-    """A setting may ask for a longer life than the archive and the verifiers, and never for a shorter one."""
+    """A setting may make the retention longer than the archive's and the trust's, but not shorter."""
     made = Growing(tmp_path, begun=NOW - timedelta(days=10), retention_days=11 if where == "archive.json" else 1)
     made.append(3)
     trust = None
@@ -367,7 +367,7 @@ def test_the_longest_retention_counts(tmp_path: Path, where: str) -> None:
 
 
 def test_an_expiry_before_its_time_deletes_nothing(growing: Growing) -> None:
-    """What the archive's own key called expired too early stays, and is not joined by what expires rightly behind."""
+    """A range that our key called expired too early stays, and later expiries do not include it."""
     growing.expire(0, 2)
     given = settings(growing, days=5)
     # Sealed a few minutes after what it calls expired.
@@ -386,7 +386,7 @@ def test_an_expiry_before_its_time_deletes_nothing(growing: Growing) -> None:
 
 
 def test_slots_that_were_passed_over(growing: Growing) -> None:
-    """What somebody without a key has put into a slot keeps nothing from expiring, once it is passed over."""
+    """An object that somebody without a key put into a slot does not stop the expiry, once it is passed over."""
     manifests = growing.folder / "manifests" / growing.log
     (manifests / f"{4:012}.json").write_bytes(b"no manifest")
     growing.append(1)
@@ -402,7 +402,7 @@ def test_slots_that_were_passed_over(growing: Growing) -> None:
 
 
 def test_a_slot_that_nothing_passes_over(growing: Growing) -> None:
-    """Where a statement was replaced by garbage, it is said, and nothing of the log is deleted."""
+    """If a statement was replaced by garbage, that is reported, and nothing of the log is deleted."""
     path = growing.folder / "manifests" / growing.log / f"{1:012}.json"
     path.unlink()
     path.write_bytes(b"no manifest")
@@ -412,7 +412,7 @@ def test_a_slot_that_nothing_passes_over(growing: Growing) -> None:
 
 
 def test_a_key_that_has_ended(growing: Growing, tmp_path: Path) -> None:
-    """What a leaked key signed behind its end makes nothing expire, and no deletion rests on it."""
+    """A statement that a leaked key signed after its end makes nothing expire, and causes no deletion."""
     (key,) = (one for one in open_trust([f"file:{growing.keyring}"]).keys.values() if one.algorithm == "HMAC-SHA256")
     tip = find_tip(open_store(str(growing.folder)), Log("audit.grows", 0), anything)
     root = Proofs(open_store(str(growing.folder)), growing.log, statements_of(Log("audit.grows", 0))).root(2)
@@ -427,7 +427,7 @@ def test_a_key_that_has_ended(growing: Growing, tmp_path: Path) -> None:
 
 
 def test_a_day_far_ahead(growing: Growing) -> None:
-    """Objects whose keys hold a producer's day of the year 9999 are deleted with their statements."""
+    """Objects whose keys name a day in the year 9999, from a producer, are deleted with their statements."""
 
     def late(entry: Entry) -> Entry:
         return replace(entry, first_record_ms=253_370_764_800_000)

@@ -1,4 +1,4 @@
-"""Indices roll by age, and none is deleted on the word of a timer; on a real Elasticsearch."""
+"""Indices are rolled by age, and none is deleted by age alone. Tested on a real Elasticsearch."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def growing(tmp_path: Path) -> Growing:
 
 @contextmanager
 def indexed(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
-    """Index an archive under a prefix of its own, and give its settings; all of it goes with the block."""
+    """Index an archive under a prefix of its own, yield its settings, and delete its indices afterwards."""
     made = Settings(
         archive=str(growing.folder),
         keys=f"file:{growing.keyring}",
@@ -72,7 +72,7 @@ def search(given: Settings) -> Iterator[Search]:
 
 
 def test_tomorrow(given: Settings, search: Search) -> None:
-    """Tomorrow's index is there ahead of time, behind the alias and with the mapping; once."""
+    """Tomorrow's index is created once, with the alias and the mapping."""
     tomorrow = index_name(given.search.prefix, (NOW + timedelta(days=1)).date())
     assert roll(given) == [Action("create", tomorrow, "done")]
     found = search.client.indices.get(index=tomorrow)[tomorrow]
@@ -82,7 +82,7 @@ def test_tomorrow(given: Settings, search: Search) -> None:
 
 
 def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, search: Search) -> None:
-    """Days after its day an index is read-only and of one segment; again there is nothing to do."""
+    """Some days after its day, an index is read-only and has one segment. The next roll has nothing to do."""
     search.client.indices.flush(index=f"{search.prefix}*")
     growing.append(3, now_event)
     index_logs(given)
@@ -102,7 +102,7 @@ def test_old_indices_are_closed_and_merged(growing: Growing, given: Settings, se
 
 
 def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> None:
-    """An event of a day whose index is read-only is indexed there all the same, and the next roll closes it again."""
+    """A late event opens a read-only index. The next roll makes the index read-only again."""
     roll(given, NOW + timedelta(days=4))
     growing.append(1, now_event)
     (result,) = index_logs(given)
@@ -111,7 +111,7 @@ def test_what_comes_late_opens_its_day(growing: Growing, given: Settings) -> Non
 
 
 def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Search) -> None:
-    """Without an audit that verified its events, an index stays however old it is, and the refusal says why."""
+    """An index whose events no audit has verified stays, however old it is, and the refusal says why."""
     before = daily_indices(search)
     refused = [one for one in roll(given, LATER) if one.what == "delete"]
     assert {one.target for one in refused} == before
@@ -121,7 +121,7 @@ def test_nothing_is_deleted_on_the_word_of_a_timer(given: Settings, search: Sear
 
 
 def test_what_is_not_seen_yet_is_there(growing: Growing, given: Settings, search: Search) -> None:
-    """An index whose documents no search shows yet is not taken for an empty one."""
+    """An index whose documents cannot be searched yet does not count as empty."""
     growing.append(1, now_event)
     today = max(daily_indices(search))
     search.client.indices.put_settings(index=today, settings={"index.refresh_interval": "-1"})
@@ -141,7 +141,7 @@ def test_deleted_once_verified(given: Settings, search: Search) -> None:
 
 
 def test_a_part_is_not_enough(growing: Growing, given: Settings) -> None:
-    """What was sealed behind the last audit keeps its day's index."""
+    """Events sealed after the last audit keep their day's index."""
     audit(given)
     growing.append(1, now_event)
     index_logs(given)
@@ -151,7 +151,7 @@ def test_a_part_is_not_enough(growing: Growing, given: Settings) -> None:
 
 
 def test_an_audit_that_found_something_vouches_for_nothing(growing: Growing, given: Settings) -> None:
-    """Of an archive that is damaged no index is deleted: it may be all that is left."""
+    """If the archive is damaged, no index is deleted, because it may have the only copy."""
     path = next((growing.folder / "events").rglob("*.gz"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -162,7 +162,7 @@ def test_an_audit_that_found_something_vouches_for_nothing(growing: Growing, giv
 
 
 def test_an_unsigned_audit_vouches_for_nothing(growing: Growing, given: Settings) -> None:
-    """An audit that nobody trusted signed is no reason to delete."""
+    """An audit that no trusted key signed permits no deletion."""
     audit(given)
     path = growing.folder / "audits" / f"{0:012}.json"
     data = path.read_bytes()
@@ -175,7 +175,7 @@ def test_an_unsigned_audit_vouches_for_nothing(growing: Growing, given: Settings
 
 
 def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, given: Settings, search: Search) -> None:
-    """One damaged audit refuses nothing that others have verified; each is read once, the newest first."""
+    """A damaged audit does not undo what other audits have verified. Each is read once, the newest first."""
     audit(given)
     audit(given)
     growing.append(1, now_event)
@@ -204,7 +204,7 @@ def test_an_audit_that_does_not_parse_vouches_for_nothing(growing: Growing, give
 
 
 def test_an_audit_by_a_key_that_had_ended_vouches_for_nothing(growing: Growing, tmp_path: Path) -> None:
-    """What a leaked key signed counts within the heads at which it ended, and behind them for nothing."""
+    """Audits that a leaked key signed count up to the heads at which it ended, and not after them."""
     given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}", audit=AuditSettings(tables=False))
     audit(given)
     store, log = open_store(given.archive), parse_log_text(growing.log)
@@ -247,7 +247,7 @@ def bring_back(search: Search) -> str:
 
 
 def test_what_was_brought_back_goes_again(given: Settings, search: Search) -> None:
-    """A restored day stays for as long as the setting says, counted from when it came, and goes once it is verified."""
+    """A restored day stays for `search.restored_days` after it was restored, and is deleted once it is verified."""
     audit(given)
     name = bring_back(search)
     days = given.search.restored_days
@@ -263,7 +263,7 @@ def test_what_was_brought_back_goes_again(given: Settings, search: Search) -> No
 
 
 def test_what_was_brought_back_waits_for_an_audit(given: Settings, search: Search) -> None:
-    """A restored day that no audit has verified stays however long ago it came, and the refusal says why."""
+    """A restored day that no audit has verified stays, however old it is, and the refusal says why."""
     name = bring_back(search)
     (refused,) = (one for one in roll(given, NOW + timedelta(days=60)) if one.target == name)
     assert (refused.what, refused.outcome) == ("delete", "refused")
@@ -286,7 +286,7 @@ MIDNIGHT = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
 
 @pytest.fixture
 def outlying(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[tuple[Growing, Settings]]:
-    """Two statements sealed yesterday, and two today, of outlying events alone: the archive and its settings."""
+    """An archive, and its settings, with out-of-range events only: two statements of yesterday, two of today."""
     growing = Growing(tmp_path, begun=MIDNIGHT - timedelta(minutes=2))
     growing.append(4, lambda offset: now_event(offset, timestamp="1970-01-01T00:00:00Z"))
     with indexed(growing, elastic) as made:
@@ -305,7 +305,7 @@ def outliers(given: Settings) -> list[int]:
 def test_outlying_events_go_by_when_they_were_sealed(
     outlying: tuple[Growing, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outlying events go once they are old by their sealing and verified by signed audits; younger ones stay.
+    """Out-of-range events are deleted once they were sealed long ago and signed audits have verified them.
 
     What no event of the archive is stays as evidence, and the next audit misses nothing that went.
     """
@@ -339,7 +339,7 @@ def test_outlying_events_go_by_when_they_were_sealed(
 
 
 def test_a_fault_while_outlying_events_go(outlying: tuple[Growing, Settings]) -> None:
-    """Whichever call fails, what is young stays, and the next roll does what is left."""
+    """Whichever call fails, young events stay, and the next roll does the rest."""
     _, given = outlying
     audit(given)
     later = MIDNIGHT + timedelta(days=given.search.days, hours=12)
@@ -357,7 +357,7 @@ def test_a_fault_while_outlying_events_go(outlying: tuple[Growing, Settings]) ->
 
 
 def test_rejected_events_go_by_when_they_were_sealed(tmp_path: Path, elastic: ElasticsearchServer) -> None:
-    """What is said of events that were refused goes once they are old by their sealing and verified, as events do.
+    """Entries of rejected events are deleted once the events were sealed long ago and are verified.
 
     The next audit misses nothing of them; and what was refused lately, by a backfill say, stays for a while.
     """
@@ -410,7 +410,7 @@ class Dying(FaultyProxy):
 def test_what_was_done_before_a_fault_is_told_and_signed(
     growing: Growing, given: Settings, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An Elasticsearch that fails behind a deletion hides nothing of it, and keeps nothing else from being done."""
+    """If Elasticsearch fails after a deletion, the deletion is still recorded, and the other steps still run."""
     # Else nothing would expire by a clock that is so far ahead.
     monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [LATER])
     today = max(daily_indices(search))
@@ -451,7 +451,7 @@ def test_dry_run(given: Settings, search: Search) -> None:
 
 @pytest.mark.parametrize("fault", [Fault("reset", effect=True), Fault("503", effect=False)], ids=str)
 def test_a_fault_at_each_call(given: Settings, search: Search, fault: Fault) -> None:
-    """Whichever call fails, no index goes that the archive has not verified, and the next roll does what is left."""
+    """Whichever call fails, no unverified index is deleted, and the next roll does the rest."""
     before = daily_indices(search)
     with FaultyProxy(str(given.search.url)) as proxy:
         through = given.model_copy(update={"search": given.search.model_copy(update={"url": proxy.endpoint_url})})

@@ -85,7 +85,7 @@ def test_versions_and_locks_are_reported(moto: MotoServer, given: Settings) -> N
 
 
 def test_others_stay(given: Settings, moto: MotoServer) -> None:
-    """What others have set stays; a rule of theirs that deletes evidence is said, and is not ours to remove."""
+    """Other people's rules stay. One that deletes evidence is reported, and not removed."""
     bucket, client = bucket_of(given), moto.client()
     theirs = [
         {"ID": "logs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 7}},
@@ -104,7 +104,7 @@ def test_others_stay(given: Settings, moto: MotoServer) -> None:
 
 
 def test_a_server_without_storage_classes(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a server takes no rules that move, that is one line that fails nothing: SeaweedFS."""
+    """If a server accepts no rules that move objects, such as SeaweedFS, that is one line and no failure."""
     seaweed.use(monkeypatch)
     bucket = seaweed.make_bucket(versioned=True, object_lock=True)
     options = S3Options(endpoint_url=seaweed.endpoint_url, retention_mode="GOVERNANCE", retention_days=1)
@@ -118,7 +118,7 @@ def test_a_server_without_storage_classes(seaweed: SeaweedServer, monkeypatch: p
 
 
 def test_drift(given: Settings, moto: MotoServer) -> None:
-    """A rule of ours that somebody changed is said, and set again; the other stays as it is."""
+    """A rule of ours that somebody changed is reported and set again; the other stays as it is."""
     set_policy(given, moto)
     roll(given)
     client, bucket = moto.client(), bucket_of(given)
@@ -131,7 +131,7 @@ def test_drift(given: Settings, moto: MotoServer) -> None:
 
 
 def test_only_said(given: Settings) -> None:
-    """Where the settings leave rules to others, drift is said and nothing is set."""
+    """With `tiers.manage` off, drift is reported and nothing is set."""
     said = given.model_copy(update={"tiers": TierSettings(manage=False)})
     for _ in range(2):
         found = roll(said)
@@ -141,7 +141,7 @@ def test_only_said(given: Settings) -> None:
 
 
 def test_no_bucket(given: Settings) -> None:
-    """A bucket that is not there is one clear line for each thing, and no traceback."""
+    """A missing bucket gives one clear line for each configuration, and no traceback."""
     gone = given.model_copy(update={"archive": "s3://there-is-no-such-bucket/archive"})
     actions = list(roll_bucket(gone))
     assert len(actions) == 4
@@ -162,7 +162,7 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_usage_by_class(given: Settings, moto: MotoServer) -> None:
-    """Bytes and objects are told by class, money where prices are set; what is too small is counted."""
+    """Bytes and objects are counted by class, and objects that are too small too. Costs need prices."""
     store, client, bucket = open_store(given.archive, given.s3), moto.client(), bucket_of(given)
     store.create("events/a", bytes(SMALL_BYTES))
     client.put_object(Bucket=bucket, Key="archive/events/b", Body=bytes(10), StorageClass="DEEP_ARCHIVE")
