@@ -156,18 +156,19 @@ class Growing:
         statements: int,
         content: Callable[[int], bytes] = event,
         edit: Callable[[Entry], Entry] = lambda entry: entry,
+        each: int = 5,
     ) -> None:
-        """Append statements of five events each, those that `content` gives by offset, `edit`ed before the signing."""
+        """Append statements of `each` events, those that `content` gives by offset, `edit`ed before the signing."""
         writer = self._open()
         assembler = Assembler(
             writer.next_offset or 0, batch_events=3, segment_bytes=2**20, level=1, number=writer.next_batch
         )
         for _ in range(statements):
             start = assembler.position
-            assembler.add([Message(offset, content(offset)) for offset in range(start, start + 5)])
+            assembler.add([Message(offset, content(offset)) for offset in range(start, start + each)])
             writer.append(edit(assembler.cut()))
             self._statements += 1
-            self.events += 5
+            self.events += each
 
     def expire(self, first: int, end: int) -> None:
         """Append a statement that calls others expired; nothing is deleted."""

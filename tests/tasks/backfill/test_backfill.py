@@ -237,6 +237,22 @@ def test_only_overlapping_batches_are_read(given: Settings, tmp_path: Path, monk
     assert (plan.statements, plan.events, len(plan.segments)) == (15, 2 + 4 * 5 + 3, 6)
 
 
+def test_batches_between_chosen_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement's chosen batches are read at once. A batch between them is not copied, not even checked."""
+    growing = Growing(tmp_path / "archive")
+    growing.append(1, lambda at: hourly(0 if 3 <= at < 6 else 24 + at), each=9)
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
+    (segment,) = (growing.folder / "events").rglob("*.gz")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.unlink()
+    segment.write_bytes(bytes(data))
+    reads = _Reads(monkeypatch)
+    plan = plan_backfill(given, folder_of(tmp_path / "out"))
+    assert (plan.events, copy(given, plan).problems, len(reads.ranges)) == (6, [], 1)
+    assert lines_in(tmp_path / "out") == [hourly(24 + at) for at in (0, 1, 2, 6, 7, 8)]
+
+
 def test_a_dry_run_changes_nothing(given: Settings, written: Growing, tmp_path: Path) -> None:
     """A plan says what would be read and how long it takes. It changes neither archive nor target."""
     before = state(written.folder)
