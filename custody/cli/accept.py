@@ -13,9 +13,8 @@ from custody.format.layout import ARCHIVE
 from custody.settings import Settings
 
 if TYPE_CHECKING:
-    from custody.findings import Finding
+    from custody.findings import Accepted, Finding
     from custody.format.archive_file import Pin
-    from custody.keys.trust import Accepted
     from custody.verify.acceptance import Reported
 
 app = typer.Typer()

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 from custody.errors import ConfigurationError
-from custody.findings import CATALOGUE, Finding, Severity
-from custody.keys.trust import Accepted
+from custody.findings import CATALOGUE, Accepted, Finding, Severity
 
 ENTRIES_LIMIT = 10_000
 """The most statements that one command accepts."""
@@ -179,30 +178,9 @@ def entries(judged: Finding, reason: str, by: str, at: str) -> list[Accepted]:
     ]
 
 
-_FIELDS: dict[str, Any] = {
-    "log": str,
-    "sequence": int,
-    "through": int,
-    "batch": int,
-    "offset": int,
-    "byte": int,
-    "key": str,
-    "expected": str,
-    "found": str,
-    "sha256": str,
-    "accepted": str,
-}
-
-
-def _finding(found: dict[str, Any]) -> Finding:
-    fields = {name: msgspec.convert(found[name], form) for name, form in _FIELDS.items() if name in found}
-    return Finding(
-        finding=msgspec.convert(found["finding"], str),
-        message=msgspec.convert(found["message"], str),
-        severity=Severity[msgspec.convert(found["severity"], str).upper()],
-        count=msgspec.convert(found["count"], int),
-        **fields,
-    )
+def _finding(entry: dict[str, Any]) -> Finding:
+    severity = Severity[msgspec.convert(entry["severity"], str).upper()]
+    return msgspec.convert({**entry, "severity": severity.value}, Finding)
 
 
 def _covers(one: Finding, sequence: int) -> bool:

@@ -1,12 +1,11 @@
 """The accounts of all verified logs: one for each span, in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from custody.errors import FormatError
 from custody.format import layout
 from custody.tlog.head import Head
 from custody.verify.accounting import LogAccount
-from custody.verify.epochs import Epoch
 from custody.verify.work import Work
 
 
@@ -14,36 +13,33 @@ class Accounts:
     """Accounts by log."""
 
     def __init__(self) -> None:
-        self._by_log: dict[layout.Log, list[LogAccount]] = {}
+        self.by_log: dict[layout.Log, list[LogAccount]] = {}
+        """In the order in which the logs were verified."""
 
     def __iter__(self) -> Iterator[LogAccount]:
-        for accounts in self._by_log.values():
+        for accounts in self.by_log.values():
             yield from accounts
 
     def add(self, account: LogAccount) -> None:
         """Add the account of the log's next span."""
-        self._by_log.setdefault(account.log, []).append(account)
-
-    def logs(self) -> Mapping[layout.Log, Sequence[LogAccount]]:
-        """Return the accounts of each log, in the order in which the logs were verified."""
-        return self._by_log
+        self.by_log.setdefault(account.log, []).append(account)
 
     def of(self, log: layout.Log) -> Sequence[LogAccount]:
         """Return a log's accounts, none if it was not verified."""
-        return self._by_log.get(log, ())
+        return self.by_log.get(log, ())
 
     def of_work(self, work: Work) -> LogAccount:
         """Return the account that a statement's objects belong to."""
         log = layout.parse_log_text(work.log)
         if log is None:
             raise FormatError(f"{work.log!r} is not the name of a log")
-        return next(account for account in reversed(self._by_log[log]) if account.begin <= work.sequence)
+        return next(account for account in reversed(self.by_log[log]) if account.begin <= work.sequence)
 
-    def earlier(self, log: layout.Log) -> list[Epoch]:
-        """Return the earlier epochs of a log's partition that have statements, the newest first."""
+    def earlier(self, log: layout.Log) -> list[LogAccount]:
+        """Return the last accounts of the partition's earlier epochs that have statements, the newest first."""
         epochs = [
-            accounts[-1].epoch
-            for other, accounts in self._by_log.items()
+            accounts[-1]
+            for other, accounts in self.by_log.items()
             if (other.topic, other.partition) == (log.topic, log.partition)
             and other.epoch < log.epoch
             and accounts[-1].totals.statements

@@ -1,4 +1,4 @@
-"""Rule 11 of FORMAT.md, Verification: checkpoints in the archive, and those that witnesses cosigned."""
+"""Rules 1 and 11 of FORMAT.md, Verification: known heads, checkpoints in the archive, and cosigned checkpoints."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any
 from custody.errors import CustodyError, FormatError
 from custody.findings import Findings, Severity, finding
 from custody.format import layout
+from custody.format.audit import Audit
 from custody.keys.trust import Trust
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
@@ -128,7 +129,7 @@ class Checkpoints:
             found,
             str(log),
             self._trust.keys,
-            within=lambda head: self._logs.proofs(log).leads_to(found.size, found.root, head),
+            within=lambda head: self._logs.judge(log).proofs.leads_to(found.size, found.root, head),
             witnesses=self._trust.witnesses,
             quorum=self._trust.quorum,
             now=self._now,
@@ -171,3 +172,46 @@ def _misplaced(found: Checkpoint, size: int, log: layout.Log, archive: str | Non
     if found.origin != checkpoint.origin_of(id_, log):
         return f"it is of {found.origin[:300]!r}, not of this log"
     return None
+
+
+def known_heads(
+    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[Cosigned]
+) -> dict[layout.Log, list[KnownHead]]:
+    """Return the known heads of each log, and of the log of audits.
+
+    Args:
+        trust: has known heads, and the heads at which keys end.
+        remembered: the heads in the state file.
+        cosigned: the heads that witnesses signed.
+    """
+    heads: dict[layout.Log, list[KnownHead]] = {}
+    for name, known in _heads(trust, remembered, cosigned):
+        log = layout.parse_log_text(name)
+        if log is not None and known.size:
+            heads.setdefault(log, []).append(known)
+    return heads
+
+
+def _heads(
+    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[Cosigned]
+) -> Iterator[tuple[str, KnownHead]]:
+    for name, head in trust.heads.items():
+        yield name, KnownHead(head.size, head.root, "trust.json", trusted=True)
+    for key in trust.keys.values():
+        for name, head in (key.until or {}).items():
+            yield name, KnownHead(head.size, head.root, f"the end of the key {key.id!r}")
+    for name, head in remembered.items():
+        yield name, KnownHead(head.size, head.root, "the state file", trusted=True)
+    for given in cosigned:
+        head = given.head
+        yield given.log, KnownHead(head.size, head.root, "a cosigned checkpoint", trusted=True, evidence=given.text)
+
+
+def audited_heads(audit: Audit) -> Iterator[tuple[layout.Log, KnownHead]]:
+    """Yield the heads that an audit names, each with its log."""
+    origin = f"audit {audit.sequence}"
+    for name, head in audit.heads.items():
+        log = layout.parse_log_text(name)
+        if log not in {None, layout.AUDIT_LOG} and head.size:
+            quoted = f'{origin}, sealed {audit.sealed_at}: "{name}":{{"size":{head.size},"root":"{head.root}"}}'
+            yield log, KnownHead(head.size, bytes.fromhex(head.root), origin, evidence=quoted)

@@ -10,7 +10,6 @@ from custody.format import layout
 from custody.format.manifest import Manifest, Statement
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
-from custody.tlog.proofs import Proofs
 
 
 class Logs:
@@ -18,6 +17,7 @@ class Logs:
 
     Attributes:
         store: the archive.
+        judge: returns, for a log, what decides which of its entries count.
     """
 
     def __init__(self, store: Store, trust: Trust, archive: str | None) -> None:
@@ -31,15 +31,11 @@ class Logs:
         self.store = store
         self._trust = trust
         self._archive = archive
-        self._judge = cache(self._judge_of)
-
-    def proofs(self, log: layout.Log) -> Proofs:
-        """Return a maker of proofs for a log, from entries not known to be invalid."""
-        return self._judge(log).proofs
+        self.judge = cache(self._judge_of)
 
     def holds(self, log: layout.Log) -> Holds[Manifest]:
         """Return a check whether a manifest, read again, is one that was verified and not passed over."""
-        return self._judge(log).may_stand
+        return self.judge(log).may_stand
 
     def statement(self, log: layout.Log, sequence: int) -> Statement | None:
         """Return a statement, None if there is no valid one."""

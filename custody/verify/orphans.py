@@ -1,18 +1,18 @@
-"""Rule 10 of FORMAT.md, Verification: objects among the evidence that no manifest names.
+"""Rule 10 of FORMAT.md, Verification: objects among the evidence that no manifest and no audit names.
 
 A writer that stops between its segment and its manifest leaves such an object, and the next run archives the same
 records in other segments. The object is an `orphan` if it is well formed, and each of its records is identical to the
 committed one, or no statement has a record there. Any other object is `unlisted`: somebody put it there.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 from custody.archive.reader import Holds, read_batch, read_manifest
-from custody.errors import FormatError, ObjectMissing, StoreError
-from custody.findings import Finding, finding
+from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError
+from custody.findings import Finding, Findings, Severity, finding
 from custody.format import layout, limits, lines
 from custody.format.manifest import Batch, Manifest, Range, Statement
 from custody.format.members import inflate_stream
@@ -21,6 +21,14 @@ from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quar
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.verify.accounting import LogAccount
+from custody.verify.accounts import Accounts
+from custody.verify.audits import check_unreferred
+from custody.verify.listing import Names
+from custody.verify.logs import Logs
+
+_LATER_LIMIT = 10_000
+"""How many statements after the last verified one are read, for the objects that they name."""
+_UNNAMED_LIMIT = 100_000
 
 
 class _CommittedDamagedError(Exception):
@@ -43,7 +51,80 @@ class _Committed:
     holds: Holds[Manifest]
 
 
-def judge(
+@dataclass(slots=True)
+class Unnamed:
+    """Reports unnamed objects.
+
+    Attributes:
+        logs: reads statements again.
+        accounts: the verified logs.
+        findings: gets the findings.
+        unread: existing logs that are out of scope.
+        live: whether a writer may be at work.
+    """
+
+    logs: Logs
+    accounts: Accounts
+    findings: Findings
+    unread: Collection[layout.Log]
+    live: bool
+    _seen: set[str] = field(default_factory=set)
+    _named_since: dict[layout.Log, frozenset[str]] = field(default_factory=dict)
+
+    def report(self, names: Names, *, audits: bool) -> None:
+        """Find unnamed objects in a second listing, and report each.
+
+        Args:
+            names: the listed and the named objects.
+            audits: whether all objects that audits refer to are known.
+        """
+        unnamed = names.unnamed()
+        if not unnamed:
+            return
+        try:
+            for prefix in (*layout.RECORDS, *((layout.AUDIT_OBJECTS,) if audits else ())):
+                for info in self.logs.store.list(prefix):
+                    if names.digest(info.key) in unnamed and info.key not in self._seen:
+                        self._report(info.key)
+        except CustodyError as error:
+            self.findings.add(finding("unreadable", f"the archive cannot be listed again: {error}", key=layout.EVENTS))
+
+    def _report(self, key: str) -> None:
+        if len(self._seen) >= _UNNAMED_LIMIT:
+            self.findings.dropped[Severity.TAMPERED] += 1
+            return
+        if digest := layout.parse_audit_object_key(key):
+            self._seen.add(key)
+            if one := check_unreferred(self.logs.store, key, digest):
+                self.findings.add(one)
+            return
+        parsed = layout.parse_records_key(key)
+        accounts: Sequence[LogAccount | None] = (parsed and self.accounts.of(parsed.log)) or (None,)
+        newest = accounts[-1]
+        if parsed and newest is None and parsed.log in self.unread:
+            return
+        if parsed and (newest is None or parsed.last >= (newest.next_offset or 0)) and key in self._later(parsed.log):
+            return
+        self._seen.add(key)
+        # For each span of a log, everything outside it is a hole.
+        for account in accounts:
+            if one := check_unnamed(self.logs.store, account, key, self.logs.holds, live=self.live):
+                self.findings.add(one)
+
+    def _later(self, log: layout.Log) -> frozenset[str]:
+        """Return the names in statements newer than our reading of the log. The next verification checks those."""
+        if log not in self._named_since:
+            found: set[str] = set()
+            first = self.accounts.size(log)
+            for sequence in range(first, first + _LATER_LIMIT):
+                if (statement := self.logs.statement(log, sequence)) is None:
+                    break
+                found.update(ref.key for ref in (statement.segment, statement.quarantine) if ref)
+            self._named_since[log] = frozenset(found)
+        return self._named_since[log]
+
+
+def check_unnamed(
     store: Store, account: LogAccount | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
 ) -> Finding | None:
     """Return the finding about an unnamed object. None if it is gone or reported already, or a writer is at work.

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, Self
 
 from custody.errors import CustodyError, ObjectMissing
-from custody.findings import Finding, finding, loss_digest
+from custody.findings import Finding, Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.bucket import check_rules
 from custody.store.protocol import LifecycleRule, ObjectStatus, Store, Version
@@ -40,7 +40,43 @@ class Protection:
 UNPROTECTED = Protection()
 
 
-def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding]]]:
+@dataclass(frozen=True, slots=True)
+class Beneath:
+    """The first versions of the evidence.
+
+    Attributes:
+        store: the archive as it was first written.
+        touched: keys that were overwritten or deleted.
+        history: keys, each with the finding about what was done to it.
+    """
+
+    store: Store
+    touched: frozenset[str] = frozenset()
+    history: Sequence[tuple[str, Finding]] = ()
+
+
+def look_beneath(store: Store, protection: Protection, findings: Findings) -> Beneath:
+    """Find overwritten and deleted objects and their first versions. Report problems with the bucket's rules."""
+    try:
+        first, history = _originals(store)
+        rules = lifecycle.rules() if (lifecycle := store.capabilities.lifecycle) else None
+    except CustodyError as error:
+        message = f"the bucket's versions and lifecycle rules cannot be read: {error}"
+        findings.add(finding("unreadable", message, key=""))
+        return Beneath(store)
+    for one in _check_lifecycle(rules, protection, _root_in_bucket(store.url)):
+        findings.add(one)
+    versions = store.capabilities.versions
+    return Beneath(versions.at_versions(first) if first and versions else store, frozenset(first), history)
+
+
+def _root_in_bucket(url: str) -> str:
+    """Return the prefix of an archive's keys in its bucket, empty or ending in a slash."""
+    _, _, prefix = url.removeprefix("s3://").partition("/")
+    return f"{prefix}/" if prefix else ""
+
+
+def _originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding]]]:
     """Return the first version of each key that has a history, and findings with their keys.
 
     Raises:
@@ -89,7 +125,7 @@ def _described(versions: Sequence[Version]) -> str:
     return f"{len(versions)}, newest first: {', '.join(shown)}{', …' if len(versions) > len(shown) else ''}"
 
 
-def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection, root: str) -> Iterator[Finding]:
+def _check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection, root: str) -> Iterator[Finding]:
     """Yield a finding for each problem with the bucket's rules.
 
     Args:

@@ -8,7 +8,6 @@ from typing import Self, TypeVar
 
 from custody.archive.reader import stored_digest
 from custody.errors import CustodyError, FormatError, ObjectMissing
-from custody.findings import Findings, finding
 from custody.format import layout, limits
 from custody.format.audit import Audit
 from custody.store.protocol import Store, is_local
@@ -29,7 +28,7 @@ class Reader:
     """Reads a log's manifests in order. From a remote store, it reads several ahead."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self._threads = None if is_local(store) else ThreadPoolExecutor(_READ_AHEAD)
 
     def __enter__(self) -> Self:
@@ -65,13 +64,9 @@ class Reader:
     def read(self, key: str, limit: int = limits.FILE_BYTES) -> bytes | CustodyError:
         """Return an object's bytes, or the error from reading it."""
         try:
-            return self._store.read(key, limit=limit)
+            return self.store.read(key, limit=limit)
         except CustodyError as error:
             return error
-
-    def digest(self, key: str) -> str:
-        """Return the SHA-256 in hex of an object of any size. Raises the store's errors."""
-        return stored_digest(self._store, key)
 
     def following(self, key: Callable[[int], str], listed: Sequences | None, first: int) -> Iterator[tuple[int, bytes]]:
         """Yield the entries of a log from a sequence on, to look ahead: the listed ones, or all without a listing."""
@@ -131,14 +126,12 @@ class Hands:
         pool: checks objects; None if no object is read.
         names: gets the names in statements.
         locks: checks locks.
-        findings: gets the findings about the reading.
     """
 
     reader: Reader
     pool: Pool | None
     names: Names
     locks: Locks
-    findings: Findings
 
 
 def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Hands, *, onward: bool) -> None:
@@ -157,13 +150,12 @@ def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Han
             account.gap(account.size, span.end)
         behind = hands.reader.manifest(account.log, span.end)
         if isinstance(behind, bytes):
-            account.seam(behind)
+            account.signed.seam(behind)
     elif listed is not None:
         for sequence in listed.strays:
             message = f"there is a manifest with sequence {sequence}, far beyond the others"
             key = layout.manifest_key(account.log, sequence)
-            one = finding("sequence-gap", message, log=account.name, sequence=sequence, key=key)
-            hands.findings.add(one, row="stray")
+            account.signed.report("sequence-gap", message, row="stray", sequence=sequence, key=key)
     account.end(whole=span.end is None)
 
 
@@ -182,12 +174,11 @@ def _step(account: LogAccount, span: Span, listed: Sequences | None, hands: Hand
         else:
             if hands.locks.active:
                 hands.locks.put(layout.manifest_key(account.log, sequence), log=account.name)
-            _hand_on(account.step(sequence, answer), hands)
+            if work := account.step(sequence, answer):
+                _hand_on(work, hands)
 
 
-def _hand_on(work: Work | None, hands: Hands) -> None:
-    if work is None:
-        return
+def _hand_on(work: Work, hands: Hands) -> None:
     for ref in (work.segment, work.quarantine):
         if ref is not None:
             hands.names.name(ref.key)
@@ -209,8 +200,8 @@ def follow_audits(
         take: gets each audit that a trusted key signed.
     """
     for sequence, answer in reader.objects(layout.audit_key, listed.all(), limits.FILE_BYTES):
-        if sequence > audits.size:
-            audits.gap(audits.size, sequence)
+        if sequence > audits.signed.size:
+            audits.gap(audits.signed.size, sequence)
         if isinstance(answer, FormatError):
             _take_large(audits, reader, layout.audit_key(sequence), sequence, answer)
         elif isinstance(answer, CustodyError):
@@ -221,13 +212,13 @@ def follow_audits(
             audits.step(sequence, answer)
             if audits.newest is not None and audits.newest is not before:
                 take(audits.newest.statement)
-    audits.end()
+    audits.signed.end()
 
 
 def _take_large(account: LogAccount | AuditLog, reader: Reader, key: str, sequence: int, error: FormatError) -> None:
     """Report an object that is larger than an entry may be. Only its digest is computed."""
     try:
-        account.malformed(sequence, str(error), reader.digest(key))
+        account.signed.malformed(sequence, str(error), stored_digest(reader.store, key))
     except CustodyError as failure:
         account.unreadable(sequence, str(failure))
 

@@ -26,24 +26,18 @@ from custody.tlog.head import KnownHead
 from custody.tlog.signatures import NOWHERE
 from custody.verify.accounting import RETENTION_GRACE, LogAccount
 from custody.verify.accounts import Accounts
-from custody.verify.archive_file import Identity, check_archive_file
-from custody.verify.audit_objects import check_referred, referred
-from custody.verify.audits import AuditLog
-from custody.verify.checkpoints import Checkpoints
-from custody.verify.expiry import grant_expiries
-from custody.verify.known import known_audit_heads, known_heads
-from custody.verify.lister import Listed, Lister
-from custody.verify.listing import Listing, Names, Sequences
+from custody.verify.archive_file import Identity, check_archive_file, promises_of
+from custody.verify.audits import AuditLog, check_referred, referred
+from custody.verify.checkpoints import Checkpoints, audited_heads, known_heads
+from custody.verify.expiry import Missing, grant_expiries, report_history
+from custody.verify.listing import Listed, Lister, Listing, Names, Sequences
 from custody.verify.logs import Logs
-from custody.verify.missing import Missing
+from custody.verify.orphans import Unnamed
 from custody.verify.pool import Pool
-from custody.verify.promises import promises_of
-from custody.verify.protection import UNPROTECTED, Locks, Protection
+from custody.verify.protection import UNPROTECTED, Beneath, Locks, Protection, look_beneath
 from custody.verify.reading import Hands, Reader, follow, follow_audits
 from custody.verify.report import Progress, Report, summarize
 from custody.verify.scope import EVERYTHING, Scope, Span
-from custody.verify.unnamed import Unnamed
-from custody.verify.versions import Beneath, look_beneath, report_history
 from custody.verify.work import Outcome, Sink
 
 __all__ = ["verify"]
@@ -103,15 +97,17 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         locks = Locks(store, protection, lambda one, row: findings.add(one, row=row))
         pool = Pool(store, run.processes(0 if sink is not None else workers), run.take_outcome, sink, trust.leaves)
         with pool, Reader(store) as reader, locks:
-            hands = Hands(reader, pool if scope.contents else None, names, locks, findings)
+            hands = Hands(reader, pool if scope.contents else None, names, locks)
             checkpoints = Checkpoints(trust, now, run.logs, findings)
             cosigned = checkpoints.take_cosigned(notes, identity.id)
-            remembered = memory.heads(store.url) if memory else {}
+            known = known_heads(trust, memory.heads(store.url) if memory else {}, cosigned)
             locks.put(layout.ARCHIVE)
             signed = [*run.signed_heads(layout.AUDIT_LOG, checkpoints, hands)]
-            audits = run.read_audits([*signed, *known_audit_heads(trust, remembered, cosigned)], hands)
-            known = known_heads(trust, remembered, cosigned, audits.newest, run.listing.with_checkpoints())
-            for log in sorted({*run.listing.manifests, *known} if scope.spans is None else scope.spans):
+            audits = run.read_audits([*signed, *known.pop(layout.AUDIT_LOG, ())], hands)
+            for log, head in audited_heads(audits.newest.statement) if audits.newest else ():
+                known.setdefault(log, []).append(head)
+            logs = {*run.listing.manifests, *known, *run.listing.with_checkpoints()} - {layout.AUDIT_LOG}
+            for log in sorted(logs) if scope.spans is None else sorted(scope.spans):
                 heads = [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
                 run.read_log(log, heads, hands, complete=scope.listing and statements.complete)
             run.take_listed(records.result())
@@ -156,8 +152,9 @@ class _Run:
 
     def take_listed(self, listed: Listed) -> None:
         """Report the findings of a listing."""
-        for one, row in listed.findings.rows():
-            self.findings.add(one, row=row)
+        for one in listed.findings.kept:
+            # Folders that cannot be listed are one finding.
+            self.findings.add(one, row="listing" if one.finding == "unreadable" else None)
         self.findings.dropped.update(listed.findings.dropped)
 
     def processes(self, workers: int | None) -> int:
@@ -180,7 +177,7 @@ class _Run:
         """Read the log of audits, and check the objects that audits refer to."""
         listed = self.listing.audits
         following = partial(hands.reader.following, layout.audit_key, listed)
-        within = self.logs.proofs(layout.AUDIT_LOG).leads_to
+        within = self.logs.judge(layout.AUDIT_LOG).proofs.leads_to
         audits = AuditLog(self.archive, self.trust.keys, self.findings, known, following, within)
         if self.scope.listing:
             follow_audits(audits, listed, hands.reader, hands.locks, partial(self._check_audit, hands))
@@ -221,7 +218,7 @@ class _Run:
                 promises,
                 span.first,
                 following,
-                self.logs.proofs(log).leads_to,
+                self.logs.judge(log).proofs.leads_to,
             )
             self.accounts.add(account)
             follow(account, span, listed, hands, onward=span.end is None and (self.live or not complete))
@@ -269,7 +266,7 @@ class _Run:
 
     def report(self, audits: AuditLog) -> Report:
         """Return the result."""
-        summaries = [summarize(of) for log, of in self.accounts.logs().items() if self.accounts.size(log)]
+        summaries = [summarize(of) for log, of in self.accounts.by_log.items() if self.accounts.size(log)]
         return Report(
             self.store.url,
             self.archive,
@@ -279,5 +276,5 @@ class _Run:
             dict(self.findings.dropped),
             self.scope,
             self.identity.file.pin if self.identity.file else None,
-            NOWHERE if audits.signed.sound and not audits.size else audits.head,
+            NOWHERE if audits.signed.sound and not audits.signed.size else audits.head,
         )

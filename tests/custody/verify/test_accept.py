@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from custody.errors import ConfigurationError
-from custody.findings import Finding, Severity, finding
+from custody.findings import Accepted, Finding, Severity, finding
 from custody.format.layout import Log, manifest_key
 from custody.keys.files import encode_base64
-from custody.keys.trust import Accepted, open_trust
+from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify import acceptance
 from custody.verify.acceptance import Wanted
