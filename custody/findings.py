@@ -1,7 +1,7 @@
 """What verification finds: the name, severity and advice of each finding, and how findings add up to a verdict.
 
 Names and severities are those of THREATS.md; exit codes those of FORMAT.md, Verification. A finding that repeats for
-many statements in a row, such as a key that nobody trusts, is one finding with a count. A finding that was accepted in
+many statements, such as a key that nobody trusts, is one finding with a count. A finding that was accepted in
 `trust.json` is shown as a notice.
 """
 
@@ -248,62 +248,53 @@ class Findings:
     dropped: Counter[Severity] = field(default_factory=Counter)
     """How many findings of each severity were beyond `FINDINGS_LIMIT`."""
     kept: list[Finding] = field(default_factory=list)
-    _rows: dict[tuple[str, str | None, str], int] = field(default_factory=dict)
+    _index: dict[Finding | tuple[str, str | None, str], int] = field(default_factory=dict)
     _by_subject: dict[tuple[object, ...], list[Accepted]] = field(default_factory=dict)
-    _once: set[Finding] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for acceptance in self.accepted:
             subject = (acceptance.key,) if acceptance.key is not None else (acceptance.log, acceptance.sequence)
             self._by_subject.setdefault((acceptance.finding, *subject), []).append(acceptance)
 
-    def report(self, name: str, message: str, *, tampered: bool = False, row: str | None = None, **where: Any) -> bool:
+    def report(
+        self, name: str, message: str, *, tampered: bool = False, group: str | None = None, **where: Any
+    ) -> bool:
         """Make a finding and add it. Return whether it was accepted.
 
         Args:
             name: its name, of those in THREATS.md.
             message: what happened.
             tampered: whether its severity is `tampered`, whatever THREATS.md gives to the name.
-            row: as for `add`.
+            group: as for `add`.
             where: other arguments of `finding`.
         """
         severity = Severity.TAMPERED if tampered else None
-        return self.add(finding(name, message, severity=severity, **where), row=row)
+        return self.add(finding(name, message, severity=severity, **where), group=group)
 
-    def add(self, finding: Finding, *, row: str | None = None) -> bool:
+    def add(self, finding: Finding, *, group: str | None = None) -> bool:
         """Add a finding, and return whether it was accepted.
 
         Args:
             finding: what was found.
-            row: findings with one name, log and row become one finding with a count.
+            group: findings with one name, log and group become one finding with a count.
         """
-        finding = self._with_acceptance(finding)
-        if row is not None and not finding.accepted:
-            index = self._rows.get((finding.finding, finding.log, row))
-            if index is not None:
-                first = self.kept[index]
-                through, count = finding.through or finding.sequence, first.count + finding.count
-                self.kept[index] = replace(first, through=through, count=count)
-                return False
-        if len(self.kept) >= FINDINGS_LIMIT:
-            self.dropped[finding.severity] += finding.count
-            return bool(finding.accepted)
-        if row is not None and not finding.accepted:
-            self._rows[finding.finding, finding.log, row] = len(self.kept)
-        elif finding in self._once:
-            # A store may list a key twice.
-            return bool(finding.accepted)
-        else:
-            self._once.add(finding)
-        self.kept.append(finding)
-        return bool(finding.accepted)
-
-    def _with_acceptance(self, finding: Finding) -> Finding:
         acceptance = self._acceptance(finding)
-        if acceptance is None:
-            return finding
-        accepted = f"by {acceptance.by} at {acceptance.at}: {acceptance.reason}"
-        return replace(finding, severity=Severity.NOTICE, accepted=accepted)
+        if acceptance is not None:
+            accepted = f"by {acceptance.by} at {acceptance.at}: {acceptance.reason}"
+            finding = replace(finding, severity=Severity.NOTICE, accepted=accepted)
+        # An accepted finding is in no group. It is kept once: a store may list a key twice.
+        subject = finding if group is None or finding.accepted else (finding.finding, finding.log, group)
+        index = self._index.get(subject)
+        if index is None and len(self.kept) >= FINDINGS_LIMIT:
+            self.dropped[finding.severity] += finding.count
+        elif index is None:
+            self._index[subject] = len(self.kept)
+            self.kept.append(finding)
+        elif isinstance(subject, tuple):
+            first = self.kept[index]
+            through, count = finding.through or finding.sequence, first.count + finding.count
+            self.kept[index] = replace(first, through=through, count=count)
+        return bool(finding.accepted)
 
     def _acceptance(self, finding: Finding) -> Accepted | None:
         """Return the acceptance of a finding, None if it was not accepted.

@@ -1,6 +1,5 @@
 """`custody accept`: accept a finding in `trust.json`, so that one loss does not hide the next."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +27,7 @@ def accept(
     reason: Annotated[str, typer.Option(help="Why it is accepted.")],
     by: Annotated[str, typer.Option(help="Who accepts it.")],
     report: Annotated[
-        Path | None,
+        typer.FileBinaryRead | None,
         typer.Option("--from", help="The output of `custody verify --json`; - is stdin.", metavar="FILE"),
     ] = None,
     log: Annotated[str | None, typer.Option(help="The finding's log.", metavar="TOPIC/PARTITION")] = None,
@@ -66,7 +65,7 @@ def accept(
     if report is None:
         judged = acceptance.named(wanted)
     else:
-        reported = _read(report)
+        reported = acceptance.read_report(report)
         judged = acceptance.choose(reported, wanted)
         _check_archive(reported, judged, load_trust(file).archive)
     entries = acceptance.entries(judged, reason, by, format_time(datetime.now(UTC)))
@@ -86,18 +85,6 @@ def accept(
     if settings.trust is None:
         hint = f"Verify with --trust {file}, or set CUSTODY_TRUST to it. Otherwise the acceptance has no effect."
         out.print(render.safe(hint), soft_wrap=True)
-
-
-def _read(report: Path) -> "Reported":
-    from custody.verify.acceptance import LINE_LIMIT, read_report
-
-    if str(report) == "-":
-        return read_report(iter(lambda: sys.stdin.buffer.readline(LINE_LIMIT + 1), b""))
-    try:
-        with report.open("rb") as file:
-            return read_report(iter(lambda: file.readline(LINE_LIMIT + 1), b""))
-    except OSError as error:
-        raise ConfigurationError(f"the report {report} cannot be read: {error.strerror}") from None
 
 
 def _check_archive(reported: "Reported", judged: "Finding", pinned: "Pin | None") -> None:

@@ -3,25 +3,25 @@
 Rules:
 
 1. Only a real finding can be accepted: from a report of `custody verify --json`, or with its fields given one by one.
+   A witness and a writer print these fields: some of their losses are in no report of `custody verify`.
 2. An entry is as exact as possible, so that one accepted loss does not hide the next. It has the object's key, or else
    the log and one sequence; and the digest if there is one. A finding about several statements needs an entry for each.
 3. Tampering is only accepted by its exact digest. Without a digest it cannot be accepted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import msgspec
 
 from custody.errors import ConfigurationError
-from custody.findings import CATALOGUE, Accepted, Finding, Severity
+from custody.findings import CATALOGUE, Accepted, Finding, Severity, finding
 
 ENTRIES_LIMIT = 10_000
 """The most statements that one command accepts."""
-LINE_LIMIT = 16 * 1_048_576
-"""The most bytes in one line of a report."""
-
+_LINE_LIMIT = 16 * 1_048_576
 _SHOWN = 5
 
 
@@ -44,20 +44,26 @@ class Wanted:
     sha256: str | None = None
 
     def __str__(self) -> str:
-        named = (("log", self.log), ("sequence", self.sequence), ("key", self.key), ("sha256", self.sha256))
-        return self.finding + "".join(f", {name} {value}" for name, value in named if value is not None)
+        given = {name: getattr(self, name) for name in ("log", "sequence", "key", "sha256")}
+        return self.finding + "".join(f", {name} {value}" for name, value in given.items() if value is not None)
+
+    def matches(self, finding: Finding) -> bool:
+        """Return whether a finding has these fields. A finding about several sequences matches each of them."""
+        same = all(getattr(self, name) in {None, getattr(finding, name)} for name in ("log", "key", "sha256"))
+        return same and (self.sequence is None or _covers(finding, self.sequence))
 
 
-def read_report(lines: Iterable[bytes]) -> Reported:
+def read_report(report: BinaryIO) -> Reported:
     """Return the findings in the output of `custody verify --json`.
 
     Raises:
         ConfigurationError: it is not such a report, or has no verdict at its end.
     """
     findings: list[Finding] = []
+    lines = iter(partial(report.readline, _LINE_LIMIT + 1), b"")
     for number, line in enumerate(lines, 1):
-        if len(line) > LINE_LIMIT:
-            raise ConfigurationError(f"line {number} of the report is longer than {LINE_LIMIT} bytes")
+        if len(line) > _LINE_LIMIT:
+            raise ConfigurationError(f"line {number} of the report is longer than {_LINE_LIMIT} bytes")
         try:
             found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
             if found.get("kind") == "finding":
@@ -80,18 +86,10 @@ def choose(reported: Reported, wanted: Wanted) -> Finding:
     Raises:
         ConfigurationError: there is none or more than one, or it is accepted already.
     """
-    names = [one for one in reported.findings if one.finding == wanted.finding]
-    matches = [
-        one
-        for one in names
-        if all(
-            asked is None or asked == getattr(one, field)
-            for field, asked in (("log", wanted.log), ("key", wanted.key), ("sha256", wanted.sha256))
-        )
-        and (wanted.sequence is None or _covers(one, wanted.sequence))
-    ]
+    namesakes = [finding for finding in reported.findings if finding.finding == wanted.finding]
+    matches = [finding for finding in namesakes if wanted.matches(finding)]
     if not matches:
-        others = f"; with that name it has {_listed(names)}" if names else ""
+        others = f"; with that name it has {_listed(namesakes)}" if namesakes else ""
         raise ConfigurationError(f"the report has no finding {wanted}{others}")
     if len(matches) > 1:
         raise ConfigurationError(
@@ -116,15 +114,8 @@ def named(wanted: Wanted) -> Finding:
         raise ConfigurationError(
             "identify the finding: give --from REPORT; or --log and --sequence, or --key, as in the report"
         )
-    return Finding(
-        finding=wanted.finding,
-        message="named by its fields",
-        severity=CATALOGUE[wanted.finding][0],
-        log=wanted.log,
-        sequence=wanted.sequence,
-        key=wanted.key,
-        sha256=wanted.sha256,
-    )
+    where: dict[str, Any] = {"log": wanted.log, "sequence": wanted.sequence, "key": wanted.key, "sha256": wanted.sha256}
+    return finding(wanted.finding, "named by its fields", **where)
 
 
 def entries(judged: Finding, reason: str, by: str, at: str) -> list[Accepted]:
@@ -183,12 +174,13 @@ def _finding(entry: dict[str, Any]) -> Finding:
     return msgspec.convert({**entry, "severity": severity.value}, Finding)
 
 
-def _covers(one: Finding, sequence: int) -> bool:
-    return one.sequence is not None and one.sequence <= sequence <= (one.through or one.sequence)
+def _covers(finding: Finding, sequence: int) -> bool:
+    return finding.sequence is not None and finding.sequence <= sequence <= (finding.through or finding.sequence)
 
 
 def _listed(findings: Sequence[Finding]) -> str:
     shown = "; ".join(
-        one.where + (f", {one.key}" if one.key and one.key not in one.where else "") for one in findings[:_SHOWN]
+        finding.where + (f", {finding.key}" if finding.key and finding.key not in finding.where else "")
+        for finding in findings[:_SHOWN]
     )
     return shown + (f"; and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else "")

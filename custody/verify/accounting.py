@@ -2,7 +2,7 @@
 
 A `LogAccount` puts the accounting of Kafka's offsets on top of a `SignedLog` (`custody.tlog.log`), which checks
 signatures, sequence, tree and known heads. For every sequence from 0 on, call exactly one of: `step` with the object's
-bytes, `gap` if there is no object, `unreadable` if it cannot be read. The results are findings, and the work of
+bytes, `gap` if there is no object, `signed.unreadable` if it cannot be read. The results are findings, and the work of
 checking the statement's objects. Offsets inside a reported gap are not reported again. `statement.py` has the checks
 within one statement.
 """
@@ -163,12 +163,6 @@ class LogAccount:
             message = f"{many} manifest{'s are' if many > 1 else ' is'} missing, but later ones exist"
             where: dict[str, Any] = {"through": missing[1] - 1, "key": layout.manifest_key(self.log, first)}
             self.signed.report("sequence-gap", message, sequence=first, **where)
-
-    def unreadable(self, sequence: int, reason: str) -> None:
-        """Report a manifest that exists but cannot be read."""
-        where = {"key": layout.manifest_key(self.log, sequence)}
-        self.signed.doubt(Fault("unreadable", f"the manifest cannot be read: {reason}", where), sequence)
-        self.signed.unreadable(sequence)
 
     def step(self, sequence: int, data: bytes) -> Work | None:
         """Check the manifest of the next sequence. Return the work of checking its objects, None if there is none."""
@@ -400,5 +394,5 @@ def _rolled_back(log: layout.Log, before: layout.Log, size: int, known: int, roo
     message = f"the log was rolled back: it had more statements when epoch {log.epoch} began"
     expected, found = f"size {known}, root {root}", f"size {size}"
     where: dict[str, Any] = {"log": str(before), "sequence": size, "through": known - 1}
-    where |= {"expected": expected, "found": found, "sha256": loss_digest(before, expected, found), "row": "rollback"}
+    where |= {"expected": expected, "found": found, "sha256": loss_digest(before, expected, found), "group": "rollback"}
     return Fault("head-rollback", message, where)

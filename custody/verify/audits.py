@@ -68,11 +68,6 @@ class AuditLog:
             loss = (str(layout.AUDIT_LOG), "missing", str(first), str(end))
             self.signed.doubt(Fault("audit", message, {"through": end - 1, "loss": loss}), first)
 
-    def unreadable(self, sequence: int, reason: str) -> None:
-        """Report an audit that exists but cannot be read."""
-        self.signed.doubt(Fault("unreadable", f"the audit cannot be read: {reason}"), sequence)
-        self.signed.unreadable(sequence)
-
     def step(self, sequence: int, data: bytes) -> None:
         """Check the next audit."""
         signed = self.signed.step(sequence, data)
@@ -89,12 +84,12 @@ class AuditLog:
         where = {"expected": self.archive, "found": found, "sha256": self.signed.digest}
         return Fault("identity", "the audit is of another archive", where)
 
-    def _report(self, name: str, message: str, *, row: str | None = None, **where: Any) -> bool:
+    def _report(self, name: str, message: str, *, group: str | None = None, **where: Any) -> bool:
         where.setdefault("key", layout.audit_key(where.get("sequence", 0)))
         if name not in _OWN_NAMES:
             # Not joined: each finding names what was done to which audit.
-            name, row = "audit", None
-        return self.findings.report(name, message, row=row, log=str(layout.AUDIT_LOG), **where)
+            name, group = "audit", None
+        return self.findings.report(name, message, group=group, log=str(layout.AUDIT_LOG), **where)
 
 
 def referred(store: Store, audit: Audit) -> Iterator[ObjectRef]:

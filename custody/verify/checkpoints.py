@@ -1,7 +1,6 @@
 """Rules 1 and 11 of FORMAT.md, Verification: known heads, checkpoints in the archive, and cosigned checkpoints."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -15,17 +14,8 @@ from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.signatures import KeyOrder, NoteVerdict, check_checkpoint, note_keys
-from custody.verify.logs import Logs
+from custody.verify.accounts import Logs
 from custody.verify.protection import Locks
-
-
-@dataclass(frozen=True, slots=True)
-class Cosigned:
-    """A valid cosigned checkpoint from the caller."""
-
-    log: str
-    head: Head
-    text: str
 
 
 class Checkpoints:
@@ -38,18 +28,18 @@ class Checkpoints:
         self._findings = findings
         self._cosigned: frozenset[str] = frozenset()
 
-    def take_cosigned(self, notes: Sequence[bytes], archive: str | None) -> list[Cosigned]:
-        """Return the valid ones of the given cosigned checkpoints, and report the others.
+    def take_cosigned(self, notes: Sequence[bytes], archive: str | None) -> list[tuple[str, KnownHead]]:
+        """Return the heads, with their logs, of the given cosigned checkpoints that are valid. Report the others.
 
         Args:
             notes: the checkpoints.
             archive: the archive's id, None where it is not known.
         """
-        found = [one for data in notes if (one := self._check_given(data, archive)) is not None]
-        self._cosigned = frozenset(one.log for one in found)
-        return found
+        heads = [head for data in notes if (head := self._check_given(data, archive)) is not None]
+        self._cosigned = frozenset(log for log, _ in heads)
+        return heads
 
-    def _check_given(self, data: bytes, archive: str | None) -> Cosigned | None:
+    def _check_given(self, data: bytes, archive: str | None) -> tuple[str, KnownHead] | None:
         digest = sha256(data).hexdigest()
         where: dict[str, Any] = {"key": digest, "sha256": digest}
         try:
@@ -70,7 +60,7 @@ class Checkpoints:
             message = f"a given checkpoint does not count: {verdict.reason}"
             self._findings.add(finding("checkpoint", message, log=name, **where))
             return None
-        return Cosigned(name, Head(found.size, found.root), data.decode())
+        return name, KnownHead(found.size, found.root, "a cosigned checkpoint", trusted=True, evidence=data.decode())
 
     def heads(
         self, log: layout.Log, answers: Iterator[tuple[int, bytes | CustodyError]], archive: str | None, locks: Locks
@@ -140,15 +130,15 @@ class Checkpoints:
         """Report what is wrong with a checkpoint's signatures. Return whether the log's own key signed it."""
         if not note_keys(self._trust.keys):
             message = "no trusted key can check the signatures of checkpoints"
-            self._findings.add(finding("unchecked-signature", message, log=where["log"]), row="checkpoints")
+            self._findings.add(finding("unchecked-signature", message, log=where["log"]), group="checkpoints")
             return False
         for problem in verdict.problems:
             if problem.kind == "key-span":
                 severity = None if problem.policy else Severity.TAMPERED
                 one = finding("key-span", problem.what, severity=severity, **where)
-                self._findings.add(one, row=f"checkpoints {problem.key} {problem.policy}")
+                self._findings.add(one, group=f"checkpoints {problem.key} {problem.policy}")
             elif problem.open:
-                self._findings.add(finding(problem.kind, problem.what, **where), row=problem.key)
+                self._findings.add(finding(problem.kind, problem.what, **where), group=problem.key)
             else:
                 self._findings.add(finding("checkpoint", f"the checkpoint is not valid: {problem.what}", **where))
         if verdict.unsigned:
@@ -158,7 +148,7 @@ class Checkpoints:
             message = (
                 "checkpoints in the archive are not cosigned: give cosigned ones from your witnesses (--checkpoint)"
             )
-            self._findings.add(finding("unchecked-signature", message, log=where["log"]), row="quorum")
+            self._findings.add(finding("unchecked-signature", message, log=where["log"]), group="quorum")
         return bool(verdict.signers)
 
 
@@ -175,7 +165,7 @@ def _misplaced(found: Checkpoint, size: int, log: layout.Log, archive: str | Non
 
 
 def known_heads(
-    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[Cosigned]
+    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[tuple[str, KnownHead]]
 ) -> dict[layout.Log, list[KnownHead]]:
     """Return the known heads of each log, and of the log of audits.
 
@@ -193,7 +183,7 @@ def known_heads(
 
 
 def _heads(
-    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[Cosigned]
+    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[tuple[str, KnownHead]]
 ) -> Iterator[tuple[str, KnownHead]]:
     for name, head in trust.heads.items():
         yield name, KnownHead(head.size, head.root, "trust.json", trusted=True)
@@ -202,9 +192,7 @@ def _heads(
             yield name, KnownHead(head.size, head.root, f"the end of the key {key.id!r}")
     for name, head in remembered.items():
         yield name, KnownHead(head.size, head.root, "the state file", trusted=True)
-    for given in cosigned:
-        head = given.head
-        yield given.log, KnownHead(head.size, head.root, "a cosigned checkpoint", trusted=True, evidence=given.text)
+    yield from cosigned
 
 
 def audited_heads(audit: Audit) -> Iterator[tuple[layout.Log, KnownHead]]:

@@ -5,7 +5,6 @@ Every size in a statement is only a claim: objects are read in pieces, and never
 format's limits.
 """
 
-from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -121,7 +120,7 @@ def _check_records(store: Store, ref: QuarantineRef, outcome: Outcome, where: di
     offsets = (offset for start, end in ref.offsets for offset in range(start, end))
     records = 0
     try:
-        for line in _lines(store, ref):
+        for line in quarantine_lines(read_pieces(store, ref.key, ref.size), ref.size, ref.inflated):
             records += 1
             outcome.inflated += len(line) + 1
             offset = next(offsets, None)
@@ -140,7 +139,3 @@ def _check_records(store: Store, ref: QuarantineRef, outcome: Outcome, where: di
         return None
     return finding("quarantine", "the quarantine object has fewer records than stated", offset=missed,
                    expected=f"{ref.records} records", found=f"{records} records", **where)  # fmt: skip
-
-
-def _lines(store: Store, ref: QuarantineRef) -> Iterator[bytes]:
-    return quarantine_lines(read_pieces(store, ref.key, ref.size), ref.size, ref.inflated)

@@ -11,8 +11,7 @@ from custody.findings import Finding, Findings, finding
 from custody.format import layout
 from custody.format.manifest import Statement
 from custody.verify.accounting import Expiry, LogAccount
-from custody.verify.accounts import Accounts
-from custody.verify.logs import Logs
+from custody.verify.accounts import Accounts, Logs
 from custody.verify.work import Work
 
 _MISSING_LIMIT = 100_000
@@ -95,7 +94,7 @@ class Missing:
     def report(self, accounts: Accounts, findings: Findings) -> None:
         """Report missing objects. For those that an expiry covers, only count the events."""
         for name, missing in self._logs.items():
-            of_log = accounts.of(layout.parse_log_text(name) or layout.AUDIT_LOG)
+            of_log = accounts.of(name)
             for work, key in missing.objects:
                 if any(account.may_be_gone(work.sequence) for account in of_log):
                     if key.startswith(layout.EVENTS):

@@ -61,13 +61,10 @@ class Sequences:
         return sorted(self._strays)
 
     def filled(self) -> "Sequences":
-        """Return all sequences up to the last one listed."""
+        """Return all sequences up to the last one listed, and at most seven more."""
         made = Sequences()
-        made._bits = bytearray(b"\xff") * max(len(self._bits.rstrip(b"\0")) - 1, 0)
-        last = self._bits.rstrip(b"\0")[-1:]
-        if last:
-            made._bits.append((1 << last[0].bit_length()) - 1)
-        made._strays = set(self._strays)
+        made._bits = bytearray(b"\xff") * len(self._bits.rstrip(b"\0"))
+        made._strays = self._strays
         return made
 
     def all(self) -> Iterator[int]:
@@ -295,7 +292,7 @@ class Lister:
         def failed(prefix: str, error: CustodyError) -> None:
             listed.complete = False
             message = f"the archive cannot be listed: {error}"
-            listed.findings.add(finding("unreadable", message, key=prefix), row="listing")
+            listed.findings.add(finding("unreadable", message, key=prefix), group="listing")
 
         for info in objects(self._store, failed):
             if self._over.is_set():

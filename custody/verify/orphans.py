@@ -14,17 +14,16 @@ from custody.archive.reader import Holds, read_batch, read_manifest
 from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError
 from custody.findings import Finding, Findings, Severity, finding
 from custody.format import layout, limits, lines
-from custody.format.manifest import Batch, Manifest, Range, Statement
+from custody.format.manifest import Manifest, Range, Statement
 from custody.format.members import inflate_stream
 from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.verify.accounting import LogAccount
-from custody.verify.accounts import Accounts
+from custody.verify.accounts import Accounts, Logs
 from custody.verify.audits import check_unreferred
 from custody.verify.listing import Names
-from custody.verify.logs import Logs
 
 _LATER_LIMIT = 10_000
 """How many statements after the last verified one are read, for the objects that they name."""
@@ -33,13 +32,6 @@ _UNNAMED_LIMIT = 100_000
 
 class _CommittedDamagedError(Exception):
     """The committed bytes are not the stated ones (already reported), so nothing can be compared with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """A number of offsets without an archived record."""
-
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +184,8 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
     own = _event_lines(committed.store, key, parsed.last - parsed.first + 1)
     free = 0
     for offset, item in _committed_events(committed, parsed.first, parsed.last):
-        if isinstance(item, _Lost):
-            free += item.count
+        if isinstance(item, int):
+            free += item
             continue
         line = next(own, None)
         while line != item and line is not None and free:
@@ -224,27 +216,23 @@ def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
         raise FormatError("its last line does not end in a newline")
 
 
-def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[tuple[int, bytes | _Lost]]:
-    """Yield the committed lines of offsets `first` to `last`, in order, and the offsets declared as lost."""
+def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[tuple[int, bytes | int]]:
+    """Yield the committed lines of offsets `first` to `last`, in order, and the number of lost ones."""
     for statement in _statements(committed, first, last):
         if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
-            yield statement.lost[0], _Lost(count)
+            yield statement.lost[0], count
         unlined = unlined_ranges(statement)
         for batch in statement.batches:
             if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
                 continue
-            own = _committed_batch(committed.store, statement.segment.key, batch).split(b"\n")[:-1]
+            try:
+                payload, *_ = read_batch(committed.store, statement.segment.key, batch)
+            except FormatError:
+                raise _CommittedDamagedError from None
+            own = payload.split(b"\n")[:-1]
             for offset, line in zip(line_offsets(batch, unlined), own, strict=False):
                 if first <= offset <= last:
                     yield offset, line
-
-
-def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
-    """Return the bytes of a batch that was committed."""
-    try:
-        return read_batch(store, key, batch)[0]
-    except FormatError:
-        raise _CommittedDamagedError from None
 
 
 def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsKey) -> str | None:

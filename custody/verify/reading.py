@@ -4,13 +4,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from custody.archive.reader import stored_digest
 from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.audit import Audit
 from custody.store.protocol import Store, is_local
+from custody.tlog.log import Fault, SignedLog
 from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditLog
 from custody.verify.listing import Names, Sequences
@@ -29,14 +30,13 @@ class Reader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._threads = None if is_local(store) else ThreadPoolExecutor(_READ_AHEAD)
+        self._threads = ThreadPoolExecutor(_READ_AHEAD)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._threads:
-            self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def manifests(
         self, log: layout.Log, listed: Sequences | None, first: int, end: int | None, *, onward: bool
@@ -93,7 +93,7 @@ class Reader:
     def _ahead(
         self, wanted: Iterator[int], read: Callable[[int], bytes | CustodyError]
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        if self._threads is None:
+        if is_local(self.store):
             for number in wanted:
                 yield number, read(number)
             return
@@ -155,7 +155,7 @@ def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Han
         for sequence in listed.strays:
             message = f"there is a manifest with sequence {sequence}, far beyond the others"
             key = layout.manifest_key(account.log, sequence)
-            account.signed.report("sequence-gap", message, row="stray", sequence=sequence, key=key)
+            account.signed.report("sequence-gap", message, group="stray", sequence=sequence, key=key)
     account.end(whole=span.end is None)
 
 
@@ -167,10 +167,8 @@ def _step(account: LogAccount, span: Span, listed: Sequences | None, hands: Hand
             account.signed.peek = (sequence, answer) if isinstance(answer, bytes) else None
             account.gap(account.size, sequence)
         account.signed.peek = (behind[0], behind[1]) if behind and isinstance(behind[1], bytes) else None
-        if isinstance(answer, FormatError):
-            _take_large(account, hands.reader, layout.manifest_key(account.log, sequence), sequence, answer)
-        elif isinstance(answer, CustodyError):
-            account.unreadable(sequence, str(answer))
+        if isinstance(answer, CustodyError):
+            _take_error(account.signed, hands.reader.store, sequence, answer)
         else:
             if hands.locks.active:
                 hands.locks.put(layout.manifest_key(account.log, sequence), log=account.name)
@@ -202,10 +200,8 @@ def follow_audits(
     for sequence, answer in reader.objects(layout.audit_key, listed.all(), limits.FILE_BYTES):
         if sequence > audits.signed.size:
             audits.gap(audits.signed.size, sequence)
-        if isinstance(answer, FormatError):
-            _take_large(audits, reader, layout.audit_key(sequence), sequence, answer)
-        elif isinstance(answer, CustodyError):
-            audits.unreadable(sequence, str(answer))
+        if isinstance(answer, CustodyError):
+            _take_error(audits.signed, reader.store, sequence, answer)
         else:
             locks.put(layout.audit_key(sequence))
             before = audits.newest
@@ -215,12 +211,18 @@ def follow_audits(
     audits.signed.end()
 
 
-def _take_large(account: LogAccount | AuditLog, reader: Reader, key: str, sequence: int, error: FormatError) -> None:
-    """Report an object that is larger than an entry may be. Only its digest is computed."""
-    try:
-        account.signed.malformed(sequence, str(error), stored_digest(reader.store, key))
-    except CustodyError as failure:
-        account.unreadable(sequence, str(failure))
+def _take_error(log: SignedLog[Any], store: Store, sequence: int, error: CustodyError) -> None:
+    """Report an entry that cannot be read. If it is larger than an entry may be, compute only its digest."""
+    key = log.form.key(sequence)
+    if isinstance(error, FormatError):
+        try:
+            log.malformed(sequence, str(error), stored_digest(store, key))
+        except CustodyError as failure:
+            error = failure
+        else:
+            return
+    log.doubt(Fault("unreadable", f"the object cannot be read: {error}", {"key": key}), sequence)
+    log.unreadable(sequence)
 
 
 def _with_next(items: Iterator[T]) -> Iterator[tuple[T, T | None]]:

@@ -25,13 +25,12 @@ from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import NOWHERE
 from custody.verify.accounting import RETENTION_GRACE, LogAccount
-from custody.verify.accounts import Accounts
+from custody.verify.accounts import Accounts, Logs
 from custody.verify.archive_file import Identity, check_archive_file, promises_of
 from custody.verify.audits import AuditLog, check_referred, referred
 from custody.verify.checkpoints import Checkpoints, audited_heads, known_heads
 from custody.verify.expiry import Missing, grant_expiries, report_history
 from custody.verify.listing import Listed, Lister, Listing, Names, Sequences
-from custody.verify.logs import Logs
 from custody.verify.orphans import Unnamed
 from custody.verify.pool import Pool
 from custody.verify.protection import UNPROTECTED, Beneath, Locks, Protection, look_beneath
@@ -94,7 +93,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             wait([records])
         statements = lister.statements()
         run.take_listed(statements)
-        locks = Locks(store, protection, lambda one, row: findings.add(one, row=row))
+        locks = Locks(store, protection, findings)
         pool = Pool(store, run.processes(0 if sink is not None else workers), run.take_outcome, sink, trust.leaves)
         with pool, Reader(store) as reader, locks:
             hands = Hands(reader, pool if scope.contents else None, names, locks)
@@ -154,7 +153,7 @@ class _Run:
         """Report the findings of a listing."""
         for one in listed.findings.kept:
             # Folders that cannot be listed are one finding.
-            self.findings.add(one, row="listing" if one.finding == "unreadable" else None)
+            self.findings.add(one, group="listing" if one.finding == "unreadable" else None)
         self.findings.dropped.update(listed.findings.dropped)
 
     def processes(self, workers: int | None) -> int:
@@ -229,7 +228,7 @@ class _Run:
         work = outcome.work
         for one in outcome.findings:
             # Many objects in an archive storage class are one finding.
-            self.findings.add(one, row="deferred" if one.finding == "deferred" else None)
+            self.findings.add(one, group="deferred" if one.finding == "deferred" else None)
         for key in outcome.missing:
             self.missing.add(work, key)
         # Objects under a delete marker are not kept on purpose. Unreadable objects may not exist.
@@ -237,7 +236,7 @@ class _Run:
         kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread}
         if work.overdue and kept - self.beneath.touched:
             message = f"objects still exist {RETENTION_GRACE.days} days after their retention ended"
-            self.findings.add(finding("retention", message, log=work.log, sequence=work.sequence), row="kept")
+            self.findings.add(finding("retention", message, log=work.log, sequence=work.sequence), group="kept")
         totals = self.accounts.of_work(work).totals
         totals.events += outcome.events
         totals.stored += outcome.stored
@@ -266,7 +265,7 @@ class _Run:
 
     def report(self, audits: AuditLog) -> Report:
         """Return the result."""
-        summaries = [summarize(of) for log, of in self.accounts.by_log.items() if self.accounts.size(log)]
+        summaries = [summarize(of) for of in self.accounts.by_log.values() if any(account.size for account in of)]
         return Report(
             self.store.url,
             self.archive,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def check_state(data: bytes) -> None:
 @raises(ConfigurationError)
 def check_report(data: bytes) -> None:
     """A report to accept findings from is one, or a ConfigurationError."""
-    reported = acceptance.read_report(data.splitlines(keepends=True))
+    reported = acceptance.read_report(BytesIO(data))
     for one in reported.findings:
         try:
             acceptance.entries(one, "why", "who", "2026-03-01T00:00:00.000000Z")
