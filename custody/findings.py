@@ -256,9 +256,7 @@ class Findings:
             subject = (acceptance.key,) if acceptance.key is not None else (acceptance.log, acceptance.sequence)
             self._by_subject.setdefault((acceptance.finding, *subject), []).append(acceptance)
 
-    def report(
-        self, name: str, message: str, *, tampered: bool = False, group: str | None = None, **where: Any
-    ) -> bool:
+    def report(self, name: str, message: str, *, tampered: bool = False, group: str | None = None, **more: Any) -> bool:
         """Make a finding and add it. Return whether it was accepted.
 
         Args:
@@ -266,10 +264,10 @@ class Findings:
             message: what happened.
             tampered: whether its severity is `tampered`, whatever THREATS.md gives to the name.
             group: as for `add`.
-            where: other arguments of `finding`.
+            more: other arguments of `finding`.
         """
         severity = Severity.TAMPERED if tampered else None
-        return self.add(finding(name, message, severity=severity, **where), group=group)
+        return self.add(finding(name, message, severity=severity, **more), group=group)
 
     def add(self, finding: Finding, *, group: str | None = None) -> bool:
         """Add a finding, and return whether it was accepted.

@@ -63,14 +63,14 @@ def accept(
         )
     wanted = acceptance.Wanted(finding, log, sequence, key, sha256)
     if report is None:
-        judged = acceptance.named(wanted)
+        chosen = acceptance.named(wanted)
     else:
         reported = acceptance.read_report(report)
-        judged = acceptance.choose(reported, wanted)
-        _check_archive(reported, judged, load_trust(file).archive)
-    entries = acceptance.entries(judged, reason, by, format_time(datetime.now(UTC)))
+        chosen = acceptance.choose(reported, wanted)
+        _check_archive(reported, chosen, load_trust(file).archive)
+    entries = acceptance.entries(chosen, reason, by, format_time(datetime.now(UTC)))
     out = render.console()
-    out.print(render.findings_table([judged]))
+    out.print(render.findings_table([chosen]))
     for entry in entries[:_SHOWN]:
         out.print(render.safe(f"  {_described(entry)}"), soft_wrap=True)
     if len(entries) > _SHOWN:
@@ -87,8 +87,8 @@ def accept(
         out.print(render.safe(hint), soft_wrap=True)
 
 
-def _check_archive(reported: "Reported", judged: "Finding", pinned: "Pin | None") -> None:
-    if judged.key == ARCHIVE:
+def _check_archive(reported: "Reported", chosen: "Finding", pinned: "Pin | None") -> None:
+    if chosen.key == ARCHIVE:
         # The finding is about the archive's identity, and is accepted by its digest.
         return
     if pinned and reported.archive and reported.archive != pinned.id:

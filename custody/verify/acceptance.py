@@ -65,11 +65,11 @@ def read_report(report: BinaryIO) -> Reported:
         if len(line) > _LINE_LIMIT:
             raise ConfigurationError(f"line {number} of the report is longer than {_LINE_LIMIT} bytes")
         try:
-            found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-            if found.get("kind") == "finding":
-                findings.append(_finding(found))
-            elif found.get("kind") == "verdict":
-                archive: str | None = msgspec.convert(found.get("archive"), str | None)
+            entry: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+            if entry.get("kind") == "finding":
+                findings.append(_finding(entry))
+            elif entry.get("kind") == "verdict":
+                archive: str | None = msgspec.convert(entry.get("archive"), str | None)
                 return Reported(tuple(findings), archive)
         except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
             raise ConfigurationError(
@@ -118,11 +118,11 @@ def named(wanted: Wanted) -> Finding:
     return finding(wanted.finding, "named by its fields", **where)
 
 
-def entries(judged: Finding, reason: str, by: str, at: str) -> list[Accepted]:
+def entries(chosen: Finding, reason: str, by: str, at: str) -> list[Accepted]:
     """Return the entries for `trust.json`.
 
     Args:
-        judged: the finding.
+        chosen: the finding.
         reason: why it is accepted.
         by: who accepts it.
         at: when, as custody writes times.
@@ -132,39 +132,39 @@ def entries(judged: Finding, reason: str, by: str, at: str) -> list[Accepted]:
     """
     if not (reason.strip() and by.strip()):
         raise ConfigurationError("an acceptance needs a reason (--reason) and a name (--by)")
-    if judged.severity is Severity.NOTICE:
-        raise ConfigurationError(f"{judged.finding} is only a notice: it needs no acceptance")
-    if judged.severity is Severity.TAMPERED and judged.sha256 is None:
+    if chosen.severity is Severity.NOTICE:
+        raise ConfigurationError(f"{chosen.finding} is only a notice: it needs no acceptance")
+    if chosen.severity is Severity.TAMPERED and chosen.sha256 is None:
         raise ConfigurationError(
-            f"{judged.finding} is tampering, which can only be accepted by its sha256, and this finding has none:"
-            f" {judged.action}"
+            f"{chosen.finding} is tampering, which can only be accepted by its sha256, and this finding has none:"
+            f" {chosen.action}"
         )
-    about_several = judged.through is not None and judged.through != judged.sequence
-    if judged.key is not None and not about_several and judged.finding != "sequence-gap":
-        return [Accepted(judged.finding, reason, by, at, key=judged.key, sha256=judged.sha256)]
-    if judged.log is None or judged.sequence is None:
-        raise ConfigurationError(f"{judged.finding} names neither an object nor a statement, so it cannot be accepted")
-    first = Accepted(judged.finding, reason, by, at, log=judged.log, sequence=judged.sequence, sha256=judged.sha256)
-    if judged.severity is Severity.TAMPERED:
+    about_several = chosen.through is not None and chosen.through != chosen.sequence
+    if chosen.key is not None and not about_several and chosen.finding != "sequence-gap":
+        return [Accepted(chosen.finding, reason, by, at, key=chosen.key, sha256=chosen.sha256)]
+    if chosen.log is None or chosen.sequence is None:
+        raise ConfigurationError(f"{chosen.finding} names neither an object nor a statement, so it cannot be accepted")
+    first = Accepted(chosen.finding, reason, by, at, log=chosen.log, sequence=chosen.sequence, sha256=chosen.sha256)
+    if chosen.severity is Severity.TAMPERED:
         # The digest is that of the first statement; the next verification reports the next one.
         return [first]
-    last = judged.through if judged.through is not None else judged.sequence
-    number = last - judged.sequence + 1
-    if judged.count not in {1, number}:
+    last = chosen.through if chosen.through is not None else chosen.sequence
+    number = last - chosen.sequence + 1
+    if chosen.count not in {1, number}:
         raise ConfigurationError(
-            f"{judged.finding} is about {judged.count} of the statements {judged.sequence} to {last}, not about all of"
+            f"{chosen.finding} is about {chosen.count} of the statements {chosen.sequence} to {last}, not about all of"
             " them, so it cannot be accepted; remove its cause instead"
         )
     if number > ENTRIES_LIMIT:
         raise ConfigurationError(
-            f"{judged.finding} is about {number:,} statements, and at most {ENTRIES_LIMIT:,} can be accepted at once;"
+            f"{chosen.finding} is about {number:,} statements, and at most {ENTRIES_LIMIT:,} can be accepted at once;"
             " restore them instead"
         )
     return [
         first,
         *(
-            Accepted(judged.finding, reason, by, at, log=judged.log, sequence=sequence)
-            for sequence in range(judged.sequence + 1, last + 1)
+            Accepted(chosen.finding, reason, by, at, log=chosen.log, sequence=sequence)
+            for sequence in range(chosen.sequence + 1, last + 1)
         ),
     ]
 

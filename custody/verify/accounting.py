@@ -370,20 +370,20 @@ def _epoch_faults(statement: Statement, log: layout.Log, earlier: Sequence[LogAc
 
 def _same_topic(statement: Statement, log: layout.Log, earlier: Sequence[LogAccount]) -> Iterator[Fault]:
     """Yield a fault for the newest earlier epoch of the same topic and cluster, if there is one."""
-    found = statement.log
-    if found.topic_id is None:
+    identity = statement.log
+    if identity.topic_id is None:
         # Without topic ids, a broker cannot distinguish a topic from an earlier one of the same name.
         return
     for account in earlier:
         known = account.identity
-        if known is not None and (known.cluster, known.topic_id) == (found.cluster, found.topic_id):
+        if known is not None and (known.cluster, known.topic_id) == (identity.cluster, identity.topic_id):
             message = (
                 f"epoch {log.epoch} is of the same topic as epoch {account.log.epoch}: its records were archived"
                 " a second time"
             )
             where = {
                 "expected": f"another topic id or cluster than {known.topic_id} of {known.cluster}",
-                "found": f"{found.topic_id} of {found.cluster}",
+                "found": f"{identity.topic_id} of {identity.cluster}",
             }
             yield Fault("head-fork", message, where)
             return

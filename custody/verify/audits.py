@@ -78,10 +78,10 @@ class AuditLog:
 
     def _belongs(self, signed: SignedAudit) -> Fault | None:
         """Return a fault if the audit belongs to another archive, else None."""
-        found = signed.statement.archive
-        if self.archive in {None, found}:
+        archive = signed.statement.archive
+        if self.archive in {None, archive}:
             return None
-        where = {"expected": self.archive, "found": found, "sha256": self.signed.digest}
+        where = {"expected": self.archive, "found": archive, "sha256": self.signed.digest}
         return Fault("identity", "the audit is of another archive", where)
 
     def _report(self, name: str, message: str, *, group: str | None = None, **where: Any) -> bool:
@@ -127,17 +127,17 @@ def check_unreferred(store: Store, key: str, digest: str) -> Finding | None:
         digest: the SHA-256 that it names.
     """
     try:
-        found = sha256(store.read(key, limit=limits.FILE_BYTES)).hexdigest()
+        stored = sha256(store.read(key, limit=limits.FILE_BYTES)).hexdigest()
     except ObjectMissing:
         return None
     except FormatError:
-        found = ""
+        stored = ""
     except CustodyError as error:
         return finding("unreadable", f"the object cannot be read: {error}", key=key)
-    if found == digest:
+    if stored == digest:
         return finding("orphan", "no audit refers to it", key=key)
     message = "its SHA-256 is not the one in its key, and no audit refers to it"
-    return finding("unlisted", message, key=key, sha256=found or loss_digest(key))
+    return finding("unlisted", message, key=key, sha256=stored or loss_digest(key))
 
 
 def _listed_in(store: Store, ref: ObjectRef) -> list[ObjectRef]:

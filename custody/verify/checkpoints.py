@@ -44,23 +44,23 @@ class Checkpoints:
         where: dict[str, Any] = {"key": digest, "sha256": digest}
         try:
             note = checkpoint.parse_note(data)
-            found = checkpoint.parse_checkpoint(note.text)
+            signed = checkpoint.parse_checkpoint(note.text)
         except FormatError as error:
             message = f"a given checkpoint does not follow the format: {error}"
             self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
             return None
-        name = found.origin.removeprefix(f"custody/{archive}/")
+        name = signed.origin.removeprefix(f"custody/{archive}/")
         log = layout.parse_log_text(name)
-        if log is None or found.origin != checkpoint.origin_of(archive or "", log):
-            message = f"a given checkpoint is of {found.origin[:300]!r}, not of this archive"
+        if log is None or signed.origin != checkpoint.origin_of(archive or "", log):
+            message = f"a given checkpoint is of {signed.origin[:300]!r}, not of this archive"
             self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
             return None
-        verdict = self._verdict(note, found, log)
+        verdict = self._verdict(note, signed, log)
         if not verdict.counts:
             message = f"a given checkpoint does not count: {verdict.reason}"
             self._findings.add(finding("checkpoint", message, log=name, **where))
             return None
-        return name, KnownHead(found.size, found.root, "a cosigned checkpoint", trusted=True, evidence=data.decode())
+        return name, KnownHead(signed.size, signed.root, "a cosigned checkpoint", trusted=True, evidence=data.decode())
 
     def heads(
         self, log: layout.Log, answers: Iterator[tuple[int, bytes | CustodyError]], archive: str | None, locks: Locks
@@ -87,14 +87,14 @@ class Checkpoints:
                 if isinstance(answer, CustodyError):
                     raise answer
                 note = checkpoint.parse_note(answer)
-                found = checkpoint.parse_checkpoint(note.text)
+                signed = checkpoint.parse_checkpoint(note.text)
             except FormatError as error:
                 message = f"the checkpoint is not valid: {error}"
                 self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
                 continue
-            wrong = _misplaced(found, size, log, archive)
+            wrong = _misplaced(signed, size, log, archive)
             # A misplaced copy says nothing about the order of keys.
-            verdict = self._verdict(note, found, log, None if wrong else order)
+            verdict = self._verdict(note, signed, log, None if wrong else order)
             if wrong:
                 # Anyone can put an object here; but one that names a trusted key is from a key holder, or is a copy.
                 severity = Severity.POLICY if verdict.unsigned else None
@@ -105,21 +105,21 @@ class Checkpoints:
                 signers = [self._trust.keys[id_] for id_ in verdict.signers]
                 yield KnownHead(
                     size,
-                    found.root,
+                    signed.root,
                     f"a checkpoint of size {size}",
                     verdict.counts,
                     key,
                     note.encode().decode(),
-                    min((one.ended for one in signers if one.ended), default=None),
+                    min((signer.ended for signer in signers if signer.ended), default=None),
                 )
 
-    def _verdict(self, note: Note, found: Checkpoint, log: layout.Log, order: KeyOrder | None = None) -> NoteVerdict:
+    def _verdict(self, note: Note, signed: Checkpoint, log: layout.Log, order: KeyOrder | None = None) -> NoteVerdict:
         return check_checkpoint(
             note,
-            found,
+            signed,
             str(log),
             self._trust.keys,
-            within=lambda head: self._logs.judge(log).proofs.leads_to(found.size, found.root, head),
+            within=lambda head: self._logs.judge(log).proofs.leads_to(signed.size, signed.root, head),
             witnesses=self._trust.witnesses,
             quorum=self._trust.quorum,
             now=self._now,
@@ -134,9 +134,8 @@ class Checkpoints:
             return False
         for problem in verdict.problems:
             if problem.kind == "key-span":
-                severity = None if problem.policy else Severity.TAMPERED
-                one = finding("key-span", problem.what, severity=severity, **where)
-                self._findings.add(one, group=f"checkpoints {problem.key} {problem.policy}")
+                group = f"checkpoints {problem.key} {problem.policy}"
+                self._findings.report("key-span", problem.what, tampered=not problem.policy, group=group, **where)
             elif problem.open:
                 self._findings.add(finding(problem.kind, problem.what, **where), group=problem.key)
             else:
@@ -152,15 +151,15 @@ class Checkpoints:
         return bool(verdict.signers)
 
 
-def _misplaced(found: Checkpoint, size: int, log: layout.Log, archive: str | None) -> str | None:
+def _misplaced(signed: Checkpoint, size: int, log: layout.Log, archive: str | None) -> str | None:
     """Return why a checkpoint does not belong to the key that it is under, None if it does."""
-    if found.size != size:
-        return f"it is of size {found.size}, not of size {size}"
-    if not size and found.root != merkle.EMPTY_ROOT:
+    if signed.size != size:
+        return f"it is of size {signed.size}, not of size {size}"
+    if not size and signed.root != merkle.EMPTY_ROOT:
         return "its size is 0, but its root is not that of the empty tree"
-    id_ = archive or found.origin.removeprefix("custody/").partition("/")[0]
-    if found.origin != checkpoint.origin_of(id_, log):
-        return f"it is of {found.origin[:300]!r}, not of this log"
+    id_ = archive or signed.origin.removeprefix("custody/").partition("/")[0]
+    if signed.origin != checkpoint.origin_of(id_, log):
+        return f"it is of {signed.origin[:300]!r}, not of this log"
     return None
 
 

@@ -125,13 +125,13 @@ def _check_records(store: Store, ref: QuarantineRef, outcome: Outcome, where: di
             outcome.inflated += len(line) + 1
             offset = next(offsets, None)
             try:
-                found = parse_quarantined(line).offset
+                stored = parse_quarantined(line).offset
             except FormatError as error:
                 return finding("quarantine", f"line {records}: {error}", offset=offset, **where)
-            if found != offset:
+            if stored != offset:
                 message = f"line {records} is not the stated record"
                 return finding("quarantine", message, offset=offset, expected=f"offset {offset}",
-                               found=f"offset {found}", **where)  # fmt: skip
+                               found=f"offset {stored}", **where)  # fmt: skip
     except FormatError as error:
         return finding("gzip", f"the quarantine object: {error}", **where)
     missed = next(offsets, None)

@@ -82,14 +82,14 @@ class Missing:
 
     def add(self, work: Work, key: str) -> None:
         """Add a missing object."""
-        found = self._logs.setdefault(work.log, _MissingOfLog([]))
+        missing = self._logs.setdefault(work.log, _MissingOfLog([]))
         if self._count < _MISSING_LIMIT:
             self._count += 1
-            found.objects.append((work, key))
+            missing.objects.append((work, key))
         else:
-            first = found.beyond[0] if found.beyond else work.sequence
-            found.beyond = min(first, work.sequence), max(found.beyond[1] if found.beyond else 0, work.sequence + 1)
-            found.events += _events(work) if key.startswith(layout.EVENTS) else 0
+            first, end = missing.beyond or (work.sequence, 0)
+            missing.beyond = min(first, work.sequence), max(end, work.sequence + 1)
+            missing.events += _events(work) if key.startswith(layout.EVENTS) else 0
 
     def report(self, accounts: Accounts, findings: Findings) -> None:
         """Report missing objects. For those that an expiry covers, only count the events."""
@@ -123,15 +123,15 @@ def _events(work: Work) -> int:
 def report_history(history: Sequence[tuple[str, Finding]], accounts: Accounts, logs: Logs, findings: Findings) -> None:
     """Report overwritten and deleted evidence, except what has expired."""
     gone: dict[layout.Log, list[tuple[int, int]]] = {}
-    for key, one in history:
+    for key, change in history:
         parsed = layout.parse_records_key(key)
         if parsed is None:
-            findings.add(one)
+            findings.add(change)
             continue
         if parsed.log not in gone:
             gone[parsed.log] = _expired_offsets(parsed.log, accounts, logs)
         if not any(first <= parsed.first and parsed.last < end for first, end in gone[parsed.log]):
-            findings.add(one)
+            findings.add(change)
 
 
 def _expired_offsets(log: layout.Log, accounts: Accounts, logs: Logs) -> list[tuple[int, int]]:

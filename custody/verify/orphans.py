@@ -87,8 +87,8 @@ class Unnamed:
             return
         if digest := layout.parse_audit_object_key(key):
             self._seen.add(key)
-            if one := check_unreferred(self.logs.store, key, digest):
-                self.findings.add(one)
+            if unreferred := check_unreferred(self.logs.store, key, digest):
+                self.findings.add(unreferred)
             return
         parsed = layout.parse_records_key(key)
         accounts: Sequence[LogAccount | None] = (parsed and self.accounts.of(parsed.log)) or (None,)
@@ -100,19 +100,19 @@ class Unnamed:
         self._seen.add(key)
         # For each span of a log, everything outside it is a hole.
         for account in accounts:
-            if one := check_unnamed(self.logs.store, account, key, self.logs.holds, live=self.live):
-                self.findings.add(one)
+            if unnamed := check_unnamed(self.logs.store, account, key, self.logs.holds, live=self.live):
+                self.findings.add(unnamed)
 
     def _later(self, log: layout.Log) -> frozenset[str]:
         """Return the names in statements newer than our reading of the log. The next verification checks those."""
         if log not in self._named_since:
-            found: set[str] = set()
+            names: set[str] = set()
             first = self.accounts.size(log)
             for sequence in range(first, first + _LATER_LIMIT):
                 if (statement := self.logs.statement(log, sequence)) is None:
                     break
-                found.update(ref.key for ref in (statement.segment, statement.quarantine) if ref)
-            self._named_since[log] = frozenset(found)
+                names.update(ref.key for ref in (statement.segment, statement.quarantine) if ref)
+            self._named_since[log] = frozenset(names)
         return self._named_since[log]
 
 

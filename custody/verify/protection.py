@@ -103,8 +103,8 @@ def _originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Findin
         if len(objects) > 1:
             message = "the object was overwritten"
             found = _described(versions)
-            one = finding("version", message, key=key, expected="one version", found=found, sha256=digest)
-            findings.append((key, one))
+            overwritten = finding("version", message, key=key, expected="one version", found=found, sha256=digest)
+            findings.append((key, overwritten))
     return first, findings
 
 

@@ -48,7 +48,7 @@ class Reader:
         """
         wanted = iter(range(first, end or 0)) if listed is None else _wanted(listed, first, end)
         tried = first - 1
-        for sequence, answer in self._ahead(wanted, lambda one: self.manifest(log, one)):
+        for sequence, answer in self._ahead(wanted, lambda number: self.manifest(log, number)):
             tried = sequence
             if not isinstance(answer, ObjectMissing):
                 yield sequence, answer
@@ -86,7 +86,7 @@ class Reader:
         self, key: Callable[[int], str], numbers: Iterator[int], limit: int
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
         """Yield each number with the bytes of the object that `key` returns for it, or with the error."""
-        for number, answer in self._ahead(numbers, lambda one: self.read(key(one), limit)):
+        for number, answer in self._ahead(numbers, lambda number: self.read(key(number), limit)):
             if not isinstance(answer, ObjectMissing):
                 yield number, answer
 

@@ -101,8 +101,8 @@ class Report:
 
     def to_dicts(self) -> Iterator[dict[str, Any]]:
         """Yield what `--json` prints, one object per line: the findings, the logs, the verdict."""
-        for one in self.findings:
-            yield {"kind": "finding", **one.to_dict()}
+        for finding in self.findings:
+            yield {"kind": "finding", **finding.to_dict()}
         for log in self.logs:
             yield {"kind": "log", **asdict(log)}
         if self.audits is not None:

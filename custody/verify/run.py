@@ -80,11 +80,11 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     Raises:
         ConfigurationError: the state file cannot be used.
     """
-    memory = State(state) if state else None
+    state_file = State(state) if state else None
     findings = Findings(trust.accepted)
     beneath = look_beneath(store, protection, findings) if scope.listing else Beneath(store)
     store = beneath.store
-    identity = check_archive_file(store, trust, memory.pin(store.url) if memory else None, findings)
+    identity = check_archive_file(store, trust, state_file.pin(store.url) if state_file else None, findings)
     run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress)
     with Names() as names, Lister(store, run.listing, names, active=scope.listing) as lister:
         records = lister.others()
@@ -99,7 +99,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             hands = Hands(reader, pool if scope.contents else None, names, locks)
             checkpoints = Checkpoints(trust, now, run.logs, findings)
             cosigned = checkpoints.take_cosigned(notes, identity.id)
-            known = known_heads(trust, memory.heads(store.url) if memory else {}, cosigned)
+            known = known_heads(trust, state_file.heads(store.url) if state_file else {}, cosigned)
             locks.put(layout.ARCHIVE)
             signed = [*run.signed_heads(layout.AUDIT_LOG, checkpoints, hands)]
             audits = run.read_audits([*signed, *known.pop(layout.AUDIT_LOG, ())], hands)
@@ -112,13 +112,13 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             run.take_listed(records.result())
         complete = scope.listing and statements.complete and records.result().complete
         run.conclude(names if complete else None, audits)
-    for one in others:
-        findings.add(one)
+    for other in others:
+        findings.add(other)
     if complete and not any(known.values()) and not any(account.size for account in run.accounts):
         findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
-    if memory and identity.pin:
+    if state_file and identity.pin:
         heads_seen = {**run.accounts.heads(), **({str(layout.AUDIT_LOG): audits.head} if audits.head else {})}
-        memory.remember(store.url, identity.pin, heads_seen)
+        state_file.remember(store.url, identity.pin, heads_seen)
     return run.report(audits)
 
 
@@ -151,9 +151,9 @@ class _Run:
 
     def take_listed(self, listed: Listed) -> None:
         """Report the findings of a listing."""
-        for one in listed.findings.kept:
+        for kept in listed.findings.kept:
             # Folders that cannot be listed are one finding.
-            self.findings.add(one, group="listing" if one.finding == "unreadable" else None)
+            self.findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
         self.findings.dropped.update(listed.findings.dropped)
 
     def processes(self, workers: int | None) -> int:
@@ -168,7 +168,7 @@ class _Run:
         if listed is None:
             return iter(())
         spans = (Span(),) if log == layout.AUDIT_LOG else self.scope.spans_of(log)
-        sizes = (size for size in listed.all() if any(one.first <= size <= (one.end or size) for one in spans))
+        sizes = (size for size in listed.all() if any(span.first <= size <= (span.end or size) for span in spans))
         answers = hands.reader.objects(partial(layout.checkpoint_key, log), sizes, limits.NOTE_BYTES)
         return checkpoints.heads(log, answers, self.archive, hands.locks)
 
@@ -186,8 +186,8 @@ class _Run:
         for ref in referred(self.store, audit):
             hands.names.name(ref.key)
             hands.locks.put(ref.key)
-            if one := check_referred(self.store, audit, ref, contents=self.scope.contents):
-                self.findings.add(one)
+            if changed := check_referred(self.store, audit, ref, contents=self.scope.contents):
+                self.findings.add(changed)
 
     def read_log(self, log: layout.Log, heads: Sequence[KnownHead], hands: Hands, *, complete: bool) -> None:
         """Read a log's statements, span by span.
@@ -226,17 +226,17 @@ class _Run:
     def take_outcome(self, outcome: Outcome) -> None:
         """Add the outcome of checking a statement's objects."""
         work = outcome.work
-        for one in outcome.findings:
+        for problem in outcome.findings:
             # Many objects in an archive storage class are one finding.
-            self.findings.add(one, group="deferred" if one.finding == "deferred" else None)
+            self.findings.add(problem, group="deferred" if problem.finding == "deferred" else None)
         for key in outcome.missing:
             self.missing.add(work, key)
         # Objects under a delete marker are not kept on purpose. Unreadable objects may not exist.
-        unread = {one.key for one in outcome.findings if one.finding == "unreadable"}
+        unread = {problem.key for problem in outcome.findings if problem.finding == "unreadable"}
         kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread}
         if work.overdue and kept - self.beneath.touched:
             message = f"objects still exist {RETENTION_GRACE.days} days after their retention ended"
-            self.findings.add(finding("retention", message, log=work.log, sequence=work.sequence), group="kept")
+            self.findings.report("retention", message, group="kept", log=work.log, sequence=work.sequence)
         totals = self.accounts.of_work(work).totals
         totals.events += outcome.events
         totals.stored += outcome.stored

@@ -86,9 +86,9 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
         if run:
             data = store.read(ref.key, limit=size, start=position, size=size)
             at = 0
-            for one in run:
-                yield one, data[at : at + one.size]
-                at += one.size
+            for member in run:
+                yield member, data[at : at + member.size]
+                at += member.size
             position += size
             if len(data) < size:
                 return
@@ -115,11 +115,11 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
 
 
 def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) -> Iterator[Finding]:
-    found = lines.check(payload)
-    types.update(found.types)
-    if found.faults:
-        fault = found.faults[0]
-        more = f" (and {len(found.faults) - 1} more lines of this batch)" if len(found.faults) > 1 else ""
+    checked = lines.check(payload)
+    types.update(checked.types)
+    if checked.faults:
+        fault = checked.faults[0]
+        more = f" (and {len(checked.faults) - 1} more lines of this batch)" if len(checked.faults) > 1 else ""
         yield _finding(
             work,
             "gzip" if _is_oversize(payload, fault.byte) else "event",
@@ -128,14 +128,14 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
             offset=offset_of(batch, work.unlined, fault.line),
             byte=fault.byte,
         )
-    if found.count != batch.events:
+    if checked.count != batch.events:
         yield _finding(
             work, "event", "the batch does not have the stated number of lines", batch,
-            expected=str(batch.events), found=str(found.count),
+            expected=str(batch.events), found=str(checked.count),
         )  # fmt: skip
-    if found.faults or found.count != batch.events:
+    if checked.faults or checked.count != batch.events:
         return
-    for name, stated, time in (("min_time", batch.min_time, found.first), ("max_time", batch.max_time, found.last)):
+    for name, stated, time in (("min_time", batch.min_time, checked.first), ("max_time", batch.max_time, checked.last)):
         if time is None:
             continue
         micros, more_behind = time.microseconds
