@@ -50,10 +50,6 @@ class Accounts:
         ]
         return sorted(epochs, key=lambda account: -account.log.epoch)
 
-    def size(self, log: layout.Log) -> int:
-        """Return how many sequences of a log were checked, from 0 on."""
-        return max((account.size for account in self.of(log)), default=0)
-
     def heads(self) -> dict[str, Head]:
         """Return the heads to save as known heads."""
         heads = {account.name: account.head for account in self}

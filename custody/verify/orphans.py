@@ -107,7 +107,7 @@ class Unnamed:
         """Return the names in statements newer than our reading of the log. The next verification checks those."""
         if log not in self._named_since:
             names: set[str] = set()
-            first = self.accounts.size(log)
+            first = max((account.size for account in self.accounts.of(log)), default=0)
             for sequence in range(first, first + _LATER_LIMIT):
                 if (statement := self.logs.statement(log, sequence)) is None:
                     break

@@ -136,7 +136,6 @@ class _Run:
     progress: Callable[[Progress], None] | None
     archive: str | None = field(init=False)
     """The archive's id: from `archive.json`, or else from the first statement that names one."""
-    store: Store = field(init=False)
     logs: Logs = field(init=False)
     accounts: Accounts = field(default_factory=Accounts)
     listing: Listing = field(default_factory=Listing)
@@ -146,8 +145,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.archive = self.identity.id
-        self.store = self.beneath.store
-        self.logs = Logs(self.store, self.trust, self.identity.id)
+        self.logs = Logs(self.beneath.store, self.trust, self.identity.id)
 
     def take_listed(self, listed: Listed) -> None:
         """Report the findings of a listing."""
@@ -183,10 +181,10 @@ class _Run:
         return audits
 
     def _check_audit(self, hands: Hands, audit: Audit) -> None:
-        for ref in referred(self.store, audit):
+        for ref in referred(self.logs.store, audit):
             hands.names.name(ref.key)
             hands.locks.put(ref.key)
-            if changed := check_referred(self.store, audit, ref, contents=self.scope.contents):
+            if changed := check_referred(self.logs.store, audit, ref, contents=self.scope.contents):
                 self.findings.add(changed)
 
     def read_log(self, log: layout.Log, heads: Sequence[KnownHead], hands: Hands, *, complete: bool) -> None:
@@ -267,7 +265,7 @@ class _Run:
         """Return the result."""
         summaries = [summarize(of) for of in self.accounts.by_log.values() if any(account.size for account in of)]
         return Report(
-            self.store.url,
+            self.logs.store.url,
             self.archive,
             self.findings.sorted(),
             summaries,
