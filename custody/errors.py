@@ -6,22 +6,22 @@
     │   └── NotEvidence         a file is no evidence at all, so nothing of it was checked
     ├── StoreError              the archive's storage
     │   ├── ObjectMissing       there is no such object
-    │   ├── ObjectArchived      it lies in an archived storage class: restore it first
-    │   ├── ObjectExists        the key holds other bytes: somebody else was first
+    │   ├── ObjectArchived      it is in an archive storage class: restore it first
+    │   ├── ObjectExists        the key already has other bytes: another writer was first
     │   ├── TransientStoreError the same call may succeed later (time-out, throttling, 5xx, a cut connection)
-    │   └── TerminalStoreError  the same call will fail again (refused, no bucket, bad credentials, disk full)
+    │   └── TerminalStoreError  the same call will fail again (refused, no bucket, wrong credentials, disk full)
     ├── SigningError            keys
     │   ├── SignatureInvalid    the signature was checked and is wrong
     │   └── KeyUnavailable      it could not be made or checked (no such key, KMS does not answer)
-    ├── HeadRollback            an archive's head is behind, or other than, what was seen of it before
-    ├── Fenced                  another writer has appended to the log; this one's work is not needed
+    ├── HeadRollback            an archive's head contradicts a known head: it is older, or another
+    ├── Fenced                  another writer has appended to the log; this writer's work is not needed
     ├── SourceError             Kafka
-    │   ├── TransientSourceError    the broker does not answer, or not now
-    │   ├── LogChanged          the topic was created again or moved: the operator must begin a new epoch
-    │   └── SourceRefused       the broker says no, or a topic cannot be archived
-    └── SearchError             Elasticsearch did not do what was asked; the archive is whole without it
+    │   ├── TransientSourceError    the broker does not answer at the moment
+    │   ├── LogChanged          the topic was recreated or moved: the operator must begin a new epoch
+    │   └── SourceRefused       the broker refuses, or a topic cannot be archived
+    └── SearchError             Elasticsearch did not do what was asked; the archive is complete without it
 
-Every message says what happened, to what, and what to do. None holds a secret.
+Every message says what happened, to what, and what to do. No message contains a secret.
 """
 
 __all__ = [
@@ -61,7 +61,7 @@ class FormatError(CustodyError):
 
 
 class NotEvidence(FormatError):
-    """A file is no evidence at all: no zip, or one without the members of evidence."""
+    """A file is no evidence at all: not a zip file, or one without the members of evidence."""
 
 
 class StoreError(CustodyError):
@@ -73,27 +73,27 @@ class ObjectMissing(StoreError):
 
 
 class ObjectArchived(StoreError):
-    """The object lies in an archived storage class, and no restored copy is there."""
+    """The object is in an archive storage class, and has no restored copy."""
 
 
 class ObjectExists(StoreError):
-    """The key already holds other bytes."""
+    """The key already has other bytes."""
 
 
 class TransientStoreError(StoreError):
-    """The call failed in a way that may pass: a time-out, throttling, a 5xx, a cut connection."""
+    """The call failed, and may succeed later: a time-out, throttling, a 5xx, a cut connection."""
 
 
 class TerminalStoreError(StoreError):
-    """The call failed in a way that trying again does not change."""
+    """The call failed, and will fail again."""
 
 
 class SigningError(CustodyError):
-    """Something about keys and signatures."""
+    """A key or signature cannot be used as it is."""
 
 
 class SignatureInvalid(SigningError):
-    """A signature was checked and does not hold."""
+    """A signature was checked and is wrong."""
 
 
 class KeyUnavailable(SigningError):
@@ -101,23 +101,23 @@ class KeyUnavailable(SigningError):
 
 
 class HeadRollback(CustodyError):
-    """The head of a log is behind, or other than, what was seen of it before. Nothing may be appended."""
+    """The head of a log contradicts a known head. Nothing may be appended."""
 
 
 class Fenced(CustodyError):
-    """Another writer appended to the log first. What it wrote is valid; this writer's work is thrown away."""
+    """Another writer appended to the log first. Its statement is valid; this writer's work is discarded."""
 
 
 class SourceError(CustodyError):
-    """Kafka did not give what was asked."""
+    """Kafka did not do what was asked."""
 
 
 class TransientSourceError(SourceError):
-    """The broker does not answer, or not now."""
+    """The broker does not answer at the moment."""
 
 
 class LogChanged(SourceError):
-    """The topic behind a log is not the one that the log was made from."""
+    """The topic is not the one that the log was archived from: it was recreated or moved."""
 
 
 class SourceRefused(SourceError):
@@ -125,4 +125,4 @@ class SourceRefused(SourceError):
 
 
 class SearchError(CustodyError):
-    """Elasticsearch did not do what was asked. Nothing is lost: what it lacks is in the archive."""
+    """Elasticsearch did not do what was asked. Nothing is lost: all events are in the archive."""

@@ -1,18 +1,18 @@
 """What verification finds: the name, severity and advice of each finding, and how findings add up to a verdict.
 
 Names and severities are those of THREATS.md; exit codes those of FORMAT.md, Verification. A finding that repeats for
-many statements in a row, such as a key that nobody trusts, is one finding with a count. A finding that was accepted in
+many statements, such as a key that nobody trusts, is one finding with a count. A finding that was accepted in
 `trust.json` is shown as a notice.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["Finding", "Severity"]
+__all__ = ["Accepted", "Finding", "Severity"]
 
 FINDINGS_LIMIT = 100_000
 """The most findings that are kept. Further ones are only counted by severity, so that memory stays bounded."""
@@ -126,6 +126,10 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
 """By name: the default severity, and what an operator does next."""
 
 
+_OPTIONAL = ["log", "sequence", "through", "batch", "offset", "byte", "key", "expected", "found", "sha256", "accepted"]
+"""Fields that `--json` prints if they are set, in this order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One typed result of verification."""
@@ -183,20 +187,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints, without the fields that are not set."""
-        names = (
-            "log",
-            "sequence",
-            "through",
-            "batch",
-            "offset",
-            "byte",
-            "key",
-            "expected",
-            "found",
-            "sha256",
-            "accepted",
-        )
-        optional = {name: value for name in names if (value := getattr(self, name)) is not None}
+        optional = {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
         return {
             "finding": self.finding,
             "severity": self.severity.name.lower(),
@@ -234,103 +225,76 @@ def loss_digest(*facts: object) -> str:
     return sha256("".join(f"{fact}\n" for fact in facts).encode()).hexdigest()
 
 
-class Acceptance(Protocol):
-    """An accepted finding, as `trust.json` lists it."""
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An accepted finding, as `trust.json` lists it. It identifies an object by `log` and `sequence`, or by `key`."""
 
-    @property
-    def finding(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def log(self) -> str | None:
-        """The log, together with a sequence."""
-        ...
-
-    @property
-    def sequence(self) -> int | None:
-        """The sequence, together with a log."""
-        ...
-
-    @property
-    def key(self) -> str | None:
-        """The object."""
-        ...
-
-    @property
-    def sha256(self) -> str | None:
-        """The exact digest of what was accepted."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-        ...
-
-    @property
-    def by(self) -> str:
-        """Who."""
-        ...
-
-    @property
-    def at(self) -> str:
-        """When."""
-        ...
+    finding: str
+    reason: str
+    by: str
+    at: str
+    log: str | None = None
+    sequence: int | None = None
+    key: str | None = None
+    sha256: str | None = None
+    """Digest of what was accepted."""
 
 
 @dataclass(slots=True)
 class Findings:
     """Collects findings: applies acceptances, joins repeated findings into one with a count, drops duplicates."""
 
-    accepted: Iterable[Acceptance] = ()
+    accepted: Iterable[Accepted] = ()
     dropped: Counter[Severity] = field(default_factory=Counter)
     """How many findings of each severity were beyond `FINDINGS_LIMIT`."""
     kept: list[Finding] = field(default_factory=list)
-    _rows: dict[tuple[str, str | None, str], int] = field(default_factory=dict)
-    _by_subject: dict[tuple[object, ...], list[Acceptance]] = field(default_factory=dict)
-    _once: set[Finding] = field(default_factory=set)
+    _index: dict[Finding | tuple[str, str | None, str], int] = field(default_factory=dict)
+    _by_subject: dict[tuple[object, ...], list[Accepted]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for acceptance in self.accepted:
             subject = (acceptance.key,) if acceptance.key is not None else (acceptance.log, acceptance.sequence)
             self._by_subject.setdefault((acceptance.finding, *subject), []).append(acceptance)
 
-    def add(self, finding: Finding, *, row: str | None = None) -> bool:
+    def report(self, name: str, message: str, *, tampered: bool = False, group: str | None = None, **more: Any) -> bool:
+        """Make a finding and add it. Return whether it was accepted.
+
+        Args:
+            name: its name, of those in THREATS.md.
+            message: what happened.
+            tampered: whether its severity is `tampered`, whatever THREATS.md gives to the name.
+            group: as for `add`.
+            more: other arguments of `finding`.
+        """
+        severity = Severity.TAMPERED if tampered else None
+        return self.add(finding(name, message, severity=severity, **more), group=group)
+
+    def add(self, finding: Finding, *, group: str | None = None) -> bool:
         """Add a finding, and return whether it was accepted.
 
         Args:
             finding: what was found.
-            row: findings of one name, log and row become one finding with a count.
+            group: findings with one name, log and group become one finding with a count.
         """
-        finding = self._with_acceptance(finding)
-        if row is not None and not finding.accepted:
-            index = self._rows.get((finding.finding, finding.log, row))
-            if index is not None:
-                first = self.kept[index]
-                through, count = finding.through or finding.sequence, first.count + finding.count
-                self.kept[index] = replace(first, through=through, count=count)
-                return False
-        if len(self.kept) >= FINDINGS_LIMIT:
+        acceptance = self._acceptance(finding)
+        if acceptance is not None:
+            accepted = f"by {acceptance.by} at {acceptance.at}: {acceptance.reason}"
+            finding = replace(finding, severity=Severity.NOTICE, accepted=accepted)
+        # An accepted finding is in no group. It is kept once: a store may list a key twice.
+        subject = finding if group is None or finding.accepted else (finding.finding, finding.log, group)
+        index = self._index.get(subject)
+        if index is None and len(self.kept) >= FINDINGS_LIMIT:
             self.dropped[finding.severity] += finding.count
-            return bool(finding.accepted)
-        if row is not None and not finding.accepted:
-            self._rows[finding.finding, finding.log, row] = len(self.kept)
-        elif finding in self._once:
-            # A store may list a key twice.
-            return bool(finding.accepted)
-        else:
-            self._once.add(finding)
-        self.kept.append(finding)
+        elif index is None:
+            self._index[subject] = len(self.kept)
+            self.kept.append(finding)
+        elif isinstance(subject, tuple):
+            first = self.kept[index]
+            through, count = finding.through or finding.sequence, first.count + finding.count
+            self.kept[index] = replace(first, through=through, count=count)
         return bool(finding.accepted)
 
-    def _with_acceptance(self, finding: Finding) -> Finding:
-        acceptance = self._acceptance(finding)
-        if acceptance is None:
-            return finding
-        accepted = f"by {acceptance.by} at {acceptance.at}: {acceptance.reason}"
-        return replace(finding, severity=Severity.NOTICE, accepted=accepted)
-
-    def _acceptance(self, finding: Finding) -> Acceptance | None:
+    def _acceptance(self, finding: Finding) -> Accepted | None:
         """Return the acceptance of a finding, None if it was not accepted.
 
         A finding about several statements is accepted if each statement is. Tampering with several statements at once,
@@ -339,7 +303,7 @@ class Findings:
         whole = finding.severity is Severity.TAMPERED and finding.sha256 is not None and finding.count == 1
         first, last = finding.sequence, finding.through
         if not whole and first is not None and last is not None and last != first:
-            acceptance: Acceptance | None = None
+            acceptance: Accepted | None = None
             for sequence in range(first, last + 1):
                 acceptance = self._exact(finding, (finding.log, sequence))
                 if acceptance is None:
@@ -350,18 +314,12 @@ class Findings:
             acceptance = self._exact(finding, (finding.log, first))
         return acceptance
 
-    def _exact(self, finding: Finding, subject: tuple[object, ...]) -> Acceptance | None:
+    def _exact(self, finding: Finding, subject: tuple[object, ...]) -> Accepted | None:
         for acceptance in self._by_subject.get((finding.finding, *subject), ()):
             # Tampering is accepted only by its digest. For others the digest counts where the acceptance names one.
             if acceptance.sha256 == finding.sha256 if acceptance.sha256 else finding.severity is not Severity.TAMPERED:
                 return acceptance
         return None
-
-    def rows(self) -> Iterator[tuple[Finding, str | None]]:
-        """Yield the findings in the order in which they came, each with the row that it began."""
-        rows = {index: row for (_, _, row), index in self._rows.items()}
-        for index, finding in enumerate(self.kept):
-            yield finding, rows.get(index)
 
     def sorted(self) -> list[Finding]:
         """Return the findings by severity, the worst first, then by log and sequence."""

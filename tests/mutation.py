@@ -47,19 +47,15 @@ NEAR: Mapping[str, Sequence[str]] = {
     "format/offsets": ["tests/custody/format/test_offsets.py"],
     "verify/run": VERIFYING,
     "verify/reading": VERIFYING,
-    "verify/known": VERIFYING,
-    "verify/missing": VERIFYING,
-    "verify/unnamed": VERIFYING,
+    "verify/orphans": VERIFYING,
     "verify/expiry": VERIFYING,
     "verify/checkpoints": ["tests/attacks/test_public.py", *VERIFYING],
     "verify/archive_file": ["tests/attacks/test_archive_file.py", "tests/custody/verify/test_verify.py"],
     "verify/accounting": VERIFYING[:3],
     "verify/statement": VERIFYING[:3],
     "verify/clock": VERIFYING[:3],
-    "verify/epochs": VERIFYING[:3],
     "verify/segments": ["tests/custody/format/test_leaves.py", *VERIFYING[:3]],
-    "verify/diagnose": VERIFYING[:3],
-    "verify/quarantine": ["tests/custody/format/test_quarantine.py", *VERIFYING[:3]],
+    "verify/contents": ["tests/custody/format/test_quarantine.py", *VERIFYING[:3]],
 }
 """The tests that are about each module."""
 WIDE = (

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from custody.archive.reader import sequence_of
 from custody.errors import FormatError, StoreError
-from custody.findings import loss_digest
+from custody.findings import Accepted, loss_digest
 from custody.format import layout
 from custody.format.layout import Log
-from custody.keys.trust import Accepted, Trust
+from custody.keys.trust import Trust
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs
 

@@ -1,6 +1,5 @@
 """`custody accept`: accept a finding in `trust.json`, so that one loss does not hide the next."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +12,8 @@ from custody.format.layout import ARCHIVE
 from custody.settings import Settings
 
 if TYPE_CHECKING:
-    from custody.findings import Finding
+    from custody.findings import Accepted, Finding
     from custody.format.archive_file import Pin
-    from custody.keys.trust import Accepted
     from custody.verify.acceptance import Reported
 
 app = typer.Typer()
@@ -29,7 +27,7 @@ def accept(
     reason: Annotated[str, typer.Option(help="Why it is accepted.")],
     by: Annotated[str, typer.Option(help="Who accepts it.")],
     report: Annotated[
-        Path | None,
+        typer.FileBinaryRead | None,
         typer.Option("--from", help="The output of `custody verify --json`; - is stdin.", metavar="FILE"),
     ] = None,
     log: Annotated[str | None, typer.Option(help="The finding's log.", metavar="TOPIC/PARTITION")] = None,
@@ -65,14 +63,14 @@ def accept(
         )
     wanted = acceptance.Wanted(finding, log, sequence, key, sha256)
     if report is None:
-        judged = acceptance.named(wanted)
+        chosen = acceptance.named(wanted)
     else:
-        reported = _read(report)
-        judged = acceptance.choose(reported, wanted)
-        _check_archive(reported, judged, load_trust(file).archive)
-    entries = acceptance.entries(judged, reason, by, format_time(datetime.now(UTC)))
+        reported = acceptance.read_report(report)
+        chosen = acceptance.choose(reported, wanted)
+        _check_archive(reported, chosen, load_trust(file).archive)
+    entries = acceptance.entries(chosen, reason, by, format_time(datetime.now(UTC)))
     out = render.console()
-    out.print(render.findings_table([judged]))
+    out.print(render.findings_table([chosen]))
     for entry in entries[:_SHOWN]:
         out.print(render.safe(f"  {_described(entry)}"), soft_wrap=True)
     if len(entries) > _SHOWN:
@@ -89,20 +87,8 @@ def accept(
         out.print(render.safe(hint), soft_wrap=True)
 
 
-def _read(report: Path) -> "Reported":
-    from custody.verify.acceptance import LINE_LIMIT, read_report
-
-    if str(report) == "-":
-        return read_report(iter(lambda: sys.stdin.buffer.readline(LINE_LIMIT + 1), b""))
-    try:
-        with report.open("rb") as file:
-            return read_report(iter(lambda: file.readline(LINE_LIMIT + 1), b""))
-    except OSError as error:
-        raise ConfigurationError(f"the report {report} cannot be read: {error.strerror}") from None
-
-
-def _check_archive(reported: "Reported", judged: "Finding", pinned: "Pin | None") -> None:
-    if judged.key == ARCHIVE:
+def _check_archive(reported: "Reported", chosen: "Finding", pinned: "Pin | None") -> None:
+    if chosen.key == ARCHIVE:
         # The finding is about the archive's identity, and is accepted by its digest.
         return
     if pinned and reported.archive and reported.archive != pinned.id:

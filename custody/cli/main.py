@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,11 +152,12 @@ def init(
     numbers = {name: getattr(promises, name) for name in ("heartbeat", "checkpoint", "retention_days")}
     wanted = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
     stays = " (the archive existed already; it is unchanged)" if wanted.items() - numbers.items() else ""
+    uris = " and ".join(filter(None, (settings.keys, settings.checkpoint_keys)))
     lines = [
         f"Archive {escape(store.url)}",
         f"  id {file.id}, created {promises.created}",
         f"  {times}, retention {promises.retention_days} days{stays}",
-        f"Keys {escape(' and '.join(_given_uris(settings)))}{' (new)' if made else ''}",
+        f"Keys {escape(uris)}{' (new)' if made else ''}",
     ]
     if made:
         lines += [
@@ -192,10 +194,6 @@ def _own_trust(settings: Settings) -> "Trust":
     if settings.trust is not None and not settings.trust.exists():
         settings = settings.model_copy(update={"trust": None})
     return settings.own_trust()
-
-
-def _given_uris(settings: Settings) -> list[str]:
-    return [settings.keys, *([settings.checkpoint_keys] if settings.checkpoint_keys else [])]
 
 
 @app.command()
@@ -322,6 +320,7 @@ def _read_notes(path: Path) -> list[bytes]:
         ConfigurationError: it cannot be read, or has no checkpoint. Verification decides whether each one counts.
     """
     from custody.archive.head_files import LIMIT, split_notes
+    from custody.tlog.checkpoint import parse_note
 
     try:
         with path.open("rb") as file:
@@ -329,21 +328,13 @@ def _read_notes(path: Path) -> list[bytes]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
         raise ConfigurationError(f"the checkpoint {path} cannot be read: {reason}") from None
-    if not any(map(_is_note, notes)):
-        raise ConfigurationError(
-            f"{path} has no checkpoint; give a file with the output of `custody checkpoint`, or from a witness"
-        )
-    return notes
-
-
-def _is_note(data: bytes) -> bool:
-    from custody.tlog.checkpoint import parse_note
-
-    try:
-        parse_note(data)
-    except FormatError:
-        return False
-    return True
+    for note in notes:
+        with suppress(FormatError):
+            parse_note(note)
+            return notes
+    raise ConfigurationError(
+        f"{path} has no checkpoint; give a file with the output of `custody checkpoint`, or from a witness"
+    )
 
 
 @app.command()

@@ -52,7 +52,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """Return an empty table in our style. Before a column's name, `#` means numbers and `!` never wrapped."""
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left", pad_edge=False)
     for name in columns:
         if name.startswith(("#", "!")):
             made.add_column(name[1:], justify="right" if name[0] == "#" else "left", no_wrap=True)
@@ -113,7 +113,6 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         made.add_row(name, Text("\n").join(lines), end_section=True)
     if len(findings) > FINDINGS_SHOWN:
         made.caption = f"The worst {FINDINGS_SHOWN} of {len(findings):,}; --json lists them all."
-        made.caption_justify = "left"
     return made
 
 
@@ -135,7 +134,6 @@ def report(result: "Report") -> Iterator[RenderableType]:
             made.add_row(safe(log.log), *(f"{figure:,}" for figure in figures), head)
         if len(result.logs) > LOGS_SHOWN:
             made.caption = f"The first {LOGS_SHOWN} of {len(result.logs):,} logs; --json lists them all."
-            made.caption_justify = "left"
         yield made
     good = result.exit_code in {VERIFIED, Severity.NOTICE}
     yield safe(f"{result.url}: {result.verdict}", style="bold green" if good else STYLES[Severity(result.exit_code)])
@@ -166,7 +164,6 @@ def settings_table(settings: Settings) -> Table:
     for name, value, meaning in _walk(settings):
         made.add_row(name, safe(_shown(value)), meaning)
     made.caption = "A setting is a key of custody.toml, or a variable: CUSTODY_S3__REGION for s3.region."
-    made.caption_justify = "left"
     return made
 
 

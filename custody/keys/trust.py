@@ -23,6 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from custody.errors import ConfigurationError, FormatError, KeyUnavailable, SignatureInvalid
+from custody.findings import Accepted
 from custody.format.archive_file import Days, Pin
 from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
 from custody.format.layout import parse_log_text
@@ -43,23 +44,9 @@ from custody.keys.secret import Secret
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
 
-__all__ = ["Accepted", "Trust", "TrustedKey", "open_trust"]
+__all__ = ["Trust", "TrustedKey", "open_trust"]
 
 TRUST_LIMIT = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """An accepted finding. It identifies an object by `log` and `sequence`, or by `key`."""
-
-    finding: str
-    reason: str
-    by: str
-    at: str
-    log: str | None = None
-    sequence: int | None = None
-    key: str | None = None
-    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

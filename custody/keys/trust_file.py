@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from custody.errors import ConfigurationError
+from custody.findings import Accepted
 from custody.format.archive_file import Pin
 from custody.format.times import format_time
 from custody.keys.files import encode_base64, locked, parse_moment, read_all, write
 from custody.keys.key import BEGINNING, PublicKey
-from custody.keys.trust import TRUST_LIMIT, Accepted, Trust, load_trust, merge_until, read_trust
+from custody.keys.trust import TRUST_LIMIT, Trust, load_trust, merge_until, read_trust
 from custody.tlog.head import Head
 
 MODE = 0o644

@@ -120,7 +120,7 @@ class Report(Protocol):
     """Takes a finding; returns whether somebody has accepted it."""
 
     def __call__(
-        self, name: str, message: str, *, loss: tuple[str, ...] = (), row: str | None = None, **where: Any
+        self, name: str, message: str, *, loss: tuple[str, ...] = (), group: str | None = None, **where: Any
     ) -> bool:
         """Report.
 
@@ -128,7 +128,7 @@ class Report(Protocol):
             name: of the finding.
             message: what happened.
             loss: of a loss that has no bytes of its own, what distinguishes it from the next one.
-            row: findings of one row are joined.
+            group: findings of one group are joined.
             where: fields of the finding.
         """
         ...
@@ -259,7 +259,7 @@ class SignedLog(Generic[E]):
         if not verdict.good and self._is_passed_over(sequence, self.digest):
             return None
         if broken:
-            self.doubt(Fault("signature", broken, {"sha256": self.digest, "row": "line 2"}), sequence)
+            self.doubt(Fault("signature", broken, {"sha256": self.digest, "group": "line 2"}), sequence)
         if entry.statement.passed_over:
             self._check_passed_over(entry, sequence)
         self._take(verdict, sequence)
@@ -305,7 +305,7 @@ class SignedLog(Generic[E]):
                 "expected": expected,
                 "found": found,
                 "loss": (self.name, expected, found),
-                "row": "rollback",
+                "group": "rollback",
             }
             what = f"the log went back: {most.origin} remembers more {self.form.noun}s than there are"
             self.doubt(Fault("head-rollback", what, where), self.size)
@@ -399,7 +399,7 @@ class SignedLog(Generic[E]):
             gone = ", and is empty now" if digest is None else ""
             what = f"the slot held no valid {self.form.noun}, and the writer passed over it{gone}"
             self.report(
-                "passed-over", what, row=f"{'gone' if digest is None else 'there'} before {self._looked}", **where
+                "passed-over", what, group=f"{'gone' if digest is None else 'there'} before {self._looked}", **where
             )
         if self.compact_range is not None:
             leaf = merkle.leaf_hash(passed_over_message(stated))
@@ -413,7 +413,7 @@ class SignedLog(Generic[E]):
         first = max(sequence - len(entry.statement.passed_over), self.begin)
         if first < sequence and not (self._consumed[0] <= first and self._consumed[1] == sequence):
             what = f"the {self.form.noun} passes over a slot that holds a valid one: two histories were signed"
-            where = {"through": sequence - 1, "sha256": self.digest, "row": f"passed {sequence}"}
+            where = {"through": sequence - 1, "sha256": self.digest, "group": f"passed {sequence}"}
             self.doubt(Fault("head-fork", what, where), first)
             self.compact_range, self._last_range, self._last_size = None, (), 0
 
@@ -434,7 +434,7 @@ class SignedLog(Generic[E]):
     def _take(self, verdict: Verdict, sequence: int) -> None:
         """Report what is wrong with signatures."""
         for problem in verdict.problems:
-            where: dict[str, Any] = {"expected": problem.expected, "found": problem.found, "row": _row(problem)}
+            where: dict[str, Any] = {"expected": problem.expected, "found": problem.found, "group": _group(problem)}
             if problem.open:
                 if problem.kind == "unreadable":
                     self.doubt(Fault(problem.kind, problem.what, where), sequence)
@@ -477,7 +477,7 @@ class SignedLog(Generic[E]):
             f"the key {id_!r} ended at this log's size {head.size}, and these {self.form.noun}s are not shown to lie"
             " within that head"
         )
-        where = {"tampered": True, "row": f"until {id_}", "loss": (self.name, id_, str(size))}
+        where = {"tampered": True, "group": f"until {id_}", "loss": (self.name, id_, str(size))}
         self.doubt(Fault("key-span", what, where), max(size - 1, 0))
 
     def _settle(self, linked: int) -> None:
@@ -591,7 +591,7 @@ class SignedLog(Generic[E]):
                 "found": found,
                 "evidence": tuple(text for text in (head.evidence, shown) if text),
                 "loss": (self.name, expected, found),
-                "row": f"{size} {root.hex()}",
+                "group": f"{size} {root.hex()}",
             }
             if head.checkpoint:
                 what = "the root that was signed here is not that of the statements that it covers"
@@ -607,7 +607,7 @@ class SignedLog(Generic[E]):
             what = "the key of the checkpoint signs entries that were sealed after its span"
             where: dict[str, Any] = {"sequence": head.size - 1, "key": head.checkpoint, "found": self._sealed_at}
             where["expected"] = f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}"
-            self.report("key-span", what, row="checkpoints", **where)
+            self.report("key-span", what, group="checkpoints", **where)
 
     def _lose(self, size: int) -> None:
         """Continue behind entries that are not known."""
@@ -625,7 +625,7 @@ class SignedLog(Generic[E]):
             self.sound = False
 
 
-def _row(problem: Problem) -> str:
+def _group(problem: Problem) -> str:
     """Return what findings of one kind and key are joined by."""
     if problem.kind != "key-span":
         return problem.key or problem.what

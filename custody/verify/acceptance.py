@@ -3,26 +3,25 @@
 Rules:
 
 1. Only a real finding can be accepted: from a report of `custody verify --json`, or with its fields given one by one.
+   A witness and a writer print these fields: some of their losses are in no report of `custody verify`.
 2. An entry is as exact as possible, so that one accepted loss does not hide the next. It has the object's key, or else
    the log and one sequence; and the digest if there is one. A finding about several statements needs an entry for each.
 3. Tampering is only accepted by its exact digest. Without a digest it cannot be accepted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import msgspec
 
 from custody.errors import ConfigurationError
-from custody.findings import CATALOGUE, Finding, Severity
-from custody.keys.trust import Accepted
+from custody.findings import CATALOGUE, Accepted, Finding, Severity, finding
 
 ENTRIES_LIMIT = 10_000
 """The most statements that one command accepts."""
-LINE_LIMIT = 16 * 1_048_576
-"""The most bytes in one line of a report."""
-
+_LINE_LIMIT = 16 * 1_048_576
 _SHOWN = 5
 
 
@@ -45,26 +44,32 @@ class Wanted:
     sha256: str | None = None
 
     def __str__(self) -> str:
-        named = (("log", self.log), ("sequence", self.sequence), ("key", self.key), ("sha256", self.sha256))
-        return self.finding + "".join(f", {name} {value}" for name, value in named if value is not None)
+        given = {name: getattr(self, name) for name in ("log", "sequence", "key", "sha256")}
+        return self.finding + "".join(f", {name} {value}" for name, value in given.items() if value is not None)
+
+    def matches(self, finding: Finding) -> bool:
+        """Return whether a finding has these fields. A finding about several sequences matches each of them."""
+        same = all(getattr(self, name) in {None, getattr(finding, name)} for name in ("log", "key", "sha256"))
+        return same and (self.sequence is None or _covers(finding, self.sequence))
 
 
-def read_report(lines: Iterable[bytes]) -> Reported:
+def read_report(report: BinaryIO) -> Reported:
     """Return the findings in the output of `custody verify --json`.
 
     Raises:
         ConfigurationError: it is not such a report, or has no verdict at its end.
     """
     findings: list[Finding] = []
+    lines = iter(partial(report.readline, _LINE_LIMIT + 1), b"")
     for number, line in enumerate(lines, 1):
-        if len(line) > LINE_LIMIT:
-            raise ConfigurationError(f"line {number} of the report is longer than {LINE_LIMIT} bytes")
+        if len(line) > _LINE_LIMIT:
+            raise ConfigurationError(f"line {number} of the report is longer than {_LINE_LIMIT} bytes")
         try:
-            found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-            if found.get("kind") == "finding":
-                findings.append(_finding(found))
-            elif found.get("kind") == "verdict":
-                archive: str | None = msgspec.convert(found.get("archive"), str | None)
+            entry: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+            if entry.get("kind") == "finding":
+                findings.append(_finding(entry))
+            elif entry.get("kind") == "verdict":
+                archive: str | None = msgspec.convert(entry.get("archive"), str | None)
                 return Reported(tuple(findings), archive)
         except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
             raise ConfigurationError(
@@ -81,18 +86,10 @@ def choose(reported: Reported, wanted: Wanted) -> Finding:
     Raises:
         ConfigurationError: there is none or more than one, or it is accepted already.
     """
-    names = [one for one in reported.findings if one.finding == wanted.finding]
-    matches = [
-        one
-        for one in names
-        if all(
-            asked is None or asked == getattr(one, field)
-            for field, asked in (("log", wanted.log), ("key", wanted.key), ("sha256", wanted.sha256))
-        )
-        and (wanted.sequence is None or _covers(one, wanted.sequence))
-    ]
+    namesakes = [finding for finding in reported.findings if finding.finding == wanted.finding]
+    matches = [finding for finding in namesakes if wanted.matches(finding)]
     if not matches:
-        others = f"; with that name it has {_listed(names)}" if names else ""
+        others = f"; with that name it has {_listed(namesakes)}" if namesakes else ""
         raise ConfigurationError(f"the report has no finding {wanted}{others}")
     if len(matches) > 1:
         raise ConfigurationError(
@@ -117,22 +114,15 @@ def named(wanted: Wanted) -> Finding:
         raise ConfigurationError(
             "identify the finding: give --from REPORT; or --log and --sequence, or --key, as in the report"
         )
-    return Finding(
-        finding=wanted.finding,
-        message="named by its fields",
-        severity=CATALOGUE[wanted.finding][0],
-        log=wanted.log,
-        sequence=wanted.sequence,
-        key=wanted.key,
-        sha256=wanted.sha256,
-    )
+    where: dict[str, Any] = {"log": wanted.log, "sequence": wanted.sequence, "key": wanted.key, "sha256": wanted.sha256}
+    return finding(wanted.finding, "named by its fields", **where)
 
 
-def entries(judged: Finding, reason: str, by: str, at: str) -> list[Accepted]:
+def entries(chosen: Finding, reason: str, by: str, at: str) -> list[Accepted]:
     """Return the entries for `trust.json`.
 
     Args:
-        judged: the finding.
+        chosen: the finding.
         reason: why it is accepted.
         by: who accepts it.
         at: when, as custody writes times.
@@ -142,75 +132,55 @@ def entries(judged: Finding, reason: str, by: str, at: str) -> list[Accepted]:
     """
     if not (reason.strip() and by.strip()):
         raise ConfigurationError("an acceptance needs a reason (--reason) and a name (--by)")
-    if judged.severity is Severity.NOTICE:
-        raise ConfigurationError(f"{judged.finding} is only a notice: it needs no acceptance")
-    if judged.severity is Severity.TAMPERED and judged.sha256 is None:
+    if chosen.severity is Severity.NOTICE:
+        raise ConfigurationError(f"{chosen.finding} is only a notice: it needs no acceptance")
+    if chosen.severity is Severity.TAMPERED and chosen.sha256 is None:
         raise ConfigurationError(
-            f"{judged.finding} is tampering, which can only be accepted by its sha256, and this finding has none:"
-            f" {judged.action}"
+            f"{chosen.finding} is tampering, which can only be accepted by its sha256, and this finding has none:"
+            f" {chosen.action}"
         )
-    about_several = judged.through is not None and judged.through != judged.sequence
-    if judged.key is not None and not about_several and judged.finding != "sequence-gap":
-        return [Accepted(judged.finding, reason, by, at, key=judged.key, sha256=judged.sha256)]
-    if judged.log is None or judged.sequence is None:
-        raise ConfigurationError(f"{judged.finding} names neither an object nor a statement, so it cannot be accepted")
-    first = Accepted(judged.finding, reason, by, at, log=judged.log, sequence=judged.sequence, sha256=judged.sha256)
-    if judged.severity is Severity.TAMPERED:
+    about_several = chosen.through is not None and chosen.through != chosen.sequence
+    if chosen.key is not None and not about_several and chosen.finding != "sequence-gap":
+        return [Accepted(chosen.finding, reason, by, at, key=chosen.key, sha256=chosen.sha256)]
+    if chosen.log is None or chosen.sequence is None:
+        raise ConfigurationError(f"{chosen.finding} names neither an object nor a statement, so it cannot be accepted")
+    first = Accepted(chosen.finding, reason, by, at, log=chosen.log, sequence=chosen.sequence, sha256=chosen.sha256)
+    if chosen.severity is Severity.TAMPERED:
         # The digest is that of the first statement; the next verification reports the next one.
         return [first]
-    last = judged.through if judged.through is not None else judged.sequence
-    number = last - judged.sequence + 1
-    if judged.count not in {1, number}:
+    last = chosen.through if chosen.through is not None else chosen.sequence
+    number = last - chosen.sequence + 1
+    if chosen.count not in {1, number}:
         raise ConfigurationError(
-            f"{judged.finding} is about {judged.count} of the statements {judged.sequence} to {last}, not about all of"
+            f"{chosen.finding} is about {chosen.count} of the statements {chosen.sequence} to {last}, not about all of"
             " them, so it cannot be accepted; remove its cause instead"
         )
     if number > ENTRIES_LIMIT:
         raise ConfigurationError(
-            f"{judged.finding} is about {number:,} statements, and at most {ENTRIES_LIMIT:,} can be accepted at once;"
+            f"{chosen.finding} is about {number:,} statements, and at most {ENTRIES_LIMIT:,} can be accepted at once;"
             " restore them instead"
         )
     return [
         first,
         *(
-            Accepted(judged.finding, reason, by, at, log=judged.log, sequence=sequence)
-            for sequence in range(judged.sequence + 1, last + 1)
+            Accepted(chosen.finding, reason, by, at, log=chosen.log, sequence=sequence)
+            for sequence in range(chosen.sequence + 1, last + 1)
         ),
     ]
 
 
-_FIELDS: dict[str, Any] = {
-    "log": str,
-    "sequence": int,
-    "through": int,
-    "batch": int,
-    "offset": int,
-    "byte": int,
-    "key": str,
-    "expected": str,
-    "found": str,
-    "sha256": str,
-    "accepted": str,
-}
+def _finding(entry: dict[str, Any]) -> Finding:
+    severity = Severity[msgspec.convert(entry["severity"], str).upper()]
+    return msgspec.convert({**entry, "severity": severity.value}, Finding)
 
 
-def _finding(found: dict[str, Any]) -> Finding:
-    fields = {name: msgspec.convert(found[name], form) for name, form in _FIELDS.items() if name in found}
-    return Finding(
-        finding=msgspec.convert(found["finding"], str),
-        message=msgspec.convert(found["message"], str),
-        severity=Severity[msgspec.convert(found["severity"], str).upper()],
-        count=msgspec.convert(found["count"], int),
-        **fields,
-    )
-
-
-def _covers(one: Finding, sequence: int) -> bool:
-    return one.sequence is not None and one.sequence <= sequence <= (one.through or one.sequence)
+def _covers(finding: Finding, sequence: int) -> bool:
+    return finding.sequence is not None and finding.sequence <= sequence <= (finding.through or finding.sequence)
 
 
 def _listed(findings: Sequence[Finding]) -> str:
     shown = "; ".join(
-        one.where + (f", {one.key}" if one.key and one.key not in one.where else "") for one in findings[:_SHOWN]
+        finding.where + (f", {finding.key}" if finding.key and finding.key not in finding.where else "")
+        for finding in findings[:_SHOWN]
     )
     return shown + (f"; and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else "")

@@ -2,7 +2,7 @@
 
 A `LogAccount` puts the accounting of Kafka's offsets on top of a `SignedLog` (`custody.tlog.log`), which checks
 signatures, sequence, tree and known heads. For every sequence from 0 on, call exactly one of: `step` with the object's
-bytes, `gap` if there is no object, `unreadable` if it cannot be read. The results are findings, and the work of
+bytes, `gap` if there is no object, `signed.unreadable` if it cannot be read. The results are findings, and the work of
 checking the statement's objects. Offsets inside a reported gap are not reported again. `statement.py` has the checks
 within one statement.
 """
@@ -11,20 +11,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
 from custody.archive.forms import statements_of
-from custody.findings import Finding, Findings, Severity, finding
+from custody.findings import Findings, loss_digest
 from custody.format import layout
 from custody.format.manifest import LastRecord, LogId, Manifest, Range, Statement
 from custody.format.times import parse_time
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys
+from custody.verify.archive_file import Promises
 from custody.verify.clock import Clock
-from custody.verify.epochs import Epoch, epoch_faults
-from custody.verify.promises import Promises
 from custody.verify.statement import (
     Totals,
     belongs_to_another,
@@ -84,8 +84,8 @@ class LogAccount:
     now: datetime
     findings: Findings
     known: Sequence[KnownHead] = ()
-    earlier: Sequence[Epoch] = ()
-    """The partition's earlier epochs that have statements, the newest first."""
+    earlier: Sequence["LogAccount"] = ()
+    """The accounts of the partition's earlier epochs that have statements, the newest first."""
     promises: Promises = field(default_factory=Promises)
     begin: int = 0
     """The first sequence to check. Earlier ones were verified at another time."""
@@ -119,7 +119,7 @@ class LogAccount:
             self.name,
             statements_of(self.log),
             self.keys,
-            self._report,
+            partial(self.findings.report, log=self.name),
             self._belongs,
             self.known,
             self.begin,
@@ -133,16 +133,6 @@ class LogAccount:
     def size(self) -> int:
         """How many sequences were checked, from 0 on."""
         return self.signed.size
-
-    @property
-    def root(self) -> bytes | None:
-        """The root of the tree of all statements, None where it is not known."""
-        return self.signed.root
-
-    @property
-    def sound(self) -> bool:
-        """Whether to save the head as a known head: a trusted key signed it, and all faults were accepted."""
-        return self.signed.sound
 
     @property
     def pending(self) -> int:
@@ -161,11 +151,6 @@ class LogAccount:
             return Head(signed.size, signed.root)
         return Head(signed.covered, signed.covered_root) if signed.covered_root is not None else None
 
-    @property
-    def epoch(self) -> Epoch:
-        """This log, as seen by a later epoch."""
-        return Epoch(self.log, self.identity, self.size, self.root)
-
     def may_be_gone(self, sequence: int) -> bool:
         """Return whether a statement's objects may have been deleted."""
         return any(first <= sequence < end for first, end in self.granted)
@@ -174,24 +159,10 @@ class LogAccount:
         """Report that the sequences `[first, end)` have no object."""
         missing = self.signed.gap(first, end)
         if missing is not None:
-            many = missing[1] - missing[0]
-            self._report(
-                "sequence-gap",
-                f"{many} manifest{'s are' if many > 1 else ' is'} missing, but later ones exist",
-                sequence=missing[0],
-                through=missing[1] - 1,
-                key=layout.manifest_key(self.log, missing[0]),
-            )
-
-    def unreadable(self, sequence: int, reason: str) -> None:
-        """Report a manifest that exists but cannot be read."""
-        key = layout.manifest_key(self.log, sequence)
-        self._doubt("unreadable", f"the manifest cannot be read: {reason}", sequence=sequence, key=key)
-        self.signed.unreadable(sequence)
-
-    def malformed(self, sequence: int, reason: str, digest: str) -> None:
-        """Report an object that is too large to be a manifest. Only its SHA-256 is known."""
-        self.signed.malformed(sequence, reason, digest)
+            first, many = missing[0], missing[1] - missing[0]
+            message = f"{many} manifest{'s are' if many > 1 else ' is'} missing, but later ones exist"
+            where: dict[str, Any] = {"through": missing[1] - 1, "key": layout.manifest_key(self.log, first)}
+            self.signed.report("sequence-gap", message, sequence=first, **where)
 
     def step(self, sequence: int, data: bytes) -> Work | None:
         """Check the manifest of the next sequence. Return the work of checking its objects, None if there is none."""
@@ -203,17 +174,13 @@ class LogAccount:
         self.archive = self.archive or statement.archive
         self.identity = self.identity or statement.log
         sealed_at = parse_time(statement.sealed_at)
-        self._take(epoch_faults(statement, self.log, self.earlier), sequence)
+        self._take(_epoch_faults(statement, self.log, self.earlier), sequence)
         self._take(self.clock.step(statement, sealed_at), sequence)
         self._join(statement, sealed_at, lost=lost)
         bounds = record_bounds(statement)
         self._check_last_record(statement, bounds, lost=lost)
         self.totals.count(statement)
         return self._work(statement, sealed_at, bounds)
-
-    def seam(self, data: bytes) -> None:
-        """Check that our root matches the `tree` in the next manifest. Its rest is verified by the next span."""
-        self.signed.seam(data)
 
     def end(self, *, whole: bool = True) -> None:
         """Run the checks that need the whole log. For a partial span, check only the heads inside it."""
@@ -227,9 +194,9 @@ class LogAccount:
         if self.log.epoch > 1 and self.totals.statements:
             where = f"{self.log.topic}/{self.log.partition}"
             message = f"epoch {self.log.epoch} of {where}: the topic was recreated or moved"
-            self._report("new-epoch", message, sequence=0)
+            self.signed.report("new-epoch", message, sequence=0)
         if silence := self.clock.silence():
-            self._report(silence.name, silence.what)
+            self.signed.report(silence.name, silence.what)
 
     def _check_covered(self) -> None:
         """Report statements whose signature cannot be checked here, and that no trusted head covers."""
@@ -239,7 +206,7 @@ class LogAccount:
                 "no signature of these statements could be checked, and no checkpoint covers them: later statements are"
                 " missing"
             )
-            self._report("uncovered", message, sequence=first, through=end - 1)
+            self.signed.report("uncovered", message, sequence=first, through=end - 1)
         if signed.pending is None or signed.unverified is None:
             return
         where: dict[str, Any] = {"sequence": signed.pending, "through": signed.unverified[1] - 1}
@@ -247,11 +214,11 @@ class LogAccount:
             waited = (self.now if promises.live else self.clock.sealed_at) - parse_time(signed.pending_since)
             if waited <= 2 * (promises.checkpoint + promises.heartbeat):
                 message = "no checkpoint covers these statements yet: they are not verified"
-                self._report("pending-checkpoint", message, **where)
+                signed.report("pending-checkpoint", message, **where)
                 return
         if signed.sound:
             message = "no signature of these statements could be checked, and no checkpoint covers them"
-            self._report("uncovered", message, **where)
+            signed.report("uncovered", message, **where)
         signed.sound = False
 
     def _belongs(self, manifest: Manifest) -> Fault | None:
@@ -298,8 +265,8 @@ class LogAccount:
         self.next_offset = max(end, expected or 0)
 
     def _unjoined(self, name: str, message: str, sequence: int, offset: int, expected: int, found: int) -> None:
-        where: dict[str, Any] = {"expected": f"first_offset {expected}", "found": f"first_offset {found}"}
-        self._report(name, message, sequence=sequence, offset=offset, sha256=self.signed.digest, **where)
+        where = {"offset": offset, "expected": f"first_offset {expected}", "found": f"first_offset {found}"}
+        self._take([Fault(name, message, where)], sequence)
 
     def _first_number(self, statement: Statement, *, lost: bool) -> int:
         """Return the number that the statement's first batch should have."""
@@ -336,36 +303,16 @@ class LogAccount:
         kept = self.promises.kept
         return work_of(statement, self.name, overdue=kept is not None and self.now - sealed_at > kept + RETENTION_GRACE)
 
-    # --- findings
+    def _odd(self, sequence: int, message: str) -> None:
+        self._take([Fault("statement", message)], sequence)
 
     def _take(self, faults: Iterable[Fault], sequence: int) -> None:
-        """Report the faults of a statement."""
+        """Report the faults of a statement. Some of them mark the head untrusted, unless they were accepted."""
         for fault in faults:
             where = {"sequence": sequence, "sha256": self.signed.digest, **fault.where}
-            (self._doubt if fault.name in _DOUBTED else self._report)(fault.name, fault.what, **where)
-
-    def _odd(self, sequence: int, message: str) -> None:
-        self._doubt("statement", message, sequence=sequence, sha256=self.signed.digest)
-
-    def _doubt(self, name: str, message: str, **where: Any) -> None:
-        """Add a finding and mark the head untrusted, unless the finding was accepted."""
-        if not self._report(name, message, **where):
-            self.signed.sound = False
-
-    def _report(
-        self,
-        name: str,
-        message: str,
-        *,
-        loss: tuple[str, ...] = (),
-        row: str | None = None,
-        tampered: bool = False,
-        **where: Any,
-    ) -> bool:
-        """Add a finding of the accounts or of the signed log, and return whether it was accepted."""
-        severity = Severity.TAMPERED if tampered else None
-        one: Finding = finding(name, message, severity=severity, loss=loss, **{"log": self.name, **where})
-        return self.findings.add(one, row=row)
+            accepted = self.signed.report(fault.name, fault.what, **where)
+            if fault.name in _DOUBTED and not accepted:
+                self.signed.sound = False
 
 
 def _admissions(statement: Statement) -> Iterator[Fault]:
@@ -378,3 +325,74 @@ def _admissions(statement: Statement) -> Iterator[Fault]:
         first, end = unreadable.from_, unreadable.to
         message = f"the broker has offsets {first} to {end - 1}, but no client could decode them: {unreadable.error}"
         yield Fault("offset-unreadable", message, {"offset": first})
+
+
+def _epoch_faults(statement: Statement, log: layout.Log, earlier: Sequence[LogAccount]) -> Iterator[Fault]:
+    """Yield the faults of a statement's `previous_epoch`, and for a first statement those of the epoch itself.
+
+    Args:
+        statement: the statement.
+        log: its log.
+        earlier: the accounts of the partition's earlier epochs that have statements, the newest first.
+    """
+    previous = statement.previous_epoch
+    if statement.sequence or not earlier:
+        if previous is None:
+            return
+        if statement.sequence or previous.epoch >= log.epoch:
+            yield Fault("statement", "previous_epoch is set where FORMAT.md wants null")
+        else:
+            before = layout.Log(log.topic, log.partition, previous.epoch)
+            yield _rolled_back(log, before, 0, previous.size, previous.root)
+        return
+    newest, root = earlier[0], earlier[0].signed.root
+    if log.epoch != newest.log.epoch + 1:
+        message = f"epoch {log.epoch} follows epoch {newest.log.epoch}: epochs must be consecutive"
+        yield Fault("statement", message)
+    yield from _same_topic(statement, log, earlier)
+    if previous is None or previous.epoch != newest.log.epoch:
+        where = {
+            "expected": f"previous epoch {newest.log.epoch}",
+            "found": f"previous epoch {previous.epoch}" if previous else "null",
+        }
+        yield Fault("identity", "the first statement of an epoch does not name the epoch before it", where)
+        return
+    if newest.size < previous.size:
+        yield _rolled_back(log, newest.log, newest.size, previous.size, previous.root)
+    elif newest.size > previous.size or (root is not None and root.hex() != previous.root):
+        message = f"epoch {newest.log.epoch} is not the one that this epoch says it continues"
+        where = {
+            "expected": f"size {previous.size}, root {previous.root}",
+            "found": f"size {newest.size}, root {root.hex() if root else 'unknown'}",
+        }
+        yield Fault("head-fork", message, where)
+
+
+def _same_topic(statement: Statement, log: layout.Log, earlier: Sequence[LogAccount]) -> Iterator[Fault]:
+    """Yield a fault for the newest earlier epoch of the same topic and cluster, if there is one."""
+    identity = statement.log
+    if identity.topic_id is None:
+        # Without topic ids, a broker cannot distinguish a topic from an earlier one of the same name.
+        return
+    for account in earlier:
+        known = account.identity
+        if known is not None and (known.cluster, known.topic_id) == (identity.cluster, identity.topic_id):
+            message = (
+                f"epoch {log.epoch} is of the same topic as epoch {account.log.epoch}: its records were archived"
+                " a second time"
+            )
+            where = {
+                "expected": f"another topic id or cluster than {known.topic_id} of {known.cluster}",
+                "found": f"{identity.topic_id} of {identity.cluster}",
+            }
+            yield Fault("head-fork", message, where)
+            return
+
+
+def _rolled_back(log: layout.Log, before: layout.Log, size: int, known: int, root: str) -> Fault:
+    """Return the fault that an earlier epoch is shorter than a later epoch signed."""
+    message = f"the log was rolled back: it had more statements when epoch {log.epoch} began"
+    expected, found = f"size {known}, root {root}", f"size {size}"
+    where: dict[str, Any] = {"log": str(before), "sequence": size, "through": known - 1}
+    where |= {"expected": expected, "found": found, "sha256": loss_digest(before, expected, found), "group": "rollback"}
+    return Fault("head-rollback", message, where)

@@ -1,12 +1,18 @@
-"""The accounts of all verified logs: one for each span, in order."""
+"""What is known of all verified logs: their accounts, one for each span, and statements that are read again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 
-from custody.errors import FormatError
+from custody.archive.forms import form_of
+from custody.archive.reader import Holds, read_manifest
+from custody.archive.trusted import Judge
+from custody.errors import CustodyError
 from custody.format import layout
+from custody.format.manifest import Manifest, Statement
+from custody.keys.trust import Trust
+from custody.store.protocol import Store
 from custody.tlog.head import Head
 from custody.verify.accounting import LogAccount
-from custody.verify.epochs import Epoch
 from custody.verify.work import Work
 
 
@@ -14,47 +20,74 @@ class Accounts:
     """Accounts by log."""
 
     def __init__(self) -> None:
-        self._by_log: dict[layout.Log, list[LogAccount]] = {}
+        self.by_log: dict[str, list[LogAccount]] = {}
+        """In the order in which the logs were verified."""
 
     def __iter__(self) -> Iterator[LogAccount]:
-        for accounts in self._by_log.values():
+        for accounts in self.by_log.values():
             yield from accounts
 
     def add(self, account: LogAccount) -> None:
         """Add the account of the log's next span."""
-        self._by_log.setdefault(account.log, []).append(account)
+        self.by_log.setdefault(account.name, []).append(account)
 
-    def logs(self) -> Mapping[layout.Log, Sequence[LogAccount]]:
-        """Return the accounts of each log, in the order in which the logs were verified."""
-        return self._by_log
-
-    def of(self, log: layout.Log) -> Sequence[LogAccount]:
+    def of(self, log: layout.Log | str) -> Sequence[LogAccount]:
         """Return a log's accounts, none if it was not verified."""
-        return self._by_log.get(log, ())
+        return self.by_log.get(str(log), ())
 
     def of_work(self, work: Work) -> LogAccount:
         """Return the account that a statement's objects belong to."""
-        log = layout.parse_log_text(work.log)
-        if log is None:
-            raise FormatError(f"{work.log!r} is not the name of a log")
-        return next(account for account in reversed(self._by_log[log]) if account.begin <= work.sequence)
+        return next(account for account in reversed(self.by_log[work.log]) if account.begin <= work.sequence)
 
-    def earlier(self, log: layout.Log) -> list[Epoch]:
-        """Return the earlier epochs of a log's partition that have statements, the newest first."""
+    def earlier(self, log: layout.Log) -> list[LogAccount]:
+        """Return the last accounts of the partition's earlier epochs that have statements, the newest first."""
         epochs = [
-            accounts[-1].epoch
-            for other, accounts in self._by_log.items()
-            if (other.topic, other.partition) == (log.topic, log.partition)
-            and other.epoch < log.epoch
-            and accounts[-1].totals.statements
+            last
+            for *_, last in self.by_log.values()
+            if (last.log.topic, last.log.partition) == (log.topic, log.partition)
+            and last.log.epoch < log.epoch
+            and last.totals.statements
         ]
-        return sorted(epochs, key=lambda epoch: -epoch.log.epoch)
-
-    def size(self, log: layout.Log) -> int:
-        """Return how many sequences of a log were checked, from 0 on."""
-        return max((account.size for account in self.of(log)), default=0)
+        return sorted(epochs, key=lambda account: -account.log.epoch)
 
     def heads(self) -> dict[str, Head]:
         """Return the heads to save as known heads."""
         heads = {account.name: account.head for account in self}
         return {name: head for name, head in heads.items() if head is not None}
+
+
+class Logs:
+    """Reads single statements of any log, and makes proofs.
+
+    Attributes:
+        store: the archive.
+        judge: returns, for a log, what decides which of its entries count.
+    """
+
+    def __init__(self, store: Store, trust: Trust, archive: str | None) -> None:
+        """Begin.
+
+        Args:
+            store: the archive.
+            trust: the keys.
+            archive: its id, None where it is not known.
+        """
+        self.store = store
+        self._trust = trust
+        self._archive = archive
+        self.judge = cache(self._judge_of)
+
+    def holds(self, log: layout.Log) -> Holds[Manifest]:
+        """Return a check whether a manifest, read again, is one that was verified and not passed over."""
+        return self.judge(log).may_stand
+
+    def statement(self, log: layout.Log, sequence: int) -> Statement | None:
+        """Return a statement, None if there is no valid one."""
+        try:
+            return read_manifest(self.store, log, sequence, self.holds(log)).statement
+        except CustodyError:
+            # Already reported.
+            return None
+
+    def _judge_of(self, log: layout.Log) -> Judge:
+        return Judge(self.store, log, form_of(log), self._archive, self._trust)

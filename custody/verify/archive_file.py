@@ -1,12 +1,13 @@
-"""`archive.json`: is it the pinned one, and did trusted keys sign it?"""
+"""Check `archive.json`: that it is the pinned one, that trusted keys signed it, and what it promises."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 
 from custody.archive.trusted import check_archive_signatures
 from custody.errors import CustodyError, FormatError, ObjectMissing
-from custody.findings import Findings, Severity, finding
+from custody.findings import Findings
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile, Pin
 from custody.keys.trust import Trust
@@ -49,14 +50,14 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
         digest = sha256(data).hexdigest()
         file = archive_file.parse(data)
     except ObjectMissing:
-        findings.add(finding("archive", "there is no archive.json here", key=_KEY))
+        findings.report("archive", "there is no archive.json here", key=_KEY)
         return known
     except FormatError as error:
         message = f"archive.json does not follow FORMAT.md: {error}"
-        findings.add(finding("archive", message, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
+        findings.report("archive", message, tampered=True, key=_KEY, sha256=digest)
         return known
     except CustodyError as error:
-        findings.add(finding("unreadable", f"archive.json cannot be read: {error}", key=_KEY))
+        findings.report("unreadable", f"archive.json cannot be read: {error}", key=_KEY)
         return known
     if not _is_pinned(file, pinned, digest, findings):
         return known
@@ -71,16 +72,15 @@ def _is_pinned(file: ArchiveFile, pinned: Sequence[tuple[str, Pin]], digest: str
     if not others:
         return True
     origins, pin = " and ".join(origin for origin, _ in others), others[0][1]
-    one = finding(
+    return findings.report(
         "archive",
         f"this archive.json is not the one that {origins} pin{'s' if len(others) == 1 else ''}",
-        severity=Severity.TAMPERED,
+        tampered=True,
         key=_KEY,
         expected=f"{pin.id}, SHA-256 {pin.sha256}",
         found=f"{file.id}, SHA-256 {file.pin.sha256}",
         sha256=digest,
     )
-    return findings.add(one)
 
 
 def _is_signed(file: ArchiveFile, trust: Trust, digest: str, findings: Findings, *, pinned: bool) -> bool:
@@ -89,14 +89,47 @@ def _is_signed(file: ArchiveFile, trust: Trust, digest: str, findings: Findings,
     for problem in verdict.problems:
         if problem.kind == "key-span":
             message = f"archive.json: {problem.what}; if you know that it is the right one, pin it in trust.json"
-            findings.add(finding("archive", message, key=_KEY, sha256=digest))
-    wrong = [one.what for one in verdict.problems if not one.open and one.kind not in {"key-unknown", "key-span"}]
+            findings.report("archive", message, key=_KEY, sha256=digest)
+    elsewhere = {"key-unknown", "key-span"}
+    wrong = [problem.what for problem in verdict.problems if not problem.open and problem.kind not in elsewhere]
     if wrong:
         message = f"the signatures of archive.json are not valid: {'; '.join(wrong)}"
-        findings.add(finding("archive", message, severity=Severity.TAMPERED, key=_KEY, sha256=digest))
+        findings.report("archive", message, tampered=True, key=_KEY, sha256=digest)
     for problem in verdict.problems:
         # A pin is enough if the key is not known here. One valid signature is enough to know who signed.
         needless = pinned if problem.kind == "key-unknown" else verdict.counts
         if (problem.open or problem.kind == "key-unknown") and not needless:
-            findings.add(finding(problem.kind, f"archive.json: {problem.what}", key=_KEY))
+            findings.report(problem.kind, f"archive.json: {problem.what}", key=_KEY)
     return verdict.counts
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What `archive.json` and the verifier's trust promise about a log.
+
+    Attributes:
+        heartbeat: an idle log writes a statement this often.
+        checkpoint: a log that grew gets a checkpoint this often.
+        retention: how long evidence must be kept.
+        kept: how long it may be kept at most, None if there is no limit.
+        live: whether the archive is being written, so that silence is a finding.
+    """
+
+    heartbeat: timedelta | None = None
+    checkpoint: timedelta | None = None
+    retention: timedelta | None = None
+    kept: timedelta | None = None
+    live: bool = False
+
+
+def promises_of(file: ArchiveFile | None, trust: Trust, *, live: bool) -> Promises:
+    """Return what a valid `archive.json` and our trust promise. The longer retention of both applies."""
+    stated = file.statement if file else None
+    days = max(stated.retention_days if stated else 0, trust.retention_days or 0)
+    return Promises(
+        heartbeat=timedelta(seconds=stated.heartbeat) if stated else None,
+        checkpoint=timedelta(seconds=stated.checkpoint) if stated else None,
+        retention=timedelta(days=days) if days else None,
+        kept=timedelta(days=days) if trust.retention_days else None,
+        live=live,
+    )

@@ -1,16 +1,20 @@
-"""Verification of the log of audits: a signed log (`custody.tlog.log`) whose faults are the finding `audit`.
+"""Verification of the log of audits, and of the objects under `audits/objects/` that audits refer to.
 
-The newest sound audit names the head of each log: one more known head of that log.
+The log is a signed log (`custody.tlog.log`) whose faults are the finding `audit`. The newest sound audit names the head
+of each log: one more known head of that log.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from custody.archive.forms import AUDITS
-from custody.findings import Findings, Severity, finding
-from custody.format import layout
-from custody.format.audit import SignedAudit
+from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.findings import Finding, Findings, finding, loss_digest
+from custody.format import layout, limits
+from custody.format.audit import Audit, ObjectRef, SignedAudit, parse_object
+from custody.store.protocol import Store
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys
@@ -50,11 +54,6 @@ class AuditLog:
         )
 
     @property
-    def size(self) -> int:
-        """How many sequences were checked."""
-        return self.signed.size
-
-    @property
     def head(self) -> Head | None:
         """The head, None if it must not be saved as a known head."""
         signed = self.signed
@@ -69,15 +68,6 @@ class AuditLog:
             loss = (str(layout.AUDIT_LOG), "missing", str(first), str(end))
             self.signed.doubt(Fault("audit", message, {"through": end - 1, "loss": loss}), first)
 
-    def unreadable(self, sequence: int, reason: str) -> None:
-        """Report an audit that exists but cannot be read."""
-        self.signed.doubt(Fault("unreadable", f"the audit cannot be read: {reason}"), sequence)
-        self.signed.unreadable(sequence)
-
-    def malformed(self, sequence: int, reason: str, digest: str) -> None:
-        """Report an object that is too large to be an audit. Only its SHA-256 is known."""
-        self.signed.malformed(sequence, reason, digest)
-
     def step(self, sequence: int, data: bytes) -> None:
         """Check the next audit."""
         signed = self.signed.step(sequence, data)
@@ -86,32 +76,94 @@ class AuditLog:
             if self.signed.signers:
                 self.newest = signed
 
-    def end(self) -> None:
-        """Run the checks that need the whole log."""
-        self.signed.end()
-
     def _belongs(self, signed: SignedAudit) -> Fault | None:
         """Return a fault if the audit belongs to another archive, else None."""
-        found = signed.statement.archive
-        if self.archive in {None, found}:
+        archive = signed.statement.archive
+        if self.archive in {None, archive}:
             return None
-        where = {"expected": self.archive, "found": found, "sha256": self.signed.digest}
+        where = {"expected": self.archive, "found": archive, "sha256": self.signed.digest}
         return Fault("identity", "the audit is of another archive", where)
 
-    def _report(
-        self,
-        name: str,
-        message: str,
-        *,
-        loss: tuple[str, ...] = (),
-        row: str | None = None,
-        tampered: bool = False,
-        **where: Any,
-    ) -> bool:
+    def _report(self, name: str, message: str, *, group: str | None = None, **where: Any) -> bool:
         where.setdefault("key", layout.audit_key(where.get("sequence", 0)))
-        shown = name if name in _OWN_NAMES else "audit"
-        # Not joined: each finding names what was done to which audit.
-        row = row if shown != "audit" else None
-        severity = Severity.TAMPERED if tampered else None
-        one = finding(shown, message, severity=severity, loss=loss, log=str(layout.AUDIT_LOG), **where)
-        return self.findings.add(one, row=row)
+        if name not in _OWN_NAMES:
+            # Not joined: each finding names what was done to which audit.
+            name, group = "audit", None
+        return self.findings.report(name, message, group=group, log=str(layout.AUDIT_LOG), **where)
+
+
+def referred(store: Store, audit: Audit) -> Iterator[ObjectRef]:
+    """Return the objects under `audits/objects/` that an audit refers to."""
+    refs = [*audit.objects, *([audit.findings] if isinstance(audit.findings, ObjectRef) else [])]
+    if len(audit.objects) == 1:
+        refs += _listed_in(store, audit.objects[0])
+    # Objects elsewhere are made from the archive, and can be made again.
+    return (ref for ref in refs if layout.parse_audit_object_key(ref.key) is not None)
+
+
+def check_referred(store: Store, audit: Audit, ref: ObjectRef, *, contents: bool) -> Finding | None:
+    """Return what is wrong with an object that an audit refers to by its hash, None if nothing is wrong.
+
+    Args:
+        store: the archive.
+        audit: the audit.
+        ref: the object.
+        contents: whether it is read.
+    """
+    where: dict[str, Any] = {"log": str(layout.AUDIT_LOG), "sequence": audit.sequence, "key": ref.key}
+    digest = layout.parse_audit_object_key(ref.key)
+    if digest != ref.sha256:
+        message = "the audit refers to an object by a SHA-256 that is not the one in its key"
+        return finding("audit", message, expected=ref.sha256, found=digest, sha256=digest, **where)
+    return _check_object(store, ref, where) if contents else None
+
+
+def check_unreferred(store: Store, key: str, digest: str) -> Finding | None:
+    """Return the finding about an object that no audit refers to: left by an unfinished audit, or foreign.
+
+    Args:
+        store: the archive.
+        key: of the object.
+        digest: the SHA-256 that it names.
+    """
+    try:
+        stored = sha256(store.read(key, limit=limits.FILE_BYTES)).hexdigest()
+    except ObjectMissing:
+        return None
+    except FormatError:
+        stored = ""
+    except CustodyError as error:
+        return finding("unreadable", f"the object cannot be read: {error}", key=key)
+    if stored == digest:
+        return finding("orphan", "no audit refers to it", key=key)
+    message = "its SHA-256 is not the one in its key, and no audit refers to it"
+    return finding("unlisted", message, key=key, sha256=stored or loss_digest(key))
+
+
+def _listed_in(store: Store, ref: ObjectRef) -> list[ObjectRef]:
+    """Return the objects listed in an object of an audit, one JSON object per line; none if it is not such a list."""
+    if layout.parse_audit_object_key(ref.key) is None or ref.size > limits.FILE_BYTES:
+        return []
+    try:
+        data = store.read(ref.key, limit=ref.size)
+        if sha256(data).hexdigest() != ref.sha256:
+            return []
+        return [parse_object(line) for line in data.splitlines()]
+    except CustodyError:
+        # A missing or changed list is reported where the list itself is checked.
+        return []
+
+
+def _check_object(store: Store, ref: ObjectRef, where: Mapping[str, Any]) -> Finding | None:
+    try:
+        data = store.read(ref.key, limit=ref.size)
+    except (ObjectMissing, FormatError) as error:
+        message = f"an object that the audit refers to is missing or changed: {error}"
+        return finding("audit", message, loss=(ref.key, ref.sha256), **where)
+    except CustodyError as error:
+        return finding("unreadable", f"an object that the audit refers to cannot be read: {error}", **where)
+    found = sha256(data).hexdigest()
+    if found == ref.sha256:
+        return None
+    message = "an object that the audit refers to was changed"
+    return finding("audit", message, expected=ref.sha256, found=found, sha256=found, **where)

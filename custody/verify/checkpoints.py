@@ -1,7 +1,6 @@
-"""Rule 11 of FORMAT.md, Verification: checkpoints in the archive, and those that witnesses cosigned."""
+"""Rules 1 and 11 of FORMAT.md, Verification: known heads, checkpoints in the archive, and cosigned checkpoints."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -9,22 +8,14 @@ from typing import Any
 from custody.errors import CustodyError, FormatError
 from custody.findings import Findings, Severity, finding
 from custody.format import layout
+from custody.format.audit import Audit
 from custody.keys.trust import Trust
 from custody.tlog import checkpoint, merkle
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head, KnownHead
 from custody.tlog.signatures import KeyOrder, NoteVerdict, check_checkpoint, note_keys
-from custody.verify.logs import Logs
+from custody.verify.accounts import Logs
 from custody.verify.protection import Locks
-
-
-@dataclass(frozen=True, slots=True)
-class Cosigned:
-    """A valid cosigned checkpoint from the caller."""
-
-    log: str
-    head: Head
-    text: str
 
 
 class Checkpoints:
@@ -37,39 +28,39 @@ class Checkpoints:
         self._findings = findings
         self._cosigned: frozenset[str] = frozenset()
 
-    def take_cosigned(self, notes: Sequence[bytes], archive: str | None) -> list[Cosigned]:
-        """Return the valid ones of the given cosigned checkpoints, and report the others.
+    def take_cosigned(self, notes: Sequence[bytes], archive: str | None) -> list[tuple[str, KnownHead]]:
+        """Return the heads, with their logs, of the given cosigned checkpoints that are valid. Report the others.
 
         Args:
             notes: the checkpoints.
             archive: the archive's id, None where it is not known.
         """
-        found = [one for data in notes if (one := self._check_given(data, archive)) is not None]
-        self._cosigned = frozenset(one.log for one in found)
-        return found
+        heads = [head for data in notes if (head := self._check_given(data, archive)) is not None]
+        self._cosigned = frozenset(log for log, _ in heads)
+        return heads
 
-    def _check_given(self, data: bytes, archive: str | None) -> Cosigned | None:
+    def _check_given(self, data: bytes, archive: str | None) -> tuple[str, KnownHead] | None:
         digest = sha256(data).hexdigest()
         where: dict[str, Any] = {"key": digest, "sha256": digest}
         try:
             note = checkpoint.parse_note(data)
-            found = checkpoint.parse_checkpoint(note.text)
+            signed = checkpoint.parse_checkpoint(note.text)
         except FormatError as error:
             message = f"a given checkpoint does not follow the format: {error}"
             self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
             return None
-        name = found.origin.removeprefix(f"custody/{archive}/")
+        name = signed.origin.removeprefix(f"custody/{archive}/")
         log = layout.parse_log_text(name)
-        if log is None or found.origin != checkpoint.origin_of(archive or "", log):
-            message = f"a given checkpoint is of {found.origin[:300]!r}, not of this archive"
+        if log is None or signed.origin != checkpoint.origin_of(archive or "", log):
+            message = f"a given checkpoint is of {signed.origin[:300]!r}, not of this archive"
             self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
             return None
-        verdict = self._verdict(note, found, log)
+        verdict = self._verdict(note, signed, log)
         if not verdict.counts:
             message = f"a given checkpoint does not count: {verdict.reason}"
             self._findings.add(finding("checkpoint", message, log=name, **where))
             return None
-        return Cosigned(name, Head(found.size, found.root), data.decode())
+        return name, KnownHead(signed.size, signed.root, "a cosigned checkpoint", trusted=True, evidence=data.decode())
 
     def heads(
         self, log: layout.Log, answers: Iterator[tuple[int, bytes | CustodyError]], archive: str | None, locks: Locks
@@ -96,14 +87,14 @@ class Checkpoints:
                 if isinstance(answer, CustodyError):
                     raise answer
                 note = checkpoint.parse_note(answer)
-                found = checkpoint.parse_checkpoint(note.text)
+                signed = checkpoint.parse_checkpoint(note.text)
             except FormatError as error:
                 message = f"the checkpoint is not valid: {error}"
                 self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))
                 continue
-            wrong = _misplaced(found, size, log, archive)
+            wrong = _misplaced(signed, size, log, archive)
             # A misplaced copy says nothing about the order of keys.
-            verdict = self._verdict(note, found, log, None if wrong else order)
+            verdict = self._verdict(note, signed, log, None if wrong else order)
             if wrong:
                 # Anyone can put an object here; but one that names a trusted key is from a key holder, or is a copy.
                 severity = Severity.POLICY if verdict.unsigned else None
@@ -114,21 +105,21 @@ class Checkpoints:
                 signers = [self._trust.keys[id_] for id_ in verdict.signers]
                 yield KnownHead(
                     size,
-                    found.root,
+                    signed.root,
                     f"a checkpoint of size {size}",
                     verdict.counts,
                     key,
                     note.encode().decode(),
-                    min((one.ended for one in signers if one.ended), default=None),
+                    min((signer.ended for signer in signers if signer.ended), default=None),
                 )
 
-    def _verdict(self, note: Note, found: Checkpoint, log: layout.Log, order: KeyOrder | None = None) -> NoteVerdict:
+    def _verdict(self, note: Note, signed: Checkpoint, log: layout.Log, order: KeyOrder | None = None) -> NoteVerdict:
         return check_checkpoint(
             note,
-            found,
+            signed,
             str(log),
             self._trust.keys,
-            within=lambda head: self._logs.proofs(log).leads_to(found.size, found.root, head),
+            within=lambda head: self._logs.judge(log).proofs.leads_to(signed.size, signed.root, head),
             witnesses=self._trust.witnesses,
             quorum=self._trust.quorum,
             now=self._now,
@@ -139,15 +130,14 @@ class Checkpoints:
         """Report what is wrong with a checkpoint's signatures. Return whether the log's own key signed it."""
         if not note_keys(self._trust.keys):
             message = "no trusted key can check the signatures of checkpoints"
-            self._findings.add(finding("unchecked-signature", message, log=where["log"]), row="checkpoints")
+            self._findings.add(finding("unchecked-signature", message, log=where["log"]), group="checkpoints")
             return False
         for problem in verdict.problems:
             if problem.kind == "key-span":
-                severity = None if problem.policy else Severity.TAMPERED
-                one = finding("key-span", problem.what, severity=severity, **where)
-                self._findings.add(one, row=f"checkpoints {problem.key} {problem.policy}")
+                group = f"checkpoints {problem.key} {problem.policy}"
+                self._findings.report("key-span", problem.what, tampered=not problem.policy, group=group, **where)
             elif problem.open:
-                self._findings.add(finding(problem.kind, problem.what, **where), row=problem.key)
+                self._findings.add(finding(problem.kind, problem.what, **where), group=problem.key)
             else:
                 self._findings.add(finding("checkpoint", f"the checkpoint is not valid: {problem.what}", **where))
         if verdict.unsigned:
@@ -157,17 +147,58 @@ class Checkpoints:
             message = (
                 "checkpoints in the archive are not cosigned: give cosigned ones from your witnesses (--checkpoint)"
             )
-            self._findings.add(finding("unchecked-signature", message, log=where["log"]), row="quorum")
+            self._findings.add(finding("unchecked-signature", message, log=where["log"]), group="quorum")
         return bool(verdict.signers)
 
 
-def _misplaced(found: Checkpoint, size: int, log: layout.Log, archive: str | None) -> str | None:
+def _misplaced(signed: Checkpoint, size: int, log: layout.Log, archive: str | None) -> str | None:
     """Return why a checkpoint does not belong to the key that it is under, None if it does."""
-    if found.size != size:
-        return f"it is of size {found.size}, not of size {size}"
-    if not size and found.root != merkle.EMPTY_ROOT:
+    if signed.size != size:
+        return f"it is of size {signed.size}, not of size {size}"
+    if not size and signed.root != merkle.EMPTY_ROOT:
         return "its size is 0, but its root is not that of the empty tree"
-    id_ = archive or found.origin.removeprefix("custody/").partition("/")[0]
-    if found.origin != checkpoint.origin_of(id_, log):
-        return f"it is of {found.origin[:300]!r}, not of this log"
+    id_ = archive or signed.origin.removeprefix("custody/").partition("/")[0]
+    if signed.origin != checkpoint.origin_of(id_, log):
+        return f"it is of {signed.origin[:300]!r}, not of this log"
     return None
+
+
+def known_heads(
+    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[tuple[str, KnownHead]]
+) -> dict[layout.Log, list[KnownHead]]:
+    """Return the known heads of each log, and of the log of audits.
+
+    Args:
+        trust: has known heads, and the heads at which keys end.
+        remembered: the heads in the state file.
+        cosigned: the heads that witnesses signed.
+    """
+    heads: dict[layout.Log, list[KnownHead]] = {}
+    for name, known in _heads(trust, remembered, cosigned):
+        log = layout.parse_log_text(name)
+        if log is not None and known.size:
+            heads.setdefault(log, []).append(known)
+    return heads
+
+
+def _heads(
+    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[tuple[str, KnownHead]]
+) -> Iterator[tuple[str, KnownHead]]:
+    for name, head in trust.heads.items():
+        yield name, KnownHead(head.size, head.root, "trust.json", trusted=True)
+    for key in trust.keys.values():
+        for name, head in (key.until or {}).items():
+            yield name, KnownHead(head.size, head.root, f"the end of the key {key.id!r}")
+    for name, head in remembered.items():
+        yield name, KnownHead(head.size, head.root, "the state file", trusted=True)
+    yield from cosigned
+
+
+def audited_heads(audit: Audit) -> Iterator[tuple[layout.Log, KnownHead]]:
+    """Yield the heads that an audit names, each with its log."""
+    origin = f"audit {audit.sequence}"
+    for name, head in audit.heads.items():
+        log = layout.parse_log_text(name)
+        if log not in {None, layout.AUDIT_LOG} and head.size:
+            quoted = f'{origin}, sealed {audit.sealed_at}: "{name}":{{"size":{head.size},"root":"{head.root}"}}'
+            yield log, KnownHead(head.size, bytes.fromhex(head.root), origin, evidence=quoted)

@@ -68,6 +68,6 @@ class Clock:
         return self._steps_back.get(statement.sequence) or parse_time(statement.sealed_at)
 
 
-def _at_fault(name: str, message: str, row: str, **where: str) -> Fault:
+def _at_fault(name: str, message: str, group: str, **where: str) -> Fault:
     """Return a fault of a clock. It has no digest: it is about a time, not about bytes."""
-    return Fault(name, message, {**where, "row": row, "sha256": None})
+    return Fault(name, message, {**where, "group": group, "sha256": None})

@@ -1,14 +1,20 @@
-"""Rule 6, expiry: which signed expiries count, and for which statements."""
+"""Rule 6, expiry: which signed expiries count, and which missing or deleted objects they cover."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from custody.archive.reader import first_sequence
 from custody.errors import CustodyError
-from custody.findings import Findings, finding
+from custody.findings import Finding, Findings, finding
+from custody.format import layout
 from custody.format.manifest import Statement
 from custody.verify.accounting import Expiry, LogAccount
-from custody.verify.logs import Logs
+from custody.verify.accounts import Accounts, Logs
+from custody.verify.work import Work
+
+_MISSING_LIMIT = 100_000
 
 
 def grant_expiries(account: LogAccount, logs: Logs, now: datetime, findings: Findings) -> None:
@@ -56,3 +62,83 @@ def _granted_end(account: LogAccount, expiry: Expiry, logs: Logs, now: datetime)
         # Problems with these statements are reported elsewhere.
         return expiry.first
     return max(end, expiry.first)
+
+
+@dataclass(slots=True)
+class _MissingOfLog:
+    objects: list[tuple[Work, str]]
+    beyond: tuple[int, int] | None = None
+    """The range of sequences of the objects that are not in `objects`."""
+    events: int = 0
+    """Events of the segments that are not in `objects`."""
+
+
+class Missing:
+    """Missing objects by log. They are kept one by one up to a limit: after an expiry there are many."""
+
+    def __init__(self) -> None:
+        self._logs: dict[str, _MissingOfLog] = {}
+        self._count = 0
+
+    def add(self, work: Work, key: str) -> None:
+        """Add a missing object."""
+        missing = self._logs.setdefault(work.log, _MissingOfLog([]))
+        if self._count < _MISSING_LIMIT:
+            self._count += 1
+            missing.objects.append((work, key))
+        else:
+            first, end = missing.beyond or (work.sequence, 0)
+            missing.beyond = min(first, work.sequence), max(end, work.sequence + 1)
+            missing.events += _events(work) if key.startswith(layout.EVENTS) else 0
+
+    def report(self, accounts: Accounts, findings: Findings) -> None:
+        """Report missing objects. For those that an expiry covers, only count the events."""
+        for name, missing in self._logs.items():
+            of_log = accounts.of(name)
+            for work, key in missing.objects:
+                if any(account.may_be_gone(work.sequence) for account in of_log):
+                    if key.startswith(layout.EVENTS):
+                        accounts.of_work(work).expired_events += _events(work)
+                    continue
+                kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
+                message = f"the {kind} of offsets {work.first_offset} to {work.next_offset - 1} is missing"
+                where: dict[str, Any] = {"log": name, "sequence": work.sequence, "key": key}
+                findings.add(finding("segment-missing", message, offset=work.first_offset, **where))
+            if missing.beyond is None:
+                continue
+            first, end = missing.beyond
+            granted = max((stop for account in of_log for start, stop in account.granted if start <= first), default=0)
+            if of_log:
+                of_log[-1].expired_events += missing.events if granted >= end else 0
+            if granted < end:
+                message = "more objects are missing; they are too many to be listed one by one"
+                first = max(first, granted)
+                findings.add(finding("segment-missing", message, log=name, sequence=first, through=end - 1))
+
+
+def _events(work: Work) -> int:
+    return sum(batch.events for batch in work.batches)
+
+
+def report_history(history: Sequence[tuple[str, Finding]], accounts: Accounts, logs: Logs, findings: Findings) -> None:
+    """Report overwritten and deleted evidence, except what has expired."""
+    gone: dict[layout.Log, list[tuple[int, int]]] = {}
+    for key, change in history:
+        parsed = layout.parse_records_key(key)
+        if parsed is None:
+            findings.add(change)
+            continue
+        if parsed.log not in gone:
+            gone[parsed.log] = _expired_offsets(parsed.log, accounts, logs)
+        if not any(first <= parsed.first and parsed.last < end for first, end in gone[parsed.log]):
+            findings.add(change)
+
+
+def _expired_offsets(log: layout.Log, accounts: Accounts, logs: Logs) -> list[tuple[int, int]]:
+    """Return the ranges of offsets whose objects may have been deleted."""
+    ranges = []
+    for first, end in (granted for account in accounts.of(log) for granted in account.granted):
+        begin, last = logs.statement(log, first), logs.statement(log, end - 1)
+        if begin and last:
+            ranges.append((begin.first_offset, last.next_offset))
+    return ranges

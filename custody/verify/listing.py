@@ -1,4 +1,4 @@
-"""A compact form of an archive's listing: which sequences exist, which objects are listed, which are named.
+"""Lists an archive: which sequences exist, which objects are listed, which are named.
 
 Memory stays bounded for any size of archive: a log's sequences are a bitmap, and names of objects are digests, which go
 to temporary files when there are many.
@@ -6,18 +6,17 @@ to temporary files when there are many.
 
 import os
 import re
-import tempfile
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
-from typing import Self
+from tempfile import SpooledTemporaryFile
+from typing import IO, Self
 
 from custody.errors import CustodyError
+from custody.findings import Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.protocol import ObjectInfo, Store, is_local
 
@@ -28,9 +27,14 @@ _LISTERS = 8
 _DEPTHS = {"events": 3, "quarantine": 3, "manifests": 3, "checkpoints": 3}
 _STATEMENTS = (layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS)
 _NO_NAMES = frozenset({"", ".", ".."})
-_BUCKETS = 256
-_SPILL_NAMES = 2_000_000
+_BUCKETS = 64
+_BUCKET_BYTES = 131_072
+"""A larger bucket goes to a file: that is with more than a million objects."""
+_DIGEST_BYTES = 8
 _SOME_BIT = re.compile(rb"[^\x00]")
+
+_Failed = Callable[[str, CustodyError], None]
+"""Called for each folder that cannot be listed, with the error. The others are still listed."""
 
 
 class Sequences:
@@ -57,13 +61,10 @@ class Sequences:
         return sorted(self._strays)
 
     def filled(self) -> "Sequences":
-        """Return all sequences up to the last one listed."""
+        """Return all sequences up to the last one listed, and at most seven more."""
         made = Sequences()
-        made._bits = bytearray(b"\xff") * max(len(self._bits.rstrip(b"\0")) - 1, 0)
-        last = self._bits.rstrip(b"\0")[-1:]
-        if last:
-            made._bits.append((1 << last[0].bit_length()) - 1)
-        made._strays = set(self._strays)
+        made._bits = bytearray(b"\xff") * len(self._bits.rstrip(b"\0"))
+        made._strays = self._strays
         return made
 
     def all(self) -> Iterator[int]:
@@ -121,13 +122,8 @@ class Listing:
         return (log for log, sizes in self.checkpoints.items() if sizes.next(0) is not None)
 
 
-def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
-    """Yield the objects of an archive that are statements: manifests, checkpoints and audits.
-
-    Args:
-        store: the archive.
-        failed: called for each folder that cannot be listed, with the error. The others are still listed.
-    """
+def _list_statements(store: Store, failed: _Failed) -> Iterator[ObjectInfo]:
+    """Yield the objects of an archive that are statements: manifests, checkpoints and audits."""
     if is_local(store):
         for folder in _STATEMENTS:
             yield from _list_folder(store, folder, failed)
@@ -137,31 +133,22 @@ def list_statements(store: Store, failed: Callable[[str, CustodyError], None]) -
         )
 
 
-def list_others(store: Store, failed: Callable[[str, CustodyError], None]) -> Iterator[ObjectInfo]:
-    """Yield all other objects of an archive, above all segments.
-
-    Args:
-        store: the archive.
-        failed: as for `list_statements`.
-    """
+def _list_others(store: Store, failed: _Failed) -> Iterator[ObjectInfo]:
+    """Yield all other objects of an archive, above all segments."""
     if is_local(store):
         yield from _list_folder(store, "", failed, without=_STATEMENTS)
     else:
         yield from _list_parts(store, _parts(store, "", failed), failed)
 
 
-def _list_folder(
-    store: Store, folder: str, failed: Callable[[str, CustodyError], None], without: Collection[str] = ()
-) -> Iterator[ObjectInfo]:
+def _list_folder(store: Store, folder: str, failed: _Failed, without: Collection[str] = ()) -> Iterator[ObjectInfo]:
     try:
         yield from store.list(folder, without=without)
     except CustodyError as error:
         failed(folder, error)
 
 
-def _list_parts(
-    store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: Callable[[str, CustodyError], None]
-) -> Iterator[ObjectInfo]:
+def _list_parts(store: Store, parts: Iterator[str | Sequence[ObjectInfo]], failed: _Failed) -> Iterator[ObjectInfo]:
     """Yield the objects of several parts, listed in parallel."""
     with ThreadPoolExecutor(_LISTERS) as threads:
         ahead: deque[tuple[str, Future[list[ObjectInfo]]]] = deque()
@@ -180,9 +167,7 @@ def _list_parts(
                 failed(prefix, error)
 
 
-def _parts(
-    store: Store, folder: str, failed: Callable[[str, CustodyError], None]
-) -> Iterator[str | Sequence[ObjectInfo]]:
+def _parts(store: Store, folder: str, failed: _Failed) -> Iterator[str | Sequence[ObjectInfo]]:
     """Yield folders of at most a month or a log, and the objects directly in the folders above these.
 
     The parts with statements are left out.
@@ -208,24 +193,22 @@ def _parts(
 class Names:
     """Which objects are listed, and which are named: 64-bit digests with a random key, in buckets.
 
-    When there are many, the buckets go to temporary files and are compared one by one.
+    Large buckets go to temporary files. The buckets are compared one by one.
     """
 
     def __init__(self) -> None:
         self._key = os.urandom(16)
         # One thread lists objects while another reads the statements that name them.
         self._lock = threading.Lock()
-        self._listed = [array("Q") for _ in range(_BUCKETS)]
-        self._named = [array("Q") for _ in range(_BUCKETS)]
-        self._held = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._listed = [SpooledTemporaryFile(_BUCKET_BYTES) for _ in range(_BUCKETS)]  # noqa: SIM115 - see __exit__
+        self._named = [SpooledTemporaryFile(_BUCKET_BYTES) for _ in range(_BUCKETS)]  # noqa: SIM115
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._folder:
-            self._folder.cleanup()
+        for bucket in (*self._listed, *self._named):
+            bucket.close()
 
     def list(self, key: str) -> None:
         """Add an object that was listed."""
@@ -235,45 +218,86 @@ class Names:
         """Add an object that a manifest names."""
         self._put(self._named, key)
 
-    def unnamed(self) -> frozenset[int]:
+    def unnamed(self) -> frozenset[bytes]:
         """Return the digests of objects that were listed but not named."""
-        found: set[int] = set()
-        for number in range(_BUCKETS):
-            listed = set(self._load("listed", number, self._listed[number]))
-            listed.difference_update(self._load("named", number, self._named[number]))
-            found |= listed
-        return frozenset(found)
+        unnamed: set[bytes] = set()
+        for listed, named in zip(self._listed, self._named, strict=True):
+            unnamed |= _digests(listed) - _digests(named)
+        return frozenset(unnamed)
 
-    def holds(self, digests: frozenset[int], key: str) -> bool:
-        """Return whether an object is one of these digests."""
-        return self._digest(key) in digests
+    def digest(self, key: str) -> bytes:
+        """Return an object's digest."""
+        return blake2b(key.encode(), digest_size=_DIGEST_BYTES, key=self._key).digest()
 
-    def _digest(self, key: str) -> int:
-        return int.from_bytes(blake2b(key.encode(), digest_size=8, key=self._key).digest(), "big")
-
-    def _put(self, buckets: Sequence["array[int]"], key: str) -> None:
-        digest = self._digest(key)
+    def _put(self, buckets: Sequence[IO[bytes]], key: str) -> None:
+        digest = self.digest(key)
         with self._lock:
-            buckets[digest % _BUCKETS].append(digest)
-            self._held += 1
-            if self._held >= _SPILL_NAMES:
-                self._spill()
+            buckets[digest[0] % _BUCKETS].write(digest)
 
-    def _spill(self) -> None:
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="custody-")
-        for kind, buckets in (("listed", self._listed), ("named", self._named)):
-            for number, bucket in enumerate(buckets):
-                with self._path(kind, number).open("ab") as file:
-                    bucket.tofile(file)
-                del bucket[:]
-        self._held = 0
 
-    def _path(self, kind: str, number: int) -> Path:
-        return Path(self._folder.name if self._folder else "") / f"{kind}-{number}"
+def _digests(bucket: IO[bytes]) -> set[bytes]:
+    bucket.seek(0)
+    data = bucket.read()
+    return {data[start : start + _DIGEST_BYTES] for start in range(0, len(data), _DIGEST_BYTES)}
 
-    def _load(self, kind: str, number: int, held: "array[int]") -> "array[int]":
-        if not self._folder:
-            return held
-        loaded = array("Q", self._path(kind, number).read_bytes())
-        loaded.extend(held)
-        return loaded
+
+@dataclass(slots=True)
+class Listed:
+    """The result of a listing: whether it is complete, and findings."""
+
+    complete: bool = True
+    findings: Findings = field(default_factory=Findings)
+
+
+class Lister:
+    """Lists statements, and all else in a thread: the chain does not need that, and listing it can take long."""
+
+    def __init__(self, store: Store, listing: Listing, names: Names, *, active: bool) -> None:
+        """Begin.
+
+        Args:
+            store: the archive.
+            listing: gets the listed objects.
+            names: gets their names.
+            active: whether to list anything.
+        """
+        self._store = store
+        self._listing = listing
+        self._names = names
+        self._active = active
+        self._over = threading.Event()
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.shutdown()
+
+    def others(self) -> Future[Listed]:
+        """Start listing all objects except statements."""
+        return self._thread.submit(self._list, _list_others)
+
+    def statements(self) -> Listed:
+        """List the statements."""
+        return self._list(_list_statements)
+
+    def _list(self, objects: Callable[[Store, _Failed], Iterator[ObjectInfo]]) -> Listed:
+        """List the objects. Findings are kept in the result, not reported yet."""
+        listed = Listed()
+        if not self._active:
+            return listed
+
+        def failed(prefix: str, error: CustodyError) -> None:
+            listed.complete = False
+            message = f"the archive cannot be listed: {error}"
+            listed.findings.add(finding("unreadable", message, key=prefix), group="listing")
+
+        for info in objects(self._store, failed):
+            if self._over.is_set():
+                break
+            if not self._listing.add(info.key, info.size, self._names):
+                message, digest = "no object of an archive has such a key", loss_digest(info.key, info.size)
+                listed.findings.add(finding("unlisted", message, key=info.key, sha256=digest))
+        return listed

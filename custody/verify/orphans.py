@@ -1,37 +1,37 @@
-"""Rule 10 of FORMAT.md, Verification: objects among the evidence that no manifest names.
+"""Rule 10 of FORMAT.md, Verification: objects among the evidence that no manifest and no audit names.
 
 A writer that stops between its segment and its manifest leaves such an object, and the next run archives the same
 records in other segments. The object is an `orphan` if it is well formed, and each of its records is identical to the
 committed one, or no statement has a record there. Any other object is `unlisted`: somebody put it there.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 from custody.archive.reader import Holds, read_batch, read_manifest
-from custody.errors import FormatError, ObjectMissing, StoreError
-from custody.findings import Finding, finding
+from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError
+from custody.findings import Finding, Findings, Severity, finding
 from custody.format import layout, limits, lines
-from custody.format.manifest import Batch, Manifest, Range, Statement
+from custody.format.manifest import Manifest, Range, Statement
 from custody.format.members import inflate_stream
 from custody.format.offsets import line_offsets, unlined_ranges
 from custody.format.quarantine import QuarantinedRecord, parse_quarantined, quarantine_lines
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.verify.accounting import LogAccount
+from custody.verify.accounts import Accounts, Logs
+from custody.verify.audits import check_unreferred
+from custody.verify.listing import Names
+
+_LATER_LIMIT = 10_000
+"""How many statements after the last verified one are read, for the objects that they name."""
+_UNNAMED_LIMIT = 100_000
 
 
 class _CommittedDamagedError(Exception):
     """The committed bytes are not the stated ones (already reported), so nothing can be compared with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """A number of offsets without an archived record."""
-
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,80 @@ class _Committed:
     holds: Holds[Manifest]
 
 
-def judge(
+@dataclass(slots=True)
+class Unnamed:
+    """Reports unnamed objects.
+
+    Attributes:
+        logs: reads statements again.
+        accounts: the verified logs.
+        findings: gets the findings.
+        unread: existing logs that are out of scope.
+        live: whether a writer may be at work.
+    """
+
+    logs: Logs
+    accounts: Accounts
+    findings: Findings
+    unread: Collection[layout.Log]
+    live: bool
+    _seen: set[str] = field(default_factory=set)
+    _named_since: dict[layout.Log, frozenset[str]] = field(default_factory=dict)
+
+    def report(self, names: Names, *, audits: bool) -> None:
+        """Find unnamed objects in a second listing, and report each.
+
+        Args:
+            names: the listed and the named objects.
+            audits: whether all objects that audits refer to are known.
+        """
+        unnamed = names.unnamed()
+        if not unnamed:
+            return
+        try:
+            for prefix in (*layout.RECORDS, *((layout.AUDIT_OBJECTS,) if audits else ())):
+                for info in self.logs.store.list(prefix):
+                    if names.digest(info.key) in unnamed and info.key not in self._seen:
+                        self._report(info.key)
+        except CustodyError as error:
+            self.findings.add(finding("unreadable", f"the archive cannot be listed again: {error}", key=layout.EVENTS))
+
+    def _report(self, key: str) -> None:
+        if len(self._seen) >= _UNNAMED_LIMIT:
+            self.findings.dropped[Severity.TAMPERED] += 1
+            return
+        if digest := layout.parse_audit_object_key(key):
+            self._seen.add(key)
+            if unreferred := check_unreferred(self.logs.store, key, digest):
+                self.findings.add(unreferred)
+            return
+        parsed = layout.parse_records_key(key)
+        accounts: Sequence[LogAccount | None] = (parsed and self.accounts.of(parsed.log)) or (None,)
+        newest = accounts[-1]
+        if parsed and newest is None and parsed.log in self.unread:
+            return
+        if parsed and (newest is None or parsed.last >= (newest.next_offset or 0)) and key in self._later(parsed.log):
+            return
+        self._seen.add(key)
+        # For each span of a log, everything outside it is a hole.
+        for account in accounts:
+            if unnamed := check_unnamed(self.logs.store, account, key, self.logs.holds, live=self.live):
+                self.findings.add(unnamed)
+
+    def _later(self, log: layout.Log) -> frozenset[str]:
+        """Return the names in statements newer than our reading of the log. The next verification checks those."""
+        if log not in self._named_since:
+            names: set[str] = set()
+            first = max((account.size for account in self.accounts.of(log)), default=0)
+            for sequence in range(first, first + _LATER_LIMIT):
+                if (statement := self.logs.statement(log, sequence)) is None:
+                    break
+                names.update(ref.key for ref in (statement.segment, statement.quarantine) if ref)
+            self._named_since[log] = frozenset(names)
+        return self._named_since[log]
+
+
+def check_unnamed(
     store: Store, account: LogAccount | None, key: str, holds: Callable[[layout.Log], Holds[Manifest]], *, live: bool
 ) -> Finding | None:
     """Return the finding about an unnamed object. None if it is gone or reported already, or a writer is at work.
@@ -111,8 +184,8 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
     own = _event_lines(committed.store, key, parsed.last - parsed.first + 1)
     free = 0
     for offset, item in _committed_events(committed, parsed.first, parsed.last):
-        if isinstance(item, _Lost):
-            free += item.count
+        if isinstance(item, int):
+            free += item
             continue
         line = next(own, None)
         while line != item and line is not None and free:
@@ -143,27 +216,23 @@ def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
         raise FormatError("its last line does not end in a newline")
 
 
-def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[tuple[int, bytes | _Lost]]:
-    """Yield the committed lines of offsets `first` to `last`, in order, and the offsets declared as lost."""
+def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[tuple[int, bytes | int]]:
+    """Yield the committed lines of offsets `first` to `last`, in order, and the number of lost ones."""
     for statement in _statements(committed, first, last):
         if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
-            yield statement.lost[0], _Lost(count)
+            yield statement.lost[0], count
         unlined = unlined_ranges(statement)
         for batch in statement.batches:
             if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
                 continue
-            own = _committed_batch(committed.store, statement.segment.key, batch).split(b"\n")[:-1]
+            try:
+                payload, *_ = read_batch(committed.store, statement.segment.key, batch)
+            except FormatError:
+                raise _CommittedDamagedError from None
+            own = payload.split(b"\n")[:-1]
             for offset, line in zip(line_offsets(batch, unlined), own, strict=False):
                 if first <= offset <= last:
                     yield offset, line
-
-
-def _committed_batch(store: Store, key: str, batch: Batch) -> bytes:
-    """Return the bytes of a batch that was committed."""
-    try:
-        return read_batch(store, key, batch)[0]
-    except FormatError:
-        raise _CommittedDamagedError from None
 
 
 def _compare_quarantine(committed: _Committed, key: str, parsed: layout.RecordsKey) -> str | None:

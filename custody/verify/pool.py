@@ -15,7 +15,7 @@ from custody.format import leaves, limits
 from custody.format.manifest import Batch
 from custody.keys.secret import Secret
 from custody.store.protocol import Store
-from custody.verify.contents import check, check_all
+from custody.verify.contents import check
 from custody.verify.work import Outcome, Sink, Work
 
 _GROUP_BYTES = 4 * 1_048_576
@@ -149,4 +149,4 @@ def _open(store: Store) -> None:
 def _check_in_worker(works: Sequence[Work], made: _Made) -> list[Outcome]:
     if _worker_store is None:
         raise FormatError("this process was not started as a worker")
-    return check_all(_worker_store, works, lambda work, batch: made.get(_name(work, batch)))
+    return [check(_worker_store, work, salts=lambda work, batch: made.get(_name(work, batch))) for work in works]

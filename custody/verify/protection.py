@@ -5,17 +5,19 @@ later versions and delete markers. Verification continues with the first version
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Self
 
 from custody.errors import CustodyError, ObjectMissing
-from custody.findings import Finding, finding, loss_digest
+from custody.findings import Finding, Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.bucket import check_rules
-from custody.store.protocol import LifecycleRule, ObjectStatus, Store, Version
+from custody.store.protocol import ObjectStatus, Store, Version
 
 _TOUCHED_LIMIT = 100_000
 _LOOK_AHEAD = 64
@@ -40,7 +42,39 @@ class Protection:
 UNPROTECTED = Protection()
 
 
-def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding]]]:
+@dataclass(frozen=True, slots=True)
+class Beneath:
+    """The first versions of the evidence.
+
+    Attributes:
+        store: the archive as it was first written.
+        touched: keys that were overwritten or deleted.
+        history: keys, each with the finding about what was done to it.
+    """
+
+    store: Store
+    touched: frozenset[str] = frozenset()
+    history: Sequence[tuple[str, Finding]] = ()
+
+
+def look_beneath(store: Store, protection: Protection, findings: Findings) -> Beneath:
+    """Find overwritten and deleted objects and their first versions. Report problems with the bucket's rules."""
+    try:
+        first, history = _originals(store)
+        rules = lifecycle.rules() if (lifecycle := store.capabilities.lifecycle) else None
+    except CustodyError as error:
+        message = f"the bucket's versions and lifecycle rules cannot be read: {error}"
+        findings.add(finding("unreadable", message, key=""))
+        return Beneath(store)
+    # The prefix of the archive's keys in its bucket, empty or ending in a slash.
+    root = "/".join([*store.url.removeprefix("s3://").split("/")[1:], ""])
+    for problem in check_rules(rules, root, protection.moves) if rules is not None else ():
+        findings.report("lifecycle", problem.what, key=problem.key, expected=problem.expected, found=problem.found)
+    versions = store.capabilities.versions
+    return Beneath(versions.at_versions(first) if first and versions else store, frozenset(first), history)
+
+
+def _originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding]]]:
     """Return the first version of each key that has a history, and findings with their keys.
 
     Raises:
@@ -49,9 +83,10 @@ def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding
     first: dict[str, Version] = {}
     findings: list[tuple[str, Finding]] = []
     kept = store.capabilities.versions
-    for key, versions in _by_key(kept.history() if kept else iter(())):
+    for key, history in groupby(kept.history() if kept else (), attrgetter("key")):
         if not key.startswith(layout.EVIDENCE):
             continue
+        versions = list(history)
         objects = [version for version in versions if not version.marker]
         digest = loss_digest(
             key, *(f"{version.id} {version.marker} {version.size} {version.etag}" for version in versions)
@@ -68,20 +103,9 @@ def originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding
         if len(objects) > 1:
             message = "the object was overwritten"
             found = _described(versions)
-            one = finding("version", message, key=key, expected="one version", found=found, sha256=digest)
-            findings.append((key, one))
+            overwritten = finding("version", message, key=key, expected="one version", found=found, sha256=digest)
+            findings.append((key, overwritten))
     return first, findings
-
-
-def _by_key(history: Iterator[Version]) -> Iterator[tuple[str, list[Version]]]:
-    held: list[Version] = []
-    for version in history:
-        if held and held[0].key != version.key:
-            yield held[0].key, held
-            held = []
-        held.append(version)
-    if held:
-        yield held[0].key, held
 
 
 def _described(versions: Sequence[Version]) -> str:
@@ -89,63 +113,47 @@ def _described(versions: Sequence[Version]) -> str:
     return f"{len(versions)}, newest first: {', '.join(shown)}{', …' if len(versions) > len(shown) else ''}"
 
 
-def check_lifecycle(rules: Sequence[LifecycleRule] | None, wanted: Protection, root: str) -> Iterator[Finding]:
-    """Yield a finding for each problem with the bucket's rules.
-
-    Args:
-        rules: the rules in force, None where the store has no such thing.
-        wanted: how they should be.
-        root: prefix of the archive in its bucket, empty or ending in a slash.
-    """
-    for problem in check_rules(rules, root, wanted.moves) if rules is not None else ():
-        yield finding("lifecycle", problem.what, key=problem.key, expected=problem.expected, found=problem.found)
-
-
 class Locks:
     """Checks the Object Lock of each given object, several at a time. Does nothing if locks are not checked.
 
     To a caller without permission, `head_object` shows no lock, as if there was none. So a missing lock is checked
     again, by the call with its own permission: if that is refused, the finding is `unreadable` and not `lock`.
+
+    Attributes:
+        active: whether locks are checked.
     """
 
-    def __init__(self, store: Store, wanted: Protection, found: Callable[[Finding, str], object]) -> None:
+    def __init__(self, store: Store, wanted: Protection, findings: Findings) -> None:
         """Begin.
 
         Args:
             store: the archive.
             wanted: the wanted protection.
-            found: gets each finding, with its row.
+            findings: gets each finding.
         """
         self._store = store
         self._wanted = wanted
-        self._found = found
+        self._findings = findings
         self._pending: deque[tuple[str, dict[str, Any], Future[ObjectStatus]]] = deque()
         self._locks = store.capabilities.locks
-        active = wanted.lock_mode and wanted.lock_days and self._locks
-        self._threads = ThreadPoolExecutor(32) if active else None
+        self.active = bool(wanted.lock_mode and wanted.lock_days and self._locks)
+        self._threads = ThreadPoolExecutor(32)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if self._threads is None:
-            return
         while self._pending and kind is None:
-            self._judge()
+            self._check()
         self._threads.shutdown(cancel_futures=True)
-
-    @property
-    def active(self) -> bool:
-        """Whether locks are checked."""
-        return self._threads is not None
 
     def put(self, key: str, **where: Any) -> None:
         """Queue an object for the check of its lock."""
-        if self._threads is None:
+        if not self.active:
             return
         self._pending.append((key, where, self._threads.submit(self._look, key)))
         while len(self._pending) > _LOOK_AHEAD:
-            self._judge()
+            self._check()
 
     def _look(self, key: str) -> ObjectStatus:
         status = self._store.status(key)
@@ -153,7 +161,7 @@ class Locks:
         lock = self._locks.lock(key) if self._locks and unsaid else None
         return replace(status, lock_mode=lock[0], lock_until=lock[1]) if lock else status
 
-    def _judge(self) -> None:
+    def _check(self) -> None:
         key, where, future = self._pending.popleft()
         try:
             status = future.result()
@@ -161,7 +169,7 @@ class Locks:
             # A missing object is reported elsewhere.
             return
         except CustodyError as error:
-            self._found(finding("unreadable", f"the lock cannot be read: {error}", key=key, **where), "lock")
+            self._findings.report("unreadable", f"the lock cannot be read: {error}", group="lock", key=key, **where)
             return
         until = status.created + timedelta(days=self._wanted.lock_days or 0)
         expected = f"{self._wanted.lock_mode} until {until:%Y-%m-%d}"
@@ -175,4 +183,5 @@ class Locks:
                 problem = "has a lock that ends too early"
             else:
                 return
-        self._found(finding("lock", f"the object {problem}", key=key, expected=expected, found=found, **where), problem)
+        where |= {"key": key, "expected": expected, "found": found}
+        self._findings.report("lock", f"the object {problem}", group=problem, **where)

@@ -4,14 +4,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from custody.archive.reader import stored_digest
 from custody.errors import CustodyError, FormatError, ObjectMissing
-from custody.findings import Findings, finding
 from custody.format import layout, limits
 from custody.format.audit import Audit
 from custody.store.protocol import Store, is_local
+from custody.tlog.log import Fault, SignedLog
 from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditLog
 from custody.verify.listing import Names, Sequences
@@ -29,15 +29,14 @@ class Reader:
     """Reads a log's manifests in order. From a remote store, it reads several ahead."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._threads = None if is_local(store) else ThreadPoolExecutor(_READ_AHEAD)
+        self.store = store
+        self._threads = ThreadPoolExecutor(_READ_AHEAD)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._threads:
-            self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def manifests(
         self, log: layout.Log, listed: Sequences | None, first: int, end: int | None, *, onward: bool
@@ -49,7 +48,7 @@ class Reader:
         """
         wanted = iter(range(first, end or 0)) if listed is None else _wanted(listed, first, end)
         tried = first - 1
-        for sequence, answer in self._ahead(wanted, lambda one: self.manifest(log, one)):
+        for sequence, answer in self._ahead(wanted, lambda number: self.manifest(log, number)):
             tried = sequence
             if not isinstance(answer, ObjectMissing):
                 yield sequence, answer
@@ -65,13 +64,9 @@ class Reader:
     def read(self, key: str, limit: int = limits.FILE_BYTES) -> bytes | CustodyError:
         """Return an object's bytes, or the error from reading it."""
         try:
-            return self._store.read(key, limit=limit)
+            return self.store.read(key, limit=limit)
         except CustodyError as error:
             return error
-
-    def digest(self, key: str) -> str:
-        """Return the SHA-256 in hex of an object of any size. Raises the store's errors."""
-        return stored_digest(self._store, key)
 
     def following(self, key: Callable[[int], str], listed: Sequences | None, first: int) -> Iterator[tuple[int, bytes]]:
         """Yield the entries of a log from a sequence on, to look ahead: the listed ones, or all without a listing."""
@@ -91,14 +86,14 @@ class Reader:
         self, key: Callable[[int], str], numbers: Iterator[int], limit: int
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
         """Yield each number with the bytes of the object that `key` returns for it, or with the error."""
-        for number, answer in self._ahead(numbers, lambda one: self.read(key(one), limit)):
+        for number, answer in self._ahead(numbers, lambda number: self.read(key(number), limit)):
             if not isinstance(answer, ObjectMissing):
                 yield number, answer
 
     def _ahead(
         self, wanted: Iterator[int], read: Callable[[int], bytes | CustodyError]
     ) -> Iterator[tuple[int, bytes | CustodyError]]:
-        if self._threads is None:
+        if is_local(self.store):
             for number in wanted:
                 yield number, read(number)
             return
@@ -131,14 +126,12 @@ class Hands:
         pool: checks objects; None if no object is read.
         names: gets the names in statements.
         locks: checks locks.
-        findings: gets the findings about the reading.
     """
 
     reader: Reader
     pool: Pool | None
     names: Names
     locks: Locks
-    findings: Findings
 
 
 def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Hands, *, onward: bool) -> None:
@@ -157,13 +150,12 @@ def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Han
             account.gap(account.size, span.end)
         behind = hands.reader.manifest(account.log, span.end)
         if isinstance(behind, bytes):
-            account.seam(behind)
+            account.signed.seam(behind)
     elif listed is not None:
         for sequence in listed.strays:
             message = f"there is a manifest with sequence {sequence}, far beyond the others"
             key = layout.manifest_key(account.log, sequence)
-            one = finding("sequence-gap", message, log=account.name, sequence=sequence, key=key)
-            hands.findings.add(one, row="stray")
+            account.signed.report("sequence-gap", message, group="stray", sequence=sequence, key=key)
     account.end(whole=span.end is None)
 
 
@@ -175,19 +167,16 @@ def _step(account: LogAccount, span: Span, listed: Sequences | None, hands: Hand
             account.signed.peek = (sequence, answer) if isinstance(answer, bytes) else None
             account.gap(account.size, sequence)
         account.signed.peek = (behind[0], behind[1]) if behind and isinstance(behind[1], bytes) else None
-        if isinstance(answer, FormatError):
-            _take_large(account, hands.reader, layout.manifest_key(account.log, sequence), sequence, answer)
-        elif isinstance(answer, CustodyError):
-            account.unreadable(sequence, str(answer))
+        if isinstance(answer, CustodyError):
+            _take_error(account.signed, hands.reader.store, sequence, answer)
         else:
             if hands.locks.active:
                 hands.locks.put(layout.manifest_key(account.log, sequence), log=account.name)
-            _hand_on(account.step(sequence, answer), hands)
+            if work := account.step(sequence, answer):
+                _hand_on(work, hands)
 
 
-def _hand_on(work: Work | None, hands: Hands) -> None:
-    if work is None:
-        return
+def _hand_on(work: Work, hands: Hands) -> None:
     for ref in (work.segment, work.quarantine):
         if ref is not None:
             hands.names.name(ref.key)
@@ -209,27 +198,31 @@ def follow_audits(
         take: gets each audit that a trusted key signed.
     """
     for sequence, answer in reader.objects(layout.audit_key, listed.all(), limits.FILE_BYTES):
-        if sequence > audits.size:
-            audits.gap(audits.size, sequence)
-        if isinstance(answer, FormatError):
-            _take_large(audits, reader, layout.audit_key(sequence), sequence, answer)
-        elif isinstance(answer, CustodyError):
-            audits.unreadable(sequence, str(answer))
+        if sequence > audits.signed.size:
+            audits.gap(audits.signed.size, sequence)
+        if isinstance(answer, CustodyError):
+            _take_error(audits.signed, reader.store, sequence, answer)
         else:
             locks.put(layout.audit_key(sequence))
             before = audits.newest
             audits.step(sequence, answer)
             if audits.newest is not None and audits.newest is not before:
                 take(audits.newest.statement)
-    audits.end()
+    audits.signed.end()
 
 
-def _take_large(account: LogAccount | AuditLog, reader: Reader, key: str, sequence: int, error: FormatError) -> None:
-    """Report an object that is larger than an entry may be. Only its digest is computed."""
-    try:
-        account.malformed(sequence, str(error), reader.digest(key))
-    except CustodyError as failure:
-        account.unreadable(sequence, str(failure))
+def _take_error(log: SignedLog[Any], store: Store, sequence: int, error: CustodyError) -> None:
+    """Report an entry that cannot be read. If it is larger than an entry may be, compute only its digest."""
+    key = log.form.key(sequence)
+    if isinstance(error, FormatError):
+        try:
+            log.malformed(sequence, str(error), stored_digest(store, key))
+        except CustodyError as failure:
+            error = failure
+        else:
+            return
+    log.doubt(Fault("unreadable", f"the object cannot be read: {error}", {"key": key}), sequence)
+    log.unreadable(sequence)
 
 
 def _with_next(items: Iterator[T]) -> Iterator[tuple[T, T | None]]:

@@ -101,8 +101,8 @@ class Report:
 
     def to_dicts(self) -> Iterator[dict[str, Any]]:
         """Yield what `--json` prints, one object per line: the findings, the logs, the verdict."""
-        for one in self.findings:
-            yield {"kind": "finding", **one.to_dict()}
+        for finding in self.findings:
+            yield {"kind": "finding", **finding.to_dict()}
         for log in self.logs:
             yield {"kind": "log", **asdict(log)}
         if self.audits is not None:
@@ -122,15 +122,15 @@ class Report:
 
 def summarize(accounts: Sequence[LogAccount]) -> LogSummary:
     """Return the summary of a log, from the accounts of its spans."""
-    last = accounts[-1]
+    last, root = accounts[-1], accounts[-1].signed.root
     totals = {name: sum(getattr(account.totals, name) for account in accounts) for name in Totals.__slots__}
     return LogSummary(
         log=last.name,
         **totals,
         next_offset=last.next_offset,
         size=last.size,
-        root=last.root.hex() if last.root is not None else None,
-        sound=all(account.sound for account in accounts),
+        root=root.hex() if root is not None else None,
+        sound=all(account.signed.sound for account in accounts),
         expired=max((end for account in accounts for _, end in account.granted), default=0),
         expired_from=min((first for account in accounts for first, _ in account.granted), default=0),
         pending=sum(account.pending for account in accounts),

@@ -25,25 +25,18 @@ from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import NOWHERE
 from custody.verify.accounting import RETENTION_GRACE, LogAccount
-from custody.verify.accounts import Accounts
-from custody.verify.archive_file import Identity, check_archive_file
-from custody.verify.audit_objects import check_referred, referred
-from custody.verify.audits import AuditLog
-from custody.verify.checkpoints import Checkpoints
-from custody.verify.expiry import grant_expiries
-from custody.verify.known import known_audit_heads, known_heads
-from custody.verify.lister import Listed, Lister
-from custody.verify.listing import Listing, Names, Sequences
-from custody.verify.logs import Logs
-from custody.verify.missing import Missing
+from custody.verify.accounts import Accounts, Logs
+from custody.verify.archive_file import Identity, check_archive_file, promises_of
+from custody.verify.audits import AuditLog, check_referred, referred
+from custody.verify.checkpoints import Checkpoints, audited_heads, known_heads
+from custody.verify.expiry import Missing, grant_expiries, report_history
+from custody.verify.listing import Listed, Lister, Listing, Names, Sequences
+from custody.verify.orphans import Unnamed
 from custody.verify.pool import Pool
-from custody.verify.promises import promises_of
-from custody.verify.protection import UNPROTECTED, Locks, Protection
+from custody.verify.protection import UNPROTECTED, Beneath, Locks, Protection, look_beneath
 from custody.verify.reading import Hands, Reader, follow, follow_audits
 from custody.verify.report import Progress, Report, summarize
 from custody.verify.scope import EVERYTHING, Scope, Span
-from custody.verify.unnamed import Unnamed
-from custody.verify.versions import Beneath, look_beneath, report_history
 from custody.verify.work import Outcome, Sink
 
 __all__ = ["verify"]
@@ -87,11 +80,11 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     Raises:
         ConfigurationError: the state file cannot be used.
     """
-    memory = State(state) if state else None
+    state_file = State(state) if state else None
     findings = Findings(trust.accepted)
     beneath = look_beneath(store, protection, findings) if scope.listing else Beneath(store)
     store = beneath.store
-    identity = check_archive_file(store, trust, memory.pin(store.url) if memory else None, findings)
+    identity = check_archive_file(store, trust, state_file.pin(store.url) if state_file else None, findings)
     run = _Run(trust, now, scope, findings, beneath, identity, live=live, progress=progress)
     with Names() as names, Lister(store, run.listing, names, active=scope.listing) as lister:
         records = lister.others()
@@ -100,30 +93,32 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             wait([records])
         statements = lister.statements()
         run.take_listed(statements)
-        locks = Locks(store, protection, lambda one, row: findings.add(one, row=row))
+        locks = Locks(store, protection, findings)
         pool = Pool(store, run.processes(0 if sink is not None else workers), run.take_outcome, sink, trust.leaves)
         with pool, Reader(store) as reader, locks:
-            hands = Hands(reader, pool if scope.contents else None, names, locks, findings)
+            hands = Hands(reader, pool if scope.contents else None, names, locks)
             checkpoints = Checkpoints(trust, now, run.logs, findings)
             cosigned = checkpoints.take_cosigned(notes, identity.id)
-            remembered = memory.heads(store.url) if memory else {}
+            known = known_heads(trust, state_file.heads(store.url) if state_file else {}, cosigned)
             locks.put(layout.ARCHIVE)
             signed = [*run.signed_heads(layout.AUDIT_LOG, checkpoints, hands)]
-            audits = run.read_audits([*signed, *known_audit_heads(trust, remembered, cosigned)], hands)
-            known = known_heads(trust, remembered, cosigned, audits.newest, run.listing.with_checkpoints())
-            for log in sorted({*run.listing.manifests, *known} if scope.spans is None else scope.spans):
+            audits = run.read_audits([*signed, *known.pop(layout.AUDIT_LOG, ())], hands)
+            for log, head in audited_heads(audits.newest.statement) if audits.newest else ():
+                known.setdefault(log, []).append(head)
+            logs = {*run.listing.manifests, *known, *run.listing.with_checkpoints()} - {layout.AUDIT_LOG}
+            for log in sorted(logs) if scope.spans is None else sorted(scope.spans):
                 heads = [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
                 run.read_log(log, heads, hands, complete=scope.listing and statements.complete)
             run.take_listed(records.result())
         complete = scope.listing and statements.complete and records.result().complete
         run.conclude(names if complete else None, audits)
-    for one in others:
-        findings.add(one)
+    for other in others:
+        findings.add(other)
     if complete and not any(known.values()) and not any(account.size for account in run.accounts):
         findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
-    if memory and identity.pin:
+    if state_file and identity.pin:
         heads_seen = {**run.accounts.heads(), **({str(layout.AUDIT_LOG): audits.head} if audits.head else {})}
-        memory.remember(store.url, identity.pin, heads_seen)
+        state_file.remember(store.url, identity.pin, heads_seen)
     return run.report(audits)
 
 
@@ -141,7 +136,6 @@ class _Run:
     progress: Callable[[Progress], None] | None
     archive: str | None = field(init=False)
     """The archive's id: from `archive.json`, or else from the first statement that names one."""
-    store: Store = field(init=False)
     logs: Logs = field(init=False)
     accounts: Accounts = field(default_factory=Accounts)
     listing: Listing = field(default_factory=Listing)
@@ -151,13 +145,13 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.archive = self.identity.id
-        self.store = self.beneath.store
-        self.logs = Logs(self.store, self.trust, self.identity.id)
+        self.logs = Logs(self.beneath.store, self.trust, self.identity.id)
 
     def take_listed(self, listed: Listed) -> None:
         """Report the findings of a listing."""
-        for one, row in listed.findings.rows():
-            self.findings.add(one, row=row)
+        for kept in listed.findings.kept:
+            # Folders that cannot be listed are one finding.
+            self.findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
         self.findings.dropped.update(listed.findings.dropped)
 
     def processes(self, workers: int | None) -> int:
@@ -172,7 +166,7 @@ class _Run:
         if listed is None:
             return iter(())
         spans = (Span(),) if log == layout.AUDIT_LOG else self.scope.spans_of(log)
-        sizes = (size for size in listed.all() if any(one.first <= size <= (one.end or size) for one in spans))
+        sizes = (size for size in listed.all() if any(span.first <= size <= (span.end or size) for span in spans))
         answers = hands.reader.objects(partial(layout.checkpoint_key, log), sizes, limits.NOTE_BYTES)
         return checkpoints.heads(log, answers, self.archive, hands.locks)
 
@@ -180,18 +174,18 @@ class _Run:
         """Read the log of audits, and check the objects that audits refer to."""
         listed = self.listing.audits
         following = partial(hands.reader.following, layout.audit_key, listed)
-        within = self.logs.proofs(layout.AUDIT_LOG).leads_to
+        within = self.logs.judge(layout.AUDIT_LOG).proofs.leads_to
         audits = AuditLog(self.archive, self.trust.keys, self.findings, known, following, within)
         if self.scope.listing:
             follow_audits(audits, listed, hands.reader, hands.locks, partial(self._check_audit, hands))
         return audits
 
     def _check_audit(self, hands: Hands, audit: Audit) -> None:
-        for ref in referred(self.store, audit):
+        for ref in referred(self.logs.store, audit):
             hands.names.name(ref.key)
             hands.locks.put(ref.key)
-            if one := check_referred(self.store, audit, ref, contents=self.scope.contents):
-                self.findings.add(one)
+            if changed := check_referred(self.logs.store, audit, ref, contents=self.scope.contents):
+                self.findings.add(changed)
 
     def read_log(self, log: layout.Log, heads: Sequence[KnownHead], hands: Hands, *, complete: bool) -> None:
         """Read a log's statements, span by span.
@@ -221,7 +215,7 @@ class _Run:
                 promises,
                 span.first,
                 following,
-                self.logs.proofs(log).leads_to,
+                self.logs.judge(log).proofs.leads_to,
             )
             self.accounts.add(account)
             follow(account, span, listed, hands, onward=span.end is None and (self.live or not complete))
@@ -230,17 +224,17 @@ class _Run:
     def take_outcome(self, outcome: Outcome) -> None:
         """Add the outcome of checking a statement's objects."""
         work = outcome.work
-        for one in outcome.findings:
+        for problem in outcome.findings:
             # Many objects in an archive storage class are one finding.
-            self.findings.add(one, row="deferred" if one.finding == "deferred" else None)
+            self.findings.add(problem, group="deferred" if problem.finding == "deferred" else None)
         for key in outcome.missing:
             self.missing.add(work, key)
         # Objects under a delete marker are not kept on purpose. Unreadable objects may not exist.
-        unread = {one.key for one in outcome.findings if one.finding == "unreadable"}
+        unread = {problem.key for problem in outcome.findings if problem.finding == "unreadable"}
         kept = {ref.key for ref in (work.segment, work.quarantine) if ref} - {*outcome.missing, *unread}
         if work.overdue and kept - self.beneath.touched:
             message = f"objects still exist {RETENTION_GRACE.days} days after their retention ended"
-            self.findings.add(finding("retention", message, log=work.log, sequence=work.sequence), row="kept")
+            self.findings.report("retention", message, group="kept", log=work.log, sequence=work.sequence)
         totals = self.accounts.of_work(work).totals
         totals.events += outcome.events
         totals.stored += outcome.stored
@@ -269,9 +263,9 @@ class _Run:
 
     def report(self, audits: AuditLog) -> Report:
         """Return the result."""
-        summaries = [summarize(of) for log, of in self.accounts.logs().items() if self.accounts.size(log)]
+        summaries = [summarize(of) for of in self.accounts.by_log.values() if any(account.size for account in of)]
         return Report(
-            self.store.url,
+            self.logs.store.url,
             self.archive,
             self.findings.sorted(),
             summaries,
@@ -279,5 +273,5 @@ class _Run:
             dict(self.findings.dropped),
             self.scope,
             self.identity.file.pin if self.identity.file else None,
-            NOWHERE if audits.signed.sound and not audits.size else audits.head,
+            NOWHERE if audits.signed.sound and not audits.signed.size else audits.head,
         )

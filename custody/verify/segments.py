@@ -1,19 +1,19 @@
-"""Rules 7 and 8 for a segment: its bytes, its members, and their lines. If the bytes differ, `diagnose` says how."""
+"""Rules 7 and 8 for a segment: its bytes, its members, and their lines. If the bytes differ, the finding says how."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from typing import Any
 
 from custody.errors import FormatError
-from custody.findings import Finding
+from custody.findings import Finding, finding
 from custody.format import leaves, limits, lines
 from custody.format.manifest import Batch, SegmentRef
-from custody.format.members import inflate_batch
+from custody.format.members import inflate_batch, inflate_stream
 from custody.format.offsets import offset_of
 from custody.format.times import microseconds_of, parse_time
-from custody.store.pieces import PIECE
+from custody.store.pieces import PIECE, read_pieces
 from custody.store.protocol import Store
-from custody.verify.diagnose import diagnose, segment_finding
 from custody.verify.work import Outcome, Salts, Sink, Work
 
 
@@ -39,7 +39,7 @@ def check_segment(
             payload = inflate_batch(batch, data)
         except FormatError as error:
             broken.append(batch.number)
-            faults.append(segment_finding(work, "gzip", f"the batch does not match the statement: {error}", batch))
+            faults.append(_finding(work, "gzip", f"the batch does not match the statement: {error}", batch))
             continue
         outcome.inflated += len(payload)
         outcome.events += batch.events
@@ -57,9 +57,9 @@ def check_segment(
         if not outcome.findings and types != work.types:
             stated, found = _brief(work.types), _brief(types)
             message = "the event types are not the stated ones"
-            outcome.findings.append(segment_finding(work, "event", message, None, expected=stated, found=found))
+            outcome.findings.append(_finding(work, "event", message, None, expected=stated, found=found))
         return
-    outcome.findings.append(diagnose(store, work, ref, broken))
+    outcome.findings.append(_diagnose(store, work, ref, broken))
 
 
 def _brief(types: dict[str, int] | Counter[str]) -> str:
@@ -86,9 +86,9 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
         if run:
             data = store.read(ref.key, limit=size, start=position, size=size)
             at = 0
-            for one in run:
-                yield one, data[at : at + one.size]
-                at += one.size
+            for member in run:
+                yield member, data[at : at + member.size]
+                at += member.size
             position += size
             if len(data) < size:
                 return
@@ -115,12 +115,12 @@ def _members(store: Store, ref: SegmentRef, batches: Sequence[Batch]) -> Iterato
 
 
 def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) -> Iterator[Finding]:
-    found = lines.check(payload)
-    types.update(found.types)
-    if found.faults:
-        fault = found.faults[0]
-        more = f" (and {len(found.faults) - 1} more lines of this batch)" if len(found.faults) > 1 else ""
-        yield segment_finding(
+    checked = lines.check(payload)
+    types.update(checked.types)
+    if checked.faults:
+        fault = checked.faults[0]
+        more = f" (and {len(checked.faults) - 1} more lines of this batch)" if len(checked.faults) > 1 else ""
+        yield _finding(
             work,
             "gzip" if _is_oversize(payload, fault.byte) else "event",
             f"line {fault.line + 1} of the batch is not an event: {fault.reason}{more}",
@@ -128,21 +128,21 @@ def _check_lines(work: Work, batch: Batch, payload: bytes, types: Counter[str]) 
             offset=offset_of(batch, work.unlined, fault.line),
             byte=fault.byte,
         )
-    if found.count != batch.events:
-        yield segment_finding(
+    if checked.count != batch.events:
+        yield _finding(
             work, "event", "the batch does not have the stated number of lines", batch,
-            expected=str(batch.events), found=str(found.count),
+            expected=str(batch.events), found=str(checked.count),
         )  # fmt: skip
-    if found.faults or found.count != batch.events:
+    if checked.faults or checked.count != batch.events:
         return
-    for name, stated, time in (("min_time", batch.min_time, found.first), ("max_time", batch.max_time, found.last)):
+    for name, stated, time in (("min_time", batch.min_time, checked.first), ("max_time", batch.max_time, checked.last)):
         if time is None:
             continue
         micros, more_behind = time.microseconds
         off = microseconds_of(parse_time(stated)) - micros
         if not -1000 <= off <= 1000 or (off == -1000 and more_behind):
             message = f"{name} is more than 1 ms off the outermost event"
-            yield segment_finding(work, "event", message, batch, expected=stated, found=str(time))
+            yield _finding(work, "event", message, batch, expected=stated, found=str(time))
 
 
 def _check_leaves(work: Work, batch: Batch, payload: bytes, salts: bytes) -> Iterator[Finding]:
@@ -152,7 +152,7 @@ def _check_leaves(work: Work, batch: Batch, payload: bytes, salts: bytes) -> Ite
         return
     root = leaves.root(events, salts)
     if root != batch.leaves.sha256:
-        yield segment_finding(
+        yield _finding(
             work, "leaves", "the batch's leaves are not those of its events", batch,
             expected=f"SHA-256 {batch.leaves.sha256}", found=root,
         )  # fmt: skip
@@ -165,3 +165,106 @@ def _is_oversize(payload: bytes, start: int) -> bool:
     """
     end = payload.find(b"\n", start, start + limits.EVENT_BYTES + 1)
     return end < 0 and len(payload) > start + limits.EVENT_BYTES
+
+
+def _finding(work: Work, name: str, message: str, batch: Batch | None, **more: Any) -> Finding:
+    """Return a finding about a statement's segment, or about one of its batches."""
+    ref = work.segment
+    return finding(
+        name,
+        message,
+        log=work.log,
+        sequence=work.sequence,
+        batch=batch.number if batch else None,
+        offset=more.pop("offset", batch.first_offset if batch else None),
+        key=ref.key if ref else None,
+        sha256=more.pop("sha256", ref.sha256 if ref else None),
+        **more,
+    )
+
+
+def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) -> Finding:
+    """Return a finding that says what was done to a segment.
+
+    Args:
+        store: the archive.
+        work: what its statement says.
+        ref: the segment.
+        broken: numbers of the batches that do not match the statement.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    digest = sha256()
+    size = 0
+    for data in read_pieces(store, ref.key, limits.SEGMENT_BYTES):
+        digest.update(data)
+        size += len(data)
+    added = size - ref.size
+    intact = _events_intact(store, work, ref)
+    if added and (not intact or _is_stuffed(store, work, ref, added)):
+        message = (
+            f"{added} bytes were added to the object" if added > 0 else f"{-added} bytes of the object are missing"
+        )
+        return _finding(
+            work, "segment-size", message, None,
+            expected=f"{ref.size} bytes", found=f"{size} bytes", sha256=digest.hexdigest(),
+        )  # fmt: skip
+    message = "the stored bytes are not those stated"
+    if intact:
+        damaged = None
+        message += "; the events are intact (recompressed, or only gzip headers changed)"
+    else:
+        numbers = ", ".join(map(str, broken[:10])) + (", …" if len(broken) > 10 else "")
+        damaged = next((batch for batch in work.batches if batch.number in broken), None)
+        message += f"; {len(broken)} of {len(work.batches)} batches are damaged ({numbers}), the others are intact"
+    return _finding(
+        work, "segment-hash", message, damaged,
+        expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), sha256=digest.hexdigest(),
+    )  # fmt: skip
+
+
+def _events_intact(store: Store, work: Work, ref: SegmentRef) -> bool:
+    """Return whether the object, whatever its bytes, still inflates to exactly the stated batches."""
+    batches = sorted(work.batches, key=lambda batch: batch.start)
+    wanted = iter(batches)
+    batch = next(wanted, None)
+    digest = sha256()
+    missing = batch.inflated if batch else 0
+    try:
+        pieces = read_pieces(store, ref.key, limits.SEGMENT_BYTES)
+        for chunk in inflate_stream(pieces, sum(batch.inflated for batch in batches), any_header=True):
+            rest = memoryview(chunk)
+            while rest:
+                if batch is None:
+                    return False
+                digest.update(rest[:missing])
+                rest, missing = rest[missing:], max(missing - len(rest), 0)
+                if not missing:
+                    if digest.hexdigest() != batch.sha256:
+                        return False
+                    batch = next(wanted, None)
+                    digest = sha256()
+                    missing = batch.inflated if batch else 0
+    except FormatError:
+        return False
+    return batch is None
+
+
+def _is_stuffed(store: Store, work: Work, ref: SegmentRef, added: int) -> bool:
+    """Return whether all members are as stated, and bytes were only added before, between or after them."""
+    shift = 0
+    for batch in sorted(work.batches, key=lambda batch: batch.start):
+        if batch.size > limits.MEMBER_BYTES or added < 0:
+            return False
+        for step in (shift, added):
+            member = store.read(ref.key, limit=batch.size, start=batch.start + step, size=batch.size)
+            try:
+                inflate_batch(batch, member)
+            except FormatError:
+                continue
+            shift = step
+            break
+        else:
+            return False
+    return True

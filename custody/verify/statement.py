@@ -3,7 +3,7 @@
 The functions return a `Fault`; the log's account adds the sequence, and reports it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,7 +32,7 @@ class Totals:
         self.quarantined += statement.quarantine.records if statement.quarantine else 0
         self.skipped += sum(end - start for start, end in statement.skipped)
         self.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
-        self.unreadable += sum(one.to - one.from_ for one in statement.unreadable)
+        self.unreadable += sum(span.to - span.from_ for span in statement.unreadable)
 
 
 def belongs_to_another(
@@ -42,24 +42,24 @@ def belongs_to_another(
 
     Args:
         statement: the statement.
-        log: the log that it was found in.
+        log: the log in which it was found.
         identity: the log as its earlier statements name it, None where there is none.
         archive: the archive's id, None where it is not known.
     """
-    found = statement.log
-    if found == identity and statement.archive == archive:
+    stated_log = statement.log
+    if stated_log == identity and statement.archive == archive:
         return None
     for name, expected, stated in (
         ("archive", archive or statement.archive, statement.archive),
-        ("topic", log.topic, found.topic),
-        ("partition", log.partition, found.partition),
-        ("epoch", log.epoch, found.epoch),
+        ("topic", log.topic, stated_log.topic),
+        ("partition", log.partition, stated_log.partition),
+        ("epoch", log.epoch, stated_log.epoch),
     ):
         if expected != stated:
             return _of_another(name, str(expected), str(stated))
-    if identity is not None and identity != found:
+    if identity is not None and identity != stated_log:
         known = f"{identity.cluster}, {identity.topic_id}"
-        return _of_another("cluster and topic id", known, f"{found.cluster}, {found.topic_id}")
+        return _of_another("cluster and topic id", known, f"{stated_log.cluster}, {stated_log.topic_id}")
     return None
 
 
@@ -114,20 +114,20 @@ def disorder(statement: Statement, number: int) -> Fault | None:
         statement: the statement.
         number: the number that its first batch should have.
     """
-    place = 0
+    position = 0
     for batch in statement.batches:
-        if batch.number != number or batch.start != place:
+        if batch.number != number or batch.start != position:
             where = {
                 "batch": batch.number,
-                "expected": f"number {number} at byte {place}",
+                "expected": f"number {number} at byte {position}",
                 "found": f"number {batch.number} at byte {batch.start}",
             }
             return Fault("batch-order", "the batches are not consecutive", where)
         number += 1
-        place += batch.size
+        position += batch.size
     segment = statement.segment
-    if segment and place != segment.size:
-        where = {"key": segment.key, "expected": f"{segment.size} bytes", "found": f"{place} bytes"}
+    if segment and position != segment.size:
+        where = {"key": segment.key, "expected": f"{segment.size} bytes", "found": f"{position} bytes"}
         return Fault("segment-size", "the members do not add up to the segment's size", where)
     return None
 
@@ -140,7 +140,7 @@ def miscount(statement: Statement) -> Fault | None:
             return _miscounted("offset-overlap", start, min(end, stop) - start)
     if unlined and (unlined[0][0] < statement.first_offset or unlined[-1][1] > statement.next_offset):
         return Fault("statement", "skipped, lost, unreadable or quarantined offsets are outside the range")
-    measure: Callable[[int, int], int] = Measure(unlined) if unlined else _no_offsets
+    measure = Measure(unlined)
     cursor = statement.first_offset
     for batch in [*statement.batches, None]:
         start = batch.first_offset if batch else statement.next_offset
@@ -157,10 +157,6 @@ def miscount(statement: Statement) -> Fault | None:
             return _miscounted(name, start, abs(lines - batch.events), batch)
         cursor = batch.next_offset
     return None
-
-
-def _no_offsets(_start: int, _end: int) -> int:
-    return 0
 
 
 def _miscounted(name: str, offset: int, count: int, batch: Batch | None = None) -> Fault:

@@ -52,7 +52,7 @@ def test_written_between_listings(
 ) -> None:
     """Whatever a drain writes while the archive is listed, and whichever part is listed then, nothing is alarmed."""
     # So many statements are written: they are looked for from where the log ended, and not from its beginning.
-    monkeypatch.setattr("custody.verify.unnamed._LATER_LIMIT", 4)
+    monkeypatch.setattr("custody.verify.orphans._LATER_LIMIT", 4)
     growing = Growing(tmp_path)
     growing.append(3)
     writing = growing if what == "a log goes on" else Growing(tmp_path, partition=1, begun=growing.begun)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def check_audits(line: bytes) -> None:
     chain = AuditLog(good().scene.main.archive, good().trust.keys, found)
     chain.step(0, two_lines(line, "custody/audit/1"))
     chain.step(1, good().objects[layout.audit_key(1)])
-    chain.end()
+    chain.signed.end()
     worst = judge(found.sorted())
     assert worst >= Severity.TAMPERED if line != lines_[0] else worst == 0
 
@@ -274,7 +275,7 @@ def check_state(data: bytes) -> None:
 @raises(ConfigurationError)
 def check_report(data: bytes) -> None:
     """A report to accept findings from is one, or a ConfigurationError."""
-    reported = acceptance.read_report(data.splitlines(keepends=True))
+    reported = acceptance.read_report(BytesIO(data))
     for one in reported.findings:
         try:
             acceptance.entries(one, "why", "who", "2026-03-01T00:00:00.000000Z")
@@ -549,7 +550,9 @@ def check_orphan(data: bytes) -> None:
     which: layout.Kind = "events" if not kind or kind[0] & 1 else "quarantine"
     key = layout.records_key(which, layout.Log("audit", 0), first, last, 0, digest)
     chain = _verified()[MAIN]
-    found = orphans.judge(ReadOnlyStore(good().objects | {key: body}), chain, key, lambda _: anything, live=False)
+    found = orphans.check_unnamed(
+        ReadOnlyStore(good().objects | {key: body}), chain, key, lambda _: anything, live=False
+    )
     assert found is not None
     judge([found])
     assert found.finding in {"orphan", "unlisted"}

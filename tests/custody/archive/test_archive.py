@@ -29,6 +29,7 @@ from custody.errors import (
     ObjectMissing,
     TransientStoreError,
 )
+from custody.findings import Accepted
 from custody.format import audit, envelope, limits, manifest
 from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import Algorithm, HeadRef, Tree
@@ -38,7 +39,7 @@ from custody.keys.key import HmacKey
 from custody.keys.keyring import Keyring
 from custody.keys.secret import Secret
 from custody.keys.signers import Signers
-from custody.keys.trust import Accepted, Trust, TrustedKey
+from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.tlog import merkle
 from custody.tlog.checkpoint import sign_checkpoint

@@ -23,12 +23,13 @@ from custody.archive.witness import Seen, Witness
 from custody.archive.writer import append_audit, create_archive
 from custody.cli.evidence import app
 from custody.errors import ConfigurationError, ObjectMissing
+from custody.findings import Accepted
 from custody.format.archive_file import Pin
 from custody.format.audit import Audit, SignedAudit
 from custody.format.layout import AUDIT_LOG, audit_key, checkpoint_key, manifest_key
 from custody.format.times import format_time
 from custody.keys.keyring import Keyring, new_keyring, rotate_keyring
-from custody.keys.trust import Accepted, Trust
+from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.tlog.checkpoint import NoteKey, parse_checkpoint, parse_note, sign_checkpoint
 from custody.tlog.head import Head

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from custody.errors import ConfigurationError
+from custody.findings import Accepted
 from custody.format.archive_file import Pin
 from custody.keys import trust_file
 from custody.keys.key import PublicKey
 from custody.keys.keyring import Keyring
 from custody.keys.open import open_public
-from custody.keys.trust import Accepted, open_trust
+from custody.keys.trust import open_trust
 from custody.tlog.head import Head
 
 PIN = Pin("6ba7b810-9dad-41d1-80b4-00c04fd430c8", "44" * 32)

@@ -217,7 +217,7 @@ def test_wrong_signatures_are_one_row(builder: Builder) -> None:
     """A signature that does not hold is reported for each entry, joined by the key."""
     told = Told(builder, keys={KEY_ID: replace(KEY, material=Secret(b"0" * 32))}).run()
     assert told.reports == [("signature", sequence) for sequence in range(SIZE)]
-    assert {one["row"] for one in told.fields} == {KEY_ID}
+    assert {one["group"] for one in told.fields} == {KEY_ID}
     assert told.verified == 0
     assert told.log.signers == ()
 
@@ -321,14 +321,14 @@ def test_an_ended_key_before_a_gap_right_at_the_start(builder: Builder) -> None:
 def test_rows(builder: Builder) -> None:
     """Findings of one kind and key are joined: outside a span, beyond an end, and not over the bytes are three."""
     span = Told(builder, keys={KEY_ID: replace(KEY, to=START)}).run()
-    assert {fields["row"] for fields in span.fields} == {f"span {KEY_ID}"}
+    assert {fields["group"] for fields in span.fields} == {f"span {KEY_ID}"}
     assert span.reports == [("key-span", sequence) for sequence in range(SIZE)]
     beyond = Told(builder, keys=ended(builder, 5)).run()
-    assert {fields["row"] for fields in beyond.fields} == {f"ended {KEY_ID}"}
+    assert {fields["group"] for fields in beyond.fields} == {f"ended {KEY_ID}"}
     builder.secret = b"0" * 32
     builder.resign(SIZE - 1, lambda _: None)
     wrong = Told(builder).run()
-    assert [fields["row"] for fields in wrong.fields] == [KEY_ID]
+    assert [fields["group"] for fields in wrong.fields] == [KEY_ID]
     assert wrong.fields[0]["what"] == f"the signature of key {KEY_ID!r} is not over this statement"
 
 
@@ -566,7 +566,7 @@ def test_what_an_ended_key_signed_before_a_gap(builder: Builder, *, shown: bool)
         assert told.reports[-1] == ("key-span", 4)
         assert told.fields[-1]["tampered"] is True
         fields = told.fields[-1]
-        assert (fields["loss"], fields["row"]) == ((builder.name, KEY_ID, "5"), f"until {KEY_ID}")
+        assert (fields["loss"], fields["group"]) == ((builder.name, KEY_ID, "5"), f"until {KEY_ID}")
         assert fields["what"].endswith("are not shown to lie within that head")
 
 
@@ -582,7 +582,7 @@ def test_the_key_of_a_checkpoint_ended_before(builder: Builder) -> None:
         if expected:
             wanted = {
                 "key": "x",
-                "row": "checkpoints",
+                "group": "checkpoints",
                 "found": sealed,
                 "expected": f"sealed before {moment:%Y-%m-%dT%H:%M:%SZ}",
             }
@@ -759,11 +759,11 @@ def test_noise_before_what_passes_over(builder: Builder) -> None:
     builder.append(2)
     told = Told(builder).run()
     assert told.reports == [("passed-over", SIZE), ("passed-over", SIZE + 1)]
-    assert [fields["row"] for fields in told.fields] == [f"there before {SIZE + 2}"] * 2
+    assert [fields["group"] for fields in told.fields] == [f"there before {SIZE + 2}"] * 2
     assert not any("empty now" in fields["what"] for fields in told.fields)
     builder.path(SIZE).unlink()
     told = Told(builder).run()
-    assert [fields["row"] for fields in told.fields] == [f"gone before {SIZE + 2}", f"there before {SIZE + 2}"]
+    assert [fields["group"] for fields in told.fields] == [f"gone before {SIZE + 2}", f"there before {SIZE + 2}"]
     assert told.fields[0]["what"].endswith("passed over it, and is empty now")
 
 
@@ -866,8 +866,8 @@ def test_a_signature_is_told_whole(builder: Builder) -> None:
     builder.path(3).write_bytes(builder.path(3).read_bytes().split(b"\n")[0] + b"\nnoise\n")
     told = Told(builder).run()
     assert told.reports == [("signature", 3)]
-    assert set(told.fields[0]) == {"what", "sequence", "sha256", "row"}
-    assert (told.fields[0]["sha256"], told.fields[0]["row"]) == (digest(builder, 3), "line 2")
+    assert set(told.fields[0]) == {"what", "sequence", "sha256", "group"}
+    assert (told.fields[0]["sha256"], told.fields[0]["group"]) == (digest(builder, 3), "line 2")
     builder.path(3).write_bytes(
         builder.path(3).read_bytes().split(b"\n")[0] + b"\n" + second.replace(b"HMAC-SHA256", b"Ed25519") + b"\n"
     )
@@ -875,7 +875,7 @@ def test_a_signature_is_told_whole(builder: Builder) -> None:
     assert [name for name, _ in told.reports] == ["signature", "signature", "key-algorithm"]
     fields = told.fields[2]
     assert (fields["expected"], fields["found"], fields["sha256"]) == ("HMAC-SHA256", "Ed25519", digest(builder, 3))
-    assert (fields["row"], fields["tampered"], fields["sequence"]) == (KEY_ID, False, 3)
+    assert (fields["group"], fields["tampered"], fields["sequence"]) == (KEY_ID, False, 3)
     assert told.log.signers == Told(builder).run(3, whole=False).log.signers == (KEY_ID,)
     assert told.verified == SIZE - 1
 
@@ -898,13 +898,13 @@ def test_what_cannot_be_checked_now_is_told_of_each(builder: Builder) -> None:
     away: Any = Away(KEY)
     told = Told(builder, keys={KEY_ID: away}).run()
     assert told.reports == [("unreadable", sequence) for sequence in range(SIZE)]
-    assert set(told.fields[0]) == {"what", "sequence", "expected", "found", "row"}
+    assert set(told.fields[0]) == {"what", "sequence", "expected", "found", "group"}
     assert told.fields[0]["what"] == "a signature could not be checked: KMS does not answer"
-    assert told.fields[0]["row"] == KEY_ID
+    assert told.fields[0]["group"] == KEY_ID
     assert not told.log.sound
     quiet = Told(builder, keys=UNCHECKED).run()
     assert quiet.reports == [("unchecked-signature", sequence) for sequence in range(SIZE)]
-    assert quiet.fields[0]["row"] == KEY_ID
+    assert quiet.fields[0]["group"] == KEY_ID
     assert quiet.log.sound
 
 
@@ -950,10 +950,10 @@ def test_a_head_is_told_whole(builder: Builder) -> None:
     told = Told(builder, known=(forked,)).run()
     expected, found = f"size 3, root {'01' * 32}", f"size 3, root {other.root.hex()}"
     fields = told.fields[0]
-    assert set(fields) == {"what", "sequence", "expected", "found", "evidence", "loss", "row"}
+    assert set(fields) == {"what", "sequence", "expected", "found", "evidence", "loss", "group"}
     assert (fields["expected"], fields["found"], fields["loss"]) == (expected, found, (builder.name, expected, found))
     assert fields["evidence"] == ("a note", builder.path(3).read_bytes().decode())
-    assert fields["row"] == f"3 {other.root.hex()}"
+    assert fields["group"] == f"3 {other.root.hex()}"
     told = Told(builder, known=(replace(forked, checkpoint="checkpoints/x"),)).run()
     assert (told.reports[0], told.fields[0]["key"]) == (("checkpoint", 2), "checkpoints/x")
     what = "the root that was signed here is not that of the statements that it covers"
@@ -984,7 +984,7 @@ def test_a_rollback_is_told_whole(builder: Builder, *, root: bool) -> None:
             "expected": expected,
             "found": found,
             "loss": (builder.name, expected, found),
-            "row": "rollback",
+            "group": "rollback",
         }
     ]
     builder.path(SIZE - 1).write_bytes(b"noise")
@@ -998,7 +998,7 @@ def test_what_was_passed_over_is_told_whole(builder: Builder) -> None:
     builder.pass_over(b"noise")
     builder.append(2)
     told = Told(builder).run()
-    assert set(told.fields[0]) == {"what", "sequence", "key", "sha256", "row"}
+    assert set(told.fields[0]) == {"what", "sequence", "key", "sha256", "group"}
     assert told.fields[0]["what"] == "the slot held no valid statement, and the writer passed over it"
     assert (told.fields[0]["key"], told.fields[0]["sha256"]) == (told.log.form.key(SIZE), sha256(b"noise").hexdigest())
     assert told.log.size == SIZE + 2
@@ -1008,4 +1008,4 @@ def test_what_was_passed_over_is_told_whole(builder: Builder) -> None:
     builder.path(SIZE).write_bytes(other.path(SIZE).read_bytes())
     told = Told(builder).run()
     assert told.reports == [("head-fork", SIZE)]
-    assert (told.fields[0]["sha256"], told.fields[0]["row"]) == (digest(builder, SIZE + 1), f"passed {SIZE + 1}")
+    assert (told.fields[0]["sha256"], told.fields[0]["group"]) == (digest(builder, SIZE + 1), f"passed {SIZE + 1}")

@@ -1,4 +1,4 @@
-"""`custody accept`: what is judged becomes a notice, exactly that, and nothing else in trust.json changes."""
+"""`custody accept`: exactly the accepted finding becomes a notice, and nothing else in trust.json changes."""
 
 import json
 import stat
@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from custody.errors import ConfigurationError
-from custody.findings import Finding, Severity, finding
+from custody.findings import Accepted, Finding, Severity, finding
 from custody.format.layout import Log, manifest_key
 from custody.keys.files import encode_base64
-from custody.keys.trust import Accepted, open_trust
+from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify import acceptance
 from custody.verify.acceptance import Wanted
@@ -94,7 +94,7 @@ def accept(custody: Command, *arguments: object) -> tuple[int, str, str]:
 
 
 def test_loss_is_accepted_and_the_next_is_not(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """A judged loss is a notice with who, when and why; another loss is still 11."""
+    """An accepted loss is a notice that says who accepted it, when and why. Another loss still gives exit code 11."""
     archive.append(10, lose=7)
     assert judge(archive, trust).exit_code == 11
     report = report_of(archive, trust, tmp_path / "report.jsonl")
@@ -130,7 +130,7 @@ def test_all_else_in_the_file_stays(custody: Command, archive: Builder, trust: P
 
 
 def test_link_and_mode_of_a_file_without_secrets_stay(custody: Command, trust: Path, tmp_path: Path) -> None:
-    """A trust.json that others may read, behind a symbolic link, is both afterwards."""
+    """A trust.json behind a symbolic link, readable by others, keeps the link and its mode."""
     real = tmp_path / "elsewhere.json"
     real.write_text('{"format":"custody/trust/1"}')
     real.chmod(0o644)
@@ -148,7 +148,7 @@ def test_link_and_mode_of_a_file_without_secrets_stay(custody: Command, trust: P
 
 
 def test_tampering_by_its_exact_digest(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """Tampering is accepted as it was found, byte for byte: the next change of the same object is seen."""
+    """Tampering is accepted by its exact digest: the next change of the same object is reported."""
     path = archive.segment(1)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     report = report_of(archive, trust, tmp_path / "report.jsonl")
@@ -159,7 +159,7 @@ def test_tampering_by_its_exact_digest(custody: Command, archive: Builder, trust
 
 
 def test_tampering_without_a_digest_is_refused(custody: Command, trust: Path) -> None:
-    """What has no digest to name it by is not accepted, and the error says what to do instead."""
+    """Tampering without a digest is not accepted, and the error says what to do."""
     code, _, err = accept(custody, "--finding", "segment-hash", "--key", "events/x", "--trust", trust)
     assert code == 2
     assert "sha256" in err
@@ -179,7 +179,7 @@ def test_tampering_without_a_digest_is_refused(custody: Command, trust: Path) ->
 def test_what_a_lock_keeps_for_years(
     custody: Command, archive: Builder, trust: Path, tmp_path: Path, key: str, finding: str, code: int
 ) -> None:
-    """What nobody can delete under a lock is accepted as it is; other bytes in its place are not."""
+    """An object that a lock protects from deletion is accepted by its digest. Other bytes under its key are not."""
     path = archive.root / key
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"planted")
@@ -198,7 +198,7 @@ def test_what_a_lock_keeps_for_years(
 def test_another_archive_file_by_its_digest(
     custody: Command, archive: Builder, trust: Path, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
-    """Another archive.json than the one pinned is judged by its digest, whatever id it carries, and the next is not."""
+    """An archive.json that differs from the pin is accepted by its digest, whatever its id. The next one is not."""
 
     def put(**more: Any) -> None:
         archive.put(
@@ -225,7 +225,7 @@ def test_another_archive_file_by_its_digest(
 
 
 def test_a_log_that_went_back(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """A log that went back is accepted as far as it went; that it goes back further, or goes on, is found again."""
+    """A rollback is accepted for its two heads. If the log shrinks or grows after that, it is reported again."""
     size, root = archive.head
     document = json.loads(trust.read_bytes())
     document["heads"] = {"audit/0": {"size": size, "root": root.hex()}}
@@ -256,7 +256,7 @@ def test_a_log_that_went_back(custody: Command, archive: Builder, trust: Path, t
 
 
 def test_a_judged_log_is_remembered_again(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """Once a broken signature is accepted, the head is remembered as before: what is removed next is found."""
+    """Once a broken signature is accepted, new heads are saved again, so later removals are reported."""
     state = tmp_path / "state.json"
 
     def look() -> Report:
@@ -278,7 +278,7 @@ def test_a_judged_log_is_remembered_again(custody: Command, archive: Builder, tr
 def test_what_was_accepted_hides_no_unsigned_statement(
     custody: Command, archive: Builder, trust: Path, tmp_path: Path
 ) -> None:
-    """Who has no secret, and accepts one changed statement, still hears that no checkpoint covers any of them."""
+    """Without the secret, accepting one changed statement does not hide that no checkpoint covers the statements."""
     document = json.loads(trust.read_bytes())
     del document["keys"][0]["secret"]
     trust.write_text(json.dumps(document))
@@ -299,7 +299,7 @@ def test_what_was_accepted_hides_no_unsigned_statement(
 def test_another_history_by_both_heads(
     custody: Command, archive: Builder, trust: Path, tmp_path: Path, memory: str
 ) -> None:
-    """A log that was restored from a backup, and went on, forks for ever: accepted by both roots, and no third one."""
+    """A log that continued from a backup is a fork at every run. It is accepted for both roots, and no third one."""
     size = len(archive.lines)
     document = json.loads(trust.read_bytes())
     if memory == "trust":
@@ -339,7 +339,7 @@ def test_missing_manifests_one_by_one(custody: Command, archive: Builder, trust:
 
 
 def test_missing_object_by_its_key(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """That a statement's segment is gone, and accepted, does not hide that its quarantine goes too."""
+    """An accepted missing segment does not hide that the quarantine of the same statement goes missing."""
     archive.segment(2).unlink()
     report = report_of(archive, trust, tmp_path / "report.jsonl")
     assert accept(custody, "--from", report, "--finding", "segment-missing", "--trust", trust)[0] == 0
@@ -349,7 +349,7 @@ def test_missing_object_by_its_key(custody: Command, archive: Builder, trust: Pa
 
 
 def test_rows_of_statements(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """A finding that stands for a run of statements is accepted for each, and the next statement is not."""
+    """A finding about several statements is accepted for each of them, and not for the next statement."""
     document = json.loads(trust.read_bytes())
     document["keys"][0]["to"] = "2026-03-01T12:00:00.000000Z"
     trust.write_text(json.dumps(document))
@@ -377,7 +377,7 @@ def test_rows_of_statements(custody: Command, archive: Builder, trust: Path, tmp
 def test_what_is_not_found_is_refused(
     custody: Command, archive: Builder, trust: Path, tmp_path: Path, arguments: list[object], says: str
 ) -> None:
-    """Only what the report has is accepted, and only one; nothing is written else."""
+    """Exactly one finding of the report is accepted. Otherwise nothing is written."""
     archive.append(10, lose=7)
     archive.append(10, lose=7)
     report = report_of(archive, trust, tmp_path / "report.jsonl")
@@ -389,7 +389,7 @@ def test_what_is_not_found_is_refused(
 
 
 def test_accepted_already_and_notices(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """What needs no acceptance gets none."""
+    """A notice cannot be accepted: it needs no acceptance."""
     archive.append(10, lose=7)
     archive.append(5, edit=lambda statement: statement.update(sealed_at="2026-03-01T12:00:00.000000Z"))
     arguments = ["--from", report_of(archive, trust, tmp_path / "report.jsonl"), "--trust", trust, "--finding"]
@@ -400,7 +400,7 @@ def test_accepted_already_and_notices(custody: Command, archive: Builder, trust:
 
 
 def test_report_of_another_archive(custody: Command, archive: Builder, trust: Path, tmp_path: Path) -> None:
-    """The report must be of the archive that trust.json is for."""
+    """The report must be about the archive that trust.json pins."""
     archive.append(10, lose=7)
     report = report_of(archive, trust, tmp_path / "report.jsonl")
     report.write_text(report.read_text().replace(ARCHIVE_ID, "0" * 8 + ARCHIVE_ID[8:]))
@@ -425,7 +425,7 @@ def test_report_of_another_archive(custody: Command, archive: Builder, trust: Pa
     ids=["empty", "noise", "array", "finding", "severity", "sequence", "cut off", "deep"],
 )
 def test_what_is_no_report(custody: Command, trust: Path, tmp_path: Path, report: bytes) -> None:
-    """A report that is none, or is cut off, is one clear line."""
+    """An invalid or incomplete report gives one clear error line."""
     path = tmp_path / "report.jsonl"
     path.write_bytes(report)
     code, _, err = accept(custody, "--from", path, "--finding", "offset-lost", "--trust", trust)
@@ -436,7 +436,7 @@ def test_what_is_no_report(custody: Command, trust: Path, tmp_path: Path, report
 
 @pytest.mark.parametrize("where", ["nothing", "not there", "broken", "open", "no trust"])
 def test_trust_that_cannot_be_used(custody: Command, trust: Path, where: str) -> None:
-    """No file, a broken one, or one whose secrets others can read: a clear line, and nothing is written."""
+    """A missing or broken file, or one whose secrets others can read, gives a clear error. Nothing is written."""
     if where == "broken":
         trust.write_text('{"format":"custody/trust/1","accepted":null}')
     elif where == "no trust":
@@ -456,7 +456,7 @@ def test_trust_that_cannot_be_used(custody: Command, trust: Path, where: str) ->
 def test_the_trust_beside_the_keyring(
     custody: Command, trust: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without --trust and the setting, the file beside the keyring is taken, as `keys end` does; a line says so."""
+    """Without --trust and the setting, the file beside the keyring is used, as by `keys end`. The output says so."""
     (tmp_path / "keys").mkdir()
     beside = trust.rename(tmp_path / "keys" / "trust.json")
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{tmp_path}/keys/keyring.json")
@@ -503,7 +503,7 @@ def entry(**fields: Any) -> list[Accepted]:
 
 
 def test_entries_name_what_they_can() -> None:
-    """An object is named by its key, a statement by log and sequence, and each by its digest where there is one."""
+    """An entry has the object's key, or else the log and sequence; and the digest if there is one."""
     place: dict[str, Any] = {"log": "a/0", "sequence": 3}
     assert entry(name="segment-missing", key="events/x", **place) == [
         Accepted("segment-missing", "why", "who", AT, key="events/x")
@@ -517,7 +517,7 @@ def test_entries_name_what_they_can() -> None:
 
 
 def test_entries_that_cannot_be() -> None:
-    """Too many statements, some of a row, or no place at all are refused."""
+    """Refused: too many statements, some statements of a group, and findings about neither object nor statement."""
     for fields in (
         {"log": "a/0", "sequence": 0, "through": acceptance.ENTRIES_LIMIT},
         {"log": "a/0", "sequence": 0, "through": 9, "count": 3},
@@ -533,7 +533,7 @@ def test_entries_that_cannot_be() -> None:
 
 
 def test_row_of_tampering_is_accepted_one_by_one() -> None:
-    """The digest of a row is its first one's, so only that one is accepted."""
+    """The digest of a group is that of its first statement, so only this statement is accepted."""
     row = replace(finding("signature", "x", log="a/0", sequence=3, sha256="0" * 64), through=7, count=5)
     assert isinstance(row, Finding)
     assert row.severity is Severity.TAMPERED

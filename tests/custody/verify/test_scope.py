@@ -67,7 +67,7 @@ def test_spans_add_up(archive: Builder, cuts: tuple[int, ...], *, contents: bool
 
 @pytest.mark.parametrize("listing", [True, False])
 def test_a_span_reads_its_own_statements(archive: Builder, *, listing: bool) -> None:
-    """What is wrong outside a span is not found, but for the statement behind it, whose tree shows what is in it."""
+    """Faults outside a span are not reported. One exception: the next statement's tree, which covers the span."""
     archive.segment(1).unlink()
     archive.segment(8).unlink()
     assert names(judge(archive, Scope({log(archive): [Span(2, 8)]}, listing=listing))) == []
@@ -78,20 +78,20 @@ def test_a_span_reads_its_own_statements(archive: Builder, *, listing: bool) -> 
 
 @pytest.mark.parametrize("listing", [True, False])
 def test_the_statement_behind_a_span(archive: Builder, *, listing: bool) -> None:
-    """A statement that was changed and signed anew shows in the tree of the next one, which lies outside the span."""
+    """A changed and re-signed statement is reported by the tree of the next statement, outside the span."""
     archive.resign(4, lambda statement: statement.update(writer="another"))
     assert names(judge(archive, Scope({log(archive): [Span(0, 5)]}, listing=listing))) == ["tree"]
     assert names(judge(archive, Scope({log(archive): [Span(0, 4)]}, listing=listing))) == []
 
 
 def test_a_span_beyond_the_end(archive: Builder) -> None:
-    """Statements that a span names and that are not there are missing."""
+    """Missing statements inside a span are reported."""
     report = judge(archive, Scope({log(archive): [Span(3, 12)]}, listing=False))
     assert [(one.finding, one.sequence, one.through) for one in report.findings] == [("sequence-gap", 9, 11)]
 
 
 def test_unnamed_objects_of_other_logs(archive: Builder) -> None:
-    """What no statement names is judged for the logs in scope, and for logs that there are none of."""
+    """Unnamed objects are reported for the logs in scope, and for logs without statements."""
     other = Builder(archive.root, partition=1)
     other.append(5)
     planted = [plant(archive, 103), plant(other, 103)]
@@ -103,7 +103,7 @@ def test_unnamed_objects_of_other_logs(archive: Builder) -> None:
 
 
 def test_memories_beyond_a_span(archive: Builder) -> None:
-    """A head that is remembered is asked for where a span reaches the end, and nowhere else."""
+    """A known head is required only of a span that reaches the end of its log."""
     size, root = archive.head
     trust = Trust(keys=TRUST.keys, heads={archive.name: Head(size, root)})
     archive.path(size - 1).unlink()

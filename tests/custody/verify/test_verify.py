@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from custody.errors import ConfigurationError, TransientStoreError
-from custody.findings import CATALOGUE, Findings, Severity, finding
+from custody.findings import CATALOGUE, Accepted, Findings, Severity, finding
 from custody.format.archive_file import Pin
 from custody.format.layout import Log
 from custody.keys.secret import Secret
-from custody.keys.trust import Accepted, Trust, TrustedKey
+from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
@@ -135,7 +135,7 @@ def with_members(edit: Callable[[list[bytes]], None], payloads: bool = False) ->
 
 
 def shifted(by: int) -> Callable[[Builder], object]:
-    """Append a statement that begins this much behind the end of the one before."""
+    """Append a statement that begins this many offsets after the end of the previous one."""
 
     def apply(builder: Builder) -> None:
         builder.next_offset += by
@@ -306,7 +306,7 @@ def unnamed(
 
 
 def crashed_writer(builder: Builder) -> None:
-    """Leave what a writer leaves that died before its manifest, and that had cut its segment elsewhere."""
+    """Put the segment of a writer that died before its manifest, and that split the records differently."""
     shadow = Builder(builder.root, next_offset=150)
     keep = builder.path(0).read_bytes()
     # Offsets 150 to 229 as they were committed: 135 and on are statements 2 to 8.
@@ -633,7 +633,7 @@ def remembered(builder: Builder) -> Trust:
 
 
 def test_rollback_by_trust(archive: Builder) -> None:
-    """A head in trust.json notices that the newest statements are gone (row 9)."""
+    """A known head in trust.json shows that the newest statements are gone (row 9)."""
     trust = remembered(archive)
     assert names(run(archive, trust)) == []
     archive.path(8).unlink()
@@ -643,7 +643,7 @@ def test_rollback_by_trust(archive: Builder) -> None:
 
 
 def test_rollback_by_state(archive: Builder, tmp_path: Path) -> None:
-    """The state file notices an older snapshot put in place (row 11), keeps its memory, and is content once it is back."""
+    """The state file shows that an older snapshot was put in place (row 11). It keeps its heads until the rest is back."""
     state = tmp_path / "state.json"
     snapshot = archive.copy(tmp_path / "snapshot")
     archive.append(10)
@@ -663,7 +663,7 @@ def test_rollback_by_state(archive: Builder, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("again", [False, True], ids=["nothing left", "begun anew"])
 def test_everything_deleted(archive: Builder, tmp_path: Path, *, again: bool) -> None:
-    """An archive that is gone, or that another was put in the place of, is never verified (row 10)."""
+    """A missing archive, or another one in its place, is never verified (row 10)."""
     state = tmp_path / "state.json"
     run(archive, state=state)
     archive.root.rename(tmp_path / "away")
@@ -695,7 +695,7 @@ def test_fork(archive: Builder, tmp_path: Path) -> None:
 
 
 def test_both_heads_are_evidence(archive: Builder) -> None:
-    """Where a checkpoint signs another root, the finding names it, and holds it and the statement whole (row 12)."""
+    """If a checkpoint signs another root, the finding names it, and has the texts of both as evidence (row 12)."""
     key = archive.checkpoint(9, b"\xab" * 32)
     trust = TRUST
     (found,) = run(archive, trust).findings
@@ -707,7 +707,7 @@ def test_both_heads_are_evidence(archive: Builder) -> None:
 
 
 def test_checkpoints_of_other_places(archive: Builder) -> None:
-    """A checkpoint counts for the size, the log and the archive that it lies under, and for no other."""
+    """A checkpoint counts only for the size, log and archive that its key names."""
     trust = TRUST
     note = (archive.root / archive.checkpoint(5)).read_bytes()
     assert names(run(archive, trust)) == []
@@ -729,7 +729,7 @@ def test_checkpoints_of_other_places(archive: Builder) -> None:
 
 
 def test_state_moves_forward_only_when_verified(archive: Builder, tmp_path: Path) -> None:
-    """A head with a bad signature is not remembered; a missing segment does not keep a head from being."""
+    """A head with a bad signature is not saved. A missing segment does not prevent saving the head."""
     state = tmp_path / "state.json"
     archive.secret = b"0" * 32
     archive.append(5)
@@ -746,7 +746,7 @@ def test_state_moves_forward_only_when_verified(archive: Builder, tmp_path: Path
     "data", [b"", b"{}", b"[]", b"\xff", b'{"format":"custody/state/1","archives":{"x":{}}}', b"[" * 10**5]
 )
 def test_broken_state_file(archive: Builder, tmp_path: Path, data: bytes) -> None:
-    """A state file that is none is refused, and named, rather than begun anew."""
+    """An invalid state file is an error that names it. It is not replaced."""
     state = tmp_path / "state.json"
     state.write_bytes(data)
     with pytest.raises(ConfigurationError, match=r"state\.json"):
@@ -836,7 +836,7 @@ def test_trusted_archive(archive: Builder) -> None:
 
 
 def test_accepted_loss(archive: Builder) -> None:
-    """A judged loss is a notice, and hides no other."""
+    """An accepted loss is a notice, and hides no other loss."""
     archive.append(10, lose=7)
     accepted = Accepted("offset-lost", "disk full", "ops", "2026-03-02", log="audit/0", sequence=9)
     trust = replace(TRUST, accepted=(accepted,))
@@ -865,7 +865,7 @@ def test_accepted_tampering_by_digest_only(archive: Builder) -> None:
 
 
 def test_expired(archive: Builder) -> None:
-    """What a signed statement let expire may be gone; the next may not."""
+    """Objects that a signed statement declared expired may be gone; the next ones may not."""
     archive.clock += RETENTION
     archive.append(0, expired=[0, 3])
     for sequence in (1, 2):
@@ -921,7 +921,7 @@ def test_an_expiry_is_as_old_as_its_youngest(archive: Builder) -> None:
 
 @pytest.mark.parametrize("forged", [{"value": base64.b64encode(bytes(32)).decode()}, None], ids=["wrong value", "none"])
 def test_forged_expiry_hides_no_loss(archive: Builder, forged: dict[str, str] | None) -> None:
-    """What a statement whose signature does not hold lets expire is missing all the same."""
+    """An expiry with an invalid signature does not count: its objects are reported as missing."""
     archive.append(0, expired=[0, 3])
     last = archive.path(len(archive.statements) - 1)
     line = last.read_bytes().split(b"\n")[0]
@@ -972,7 +972,7 @@ def test_several_logs(archive: Builder) -> None:
 
 
 class Bent:
-    """A store that lists and reads as told."""
+    """A store whose listings and reads a test controls."""
 
     def __init__(self, builder: Builder, **bent: Any) -> None:
         self._store = open_store(str(builder.root))
@@ -1021,12 +1021,12 @@ def test_read_refused(archive: Builder, refuse: str) -> None:
 
 
 def test_listing_refused(archive: Builder) -> None:
-    """A listing that breaks off is a finding; what it showed is verified, and no gap is invented (row 31)."""
+    """An incomplete listing is a finding. The listed part is verified, and no gap is reported (row 31)."""
     assert names(run(archive, store=bent(archive, halts=True))) == ["unreadable"]
 
 
 def test_manifest_that_came_while_listing(archive: Builder) -> None:
-    """A manifest that a running listing left out is no gap, and with --live one behind the last is read too."""
+    """A manifest that a listing left out is no gap. With --live, a manifest after the last listed one is read too."""
     assert names(run(archive, store=bent(archive, before_listed="000000000004.json"))) == []
     store = bent(archive, before_listed="000000000008.json")
     report = run(archive, store=store, live=True)
@@ -1040,19 +1040,19 @@ def test_manifest_that_came_while_listing(archive: Builder) -> None:
 
 
 def test_names_spill_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of objects are compared the same when they are too many for memory."""
-    monkeypatch.setattr("custody.verify.listing._SPILL_NAMES", 100)
+    """Names of objects are compared in the same way when they are too many for memory."""
+    monkeypatch.setattr("custody.verify.listing._BUCKET_BYTES", 64)
     with Names() as held:
         for number in range(1000):
             held.list(f"events/{number}")
             if number % 7:
                 held.name(f"events/{number}")
         found = held.unnamed()
-        assert {number for number in range(1000) if held.holds(found, f"events/{number}")} == set(range(0, 1000, 7))
+        assert {number for number in range(1000) if held.digest(f"events/{number}") in found} == set(range(0, 1000, 7))
 
 
 def test_sequences() -> None:
-    """A bitmap of sequences gives them in order, once each, and holds far ones apart."""
+    """Sequences are returned in order, once each. Those far beyond the others are kept apart."""
     held = Sequences()
     for sequence in (70_000, 3, 0, 3, 17, 16, 999_999_999_999, 8):
         held.add(sequence)
@@ -1076,8 +1076,8 @@ def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many foreign objects some are named, and the rest counted: neither memory nor the report grows with them."""
-    monkeypatch.setattr("custody.verify.unnamed._UNNAMED_LIMIT", 3)
+    """Only some of many foreign objects are reported one by one, and the rest are counted, so that memory is bounded."""
+    monkeypatch.setattr("custody.verify.orphans._UNNAMED_LIMIT", 3)
     for number in range(5):
         foreign(f"events/{number}")(archive)
     report = run(archive)
@@ -1116,7 +1116,7 @@ def test_findings_print_whatever_they_hold() -> None:
 
 
 def test_every_name_has_advice() -> None:
-    """Each finding has a class and says what to do next."""
+    """Each finding has a severity and says what to do next."""
     for name, (severity, action) in CATALOGUE.items():
         assert severity in Severity
         assert action, name
@@ -1130,4 +1130,4 @@ def test_chain_needs_no_store(archive: Builder) -> None:
         chain.step(sequence, archive.path(sequence).read_bytes())
     chain.end()
     assert findings.sorted() == []
-    assert (chain.size, chain.root) == archive.head
+    assert (chain.size, chain.signed.root) == archive.head
