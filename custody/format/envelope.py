@@ -17,7 +17,7 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
-from custody.format.strict_json import unique
+from custody.format.strict_json import check_depth, unique
 
 Int = Annotated[int, msgspec.Meta(ge=0, le=limits.INT_MAX)]
 Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -218,35 +218,14 @@ def _check_shape(line: bytes, value: object, what: str) -> None:
     try:
         if not line.isascii():
             line.decode()
-        _check_depth(line)
+        check_depth(line, limits.STATEMENT_DEPTH)
         shape = json.loads(
             line.decode(), object_pairs_hook=unique, parse_int=integer, parse_float=other, parse_constant=other
         )
     except (FormatError, ValueError, RecursionError) as error:
         raise FormatError(f"{what}: {error}") from None
     # By way of bytes, for `to_builtins` would leave ranges tuples, which no list equals.
-    expected = msgspec.json.decode(_encoder.encode(value))
-    if _names(shape) != _names(expected) or shape != expected:
+    expected = json.loads(_encoder.encode(value))
+    # Dictionaries are equal in any order of their names; their JSON is not.
+    if json.dumps(shape) != json.dumps(expected):
         raise FormatError(f"{what}: fields are missing, unknown or out of order")
-
-
-def _check_depth(line: bytes) -> None:
-    """Raise if the JSON nests too deep."""
-    deepest = depth = 0
-    for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', line):
-        token = match[0]
-        if token in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token in b"]}":
-            depth -= 1
-    if deepest > limits.STATEMENT_DEPTH:
-        raise FormatError(f"nested deeper than {limits.STATEMENT_DEPTH}")
-
-
-def _names(value: object) -> object:
-    if isinstance(value, dict):
-        return [(name, _names(inner)) for name, inner in value.items()]
-    if isinstance(value, list | tuple):
-        return [_names(inner) for inner in value]
-    return None

@@ -20,8 +20,9 @@ from custody.archive.writer import Entry, LogWriter, create_archive
 from custody.findings import Severity
 from custody.format import limits, quarantine
 from custody.format.envelope import Tree
-from custody.format.events import EVENT_TYPES, parse_time, reason
+from custody.format.events import EVENT_TYPES, reason
 from custody.format.leaves import LeafMaker
+from custody.format.lines import parse_time
 from custody.format.manifest import (
     LastRecord,
     Leaves,
@@ -180,9 +181,9 @@ def judge_batches(entry: Entry, fine: Sequence[Record], batch_events: int, model
         assert lines == [(record.content or b"").replace(b"\n", b" ") + b"\n" for record in mine]
         assert batch.events == 1 or batch.inflated <= assemble.CUT_BYTES + batch_events
         parsed = [json.loads(line) for line in lines]
-        bounds = [parse_time(one["timestamp"]) for one in parsed]
-        assert batch.min_time == format_us(min(bound[0] for bound in bounds if bound))
-        assert batch.max_time == format_us(max(bound[1] for bound in bounds if bound))
+        times = [time.microseconds for one in parsed if (time := parse_time(one["timestamp"]))]
+        assert batch.min_time == format_us(min(floor for floor, _ in times))
+        assert batch.max_time == format_us(max(floor + beyond for floor, beyond in times))
         for one in parsed:
             types[one["event_type"]] = types.get(one["event_type"], 0) + 1
         known = [record.stamp for record in mine if record.stamp[0] != TIME_NOT_AVAILABLE and record.stamp[1] >= 0]
