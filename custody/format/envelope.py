@@ -6,12 +6,11 @@ floats, deep nesting, trailing bytes and sizes beyond the limits are all a `Form
 """
 
 import base64
-import binascii
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -57,6 +56,19 @@ class _Signatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Signatures = tuple[tuple[Signature, bytes], ...]
 """Each signature of line 2, with its value decoded."""
 
+S_co = TypeVar("S_co", covariant=True)
+
+
+class SignedFile(msgspec.Struct, Generic[S_co], frozen=True):
+    """A parsed two-line file, with line 1 exactly as stored."""
+
+    statement: S_co
+    line: bytes
+    """Line 1 without its newline."""
+    signatures: Signatures
+    message: bytes
+    """What is signed, and the entry of the tree."""
+
 
 class Signer(Protocol):
     """A key that can sign."""
@@ -92,14 +104,18 @@ def passed_over_message(digest: str) -> bytes:
     return f"custody/passed-over/1\n{digest}\n".encode()
 
 
-def encode_line(value: object) -> bytes:
-    """Return a value as line 1: compact JSON in ASCII, without the newline."""
-    return to_ascii(_encoder.encode(value))
+def encode_line(value: object, what: str = "line 1", hint: str = "") -> bytes:
+    """Return a value as line 1: compact JSON in ASCII, without the newline.
 
-
-def to_ascii(line: bytes) -> bytes:
-    """Return compact JSON in ASCII, as we write it."""
-    return line if line.isascii() else json.dumps(json.loads(line), separators=(",", ":")).encode()
+    Raises:
+        FormatError: it is beyond the limit; the message begins with `what`, and ends with `hint`.
+    """
+    line = _encoder.encode(value)
+    if not line.isascii():
+        line = json.dumps(json.loads(line), separators=(",", ":")).encode()
+    if len(line) > limits.STATEMENT_BYTES:
+        raise FormatError(f"{what} would have {len(line)} bytes (limit {limits.STATEMENT_BYTES}){hint}")
+    return line
 
 
 def seal(line: bytes, form: str, signers: Iterable[Signer]) -> bytes:
@@ -145,6 +161,21 @@ def check_passed_over(what: str, hashes: list[str], sequence: int) -> None:
         )
 
 
+def parse_file(data: bytes, parse_statement: Callable[[bytes], S_co], form: str) -> SignedFile[S_co]:
+    """Parse a two-line file.
+
+    Args:
+        data: the file.
+        parse_statement: returns the statement of a line 1; raises FormatError.
+        form: the file's `format`.
+
+    Raises:
+        FormatError: it is not of the format; the message says which rule it breaks.
+    """
+    line, second = split_lines(data)
+    return SignedFile(parse_statement(line), line, parse_signatures(second), message(line, form))
+
+
 def split_lines(data: bytes) -> tuple[bytes, bytes]:
     """Split a two-line file into its lines, without newlines, and hold their limits.
 
@@ -174,16 +205,25 @@ def parse_signatures(second: bytes) -> Signatures:
     listed: list[Signature] = decode_strictly(_signatures_decoder, second, "the signatures").signatures
     if len({signature.key for signature in listed}) != len(listed):
         raise FormatError("the signatures: a key signs twice")
-    decoded = []
-    for signature in listed:
-        try:
-            value = base64.b64decode(signature.value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise FormatError(f"the signatures: the value of key {signature.key!r} is not base64") from error
-        if base64.b64encode(value).decode() != signature.value:
-            raise FormatError(f"the signatures: the value of key {signature.key!r} is not canonical base64")
-        decoded.append((signature, value))
-    return tuple(decoded)
+    return tuple(
+        (signature, decode_base64(signature.value, f"the signatures: the value of key {signature.key!r}"))
+        for signature in listed
+    )
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """Return the bytes that a text spells in canonical base64.
+
+    Raises:
+        FormatError: it is none; the message begins with `what`.
+    """
+    try:
+        value = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise FormatError(f"{what} is not base64") from None
+    if base64.b64encode(value).decode() != text:
+        raise FormatError(f"{what} is not canonical base64")
+    return value
 
 
 def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) -> Any:

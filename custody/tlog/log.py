@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from custody.errors import FormatError
 from custody.format import limits
-from custody.format.envelope import Algorithm, Signatures, Tree, passed_over_message
+from custody.format.envelope import Algorithm, SignedFile, Tree, passed_over_message
 from custody.format.times import parse_time
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
@@ -65,24 +65,8 @@ class Statement(Protocol):
         ...
 
 
-class Entry(Protocol):
-    """A manifest, or an audit."""
-
-    @property
-    def statement(self) -> Statement:
-        """Line 1."""
-        ...
-
-    @property
-    def signatures(self) -> Signatures:
-        """Line 2."""
-        ...
-
-    @property
-    def message(self) -> bytes:
-        """What is signed, and the entry of the tree."""
-        ...
-
+Entry = SignedFile[Statement]
+"""A manifest, or an audit."""
 
 E = TypeVar("E", bound=Entry)
 E_co = TypeVar("E_co", bound=Entry, covariant=True)

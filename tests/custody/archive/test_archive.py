@@ -1116,7 +1116,7 @@ def audited(
 def sealed_audit(
     store: MemoryStore, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer], **fields: object
 ) -> bytes:
-    return envelope.seal(audit.encode(audit_with_a_head(store, tip, **fields)), audit.FORMAT, signers)
+    return envelope.seal(envelope.encode_line(audit_with_a_head(store, tip, **fields)), audit.FORMAT, signers)
 
 
 def test_audits_follow_one_another() -> None:
