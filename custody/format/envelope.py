@@ -23,7 +23,7 @@ Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z\Z")]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 Algorithm = Literal["HMAC-SHA256", "Ed25519"]
-"""What signs."""
+"""The algorithm of a signature."""
 
 
 class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,7 +177,7 @@ def parse_file(data: bytes, parse_statement: Callable[[bytes], S_co], form: str)
 
 
 def split_lines(data: bytes) -> tuple[bytes, bytes]:
-    """Split a two-line file into its lines, without newlines, and hold their limits.
+    """Split a two-line file into its lines, without newlines, and check their limits.
 
     Raises:
         FormatError: there are not exactly two lines, each with a newline, or one is too long.
@@ -205,10 +205,13 @@ def parse_signatures(second: bytes) -> Signatures:
     listed: list[Signature] = decode_strictly(_signatures_decoder, second, "the signatures").signatures
     if len({signature.key for signature in listed}) != len(listed):
         raise FormatError("the signatures: a key signs twice")
-    return tuple(
-        (signature, decode_base64(signature.value, f"the signatures: the value of key {signature.key!r}"))
-        for signature in listed
-    )
+    decoded = []
+    for signature in listed:
+        try:
+            decoded.append((signature, decode_base64(signature.value, "its value")))
+        except FormatError as error:
+            raise FormatError(f"the signatures: key {signature.key!r}: {error}") from None
+    return tuple(decoded)
 
 
 def decode_base64(text: str, what: str) -> bytes:
@@ -235,7 +238,7 @@ def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) 
     try:
         value = decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
-        raise FormatError(f"{what}: {error}") from None
+        raise FormatError(f"{what}: {str(error)[:200]}") from None
     # Our own form is canonical: encoding what was decoded gives the same bytes, so nothing stood there twice, in
     # another order, or beside. Another writer's white space or escapes take the slow way.
     if _encoder.encode(value) != line:
@@ -247,8 +250,8 @@ def _check_shape(line: bytes, value: object, what: str) -> None:
     """Compare names and their order, at every level, between the bytes and what was decoded from them."""
 
     def integer(text: str) -> int:
-        # "-0" is an integer for a decoder, and has a sign.
-        if text.startswith("-"):
+        # A decoder takes it for 0. Other signs are for the types to refuse.
+        if text == "-0":
             raise FormatError("a number has a sign")
         return int(text)
 

@@ -1,12 +1,11 @@
 """The six audit event types, and the writer's verdict on record values: events, or the reason why not.
 
-A value is archived as an event only if it is one by FORMAT.md and by its type's definition below; fields that a type
-does not name are kept, since bytes are archived as received. `check` gives the verdict for many values at once:
+A value is archived as an event only if FORMAT.md and its type's definition below call it one. Fields that a type does
+not name are kept, because bytes are archived as received. `check` gives the verdict on many values at once:
 
-- The fast way looks at all values together. It vouches only for what cheap tests can prove: msgspec alone lets bad
-  UTF-8, deep nesting and doubled keys pass where it skips, and reads two documents on one line, or one on two.
-- What it does not vouch for is cut in eight, and again; a value that is left alone takes the slow way, in which the
-  standard library's parser decides, and which says why in words that a person understands.
+- The fast way decodes all values together. `lines.certain` then proves what msgspec does not check.
+- If the fast way cannot vouch for a run of values, the run is cut in eight, and each part is tried again.
+- A value that is left alone takes the slow way. `lines.check_line` decides, and its error is the reason for people.
 """
 
 import ipaddress
@@ -29,7 +28,7 @@ Long = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Event(msgspec.Struct, tag_field="event_type", frozen=True, gc=False):
-    """What all events have. Times are RFC 3339 with zone; the address is IPv4 or IPv6."""
+    """The fields of all events. Times are RFC 3339 with zone; the address is IPv4 or IPv6."""
 
     timestamp: str
     request_id: str
@@ -151,7 +150,7 @@ def check(values: Sequence[bytes | None], *, lines: bool = False) -> Checked:
         line = (values[0] or b"").replace(b"\n", b" ")
         return Checked(line + b"\n", 1, Counter((kind,)), *_microseconds(time, time), lines=(line,) if lines else ())
     step = max(1, len(values) // 8)
-    runs = [values[at : at + step] for at in range(0, len(values), step)]
+    runs = [values[start : start + step] for start in range(0, len(values), step)]
     return join([check(run, lines=lines) for run in runs], [len(run) for run in runs])
 
 
@@ -165,11 +164,11 @@ def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checke
     types: Counter[str] = Counter()
     refused: list[tuple[int, str]] = []
     before = 0
-    for place, part in enumerate(parts):
+    for part_index, part in enumerate(parts):
         types.update(part.types)
         if spans is not None:
             refused.extend((before + index, reason) for index, reason in part.refused)
-            before += spans[place]
+            before += spans[part_index]
     held = [part for part in parts if part.events]
     return Checked(
         b"".join([part.payload for part in held]),
@@ -250,7 +249,7 @@ def _are_addresses(texts: set[str]) -> bool:
 
 
 def _read(value: bytes | None) -> tuple[str, Time]:
-    """Return the type and the time of one event. This is the slow way, and the rule.
+    """Return the type and the time of one event. This is the slow way.
 
     Raises:
         FormatError: it is not an event that custody takes; the message says why.

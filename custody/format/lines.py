@@ -1,12 +1,12 @@
-"""What FORMAT.md calls an event, held against all lines of a batch at once: the verifier's own reading, no writer's.
+"""Checks which lines are events by FORMAT.md: all of a batch at once for the verifier, one value for the writer.
 
 A batch takes one of two paths, and the verdict is the same on both:
 
-- **fast**: msgspec decodes the two fields that matter of all lines in one call, and tests over the whole batch rule out
-  what it lets pass: documents that share or cross lines, and where it skips a value bad UTF-8, nesting beyond the
-  limit, `event_type` or `timestamp` standing twice.
-- **slow**: a line that the fast path cannot vouch for is read by the standard library's parser. The slow path decides;
-  the fast path only ever says "certainly an event".
+- **fast**: msgspec decodes `event_type` and `timestamp` of all lines in one call. Tests over the whole batch then rule
+  out what msgspec lets pass: two documents on one line, and one document on two lines. In values that it skips it also
+  lets pass bad UTF-8, nesting beyond the limit, and either of the two keys a second time.
+- **slow**: the standard library's parser reads each line for which the fast path cannot vouch. The slow path decides;
+  the fast path only ever answers "certainly an event".
 """
 
 import io
@@ -84,7 +84,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """What the lines of a batch are."""
+    """The verdict on the lines of a batch."""
 
     count: int
     """Lines, a last one without its newline counted."""
@@ -102,7 +102,7 @@ class _Envelope(msgspec.Struct, gc=False):
 
 
 class _KnownEnvelope(msgspec.Struct, gc=False):
-    """One of our own types: each is one string for all lines, made and hashed once."""
+    """An event of our own types. msgspec makes one string of each type for all lines, so it is hashed once."""
 
     event_type: Literal[
         "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
@@ -130,10 +130,10 @@ def check(payload: bytes) -> Lines:
 
 
 def certain(payload: bytes, count: int) -> bool:
-    """Return whether `count` objects that a parser found in a payload hold where a parser looks away.
+    """Return whether the payload, in which msgspec found `count` objects, also passes the checks that msgspec skips.
 
-    That is: one stands on each line, `event_type` and `timestamp` stand once in each, nesting keeps to the limit, and
-    all is UTF-8. Where it says no, the slow path must decide.
+    One object is on each line, each has `event_type` and `timestamp` once, nesting keeps to the limit, and all is
+    UTF-8. If this returns False, the slow path must decide.
 
     Args:
         payload: lines, each with its newline.
@@ -165,7 +165,7 @@ def certain(payload: bytes, count: int) -> bool:
 
 
 def check_line(line: bytes) -> tuple[str, Time]:
-    """Return the type and the time of one event, given without its newline. This is the slow path, and the rule.
+    """Return the type and the time of one event, given without its newline. This is the slow path.
 
     Raises:
         FormatError: it is no event; the message says why.
@@ -212,7 +212,7 @@ def parse_time(text: str) -> Time | None:
 
 
 def _parts(payload: bytes) -> Iterator[bytes]:
-    """Cut a batch between lines: the tests below pass over the bytes several times, and copy some."""
+    """Cut a batch between lines, because the tests below copy some of the bytes."""
     start = 0
     while start < len(payload):
         end = payload.rfind(b"\n", start, start + _PART) + 1 or payload.find(b"\n", start + _PART) + 1 or len(payload)
@@ -221,7 +221,7 @@ def _parts(payload: bytes) -> Iterator[bytes]:
 
 
 def _piecewise(payload: bytes) -> Lines:
-    """Find the lines that are at fault: by the fast path part by part, then chunk by chunk, then alone."""
+    """Find the lines at fault: try the fast path on parts, then on chunks of a bad part, then check single lines."""
     types: Counter[str] = Counter()
     times: list[Time] = []
     faults: list[Fault] = []

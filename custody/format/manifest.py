@@ -206,12 +206,12 @@ def _check_unreadable(ranges: list[Unreadable]) -> None:
     if len(ranges) > limits.UNREADABLE_RANGES:
         raise FormatError(f"the statement: unreadable has {len(ranges)} ranges (limit {limits.UNREADABLE_RANGES})")
     end = 0
-    for one in ranges:
-        if one.from_ >= one.to or one.from_ < end:
-            raise FormatError(f"the statement: unreadable has [{one.from_},{one.to}) empty, unsorted or overlapping")
-        if len(one.error.encode(errors="surrogatepass")) > limits.UNREADABLE_ERROR:
+    for span in ranges:
+        if span.from_ >= span.to or span.from_ < end:
+            raise FormatError(f"the statement: unreadable has [{span.from_},{span.to}) empty, unsorted or overlapping")
+        if len(span.error.encode(errors="surrogatepass")) > limits.UNREADABLE_ERROR:
             raise FormatError(f"the statement: an error in unreadable has more than {limits.UNREADABLE_ERROR} bytes")
-        end = one.to
+        end = span.to
 
 
 def check_ranges(name: str, ranges: list[Range]) -> None:

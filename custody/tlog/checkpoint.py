@@ -67,7 +67,7 @@ class Note:
 
     def encode(self) -> bytes:
         """Return the note as it is stored."""
-        lines = (f"{_DASH}{one.name} {_base64(one.key_hash + one.signature)}\n" for one in self.signatures)
+        lines = (f"{_DASH}{line.name} {_base64(line.key_hash + line.signature)}\n" for line in self.signatures)
         return self.text + b"\n" + "".join(lines).encode()
 
 
@@ -214,7 +214,8 @@ def cosigned(text: bytes, time: int) -> bytes:
 
 def with_signature(note: Note, signature: NoteSignature) -> Note:
     """Return the note with one signature more, in place of an earlier one of the same key."""
-    others = tuple(one for one in note.signatures if (one.name, one.key_hash) != (signature.name, signature.key_hash))
+    own = (signature.name, signature.key_hash)
+    others = tuple(other for other in note.signatures if (other.name, other.key_hash) != own)
     return replace(note, signatures=(*others, signature))
 
 
