@@ -5,12 +5,13 @@ archive can put one there, so a note counts only if both of our keys signed it, 
 ended never counts, because nothing proves when a note was made.
 """
 
+from functools import partial
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from custody.archive.forms import AUDITS
-from custody.errors import FormatError, KeyUnavailable, SignatureInvalid
+from custody.errors import KeyUnavailable, SignatureInvalid
 from custody.format import envelope, limits
 from custody.format.envelope import Signer
 from custody.format.times import check_time
@@ -43,10 +44,7 @@ def seal(note: Note, form: str, signers: tuple[Signer, ...]) -> bytes:
         FormatError: it is too large.
         KeyUnavailable: a signer cannot sign now.
     """
-    line = envelope.encode_line(note)
-    if len(line) > limits.STATEMENT_BYTES:
-        raise FormatError(f"a note has {len(line):,} bytes, and the limit is {limits.STATEMENT_BYTES:,}")
-    return envelope.seal(line, form, signers)
+    return envelope.seal(envelope.encode_line(note, "a note"), form, signers)
 
 
 def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:
@@ -66,12 +64,12 @@ def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:
         KeyUnavailable: its signatures cannot be checked now.
         StoreError: the store does not give it.
     """
-    line, second = envelope.split_lines(store.read(key, limit=limits.FILE_BYTES))
-    signatures = envelope.parse_signatures(second)
-    note: N = envelope.decode_strictly(msgspec.json.Decoder(kind), line, key)
+    decode = partial(envelope.decode_strictly, msgspec.json.Decoder(kind), what=key)
+    file = envelope.parse_file(store.read(key, limit=limits.FILE_BYTES), decode, form)
+    note: N = file.statement
     verdict = check_file(
-        envelope.message(line, form),
-        signatures,
+        file.message,
+        file.signatures,
         trust.keys,
         wanted=AUDITS.wanted,
         place=OUTSIDE,

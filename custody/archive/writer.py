@@ -150,7 +150,7 @@ def append_audit(
     """
     while True:
         statement = make(tip)
-        data = envelope.seal(audit.encode(statement), audit.FORMAT, signers)
+        data = envelope.seal(envelope.encode_line(statement, f"audit {statement.sequence}"), audit.FORMAT, signers)
         made = audit.parse(data)
         key = layout.audit_key(tip.size)
         try:

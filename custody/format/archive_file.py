@@ -12,7 +12,7 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import envelope, limits
-from custody.format.envelope import Signatures, Time, Uuid
+from custody.format.envelope import SignedFile, Time, Uuid
 from custody.format.times import check_time
 
 __all__ = ["ArchiveFile", "ArchiveStatement", "Pin", "parse"]
@@ -45,23 +45,13 @@ class Pin:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveFile:
+class ArchiveFile(SignedFile[ArchiveStatement], frozen=True):
     """A parsed `archive.json`."""
-
-    statement: ArchiveStatement
-    line: bytes
-    signatures: Signatures
 
     @property
     def id(self) -> str:
         """The archive's UUID."""
         return self.statement.archive
-
-    @property
-    def message(self) -> bytes:
-        """What is signed."""
-        return envelope.message(self.line, FORMAT)
 
     @property
     def pin(self) -> Pin:
@@ -83,4 +73,4 @@ def parse(data: bytes) -> ArchiveFile:
     check_time("archive.json: created", statement.created)
     if statement.archive[14] != "4" or statement.archive[19] not in "89ab":
         raise FormatError(f"archive.json: {statement.archive} is no UUID of version 4")
-    return ArchiveFile(statement, line, envelope.parse_signatures(second))
+    return ArchiveFile(statement, line, envelope.parse_signatures(second), envelope.message(line, FORMAT))

@@ -6,14 +6,13 @@ how far it was when it was audited (`heads`), which statements were read (`cover
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from custody.errors import FormatError
-from custody.format import envelope, limits
-from custody.format.envelope import HeadRef, Hex, Int, Signatures, Time, Tree, Uuid
+from custody.format import envelope
+from custody.format.envelope import HeadRef, Hex, Int, SignedFile, Time, Tree, Uuid
 from custody.format.times import check_time
 
 __all__ = ["Audit", "SignedAudit", "parse"]
@@ -78,34 +77,11 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class SignedAudit:
-    """A parsed audit, with the statement's bytes exactly as stored."""
-
-    statement: Audit
-    line: bytes
-    signatures: Signatures
-
-    @property
-    def message(self) -> bytes:
-        """What is signed, and the entry of the tree."""
-        return envelope.message(self.line, FORMAT)
-
+SignedAudit = SignedFile[Audit]
+"""A parsed audit."""
 
 _decoder = msgspec.json.Decoder(Audit)
 _object_decoder = msgspec.json.Decoder(ObjectRef)
-
-
-def encode(statement: Audit) -> bytes:
-    """Return the statement's line, compact and in ASCII, without the newline.
-
-    Raises:
-        FormatError: it is beyond a limit of the format.
-    """
-    line = envelope.encode_line(statement)
-    if len(line) > limits.STATEMENT_BYTES:
-        raise FormatError(f"audit {statement.sequence} would have {len(line)} bytes (limit {limits.STATEMENT_BYTES})")
-    return line
 
 
 def parse_object(line: bytes) -> ObjectRef:
@@ -124,7 +100,10 @@ def parse(data: bytes) -> SignedAudit:
     Raises:
         FormatError: the bytes are not an audit of this format; the message says which rule they break.
     """
-    line, second = envelope.split_lines(data)
+    return envelope.parse_file(data, _parse_statement, FORMAT)
+
+
+def _parse_statement(line: bytes) -> Audit:
     statement: Audit = envelope.decode_strictly(_decoder, line, "the audit")
     envelope.check_passed_over("the audit", statement.passed_over, statement.sequence)
     hashes = [statement.tree.root, *statement.tree.compact_range, *statement.passed_over]
@@ -135,7 +114,7 @@ def parse(data: bytes) -> SignedAudit:
         check_time(f"the audit: reread_at of {log[:300]!r}", marks.reread_at)
     for log, spans in statement.covered.items():
         _check_spans(log, spans)
-    return SignedAudit(statement, line, envelope.parse_signatures(second))
+    return statement
 
 
 def _check_spans(name: str, spans: Sequence[Covered]) -> None:

@@ -6,25 +6,24 @@ floats, deep nesting, trailing bytes and sizes beyond the limits are all a `Form
 """
 
 import base64
-import binascii
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
-from custody.format.strict_json import unique
+from custody.format.strict_json import check_depth, unique
 
 Int = Annotated[int, msgspec.Meta(ge=0, le=limits.INT_MAX)]
 Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Time = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z\Z")]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 Algorithm = Literal["HMAC-SHA256", "Ed25519"]
-"""What signs."""
+"""The algorithm of a signature."""
 
 
 class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +55,19 @@ class _Signatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Signatures = tuple[tuple[Signature, bytes], ...]
 """Each signature of line 2, with its value decoded."""
+
+S_co = TypeVar("S_co", covariant=True)
+
+
+class SignedFile(msgspec.Struct, Generic[S_co], frozen=True):
+    """A parsed two-line file, with line 1 exactly as stored."""
+
+    statement: S_co
+    line: bytes
+    """Line 1 without its newline."""
+    signatures: Signatures
+    message: bytes
+    """What is signed, and the entry of the tree."""
 
 
 class Signer(Protocol):
@@ -92,14 +104,18 @@ def passed_over_message(digest: str) -> bytes:
     return f"custody/passed-over/1\n{digest}\n".encode()
 
 
-def encode_line(value: object) -> bytes:
-    """Return a value as line 1: compact JSON in ASCII, without the newline."""
-    return to_ascii(_encoder.encode(value))
+def encode_line(value: object, what: str = "line 1", hint: str = "") -> bytes:
+    """Return a value as line 1: compact JSON in ASCII, without the newline.
 
-
-def to_ascii(line: bytes) -> bytes:
-    """Return compact JSON in ASCII, as we write it."""
-    return line if line.isascii() else json.dumps(json.loads(line), separators=(",", ":")).encode()
+    Raises:
+        FormatError: it is beyond the limit; the message begins with `what`, and ends with `hint`.
+    """
+    line = _encoder.encode(value)
+    if not line.isascii():
+        line = json.dumps(json.loads(line), separators=(",", ":")).encode()
+    if len(line) > limits.STATEMENT_BYTES:
+        raise FormatError(f"{what} would have {len(line)} bytes (limit {limits.STATEMENT_BYTES}){hint}")
+    return line
 
 
 def seal(line: bytes, form: str, signers: Iterable[Signer]) -> bytes:
@@ -145,8 +161,23 @@ def check_passed_over(what: str, hashes: list[str], sequence: int) -> None:
         )
 
 
+def parse_file(data: bytes, parse_statement: Callable[[bytes], S_co], form: str) -> SignedFile[S_co]:
+    """Parse a two-line file.
+
+    Args:
+        data: the file.
+        parse_statement: returns the statement of a line 1; raises FormatError.
+        form: the file's `format`.
+
+    Raises:
+        FormatError: it is not of the format; the message says which rule it breaks.
+    """
+    line, second = split_lines(data)
+    return SignedFile(parse_statement(line), line, parse_signatures(second), message(line, form))
+
+
 def split_lines(data: bytes) -> tuple[bytes, bytes]:
-    """Split a two-line file into its lines, without newlines, and hold their limits.
+    """Split a two-line file into its lines, without newlines, and check their limits.
 
     Raises:
         FormatError: there are not exactly two lines, each with a newline, or one is too long.
@@ -177,13 +208,25 @@ def parse_signatures(second: bytes) -> Signatures:
     decoded = []
     for signature in listed:
         try:
-            value = base64.b64decode(signature.value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise FormatError(f"the signatures: the value of key {signature.key!r} is not base64") from error
-        if base64.b64encode(value).decode() != signature.value:
-            raise FormatError(f"the signatures: the value of key {signature.key!r} is not canonical base64")
-        decoded.append((signature, value))
+            decoded.append((signature, decode_base64(signature.value, "its value")))
+        except FormatError as error:
+            raise FormatError(f"the signatures: key {signature.key!r}: {error}") from None
     return tuple(decoded)
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """Return the bytes that a text spells in canonical base64.
+
+    Raises:
+        FormatError: it is none; the message begins with `what`.
+    """
+    try:
+        value = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise FormatError(f"{what} is not base64") from None
+    if base64.b64encode(value).decode() != text:
+        raise FormatError(f"{what} is not canonical base64")
+    return value
 
 
 def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) -> Any:
@@ -195,7 +238,7 @@ def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) 
     try:
         value = decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
-        raise FormatError(f"{what}: {error}") from None
+        raise FormatError(f"{what}: {str(error)[:200]}") from None
     # Our own form is canonical: encoding what was decoded gives the same bytes, so nothing stood there twice, in
     # another order, or beside. Another writer's white space or escapes take the slow way.
     if _encoder.encode(value) != line:
@@ -207,8 +250,8 @@ def _check_shape(line: bytes, value: object, what: str) -> None:
     """Compare names and their order, at every level, between the bytes and what was decoded from them."""
 
     def integer(text: str) -> int:
-        # "-0" is an integer for a decoder, and has a sign.
-        if text.startswith("-"):
+        # A decoder takes it for 0. Other signs are for the types to refuse.
+        if text == "-0":
             raise FormatError("a number has a sign")
         return int(text)
 
@@ -218,35 +261,14 @@ def _check_shape(line: bytes, value: object, what: str) -> None:
     try:
         if not line.isascii():
             line.decode()
-        _check_depth(line)
+        check_depth(line, limits.STATEMENT_DEPTH)
         shape = json.loads(
             line.decode(), object_pairs_hook=unique, parse_int=integer, parse_float=other, parse_constant=other
         )
     except (FormatError, ValueError, RecursionError) as error:
         raise FormatError(f"{what}: {error}") from None
     # By way of bytes, for `to_builtins` would leave ranges tuples, which no list equals.
-    expected = msgspec.json.decode(_encoder.encode(value))
-    if _names(shape) != _names(expected) or shape != expected:
+    expected = json.loads(_encoder.encode(value))
+    # Dictionaries are equal in any order of their names; their JSON is not.
+    if json.dumps(shape) != json.dumps(expected):
         raise FormatError(f"{what}: fields are missing, unknown or out of order")
-
-
-def _check_depth(line: bytes) -> None:
-    """Raise if the JSON nests too deep."""
-    deepest = depth = 0
-    for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', line):
-        token = match[0]
-        if token in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token in b"]}":
-            depth -= 1
-    if deepest > limits.STATEMENT_DEPTH:
-        raise FormatError(f"nested deeper than {limits.STATEMENT_DEPTH}")
-
-
-def _names(value: object) -> object:
-    if isinstance(value, dict):
-        return [(name, _names(inner)) for name, inner in value.items()]
-    if isinstance(value, list | tuple):
-        return [_names(inner) for inner in value]
-    return None

@@ -1,29 +1,26 @@
 """The six audit event types, and the writer's verdict on record values: events, or the reason why not.
 
-A value is archived as an event only if it is one by FORMAT.md and by its type's definition below; fields that a type
-does not name are kept, since bytes are archived as received. `check` gives the verdict for many values at once:
+A value is archived as an event only if FORMAT.md and its type's definition below call it one. Fields that a type does
+not name are kept, because bytes are archived as received. `check` gives the verdict on many values at once:
 
-- The fast way looks at all values together. It vouches only for what cheap tests can prove: msgspec alone lets bad
-  UTF-8, deep nesting and doubled keys pass where it skips, and reads two documents on one line, or one on two.
-- What it does not vouch for is cut in eight, and again; a value that is left alone takes the slow way, in which the
-  standard library's parser decides, and which says why in words that a person understands.
+- The fast way decodes all values together. `lines.certain` then proves what msgspec does not check.
+- If the fast way cannot vouch for a run of values, the run is cut in eight, and each part is tried again.
+- A value that is left alone takes the slow way. `lines.check_line` decides, and its error is the reason for people.
 """
 
 import ipaddress
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from custody.errors import FormatError
 from custody.format import limits
-from custody.format.lines import certain
-from custody.format.times import EPOCH, MICROSECOND, YEAR_10000_US
+from custody.format.lines import Time, certain, check_line, shorten, time_bounds
+from custody.format.times import YEAR_10000_US
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -31,7 +28,7 @@ Long = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Event(msgspec.Struct, tag_field="event_type", frozen=True, gc=False):
-    """What all events have. Times are RFC 3339 with zone; the address is IPv4 or IPv6."""
+    """The fields of all events. Times are RFC 3339 with zone; the address is IPv4 or IPv6."""
 
     timestamp: str
     request_id: str
@@ -109,12 +106,6 @@ _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(
 )
 _HOSTILE = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
-_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9])(?:\.([0-9]+))?(?:Z|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
-)
-_ZEROES = bytes.maketrans(b"123456789", b"000000000")
-_UTC_SHAPE = re.compile(rb"0000-00-00T00:00:00(?:\.0+)?Z")
-
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -152,13 +143,14 @@ def check(values: Sequence[bytes | None], *, lines: bool = False) -> Checked:
     if whole is not None:
         return whole
     if len(values) == 1:
-        reason, bounds, kind = _judge(values[0])
-        if reason is not None or values[0] is None:
-            return Checked(b"", 0, Counter(), 0, 0, ((0, reason or ""),))
-        line = values[0].replace(b"\n", b" ")
-        return Checked(line + b"\n", 1, Counter((kind,)), *bounds, lines=(line,) if lines else ())
+        try:
+            kind, time = _read(values[0])
+        except FormatError as error:
+            return Checked(b"", 0, Counter(), 0, 0, ((0, str(error)),))
+        line = (values[0] or b"").replace(b"\n", b" ")
+        return Checked(line + b"\n", 1, Counter((kind,)), *_microseconds(time, time), lines=(line,) if lines else ())
     step = max(1, len(values) // 8)
-    runs = [values[at : at + step] for at in range(0, len(values), step)]
+    runs = [values[start : start + step] for start in range(0, len(values), step)]
     return join([check(run, lines=lines) for run in runs], [len(run) for run in runs])
 
 
@@ -172,11 +164,11 @@ def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checke
     types: Counter[str] = Counter()
     refused: list[tuple[int, str]] = []
     before = 0
-    for place, part in enumerate(parts):
+    for part_index, part in enumerate(parts):
         types.update(part.types)
         if spans is not None:
             refused.extend((before + index, reason) for index, reason in part.refused)
-            before += spans[place]
+            before += spans[part_index]
     held = [part for part in parts if part.events]
     return Checked(
         b"".join([part.payload for part in held]),
@@ -191,7 +183,11 @@ def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checke
 
 def reason(value: bytes | None) -> str | None:
     """Return why a value is not an event that custody takes, or None where it is one."""
-    return _judge(value)[0]
+    try:
+        _read(value)
+    except FormatError as error:
+        return str(error)
+    return None
 
 
 def _vouch(values: Sequence[bytes | None], *, lines: bool) -> Checked | None:
@@ -213,60 +209,19 @@ def _vouch(values: Sequence[bytes | None], *, lines: bool) -> Checked | None:
         events = _decoder.decode_lines(payload)
         if len(events) != count or not certain(payload, count):
             return None
-        bounds = _time_bounds([event.timestamp for event in events])
+        bounds = time_bounds([event.timestamp for event in events])
         if bounds is None or not _are_addresses({event.client_ip for event in events}):
             return None
     except (*_HOSTILE, TypeError, IndexError):
         return None
     types = Counter({_NAMES[kind]: number for kind, number in Counter(map(type, events)).items()})
-    return Checked(payload, count, types, *bounds, lines=rows if lines else ())
+    return Checked(payload, count, types, *_microseconds(*bounds), lines=rows if lines else ())
 
 
-def _time_bounds(times: list[str]) -> tuple[int, int] | None:
-    """Return lower and upper bound of times in µs since 1970, or None if one of them is no time."""
-    first, last = min(times), max(times)
-    joined = "".join(times).encode()
-    shape = first.encode().translate(_ZEROES)
-    size = len(first)
-    if (
-        _UTC_SHAPE.fullmatch(shape)
-        and joined.translate(_ZEROES) == shape * len(times)
-        # All in one hour of one day, as text; then only minutes and seconds are left to hold.
-        and first[:13] == last[:13]
-        and not joined[14::size].translate(None, b"012345")
-        and not joined[17::size].translate(None, b"012345")
-    ):
-        low, high = parse_time(first), parse_time(last)
-        return (low[0], high[1]) if low and high else None
-    bounds = [parse_time(text) for text in times]
-    known = [pair for pair in bounds if pair is not None]
-    if len(known) != len(bounds):
-        return None
-    return min(low for low, _ in known), max(high for _, high in known)
-
-
-def parse_time(text: str) -> tuple[int, int] | None:
-    """Return the bounds in µs since 1970 of an event's time, or None if it is none (FORMAT.md, Times in events).
-
-    Both bounds are the same unless the time has digits beyond the microsecond.
-    """
-    match = _TIME.fullmatch(text)
-    if match is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(match[1] + "+00:00")
-    except ValueError:
-        return None
-    floor = (moment - EPOCH) // MICROSECOND
-    if match[3]:
-        offset = (int(match[4]) * 60 + int(match[5])) * 60_000_000
-        floor -= offset if match[3] == "+" else -offset
-    fraction = match[2] or ""
-    floor += int(fraction[:6].ljust(6, "0"))
-    if not 0 <= floor < YEAR_10000_US:
-        return None
-    beyond = bool(fraction[6:].strip("0")) and floor + 1 < YEAR_10000_US
-    return floor, floor + beyond
+def _microseconds(first: Time, last: Time) -> tuple[int, int]:
+    """Return the bounds in µs since 1970 of events between two times."""
+    latest, beyond = last.microseconds
+    return first.microseconds[0], min(latest + beyond, YEAR_10000_US - 1)
 
 
 def _is_address(text: str) -> bool:
@@ -293,111 +248,25 @@ def _are_addresses(texts: set[str]) -> bool:
     return True
 
 
-def _judge(value: bytes | None) -> tuple[str | None, tuple[int, int], str]:  # noqa: C901, PLR0912 - a list of checks
-    """Return the reason against a value, or None with the bounds of its time and its type."""
-    no_time = (0, 0)
+def _read(value: bytes | None) -> tuple[str, Time]:
+    """Return the type and the time of one event. This is the slow way.
+
+    Raises:
+        FormatError: it is not an event that custody takes; the message says why.
+    """
     if value is None:
-        return "the record has no value (a tombstone)", no_time, ""
+        raise FormatError("the record has no value (a tombstone)")
     if not value.strip():
-        return "the value is empty", no_time, ""
-    if len(value) > limits.EVENT_BYTES:
-        return f"the value has {len(value)} bytes, more than the {limits.EVENT_BYTES} of an event", no_time, ""
-    text, problem = _text(value)
-    if problem is not None:
-        return problem, no_time, ""
-    members, problem = _members(text)
-    if problem is not None:
-        return problem, no_time, ""
-    fields = dict(members)
-    names = [name for name, _ in members]
-    for name in ("event_type", "timestamp"):
-        if name not in fields:
-            return f"{name} is missing", no_time, ""
-        if names.count(name) > 1:
-            return f"{name} stands {names.count(name)} times", no_time, ""
-    kind, time = fields["event_type"], fields["timestamp"]
-    if not isinstance(kind, str):
-        return "event_type is not a string", no_time, ""
+        raise FormatError("the value is empty")
+    kind, time = check_line(value)
     if kind not in EVENT_TYPES:
-        return f"event_type {_short(kind)} is not one of {', '.join(EVENT_TYPES)}", no_time, ""
-    if not isinstance(time, str):
-        return "timestamp is not a string", no_time, ""
-    bounds = parse_time(time)
-    if bounds is None:
-        return (
-            (
-                f"timestamp {_short(time)} is not an RFC 3339 time with zone, such as 2026-01-31T23:59:59.123Z,"
-                " of the years 1970 to 9999"
-            ),
-            no_time,
-            "",
-        )
+        raise FormatError(f"event_type {shorten(kind)} is not one of {', '.join(EVENT_TYPES)}")
     try:
         event = _decoder.decode(value)
     except msgspec.ValidationError as error:
-        return f"{kind}: {error}", no_time, ""
+        raise FormatError(f"{kind}: {error}") from None
     except _HOSTILE as error:
-        return f"{kind}: {type(error).__name__}: {error}", no_time, ""
+        raise FormatError(f"{kind}: {type(error).__name__}: {error}") from None
     if not _is_address(event.client_ip):
-        return f"client_ip {_short(event.client_ip)} is not an IPv4 or IPv6 address", no_time, ""
-    return None, bounds, kind
-
-
-def _text(value: bytes) -> tuple[str, str | None]:
-    try:
-        text = value.decode()
-    except UnicodeDecodeError as error:
-        return "", f"not UTF-8: byte 0x{value[error.start]:02x} at {error.start}"
-    if text.startswith("\ufeff"):
-        return "", "starts with a byte order mark"
-    depth = deepest = 0
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
-        if match[0] in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif match[0] in "]}":
-            depth -= 1
-    if deepest > limits.EVENT_DEPTH:
-        return "", f"nested {deepest} deep, more than {limits.EVENT_DEPTH}"
-    return text, None
-
-
-def _members(text: str) -> tuple[list[tuple[str, Any]], str | None]:
-    """Return the members of the outermost object, doubled ones too."""
-    top: list[tuple[str, Any]] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Inner objects are done before the outer one, so the last call is the outermost object's.
-        nonlocal top
-        top = pairs
-        return {}
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        # Numbers may be of any size: they are not converted, only passed over.
-        document = json.loads(text, object_pairs_hook=keep, parse_int=len, parse_float=len, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        return [], f"not JSON: {error}"
-    if not isinstance(document, dict):
-        return [], f"a JSON {_json_kind(document)}, not an object"
-    return top, None
-
-
-def _json_kind(document: object) -> str:
-    match document:
-        case list():
-            return "array"
-        case str():
-            return "string"
-        case bool():
-            return "boolean"
-        case None:
-            return "null"
-        case _:
-            return "number"
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+        raise FormatError(f"client_ip {shorten(event.client_ip)} is not an IPv4 or IPv6 address")
+    return kind, time

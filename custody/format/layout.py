@@ -26,7 +26,7 @@ EVIDENCE = (ARCHIVE, EVENTS, QUARANTINE, MANIFESTS, CHECKPOINTS, AUDITS)
 """The archive's single object and prefixes that are evidence; `tables/` and `reports/` are rebuildable."""
 
 RECORDS = (EVENTS, QUARANTINE)
-"""What the records themselves lie under: it moves to cheaper places as it grows old, and expires. The rest stays."""
+"""Prefixes of the records themselves. They move to cheaper storage as they grow old, and expire; the rest stays."""
 
 REBUILDABLE = ("tables/", "reports/")
 
@@ -65,7 +65,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class RecordsKey:
-    """What the key of a segment or of a quarantine object says."""
+    """The parts of the key of a segment or of a quarantine object."""
 
     kind: Kind
     log: Log
@@ -75,7 +75,7 @@ class RecordsKey:
 
 
 AUDIT_LOG = Log("audits", 0)
-"""What checkpoints and heads call the log of audits; no topic may have that name."""
+"""The log of audits, as checkpoints and heads name it. No topic may have that name."""
 
 
 def check_topic(topic: str, partition: int = 0) -> None:

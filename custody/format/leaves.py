@@ -51,8 +51,8 @@ def salts(secret: Secret, archive: str, log: str, number: int, count: int) -> by
         number: the batch's number.
         count: events.
     """
-    place = f"\n{archive}\n{log}\n{number}\n".encode()
-    return shake_256(b"".join((_DOMAIN, secret.reveal(), place))).digest(SALT_BYTES * count)
+    context = f"\n{archive}\n{log}\n{number}\n".encode()
+    return shake_256(b"".join((_DOMAIN, secret.reveal(), context))).digest(SALT_BYTES * count)
 
 
 def hashes(events: Sequence[bytes], salts: bytes) -> bytes:
@@ -121,7 +121,7 @@ class OpenLeaves:
         self._digest = sha256()
 
     def add(self, events: Sequence[bytes]) -> None:
-        """Take the next events, without newlines."""
+        """Add the next events, without newlines."""
         each = self._salts[self._count : self._count + len(events)]
         if len(each) != len(events):
             raise ValueError(f"a batch was begun for at most {len(self._salts)} events")

@@ -1,12 +1,12 @@
-"""What FORMAT.md calls an event, held against all lines of a batch at once: the verifier's own reading, no writer's.
+"""Checks which lines are events by FORMAT.md: all of a batch at once for the verifier, one value for the writer.
 
 A batch takes one of two paths, and the verdict is the same on both:
 
-- **fast**: msgspec decodes the two fields that matter of all lines in one call, and tests over the whole batch rule out
-  what it lets pass: documents that share or cross lines, and where it skips a value bad UTF-8, nesting beyond the
-  limit, `event_type` or `timestamp` standing twice.
-- **slow**: a line that the fast path cannot vouch for is read by the standard library's parser. The slow path decides;
-  the fast path only ever says "certainly an event".
+- **fast**: msgspec decodes `event_type` and `timestamp` of all lines in one call. Tests over the whole batch then rule
+  out what msgspec lets pass: two documents on one line, and one document on two lines. In values that it skips it also
+  lets pass bad UTF-8, nesting beyond the limit, and either of the two keys a second time.
+- **slow**: the standard library's parser reads each line for which the fast path cannot vouch. The slow path decides;
+  the fast path only ever answers "certainly an event".
 """
 
 import io
@@ -17,20 +17,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
+from custody.format.strict_json import check_depth
 from custody.format.times import EPOCH, YEAR_10000
 
 _PART = 1_048_576
 """Bytes of a batch that are tried at once."""
 _CHUNK = 32
 """Lines that are tried together once their batch has failed the fast path."""
+_UNIFORM = 4
+"""Times from which on it is worth while to compare their layouts, rather than to parse each."""
 
-_EPOCH_DAY = EPOCH.toordinal()
 _OPENERS = frozenset(b"{[\n")
 _MANY_OPENERS = re.compile(rb"[{\[]{%d}" % (limits.EVENT_DEPTH + 1))
 _NO_OPENER = bytes(byte for byte in range(256) if byte not in _OPENERS)
@@ -40,13 +42,14 @@ _FRAME = frozenset(b"{}[]:,\nvypm")
 _NO_FRAME = bytes(byte for byte in range(256) if byte not in _FRAME)
 _TO_ZERO = str.maketrans("123456789", "000000000")
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+# What fromisoformat lets in differs from one Python to the next: 24:00 is refused here.
 _TIME = re.compile(
-    r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?"
+    r"(?:Z|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
 )
 _TEMPLATE = re.compile(r"0000-00-00T00:00:00(?:\.0+)?(?:Z|[+-]00:00)")
 # Letters and `_` stand at 0x5f to 0x7a: only these escapes can spell a key of ours in another way.
 _LETTER_ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
 class Time(NamedTuple):
@@ -81,7 +84,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """What the lines of a batch are."""
+    """The verdict on the lines of a batch."""
 
     count: int
     """Lines, a last one without its newline counted."""
@@ -99,7 +102,7 @@ class _Envelope(msgspec.Struct, gc=False):
 
 
 class _KnownEnvelope(msgspec.Struct, gc=False):
-    """One of our own types: each is one string for all lines, made and hashed once."""
+    """An event of our own types. msgspec makes one string of each type for all lines, so it is hashed once."""
 
     event_type: Literal[
         "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
@@ -113,37 +116,24 @@ _event_type = attrgetter("event_type")
 _timestamp = attrgetter("timestamp")
 
 
-class _Known(NamedTuple):
-    """What lines are that are certainly events."""
-
-    lines: int
-    types: Mapping[str, int]
-    first: Time
-    last: Time
-
-
 def check(payload: bytes) -> Lines:
     """Check each line of a batch's inflated bytes against FORMAT.md's definition of an event.
 
     Beyond `limits.BATCH_EVENTS` lines only the count is taken, and one fault says so.
     """
-    if len(payload) <= _PART and (known := _fast(payload)) and known.lines <= limits.BATCH_EVENTS:
-        return Lines(*known, ())
+    if len(payload) <= _PART and (known := _fast(payload)) and known.count <= limits.BATCH_EVENTS:
+        return known
     if (count := payload.count(b"\n") + (not payload.endswith(b"\n"))) > limits.BATCH_EVENTS:
-        return _beyond(count)
+        reason = f"{count} lines in one batch (limit {limits.BATCH_EVENTS})"
+        return Lines(count, {}, None, None, [Fault(limits.BATCH_EVENTS, 0, reason)])
     return _piecewise(payload)
 
 
-def _beyond(count: int) -> Lines:
-    reason = f"{count} lines in one batch (limit {limits.BATCH_EVENTS})"
-    return Lines(count, {}, None, None, [Fault(limits.BATCH_EVENTS, 0, reason)])
-
-
 def certain(payload: bytes, count: int) -> bool:
-    """Return whether `count` objects that a parser found in a payload hold where a parser looks away.
+    """Return whether the payload, in which msgspec found `count` objects, also passes the checks that msgspec skips.
 
-    That is: one stands on each line, `event_type` and `timestamp` stand once in each, nesting keeps to the limit, and
-    all is UTF-8. Where it says no, the slow path must decide.
+    One object is on each line, each has `event_type` and `timestamp` once, nesting keeps to the limit, and all is
+    UTF-8. If this returns False, the slow path must decide.
 
     Args:
         payload: lines, each with its newline.
@@ -175,22 +165,32 @@ def certain(payload: bytes, count: int) -> bool:
 
 
 def check_line(line: bytes) -> tuple[str, Time]:
-    """Return the type and the time of one event, given without its newline. This is the slow path, and the rule.
+    """Return the type and the time of one event, given without its newline. This is the slow path.
 
     Raises:
         FormatError: it is no event; the message says why.
     """
     if len(line) > limits.EVENT_BYTES:
-        raise FormatError(f"{len(line)} bytes (limit {limits.EVENT_BYTES})")
+        raise FormatError(f"the value has {len(line)} bytes, more than the {limits.EVENT_BYTES} of an event")
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+        raise FormatError(f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start}") from None
     if text.startswith("\ufeff"):
-        raise FormatError("begins with a byte order mark")
-    if _too_deep(line):
-        raise FormatError(f"nested deeper than {limits.EVENT_DEPTH}")
-    return _read_fields(text)
+        raise FormatError("starts with a byte order mark")
+    check_depth(line, limits.EVENT_DEPTH)
+    members = _read_members(text)
+    event_type = _only(members, "event_type")
+    if fault := _type_fault(event_type):
+        raise FormatError(fault)
+    timestamp = _only(members, "timestamp")
+    time = parse_time(timestamp)
+    if time is None:
+        raise FormatError(
+            f"timestamp {shorten(timestamp)} is not an RFC 3339 time with zone, such as 2026-01-31T23:59:59.123Z,"
+            " of the years 1970 to 9999"
+        )
+    return event_type, time
 
 
 def parse_time(text: str) -> Time | None:
@@ -198,25 +198,21 @@ def parse_time(text: str) -> Time | None:
     match = _TIME.fullmatch(text)
     if not match:
         return None
-    year, month, day, hour, minute, second = map(int, match.groups()[:6])
-    fraction, sign, offset_hours, offset_minutes = match.groups()[6:]
     try:
-        days = datetime(year, month, day, hour, minute, second, tzinfo=UTC).toordinal() - _EPOCH_DAY
+        moment = datetime.fromisoformat(match[1] + "+00:00") - EPOCH
     except ValueError:
         return None
-    seconds = days * 86_400 + hour * 3600 + minute * 60 + second
-    if sign:
-        if int(offset_hours) > 23 or int(offset_minutes) > 59:
-            return None
-        offset = int(offset_hours) * 3600 + int(offset_minutes) * 60
-        seconds += offset if sign == "-" else -offset
+    seconds = moment.days * 86_400 + moment.seconds
+    if match[3]:
+        offset = int(match[4]) * 3600 + int(match[5]) * 60
+        seconds += offset if match[3] == "-" else -offset
     if not 0 <= seconds < YEAR_10000:
         return None
-    return Time(seconds, (fraction or "").rstrip("0"))
+    return Time(seconds, (match[2] or "").rstrip("0"))
 
 
 def _parts(payload: bytes) -> Iterator[bytes]:
-    """Cut a batch between lines: the tests below pass over the bytes several times, and copy some."""
+    """Cut a batch between lines, because the tests below copy some of the bytes."""
     start = 0
     while start < len(payload):
         end = payload.rfind(b"\n", start, start + _PART) + 1 or payload.find(b"\n", start + _PART) + 1 or len(payload)
@@ -225,7 +221,7 @@ def _parts(payload: bytes) -> Iterator[bytes]:
 
 
 def _piecewise(payload: bytes) -> Lines:
-    """Find the lines that are at fault: by the fast path part by part, then chunk by chunk, then alone."""
+    """Find the lines at fault: try the fast path on parts, then on chunks of a bad part, then check single lines."""
     types: Counter[str] = Counter()
     times: list[Time] = []
     faults: list[Fault] = []
@@ -237,8 +233,8 @@ def _piecewise(payload: bytes) -> Lines:
         if known is None:
             return False
         types.update(known.types)
-        times[:] = [min([*times, known.first]), max([*times, known.last])]
-        number += known.lines
+        times.extend(time for time in (known.first, known.last) if time is not None)
+        number += known.count
         byte += len(part)
         return True
 
@@ -254,7 +250,7 @@ def _piecewise(payload: bytes) -> Lines:
                 try:
                     type_, time = check_line(line.removesuffix(b"\n"))
                     types[type_] += 1
-                    times[:] = [min([*times, time]), max([*times, time])]
+                    times.append(time)
                     if not line.endswith(b"\n"):
                         faults.append(Fault(number, byte, "the last line does not end in a newline"))
                 except FormatError as error:
@@ -264,7 +260,7 @@ def _piecewise(payload: bytes) -> Lines:
     return Lines(number, types, min(times, default=None), max(times, default=None), faults)
 
 
-def _fast(payload: bytes) -> _Known | None:
+def _fast(payload: bytes) -> Lines | None:
     """Return what the lines are if every line is certainly an event, None if the slow path must decide."""
     if len(payload) > limits.EVENT_BYTES or not payload.endswith(b"\n"):
         return None
@@ -278,13 +274,13 @@ def _fast(payload: bytes) -> _Known | None:
         return None
     if not events or not certain(payload, len(events)):
         return None
-    bounds = _time_bounds(list(map(_timestamp, events)))
+    bounds = time_bounds(list(map(_timestamp, events)))
     if bounds is None:
         return None
     types = Counter(map(_event_type, events))
     if isinstance(events[0], _Envelope) and any(map(_type_fault, types)):
         return None
-    return _Known(len(events), types, *bounds)
+    return Lines(len(events), types, *bounds, ())
 
 
 def _type_fault(name: str) -> str | None:
@@ -298,26 +294,25 @@ def _type_fault(name: str) -> str | None:
     return f"event_type has {size} bytes (1 to {limits.EVENT_TYPE_BYTES})"
 
 
-def _time_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
+def time_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
     """Return the earliest and the latest of some times, None if any is not of the form."""
-    bounds = _uniform_bounds(texts)
-    if bounds:
+    # Few are sooner parsed one by one.
+    if len(texts) >= _UNIFORM and (bounds := _uniform_bounds(texts)):
         return bounds
     groups: dict[tuple[int, str], list[str]] = {}
     for text in texts:
         groups.setdefault((len(text), text[-6:] if text[-1:] != "Z" else "Z"), []).append(text)
-    found: list[Time] = []
+    times: list[Time] = []
     for group in groups.values():
-        # A few odd ones are not worth a template.
-        if len(group) > 3 and (uniform := _uniform_bounds(group)):
-            found.extend(uniform)
+        if len(group) >= _UNIFORM and (uniform := _uniform_bounds(group)):
+            times.extend(uniform)
             continue
         for text in group:
             time = parse_time(text)
             if time is None:
                 return None
-            found.append(time)
-    return min(found), max(found)
+            times.append(time)
+    return min(times), max(times)
 
 
 def _uniform_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
@@ -350,60 +345,39 @@ def _uniform_bounds(texts: Sequence[str]) -> tuple[Time, Time] | None:
     return (first, last) if first and last else None
 
 
-def _too_deep(line: bytes) -> bool:
-    if line.count(b"{") + line.count(b"[") <= limits.EVENT_DEPTH:
-        return False
-    depth = 0
-    for match in _TOKEN.finditer(line):
-        token = match[0]
-        if token in {b"{", b"["}:
-            depth += 1
-            if depth > limits.EVENT_DEPTH:
-                return True
-        elif token in {b"}", b"]"}:
-            depth -= 1
-    return False
+class _Members(list[tuple[str, Any]]):
+    """The members of a JSON object, names that stand twice too."""
 
 
-_OBJECT: Final = object()
-"""What stands for an object within the slow path: only the pairs of the outermost one are looked at."""
+_JSON_KINDS = {list: "array", str: "string", bool: "boolean", type(None): "null", int: "number"}
 
 
-def _read_fields(text: str) -> tuple[str, Time]:
-    top: list[tuple[str, Any]] = []
+def _read_members(text: str) -> _Members:
+    """Return the members of the object that a text is."""
 
-    def pairs(found: list[tuple[str, Any]]) -> object:
-        # The outermost object ends last.
-        nonlocal top
-        top = found
-        return _OBJECT
-
-    def constant(name: str) -> None:
-        raise FormatError(f"{name} is not JSON")
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
 
     try:
         # Numbers may be of any size and none is looked at, so none is converted.
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_int=bool, parse_float=bool)
-    except json.JSONDecodeError as error:
-        raise FormatError(f"not JSON ({error.msg} at character {error.pos} of the line)") from None
-    except RecursionError:
-        raise FormatError(f"nested deeper than {limits.EVENT_DEPTH}") from None
-    if value is not _OBJECT:
-        raise FormatError("not a JSON object")
-    event_type = _only(top, "event_type")
-    if fault := _type_fault(event_type):
-        raise FormatError(fault)
-    timestamp = _only(top, "timestamp")
-    time = parse_time(timestamp)
-    if time is None:
-        raise FormatError(f"timestamp {timestamp[:60]!r} is no time of the form that FORMAT.md asks for")
-    return event_type, time
+        value = json.loads(text, object_pairs_hook=_Members, parse_constant=refuse, parse_int=len, parse_float=len)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not JSON: {error}") from None
+    if not isinstance(value, _Members):
+        raise FormatError(f"a JSON {_JSON_KINDS[type(value)]}, not an object")
+    return value
 
 
-def _only(top: Sequence[tuple[str, Any]], name: str) -> str:
-    values = [value for key, value in top if key == name]
+def _only(members: _Members, name: str) -> str:
+    """Return the value of the one member of a name, a string."""
+    values = [value for key, value in members if key == name]
     if len(values) != 1:
         raise FormatError(f"{name} stands {len(values)} times" if values else f"{name} is missing")
     if not isinstance(values[0], str):
         raise FormatError(f"{name} is not a string")
     return values[0]
+
+
+def shorten(text: str) -> str:
+    """Return a text from an event as a message shows it."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -10,7 +10,7 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import envelope, limits
-from custody.format.envelope import Hex, Int, Signatures, Tree
+from custody.format.envelope import Hex, Int, SignedFile, Tree
 from custody.format.times import check_time
 
 __all__ = ["Batch", "Manifest", "QuarantineRef", "SegmentRef", "Statement", "parse"]
@@ -133,16 +133,8 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     types: dict[str, Int]
 
 
-class Manifest(msgspec.Struct, frozen=True):
-    """A parsed manifest, with the statement's bytes exactly as stored."""
-
-    statement: Statement
-    line: bytes
-    """Line 1 without its newline."""
-    signatures: Signatures
-    message: bytes
-    """What is signed, and the entry of the tree: 84 bytes."""
-
+Manifest = SignedFile[Statement]
+"""A parsed manifest."""
 
 _statement_decoder = msgspec.json.Decoder(Statement)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -154,13 +146,8 @@ def encode(statement: Statement) -> bytes:
     Raises:
         FormatError: the statement is beyond a limit of the format.
     """
-    line = envelope.encode_line(statement)
-    if len(line) > limits.STATEMENT_BYTES:
-        raise FormatError(
-            f"statement {statement.sequence} of {statement.log.topic}/{statement.log.partition} would have"
-            f" {len(line)} bytes (limit {limits.STATEMENT_BYTES}): cut segments earlier"
-        )
-    return line
+    what = f"statement {statement.sequence} of {statement.log.topic}/{statement.log.partition}"
+    return envelope.encode_line(statement, what, ": cut segments earlier")
 
 
 def parse(data: bytes) -> Manifest:
@@ -169,9 +156,7 @@ def parse(data: bytes) -> Manifest:
     Raises:
         FormatError: the bytes are not a manifest of this format; the message says which rule they break.
     """
-    line, second = envelope.split_lines(data)
-    statement = parse_statement(line)
-    return Manifest(statement, line, envelope.parse_signatures(second), envelope.message(line, FORMAT))
+    return envelope.parse_file(data, parse_statement, FORMAT)
 
 
 def parse_statement(line: bytes) -> Statement:
@@ -221,12 +206,12 @@ def _check_unreadable(ranges: list[Unreadable]) -> None:
     if len(ranges) > limits.UNREADABLE_RANGES:
         raise FormatError(f"the statement: unreadable has {len(ranges)} ranges (limit {limits.UNREADABLE_RANGES})")
     end = 0
-    for one in ranges:
-        if one.from_ >= one.to or one.from_ < end:
-            raise FormatError(f"the statement: unreadable has [{one.from_},{one.to}) empty, unsorted or overlapping")
-        if len(one.error.encode(errors="surrogatepass")) > limits.UNREADABLE_ERROR:
+    for span in ranges:
+        if span.from_ >= span.to or span.from_ < end:
+            raise FormatError(f"the statement: unreadable has [{span.from_},{span.to}) empty, unsorted or overlapping")
+        if len(span.error.encode(errors="surrogatepass")) > limits.UNREADABLE_ERROR:
             raise FormatError(f"the statement: an error in unreadable has more than {limits.UNREADABLE_ERROR} bytes")
-        end = one.to
+        end = span.to
 
 
 def check_ranges(name: str, ranges: list[Range]) -> None:

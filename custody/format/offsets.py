@@ -23,12 +23,12 @@ def unlined_ranges(statement: Statement) -> list[Range]:
     quarantined = statement.quarantine.offsets if statement.quarantine else []
     if not statement.skipped and not lost and not statement.unreadable:
         return quarantined
-    unreadable = [(one.from_, one.to) for one in statement.unreadable]
+    unreadable = [(span.from_, span.to) for span in statement.unreadable]
     return sorted([*statement.skipped, *lost, *unreadable, *quarantined])
 
 
 def line_offsets(batch: Batch, unlined: Sequence[Range]) -> Iterator[int]:
-    """Yield the offsets of a batch's lines, in order, and go on beyond its end.
+    """Yield the offsets of a batch's lines, in order, without an end: the caller takes as many as it wants.
 
     Args:
         batch: the batch.
@@ -46,13 +46,13 @@ def offsets_of(statement: Statement, batch: Batch) -> Sequence[int]:
     """Return the offsets of a batch's lines, in order; of too many of them a few more than a batch may have."""
     if batch.next_offset - batch.first_offset == batch.events:
         return range(batch.first_offset, batch.next_offset)
-    found: list[int] = []
+    offsets: list[int] = []
     for stretch in _stretches(batch.first_offset, unlined_ranges(statement)):
         if stretch.start >= batch.next_offset:
             break
-        room = limits.BATCH_EVENTS + 1 - len(found)
-        found.extend(range(stretch.start, min(stretch.stop, batch.next_offset, stretch.start + room)))
-    return found
+        room = limits.BATCH_EVENTS + 1 - len(offsets)
+        offsets.extend(range(stretch.start, min(stretch.stop, batch.next_offset, stretch.start + room)))
+    return offsets
 
 
 def _stretches(offset: int, unlined: Sequence[Range]) -> Iterator[range]:
@@ -71,7 +71,7 @@ def kind_of(statement: Statement, offset: int) -> Kind | None:
     """Return what the record at an offset is, None where the statement does not account for it."""
     ranges: list[tuple[Kind, list[Range]]] = [
         ("lost", [statement.lost] if statement.lost else []),
-        ("unreadable", [(one.from_, one.to) for one in statement.unreadable]),
+        ("unreadable", [(span.from_, span.to) for span in statement.unreadable]),
         ("skipped", statement.skipped),
         ("quarantined", statement.quarantine.offsets if statement.quarantine else []),
         ("event", [(batch.first_offset, batch.next_offset) for batch in statement.batches]),
@@ -83,7 +83,7 @@ def line_of(statement: Statement, offset: int) -> tuple[Batch, int] | None:
     """Return the batch that holds the event at an offset, and its line, from 0; None where no batch does."""
     if kind_of(statement, offset) != "event":
         return None
-    batch = next(one for one in statement.batches if one.first_offset <= offset < one.next_offset)
+    batch = next(each for each in statement.batches if each.first_offset <= offset < each.next_offset)
     before = sum(max(min(end, offset) - max(start, batch.first_offset), 0) for start, end in unlined_ranges(statement))
     return batch, offset - batch.first_offset - before
 
@@ -98,7 +98,7 @@ def reason_of(statement: Statement, offset: int) -> str:
         case "lost":
             return "the broker deleted it before it was read, and the statement admits the loss"
         case "unreadable":
-            error = next(one.error for one in statement.unreadable if one.from_ <= offset < one.to)
+            error = next(span.error for span in statement.unreadable if span.from_ <= offset < span.to)
             return f"the broker holds it, and no client could decode it: {error}"
         case _:
             return "the statement does not account for it"
@@ -119,8 +119,8 @@ class Measure:
         return self._below(end) - self._below(start)
 
     def _below(self, offset: int) -> int:
-        place = bisect_right(self._starts, offset)
-        if not place:
+        index = bisect_right(self._starts, offset)
+        if not index:
             return 0
-        start, end = self._ranges[place - 1]
-        return self._before[place - 1] + min(offset, end) - start
+        start, end = self._ranges[index - 1]
+        return self._before[index - 1] + min(offset, end) - start

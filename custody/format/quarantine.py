@@ -1,10 +1,8 @@
 """Quarantine objects: one gzip member of lines, each a record that is no event (FORMAT.md, Objects)."""
 
 import base64
-import binascii
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -12,9 +10,8 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
-from custody.format.envelope import Hex, Int
+from custody.format.envelope import Hex, Int, decode_strictly
 from custody.format.members import inflate_stream
-from custody.format.strict_json import unique
 
 Header = tuple[str, bytes | None]
 """A Kafka header's name and value."""
@@ -39,29 +36,20 @@ class Omitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the headers' JSON."""
 
 
-class _Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    offset: Int
-    timestamp: Annotated[int, msgspec.Meta(ge=-(2**63), le=limits.INT_MAX)] | None
-    key: str | None
-    value: str | None
-    headers: list[tuple[str, str | None]]
-    error: str
-    omitted: Omitted | None
-
-
-@dataclass(frozen=True, slots=True)
-class QuarantinedRecord:
+class QuarantinedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A line of a quarantine object."""
 
-    offset: int
-    timestamp: int | None
+    offset: Int
+    timestamp: Annotated[int, msgspec.Meta(ge=-(2**63), le=limits.INT_MAX)] | None
     key: bytes | None
     value: bytes | None
     headers: tuple[Header, ...]
-    omitted: Omitted | None = None
+    error: str
+    """Empty in a record that was parsed: it is for people, and nothing compares it."""
+    omitted: Omitted | None
 
 
-_decode = msgspec.json.Decoder(_Quarantined).decode
+_decoder = msgspec.json.Decoder(QuarantinedRecord)
 
 
 # --- reading
@@ -107,61 +95,30 @@ def parse_quarantined(line: bytes) -> QuarantinedRecord:
     Raises:
         FormatError: it is not of FORMAT.md's form.
     """
-    try:
-        record = _decode(line)
-        json.loads(line, object_pairs_hook=unique)
-    except (msgspec.MsgspecError, ValueError, RecursionError, FormatError) as error:
-        raise FormatError(f"it is no quarantined record: {str(error)[:200]}") from None
-    found = QuarantinedRecord(
-        record.offset,
-        record.timestamp,
-        _bytes(record.key),
-        _bytes(record.value),
-        tuple((name, _bytes(value)) for name, value in record.headers),
-        record.omitted,
-    )
-    _check_omitted(record, found)
-    return found
+    record: QuarantinedRecord = decode_strictly(_decoder, line, "it is no quarantined record")
+    if fault := _omission_fault(record):
+        raise FormatError(f"it is no quarantined record: {fault}")
+    # Writers of other versions may give other reasons: records that differ in no more are equal.
+    return msgspec.structs.replace(record, error="")
 
 
-def _check_omitted(record: _Quarantined, found: QuarantinedRecord) -> None:
-    """Check that bytes were left out of a record that is too large, and of no other, and that nothing replaces them.
-
-    Raises:
-        FormatError: it is not so.
-    """
-    kept = len(found.key or b"") + len(found.value or b"")
+def _omission_fault(record: QuarantinedRecord) -> str | None:
+    """Return why a record may not omit what it does: None if it is too large otherwise, and holds nothing twice."""
+    kept = len(record.key or b"") + len(record.value or b"")
     if record.headers:
-        kept += len(_json(record.headers))
+        kept += sum(map(len, _headers_json(record.headers)))
     if kept > limits.QUARANTINE_RECORD:
-        raise FormatError(
-            f"it is no quarantined record: it holds {kept} bytes of key, value and headers (limit"
-            f" {limits.QUARANTINE_RECORD})"
-        )
-    omitted = found.omitted
+        return f"it holds {kept} bytes of key, value and headers (limit {limits.QUARANTINE_RECORD})"
+    omitted = record.omitted
     if omitted is None:
-        return
-    for name, left_out, kept_too in (
-        ("key", omitted.key, found.key is not None),
-        ("value", omitted.value, found.value is not None),
-        ("headers", omitted.headers, bool(found.headers)),
-    ):
-        if left_out and kept_too:
-            raise FormatError(f"it is no quarantined record: {name} is there, and omitted")
+        return None
+    for name in ("key", "value", "headers"):
+        if getattr(omitted, name) and getattr(record, name) not in {None, ()}:
+            return f"{name} is there, and omitted"
     size = kept + sum(part.size for part in (omitted.key, omitted.value, omitted.headers) if part)
     if size <= limits.QUARANTINE_RECORD:
-        raise FormatError(
-            f"it is no quarantined record: it omits some of its {size} bytes (limit {limits.QUARANTINE_RECORD})"
-        )
-
-
-def _bytes(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    try:
-        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
-    except (binascii.Error, UnicodeEncodeError):
-        raise FormatError("it is no quarantined record: a value is not base64") from None
+        return f"it omits some of its {size} bytes (limit {limits.QUARANTINE_RECORD})"
+    return None
 
 
 # --- writing
@@ -187,56 +144,44 @@ def encode_quarantined(
         headers: its headers.
         error: why it is no event, for people.
     """
-    parts = _Parts(key, value, headers)
-    return b"".join(
-        (
-            b'{"offset":%d,"timestamp":' % offset,
-            _json(timestamp),
-            *parts.pieces(),
-            b',"error":',
-            _json(error),
-            b',"omitted":',
-            _json(parts.omitted),
-            b"}",
-        )
-    )
+    plain = {"key": key, "value": value}
+    headers_json, omitted = _leave_out(plain, headers)
+    pieces = [b'{"offset":%d,"timestamp":%b' % (offset, _json(timestamp))]
+    for name, part in plain.items():
+        pieces.append(b',"%b":' % name.encode())
+        null = part is None or (omitted is not None and omitted[name])
+        pieces += [b"null"] if null else [b'"', base64.b64encode(part or b""), b'"']
+    pieces += [b',"headers":', *(headers_json or [b"[]"])]
+    pieces.append(b',"error":%b,"omitted":%b}' % (_json(error), _json(omitted)))
+    return b"".join(pieces)
 
 
-class _Parts:
-    """What a record has that may be of any size: key, value and headers.
+def _leave_out(
+    plain: Mapping[str, bytes | None], headers: Sequence[Header]
+) -> tuple[list[bytes], dict[str, dict[str, Any] | None] | None]:
+    """Return the headers' JSON in pieces, empty if it is left out, and what is left out of a record: None if nothing.
 
-    Attributes:
-        omitted: as the line has it: None, or what was left out of a record that is too large.
+    Args:
+        plain: the record's key and value.
+        headers: its headers.
     """
-
-    def __init__(self, key: bytes | None, value: bytes | None, headers: Sequence[Header]) -> None:
-        self._plain = {"key": key, "value": value}
-        # Their JSON, as long as it is small enough to be kept.
-        self._headers: list[bytes] = []
-        sizes = {name: len(part or b"") for name, part in self._plain.items()}
-        digest = sha256()
-        sizes["headers"] = 0
-        for piece in _headers_json(headers) if headers else ():
-            digest.update(piece)
-            sizes["headers"] += len(piece)
-            if sizes["headers"] <= limits.QUARANTINE_RECORD:
-                self._headers.append(piece)
-        self.omitted: dict[str, dict[str, Any] | None] | None = None
-        for name in sorted(sizes, key=lambda name: -sizes[name]):
-            if sum(sizes.values()) <= limits.QUARANTINE_RECORD:
-                break
-            self.omitted = self.omitted or dict.fromkeys(("key", "value", "headers"))
-            made = digest if name == "headers" else sha256(self._plain[name] or b"")
-            self.omitted[name] = {"size": sizes.pop(name), "sha256": made.hexdigest()}
-
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the line's three fields."""
-        left_out = {name for name, part in (self.omitted or {}).items() if part is not None}
-        for name, part in self._plain.items():
-            yield b',"%s":' % name.encode()
-            yield from (b"null",) if part is None or name in left_out else (b'"', base64.b64encode(part), b'"')
-        yield b',"headers":'
-        yield from self._headers if self._headers and "headers" not in left_out else (b"[]",)
+    sizes = {name: len(part or b"") for name, part in plain.items()}
+    sizes["headers"] = 0
+    digest = sha256()
+    # Only as much of them is held as may be kept.
+    held: list[bytes] = []
+    for piece in _headers_json(headers) if headers else ():
+        digest.update(piece)
+        sizes["headers"] += len(piece)
+        if sizes["headers"] <= limits.QUARANTINE_RECORD:
+            held.append(piece)
+    omitted: dict[str, dict[str, Any] | None] = dict.fromkeys(sizes)
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if sum(sizes.values()) <= limits.QUARANTINE_RECORD:
+            break
+        made = digest if name == "headers" else sha256(plain[name] or b"")
+        omitted[name] = {"size": sizes.pop(name), "sha256": made.hexdigest()}
+    return [] if omitted["headers"] else held, omitted if any(omitted.values()) else None
 
 
 def _headers_json(headers: Iterable[Header]) -> Iterator[bytes]:
@@ -244,15 +189,15 @@ def _headers_json(headers: Iterable[Header]) -> Iterator[bytes]:
     opening = b"[["
     for name, value in headers:
         yield opening + b'"'
-        for at in range(0, len(name), _PIECE):
-            yield _json(name[at : at + _PIECE])[1:-1]
+        for start in range(0, len(name), _PIECE):
+            yield _json(name[start : start + _PIECE])[1:-1]
         yield b'",'
         if value is None:
             yield b"null"
         else:
             yield b'"'
-            for at in range(0, len(value), _PIECE):
-                yield base64.b64encode(memoryview(value)[at : at + _PIECE])
+            for start in range(0, len(value), _PIECE):
+                yield base64.b64encode(memoryview(value)[start : start + _PIECE])
             yield b'"'
         opening = b"],["
     yield b"]]"

@@ -1,8 +1,11 @@
-"""JSON objects in which no name stands twice, as the format and our own files ask for."""
+"""Strict JSON: no name stands twice in an object, and nesting has a limit. The format and our own files ask for it."""
 
+import re
 from typing import Any
 
 from custody.errors import FormatError
+
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -17,3 +20,21 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise FormatError(f"the field {twice[:100]!r} stands twice")
     return fields
+
+
+def check_depth(text: bytes, limit: int) -> None:
+    """Check how many objects and arrays are open at once in a text, which need not be JSON.
+
+    Raises:
+        FormatError: they are more than the limit.
+    """
+    if text.count(b"{") + text.count(b"[") <= limit:
+        return
+    depth = 0
+    for match in _TOKEN.finditer(text):
+        if match[0] in {b"{", b"["}:
+            depth += 1
+            if depth > limit:
+                raise FormatError(f"nested deeper than {limit}")
+        elif match[0] in {b"}", b"]"}:
+            depth -= 1

@@ -6,7 +6,6 @@ key alone. Parsing is strict and bounded; whatever is wrong is a `FormatError`.
 """
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from custody.errors import FormatError, SignatureInvalid
 from custody.format import limits
+from custody.format.envelope import Signer, decode_base64
 from custody.format.layout import Log
 from custody.tlog.head import Head
 
@@ -67,7 +67,7 @@ class Note:
 
     def encode(self) -> bytes:
         """Return the note as it is stored."""
-        lines = (f"{_DASH}{one.name} {_base64(one.key_hash + one.signature)}\n" for one in self.signatures)
+        lines = (f"{_DASH}{line.name} {_base64(line.key_hash + line.signature)}\n" for line in self.signatures)
         return self.text + b"\n" + "".join(lines).encode()
 
 
@@ -89,7 +89,7 @@ class NoteKey:
         """
         # An argument that is not UTF-8 comes with surrogates.
         match = _VKEY.fullmatch(vkey) if vkey.isascii() or vkey == vkey.encode(errors="replace").decode() else None
-        decoded = _bytes(match["key"], "the key") if match else b""
+        decoded = decode_base64(match["key"], "the key") if match else b""
         if not match or len(decoded) != 33 or decoded[0] not in {ED25519, COSIGNATURE}:
             raise FormatError(f"{vkey[:200]!r} is no vkey of an Ed25519 key, NAME+HASH+KEY")
         key = cls(match["name"], decoded[1:], decoded[0])
@@ -153,7 +153,7 @@ def _parse_signature(line: str) -> NoteSignature:
     name, space, encoded = line.removeprefix(_DASH).partition(" ")
     if not line.startswith(_DASH) or not space or not is_name(name):
         raise FormatError(f"{line[:100]!r} is no signature line of a note")
-    value = _bytes(encoded, "a signature of the note")
+    value = decode_base64(encoded, "a signature of the note")
     if len(value) <= _HASH_BYTES:
         raise FormatError("a signature of the note is too short")
     return NoteSignature(name, value[:_HASH_BYTES], value[_HASH_BYTES:])
@@ -173,7 +173,7 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
         raise FormatError("a checkpoint is three lines: origin, size and root")
     if not re.fullmatch(r"0|[1-9][0-9]{0,18}", lines[1]) or int(lines[1]) > limits.INT_MAX:
         raise FormatError(f"the checkpoint's size {lines[1][:40]!r} is no number of statements")
-    root = _bytes(lines[2], "the checkpoint's root")
+    root = decode_base64(lines[2], "the checkpoint's root")
     if len(root) != 32:
         raise FormatError(f"the checkpoint's root has {len(root)} bytes, not 32")
     return Checkpoint(lines[0], int(lines[1]), root)
@@ -198,21 +198,12 @@ def sign_checkpoint(signer: "NoteSigner", archive: str, log: Log, head: Head) ->
     return Note(text, (NoteSignature(key.name, key.key_hash, signer.sign(text)),))
 
 
-class NoteSigner(Protocol):
-    """An Ed25519 key that can sign notes."""
-
-    @property
-    def key_id(self) -> str:
-        """Its name."""
-        ...
+class NoteSigner(Signer, Protocol):
+    """An Ed25519 key that can sign notes; its id is its name."""
 
     @property
     def public(self) -> bytes:
         """The 32 bytes of its public half."""
-        ...
-
-    def sign(self, message: bytes) -> bytes:
-        """Sign; raises KeyUnavailable."""
         ...
 
 
@@ -223,7 +214,8 @@ def cosigned(text: bytes, time: int) -> bytes:
 
 def with_signature(note: Note, signature: NoteSignature) -> Note:
     """Return the note with one signature more, in place of an earlier one of the same key."""
-    others = tuple(one for one in note.signatures if (one.name, one.key_hash) != (signature.name, signature.key_hash))
+    own = (signature.name, signature.key_hash)
+    others = tuple(other for other in note.signatures if (other.name, other.key_hash) != own)
     return replace(note, signatures=(*others, signature))
 
 
@@ -234,13 +226,3 @@ def is_name(name: str) -> bool:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _bytes(text: str, what: str) -> bytes:
-    try:
-        value = base64.b64decode(text.encode("ascii"), validate=True)
-    except (binascii.Error, UnicodeEncodeError, ValueError):
-        raise FormatError(f"{what} is not base64") from None
-    if _base64(value) != text:
-        raise FormatError(f"{what} is not canonical base64")
-    return value

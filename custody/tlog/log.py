@@ -1,21 +1,21 @@
 """A signed log: entries in sequence, signed, chained by a Merkle tree, and compared with known heads. Pure.
 
-The log of a partition's statements and the log of audits are two payloads of it; `Form` is what differs. A `SignedLog`
-is told of every slot, in order, exactly one of three things: its object's bytes (`step`), that there is none (`gap`),
-or that it cannot be read (`unreadable`). It checks rules 1, 2, 3, 5 of FORMAT.md, Verification, and asks its owner
-about rule 4. Its own rules:
+The log of a partition's statements and the log of audits are two payloads of it; `Form` is what differs. The
+owner calls a `SignedLog` exactly once for each slot, in order: `step` with the object's bytes, `gap` if there is none,
+or `unreadable`. It checks rules 1, 2, 3, 5 of FORMAT.md, Verification, and asks its owner about rule 4. Its own rules:
 
-1. Each fault is reported once. After an entry that is missing, unreadable, malformed or not of its place the tree is
-   taken up again from the next one's `compact_range`, if that agrees with what is known.
+1. Each fault is reported once. After an entry that is missing, unreadable, malformed or out of place, the tree
+   continues from the next entry's `compact_range`, if that agrees with what is known.
 2. A changed entry is reported at its successor, whose `tree` shows it: later trees are consistent with the changed one.
-3. An entry whose signature does not hold is still read: what else is wrong with it shall be known too.
-4. A slot without a good signature is looked at together with the next entry that has one: where that passes over the
-   slot, by its digest, the slot is a leaf of its own kind, and a notice. Who cannot check signatures believes it.
-5. What an ended key signed before its end counts only if the tree leads to the head at which it ended. That head is a
-   known head, so a tree that does not lead there is a fork.
-6. A gap hides nothing that lies before it. Known heads of the size at which it begins are checked there. Entries that
-   neither such a head nor the tree taken up again behind the gap leads to are in no tree that anybody vouches for: they
-   are covered by nothing, and an ended key's do not count.
+3. An entry whose signature is wrong is still read, so that its other faults are reported too.
+4. A slot without a good signature is judged together with the next entry that has one. If that entry passes over the
+   slot, by its digest, the slot is a leaf of its own kind, and a notice. A verifier that cannot check signatures
+   accepts this.
+5. What an ended key signed before its end counts only if the tree leads to the head at which the key ended. That head
+   is a known head, so a tree that does not lead there is a fork.
+6. A gap hides nothing that lies before it. Known heads of the size at which it begins are checked there. Some entries
+   before it are reached neither by such a head nor by the tree that continues behind the gap. No head covers these
+   entries, and those signed by an ended key do not count.
 
 It is one module because all of these rules are about one entry in hand, and decide together whether it counts.
 """
@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from custody.errors import FormatError
 from custody.format import limits
-from custody.format.envelope import Algorithm, Signatures, Tree, passed_over_message
+from custody.format.envelope import Algorithm, SignedFile, Tree, passed_over_message
 from custody.format.times import parse_time
 from custody.tlog import merkle
 from custody.tlog.head import Head, KnownHead
@@ -35,8 +35,6 @@ from custody.tlog.signatures import KeyOrder, Keys, Place, Problem, Verdict, che
 
 _EVIDENCE_LIMIT = 65_536
 _DISPLACED_LIMIT = 10_000
-UNSIGNED = Verdict((), ())
-"""What the policy says of a file whose line 2 cannot be read."""
 # A line 2 that parses: it stands in for one that does not, to see whether line 1 is sound.
 _ANY_SIGNATURE = b'{"signatures":[{"key":"-","algorithm":"HMAC-SHA256","value":"' + b"A" * 43 + b'="}]}\n'
 
@@ -65,24 +63,8 @@ class Statement(Protocol):
         ...
 
 
-class Entry(Protocol):
-    """A manifest, or an audit."""
-
-    @property
-    def statement(self) -> Statement:
-        """Line 1."""
-        ...
-
-    @property
-    def signatures(self) -> Signatures:
-        """Line 2."""
-        ...
-
-    @property
-    def message(self) -> bytes:
-        """What is signed, and the entry of the tree."""
-        ...
-
+Entry = SignedFile[Statement]
+"""A manifest, or an audit."""
 
 E = TypeVar("E", bound=Entry)
 E_co = TypeVar("E_co", bound=Entry, covariant=True)
@@ -90,7 +72,7 @@ E_co = TypeVar("E_co", bound=Entry, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Form(Generic[E_co]):
-    """What one kind of signed log differs by from another.
+    """The differences between the kinds of signed log.
 
     Attributes:
         parse: returns an entry from its bytes; raises FormatError.
@@ -109,7 +91,7 @@ class Form(Generic[E_co]):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with an entry: a finding that is not reported yet."""
+    """A fault of an entry: a finding that is not reported yet."""
 
     name: str
     what: str
@@ -138,8 +120,8 @@ class Report(Protocol):
 class SignedLog(Generic[E]):
     """The state of verifying one signed log, or a part of it.
 
-    One class, because the rules are about one entry in hand: what the tree, the signatures, the slots that were passed
-    over and the known heads say of it decide together whether it counts.
+    It is one class because each rule is about the entry in hand. Tree, signatures, passed-over slots and known heads
+    decide together whether that entry counts.
     """
 
     name: str
@@ -223,7 +205,7 @@ class SignedLog(Generic[E]):
     # --- what there is, slot by slot
 
     def gap(self, first: int, end: int) -> tuple[int, int] | None:
-        """Take the slots `[first, end)`, which hold nothing; return those that a later entry does not pass over."""
+        """Process the slots `[first, end)`, which are empty; return those that no later entry passes over."""
         self._look_ahead(end - 1)
         passed = min((slot for slot in self._passed if first <= slot < end), default=end)
         if first < passed:
@@ -233,17 +215,17 @@ class SignedLog(Generic[E]):
         return (first, passed) if first < passed else None
 
     def unreadable(self, sequence: int) -> None:
-        """Take a slot whose object cannot be read."""
+        """Process a slot whose object cannot be read."""
         self._lose(sequence + 1)
 
     def malformed(self, sequence: int, reason: str, digest: str) -> None:
-        """Take a slot whose bytes, of this SHA-256, are no entry, unless a later one passes over it."""
+        """Process a slot whose bytes, of this SHA-256, are no entry. A fault, unless a later entry passes over it."""
         if not self._is_passed_over(sequence, digest):
             self.doubt(Fault("statement", reason, {"key": self.form.key(sequence), "sha256": digest}), sequence)
             self._lose(sequence + 1)
 
     def step(self, sequence: int, data: bytes) -> E | None:
-        """Take the object of the next slot; return its entry, None where it holds none of this log and place."""
+        """Process the object of the next slot; return its entry, None if it is not the entry of this log and slot."""
         self._data = data
         entry, broken = self._parse(data)
         if entry is None:
@@ -255,7 +237,7 @@ class SignedLog(Generic[E]):
                 self.doubt(fault, sequence)
                 self._lose(sequence + 1)
             return None
-        verdict = UNSIGNED if broken else self._check(entry, sequence, self._order)
+        verdict = Verdict((), ()) if broken else self._check(entry, sequence, self._order)
         if not verdict.good and self._is_passed_over(sequence, self.digest):
             return None
         if broken:
@@ -307,8 +289,8 @@ class SignedLog(Generic[E]):
                 "loss": (self.name, expected, found),
                 "group": "rollback",
             }
-            what = f"the log went back: {most.origin} remembers more {self.form.noun}s than there are"
-            self.doubt(Fault("head-rollback", what, where), self.size)
+            message = f"the log went back: {most.origin} remembers more {self.form.noun}s than there are"
+            self.doubt(Fault("head-rollback", message, where), self.size)
 
     # --- rule 2
 
@@ -393,17 +375,15 @@ class SignedLog(Generic[E]):
         stated = self._passed[sequence]
         where: dict[str, Any] = {"sequence": sequence, "key": self.form.key(sequence), "sha256": digest}
         if digest is not None and digest != stated:
-            what = "the slot was passed over, and holds other bytes now"
-            self.doubt(Fault("statement", what, {**where, "expected": stated, "found": digest}), sequence)
+            message = "the slot was passed over, and holds other bytes now"
+            self.doubt(Fault("statement", message, {**where, "expected": stated, "found": digest}), sequence)
         else:
             gone = ", and is empty now" if digest is None else ""
-            what = f"the slot held no valid {self.form.noun}, and the writer passed over it{gone}"
+            message = f"the slot held no valid {self.form.noun}, and the writer passed over it{gone}"
             self.report(
-                "passed-over", what, group=f"{'gone' if digest is None else 'there'} before {self._looked}", **where
+                "passed-over", message, group=f"{'gone' if digest is None else 'there'} before {self._looked}", **where
             )
-        if self.compact_range is not None:
-            leaf = merkle.leaf_hash(passed_over_message(stated))
-            self._append(sequence, leaf)
+        self._append(sequence, passed_over_message(stated))
         first = self._consumed[0] if self._consumed[1] == sequence else sequence
         self._consumed = (first, sequence + 1)
         self.size = sequence + 1
@@ -412,9 +392,9 @@ class SignedLog(Generic[E]):
         """Check that each slot which an entry passes over was stepped over, and held no valid entry."""
         first = max(sequence - len(entry.statement.passed_over), self.begin)
         if first < sequence and not (self._consumed[0] <= first and self._consumed[1] == sequence):
-            what = f"the {self.form.noun} passes over a slot that holds a valid one: two histories were signed"
+            message = f"the {self.form.noun} passes over a slot that holds a valid one: two histories were signed"
             where = {"through": sequence - 1, "sha256": self.digest, "group": f"passed {sequence}"}
-            self.doubt(Fault("head-fork", what, where), first)
+            self.doubt(Fault("head-fork", message, where), first)
             self.compact_range, self._last_range, self._last_size = None, (), 0
 
     # --- rule 3
@@ -435,25 +415,19 @@ class SignedLog(Generic[E]):
         """Report what is wrong with signatures."""
         for problem in verdict.problems:
             where: dict[str, Any] = {"expected": problem.expected, "found": problem.found, "group": _group(problem)}
-            if problem.open:
-                if problem.kind == "unreadable":
-                    self.doubt(Fault(problem.kind, problem.what, where), sequence)
-                else:
-                    self.report(problem.kind, problem.what, sequence=sequence, **where)
-                continue
-            where |= {"sha256": self.digest, "tampered": problem.kind == "key-span" and not problem.policy}
-            fault = Fault(problem.kind, problem.what, where)
-            if problem.policy:
-                self.report(fault.name, fault.what, sequence=sequence, **fault.where)
+            if not problem.open:
+                where |= {"sha256": self.digest, "tampered": problem.kind == "key-span" and not problem.policy}
+            if problem.policy or problem.kind == "unchecked-signature":
+                self.report(problem.kind, problem.what, sequence=sequence, **where)
             else:
-                self.doubt(fault, sequence)
+                self.doubt(Fault(problem.kind, problem.what, where), sequence)
         for id_ in verdict.held:
             until = self.keys[id_].until
             if until is not None:
                 self._ended[id_], self._last_by[id_] = until[self.name], sequence
 
     def _count(self, entry: E, verdict: Verdict, sequence: int, *, broken: bool) -> None:
-        """Keep who signed the entry, or count it among those that nobody here can check."""
+        """Record who signed the entry, or count it among those whose signatures cannot be checked here."""
         self.signers = verdict.held if verdict.counts and not broken else ()
         if self.signers or broken:
             return
@@ -473,12 +447,12 @@ class SignedLog(Generic[E]):
 
     def _break(self, id_: str, head: Head, size: int) -> None:
         self.broken.add(id_)
-        what = (
+        message = (
             f"the key {id_!r} ended at this log's size {head.size}, and these {self.form.noun}s are not shown to lie"
             " within that head"
         )
         where = {"tampered": True, "group": f"until {id_}", "loss": (self.name, id_, str(size))}
-        self.doubt(Fault("key-span", what, where), max(size - 1, 0))
+        self.doubt(Fault("key-span", message, where), max(size - 1, 0))
 
     def _settle(self, linked: int) -> None:
         """Mark the entries before a gap that no tree leads to; the one behind it leads to the first `linked` ones."""
@@ -525,31 +499,30 @@ class SignedLog(Generic[E]):
                 self._settle(linked or 0)
             if linked is None:
                 known = f"root {self.root.hex()}" if self.root else "a compact range that extends the last one known"
-                what = f"the tree signed here is not that of the {self.form.noun}s before"
+                message = f"the tree signed here is not that of the {self.form.noun}s before"
                 if not coherent:
-                    what += ", and its root does not follow from its compact range"
+                    message += ", and its root does not follow from its compact range"
                 where = {
                     "expected": f"size {sequence}, {known}",
                     "found": f"size {tree.size}, root {tree.root}",
                     "sha256": self.digest,
                 }
-                self.doubt(Fault("tree", what, where), sequence)
+                self.doubt(Fault("tree", message, where), sequence)
             if coherent:
                 self.compact_range = stated
             elif self.compact_range is None:
                 self._check_heads(sequence, bytes.fromhex(tree.root))
                 return
-        if self.compact_range is not None:
-            self._append(sequence, merkle.leaf_hash(entry.message))
+        self._append(sequence, entry.message)
 
-    def _append(self, sequence: int, leaf: bytes) -> None:
-        """Check the known heads of the tree so far, and append a leaf to it."""
+    def _append(self, sequence: int, message: bytes) -> None:
+        """Check the known heads of the tree so far, and append an entry to it, if the tree is known."""
         compact_range = self.compact_range
         if compact_range is None:
             return
         if sequence in self._by_size:
             self._check_heads(sequence, merkle.range_root(compact_range))
-        self.compact_range = merkle.append(sequence, compact_range, leaf)
+        self.compact_range = merkle.append(sequence, compact_range, merkle.leaf_hash(message))
         self._last_range, self._last_size = self.compact_range, sequence + 1
 
     def _linked(self, compact_range: merkle.CompactRange, size: int) -> int | None:
@@ -594,23 +567,23 @@ class SignedLog(Generic[E]):
                 "group": f"{size} {root.hex()}",
             }
             if head.checkpoint:
-                what = "the root that was signed here is not that of the statements that it covers"
-                self.doubt(Fault("checkpoint", what, {**where, "key": head.checkpoint}), size - 1)
+                message = "the root that was signed here is not that of the statements that it covers"
+                self.doubt(Fault("checkpoint", message, {**where, "key": head.checkpoint}), size - 1)
             else:
-                what = f"another history: {head.origin} remembers another root at this size"
-                self.doubt(Fault("head-fork", what, where), size - 1)
+                message = f"another history: {head.origin} remembers another root at this size"
+                self.doubt(Fault("head-fork", message, where), size - 1)
             self.broken |= {id_ for id_, end in self._ended.items() if end.size == size and end.root == head.root}
 
     def _check_ends_of(self, head: KnownHead) -> None:
         """Report a checkpoint of an entry that was sealed after the span of the key that signed the checkpoint."""
         if head.ends is not None and self._sealed_at and parse_time(self._sealed_at) >= head.ends:
-            what = "the key of the checkpoint signs entries that were sealed after its span"
+            message = "the key of the checkpoint signs entries that were sealed after its span"
             where: dict[str, Any] = {"sequence": head.size - 1, "key": head.checkpoint, "found": self._sealed_at}
             where["expected"] = f"sealed before {head.ends:%Y-%m-%dT%H:%M:%SZ}"
-            self.report("key-span", what, group="checkpoints", **where)
+            self.report("key-span", message, group="checkpoints", **where)
 
     def _lose(self, size: int) -> None:
-        """Continue behind entries that are not known."""
+        """Continue behind entries that are missing or unreadable."""
         if self.compact_range is not None:
             root = merkle.range_root(self.compact_range)
             self._check_heads(self.size, root)

@@ -10,15 +10,7 @@ from hashlib import sha256
 
 from custody.errors import FormatError
 
-__all__ = [
-    "consistency_proof",
-    "inclusion_proof",
-    "leaf_hash",
-    "node_hash",
-    "root",
-    "root_from_inclusion",
-    "roots_from_consistency",
-]
+__all__ = ["leaf_hash", "node_hash", "root_from_inclusion", "roots_from_consistency"]
 
 EMPTY_ROOT = sha256(b"").digest()
 
@@ -56,33 +48,9 @@ def range_root(compact_range: CompactRange) -> bytes:
     return root
 
 
-def root(leaves: Sequence[bytes]) -> bytes:
-    """Return the root of the tree over these leaf hashes (RFC 6962, 2.1: MTH)."""
-    compact_range: CompactRange = ()
-    for size, leaf in enumerate(leaves):
-        compact_range = append(size, compact_range, leaf)
-    return range_root(compact_range)
-
-
 def split(size: int) -> int:
     """Return the largest power of two below `size` (at least 2)."""
     return 1 << (size - 1).bit_length() - 1
-
-
-def inclusion_proof(index: int, leaves: Sequence[bytes]) -> list[bytes]:
-    """Return the audit path of leaf `index` in the tree over `leaves` (RFC 6962, 2.1.1: PATH).
-
-    Raises:
-        IndexError: there is no such leaf.
-    """
-    if not 0 <= index < len(leaves):
-        raise IndexError(f"there is no leaf {index} in a tree of {len(leaves)}")
-    if len(leaves) == 1:
-        return []
-    k = split(len(leaves))
-    if index < k:
-        return [*inclusion_proof(index, leaves[:k]), root(leaves[k:])]
-    return [*inclusion_proof(index - k, leaves[k:]), root(leaves[:k])]
 
 
 def root_from_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes]) -> bytes:
@@ -111,26 +79,6 @@ def root_from_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[byte
     return node
 
 
-def consistency_proof(first: int, leaves: Sequence[bytes]) -> list[bytes]:
-    """Return the proof that the tree of the first `first` leaves is a prefix (RFC 6962, 2.1.2: PROOF).
-
-    Raises:
-        IndexError: `first` is not a size between 0 and the tree's.
-    """
-    if not 0 <= first <= len(leaves):
-        raise IndexError(f"no tree of {first} leaves is a prefix of one of {len(leaves)}")
-    return _subproof(first, leaves, whole=True) if 0 < first < len(leaves) else []
-
-
-def _subproof(first: int, leaves: Sequence[bytes], *, whole: bool) -> list[bytes]:
-    if first == len(leaves):
-        return [] if whole else [root(leaves)]
-    k = split(len(leaves))
-    if first <= k:
-        return [*_subproof(first, leaves[:k], whole=whole), root(leaves[k:])]
-    return [*_subproof(first - k, leaves[k:], whole=False), root(leaves[:k])]
-
-
 def roots_from_consistency(first: int, second: int, first_root: bytes, proof: Sequence[bytes]) -> tuple[bytes, bytes]:
     """Return the roots of both trees that a consistency proof leads to (RFC 9162, 2.1.4.2). The caller compares them.
 
@@ -138,7 +86,7 @@ def roots_from_consistency(first: int, second: int, first_root: bytes, proof: Se
         first: size of the older tree, from 1.
         second: size of the newer tree, larger than `first`.
         first_root: root of the older tree; it is the first node where `first` is a power of two.
-        proof: the nodes, as `consistency_proof` gives them.
+        proof: the nodes, the lowest first.
 
     Raises:
         FormatError: the proof is too short or too long for these sizes, or the sizes are wrong.

@@ -1,11 +1,11 @@
 """Proofs that others can check (RFC 6962, 2.1), read from an archive instead of from all of its entries.
 
-Each entry holds the compact range of the tree before it. So an entry says, with its own leaf behind that range, what
-the hash is of every subtree that ends with it, and each node of a proof is such a subtree. A proof costs one read a
-node, O(log n), and where signatures cannot be checked a second one. What was read is kept.
+Each entry holds the compact range of the tree before it. With the entry's own leaf, that gives the hash of every
+subtree that ends with the entry. Each node of a proof is such a subtree. A proof costs one read a node, O(log n), or
+two where signatures cannot be checked. What was read is kept.
 
-A slot that was passed over may hold what looks like an entry: whoever can write into the store, and has no key, put it
-there. It is told from one by its signature, or else by the next entry, which names its digest.
+A slot that was passed over may hold what looks like an entry, put there by somebody who can write into the store and
+has no key. Its signature shows that it is none, or else the next entry, which names its digest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,11 +61,6 @@ class Proofs:
         # Entries do not change; whoever goes from one to the next asks for each several times.
         self._looked_at = lru_cache(_KEPT)(self._look_at)
         self._read: dict[int, tuple[merkle.CompactRange, bytes]] = {}
-
-    @property
-    def reads(self) -> int:
-        """How many statements were read."""
-        return len(self._read)
 
     def root(self, size: int) -> bytes:
         """Return the root of the tree of the first `size` statements.

@@ -1,8 +1,8 @@
 """The one policy by which a signature counts (FORMAT.md: Signed files, Tree and checkpoint, Trust).
 
-Everything that reads a signature asks here: statements, audits, `archive.json`, checkpoints, cosignatures, evidence,
-the writer that resumes, expiry, lists of tables. Nothing else calls a key's `verify`. A signature counts if all of this
-holds:
+All code that reads a signature calls this module: for statements, audits, `archive.json`, checkpoints, cosignatures,
+evidence, the writer that resumes, expiry, lists of tables. Nothing else calls a key's `verify`. A signature counts if
+all of this is true:
 
 1. Its key is trusted.
 2. It is by the key's one algorithm, and the signed file wants one signature of that algorithm.
@@ -13,7 +13,7 @@ holds:
 
 A file counts if each signature that its form wants is there exactly once, nothing speaks against any of them, and at
 least one could be checked. A key's span `[from, to)` is policy: a signature outside of it counts, and is reported.
-Whoever decides about something irreversible asks for more, `Verdict.clean`.
+Code that does something irreversible requires more: `Verdict.clean`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ NOWHERE = Head(0, EMPTY_ROOT)
 _CLOCK_SLACK = timedelta(minutes=5)
 
 Kind = Literal["signature", "key-unknown", "key-algorithm", "key-span", "unreadable", "unchecked-signature"]
-"""What is wrong with a signature, by the name of its finding."""
+"""The fault of a signature, by the name of its finding."""
 
 
 class Key(Protocol):
@@ -94,27 +94,27 @@ def newer_than(key: Key, keys: Keys) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a signed file stands: in which log, as which entry. What is outside of all logs has the log ''."""
+    """The log of a signed file, and its number there. A file outside of all logs has the log ''."""
 
     log: str
     sequence: int
 
 
 OUTSIDE = Place("", 0)
-"""Where files stand that are signed and in no log: an ended key counts for none of them."""
+"""The place of signed files that are in no log. An ended key counts for none of them."""
 
 Within = Callable[[Head], bool]
 """Returns whether an entry, or a tree, is shown to lie within a head at which a key ended."""
 
 
 def recomputed(_: Head) -> bool:
-    """Leave to the caller, who recomputes the tree, whether an entry lies within a head at which its key ended."""
+    """Return True: the caller recomputes the tree, and so sees itself whether an entry lies within the head."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a signature.
+    """A fault of a signature.
 
     Attributes:
         kind: the finding's name.
@@ -140,7 +140,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the policy says of a file's signatures: which hold, and what is wrong with the others."""
+    """The verdict on a file's signatures: which count, and what is wrong with the others."""
 
     held: tuple[str, ...]
     """Keys whose signatures count."""
@@ -167,8 +167,6 @@ class Verdict:
     @property
     def counts(self) -> bool:
         """Whether the file counts as signed."""
-        if not self.problems:
-            return bool(self.held)
         return bool(self.held) and all(problem.open or problem.policy for problem in self.problems)
 
     @property
@@ -293,23 +291,16 @@ def _verify(key: Key, message: bytes, value: bytes, what: str) -> Problem | None
 def _ended(key: Key, place: Place, within: Within, what: str) -> Problem | None:
     if key.until is None:
         return None
-    if place == OUTSIDE:
-        return Problem(
-            "key-span", f"the key {key.id!r} has ended, and nothing shows that it signed this {what} before", key.id
-        )
     head = key.until.get(place.log, NOWHERE)
-    if place.sequence >= head.size:
-        return Problem(
-            "key-span", f"the key {key.id!r} ended at this log's size {head.size} and signs beyond it", key.id
-        )
-    if not within(head):
-        return Problem(
-            "key-span",
-            f"the key {key.id!r} ended at this log's size {head.size}, and this {what} is not shown to lie within that"
-            " head",
-            key.id,
-        )
-    return None
+    if place == OUTSIDE:
+        fault = f"has ended, and nothing shows that it signed this {what} before"
+    elif place.sequence >= head.size:
+        fault = f"ended at this log's size {head.size} and signs beyond it"
+    elif not within(head):
+        fault = f"ended at this log's size {head.size}, and this {what} is not shown to lie within that head"
+    else:
+        return None
+    return Problem("key-span", f"the key {key.id!r} {fault}", key.id)
 
 
 def _older(key: Key, order: KeyOrder | None) -> Problem | None:
@@ -321,7 +312,7 @@ def _older(key: Key, order: KeyOrder | None) -> Problem | None:
 
 @dataclass(frozen=True, slots=True)
 class NoteVerdict:
-    """What the policy says of a checkpoint.
+    """The verdict on a checkpoint's signatures.
 
     Attributes:
         signers: ids of trusted keys whose signatures count.
@@ -372,7 +363,7 @@ def check_checkpoint(
     now: datetime | None = None,
     order: KeyOrder | None = None,
 ) -> NoteVerdict:
-    """Check the signatures of a checkpoint. Lines by keys and algorithms that are not known are ignored, as C2SP asks.
+    """Check the signatures of a checkpoint. Lines by unknown keys and algorithms are ignored, as C2SP requires.
 
     Args:
         note: the signed note.
@@ -398,7 +389,8 @@ def check_checkpoint(
                 witnessed[witness.name] = time
         else:
             key = keys.get(signature.name)
-            if key is None or _note_hash(key) != signature.key_hash:
+            note_key = _note_key(key) if key is not None else None
+            if key is None or note_key is None or note_key.key_hash != signature.key_hash:
                 continue
             problem = _verify(key, note.text, signature.signature, "checkpoint")
             problem = problem or _ended(key, Place(log, max(checkpoint.size - 1, 0)), within, "checkpoint")
@@ -415,15 +407,11 @@ def check_checkpoint(
 
 def note_keys(keys: Keys) -> list[NoteKey]:
     """Return the trusted keys that can sign checkpoints, as notes name them."""
-    return [
-        NoteKey(key.id, key.public)
-        for key in keys.values()
-        if key.algorithm == "Ed25519" and key.public is not None and is_name(key.id)
-    ]
+    return [note_key for key in keys.values() if (note_key := _note_key(key)) is not None]
 
 
-def _note_hash(key: Key) -> bytes | None:
-    return NoteKey(key.id, key.public).key_hash if key.public is not None and is_name(key.id) else None
+def _note_key(key: Key) -> NoteKey | None:
+    return NoteKey(key.id, key.public) if key.public is not None and is_name(key.id) else None
 
 
 def _cosigned(

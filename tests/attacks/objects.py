@@ -232,7 +232,9 @@ ATTACKS = [
         13,
         "not inflated",
     ),
-    attack(5, "line over the limit of an event", line(event(1, pad="x" * 1_048_576)), "gzip", 13, "limit 1048576"),
+    attack(
+        5, "line over the limit of an event", line(event(1, pad="x" * 1_048_576)), "gzip", 13, "more than the 1048576"
+    ),
     attack(5, "line over the limit of a batch", line(event(1, pad="x" * (16 << 20))), "gzip", 13, "limit"),
     *(attack(6, name, line(_LINES[name]), "event", 13, variant=place > 5) for place, name in enumerate(_NOT_EVENTS)),
     attack(

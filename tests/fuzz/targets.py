@@ -180,7 +180,7 @@ def check_signatures(second: bytes) -> None:
 @raises(FormatError)
 def check_audit(data: bytes) -> None:
     """An audit parses or is a FormatError."""
-    audit.encode(audit.parse(data).statement)
+    envelope.encode_line(audit.parse(data).statement)
 
 
 def check_audits(line: bytes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from custody.format import archive_file, audit, manifest
+from custody.format import archive_file, audit, envelope, manifest
 from custody.format.envelope import Algorithm, Signatures
 from custody.format.layout import parse_checkpoint_key
 from custody.tlog import merkle
@@ -74,7 +74,7 @@ def test_audits(scene: Scene) -> None:
     for sequence, entry in enumerate(scene.audit_entries):
         parsed = audit.parse(scene.read(f"audits/{sequence:012}.json"))
         assert parsed.message == entry
-        assert audit.encode(parsed.statement) == parsed.line
+        assert envelope.encode_line(parsed.statement) == parsed.line
         assert holds(parsed.message, parsed.signatures, BOTH, Place(AUDIT_LOG, sequence))
         assert parsed.statement.tree.root == merkle.range_root(ranges[sequence]).hex()
 

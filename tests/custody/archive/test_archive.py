@@ -46,6 +46,7 @@ from custody.tlog.checkpoint import sign_checkpoint
 from custody.tlog.head import Head, KnownHead
 from custody.verify.run import verify
 from tasks.drain.assemble import Assembler
+from tests.helpers import rfc6962
 from tests.helpers.memory import MemoryStore
 from tests.helpers.reading import anything, read_archive_records
 from tests.helpers.sample import Message, audit_of, event
@@ -176,7 +177,7 @@ def test_root_is_that_of_the_messages(long: tuple[MemoryStore, list[Tip[manifest
         merkle.leaf_hash(f"custody/manifest/1\n{sha256(line).hexdigest()}\n".encode()) for line in lines
     ]  # the page's words, not ours
     for size in (0, 1, 2, 3, 64, 99, 100):
-        assert tips[size].root == merkle.root(leaves[:size])
+        assert tips[size].root == rfc6962.root(leaves[:size])
 
 
 @given(st.integers(0, 5000), st.integers(0, 10_000))
@@ -1117,7 +1118,7 @@ def audited(
 def sealed_audit(
     store: MemoryStore, tip: Tip[SignedAudit], signers: Sequence[envelope.Signer], **fields: object
 ) -> bytes:
-    return envelope.seal(audit.encode(audit_with_a_head(store, tip, **fields)), audit.FORMAT, signers)
+    return envelope.seal(envelope.encode_line(audit_with_a_head(store, tip, **fields)), audit.FORMAT, signers)
 
 
 def test_audits_follow_one_another() -> None:

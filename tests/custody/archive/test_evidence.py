@@ -48,6 +48,7 @@ from custody.tlog.checkpoint import (
     with_signature,
 )
 from custody.tlog.head import Head
+from tests.helpers import rfc6962
 from tests.helpers.leafy import Leafy, event, forged, plant, write_trust
 from tests.helpers.sample import Sample, make_archive
 
@@ -458,7 +459,7 @@ def root(of: Leafy, size: int) -> bytes:
     """Return the root of the tree of the first `size` statements, from the statements alone."""
     store = of.store
     messages = [manifest.parse(store.read(manifest_key(of.log, one), limit=10**7)).message for one in range(size)]
-    return merkle.root([merkle.leaf_hash(message) for message in messages])
+    return rfc6962.root([merkle.leaf_hash(message) for message in messages])
 
 
 # --- what it is compared with

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from custody.format import lines
-from custody.format.events import EVENT_TYPES, Checked, check, parse_time, reason
+from custody.format.events import EVENT_TYPES, Checked, check, reason
 from flows.operate.sample import invalid_values, sample_events
 from tests.helpers.corpus import BASE, CASES, EVENT_LIMIT, EVENTS, TIME, Case, at, compact, nested, sized
 
@@ -244,8 +244,8 @@ def _written(moment: datetime, digits: str, offset: int | None) -> tuple[str, Fr
 def test_time_to_the_microsecond(stamp: tuple[datetime, str, int | None]) -> None:
     """The bounds of a time are the microseconds around it, and the time itself where it is a whole one."""
     text, exact = _written(*stamp)
-    floor, ceiling = exact.__floor__(), exact.__ceil__()
-    assert parse_time(text) == (floor, ceiling)
+    checked = check([at(text)])
+    assert (checked.earliest, checked.latest) == (exact.__floor__(), exact.__ceil__())
 
 
 @given(st.lists(stamps, min_size=1, max_size=12))

@@ -174,7 +174,7 @@ def test_times_of_a_batch(texts: list[str]) -> None:
     """Bounds of a batch's times are those of its times one by one."""
     each = [lines.parse_time(text) for text in texts]
     expected = None if None in each else (min(filter(None, each)), max(filter(None, each)))
-    assert lines._time_bounds(texts) == expected
+    assert lines.time_bounds(texts) == expected
 
 
 keys = st.sampled_from(["a", "event_type", "timestamp"])

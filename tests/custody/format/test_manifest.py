@@ -34,6 +34,7 @@ from custody.format.times import check_time, format_time, parse_time
 from custody.keys.key import Ed25519Key, HmacKey
 from custody.keys.secret import Secret
 from custody.tlog import merkle
+from tests.helpers import rfc6962
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "manifest"
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
@@ -47,7 +48,7 @@ FULL = Statement(
     archive="6ba7b810-9dad-41d1-80b4-00c04fd430c8",
     log=LogId("q1Sh-9_ISia_zwGINzRvyQ", "audit.events", "H3nB2lUxRdiZlJQ1VZPMZA", 3, 2),
     sequence=3,
-    tree=Tree(3, merkle.root(LEAVES).hex(), [merkle.root(LEAVES[:2]).hex(), LEAVES[2].hex()]),
+    tree=Tree(3, rfc6962.root(LEAVES).hex(), [rfc6962.root(LEAVES[:2]).hex(), LEAVES[2].hex()]),
     previous_epoch=PreviousEpoch(1, 9, sha256(b"epoch 1").hexdigest()),
     first_offset=100,
     next_offset=120,

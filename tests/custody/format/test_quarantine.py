@@ -80,6 +80,8 @@ def test_allowed(fields: dict[str, Any]) -> None:
         ({"value": "YQ"}, "base64"),
         ({"value": "YQ==\n"}, "base64"),
         ({"value": "é"}, "base64"),
+        ({"value": "YR=="}, "out of order"),
+        ({"value": "Ccb+=="}, "base64"),
         ({"headers": None}, "headers"),
         ({"headers": [["a"]]}, "headers"),
         ({"headers": [["a", None, None]]}, "headers"),
@@ -109,6 +111,13 @@ def test_refused(fields: dict[str, Any], reason: str) -> None:
     """Another form, or an omission that cannot be, is a FormatError."""
     with pytest.raises(FormatError, match=f"no quarantined record.*{reason}"):
         parse_quarantined(line(**fields))
+
+
+def test_fields_are_in_order() -> None:
+    """The fields of a line are in FORMAT.md's order, however it is spaced and its text escaped."""
+    assert parse_quarantined(json.dumps(LINE | {"error": "é", "timestamp": -5}, indent=1).encode()).timestamp == -5
+    with pytest.raises(FormatError, match="out of order"):
+        parse_quarantined(json.dumps(dict(reversed(LINE.items()))).encode())
 
 
 @pytest.mark.parametrize("name", LINE)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from custody.errors import FormatError, SignatureInvalid
 from custody.format import limits
+from custody.format.envelope import Algorithm
 from custody.format.layout import Log
 from custody.keys.keyring import Keyring
 from custody.keys.secret import Secret
@@ -252,6 +253,7 @@ def test_signed_by_a_keyring() -> None:
 class BadSigner:
     key_id: str
     public: bytes = PUBLIC
+    algorithm: Algorithm = "Ed25519"
 
     def sign(self, message: bytes) -> bytes:
         return PRIVATE.sign(message)

@@ -22,6 +22,7 @@ from custody.store.protocol import Store
 from custody.tlog import merkle
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs, Valid
+from tests.helpers import rfc6962
 from tests.helpers.archives import Builder, Edit, tree_hash
 from tests.helpers.leafy import Leafy, forged, plant
 from tests.helpers.sample import Growing
@@ -52,8 +53,8 @@ def test_inclusion(archive: tuple[Store, list[bytes]], data: st.DataObject) -> N
     index = data.draw(st.integers(0, size - 1))
     proofs = proofs_of(store)
     proof = proofs.inclusion(index, size)
-    assert proof == merkle.inclusion_proof(index, leaves[:size])
-    assert proofs.reads == len(proof) <= (size - 1).bit_length()
+    assert proof == rfc6962.inclusion_proof(index, leaves[:size])
+    assert len(proofs._read) == len(proof) <= (size - 1).bit_length()
     assert merkle.root_from_inclusion(index, size, leaves[index], proof) == proofs.root(size)
 
 
@@ -66,15 +67,15 @@ def test_consistency(archive: tuple[Store, list[bytes]], data: st.DataObject) ->
     first = data.draw(st.integers(1, second))
     proofs = proofs_of(store)
     proof = proofs.consistency(first, second)
-    assert proof == merkle.consistency_proof(first, leaves[:second])
-    assert proofs.reads == len(proof) <= (second - 1).bit_length() + 1
+    assert proof == rfc6962.consistency_proof(first, leaves[:second])
+    assert len(proofs._read) == len(proof) <= (second - 1).bit_length() + 1
 
 
 def test_roots(archive: tuple[Store, list[bytes]]) -> None:
     """The root of each size is the tree's."""
     store, leaves = archive
     assert [proofs_of(store).root(size) for size in range(SIZE + 1)] == [
-        merkle.root(leaves[:size]) for size in range(SIZE + 1)
+        rfc6962.root(leaves[:size]) for size in range(SIZE + 1)
     ]
 
 
@@ -107,7 +108,7 @@ def test_what_leads_to_a_head(archive: tuple[Store, list[bytes]]) -> None:
     """Of two heads, and of an entry and a head, it is said whether one is shown to lie within the other."""
     store, leaves = archive
     proofs = proofs_of(store)
-    roots = [merkle.root(leaves[:size]) for size in range(SIZE + 1)]
+    roots = [rfc6962.root(leaves[:size]) for size in range(SIZE + 1)]
     head = Head(40, roots[40])
     messages = [parse(store.read(manifest_key(LOG, one), limit=10**6)).message for one in range(42)]
     for size in range(SIZE):
@@ -140,10 +141,10 @@ def test_slots_that_were_passed_over(tmp_path: Path) -> None:
         for size in range(1, len(leaves) + 1):
             # Of slots at the end nobody knows yet that they were passed over.
             if size - 1 not in {0, 5, 6, 12, 15}:
-                assert judge.proofs.root(size) == merkle.root(leaves[:size])
-                assert judge.proofs.consistency(size, 21) == merkle.consistency_proof(size, leaves)
+                assert judge.proofs.root(size) == rfc6962.root(leaves[:size])
+                assert judge.proofs.consistency(size, 21) == rfc6962.consistency_proof(size, leaves)
         for index in range(21):
-            assert judge.proofs.inclusion(index, 21) == merkle.inclusion_proof(index, leaves)
+            assert judge.proofs.inclusion(index, 21) == rfc6962.inclusion_proof(index, leaves)
 
 
 @pytest.fixture

@@ -255,6 +255,7 @@ def test_keys_of_one_age_take_over_once() -> None:
 class _Signer:
     def __init__(self, name: str) -> None:
         self.key_id, self.public = name, public(name)
+        self.algorithm: Algorithm = "Ed25519"
 
     def sign(self, message: bytes) -> bytes:
         return PRIVATE[self.key_id].sign(message)

@@ -444,7 +444,7 @@ ATTACKS = [
         13,
         "not inflated",
     ),
-    Attack("5 a line over the limit", replaced_line(event(1, pad="x" * 1_048_576)), ["gzip"], 13, "limit 1048576"),
+    Attack("5 a line over the limit", replaced_line(event(1, pad="x" * 1_048_576)), ["gzip"], 13, "more than the 1048576"),
     *(
         Attack(f"6 {case.name}", replaced_line(case.line), ["event"], 13)
         for case in CASES
