@@ -105,7 +105,7 @@ def test_a_range_that_is_there_in_part_or_twice(tmp_path: Path) -> None:
     assert ask(growing.folder, 'SELECT count(*), count(DISTINCT "offset") FROM events') == [(20, 20)]
 
 
-def test_the_other_views(sample: Sample) -> None:
+def test_the_other_tables(sample: Sample) -> None:
     """Statements, batches, quarantined records, audits and findings can be asked for."""
     audit(sample.folder, sample.keyring)
     assert ask(sample.folder, "SELECT count(*), sum(events), sum(quarantined) FROM manifests") == [(4, 148, 1)]
@@ -214,11 +214,11 @@ def test_findings_of_audits(sample: Sample) -> None:
 
 
 def test_empty_archive(tmp_path: Path) -> None:
-    """An archive without events has views without rows."""
+    """An archive without events has tables without rows."""
     growing = Growing(tmp_path)
     growing.append(0)
-    for view in ("events", "batches", "manifests", "quarantined", "audits", "findings"):
-        assert ask(growing.folder, f"SELECT count(*) FROM {view}") == [(0,)]  # noqa: S608
+    for table in ("events", "batches", "manifests", "quarantined", "audits", "findings"):
+        assert ask(growing.folder, f"SELECT count(*) FROM {table}") == [(0,)]  # noqa: S608
 
 
 def test_since_and_until(tmp_path: Path) -> None:
