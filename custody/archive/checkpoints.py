@@ -1,10 +1,10 @@
 """The checkpoints of an archive: find the newest valid one of a log, and write a new one of its head."""
 
 from custody.archive.forms import form_of
-from custody.archive.reader import checkpoint_sizes, read_checkpoint
+from custody.archive.reader import checkpoint_sizes, read_checkpoints
 from custody.archive.trusted import Judge, find_signed_end
 from custody.archive.writer import put_checkpoint
-from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.errors import ConfigurationError
 from custody.format.layout import Log
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
@@ -12,7 +12,7 @@ from custody.tlog.checkpoint import Note, NoteSigner
 
 
 def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None) -> Note | None:
-    """Return a log's largest checkpoint, None where it has none.
+    """Return a log's largest checkpoint, None if it has none.
 
     Args:
         store: the archive.
@@ -23,15 +23,12 @@ def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None 
     Raises:
         StoreError: the store does not give it.
     """
-    judge = Judge(store, log, form_of(log), archive, trust) if trust else None
-    for size in reversed(checkpoint_sizes(store, log)):
-        try:
-            note, found = read_checkpoint(store, log, size)
-        except (FormatError, ObjectMissing):
-            continue
-        if judge is None or judge.counts_checkpoint(note, found):
-            return note
-    return None
+    sizes = reversed(checkpoint_sizes(store, log))
+    if trust is None:
+        notes = read_checkpoints(store, log, sizes)
+    else:
+        notes = Judge(store, log, form_of(log), archive, trust).checkpoints(sizes)
+    return next((note for note, _ in notes), None)
 
 
 def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer: NoteSigner) -> Note | None:

@@ -27,7 +27,7 @@ from custody.archive.evidence import (
     pack,
 )
 from custody.archive.forms import statements_of
-from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_batch, read_checkpoint
+from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_batch
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import layout, leaves, limits
@@ -232,13 +232,9 @@ def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Ch
 
 def _covering(store: Store, log: Log, sequence: int, judge: Judge) -> tuple[Note, Checkpoint]:
     """Return the smallest valid checkpoint that covers a statement."""
-    for size in checkpoint_sizes(store, log, sequence):
-        try:
-            note, head = read_checkpoint(store, log, size)
-        except (FormatError, ObjectMissing):
-            continue
-        if judge.counts_checkpoint(note, head):
-            return note, head
+    signed = next(judge.checkpoints(checkpoint_sizes(store, log, sequence)), None)
+    if signed is not None:
+        return signed
     raise ConfigurationError(
         f"no checkpoint that a trusted key signed covers statement {sequence} of {log} yet: run `custody checkpoint"
         f" --write {log}`, or wait for the next drain"

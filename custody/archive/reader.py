@@ -5,8 +5,8 @@ over it, they do too. Anyone who can write into the store can put something ther
 function has a parameter `holds`, which decides if an entry is valid in its slot: see `custody.archive.trusted.Judge`.
 """
 
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -62,15 +62,12 @@ def read_archive(store: Store) -> ArchiveFile:
         ) from None
 
 
-def list_logs(store: Store) -> list[Log]:
-    """Return every log whose folder has an object, in order of topic, partition and epoch. Names prove nothing."""
-    logs = [
-        layout.parse_log(name, int(partition))
-        for name in store.level(layout.MANIFESTS)[0]
-        for partition in store.level(f"{layout.MANIFESTS}{name}/")[0]
-        if re.fullmatch(r"0|[1-9][0-9]{0,9}", partition)
+def list_logs(store: Store, folder: str = layout.MANIFESTS) -> list[Log]:
+    """Return every log that has an object in a folder, in order of topic, partition and epoch. Names prove nothing."""
+    names = [
+        f"{name}/{partition}" for name in store.level(folder)[0] for partition in store.level(f"{folder}{name}/")[0]
     ]
-    return sorted(log for log in logs if log is not None)
+    return sorted(log for log in map(layout.parse_log_text, names) if log is not None)
 
 
 Holds = Callable[[E, int], bool]
@@ -439,3 +436,10 @@ def checkpoint_sizes(store: Store, log: Log, after: int = -1) -> list[int]:
     start = layout.checkpoint_key(log, after) if after >= 0 else ""
     parsed = (layout.parse_checkpoint_key(info.key) for info in store.list(layout.checkpoint_prefix(log), after=start))
     return sorted(one[1] for one in parsed if one)
+
+
+def read_checkpoints(store: Store, log: Log, sizes: Iterable[int]) -> Iterator[tuple[Note, Checkpoint]]:
+    """Yield the well-formed checkpoints of these sizes. Raises StoreError if the store does not give one."""
+    for size in sizes:
+        with suppress(FormatError, ObjectMissing):
+            yield read_checkpoint(store, log, size)

@@ -4,14 +4,14 @@ The policy is in `custody.tlog.signatures`; here it is applied to objects in a s
 attacker who can write into the store, but has no key, can only raise alarms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from typing import TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Holds, Tip, find_end, read_archive
+from custody.archive.reader import Holds, Tip, find_end, read_archive, read_checkpoints
 from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -262,9 +262,15 @@ class Judge:
         verdict = self.checkpoint_verdict(note, found)
         return None if verdict.counts else verdict.reason
 
-    def counts_checkpoint(self, note: Note, found: Checkpoint) -> bool:
-        """Return whether the log's own key signed a checkpoint, and it is of this log."""
-        return self.refusal(note, found) is None
+    def checkpoints(self, sizes: Iterable[int]) -> Iterator[tuple[Note, Checkpoint]]:
+        """Yield those of the checkpoints of these sizes that the log's own key signed.
+
+        Raises:
+            StoreError: the store does not give one.
+        """
+        for note, found in read_checkpoints(self._store, self._log, sizes):
+            if self.refusal(note, found) is None:
+                yield note, found
 
 
 def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log], Holds[Manifest]]:

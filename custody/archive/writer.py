@@ -27,7 +27,7 @@ from hashlib import sha256
 from importlib.metadata import version
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Tip, read_archive, read_checkpoint, read_entry, read_manifest
+from custody.archive.reader import Tip, read_archive, read_entry, read_manifest
 from custody.archive.resume import find_checked_tip, rollback
 from custody.archive.trusted import Judge
 from custody.errors import (
@@ -186,11 +186,8 @@ def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: Not
     try:
         store.create(key, note.encode())
     except ObjectExists:
-        try:
-            there, found = read_checkpoint(store, log, head.size)
-        except FormatError:
-            there, found = None, None
-        if there is None or found is None or not judge.counts_checkpoint(there, found):
+        there, found = next(judge.checkpoints([head.size]), (None, None))
+        if there is None or found is None:
             logger.warning("%s is taken by an object that no trusted key signed: this size gets no checkpoint", key)
             return None
         if found.root != head.root:
