@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from custody.archive.reader import Tip, checkpoint_sizes, read_entry, sequence_of
-from custody.archive.trusted import Judge, find_signed_end
+from custody.archive.trusted import Judge, find_signed_end, known_heads
 from custody.errors import FormatError, HeadRollback, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
@@ -42,7 +42,7 @@ def find_checked_tip(
         FormatError: the newest entry's tree does not hold together.
         StoreError: the store does not answer.
     """
-    known = [*known, *_trusted_heads(log, trust)]
+    known = [*known, *(KnownHead(head.size, head.root, origin) for origin, head in known_heads(trust, log))]
     hint = max((head.size for head in known), default=0)
     try:
         tip = find_signed_end(store, form, judge, hint)
@@ -63,14 +63,6 @@ def rollback(store: Store, log: Log, message: str) -> HeadRollback:
         f"{log}: {message}. Nothing is appended, so that no second history is signed."
         f" Run 'custody verify' on {store.url}, and restore what is missing before the next run."
     )
-
-
-def _trusted_heads(log: Log, trust: Trust) -> list[KnownHead]:
-    """Return a log's heads in trust.json, and those at which keys ended."""
-    name = str(log)
-    heads = [("trust.json", trust.heads.get(name))]
-    heads += [(f"the end of the key {key.id!r}", key.until.get(name)) for key in trust.keys.values() if key.until]
-    return [KnownHead(head.size, head.root, origin) for origin, head in heads if head is not None]
 
 
 def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip[E]:

@@ -23,6 +23,7 @@ from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Checkpoint, Note
+from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
 from custody.tlog.proofs import Proofs
 from custody.tlog.signatures import (
@@ -271,6 +272,14 @@ class Judge:
         for note, found in read_checkpoints(self._store, self._log, sizes):
             if self.refusal(note, found) is None:
                 yield note, found
+
+
+def known_heads(trust: Trust, log: Log) -> list[tuple[str, Head]]:
+    """Return the known heads of a log from outside its archive, with their origins. Ends of keys are included."""
+    name = str(log)
+    heads = [("trust.json", trust.heads.get(name))]
+    heads += [(f"the end of the key {key.id!r}", key.until.get(name)) for key in trust.keys.values() if key.until]
+    return [(origin, head) for origin, head in heads if head is not None]
 
 
 def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log], Holds[Manifest]]:

@@ -99,10 +99,10 @@ def test_every_event(leafy: Leafy) -> None:
         made = evidence(leafy, offset)
         result = check(made.data, leafy.public)
         assert result.proved
-        assert (result.event, result.offset, result.log, result.pinned) == (content, offset, NAME, True)
+        assert (result.event, result.proof.offset, result.proof.log, result.pinned) == (content, offset, NAME, True)
         assert result.checkpoint.size == made.size == (3 if offset < 30 else 5)
         assert (result.others, made.others) == ((0, 0) if offset < 40 else (3, 3) if offset < 44 else (0, 0))
-        assert not result.statement.held
+        assert not result.statement_verdict.held
 
 
 def test_no_byte_of_a_neighbour(tmp_path: Path) -> None:
@@ -163,14 +163,14 @@ def test_a_later_epoch(tmp_path: Path) -> None:
     made.append(range(5))
     made.checkpoint()
     result = check(evidence(made, 2).data, made.public)
-    assert (result.proved, result.log) == (True, "audit.leafy@2/0")
+    assert (result.proved, result.proof.log) == (True, "audit.leafy@2/0")
 
 
 def test_the_statement_s_own_signature(leafy: Leafy) -> None:
     """With its secret at hand the statement's signature is checked too, and a wrong one refuses the evidence."""
     data = evidence(leafy, 5).data
     result = check(data, leafy.own)
-    assert [result.statement.counts, len(result.statement.held)] == [True, 1]
+    assert [result.statement_verdict.counts, len(result.statement_verdict.held)] == [True, 1]
     line, second, _ = unpack(data)["manifest.json"].split(b"\n")
     signatures = json.loads(second)["signatures"]
     signatures[0]["value"] = b64encode(bytes(32)).decode()
@@ -347,7 +347,7 @@ def test_another_archive(leafy: Leafy, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="pins"):
         check(data, replace(leafy.public, archive=other.public.archive))
     unpinned = check(data, replace(leafy.public, archive=None))
-    assert (unpinned.proved, unpinned.pinned, unpinned.archive) == (True, False, leafy.id)
+    assert (unpinned.proved, unpinned.pinned, unpinned.statement.archive) == (True, False, leafy.id)
     assert "which archive this is" in unpinned.unproved[0]
     foreign = (other.folder / "archive.json").read_bytes()
     with pytest.raises(FormatError, match=r"but the archive\.json is of"):
@@ -411,13 +411,13 @@ def test_a_cosigned_checkpoint(leafy: Leafy) -> None:
     for quorum, severity in ((0, None), (1, None), (2, Severity.UNVERIFIABLE)):
         result = check(made.data, replace(trust, quorum=quorum))
         assert result.severity is severity
-        assert result.signatures.witnessed == (("witness-0", int(seen.timestamp())),)
+        assert result.checkpoint_verdict.witnessed == (("witness-0", int(seen.timestamp())),)
     both = evidence(leafy, 5, note=cosign(note, 1, seen).encode()).data
     assert check(both, replace(trust, quorum=2)).proved
     assert check(evidence(leafy, 5).data, replace(trust, quorum=1)).severity is Severity.UNVERIFIABLE
     # A stranger's cosignature is nobody's.
     stranger = check(made.data, leafy.public)
-    assert (stranger.proved, stranger.signatures.witnessed) == (True, ())
+    assert (stranger.proved, stranger.checkpoint_verdict.witnessed) == (True, ())
 
 
 def test_cosignatures_that_do_not_count(leafy: Leafy) -> None:

@@ -113,7 +113,7 @@ def test_what_was_cosigned_is_evidence(leafy: Leafy, tmp_path: Path) -> None:
     trust = replace(leafy.public, witnesses=(Witness(tmp_path / "witness", NOW).key,), quorum=1)
     made = make_evidence(leafy.store, leafy.log, 3, leafy.own, NOW, note=seen.path.read_bytes())
     result = check_evidence(made.data, trust, NOW)
-    assert (result.proved, len(result.signatures.witnessed)) == (True, 1)
+    assert (result.proved, len(result.checkpoint_verdict.witnessed)) == (True, 1)
     bare = make_evidence(leafy.store, leafy.log, 3, leafy.own, NOW)
     assert not check_evidence(bare.data, trust, NOW).proved
 
