@@ -143,28 +143,24 @@ def _read(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E:
     return found
 
 
-def read_slot(store: Store, key: str) -> tuple[bytes, str]:
-    """Return a slot's bytes, and their SHA-256 in hex. No bytes are returned if they are too many for an entry.
+def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> tuple[str, E | None]:
+    """Return the SHA-256 in hex of a slot's bytes, and the entry if it is valid.
 
     Raises:
-        ObjectMissing: it is empty.
+        ObjectMissing: the slot is empty.
         StoreError: the store does not give it.
     """
+    key = form.key(sequence)
     try:
         data = store.read(key, limit=limits.FILE_BYTES)
     except FormatError:
-        return b"", stored_digest(store, key)
-    return data, sha256(data).hexdigest()
-
-
-def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> tuple[str, E | None]:
-    """Return the SHA-256 in hex of a slot's bytes, and the entry if it is valid. Raises as `read_slot`."""
-    data, digest = read_slot(store, form.key(sequence))
-    return digest, _entry(form, data, sequence, holds)
+        # It is too large for an entry.
+        return stored_digest(store, key), None
+    return sha256(data).hexdigest(), _entry(form, data, sequence, holds)
 
 
 def stored_digest(store: Store, key: str) -> str:
-    """Return the SHA-256 in hex of an object of any size, read piece by piece. Raises as `read_slot`."""
+    """Return the SHA-256 in hex of an object of any size, read piece by piece. Raises as `read_entry`."""
     digest, position = sha256(), 0
     while piece := store.read(key, limit=_PIECE, start=position, size=_PIECE):
         digest.update(piece)

@@ -45,13 +45,12 @@ def find_checked_tip(
     known = [*known, *(KnownHead(head.size, head.root, origin) for origin, head in known_heads(trust, log))]
     hint = max((head.size for head in known), default=0)
     try:
-        tip = find_signed_end(store, form, judge, hint)
-        tip = _past_history(store, form, judge, tip)
+        tip = _past_history(store, form, judge, find_signed_end(store, form, judge, hint))
+        _check_nothing_beyond(store, log, form, judge, tip)
+        for head in known:
+            _check_known(judge, tip, head)
     except HeadRollback as error:
         raise rollback(store, log, str(error)) from None
-    _check_nothing_beyond(store, log, form, judge, tip)
-    for head in known:
-        _check_known(store, log, judge, tip, head)
     for digest in tip.passed_over:
         logger.warning("%s: a slot after the head has no valid %s (SHA-256 %s): passed over", log, form.noun, digest)
     return tip
@@ -101,7 +100,7 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
         except (ObjectMissing, FormatError):
             continue
         if beyond is not None:
-            raise rollback(store, log, f"{form.key(tip.size)} is missing, but {info.key} exists")
+            raise HeadRollback(f"{form.key(tip.size)} is missing, but {info.key} exists")
         logger.warning("%s is not a valid %s, and is after the head: find out who wrote it", info.key, form.noun)
     # A checkpoint that covers a passed-over slot means that the slot once had an entry.
     for size in checkpoint_sizes(store, log, tip.head.size):
@@ -109,30 +108,25 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
             continue
         key = layout.checkpoint_key(log, size)
         if any(judge.checkpoints([size])):
-            raise rollback(store, log, f"the head has size {tip.size}, but there is a checkpoint {key}")
+            raise HeadRollback(f"the head has size {tip.size}, but there is a checkpoint {key}")
         logger.warning("%s is not a valid checkpoint, and is after the head: find out who wrote it", key)
 
 
-def _check_known(store: Store, log: Log, judge: Judge, tip: Tip[E], known: KnownHead) -> None:
+def _check_known(judge: Judge, tip: Tip[E], known: KnownHead) -> None:
     if known.size > tip.head.size:
-        raise rollback(
-            store,
-            log,
-            f"the head has size {tip.head.size}, but the head known from {known.origin} has size {known.size}",
+        raise HeadRollback(
+            f"the head has size {tip.head.size}, but the head known from {known.origin} has size {known.size}"
         )
     if known.root is None:
         return
-    if known.size == tip.head.size:
-        root = tip.head.root
-    else:
+    root = tip.head.root
+    if known.size < tip.head.size:
         try:
             root = judge.proofs.root(known.size)
         except FormatError as error:
-            raise rollback(store, log, f"the root at size {known.size} cannot be computed: {error}") from None
+            raise HeadRollback(f"the root at size {known.size} cannot be computed: {error}") from None
     if root != known.root:
-        raise rollback(
-            store,
-            log,
+        raise HeadRollback(
             f"at size {known.size} the root is {root.hex()}, but the one known from {known.origin} is"
-            f" {known.root.hex()}: the log was forked",
+            f" {known.root.hex()}: the log was forked"
         )

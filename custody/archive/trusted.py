@@ -5,13 +5,13 @@ attacker who can write into the store, but has no key, can only raise alarms.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from hashlib import sha256
 from typing import TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Holds, Tip, find_end, read_archive, read_checkpoints
+from custody.archive.reader import Holds, Tip, find_end, read_archive, read_checkpoints, stored_digest
 from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -30,7 +30,6 @@ from custody.tlog.signatures import (
     OUTSIDE,
     KeyOrder,
     Keys,
-    NoteVerdict,
     Place,
     Verdict,
     check_checkpoint,
@@ -147,8 +146,12 @@ class Judge:
             return False
         key = self._form.key(sequence)
         if verdict.unknown:
-            digest = self._digest(key)
-            if self._is_accepted(sequence, digest):
+            digest = ""
+            # Without the object, there is only an older version.
+            with suppress(ObjectMissing):
+                digest = stored_digest(self._store, key)
+            accepted = ("key-unknown", str(self._log), sequence, digest)
+            if any((one.finding, one.log, one.sequence, one.sha256) == accepted for one in self._trust.accepted):
                 return False
             raise HeadRollback(
                 f"{key} does not count: {verdict.reason}. If this is a writer's key, give it to this writer too."
@@ -182,18 +185,6 @@ class Judge:
                 if signature.key in newer and self.is_valid(found, before):
                     return signature.key
         return None
-
-    def _digest(self, key: str) -> str:
-        """Return the SHA-256 of the stored object, in hex; empty if there is only an older version."""
-        try:
-            return sha256(self._store.read(key, limit=limits.FILE_BYTES)).hexdigest()
-        except ObjectMissing:
-            return ""
-
-    def _is_accepted(self, sequence: int, digest: str) -> bool:
-        """Return whether it was accepted that the key of the object in this slot is not a writer's."""
-        place = ("key-unknown", str(self._log), sequence, digest)
-        return any((one.finding, one.log, one.sequence, one.sha256) == place for one in self._trust.accepted)
 
     def is_valid(self, entry: Entry, sequence: int) -> bool | None:
         """Return whether an entry is valid in its slot, by the available keys; None if that cannot be decided.
@@ -245,9 +236,11 @@ class Judge:
         of = getattr(statement, "log", None)
         return placed and (of is None or Log(of.topic, of.partition, of.epoch) == self._log)
 
-    def checkpoint_verdict(self, note: Note, found: Checkpoint) -> NoteVerdict:
-        """Return the policy's verdict on a checkpoint of this log, without a quorum of witnesses."""
-        return check_checkpoint(
+    def refusal(self, note: Note, found: Checkpoint) -> str | None:
+        """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
+        if found.origin != checkpoint.origin_of(self._archive or "", self._log):
+            return f"it is of {found.origin[:300]!r}, not of this archive's log {self._log}"
+        verdict = check_checkpoint(
             note,
             found,
             str(self._log),
@@ -255,12 +248,6 @@ class Judge:
             within=lambda head: self.proofs.leads_to(found.size, found.root, head),
             witnesses=self._trust.witnesses,
         )
-
-    def refusal(self, note: Note, found: Checkpoint) -> str | None:
-        """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
-        if found.origin != checkpoint.origin_of(self._archive or "", self._log):
-            return f"it is of {found.origin[:300]!r}, not of this archive's log {self._log}"
-        verdict = self.checkpoint_verdict(note, found)
         return None if verdict.counts else verdict.reason
 
     def checkpoints(self, sizes: Iterable[int]) -> Iterator[tuple[Note, Checkpoint]]:

@@ -318,8 +318,15 @@ class LogWriter:
             StoreError: the store does not take it. Objects put so far are orphans.
         """
         _check_limits(entry)
-        segment = self._put_segment(entry)
-        quarantine = self._put_quarantine(entry)
+        segment = SegmentRef(*self._put("events", entry, b"".join(entry.members))) if entry.members else None
+        quarantine = None
+        if entry.quarantine is not None:
+            quarantine = QuarantineRef(
+                *self._put("quarantine", entry, entry.quarantine),
+                inflated=entry.quarantine_inflated,
+                records=sum(stop - start for start, stop in entry.quarantined),
+                offsets=list(entry.quarantined),
+            )
         while True:
             line = manifest.encode(self._statement(entry, segment, quarantine))
             manifest.parse_statement(line)
@@ -377,29 +384,12 @@ class LogWriter:
             return LastRecord(entry.last_record, entry.leader_epoch) if entry.leader_epoch is not None else None
         return None if entry.lost or self.tip.newest is None else self.tip.newest.statement.last_record
 
-    def _put_segment(self, entry: Entry) -> SegmentRef | None:
-        if not entry.members:
-            return None
-        data = b"".join(entry.members)
+    def _put(self, kind: layout.Kind, entry: Entry, data: bytes) -> tuple[str, int, str]:
+        """Write a segment or quarantine object. Return its key, size and SHA-256."""
         digest = sha256(data).hexdigest()
-        key = layout.records_key(
-            "events", self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest
-        )
+        key = layout.records_key(kind, self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest)
         self._store.create(key, data)
-        return SegmentRef(key, len(data), digest)
-
-    def _put_quarantine(self, entry: Entry) -> QuarantineRef | None:
-        if entry.quarantine is None:
-            return None
-        digest = sha256(entry.quarantine).hexdigest()
-        key = layout.records_key(
-            "quarantine", self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest
-        )
-        self._store.create(key, entry.quarantine)
-        records = sum(stop - start for start, stop in entry.quarantined)
-        return QuarantineRef(
-            key, len(entry.quarantine), digest, entry.quarantine_inflated, records, list(entry.quarantined)
-        )
+        return key, len(data), digest
 
     def _count_batches(self) -> int:
         """Read backwards, several manifests at once, to the newest statement with batches."""
@@ -471,12 +461,7 @@ def _check_limits(entry: Entry) -> None:
 
 def _check_source(archived: LogId, present: LogId) -> None:
     """Raise an error if the topic or the cluster is not the one that the log was made from."""
-    same_place = (archived.topic, archived.partition, archived.epoch) == (
-        present.topic,
-        present.partition,
-        present.epoch,
-    )
-    if same_place and archived != present:
+    if archived != present:
         before, now = (
             (f"topic id {archived.topic_id}", f"topic id {present.topic_id}")
             if archived.cluster == present.cluster

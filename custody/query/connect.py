@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -57,6 +58,7 @@ __all__ = ["connect"]
 _BLOCK = 4 * 1_048_576
 _FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000
+_BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
 _TABLES = """
 CREATE TABLE manifests (
     log VARCHAR, sequence BIGINT, sealed_at TIMESTAMP, first_offset BIGINT, next_offset BIGINT, events BIGINT,
@@ -160,6 +162,8 @@ class _Loader:
         self._manifests, self._batches, self._quarantined, self._audits, self._findings = (
             _Table(connection, name) for name in ("manifests", "batches", "quarantined", "audits", "findings")
         )
+        self._files: list[str] = []
+        """Temporary Parquet files."""
 
     def load(self, since: datetime | None, until: datetime | None) -> None:
         """Read the statements sealed from `since` on and before `until`, and all audits."""
@@ -171,7 +175,7 @@ class _Loader:
             for log in list_logs(self._store)
             for file in self._log(log, ranges.get(log, []), since, until)
         ]
-        files += map(str, self._folder.glob("day=*/*.parquet"))
+        files += self._files
         self._read_audits()
         for table in (self._manifests, self._batches, self._quarantined, self._audits, self._findings):
             table.flush()
@@ -206,7 +210,7 @@ class _Loader:
             if first <= files[0].first and files[0].end <= end:
                 tabled[files[0].first - first : files[0].end - first] = [True] * (files[0].end - files[0].first)
                 yield from files
-        rest = _Rest(self._folder, log)
+        rows, day = tables.Rows(log), ""
         for sequence in range(first, end):
             try:
                 statement = read_manifest(self._store, log, sequence, holds).statement
@@ -214,9 +218,23 @@ class _Loader:
                 # A gap here. `custody verify` reports it.
                 continue
             self._note(str(log), statement)
-            if not tabled[sequence - first] and statement.segment:
-                rest.read(self._store, statement)
-        rest.close()
+            if tabled[sequence - first] or not statement.segment:
+                continue
+            if statement.sealed_at[:10] != day or rows.count >= tables.ROW_GROUP:
+                self._write(day, rows)
+                day = statement.sealed_at[:10]
+            # Batches that are not as stated are left out. `custody verify` reports them.
+            check(self._store, msgspec.structs.replace(work_of(statement, str(log)), quarantine=None), rows)
+        self._write(day, rows)
+
+    def _write(self, day: str, rows: tables.Rows) -> None:
+        """Write a temporary Parquet file of the rows added since the last one."""
+        if rows.count:
+            path = self._folder / f"day={day}" / f"{len(self._files)}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            with tables.open_file(str(path)) as file:
+                file.write_table(rows.take())
+            self._files.append(str(path))
 
     def _note(self, log: str, statement: Statement) -> None:
         segment, quarantine = statement.segment, statement.quarantine
@@ -245,16 +263,7 @@ class _Loader:
         )
         for batch in statement.batches:
             self._batches.add(
-                log,
-                statement.sequence,
-                batch.number,
-                batch.first_offset,
-                batch.next_offset,
-                batch.events,
-                batch.size,
-                batch.inflated,
-                parse_time(batch.min_time),
-                parse_time(batch.max_time),
+                log, statement.sequence, *_BATCH(batch), parse_time(batch.min_time), parse_time(batch.max_time)
             )
         if quarantine:
             self._note_quarantined(log, statement.sequence, quarantine)
@@ -305,35 +314,6 @@ class _Loader:
             return []
 
 
-class _Rest:
-    """Makes temporary Parquet files for a log's statements that have none in the archive."""
-
-    def __init__(self, folder: Path, log: Log) -> None:
-        self._folder, self._log = folder, log
-        self._rows = tables.Rows(log)
-        self._day = ""
-        self._files = 0
-
-    def read(self, store: Store, statement: Statement) -> None:
-        """Add a statement's events, without batches that are not as stated: `custody verify` reports those."""
-        day = statement.sealed_at[:10]
-        if day != self._day or self._rows.count >= tables.ROW_GROUP:
-            self.close()
-            self._day = day
-        work = msgspec.structs.replace(work_of(statement, str(self._log)), quarantine=None)
-        check(store, work, self._rows)
-
-    def close(self) -> None:
-        """Write the events added since the last file."""
-        if not self._rows.count:
-            return
-        self._files += 1
-        path = self._folder / f"day={self._day}" / f"{self._log.name}-{self._log.partition}-{self._files}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        with tables.open_file(str(path)) as file:
-            file.write_table(self._rows.take())
-
-
 class _Files(AbstractFileSystem):  # type: ignore[misc]
     """Opens the archive's Parquet files, and reads them in blocks through its store."""
 
@@ -342,32 +322,28 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
 
     def __init__(self, store: Store) -> None:
         super().__init__()
-        self._store = store
+        self.store = store
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Return a file's size."""
         name = self._strip_protocol(path)
-        return {"name": name, "size": self._store.status(name).size, "type": "file"}
+        return {"name": name, "size": self.store.status(name).size, "type": "file"}
 
     def modified(self, path: str) -> datetime:
         """Return when a file was made. It never changes."""
-        return self._store.status(self._strip_protocol(path)).created
+        return self.store.status(self._strip_protocol(path)).created
 
     created = modified
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         return _File(self, path, mode, block_size=_BLOCK, cache_type="readahead")
 
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Return some of a file's bytes."""
-        return self._store.read(path, limit=end - start, start=start, size=end - start)
-
 
 class _File(AbstractBufferedFile):  # type: ignore[misc]
     """An open file."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        data: bytes = self.fs.read_range(self.path, start, end)
+        data: bytes = self.fs.store.read(self.path, limit=end - start, start=start, size=end - start)
         return data
 
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custody.archive.head_files import read_heads, split_notes
-from custody.archive.known_heads import State
+from custody.archive.known_heads import State, read_heads, split_notes
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.format.layout import AUDIT_LOG, Log
