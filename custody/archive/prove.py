@@ -8,26 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from custody.archive.checkpoints import newest_checkpoint
-from custody.archive.evidence import (
-    ARCHIVE,
-    BATCH,
-    CHECKPOINT,
-    EVENT,
-    LEAVES,
-    MANIFEST,
-    PROOF,
-    README,
-    Consistency,
-    Proof,
-    check_evidence,
-    encode_proof,
-    leads,
-    pack,
-)
+from custody.archive import evidence
 from custody.archive.forms import statements_of
 from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_batch
-from custody.archive.trusted import Judge, known_heads
+from custody.archive.trusted import Judge, known_heads, newest_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import layout, leaves, limits
 from custody.format.layout import Log
@@ -177,7 +161,7 @@ def make_evidence(
         heads.append((layout.checkpoint_key(log, latest.size), latest.head))
     payload, member = _read_batch(store, segment, batch)
     salts, why = _salts(trust, archive.id, log, batch)
-    proof = Proof(
+    proof = evidence.Proof(
         log=str(log),
         offset=offset,
         batch=batch.number,
@@ -190,18 +174,18 @@ def make_evidence(
     )
     if salts:
         events = payload.split(b"\n")[:-1]
-        shown = {EVENT: events[line], LEAVES: leaves.hashes(events, salts)}
+        shown = {evidence.EVENT: events[line], evidence.LEAVES: leaves.hashes(events, salts)}
     else:
-        shown = {BATCH: member}
+        shown = {evidence.BATCH: member}
     members = {
-        README: _readme(proof, batch).encode(),
-        PROOF: encode_proof(proof),
-        ARCHIVE: store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES),
-        MANIFEST: store.read(layout.manifest_key(log, sequence), limit=limits.FILE_BYTES),
-        CHECKPOINT: signed.encode(),
+        evidence.README: _readme(proof, batch).encode(),
+        evidence.PROOF: evidence.encode_proof(proof),
+        evidence.ARCHIVE: store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES),
+        evidence.MANIFEST: store.read(layout.manifest_key(log, sequence), limit=limits.FILE_BYTES),
+        evidence.CHECKPOINT: signed.encode(),
         **shown,
     }
-    data = pack(members)
+    data = evidence.pack(members)
     _check(data, trust, now, offset)
     return Made(data, head.size, 0 if salts else batch.events - 1, why)
 
@@ -235,13 +219,13 @@ def _covering(store: Store, log: Log, sequence: int, judge: Judge) -> tuple[Note
     )
 
 
-def _consistency(judge: Judge, log: Log, ours: Head, heads: Sequence[tuple[str, Head]]) -> list[Consistency]:
+def _consistency(judge: Judge, log: Log, ours: Head, heads: Sequence[tuple[str, Head]]) -> list[evidence.Consistency]:
     """Return proofs between the checkpoint and each head of another size.
 
     Raises:
         FormatError: the archive is not consistent with one of them.
     """
-    proofs: dict[int, Consistency] = {}
+    proofs: dict[int, evidence.Consistency] = {}
     for origin, known in heads:
         if not known.size or known == ours:
             continue
@@ -252,7 +236,7 @@ def _consistency(judge: Judge, log: Log, ours: Head, heads: Sequence[tuple[str, 
                 f"the archive is not consistent with the head of {log} known from {origin}, size {known.size}, root"
                 f" {known.root.hex()}: {error}; run `custody verify`"
             ) from None
-        proofs[known.size] = Consistency(known.size, [node.hex() for node in proof])
+        proofs[known.size] = evidence.Consistency(known.size, [node.hex() for node in proof])
     return [proofs[size] for size in sorted(proofs)]
 
 
@@ -265,13 +249,14 @@ def _proof_between(judge: Judge, ours: Head, known: Head) -> list[bytes]:
     if known.size == ours.size:
         raise FormatError(f"at this size its root is {ours.root.hex()}")
     proof = judge.proofs.consistency(min(known.size, ours.size), max(known.size, ours.size))
-    if not leads(ours, known, proof):
+    if not evidence.leads(ours, known, proof):
         raise FormatError("its statements are of another history")
     return proof
 
 
 def _read_batch(store: Store, segment: SegmentRef, batch: Batch) -> tuple[bytes, bytes]:
     """Return a batch's inflated bytes, and its gzip member as stored."""
+    wrong = f"batch {batch.number} in {segment.key} is not the stated one"
     try:
         payload, member = read_batch(store, segment.key, batch)
     except ObjectMissing:
@@ -279,11 +264,9 @@ def _read_batch(store: Store, segment: SegmentRef, batch: Batch) -> tuple[bytes,
             f"the segment {segment.key} does not exist: it has expired, or was removed; `custody verify` says which"
         ) from None
     except FormatError as error:
-        raise FormatError(
-            f"batch {batch.number} in {segment.key} is not the stated one: {error}; run `custody verify`"
-        ) from None
+        raise FormatError(f"{wrong}: {error}; run `custody verify`") from None
     if payload.count(b"\n") != batch.events:
-        raise FormatError(f"batch {batch.number} in {segment.key} is not the stated one; run `custody verify`")
+        raise FormatError(f"{wrong}: it has another number of lines; run `custody verify`")
     return payload, member
 
 
@@ -297,7 +280,7 @@ def _salts(trust: Trust, archive: str, log: Log, batch: Batch) -> tuple[bytes, s
     return leaves.salts(secret, archive, str(log), batch.number, batch.events), None
 
 
-def _readme(proof: Proof, batch: Batch) -> str:
+def _readme(proof: evidence.Proof, batch: Batch) -> str:
     alone = proof.salt is not None
     salt = "".join(f"\\{byte:03o}" for byte in bytes.fromhex(proof.salt or ""))
     values = {"line": proof.line, "number": proof.line + 1, "first": batch.first_offset, "salt": salt}
@@ -314,7 +297,7 @@ def _readme(proof: Proof, batch: Batch) -> str:
 def _check(data: bytes, trust: Trust, now: datetime, offset: int) -> None:
     """Check evidence before it is returned. A quorum of witnesses is not needed yet: they may cosign later."""
     try:
-        result = check_evidence(data, replace(trust, quorum=0), now)
+        result = evidence.check_evidence(data, replace(trust, quorum=0), now)
     except (FormatError, SignatureInvalid) as error:
         reason = str(error)
     else:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import msgspec
+
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_statement, find_tip, read_manifest
 from custody.archive.trusted import Judge
@@ -109,10 +111,7 @@ def _statement(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) ->
         "key": layout.manifest_key(log, sequence),
         "leaf": merkle.leaf_hash(found.message).hex(),
         "statement": json.loads(found.line),
-        "signatures": [
-            {"key": signature.key, "algorithm": signature.algorithm, "value": signature.value}
-            for signature, _ in found.signatures
-        ],
+        "signatures": [msgspec.to_builtins(signature) for signature, _ in found.signatures],
     }
     return Shown(_place(log, sequence, found), iter([json.dumps(view, indent=2).encode() + b"\n"]), found)
 

@@ -10,8 +10,16 @@ from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
-from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Holds, Tip, find_end, read_archive, read_checkpoints, stored_digest
+from custody.archive.forms import AUDITS, form_of, statements_of
+from custody.archive.reader import (
+    Holds,
+    Tip,
+    checkpoint_sizes,
+    find_end,
+    read_archive,
+    read_checkpoints,
+    stored_digest,
+)
 from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -311,3 +319,23 @@ def find_trusted_tip(store: Store, log: Log, archive: str, trust: Trust, hint: i
 def find_trusted_audits(store: Store, archive: str, trust: Trust) -> Tip[SignedAudit]:
     """Find where the log of audits ends. Raises as `find_signed_end`."""
     return find_signed_end(store, AUDITS, Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust))
+
+
+def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None) -> Note | None:
+    """Return a log's largest checkpoint, None if it has none.
+
+    Args:
+        store: the archive.
+        log: the log.
+        archive: the archive's id.
+        trust: only checkpoints that these keys signed are returned; without it, any well-formed one.
+
+    Raises:
+        StoreError: the store does not give it.
+    """
+    sizes = reversed(checkpoint_sizes(store, log))
+    if trust is None:
+        notes = read_checkpoints(store, log, sizes)
+    else:
+        notes = Judge(store, log, form_of(log), archive, trust).checkpoints(sizes)
+    return next((note for note, _ in notes), None)

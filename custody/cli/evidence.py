@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+_SEVERITIES = {"refused": Severity.TAMPERED, "unsigned": Severity.UNVERIFIABLE}
+"""By the outcome for a log's newest checkpoint."""
+
 _Archive = Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")]
 _TrustFile = Annotated[Path | None, typer.Option(help="A trust.json with the keys that you trust.", metavar="FILE")]
 _Keys = Annotated[list[str] | None, typer.Option(help="Keys to trust: file:KEYRING. Can be repeated.", metavar="URI")]
@@ -110,9 +113,9 @@ def checkpoint(
 
     Where there are trusted keys (--keys, --trust, or the settings), print the newest that a trusted key signed.
     """
-    from custody.archive import checkpoints
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
-    from custody.archive.trusted import check_archive
+    from custody.archive.trusted import check_archive, newest_checkpoint
+    from custody.archive.writer import write_checkpoint
     from custody.cli.render import escape
     from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
@@ -130,13 +133,13 @@ def checkpoint(
         if reason := check_archive(file, own):
             raise ConfigurationError(f"nothing is signed in {store.url}: {reason}")
         signer = settings.signers(datetime.now(UTC)).ed25519()
-        made = [checkpoints.write_checkpoint(store, log, file.id, own, signer) for log in chosen]
+        made = [write_checkpoint(store, log, file.id, own, signer) for log in chosen]
     else:
         path = keyring_path(settings.keys)
         known = not trust and (path is None or path.exists())
         if keys or known or settings.trust:
             own = _open_trust(settings, keys, given=not known, archive=store.url)
-        made = [checkpoints.newest_checkpoint(store, log, file.id, own) for log in chosen]
+        made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
     notes = [note for note in made if note is not None]
     # A pipe gets the exact signed bytes; for a terminal, control characters are escaped.
     for number, note in enumerate(notes):
@@ -354,7 +357,7 @@ def witness(
     worst = 0
     for seen in watching.watch(store, trusted, now):
         _echo(_seen(seen))
-        worst = max(worst, _severity(seen))
+        worst = max(worst, _SEVERITIES.get(seen.outcome, Severity.POLICY if seen.alarms else 0))
     if worst:
         raise typer.Exit(worst)
 
@@ -368,11 +371,3 @@ def _seen(seen: "Seen") -> Iterable[str]:
         yield f"{seen.log}: ALARM: {alarm}"
     for note in seen.notes:
         yield from note.split("\n")
-
-
-def _severity(seen: "Seen") -> int:
-    if seen.outcome == "refused":
-        return Severity.TAMPERED
-    if seen.outcome == "unsigned":
-        return Severity.UNVERIFIABLE
-    return Severity.POLICY if seen.alarms else 0

@@ -22,17 +22,8 @@ import msgspec
 import pyarrow as pa
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from custody.archive import reader
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import (
-    Holds,
-    find_audit_tip,
-    find_tip,
-    list_logs,
-    read_archive,
-    read_audit,
-    read_manifest,
-    sealed_from,
-)
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import audit, layout
@@ -108,7 +99,7 @@ def connect(
     """
     settings = Settings(**({} if archive is None else {"archive": archive}))
     store = open_store(settings.archive, settings.s3)
-    read_archive(store)
+    reader.read_archive(store)
     folder = tempfile.TemporaryDirectory(prefix="custody-")
     _folders.append(folder)
     # In a file, so that DuckDB keeps only a part of a large archive's tables in memory.
@@ -172,7 +163,7 @@ class _Loader:
             ranges.setdefault(whole[0].log, []).append(whole)
         files = [
             self._path(file.key)
-            for log in list_logs(self._store)
+            for log in reader.list_logs(self._store)
             for file in self._log(log, ranges.get(log, []), since, until)
         ]
         files += self._files
@@ -201,10 +192,10 @@ class _Loader:
         self, log: Log, ranges: list[list[tables.TableFile]], since: datetime | None, until: datetime | None
     ) -> Iterator[tables.TableFile]:
         """Read a log's statements. Yield the files of those that have one, and make temporary ones for the rest."""
-        holds: Holds[Manifest] = Judge(self._store, log, statements_of(log), None, self._trust).may_stand
-        size = find_tip(self._store, log, holds).head.size
-        first = sealed_from(self._store, log, size, since, holds) if since else 0
-        end = sealed_from(self._store, log, size, until, holds) if until else size
+        holds: reader.Holds[Manifest] = Judge(self._store, log, statements_of(log), None, self._trust).may_stand
+        size = reader.find_tip(self._store, log, holds).head.size
+        first = reader.sealed_from(self._store, log, size, since, holds) if since else 0
+        end = reader.sealed_from(self._store, log, size, until, holds) if until else size
         tabled = [False] * max(end - first, 0)
         for files in ranges:
             if first <= files[0].first and files[0].end <= end:
@@ -213,7 +204,7 @@ class _Loader:
         rows, day = tables.Rows(log), ""
         for sequence in range(first, end):
             try:
-                statement = read_manifest(self._store, log, sequence, holds).statement
+                statement = reader.read_manifest(self._store, log, sequence, holds).statement
             except (ObjectMissing, FormatError):
                 # A gap here. `custody verify` reports it.
                 continue
@@ -283,10 +274,10 @@ class _Loader:
             return
 
     def _read_audits(self) -> None:
-        holds: Holds[SignedAudit] = Judge(self._store, layout.AUDIT_LOG, AUDITS, None, self._trust).may_stand
-        for sequence in range(find_audit_tip(self._store, holds).head.size):
+        holds: reader.Holds[SignedAudit] = Judge(self._store, layout.AUDIT_LOG, AUDITS, None, self._trust).may_stand
+        for sequence in range(reader.find_audit_tip(self._store, holds).head.size):
             try:
-                found = read_audit(self._store, sequence, holds).statement
+                found = reader.read_audit(self._store, sequence, holds).statement
             except (ObjectMissing, FormatError):
                 continue
             self._audits.add(

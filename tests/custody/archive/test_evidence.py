@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from custody.archive import checkpoints
 from custody.archive.evidence import FILE_LIMIT, Result, check_evidence, pack, unpack
 from custody.archive.prove import Made, make_evidence
+from custody.archive.writer import write_checkpoint
 from custody.cli.evidence import app
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
@@ -930,7 +930,7 @@ def test_a_real_assembler_s_archive(tmp_path: Path) -> None:
     own = open_trust([f"file:{sample.keyring}"])
     signer = Keyring.load(sample.keyring).signers(datetime.now(UTC)).ed25519()
     archive = json.loads((sample.folder / "archive.json").read_bytes().split(b"\n")[0])["archive"]
-    checkpoints.write_checkpoint(store, sample.log, archive, own, signer)
+    write_checkpoint(store, sample.log, archive, own, signer)
     public = Trust(keys={key.id: TrustedKey(key.id, key.algorithm, material=key.public) for key in own.keys.values()})
     for offset, content in sample.events.items():
         made = make_evidence(store, sample.log, offset, own, NOW)

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from custody.archive import checkpoints
 from custody.archive.evidence import check_evidence
 from custody.archive.known_heads import State
 from custody.archive.prove import make_evidence
 from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
-from custody.archive.writer import append_audit, create_archive
+from custody.archive.writer import append_audit, create_archive, write_checkpoint
 from custody.cli.evidence import app
 from custody.errors import ConfigurationError, ObjectMissing
 from custody.format.archive_file import Pin
@@ -69,7 +68,7 @@ def audit(of: Leafy, writer: str = "a test") -> None:
         return audit_of(of.id, tip, NOW, writer=writer)
 
     append_audit(of.store, find_audit_tip(of.store, anything), make, of.signers.both(), of.own)
-    checkpoints.write_checkpoint(of.store, AUDIT_LOG, of.id, of.own, of.signers.ed25519())
+    write_checkpoint(of.store, AUDIT_LOG, of.id, of.own, of.signers.ed25519())
 
 
 def look(of: Leafy, state: Path, trust: Trust | None = None) -> Report:
