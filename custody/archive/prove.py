@@ -80,13 +80,11 @@ class Made:
 
     Attributes:
         data: its bytes.
-        size: how many statements its checkpoint covers.
         others: other events that it discloses: the batch has no leaves, or their secret is not available.
         why: which of these two it is.
     """
 
     data: bytes
-    size: int
     others: int
     why: str | None
 
@@ -187,7 +185,7 @@ def make_evidence(
     }
     data = evidence.pack(members)
     _check(data, trust, now, offset)
-    return Made(data, head.size, 0 if salts else batch.events - 1, why)
+    return Made(data, 0 if salts else batch.events - 1, why)
 
 
 def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Checkpoint]:

@@ -10,16 +10,8 @@ from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
+from custody.archive import reader
 from custody.archive.forms import AUDITS, form_of, statements_of
-from custody.archive.reader import (
-    Holds,
-    Tip,
-    checkpoint_sizes,
-    find_end,
-    read_archive,
-    read_checkpoints,
-    stored_digest,
-)
 from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -29,21 +21,11 @@ from custody.format.manifest import Manifest
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
-from custody.tlog import checkpoint
+from custody.tlog import checkpoint, signatures
 from custody.tlog.checkpoint import Checkpoint, Note
 from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
 from custody.tlog.proofs import Proofs
-from custody.tlog.signatures import (
-    OUTSIDE,
-    KeyOrder,
-    Keys,
-    Place,
-    Verdict,
-    check_checkpoint,
-    check_file,
-    newer_than,
-)
 
 E = TypeVar("E", bound=Entry)
 
@@ -76,14 +58,14 @@ def read_trusted_archive(store: Store, trust: Trust) -> ArchiveFile:
         FormatError: it is not of this format.
         StoreError: the store does not give it.
     """
-    file = read_archive(store)
+    file = reader.read_archive(store)
     problem = check_archive(file, trust)
     if problem is not None:
         raise HeadRollback(f"{store.url}: {problem}. The archive is not used; run `custody verify`")
     return file
 
 
-def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -> Verdict:
+def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -> signatures.Verdict:
     """Return the policy's verdict on the signatures of `archive.json`.
 
     Nothing proves when it was signed. So a key that has ended counts only if the file is pinned; otherwise the other
@@ -94,8 +76,8 @@ def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -
         trust: the keys.
         pinned: whether its pin is in `trust.json` or in the state file.
     """
-    place = None if pinned else OUTSIDE
-    verdict = check_file(
+    place = None if pinned else signatures.OUTSIDE
+    verdict = signatures.check_file(
         file.message, file.signatures, trust.keys, wanted=AUDITS.wanted, place=place, what="archive.json"
     )
     if not verdict.held:
@@ -123,14 +105,14 @@ class Judge:
         self._at_hand = trust.at_hand
         self.proofs = Proofs(store, str(log), form, self.is_valid)
 
-    def verdict(self, entry: Entry, sequence: int, order: KeyOrder | None = None) -> Verdict:
+    def verdict(self, entry: Entry, sequence: int, order: signatures.KeyOrder | None = None) -> signatures.Verdict:
         """Return the policy's verdict on an entry. Pass the order of keys so far if entries are read in order."""
-        return check_file(
+        return signatures.check_file(
             entry.message,
             entry.signatures,
             self._trust.keys,
             wanted=self._form.wanted,
-            place=Place(str(self._log), sequence),
+            place=signatures.Place(str(self._log), sequence),
             sealed_at=parse_time(entry.statement.sealed_at),
             within=lambda head: self.proofs.holds(sequence, entry.message, head),
             order=order,
@@ -157,7 +139,7 @@ class Judge:
             digest = ""
             # Without the object, there is only an older version.
             with suppress(ObjectMissing):
-                digest = stored_digest(self._store, key)
+                digest = reader.stored_digest(self._store, key)
             accepted = ("key-unknown", str(self._log), sequence, digest)
             if any((one.finding, one.log, one.sequence, one.sha256) == accepted for one in self._trust.accepted):
                 return False
@@ -180,7 +162,7 @@ class Judge:
         newer: set[str] = set()
         for signature, _ in entry.signatures:
             key = self._trust.keys.get(signature.key)
-            newer |= newer_than(key, self._trust.keys) if key else set()
+            newer |= signatures.newer_than(key, self._trust.keys) if key else set()
         step = 1
         while newer and step <= sequence:
             before = sequence - step
@@ -204,9 +186,9 @@ class Judge:
         verdict = self._verdict_of_keys(entry, sequence, self._at_hand)
         return False if verdict.void else True if verdict.held else None
 
-    def _verdict_of_keys(self, entry: Entry, sequence: int, keys: Keys) -> Verdict:
-        place = Place(str(self._log), sequence)
-        return check_file(
+    def _verdict_of_keys(self, entry: Entry, sequence: int, keys: signatures.Keys) -> signatures.Verdict:
+        place = signatures.Place(str(self._log), sequence)
+        return signatures.check_file(
             entry.message, entry.signatures, keys, wanted=self._form.wanted, place=place, what=self._form.noun
         )
 
@@ -232,7 +214,7 @@ class Judge:
             return False
         return self._may_stand(self._verdict_of_keys(entry, sequence, self._trust.keys), sequence)
 
-    def _may_stand(self, verdict: Verdict, sequence: int) -> bool:
+    def _may_stand(self, verdict: signatures.Verdict, sequence: int) -> bool:
         return verdict.good or (not verdict.void and not self.proofs.is_passed_over(sequence))
 
     def is_of_place(self, entry: Entry, sequence: int) -> bool:
@@ -248,7 +230,7 @@ class Judge:
         """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
         if found.origin != checkpoint.origin_of(self._archive or "", self._log):
             return f"it is of {found.origin[:300]!r}, not of this archive's log {self._log}"
-        verdict = check_checkpoint(
+        verdict = signatures.check_checkpoint(
             note,
             found,
             str(self._log),
@@ -264,7 +246,7 @@ class Judge:
         Raises:
             StoreError: the store does not give one.
         """
-        for note, found in read_checkpoints(self._store, self._log, sizes):
+        for note, found in reader.read_checkpoints(self._store, self._log, sizes):
             if self.refusal(note, found) is None:
                 yield note, found
 
@@ -277,7 +259,7 @@ def known_heads(trust: Trust, log: Log) -> list[tuple[str, Head]]:
     return [(origin, head) for origin, head in heads if head is not None]
 
 
-def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log], Holds[Manifest]]:
+def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log], reader.Holds[Manifest]]:
     """Return a function that gives, for each log, the check whether tasks may use a statement: `Judge.stands`.
 
     Args:
@@ -287,13 +269,13 @@ def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log],
     """
 
     @cache
-    def holds(log: Log) -> Holds[Manifest]:
+    def holds(log: Log) -> reader.Holds[Manifest]:
         return Judge(store, log, statements_of(log), archive, trust).stands
 
     return holds
 
 
-def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) -> Tip[E]:
+def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) -> reader.Tip[E]:
     """Find where a log ends, by the entries that trusted keys signed, in the order of these keys.
 
     Raises:
@@ -302,7 +284,7 @@ def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) 
         FormatError: its tree is inconsistent.
         StoreError: the store does not answer.
     """
-    tip = find_end(store, form, judge.holds, hint)
+    tip = reader.find_end(store, form, judge.holds, hint)
     newer = judge.newer_before(tip.newest, tip.head.size - 1) if tip.newest else None
     if newer is not None:
         key = form.key(tip.head.size - 1)
@@ -310,13 +292,13 @@ def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) 
     return tip
 
 
-def find_trusted_tip(store: Store, log: Log, archive: str, trust: Trust, hint: int = 0) -> Tip[Manifest]:
+def find_trusted_tip(store: Store, log: Log, archive: str, trust: Trust, hint: int = 0) -> reader.Tip[Manifest]:
     """Find where a log of statements ends. Raises as `find_signed_end`."""
     form = statements_of(log)
     return find_signed_end(store, form, Judge(store, log, form, archive, trust), hint)
 
 
-def find_trusted_audits(store: Store, archive: str, trust: Trust) -> Tip[SignedAudit]:
+def find_trusted_audits(store: Store, archive: str, trust: Trust) -> reader.Tip[SignedAudit]:
     """Find where the log of audits ends. Raises as `find_signed_end`."""
     return find_signed_end(store, AUDITS, Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust))
 
@@ -333,9 +315,9 @@ def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None 
     Raises:
         StoreError: the store does not give it.
     """
-    sizes = reversed(checkpoint_sizes(store, log))
+    sizes = reversed(reader.checkpoint_sizes(store, log))
     if trust is None:
-        notes = read_checkpoints(store, log, sizes)
+        notes = reader.read_checkpoints(store, log, sizes)
     else:
         notes = Judge(store, log, form_of(log), archive, trust).checkpoints(sizes)
     return next((note for note, _ in notes), None)

@@ -1,7 +1,6 @@
 """The commands whose results others can check: `checkpoint`, `evidence`, `check-evidence`, `witness`."""
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,7 +37,7 @@ def _settings(archive: str | None = None, trust: Path | None = None) -> Settings
 
 
 def _open_trust(
-    settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str | None, more: Sequence[Path] = ()
+    settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str, more: Sequence[Path] = ()
 ) -> "Trust":
     """Return the trust from the arguments, else what a writer of this archive trusts.
 
@@ -46,7 +45,7 @@ def _open_trust(
         settings: the settings.
         keys: URIs of the keys that were given.
         given: whether a `trust.json` was given.
-        archive: URL of the archive, which must not contain any trusted file; None where there is none.
+        archive: URL of the archive, which must not contain any trusted file.
         more: other trusted files.
 
     Raises:
@@ -56,10 +55,9 @@ def _open_trust(
     from custody.keys.trust import open_trust
 
     alone = bool(keys or given)
-    if archive is not None:
-        uris = (keys or ()) if alone else filter(None, (settings.keys, settings.checkpoint_keys))
-        named = [*map(keyring_path, uris), settings.trust, *more]
-        refuse_inside(archive, [path for path in named if path])
+    uris = (keys or ()) if alone else filter(None, (settings.keys, settings.checkpoint_keys))
+    named = [*map(keyring_path, uris), settings.trust, *more]
+    refuse_inside(archive, [path for path in named if path])
     if alone:
         return open_trust(keys or (), settings.trust, settings.passphrase())
     return settings.own_trust()
@@ -116,7 +114,7 @@ def checkpoint(
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
     from custody.archive.trusted import check_archive, newest_checkpoint
     from custody.archive.writer import write_checkpoint
-    from custody.cli.render import escape
+    from custody.cli import render
     from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
     from custody.store.open import open_store
@@ -140,13 +138,7 @@ def checkpoint(
         if keys or known or settings.trust:
             own = _open_trust(settings, keys, given=not known, archive=store.url)
         made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
-    notes = [note for note in made if note is not None]
-    # A pipe gets the exact signed bytes; for a terminal, control characters are escaped.
-    for number, note in enumerate(notes):
-        data = note.encode()
-        shown = "\n".join(map(escape, data.decode().split("\n"))) if sys.stdout.isatty() else data
-        typer.echo("\n" if number else "", nl=False)
-        typer.echo(shown, nl=False)
+    render.write(iter([b"\n".join(note.encode() for note in made if note is not None)]))
     if not chosen:
         _echo([f"{store.url} has no log yet, and so no checkpoint."], err=True)
     for log, checkpoint in zip(chosen, made, strict=True):
@@ -175,9 +167,7 @@ def evidence(
     ] = None,
     for_: Annotated[
         Path | None,
-        typer.Option(
-            "--for", help="The trust.json of the person who checks it: adds proofs to its heads.", metavar="FILE"
-        ),
+        typer.Option("--for", help="The trust.json of its reader: adds proofs to the heads in it.", metavar="FILE"),
     ] = None,
     whole_batch: Annotated[
         bool,
@@ -253,10 +243,12 @@ def check_evidence(
     the key's end; 13 a signature is wrong, parts do not match, or the history contradicts a known head.
     """
     from custody.archive import evidence as checking
+    from custody.keys.trust import open_trust
 
     if not trust and not keys:
         raise ConfigurationError("give the keys that you trust: --trust trust.json, or --keys file:KEYRING")
-    trusted = _open_trust(_settings(trust=trust), keys, given=True, archive=None)
+    settings = _settings(trust=trust)
+    trusted = open_trust(keys or (), settings.trust, settings.passphrase())
     try:
         result = checking.check_evidence(_read(file, checking.FILE_LIMIT), trusted, datetime.now(UTC))
     except NotEvidence as error:
