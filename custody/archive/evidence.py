@@ -53,8 +53,6 @@ from custody.tlog.signatures import Keys, NoteVerdict, Place, Verdict, check_che
 
 __all__ = ["Result", "check_evidence"]
 
-FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
-
 README, PROOF, ARCHIVE = "README.txt", "proof.json", "archive.json"
 MANIFEST, CHECKPOINT = "manifest.json", "checkpoint.txt"
 EVENT, LEAVES, BATCH = "event.json", "leaves.bin", "batch.jsonl.gz"
@@ -94,7 +92,7 @@ class Consistency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`proof.json`: where the event is, and the proofs of RFC 6962."""
 
-    format: Literal["custody/evidence/1"] = FORMAT
+    format: Literal["custody/evidence/1"] = "custody/evidence/1"
     log: str
     offset: Int
     batch: Int

@@ -50,8 +50,10 @@ class Loss:
         """Return whether it was accepted. Its digest covers the log and both heads, or the stored bytes."""
         names = {self.finding} if self.log is None else names_of(self.log)
         return any(
-            one.finding in names and one.sha256 == self.sha256 and (self.log is not None or one.key == self.key)
-            for one in trust.accepted
+            accepted.finding in names
+            and accepted.sha256 == self.sha256
+            and (self.log is not None or accepted.key == self.key)
+            for accepted in trust.accepted
         )
 
 

@@ -392,7 +392,7 @@ def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[M
 
 def sealed_from(store: Store, log: Log, size: int, moment: datetime, holds: Holds[Manifest]) -> int:
     """Return the first of a log's `size` sequences sealed at or after a time. Raises as `first_sequence`."""
-    return first_sequence(store, log, size, lambda one: parse_time(one.sealed_at) >= moment, holds)
+    return first_sequence(store, log, size, lambda statement: parse_time(statement.sealed_at) >= moment, holds)
 
 
 def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:
@@ -405,7 +405,7 @@ def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) 
         holds: whether an entry is valid where it stands.
     """
     size = find_tip(store, log, holds).head.size
-    sequence = first_sequence(store, log, size, lambda one: one.next_offset > offset, holds)
+    sequence = first_sequence(store, log, size, lambda statement: statement.next_offset > offset, holds)
     if sequence == size:
         return None
     sequence, found = at_or_behind(store, log, sequence, size, holds)
@@ -431,7 +431,7 @@ def checkpoint_sizes(store: Store, log: Log, after: int = -1) -> list[int]:
     """Return the sizes above `after` that have an object among a log's checkpoints, sorted."""
     start = layout.checkpoint_key(log, after) if after >= 0 else ""
     parsed = (layout.parse_checkpoint_key(info.key) for info in store.list(layout.checkpoint_prefix(log), after=start))
-    return sorted(one[1] for one in parsed if one)
+    return sorted(key[1] for key in parsed if key)
 
 
 def read_checkpoints(store: Store, log: Log, sizes: Iterable[int]) -> Iterator[tuple[Note, Checkpoint]]:

@@ -76,12 +76,12 @@ def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip
         # If it exists, another writer has just put it, and our own put will lose.
         if not versions_of.has_history(key) or store.exists(key):
             return tip
-        versions = [one for one in versions_of.history(key) if one.key == key and not one.marker]
+        versions = [version for version in versions_of.history(key) if version.key == key and not version.marker]
         if not versions:
             raise HeadRollback(f"{key} was deleted: the bucket has a delete marker for it, but no version")
         # A listing has the newest first, but the first one put is the evidence.
-        digest, there = read_entry(versions_of.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
-        if there is not None:
+        digest, entry = read_entry(versions_of.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
+        if entry is not None:
             raise HeadRollback(f"{key} was deleted: the bucket still has a version of it")
         tip = tip.pass_over(digest)
     return tip

@@ -82,7 +82,7 @@ def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -
     )
     if not verdict.held:
         return verdict
-    return replace(verdict, problems=tuple(one for one in verdict.problems if one.kind != "key-span"))
+    return replace(verdict, problems=tuple(problem for problem in verdict.problems if problem.kind != "key-span"))
 
 
 class Judge:
@@ -197,24 +197,19 @@ class Judge:
 
         With an empty trust, no key counts as unknown.
         """
-        if not self.is_of_place(entry, sequence):
-            return False
-        verdict = self._verdict_of_keys(entry, sequence, self._trust.keys)
-        if self._trust.keys and (verdict.refused or verdict.unknown):
-            return False
-        return self._may_stand(verdict, sequence)
+        return self.may_stand(entry, sequence, by_known_keys=bool(self._trust.keys))
 
-    def may_stand(self, entry: Entry, sequence: int) -> bool:
+    def may_stand(self, entry: Entry, sequence: int, *, by_known_keys: bool = False) -> bool:
         """Return whether readers may use an entry. Never raises because of a signature.
 
         False if a signature is wrong and none is good. An entry that cannot be checked here is accepted, unless a later
-        entry passes over its slot.
+        entry passes over its slot, or it must be signed by known keys.
         """
         if not self.is_of_place(entry, sequence):
             return False
-        return self._may_stand(self._verdict_of_keys(entry, sequence, self._trust.keys), sequence)
-
-    def _may_stand(self, verdict: signatures.Verdict, sequence: int) -> bool:
+        verdict = self._verdict_of_keys(entry, sequence, self._trust.keys)
+        if by_known_keys and (verdict.refused or verdict.unknown):
+            return False
         return verdict.good or (not verdict.void and not self.proofs.is_passed_over(sequence))
 
     def is_of_place(self, entry: Entry, sequence: int) -> bool:

@@ -58,7 +58,6 @@ from custody.tlog.signatures import check_checkpoint
 __all__ = ["Seen", "Witness"]
 
 _KEYRING = "keyring.json"
-_STATE = "state.json"
 _NOTES = "notes"
 _RESTORE = "restore what is missing or was changed from a replica or backup"
 _ALARMS = 10
@@ -141,7 +140,7 @@ class Witness:
             raise ConfigurationError(f"keyring {path}: no Ed25519 key in it is valid now; a witness needs one to sign")
         self._signer = key
         self._keys = [NoteKey(own.key_id, own.public, COSIGNATURE) for own in ring.keys if isinstance(own, Ed25519Key)]
-        self._state = State(self._folder / _STATE)
+        self._state = State(self._folder / "state.json")
         self.key = NoteKey(key.key_id, key.public, COSIGNATURE)
 
     def __repr__(self) -> str:

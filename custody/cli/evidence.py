@@ -171,10 +171,7 @@ def evidence(
     ] = None,
     whole_batch: Annotated[
         bool,
-        typer.Option(
-            "--whole-batch",
-            help="Disclose the whole batch, with its other events, if the leaf secret is not available.",
-        ),
+        typer.Option("--whole-batch", help="Disclose the whole batch if the leaf secret is not available."),
     ] = False,
     archive: _Archive = None,
     trust: _TrustFile = None,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import duckdb
@@ -40,9 +40,6 @@ from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
 from custody.verify.contents import check
 from custody.verify.work import work_of
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 __all__ = ["connect"]
 
@@ -81,7 +78,7 @@ CREATE TABLE findings (
 
 def connect(
     archive: str | None = None, *, since: datetime | None = None, until: datetime | None = None
-) -> "DuckDBPyConnection":
+) -> duckdb.DuckDBPyConnection:
     """Open an archive for SQL.
 
     Args:
@@ -124,7 +121,7 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 class _Table:
     """Collects rows, and inserts them into a table of the connection."""
 
-    def __init__(self, connection: "DuckDBPyConnection", name: str) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         self._connection, self._name = connection, name
         self.schema = connection.table(name).limit(0).to_arrow_table().schema
         self._rows: list[tuple[Any, ...]] = []
@@ -148,7 +145,7 @@ class _Table:
 class _Loader:
     """Fills the tables from an archive, and makes the view of its events."""
 
-    def __init__(self, connection: "DuckDBPyConnection", store: Store, folder: Path, trust: Trust) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store, folder: Path, trust: Trust) -> None:
         self._connection, self._store, self._folder, self._trust = connection, store, folder, trust
         self._manifests, self._batches, self._quarantined, self._audits, self._findings = (
             _Table(connection, name) for name in ("manifests", "batches", "quarantined", "audits", "findings")
@@ -230,7 +227,7 @@ class _Loader:
     def _note(self, log: str, statement: Statement) -> None:
         segment, quarantine = statement.segment, statement.quarantine
         times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
-        # Time stamps are a producer's.
+        # Producers set these times, so any number is possible.
         kafka_ms = min(times, default=YEAR_10000_MS)
         self._manifests.add(
             log,
@@ -277,29 +274,27 @@ class _Loader:
         holds: reader.Holds[SignedAudit] = Judge(self._store, layout.AUDIT_LOG, AUDITS, None, self._trust).may_stand
         for sequence in range(reader.find_audit_tip(self._store, holds).head.size):
             try:
-                found = reader.read_audit(self._store, sequence, holds).statement
+                audited = reader.read_audit(self._store, sequence, holds).statement
             except (ObjectMissing, FormatError):
                 continue
+            counts = {"statements": 0, "events": 0, **audited.counts}
             self._audits.add(
                 sequence,
-                parse_time(found.started_at),
-                parse_time(found.sealed_at),
-                found.verdict,
-                found.counts.get("statements", 0),
-                found.counts.get("events", 0),
-                found.counts.get("findings"),
-                found.counts.get("rejected"),
-                msgspec.json.encode(found.covered).decode(),
-                msgspec.json.encode(found.heads).decode(),
+                parse_time(audited.started_at),
+                parse_time(audited.sealed_at),
+                audited.verdict,
+                *map(counts.get, ("statements", "events", "findings", "rejected")),
+                msgspec.json.encode(audited.covered).decode(),
+                msgspec.json.encode(audited.heads).decode(),
             )
-            for finding in self._findings_of(found):
+            for finding in self._findings_of(audited):
                 self._findings.add(sequence, *map(finding.get, self._findings.schema.names[1:]))
 
-    def _findings_of(self, found: audit.Audit) -> Sequence[Mapping[str, Any]]:
-        if not isinstance(found.findings, audit.ObjectRef):
-            return found.findings
+    def _findings_of(self, audited: audit.Audit) -> Sequence[Mapping[str, Any]]:
+        if not isinstance(audited.findings, audit.ObjectRef):
+            return audited.findings
         try:
-            lines = self._store.read(found.findings.key, limit=_FINDINGS_LIMIT).splitlines()
+            lines = self._store.read(audited.findings.key, limit=_FINDINGS_LIMIT).splitlines()
             return [json.loads(line) for line in lines]
         except (ObjectMissing, FormatError, ValueError):
             return []
