@@ -33,6 +33,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from custody.archive.forms import AUDITS, statements_of
+from custody.archive.trusted import known_heads
 from custody.errors import FormatError, NotEvidence, SignatureInvalid
 from custody.findings import Severity
 from custody.format import archive_file, envelope, leaves, limits, manifest
@@ -40,7 +41,7 @@ from custody.format.archive_file import ArchiveFile
 from custody.format.envelope import Hex, Int
 from custody.format.layout import Log, parse_log_text
 from custody.format.lines import check_line
-from custody.format.manifest import Batch, Manifest
+from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.members import inflate_batch
 from custody.format.offsets import line_of
 from custody.format.times import parse_time
@@ -52,15 +53,8 @@ from custody.tlog.signatures import Keys, NoteVerdict, Place, Verdict, check_che
 
 __all__ = ["Result", "check_evidence"]
 
-FORMAT: Literal["custody/evidence/1"] = "custody/evidence/1"
-
-README, PROOF, ARCHIVE, MANIFEST, CHECKPOINT = (
-    "README.txt",
-    "proof.json",
-    "archive.json",
-    "manifest.json",
-    "checkpoint.txt",
-)
+README, PROOF, ARCHIVE = "README.txt", "proof.json", "archive.json"
+MANIFEST, CHECKPOINT = "manifest.json", "checkpoint.txt"
 EVENT, LEAVES, BATCH = "event.json", "leaves.bin", "batch.jsonl.gz"
 
 _LIMITS = {
@@ -80,17 +74,8 @@ FILE_LIMIT = sum(_LIMITS.values()) + 65_536
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _INCOMPRESSIBLE = {LEAVES, BATCH}
 _ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    NotImplementedError,
-    RuntimeError,
-    OSError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    LookupError,
-    struct.error,
-    zlib.error,
+    *(zipfile.BadZipFile, RuntimeError, OSError, ValueError, EOFError, OverflowError, LookupError),
+    *(struct.error, zlib.error),
 )
 """What zipfile raises on damaged or hostile bytes."""
 
@@ -107,7 +92,7 @@ class Consistency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`proof.json`: where the event is, and the proofs of RFC 6962."""
 
-    format: Literal["custody/evidence/1"] = FORMAT
+    format: Literal["custody/evidence/1"] = "custody/evidence/1"
     log: str
     offset: Int
     batch: Int
@@ -147,34 +132,26 @@ class Result:
 
     Attributes:
         event: its bytes as archived, without a newline.
-        log: `<log>/<partition>`.
-        offset: of the record in Kafka.
-        archive: the archive's id.
+        proof: where the event is, and the Merkle proofs.
+        statement: the statement that commits to the event.
         pinned: whether its `archive.json` is the one that `trust.json` pins.
-        sequence: of the statement.
-        sealed_at: when the statement was sealed, by the writer's clock.
-        writer: who sealed it.
         others: how many other events the file discloses.
         checkpoint: the head that covers the statement.
         note: the complete signed checkpoint.
-        signatures: the policy's verdict on the checkpoint.
-        statement: the policy's verdict on the statement's own signature.
+        checkpoint_verdict: the policy's verdict on the checkpoint.
+        statement_verdict: the policy's verdict on the statement's own signature.
         compared: how the checkpoint compares with each head known of this log.
     """
 
     event: bytes
-    log: str
-    offset: int
-    archive: str
+    proof: Proof
+    statement: Statement
     pinned: bool
-    sequence: int
-    sealed_at: str
-    writer: str
     others: int
     checkpoint: Checkpoint
-    note: str
-    signatures: NoteVerdict
-    statement: Verdict
+    note: Note
+    checkpoint_verdict: NoteVerdict
+    statement_verdict: Verdict
     compared: tuple[Compared, ...]
 
     @property
@@ -187,50 +164,54 @@ class Result:
         """The severity if the event is not proved, None if it is proved."""
         if not self.problems:
             return None
-        kinds = {problem.kind for problem in self.signatures.problems if not problem.policy}
-        if self.statement.refused:
-            kinds |= {problem.kind for problem in self.statement.problems if not problem.policy}
-        forked = any(one.relation == "fork" for one in self.compared)
+        problems = [*self.checkpoint_verdict.problems]
+        if self.statement_verdict.refused:
+            problems += self.statement_verdict.problems
+        kinds = {problem.kind for problem in problems if not problem.policy}
+        forked = any(known.relation == "fork" for known in self.compared)
         return Severity.TAMPERED if forked or kinds & {"signature", "key-algorithm"} else Severity.UNVERIFIABLE
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Why the event is not proved, one line each; empty if it is proved."""
         problems = [
-            f"two histories: the head of size {one.head.size}, root {one.head.root.hex()}, known from {one.origin}, and"
-            f" the checkpoint of size {self.checkpoint.size}, root {self.checkpoint.root.hex()}, are not consistent"
-            for one in self.compared
-            if one.relation == "fork"
+            f"two histories: the head of size {known.head.size}, root {known.head.root.hex()}, known from"
+            f" {known.origin}, and the checkpoint of size {self.checkpoint.size}, root {self.checkpoint.root.hex()},"
+            " are not consistent"
+            for known in self.compared
+            if known.relation == "fork"
         ]
-        if not self.signatures.counts:
-            problems.append(f"the checkpoint does not count: {self.signatures.reason}")
-        if self.statement.refused:
-            problems.append(f"the statement does not count: {self.statement.reason}")
+        if not self.checkpoint_verdict.counts:
+            problems.append(f"the checkpoint does not count: {self.checkpoint_verdict.reason}")
+        if self.statement_verdict.refused:
+            problems.append(f"the statement does not count: {self.statement_verdict.reason}")
         return tuple(problems)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """Remarks that do not affect the proof."""
-        policies = [*self.signatures.problems, *self.statement.problems]
-        return tuple(problem.what for problem in policies if problem.policy)
+        problems = [*self.checkpoint_verdict.problems, *self.statement_verdict.problems]
+        return tuple(problem.what for problem in problems if problem.policy)
 
     @property
     def unproved(self) -> tuple[str, ...]:
         """What the evidence does not prove, one line each."""
         lines = [
-            f"that this history is the one known from {one.origin} at size {one.head.size}: the file has no proof"
+            f"that this history is the one known from {known.origin} at size {known.head.size}: the file has no proof"
             " between the two; ask for evidence that was made with --for and your trust.json"
-            for one in self.compared
-            if one.relation == "unshown"
+            for known in self.compared
+            if known.relation == "unshown"
         ]
         if not self.pinned:
-            lines.append(f"which archive this is: trust.json has no pin, and {self.archive} is only the file's claim")
-        if not self.signatures.witnessed and not any(one.relation in {"same", "consistent"} for one in self.compared):
+            archive = self.statement.archive
+            lines.append(f"which archive this is: trust.json has no pin, and {archive} is only the file's claim")
+        agrees = any(known.relation in {"same", "consistent"} for known in self.compared)
+        if not agrees and not self.checkpoint_verdict.witnessed:
             lines.append(
                 "that others see the same history: no trusted witness cosigned it, and it is not compared with any head"
                 " known here"
             )
-        if not self.statement.counts:
+        if not self.statement_verdict.counts:
             lines.append(
                 "who sealed the statement: the key of its signature is not available; but the checkpoint covers it"
             )
@@ -249,30 +230,30 @@ class Result:
             "problems": list(self.problems),
             "remarks": list(self.remarks),
             "event": self.event.decode() if self.proved else None,
-            "log": self.log,
-            "offset": self.offset,
-            "archive": {"id": self.archive, "pinned": self.pinned},
-            "sequence": self.sequence,
-            "sealed_at": self.sealed_at,
-            "writer": self.writer,
+            "log": self.proof.log,
+            "offset": self.proof.offset,
+            "archive": {"id": self.statement.archive, "pinned": self.pinned},
+            "sequence": self.statement.sequence,
+            "sealed_at": self.statement.sealed_at,
+            "writer": self.statement.writer,
             "other_events": self.others,
             "checkpoint": {
                 "origin": self.checkpoint.origin,
                 "size": self.checkpoint.size,
                 "root": self.checkpoint.root.hex(),
-                "signed_by": list(self.signatures.signers),
-                "witnessed": [{"by": name, "at": at} for name, at in self.signatures.witnessed],
-                "quorum": self.signatures.quorum,
+                "signed_by": list(self.checkpoint_verdict.signers),
+                "witnessed": [{"by": name, "at": at} for name, at in self.checkpoint_verdict.witnessed],
+                "quorum": self.checkpoint_verdict.quorum,
             },
-            "statement_signed_by": list(self.statement.held),
+            "statement_signed_by": list(self.statement_verdict.held),
             "compared": [
                 {
-                    "with": one.origin,
-                    "size": one.head.size,
-                    "root": one.head.root.hex(),
-                    "relation": one.relation,
+                    "with": known.origin,
+                    "size": known.head.size,
+                    "root": known.head.root.hex(),
+                    "relation": known.relation,
                 }
-                for one in self.compared
+                for known in self.compared
             ],
             "not_proved": list(self.unproved),
         }
@@ -301,40 +282,41 @@ def check_evidence(data: bytes, trust: Trust, now: datetime) -> Result:
     log = Log(statement.log.topic, statement.log.partition, statement.log.epoch)
     keys = trust.at_hand
     _check_archive(archive, found, keys, trust)
-    _check_place(proof, found, head, log)
+    _check_position(proof, found, head, log)
     event, others = _check_event(members, proof, found)
-    compared = _Comparison(head, {one.size: one.proof for one in proof.consistency})
+    compared = _Comparison(head.head, {consistency.size: consistency.proof for consistency in proof.consistency})
+    sealed_at = parse_time(statement.sealed_at)
     return Result(
         event=event,
-        log=str(log),
-        offset=proof.offset,
-        archive=archive.id,
+        proof=proof,
+        statement=statement,
         pinned=trust.archive is not None,
-        sequence=statement.sequence,
-        sealed_at=statement.sealed_at,
-        writer=statement.writer,
         others=others,
         checkpoint=head,
-        note=note.encode().decode(),
-        signatures=_check_note(note, head, found, log, compared, keys, trust, now),
-        statement=check_file(
+        note=note,
+        checkpoint_verdict=check_checkpoint(
+            note,
+            head,
+            str(log),
+            keys,
+            within=compared.leads_to,
+            witnesses=trust.witnesses,
+            quorum=trust.quorum,
+            # The checkpoint covers this statement, so it is not older.
+            sealed_at=sealed_at,
+            now=now,
+        ),
+        statement_verdict=check_file(
             found.message,
             found.signatures,
             keys,
             wanted=statements_of(log).wanted,
             place=Place(str(log), statement.sequence),
-            sealed_at=parse_time(statement.sealed_at),
+            sealed_at=sealed_at,
             within=compared.leads_to,
         ),
-        compared=tuple(Compared(origin, one, compared.relation(one)) for origin, one in known_heads(trust, log)),
+        compared=tuple(Compared(origin, known, compared.relation(known)) for origin, known in known_heads(trust, log)),
     )
-
-
-def known_heads(trust: Trust, log: Log) -> list[tuple[str, Head]]:
-    """Return the known heads of a log from outside its archive, with their origins. Ends of keys are included."""
-    heads = [("trust.json", trust.heads.get(str(log)))]
-    heads += [(f"the end of the key {key.id!r}", key.until.get(str(log))) for key in trust.keys.values() if key.until]
-    return [(origin, head) for origin, head in heads if head is not None]
 
 
 def leads(first: Head, second: Head, proof: list[bytes]) -> bool:
@@ -351,9 +333,8 @@ def leads(first: Head, second: Head, proof: list[bytes]) -> bool:
 class _Comparison:
     """Compares the checkpoint's tree with known heads, by the consistency proofs in the file."""
 
-    def __init__(self, checkpoint: Checkpoint, proofs: Mapping[int, list[str]]) -> None:
-        self._head = Head(checkpoint.size, checkpoint.root)
-        self._proofs = proofs
+    def __init__(self, head: Head, proofs: Mapping[int, list[str]]) -> None:
+        self._head, self._proofs = head, proofs
 
     def relation(self, head: Head) -> Relation:
         if head.size == self._head.size:
@@ -386,7 +367,7 @@ def _check_archive(archive: ArchiveFile, found: Manifest, keys: Keys, trust: Tru
         raise SignatureInvalid(f"archive.json in the evidence is not validly signed: {verdict.reason}")
 
 
-def _check_place(proof: Proof, found: Manifest, head: Checkpoint, log: Log) -> None:
+def _check_position(proof: Proof, found: Manifest, head: Checkpoint, log: Log) -> None:
     """Check that proof, statement and checkpoint are of one log and archive, and that the proof is valid."""
     statement = found.statement
     origin = checkpoint.origin_of(statement.archive, log)
@@ -402,10 +383,9 @@ def _check_place(proof: Proof, found: Manifest, head: Checkpoint, log: Log) -> N
 
 def _check_event(members: Mapping[str, bytes], proof: Proof, found: Manifest) -> tuple[bytes, int]:
     """Return the event, and how many others the file discloses. Check that the statement commits to the event."""
-    place = line_of(found.statement, proof.offset)
-    if place is None or (place[0].number, place[1]) != (proof.batch, proof.line):
+    batch, line = line_of(found.statement, proof.offset) or (None, None)
+    if batch is None or line is None or (batch.number, line) != (proof.batch, proof.line):
         raise FormatError(f"the statement has no event at offset {proof.offset} in this batch and line")
-    batch, line = place
     if line >= batch.events:
         raise FormatError("the batch has fewer events than the proof says")
     if (proof.salt is None) != (BATCH in members):
@@ -442,33 +422,9 @@ def _event_of_batch(member: bytes, batch: Batch, line: int) -> bytes:
     return events[line]
 
 
-def _check_note(
-    note: Note,
-    head: Checkpoint,
-    found: Manifest,
-    log: Log,
-    compared: _Comparison,
-    keys: Keys,
-    trust: Trust,
-    now: datetime,
-) -> NoteVerdict:
-    return check_checkpoint(
-        note,
-        head,
-        str(log),
-        keys,
-        within=compared.leads_to,
-        witnesses=trust.witnesses,
-        quorum=trust.quorum,
-        # The checkpoint covers this statement, so it is not older.
-        sealed_at=parse_time(found.statement.sealed_at),
-        now=now,
-    )
-
-
 def _parse_proof(data: bytes) -> Proof:
     proof: Proof = envelope.decode_strictly(_proof_decoder, data, "proof.json in the evidence")
-    sizes = [one.size for one in proof.consistency]
+    sizes = [consistency.size for consistency in proof.consistency]
     if sizes != sorted(set(sizes)):
         raise FormatError("proof.json in the evidence: its consistency proofs are not sorted by size, one per size")
     return proof
@@ -509,9 +465,10 @@ def unpack(data: bytes) -> dict[str, bytes]:
     if len(data) > FILE_LIMIT:
         raise NotEvidence(f"not an evidence file: it is larger than the limit of {FILE_LIMIT:,} bytes")
     try:
-        names = _names(data)
+        file = zipfile.ZipFile(io.BytesIO(data))
     except _ZIP_ERRORS as error:
         raise NotEvidence(f"not an evidence file: it is not a zip ({str(error) or type(error).__name__})") from None
+    names = file.namelist()
     if not any(wanted <= set(names) for wanted in _SETS):
         raise NotEvidence(
             "not an evidence file: that is a zip of README.txt, proof.json, archive.json, manifest.json,"
@@ -520,15 +477,9 @@ def unpack(data: bytes) -> dict[str, bytes]:
     if sorted(names) not in [sorted(wanted) for wanted in _SETS]:
         raise FormatError("the evidence has a member that is not allowed, or the same member twice")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            return {info.filename: _member(file, info) for info in file.infolist()}
+        return {info.filename: _member(file, info) for info in file.infolist()}
     except _ZIP_ERRORS as error:
         raise FormatError(f"a part of the evidence is damaged: {str(error) or type(error).__name__}") from None
-
-
-def _names(data: bytes) -> list[str]:
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        return file.namelist()
 
 
 def _member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -3,7 +3,8 @@
 A loss is identified by two heads: the known one and the present one.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from custody.archive.reader import sequence_of
@@ -49,8 +50,10 @@ class Loss:
         """Return whether it was accepted. Its digest covers the log and both heads, or the stored bytes."""
         names = {self.finding} if self.log is None else names_of(self.log)
         return any(
-            one.finding in names and one.sha256 == self.sha256 and (self.log is not None or one.key == self.key)
-            for one in trust.accepted
+            accepted.finding in names
+            and accepted.sha256 == self.sha256
+            and (self.log is not None or accepted.key == self.key)
+            for accepted in trust.accepted
         )
 
 
@@ -78,27 +81,22 @@ def wrong_checkpoint(log: Log, signed: Head, found: Head) -> Loss:
     return Loss(name, _digest(str(log), signed, found), str(log), signed.size - 1, key)
 
 
-def is_continued(log: Log, known: Iterable[Head], proofs: Proofs, trust: Trust) -> bool:
+def is_continued(log: Log, known: Collection[Head], proofs: Proofs, trust: Trust) -> bool:
     """Return whether a rollback of the log was accepted, and the log continues from the head at that time.
 
     A log that is being written grows after the acceptance.
     """
-    heads = [head for head in known if head.size]
-    return any(_continues(str(log), heads, proofs, one) for one in trust.accepted)
-
-
-def _continues(name: str, known: Iterable[Head], proofs: Proofs, judged: Accepted) -> bool:
-    if judged.finding not in names_of(name) or judged.sha256 is None or judged.log not in {None, name}:
-        return False
-    size = judged.sequence if judged.key is None else sequence_of(judged.key)
-    longer = [head for head in known if size is not None and head.size > size]
-    if size is None or not longer:
-        return False
-    try:
-        found = Head(size, proofs.root(size))
-    except (FormatError, StoreError):
-        return False
-    return judged.sha256 in {_digest(name, head, found) for head in longer}
+    name = str(log)
+    for accepted in trust.accepted:
+        size = accepted.sequence if accepted.key is None else sequence_of(accepted.key)
+        longer = [head for head in known if size is not None and head.size > size]
+        if accepted.finding not in names_of(name) or accepted.log not in {None, name} or size is None or not longer:
+            continue
+        with suppress(FormatError, StoreError):
+            present = Head(size, proofs.root(size))
+            if accepted.sha256 in {_digest(name, head, present) for head in longer}:
+                return True
+    return False
 
 
 def _digest(name: str, known: Head, found: Head) -> str:

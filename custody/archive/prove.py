@@ -8,31 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from custody.archive.checkpoints import newest_checkpoint
-from custody.archive.evidence import (
-    ARCHIVE,
-    BATCH,
-    CHECKPOINT,
-    EVENT,
-    LEAVES,
-    MANIFEST,
-    PROOF,
-    README,
-    Consistency,
-    Proof,
-    check_evidence,
-    encode_proof,
-    known_heads,
-    leads,
-    pack,
-)
+from custody.archive import evidence
 from custody.archive.forms import statements_of
-from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_batch, read_checkpoint
-from custody.archive.trusted import Judge
+from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_batch
+from custody.archive.trusted import Judge, known_heads, newest_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import layout, leaves, limits
 from custody.format.layout import Log
-from custody.format.manifest import Batch, Manifest, SegmentRef
+from custody.format.manifest import Batch, SegmentRef
 from custody.format.offsets import line_of, reason_of
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
@@ -45,7 +28,7 @@ __all__ = ["Made", "make_evidence"]
 _README = """\
 Evidence of one event of the log {log}, offset {offset}.
 
-What lies here
+What is in this file
 {contents}
   manifest.json   the signed statement, as stored: line 1 is the statement, line 2 its signatures. It tells about all
                   events of its segment how many there are, their types, and the first and last time of each batch
@@ -97,13 +80,11 @@ class Made:
 
     Attributes:
         data: its bytes.
-        size: how many statements its checkpoint covers.
         others: other events that it discloses: the batch has no leaves, or their secret is not available.
         why: which of these two it is.
     """
 
     data: bytes
-    size: int
     others: int
     why: str | None
 
@@ -151,14 +132,19 @@ def make_evidence(
         raise ConfigurationError("the log of audits has no events; name a topic's log, LOG/PARTITION")
     archive = read_archive(store)
     judge = Judge(store, log, statements_of(log), archive.id, trust)
-    sequence, found = _find(store, log, offset, judge)
-    place = line_of(found.statement, offset)
-    if place is None or found.statement.segment is None:
+    accounting = find_statement(store, log, offset, judge.may_stand)
+    if accounting is None:
+        raise ConfigurationError(
+            f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head"
+        )
+    sequence, found = accounting
+    segment, position = found.statement.segment, line_of(found.statement, offset)
+    if position is None or segment is None:
         reason = reason_of(found.statement, offset)
         raise ConfigurationError(
             f"{log} has no event at offset {offset}: {reason}; `custody show {log}@{offset}` shows what is known"
         )
-    batch, line = place
+    batch, line = position
     if batch.leaves is not None and batch.leaves.key not in trust.leaves and batch.events > 1 and not whole_batch:
         raise ConfigurationError(
             f"the leaf secret {batch.leaves.key!r} is not available, and without it the evidence would disclose"
@@ -170,10 +156,10 @@ def make_evidence(
     newest = newest_checkpoint(store, log, archive.id, trust)
     if newest is not None:
         latest = checkpoint.parse_checkpoint(newest.text)
-        heads.append((layout.checkpoint_key(log, latest.size), Head(latest.size, latest.root)))
-    payload, member = _read_batch(store, found.statement.segment, batch)
+        heads.append((layout.checkpoint_key(log, latest.size), latest.head))
+    payload, member = _read_batch(store, segment, batch)
     salts, why = _salts(trust, archive.id, log, batch)
-    proof = Proof(
+    proof = evidence.Proof(
         log=str(log),
         offset=offset,
         batch=batch.number,
@@ -182,34 +168,24 @@ def make_evidence(
         index=sequence,
         size=head.size,
         inclusion=[node.hex() for node in judge.proofs.inclusion(sequence, head.size)],
-        consistency=_consistency(judge, log, head, heads),
+        consistency=_consistency(judge, log, head.head, heads),
     )
     if salts:
         events = payload.split(b"\n")[:-1]
-        shown = {EVENT: events[line], LEAVES: leaves.hashes(events, salts)}
+        shown = {evidence.EVENT: events[line], evidence.LEAVES: leaves.hashes(events, salts)}
     else:
-        shown = {BATCH: member}
+        shown = {evidence.BATCH: member}
     members = {
-        README: _readme(proof, batch).encode(),
-        PROOF: encode_proof(proof),
-        ARCHIVE: store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES),
-        MANIFEST: store.read(layout.manifest_key(log, sequence), limit=limits.FILE_BYTES),
-        CHECKPOINT: signed.encode(),
+        evidence.README: _readme(proof, batch).encode(),
+        evidence.PROOF: evidence.encode_proof(proof),
+        evidence.ARCHIVE: store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES),
+        evidence.MANIFEST: store.read(layout.manifest_key(log, sequence), limit=limits.FILE_BYTES),
+        evidence.CHECKPOINT: signed.encode(),
         **shown,
     }
-    data = pack(members)
+    data = evidence.pack(members)
     _check(data, trust, now, offset)
-    return Made(data, head.size, 0 if salts else batch.events - 1, why)
-
-
-def _find(store: Store, log: Log, offset: int, judge: Judge) -> tuple[int, Manifest]:
-    """Return the statement that accounts for an offset. Slots with a wrong signature are passed over."""
-    found = find_statement(store, log, offset, judge.may_stand)
-    if found is None:
-        raise ConfigurationError(
-            f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head"
-        )
-    return found
+    return Made(data, 0 if salts else batch.events - 1, why)
 
 
 def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Checkpoint]:
@@ -232,53 +208,53 @@ def _given(data: bytes, sequence: int, log: Log, judge: Judge) -> tuple[Note, Ch
 
 def _covering(store: Store, log: Log, sequence: int, judge: Judge) -> tuple[Note, Checkpoint]:
     """Return the smallest valid checkpoint that covers a statement."""
-    for size in checkpoint_sizes(store, log, sequence):
-        try:
-            note, head = read_checkpoint(store, log, size)
-        except (FormatError, ObjectMissing):
-            continue
-        if judge.counts_checkpoint(note, head):
-            return note, head
+    signed = next(judge.checkpoints(checkpoint_sizes(store, log, sequence)), None)
+    if signed is not None:
+        return signed
     raise ConfigurationError(
         f"no checkpoint that a trusted key signed covers statement {sequence} of {log} yet: run `custody checkpoint"
         f" --write {log}`, or wait for the next drain"
     )
 
 
-def _consistency(judge: Judge, log: Log, head: Checkpoint, heads: Sequence[tuple[str, Head]]) -> list[Consistency]:
+def _consistency(judge: Judge, log: Log, ours: Head, heads: Sequence[tuple[str, Head]]) -> list[evidence.Consistency]:
     """Return proofs between the checkpoint and each head of another size.
 
     Raises:
         FormatError: the archive is not consistent with one of them.
     """
-    ours = Head(head.size, head.root)
-    proofs: dict[int, Consistency] = {}
+    proofs: dict[int, evidence.Consistency] = {}
     for origin, known in heads:
         if not known.size or known == ours:
             continue
         try:
-            proof, problem = _between(judge, ours, known)
+            proof = _proof_between(judge, ours, known)
         except FormatError as error:
-            proof, problem = [], str(error)
-        if problem is not None:
             raise FormatError(
                 f"the archive is not consistent with the head of {log} known from {origin}, size {known.size}, root"
-                f" {known.root.hex()}: {problem}; run `custody verify`"
-            )
-        proofs[known.size] = Consistency(known.size, [node.hex() for node in proof])
+                f" {known.root.hex()}: {error}; run `custody verify`"
+            ) from None
+        proofs[known.size] = evidence.Consistency(known.size, [node.hex() for node in proof])
     return [proofs[size] for size in sorted(proofs)]
 
 
-def _between(judge: Judge, ours: Head, known: Head) -> tuple[list[bytes], str | None]:
-    """Return the proof between two heads of a log, and what is wrong with it, None if nothing is."""
+def _proof_between(judge: Judge, ours: Head, known: Head) -> list[bytes]:
+    """Return the proof between two different heads of a log.
+
+    Raises:
+        FormatError: there is none.
+    """
     if known.size == ours.size:
-        return [], f"at this size its root is {ours.root.hex()}"
+        raise FormatError(f"at this size its root is {ours.root.hex()}")
     proof = judge.proofs.consistency(min(known.size, ours.size), max(known.size, ours.size))
-    return proof, None if leads(ours, known, proof) else "its statements are of another history"
+    if not evidence.leads(ours, known, proof):
+        raise FormatError("its statements are of another history")
+    return proof
 
 
 def _read_batch(store: Store, segment: SegmentRef, batch: Batch) -> tuple[bytes, bytes]:
     """Return a batch's inflated bytes, and its gzip member as stored."""
+    wrong = f"batch {batch.number} in {segment.key} is not the stated one"
     try:
         payload, member = read_batch(store, segment.key, batch)
     except ObjectMissing:
@@ -286,11 +262,9 @@ def _read_batch(store: Store, segment: SegmentRef, batch: Batch) -> tuple[bytes,
             f"the segment {segment.key} does not exist: it has expired, or was removed; `custody verify` says which"
         ) from None
     except FormatError as error:
-        raise FormatError(
-            f"batch {batch.number} in {segment.key} is not the stated one: {error}; run `custody verify`"
-        ) from None
+        raise FormatError(f"{wrong}: {error}; run `custody verify`") from None
     if payload.count(b"\n") != batch.events:
-        raise FormatError(f"batch {batch.number} in {segment.key} is not the stated one; run `custody verify`")
+        raise FormatError(f"{wrong}: it has another number of lines; run `custody verify`")
     return payload, member
 
 
@@ -304,7 +278,7 @@ def _salts(trust: Trust, archive: str, log: Log, batch: Batch) -> tuple[bytes, s
     return leaves.salts(secret, archive, str(log), batch.number, batch.events), None
 
 
-def _readme(proof: Proof, batch: Batch) -> str:
+def _readme(proof: evidence.Proof, batch: Batch) -> str:
     alone = proof.salt is not None
     salt = "".join(f"\\{byte:03o}" for byte in bytes.fromhex(proof.salt or ""))
     values = {"line": proof.line, "number": proof.line + 1, "first": batch.first_offset, "salt": salt}
@@ -321,7 +295,7 @@ def _readme(proof: Proof, batch: Batch) -> str:
 def _check(data: bytes, trust: Trust, now: datetime, offset: int) -> None:
     """Check evidence before it is returned. A quorum of witnesses is not needed yet: they may cosign later."""
     try:
-        result = check_evidence(data, replace(trust, quorum=0), now)
+        result = evidence.check_evidence(data, replace(trust, quorum=0), now)
     except (FormatError, SignatureInvalid) as error:
         reason = str(error)
     else:

@@ -5,8 +5,8 @@ over it, they do too. Anyone who can write into the store can put something ther
 function has a parameter `holds`, which decides if an entry is valid in its slot: see `custody.archive.trusted.Judge`.
 """
 
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -62,15 +62,12 @@ def read_archive(store: Store) -> ArchiveFile:
         ) from None
 
 
-def list_logs(store: Store) -> list[Log]:
-    """Return every log whose folder has an object, in order of topic, partition and epoch. Names prove nothing."""
-    logs = [
-        layout.parse_log(name, int(partition))
-        for name in store.level(layout.MANIFESTS)[0]
-        for partition in store.level(f"{layout.MANIFESTS}{name}/")[0]
-        if re.fullmatch(r"0|[1-9][0-9]{0,9}", partition)
+def list_logs(store: Store, folder: str = layout.MANIFESTS) -> list[Log]:
+    """Return every log that has an object in a folder, in order of topic, partition and epoch. Names prove nothing."""
+    names = [
+        f"{name}/{partition}" for name in store.level(folder)[0] for partition in store.level(f"{folder}{name}/")[0]
     ]
-    return sorted(log for log in logs if log is not None)
+    return sorted(log for log in map(layout.parse_log_text, names) if log is not None)
 
 
 Holds = Callable[[E, int], bool]
@@ -146,28 +143,24 @@ def _read(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E:
     return found
 
 
-def read_slot(store: Store, key: str) -> tuple[bytes, str]:
-    """Return a slot's bytes, and their SHA-256 in hex. No bytes are returned if they are too many for an entry.
+def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> tuple[str, E | None]:
+    """Return the SHA-256 in hex of a slot's bytes, and the entry if it is valid.
 
     Raises:
-        ObjectMissing: it is empty.
+        ObjectMissing: the slot is empty.
         StoreError: the store does not give it.
     """
+    key = form.key(sequence)
     try:
         data = store.read(key, limit=limits.FILE_BYTES)
     except FormatError:
-        return b"", stored_digest(store, key)
-    return data, sha256(data).hexdigest()
-
-
-def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> tuple[str, E | None]:
-    """Return the SHA-256 in hex of a slot's bytes, and the entry if it is valid. Raises as `read_slot`."""
-    data, digest = read_slot(store, form.key(sequence))
-    return digest, _entry(form, data, sequence, holds)
+        # It is too large for an entry.
+        return stored_digest(store, key), None
+    return sha256(data).hexdigest(), _entry(form, data, sequence, holds)
 
 
 def stored_digest(store: Store, key: str) -> str:
-    """Return the SHA-256 in hex of an object of any size, read piece by piece. Raises as `read_slot`."""
+    """Return the SHA-256 in hex of an object of any size, read piece by piece. Raises as `read_entry`."""
     digest, position = sha256(), 0
     while piece := store.read(key, limit=_PIECE, start=position, size=_PIECE):
         digest.update(piece)
@@ -399,7 +392,7 @@ def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[M
 
 def sealed_from(store: Store, log: Log, size: int, moment: datetime, holds: Holds[Manifest]) -> int:
     """Return the first of a log's `size` sequences sealed at or after a time. Raises as `first_sequence`."""
-    return first_sequence(store, log, size, lambda one: parse_time(one.sealed_at) >= moment, holds)
+    return first_sequence(store, log, size, lambda statement: parse_time(statement.sealed_at) >= moment, holds)
 
 
 def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:
@@ -412,7 +405,7 @@ def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) 
         holds: whether an entry is valid where it stands.
     """
     size = find_tip(store, log, holds).head.size
-    sequence = first_sequence(store, log, size, lambda one: one.next_offset > offset, holds)
+    sequence = first_sequence(store, log, size, lambda statement: statement.next_offset > offset, holds)
     if sequence == size:
         return None
     sequence, found = at_or_behind(store, log, sequence, size, holds)
@@ -438,4 +431,11 @@ def checkpoint_sizes(store: Store, log: Log, after: int = -1) -> list[int]:
     """Return the sizes above `after` that have an object among a log's checkpoints, sorted."""
     start = layout.checkpoint_key(log, after) if after >= 0 else ""
     parsed = (layout.parse_checkpoint_key(info.key) for info in store.list(layout.checkpoint_prefix(log), after=start))
-    return sorted(one[1] for one in parsed if one)
+    return sorted(key[1] for key in parsed if key)
+
+
+def read_checkpoints(store: Store, log: Log, sizes: Iterable[int]) -> Iterator[tuple[Note, Checkpoint]]:
+    """Yield the well-formed checkpoints of these sizes. Raises StoreError if the store does not give one."""
+    for size in sizes:
+        with suppress(FormatError, ObjectMissing):
+            yield read_checkpoint(store, log, size)

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
-from custody.archive.reader import Tip, checkpoint_sizes, read_checkpoint, read_entry, sequence_of
-from custody.archive.trusted import Judge, find_signed_end
+from custody.archive.reader import Tip, checkpoint_sizes, read_entry, sequence_of
+from custody.archive.trusted import Judge, find_signed_end, known_heads
 from custody.errors import FormatError, HeadRollback, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
@@ -42,16 +42,15 @@ def find_checked_tip(
         FormatError: the newest entry's tree does not hold together.
         StoreError: the store does not answer.
     """
-    known = [*known, *_trusted_heads(log, trust)]
+    known = [*known, *(KnownHead(head.size, head.root, origin) for origin, head in known_heads(trust, log))]
     hint = max((head.size for head in known), default=0)
     try:
-        tip = find_signed_end(store, form, judge, hint)
-        tip = _past_history(store, form, judge, tip)
+        tip = _past_history(store, form, judge, find_signed_end(store, form, judge, hint))
+        _check_nothing_beyond(store, log, form, judge, tip)
+        for head in known:
+            _check_known(judge, tip, head)
     except HeadRollback as error:
         raise rollback(store, log, str(error)) from None
-    _check_nothing_beyond(store, log, form, judge, tip)
-    for head in known:
-        _check_known(store, log, judge, tip, head)
     for digest in tip.passed_over:
         logger.warning("%s: a slot after the head has no valid %s (SHA-256 %s): passed over", log, form.noun, digest)
     return tip
@@ -63,14 +62,6 @@ def rollback(store: Store, log: Log, message: str) -> HeadRollback:
         f"{log}: {message}. Nothing is appended, so that no second history is signed."
         f" Run 'custody verify' on {store.url}, and restore what is missing before the next run."
     )
-
-
-def _trusted_heads(log: Log, trust: Trust) -> list[KnownHead]:
-    """Return a log's heads in trust.json, and those at which keys ended."""
-    name = str(log)
-    heads = [("trust.json", trust.heads.get(name))]
-    heads += [(f"the end of the key {key.id!r}", key.until.get(name)) for key in trust.keys.values() if key.until]
-    return [KnownHead(head.size, head.root, origin) for origin, head in heads if head is not None]
 
 
 def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip[E]:
@@ -85,12 +76,12 @@ def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip
         # If it exists, another writer has just put it, and our own put will lose.
         if not versions_of.has_history(key) or store.exists(key):
             return tip
-        versions = [one for one in versions_of.history(key) if one.key == key and not one.marker]
+        versions = [version for version in versions_of.history(key) if version.key == key and not version.marker]
         if not versions:
             raise HeadRollback(f"{key} was deleted: the bucket has a delete marker for it, but no version")
         # A listing has the newest first, but the first one put is the evidence.
-        digest, there = read_entry(versions_of.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
-        if there is not None:
+        digest, entry = read_entry(versions_of.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
+        if entry is not None:
             raise HeadRollback(f"{key} was deleted: the bucket still has a version of it")
         tip = tip.pass_over(digest)
     return tip
@@ -109,42 +100,33 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
         except (ObjectMissing, FormatError):
             continue
         if beyond is not None:
-            raise rollback(store, log, f"{form.key(tip.size)} is missing, but {info.key} exists")
+            raise HeadRollback(f"{form.key(tip.size)} is missing, but {info.key} exists")
         logger.warning("%s is not a valid %s, and is after the head: find out who wrote it", info.key, form.noun)
     # A checkpoint that covers a passed-over slot means that the slot once had an entry.
     for size in checkpoint_sizes(store, log, tip.head.size):
         if size > tip.size and store.exists(form.key(size - 1)):
             continue
-        try:
-            counts = judge.counts_checkpoint(*read_checkpoint(store, log, size))
-        except (ObjectMissing, FormatError):
-            counts = False
         key = layout.checkpoint_key(log, size)
-        if counts:
-            raise rollback(store, log, f"the head has size {tip.size}, but there is a checkpoint {key}")
+        if any(judge.checkpoints([size])):
+            raise HeadRollback(f"the head has size {tip.size}, but there is a checkpoint {key}")
         logger.warning("%s is not a valid checkpoint, and is after the head: find out who wrote it", key)
 
 
-def _check_known(store: Store, log: Log, judge: Judge, tip: Tip[E], known: KnownHead) -> None:
+def _check_known(judge: Judge, tip: Tip[E], known: KnownHead) -> None:
     if known.size > tip.head.size:
-        raise rollback(
-            store,
-            log,
-            f"the head has size {tip.head.size}, but the head known from {known.origin} has size {known.size}",
+        raise HeadRollback(
+            f"the head has size {tip.head.size}, but the head known from {known.origin} has size {known.size}"
         )
     if known.root is None:
         return
-    if known.size == tip.head.size:
-        root = tip.head.root
-    else:
+    root = tip.head.root
+    if known.size < tip.head.size:
         try:
             root = judge.proofs.root(known.size)
         except FormatError as error:
-            raise rollback(store, log, f"the root at size {known.size} cannot be computed: {error}") from None
+            raise HeadRollback(f"the root at size {known.size} cannot be computed: {error}") from None
     if root != known.root:
-        raise rollback(
-            store,
-            log,
+        raise HeadRollback(
             f"at size {known.size} the root is {root.hex()}, but the one known from {known.origin} is"
-            f" {known.root.hex()}: the log was forked",
+            f" {known.root.hex()}: the log was forked"
         )

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import msgspec
+
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_statement, find_tip, read_manifest
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
-from custody.format.manifest import Batch, Manifest, Statement
+from custody.format.manifest import Batch, Manifest, QuarantineRef, Statement
 from custody.format.members import inflate_stream, inflate_unchecked
 from custody.format.offsets import kind_of, line_of, reason_of
+from custody.format.quarantine import quarantine_lines
 from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
@@ -108,10 +111,7 @@ def _statement(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) ->
         "key": layout.manifest_key(log, sequence),
         "leaf": merkle.leaf_hash(found.message).hex(),
         "statement": json.loads(found.line),
-        "signatures": [
-            {"key": signature.key, "algorithm": signature.algorithm, "value": signature.value}
-            for signature, _ in found.signatures
-        ],
+        "signatures": [msgspec.to_builtins(signature) for signature, _ in found.signatures],
     }
     return Shown(_place(log, sequence, found), iter([json.dumps(view, indent=2).encode() + b"\n"]), found)
 
@@ -158,9 +158,8 @@ def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Show
                 f"{log} has no record at offset {offset}, by statement {sequence}: {reason_of(statement, offset)}"
             )
         case "quarantined" if statement.quarantine:
-            key = statement.quarantine.key
-            place |= {"object": key, "quarantined": True}
-            return Shown(place, _quarantined(store, key, statement.quarantine.sha256, offset), accounting)
+            place |= {"object": statement.quarantine.key, "quarantined": True}
+            return Shown(place, _quarantined(store, statement.quarantine, offset), accounting)
     held = line_of(statement, offset)
     if held is None or statement.segment is None:
         raise FormatError(f"{place['manifest']} does not account for offset {offset}: run custody verify")
@@ -182,33 +181,30 @@ def _event(store: Store, key: str, batch: Batch, line: int) -> Iterator[bytes]:
         raise FormatError(f"batch {batch.number} in {key} is not what was signed: run custody verify")
 
 
-def _quarantined(store: Store, key: str, digest: str, offset: int) -> Iterator[bytes]:
+def _quarantined(store: Store, ref: QuarantineRef, offset: int) -> Iterator[bytes]:
     """Return the line of a quarantine object for an offset."""
     wanted = f'{{"offset":{offset},'.encode()
-    line = bytearray()
-    for piece in _inflated(store, key, digest):
-        for part in piece.splitlines(keepends=True):
-            line += part
-            if part.endswith(b"\n"):
-                if line.startswith(wanted):
-                    yield bytes(line)
-                line.clear()
-        if len(line) > limits.QUARANTINE_LINE:
-            raise FormatError(f"{key} has a line of more than {limits.QUARANTINE_LINE:,} bytes: run custody verify")
+    try:
+        for line in quarantine_lines(_stored(store, ref.key, ref.sha256), ref.size, ref.inflated):
+            if line.startswith(wanted):
+                yield line + b"\n"
+    except FormatError as error:
+        raise FormatError(f"{ref.key} is damaged: {error}; run custody verify") from None
 
 
 def _inflated(store: Store, key: str, digest: str | None) -> Iterator[bytes]:
-    """Inflate an object piece by piece, and compare what was stored with its digest at the end."""
-    stored = sha256()
-
-    def pieces() -> Iterator[bytes]:
-        for piece in read_pieces(store, key, sys.maxsize):
-            stored.update(piece)
-            yield piece
-
+    """Inflate an object piece by piece."""
     try:
-        yield from inflate_stream(pieces(), sys.maxsize)
+        yield from inflate_stream(_stored(store, key, digest), sys.maxsize)
     except FormatError as error:
         raise FormatError(f"{key} is damaged: {error}; run custody verify") from None
+
+
+def _stored(store: Store, key: str, digest: str | None) -> Iterator[bytes]:
+    """Read an object piece by piece. Compare it with its digest at the end."""
+    stored = sha256()
+    for piece in read_pieces(store, key, sys.maxsize):
+        stored.update(piece)
+        yield piece
     if digest and stored.hexdigest() != digest:
-        raise FormatError(f"{key} is not what was signed: its SHA-256 differs from the statement's; run custody verify")
+        raise FormatError("its SHA-256 is not the one in the statement")

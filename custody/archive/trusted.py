@@ -4,14 +4,14 @@ The policy is in `custody.tlog.signatures`; here it is applied to objects in a s
 attacker who can write into the store, but has no key, can only raise alarms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from hashlib import sha256
 from typing import TypeVar
 
-from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Holds, Tip, find_end, read_archive
+from custody.archive import reader
+from custody.archive.forms import AUDITS, form_of, statements_of
 from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
@@ -21,21 +21,11 @@ from custody.format.manifest import Manifest
 from custody.format.times import parse_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
-from custody.tlog import checkpoint
+from custody.tlog import checkpoint, signatures
 from custody.tlog.checkpoint import Checkpoint, Note
+from custody.tlog.head import Head
 from custody.tlog.log import Entry, Form
 from custody.tlog.proofs import Proofs
-from custody.tlog.signatures import (
-    OUTSIDE,
-    KeyOrder,
-    Keys,
-    NoteVerdict,
-    Place,
-    Verdict,
-    check_checkpoint,
-    check_file,
-    newer_than,
-)
 
 E = TypeVar("E", bound=Entry)
 
@@ -68,14 +58,14 @@ def read_trusted_archive(store: Store, trust: Trust) -> ArchiveFile:
         FormatError: it is not of this format.
         StoreError: the store does not give it.
     """
-    file = read_archive(store)
+    file = reader.read_archive(store)
     problem = check_archive(file, trust)
     if problem is not None:
         raise HeadRollback(f"{store.url}: {problem}. The archive is not used; run `custody verify`")
     return file
 
 
-def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -> Verdict:
+def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -> signatures.Verdict:
     """Return the policy's verdict on the signatures of `archive.json`.
 
     Nothing proves when it was signed. So a key that has ended counts only if the file is pinned; otherwise the other
@@ -86,13 +76,13 @@ def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -
         trust: the keys.
         pinned: whether its pin is in `trust.json` or in the state file.
     """
-    place = None if pinned else OUTSIDE
-    verdict = check_file(
+    place = None if pinned else signatures.OUTSIDE
+    verdict = signatures.check_file(
         file.message, file.signatures, trust.keys, wanted=AUDITS.wanted, place=place, what="archive.json"
     )
     if not verdict.held:
         return verdict
-    return replace(verdict, problems=tuple(one for one in verdict.problems if one.kind != "key-span"))
+    return replace(verdict, problems=tuple(problem for problem in verdict.problems if problem.kind != "key-span"))
 
 
 class Judge:
@@ -115,14 +105,14 @@ class Judge:
         self._at_hand = trust.at_hand
         self.proofs = Proofs(store, str(log), form, self.is_valid)
 
-    def verdict(self, entry: Entry, sequence: int, order: KeyOrder | None = None) -> Verdict:
+    def verdict(self, entry: Entry, sequence: int, order: signatures.KeyOrder | None = None) -> signatures.Verdict:
         """Return the policy's verdict on an entry. Pass the order of keys so far if entries are read in order."""
-        return check_file(
+        return signatures.check_file(
             entry.message,
             entry.signatures,
             self._trust.keys,
             wanted=self._form.wanted,
-            place=Place(str(self._log), sequence),
+            place=signatures.Place(str(self._log), sequence),
             sealed_at=parse_time(entry.statement.sealed_at),
             within=lambda head: self.proofs.holds(sequence, entry.message, head),
             order=order,
@@ -146,8 +136,12 @@ class Judge:
             return False
         key = self._form.key(sequence)
         if verdict.unknown:
-            digest = self._digest(key)
-            if self._is_accepted(sequence, digest):
+            digest = ""
+            # Without the object, there is only an older version.
+            with suppress(ObjectMissing):
+                digest = reader.stored_digest(self._store, key)
+            accepted = ("key-unknown", str(self._log), sequence, digest)
+            if any((one.finding, one.log, one.sequence, one.sha256) == accepted for one in self._trust.accepted):
                 return False
             raise HeadRollback(
                 f"{key} does not count: {verdict.reason}. If this is a writer's key, give it to this writer too."
@@ -168,7 +162,7 @@ class Judge:
         newer: set[str] = set()
         for signature, _ in entry.signatures:
             key = self._trust.keys.get(signature.key)
-            newer |= newer_than(key, self._trust.keys) if key else set()
+            newer |= signatures.newer_than(key, self._trust.keys) if key else set()
         step = 1
         while newer and step <= sequence:
             before = sequence - step
@@ -182,18 +176,6 @@ class Judge:
                     return signature.key
         return None
 
-    def _digest(self, key: str) -> str:
-        """Return the SHA-256 of the stored object, in hex; empty if there is only an older version."""
-        try:
-            return sha256(self._store.read(key, limit=limits.FILE_BYTES)).hexdigest()
-        except ObjectMissing:
-            return ""
-
-    def _is_accepted(self, sequence: int, digest: str) -> bool:
-        """Return whether it was accepted that the key of the object in this slot is not a writer's."""
-        place = ("key-unknown", str(self._log), sequence, digest)
-        return any((one.finding, one.log, one.sequence, one.sha256) == place for one in self._trust.accepted)
-
     def is_valid(self, entry: Entry, sequence: int) -> bool | None:
         """Return whether an entry is valid in its slot, by the available keys; None if that cannot be decided.
 
@@ -204,9 +186,9 @@ class Judge:
         verdict = self._verdict_of_keys(entry, sequence, self._at_hand)
         return False if verdict.void else True if verdict.held else None
 
-    def _verdict_of_keys(self, entry: Entry, sequence: int, keys: Keys) -> Verdict:
-        place = Place(str(self._log), sequence)
-        return check_file(
+    def _verdict_of_keys(self, entry: Entry, sequence: int, keys: signatures.Keys) -> signatures.Verdict:
+        place = signatures.Place(str(self._log), sequence)
+        return signatures.check_file(
             entry.message, entry.signatures, keys, wanted=self._form.wanted, place=place, what=self._form.noun
         )
 
@@ -215,24 +197,19 @@ class Judge:
 
         With an empty trust, no key counts as unknown.
         """
-        if not self.is_of_place(entry, sequence):
-            return False
-        verdict = self._verdict_of_keys(entry, sequence, self._trust.keys)
-        if self._trust.keys and (verdict.refused or verdict.unknown):
-            return False
-        return self._may_stand(verdict, sequence)
+        return self.may_stand(entry, sequence, by_known_keys=bool(self._trust.keys))
 
-    def may_stand(self, entry: Entry, sequence: int) -> bool:
+    def may_stand(self, entry: Entry, sequence: int, *, by_known_keys: bool = False) -> bool:
         """Return whether readers may use an entry. Never raises because of a signature.
 
         False if a signature is wrong and none is good. An entry that cannot be checked here is accepted, unless a later
-        entry passes over its slot.
+        entry passes over its slot, or it must be signed by known keys.
         """
         if not self.is_of_place(entry, sequence):
             return False
-        return self._may_stand(self._verdict_of_keys(entry, sequence, self._trust.keys), sequence)
-
-    def _may_stand(self, verdict: Verdict, sequence: int) -> bool:
+        verdict = self._verdict_of_keys(entry, sequence, self._trust.keys)
+        if by_known_keys and (verdict.refused or verdict.unknown):
+            return False
         return verdict.good or (not verdict.void and not self.proofs.is_passed_over(sequence))
 
     def is_of_place(self, entry: Entry, sequence: int) -> bool:
@@ -244,9 +221,11 @@ class Judge:
         of = getattr(statement, "log", None)
         return placed and (of is None or Log(of.topic, of.partition, of.epoch) == self._log)
 
-    def checkpoint_verdict(self, note: Note, found: Checkpoint) -> NoteVerdict:
-        """Return the policy's verdict on a checkpoint of this log, without a quorum of witnesses."""
-        return check_checkpoint(
+    def refusal(self, note: Note, found: Checkpoint) -> str | None:
+        """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
+        if found.origin != checkpoint.origin_of(self._archive or "", self._log):
+            return f"it is of {found.origin[:300]!r}, not of this archive's log {self._log}"
+        verdict = signatures.check_checkpoint(
             note,
             found,
             str(self._log),
@@ -254,20 +233,28 @@ class Judge:
             within=lambda head: self.proofs.leads_to(found.size, found.root, head),
             witnesses=self._trust.witnesses,
         )
-
-    def refusal(self, note: Note, found: Checkpoint) -> str | None:
-        """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
-        if found.origin != checkpoint.origin_of(self._archive or "", self._log):
-            return f"it is of {found.origin[:300]!r}, not of this archive's log {self._log}"
-        verdict = self.checkpoint_verdict(note, found)
         return None if verdict.counts else verdict.reason
 
-    def counts_checkpoint(self, note: Note, found: Checkpoint) -> bool:
-        """Return whether the log's own key signed a checkpoint, and it is of this log."""
-        return self.refusal(note, found) is None
+    def checkpoints(self, sizes: Iterable[int]) -> Iterator[tuple[Note, Checkpoint]]:
+        """Yield those of the checkpoints of these sizes that the log's own key signed.
+
+        Raises:
+            StoreError: the store does not give one.
+        """
+        for note, found in reader.read_checkpoints(self._store, self._log, sizes):
+            if self.refusal(note, found) is None:
+                yield note, found
 
 
-def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log], Holds[Manifest]]:
+def known_heads(trust: Trust, log: Log) -> list[tuple[str, Head]]:
+    """Return the known heads of a log from outside its archive, with their origins. Ends of keys are included."""
+    name = str(log)
+    heads = [("trust.json", trust.heads.get(name))]
+    heads += [(f"the end of the key {key.id!r}", key.until.get(name)) for key in trust.keys.values() if key.until]
+    return [(origin, head) for origin, head in heads if head is not None]
+
+
+def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log], reader.Holds[Manifest]]:
     """Return a function that gives, for each log, the check whether tasks may use a statement: `Judge.stands`.
 
     Args:
@@ -277,13 +264,13 @@ def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log],
     """
 
     @cache
-    def holds(log: Log) -> Holds[Manifest]:
+    def holds(log: Log) -> reader.Holds[Manifest]:
         return Judge(store, log, statements_of(log), archive, trust).stands
 
     return holds
 
 
-def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) -> Tip[E]:
+def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) -> reader.Tip[E]:
     """Find where a log ends, by the entries that trusted keys signed, in the order of these keys.
 
     Raises:
@@ -292,7 +279,7 @@ def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) 
         FormatError: its tree is inconsistent.
         StoreError: the store does not answer.
     """
-    tip = find_end(store, form, judge.holds, hint)
+    tip = reader.find_end(store, form, judge.holds, hint)
     newer = judge.newer_before(tip.newest, tip.head.size - 1) if tip.newest else None
     if newer is not None:
         key = form.key(tip.head.size - 1)
@@ -300,12 +287,32 @@ def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) 
     return tip
 
 
-def find_trusted_tip(store: Store, log: Log, archive: str, trust: Trust, hint: int = 0) -> Tip[Manifest]:
+def find_trusted_tip(store: Store, log: Log, archive: str, trust: Trust, hint: int = 0) -> reader.Tip[Manifest]:
     """Find where a log of statements ends. Raises as `find_signed_end`."""
     form = statements_of(log)
     return find_signed_end(store, form, Judge(store, log, form, archive, trust), hint)
 
 
-def find_trusted_audits(store: Store, archive: str, trust: Trust) -> Tip[SignedAudit]:
+def find_trusted_audits(store: Store, archive: str, trust: Trust) -> reader.Tip[SignedAudit]:
     """Find where the log of audits ends. Raises as `find_signed_end`."""
     return find_signed_end(store, AUDITS, Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust))
+
+
+def newest_checkpoint(store: Store, log: Log, archive: str, trust: Trust | None = None) -> Note | None:
+    """Return a log's largest checkpoint, None if it has none.
+
+    Args:
+        store: the archive.
+        log: the log.
+        archive: the archive's id.
+        trust: only checkpoints that these keys signed are returned; without it, any well-formed one.
+
+    Raises:
+        StoreError: the store does not give it.
+    """
+    sizes = reversed(reader.checkpoint_sizes(store, log))
+    if trust is None:
+        notes = reader.read_checkpoints(store, log, sizes)
+    else:
+        notes = Judge(store, log, form_of(log), archive, trust).checkpoints(sizes)
+    return next((note for note, _ in notes), None)

@@ -26,11 +26,12 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 
-from custody.archive.forms import AUDITS, statements_of
-from custody.archive.reader import Tip, read_archive, read_checkpoint, read_entry, read_manifest
+from custody.archive.forms import AUDITS, form_of, statements_of
+from custody.archive.reader import Tip, read_archive, read_entry, read_manifest
 from custody.archive.resume import find_checked_tip, rollback
-from custody.archive.trusted import Judge
+from custody.archive.trusted import Judge, find_signed_end
 from custody.errors import (
+    ConfigurationError,
     Fenced,
     FormatError,
     HeadRollback,
@@ -45,17 +46,6 @@ from custody.format.archive_file import ArchiveFile, ArchiveStatement
 from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import Signer
 from custody.format.layout import Log
-from custody.format.manifest import (
-    Batch,
-    LastRecord,
-    LogId,
-    Manifest,
-    PreviousEpoch,
-    QuarantineRef,
-    SegmentRef,
-    Statement,
-    Unreadable,
-)
 from custody.format.times import format_time
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
@@ -186,19 +176,33 @@ def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: Not
     try:
         store.create(key, note.encode())
     except ObjectExists:
-        try:
-            there, found = read_checkpoint(store, log, head.size)
-        except FormatError:
-            there, found = None, None
-        if there is None or found is None or not judge.counts_checkpoint(there, found):
+        signed, found = next(judge.checkpoints([head.size]), (None, None))
+        if signed is None or found is None:
             logger.warning("%s is taken by an object that no trusted key signed: this size gets no checkpoint", key)
             return None
         if found.root != head.root:
             raise HeadRollback(
                 f"{key} has another root than the log has now: run `custody verify`, and keep both as evidence"
             ) from None
-        return there
+        return signed
     return note
+
+
+def write_checkpoint(store: Store, log: Log, archive: str, trust: Trust, signer: NoteSigner) -> Note | None:
+    """Sign a log's present head, write it, and return it. None if an invalid object is under its key.
+
+    Raises:
+        ConfigurationError: the log has no statement yet.
+        HeadRollback: the head's statement does not count, or another root was signed for this size before.
+        KeyUnavailable: the head's signature cannot be checked now, or the signer cannot sign.
+        StoreError: the store does not take it.
+    """
+    form = form_of(log)
+    judge = Judge(store, log, form, archive, trust)
+    tip = find_signed_end(store, form, judge)
+    if not tip.head.size:
+        raise ConfigurationError(f"{log} has no statement yet")
+    return put_checkpoint(store, archive, log, tip.head, signer, judge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,9 +234,9 @@ class Entry:
     next_offset: int
     skipped: Sequence[tuple[int, int]] = ()
     lost: tuple[int, int] | None = None
-    unreadable: Sequence[Unreadable] = ()
+    unreadable: Sequence[manifest.Unreadable] = ()
     members: Sequence[bytes] = ()
-    batches: Sequence[Batch] = ()
+    batches: Sequence[manifest.Batch] = ()
     types: Mapping[str, int] = field(default_factory=dict)
     quarantine: bytes | None = None
     quarantine_inflated: int = 0
@@ -242,7 +246,7 @@ class Entry:
     leader_epoch: int | None = None
     first_record_ms: int | None = None
     expired: tuple[int, int] | None = None
-    previous_epoch: PreviousEpoch | None = None
+    previous_epoch: manifest.PreviousEpoch | None = None
 
 
 class LogWriter:
@@ -252,7 +256,7 @@ class LogWriter:
         self,
         store: Store,
         archive: str,
-        log_id: LogId,
+        log_id: manifest.LogId,
         *,
         signer: Signer,
         trust: Trust,
@@ -280,7 +284,7 @@ class LogWriter:
         self.log = Log(log_id.topic, log_id.partition, log_id.epoch)
         self._form = statements_of(self.log)
         self.judge = Judge(store, self.log, self._form, archive, trust)
-        self.tip: Tip[Manifest] = Tip()
+        self.tip: Tip[manifest.Manifest] = Tip()
         self._next_batch: int | None = None
 
     @property
@@ -288,7 +292,7 @@ class LogWriter:
         """The first Kafka offset that no statement accounts for, None before the first statement."""
         return self.tip.newest.statement.next_offset if self.tip.newest else None
 
-    def open(self, known: Sequence[KnownHead] = ()) -> Tip[Manifest]:
+    def open(self, known: Sequence[KnownHead] = ()) -> Tip[manifest.Manifest]:
         """Find the head and check it, before anything is appended.
 
         Args:
@@ -310,7 +314,7 @@ class LogWriter:
         self.tip = tip
         return tip
 
-    def append(self, entry: Entry) -> Manifest:
+    def append(self, entry: Entry) -> manifest.Manifest:
         """Account for a range of offsets: put its segment, its quarantine and its manifest, and return the manifest.
 
         Raises:
@@ -321,8 +325,15 @@ class LogWriter:
             StoreError: the store does not take it. Objects put so far are orphans.
         """
         _check_limits(entry)
-        segment = self._put_segment(entry)
-        quarantine = self._put_quarantine(entry)
+        segment = manifest.SegmentRef(*self._put("events", entry, b"".join(entry.members))) if entry.members else None
+        quarantine = None
+        if entry.quarantine is not None:
+            quarantine = manifest.QuarantineRef(
+                *self._put("quarantine", entry, entry.quarantine),
+                inflated=entry.quarantine_inflated,
+                records=sum(stop - start for start, stop in entry.quarantined),
+                offsets=list(entry.quarantined),
+            )
         while True:
             line = manifest.encode(self._statement(entry, segment, quarantine))
             manifest.parse_statement(line)
@@ -349,11 +360,13 @@ class LogWriter:
             self._next_batch = self._count_batches()
         return self._next_batch
 
-    def _statement(self, entry: Entry, segment: SegmentRef | None, quarantine: QuarantineRef | None) -> Statement:
+    def _statement(
+        self, entry: Entry, segment: manifest.SegmentRef | None, quarantine: manifest.QuarantineRef | None
+    ) -> manifest.Statement:
         batches = list(entry.batches)
         if batches and batches[0].number != self.next_batch():
             raise FormatError(f"{self.log}: batch {batches[0].number} does not follow: {self.next_batch()} is next")
-        return Statement(
+        return manifest.Statement(
             archive=self._archive,
             log=self._log_id,
             sequence=self.tip.size,
@@ -375,34 +388,19 @@ class LogWriter:
             types=dict(sorted(entry.types.items())),
         )
 
-    def _last_record(self, entry: Entry) -> LastRecord | None:
+    def _last_record(self, entry: Entry) -> manifest.LastRecord | None:
         if entry.members or entry.quarantine is not None:
-            return LastRecord(entry.last_record, entry.leader_epoch) if entry.leader_epoch is not None else None
+            return (
+                manifest.LastRecord(entry.last_record, entry.leader_epoch) if entry.leader_epoch is not None else None
+            )
         return None if entry.lost or self.tip.newest is None else self.tip.newest.statement.last_record
 
-    def _put_segment(self, entry: Entry) -> SegmentRef | None:
-        if not entry.members:
-            return None
-        data = b"".join(entry.members)
+    def _put(self, kind: layout.Kind, entry: Entry, data: bytes) -> tuple[str, int, str]:
+        """Write a segment or quarantine object. Return its key, size and SHA-256."""
         digest = sha256(data).hexdigest()
-        key = layout.records_key(
-            "events", self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest
-        )
+        key = layout.records_key(kind, self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest)
         self._store.create(key, data)
-        return SegmentRef(key, len(data), digest)
-
-    def _put_quarantine(self, entry: Entry) -> QuarantineRef | None:
-        if entry.quarantine is None:
-            return None
-        digest = sha256(entry.quarantine).hexdigest()
-        key = layout.records_key(
-            "quarantine", self.log, entry.first_record, entry.last_record, entry.first_record_ms, digest
-        )
-        self._store.create(key, entry.quarantine)
-        records = sum(stop - start for start, stop in entry.quarantined)
-        return QuarantineRef(
-            key, len(entry.quarantine), digest, entry.quarantine_inflated, records, list(entry.quarantined)
-        )
+        return key, len(data), digest
 
     def _count_batches(self) -> int:
         """Read backwards, several manifests at once, to the newest statement with batches."""
@@ -417,7 +415,7 @@ class LogWriter:
                 end = start
         return 0
 
-    def _read(self, sequence: int) -> Manifest | None:
+    def _read(self, sequence: int) -> manifest.Manifest | None:
         """Return a valid statement, None if its slot was passed over."""
         try:
             return read_manifest(self._store, self.log, sequence, self.judge.holds)
@@ -472,14 +470,9 @@ def _check_limits(entry: Entry) -> None:
             raise FormatError(f"{name}: {number:,}, but the limit is {limit:,}; nothing was signed")
 
 
-def _check_source(archived: LogId, present: LogId) -> None:
+def _check_source(archived: manifest.LogId, present: manifest.LogId) -> None:
     """Raise an error if the topic or the cluster is not the one that the log was made from."""
-    same_place = (archived.topic, archived.partition, archived.epoch) == (
-        present.topic,
-        present.partition,
-        present.epoch,
-    )
-    if same_place and archived != present:
+    if archived != present:
         before, now = (
             (f"topic id {archived.topic_id}", f"topic id {present.topic_id}")
             if archived.cluster == present.cluster
@@ -492,7 +485,7 @@ def _check_source(archived: LogId, present: LogId) -> None:
         )
 
 
-def _following_batch(statement: Statement) -> int | None:
+def _following_batch(statement: manifest.Statement) -> int | None:
     """Return the number of the batch after this statement's last one, None if it has no batches."""
     if statement.batches:
         return statement.batches[-1].number + 1

@@ -1,7 +1,6 @@
 """The commands whose results others can check: `checkpoint`, `evidence`, `check-evidence`, `witness`."""
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,13 +16,15 @@ from custody.format import limits
 from custody.settings import Settings
 
 if TYPE_CHECKING:
-    from custody.archive.evidence import Compared, Result
+    from custody.archive.evidence import Result
     from custody.archive.witness import Seen
     from custody.keys.secret import Secret
     from custody.keys.trust import Trust
-    from custody.store.protocol import Store
 
 app = typer.Typer()
+
+_SEVERITIES = {"refused": Severity.TAMPERED, "unsigned": Severity.UNVERIFIABLE}
+"""By the outcome for a log's newest checkpoint."""
 
 _Archive = Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")]
 _TrustFile = Annotated[Path | None, typer.Option(help="A trust.json with the keys that you trust.", metavar="FILE")]
@@ -36,7 +37,7 @@ def _settings(archive: str | None = None, trust: Path | None = None) -> Settings
 
 
 def _open_trust(
-    settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str | None, more: Sequence[Path] = ()
+    settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str, more: Sequence[Path] = ()
 ) -> "Trust":
     """Return the trust from the arguments, else what a writer of this archive trusts.
 
@@ -44,7 +45,7 @@ def _open_trust(
         settings: the settings.
         keys: URIs of the keys that were given.
         given: whether a `trust.json` was given.
-        archive: URL of the archive, which must not contain any trusted file; None where there is none.
+        archive: URL of the archive, which must not contain any trusted file.
         more: other trusted files.
 
     Raises:
@@ -54,14 +55,9 @@ def _open_trust(
     from custody.keys.trust import open_trust
 
     alone = bool(keys or given)
-    if archive is not None:
-        uris = (
-            [*(keys or ())]
-            if alone
-            else [settings.keys, *([settings.checkpoint_keys] if settings.checkpoint_keys else [])]
-        )
-        named = [*map(keyring_path, uris), settings.trust, *more]
-        refuse_inside(archive, [path for path in named if path])
+    uris = (keys or ()) if alone else filter(None, (settings.keys, settings.checkpoint_keys))
+    named = [*map(keyring_path, uris), settings.trust, *more]
+    refuse_inside(archive, [path for path in named if path])
     if alone:
         return open_trust(keys or (), settings.trust, settings.passphrase())
     return settings.own_trust()
@@ -75,51 +71,27 @@ def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Tru
     Raises:
         ConfigurationError: a keyring is in the archive.
     """
-    from custody.keys.key import LeafKey
-    from custody.keys.keyring import Keyring
     from custody.keys.open import keyring_path
+    from custody.keys.trust import open_trust
 
     secrets: dict[str, Secret] = {}
-    for path in [keyring_path(uri) for uri in (settings.keys, settings.checkpoint_keys) if uri]:
+    for uri in filter(None, (settings.keys, settings.checkpoint_keys)):
+        path = keyring_path(uri)
         if path is None or not path.exists():
             continue
         refuse_inside(archive, [path])
         try:
-            keys = Keyring.load(path, settings.passphrase()).keys
+            secrets |= open_trust((), None, settings.passphrase(), uri).leaves
         except ConfigurationError as error:
-            _echo_error(f"The keyring {path} was not used: {error}")
-            continue
-        secrets |= {key.key_id: key.secret for key in keys if isinstance(key, LeafKey)}
+            _echo([f"The keyring {path} was not used: {error}"], err=True)
     return replace(trust, leaves={**secrets, **trust.leaves})
 
 
-def _want_archive(store: "Store") -> None:
-    """Raise an error if there is no archive.
-
-    Raises:
-        ConfigurationError: there is no archive.
-    """
-    from custody.archive.reader import read_archive
-
-    try:
-        read_archive(store)
-    except ObjectMissing:
-        raise ConfigurationError(
-            f"there is no archive at {store.url}; name yours with --archive URL, or in the setting `archive`"
-        ) from None
-
-
-def _echo_error(line: str) -> None:
-    from custody.cli.render import escape
-
-    typer.echo(escape(line), err=True)
-
-
-def _echo(lines: Iterable[str]) -> None:
+def _echo(lines: Iterable[str], *, err: bool = False) -> None:
     from custody.cli.render import escape
 
     for line in lines:
-        typer.echo(escape(line))
+        typer.echo(escape(line), err=err)
 
 
 @app.command()
@@ -139,10 +111,10 @@ def checkpoint(
 
     Where there are trusted keys (--keys, --trust, or the settings), print the newest that a trusted key signed.
     """
-    from custody.archive import checkpoints
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
-    from custody.archive.trusted import check_archive
-    from custody.cli.render import escape
+    from custody.archive.trusted import check_archive, newest_checkpoint
+    from custody.archive.writer import write_checkpoint
+    from custody.cli import render
     from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
     from custody.store.open import open_store
@@ -159,22 +131,16 @@ def checkpoint(
         if reason := check_archive(file, own):
             raise ConfigurationError(f"nothing is signed in {store.url}: {reason}")
         signer = settings.signers(datetime.now(UTC)).ed25519()
-        made = [checkpoints.write_checkpoint(store, log, file.id, own, signer) for log in chosen]
+        made = [write_checkpoint(store, log, file.id, own, signer) for log in chosen]
     else:
         path = keyring_path(settings.keys)
         known = not trust and (path is None or path.exists())
         if keys or known or settings.trust:
             own = _open_trust(settings, keys, given=not known, archive=store.url)
-        made = [checkpoints.newest_checkpoint(store, log, file.id, own) for log in chosen]
-    notes = [note for note in made if note is not None]
-    # A pipe gets the exact signed bytes; for a terminal, control characters are escaped.
-    for number, note in enumerate(notes):
-        data = note.encode()
-        shown = "\n".join(map(escape, data.decode().split("\n"))) if sys.stdout.isatty() else data
-        typer.echo("\n" if number else "", nl=False)
-        typer.echo(shown, nl=False)
+        made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
+    render.write(iter([b"\n".join(note.encode() for note in made if note is not None)]))
     if not chosen:
-        typer.echo(f"{escape(store.url)} has no log yet, and so no checkpoint.", err=True)
+        _echo([f"{store.url} has no log yet, and so no checkpoint."], err=True)
     for log, checkpoint in zip(chosen, made, strict=True):
         if checkpoint is not None:
             continue
@@ -187,7 +153,7 @@ def checkpoint(
             reason = f"none of the objects among its checkpoints is a checkpoint ({count:,})"
         else:
             reason = f"it has {count:,}, but no trusted key signed any of them; give trusted keys by --keys or --trust"
-        typer.echo(f"No checkpoint of {escape(str(log))}: {reason}.", err=True)
+        _echo([f"No checkpoint of {log}: {reason}."], err=True)
 
 
 @app.command()
@@ -201,16 +167,11 @@ def evidence(
     ] = None,
     for_: Annotated[
         Path | None,
-        typer.Option(
-            "--for", help="The trust.json of the person who checks it: adds proofs to its heads.", metavar="FILE"
-        ),
+        typer.Option("--for", help="The trust.json of its reader: adds proofs to the heads in it.", metavar="FILE"),
     ] = None,
     whole_batch: Annotated[
         bool,
-        typer.Option(
-            "--whole-batch",
-            help="Disclose the whole batch, with its other events, if the leaf secret is not available.",
-        ),
+        typer.Option("--whole-batch", help="Disclose the whole batch if the leaf secret is not available."),
     ] = False,
     archive: _Archive = None,
     trust: _TrustFile = None,
@@ -226,15 +187,19 @@ def evidence(
     keyring in the setting `keys` or `checkpoint_keys`, or from --keys.
     """
     from custody.archive.prove import make_evidence
-    from custody.archive.reader import choose_logs, list_logs
-    from custody.cli.render import escape
+    from custody.archive.reader import choose_logs, list_logs, read_archive
     from custody.format.layout import AUDIT_LOG
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
 
     settings = _settings(archive, trust)
     store = open_store(settings.archive, settings.s3)
-    _want_archive(store)
+    try:
+        read_archive(store)
+    except ObjectMissing:
+        raise ConfigurationError(
+            f"there is no archive at {store.url}; name yours with --archive URL, or in the setting `archive`"
+        ) from None
     trusted = _open_trust(settings, keys, given=trust is not None, archive=store.url, more=[for_] if for_ else ())
     if trust is not None or keys:
         trusted = _with_leaf_secrets(trusted, settings, store.url)
@@ -255,12 +220,9 @@ def evidence(
         output.write_bytes(made.data)
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written: {error.strerror}") from None
-    typer.echo(f"Wrote {escape(str(output))} ({len(made.data):,} bytes).")
-    if made.others:
-        _echo_error(f"Warning: {made.summary}")
-    else:
-        typer.echo(escape(made.summary))
-    typer.echo(f"Check it anywhere: custody check-evidence {escape(str(output))} --trust trust.json")
+    _echo([f"Wrote {output} ({len(made.data):,} bytes)."])
+    _echo([f"Warning: {made.summary}" if made.others else made.summary], err=bool(made.others))
+    _echo([f"Check it anywhere: custody check-evidence {output} --trust trust.json"])
 
 
 @app.command("check-evidence")
@@ -278,10 +240,12 @@ def check_evidence(
     the key's end; 13 a signature is wrong, parts do not match, or the history contradicts a known head.
     """
     from custody.archive import evidence as checking
+    from custody.keys.trust import open_trust
 
     if not trust and not keys:
         raise ConfigurationError("give the keys that you trust: --trust trust.json, or --keys file:KEYRING")
-    trusted = _open_trust(_settings(trust=trust), keys, given=True, archive=None)
+    settings = _settings(trust=trust)
+    trusted = open_trust(keys or (), settings.trust, settings.passphrase())
     try:
         result = checking.check_evidence(_read(file, checking.FILE_LIMIT), trusted, datetime.now(UTC))
     except NotEvidence as error:
@@ -305,18 +269,22 @@ def check_evidence(
 def _proved(result: "Result") -> Iterable[str]:
     yield result.event.decode()
     yield ""
-    yield f"This event is the record at offset {result.offset} of {result.log}, byte for byte as it was archived."
-    yield f"It was sealed at {result.sealed_at} by {result.writer}: the writer's own claims, by its own clock."
-    yield f"Archive: {result.archive}, {'as pinned in trust.json' if result.pinned else 'as the file claims'}."
-    signers = ", ".join(result.signatures.signers)
+    proof, statement, verdict = result.proof, result.statement, result.checkpoint_verdict
+    yield f"This event is the record at offset {proof.offset} of {proof.log}, byte for byte as it was archived."
+    yield f"It was sealed at {statement.sealed_at} by {statement.writer}: the writer's own claims, by its own clock."
+    yield f"Archive: {statement.archive}, {'as pinned in trust.json' if result.pinned else 'as the file claims'}."
+    signers = ", ".join(verdict.signers)
     yield f"Proved: it is in the log whose first {result.checkpoint.size:,} statements {signers} signed."
-    for name, at in result.signatures.witnessed:
+    for name, at in verdict.witnessed:
         yield f"  {name} saw that head at {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}."
-    for compared in result.compared:
-        if compared.relation != "unshown":
-            yield f"  {_agreement(compared)}"
-    if result.statement.counts:
-        yield f"  The statement's own signature by {', '.join(result.statement.held)} was checked too."
+    for known in result.compared:
+        if known.relation == "same":
+            yield f"  It is the head known from {known.origin}."
+        elif known.relation == "consistent":
+            yield f"  It is consistent with the head of size {known.head.size:,} known from {known.origin}."
+    if result.statement_verdict.counts:
+        signers = ", ".join(result.statement_verdict.held)
+        yield f"  The statement's own signature by {signers} was checked too."
     for remark in result.remarks:
         yield f"Note: {remark}."
     for line in result.unproved:
@@ -326,16 +294,11 @@ def _proved(result: "Result") -> Iterable[str]:
 def _not_proved(result: "Result") -> Iterable[str]:
     for problem in result.problems:
         yield f"NOT PROVED: {problem}"
-    yield f"The file claims offset {result.offset} of {result.log}, in the archive {result.archive}."
+    proof, archive = result.proof, result.statement.archive
+    yield f"The file claims offset {proof.offset} of {proof.log}, in the archive {archive}."
     yield ""
     yield "The checkpoint in the file:"
-    yield from result.note.splitlines()
-
-
-def _agreement(compared: "Compared") -> str:
-    if compared.relation == "same":
-        return f"It is the head known from {compared.origin}."
-    return f"It is consistent with the head of size {compared.head.size:,} known from {compared.origin}."
+    yield from result.note.encode().decode().splitlines()
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -383,7 +346,7 @@ def witness(
     worst = 0
     for seen in watching.watch(store, trusted, now):
         _echo(_seen(seen))
-        worst = max(worst, _severity(seen))
+        worst = max(worst, _SEVERITIES.get(seen.outcome, Severity.POLICY if seen.alarms else 0))
     if worst:
         raise typer.Exit(worst)
 
@@ -397,11 +360,3 @@ def _seen(seen: "Seen") -> Iterable[str]:
         yield f"{seen.log}: ALARM: {alarm}"
     for note in seen.notes:
         yield from note.split("\n")
-
-
-def _severity(seen: "Seen") -> int:
-    if seen.outcome == "refused":
-        return Severity.TAMPERED
-    if seen.outcome == "unsigned":
-        return Severity.UNVERIFIABLE
-    return Severity.POLICY if seen.alarms else 0

@@ -147,7 +147,7 @@ def end(
 
     Give the file to everyone who verifies. If a key is ended twice, the smaller head of each log counts.
     """
-    from custody.archive.head_files import read_heads
+    from custody.archive.known_heads import read_heads
     from custody.cli.render import escape
     from custody.format.layout import AUDIT_LOG
     from custody.keys import trust_file
@@ -302,7 +302,7 @@ def _row(key: "PublicKey", now: datetime) -> dict[str, Any]:
 
 
 def _read(at: Path) -> tuple[bytes, str]:
-    from custody.archive.head_files import LIMIT
+    from custody.archive.known_heads import LIMIT
 
     if str(at) == "-":
         return sys.stdin.buffer.read(LIMIT + 1), "the input on stdin"

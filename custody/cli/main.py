@@ -319,7 +319,7 @@ def _read_notes(path: Path) -> list[bytes]:
     Raises:
         ConfigurationError: it cannot be read, or has no checkpoint. Verification decides whether each one counts.
     """
-    from custody.archive.head_files import LIMIT, split_notes
+    from custody.archive.known_heads import LIMIT, split_notes
     from custody.tlog.checkpoint import parse_note
 
     try:

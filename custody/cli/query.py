@@ -4,14 +4,11 @@ import csv
 import json
 import sys
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from custody.errors import ConfigurationError, CustodyError
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 app = typer.Typer()
 
@@ -48,7 +45,8 @@ def query(
     aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
     connection = connect(archive, since=aware[0], until=aware[1])
     try:
-        names, rows = _ask(connection, sql)
+        result = connection.execute(sql)
+        names, rows = [column[0] for column in result.description or ()], result.fetchall()
     except duckdb.Error as error:
         raise CustodyError(f"the query failed: {error}") from None
     finally:
@@ -62,11 +60,6 @@ def query(
         writer.writerows([[_plain(value) for value in row] for row in rows])
     else:
         _print(names, rows)
-
-
-def _ask(connection: "DuckDBPyConnection", sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    result = connection.execute(sql)
-    return [column[0] for column in result.description or ()], result.fetchall()
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Events as columns: the Arrow schema that follows from `events.py`, batches as Arrow tables, and the names of files.
+"""Events as columns: the Arrow schema, made from `events.py`, batches as Arrow tables, and the names of Parquet files.
 
-Files lie under `tables/`, hive-partitioned by the day on which their statements were sealed, one for a log and a range
-of statements (a large range has several). They are made from the archive, can be made again, and are no evidence: a
-field that no type names is not among the columns, and one whose type is not its column's is null.
+Files are under `tables/`, hive-partitioned by the day on which their statements were sealed. Each is for one log and a
+range of statements; a large range has several. They are made from the archive and can be made again, so they are no
+evidence. A field that no event type has gets no column. A value that does not have its column's type is null.
 """
 
 import functools
@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -32,9 +32,9 @@ from custody.verify.work import Work
 
 TABLES = "tables/"
 SIGNED = f"{TABLES}signed/"
-"""Lists of the files of a range, signed: names of files say nothing to who may write there."""
+"""Signed lists of the files of a range. File names prove nothing: anyone who can write there chooses them."""
 ROW_GROUP = 32_768
-"""Rows of a file that are sorted, and held in memory, at a time."""
+"""How many rows are sorted, and kept in memory, at a time."""
 
 _FILE = re.compile(
     r"tables/day=(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})/(?P<log>.+)-(?P<partition>[0-9]{1,10})-(?P<first>[0-9]{12})"
@@ -53,7 +53,7 @@ def _arrow_type(annotation: Any) -> tuple[pa.DataType, Any]:
     while typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
-        return _arrow_type(next(one for one in typing.get_args(annotation) if one is not type(None)))
+        return _arrow_type(next(kind for kind in typing.get_args(annotation) if kind is not type(None)))
     if typing.get_origin(annotation) is typing.Literal or annotation is str:
         return pa.string(), str
     if annotation in {bool, int, float}:
@@ -63,13 +63,13 @@ def _arrow_type(annotation: Any) -> tuple[pa.DataType, Any]:
 
 
 def _fields() -> dict[str, tuple[pa.DataType, Any]]:
-    found: dict[str, tuple[pa.DataType, Any]] = {"event_type": (pa.string(), str)}
+    fields: dict[str, tuple[pa.DataType, Any]] = {"event_type": (pa.string(), str)}
     for kind in EVENT_TYPES.values():
         for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
             if not name.startswith("_"):
-                found.setdefault(name, _arrow_type(annotation))
-    del found["timestamp"]
-    return found
+                fields.setdefault(name, _arrow_type(annotation))
+    del fields["timestamp"]
+    return fields
 
 
 FIELDS = _fields()
@@ -87,8 +87,8 @@ SCHEMA = pa.schema(
         *(pa.field(name, type_) for name, (type_, _) in FIELDS.items()),
     ]
 )
-"""All columns. Times are UTC, and their type does not say so: DuckDB cuts those to minutes ten times as fast. `log` and
-`sequence` lead to the statement, `batch` and `offset` to the evidence of an event."""
+"""All columns. Times are UTC, but their type has no zone: DuckDB truncates such times to minutes ten times as fast.
+`log` and `sequence` identify the statement, `batch` and `offset` the event."""
 
 
 def _loose(name: str, kind: Any) -> tuple[str, Any, Any]:
@@ -96,15 +96,15 @@ def _loose(name: str, kind: Any) -> tuple[str, Any, Any]:
 
 
 def _struct(tag: str, kind: type) -> Any:
-    """Return a type's fields as they are decoded for columns: what is no text or number stays JSON."""
+    """Return the struct that an event type is decoded to. Fields that are not text or numbers stay JSON."""
     names = [name for name in kind.__struct_fields__ if name != "timestamp"]  # type: ignore[attr-defined]
     fields: list[Any] = [("timestamp", str), *(_loose(name, FIELDS[name][1]) for name in names)]
     return msgspec.defstruct(f"_{kind.__name__}", fields, tag=tag, tag_field="event_type", gc=False)
 
 
 _STRUCTS = {name: _struct(name, kind) for name, kind in EVENT_TYPES.items()}
-_Other = msgspec.defstruct("_Other", [("timestamp", str), *(_loose(name, one) for name, (_, one) in FIELDS.items())])
-"""An event that is none of the six types, or has fields of other types than theirs."""
+_Other = msgspec.defstruct("_Other", [("timestamp", str), *(_loose(name, kind) for name, (_, kind) in FIELDS.items())])
+"""An event of another type than the known ones, or with a field of another type than its definition."""
 
 _NAMES = {kind: name for name, kind in _STRUCTS.items()}
 _KINDS: dict[type, list[str]] = {
@@ -121,7 +121,7 @@ _REPEATING = [
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """What the key of a file says."""
+    """The parts of a file's key."""
 
     key: str
     day: str
@@ -130,24 +130,24 @@ class TableFile:
     end: int
     """Statements `[first, end)`."""
     number: int
-    """Of the files of that range, from 1 on."""
+    """Which of the files of that range it is, from 1."""
     total: int
     digest: str
 
 
 def open_file(path: str) -> Any:
-    """Return a writer of Parquet as our files are: zstd, statistics, dictionaries where values repeat."""
+    """Return a writer of a Parquet file, with zstd, statistics, and dictionaries for columns with repeating values."""
     return pq.ParquetWriter(path, SCHEMA, compression="zstd", compression_level=1, use_dictionary=_REPEATING)
 
 
 def table_key(log: layout.Log, day: str, first: int, end: int, number: int, total: int, data: bytes) -> str:
-    """Return the key of a file of a range; it holds a digest of the bytes."""
+    """Return the key of a file of a range. It contains a digest of the bytes."""
     digest = sha256(data).hexdigest()[:16]
     return f"{TABLES}day={day}/{log.name}-{log.partition}-{first:012}-{end:012}-{number}of{total}-{digest}.parquet"
 
 
 def parse_table_key(key: str) -> TableFile | None:
-    """Return what the key of a file says, None if it is none of ours."""
+    """Return the parts of a file's key, None if it is not the key of such a file."""
     match = _FILE.fullmatch(key)
     log = layout.parse_log(match["log"], int(match["partition"])) if match else None
     if match is None or log is None:
@@ -157,24 +157,24 @@ def parse_table_key(key: str) -> TableFile | None:
 
 
 def list_key(log: layout.Log, first: int, end: int, data: bytes) -> str:
-    """Return the key of the signed list of a range's files; it holds a digest of the bytes."""
+    """Return the key of the signed list of a range's files. It contains a digest of the bytes."""
     return f"{SIGNED}{log.name}-{log.partition}-{first:012}-{end:012}-{sha256(data).hexdigest()[:16]}.json"
 
 
 def parse_list_key(key: str) -> tuple[layout.Log, int, int] | None:
-    """Return log and range `[first, end)` of a signed list, None if the key is none of one."""
+    """Return log and range `[first, end)` of a signed list, None if it is not the key of such a list."""
     match = _LIST.fullmatch(key)
     log = layout.parse_log(match["log"], int(match["partition"])) if match else None
     return (log, int(match["first"]), int(match["end"])) if match and log else None
 
 
 def whole_ranges(keys: Iterable[str]) -> Iterator[list[TableFile]]:
-    """Yield the files of each range that has all of its files, ranges that overlap a longer earlier one left out."""
+    """Yield the files of each complete range. A range that overlaps an earlier, longer one is left out."""
     ranges: dict[tuple[layout.Log, int, int], dict[int, TableFile]] = {}
     for file in filter(None, map(parse_table_key, keys)):
         ranges.setdefault((file.log, file.first, -file.end), {}).setdefault(file.number, file)
     reached: dict[layout.Log, int] = {}
-    for (log, first, end), files in sorted(ranges.items(), key=lambda one: one[0]):
+    for (log, first, end), files in sorted(ranges.items(), key=lambda item: item[0]):
         total = next(iter(files.values())).total
         if sorted(files) == list(range(1, total + 1)) and first >= reached.get(log, 0):
             reached[log] = -end
@@ -182,7 +182,7 @@ def whole_ranges(keys: Iterable[str]) -> Iterator[list[TableFile]]:
 
 
 class Rows:
-    """Events of one log on their way into a table."""
+    """Collects events of one log, and makes Arrow tables of them."""
 
     def __init__(self, log: layout.Log) -> None:
         self._log = log
@@ -190,13 +190,13 @@ class Rows:
         self.count = 0
 
     def add(self, work: Work, batch: Batch, payload: bytes) -> None:
-        """Take a batch: JSON lines, each an event."""
+        """Add a batch: JSON lines, each an event."""
         try:
             rows = _decoder.decode_lines(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             rows = [_row(line) for line in payload.split(b"\n")[:-1]]
         kinds = self._kinds
-        # Only a wrong statement leaves its lines no offset of 64 bits. Verification reports it; here they are no rows.
+        # Only a wrong statement gives its lines offsets beyond 64 bits. Here they get no row; verification reports it.
         with suppress(OverflowError):
             for row, offset in zip(rows, line_offsets(batch, work.unlined), strict=False):
                 kind = type(row)
@@ -212,7 +212,7 @@ class Rows:
             self.count += more
 
     def take(self) -> Any:
-        """Return what was taken as a table sorted by time, and begin anew."""
+        """Return the added events as a table sorted by time, and start an empty one."""
         tables = [self._table(kind, held) for kind, held in self._kinds.items()]
         self._kinds, self.count = {}, 0
         whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
@@ -234,14 +234,17 @@ class Rows:
             known["event_type"] = pa.repeat(pa.scalar(_NAMES[kind]), count)
         for name in names:
             type_, decoded = FIELDS[name]
-            known[name] = _column(list(map(attrgetter(name), rows)), type_, decoded)
+            values = list(map(attrgetter(name), rows))
+            if decoded is msgspec.Raw:
+                values = [bytes(value).decode() or None for value in values]
+            known[name] = column(values, type_)
         columns = [known[name] if name in known else pa.nulls(count, SCHEMA.field(name).type) for name in SCHEMA.names]
         return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 @dataclass(slots=True)
 class _Kind:
-    """Rows of one type."""
+    """The rows of one event type."""
 
     offsets: "array[int]"
     batches: "array[int]"
@@ -249,39 +252,40 @@ class _Kind:
     rows: list[Any]
 
 
-def _column(values: list[Any], type_: Any, decoded: Any) -> Any:
-    if decoded is msgspec.Raw:
-        values = [bytes(value).decode() or None for value in values]
+def column(values: Sequence[Any], kind: pa.DataType) -> Any:
+    """Return values as a column. A value that its type cannot hold becomes NULL."""
     try:
-        return pa.array(values, type_)
-    except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
-        return pa.array(list(map(_held, values)), type_)
+        return pa.array(values, kind)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return pa.array([_fitting(value, kind) for value in values], kind)
 
 
-def _held(value: Any) -> Any:
-    """Return a value that a column holds: an integer of 64 bits, text without half a character."""
+def _fitting(value: Any, kind: pa.DataType) -> Any:
     if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
-    return value if not isinstance(value, int) or abs(value) < 1 << 63 else None
+        # Text may have half a character.
+        value = value.encode(errors="backslashreplace").decode()
+    try:
+        pa.scalar(value, kind)
+    except (pa.ArrowException, OverflowError):
+        return None
+    return value
 
 
 def _times(texts: list[str]) -> Any:
     try:
         return pa.array(texts, pa.string()).cast(_ZONED).cast(_TIME)
     except pa.ArrowInvalid:
-        # More digits than microseconds have, or no time at all.
-        found = [lines.parse_time(text) for text in texts]
-        return pa.array([time.microseconds[0] if time else None for time in found], pa.int64()).cast(_TIME)
+        # One has more digits than microseconds, or is not a time.
+        times = [lines.parse_time(text) for text in texts]
+        return pa.array([time.microseconds[0] if time else None for time in times], pa.int64()).cast(_TIME)
 
 
 def _row(line: bytes) -> Any:
-    """Return a line as a row; of one that is none of the types as they are defined, with what fits its columns."""
-    try:
+    """Return a line as a row. If it does not follow its type's definition, keep the fields that fit their columns."""
+    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
         return _decoder.decode(line)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        pass
     try:
-        # Numbers may be of any size, and Python refuses to convert the longest.
+        # Numbers have any size, and Python refuses to convert very long ones.
         fields = json.loads(line, parse_int=lambda text: int(text) if len(text) < _LONGEST else None)
     except (ValueError, RecursionError):
         fields = {}

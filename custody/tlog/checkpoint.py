@@ -43,6 +43,11 @@ class Checkpoint:
     size: int
     root: bytes
 
+    @property
+    def head(self) -> Head:
+        """The size and the root."""
+        return Head(self.size, self.root)
+
     def text(self) -> bytes:
         """Return what is signed."""
         return f"{self.origin}\n{self.size}\n{_base64(self.root)}\n".encode()

@@ -263,7 +263,7 @@ def _audit(console: Console, folder: Path, log: Log) -> None:
     console.print(_command("check-evidence", file, "--trust", path))
     event = result.event.decode()
     console.print(render.safe(event if len(event) <= _WIDTH else f"{event[:_WIDTH]}…"))
-    signers = ", ".join(result.signatures.signers)
+    signers = ", ".join(result.checkpoint_verdict.signers)
     console.print(f"Proved: it is in the log whose first {result.checkpoint.size} statements {signers} signed.")
     if report.exit_code not in {0, 3} or not result.proved or made.others:
         why = "; ".join([report.verdict, *result.problems, *([made.why] if made.why else [])])

@@ -584,7 +584,7 @@ def check_evidence_file(data: bytes) -> None:
     result = check_evidence(data, good().trust, good().scene.now)
     result.to_dict()
     if result.proved:
-        assert result.event == event(result.offset)
+        assert result.event == event(result.proof.offset)
 
 
 @raises(FormatError, SignatureInvalid, KeyUnavailable)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from custody.archive import checkpoints
 from custody.archive.reader import read_archive
-from custody.archive.writer import Entry, LogWriter, create_archive
+from custody.archive.writer import Entry, LogWriter, create_archive, write_checkpoint
 from custody.format import leaves, manifest
 from custody.format.envelope import Tree, seal
 from custody.format.layout import Log, manifest_key
@@ -173,7 +172,7 @@ class Leafy:
 
     def checkpoint(self) -> Head:
         """Sign the log's head as a checkpoint, and return it."""
-        note = checkpoints.write_checkpoint(self.store, self.log, self.id, self.own, self.signers.ed25519())
+        note = write_checkpoint(self.store, self.log, self.id, self.own, self.signers.ed25519())
         assert isinstance(note, Note)
         found = parse_checkpoint(note.text)
         return Head(found.size, found.root)

@@ -1091,12 +1091,12 @@ def test_checkpoints_are_put_once(caplog: pytest.LogCaptureFixture) -> None:
     forked = store.copy()
     forked.objects[checkpoint_key(LOG, 3)] = checkpointed(store, Head(3, bytes(32)))
     with pytest.raises(HeadRollback, match="has another root"):
-        put_checkpoint(forked, archive, LOG, tips[3].head, signer, judge)
+        put_checkpoint(forked, archive, LOG, tips[3].head, signer, writer(forked).judge)
     for garbage_ in (b"", b"garbage", checkpointed(store, Head(3, bytes(32)), Keyring.new(CLOCK).signers(CLOCK))):
         taken = store.copy()
         taken.objects[checkpoint_key(LOG, 3)] = garbage_
         caplog.clear()
-        assert put_checkpoint(taken, archive, LOG, tips[3].head, signer, judge) is None
+        assert put_checkpoint(taken, archive, LOG, tips[3].head, signer, writer(taken).judge) is None
         assert "this size gets no checkpoint" in caplog.text
         assert taken.objects[checkpoint_key(LOG, 3)] == garbage_
 

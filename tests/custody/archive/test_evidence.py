@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from custody.archive import checkpoints
 from custody.archive.evidence import FILE_LIMIT, Result, check_evidence, pack, unpack
 from custody.archive.prove import Made, make_evidence
+from custody.archive.writer import write_checkpoint
 from custody.cli.evidence import app
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
@@ -43,6 +43,7 @@ from custody.tlog.checkpoint import (
     NoteKey,
     NoteSignature,
     cosigned,
+    parse_checkpoint,
     parse_note,
     sign_checkpoint,
     with_signature,
@@ -82,6 +83,11 @@ def check(data: bytes, trust: Trust) -> Result:
     return check_evidence(data, trust, NOW)
 
 
+def covered(made: Made) -> int:
+    """Return how many statements the checkpoint covers."""
+    return parse_checkpoint(parse_note(unpack(made.data)["checkpoint.txt"]).text).size
+
+
 def ending(of: Leafy, heads: Mapping[str, Head]) -> Trust:
     """Return the trust of an auditor who knows that the Ed25519 key has leaked, and ended at these heads."""
     trust = of.public
@@ -100,10 +106,10 @@ def test_every_event(leafy: Leafy) -> None:
         made = evidence(leafy, offset)
         result = check(made.data, leafy.public)
         assert result.proved
-        assert (result.event, result.offset, result.log, result.pinned) == (content, offset, NAME, True)
-        assert result.checkpoint.size == made.size == (3 if offset < 30 else 5)
+        assert (result.event, result.proof.offset, result.proof.log, result.pinned) == (content, offset, NAME, True)
+        assert result.checkpoint.size == (3 if offset < 30 else 5)
         assert (result.others, made.others) == ((0, 0) if offset < 40 else (3, 3) if offset < 44 else (0, 0))
-        assert not result.statement.held
+        assert not result.statement_verdict.held
 
 
 def test_no_byte_of_a_neighbour(tmp_path: Path) -> None:
@@ -164,14 +170,14 @@ def test_a_later_epoch(tmp_path: Path) -> None:
     made.append(range(5))
     made.checkpoint()
     result = check(evidence(made, 2).data, made.public)
-    assert (result.proved, result.log) == (True, "audit.leafy@2/0")
+    assert (result.proved, result.proof.log) == (True, "audit.leafy@2/0")
 
 
 def test_the_statement_s_own_signature(leafy: Leafy) -> None:
     """With its secret at hand the statement's signature is checked too, and a wrong one refuses the evidence."""
     data = evidence(leafy, 5).data
     result = check(data, leafy.own)
-    assert [result.statement.counts, len(result.statement.held)] == [True, 1]
+    assert [result.statement_verdict.counts, len(result.statement_verdict.held)] == [True, 1]
     line, second, _ = unpack(data)["manifest.json"].split(b"\n")
     signatures = json.loads(second)["signatures"]
     signatures[0]["value"] = b64encode(bytes(32)).decode()
@@ -348,7 +354,7 @@ def test_another_archive(leafy: Leafy, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="pins"):
         check(data, replace(leafy.public, archive=other.public.archive))
     unpinned = check(data, replace(leafy.public, archive=None))
-    assert (unpinned.proved, unpinned.pinned, unpinned.archive) == (True, False, leafy.id)
+    assert (unpinned.proved, unpinned.pinned, unpinned.statement.archive) == (True, False, leafy.id)
     assert "which archive this is" in unpinned.unproved[0]
     foreign = (other.folder / "archive.json").read_bytes()
     with pytest.raises(FormatError, match=r"but the archive\.json is of"):
@@ -407,18 +413,18 @@ def test_a_cosigned_checkpoint(leafy: Leafy) -> None:
     seen = NOW - timedelta(minutes=3)
     note = cosign(stored(leafy, 5), 0, seen)
     made = evidence(leafy, 5, note=note.encode())
-    assert made.size == 5
+    assert covered(made) == 5
     trust = replace(leafy.public, witnesses=WITNESS_KEYS)
     for quorum, severity in ((0, None), (1, None), (2, Severity.UNVERIFIABLE)):
         result = check(made.data, replace(trust, quorum=quorum))
         assert result.severity is severity
-        assert result.signatures.witnessed == (("witness-0", int(seen.timestamp())),)
+        assert result.checkpoint_verdict.witnessed == (("witness-0", int(seen.timestamp())),)
     both = evidence(leafy, 5, note=cosign(note, 1, seen).encode()).data
     assert check(both, replace(trust, quorum=2)).proved
     assert check(evidence(leafy, 5).data, replace(trust, quorum=1)).severity is Severity.UNVERIFIABLE
     # A stranger's cosignature is nobody's.
     stranger = check(made.data, leafy.public)
-    assert (stranger.proved, stranger.signatures.witnessed) == (True, ())
+    assert (stranger.proved, stranger.checkpoint_verdict.witnessed) == (True, ())
 
 
 def test_cosignatures_that_do_not_count(leafy: Leafy) -> None:
@@ -572,7 +578,7 @@ def test_an_ended_key_on_another_tree(leafy: Leafy, fork: Leafy) -> None:
 def test_the_maker_believes_no_ended_key(leafy: Leafy) -> None:
     """Who knows that the key has ended takes no checkpoint of it beyond the end into evidence."""
     trust = replace(ending(leafy, {NAME: Head(3, root(leafy, 3))}), leaves=leafy.own.leaves)
-    assert make_evidence(leafy.store, LOG, 5, trust, NOW).size == 3
+    assert covered(make_evidence(leafy.store, LOG, 5, trust, NOW)) == 3
     with pytest.raises(ConfigurationError, match="no checkpoint that a trusted key signed"):
         make_evidence(leafy.store, LOG, 35, trust, NOW)
 
@@ -624,7 +630,7 @@ def test_checkpoints_of_nobody(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no checkpoint that a trusted key signed"):
         evidence(made, 3)
     made.checkpoint()
-    assert evidence(made, 3).size == 2
+    assert covered(evidence(made, 3)) == 2
 
 
 def test_slots_that_were_passed_over(tmp_path: Path) -> None:
@@ -931,7 +937,7 @@ def test_a_real_assembler_s_archive(tmp_path: Path) -> None:
     own = open_trust([f"file:{sample.keyring}"])
     signer = Keyring.load(sample.keyring).signers(datetime.now(UTC)).ed25519()
     archive = json.loads((sample.folder / "archive.json").read_bytes().split(b"\n")[0])["archive"]
-    checkpoints.write_checkpoint(store, sample.log, archive, own, signer)
+    write_checkpoint(store, sample.log, archive, own, signer)
     public = Trust(keys={key.id: TrustedKey(key.id, key.algorithm, material=key.public) for key in own.keys.values()})
     for offset, content in sample.events.items():
         made = make_evidence(store, sample.log, offset, own, NOW)

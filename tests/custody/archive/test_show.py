@@ -31,7 +31,7 @@ def content(of: Leafy, what: str) -> bytes:
 
 
 def test_every_event(leafy: Leafy) -> None:
-    """Each event is found by its offset, and its place is said."""
+    """Each event is found by its offset, with its position."""
     for offset, line in leafy.events.items():
         shown = show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
         assert b"".join(shown.content) == line + b"\n"
@@ -48,7 +48,7 @@ def test_every_event(leafy: Leafy) -> None:
     ],
 )
 def test_no_record_there(leafy: Leafy, offset: int, said: str) -> None:
-    """Where there is no record, why is said."""
+    """An offset without a record raises an error that gives the reason."""
     with pytest.raises(ObjectMissing, match=said):
         show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
 
@@ -74,7 +74,7 @@ def test_statements_and_objects(leafy: Leafy) -> None:
 
 
 def test_slots_that_were_passed_over(leafy: Leafy) -> None:
-    """A slot that holds garbage hides no event behind it, and is no head."""
+    """A slot with garbage hides no later event, and is not shown as the head."""
     plant(leafy, 3, b"garbage")
     leafy.append([22, 23])
     plant(leafy, 5, b"garbage")
@@ -84,7 +84,7 @@ def test_slots_that_were_passed_over(leafy: Leafy) -> None:
 
 @pytest.mark.parametrize("place", [12, 40, -6, -1])
 def test_what_was_damaged(leafy: Leafy, place: int) -> None:
-    """Bytes that are not what was signed are never shown without an error behind them."""
+    """Bytes that were not signed are never shown without an error after them."""
     segment = read_manifest(leafy.store, leafy.log, 2, anything).statement.segment
     assert segment is not None
     path = leafy.folder / segment.key
@@ -104,7 +104,7 @@ def test_what_was_damaged(leafy: Leafy, place: int) -> None:
 
 
 def test_an_object_that_no_manifest_names(leafy: Leafy) -> None:
-    """An orphan is shown, and it is said that nothing names it."""
+    """An orphan is shown, without a manifest."""
     segment = read_manifest(leafy.store, leafy.log, 2, anything).statement.segment
     assert segment is not None
     orphan = segment.key.replace(segment.sha256[:16], "0" * 16)
@@ -115,7 +115,7 @@ def test_an_object_that_no_manifest_names(leafy: Leafy) -> None:
 
 
 def test_a_forged_head(leafy: Leafy) -> None:
-    """What no key of ours signed is no head; who has no key is shown what lies there, whoever wrote it."""
+    """An entry that no trusted key signed is not the head. Without keys, it is shown."""
     plant(leafy, 3, forged(leafy, 3))
     assert json.loads(content(leafy, str(leafy.log)))["statement"]["sequence"] == 2
     shown = show(leafy.store, str(leafy.log), Trust())

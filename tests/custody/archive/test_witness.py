@@ -1,4 +1,4 @@
-"""A witness cosigns heads that grow out of those it saw, and no other."""
+"""A witness cosigns only heads that are consistent with those it cosigned before."""
 
 import json
 import shutil
@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from custody.archive import checkpoints
 from custody.archive.evidence import check_evidence
 from custody.archive.known_heads import State
 from custody.archive.prove import make_evidence
 from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
-from custody.archive.writer import append_audit, create_archive
+from custody.archive.writer import append_audit, create_archive, write_checkpoint
 from custody.cli.evidence import app
 from custody.errors import ConfigurationError, ObjectMissing
 from custody.findings import Accepted
@@ -70,7 +69,7 @@ def audit(of: Leafy, writer: str = "a test") -> None:
         return audit_of(of.id, tip, NOW, writer=writer)
 
     append_audit(of.store, find_audit_tip(of.store, anything), make, of.signers.both(), of.own)
-    checkpoints.write_checkpoint(of.store, AUDIT_LOG, of.id, of.own, of.signers.ed25519())
+    write_checkpoint(of.store, AUDIT_LOG, of.id, of.own, of.signers.ed25519())
 
 
 def look(of: Leafy, state: Path, trust: Trust | None = None) -> Report:
@@ -114,7 +113,7 @@ def test_what_was_cosigned_is_evidence(leafy: Leafy, tmp_path: Path) -> None:
     trust = replace(leafy.public, witnesses=(Witness(tmp_path / "witness", NOW).key,), quorum=1)
     made = make_evidence(leafy.store, leafy.log, 3, leafy.own, NOW, note=seen.path.read_bytes())
     result = check_evidence(made.data, trust, NOW)
-    assert (result.proved, len(result.signatures.witnessed)) == (True, 1)
+    assert (result.proved, len(result.checkpoint_verdict.witnessed)) == (True, 1)
     bare = make_evidence(leafy.store, leafy.log, 3, leafy.own, NOW)
     assert not check_evidence(bare.data, trust, NOW).proved
 
@@ -151,7 +150,7 @@ def test_audits_are_a_log(leafy: Leafy, tmp_path: Path) -> None:
 
 
 def test_another_history_is_refused(leafy: Leafy, tmp_path: Path) -> None:
-    """A head that does not grow out of the one seen is refused at every look, and both signed heads are shown whole."""
+    """A head of another history is refused at every run, and both signed heads are shown complete."""
     folder = tmp_path / "witness"
     fork = leafy.copy(tmp_path / "fork")
     grow(leafy, 2)
@@ -211,7 +210,7 @@ def test_a_log_that_went_back(leafy: Leafy, tmp_path: Path) -> None:
 
 
 def test_statements_that_are_gone(leafy: Leafy, tmp_path: Path) -> None:
-    """A checkpoint that stays where it was is not enough: the statements that it covers must be there, too."""
+    """An unchanged checkpoint is not enough: the statements that it covers must exist, too."""
     folder = tmp_path / "witness"
     watch(leafy, folder)
     (leafy.folder / manifest_key(leafy.log, 2)).unlink()
@@ -234,7 +233,7 @@ def test_a_root_of_other_statements(leafy: Leafy, tmp_path: Path) -> None:
 
 
 def test_what_nobody_signed_stops_nothing(leafy: Leafy, tmp_path: Path) -> None:
-    """What no trusted key signed among the checkpoints is an alarm, and the newest that counts is cosigned."""
+    """A checkpoint that no trusted key signed is an alarm, and the newest valid one is cosigned."""
     folder = tmp_path / "witness"
     stranger = Keyring.new(NOW).signers(NOW).ed25519()
     place = (leafy.folder / checkpoint_key(leafy.log, 3)).parent
@@ -267,7 +266,7 @@ def test_a_checkpoint_of_nobody(leafy: Leafy, tmp_path: Path) -> None:
 
 
 def test_an_ended_key(leafy: Leafy, tmp_path: Path) -> None:
-    """What a leaked key signs beyond its end is an alarm, and the newest checkpoint before it is cosigned."""
+    """A checkpoint by a leaked key beyond its end is an alarm, and the newest one before it is cosigned."""
     grow(leafy, 2)
     end = leafy.checkpoint()
     grow(leafy, 2)
@@ -628,7 +627,7 @@ def test_a_first_look(leafy: Leafy, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [None, b"", b"{}\n{}\n", b"garbage"])
 def test_an_archive_file_that_is_gone(leafy: Leafy, tmp_path: Path, data: bytes | None) -> None:
-    """Without a readable `archive.json` nothing is cosigned, and what is remembered is shown."""
+    """Without a readable `archive.json` nothing is cosigned, and the known heads are shown."""
     folder, trust = tmp_path / "witness", leafy.public
     watch(leafy, folder)
     (leafy.folder / "archive.json").unlink()
@@ -675,7 +674,7 @@ def test_a_passphrase(tmp_path: Path) -> None:
 
 
 def test_a_rotated_key(leafy: Leafy, tmp_path: Path) -> None:
-    """After a rotation what was cosigned before is still its memory, and the new key cosigns."""
+    """After a rotation, heads cosigned before are still known heads, and the new key cosigns."""
     folder = tmp_path / "witness"
     watch(leafy, folder)
     before = Witness(folder, NOW).key
@@ -689,7 +688,7 @@ def test_a_rotated_key(leafy: Leafy, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"custody/x\n3\n\n\n", None])
 def test_a_memory_that_was_changed(leafy: Leafy, tmp_path: Path, data: bytes | None) -> None:
-    """What lies in its folder and was not cosigned by it is said, and nothing is cosigned on top of it."""
+    """A file in its folder that it did not cosign is an error, and nothing is cosigned."""
     folder = tmp_path / "witness"
     (seen,) = watch(leafy, folder)
     assert seen.path is not None
@@ -703,7 +702,7 @@ def test_a_memory_that_was_changed(leafy: Leafy, tmp_path: Path, data: bytes | N
 
 
 def test_commands(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`custody checkpoint` prints and writes signed heads; `custody witness` says what it made of each log."""
+    """`custody checkpoint` prints and writes signed heads; `custody witness` prints a result for each log."""
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(leafy.folder))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{leafy.keyring}")
     runner = CliRunner()
@@ -827,7 +826,7 @@ def test_a_keyring_for_checkpoints_alone(leafy: Leafy, tmp_path: Path, monkeypat
 
 
 def test_a_redirected_checkpoint(leafy: Leafy, tmp_path: Path) -> None:
-    """What a pipe gets is the note byte for byte, so that it can be checked by others, who need no key for it."""
+    """A pipe gets the note byte for byte, so that others can check it without a secret."""
     program = f"from custody.cli.evidence import app; app(['checkpoint', '{leafy.log}', '--archive', '{leafy.folder}'])"
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=60, cwd=Path())
     assert done.stdout == (leafy.folder / checkpoint_key(leafy.log, 3)).read_bytes()
@@ -835,7 +834,7 @@ def test_a_redirected_checkpoint(leafy: Leafy, tmp_path: Path) -> None:
 
 
 def test_the_memory_is_by_url(leafy: Leafy, tmp_path: Path) -> None:
-    """Each URL has its own pin, and a moved archive is looked at under its new one by its own memory."""
+    """Each URL has its own pin; a moved archive is pinned again at its new URL."""
     folder = tmp_path / "witness"
     watch(leafy, folder)
     moved = leafy.copy(tmp_path / "moved")

@@ -1,4 +1,4 @@
-"""SQL over an archive: each event once, with its place, from tables and segments; nothing but the archive is asked."""
+"""SQL over an archive: each event once, with its position. Nothing but the archive is read."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def row(line: bytes) -> dict[str, Any]:
 
 
 def test_events_without_tables(sample: Sample) -> None:
-    """Before there is any table, every event is there once, with its fields and its place."""
+    """Before there is any table, every event is there once, with its fields and its position."""
     found = ask(sample.folder, 'SELECT "offset", request_id, event_type, log, topic, partition FROM events ORDER BY 1')
     wanted = {offset: json.loads(value) for offset, value in sample.events.items()}
     assert [one[0] for one in found] == sorted(wanted)
@@ -81,7 +81,7 @@ def test_events_without_tables(sample: Sample) -> None:
 
 
 def test_tables_and_the_rest(tmp_path: Path) -> None:
-    """Events that have a table and events that have none yet are together each event once, and the same rows."""
+    """Events with and without a table appear once each, as the same rows."""
     growing = Growing(tmp_path)
     growing.append(5)
     columns = 'SELECT * EXCLUDE (day) FROM events ORDER BY log, "offset"'
@@ -94,7 +94,7 @@ def test_tables_and_the_rest(tmp_path: Path) -> None:
 
 
 def test_a_range_that_is_there_in_part_or_twice(tmp_path: Path) -> None:
-    """A range of which a file is missing, or that another one holds too, counts no event twice and loses none."""
+    """If a file of a range is missing, or ranges overlap, no event is counted twice or lost."""
     growing = Growing(tmp_path)
     growing.append(4)
     audit(growing.folder, growing.keyring, pieces=2)
@@ -105,8 +105,8 @@ def test_a_range_that_is_there_in_part_or_twice(tmp_path: Path) -> None:
     assert ask(growing.folder, 'SELECT count(*), count(DISTINCT "offset") FROM events') == [(20, 20)]
 
 
-def test_the_other_views(sample: Sample) -> None:
-    """Statements, batches, quarantined records, audits and findings can be asked for."""
+def test_the_other_tables(sample: Sample) -> None:
+    """Statements, batches, quarantined records, audits and findings can be queried."""
     audit(sample.folder, sample.keyring)
     assert ask(sample.folder, "SELECT count(*), sum(events), sum(quarantined) FROM manifests") == [(4, 148, 1)]
     assert ask(sample.folder, "SELECT sum(events) FROM batches") == [(148,)]
@@ -118,7 +118,7 @@ def test_the_other_views(sample: Sample) -> None:
 
 
 def test_what_no_client_could_read(tmp_path: Path) -> None:
-    """Offsets that no client could decode, and slots that hold no statement, are counted with the statement."""
+    """Unreadable offsets and slots without a statement are counted in the statement's row."""
 
     def bad(entry: Entry) -> Entry:
         end = entry.next_offset + 3
@@ -136,7 +136,7 @@ def test_what_no_client_could_read(tmp_path: Path) -> None:
 
 
 def test_a_producers_clock(tmp_path: Path) -> None:
-    """Statements whose records all have a time that no column holds are there, without that time."""
+    """A Kafka time beyond a column's range becomes NULL; the statement keeps its row."""
 
     def late(entry: Entry) -> Entry:
         time = KafkaTime("create", 2**62, 2**62)
@@ -150,7 +150,7 @@ def test_a_producers_clock(tmp_path: Path) -> None:
 
 
 def test_a_value_too_large_to_be_kept(sample: Sample) -> None:
-    """A quarantined record says how large its value was, kept or left out."""
+    """The row of a quarantined record has the size of its value, kept or left out."""
     kept = ask(sample.folder, "SELECT bytes FROM quarantined")
     assert kept == [(len(b"no event"),)]
     omitted = {"key": None, "value": {"size": 9_000_000, "sha256": "00" * 32}, "headers": None}
@@ -203,7 +203,7 @@ def test_a_quarantined_record_of_no_offset(tmp_path: Path, offset: str, rows: in
 
 
 def test_findings_of_audits(sample: Sample) -> None:
-    """What audits found can be asked for."""
+    """The findings of audits can be queried."""
     path = next((sample.folder / "events").rglob("*.gz"))
     data = bytearray(path.read_bytes())
     data[50] ^= 1
@@ -214,15 +214,15 @@ def test_findings_of_audits(sample: Sample) -> None:
 
 
 def test_empty_archive(tmp_path: Path) -> None:
-    """An archive without events has views without rows."""
+    """An archive without events has tables without rows."""
     growing = Growing(tmp_path)
     growing.append(0)
-    for view in ("events", "batches", "manifests", "quarantined", "audits", "findings"):
-        assert ask(growing.folder, f"SELECT count(*) FROM {view}") == [(0,)]  # noqa: S608
+    for table in ("events", "batches", "manifests", "quarantined", "audits", "findings"):
+        assert ask(growing.folder, f"SELECT count(*) FROM {table}") == [(0,)]  # noqa: S608
 
 
 def test_since_and_until(tmp_path: Path) -> None:
-    """A part by time holds the statements sealed in it."""
+    """`since` and `until` select statements by their sealing time."""
     growing = Growing(tmp_path)
     growing.append(6)
     audit(growing.folder, growing.keyring)
@@ -232,7 +232,7 @@ def test_since_and_until(tmp_path: Path) -> None:
 
 
 def test_no_archive(tmp_path: Path) -> None:
-    """Where there is no archive, that is said."""
+    """A missing archive raises ObjectMissing."""
     with pytest.raises(ObjectMissing):
         custody.connect(str(tmp_path))
 
@@ -251,7 +251,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_no_extension_is_asked_for(sample: Sample) -> None:
-    """What DuckDB needs is in it; where something is not, it is refused and not fetched."""
+    """DuckDB downloads no extension. A query that needs one fails."""
     connection = custody.connect(str(sample.folder))
     loaded = "SELECT extension_name FROM duckdb_extensions() WHERE loaded AND install_mode <> 'STATICALLY_LINKED'"
     assert connection.execute(loaded).fetchall() == []
@@ -279,7 +279,7 @@ def test_s3(seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.is_event], ids=lambda case: case.name)
 def test_every_event_becomes_a_row(case: Case) -> None:
-    """Whatever a verifier takes for an event becomes a row; what does not fit a column is null there."""
+    """Each event that the verifier accepts becomes a row; a value that does not fit its column is null."""
     found = row(case.line)
     assert found["offset"] == 10
     assert found["time"] is not None

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custody.archive.head_files import read_heads, split_notes
-from custody.archive.known_heads import State
+from custody.archive.known_heads import State, read_heads, split_notes
 from custody.errors import ConfigurationError
 from custody.format.archive_file import Pin
 from custody.format.layout import AUDIT_LOG, Log
@@ -72,7 +71,7 @@ def state(folder: Path, *urls: str, pin: Pin = PIN) -> bytes:
 
 
 def test_every_form_gives_the_same_heads(tmp_path: Path) -> None:
-    """A report, checkpoints, a state file, a trust.json and a plain object say the same."""
+    """A report, checkpoints, a state file, a trust.json and a plain object give the same heads."""
     forms = {
         "report": report(),
         "checkpoints": b"\n".join(checkpoints()),
@@ -140,7 +139,7 @@ def test_a_state_file_of_several_archives_needs_the_url(tmp_path: Path) -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_what_gives_no_heads(data: bytes, says: str) -> None:
-    """What is cut off, doubtful or something else altogether is one clear refusal."""
+    """A file that is incomplete, unverified or of another form raises one clear error."""
     with pytest.raises(ConfigurationError, match=says) as caught:
         read_heads(data, "the file")
     assert str(caught.value).startswith("the file")
