@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from custody.archive.reader import sequence_of
 from custody.errors import FormatError, StoreError
-from custody.findings import Accepted, loss_digest
+from custody.findings import loss_digest
 from custody.format import layout
 from custody.format.layout import Log
 from custody.keys.trust import Trust
