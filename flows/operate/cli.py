@@ -42,16 +42,14 @@ def demo(
 @app.command()
 def up(
     folder: Annotated[
-        Path | None,
-        typer.Option("--dir", help="Folder for the files of Prefect's server; they can be lost.", file_okay=False),
-    ] = None,
+        Path, typer.Option("--dir", help="Folder for the files of Prefect's server; they can be lost.", file_okay=False)
+    ] = Path("custody-data/prefect"),
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Port of the server on 127.0.0.1; 0 for any free port.")
-    ] = None,
+        int, typer.Option(min=0, max=65_535, help="Port of the server on 127.0.0.1; 0 for any free port.")
+    ] = 4200,
 ) -> None:
     """Run a small installation: Prefect's server, a worker and the scheduled deployments."""
-    given = {name: value for name, value in {"folder": folder, "port": port}.items() if value is not None}
-    _import("flows.operate.up").up(**given)
+    _import("flows.operate.up").up(folder, port)
 
 
 @app.command()

@@ -247,7 +247,7 @@ def test_only_one_up_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert time.monotonic() < deadline
             time.sleep(0.1)
         with pytest.raises(ConfigurationError, match=str(other.pid)):
-            up(tmp_path)
+            up(tmp_path, 0)
         other.kill()
 
 
