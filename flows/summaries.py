@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
 from rich.table import Table
 
 from custody.cli import render
@@ -62,12 +63,12 @@ def plan_summary(plan: "Plan") -> str:
     from tasks.backfill.estimate import estimate
 
     archived = plan.archived
-    total = size(sum(segment.size for segment in archived))
-    restores = f" {len(archived):,} of these segments must be restored first ({total})."
+    total = decimal(sum(segment.size for segment in archived))
+    restores = f" {len(archived):,} of these segments must be restored first ({total})." if archived else ""
     problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
     return (
         f"Up to {plan.events:,} events, in {plan.reads:,} reads of {len(plan.objects):,} segments"
-        f" ({size(plan.size)}); {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
+        f" ({decimal(plan.size)}); {plan.statements:,} statements were searched.{restores}{problems}"
         f" Estimate: {estimate(plan)}."
     )
 
@@ -81,14 +82,5 @@ def copy_summary(progress: "Progress") -> str:
     return (
         f"{progress.looked_at:,} of {progress.events:,} events checked: {progress.created:,} copied,"
         f" {progress.there:,} already there, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
-        f"{size(progress.read)} read{rest}."
+        f"{decimal(progress.read)} read{rest}."
     )
-
-
-def size(number: float) -> str:
-    """Return a number of bytes for people, in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(number) < 1024:
-            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
-        number /= 1024
-    return f"{number:,.1f} GiB"
