@@ -10,24 +10,21 @@ from typing import Any
 
 import msgspec
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
 from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
+from flows.publish import emit, publish_table
 from flows.runners import task_runner
 from tasks.audit.conclude import Outcome
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Plan, Request
 from tasks.audit.task import read_pieces, report, sign, survey
 from tasks.settings import Settings
-
-ROWS = 100
-"""Rows in the artifact; it lives in Prefect's database."""
 
 _SHARES_A_WORKER = 8
 
@@ -53,7 +50,7 @@ def audit(
         return Completed(message=str(error))
     except CustodyError as error:
         # One line is enough: a traceback would not help an operator.
-        _emit("custody.audit.failed", {"verdict": "not done", "problem": str(error)})
+        emit("custody.audit.failed", "audit", verdict="not done", problem=str(error))
         return Failed(message=f"the audit could not be done: {error}")
     return _conclude(outcome)
 
@@ -103,12 +100,8 @@ def _conclude(outcome: Outcome) -> State[Any]:
     )
     if counts.get("rejected"):
         summary += f" Elasticsearch rejected {counts['rejected']:,} of these events: they cannot be searched."
-    shown = [_row(finding) for finding in outcome.findings[:ROWS]]
-    more = f" The table shows the first {ROWS}." if len(outcome.findings) > ROWS else ""
-    whole = f" All findings: `{outcome.whole}`."
-    create_table_artifact(
-        key="audit", table=shown or [{"verdict": outcome.verdict}], description=summary + more + whole
-    )
+    table = [_row(finding) for finding in outcome.findings] or [{"verdict": outcome.verdict}]
+    publish_table("audit", table, f"{summary} All findings: `{outcome.whole}`.")
     if outcome.report:
         create_link_artifact(
             key="integrity-report", link=outcome.report, link_text="Integrity report", description=summary
@@ -119,17 +112,11 @@ def _conclude(outcome: Outcome) -> State[Any]:
             f"{finding['finding']}: {finding.get('log', finding.get('key', ''))}: {finding['message']}"
             for finding in outcome.findings[:10]
         ]
-        _emit("custody.audit.failed", {"verdict": outcome.verdict, "audit": outcome.sequence, "findings": worst})
+        emit("custody.audit.failed", "audit", verdict=outcome.verdict, audit=outcome.sequence, findings=worst)
         # No data: Prefect accepts only an exception there, and would show its complaint instead of our message.
         return Failed(message="\n".join([summary, *worst]))
-    _emit("custody.audit.passed", {"verdict": outcome.verdict, "audit": outcome.sequence})
+    emit("custody.audit.passed", "audit", verdict=outcome.verdict, audit=outcome.sequence)
     return Completed(message=summary, data=outcome)
-
-
-def _emit(event: str, payload: dict[str, Any]) -> None:
-    """Emit an event that the automations in `deployments/` wait for."""
-    resource = {"prefect.resource.id": "custody.audit", "prefect.resource.name": "audit"}
-    emit_event(event, resource=resource, payload=payload)
 
 
 def _row(finding: Any) -> dict[str, Any]:

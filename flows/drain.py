@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
 from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
+from flows.publish import emit, publish_table
 from flows.runners import task_runner
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.run import find_partitions
@@ -26,9 +25,6 @@ from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult
-
-ROWS = 100
-"""Rows in the artifact; it lives in Prefect's database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,36 +88,23 @@ def _conclude(report: RunReport) -> State[Any]:
     """Publish the results, and end the run as failed if a log failed."""
     results = report.results
     failed = [result for result in results if result.outcome == "failed"]
-    hanging = [result for result in results if result.hanging is not None]
-    events = sum(result.events for result in results)
+    events, lag = sum(result.events for result in results), sum(result.lag or 0 for result in results)
     summary = (
         f"{events:,} events of {len(results)} logs archived,"
         f" {sum(result.quarantined for result in results):,} records quarantined,"
-        f" {sum(result.lost for result in results):,} offsets lost; lag {sum(result.lag or 0 for result in results):,}."
+        f" {sum(result.lost for result in results):,} offsets lost; lag {lag:,}."
     )
     worst_first = sorted(results, key=lambda result: (result.outcome == "drained", -(result.lag or 0), result.log))
-    shown = f" The table shows the first {ROWS} of {len(results)} logs." if len(results) > ROWS else ""
     indexed = {result.log: result for result in report.indexed}
-    create_table_artifact(
-        key="drain",
-        table=[_row(result, indexed.get(result.log)) for result in worst_first[:ROWS]],
-        description=summary + shown,
-    )
+    publish_table("drain", [_row(result, indexed.get(result.log)) for result in worst_first], summary)
     _report_search(report.indexed)
-    for result in hanging:
-        emit_event(
-            "custody.log.hanging-transaction",
-            resource={"prefect.resource.id": f"custody.log.{result.log}", "prefect.resource.name": result.log},
-            payload={"seconds": result.hanging, "lag": result.lag},
-        )
+    for result in results:
+        if result.hanging is not None:
+            emit("custody.log.hanging-transaction", f"log.{result.log}", seconds=result.hanging, lag=result.lag)
     get_run_logger().info(summary)
     if failed:
         return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]))
-    emit_event(
-        "custody.drain.completed",
-        resource={"prefect.resource.id": "custody.drain", "prefect.resource.name": "drain"},
-        payload={"events": events, "lag": sum(result.lag or 0 for result in results)},
-    )
+    emit("custody.drain.completed", "drain", events=events, lag=lag)
     return Completed(message=summary, data=report)
 
 
@@ -133,10 +116,12 @@ def _report_search(indexed: "Sequence[IndexResult]") -> None:
             continue
         problem = result.problem or f"the index is {result.behind:,.0f} s behind the archive"
         get_run_logger().warning("%s is archived, but cannot be searched yet: %s", result.log, problem)
-        emit_event(
+        emit(
             "custody.search.behind",
-            resource={"prefect.resource.id": f"custody.log.{result.log}", "prefect.resource.name": result.log},
-            payload={"seconds": result.behind, "problem": problem, "sequence": result.sequence},
+            f"log.{result.log}",
+            seconds=result.behind,
+            problem=problem,
+            sequence=result.sequence,
         )
 
 

@@ -8,20 +8,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
+from flows.publish import emit, publish_table
 from tasks.roll.record import Action
 from tasks.roll.run import roll_all
 from tasks.roll.task import run_step, usage
 from tasks.roll.tiers import Usage
 from tasks.settings import Settings
-
-ROWS = 100
-"""Rows in an artifact; it lives in Prefect's database."""
 
 _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
 
@@ -57,19 +53,13 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
         "Roll: " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "done") + "."
     )
     shown = sorted(actions, key=lambda action: (_WORST_FIRST[action.outcome], action.what, action.target))
-    more = f" The table shows the first {ROWS} of {len(actions):,}." if len(actions) > ROWS else ""
-    create_table_artifact(
-        key="roll",
-        table=[_row(action) for action in shown[:ROWS]] or [{"what": "nothing to do"}],
-        description=summary + more,
-    )
+    publish_table("roll", [_row(action) for action in shown], summary)
     get_run_logger().info(summary)
-    resource = {"prefect.resource.id": "custody.roll", "prefect.resource.name": "roll"}
     if problems or failed:
         worst = [*problems, *failed][:10]
-        emit_event("custody.roll.failed", resource=resource, payload={"problems": worst})
+        emit("custody.roll.failed", "roll", problems=worst)
         return Failed(message="\n".join([summary, *worst]))
-    emit_event("custody.roll.completed", resource=resource, payload=counts)
+    emit("custody.roll.completed", "roll", **counts)
     return Completed(message=summary, data=list(actions))
 
 
@@ -94,7 +84,7 @@ def _show_usage(usages: Sequence[Usage]) -> None:
         }
         for part in usages
     ]
-    create_table_artifact(key="tiers", table=table or [{"part": "nothing is archived"}], description=description)
+    publish_table("tiers", table, description)
 
 
 def _row(action: Action) -> dict[str, Any]:
