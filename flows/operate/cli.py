@@ -64,7 +64,7 @@ def drain(
     """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
     with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
-        results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
+        results, indexed = _import("tasks.drain.run").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.summaries").drain_table(results))
     else:
@@ -207,7 +207,7 @@ def new_epoch(
     topic: Annotated[str, typer.Argument(help="A topic that was recreated, moved to another cluster, or truncated.")],
 ) -> None:
     """Begin a new epoch of a topic's logs, after the topic was recreated, moved or truncated."""
-    begun = _import("tasks.drain.epochs").begin_epoch(Settings(), topic)
+    begun = _import("tasks.drain.resume").begin_epoch(Settings(), topic)
     for epoch in begun:
         typer.echo(f"{epoch.log}: new epoch begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):

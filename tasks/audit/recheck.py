@@ -23,6 +23,8 @@ from heapq import merge
 from itertools import groupby
 from typing import Any
 
+from confluent_kafka import TopicPartition
+
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive, read_batch
 from custody.archive.trusted import Judge
@@ -45,7 +47,6 @@ from tasks.drain.kafka import (
     PARTITION_EOF,
     Broker,
     Feed,
-    Position,
     Received,
     Topic,
     map_error,
@@ -188,7 +189,7 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
         SourceError: the broker does not return them.
     """
     silent = 0
-    where = {(log.topic, log.partition): Position(start)}
+    where = [TopicPartition(log.topic, log.partition, start)]
     with Feed(settings.kafka.librdkafka(), settings.kafka.group, where) as feed:
         while silent < _SILENT_POLLS:
             received = feed.read(_RECORDS, _POLL_SECONDS)
@@ -201,7 +202,7 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
                     begin = broker.bounds(log.topic, log.partition).start
                     if error.code() == OFFSET_OUT_OF_RANGE and start < begin:
                         start = begin
-                        feed.seek(log.topic, log.partition, Position(start))
+                        feed.seek(TopicPartition(log.topic, log.partition, start))
                         continue
                     raise map_error(error, f"{log}: cannot be read again")
                 if message.offset() >= stop:

@@ -5,11 +5,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
+from confluent_kafka import TopicPartition as Position
+
 from custody.archive.reader import Tip
 from custody.archive.writer import LogWriter
 from custody.format.manifest import LastRecord, Manifest, Range
 from tasks.drain.assemble import Assembler
-from tasks.drain.kafka import Position
 
 TopicPartition = tuple[str, int]
 """A topic and a partition's number."""
@@ -95,9 +96,13 @@ class LogRun:
     appending_bytes: int = 0
     stopped: bool = False
 
+    @property
+    def start(self) -> Position:
+        """Where the run starts to read the log: at the archive's last record again, or after the archive's end.
 
-def start_of(run: LogRun) -> Position:
-    """Return where a run starts to read its log: at the archive's last record again, or after the archive's end."""
-    if run.reread is None:
-        return Position(run.assembler.position)
-    return Position(run.reread.last.offset, run.reread.last.leader_epoch)
+        With a leader epoch, the client asks the broker whether its log still reaches that offset in this epoch.
+        """
+        if self.reread is None:
+            return Position(*self.topic_partition, self.assembler.position)
+        last = self.reread.last
+        return Position(*self.topic_partition, last.offset, leader_epoch=last.leader_epoch)

@@ -1,5 +1,7 @@
 """Finds where a run starts to read each log: its newest epoch, its trusted head, and the record that is read again.
 
+It also begins new epochs, after a partition was recreated, moved or truncated.
+
 The last archived record shows whether the partition is still the one that was archived. A run reads that record again,
 and compares its leader epoch with the archive's. It does the same whenever it seeks. So a truncated partition is
 noticed even if it has grown again. Limits:
@@ -11,6 +13,8 @@ noticed even if it has grown again. Limits:
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import list_logs
@@ -20,13 +24,14 @@ from custody.errors import CustodyError, Fenced, LogChanged
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
-from custody.format.manifest import LogId, PreviousEpoch
+from custody.format.manifest import LogId, Manifest, PreviousEpoch
 from custody.tlog.head import KnownHead
 from tasks.drain.assemble import Assembler
 from tasks.drain.committed_heads import check_committed_head
-from tasks.drain.context import Context
+from tasks.drain.context import Context, open_context
 from tasks.drain.kafka import Bounds, Topic
 from tasks.drain.log_run import LogResult, LogRun, Reread, TopicPartition
+from tasks.settings import Settings
 
 OPENERS = 8
 """Logs opened at the same time."""
@@ -169,3 +174,67 @@ def _previous_epoch(context: Context, log: Log) -> PreviousEpoch | None:
         if head.size:
             return PreviousEpoch(epoch, head.size, head.root.hex())
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochBegun:
+    """A new epoch of a partition.
+
+    Attributes:
+        log: the new epoch's log, `<log>/<partition>`.
+        earlier: the log of the epoch that it follows.
+        same_topic: whether cluster and topic id are those of that epoch, as after a truncation.
+    """
+
+    log: str
+    earlier: str
+    same_topic: bool
+
+
+def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
+    """Begin a new epoch for each partition of a topic that no longer continues its log.
+
+    A partition does not continue its log after the topic was deleted and created again, or moved to another cluster,
+    or after the partition was truncated. Each partition's new epoch follows its own newest one.
+
+    Raises:
+        LogChanged: every partition continues its log, so there is no reason for a new epoch.
+        CustodyError: as `drain_logs`.
+    """
+    begun = []
+    with ExitStack() as stack:
+        context = open_context(settings, stack)
+        current = next(iter(context.broker.topics([topic])), None)
+        if current is None:
+            raise context.broker.missing(topic)
+        logs = list_logs(context.store)
+        known = known_heads(context, [topic], [(topic, partition) for partition in range(current.partitions)])
+        for partition in range(current.partitions):
+            earlier = newest_epoch(context, logs, (topic, partition), known)
+            tip = find_trusted_tip(context.store, earlier, context.archive.id, context.trust)
+            if tip.newest is None or not _has_changed(context, current, earlier, tip.newest):
+                continue
+            run = open_log(context, current, Log(topic, partition, earlier.epoch + 1), ())
+            before, now = tip.newest.statement.log, log_id(context, current, earlier)
+            begun.append(EpochBegun(str(run.writer.log), str(earlier), before == now))
+    if not begun:
+        raise LogChanged(
+            f"topic {topic} is unchanged, and continues where its logs end: there is no reason to begin a new epoch"
+        )
+    return begun
+
+
+def _has_changed(context: Context, topic: Topic, log: Log, newest: Manifest) -> bool:
+    """Return whether a partition is another one than a log was made from, or does not continue where the log ends."""
+    statement = newest.statement
+    if statement.log != log_id(context, topic, log):
+        return True
+    bounds = context.broker.bounds(log.topic, log.partition)
+    if bounds.end < statement.next_offset:
+        return True
+    last = statement.last_record
+    return (
+        last is not None
+        and last.offset >= bounds.start
+        and context.broker.disagreement(log.topic, log.partition, last) is not None
+    )
