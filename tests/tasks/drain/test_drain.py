@@ -1061,7 +1061,7 @@ def test_committed_offsets_and_status(site: Site) -> None:
         consumer.close()
     assert committed.offset == 12
     metadata = str(committed.metadata)
-    memory = json.loads(metadata)
+    memory = json.loads(metadata.split("\n")[0])
     assert (memory["epoch"], memory["size"], memory["root"]) == (1, result.size, result.root)
     assert len(metadata) < 1024
     (status,) = read_status(site.settings(topic))
@@ -1521,17 +1521,21 @@ def test_what_other_clients_commit(site: Site, caplog: pytest.LogCaptureFixture)
         send(producer, topic, events(5, seed), partition=1)
         site.drain(topic)
     mine, other = committed_metadata(site, topic), committed_metadata(site, topic, 1)
-    memory = json.loads(mine)
+    line, second, _ = mine.split("\n")
+
+    def changed(**fields: object) -> str:
+        return f"{json.dumps(json.loads(line) | fields, separators=(',', ':'))}\n{second}\n"
+
     forged = [
         "",
         "x" * 100,
         "[" * 4000,
-        json.dumps({name: value for name, value in memory.items() if name != "signature"}),
-        json.dumps(memory | {"size": 999}),
-        json.dumps(memory | {"root": "00" * 32}),
-        json.dumps(memory | {"archive": "00000000-0000-4000-8000-000000000000"}),
-        json.dumps(memory | {"signature": memory["signature"] | {"key": "nobody"}}),
-        json.dumps(memory | {"signature": memory["signature"] | {"algorithm": "Ed25519"}}),
+        f"{line}\n",
+        changed(size=999),
+        changed(root="00" * 32),
+        changed(archive="00000000-0000-4000-8000-000000000000"),
+        re.sub(r'"key":"[^"]+"', '"key":"nobody"', mine),
+        mine.replace("HMAC-SHA256", "Ed25519"),
         # The head of the other partition is larger.
         other,
     ]
