@@ -20,6 +20,7 @@ from custody.findings import Severity
 from custody.format.times import as_utc
 from flows.publish import emit, publish_table
 from flows.runners import task_runner
+from flows.summaries import audit_summary
 from tasks.audit.conclude import Outcome
 from tasks.audit.pieces import PieceResult
 from tasks.audit.plan import Plan, Request
@@ -92,16 +93,8 @@ def read_shares(plan: dict[str, Any], shares: list[tuple[int, int]]) -> list[Pie
 
 def _conclude(outcome: Outcome) -> State[Any]:
     """Publish the findings, and end the run as completed or failed."""
-    counts = outcome.counts
-    summary = (
-        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements of {len(outcome.heads)} logs were read."
-        f" {len(outcome.findings):,} findings."
-    )
-    if counts.get("rejected"):
-        summary += f" Elasticsearch rejected {counts['rejected']:,} of these events: they cannot be searched."
-    table = [_row(finding) for finding in outcome.findings] or [{"verdict": outcome.verdict}]
-    publish_table("audit", table, f"{summary} All findings: `{outcome.whole}`.")
+    summary = audit_summary(outcome)
+    publish_table("audit", [_row(finding) for finding in outcome.findings], summary)
     if outcome.report:
         create_link_artifact(
             key="integrity-report", link=outcome.report, link_text="Integrity report", description=summary

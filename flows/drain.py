@@ -6,7 +6,7 @@ the flow needs no retries and no cache, and two runs at once only cost work.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
@@ -126,19 +126,7 @@ def _report_search(indexed: "Sequence[IndexResult]") -> None:
 
 
 def _row(result: LogResult, indexed: "IndexResult | None") -> dict[str, Any]:
-    search = {} if indexed is None else {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected}
-    problems = [result.problem, indexed.problem if indexed else None]
-    return {
-        "log": result.log,
-        "outcome": result.outcome if result.hanging is None else f"{result.outcome}, held back by a transaction",
-        "events": result.events,
-        "quarantined": result.quarantined,
-        "skipped": result.skipped,
-        "lost": result.lost,
-        "segments": result.segments,
-        "next offset": result.next_offset,
-        "lag": result.lag,
-        "head": f"{result.size} {result.root[:16]}",
-        **search,
-        "problem": "; ".join(filter(None, problems)),
-    }
+    row = asdict(result)
+    if indexed is not None:
+        row |= {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected, "search": indexed.problem}
+    return row

@@ -4,6 +4,7 @@ Each deletion, and each deletion that failed, is also signed in an audit: Prefec
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,7 +54,7 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
         "Roll: " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "done") + "."
     )
     shown = sorted(actions, key=lambda action: (_WORST_FIRST[action.outcome], action.what, action.target))
-    publish_table("roll", [_row(action) for action in shown], summary)
+    publish_table("roll", [asdict(action) for action in shown], summary)
     get_run_logger().info(summary)
     if problems or failed:
         worst = [*problems, *failed][:10]
@@ -85,7 +86,3 @@ def _show_usage(usages: Sequence[Usage]) -> None:
         for part in usages
     ]
     publish_table("tiers", table, description)
-
-
-def _row(action: Action) -> dict[str, Any]:
-    return {"what": action.what, "target": action.target, "outcome": action.outcome, "why": action.why}

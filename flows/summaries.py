@@ -9,6 +9,7 @@ from rich.table import Table
 from custody.cli import render
 
 if TYPE_CHECKING:
+    from tasks.audit.conclude import Outcome
     from tasks.backfill.copy import Progress
     from tasks.backfill.plan import Plan
     from tasks.drain.log_run import LogResult
@@ -55,6 +56,18 @@ def roll_table(actions: "Sequence[Action]") -> Table:
         outcome = render.safe(action.outcome, style=style)
         table.add_row(action.what, outcome, render.safe(action.target), render.safe(action.why))
     return table
+
+
+def audit_summary(outcome: "Outcome") -> str:
+    """Return what an audit read and found, in one paragraph."""
+    counts = outcome.counts
+    rejected = counts.get("rejected", 0)
+    unsearchable = f" Elasticsearch rejected {rejected:,} of these events: they cannot be searched." if rejected else ""
+    return (
+        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
+        f" {counts.get('statements', 0):,} statements of {len(outcome.heads)} logs were read."
+        f" {len(outcome.findings):,} findings.{unsearchable} All findings: {outcome.whole}"
+    )
 
 
 def plan_summary(plan: "Plan") -> str:

@@ -138,13 +138,7 @@ def audit(
         table.add_row(*map(render.safe, (finding["severity"], finding["finding"], *where, finding["message"])))
     if table.row_count:
         render.console().print(table)
-    counts = outcome.counts
-    typer.echo(
-        f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements were read. {len(outcome.findings):,} findings: {outcome.whole}"
-    )
-    if counts.get("rejected"):
-        typer.echo(f"Elasticsearch rejected {counts['rejected']:,} of these events: they cannot be searched.")
+    typer.echo(_import("flows.summaries").audit_summary(outcome))
     raise typer.Exit(outcome.exit_code)
 
 

@@ -9,6 +9,7 @@ keyring, its trust.json, the evidence and the tampered copy stay in the folder; 
 another copy.
 """
 
+import itertools
 import logging
 import os
 import random
@@ -221,19 +222,16 @@ def _sum(results: Collection[LogResult]) -> LogResult:
 
 def _produce(producer: Producer, topic: str, values: list[bytes]) -> int:
     """Produce events to all partitions, with an invalid record now and then, and return the number of records."""
-    bad = invalid_values()
-    mixed: list[bytes] = []
-    for number, value in enumerate(values):
-        if number % INVALID_EVERY == INVALID_EVERY - 1:
-            mixed.append(bad[number // INVALID_EVERY % len(bad)])
-        mixed.append(value)
-    for number, value in enumerate(mixed):
-        producer.produce(topic, value, partition=number % PARTITIONS)
+    bad, produced = itertools.cycle(invalid_values()), 0
+    for number, value in enumerate(values, 1):
+        for record in [value, next(bad)] if number % INVALID_EVERY == 0 else [value]:
+            producer.produce(topic, record, partition=produced % PARTITIONS)
+            produced += 1
         if number % 1000 == 0:
             producer.poll(0)
     if producer.flush(30):
         raise TransientSourceError("the embedded Kafka did not take all events within 30 s: is the machine very busy?")
-    return len(mixed)
+    return produced
 
 
 def _audit(console: Console, folder: Path, log: Log) -> None:

@@ -120,16 +120,14 @@ def _is_due(context: Context, run: LogRun, now: datetime, *, once: bool) -> bool
     """
     tip, seconds = run.writer.tip, context.archive.statement.checkpoint
 
-    def slot(moment: datetime) -> int:
-        return int(moment.timestamp()) // seconds
+    def slot(newest: Manifest) -> int:
+        return int(parse_time(newest.statement.sealed_at).timestamp()) // seconds
 
-    def sealed(newest: Manifest) -> datetime:
-        return parse_time(newest.statement.sealed_at)
-
+    present, begun = int(now.timestamp()) // seconds, run.begun.newest
     if tip.newest is None:
         return False
-    if not once and tip.newest is not run.begun.newest:
-        return run.begun.newest is None or slot(sealed(run.begun.newest)) != slot(now)
-    if not once and slot(sealed(tip.newest)) == slot(now):
+    if not once and tip.newest is not begun:
+        return begun is None or slot(begun) != present
+    if not once and slot(tip.newest) == present:
         return False
     return not context.store.exists(layout.checkpoint_key(run.writer.log, tip.head.size))

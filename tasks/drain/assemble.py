@@ -334,24 +334,18 @@ def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
         reason: why it is no event.
     """
     kind, stamp = record.timestamp()
-    headers = _headers(record)
     reason = reason[:REASON_CHARACTERS]
-    if headers is None:
+    try:
+        headers: Sequence[tuple[str, bytes | None]] = record.headers() or []
+        readable = has_all_names(headers)
+    except (SystemError, UnicodeDecodeError):
+        readable = False
+    if not readable:
+        # Kafka allows a name that is not UTF-8, but the client cannot read it.
         headers = []
         reason += "; its headers are left out, since a name among them is not UTF-8"
     timestamp = None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp
     return encode_quarantined(record.offset(), timestamp, record.key(), value, headers, reason)
-
-
-def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
-    """Return a record's headers; None if a name is not UTF-8, which Kafka allows but the client cannot read."""
-    try:
-        headers = record.headers() or []
-        if not has_all_names(headers):
-            return None
-    except (SystemError, UnicodeDecodeError):
-        return None
-    return headers
 
 
 def _size(values: Sequence[bytes | None]) -> int:

@@ -1,5 +1,6 @@
 """The state and the result of each log in a run."""
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from confluent_kafka import TopicPartition as Position
 
 from custody.archive.reader import Tip
 from custody.archive.writer import LogWriter
+from custody.errors import CustodyError, Fenced
 from custody.format.manifest import LastRecord, Manifest, Range
 from tasks.drain.assemble import Assembler
+
+logger = logging.getLogger(__name__)
 
 TopicPartition = tuple[str, int]
 """A topic and a partition's number."""
@@ -55,6 +59,12 @@ class LogResult:
     root: str = ""
     hanging: float | None = None
     problem: str | None = None
+
+    def stop(self, error: CustodyError) -> None:
+        """Note the error that stopped the log, and log it. A fenced log is no failure: another writer was first."""
+        self.problem = str(error)
+        self.outcome = "fenced" if isinstance(error, Fenced) else "failed"
+        logger.log(logging.INFO if isinstance(error, Fenced) else logging.ERROR, "%s", error)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from confluent_kafka import TopicPartition as Position
 
 from custody.archive.writer import Entry
-from custody.errors import CustodyError, Fenced, SourceRefused, TransientSourceError
+from custody.errors import CustodyError, SourceRefused, TransientSourceError
 from custody.format.manifest import LastRecord
 from custody.format.times import parse_time
 from tasks.drain.appends import HELD_BYTES, Appends
@@ -306,13 +306,7 @@ class Loop:
 
     def _fail(self, run: LogRun, error: CustodyError, feed: Feed | None) -> None:
         run.stopped = True
-        run.result.problem = str(error)
-        if isinstance(error, Fenced):
-            run.result.outcome = "fenced"
-            logger.info("%s", error)
-        else:
-            run.result.outcome = "failed"
-            logger.error("%s", error)
+        run.result.stop(error)
         if feed is not None:
             feed.stop(*run.topic_partition)
 

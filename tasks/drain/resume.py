@@ -20,7 +20,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import list_logs
 from custody.archive.trusted import Judge, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter
-from custody.errors import CustodyError, Fenced, LogChanged
+from custody.errors import CustodyError, LogChanged
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
@@ -52,12 +52,10 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
                 raise context.broker.missing(topic)
             log = newest_epoch(context, logs, topic_partition, known)
             return open_log(context, topics[topic], log, known.get(str(log), ()))
-        except Fenced as error:
-            logger.info("%s", error)
-            return LogResult(str(log), "fenced", problem=str(error))
         except CustodyError as error:
-            logger.error("%s", error)  # noqa: TRY400 - the message is complete; a traceback would not help
-            return LogResult(str(log), "failed", problem=str(error))
+            result = LogResult(str(log))
+            result.stop(error)
+            return result
 
     with ThreadPoolExecutor(OPENERS, "open") as pool:
         opened = list(pool.map(try_open, partitions))
