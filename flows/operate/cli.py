@@ -28,6 +28,12 @@ def _import(name: str) -> Any:
     return operators.load(name, "this command")
 
 
+def _fail(problems: list[str]) -> None:
+    """Raise an error that has all problems, unless there are none."""
+    if problems:
+        raise CustodyError("\n".join(problems))
+
+
 @app.command()
 def demo(
     folder: Annotated[
@@ -72,9 +78,7 @@ def drain(
     for result in indexed:
         if result.problem:
             typer.echo(f"Cannot be searched yet: {result.log}: {result.problem}", err=True)
-    problems = [result.problem for result in results if result.outcome == "failed"]
-    if problems:
-        raise CustodyError("\n".join(problems))
+    _fail([result.problem for result in results if result.outcome == "failed"])
 
 
 @app.command()
@@ -84,9 +88,7 @@ def index(
     """Index archived events that Elasticsearch lacks, now. The drain does this too, after each manifest."""
     results = _import("tasks.search.index").index_logs(Settings(), logs or ())
     render.console().print(_import("flows.summaries").index_table(results))
-    problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
-    if problems:
-        raise CustodyError("\n".join(problems))
+    _fail([f"{result.log}: {result.problem}" for result in results if result.problem])
 
 
 @app.command()
@@ -106,9 +108,7 @@ def roll(
         render.console().print(_import("flows.summaries").roll_table(actions))
     else:
         typer.echo("Nothing to do.")
-    failed = [f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"]
-    if failed:
-        raise CustodyError("\n".join(failed))
+    _fail([f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"])
 
 
 @app.command()
@@ -188,11 +188,9 @@ def backfill(
     signals = _import("tasks.drain.signals")
     with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
         done = _import("tasks.backfill.copy").copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
-        stopped = done.stopped
     typer.echo(summaries.copy_summary(done))
-    if done.problems:
-        raise CustodyError("\n".join(done.problems))
-    if stopped:
+    _fail(done.problems)
+    if done.stopped:
         raise CustodyError("the backfill was stopped: run the same command again to continue")
 
 
@@ -233,5 +231,4 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
         render.console().print(table)
     elif not as_json:
         typer.echo("The archive has no logs yet.")
-    if problems:
-        raise CustodyError("\n".join(problems))
+    _fail(problems)

@@ -10,7 +10,6 @@ another copy.
 """
 
 import itertools
-import logging
 import os
 import random
 import re
@@ -79,10 +78,9 @@ def demo(folder: Path, events: int) -> None:
     archive, keyring, trust = folder / "archive", folder / "keyring.json", folder / "trust.json"
     _init(archive, keyring, trust)
     topic = new_topic(folder)
-    producer = Producer(
-        {"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "compression.type": "zstd", "linger.ms": 20},
-        logger=_quiet(),
-    )
+    # The mock cluster logs a warning when it starts, and whenever a client disconnects.
+    embedded = {"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "log_level": 0}
+    producer = Producer({**embedded, "compression.type": "zstd", "linger.ms": 20})
     servers = ",".join(f"{broker.host}:{broker.port}" for broker in producer.list_topics(timeout=10).brokers.values())
     drain_variables = {
         "CUSTODY_ARCHIVE": str(archive.resolve()),
@@ -153,13 +151,6 @@ def _run(console: Console, codes: set[int], *words: object) -> None:
                 f"the exit code of {_command(*words)[2:]} is {ended.code}, not {min(codes)}: this is a bug, please"
                 " report it with the folder"
             ) from None
-
-
-def _quiet() -> logging.Logger:
-    # The mock cluster logs a warning when it starts, and whenever a client disconnects.
-    logger = logging.getLogger("custody.demo.kafka")
-    logger.setLevel(logging.CRITICAL)
-    return logger
 
 
 @contextmanager

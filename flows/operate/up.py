@@ -91,24 +91,22 @@ class _Installation:
     def deploy(self, deployments: Path) -> None:
         """Create the deployments and their automations on the server."""
         try:
-            done = subprocess.run(
+            subprocess.run(
                 [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(deployments), "--all"],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
                 timeout=_DEPLOY_SECONDS,
-                check=False,
+                check=True,
                 start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            output = (error.stdout or b"").decode(errors="replace")[-2000:]
             raise CustodyError(
-                f"the deployments in {deployments} were not created in {_DEPLOY_SECONDS} s: run 'custody up' again"
+                f"the deployments in {deployments} were not created: correct them, and run 'custody up' again.\n"
+                f"{error}\n{output}"
             ) from None
-        if done.returncode:
-            raise CustodyError(f"the deployments in {deployments} were not accepted:\n{done.stdout[-2000:]}")
 
     def revive(self) -> None:
         """Restart children that have died."""

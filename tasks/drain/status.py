@@ -5,14 +5,7 @@ from dataclasses import dataclass
 
 from custody.archive.reader import Tip, find_tip, list_logs, read_archive
 from custody.archive.trusted import find_trusted_tip, standing
-from custody.errors import (
-    ConfigurationError,
-    CustodyError,
-    FormatError,
-    ObjectMissing,
-    SigningError,
-    SourceError,
-)
+from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SigningError, SourceError
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.keys.trust import Trust
