@@ -8,22 +8,19 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact
 from prefect.client.schemas.objects import State
-from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
 from flows.publish import emit, publish_table
-from flows.runners import task_runner
+from flows.runners import run_parallel
 from flows.summaries import audit_summary
 from tasks.audit.conclude import Outcome
-from tasks.audit.pieces import PieceResult
-from tasks.audit.plan import Plan, Request
+from tasks.audit.plan import Request
 from tasks.audit.task import read_pieces, report, sign, survey
 from tasks.settings import Settings
 
@@ -61,10 +58,10 @@ def _run(request: Request) -> Outcome:
     plan = survey(request)
     workers = settings.audit.workers
     size = -(-len(plan.pieces) // (workers * _SHARES_A_WORKER)) or 1
-    shares = [(start, start + size) for start in range(0, len(plan.pieces), size)]
+    shares = [(plan, plan.pieces[start : start + size]) for start in range(0, len(plan.pieces), size)]
     if workers > 1 and len(shares) > 1:
-        spread = read_shares.with_options(task_runner=task_runner(settings.audit.task_runner, workers))
-        results = spread(msgspec.to_builtins(plan), shares)
+        done = run_parallel(read_pieces, shares, settings.audit.task_runner, workers)
+        results = [result for share in done for result in share]
     else:
         results = read_pieces(plan, plan.pieces)
     outcome = sign(plan, results)
@@ -75,20 +72,6 @@ def _run(request: Request) -> Outcome:
             # The audit is signed already: it does not depend on the report.
             get_run_logger().warning("The integrity report could not be made: %s", error)
     return outcome
-
-
-@flow(name="read-shares", persist_result=False, retries=0)
-def read_shares(plan: dict[str, Any], shares: list[tuple[int, int]]) -> list[PieceResult]:
-    """Read several shares of the pieces in parallel, on the task runner of the settings.
-
-    Args:
-        plan: the plan as plain values, because Prefect stores the parameters of flows.
-        shares: each share's first piece, and the piece after its last one.
-    """
-    whole = msgspec.convert(plan, Plan)
-    futures = [read_pieces.submit(whole, whole.pieces[first:end]) for first, end in shares]
-    wait(futures)
-    return [result for future in futures for result in future.result()]
 
 
 def _conclude(outcome: Outcome) -> State[Any]:

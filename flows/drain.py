@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
 from flows.publish import emit, publish_table
-from flows.runners import task_runner
-from tasks.drain.log_run import LogResult, TopicPartition
+from flows.runners import run_parallel
+from tasks.drain.log_run import LogResult
 from tasks.drain.run import find_partitions
 from tasks.drain.signals import stop_on_signals
 from tasks.drain.task import drain_share
@@ -54,34 +53,17 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
 
 def _run(once: bool, seconds: float | None) -> RunReport:
     settings = Settings()
-    if seconds is None and not once:
-        seconds = settings.drain.seconds
-    begin = time.monotonic()
-    partitions = find_partitions(settings)
-    shares = [
-        partitions[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(partitions)))
-    ]
+    begin, partitions, workers = time.monotonic(), find_partitions(settings), settings.drain.workers
+    shares = [partitions[start::workers] for start in range(min(workers, len(partitions)))]
+    arguments = [(share, once, seconds) for share in shares]
     with stop_on_signals():
         if len(shares) > 1:
-            spread = drain_shares.with_options(
-                task_runner=task_runner(settings.drain.task_runner, settings.drain.workers)
-            )
-            done = spread(shares, once, seconds)
+            done = run_parallel(drain_share, arguments, settings.drain.task_runner, workers)
         else:
-            done = [drain_share(share, once, seconds) for share in shares]
+            done = [drain_share(*each) for each in arguments]
     results = [result for drained, _ in done for result in drained]
     indexed = [result for _, of_share in done for result in of_share]
     return RunReport(tuple(results), time.monotonic() - begin, tuple(indexed))
-
-
-@flow(name="drain-shares", persist_result=False, retries=0)
-def drain_shares(
-    shares: list[list[TopicPartition]], once: bool, seconds: float | None
-) -> "list[tuple[list[LogResult], list[IndexResult]]]":
-    """Drain several shares of the logs in parallel, on the task runner of the settings."""
-    futures = [drain_share.submit(share, once, seconds) for share in shares]
-    wait(futures)
-    return [future.result() for future in futures]
 
 
 def _conclude(report: RunReport) -> State[Any]:

@@ -125,7 +125,7 @@ def _stands(judge: Judge, entry: Manifest, sequence: int) -> bool:
 
 def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterator[Finding]:
     log, head = end.log, end.head
-    committed = broker.remembered(log.topic, [log.partition], archive).get(log.partition)
+    committed = next(iter(broker.remembered([(log.topic, log.partition)], archive)), None)
     if committed is None or committed.log != log:
         return
     known = check_committed_head(committed, trust, end.judge.proofs)

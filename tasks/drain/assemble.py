@@ -225,17 +225,17 @@ class Assembler:
         """Put records into the open batch, close it whenever it is full, and return how many were put."""
         done = 0
         while done < len(records) and (not done or self._quarantine_bytes < CUT_QUARANTINE_BYTES):
-            found = values[done : done + self._batch_events - self._open_events]
+            chunk = values[done : done + self._batch_events - self._open_events]
             room = CUT_BYTES - self._open_bytes
-            size = _size(found)
+            size = _size(chunk)
             if size > room:
                 # Take as many as fit, and at least one. If none fits, the open batch is closed first.
-                fitting = bisect_right(list(accumulate(len(value or b"") + 1 for value in found)), room)
-                found = found[: max(1, fitting)]
+                fitting = bisect_right(list(accumulate(len(value or b"") + 1 for value in chunk)), room)
+                chunk = chunk[: max(1, fitting)]
                 if not fitting and self._open_events:
                     self._close_batch()
                     continue
-            done += self._take(records[done : done + len(found)], found)
+            done += self._take(records[done : done + len(chunk)], chunk)
             if self._open_events >= self._batch_events or self._open_bytes >= CUT_BYTES:
                 self._close_batch()
         return done

@@ -98,11 +98,11 @@ error_of = cast("Callable[[Received], KafkaError | None]", Message.error)
 partition_of = cast("Callable[[Received], int]", Message.partition)
 
 
-def map_error(error: KafkaError, what: str) -> SourceRefused | TransientSourceError:
-    """Return custody's error for one of Kafka's."""
+def map_error(error: KafkaError, step: str) -> SourceRefused | TransientSourceError:
+    """Return custody's error for one of Kafka's. The message begins with the step that failed."""
     if error.code() in _TERMINAL or error.fatal():
-        return SourceRefused(f"{what}: {error.str()}; check the topic, the client's rights and kafka.client's settings")
-    return TransientSourceError(f"{what}: {error.str()}; the next run tries again")
+        return SourceRefused(f"{step}: {error.str()}; check the topic, the client's rights and kafka.client's settings")
+    return TransientSourceError(f"{step}: {error.str()}; the next run tries again")
 
 
 def says_truncated(error: KafkaError) -> bool:
@@ -136,13 +136,13 @@ def contradiction(last: LastRecord, offset: int, leader_epoch: int | None) -> st
     )
 
 
-def truncated(log: Log, what: str) -> LogChanged:
+def truncated(log: Log, reason: str) -> LogChanged:
     """Return the error for a partition that lost records which the archive has."""
     return LogChanged(
-        f"{log}: {what}: the partition was truncated, by an unclean leader election or a broker that lost its disk, and"
-        " may have grown again. New records at offsets that the archive has already would be left out, so nothing is"
-        f" appended. Compare with 'custody verify --kafka'. Then 'custody new-epoch {log.topic}' begins a new epoch of"
-        " the log, from the partition's present start; the old epoch stays as it is."
+        f"{log}: {reason}: the partition was truncated, by an unclean leader election or a broker that lost its disk,"
+        " and may have grown again. New records at offsets that the archive has already would be left out, so nothing"
+        f" is appended. Compare with 'custody verify --kafka'. Then 'custody new-epoch {log.topic}' begins a new epoch"
+        " of the log, from the partition's present start; the old epoch stays as it is."
     )
 
 
@@ -319,22 +319,21 @@ class Broker:
             self._probe.unassign()
 
     @patiently
-    def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, CommittedHead]:
+    def remembered(self, partitions: Iterable[tuple[str, int]], archive: str) -> list[CommittedHead]:
         """Return the heads of this archive in the group's committed offsets. Their signatures are not checked yet.
 
         Raises:
             SourceError: the broker does not answer.
         """
-        asked = [TopicPartition(topic, partition) for partition in partitions]
+        asked = [TopicPartition(topic, partition) for topic, partition in partitions]
         try:
             answers = self._stable.committed(asked, timeout=REQUEST_SECONDS)
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}: the group's offsets cannot be read") from None
-        parsed = {
-            answer.partition: parse_committed_head(answer.metadata or "", archive, topic, answer.partition)
-            for answer in answers
-        }
-        return {partition: committed for partition, committed in parsed.items() if committed is not None}
+            raise map_error(error.args[0], "the group's offsets cannot be read") from None
+        heads = [
+            parse_committed_head(answer.metadata or "", archive, answer.topic, answer.partition) for answer in answers
+        ]
+        return [head for head in heads if head is not None]
 
     def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:
         """Commit a log's offset for lag monitors, with the head as metadata. A failure is only logged."""

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 
 from confluent_kafka import TopicPartition as Position
 
@@ -178,8 +179,9 @@ class Loop:
         self._intake = Intake(context.broker, appends)
         self._runs = {run.topic_partition: run for run in runs}
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
-        topics = {topic for topic, _ in self._runs}
-        self._one_topic = topics.pop() if len(topics) == 1 else None
+        # With one topic the partition alone is the key, which saves a call for each record.
+        one_topic = len({topic for topic, _ in self._runs}) == 1
+        self._key: Callable[[Received], object] = partition_of if one_topic else _topic_partition_of
 
     def run(self) -> None:
         """Drain until caught up, out of time, or stopped; then cut the open segments and append them."""
@@ -230,19 +232,10 @@ class Loop:
             others = [message for message in messages if message.error() is not None]
             messages = [message for message in messages if message.error() is None]
         records: dict[TopicPartition, list[Received]] = defaultdict(list)
-        if self._one_topic is None:
-            for message in messages:
-                records[message.topic(), message.partition()].append(message)
-            return records, others
-        # With one topic the partition alone is the key, which saves a call for each record.
-        partitions = list(map(partition_of, messages))
-        if partitions and partitions.count(partitions[0]) == len(partitions):
-            return {(self._one_topic, partitions[0]): messages}, others
-        by_partition: dict[int, list[Received]] = defaultdict(list)
-        for partition, message in zip(partitions, messages, strict=True):
-            by_partition[partition].append(message)
-        for partition, of_partition in by_partition.items():
-            records[self._one_topic, partition] = of_partition
+        # librdkafka returns records of one partition in runs.
+        for _, group in groupby(messages, self._key):
+            of_partition = list(group)
+            records[of_partition[0].topic(), of_partition[0].partition()].extend(of_partition)
         return records, others
 
     def _handle(self, message: Received, feed: Feed) -> None:
@@ -333,6 +326,10 @@ class Loop:
                     waited,
                     result.lag,
                 )
+
+
+def _topic_partition_of(message: Received) -> TopicPartition:
+    return message.topic(), message.partition()
 
 
 def _stalled(run: LogRun) -> TransientSourceError:

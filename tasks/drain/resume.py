@@ -43,7 +43,7 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     """Open every log, and return the runs, and the results of logs that cannot be drained."""
     topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in partitions}))}
     logs = list_logs(context.store)
-    known = known_heads(context, topics, partitions)
+    known = known_heads(context, [each for each in partitions if each[0] in topics])
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
@@ -63,19 +63,15 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     return runs, [result for result in opened if isinstance(result, LogResult)]
 
 
-def known_heads(
-    context: Context, topics: Iterable[str], partitions: Sequence[TopicPartition]
-) -> dict[str, list[KnownHead]]:
+def known_heads(context: Context, partitions: Iterable[TopicPartition]) -> dict[str, list[KnownHead]]:
     """Return the signed heads of logs in the newest audit and in the group's committed offsets."""
     known = {log: [head] for log, head in context.audited.items()}
-    for name in topics:
-        numbers = [partition for topic, partition in partitions if topic == name]
-        for committed in context.broker.remembered(name, numbers, context.archive.id).values():
-            log = committed.log
-            judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
-            head = check_committed_head(committed, context.trust, judge.proofs)
-            if head is not None:
-                known.setdefault(str(log), []).append(head)
+    for committed in context.broker.remembered(partitions, context.archive.id):
+        log = committed.log
+        judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
+        head = check_committed_head(committed, context.trust, judge.proofs)
+        if head is not None:
+            known.setdefault(str(log), []).append(head)
     return known
 
 
@@ -86,23 +82,18 @@ def newest_epoch(
 
     A folder with an epoch's name is not enough: its statements must be signed.
     """
-    first = Log(*topic_partition)
-    epochs = {log.epoch for log in logs if (log.topic, log.partition) == topic_partition}
-    names = [name for name, heads in known.items() if any(head.size for head in heads)]
-    names += [name for name, head in context.trust.heads.items() if head.size]
-    remembered = {
-        log.epoch
-        for name in names
-        if (log := layout.parse_log_text(name)) is not None and (log.topic, log.partition) == topic_partition
-    }
-    for epoch in sorted(epochs | remembered, reverse=True):
+    signed = {name for name, heads in known.items() if any(head.size for head in heads)}
+    signed |= {name for name, head in context.trust.heads.items() if head.size}
+    candidates = [*logs, *(log for log in map(layout.parse_log_text, signed) if log is not None)]
+    epochs = {log.epoch for log in candidates if (log.topic, log.partition) == topic_partition}
+    for epoch in sorted(epochs, reverse=True):
         log = Log(*topic_partition, epoch)
-        if epoch == first.epoch or epoch in remembered:
+        if epoch == 1 or str(log) in signed:
             return log
         if find_trusted_tip(context.store, log, context.archive.id, context.trust).newest is not None:
             return log
         logger.warning("%s has no statement signed by trusted keys: it is not an epoch", layout.log_prefix(log))
-    return first
+    return Log(*topic_partition)
 
 
 def log_id(context: Context, topic: Topic, log: Log) -> LogId:
@@ -206,7 +197,7 @@ def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
         if current is None:
             raise context.broker.missing(topic)
         logs = list_logs(context.store)
-        known = known_heads(context, [topic], [(topic, partition) for partition in range(current.partitions)])
+        known = known_heads(context, [(topic, partition) for partition in range(current.partitions)])
         for partition in range(current.partitions):
             earlier = newest_epoch(context, logs, (topic, partition), known)
             tip = find_trusted_tip(context.store, earlier, context.archive.id, context.trust)
