@@ -30,18 +30,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from custody.archive.reader import list_logs, read_manifest
-from custody.archive.trusted import standing
+from custody.archive.reader import list_logs
 from custody.archive.writer import create_archive
 from custody.cli import render
 from custody.cli.main import main
-from custody.errors import CustodyError, ObjectMissing, TransientSourceError
-from custody.format import layout
+from custody.errors import CustodyError, TransientSourceError
 from custody.format.layout import Log
 from custody.keys import trust_file
 from custody.keys.keyring import new_keyring
 from custody.keys.open import open_public, open_signers
-from custody.keys.trust import Trust, open_trust
+from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.report import Report
 from custody.verify.run import verify
@@ -149,7 +147,7 @@ def _run(console: Console, codes: set[int], *words: object) -> None:
         if ended.code not in codes:
             raise CustodyError(
                 f"the exit code of {_command(*words)[2:]} is {ended.code}, not {min(codes)}: this is a bug, please"
-                " report it with the folder"
+                " report it"
             ) from None
 
 
@@ -228,13 +226,12 @@ def _produce(producer: Producer, topic: str, values: list[bytes]) -> int:
 def _audit(console: Console, folder: Path, log: Log) -> None:
     """Show how the operator makes evidence, and how an auditor checks it with trust.json: public keys, no secret."""
     archive, trust, file = folder / "archive", folder / "trust.json", folder / "evidence.zip"
-    offset, _ = _first_events(archive, log)
     console.print(
         "\nThe operator makes evidence of one event, with the keyring. It shows that event alone because this drain ran"
         " with drain.event_leaves on (it is off by default):"
     )
     keys = ("--keys", f"file:{folder / 'keyring.json'}")
-    _run(console, {0}, "evidence", log, offset, "--archive", archive, *keys, "--for", trust, "-o", file)
+    _run(console, {0}, "evidence", log, 0, "--archive", archive, *keys, "--for", trust, "-o", file)
     console.print("\nWith public keys alone, as an auditor has them in trust.json:")
     _run(console, {0, 3}, "verify", archive, "--trust", trust)
     _run(console, {0}, "check-evidence", file, "--trust", trust)
@@ -276,25 +273,13 @@ def _tamper(console: Console, folder: Path, log: Log) -> None:
     """Copy the archive, flip one bit in a segment of the copy, and show what verification says."""
     copy = folder / f"{_COPY}{log.topic}"
     shutil.copytree(folder / "archive", copy)
-    _, key = _first_events(copy, log)
-    path = copy / key
+    path = min((copy / "events").rglob(f"*-{log.topic}-{log.partition}-*.gz"))
     data = bytearray(path.read_bytes())
     at = random.Random(_SEED).randrange(len(data))  # noqa: S311 - any byte will do
     data[at] ^= 0x01
     path.write_bytes(data)
-    console.print(f"\nNow one bit is flipped in a copy: byte {at:,} of {key}")
+    console.print(f"\nNow one bit is flipped in a copy: byte {at:,} of {path.relative_to(copy)}")
     _run(console, {13}, "verify", copy, "--keys", f"file:{folder / 'keyring.json'}")
-
-
-def _first_events(archive: Path, log: Log) -> tuple[int, str]:
-    """Return the offset of a log's first event, and the key of the segment that has it."""
-    store = open_store(str(archive))
-    holds = standing(store, None, Trust())(log)
-    for sequence in range(1_000):
-        statement = read_manifest(store, log, sequence, holds).statement
-        if statement.segment is not None:
-            return statement.batches[0].first_offset, statement.segment.key
-    raise ObjectMissing(f"{layout.log_prefix(log)} names no segment")
 
 
 def _print_next_steps(console: Console, folder: Path, seconds: float) -> None:
