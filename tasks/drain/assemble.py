@@ -132,8 +132,7 @@ class Assembler:
         self._open_from = 0
         self._open_to = 0
         self._open_leaves: OpenLeaves | None = None
-        self._kinds: set[int] = set()
-        self._stamps: tuple[int, int] | None = None
+        self._times: set[tuple[int, int]] = set()
 
     @property
     def is_empty(self) -> bool:
@@ -269,11 +268,7 @@ class Assembler:
         self._open_events += checked.events
         self._open_bytes += len(checked.payload)
         # Many records of a batch share a millisecond.
-        for kind, stamp in set(map(type(records[0]).timestamp, records)):
-            if kind != TIME_NOT_AVAILABLE and stamp >= 0:
-                self._kinds.add(kind)
-                low, high = self._stamps or (stamp, stamp)
-                self._stamps = min(low, stamp), max(high, stamp)
+        self._times.update(map(type(records[0]).timestamp, records))
         return taken
 
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
@@ -317,12 +312,14 @@ class Assembler:
         return self._number
 
     def _kafka_time(self) -> KafkaTime | None:
-        if self._stamps is None:
+        times = [(stamp, kind) for kind, stamp in self._times if kind != TIME_NOT_AVAILABLE and stamp >= 0]
+        if not times:
             return None
+        kinds = {kind for _, kind in times}
         name: Literal["create", "append", "mixed"] = (
-            "mixed" if len(self._kinds) > 1 else "append" if TIME_APPEND in self._kinds else "create"
+            "mixed" if len(kinds) > 1 else "append" if TIME_APPEND in kinds else "create"
         )
-        return KafkaTime(name, *self._stamps)
+        return KafkaTime(name, min(times)[0], max(times)[0])
 
 
 def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:

@@ -212,7 +212,7 @@ def holes(sent: Sequence[Sent], start: int, end: int) -> Ranges:
 
 
 def at_read(monkeypatch: pytest.MonkeyPatch, happens: Callable[[int, list[Received]], None]) -> None:
-    """Let something happen between a read from Kafka and its use: called with the records read before, and these."""
+    """Call `happens` between a read from Kafka and its use, with the number of records read before, and these."""
     real, count = Feed.read, 0
 
     def read(self: Feed, records: int, seconds: float) -> list[Received]:
