@@ -1318,7 +1318,8 @@ def test_truncated_in_the_middle_of_a_run(fragile: Site) -> None:
     thread.join()
     (result,) = results
     assert result.outcome == "failed"
-    assert "the partition was truncated" in str(result.problem)
+    # On a busy machine the run may look before the partition has grown again: then it ends before the log does.
+    assert "truncated" in str(result.problem)
     log = fragile.read()[f"{topic}/0"]
     assert log.events == archived(old)
 
