@@ -8,27 +8,21 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
-from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
-from flows.runners import task_runner
+from flows.publish import emit, publish_table
+from flows.runners import run_parallel
 from flows.summaries import audit_summary
 from tasks.audit.conclude import Outcome
-from tasks.audit.pieces import PieceResult
-from tasks.audit.plan import Plan, Request
+from tasks.audit.plan import Request
 from tasks.audit.task import read_pieces, report, sign, survey
 from tasks.settings import Settings
-
-ROWS = 100
-"""Rows in the artifact; it lives in Prefect's database."""
 
 _SHARES_A_WORKER = 8
 
@@ -54,7 +48,7 @@ def audit(
         return Completed(message=str(error))
     except CustodyError as error:
         # One line is enough: a traceback would not help an operator.
-        _emit("custody.audit.failed", {"verdict": "not done", "problem": str(error)})
+        emit("custody.audit.failed", "audit", verdict="not done", problem=str(error))
         return Failed(message=f"the audit could not be done: {error}")
     return _conclude(outcome)
 
@@ -64,10 +58,10 @@ def _run(request: Request) -> Outcome:
     plan = survey(request)
     workers = settings.audit.workers
     size = -(-len(plan.pieces) // (workers * _SHARES_A_WORKER)) or 1
-    shares = [(start, start + size) for start in range(0, len(plan.pieces), size)]
+    shares = [(plan, plan.pieces[start : start + size]) for start in range(0, len(plan.pieces), size)]
     if workers > 1 and len(shares) > 1:
-        spread = read_shares.with_options(task_runner=task_runner(settings.audit.task_runner, workers))
-        results = spread(msgspec.to_builtins(plan), shares)
+        done = run_parallel(read_pieces, shares, settings.audit.task_runner, workers)
+        results = [result for share in done for result in share]
     else:
         results = read_pieces(plan, plan.pieces)
     outcome = sign(plan, results)
@@ -80,26 +74,10 @@ def _run(request: Request) -> Outcome:
     return outcome
 
 
-@flow(name="read-shares", persist_result=False, retries=0)
-def read_shares(plan: dict[str, Any], shares: list[tuple[int, int]]) -> list[PieceResult]:
-    """Read several shares of the pieces in parallel, on the task runner of the settings.
-
-    Args:
-        plan: the plan as plain values, because Prefect stores the parameters of flows.
-        shares: each share's first piece, and the piece after its last one.
-    """
-    whole = msgspec.convert(plan, Plan)
-    futures = [read_pieces.submit(whole, whole.pieces[first:end]) for first, end in shares]
-    wait(futures)
-    return [result for future in futures for result in future.result()]
-
-
 def _conclude(outcome: Outcome) -> State[Any]:
     """Publish the findings, and end the run as completed or failed."""
     summary = audit_summary(outcome)
-    shown = [_row(finding) for finding in outcome.findings[:ROWS]]
-    more = f"; the table shows the first {ROWS}" if len(outcome.findings) > ROWS else ""
-    create_table_artifact(key="audit", table=shown or [{"verdict": outcome.verdict}], description=summary + more)
+    publish_table("audit", [_row(finding) for finding in outcome.findings], summary)
     if outcome.report:
         create_link_artifact(
             key="integrity-report", link=outcome.report, link_text="Integrity report", description=summary
@@ -110,17 +88,11 @@ def _conclude(outcome: Outcome) -> State[Any]:
             f"{finding['finding']}: {finding.get('log', finding.get('key', ''))}: {finding['message']}"
             for finding in outcome.findings[:10]
         ]
-        _emit("custody.audit.failed", {"verdict": outcome.verdict, "audit": outcome.sequence, "findings": worst})
+        emit("custody.audit.failed", "audit", verdict=outcome.verdict, audit=outcome.sequence, findings=worst)
         # No data: Prefect accepts only an exception there, and would show its complaint instead of our message.
         return Failed(message="\n".join([summary, *worst]))
-    _emit("custody.audit.passed", {"verdict": outcome.verdict, "audit": outcome.sequence})
+    emit("custody.audit.passed", "audit", verdict=outcome.verdict, audit=outcome.sequence)
     return Completed(message=summary, data=outcome)
-
-
-def _emit(event: str, payload: dict[str, Any]) -> None:
-    """Emit an event that the automations in `deployments/` wait for."""
-    resource = {"prefect.resource.id": "custody.audit", "prefect.resource.name": "audit"}
-    emit_event(event, resource=resource, payload=payload)
 
 
 def _row(finding: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import httpx
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectException
@@ -21,6 +21,7 @@ from prefect.states import Cancelled, Completed, Failed
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.times import as_utc
 from custody.store.protocol import Tier
+from flows.publish import publish_table
 from flows.summaries import copy_summary, plan_summary
 from tasks.backfill.copy import Progress
 from tasks.backfill.plan import Kind, Plan, Request, check_request
@@ -35,7 +36,6 @@ EventType = Literal[
 LOOK_AGAIN = timedelta(hours=1)
 """How long after this run the next one checks whether restores are done."""
 
-_ROWS = 100
 _REPORT_SECONDS = 5.0
 
 
@@ -90,7 +90,7 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
     check_request(Settings(), request)
     plan = choose(request)
     summary = plan_summary(plan)
-    create_table_artifact(key="backfill", table=_rows(plan), description=summary)
+    publish_table("backfill", _rows(plan), summary)
     get_run_logger().info(summary)
     if dry_run:
         return Completed(message=f"{summary} Nothing was changed.")
@@ -159,4 +159,4 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
         row["statements"] += len(part.pieces)
         row["events"] += part.events
         row["bytes"] += part.size
-    return list(logs.values())[:_ROWS] or [{"log": "none", "statements": 0, "events": 0, "bytes": 0}]
+    return list(logs.values())

@@ -6,19 +6,17 @@ the flow needs no retries and no cache, and two runs at once only cost work.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
-from prefect.futures import wait
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
-from flows.runners import task_runner
-from tasks.drain.log_run import LogResult, TopicPartition
+from flows.publish import emit, publish_table
+from flows.runners import run_parallel
+from tasks.drain.log_run import LogResult
 from tasks.drain.run import find_partitions
 from tasks.drain.signals import stop_on_signals
 from tasks.drain.task import drain_share
@@ -26,9 +24,6 @@ from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult
-
-ROWS = 100
-"""Rows in the artifact; it lives in Prefect's database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,70 +53,40 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
 
 def _run(once: bool, seconds: float | None) -> RunReport:
     settings = Settings()
-    if seconds is None and not once:
-        seconds = settings.drain.seconds
-    begin = time.monotonic()
-    partitions = find_partitions(settings)
-    shares = [
-        partitions[start :: settings.drain.workers] for start in range(min(settings.drain.workers, len(partitions)))
-    ]
+    begin, partitions, workers = time.monotonic(), find_partitions(settings), settings.drain.workers
+    shares = [partitions[start::workers] for start in range(min(workers, len(partitions)))]
+    arguments = [(share, once, seconds) for share in shares]
     with stop_on_signals():
         if len(shares) > 1:
-            spread = drain_shares.with_options(
-                task_runner=task_runner(settings.drain.task_runner, settings.drain.workers)
-            )
-            done = spread(shares, once, seconds)
+            done = run_parallel(drain_share, arguments, settings.drain.task_runner, workers)
         else:
-            done = [drain_share(share, once, seconds) for share in shares]
+            done = [drain_share(*each) for each in arguments]
     results = [result for drained, _ in done for result in drained]
     indexed = [result for _, of_share in done for result in of_share]
     return RunReport(tuple(results), time.monotonic() - begin, tuple(indexed))
-
-
-@flow(name="drain-shares", persist_result=False, retries=0)
-def drain_shares(
-    shares: list[list[TopicPartition]], once: bool, seconds: float | None
-) -> "list[tuple[list[LogResult], list[IndexResult]]]":
-    """Drain several shares of the logs in parallel, on the task runner of the settings."""
-    futures = [drain_share.submit(share, once, seconds) for share in shares]
-    wait(futures)
-    return [future.result() for future in futures]
 
 
 def _conclude(report: RunReport) -> State[Any]:
     """Publish the results, and end the run as failed if a log failed."""
     results = report.results
     failed = [result for result in results if result.outcome == "failed"]
-    hanging = [result for result in results if result.hanging is not None]
-    events = sum(result.events for result in results)
+    events, lag = sum(result.events for result in results), sum(result.lag or 0 for result in results)
     summary = (
         f"{events:,} events of {len(results)} logs archived,"
         f" {sum(result.quarantined for result in results):,} records quarantined,"
-        f" {sum(result.lost for result in results):,} offsets lost; lag {sum(result.lag or 0 for result in results):,}."
+        f" {sum(result.lost for result in results):,} offsets lost; lag {lag:,}."
     )
     worst_first = sorted(results, key=lambda result: (result.outcome == "drained", -(result.lag or 0), result.log))
-    shown = f" The table shows the first {ROWS} of {len(results)} logs." if len(results) > ROWS else ""
     indexed = {result.log: result for result in report.indexed}
-    create_table_artifact(
-        key="drain",
-        table=[_row(result, indexed.get(result.log)) for result in worst_first[:ROWS]],
-        description=summary + shown,
-    )
+    publish_table("drain", [_row(result, indexed.get(result.log)) for result in worst_first], summary)
     _report_search(report.indexed)
-    for result in hanging:
-        emit_event(
-            "custody.log.hanging-transaction",
-            resource={"prefect.resource.id": f"custody.log.{result.log}", "prefect.resource.name": result.log},
-            payload={"seconds": result.hanging, "lag": result.lag},
-        )
+    for result in results:
+        if result.hanging is not None:
+            emit("custody.log.hanging-transaction", f"log.{result.log}", seconds=result.hanging, lag=result.lag)
     get_run_logger().info(summary)
     if failed:
         return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]))
-    emit_event(
-        "custody.drain.completed",
-        resource={"prefect.resource.id": "custody.drain", "prefect.resource.name": "drain"},
-        payload={"events": events, "lag": sum(result.lag or 0 for result in results)},
-    )
+    emit("custody.drain.completed", "drain", events=events, lag=lag)
     return Completed(message=summary, data=report)
 
 
@@ -133,27 +98,17 @@ def _report_search(indexed: "Sequence[IndexResult]") -> None:
             continue
         problem = result.problem or f"the index is {result.behind:,.0f} s behind the archive"
         get_run_logger().warning("%s is archived, but cannot be searched yet: %s", result.log, problem)
-        emit_event(
+        emit(
             "custody.search.behind",
-            resource={"prefect.resource.id": f"custody.log.{result.log}", "prefect.resource.name": result.log},
-            payload={"seconds": result.behind, "problem": problem, "sequence": result.sequence},
+            f"log.{result.log}",
+            seconds=result.behind,
+            problem=problem,
+            sequence=result.sequence,
         )
 
 
 def _row(result: LogResult, indexed: "IndexResult | None") -> dict[str, Any]:
-    search = {} if indexed is None else {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected}
-    problems = [result.problem, indexed.problem if indexed else None]
-    return {
-        "log": result.log,
-        "outcome": result.outcome if result.hanging is None else f"{result.outcome}, held back by a transaction",
-        "events": result.events,
-        "quarantined": result.quarantined,
-        "skipped": result.skipped,
-        "lost": result.lost,
-        "segments": result.segments,
-        "next offset": result.next_offset,
-        "lag": result.lag,
-        "head": f"{result.size} {result.root[:16]}",
-        **search,
-        "problem": "; ".join(filter(None, problems)),
-    }
+    row = asdict(result)
+    if indexed is not None:
+        row |= {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected, "search": indexed.problem}
+    return row

@@ -9,18 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
+from flows.publish import emit, publish_table
 from tasks.roll.record import Action
 from tasks.roll.task import take_steps, usage
 from tasks.roll.tiers import Usage
-
-ROWS = 100
-"""Rows in an artifact; it lives in Prefect's database."""
 
 _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
 
@@ -53,19 +49,13 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
         "Roll: " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "done") + "."
     )
     shown = sorted(actions, key=lambda action: (_WORST_FIRST[action.outcome], action.what, action.target))
-    more = f" The table shows the first {ROWS} of {len(actions):,}." if len(actions) > ROWS else ""
-    create_table_artifact(
-        key="roll",
-        table=[asdict(action) for action in shown[:ROWS]] or [{"what": "nothing to do"}],
-        description=summary + more,
-    )
+    publish_table("roll", [asdict(action) for action in shown], summary)
     get_run_logger().info(summary)
-    resource = {"prefect.resource.id": "custody.roll", "prefect.resource.name": "roll"}
     if problems or failed:
         worst = [*problems, *failed][:10]
-        emit_event("custody.roll.failed", resource=resource, payload={"problems": worst})
+        emit("custody.roll.failed", "roll", problems=worst)
         return Failed(message="\n".join([summary, *worst]))
-    emit_event("custody.roll.completed", resource=resource, payload=counts)
+    emit("custody.roll.completed", "roll", **counts)
     return Completed(message=summary, data=list(actions))
 
 
@@ -80,5 +70,4 @@ def _show_usage(usages: Sequence[Usage]) -> None:
             " `drain.flush_seconds` to get larger segments."
         )
     shown = [field.name for field in fields(Usage) if costs or field.name != "cost_a_month"]
-    table = [{name: getattr(part, name) for name in shown} for part in usages]
-    create_table_artifact(key="tiers", table=table or [{"part": "nothing is archived"}], description=description)
+    publish_table("tiers", [{name: getattr(part, name) for name in shown} for part in usages], description)

@@ -1,12 +1,30 @@
-"""Makes the task runner that a setting names."""
+"""Runs tasks in parallel, on the task runner that a setting names."""
 
 import importlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
+from prefect import Task, flow
+from prefect.futures import wait
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from custody.errors import ConfigurationError
 from tasks.settings import TaskRunner as Kind
+
+R = TypeVar("R")
+
+
+def run_parallel(task: Task[..., R], arguments: Sequence[tuple[Any, ...]], kind: Kind, workers: int) -> list[R]:
+    """Run a task once for each tuple of arguments, in a flow of its own, and return the results in order."""
+
+    # It has no parameters, because Prefect stores those of flows.
+    @flow(name=f"{task.name}-parallel", persist_result=False, retries=0, task_runner=task_runner(kind, workers))
+    def parallel() -> list[R]:
+        futures = [task.submit(*each) for each in arguments]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    return parallel()
 
 
 def task_runner(kind: Kind, workers: int) -> TaskRunner[Any]:

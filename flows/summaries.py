@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
 from rich.table import Table
 
 from custody.cli import render
@@ -58,7 +59,7 @@ def roll_table(actions: "Sequence[Action]") -> Table:
 
 
 def audit_summary(outcome: "Outcome") -> str:
-    """Return the result of an audit, in one paragraph."""
+    """Return what an audit read and found, in one paragraph."""
     counts = outcome.counts
     rejected = counts.get("rejected", 0)
     unsearchable = f" Elasticsearch rejected {rejected:,} of these events: they cannot be searched." if rejected else ""
@@ -72,12 +73,12 @@ def audit_summary(outcome: "Outcome") -> str:
 def plan_summary(plan: "Plan") -> str:
     """Return what a plan reads and how long it takes, in one paragraph."""
     archived = plan.archived
-    total = size(sum(status.size for status in archived.values()))
+    total = decimal(sum(status.size for status in archived.values()))
     hours = f"up to {plan.restore_hours:.0f} h for restores, then "
     restores = f" {len(archived):,} of these segments must be restored first ({total})."
     problems = f" {len(plan.problems):,} cannot be read: {plan.problems[0]}." if plan.problems else ""
     return (
-        f"Up to {plan.events:,} events in {len(plan.segments):,} segments ({size(plan.size)});"
+        f"Up to {plan.events:,} events in {len(plan.segments):,} segments ({decimal(plan.size)});"
         f" {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
         f" Estimate: {hours if archived else ''}{duration(plan.copy_seconds)} to copy."
     )
@@ -90,7 +91,7 @@ def copy_summary(progress: "Progress") -> str:
     return (
         f"{progress.looked_at:,} of {progress.events:,} events checked: {progress.created:,} copied,"
         f" {progress.there:,} already there, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
-        f"{size(progress.read)} read{rest}."
+        f"{decimal(progress.read)} read{rest}."
     )
 
 
@@ -100,12 +101,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
-
-
-def size(number: float) -> str:
-    """Return a number of bytes for people, in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(number) < 1024:
-            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
-        number /= 1024
-    return f"{number:,.1f} GiB"

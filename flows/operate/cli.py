@@ -28,6 +28,12 @@ def _import(name: str) -> Any:
     return operators.load(name, "this command")
 
 
+def _fail(problems: list[str]) -> None:
+    """Raise an error that has all problems, unless there are none."""
+    if problems:
+        raise CustodyError("\n".join(problems))
+
+
 @app.command()
 def demo(
     folder: Annotated[
@@ -42,16 +48,14 @@ def demo(
 @app.command()
 def up(
     folder: Annotated[
-        Path | None,
-        typer.Option("--dir", help="Folder for the files of Prefect's server; they can be lost.", file_okay=False),
-    ] = None,
+        Path, typer.Option("--dir", help="Folder for the files of Prefect's server; they can be lost.", file_okay=False)
+    ] = Path("custody-data/prefect"),
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Port of the server on 127.0.0.1; 0 for any free port.")
-    ] = None,
+        int, typer.Option(min=0, max=65_535, help="Port of the server on 127.0.0.1; 0 for any free port.")
+    ] = 4200,
 ) -> None:
     """Run a small installation: Prefect's server, a worker and the scheduled deployments."""
-    given = {name: value for name, value in {"folder": folder, "port": port}.items() if value is not None}
-    _import("flows.operate.up").up(**given)
+    _import("flows.operate.up").up(folder, port)
 
 
 @app.command()
@@ -66,7 +70,7 @@ def drain(
     """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
     with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
-        results, indexed = _import("tasks.drain.follow").drain_and_index(settings, once=once, seconds=seconds)
+        results, indexed = _import("tasks.drain.run").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.summaries").drain_table(results))
     else:
@@ -74,9 +78,7 @@ def drain(
     for result in indexed:
         if result.problem:
             typer.echo(f"Cannot be searched yet: {result.log}: {result.problem}", err=True)
-    problems = [result.problem for result in results if result.outcome == "failed"]
-    if problems:
-        raise CustodyError("\n".join(problems))
+    _fail([result.problem for result in results if result.outcome == "failed"])
 
 
 @app.command()
@@ -86,9 +88,7 @@ def index(
     """Index archived events that Elasticsearch lacks, now. The drain does this too, after each manifest."""
     results = _import("tasks.search.index").index_logs(Settings(), logs or ())
     render.console().print(_import("flows.summaries").index_table(results))
-    problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
-    if problems:
-        raise CustodyError("\n".join(problems))
+    _fail([f"{result.log}: {result.problem}" for result in results if result.problem])
 
 
 @app.command()
@@ -101,9 +101,7 @@ def roll(
         render.console().print(_import("flows.summaries").roll_table(actions))
     else:
         typer.echo("Nothing to do.")
-    failed = [f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"]
-    if failed:
-        raise CustodyError("\n".join(failed))
+    _fail([f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"])
 
 
 @app.command()
@@ -184,11 +182,9 @@ def backfill(
     signals = _import("tasks.drain.signals")
     with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
         done = copying.copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
-        stopped = done.stopped
     typer.echo(summaries.copy_summary(done))
-    if done.problems:
-        raise CustodyError("\n".join(done.problems))
-    if stopped:
+    _fail(done.problems)
+    if done.stopped:
         raise CustodyError("the backfill was stopped: run the same command again to continue")
 
 
@@ -197,7 +193,7 @@ def new_epoch(
     topic: Annotated[str, typer.Argument(help="A topic that was recreated, moved to another cluster, or truncated.")],
 ) -> None:
     """Begin a new epoch of a topic's logs, after the topic was recreated, moved or truncated."""
-    begun = _import("tasks.drain.epochs").begin_epoch(Settings(), topic)
+    begun = _import("tasks.drain.resume").begin_epoch(Settings(), topic)
     for epoch in begun:
         typer.echo(f"{epoch.log}: new epoch begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):
@@ -229,5 +225,4 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
         render.console().print(table)
     elif not as_json:
         typer.echo("The archive has no logs yet.")
-    if problems:
-        raise CustodyError("\n".join(problems))
+    _fail(problems)

@@ -1,7 +1,7 @@
 """`custody up`: Prefect's server, a worker and the scheduled deployments, as children of one process.
 
 Rules:
-- A child that dies is started again, after a longer and longer wait if it keeps dying at once.
+- A child that dies is started again within 5 seconds, and not more often.
 - SIGTERM and Ctrl-C end everything: running drains finish their open segment, then the worker ends, then the server.
 - If `up` itself is killed, its children keep running. The next `up` in the same folder ends them before it starts.
 - The server keeps its database in the folder. The database may be lost: the archive is the state.
@@ -15,26 +15,23 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import psutil
 import typer
 
 from custody.errors import ConfigurationError, CustodyError
 from custody.store.durable import replace_file
+from tasks.drain.signals import stop_on_signals, stop_requested
 from tasks.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
-FOLDER = Path("custody-data") / "prefect"
 POOL = "custody"
-PORT = 4200
 
 WORKER_LIMIT = 4
 """Runs at the same time: enough that a hanging drain, an audit and an alert leave room for the next drain.
@@ -47,46 +44,96 @@ _START_SECONDS = 180
 _DEPLOY_SECONDS = 120
 _FINISH_SECONDS = 60
 _STOP_SECONDS = 15
-_STEADY_SECONDS = 60
-_LONGEST_WAIT = 30.0
+_REVIVE_SECONDS = 5
 
 
 @dataclass(slots=True)
-class _Child:
-    """A process that is kept running."""
-
-    name: str
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    wait: float = 1.0
-    due: float = 0.0
-
-    def start(self, environment: Mapping[str, str]) -> None:
-        # In its own session, so that Ctrl-C in the terminal reaches only `up`, which ends its children in order.
-        self.process = subprocess.Popen(
-            self.command, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        self.started = time.monotonic()
-
-
-@dataclass(slots=True)
-class _House:
+class _Installation:
     """The processes of one folder and port."""
 
     folder: Path
     port: int
-    deployments: Path
     environment: dict[str, str]
-    stop: threading.Event = field(default_factory=threading.Event)
-    children: list[_Child] = field(default_factory=list)
+    children: dict[str, psutil.Popen] = field(default_factory=dict)
+    """Server and worker, in the order in which they were started first."""
 
-    @property
-    def api(self) -> str:
-        return f"http://127.0.0.1:{self.port}/api"
+    def start(self, name: str) -> None:
+        """Start the server or the worker, and store its process id, so that the next `up` can end it."""
+        options = {
+            "server": f"--host 127.0.0.1 --port {self.port}",
+            "worker": f"--pool {POOL} --type process --limit {WORKER_LIMIT} --name custody-up --install-policy never",
+        }
+        # In its own session, so that Ctrl-C in the terminal reaches only `up`, which ends its children in order.
+        self.children[name] = psutil.Popen(
+            [*_PREFECT, name, "start", *options[name].split()],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        known = [[child.pid, child.create_time()] for child in self.children.values()]
+        replace_file(self.folder / "children.json", json.dumps(known).encode())
+
+    def wait_for(self, path: str) -> bool:
+        """Return True once the API has an answer, False if `up` is to stop."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not stop_requested.wait(0.3):
+            with contextlib.suppress(OSError):
+                url = f"http://127.0.0.1:{self.port}/api/{path}"
+                urllib.request.urlopen(url, timeout=5).close()
+                return True
+            for name, child in self.children.items():
+                if child.poll() is not None:
+                    raise CustodyError(f"Prefect's {name} ended while it was starting: see its output above")
+            if time.monotonic() > deadline:
+                raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: run 'custody up' again")
+        return False
+
+    def deploy(self, deployments: Path) -> None:
+        """Create the deployments and their automations on the server."""
+        try:
+            subprocess.run(
+                [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(deployments), "--all"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_DEPLOY_SECONDS,
+                check=True,
+                start_new_session=True,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            output = (error.stdout or b"").decode(errors="replace")[-2000:]
+            raise CustodyError(
+                f"the deployments in {deployments} were not created: correct them, and run 'custody up' again.\n"
+                f"{error}\n{output}"
+            ) from None
+
+    def revive(self) -> None:
+        """Restart children that have died."""
+        for name, child in self.children.items():
+            if child.poll() is not None:
+                typer.echo(f"the {name} ended ({child.returncode}); it is started again", err=True)
+                self.start(name)
+
+    def end(self) -> None:
+        """End the children in reverse order. The worker ends after its runs have finished their open segments."""
+        for child in reversed(self.children.values()):
+            patience = _STOP_SECONDS
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # The worker waits for its runs, but does not ask them to stop.
+                for run in child.children():
+                    patience = _FINISH_SECONDS
+                    run.terminate()
+                child.terminate()
+            try:
+                child.wait(patience)
+            except psutil.TimeoutExpired:
+                _kill_tree(child.pid)
+                child.wait()
+        (self.folder / "children.json").unlink(missing_ok=True)
 
 
-def up(folder: Path = FOLDER, port: int = PORT, deployments: Path = DEPLOYMENTS) -> None:
+def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
     """Run until SIGTERM or Ctrl-C.
 
     Args:
@@ -106,17 +153,21 @@ def up(folder: Path = FOLDER, port: int = PORT, deployments: Path = DEPLOYMENTS)
         raise ConfigurationError(f"the folder {str(folder)!r} cannot be created: {error.strerror}") from None
     with _only_one(folder):
         _end_leftovers(folder)
-        chosen = _free_port(port)
-        house = _House(folder, chosen, deployments, _environment(folder, chosen))
-        with _stopping(house.stop):
+        port = _free_port(port)
+        installation = _Installation(folder, port, _environment(folder, port))
+        with stop_on_signals(signal.SIGTERM, signal.SIGINT):
             try:
-                _start(house)
-                if not house.stop.is_set():
-                    typer.echo(f"custody is up: http://127.0.0.1:{chosen} (Ctrl-C ends it)")
-                while not house.stop.wait(0.5):
-                    _revive(house)
+                installation.start("server")
+                if installation.wait_for("health"):
+                    installation.start("worker")
+                    # The worker creates the pool that the deployments name.
+                    if installation.wait_for(f"work_pools/{POOL}"):
+                        installation.deploy(deployments)
+                        typer.echo(f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it)")
+                while not stop_requested.wait(_REVIVE_SECONDS):
+                    installation.revive()
             finally:
-                _end(house)
+                installation.end()
 
 
 def _environment(folder: Path, port: int) -> dict[str, str]:
@@ -145,109 +196,6 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
         "PWD": str(Path.cwd()),
     }
     return {**defaults, **os.environ, **ours}
-
-
-def _start(house: _House) -> None:
-    server = _Child("server", [*_PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(house.port)])
-    pool = ["--pool", POOL, "--type", "process", "--limit", str(WORKER_LIMIT), "--name", "custody-up"]
-    worker = _Child("worker", [*_PREFECT, "worker", "start", *pool, "--install-policy", "never"])
-    _add(house, server)
-    if not _wait_for(house, "health"):
-        return
-    # The worker creates the pool that the deployments name.
-    _add(house, worker)
-    if not _wait_for(house, f"work_pools/{POOL}"):
-        return
-    _deploy(house)
-
-
-def _add(house: _House, child: _Child) -> None:
-    child.start(house.environment)
-    house.children.append(child)
-    _remember(house)
-
-
-def _deploy(house: _House) -> None:
-    """Create the deployments and their automations on the server."""
-    try:
-        done = subprocess.run(
-            [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(house.deployments), "--all"],
-            env=house.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_DEPLOY_SECONDS,
-            check=False,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        raise CustodyError(
-            f"the deployments in {house.deployments} were not created in {_DEPLOY_SECONDS} s: run 'custody up' again"
-        ) from None
-    if done.returncode:
-        raise CustodyError(f"the deployments in {house.deployments} were not accepted:\n{done.stdout[-2000:]}")
-
-
-def _wait_for(house: _House, path: str) -> bool:
-    """Return True once the API has an answer, False if `up` is to stop."""
-    deadline = time.monotonic() + _START_SECONDS
-    while not house.stop.wait(0.3):
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{house.api}/{path}", timeout=5).close()  # noqa: S310 - it is http on loopback
-            return True
-        for child in house.children:
-            if child.process is not None and child.process.poll() is not None:
-                raise CustodyError(f"Prefect's {child.name} ended while it was starting: see its output above")
-        if time.monotonic() > deadline:
-            raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: run 'custody up' again")
-    return False
-
-
-def _revive(house: _House) -> None:
-    """Restart children that have died."""
-    now = time.monotonic()
-    for child in house.children:
-        if child.process is not None and child.process.poll() is not None:
-            if now - child.started > _STEADY_SECONDS:
-                child.wait = 1.0
-            typer.echo(f"the {child.name} ended ({child.process.returncode}); restart in {child.wait:.0f} s", err=True)
-            child.process, child.due = None, now + child.wait
-            child.wait = min(child.wait * 2, _LONGEST_WAIT)
-        elif child.process is None and now >= child.due:
-            child.start(house.environment)
-            _remember(house)
-
-
-def _end(house: _House) -> None:
-    """End the children in reverse order. The worker ends after its runs have finished their open segments."""
-    for child in reversed(house.children):
-        if child.process is None or child.process.poll() is not None:
-            continue
-        patience = _STOP_SECONDS
-        with contextlib.suppress(psutil.NoSuchProcess):
-            # The worker waits for its runs, but does not ask them to stop.
-            for run in psutil.Process(child.process.pid).children():
-                patience = _FINISH_SECONDS
-                run.terminate()
-        child.process.terminate()
-        try:
-            child.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            _kill_tree(child.process.pid)
-            child.process.wait()
-    (house.folder / "children.json").unlink(missing_ok=True)
-
-
-def _remember(house: _House) -> None:
-    """Store the children's process ids, so that the next `up` can end them if this one is killed."""
-    known = []
-    for child in house.children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.process is not None:
-                known.append([child.process.pid, psutil.Process(child.process.pid).create_time()])
-    replace_file(house.folder / "children.json", json.dumps(known).encode())
 
 
 def _end_leftovers(folder: Path) -> None:
@@ -299,18 +247,3 @@ def _free_port(port: int) -> int:
                 f"port {port} on 127.0.0.1 is in use: choose another port, or 0 for any free port"
             ) from None
         return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Set the event on SIGTERM and Ctrl-C."""
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

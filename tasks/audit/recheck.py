@@ -23,6 +23,8 @@ from heapq import merge
 from itertools import chain, groupby
 from operator import attrgetter
 
+from confluent_kafka import TopicPartition
+
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive, read_batch
 from custody.archive.trusted import Judge
@@ -41,7 +43,7 @@ from custody.tlog.head import Head
 from tasks.drain import kafka
 from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.committed_heads import check_committed_head
-from tasks.drain.kafka import Broker, Feed, Position, Received, Topic, map_error
+from tasks.drain.kafka import Broker, Feed, Received, Topic, map_error
 from tasks.settings import Settings
 
 DIRECT = "direct"
@@ -118,7 +120,7 @@ def _stands(judge: Judge, entry: Manifest, sequence: int) -> bool:
 
 def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterator[Finding]:
     log, head = end.log, end.head
-    committed = broker.remembered(log.topic, [log.partition], archive).get(log.partition)
+    committed = next(iter(broker.remembered([(log.topic, log.partition)], archive)), None)
     if committed is None or committed.log != log:
         return
     known = check_committed_head(committed, trust, end.judge.proofs)
@@ -170,7 +172,7 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
     if start >= stop:
         return
     silent = 0
-    where = {(log.topic, log.partition): Position(start)}
+    where = [TopicPartition(log.topic, log.partition, start)]
     with Feed(settings.kafka.librdkafka(), settings.kafka.group, where) as feed:
         while silent < _SILENT_POLLS:
             received = feed.read(_RECORDS, _POLL_SECONDS)
@@ -183,7 +185,7 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
                     begin = broker.bounds(log.topic, log.partition).start
                     if error.code() == kafka.OFFSET_OUT_OF_RANGE and start < begin:
                         start = begin
-                        feed.seek(log.topic, log.partition, Position(start))
+                        feed.seek(TopicPartition(log.topic, log.partition, start))
                         continue
                     raise map_error(error, f"{log}: cannot be read again")
                 if message.offset() >= stop:

@@ -1,34 +1,36 @@
-"""Appends statements in the background: for each log one at a time and in order, within a memory limit for all logs."""
+"""Writes what a run adds to the archive: statements in the background, and checkpoints at its end.
 
+Each log has one append at a time, in order. A memory limit holds for all logs together.
+"""
+
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Self
 
-from custody.archive.writer import Entry
-from custody.errors import LogChanged
+from custody.archive.writer import Entry, put_checkpoint
+from custody.errors import CustodyError, LogChanged
+from custody.format import layout
 from custody.format.layout import Log
+from custody.format.manifest import Manifest
+from custody.format.times import parse_time
 from tasks.drain.context import Context
 from tasks.drain.log_run import LogRun
 
 UPLOADERS = 8
-"""Appends that run at the same time, each of another log."""
+"""Appends, or checkpoints, that run at the same time, each of another log."""
 HELD_BYTES = 64 * 1024 * 1024
 """Assembled bytes of all logs. Above this limit the largest log is cut. The same amount may be in uploads."""
+
+logger = logging.getLogger(__name__)
 
 
 class Appends:
     """The appends that are under way."""
 
-    def __init__(
-        self,
-        context: Context,
-        runs: Sequence[LogRun],
-        *,
-        progress: Callable[[int], None] | None,
-        sealed: Callable[[Log], None] | None,
-    ) -> None:
-        self._context, self._runs = context, runs
-        self._progress, self._sealed = progress, sealed
+    def __init__(self, context: Context, runs: Sequence[LogRun], sealed: Callable[[Log], None] | None) -> None:
+        self._context, self._runs, self._sealed = context, runs, sealed
         self._pool = ThreadPoolExecutor(min(UPLOADERS, len(runs)), "append")
 
     def __enter__(self) -> Self:
@@ -72,17 +74,60 @@ class Appends:
         statement = run.writer.append(entry).statement
         head, result = run.writer.tip.head, run.result
         context.broker.commit(log, statement.next_offset, context.archive.id, head, context.signers.hmac())
-        events = sum(batch.events for batch in statement.batches)
-        quarantined = statement.quarantine.records if statement.quarantine else 0
-        result.events += events
-        result.quarantined += quarantined
+        result.events += sum(batch.events for batch in statement.batches)
+        result.quarantined += statement.quarantine.records if statement.quarantine else 0
         result.skipped += sum(stop - start for start, stop in statement.skipped)
         result.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
         result.segments += statement.segment is not None
         result.statements += 1
         result.bytes_in += sum(batch.inflated for batch in statement.batches)
         result.bytes_out += statement.segment.size if statement.segment else 0
-        if self._progress is not None:
-            self._progress(events + quarantined)
         if self._sealed is not None:
             self._sealed(log)
+
+
+def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> None:
+    """Sign the heads of logs for which a checkpoint is due.
+
+    A checkpoint only covers what is in the archive already, so the drain does not fail if one cannot be written.
+    """
+    now = datetime.now(UTC)
+    signer = context.signers.checkpoints
+    if signer is None:
+        logger.warning("no checkpoints: no Ed25519 key is valid now; create one, or set `checkpoint_keys`")
+        return
+
+    def put(run: LogRun) -> None:
+        writer = run.writer
+        try:
+            if _is_due(context, run, now, once=once):
+                put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
+        except CustodyError as error:
+            logger.warning("no checkpoint of %s: %s", writer.log, error)
+
+    with ThreadPoolExecutor(UPLOADERS, "checkpoint") as pool:
+        list(pool.map(put, (run for run in runs if run.result.outcome == "drained")))
+
+
+def _is_due(context: Context, run: LogRun, now: datetime, *, once: bool) -> bool:
+    """Return whether a log's head gets a checkpoint at the end of a run.
+
+    Time is divided into slots of `checkpoint` seconds.
+
+    - A log that grew gets one if its earlier head is of another slot than now. This needs no look at checkpoints.
+    - A log that did not grow gets one if its head is of an earlier slot and has none: the last run may have died.
+    - The first run of a log writes one, and `once` writes one for every head that has none.
+    """
+    tip, seconds = run.writer.tip, context.archive.statement.checkpoint
+
+    def slot(newest: Manifest) -> int:
+        return int(parse_time(newest.statement.sealed_at).timestamp()) // seconds
+
+    present, begun = int(now.timestamp()) // seconds, run.begun.newest
+    if tip.newest is None:
+        return False
+    if not once and tip.newest is not begun:
+        return begun is None or slot(begun) != present
+    if not once and slot(tip.newest) == present:
+        return False
+    return not context.store.exists(layout.checkpoint_key(run.writer.log, tip.head.size))

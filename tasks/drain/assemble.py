@@ -3,7 +3,7 @@
 Rules of the state machine. `position` is the first offset that is not accounted for.
 
 1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must be accounted for first,
-   by `skip`, `lose` or `unreadable`. Otherwise the records are refused, because nothing may be dropped.
+   by `skip` or `lose`. Otherwise the records are refused, because nothing may be dropped.
 2. Records are checked at once and not kept: their keys and headers may be large, and are not counted as held.
    Events are collected until they fill a batch. A batch ends at `batch_events` events or at `CUT_BYTES`, whichever
    comes first, and is compressed at once to save memory.
@@ -11,8 +11,7 @@ Rules of the state machine. `position` is the first offset that is not accounted
    largest parts are left out, and their size and SHA-256 are kept.
 4. `skip` notes offsets that have no record for a read-committed consumer.
 5. `lose` notes offsets that the broker deleted. A statement begins with them, so earlier offsets must be cut first.
-6. `unreadable` notes offsets that the broker has, but no client could decode.
-7. `cut` closes the open batch and returns the entry from the last cut to `position`.
+6. `cut` closes the open batch and returns the entry from the last cut to `position`.
 
 Memory is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format is reached.
 """
@@ -28,7 +27,7 @@ from custody.archive.writer import Entry
 from custody.format import limits, members
 from custody.format.events import Checked, check, join
 from custody.format.leaves import LeafMaker, OpenLeaves
-from custody.format.manifest import Batch, KafkaTime, Unreadable
+from custody.format.manifest import Batch, KafkaTime
 from custody.format.quarantine import encode_quarantined
 from custody.format.times import format_us
 from tasks.drain.tuning import has_all_names
@@ -37,7 +36,6 @@ CUT_BYTES = limits.BATCH_BYTES // 4
 """A batch of more than one event ends at about this size."""
 RANGES = 20_000
 """Skipped or quarantined ranges in a statement; the format's limit is 50,000 each."""
-UNREADABLE_RANGES = limits.UNREADABLE_RANGES // 2
 BATCHES = 5_000
 """Batches in a statement: less than 700 bytes each, which leaves room for the ranges in the format's limit of 8 MiB."""
 CUT_QUARANTINE_BYTES = 16 * limits.MIB
@@ -59,27 +57,21 @@ class Record(Protocol):
 
     def offset(self) -> int:
         """Its offset."""
-        ...
 
     def value(self) -> bytes | None:
         """Its value, None for a tombstone."""
-        ...
 
     def key(self) -> bytes | None:
         """Its key."""
-        ...
 
     def headers(self) -> list[tuple[str, bytes | None]] | None:
         """Its headers."""
-        ...
 
     def timestamp(self) -> tuple[int, int]:
         """The kind of its time, and the time in ms since 1970."""
-        ...
 
     def leader_epoch(self) -> int | None:
         """The leader epoch in which it was written; None or -1 if the broker names none."""
-        ...
 
 
 class Assembler:
@@ -120,7 +112,6 @@ class Assembler:
         self._start = self.position
         self._lost: tuple[int, int] | None = None
         self._skipped: Ranges = []
-        self._unreadable: list[Unreadable] = []
         self._first_record: Record | None = None
         self._last_record = 0
         self._leader_epoch: int | None = None
@@ -141,18 +132,17 @@ class Assembler:
         self._open_from = 0
         self._open_to = 0
         self._open_leaves: OpenLeaves | None = None
-        self._kinds: set[int] = set()
-        self._stamps: tuple[int, int] | None = None
+        self._times: set[tuple[int, int]] = set()
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was received, skipped, lost or unreadable since the last cut."""
+        """Whether nothing was received, skipped or lost since the last cut."""
         return self.position == self._start
 
     @property
     def has_records(self) -> bool:
-        """Whether there are records, or lost or unreadable offsets, which should be written before the run ends."""
-        return self._first_record is not None or self._lost is not None or bool(self._unreadable)
+        """Whether there are records or lost offsets, which should be written before the run ends."""
+        return self._first_record is not None or self._lost is not None
 
     @property
     def held_bytes(self) -> int:
@@ -167,7 +157,6 @@ class Assembler:
             or len(self._batches) >= BATCHES
             or self._quarantine_bytes >= CUT_QUARANTINE_BYTES
             or len(self._skipped) >= RANGES
-            or len(self._unreadable) >= UNREADABLE_RANGES
             or len(self._quarantined) >= RANGES
         )
 
@@ -198,22 +187,6 @@ class Assembler:
         _merge(self._skipped, self.position, to)
         self.position = to
 
-    def unreadable(self, to: int, error: str) -> None:
-        """Note that no client could decode the records from `position` to `to`.
-
-        Args:
-            to: the first offset after them.
-            error: the reason; its first 256 bytes are kept.
-        """
-        # Cut between characters. Surrogates, which UTF-8 cannot encode, become question marks.
-        cut = error.encode(errors="replace")[: limits.UNREADABLE_ERROR].decode(errors="ignore")
-        last = self._unreadable[-1] if self._unreadable else None
-        if last is not None and last.to == self.position and last.error == cut:
-            self._unreadable[-1] = Unreadable(last.from_, to, cut)
-        else:
-            self._unreadable.append(Unreadable(self.position, to, cut))
-        self.position = to
-
     def lose(self, to: int) -> None:
         """Note that the broker deleted the records from `position` to `to`. Allowed only right after a cut."""
         if not self.is_empty:
@@ -233,7 +206,6 @@ class Assembler:
             next_offset=self.position,
             skipped=self._skipped,
             lost=self._lost,
-            unreadable=self._unreadable,
             members=self._members,
             batches=self._batches,
             types=self._types,
@@ -252,17 +224,17 @@ class Assembler:
         """Put records into the open batch, close it whenever it is full, and return how many were put."""
         done = 0
         while done < len(records) and (not done or self._quarantine_bytes < CUT_QUARANTINE_BYTES):
-            found = values[done : done + self._batch_events - self._open_events]
+            chunk = values[done : done + self._batch_events - self._open_events]
             room = CUT_BYTES - self._open_bytes
-            size = _size(found)
+            size = _size(chunk)
             if size > room:
                 # Take as many as fit, and at least one. If none fits, the open batch is closed first.
-                fitting = bisect_right(list(accumulate(len(value or b"") + 1 for value in found)), room)
-                found = found[: max(1, fitting)]
+                fitting = bisect_right(list(accumulate(len(value or b"") + 1 for value in chunk)), room)
+                chunk = chunk[: max(1, fitting)]
                 if not fitting and self._open_events:
                     self._close_batch()
                     continue
-            done += self._take(records[done : done + len(found)], found)
+            done += self._take(records[done : done + len(chunk)], chunk)
             if self._open_events >= self._batch_events or self._open_bytes >= CUT_BYTES:
                 self._close_batch()
         return done
@@ -296,11 +268,7 @@ class Assembler:
         self._open_events += checked.events
         self._open_bytes += len(checked.payload)
         # Many records of a batch share a millisecond.
-        for kind, stamp in set(map(type(records[0]).timestamp, records)):
-            if kind != TIME_NOT_AVAILABLE and stamp >= 0:
-                self._kinds.add(kind)
-                low, high = self._stamps or (stamp, stamp)
-                self._stamps = min(low, stamp), max(high, stamp)
+        self._times.update(map(type(records[0]).timestamp, records))
         return taken
 
     def _put_aside(self, record: Record, value: bytes | None, reason: str) -> None:
@@ -344,12 +312,14 @@ class Assembler:
         return self._number
 
     def _kafka_time(self) -> KafkaTime | None:
-        if self._stamps is None:
+        times = [(stamp, kind) for kind, stamp in self._times if kind != TIME_NOT_AVAILABLE and stamp >= 0]
+        if not times:
             return None
+        kinds = {kind for _, kind in times}
         name: Literal["create", "append", "mixed"] = (
-            "mixed" if len(self._kinds) > 1 else "append" if TIME_APPEND in self._kinds else "create"
+            "mixed" if len(kinds) > 1 else "append" if TIME_APPEND in kinds else "create"
         )
-        return KafkaTime(name, *self._stamps)
+        return KafkaTime(name, min(times)[0], max(times)[0])
 
 
 def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
@@ -361,24 +331,18 @@ def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
         reason: why it is no event.
     """
     kind, stamp = record.timestamp()
-    headers = _headers(record)
     reason = reason[:REASON_CHARACTERS]
-    if headers is None:
+    try:
+        headers: Sequence[tuple[str, bytes | None]] = record.headers() or []
+        readable = has_all_names(headers)
+    except (SystemError, UnicodeDecodeError):
+        readable = False
+    if not readable:
+        # Kafka allows a name that is not UTF-8, but the client cannot read it.
         headers = []
         reason += "; its headers are left out, since a name among them is not UTF-8"
     timestamp = None if kind == TIME_NOT_AVAILABLE or stamp == _NO_TIME else stamp
     return encode_quarantined(record.offset(), timestamp, record.key(), value, headers, reason)
-
-
-def _headers(record: Record) -> Sequence[tuple[str, bytes | None]] | None:
-    """Return a record's headers; None if a name is not UTF-8, which Kafka allows but the client cannot read."""
-    try:
-        headers = record.headers() or []
-        if not has_all_names(headers):
-            return None
-    except (SystemError, UnicodeDecodeError):
-        return None
-    return headers
 
 
 def _size(values: Sequence[bytes | None]) -> int:

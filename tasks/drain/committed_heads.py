@@ -1,18 +1,17 @@
-"""A log's signed head, stored in the metadata of the consumer group's committed offset.
+"""A log's signed head, stored in the metadata of the consumer group's committed offset, in the two-line form.
 
 Any Kafka client may write there, so a head without a trusted key's signature is ignored.
 """
 
-import base64
-import binascii
 import logging
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
+from custody.errors import FormatError
 from custody.format import envelope, limits
-from custody.format.envelope import Hex, Int, Signature, Signatures, Signer, Uuid
+from custody.format.envelope import Hex, Int, Signatures, Signer, Uuid
 from custody.format.layout import Log
 from custody.keys.trust import Trust
 from custody.tlog.head import Head, KnownHead
@@ -21,7 +20,7 @@ from custody.tlog.signatures import Place, check_file
 
 logger = logging.getLogger(__name__)
 
-FORM: Literal["custody/offset/1"] = "custody/offset/1"
+FORM = "custody/offset/1"
 """The form of the head in a committed offset's metadata, as it is signed."""
 METADATA_LIMIT = 4096
 """The broker's `offset.metadata.max.bytes`, by default."""
@@ -38,11 +37,7 @@ class _Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     root: Hex
 
 
-class _SignedClaim(_Claim, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    signature: Signature
-
-
-_decoder = msgspec.json.Decoder(_SignedClaim)
+_decoder = msgspec.json.Decoder(_Claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +57,25 @@ def encode_committed_head(archive: str, log: Log, head: Head, signer: Signer) ->
     Raises:
         KeyUnavailable: the key cannot sign now.
     """
-    fields = {"topic": log.topic, "partition": log.partition, "epoch": log.epoch}
-    committed = _Claim(archive=archive, **fields, size=head.size, root=head.root.hex())  # type: ignore[arg-type]
-    value = signer.sign(envelope.message(envelope.encode_line(committed), FORM))
-    signature = Signature(signer.key_id, signer.algorithm, base64.b64encode(value).decode())
-    return envelope.encode_line(_SignedClaim(**msgspec.structs.asdict(committed), signature=signature)).decode()
+    root = head.root.hex()
+    claim = _Claim(
+        archive=archive, topic=log.topic, partition=log.partition, epoch=log.epoch, size=head.size, root=root
+    )
+    return envelope.seal(envelope.encode_line(claim), FORM, [signer]).decode()
 
 
 def parse_committed_head(text: str, archive: str, topic: str, partition: int) -> CommittedHead | None:
     """Return the head in a committed offset's metadata; None if there is none of this archive and partition."""
     try:
-        given = _decoder.decode(text)
-        value = binascii.a2b_base64(given.signature.value, strict_mode=True)
-    except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError):
+        line, second = envelope.split_lines(text.encode())
+        claim = envelope.decode_strictly(_decoder, line, "the head")
+        signatures = envelope.parse_signatures(second)
+    except (FormatError, UnicodeError):
         return None
-    if (given.archive, given.topic, given.partition) != (archive, topic, partition):
+    if (claim.archive, claim.topic, claim.partition) != (archive, topic, partition):
         return None
-    fields = {name: getattr(given, name) for name in _Claim.__struct_fields__}
-    message = envelope.message(envelope.encode_line(_Claim(**fields)), FORM)
-    head = Head(given.size, bytes.fromhex(given.root))
-    return CommittedHead(Log(topic, partition, given.epoch), head, message, ((given.signature, value),))
+    head = Head(claim.size, bytes.fromhex(claim.root))
+    return CommittedHead(Log(topic, partition, claim.epoch), head, envelope.message(line, FORM), signatures)
 
 
 def check_committed_head(committed: CommittedHead, trust: Trust, proofs: Proofs) -> KnownHead | None:

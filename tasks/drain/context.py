@@ -65,17 +65,8 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
     if settings.drain.event_leaves and signers.leaves is None:
         logger.warning("batches get no leaves: the keys have no secret for them; `custody keys rotate` creates one")
     broker = stack.enter_context(Broker(settings.kafka.librdkafka(), settings.kafka.group))
-    return Context(
-        settings,
-        store,
-        archive,
-        signers,
-        trust,
-        broker,
-        broker.cluster(),
-        writer_name(),
-        read_audited_heads(store, archive.id, trust),
-    )
+    heads = read_audited_heads(store, archive.id, trust)
+    return Context(settings, store, archive, signers, trust, broker, broker.cluster(), writer_name(), heads)
 
 
 def read_audited_heads(store: Store, archive: str, trust: Trust) -> dict[str, KnownHead]:

@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 import tenacity
@@ -86,15 +85,12 @@ class Received(Record, Protocol):
 
     def error(self) -> KafkaError | None:
         """None for a record."""
-        ...
 
     def topic(self) -> str:
         """Its topic."""
-        ...
 
     def partition(self) -> int:
         """Its partition."""
-        ...
 
 
 # Mapping these functions of the class over lists takes half the time of method calls.
@@ -102,12 +98,11 @@ error_of = cast("Callable[[Received], KafkaError | None]", Message.error)
 partition_of = cast("Callable[[Received], int]", Message.partition)
 
 
-def map_error(error: KafkaError | None, what: str) -> SourceRefused | TransientSourceError:
-    """Return custody's error for one of Kafka's."""
-    code, text = (error.code(), error.str()) if error else (0, "unknown error")
-    if code in _TERMINAL or (error and error.fatal()):
-        return SourceRefused(f"{what}: {text}; check the topic, the client's rights and kafka.client's settings")
-    return TransientSourceError(f"{what}: {text}; the next run tries again")
+def map_error(error: KafkaError, step: str) -> SourceRefused | TransientSourceError:
+    """Return custody's error for one of Kafka's. The message begins with the step that failed."""
+    if error.code() in _TERMINAL or error.fatal():
+        return SourceRefused(f"{step}: {error.str()}; check the topic, the client's rights and kafka.client's settings")
+    return TransientSourceError(f"{step}: {error.str()}; the next run tries again")
 
 
 def says_truncated(error: KafkaError) -> bool:
@@ -117,26 +112,6 @@ def says_truncated(error: KafkaError) -> bool:
 
 
 _TRUNCATED = KafkaError(LOG_TRUNCATION).str()
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where to read a partition from.
-
-    Attributes:
-        offset: the first record's offset.
-        leader_epoch: the leader epoch of that record, or of the one before it; None if it is not known. The client then
-            asks the broker whether its log still reaches that offset in this epoch.
-    """
-
-    offset: int
-    leader_epoch: int | None = None
-
-    def of(self, topic: str, partition: int) -> TopicPartition:
-        """Return the position as confluent-kafka's TopicPartition."""
-        if self.leader_epoch is None:
-            return TopicPartition(topic, partition, self.offset)
-        return TopicPartition(topic, partition, self.offset, leader_epoch=self.leader_epoch)
 
 
 def contradiction(last: LastRecord, offset: int, leader_epoch: int | None) -> str | None:
@@ -161,13 +136,13 @@ def contradiction(last: LastRecord, offset: int, leader_epoch: int | None) -> st
     )
 
 
-def truncated(log: Log, what: str) -> LogChanged:
+def truncated(log: Log, reason: str) -> LogChanged:
     """Return the error for a partition that lost records which the archive has."""
     return LogChanged(
-        f"{log}: {what}: the partition was truncated, by an unclean leader election or a broker that lost its disk, and"
-        " may have grown again. New records at offsets that the archive has already would be left out, so nothing is"
-        f" appended. Compare with 'custody verify --kafka'. Then 'custody new-epoch {log.topic}' begins a new epoch of"
-        " the log, from the partition's present start; the old epoch stays as it is."
+        f"{log}: {reason}: the partition was truncated, by an unclean leader election or a broker that lost its disk,"
+        " and may have grown again. New records at offsets that the archive has already would be left out, so nothing"
+        f" is appended. Compare with 'custody verify --kafka'. Then 'custody new-epoch {log.topic}' begins a new epoch"
+        " of the log, from the partition's present start; the old epoch stays as it is."
     )
 
 
@@ -201,7 +176,7 @@ class Broker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._probe.close()
         self._stable.close()
 
@@ -303,7 +278,7 @@ class Broker:
 
         None if no record comes in time.
         """
-        answer = self._first(topic, partition, Position(offset), _PROBE_SECONDS)
+        answer = self._first(TopicPartition(topic, partition, offset), _PROBE_SECONDS)
         return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
 
     @patiently
@@ -315,7 +290,8 @@ class Broker:
         Raises:
             SourceError: the broker does not answer, or says no.
         """
-        answer = self._first(topic, partition, Position(last.offset, last.leader_epoch), REQUEST_SECONDS)
+        position = TopicPartition(topic, partition, last.offset, leader_epoch=last.leader_epoch)
+        answer = self._first(position, REQUEST_SECONDS)
         if answer is None:
             raise TransientSourceError(f"{topic}/{partition}: no record came at offset {last.offset}; try again")
         error = answer.error()
@@ -327,9 +303,9 @@ class Broker:
             return None
         raise map_error(error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again")
 
-    def _first(self, topic: str, partition: int, position: Position, seconds: float) -> Received | None:
+    def _first(self, position: TopicPartition, seconds: float) -> Received | None:
         """Return the first record, event or error from a position on; None if nothing comes in time."""
-        self._probe.assign([position.of(topic, partition)])
+        self._probe.assign([position])
         try:
             until = time.monotonic() + seconds
             while time.monotonic() < until:
@@ -343,22 +319,21 @@ class Broker:
             self._probe.unassign()
 
     @patiently
-    def remembered(self, topic: str, partitions: Iterable[int], archive: str) -> dict[int, CommittedHead]:
+    def remembered(self, partitions: Iterable[tuple[str, int]], archive: str) -> list[CommittedHead]:
         """Return the heads of this archive in the group's committed offsets. Their signatures are not checked yet.
 
         Raises:
             SourceError: the broker does not answer.
         """
-        asked = [TopicPartition(topic, partition) for partition in partitions]
+        asked = [TopicPartition(topic, partition) for topic, partition in partitions]
         try:
             answers = self._stable.committed(asked, timeout=REQUEST_SECONDS)
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}: the group's offsets cannot be read") from None
-        parsed = {
-            answer.partition: parse_committed_head(answer.metadata or "", archive, topic, answer.partition)
-            for answer in answers
-        }
-        return {partition: committed for partition, committed in parsed.items() if committed is not None}
+            raise map_error(error.args[0], "the group's offsets cannot be read") from None
+        heads = [
+            parse_committed_head(answer.metadata or "", archive, answer.topic, answer.partition) for answer in answers
+        ]
+        return [head for head in heads if head is not None]
 
     def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:
         """Commit a log's offset for lag monitors, with the head as metadata. A failure is only logged."""
@@ -381,37 +356,38 @@ class Broker:
 class Feed:
     """A read-committed consumer of the partitions that one drain reads."""
 
-    def __init__(self, client: Mapping[str, str], group: str, positions: Mapping[tuple[str, int], Position]) -> None:
+    def __init__(self, client: Mapping[str, str], group: str, positions: Sequence[TopicPartition]) -> None:
         """Begin to fetch.
 
         Args:
             client: librdkafka's properties.
             group: the consumer group.
-            positions: for each topic partition, where to read from.
+            positions: where to read each partition from.
         """
         self._consumer = _consumer(dict(client), group, "read_committed")
-        self._consumer.assign([position.of(*topic_partition) for topic_partition, position in positions.items()])
+        self._consumer.assign(list(positions))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._consumer.close()
 
     def read(self, records: int, seconds: float) -> list[Received]:
         """Return at most this number of records and events, and wait at most this many seconds for them."""
         return cast("list[Received]", self._consumer.consume(records, seconds))
 
-    def seek(self, topic: str, partition: int, position: Position) -> None:
-        """Continue from another position.
+    def seek(self, position: TopicPartition) -> None:
+        """Continue a partition from another position.
 
         Raises:
             SourceError: librdkafka refuses.
         """
+        topic, partition = position.topic, position.partition
         # Not with librdkafka's `seek`, which fails for a partition that it no longer fetches.
         try:
             self._consumer.incremental_unassign([TopicPartition(topic, partition)])
-            self._consumer.incremental_assign([position.of(topic, partition)])
+            self._consumer.incremental_assign([position])
         except KafkaException as error:
             raise map_error(error.args[0], f"{topic}/{partition}: cannot read from offset {position.offset}") from None
 

@@ -1,15 +1,20 @@
 """The state and the result of each log in a run."""
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
+from confluent_kafka import TopicPartition as Position
+
 from custody.archive.reader import Tip
 from custody.archive.writer import LogWriter
+from custody.errors import CustodyError, Fenced
 from custody.format.manifest import LastRecord, Manifest, Range
 from tasks.drain.assemble import Assembler
-from tasks.drain.kafka import Position
+
+logger = logging.getLogger(__name__)
 
 TopicPartition = tuple[str, int]
 """A topic and a partition's number."""
@@ -55,6 +60,12 @@ class LogResult:
     hanging: float | None = None
     problem: str | None = None
 
+    def stop(self, error: CustodyError) -> None:
+        """Note the error that stopped the log, and log it. A fenced log is no failure: another writer was first."""
+        self.problem = str(error)
+        self.outcome = "fenced" if isinstance(error, Fenced) else "failed"
+        logger.log(logging.INFO if isinstance(error, Fenced) else logging.ERROR, "%s", error)
+
 
 @dataclass(slots=True)
 class Reread:
@@ -95,9 +106,13 @@ class LogRun:
     appending_bytes: int = 0
     stopped: bool = False
 
+    @property
+    def start(self) -> Position:
+        """Where the run starts to read the log: at the archive's last record again, or after the archive's end.
 
-def start_of(run: LogRun) -> Position:
-    """Return where a run starts to read its log: at the archive's last record again, or after the archive's end."""
-    if run.reread is None:
-        return Position(run.assembler.position)
-    return Position(run.reread.last.offset, run.reread.last.leader_epoch)
+        With a leader epoch, the client asks the broker whether its log still reaches that offset in this epoch.
+        """
+        if self.reread is None:
+            return Position(*self.topic_partition, self.assembler.position)
+        last = self.reread.last
+        return Position(*self.topic_partition, last.offset, leader_epoch=last.leader_epoch)

@@ -1,30 +1,40 @@
-"""The loop that reads, assembles and appends, until the run has caught up, is out of time, or must stop."""
+"""The loop that reads, assembles and appends, until the run has caught up, is out of time, or must stop.
+
+`Intake` compares each log's first records with the archive's end, and accounts for every offset.
+"""
 
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
+
+from confluent_kafka import TopicPartition as Position
 
 from custody.archive.writer import Entry
-from custody.errors import CustodyError, Fenced, SourceRefused, TransientSourceError
+from custody.errors import CustodyError, SourceRefused, TransientSourceError
+from custody.format.manifest import LastRecord
 from custody.format.times import parse_time
 from tasks.drain.appends import HELD_BYTES, Appends
 from tasks.drain.context import Context
-from tasks.drain.intake import Intake
 from tasks.drain.kafka import (
     DAMAGED,
     LOG_TRUNCATION,
     OFFSET_OUT_OF_RANGE,
     PARTITION_EOF,
+    Broker,
     Feed,
     Received,
+    contradiction,
     error_of,
     map_error,
     partition_of,
     says_truncated,
+    truncated,
 )
-from tasks.drain.log_run import LogRun, TopicPartition, start_of
+from tasks.drain.log_run import LogRun, Reread, TopicPartition
+from tasks.drain.resume import check_end
 from tasks.drain.signals import stop_requested
 from tasks.drain.tuning import keep_freed_memory, rare_collections
 
@@ -34,8 +44,126 @@ READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
 STALL_SECONDS = 30
 """A run with `once` gives up after this time without a record."""
+REREAD_OFFSETS = 10_000
+"""Offsets after the archive's last record that are read again, to check that they still have no records."""
 
 logger = logging.getLogger(__name__)
+
+
+class Intake:
+    """Passes records to each log's assembler, and appends full segments."""
+
+    def __init__(self, broker: Broker, appends: Appends) -> None:
+        self._broker, self._appends = broker, appends
+
+    def receive(self, run: LogRun, messages: list[Received], feed: Feed) -> None:
+        """Receive records of one log. Records that the archive has already are compared with it first."""
+        if run.reread is not None:
+            messages = self._compare(run, run.reread, messages, feed)
+        if messages:
+            offset, leader_epoch = messages[-1].offset(), messages[-1].leader_epoch()
+            run.last = LastRecord(offset, leader_epoch) if leader_epoch is not None and leader_epoch >= 0 else None
+            self._take(run, messages)
+
+    def _compare(self, run: LogRun, reread: Reread, messages: list[Received], feed: Feed) -> list[Received]:
+        """Compare records with the archive's end, and return those after it.
+
+        Raises:
+            LogChanged: they contradict it.
+        """
+        log, last, position = run.writer.log, reread.last, run.assembler.position
+        for index, message in enumerate(messages):
+            offset = message.offset()
+            if offset < last.offset:
+                continue
+            problem = contradiction(last, offset, message.leader_epoch())
+            if offset == last.offset:
+                reread.agrees = problem is None
+            elif problem is None and not reread.agrees:
+                problem = reread.suspect
+            if problem is None and any(first <= offset < stop for first, stop in reread.skipped):
+                problem = f"the broker has a record at offset {offset}, where the archive says that there is none"
+            if problem is not None:
+                raise truncated(log, problem)
+            if offset >= position:
+                run.reread = None
+                return messages[index:]
+            if offset == last.offset and (position - offset == 1 or position - offset > REREAD_OFFSETS):
+                run.reread = None
+                if position - offset > 1:
+                    feed.seek(Position(*run.topic_partition, position))
+                    return []
+        return []
+
+    def _take(self, run: LogRun, messages: list[Received]) -> None:
+        """Pass records to the assembler, and account for every gap before and between them."""
+        assembler = run.assembler
+        first, last = messages[0].offset(), messages[-1].offset()
+        if first == assembler.position and last - first == len(messages) - 1:
+            self._add(run, messages)
+            return
+        # After a seek librdkafka may return records that it has returned before.
+        messages = [message for message in messages if message.offset() >= assembler.position]
+        start: int | None = None
+        while messages:
+            offset = messages[0].offset()
+            if offset > assembler.position:
+                if start is None:
+                    # Asked after the fetch. A record missing below the start may have been deleted. One missing above
+                    # it never existed for a read-committed consumer.
+                    start = self._broker.bounds(*run.topic_partition).start
+                self._account(run, offset, start)
+            joined = 1
+            while joined < len(messages) and messages[joined].offset() == offset + joined:
+                joined += 1
+            self._add(run, messages[:joined])
+            messages = messages[joined:]
+
+    def _add(self, run: LogRun, messages: list[Received]) -> None:
+        while messages:
+            if not run.assembler.has_records:
+                run.since = time.monotonic()
+            messages = messages[run.assembler.add(messages) :]
+            if run.assembler.full:
+                self._appends.cut(run)
+
+    def _account(self, run: LogRun, to: int, start: int) -> None:
+        """Account for offsets without a record: lost below the partition's start, skipped above it."""
+        assembler = run.assembler
+        if start > assembler.position:
+            if not assembler.is_empty:
+                self._appends.cut(run)
+            run.since = time.monotonic()
+            assembler.lose(min(start, to))
+        if to > assembler.position:
+            assembler.skip(to)
+            if assembler.full:
+                self._appends.cut(run)
+
+    def reach_end(self, run: LogRun, offset: int) -> None:
+        """Account for the offsets between the last record and the end: transaction markers and aborted records."""
+        if run.reread is not None:
+            if run.reread.suspect is not None and not run.reread.agrees:
+                raise truncated(run.writer.log, run.reread.suspect)
+            run.reread = None
+        if offset > run.assembler.position:
+            self._account(run, offset, self._broker.bounds(*run.topic_partition).start)
+
+    def resume(self, run: LogRun, feed: Feed, suspect: str | None) -> None:
+        """Seek after librdkafka gave up a position, because retention deleted it or the partition was truncated."""
+        bounds = self._broker.bounds(*run.topic_partition)
+        position = run.assembler.position
+        check_end(run.writer.log, position, bounds)
+        last = run.last
+        if last is not None and bounds.start <= last.offset < position:
+            # Without the leader epoch: with it, librdkafka would report the same error again.
+            run.reread = Reread(last, run.reread.skipped if run.reread else (), suspect)
+            feed.seek(Position(*run.topic_partition, last.offset))
+            return
+        run.reread = None
+        if bounds.start > position:
+            self._account(run, bounds.start, bounds.start)
+        feed.seek(Position(*run.topic_partition, run.assembler.position))
 
 
 class Loop:
@@ -51,19 +179,19 @@ class Loop:
         self._intake = Intake(context.broker, appends)
         self._runs = {run.topic_partition: run for run in runs}
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
-        topics = {topic for topic, _ in self._runs}
-        self._one_topic = topics.pop() if len(topics) == 1 else None
+        # With one topic the partition alone is the key, which saves a call for each record.
+        one_topic = len({topic for topic, _ in self._runs}) == 1
+        self._key: Callable[[Received], object] = partition_of if one_topic else _topic_partition_of
 
     def run(self) -> None:
         """Drain until caught up, out of time, or stopped; then cut the open segments and append them."""
-        positions = {topic_partition: start_of(run) for topic_partition, run in self._runs.items()}
         keep_freed_memory()
-        with rare_collections(), self._appends, Feed(*self._kafka, positions) as feed:
+        with rare_collections(), self._appends, Feed(*self._kafka, [run.start for run in self._runs.values()]) as feed:
             self._follow(feed)
             for run in self._active():
                 self._finish(run)
             for run in self._active():
-                self._settle(run)
+                self._guard(run, None, self._appends.collect)
         for run in self._runs.values():
             self._report(run)
 
@@ -104,19 +232,10 @@ class Loop:
             others = [message for message in messages if message.error() is not None]
             messages = [message for message in messages if message.error() is None]
         records: dict[TopicPartition, list[Received]] = defaultdict(list)
-        if self._one_topic is None:
-            for message in messages:
-                records[message.topic(), message.partition()].append(message)
-            return records, others
-        # With one topic the partition alone is the key, which saves a call for each record.
-        partitions = list(map(partition_of, messages))
-        if partitions and partitions.count(partitions[0]) == len(partitions):
-            return {(self._one_topic, partitions[0]): messages}, others
-        by_partition: dict[int, list[Received]] = defaultdict(list)
-        for partition, message in zip(partitions, messages, strict=True):
-            by_partition[partition].append(message)
-        for partition, of_partition in by_partition.items():
-            records[self._one_topic, partition] = of_partition
+        # librdkafka returns records of one partition in runs.
+        for _, group in groupby(messages, self._key):
+            of_partition = list(group)
+            records[of_partition[0].topic(), of_partition[0].partition()].extend(of_partition)
         return records, others
 
     def _handle(self, message: Received, feed: Feed) -> None:
@@ -171,9 +290,6 @@ class Loop:
             position = run.assembler.position
             self._guard(run, None, self._appends.submit, Entry(first_offset=position, next_offset=position))
 
-    def _settle(self, run: LogRun) -> None:
-        self._guard(run, None, self._appends.collect)
-
     def _guard(self, run: LogRun, feed: Feed | None, step: Callable[..., None], *arguments: object) -> None:
         """Run one step of one log. A CustodyError stops only that log."""
         try:
@@ -183,13 +299,7 @@ class Loop:
 
     def _fail(self, run: LogRun, error: CustodyError, feed: Feed | None) -> None:
         run.stopped = True
-        run.result.problem = str(error)
-        if isinstance(error, Fenced):
-            run.result.outcome = "fenced"
-            logger.info("%s", error)
-        else:
-            run.result.outcome = "failed"
-            logger.error("%s", error)
+        run.result.stop(error)
         if feed is not None:
             feed.stop(*run.topic_partition)
 
@@ -216,6 +326,10 @@ class Loop:
                     waited,
                     result.lag,
                 )
+
+
+def _topic_partition_of(message: Received) -> TopicPartition:
+    return message.topic(), message.partition()
 
 
 def _stalled(run: LogRun) -> TransientSourceError:

@@ -1,5 +1,7 @@
 """Finds where a run starts to read each log: its newest epoch, its trusted head, and the record that is read again.
 
+It also begins new epochs, after a partition was recreated, moved or truncated.
+
 The last archived record shows whether the partition is still the one that was archived. A run reads that record again,
 and compares its leader epoch with the archive's. It does the same whenever it seeks. So a truncated partition is
 noticed even if it has grown again. Limits:
@@ -11,22 +13,25 @@ noticed even if it has grown again. Limits:
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import list_logs
 from custody.archive.trusted import Judge, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter
-from custody.errors import CustodyError, Fenced, LogChanged
+from custody.errors import CustodyError, LogChanged
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
-from custody.format.manifest import LogId, PreviousEpoch
+from custody.format.manifest import LogId, Manifest, PreviousEpoch
 from custody.tlog.head import KnownHead
 from tasks.drain.assemble import Assembler
 from tasks.drain.committed_heads import check_committed_head
-from tasks.drain.context import Context
+from tasks.drain.context import Context, open_context
 from tasks.drain.kafka import Bounds, Topic
 from tasks.drain.log_run import LogResult, LogRun, Reread, TopicPartition
+from tasks.settings import Settings
 
 OPENERS = 8
 """Logs opened at the same time."""
@@ -38,7 +43,7 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     """Open every log, and return the runs, and the results of logs that cannot be drained."""
     topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in partitions}))}
     logs = list_logs(context.store)
-    known = known_heads(context, topics, partitions)
+    known = known_heads(context, [each for each in partitions if each[0] in topics])
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
@@ -47,12 +52,10 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
                 raise context.broker.missing(topic)
             log = newest_epoch(context, logs, topic_partition, known)
             return open_log(context, topics[topic], log, known.get(str(log), ()))
-        except Fenced as error:
-            logger.info("%s", error)
-            return LogResult(str(log), "fenced", problem=str(error))
         except CustodyError as error:
-            logger.error("%s", error)  # noqa: TRY400 - the message is complete; a traceback would not help
-            return LogResult(str(log), "failed", problem=str(error))
+            result = LogResult(str(log))
+            result.stop(error)
+            return result
 
     with ThreadPoolExecutor(OPENERS, "open") as pool:
         opened = list(pool.map(try_open, partitions))
@@ -60,19 +63,15 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     return runs, [result for result in opened if isinstance(result, LogResult)]
 
 
-def known_heads(
-    context: Context, topics: Iterable[str], partitions: Sequence[TopicPartition]
-) -> dict[str, list[KnownHead]]:
+def known_heads(context: Context, partitions: Iterable[TopicPartition]) -> dict[str, list[KnownHead]]:
     """Return the signed heads of logs in the newest audit and in the group's committed offsets."""
     known = {log: [head] for log, head in context.audited.items()}
-    for name in topics:
-        numbers = [partition for topic, partition in partitions if topic == name]
-        for committed in context.broker.remembered(name, numbers, context.archive.id).values():
-            log = committed.log
-            judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
-            head = check_committed_head(committed, context.trust, judge.proofs)
-            if head is not None:
-                known.setdefault(str(log), []).append(head)
+    for committed in context.broker.remembered(partitions, context.archive.id):
+        log = committed.log
+        judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
+        head = check_committed_head(committed, context.trust, judge.proofs)
+        if head is not None:
+            known.setdefault(str(log), []).append(head)
     return known
 
 
@@ -83,23 +82,18 @@ def newest_epoch(
 
     A folder with an epoch's name is not enough: its statements must be signed.
     """
-    first = Log(*topic_partition)
-    epochs = {log.epoch for log in logs if (log.topic, log.partition) == topic_partition}
-    names = [name for name, heads in known.items() if any(head.size for head in heads)]
-    names += [name for name, head in context.trust.heads.items() if head.size]
-    remembered = {
-        log.epoch
-        for name in names
-        if (log := layout.parse_log_text(name)) is not None and (log.topic, log.partition) == topic_partition
-    }
-    for epoch in sorted(epochs | remembered, reverse=True):
+    signed = {name for name, heads in known.items() if any(head.size for head in heads)}
+    signed |= {name for name, head in context.trust.heads.items() if head.size}
+    candidates = [*logs, *(log for log in map(layout.parse_log_text, signed) if log is not None)]
+    epochs = {log.epoch for log in candidates if (log.topic, log.partition) == topic_partition}
+    for epoch in sorted(epochs, reverse=True):
         log = Log(*topic_partition, epoch)
-        if epoch == first.epoch or epoch in remembered:
+        if epoch == 1 or str(log) in signed:
             return log
         if find_trusted_tip(context.store, log, context.archive.id, context.trust).newest is not None:
             return log
         logger.warning("%s has no statement signed by trusted keys: it is not an epoch", layout.log_prefix(log))
-    return first
+    return Log(*topic_partition)
 
 
 def log_id(context: Context, topic: Topic, log: Log) -> LogId:
@@ -169,3 +163,67 @@ def _previous_epoch(context: Context, log: Log) -> PreviousEpoch | None:
         if head.size:
             return PreviousEpoch(epoch, head.size, head.root.hex())
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochBegun:
+    """A new epoch of a partition.
+
+    Attributes:
+        log: the new epoch's log, `<log>/<partition>`.
+        earlier: the log of the epoch that it follows.
+        same_topic: whether cluster and topic id are those of that epoch, as after a truncation.
+    """
+
+    log: str
+    earlier: str
+    same_topic: bool
+
+
+def begin_epoch(settings: Settings, topic: str) -> list[EpochBegun]:
+    """Begin a new epoch for each partition of a topic that no longer continues its log.
+
+    A partition does not continue its log after the topic was deleted and created again, or moved to another cluster,
+    or after the partition was truncated. Each partition's new epoch follows its own newest one.
+
+    Raises:
+        LogChanged: every partition continues its log, so there is no reason for a new epoch.
+        CustodyError: as `drain_logs`.
+    """
+    begun = []
+    with ExitStack() as stack:
+        context = open_context(settings, stack)
+        current = next(iter(context.broker.topics([topic])), None)
+        if current is None:
+            raise context.broker.missing(topic)
+        logs = list_logs(context.store)
+        known = known_heads(context, [(topic, partition) for partition in range(current.partitions)])
+        for partition in range(current.partitions):
+            earlier = newest_epoch(context, logs, (topic, partition), known)
+            tip = find_trusted_tip(context.store, earlier, context.archive.id, context.trust)
+            if tip.newest is None or not _has_changed(context, current, earlier, tip.newest):
+                continue
+            run = open_log(context, current, Log(topic, partition, earlier.epoch + 1), ())
+            before, now = tip.newest.statement.log, log_id(context, current, earlier)
+            begun.append(EpochBegun(str(run.writer.log), str(earlier), before == now))
+    if not begun:
+        raise LogChanged(
+            f"topic {topic} is unchanged, and continues where its logs end: there is no reason to begin a new epoch"
+        )
+    return begun
+
+
+def _has_changed(context: Context, topic: Topic, log: Log, newest: Manifest) -> bool:
+    """Return whether a partition is another one than a log was made from, or does not continue where the log ends."""
+    statement = newest.statement
+    if statement.log != log_id(context, topic, log):
+        return True
+    bounds = context.broker.bounds(log.topic, log.partition)
+    if bounds.end < statement.next_offset:
+        return True
+    last = statement.last_record
+    return (
+        last is not None
+        and last.offset >= bounds.start
+        and context.broker.disagreement(log.topic, log.partition, last) is not None
+    )

@@ -14,23 +14,26 @@ While one segment is uploaded, the next is assembled. Each log has at most one a
 append, and after its records were fetched, the topic's id is read again. Topic ids are never reused, so records that
 were fetched before the same id was read belong to the same topic. A log that fails stops alone; the others continue.
 
-Modules: `resume` finds where a log starts, `loop` drives the run, `intake` takes the fetched records, `assemble` makes
-entries of them, `appends` writes them, and `checkpoints` signs heads at the end.
+Modules: `resume` finds where a log starts. `loop` drives the run, and takes the fetched records. `assemble` makes
+entries of them. `appends` writes the entries, and signs checkpoints at the end.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from custody.format.layout import Log
-from tasks.drain.appends import Appends
-from tasks.drain.checkpoints import put_checkpoints
+from tasks.drain.appends import Appends, put_checkpoints
 from tasks.drain.context import open_context
 from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.loop import Loop
 from tasks.drain.resume import open_logs
 from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.search.index import IndexResult
 
 
 def find_partitions(settings: Settings) -> list[TopicPartition]:
@@ -56,7 +59,6 @@ def drain_logs(
     *,
     once: bool = False,
     seconds: float | None = None,
-    progress: Callable[[int], None] | None = None,
     sealed: Callable[[Log], None] | None = None,
 ) -> list[LogResult]:
     """Drain partitions into the archive.
@@ -66,7 +68,6 @@ def drain_logs(
         partitions: the partitions; all that the settings name if None.
         once: end when each log has reached the last stable offset that it had at the start.
         seconds: end after this time. If None, the setting `drain.seconds`, or no limit with `once`.
-        progress: called with the number of records archived since the last call.
         sealed: called with a log after it got a new statement.
 
     Returns:
@@ -84,8 +85,39 @@ def drain_logs(
         context = open_context(settings, stack)
         runs, results = open_logs(context, find_partitions(settings) if partitions is None else partitions)
         if runs:
-            appends = Appends(context, runs, progress=progress, sealed=sealed)
+            appends = Appends(context, runs, sealed)
             Loop(context, runs, appends, once=once, deadline=deadline).run()
             put_checkpoints(context, runs, once=once)
         results.extend(run.result for run in runs)
     return sorted(results, key=lambda result: result.log)
+
+
+def drain_and_index(
+    settings: Settings,
+    partitions: Sequence[TopicPartition] | None = None,
+    *,
+    once: bool = False,
+    seconds: float | None = None,
+) -> "tuple[list[LogResult], list[IndexResult]]":
+    """Drain partitions, and index their new events at the same time.
+
+    Args:
+        settings: the settings.
+        partitions: the partitions; all that the settings name if None.
+        once: as in `drain_logs`.
+        seconds: as in `drain_logs`.
+
+    Raises:
+        CustodyError: as `drain_logs`. Problems with Elasticsearch do not fail a drain; they are in the results.
+    """
+    if settings.search.url is None:
+        return drain_logs(settings, partitions, once=once, seconds=seconds), []
+    # Imported here: it loads Elasticsearch's client, which is slow.
+    from tasks.search.index import Follower
+
+    follower = Follower(settings, partitions)
+    try:
+        drained = drain_logs(settings, partitions, once=once, seconds=seconds, sealed=follower.sealed)
+    finally:
+        indexed = follower.end()
+    return drained, indexed

@@ -1,18 +1,12 @@
 """The status of each log: its head in the archive, and how far that is behind Kafka."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from custody.archive.reader import Tip, find_tip, list_logs, read_archive
 from custody.archive.trusted import find_trusted_tip, standing
-from custody.errors import (
-    ConfigurationError,
-    CustodyError,
-    FormatError,
-    ObjectMissing,
-    SigningError,
-    SourceError,
-)
+from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SigningError, SourceError
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.keys.trust import Trust
@@ -56,10 +50,9 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
     store = open_store(settings.archive, settings.s3)
     find = _finder(settings, store)
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
-        try:
-            cluster: str | None = broker.cluster()
-        except SourceError:
-            cluster = None
+        cluster: str | None = None
+        with suppress(SourceError):
+            cluster = broker.cluster()
         for log in list_logs(store):
             try:
                 tip = find(log)
@@ -71,10 +64,8 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
             statement, head = tip.newest.statement, tip.head
             lag = None
             if statement.log.cluster == cluster:
-                try:
+                with suppress(SourceError):
                     lag = max(0, broker.bounds(log.topic, log.partition).end - statement.next_offset)
-                except SourceError:
-                    lag = None
             yield LogStatus(str(log), head.size, head.root.hex(), statement.next_offset, statement.sealed_at, lag)
     store.close()
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.drain.follow import drain_and_index
 from tasks.drain.log_run import LogResult, TopicPartition
+from tasks.drain.run import drain_and_index
 from tasks.settings import Settings
 
 if TYPE_CHECKING:

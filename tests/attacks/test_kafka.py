@@ -13,8 +13,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from custody.cli.main import main
-from tasks.drain.epochs import begin_epoch
 from tasks.drain.kafka import Broker, Feed
+from tasks.drain.resume import begin_epoch
 from tests.faults.world import World, make_world
 from tests.helpers.archives import ARCHIVE_ID, KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, START, Builder, event
 from tests.helpers.environment import clear_settings

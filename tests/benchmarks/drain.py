@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from confluent_kafka import TopicPartition
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,7 @@ from custody.store.open import open_store
 from flows.operate.sample import sample_events
 from tasks.drain import assemble, loop
 from tasks.drain import run as drain
-from tasks.drain.kafka import PARTITION_EOF, Feed, Position
+from tasks.drain.kafka import PARTITION_EOF, Feed
 from tasks.settings import Settings
 from tests.servers.kafka import KafkaServer
 
@@ -142,7 +143,7 @@ def run_baseline(limit: int) -> dict[str, Any]:
     def step() -> dict[str, float]:
         waiting: dict[int, list[str]] = defaultdict(list)
         events = bytes_in = bytes_out = ended = 0
-        with Feed(kafka, "baseline", dict.fromkeys(partitions, Position(0))) as feed:
+        with Feed(kafka, "baseline", [TopicPartition(*partition, 0) for partition in partitions]) as feed:
             while ended < len(partitions) and events < limit:
                 for message in feed.read(2000, 0.1):
                     error = message.error()
@@ -170,7 +171,7 @@ def run_read() -> dict[str, Any]:
 
     def step() -> dict[str, float]:
         events = ended = 0
-        with Feed(kafka, "read", dict.fromkeys(partitions, Position(0))) as feed:
+        with Feed(kafka, "read", [TopicPartition(*partition, 0) for partition in partitions]) as feed:
             while ended < len(partitions):
                 for message in feed.read(loop.READ_RECORDS, 0.1):
                     if message.error() is None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from custody.errors import CustodyError
 from custody.store import durable, folder, s3, s3_versions
-from tasks.drain import appends, checkpoints, loop, resume
+from tasks.drain import appends, loop, resume
 from tasks.drain.kafka import Broker, Feed
 from tasks.drain.run import drain_logs
 from tasks.settings import Settings
@@ -127,7 +127,7 @@ def run(environment: Mapping[str, str], plan: Plan, report: Path) -> None:
     """
     os.environ.update(environment)
     # One log after the other, so that the same number is the same call in every run.
-    resume.OPENERS = appends.UPLOADERS = checkpoints.UPLOADERS = 1
+    resume.OPENERS = appends.UPLOADERS = 1
     # Few records a read, so that a run cuts several segments.
     loop.READ_RECORDS = 8
     breaker = _Breaker(plan)

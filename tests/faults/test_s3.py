@@ -11,7 +11,7 @@ import pytest
 from custody.errors import StoreError
 from custody.store import s3, s3_client
 from custody.store.protocol import S3Options
-from tasks.drain import appends, checkpoints, loop, resume
+from tasks.drain import appends, loop, resume
 from tasks.drain.run import drain_logs
 from tests.faults.child import Plan
 from tests.faults.world import World, make_world
@@ -62,7 +62,6 @@ def proxied(
     """A world whose archive is behind a proxy that can break any call."""
     monkeypatch.setattr(resume, "OPENERS", 1)
     monkeypatch.setattr(appends, "UPLOADERS", 1)
-    monkeypatch.setattr(checkpoints, "UPLOADERS", 1)
     monkeypatch.setattr(loop, "READ_RECORDS", 8)
     # What a call without an answer costs, and how long is waited between tries: real ones would take an hour.
     monkeypatch.setattr(s3_client, "_READ_SECONDS", 1)

@@ -1,4 +1,4 @@
-"""`custody up` in a folder of its own, with real processes, of which nothing is left when a test is over."""
+"""`custody up` in a folder of its own, with real processes. None of them is left when a test is over."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ class Installation:
         return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
     def up(self) -> None:
-        """Start `custody up` and return once it says that it is."""
+        """Start `custody up`, and return once it prints that it is up."""
         begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -49,23 +49,23 @@ class Installation:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        said: list[str] = []
+        urls: list[str] = []
 
         def ready() -> bool:
-            said[:] = re.findall(r"custody is up: (http://127\.0\.0\.1:\d+)", self.log.read_text()[begin:])
-            return bool(said) or self.process is None or self.process.poll() is not None
+            urls[:] = re.findall(r"custody is up: (http://127\.0\.0\.1:\d+)", self.log.read_text()[begin:])
+            return bool(urls) or self.process is None or self.process.poll() is not None
 
         self.wait(ready, 240, "custody up to be up")
-        assert said, self.log.read_text()[-3000:]
-        self.url = said[0]
+        assert urls, self.log.read_text()[-3000:]
+        self.url = urls[0]
 
     def wait(self, done: Callable[[], object], seconds: float, what: str) -> None:
-        """Wait, and show what `up` said if it takes too long."""
+        """Wait, and show the output of `up` if it takes too long."""
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline:
-                said = self.log.read_text()[-4000:] if self.log.exists() else ""
-                pytest.fail(f"waited {seconds} s for {what}; the end of what `custody up` said:\n{said}")
+                output = self.log.read_text()[-4000:] if self.log.exists() else ""
+                pytest.fail(f"waited {seconds} s for {what}; the end of the output of `custody up`:\n{output}")
             time.sleep(0.3)
 
     def prefect(self, path: str, **body: object) -> Any:
@@ -90,28 +90,28 @@ class Installation:
         return answers[0]
 
     def start(self, deployment: str, **parameters: object) -> str:
-        """Have a deployment run now, as its form does, and return the id of the flow run."""
-        found = self.prefect(f"deployments/name/{deployment}")
-        return str(self.prefect(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"])
+        """Run a deployment now, as its form does, and return the id of the flow run."""
+        known = self.prefect(f"deployments/name/{deployment}")
+        return str(self.prefect(f"deployments/{known['id']}/create_flow_run", parameters=parameters)["id"])
 
     def pause(self, deployment: str) -> None:
-        """Let a deployment's schedule start nothing more, as its switch does."""
-        found = self.prefect(f"deployments/name/{deployment}")
+        """Pause a deployment's schedule, as its switch does."""
+        known = self.prefect(f"deployments/name/{deployment}")
         request = urllib.request.Request(  # noqa: S310 - it is http on loopback
-            f"{self.url}/api/deployments/{found['id']}/pause_deployment", b"", method="POST"
+            f"{self.url}/api/deployments/{known['id']}/pause_deployment", b"", method="POST"
         )
         urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
 
     def finish(self, run: str) -> Any:
         """Wait until a flow run has ended, and return it."""
-        found: list[Any] = []
+        runs: list[Any] = []
 
         def ended() -> bool:
-            found[:] = self.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run]}})
-            return found[0]["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+            runs[:] = self.prefect("flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+            return runs[0]["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
         self.wait(ended, 300, f"the run {run} to end")
-        return found[0]
+        return runs[0]
 
     def children(self) -> list[psutil.Process]:
         """Return all processes below `up`."""
@@ -146,7 +146,7 @@ def ended(installation: Installation) -> Iterator[None]:
     try:
         yield
     finally:
-        left = [one for one in psutil.process_iter() if str(installation.folder) in _environment(one)]
+        left = [process for process in psutil.process_iter() if str(installation.folder) in _environment(process)]
         for process in left:
             process.kill()
         psutil.wait_procs(left, timeout=10)

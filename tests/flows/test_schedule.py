@@ -110,10 +110,10 @@ class Drained(Installation):
         assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
     def verify(self) -> str:
-        """Let the command line prove that every event is there exactly once, byte for byte, in order."""
-        said = self.run("verify", "--keys", "file:keyring.json")
+        """Verify by the command line, and check that every event is archived; return what the command prints."""
+        printed = self.run("verify", "--keys", "file:keyring.json")
         assert self.archived() == len(self.produced)
-        return said
+        return printed
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
     installation.produce(2000)
     installation.up()
     installation.wait_for_archived()
-    deployments = {one["name"]: one for one in installation.prefect("deployments/filter")}
-    entrypoints = {name: one["entrypoint"] for name, one in deployments.items()}
+    deployments = {made["name"]: made for made in installation.prefect("deployments/filter")}
+    entrypoints = {name: made["entrypoint"] for name, made in deployments.items()}
     assert entrypoints == {
         "every-minute": "flows.drain.drain",
         "nightly": "flows.audit.audit",
@@ -139,7 +139,7 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
         "ad-hoc": "flows.backfill.backfill",
         "daily": "flows.roll.roll",
     }
-    assert [one["schedule"]["cron"] for one in deployments["nightly"]["schedules"]] == ["17 2 * * *"]
+    assert [timed["schedule"]["cron"] for timed in deployments["nightly"]["schedules"]] == ["17 2 * * *"]
     installation.wait(
         lambda: any(
             run["auto_scheduled"] and run["deployment_id"] == deployments["every-minute"]["id"]
@@ -164,7 +164,7 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
     installation.up()
     installation.kill_in_mid_run(with_up=True)
     installation.up()
-    assert sorted(one["name"] for one in installation.prefect("automations/filter")) == [
+    assert sorted(made["name"] for made in installation.prefect("automations/filter")) == [
         "custody-audit-failed",
         "custody-audit-silent",
         "custody-drain-silent",
@@ -192,7 +192,7 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
         assert installation.audit()["state"]["type"] == "COMPLETED"
         assert len(list((installation.folder / "archive/audits").iterdir())) == 1
         assert len(list((installation.folder / "archive/reports").rglob("integrity-*.html"))) == 1
-        keys = {one["key"] for one in installation.prefect("artifacts/latest/filter")}
+        keys = {artifact["key"] for artifact in installation.prefect("artifacts/latest/filter")}
         assert {"audit", "integrity-report"} <= keys
         assert told == []
         segment = next((installation.folder / "archive/events").rglob("*.gz"))
@@ -211,7 +211,7 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
 
 @contextlib.contextmanager
 def listening(told: list[dict[str, Any]]) -> Iterator[int]:
-    """Take JSON that is posted to the port given, as Apprise sends it."""
+    """Receive JSON that is posted to the port that is yielded, as Apprise sends it."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -220,7 +220,7 @@ def listening(told: list[dict[str, Any]]) -> Iterator[int]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -247,7 +247,7 @@ def test_only_one_up_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert time.monotonic() < deadline
             time.sleep(0.1)
         with pytest.raises(ConfigurationError, match=str(other.pid)):
-            up(tmp_path)
+            up(tmp_path, 0)
         other.kill()
 
 

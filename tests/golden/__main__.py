@@ -26,7 +26,7 @@ from custody.format.archive_file import ArchiveStatement
 from custody.format.audit import Audit, Covered, Marks, SignedAudit
 from custody.format.envelope import HeadRef
 from custody.format.leaves import LeafMaker
-from custody.format.manifest import LogId, PreviousEpoch
+from custody.format.manifest import LogId, PreviousEpoch, Unreadable
 from custody.format.times import format_time
 from custody.keys.key import LeafKey
 from custody.keys.open import open_signers
@@ -221,8 +221,10 @@ def first_epoch() -> Iterator[Entry]:
     # A record too large to be kept, and offsets that no client can decode.
     assembler.add([Message(assembler.position, LARGE)])
     yield assembler.cut()
-    assembler.unreadable(assembler.position + 2, "the broker gives a damaged batch")
-    yield assembler.cut()
+    start = assembler.position
+    assembler.skip(start + 2)
+    admitted = Unreadable(start, start + 2, "the broker gives a damaged batch")
+    yield replace(assembler.cut(), skipped=[], unreadable=[admitted])
 
 
 def with_members(entry: Entry, kept: Mapping[str, bytes]) -> Entry:

@@ -105,7 +105,6 @@ class Model:
     records: list[Record] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
     lost: tuple[int, int] | None = None
-    unreadable: list[tuple[int, int, str]] = field(default_factory=list)
     batch: int = 0
     """The number of the first batch."""
     leaves: LeafMaker | None = None
@@ -125,17 +124,6 @@ def encoded(data: bytes | None) -> str | None:
     return None if data is None else base64.b64encode(data).decode()
 
 
-def joined(ranges: Sequence[tuple[int, int, str]]) -> list[Unreadable]:
-    """Return ranges with their errors, those that touch and have one error in one."""
-    found: list[Unreadable] = []
-    for start, end, error in ranges:
-        if found and (found[-1].to, found[-1].error) == (start, error):
-            found[-1] = Unreadable(found[-1].from_, end, error)
-        else:
-            found.append(Unreadable(start, end, error))
-    return found
-
-
 def judge(entry: Entry, model: Model, batch_events: int) -> None:
     """Compare an entry with what was done."""
     fine = [record for record in model.records if reason(record.content) is None]
@@ -143,7 +131,6 @@ def judge(entry: Entry, model: Model, batch_events: int) -> None:
     assert (entry.first_offset, entry.next_offset) == (model.start, model.position)
     assert list(entry.skipped) == spans(sorted(model.skipped))
     assert entry.lost == model.lost
-    assert list(entry.unreadable) == joined(model.unreadable)
     assert list(entry.quarantined) == spans([record.at for record in bad])
     check_ranges("skipped", list(entry.skipped))
     check_ranges("quarantined", list(entry.quarantined))
@@ -331,13 +318,6 @@ class Machine(RuleBasedStateMachine):
         self.model.skipped |= set(range(self.model.position, self.model.position + count))
         self.model.position += count
 
-    @rule(count=st.integers(1, 5), error=st.sampled_from(["crc", "magic"]))
-    def unreadable(self, count: int, error: str) -> None:
-        end = self.model.position + count
-        self.assembler.unreadable(end, error)
-        self.model.unreadable.append((self.model.position, end, error))
-        self.model.position = end
-
     @precondition(lambda self: self.model.start == self.model.position)
     @rule(count=st.integers(1, 1000))
     def lose(self, count: int) -> None:
@@ -370,7 +350,7 @@ class Machine(RuleBasedStateMachine):
     def tells_where_it_is(self) -> None:
         assert self.assembler.position == self.model.position
         assert self.assembler.is_empty is (self.model.position == self.model.start)
-        assert self.assembler.has_records is bool(self.model.records or self.model.lost or self.model.unreadable)
+        assert self.assembler.has_records is bool(self.model.records or self.model.lost)
         size = sum(len(one.content or b"") + 1 for one in self.model.records if reason(one.content) is None)
         aside = sum(quarantine_size(one) for one in self.model.records if reason(one.content) is not None)
         assert self.assembler.full is (size >= 20_000 or aside >= QUARANTINE_BYTES)
@@ -575,37 +555,6 @@ def test_longest_line() -> None:
     assert len(json.loads(line)["error"]) <= assemble.REASON_CHARACTERS
 
 
-@pytest.mark.parametrize(
-    ("error", "kept"),
-    [
-        ("", ""),
-        ("x" * 256, "x" * 256),
-        ("x" * 257, "x" * 256),
-        ("é" * 128, "é" * 128),
-        ("x" + "é" * 128, "x" + "é" * 127),
-        ("\ud800", "?"),
-    ],
-)
-def test_errors_of_what_is_unreadable(error: str, kept: str) -> None:
-    """An error keeps to 256 bytes of UTF-8, and to whole characters."""
-    assembler = new()
-    assembler.unreadable(3, error)
-    assert assembler.has_records
-    assert assembler.cut().unreadable == [Unreadable(0, 3, kept)]
-
-
-def test_unreadable_on_either_side() -> None:
-    """A cut is asked for long before the format's limit of unreadable ranges; those that touch are one."""
-    assembler = new()
-    for place in range(assemble.UNREADABLE_RANGES):
-        assert not assembler.full
-        for end in (3 * place + 1, 3 * place + 2):
-            assembler.unreadable(end, "crc")
-        assembler.skip(3 * place + 3)
-    assert assembler.full
-    assert len(assembler.cut().unreadable) == assemble.UNREADABLE_RANGES < limits.UNREADABLE_RANGES
-
-
 def test_largest_statement() -> None:
     """What is cut where a cut is asked for fits into a statement, whatever its numbers, names and errors are."""
     far = 2**62
@@ -621,18 +570,19 @@ def test_largest_statement() -> None:
         bad = [Record(start, None), Record(start + 1, None)]
         assembler.add(bad[:1])
         assembler.skip(start + 2)
-        if turn < assemble.UNREADABLE_RANGES:
-            assembler.unreadable(start + 3, f"{turn:04}" + "\x01" * 252)
         start = assembler.position
         if batches:
             stamp = (TIME_CREATE, 2**62)
             assembler.add([Record(start + place, value, stamp) for place in range(batches)])
     entry = assembler.cut()
+    unreadable = [
+        Unreadable(far, far + 1, f"{turn:04}" + "\x01" * 252) for turn in range(limits.UNREADABLE_RANGES // 2)
+    ]
     statement = Statement(
         archive=LEAVES.archive, log=LogId("c" * 100, "t" * 249, "i" * 100, 2**31, 2**31), sequence=999_999_999_999,
         tree=Tree(999_999_999_999, "ab" * 32, ["ab" * 32] * 40), previous_epoch=None, first_offset=far, next_offset=far,
         last_record=LastRecord(far, 2**31 - 1), skipped=list(entry.skipped) * 2, lost=(far, far + 1),
-        unreadable=list(entry.unreadable), passed_over=["ab" * 32] * limits.PASSED_OVER, sealed_at="x" * 27,
+        unreadable=unreadable, passed_over=["ab" * 32] * limits.PASSED_OVER, sealed_at="x" * 27,
         writer="w" * 1000, segment=SegmentRef("s" * 400, 2**28, "ab" * 32), batches=list(entry.batches),
         quarantine=QuarantineRef("q" * 400, 2**26, "ab" * 32, 2**29, far, list(entry.quarantined) * 2), expired=None,
         types=dict.fromkeys(EVENT_TYPES, far),

