@@ -21,7 +21,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from custody.errors import (
     FormatError,
@@ -145,6 +145,8 @@ class S3Options:
         retention_days: how long from the put.
         legal_hold: whether each put of evidence sets a legal hold.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     endpoint_url: str | None = None
     region: str | None = None

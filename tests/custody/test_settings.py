@@ -91,15 +91,15 @@ def test_each_option_of_s3_is_shown_with_its_meaning() -> None:
 
 
 WRONG = [
-    ("CUSTODY_KEYRING_PASSPHRASE", "", "empty"),
-    ("CUSTODY_ARCHIVE", "", "empty"),
+    ("CUSTODY_KEYRING_PASSPHRASE", "", "at least 1 item"),
+    ("CUSTODY_ARCHIVE", "", "at least 1 character"),
     ("CUSTODY_KEYS", "keyring.json", "file:PATH"),
     ("CUSTODY_CHECKPOINT_KEYS", "keyring.json", "file:PATH"),
     ("CUSTODY_TRUST", "", "unset it"),
     ("CUSTODY_S3__RETENTION_MODE", "FOREVER", "'COMPLIANCE'"),
-    ("CUSTODY_S3__RETENTION_DAYS", "ten", "a whole number"),
-    ("CUSTODY_S3__LEGAL_HOLD", "perhaps", "true or false"),
-    ("CUSTODY_S3", "text", "a table"),
+    ("CUSTODY_S3__RETENTION_DAYS", "ten", "a valid integer"),
+    ("CUSTODY_S3__LEGAL_HOLD", "perhaps", "a valid boolean"),
+    ("CUSTODY_S3", "text", "a dictionary"),
 ]
 
 
@@ -122,7 +122,7 @@ def test_wrong_keys_of_the_file_are_all_named() -> None:
 
 def test_a_wrong_argument_is_named_as_one() -> None:
     """A program that gives a wrong argument is not sent to look for a variable."""
-    assert refusal(Settings, s3={"retention_days": "ten"}).startswith("the argument s3.retention_days")
+    assert refusal(Settings, s3={"retention_days": "ten"}).startswith("s3.retention_days in the arguments")
     assert "not a setting" in refusal(Settings, kafka={})
 
 

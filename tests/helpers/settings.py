@@ -37,10 +37,11 @@ def refusal_by(way: str, model: type[Settings], values: dict[str, object], monke
 def check_wrong_variable(
     model: type[Settings], monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
 ) -> None:
-    """Check that a wrong variable's refusal names it and says what belongs there, in one line."""
+    """Check that the error for a wrong variable names setting and variable, and says what it wants, in one line."""
     monkeypatch.setenv(variable, value)
     message = refusal(model)
-    assert message.startswith(variable)
+    setting = variable.removeprefix("CUSTODY_").replace("__", ".").lower()
+    assert message.startswith(f"{setting} in {variable}: ")
     assert wants in message
     assert "\n" not in message
 

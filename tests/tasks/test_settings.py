@@ -134,21 +134,21 @@ def test_harmless_properties_are_shown() -> None:
 
 
 WRONG = [
-    ("CUSTODY_DRAIN__BATCH_EVENTS", "20000", "at most 10000"),
-    ("CUSTODY_DRAIN__BATCH_EVENTS", "0", "at least 1"),
-    ("CUSTODY_DRAIN__BATCH_EVENTS", "many", "a whole number"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "20000", "less than or equal to 10000"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "0", "greater than or equal to 1"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "many", "a valid integer"),
     ("CUSTODY_DRAIN__SEGMENT_BYTES", "1 parsec", "16MiB"),
-    ("CUSTODY_DRAIN__SEGMENT_BYTES", "1GiB", "at most 268435456"),
-    ("CUSTODY_DRAIN__LEVEL", "9", "at most 3"),
-    ("CUSTODY_DRAIN__FLUSH_SECONDS", "0", "more than 0"),
+    ("CUSTODY_DRAIN__SEGMENT_BYTES", "1GiB", "less than or equal to 268435456"),
+    ("CUSTODY_DRAIN__LEVEL", "9", "less than or equal to 3"),
+    ("CUSTODY_DRAIN__FLUSH_SECONDS", "0", "greater than 0"),
     ("CUSTODY_DRAIN__SECONDS", "inf", "finite"),
     ("CUSTODY_DRAIN__TASK_RUNNER", "dusk", "'dask'"),
     ("CUSTODY_KAFKA__TOPICS", "^a(", "regular expression"),
     ("CUSTODY_KAFKA__TOPICS", "a b", "names of topics"),
     ("CUSTODY_KAFKA__TOPICS", '["^a","b"]', "not both"),
-    ("CUSTODY_KAFKA__GROUP", "", "empty"),
+    ("CUSTODY_KAFKA__GROUP", "", "at least 1 character"),
     ("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", "one two", "host:port"),
-    ("CUSTODY_KAFKA", "text", "a table"),
+    ("CUSTODY_KAFKA", "text", "a valid dictionary"),
 ]
 
 
