@@ -89,7 +89,7 @@ def _key_uri(value: str) -> str:
 
 def _not_here(value: Path) -> Path:
     if value == Path():
-        raise ValueError("this is a folder; want the path of a file, or unset it if there is none")
+        raise ValueError("'.' is a folder; want the path of a file, or unset it if there is no file")
     return value
 
 

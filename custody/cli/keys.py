@@ -112,7 +112,7 @@ def export(
         typer.echo(trust_file.encode(pin, keys), nl=False)
         return
     refuse_inside(open_store(settings.archive, settings.s3).url, [output])
-    typer.echo(f"{escape(str(output))}: {escape(str(trust_file.publish(output, pin, keys)))}")
+    typer.echo(f"{escape(str(output))}: {escape(trust_file.publish(output, pin, keys))}")
 
 
 @app.command()
@@ -174,7 +174,7 @@ def end(
     typer.echo("  and not at all in other logs." if until else "  nothing: it has ended in all logs.")
     if Settings().trust is None:
         typer.echo(f"Set CUSTODY_TRUST={escape(str(path.absolute()))} for the drain, audits and the roll too.")
-    if any(public.id == key and _valid(public, datetime.now(UTC)) for public in _public_at_hand(settings)):
+    if any(public.key_id == key and _valid(public, datetime.now(UTC)) for public in _public_at_hand(settings)):
         typer.echo("This key still signs here: run `custody keys rotate`.")
 
 
@@ -291,12 +291,12 @@ def _row(key: "PublicKey", now: datetime) -> dict[str, Any]:
     from custody.tlog.checkpoint import NoteKey, is_name
 
     return {
-        "id": key.id,
+        "id": key.key_id,
         "algorithm": key.algorithm,
         "from": format_time(key.from_) if key.from_ else None,
         "to": format_time(key.to) if key.to else None,
         "public": base64.b64encode(key.public).decode() if key.public else None,
-        "vkey": NoteKey(key.id, key.public).vkey if key.public and is_name(key.id) else None,
+        "vkey": NoteKey(key.key_id, key.public).vkey if key.public and is_name(key.key_id) else None,
         "valid": _valid(key, now),
     }
 

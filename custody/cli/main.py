@@ -165,7 +165,7 @@ def init(
     if made and not settings.keyring_passphrase:
         lines.append(f"  {PASSPHRASE_HINT}")
     lines += [
-        f"Trust {escape(str(trust))} ({escape(str(published))})",
+        f"Trust {escape(str(trust))} ({escape(published)})",
         "  Give this file to auditors, but not through the archive. It has public keys and the archive's digest,",
         "  and no secret: they can verify with `custody verify ARCHIVE --trust trust.json`, but cannot forge.",
         "Next",

@@ -33,28 +33,8 @@ class _Formatted(msgspec.Struct):
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str = "keyring") -> Iterator[int]:
-    """Open and lock a keyring or trust file for reading.
-
-    A rotation replaces the file. So after waiting for the lock, check again that the file still has this name.
-    """
-    while True:
-        descriptor = open_plain(path, what)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            try:
-                current = os.path.samestat(path.stat(), os.fstat(descriptor))
-            except OSError:
-                current = False
-            if current:
-                yield descriptor
-                return
-        finally:
-            os.close(descriptor)
-
-
-def open_plain(path: Path, what: str) -> int:
-    """Open a regular file for reading, and return its descriptor.
+def opened(path: Path, what: str) -> Iterator[int]:
+    """Open a regular file for reading, and close it at the end.
 
     Raises:
         ConfigurationError: it does not exist, or cannot be opened; the message begins with `what`.
@@ -68,12 +48,32 @@ def open_plain(path: Path, what: str) -> int:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
         raise ConfigurationError(f"{what} {path}: cannot be opened: {reason}") from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "is a folder, and" if stat.S_ISDIR(mode) else "is"
+            raise ConfigurationError(f"{what} {path}: {kind} not a regular file")
+        yield descriptor
+    finally:
         os.close(descriptor)
-        kind = "is a folder, and" if stat.S_ISDIR(mode) else "is"
-        raise ConfigurationError(f"{what} {path}: {kind} not a regular file")
-    return descriptor
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[int]:
+    """Open and lock a keyring or trust file for reading.
+
+    A rotation replaces the file. So after waiting for the lock, check again that the file still has this name.
+    """
+    while True:
+        with opened(path, what) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                current = os.path.samestat(path.stat(), os.fstat(descriptor))
+            except OSError:
+                current = False
+            if current:
+                yield descriptor
+                return
 
 
 def check_private(status: os.stat_result, what: str) -> None:
@@ -89,8 +89,8 @@ def check_private(status: os.stat_result, what: str) -> None:
         )
 
 
-def read_all(descriptor: int, limit: int, what: str) -> bytes:
-    """Return all bytes of an open file.
+def read_all(descriptor: int, limit: int, what: str) -> tuple[bytes, os.stat_result]:
+    """Return all bytes of an open file, and its status.
 
     Raises:
         ConfigurationError: it cannot be read, or is larger than `limit` bytes.
@@ -102,7 +102,7 @@ def read_all(descriptor: int, limit: int, what: str) -> bytes:
         raise ConfigurationError(f"{what}: cannot be read: {error.strerror}") from None
     if len(data) > limit:
         raise ConfigurationError(f"{what}: is larger than {limit} bytes")
-    return data
+    return data, os.fstat(descriptor)
 
 
 def refuse_other(data: bytes, what: str, other: str, advice: str) -> None:
@@ -125,7 +125,7 @@ def refuse_other(data: bytes, what: str, other: str, advice: str) -> None:
         raise ConfigurationError(f"{what}: {advice}")
 
 
-def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode: int = 0o600) -> None:
+def write(path: Path, data: bytes, *, create: bool, what: str, mode: int = 0o600) -> None:
     """Write or replace a file in one step, and sync it.
 
     Args:

@@ -26,19 +26,10 @@ from custody.errors import ConfigurationError, FormatError, KeyUnavailable, Sign
 from custody.format.archive_file import Days, Pin
 from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
 from custody.format.layout import parse_log_text
-from custody.keys.entry import KeyEntry, key_material, key_span
-from custody.keys.files import (
-    check_private,
-    decode_document,
-    open_plain,
-    parse_moment,
-    read_all,
-    refuse_other,
-)
-from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, LeafKey, holds
-from custody.keys.keyring import Keyring
+from custody.keys.files import check_private, decode_document, opened, parse_moment, read_all, refuse_other
+from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, KeyEntry, LeafKey, decode_key, holds, two_keys
 from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
-from custody.keys.open import split_uri
+from custody.keys.open import open_keys, split_uri
 from custody.keys.secret import Secret
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
@@ -46,20 +37,20 @@ from custody.tlog.head import Head
 __all__ = ["Accepted", "Trust", "TrustedKey", "open_trust"]
 
 TRUST_LIMIT = 64 * 1024 * 1024
+_SOURCES = "the keyrings and trust given"
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """An accepted finding. It identifies an object by `log` and `sequence`, or by `key`."""
+class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An accepted finding, as the file lists it. It identifies an object by `log` and `sequence`, or by `key`."""
 
     finding: str
     reason: str
     by: str
-    at: str
+    at: Time
     log: str | None = None
-    sequence: int | None = None
+    sequence: Int | None = None
     key: str | None = None
-    sha256: str | None = None
+    sha256: Hex | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +182,14 @@ def open_trust(
 
 
 def _open_keys(uri: str, passphrase: str | None, *, resolve: bool) -> list[TrustedKey | LeafKey]:
-    scheme, rest = split_uri(uri)
-    if scheme == "file":
-        keys = Keyring.load(Path(rest), passphrase).keys
-        return [key if isinstance(key, LeafKey) else _trusted(key) for key in keys]
     # An ARN needs no look-up: an auditor may have permission only to verify.
-    kms = KmsKey(rest) if KEY_ARN.fullmatch(rest) and not resolve else KmsKey.open(rest)
-    material = kms.public if isinstance(kms, KmsEd25519Key) else kms
-    return [TrustedKey(kms.key_id, kms.algorithm, material=material)]
+    keys = open_keys(uri, passphrase, resolve=resolve)
+    return [key if isinstance(key, LeafKey) else _trusted(key) for key in keys]
+
+
+def _trusted(key: HmacKey | Ed25519Key | KmsKey | KmsEd25519Key) -> TrustedKey:
+    material = key.secret if isinstance(key, HmacKey) else key if isinstance(key, KmsKey) else key.public
+    return TrustedKey(key.key_id, key.algorithm, key.from_, key.to, material=material)
 
 
 def _ask_kms(key: TrustedKey) -> TrustedKey:
@@ -210,34 +201,20 @@ def _ask_kms(key: TrustedKey) -> TrustedKey:
 
 def _merge_leaves(leaves: dict[str, Secret], key: LeafKey) -> None:
     if leaves.setdefault(key.key_id, key.secret) != key.secret:
-        raise ConfigurationError(
-            f"the key id {key.key_id!r} names two different keys in the keyrings and trust given; an id names one key"
-            " for ever, so find out which source is wrong"
-        )
-
-
-def _trusted(key: HmacKey | Ed25519Key) -> TrustedKey:
-    material = key.secret if isinstance(key, HmacKey) else key.public
-    return TrustedKey(key.key_id, key.algorithm, key.from_, key.to, material=material)
+        raise two_keys(key.key_id, _SOURCES)
 
 
 def _merge(one: TrustedKey, other: TrustedKey) -> TrustedKey:
     """Merge what two sources say about one key: the stricter limits apply."""
-    same = one.algorithm == other.algorithm
-    if isinstance(one.material, KmsKey) and isinstance(other.material, KmsKey):
-        material: Secret | bytes | KmsKey | None = one.material
-    else:
-        material = other.material if one.material is None else one.material
-        same = same and (None in (one.material, other.material) or one.material == other.material)
-    if not same:
-        raise ConfigurationError(
-            f"the key id {one.id!r} names two different keys in the keyrings and trust given; an id names one key for"
-            " ever, so find out which source is wrong"
-        )
-    begins = [moment for moment in (one.from_, other.from_) if moment]
-    ends = [moment for moment in (one.to, other.to) if moment]
-    begin, end = max(begins, default=None), min(ends, default=None)
-    return replace(one, from_=begin, to=end, until=merge_until(one.id, one.until, other.until), material=material)
+    first, second = one.material, other.material
+    # Two KMS keys with one id have one ARN, so they are the same key.
+    same = first == second or None in (first, second) or (isinstance(first, KmsKey) and isinstance(second, KmsKey))
+    if one.algorithm != other.algorithm or not same:
+        raise two_keys(one.id, _SOURCES)
+    begin = max((moment for moment in (one.from_, other.from_) if moment), default=None)
+    end = min((moment for moment in (one.to, other.to) if moment), default=None)
+    until = merge_until(one.id, one.until, other.until)
+    return replace(one, from_=begin, to=end, until=until, material=second if first is None else first)
 
 
 def merge_until(
@@ -271,17 +248,6 @@ class _Pin(msgspec.Struct, forbid_unknown_fields=True):
     sha256: Hex
 
 
-class _Accepted(msgspec.Struct, forbid_unknown_fields=True):
-    finding: str
-    reason: str
-    by: str
-    at: Time
-    log: str | None = None
-    sequence: Int | None = None
-    key: str | None = None
-    sha256: Hex | None = None
-
-
 class _TrustFile(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["custody/trust/1"]
     archive: _Pin | None = None
@@ -290,7 +256,7 @@ class _TrustFile(msgspec.Struct, forbid_unknown_fields=True):
     witnesses: list[str] = []
     quorum: Int = 0
     retention_days: Days | None = None
-    accepted: list[_Accepted] = []
+    accepted: list[Accepted] = []
 
 
 def load_trust(path: Path) -> Trust:
@@ -300,13 +266,8 @@ def load_trust(path: Path) -> Trust:
         ConfigurationError: it cannot be used.
     """
     what = f"trust {path}"
-    descriptor = open_plain(path, "trust")
-    try:
-        data = read_all(descriptor, TRUST_LIMIT, what)
-        status = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    return read_trust(data, status, what)
+    with opened(path, "trust") as descriptor:
+        return read_trust(*read_all(descriptor, TRUST_LIMIT, what), what)
 
 
 def read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
@@ -333,27 +294,22 @@ def _trust(document: _TrustFile, what: str) -> Trust:
     leaves: dict[str, Secret] = {}
     ids: set[str] = set()
     for entry in document.keys:
-        secret, _, public = key_material(entry, what)
+        key, secret = decode_key(entry, what)
         if entry.id in ids:
             raise ConfigurationError(f"{what}: two keys have the id {entry.id!r}; each key needs its own id")
         ids.add(entry.id)
-        if entry.algorithm == "Ed25519" and not public:
-            raise ConfigurationError(f"{what}: the key {entry.id!r} lacks 'public'")
-        begin, end = key_span(entry, what)
-        if entry.algorithm == "SHAKE-256":
+        if key.algorithm == "SHAKE-256":
             if entry.until is not None:
                 raise ConfigurationError(f"{what}: the key {entry.id!r} signs nothing, so it must not have 'until'")
             if secret:
-                leaves[entry.id] = Secret(secret)
+                leaves[entry.id] = secret
             continue
-        keys[entry.id] = TrustedKey(
-            entry.id,
-            entry.algorithm,
-            begin,
-            end,
-            None if entry.until is None else _heads(entry.until, f"{what}: until of key {entry.id!r}"),
-            Secret(secret) if secret else public,
-        )
+        if key.algorithm == "Ed25519" and not key.public:
+            raise ConfigurationError(f"{what}: the key {entry.id!r} lacks 'public'")
+        until = None if entry.until is None else _heads(entry.until, f"{what}: until of key {entry.id!r}")
+        keys[entry.id] = TrustedKey(entry.id, key.algorithm, key.from_, key.to, until, key.public or secret)
+    for accepted in document.accepted:
+        _check_accepted(accepted, what)
     witnesses = _witnesses(document.witnesses, keys, what)
     if document.quorum > len(witnesses):
         raise ConfigurationError(
@@ -367,7 +323,7 @@ def _trust(document: _TrustFile, what: str) -> Trust:
         quorum=document.quorum,
         heads=_heads(document.heads, f"{what}: heads"),
         retention_days=document.retention_days,
-        accepted=tuple(_accepted(entry, what) for entry in document.accepted),
+        accepted=tuple(document.accepted),
     )
 
 
@@ -384,7 +340,7 @@ def _check_log(text: str, what: str) -> None:
         )
 
 
-def _accepted(entry: _Accepted, what: str) -> Accepted:
+def _check_accepted(entry: Accepted, what: str) -> None:
     if (entry.sequence is None) == (entry.key is None) or (entry.key is None and entry.log is None):
         raise ConfigurationError(
             f"{what}: an accepted finding needs 'log' and 'sequence', or 'key'; {entry.finding[:100]!r} has neither"
@@ -396,7 +352,6 @@ def _accepted(entry: _Accepted, what: str) -> Accepted:
     if entry.log is not None:
         _check_log(entry.log, f"{what}: accepted")
     parse_moment(entry.at, what, "at of an accepted finding")
-    return Accepted(entry.finding, entry.reason, entry.by, entry.at, entry.log, entry.sequence, entry.key, entry.sha256)
 
 
 def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], what: str) -> tuple[NoteKey, ...]:
