@@ -109,11 +109,14 @@ class Configuration:
         Raises:
             StoreError: the configuration cannot be read.
         """
+        reader = self._bucket.reader
         if name == VERSIONING:
-            if self._versioning().get("Status") != "Enabled":
+            versioning = self._read("versioning", reader.get_bucket_versioning) or {}
+            if versioning.get("Status") != "Enabled":
                 yield Difference(name, "without versions what is written over is lost")
         elif name == OBJECT_LOCK:
-            if self._object_lock().get("ObjectLockEnabled") != "Enabled":
+            answer = self._read("Object Lock", reader.get_object_lock_configuration) or {}
+            if (answer.get(OBJECT_LOCK) or {}).get("ObjectLockEnabled") != "Enabled":
                 yield Difference(name, "Object Lock is off, and each put asks for a lock")
         elif name == LIFECYCLE:
             rules = self.rules()
@@ -124,7 +127,8 @@ class Configuration:
                 yield Difference(name, problem.what, settable=problem.expected is not None)
         elif name == POLICY:
             (statement,) = wanted[name]["Statement"]
-            if _plain(statement) not in [_plain(one) for one in _statements(self._policy())]:
+            answer = self._read("policy", reader.get_bucket_policy) or {}
+            if _plain(statement) not in _statements(answer.get(POLICY)):
                 yield Difference(name, _UNCONDITIONAL if self._bucket.options.endpoint_url is None else _TRY_FIRST)
 
     def rules(self) -> Sequence[LifecycleRule] | None:
@@ -158,21 +162,6 @@ class Configuration:
             return None
         except NotConfigured:
             return {}
-
-    def _versioning(self) -> Any:
-        return self._read("versioning", self._bucket.reader.get_bucket_versioning) or {}
-
-    def _object_lock(self) -> Any:
-        found = self._read("Object Lock", self._bucket.reader.get_object_lock_configuration) or {}
-        return found.get(OBJECT_LOCK) or {}
-
-    def _policy(self) -> Any:
-        found = self._read("policy", self._bucket.reader.get_bucket_policy) or {}
-        try:
-            policy = json.loads(found.get(POLICY) or "{}")
-        except ValueError:
-            return {}
-        return policy if isinstance(policy, dict) else {}
 
     def _raw_rules(self) -> Sequence[Any] | None:
         found = self._read("lifecycle rules", self._bucket.reader.get_bucket_lifecycle_configuration)
@@ -257,9 +246,13 @@ def _conditional_writes(bucket: str, root: str) -> dict[str, Any]:
     }
 
 
-def _statements(policy: Mapping[str, Any]) -> list[Any]:
-    given = policy.get("Statement") or []
-    return given if isinstance(given, list) else [given]
+def _statements(policy: str | None) -> list[Any]:
+    """Return the statements of a policy's JSON, in a form that compares; none if it cannot be read."""
+    try:
+        given = json.loads(policy or "{}")["Statement"]
+    except (ValueError, LookupError, TypeError):
+        return []
+    return [_plain(statement) for statement in (given if isinstance(given, list) else [given])]
 
 
 def _plain(statement: Any) -> Any:

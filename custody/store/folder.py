@@ -11,13 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from custody.errors import (
-    ConfigurationError,
-    ObjectMissing,
-    StoreError,
-    TerminalStoreError,
-    TransientStoreError,
-)
+from custody.errors import ConfigurationError, ObjectMissing, StoreError, TerminalStoreError, TransientStoreError
 from custody.store.durable import create_file, make_folders, sync_folder
 from custody.store.protocol import (
     STAGING,
@@ -47,12 +41,11 @@ class FolderStore:
     def __init__(self, folder: str) -> None:
         self._root = os.path.realpath(folder)
         self.url = Path(self._root).as_uri()
-        with _os_errors("open", self._root):
-            wrong = _is_there(self._root) and not Path(self._root).is_dir()
-        if wrong:
-            raise ConfigurationError(
-                f"the archive's root {self._root} is not a folder; name one, or a path that is free"
-            )
+        with _os_errors("open", self._root), _missing_ignored():
+            if not stat.S_ISDIR(os.lstat(self._root).st_mode):
+                raise ConfigurationError(
+                    f"the archive's root {self._root} is not a folder; name one, or a path that is free"
+                )
         # Folders whose entry in their parent is known to be on disk, so that each is synced once a process.
         self._synced: set[str] = set()
         # Folders that no symbolic link leads to, so that each is looked at once and not for every object in it.
@@ -192,16 +185,12 @@ class FolderStore:
             return self._look(path) is not None
 
     def _look(self, path: str) -> os.stat_result | None:
-        """Return what is known of a plain file that no symbolic link leads to; None if there is none."""
-        try:
-            if not self._in_plain_folder(path):
-                return None
-            found = os.lstat(path)
-        except OSError as error:
-            if error.errno not in _MISSING_ERRNO:
-                raise
-            return None
-        return found if stat.S_ISREG(found.st_mode) else None
+        """Return the status of a plain file that no symbolic link leads to; None if there is none."""
+        with _missing_ignored():
+            if self._in_plain_folder(path):
+                status = os.lstat(path)
+                return status if stat.S_ISREG(status.st_mode) else None
+        return None
 
     def _in_plain_folder(self, path: str) -> bool:
         """Return whether no symbolic link leads to the object's folder. The object itself may still be one."""
@@ -256,20 +245,13 @@ class FolderStore:
     def _scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
         """Yield a folder's entries but for those that are no keys; none if it is missing or behind a symbolic link."""
         path = f"{self._base}/{folder}".rstrip("/") or "/"
-        with _os_errors("list", path):
-            if os.path.realpath(path) != path:
-                return
-            try:
+        entries: Any = contextlib.nullcontext(())
+        with _os_errors("list", path), _missing_ignored():
+            if os.path.realpath(path) == path:
                 entries = os.scandir(path)
-            except OSError as error:
-                if error.errno not in _MISSING_ERRNO:
-                    raise
-                return
-        with entries:
+        with entries as found:
             try:
-                for entry in entries:
-                    if folder or entry.name != STAGING:
-                        yield entry
+                yield from (entry for entry in found if folder or entry.name != STAGING)
             except OSError as error:
                 raise _from_os(error, "list", path) from error
 
@@ -283,13 +265,9 @@ class FolderStore:
 
     def remove(self, key: str) -> None:
         path = self._path(key)
-        with _os_errors("delete", path):
-            try:
-                if self._in_plain_folder(path):
-                    os.unlink(path)  # noqa: PTH108 - as its neighbours
-            except OSError as error:
-                if error.errno not in _MISSING_ERRNO:
-                    raise
+        with _os_errors("delete", path), _missing_ignored():
+            if self._in_plain_folder(path):
+                os.unlink(path)  # noqa: PTH108 - as its neighbours
 
     def close(self) -> None:
         """There is nothing to give up."""
@@ -297,17 +275,6 @@ class FolderStore:
     def _path(self, key: str) -> str:
         check_key(key)
         return f"{self._base}/{key}"
-
-
-def _is_there(path: str) -> bool:
-    """Return whether anything has that name. Unlike `os.path.lexists`, an error is raised and is no "no"."""
-    try:
-        os.lstat(path)
-    except OSError as error:
-        if error.errno not in _MISSING_ERRNO:
-            raise
-        return False
-    return True
 
 
 def _text(name: str) -> str:
@@ -346,29 +313,6 @@ def _remove_abandoned(folder: str) -> None:
 _MISSING_ERRNO = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
-_TRANSIENT_ERRNO = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EINTR,
-        errno.EMFILE,
-        errno.ENETDOWN,
-        errno.ENETRESET,
-        errno.ENETUNREACH,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOLCK,
-        errno.ENOMEM,
-        errno.EPIPE,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
 _ERRNO_ADVICE = {
     errno.ENOSPC: "the disk is full: make room, nothing was lost and the next run goes on",
     errno.EDQUOT: "the quota is used up: make room, nothing was lost and the next run goes on",
@@ -380,6 +324,11 @@ _ERRNO_ADVICE = {
     errno.EXDEV: f"{STAGING} must be on the same file system as the rest of the archive",
     errno.EIO: "the disk fails: check it before anything else is written",
     errno.ENOTDIR: "a file stands where a folder is needed; move it away",
+    errno.EISDIR: "a folder stands where a file is needed; move it away",
+    errno.EINVAL: "the file system cannot do it; use another one",
+    errno.ENOSYS: "the file system cannot do it; use another one",
+    errno.EFBIG: "the file system allows no file of this size; use another one",
+    errno.ELOOP: "too many symbolic links lead there; name the folder itself",
 }
 
 
@@ -391,10 +340,19 @@ def _os_errors(doing: str, path: str) -> Iterator[None]:
         raise _from_os(error, doing, path) from error
 
 
+@contextlib.contextmanager
+def _missing_ignored() -> Iterator[None]:
+    """Leave the block where there is nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MISSING_ERRNO:
+            raise
+
+
 def _from_os(error: OSError, doing: str, path: str) -> StoreError:
-    """Return the store's error for one of the operating system's."""
-    transient = error.errno in _TRANSIENT_ERRNO
-    reason = error.strerror or type(error).__name__
-    advice = _ERRNO_ADVICE.get(error.errno or 0, "it may pass; try again" if transient else "see to the file system")
-    message = f"cannot {doing} {legible(path)}: {reason} ({advice})"
-    return TransientStoreError(message) if transient else TerminalStoreError(message)
+    """Return the store's error for one of the operating system's: terminal if there is advice for it."""
+    message = f"cannot {doing} {legible(path)}: {error.strerror or type(error).__name__}"
+    if advice := _ERRNO_ADVICE.get(error.errno or 0):
+        return TerminalStoreError(f"{message} ({advice})")
+    return TransientStoreError(f"{message} (it may pass; try again)")

@@ -23,11 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Literal, Protocol
 
-from custody.errors import (
-    FormatError,
-    ObjectExists,
-    ObjectMissing,
-)
+from custody.errors import FormatError, ObjectExists, ObjectMissing
 
 __all__ = [
     "Capabilities",

@@ -182,14 +182,20 @@ class S3Store:
         return data
 
     def exists(self, key: str) -> bool:
-        where = self._bucket.where(key)
         try:
-            with s3_errors("look for", where):
-                self._bucket.reader.head_object(**self._bucket.object(key), **self._version(key))
+            self._head(key)
         except ObjectMissing:
-            self._check_bucket()
             return False
         return True
+
+    def _head(self, key: str) -> dict[str, Any]:
+        where, call = self._bucket.where(key), {**self._bucket.object(key), **self._version(key)}
+        try:
+            with s3_errors("look at", where):
+                return {**self._bucket.reader.head_object(**call, ChecksumMode="ENABLED")}
+        except ObjectMissing:
+            self._check_bucket()
+            raise
 
     def _check_bucket(self) -> None:
         """Raise an error if the bucket is missing: HEAD gives the same answer for a missing object."""
@@ -211,7 +217,7 @@ class S3Store:
         root, skip = len(self._bucket.absolute("")), len(self._bucket.absolute(prefix))
         folders: set[str] = set()
         objects: dict[str, ObjectInfo] = {}
-        for page in self._pages(prefix, {"Delimiter": "/"}):
+        for page in self._pages(prefix, Delimiter="/"):
             folders.update(common["Prefix"][skip:].rstrip("/") for common in page.get("CommonPrefixes", ()))
             for item in page.get("Contents", ()):
                 objects[item["Key"][root:]] = ObjectInfo(
@@ -232,7 +238,8 @@ class S3Store:
             return
         start = _safe_start(prefix, after)
         recent: set[str] = set()
-        for page in self._pages(prefix, {"StartAfter": self._bucket.absolute(start)} if start > prefix else {}):
+        more = {"StartAfter": self._bucket.absolute(start)} if start > prefix else {}
+        for page in self._pages(prefix, **more):
             # A server may repeat keys where one page ends and the next begins.
             seen, recent = recent, set()
             for item in page.get("Contents", ()):
@@ -249,31 +256,12 @@ class S3Store:
     def _version(self, key: str) -> dict[str, Any]:
         return {"VersionId": self._chosen[key].id} if key in self._chosen else {}
 
-    def _pages(self, prefix: str, arguments: dict[str, Any]) -> Iterator["ListObjectsV2OutputTypeDef"]:
-        where = f"{self.url}/{prefix}"
-        more: dict[str, Any] = {}
-        while True:
-            with s3_errors("list", where):
-                page = self._bucket.reader.list_objects_v2(
-                    **self._bucket.owned(), **arguments, **more, Prefix=self._bucket.absolute(prefix)
-                )
-            yield page
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token:
-                return
-            if more.get("ContinuationToken") == token:
-                raise TerminalStoreError(f"cannot list {where}: the server gives the same page again and again")
-            more = {"ContinuationToken": token}
+    def _pages(self, prefix: str, **arguments: str) -> Iterator["ListObjectsV2OutputTypeDef"]:
+        markers = {"NextContinuationToken": "ContinuationToken"}
+        return self._bucket.pages(self._bucket.reader.list_objects_v2, "list", prefix, markers, **arguments)
 
     def status(self, key: str) -> ObjectStatus:
-        where = self._bucket.where(key)
-        try:
-            with s3_errors("look at", where):
-                call = {**self._bucket.object(key), **self._version(key)}
-                found: dict[str, Any] = {**self._bucket.reader.head_object(**call, ChecksumMode="ENABLED")}
-        except ObjectMissing:
-            self._check_bucket()
-            raise
+        found = self._head(key)
         digest = found.get("ChecksumSHA256")
         # One of several parts ("…-3") is no digest of the bytes.
         if digest is not None and (found.get("ChecksumType") == "COMPOSITE" or "-" in digest):

@@ -1,12 +1,13 @@
 """A bucket, the archive's prefix in it, and the clients that speak to it."""
 
 import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from custody.errors import ConfigurationError, FormatError
+from custody.errors import ConfigurationError, FormatError, TerminalStoreError
 from custody.store.protocol import S3Options, check_key, check_prefix, legible
-from custody.store.s3_errors import s3_failures, said
+from custody.store.s3_errors import s3_errors, s3_failures, said
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -52,6 +53,34 @@ class Bucket:
     def object(self, key: str) -> dict[str, Any]:
         """Return the arguments by which a call names an object."""
         return {**self.owned(), "Key": self.absolute(key)}
+
+    def pages(
+        self, call: Callable[..., Any], doing: str, prefix: str, markers: Mapping[str, str], **arguments: Any
+    ) -> Iterator[Any]:
+        """Yield the pages of a listing.
+
+        Args:
+            call: the client's method.
+            doing: what it does, for errors.
+            prefix: of the archive's keys.
+            markers: the fields of a page that say where the next one begins, each with the name of its argument.
+            arguments: more for the call.
+
+        Raises:
+            StoreError: a page cannot be read, or the server repeats a page.
+        """
+        where = f"{self.url}/{prefix}"
+        more: dict[str, Any] = {}
+        while True:
+            with s3_errors(doing, where):
+                page = call(**self.owned(), **arguments, **more, Prefix=self.absolute(prefix))
+            yield page
+            following = {argument: page[field] for field, argument in markers.items() if page.get(field)}
+            if not page.get("IsTruncated") or not following:
+                return
+            if following == more:
+                raise TerminalStoreError(f"cannot {doing} {where}: the server gives the same page again and again")
+            more = following
 
     def close(self) -> None:
         """Give up the clients' connections."""

@@ -33,37 +33,12 @@ class BeyondEnd(TerminalStoreError):
     """The range asked for begins behind the object's end."""
 
 
-_TRANSIENT_CODES = frozenset(
-    {
-        "BadDigest",
-        "BandwidthLimitExceeded",
-        "ConditionalRequestConflict",
-        "IncompleteBody",
-        "InternalError",
-        "InternalFailure",
-        "KMS.ThrottlingException",
-        "LimitExceededException",
-        "OperationAborted",
-        "PriorRequestNotComplete",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "ThrottledException",
-        "TooManyRequestsException",
-        "TransactionInProgressException",
-        "XAmzContentChecksumMismatch",
-        "XAmzContentSHA256Mismatch",
-    }
+# Codes whose HTTP status may not show that they are transient. Each service has its own name for throttling.
+_TRANSIENT_CODE = re.compile(
+    r"BadDigest|IncompleteBody|InternalError|InternalFailure|PriorRequestNotComplete|TransactionInProgressException"
+    r"|RequestTimeout(Exception)?|ServiceUnavailable|SlowDown|TooManyRequestsException|XAmzContent\w+Mismatch"
+    r"|[\w.]*(LimitExceeded|ThroughputExceeded|Throttled|Throttling)(Exception)?"
 )
-
-
 # 412: to a call without a condition it makes no sense.
 _TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})
 
@@ -137,14 +112,10 @@ def s3_errors(doing: str, where: str) -> Iterator[None]:
     try:
         yield
     except s3_failures() as error:
-        raise _from_s3(error, doing, where) from None
+        from botocore.exceptions import ClientError
 
-
-def _from_s3(error: Exception, doing: str, where: str) -> StoreError:
-    """Return the store's error for one of boto3's."""
-    from botocore.exceptions import ClientError
-
-    return _from_answer(error, doing, where) if isinstance(error, ClientError) else _from_library(error, doing, where)
+        convert = _from_answer if isinstance(error, ClientError) else _from_library
+        raise convert(error, doing, where) from None
 
 
 def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C901 - a list of cases
@@ -176,7 +147,7 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C90
         return BeyondEnd(message)
     if code == "NotImplemented" or status == 501 or (code in _UNKNOWN_CODES and doing in _PERMISSIONS):
         return CallUnknown(f"{message} (this server lacks what an archive needs; use one that has it)")
-    if code in _TRANSIENT_CODES or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
+    if _TRANSIENT_CODE.fullmatch(code) or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
         return TransientStoreError(f"{message} (it may pass; try again)")
     return TerminalStoreError(f"{message} ({_CODE_ADVICE.get(code, 'trying again does not help')})")
 

@@ -1,14 +1,10 @@
 """The versions and delete markers that a bucket keeps."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
 
-from custody.store.protocol import Store, Version, check_prefix
+from custody.store.protocol import Store, Version, check_key, check_prefix
 from custody.store.s3_client import Bucket
-from custody.store.s3_errors import CallUnknown, s3_errors
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ListObjectVersionsOutputTypeDef
+from custody.store.s3_errors import CallUnknown
 
 
 class S3Versions:
@@ -24,59 +20,52 @@ class S3Versions:
 
     def has_history(self, key: str) -> bool:
         """Return whether there is a version or a delete marker of the key, besides an object without versions."""
-        absolute = self._bucket.absolute(key)
-        for page in self._pages(absolute, self._bucket.where(key)):
-            if any(marker["Key"] == absolute for marker in page.get("DeleteMarkers", ())):
-                return True
-            for version in page.get("Versions", ()):
-                # An object without a version, and that is there now, is no history: `exists` tells of it.
-                plain = version.get("VersionId", "null") == "null" and version.get("IsLatest", True)
-                if version["Key"] == absolute and not plain:
-                    return True
-        return False
+        # An object without a version, and that is there now, is no history: `exists` tells of it.
+        return any(version.marker or version.id != "null" or not version.latest for version in self._of(key))
 
     def history(self, prefix: str = "") -> Iterator[Version]:
         """Yield all versions and delete markers of keys that have more than one plain object."""
         check_prefix(prefix)
-        skip = len(self._bucket.absolute(""))
-        held: dict[str, list[Version]] = {}
-        for page in self._pages(self._bucket.absolute(prefix), f"{self._bucket.url}/{prefix}"):
-            for one in page.get("Versions", ()):
-                version = Version(one["Key"][skip:], one["VersionId"], False, one["IsLatest"], one["Size"], one["ETag"])
-                held.setdefault(version.key, []).append(version)
-            for marker in page.get("DeleteMarkers") or ():
-                version = Version(marker["Key"][skip:], marker["VersionId"], True, marker["IsLatest"], 0)
-                held.setdefault(version.key, []).append(version)
+        pending: dict[str, list[Version]] = {}
+        for versions, last_key in self._pages(prefix):
+            for version in versions:
+                pending.setdefault(version.key, []).append(version)
             # The last key of a page may go on in the next.
-            open_key = page.get("NextKeyMarker", "")[skip:] if page.get("IsTruncated") else ""
-            for key, versions in held.items():
-                if key != open_key and (len(versions) > 1 or versions[0].marker):
-                    yield from versions
-            held = {open_key: held[open_key]} if open_key in held else {}
+            for key, of_key in pending.items():
+                if key != last_key and (len(of_key) > 1 or of_key[0].marker):
+                    yield from of_key
+            pending = {last_key: pending[last_key]} if last_key in pending else {}
 
     def ids(self, key: str) -> list[str]:
         """Return the ids of all versions and delete markers of a key."""
-        absolute = self._bucket.absolute(key)
-        ids: list[str] = []
-        for page in self._pages(absolute, self._bucket.where(key)):
-            found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
-            ids += [one.get("VersionId", "null") for one in found if one["Key"] == absolute]
-        return ids
+        return [version.id for version in self._of(key)]
 
-    def _pages(self, absolute: str, where: str) -> Iterator["ListObjectVersionsOutputTypeDef"]:
-        more: dict[str, Any] = {}
-        while True:
-            try:
-                with s3_errors("list versions of", where):
-                    page = self._bucket.reader.list_object_versions(**self._bucket.owned(), **more, Prefix=absolute)
-            except CallUnknown:
-                return
-            yield page
-            following = {
-                "KeyMarker": page.get("NextKeyMarker", ""),
-                "VersionIdMarker": page.get("NextVersionIdMarker", ""),
-            }
-            following = {name: marker for name, marker in following.items() if marker}
-            if not page.get("IsTruncated") or following == more:
-                return
-            more = following
+    def _of(self, key: str) -> Iterator[Version]:
+        check_key(key)
+        return (version for versions, _ in self._pages(key) for version in versions if version.key == key)
+
+    def _pages(self, prefix: str) -> Iterator[tuple[list[Version], str]]:
+        """Yield the versions and delete markers of each page, with the key that may go on in the next page."""
+        skip = len(self._bucket.absolute(""))
+        call, markers = (
+            self._bucket.reader.list_object_versions,
+            {"NextKeyMarker": "KeyMarker", "NextVersionIdMarker": "VersionIdMarker"},
+        )
+        try:
+            for page in self._bucket.pages(call, "list versions of", prefix, markers):
+                found = [(entry, False) for entry in page.get("Versions", ())]
+                found += [(entry, True) for entry in page.get("DeleteMarkers", ())]
+                versions = [
+                    Version(
+                        entry["Key"][skip:],
+                        entry.get("VersionId", "null"),
+                        marker,
+                        entry.get("IsLatest", True),
+                        entry.get("Size", 0),
+                        entry.get("ETag", ""),
+                    )
+                    for entry, marker in found
+                ]
+                yield versions, page.get("NextKeyMarker", "")[skip:] if page.get("IsTruncated") else ""
+        except CallUnknown:
+            return
