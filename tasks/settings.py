@@ -67,16 +67,15 @@ def _topics(value: object) -> object:
 
 
 def _check_topics(value: list[str]) -> list[str]:
-    patterns = [name for name in value if name.startswith("^")]
-    if patterns and len(value) > 1:
+    if len(value) > 1 and any(name.startswith("^") for name in value):
         raise ValueError("want names of topics, or one regular expression that begins with ^, not both")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"this is not a regular expression: {error}") from None
     for name in value:
-        if not name.startswith("^") and not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name):
+        if name.startswith("^"):
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ValueError(f"this is not a regular expression: {error}") from None
+        elif not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name):
             raise ValueError(
                 "want names of topics (letters, digits, '.', '_', '-'), or one regular expression with ^ before it"
             )

@@ -25,7 +25,7 @@ from custody.cli import operators
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
 from custody.cli.evidence import app as evidence_app
-from custody.cli.keys import PASSPHRASE_HINT, read_own_archive, refuse_inside, trust_path, wanted_keyrings
+from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, refuse_inside, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
 from custody.errors import ConfigurationError, CustodyError, FormatError
@@ -114,7 +114,7 @@ def init(
     from custody.cli.render import escape
     from custody.keys import trust_file
     from custody.keys.keyring import new_keyring
-    from custody.keys.open import keyring_path, open_public
+    from custody.keys.open import keyring_path
     from custody.store.open import open_store
 
     settings = Settings()
@@ -143,9 +143,7 @@ def init(
         writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **given)
     # Another process may have created it meanwhile.
     file = read_own_archive(store, _own_trust(settings))
-    published = trust_file.publish(
-        trust, file.pin, open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
-    )
+    published = trust_file.publish(trust, file.pin, public_keys(settings))
     promises = file.statement
     times = f"heartbeat {promises.heartbeat} s, checkpoint {promises.checkpoint} s"
     numbers = {name: getattr(promises, name) for name in ("heartbeat", "checkpoint", "retention_days")}

@@ -18,7 +18,7 @@ import msgspec
 from custody.errors import ConfigurationError
 from custody.format.times import format_time
 from custody.keys.encryption import EncryptedFile, decrypt, encrypt
-from custody.keys.files import check_private, decode_document, locked, opened, read_all, refuse_other, write
+from custody.keys.files import check_private, decode_document, locked, opened, read_all, write
 from custody.keys.key import (
     ALGORITHMS,
     BEGINNING,
@@ -200,9 +200,9 @@ def _new_key(algorithm: KeyAlgorithm, now: datetime) -> Key:
 def _read_keyring(descriptor: int, path: Path, passphrase: str | None) -> Keyring:
     what = f"keyring {path}"
     data, status = read_all(descriptor, KEYRING_LIMIT, what)
-    refuse_other(data, what, "custody/trust/1", "it is a trust.json, not a keyring: give it with --trust")
+    keyring = Keyring.parse(data, what, passphrase)
     check_private(status, what)
-    return Keyring.parse(data, what, passphrase)
+    return keyring
 
 
 _FORMS: dict[KeyAlgorithm, type[Key]] = {"HMAC-SHA256": HmacKey, "Ed25519": Ed25519Key, "SHAKE-256": LeafKey}

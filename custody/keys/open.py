@@ -50,16 +50,15 @@ def open_public(uri: str, passphrase: str | None = None, checkpoint_uri: str | N
         ConfigurationError: a URI, keyring or key cannot be used, or one id names two keys.
         KeyUnavailable: KMS does not answer.
     """
-    keys = {key.key_id: key for key in _open_public(uri, passphrase)}
-    # An HMAC key in `checkpoint_uri` signs nothing.
-    for key in _open_public(checkpoint_uri, passphrase) if checkpoint_uri else []:
-        if key.algorithm != "HMAC-SHA256" and keys.setdefault(key.key_id, key) != key:
-            raise two_keys(key.key_id, "`keys` and `checkpoint_keys`")
+    keys: dict[str, PublicKey] = {}
+    for source in filter(None, (uri, checkpoint_uri)):
+        for key in open_keys(source, passphrase):
+            # An HMAC key in `checkpoint_uri` signs nothing.
+            if source == uri or key.algorithm != "HMAC-SHA256":
+                public = PublicKey(key.key_id, key.algorithm, key.from_, key.to, key.public)
+                if keys.setdefault(key.key_id, public) != public:
+                    raise two_keys(key.key_id, "`keys` and `checkpoint_keys`")
     return list(keys.values())
-
-
-def _open_public(uri: str, passphrase: str | None) -> list[PublicKey]:
-    return [PublicKey(key.key_id, key.algorithm, key.from_, key.to, key.public) for key in open_keys(uri, passphrase)]
 
 
 def open_keys(uri: str, passphrase: str | None, *, resolve: bool = True) -> Sequence[Key | KmsKey | KmsEd25519Key]:

@@ -26,7 +26,7 @@ from custody.errors import ConfigurationError, FormatError, KeyUnavailable, Sign
 from custody.format.archive_file import Days, Pin
 from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
 from custody.format.layout import parse_log_text
-from custody.keys.files import check_private, decode_document, opened, parse_moment, read_all, refuse_other
+from custody.keys.files import check_private, decode_document, opened, parse_moment, read_all
 from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, KeyEntry, LeafKey, decode_key, holds, two_keys
 from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
 from custody.keys.open import open_keys, split_uri
@@ -101,6 +101,7 @@ class TrustedKey:
             SignatureInvalid: it is wrong.
             KeyUnavailable: the key's material is not available, or KMS does not answer.
         """
+        good = True
         match self.material:
             case Secret() as secret:
                 good = hmac.compare_digest(hmac.digest(secret.reveal(), message, "sha256"), value)
@@ -109,17 +110,14 @@ class TrustedKey:
                     Ed25519PublicKey.from_public_bytes(public).verify(value, message)
                 except InvalidSignature:
                     good = False
-                else:
-                    good = True
             case KmsKey() as kms:
-                return kms.check(message, value)
+                kms.check(message, value)
             case None:
                 raise KeyUnavailable(
                     f"the secret of the key {self.id!r} is not available, so its signatures cannot be checked here"
                 )
         if not good:
             raise SignatureInvalid(f"the signature of key {self.id!r} is not over this message")
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,18 +171,15 @@ def open_trust(
     if any(split_uri(uri)[0] == "aws-kms" for uri in keys):
         merged = {key.id: _ask_kms(key) for key in merged.values()}
     for uri, all_of_it in [*((uri, True) for uri in keys), *([(checkpoint_keys, False)] if checkpoint_keys else [])]:
-        for key in _open_keys(uri, passphrase, resolve=not all_of_it):
+        # An ARN needs no look-up: an auditor may have permission only to verify.
+        for key in open_keys(uri, passphrase, resolve=not all_of_it):
             if isinstance(key, LeafKey):
-                _merge_leaves(leaves, key)
+                if leaves.setdefault(key.key_id, key.secret) != key.secret:
+                    raise two_keys(key.key_id, _SOURCES)
             elif all_of_it or key.algorithm == "Ed25519":
-                merged[key.id] = _merge(merged[key.id], key) if key.id in merged else key
+                trusted = _trusted(key)
+                merged[trusted.id] = _merge(merged.get(trusted.id, trusted), trusted)
     return replace(opened, keys=merged, leaves=leaves)
-
-
-def _open_keys(uri: str, passphrase: str | None, *, resolve: bool) -> list[TrustedKey | LeafKey]:
-    # An ARN needs no look-up: an auditor may have permission only to verify.
-    keys = open_keys(uri, passphrase, resolve=resolve)
-    return [key if isinstance(key, LeafKey) else _trusted(key) for key in keys]
 
 
 def _trusted(key: HmacKey | Ed25519Key | KmsKey | KmsEd25519Key) -> TrustedKey:
@@ -197,11 +192,6 @@ def _ask_kms(key: TrustedKey) -> TrustedKey:
     if key.material is None and KEY_ARN.fullmatch(key.id):
         return replace(key, material=KmsKey(key.id))
     return key
-
-
-def _merge_leaves(leaves: dict[str, Secret], key: LeafKey) -> None:
-    if leaves.setdefault(key.key_id, key.secret) != key.secret:
-        raise two_keys(key.key_id, _SOURCES)
 
 
 def _merge(one: TrustedKey, other: TrustedKey) -> TrustedKey:
@@ -281,8 +271,6 @@ def read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
     Raises:
         ConfigurationError: it is malformed, or others can read its secrets.
     """
-    advice = "it is a keyring, not a trust.json: give it with --keys file:KEYRING"
-    refuse_other(data, what, "custody/keyring/1", advice)
     document = decode_document(data, what, _TrustFile)
     if any(msgspec.UNSET is not secret for entry in document.keys for secret in (entry.secret, entry.private)):
         check_private(status, what)

@@ -1,4 +1,4 @@
-"""What boto3 raises, as errors of ours: terminal or transient, with what to do, and without a credential.
+"""Converts boto3's errors into ours: terminal or transient, with advice, and without credentials.
 
 Nothing of boto3 is imported before the first store of S3 is opened.
 """
@@ -18,19 +18,15 @@ class CallUnknown(TerminalStoreError):
 
 
 class NotConfigured(TerminalStoreError):
-    """The bucket has no such configuration."""
-
-
-class NoLock(TerminalStoreError):
-    """The object, or its whole bucket, has no Object Lock."""
+    """The bucket has no such configuration, or the object no lock."""
 
 
 class Restoring(TerminalStoreError):
-    """A copy of the archived object is being made already."""
+    """A copy of the archived object is already being made."""
 
 
 class BeyondEnd(TerminalStoreError):
-    """The range asked for begins behind the object's end."""
+    """The requested range begins after the object's end."""
 
 
 # Codes whose HTTP status may not show that they are transient. Each service has its own name for throttling.
@@ -39,7 +35,7 @@ _TRANSIENT_CODE = re.compile(
     r"|RequestTimeout(Exception)?|ServiceUnavailable|SlowDown|TooManyRequestsException|XAmzContent\w+Mismatch"
     r"|[\w.]*(LimitExceeded|ThroughputExceeded|Throttled|Throttling)(Exception)?"
 )
-# 412: to a call without a condition it makes no sense.
+# 412 makes no sense for a call without a condition.
 _TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})
 
 
@@ -53,11 +49,11 @@ _NO_LOCK_CODES = frozenset({"NoSuchObjectLockConfiguration", "ObjectLockConfigur
 _NOT_CONFIGURED_CODES = frozenset(
     {"NoSuchLifecycleConfiguration", "NoSuchBucketPolicy", "ObjectLockConfigurationNotFoundError"}
 )
-# What servers without storage classes, or without the configuration, say.
+# Codes of servers without storage classes, or without the configuration.
 _UNKNOWN_CODES = frozenset({"MethodNotAllowed", "InvalidStorageClass"})
 
 
-# What is to be allowed besides reading and writing objects, by what was being done.
+# The permission that an operation needs, if it is not reading or writing objects.
 _PERMISSIONS = {
     LOOK_AT_LOCK: "s3:GetObjectRetention",
     "restore": "s3:RestoreObject",
@@ -97,7 +93,7 @@ _CODE_ADVICE = {
 
 @functools.cache
 def s3_failures() -> tuple[type[Exception], ...]:
-    """Return what boto3 is known to raise. ValueError and LookupError: from answers that do not parse."""
+    """Return the exceptions that boto3 may raise. Malformed answers cause ValueError and LookupError."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -108,7 +104,7 @@ def s3_failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def s3_errors(doing: str, where: str) -> Iterator[None]:
-    """Turn what boto3 raises into the store's errors. Its own are not chained: they hold the server's whole answer."""
+    """Convert boto3's errors. They are not chained, because they contain the server's whole answer."""
     try:
         yield
     except s3_failures() as error:
@@ -119,7 +115,7 @@ def s3_errors(doing: str, where: str) -> Iterator[None]:
 
 
 def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C901 - a list of cases
-    """Return the store's error for an answer that says no."""
+    """Convert the error in a server's answer."""
     answer = error.response.get("Error") or {}
     code = str(answer.get("Code") or "")
     status = (error.response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
@@ -130,17 +126,17 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C90
     if status == 412 and doing == "write":
         return occupied(where)
     if code in _NO_LOCK_CODES and doing == LOOK_AT_LOCK:
-        return NoLock(f"{where} has no lock")
+        return NotConfigured(f"{where} has no lock")
     if code in _NOT_CONFIGURED_CODES:
         return NotConfigured(f"cannot {doing} {where}: {code}")
     if code == "AccessDenied" and doing in _PERMISSIONS:
         return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow {_PERMISSIONS[doing]})")
     if code == "RestoreAlreadyInProgress":
-        return Restoring(f"{where} is being restored already")
+        return Restoring(f"{where} is already being restored")
     if code == "InvalidObjectState" and doing == "restore":
-        return TerminalStoreError(f"cannot restore {where}: it is in no archived storage class any more; run again")
+        return TerminalStoreError(f"cannot restore {where}: it is no longer in an archive storage class; run again")
     if code == "InvalidObjectState":
-        return ObjectArchived(f"{where} is in an archived storage class (InvalidObjectState): restore it first")
+        return ObjectArchived(f"{where} is in an archive storage class (InvalidObjectState): restore it first")
     said = f"{legible(code)} {legible(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
     message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
     if code == "InvalidRange" or status == 416:
@@ -153,7 +149,7 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C90
 
 
 def _from_library(error: Exception, doing: str, where: str) -> StoreError:
-    """Return the store's error for a call without an answer, or with one that makes no sense."""
+    """Convert the error of a call that got no answer, or a malformed one."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
@@ -175,7 +171,7 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
         ResponseParserError,
         HTTPError,
     )
-    # Some of botocore's settings errors are ValueErrors as well; those of no library are a broken answer's.
+    # Some of botocore's settings errors are also ValueErrors. Other ValueErrors come from a malformed answer.
     beneath = isinstance(error, (OSError, ValueError, LookupError)) and not isinstance(error, exceptions.BotoCoreError)
     if isinstance(error, passing) or beneath:
         return TransientStoreError(f"{message} (it may pass; try again)")
@@ -185,7 +181,7 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
 
 
 def said(error: Exception) -> str:
-    """Return an error's kind and words, but for those that may quote what a credential helper printed."""
+    """Return an error's type and text. The text is left out if it may quote the output of a credential helper."""
     from botocore.exceptions import CredentialRetrievalError
 
     kind = type(error).__name__
