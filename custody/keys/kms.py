@@ -30,9 +30,6 @@ class _KmsKey:
         self.key_id = arn
         self._client = client
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.key_id!r})"
-
     def _kms(self) -> "KMSClient":
         if self._client is None:
             match = KEY_ARN.fullmatch(self.key_id)
