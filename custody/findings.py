@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 __all__ = ["Accepted", "Finding", "Severity"]
 
@@ -225,8 +227,7 @@ def loss_digest(*facts: object) -> str:
     return sha256("".join(f"{fact}\n" for fact in facts).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An accepted finding, as `trust.json` lists it. It identifies an object by `log` and `sequence`, or by `key`."""
 
     finding: str
@@ -234,9 +235,9 @@ class Accepted:
     by: str
     at: str
     log: str | None = None
-    sequence: int | None = None
+    sequence: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] | None = None
     key: str | None = None
-    sha256: str | None = None
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
     """Digest of what was accepted."""
 
 

@@ -1,7 +1,7 @@
 """The auditor's settings: arguments, `CUSTODY_…` variables (sections by `__`), `custody.toml`, in this order.
 
 Rules:
-- A wrong setting is a `ConfigurationError` that says which one, what it got and what it wants. A value that may be a
+- A wrong setting is a `ConfigurationError` with its name, its source and pydantic's message. A value that may be a
   secret is never shown: not in an error, a repr or a dump.
 - `custody.toml` is read from the current folder, or from the path in `CUSTODY_CONFIG`, where it must exist.
 - Auditor and operator can share one `custody.toml`. Only the names of the sections that `tasks.settings` adds are known
@@ -9,12 +9,11 @@ Rules:
 - Names are taken from the models' fields, so that sections of a derived model get the same errors.
 """
 
-import dataclasses
 import difflib
 import logging
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -69,27 +67,8 @@ S3_MEANINGS = {
 }
 """The options of S3 in the order in which they are shown."""
 
-_WANTS = {
-    "string_type": "text",
-    "string_too_short": "something: it is empty",
-    "too_short": "something: it is empty",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "{expected}",
-    "bool_parsing": "true or false",
-    "list_type": "a list",
-    "dict_type": "a table of names and values",
-    "model_type": "a table of names and values",
-    "dataclass_type": "a table of names and values",
-}
-"""What a setting wants, by pydantic's type of error."""
+_SHOWN = ("bool_", "finite_", "float_", "greater_", "int_", "less_", "literal_")
+"""Starts of pydantic's error types whose input is shown: they are about numbers and choices, which hold no secret."""
 
 
 def _without_credentials(value: str) -> str:
@@ -97,40 +76,28 @@ def _without_credentials(value: str) -> str:
     # Not by a URL parser: a password may contain the characters at which a parser ends the host.
     host, _, path = rest.partition("/")
     if slashes and scheme.lower() != "file" and ("@" in host or (":" in host and "@" in path)):
-        raise ValueError("a URL without user name or password: put those into the standard AWS credentials")
+        raise ValueError("a URL here has no user name or password; put those into the standard AWS credentials")
     return value
 
 
 def _key_uri(value: str) -> str:
     # Anything else may be a secret key, given here by mistake.
     if not value.startswith(("file:", "aws-kms:")):
-        raise ValueError("file:PATH of a keyring, or aws-kms:///alias/NAME")
+        raise ValueError("want file:PATH of a keyring, or aws-kms:///alias/NAME")
     return value
 
 
 def _not_here(value: Path) -> Path:
     if value == Path():
-        raise ValueError("the path of a file, not of this folder; unset it if there is no file")
-    return value
-
-
-def _known_s3(value: object) -> object:
-    """Raise an error for a misspelt name, which a dataclass would ignore."""
-    if isinstance(value, dict):
-        known = S3Options.__dataclass_fields__
-        for name in value:
-            if name not in known:
-                raise ValueError(f"one of {', '.join(known)}, not {name}")
+        raise ValueError("'.' is a folder; want the path of a file, or unset it if there is no file")
     return value
 
 
 def _check_s3(value: S3Options, info: ValidationInfo) -> S3Options:
     """Check the options, and set the lock's days to the life of evidence if they are not set."""
     _without_credentials(value.endpoint_url or "")
-    if value.retention_days is not None and value.retention_days < 1:
-        raise ValueError("retention_days of 1 or more")
     if value.retention_mode is None and value.retention_days is not None:
-        raise ValueError("a retention_mode, GOVERNANCE or COMPLIANCE, for these retention_days")
+        raise ValueError("retention_days needs a retention_mode: set it to GOVERNANCE or COMPLIANCE")
     tiers = info.data.get("tiers")
     if value.retention_mode and value.retention_days is None and tiers is not None:
         return replace(value, retention_days=tiers.life_days)
@@ -204,9 +171,7 @@ class Settings(BaseSettings):
     state: FilePath | None = Field(default=None, description="File in which verification keeps the known heads")
     # Before `s3`, whose check needs it: by default, locks last for life_days.
     tiers: TierSettings = Field(default=TierSettings(), description="Storage classes of evidence by age")
-    s3: Annotated[S3Options, BeforeValidator(_known_s3), AfterValidator(_check_s3)] = Field(
-        default=S3Options(), description="Options for S3"
-    )
+    s3: Annotated[S3Options, AfterValidator(_check_s3)] = Field(default=S3Options(), description="Options for S3")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -292,93 +257,66 @@ def _read_file() -> dict[str, Any]:
         return {}
     except OSError as error:
         raise ConfigurationError(f"the settings in {str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"the settings in {str(path)!r} are not UTF-8; save the file as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"the settings in {str(path)!r} are not TOML: {error}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"the settings in {str(path)!r} are not TOML in UTF-8: {error}") from None
 
 
 def _file() -> Path:
     return Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
 
 
-def _sections(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Return the settings of each section of a model, with their types."""
-    sections: dict[str, dict[str, Any]] = {}
-    for name, field in model.model_fields.items():
-        kind: Any = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            sections[name] = {inner: inner_field.annotation for inner, inner_field in kind.model_fields.items()}
-        elif dataclasses.is_dataclass(kind):
-            sections[name] = {option.name: option.type for option in dataclasses.fields(kind)}
-    return sections
+def _names(model: type[BaseModel]) -> list[str]:
+    """Return the names of all settings and sections. The name of a table, such as kafka.client, ends in a dot."""
+    names = [*model.model_fields, *OPERATORS_SECTIONS]
+    for section, field in model.model_fields.items():
+        names += [f"{section}.{name}" for name in getattr(field.annotation, "__dataclass_fields__", ())]
+        for name, inner in getattr(field.annotation, "model_fields", {}).items():
+            names.append(f"{section}.{name}" + ("." if get_origin(inner.annotation) is dict else ""))
+    return names
 
 
 def _check_variables(model: type[BaseModel]) -> None:
     """Raise an error for a variable that looks like a misspelt setting. Others, such as a cluster's, are ignored."""
-    sections = _sections(model)
+    names = _names(model)
+    flat_names = {f"{name.strip('.')}_".replace(".", "_"): name for name in names if "." in name}
     for variable in os.environ:
-        if not variable.upper().startswith(PREFIX) or variable.upper() == CONFIG_VARIABLE:
-            continue
         name = variable[len(PREFIX) :].lower()
-        first, nested, rest = name.partition("__")
-        if first in {*model.model_fields, *OPERATORS_SECTIONS}:
+        section, nested, rest = name.partition("__")
+        if not variable.upper().startswith(PREFIX) or variable.upper() == CONFIG_VARIABLE or section in names:
             continue
-        meant = [f"{close}{nested}{rest}" for close in difflib.get_close_matches(first, model.model_fields, 1, 0.8)]
-        meant += [
-            # After a table of names and values, such as kafka.client, the rest of the variable is one of the names.
-            "__".join(filter(None, (section, field, name[len(f"{section}_{field}") :].strip("_"))))
-            for section, fields in sections.items()
-            for field, kind in fields.items()
-            if first == f"{section}_{field}" or (get_origin(kind) is dict and name.startswith(f"{section}_{field}_"))
-        ]
+        meant = [f"{close}{nested}{rest}" for close in difflib.get_close_matches(section, model.model_fields, 1, 0.8)]
+        flat = f"{name}_".replace("__", "_")
+        for flat_name, known in flat_names.items():
+            if flat == flat_name or (known.endswith(".") and flat.startswith(flat_name)):
+                meant.append(f"{known}{flat[len(flat_name) :]}".strip("._").replace(".", "__"))
         if meant:
             raise ConfigurationError(f"{variable} is not a setting; did you mean {PREFIX}{meant[-1].upper()}?")
 
 
 def _explain(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> str:
-    """Return a line for each wrong setting: which it is, what it got and what it wants."""
-    sections = _sections(model)
+    """Return a line for each wrong setting: its name and source, pydantic's message, and the value if not secret."""
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        path = tuple(part for part in problem["loc"] if isinstance(part, str) and part not in {"str", "SecretStr"})
-        kind, value = problem["type"], problem["input"]
-        name = _where(path, values)
-        if kind == "extra_forbidden":
-            known = sections.get(path[0], ()) if len(path) > 1 else (*model.model_fields, *OPERATORS_SECTIONS)
-            meant = difflib.get_close_matches(path[-1], known, 1, 0.6)
-            line = f"{name} is not a setting" + (f"; did you mean {'.'.join((*path[:-1], meant[0]))}?" if meant else "")
+        path = [part for part in problem["loc"] if isinstance(part, str) and part not in {"str", "SecretStr"}]
+        name, kind = ".".join(path), problem["type"]
+        line = f"{name} in {_source(path, values)}"
+        if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
+            line += " is not a setting"
+            for meant in difflib.get_close_matches(name, _names(model), 1):
+                line += f"; did you mean {meant.strip('.')}?"
         else:
-            plain = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            wants = _WANTS[kind].format_map(problem.get("ctx", {})) if kind in _WANTS else plain
-            got = "" if isinstance(value, dict | S3Options) else f"got {_show(sections, path, value)}, "
-            line = f"{name}: {got}wants {wants}"
+            line += f": {problem['msg'].removeprefix('Value error, ')}"
+            line += f", not {problem['input']!r:.80}" if kind.startswith(_SHOWN) else ""
         lines.setdefault(name, line)
     return "\n".join(lines.values())
 
 
-def _where(path: tuple[str, ...], values: Mapping[str, Any]) -> str:
-    """Return the argument, variable or key of the file that a value came from, in order of precedence."""
-    if path and path[0] in values:
-        return f"the argument {'.'.join(path)}"
-    set_here = {name.upper(): name for name in os.environ}
-    for length in range(len(path), 0, -1):
-        variable = PREFIX + "__".join(path[:length]).upper()
-        if variable in set_here:
-            rest = ".".join(path[length:])
-            return f"{rest} in {set_here[variable]}" if rest else set_here[variable]
-    inner = PREFIX + "__".join(path).upper() + "__"
-    return f"{inner}…" if any(name.startswith(inner) for name in set_here) else f"{'.'.join(path)} in {_file()}"
-
-
-def _show(sections: Mapping[str, Mapping[str, Any]], path: tuple[str, ...], value: object) -> str:
-    """Return a wrong value for an error message, hidden if it may contain a secret."""
-    if len(path) > 1:
-        kind = sections.get(path[0], {}).get(path[1])
-        hidden = kind is None or SecretStr.__name__ in repr(kind)
-    else:
-        hidden = path not in {("archive",), ("trust",), ("state",)}
-    if hidden or "@" in str(value):
-        return "a value (hidden)"
-    text = repr(str(value) if isinstance(value, Path) else value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+def _source(path: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Return where a value came from: the arguments, a variable or the file, in order of precedence."""
+    if path[0] in values:
+        return "the arguments"
+    name = PREFIX + "__".join((*path, "")).upper()
+    # A variable with the setting, with the section that it is in, or with a part of it.
+    variables = {f"{variable}__".upper(): variable for variable in os.environ}
+    related = [variables[upper] for upper in variables if upper.startswith(name) or name.startswith(upper)]
+    return max(related, key=len, default=str(_file()))

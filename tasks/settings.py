@@ -46,7 +46,7 @@ def _size(value: object) -> object:
         return value
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", value.strip())
     if not match or match[2].lower() not in _UNITS:
-        raise ValueError("a size such as 16MiB, 500kB or 1048576")
+        raise ValueError("want a size such as 16MiB, 500kB or 1048576")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
@@ -55,7 +55,7 @@ def _servers(value: str) -> str:
         re.fullmatch(r"([A-Z_]+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/@,]+)(:[0-9]{1,5})?", server.strip())
         for server in value.split(",")
     ):
-        raise ValueError("host:port, or several with commas between them")
+        raise ValueError("want host:port, or several with commas between them")
     return value
 
 
@@ -67,18 +67,17 @@ def _topics(value: object) -> object:
 
 
 def _check_topics(value: list[str]) -> list[str]:
-    patterns = [name for name in value if name.startswith("^")]
-    if patterns and len(value) > 1:
-        raise ValueError("names of topics, or one regular expression that begins with ^, not both")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"a regular expression that is one ({error})") from None
+    if len(value) > 1 and any(name.startswith("^") for name in value):
+        raise ValueError("want names of topics, or one regular expression that begins with ^, not both")
     for name in value:
-        if not name.startswith("^") and not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name):
+        if name.startswith("^"):
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ValueError(f"this is not a regular expression: {error}") from None
+        elif not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name):
             raise ValueError(
-                "names of topics (letters, digits, '.', '_', '-'), or one regular expression with ^ before it"
+                "want names of topics (letters, digits, '.', '_', '-'), or one regular expression with ^ before it"
             )
     return value
 
@@ -90,13 +89,13 @@ def _client(value: object) -> object:
     flat: dict[str, str | SecretStr] = {}
     for name, setting in _flatten(value):
         if name in _OURS:
-            raise ValueError(f"no {name}: {_OURS[name]}")
+            raise ValueError(f"{name} cannot be set here: {_OURS[name]}")
         if isinstance(setting, SecretStr):
             setting = setting.get_secret_value()
         if isinstance(setting, bool):
             setting = str(setting).lower()
         if not isinstance(setting, str | int | float):
-            raise ValueError(f"text or a number as the value of {name}")  # noqa: TRY004 - pydantic collects ValueErrors
+            raise ValueError(f"want text or a number as the value of {name}")  # noqa: TRY004 - pydantic collects ValueErrors
         flat[name] = str(setting) if _HARMLESS.fullmatch(name) else SecretStr(str(setting))
     return flat
 
@@ -194,12 +193,6 @@ class AuditSettings(BaseModel):
     task_runner: TaskRunner = Field(default="processes", description="Where the flow runs these shares")
 
 
-def _prefix(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,99}", value):
-        raise ValueError("lower-case letters, digits, '-' and '_', beginning with a letter or digit")
-    return value
-
-
 class SearchSettings(BaseModel):
     """Where archived events are searched."""
 
@@ -210,8 +203,10 @@ class SearchSettings(BaseModel):
     )
     api_key: SecretStr | None = Field(default=None, description="API key for Elasticsearch")
     ca_certs: FilePath | None = Field(default=None, description="File with the CA certificate of Elasticsearch")
-    prefix: Annotated[str, AfterValidator(_prefix)] = Field(
-        default="fraiseql-audit-logs", description="Name of the read alias, and prefix of the daily indices"
+    prefix: str = Field(
+        default="fraiseql-audit-logs",
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$",
+        description="Name of the read alias, and prefix of the daily indices",
     )
     days: int = Field(default=90, ge=1, description="Days for which events stay searchable")
     restored_days: int = Field(default=30, ge=1, description="Days for which events restored by a backfill stay")

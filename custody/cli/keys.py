@@ -1,7 +1,8 @@
 """`custody keys`: make, list, rotate, export and end the signing keys."""
 
-import base64
+import contextlib
 import json
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +33,7 @@ def new() -> None:
     from custody.keys.keyring import new_keyring
 
     settings = Settings()
-    keyrings = wanted_keyrings(settings)
-    _want_keyrings(settings, keyrings, "made")
+    keyrings = _want_keyrings(settings, "made")
     for path in keyrings:
         if path.is_dir():
             raise ConfigurationError(f"keyring {path} is a folder; name a file in it, such as {path / 'keyring.json'}")
@@ -42,11 +42,10 @@ def new() -> None:
                 f"keyring {path} already exists, and replacing it would lose its keys; for new keys in it, run"
                 " `custody keys rotate`"
             )
-    url = _made_archive(settings)
-    if url is not None:
+    if _has_archive(settings):
         typer.echo(
-            f"WARNING: there is already an archive at {escape(url)}. The new keys can neither continue it nor verify"
-            " it. Restore the keyring from your backup, or set `archive` to another location",
+            f"WARNING: there is already an archive at {escape(settings.archive)}. The new keys can neither continue it"
+            " nor verify it. Restore the keyring from your backup, or set `archive` to another location",
             err=True,
         )
     for path, algorithms in keyrings.items():
@@ -63,7 +62,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")
 
     settings = Settings()
     now = datetime.now(UTC)
-    rows = [_row(key, now) for key in _public(settings)]
+    rows = [_row(key, now) for key in public_keys(settings)]
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))
@@ -81,9 +80,7 @@ def rotate() -> None:
     from custody.keys.keyring import rotate_keyring
 
     settings = Settings()
-    keyrings = wanted_keyrings(settings)
-    _want_keyrings(settings, keyrings, "rotated")
-    for path in keyrings:
+    for path in _want_keyrings(settings, "rotated"):
         ring, added = rotate_keyring(path, passphrase=settings.passphrase())
         typer.echo(f"New in {path}: {', '.join(key.key_id for key in added)} ({len(ring.keys)} keys in all).")
     file = trust_path(settings)
@@ -107,12 +104,12 @@ def export(
 
     settings = Settings()
     pin = read_own_archive(open_store(settings.archive, settings.s3), settings.own_trust()).pin
-    keys = _public(settings)
+    keys = public_keys(settings)
     if output is None:
         typer.echo(trust_file.encode(pin, keys), nl=False)
         return
     refuse_inside(open_store(settings.archive, settings.s3).url, [output])
-    typer.echo(f"{escape(str(output))}: {escape(str(trust_file.publish(output, pin, keys)))}")
+    typer.echo(f"{escape(str(output))}: {escape(trust_file.publish(output, pin, keys))}")
 
 
 @app.command()
@@ -174,24 +171,22 @@ def end(
     typer.echo("  and not at all in other logs." if until else "  nothing: it has ended in all logs.")
     if Settings().trust is None:
         typer.echo(f"Set CUSTODY_TRUST={escape(str(path.absolute()))} for the drain, audits and the roll too.")
-    if any(public.id == key and _valid(public, datetime.now(UTC)) for public in _public_at_hand(settings)):
-        typer.echo("This key still signs here: run `custody keys rotate`.")
+    # A key can be ended by someone else than the writer, without the writer's keys.
+    with contextlib.suppress(ConfigurationError, KeyUnavailable):
+        if any(public.key_id == key and _valid(public, datetime.now(UTC)) for public in public_keys(settings)):
+            typer.echo("This key still signs here: run `custody keys rotate`.")
 
 
-def _made_archive(settings: Settings) -> str | None:
-    """Return the URL of the archive in the settings, None if there is none or it cannot be read."""
-    from custody.archive.reader import read_archive
-    from custody.errors import FormatError, StoreError
+def _has_archive(settings: Settings) -> bool:
+    """Return whether there is an archive at the setting's location. No, if it cannot be read."""
+    from custody.errors import StoreError
+    from custody.format.layout import ARCHIVE
     from custody.store.open import open_store
 
     try:
-        store = open_store(settings.archive, settings.s3)
-        read_archive(store)
-    except FormatError:
-        return store.url
+        return open_store(settings.archive, settings.s3).exists(ARCHIVE)
     except (StoreError, ConfigurationError):
-        return None
-    return store.url
+        return False
 
 
 def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
@@ -200,11 +195,9 @@ def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]
     from custody.keys.open import keyring_path
 
     path = keyring_path(settings.keys)
-    if settings.checkpoint_keys is None:
+    other = keyring_path(settings.checkpoint_keys) if settings.checkpoint_keys else path
+    if path == other:
         return {path: ALGORITHMS} if path else {}
-    other = keyring_path(settings.checkpoint_keys)
-    if path and path == other:
-        return {path: ALGORITHMS}
     keyrings: dict[Path, tuple[KeyAlgorithm, ...]] = {path: ("HMAC-SHA256",)} if path else {}
     return {**keyrings, other: ("Ed25519", "SHAKE-256")} if other else keyrings
 
@@ -261,23 +254,19 @@ def refuse_inside(archive: str, paths: "list[Path]") -> None:
                 )
 
 
-def _want_keyrings(settings: Settings, keyrings: "dict[Path, tuple[KeyAlgorithm, ...]]", done: str) -> None:
+def _want_keyrings(settings: Settings, done: str) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
+    """Return the keyrings in the settings, and raise an error if there is none."""
+    keyrings = wanted_keyrings(settings)
     if not keyrings:
         raise ConfigurationError(f"{settings.keys} is a key in AWS KMS: it is {done} there, not here")
+    return keyrings
 
 
-def _public(settings: Settings) -> "list[PublicKey]":
+def public_keys(settings: Settings) -> "list[PublicKey]":
+    """Return the public facts of the writer's keys."""
     from custody.keys.open import open_public
 
     return open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
-
-
-def _public_at_hand(settings: Settings) -> "list[PublicKey]":
-    """Return the writer's keys, none if they are not available: a key can be ended by someone else than the writer."""
-    try:
-        return _public(settings)
-    except (ConfigurationError, KeyUnavailable):
-        return []
 
 
 def _valid(key: "PublicKey", now: datetime) -> bool:
@@ -287,18 +276,12 @@ def _valid(key: "PublicKey", now: datetime) -> bool:
 
 
 def _row(key: "PublicKey", now: datetime) -> dict[str, Any]:
-    from custody.format.times import format_time
+    from custody.keys.key import encode_key
     from custody.tlog.checkpoint import NoteKey, is_name
 
-    return {
-        "id": key.id,
-        "algorithm": key.algorithm,
-        "from": format_time(key.from_) if key.from_ else None,
-        "to": format_time(key.to) if key.to else None,
-        "public": base64.b64encode(key.public).decode() if key.public else None,
-        "vkey": NoteKey(key.id, key.public).vkey if key.public and is_name(key.id) else None,
-        "valid": _valid(key, now),
-    }
+    entry = encode_key(key)
+    vkey = NoteKey(key.key_id, key.public).vkey if key.public and is_name(key.key_id) else None
+    return {**entry, "public": entry.get("public"), "vkey": vkey, "valid": _valid(key, now)}
 
 
 def _read(at: Path) -> tuple[bytes, str]:
@@ -317,12 +300,7 @@ def _parse_head(text: str) -> "Head":
     from custody.tlog.head import Head
     from custody.tlog.signatures import NOWHERE
 
-    size, _, root = text.partition(":")
-    if text == "0":
-        return NOWHERE
-    if not (size.isascii() and size.isdigit() and len(size) <= 18 and len(root) == 64):
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9a-fA-F]{64})", text, re.ASCII)
+    if match is None and text != "0":
         raise ConfigurationError(f"--audits is {text[:100]!r}; want SIZE:ROOT, the root in hex, or 0")
-    try:
-        return Head(int(size), bytes.fromhex(root))
-    except ValueError:
-        raise ConfigurationError(f"--audits is {text[:100]!r}; want SIZE:ROOT, the root in hex, or 0") from None
+    return Head(int(match[1]), bytes.fromhex(match[2])) if match else NOWHERE

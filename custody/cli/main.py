@@ -26,7 +26,7 @@ from custody.cli import operators
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
 from custody.cli.evidence import app as evidence_app
-from custody.cli.keys import PASSPHRASE_HINT, read_own_archive, refuse_inside, trust_path, wanted_keyrings
+from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, refuse_inside, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
 from custody.errors import ConfigurationError, CustodyError, FormatError
@@ -115,7 +115,7 @@ def init(
     from custody.cli.render import escape
     from custody.keys import trust_file
     from custody.keys.keyring import new_keyring
-    from custody.keys.open import keyring_path, open_public
+    from custody.keys.open import keyring_path
     from custody.store.open import open_store
 
     settings = Settings()
@@ -144,9 +144,7 @@ def init(
         writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **given)
     # Another process may have created it meanwhile.
     file = read_own_archive(store, _own_trust(settings))
-    published = trust_file.publish(
-        trust, file.pin, open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
-    )
+    published = trust_file.publish(trust, file.pin, public_keys(settings))
     promises = file.statement
     times = f"heartbeat {promises.heartbeat} s, checkpoint {promises.checkpoint} s"
     numbers = {name: getattr(promises, name) for name in ("heartbeat", "checkpoint", "retention_days")}
@@ -167,7 +165,7 @@ def init(
     if made and not settings.keyring_passphrase:
         lines.append(f"  {PASSPHRASE_HINT}")
     lines += [
-        f"Trust {escape(str(trust))} ({escape(str(published))})",
+        f"Trust {escape(str(trust))} ({escape(published)})",
         "  Give this file to auditors, but not through the archive. It has public keys and the archive's digest,",
         "  and no secret: they can verify with `custody verify ARCHIVE --trust trust.json`, but cannot forge.",
         "Next",

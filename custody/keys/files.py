@@ -28,33 +28,16 @@ from custody.store.durable import replace_file
 _Form = TypeVar("_Form")
 
 
-class _Formatted(msgspec.Struct):
-    format: str
+_FORMAT_ADVICE = {
+    "custody/trust/1": "it is a trust.json, not a keyring: give it with --trust",
+    "custody/keyring/1": "it is a keyring, not a trust.json: give it with --keys file:KEYRING",
+}
+"""What to do with a file of the other format, given by mistake."""
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str = "keyring") -> Iterator[int]:
-    """Open and lock a keyring or trust file for reading.
-
-    A rotation replaces the file. So after waiting for the lock, check again that the file still has this name.
-    """
-    while True:
-        descriptor = open_plain(path, what)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            try:
-                current = os.path.samestat(path.stat(), os.fstat(descriptor))
-            except OSError:
-                current = False
-            if current:
-                yield descriptor
-                return
-        finally:
-            os.close(descriptor)
-
-
-def open_plain(path: Path, what: str) -> int:
-    """Open a regular file for reading, and return its descriptor.
+def opened(path: Path, what: str) -> Iterator[int]:
+    """Open a regular file for reading, and close it at the end.
 
     Raises:
         ConfigurationError: it does not exist, or cannot be opened; the message begins with `what`.
@@ -68,12 +51,32 @@ def open_plain(path: Path, what: str) -> int:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
         raise ConfigurationError(f"{what} {path}: cannot be opened: {reason}") from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "is a folder, and" if stat.S_ISDIR(mode) else "is"
+            raise ConfigurationError(f"{what} {path}: {kind} not a regular file")
+        yield descriptor
+    finally:
         os.close(descriptor)
-        kind = "is a folder, and" if stat.S_ISDIR(mode) else "is"
-        raise ConfigurationError(f"{what} {path}: {kind} not a regular file")
-    return descriptor
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[int]:
+    """Open and lock a keyring or trust file for reading.
+
+    A rotation replaces the file. So after waiting for the lock, check again that the file still has this name.
+    """
+    while True:
+        with opened(path, what) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                current = os.path.samestat(path.stat(), os.fstat(descriptor))
+            except OSError:
+                current = False
+            if current:
+                yield descriptor
+                return
 
 
 def check_private(status: os.stat_result, what: str) -> None:
@@ -89,8 +92,8 @@ def check_private(status: os.stat_result, what: str) -> None:
         )
 
 
-def read_all(descriptor: int, limit: int, what: str) -> bytes:
-    """Return all bytes of an open file.
+def read_all(descriptor: int, limit: int, what: str) -> tuple[bytes, os.stat_result]:
+    """Return all bytes of an open file, and its status.
 
     Raises:
         ConfigurationError: it cannot be read, or is larger than `limit` bytes.
@@ -102,30 +105,10 @@ def read_all(descriptor: int, limit: int, what: str) -> bytes:
         raise ConfigurationError(f"{what}: cannot be read: {error.strerror}") from None
     if len(data) > limit:
         raise ConfigurationError(f"{what}: is larger than {limit} bytes")
-    return data
+    return data, os.fstat(descriptor)
 
 
-def refuse_other(data: bytes, what: str, other: str, advice: str) -> None:
-    """Raise a clear error for a file of another format, given by mistake.
-
-    Args:
-        data: the file's bytes.
-        what: the name of the file in errors.
-        other: the other format.
-        advice: what to do with a file of the other format.
-
-    Raises:
-        ConfigurationError: it is of the other format.
-    """
-    try:
-        format_ = msgspec.json.decode(data, type=_Formatted).format
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return
-    if format_ == other:
-        raise ConfigurationError(f"{what}: {advice}")
-
-
-def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode: int = 0o600) -> None:
+def write(path: Path, data: bytes, *, create: bool, what: str, mode: int = 0o600) -> None:
     """Write or replace a file in one step, and sync it.
 
     Args:
@@ -138,18 +121,15 @@ def write(path: Path, data: bytes, *, create: bool, what: str = "keyring", mode:
     Raises:
         ConfigurationError: it cannot be written, or exists already.
     """
-    # Beside a symbolic link's target, so that the link stays.
     try:
-        path = path.resolve()
-    except (OSError, RuntimeError, ValueError):
-        raise ConfigurationError(f"{what} {path}: cannot be written: this is not a possible file name") from None
-    try:
-        replace_file(path, data, mode=mode, create=create)
+        # Beside a symbolic link's target, so that the link stays.
+        replace_file(path.resolve(), data, mode=mode, create=create)
     except FileExistsError:
         advice = ", and replacing it would lose its keys; run `custody keys rotate`, or choose another name"
         raise ConfigurationError(f"{what} {path}: exists already{advice if what == 'keyring' else ''}") from None
-    except OSError as error:
-        raise ConfigurationError(f"{what} {path}: cannot be written: {error.strerror}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
+        raise ConfigurationError(f"{what} {path}: cannot be written: {reason}") from None
 
 
 def decode_document(data: bytes, what: str, form: type[_Form]) -> _Form:
@@ -162,15 +142,16 @@ def decode_document(data: bytes, what: str, form: type[_Form]) -> _Form:
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at ")
         if reason.startswith("Invalid enum value"):
-            reason = "a value that is not one of those allowed"
+            known = (advice for name, advice in _FORMAT_ADVICE.items() if reason.endswith(repr(name)))
+            reason = next(known, "a value that is not one of those allowed")
         elif reason.startswith("Object contains unknown field"):
             reason = "an unknown field"
         raise ConfigurationError(f"{what}: {reason}{f' at {place}' if place else ''}") from None
-    except (msgspec.DecodeError, ValueError, OverflowError) as error:
-        reason = str(error) if isinstance(error, msgspec.DecodeError) else "it is not UTF-8, or a number is too long"
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"{what}: {error}") from None
+    except (ValueError, OverflowError, RecursionError):
+        reason = "it is not UTF-8, a number is too long, or it is nested too deep"
         raise ConfigurationError(f"{what}: {reason}") from None
-    except RecursionError:
-        raise ConfigurationError(f"{what}: it is nested too deep") from None
     return value
 
 

@@ -6,7 +6,6 @@ key can finish with it.
 """
 
 import json
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +14,24 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from custody.errors import ConfigurationError
 from custody.format.times import format_time
 from custody.keys.encryption import EncryptedFile, decrypt, encrypt
-from custody.keys.entry import KeyEntry, key_material, key_span
-from custody.keys.files import (
-    check_private,
-    decode_document,
-    encode_base64,
-    locked,
-    open_plain,
-    read_all,
-    refuse_other,
-    write,
+from custody.keys.files import check_private, decode_document, locked, opened, read_all, write
+from custody.keys.key import (
+    ALGORITHMS,
+    BEGINNING,
+    Ed25519Key,
+    HmacKey,
+    Key,
+    KeyAlgorithm,
+    KeyEntry,
+    LeafKey,
+    decode_key,
+    encode_key,
+    holds,
 )
-from custody.keys.key import ALGORITHMS, BEGINNING, Ed25519Key, HmacKey, Key, KeyAlgorithm, LeafKey, holds
 from custody.keys.secret import Secret
 from custody.keys.signers import Signers
 
@@ -57,11 +57,8 @@ class Keyring:
             ConfigurationError: it does not exist, others can read it, it is malformed, or the passphrase is missing or
                 wrong.
         """
-        descriptor = open_plain(path, "keyring")
-        try:
+        with opened(path, "keyring") as descriptor:
             return _read_keyring(descriptor, path, passphrase)
-        finally:
-            os.close(descriptor)
 
     @classmethod
     def parse(cls, data: bytes, what: str = "the keyring", passphrase: str | None = None) -> "Keyring":
@@ -92,10 +89,6 @@ class Keyring:
         """Return a keyring with one new key of each algorithm, valid from `now`."""
         return cls(tuple(_new_key(algorithm, now) for algorithm in algorithms))
 
-    def add(self, algorithm: KeyAlgorithm, now: datetime) -> "Keyring":
-        """Return the keyring with one more key, valid from `now`. The others stay as they are."""
-        return Keyring((*self.keys, _new_key(algorithm, now)))
-
     def rotate(self, now: datetime, overlap: timedelta = OVERLAP) -> "Keyring":
         """Return the keyring with a new key, valid from `now`, for each algorithm that has a key at `now`.
 
@@ -113,12 +106,9 @@ class Keyring:
             )
         end = now + overlap
         kept = [replace(key, to=end) if key.to is None or key.to > end else key for key in self.keys]
-        ring = Keyring(tuple(kept))
         # An algorithm whose keys have all ended gets a new key too. An algorithm that never had a key gets none.
-        for algorithm in ALGORITHMS:
-            if any(key.algorithm == algorithm for key in self.keys):
-                ring = ring.add(algorithm, now)
-        return ring
+        had = {key.algorithm for key in self.keys}
+        return Keyring((*kept, *(_new_key(algorithm, now) for algorithm in ALGORITHMS if algorithm in had)))
 
     def newest(self, algorithm: KeyAlgorithm, now: datetime) -> Key | None:
         """Return the newest key of an algorithm that is valid at `now`, None if there is none."""
@@ -141,20 +131,7 @@ class Keyring:
         Raises:
             ConfigurationError: the passphrase is empty, or the keyring too large.
         """
-        entries = []
-        for key in self.keys:
-            entry: dict[str, str | None] = {
-                "id": key.key_id,
-                "algorithm": key.algorithm,
-                "from": format_time(key.from_) if key.from_ else None,
-                "to": format_time(key.to) if key.to else None,
-            }
-            if isinstance(key, Ed25519Key):
-                entry["private"] = encode_base64(key.private.reveal())
-                entry["public"] = encode_base64(key.public)
-            else:
-                entry["secret"] = encode_base64(key.secret.reveal())
-            entries.append(entry)
+        entries = [encode_key(key, key.secret) for key in self.keys]
         data = json.dumps({"format": _KEYRING, "keys": entries}, indent=1).encode() + b"\n"
         if passphrase is not None:
             outer = {"format": _KEYRING, **encrypt(data, passphrase)}
@@ -176,7 +153,7 @@ class Keyring:
         Raises:
             ConfigurationError: it cannot be written, or exists already.
         """
-        write(path, self.encode(passphrase), create=create)
+        write(path, self.encode(passphrase), create=create, what="keyring")
 
 
 def new_keyring(
@@ -209,7 +186,7 @@ def rotate_keyring(
     Raises:
         ConfigurationError: the keyring cannot be read, rotated or written.
     """
-    with locked(path) as descriptor:
+    with locked(path, "keyring") as descriptor:
         before = _read_keyring(descriptor, path, passphrase)
         after = before.rotate(now or datetime.now(UTC), overlap)
         after.save(path, passphrase)
@@ -217,37 +194,19 @@ def rotate_keyring(
 
 
 def _new_key(algorithm: KeyAlgorithm, now: datetime) -> Key:
-    match algorithm:
-        case "HMAC-SHA256":
-            return HmacKey(f"hmac-{secrets.token_hex(6)}", Secret(secrets.token_bytes(32)), now)
-        case "SHAKE-256":
-            return LeafKey(f"leaves-{secrets.token_hex(6)}", Secret(secrets.token_bytes(32)), now)
-        case "Ed25519":
-            private = Ed25519PrivateKey.generate()
-            return Ed25519Key(
-                f"ed25519-{secrets.token_hex(6)}",
-                Secret(private.private_bytes_raw()),
-                private.public_key().public_bytes_raw(),
-                now,
-            )
+    return _FORMS[algorithm](f"{_ID_STARTS[algorithm]}-{secrets.token_hex(6)}", Secret(secrets.token_bytes(32)), now)
 
 
 def _read_keyring(descriptor: int, path: Path, passphrase: str | None) -> Keyring:
     what = f"keyring {path}"
-    try:
-        check_private(os.fstat(descriptor), what)
-    except ConfigurationError:
-        _refuse_trust(os.pread(descriptor, KEYRING_LIMIT, 0), what)
-        raise
-    data = read_all(descriptor, KEYRING_LIMIT, what)
-    _refuse_trust(data, what)
-    return Keyring.parse(data, what, passphrase)
+    data, status = read_all(descriptor, KEYRING_LIMIT, what)
+    keyring = Keyring.parse(data, what, passphrase)
+    check_private(status, what)
+    return keyring
 
 
-def _refuse_trust(data: bytes, what: str) -> None:
-    refuse_other(data, what, "custody/trust/1", "it is a trust.json, not a keyring: give it with --trust")
-
-
+_FORMS: dict[KeyAlgorithm, type[Key]] = {"HMAC-SHA256": HmacKey, "Ed25519": Ed25519Key, "SHAKE-256": LeafKey}
+_ID_STARTS: dict[KeyAlgorithm, str] = {"HMAC-SHA256": "hmac", "Ed25519": "ed25519", "SHAKE-256": "leaves"}
 _KEYRING: Literal["custody/keyring/1"] = "custody/keyring/1"
 
 
@@ -262,12 +221,8 @@ class _KeyringFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _key(entry: KeyEntry, what: str) -> Key:
-    secret, private, public = key_material(entry, what)
-    begin, end = key_span(entry, what)
-    if secret:
-        form = HmacKey if entry.algorithm == "HMAC-SHA256" else LeafKey
-        return form(entry.id, Secret(secret), begin, end)
-    if private and public:
-        return Ed25519Key(entry.id, Secret(private), public, begin, end)
-    wanted = "'secret'" if entry.algorithm != "Ed25519" else "'private' and 'public'"
-    raise ConfigurationError(f"{what}: the key {entry.id!r} lacks {wanted}")
+    key, secret = decode_key(entry, what)
+    if secret is None:
+        wanted = "'secret'" if entry.algorithm != "Ed25519" else "'private' and 'public'"
+        raise ConfigurationError(f"{what}: the key {entry.id!r} lacks {wanted}")
+    return _FORMS[key.algorithm](key.key_id, secret, key.from_, key.to)

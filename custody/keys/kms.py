@@ -7,8 +7,7 @@ What KMS and its client say may quote signed requests, so errors tell the operat
 import contextlib
 import re
 from collections.abc import Iterator
-from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
 
@@ -21,23 +20,39 @@ _NAME = re.compile(
 )
 
 
-class KmsKey:
-    """An HMAC_256 key in AWS KMS, called by its ARN. Its secret never leaves KMS."""
+class _KmsKey:
+    """A key in AWS KMS, called by its ARN. It is always valid: KMS knows no span."""
 
-    __slots__ = ("_client", "_lock", "key_id")
-
-    algorithm: Literal["HMAC-SHA256"] = "HMAC-SHA256"
+    from_: ClassVar[None] = None
+    to: ClassVar[None] = None
 
     def __init__(self, arn: str, client: "KMSClient | None" = None) -> None:
         self.key_id = arn
         self._client = client
-        self._lock = Lock()
 
-    def __repr__(self) -> str:
-        return f"KmsKey({self.key_id!r})"
+    def _kms(self) -> "KMSClient":
+        if self._client is None:
+            match = KEY_ARN.fullmatch(self.key_id)
+            try:
+                self._client = _client(match["region"] if match else None)
+            except ConfigurationError as error:
+                raise KeyUnavailable(f"the KMS key {self.key_id} cannot be used: {error}") from None
+        return self._client
 
-    def __reduce_ex__(self, protocol: object) -> tuple[type["KmsKey"], tuple[str]]:
-        return KmsKey, (self.key_id,)
+    def _check_answer(self, operation: str, key_id: str, value: bytes, size: int) -> bytes:
+        # Real KMS answers with the ARN, test servers with only the id at its end.
+        if key_id not in {self.key_id, self.key_id.rpartition("/")[2]} or len(value) != size:
+            raise KeyUnavailable(
+                f"KMS answered {operation} for {self.key_id} with another key or length; nothing was signed"
+            )
+        return value
+
+
+class KmsKey(_KmsKey):
+    """An HMAC_256 key in AWS KMS. Its secret never leaves KMS."""
+
+    algorithm: ClassVar[Literal["HMAC-SHA256"]] = "HMAC-SHA256"
+    public: ClassVar[None] = None
 
     @classmethod
     def open(cls, name: str) -> "KmsKey | KmsEd25519Key":
@@ -69,16 +84,6 @@ class KmsKey:
             " ECC_NIST_EDWARDS25519 and SIGN_VERIFY for checkpoints"
         )
 
-    def _kms(self) -> "KMSClient":
-        with self._lock:
-            if self._client is None:
-                match = KEY_ARN.fullmatch(self.key_id)
-                try:
-                    self._client = _client(match["region"] if match else None)
-                except ConfigurationError as error:
-                    raise KeyUnavailable(f"the KMS key {self.key_id} cannot be used: {error}") from None
-            return self._client
-
     def sign(self, message: bytes) -> bytes:
         """Return the message's HMAC.
 
@@ -88,13 +93,7 @@ class KmsKey:
         client = self._kms()
         with _errors("GenerateMac", self.key_id):
             answer = client.generate_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256")
-            key_id, value = answer["KeyId"], answer["Mac"]
-        # Real KMS answers with the ARN, test servers with only the id at its end.
-        if key_id not in {self.key_id, self.key_id.rpartition("/")[2]} or len(value) != 32:
-            raise KeyUnavailable(
-                f"KMS answered GenerateMac for {self.key_id} with another key or length; nothing was signed"
-            )
-        return value
+            return self._check_answer("GenerateMac", answer["KeyId"], answer["Mac"], 32)
 
     def check(self, message: bytes, value: bytes) -> None:
         """Check a message's HMAC with KMS.
@@ -114,12 +113,10 @@ class KmsKey:
             raise SignatureInvalid(f"the signature of key {self.key_id!r} is not over this statement")
 
 
-class KmsEd25519Key:
-    """An Ed25519 key in AWS KMS, called by its ARN. With its public part, signatures can be checked without AWS."""
+class KmsEd25519Key(_KmsKey):
+    """An Ed25519 key in AWS KMS. With its public part, signatures can be checked without AWS."""
 
-    __slots__ = ("_client", "key_id", "public")
-
-    algorithm: Literal["Ed25519"] = "Ed25519"
+    algorithm: ClassVar[Literal["Ed25519"]] = "Ed25519"
 
     def __init__(self, arn: str, client: "KMSClient") -> None:
         """Read the public part.
@@ -127,16 +124,12 @@ class KmsEd25519Key:
         Raises:
             KeyUnavailable: KMS does not answer, says no, or gives no Ed25519 key.
         """
-        self.key_id = arn
-        self._client = client
+        super().__init__(arn, client)
         with _errors("GetPublicKey", arn):
             encoded = client.get_public_key(KeyId=arn)["PublicKey"]
         if len(encoded) != len(_SPKI) + 32 or not encoded.startswith(_SPKI):
             raise KeyUnavailable(f"KMS answered GetPublicKey for {arn} with something that is not an Ed25519 key")
         self.public = encoded[len(_SPKI) :]
-
-    def __repr__(self) -> str:
-        return f"KmsEd25519Key({self.key_id!r})"
 
     def sign(self, message: bytes) -> bytes:
         """Return the message's signature.
@@ -144,14 +137,12 @@ class KmsEd25519Key:
         Raises:
             KeyUnavailable: KMS does not answer, or says no.
         """
+        client = self._kms()
         with _errors("Sign", self.key_id):
-            answer = self._client.sign(
+            answer = client.sign(
                 KeyId=self.key_id, Message=message, MessageType="RAW", SigningAlgorithm="ED25519_SHA_512"
             )
-            key_id, value = answer["KeyId"], answer["Signature"]
-        if key_id != self.key_id or len(value) != 64:
-            raise KeyUnavailable(f"KMS answered Sign for {self.key_id} with another key or length; nothing was signed")
-        return value
+            return self._check_answer("Sign", answer["KeyId"], answer["Signature"], 64)
 
 
 # How X.509 writes an Ed25519 public key, up to its 32 bytes (RFC 8410).

@@ -1,14 +1,15 @@
 """Opens a writer's keys by URI: `file:` is a keyring, `aws-kms:` a key in AWS KMS. For verifiers, see `trust.py`."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
 from custody.errors import ConfigurationError
-from custody.keys.key import Ed25519Key, PublicKey
+from custody.keys.key import Key, PublicKey, two_keys
 from custody.keys.keyring import Keyring
-from custody.keys.kms import KmsEd25519Key, KmsKey
+from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
 from custody.keys.signers import Signers
 
 __all__ = ["open_public", "open_signers"]
@@ -49,27 +50,33 @@ def open_public(uri: str, passphrase: str | None = None, checkpoint_uri: str | N
         ConfigurationError: a URI, keyring or key cannot be used, or one id names two keys.
         KeyUnavailable: KMS does not answer.
     """
-    keys = {key.id: key for key in _open_public(uri, passphrase)}
-    # An HMAC key in `checkpoint_uri` signs nothing.
-    others = _open_public(checkpoint_uri, passphrase) if checkpoint_uri else []
-    for key in others:
-        if key.algorithm != "HMAC-SHA256" and keys.setdefault(key.id, key) != key:
-            raise ConfigurationError(
-                f"the key id {key.id!r} names two different keys in `keys` and `checkpoint_keys`; an id names one key"
-                " for ever, so find out which source is wrong"
-            )
+    keys: dict[str, PublicKey] = {}
+    for source in filter(None, (uri, checkpoint_uri)):
+        for key in open_keys(source, passphrase):
+            # An HMAC key in `checkpoint_uri` signs nothing.
+            if source == uri or key.algorithm != "HMAC-SHA256":
+                public = PublicKey(key.key_id, key.algorithm, key.from_, key.to, key.public)
+                if keys.setdefault(key.key_id, public) != public:
+                    raise two_keys(key.key_id, "`keys` and `checkpoint_keys`")
     return list(keys.values())
 
 
-def _open_public(uri: str, passphrase: str | None) -> list[PublicKey]:
+def open_keys(uri: str, passphrase: str | None, *, resolve: bool = True) -> Sequence[Key | KmsKey | KmsEd25519Key]:
+    """Return the keys of a URI, also old ones.
+
+    Args:
+        uri: as for `open_signers`.
+        passphrase: decrypts an encrypted keyring.
+        resolve: ask KMS also for the kind of a key that is named by its ARN; otherwise it is an HMAC key.
+
+    Raises:
+        ConfigurationError: the URI, keyring or key cannot be used.
+        KeyUnavailable: KMS does not answer.
+    """
     scheme, rest = split_uri(uri)
     if scheme == "file":
-        return [
-            PublicKey(key.key_id, key.algorithm, key.from_, key.to, key.public if isinstance(key, Ed25519Key) else None)
-            for key in Keyring.load(Path(rest), passphrase).keys
-        ]
-    key = KmsKey.open(rest)
-    return [PublicKey(key.key_id, key.algorithm, public=key.public if isinstance(key, KmsEd25519Key) else None)]
+        return Keyring.load(Path(rest), passphrase).keys
+    return [KmsKey.open(rest) if resolve or not KEY_ARN.fullmatch(rest) else KmsKey(rest)]
 
 
 def keyring_path(uri: str) -> Path | None:

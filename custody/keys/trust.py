@@ -25,21 +25,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from custody.errors import ConfigurationError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Accepted
 from custody.format.archive_file import Days, Pin
-from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Time, Uuid
+from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Uuid
 from custody.format.layout import parse_log_text
-from custody.keys.entry import KeyEntry, key_material, key_span
-from custody.keys.files import (
-    check_private,
-    decode_document,
-    open_plain,
-    parse_moment,
-    read_all,
-    refuse_other,
-)
-from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, LeafKey, holds
-from custody.keys.keyring import Keyring
+from custody.keys.files import check_private, decode_document, opened, parse_moment, read_all
+from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, KeyEntry, LeafKey, decode_key, holds, two_keys
 from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
-from custody.keys.open import split_uri
+from custody.keys.open import open_keys, split_uri
 from custody.keys.secret import Secret
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
@@ -47,6 +38,7 @@ from custody.tlog.head import Head
 __all__ = ["Trust", "TrustedKey", "open_trust"]
 
 TRUST_LIMIT = 64 * 1024 * 1024
+_SOURCES = "the keyrings and trust given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +89,7 @@ class TrustedKey:
             SignatureInvalid: it is wrong.
             KeyUnavailable: the key's material is not available, or KMS does not answer.
         """
+        good = True
         match self.material:
             case Secret() as secret:
                 good = hmac.compare_digest(hmac.digest(secret.reveal(), message, "sha256"), value)
@@ -105,17 +98,14 @@ class TrustedKey:
                     Ed25519PublicKey.from_public_bytes(public).verify(value, message)
                 except InvalidSignature:
                     good = False
-                else:
-                    good = True
             case KmsKey() as kms:
-                return kms.check(message, value)
+                kms.check(message, value)
             case None:
                 raise KeyUnavailable(
                     f"the secret of the key {self.id!r} is not available, so its signatures cannot be checked here"
                 )
         if not good:
             raise SignatureInvalid(f"the signature of key {self.id!r} is not over this message")
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,23 +159,20 @@ def open_trust(
     if any(split_uri(uri)[0] == "aws-kms" for uri in keys):
         merged = {key.id: _ask_kms(key) for key in merged.values()}
     for uri, all_of_it in [*((uri, True) for uri in keys), *([(checkpoint_keys, False)] if checkpoint_keys else [])]:
-        for key in _open_keys(uri, passphrase, resolve=not all_of_it):
+        # An ARN needs no look-up: an auditor may have permission only to verify.
+        for key in open_keys(uri, passphrase, resolve=not all_of_it):
             if isinstance(key, LeafKey):
-                _merge_leaves(leaves, key)
+                if leaves.setdefault(key.key_id, key.secret) != key.secret:
+                    raise two_keys(key.key_id, _SOURCES)
             elif all_of_it or key.algorithm == "Ed25519":
-                merged[key.id] = _merge(merged[key.id], key) if key.id in merged else key
+                trusted = _trusted(key)
+                merged[trusted.id] = _merge(merged.get(trusted.id, trusted), trusted)
     return replace(opened, keys=merged, leaves=leaves)
 
 
-def _open_keys(uri: str, passphrase: str | None, *, resolve: bool) -> list[TrustedKey | LeafKey]:
-    scheme, rest = split_uri(uri)
-    if scheme == "file":
-        keys = Keyring.load(Path(rest), passphrase).keys
-        return [key if isinstance(key, LeafKey) else _trusted(key) for key in keys]
-    # An ARN needs no look-up: an auditor may have permission only to verify.
-    kms = KmsKey(rest) if KEY_ARN.fullmatch(rest) and not resolve else KmsKey.open(rest)
-    material = kms.public if isinstance(kms, KmsEd25519Key) else kms
-    return [TrustedKey(kms.key_id, kms.algorithm, material=material)]
+def _trusted(key: HmacKey | Ed25519Key | KmsKey | KmsEd25519Key) -> TrustedKey:
+    material = key.secret if isinstance(key, HmacKey) else key if isinstance(key, KmsKey) else key.public
+    return TrustedKey(key.key_id, key.algorithm, key.from_, key.to, material=material)
 
 
 def _ask_kms(key: TrustedKey) -> TrustedKey:
@@ -195,36 +182,17 @@ def _ask_kms(key: TrustedKey) -> TrustedKey:
     return key
 
 
-def _merge_leaves(leaves: dict[str, Secret], key: LeafKey) -> None:
-    if leaves.setdefault(key.key_id, key.secret) != key.secret:
-        raise ConfigurationError(
-            f"the key id {key.key_id!r} names two different keys in the keyrings and trust given; an id names one key"
-            " for ever, so find out which source is wrong"
-        )
-
-
-def _trusted(key: HmacKey | Ed25519Key) -> TrustedKey:
-    material = key.secret if isinstance(key, HmacKey) else key.public
-    return TrustedKey(key.key_id, key.algorithm, key.from_, key.to, material=material)
-
-
 def _merge(one: TrustedKey, other: TrustedKey) -> TrustedKey:
     """Merge what two sources say about one key: the stricter limits apply."""
-    same = one.algorithm == other.algorithm
-    if isinstance(one.material, KmsKey) and isinstance(other.material, KmsKey):
-        material: Secret | bytes | KmsKey | None = one.material
-    else:
-        material = other.material if one.material is None else one.material
-        same = same and (None in (one.material, other.material) or one.material == other.material)
-    if not same:
-        raise ConfigurationError(
-            f"the key id {one.id!r} names two different keys in the keyrings and trust given; an id names one key for"
-            " ever, so find out which source is wrong"
-        )
-    begins = [moment for moment in (one.from_, other.from_) if moment]
-    ends = [moment for moment in (one.to, other.to) if moment]
-    begin, end = max(begins, default=None), min(ends, default=None)
-    return replace(one, from_=begin, to=end, until=merge_until(one.id, one.until, other.until), material=material)
+    first, second = one.material, other.material
+    # Two KMS keys with one id have one ARN, so they are the same key.
+    same = first == second or None in (first, second) or (isinstance(first, KmsKey) and isinstance(second, KmsKey))
+    if one.algorithm != other.algorithm or not same:
+        raise two_keys(one.id, _SOURCES)
+    begin = max((moment for moment in (one.from_, other.from_) if moment), default=None)
+    end = min((moment for moment in (one.to, other.to) if moment), default=None)
+    until = merge_until(one.id, one.until, other.until)
+    return replace(one, from_=begin, to=end, until=until, material=second if first is None else first)
 
 
 def merge_until(
@@ -258,17 +226,6 @@ class _Pin(msgspec.Struct, forbid_unknown_fields=True):
     sha256: Hex
 
 
-class _Accepted(msgspec.Struct, forbid_unknown_fields=True):
-    finding: str
-    reason: str
-    by: str
-    at: Time
-    log: str | None = None
-    sequence: Int | None = None
-    key: str | None = None
-    sha256: Hex | None = None
-
-
 class _TrustFile(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["custody/trust/1"]
     archive: _Pin | None = None
@@ -277,7 +234,7 @@ class _TrustFile(msgspec.Struct, forbid_unknown_fields=True):
     witnesses: list[str] = []
     quorum: Int = 0
     retention_days: Days | None = None
-    accepted: list[_Accepted] = []
+    accepted: list[Accepted] = []
 
 
 def load_trust(path: Path) -> Trust:
@@ -287,13 +244,8 @@ def load_trust(path: Path) -> Trust:
         ConfigurationError: it cannot be used.
     """
     what = f"trust {path}"
-    descriptor = open_plain(path, "trust")
-    try:
-        data = read_all(descriptor, TRUST_LIMIT, what)
-        status = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    return read_trust(data, status, what)
+    with opened(path, "trust") as descriptor:
+        return read_trust(*read_all(descriptor, TRUST_LIMIT, what), what)
 
 
 def read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
@@ -307,8 +259,6 @@ def read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
     Raises:
         ConfigurationError: it is malformed, or others can read its secrets.
     """
-    advice = "it is a keyring, not a trust.json: give it with --keys file:KEYRING"
-    refuse_other(data, what, "custody/keyring/1", advice)
     document = decode_document(data, what, _TrustFile)
     if any(msgspec.UNSET is not secret for entry in document.keys for secret in (entry.secret, entry.private)):
         check_private(status, what)
@@ -320,27 +270,22 @@ def _trust(document: _TrustFile, what: str) -> Trust:
     leaves: dict[str, Secret] = {}
     ids: set[str] = set()
     for entry in document.keys:
-        secret, _, public = key_material(entry, what)
+        key, secret = decode_key(entry, what)
         if entry.id in ids:
             raise ConfigurationError(f"{what}: two keys have the id {entry.id!r}; each key needs its own id")
         ids.add(entry.id)
-        if entry.algorithm == "Ed25519" and not public:
-            raise ConfigurationError(f"{what}: the key {entry.id!r} lacks 'public'")
-        begin, end = key_span(entry, what)
-        if entry.algorithm == "SHAKE-256":
+        if key.algorithm == "SHAKE-256":
             if entry.until is not None:
                 raise ConfigurationError(f"{what}: the key {entry.id!r} signs nothing, so it must not have 'until'")
             if secret:
-                leaves[entry.id] = Secret(secret)
+                leaves[entry.id] = secret
             continue
-        keys[entry.id] = TrustedKey(
-            entry.id,
-            entry.algorithm,
-            begin,
-            end,
-            None if entry.until is None else _heads(entry.until, f"{what}: until of key {entry.id!r}"),
-            Secret(secret) if secret else public,
-        )
+        if key.algorithm == "Ed25519" and not key.public:
+            raise ConfigurationError(f"{what}: the key {entry.id!r} lacks 'public'")
+        until = None if entry.until is None else _heads(entry.until, f"{what}: until of key {entry.id!r}")
+        keys[entry.id] = TrustedKey(entry.id, key.algorithm, key.from_, key.to, until, key.public or secret)
+    for accepted in document.accepted:
+        _check_accepted(accepted, what)
     witnesses = _witnesses(document.witnesses, keys, what)
     if document.quorum > len(witnesses):
         raise ConfigurationError(
@@ -354,7 +299,7 @@ def _trust(document: _TrustFile, what: str) -> Trust:
         quorum=document.quorum,
         heads=_heads(document.heads, f"{what}: heads"),
         retention_days=document.retention_days,
-        accepted=tuple(_accepted(entry, what) for entry in document.accepted),
+        accepted=tuple(document.accepted),
     )
 
 
@@ -371,7 +316,7 @@ def _check_log(text: str, what: str) -> None:
         )
 
 
-def _accepted(entry: _Accepted, what: str) -> Accepted:
+def _check_accepted(entry: Accepted, what: str) -> None:
     if (entry.sequence is None) == (entry.key is None) or (entry.key is None and entry.log is None):
         raise ConfigurationError(
             f"{what}: an accepted finding needs 'log' and 'sequence', or 'key'; {entry.finding[:100]!r} has neither"
@@ -383,7 +328,6 @@ def _accepted(entry: _Accepted, what: str) -> Accepted:
     if entry.log is not None:
         _check_log(entry.log, f"{what}: accepted")
     parse_moment(entry.at, what, "at of an accepted finding")
-    return Accepted(entry.finding, entry.reason, entry.by, entry.at, entry.log, entry.sequence, entry.key, entry.sha256)
 
 
 def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], what: str) -> tuple[NoteKey, ...]:

@@ -8,62 +8,32 @@ Rules:
 """
 
 import json
-import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from custody.errors import ConfigurationError
 from custody.findings import Accepted
 from custody.format.archive_file import Pin
-from custody.format.times import format_time
-from custody.keys.files import encode_base64, locked, parse_moment, read_all, write
-from custody.keys.key import BEGINNING, PublicKey
+from custody.keys.files import locked, read_all, write
+from custody.keys.key import PublicKey, encode_key
 from custody.keys.trust import TRUST_LIMIT, Trust, load_trust, merge_until, read_trust
 from custody.tlog.head import Head
 
 MODE = 0o644
 """The mode of a new file: it has no secret, and is meant for others."""
 
-_ACCEPTED_FIELDS = ("finding", "log", "sequence", "key", "sha256", "reason", "by", "at")
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What `publish` did to a file.
-
-    Attributes:
-        made: whether the file is new.
-        pinned: whether the archive's pin was added.
-        added: ids of the added keys.
-        narrowed: ids of the keys that now end sooner or start later.
-    """
-
-    made: bool
-    pinned: bool
-    added: tuple[str, ...]
-    narrowed: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if self.made:
-            return "new"
-        parts = [
-            *(["the archive's pin"] if self.pinned else []),
-            *(f"key {key}" for key in self.added),
-            *(f"the end of key {key}" for key in self.narrowed),
-        ]
-        return f"extended by {', '.join(parts)}" if parts else "nothing to add"
-
 
 def encode(pin: Pin | None, keys: Sequence[PublicKey]) -> bytes:
     """Return the bytes of a new `trust.json`."""
     document = {
         "format": "custody/trust/1",
-        "archive": None if pin is None else _pin(pin),
-        "keys": [_entry(key) for key in keys],
+        "archive": None if pin is None else asdict(pin),
+        "keys": [encode_key(key) for key in keys],
         "heads": {},
         "witnesses": [],
         "quorum": 0,
@@ -87,7 +57,7 @@ def check_pin(path: Path, pin: Pin | None) -> None:
         _check_pin(load_trust(path).archive, pin, f"trust {path}")
 
 
-def publish(path: Path, pin: Pin, keys: Sequence[PublicKey]) -> Published:
+def publish(path: Path, pin: Pin, keys: Sequence[PublicKey]) -> str:
     """Write a `trust.json`, or extend the existing one.
 
     Args:
@@ -95,32 +65,33 @@ def publish(path: Path, pin: Pin, keys: Sequence[PublicKey]) -> Published:
         pin: of the archive.
         keys: the writer's keys.
 
+    Returns:
+        What was done to the file, for people.
+
     Raises:
         ConfigurationError: the file cannot be written, or contradicts the pin or a key.
     """
     if not path.exists():
         write(path, encode(pin, keys), create=True, what="trust", mode=MODE)
-        return Published(made=True, pinned=True, added=tuple(key.id for key in keys))
-    what, done = f"trust {path}", Published(made=False, pinned=False, added=())
+        return "new"
+    added: list[str] = []
 
     def extend(document: dict[str, Any], before: Trust) -> None:
-        nonlocal done
-        _check_pin(before.archive, pin, what)
+        _check_pin(before.archive, pin, f"trust {path}")
+        if before.archive is None:
+            document["archive"] = asdict(pin)
+            added.append("the archive's pin")
         entries = document.setdefault("keys", [])
         known = {entry["id"]: entry for entry in entries}
-        added = [key for key in keys if key.id not in known]
-        narrowed = [key.id for key in keys if key.id in known and _narrow(known[key.id], key, what)]
-        entries.extend(_entry(key) for key in added)
-        document["archive"] = _pin(pin)
-        done = Published(
-            made=False,
-            pinned=before.archive is None,
-            added=tuple(key.id for key in added),
-            narrowed=tuple(narrowed),
-        )
+        for key in keys:
+            if key.key_id not in known:
+                entries.append(encode_key(key))
+                added.append(f"key {key.key_id}")
+            elif _narrow(known[key.key_id], encode_key(key), f"trust {path}"):
+                added.append(f"the end of key {key.key_id}")
 
     _change(path, extend)
-    return done
+    return f"extended by {', '.join(added)}" if added else "nothing to add"
 
 
 def accept(path: Path, judged: Sequence[Accepted]) -> int:
@@ -139,11 +110,9 @@ def accept(path: Path, judged: Sequence[Accepted]) -> int:
     added: list[Accepted] = []
 
     def add(document: dict[str, Any], before: Trust) -> None:
-        there = {_place(one) for one in before.accepted}
-        added.extend(one for one in judged if _place(one) not in there)
-        document.setdefault("accepted", []).extend(
-            {name: value for name in _ACCEPTED_FIELDS if (value := getattr(one, name)) is not None} for one in added
-        )
+        known = {_accepts(entry) for entry in before.accepted}
+        added.extend(entry for entry in judged if _accepts(entry) not in known)
+        document.setdefault("accepted", []).extend(map(msgspec.to_builtins, added))
 
     _change(path, add)
     return len(added)
@@ -199,8 +168,7 @@ def _change(path: Path, change: Callable[[dict[str, Any], Trust], None]) -> None
     """Change a `trust.json`, under a lock and in one step."""
     what = f"trust {path}"
     with locked(path, "trust") as descriptor:
-        status = os.fstat(descriptor)
-        data = read_all(descriptor, TRUST_LIMIT, what)
+        data, status = read_all(descriptor, TRUST_LIMIT, what)
         before = read_trust(data, status, what)
         document = json.loads(data)
         unchanged = json.loads(data)
@@ -222,60 +190,37 @@ def _encode(document: Mapping[str, Any], what: str = "trust") -> bytes:
     return data
 
 
-def _check_pin(there: Pin | None, pin: Pin | None, what: str) -> None:
-    if there is None or there == pin:
+def _check_pin(pinned: Pin | None, pin: Pin | None, what: str) -> None:
+    if pinned is None or pinned == pin:
         return
     if pin is None:
-        found = "there is no archive.json yet"
-    elif pin.id != there.id:
-        found = f"this is the archive {pin.id}"
+        reason = "there is no archive.json yet"
+    elif pin.id != pinned.id:
+        reason = f"this is the archive {pin.id}"
     else:
-        found = f"the SHA-256 of this one's archive.json is {pin.sha256}, not {there.sha256}: find out who changed it"
+        reason = f"the SHA-256 of this one's archive.json is {pin.sha256}, not {pinned.sha256}: find out who changed it"
     raise ConfigurationError(
-        f"{what}: it is for the archive {there.id}, but {found}; set `trust` to another file, or correct the setting"
+        f"{what}: it is for the archive {pinned.id}, but {reason}; set `trust` to another file, or correct the setting"
         " `archive`"
     )
 
 
-def _pin(pin: Pin) -> dict[str, str]:
-    return {"id": pin.id, "sha256": pin.sha256}
-
-
-def _entry(key: PublicKey) -> dict[str, str | None]:
-    entry: dict[str, str | None] = {
-        "id": key.id,
-        "algorithm": key.algorithm,
-        "from": _time(key.from_),
-        "to": _time(key.to),
-    }
-    if key.public is not None:
-        entry["public"] = encode_base64(key.public)
-    return entry
-
-
-def _narrow(entry: dict[str, Any], key: PublicKey, what: str) -> bool:
+def _narrow(entry: dict[str, Any], key: Mapping[str, str | None], what: str) -> bool:
     """Narrow the span of a key in a file to the key's present one. Return whether that changed it."""
-    public = None if key.public is None else encode_base64(key.public)
-    if entry["algorithm"] != key.algorithm or entry.get("public") != public:
+    if (entry["algorithm"], entry.get("public")) != (key["algorithm"], key.get("public")):
         raise ConfigurationError(
-            f"{what}: the key id {key.id!r} is another key here than in the keyring; an id names one key for ever,"
+            f"{what}: the key id {entry['id']!r} is another key here than in the keyring; an id names one key for ever,"
             " so find out which of the two is wrong"
         )
-    begin = parse_moment(entry["from"], what, "from") or BEGINNING
-    end = parse_moment(entry["to"], what, "to")
-    later = key.from_ is not None and key.from_ > begin
-    sooner = key.to is not None and (end is None or key.to < end)
-    if later:
-        entry["from"] = _time(key.from_)
-    if sooner:
-        entry["to"] = _time(key.to)
+    # Times in our form sort as text.
+    begin, end = key["from"], key["to"]
+    later = begin is not None and (entry["from"] is None or begin > entry["from"])
+    sooner = end is not None and (entry["to"] is None or end < entry["to"])
+    entry["from"] = begin if later else entry["from"]
+    entry["to"] = end if sooner else entry["to"]
     return later or sooner
 
 
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else format_time(moment)
-
-
-def _place(one: Accepted) -> tuple[object, ...]:
+def _accepts(entry: Accepted) -> tuple[object, ...]:
     """Return what an entry accepts, without who accepted it."""
-    return one.finding, one.log, one.sequence, one.key, one.sha256
+    return entry.finding, entry.log, entry.sequence, entry.key, entry.sha256

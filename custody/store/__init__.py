@@ -1,3 +1,3 @@
-"""Objects under one root: a folder, or a bucket of S3. Nothing here knows what the objects mean."""
+"""Objects under one root, in a folder or in an S3 bucket. No code here knows what the objects mean."""
 
 __all__ = ["open", "protocol"]

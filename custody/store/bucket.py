@@ -1,7 +1,7 @@
-"""What a bucket is configured to do, and what it should be: versions, Object Lock, lifecycle rules and policy.
+"""The present and the wanted configuration of a bucket: versioning, Object Lock, lifecycle rules and policy.
 
 The wanted configuration is a document with one key per configuration, each in the shape that the AWS API takes under
-that name. The rules only move segments and quarantine: ending the life of evidence is the roll's, which signs first.
+that name. The rules only move segments and quarantine. Only the roll deletes evidence, after it signed the expiry.
 """
 
 import json
@@ -35,12 +35,12 @@ Moves = Sequence[tuple[int, str]]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something in which a bucket is not as wanted.
+    """A difference between a bucket's configuration and the wanted one.
 
     Attributes:
-        configuration: the key of the wanted document that it is about.
+        configuration: the key of the wanted document that differs.
         why: what differs, and what follows from it.
-        settable: whether setting the wanted configuration ends it. A rule of somebody else has to be removed by them.
+        settable: whether setting the wanted configuration removes it. Other people have to remove their own rules.
     """
 
     configuration: str
@@ -50,13 +50,13 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class RuleProblem:
-    """A lifecycle rule, or a set of them, that does not do with evidence what it should.
+    """A problem with lifecycle rules.
 
     Attributes:
         what: what is wrong.
         key: the part of the archive.
-        found: what was found.
-        expected: the moves that are wanted, None where a rule should not be there.
+        found: the present rules.
+        expected: the wanted moves, None if a rule should not exist.
     """
 
     what: str
@@ -66,24 +66,21 @@ class RuleProblem:
 
 
 class Configuration:
-    """The configuration of an archive's bucket: read, compared, and of lifecycle rules written."""
+    """Reads and compares the configuration of an archive's bucket, and sets lifecycle rules.
+
+    Attributes:
+        name: the bucket's name.
+        root: the prefix of the archive's keys in the bucket, empty or ending in a slash.
+    """
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
+        self.name = bucket.name
+        self.root = bucket.absolute("")
         self._where = f"s3://{bucket.name}"
 
-    @property
-    def name(self) -> str:
-        """The bucket's name."""
-        return self._bucket.name
-
-    @property
-    def root(self) -> str:
-        """The prefix of the archive's keys in the bucket, empty or ending in a slash."""
-        return self._bucket.absolute("")
-
     def close(self) -> None:
-        """Give up connections."""
+        """Close the connections."""
         self._bucket.close()
 
     def wanted(self, moves: Moves, *, locked: bool) -> dict[str, Any]:
@@ -94,26 +91,38 @@ class Configuration:
             locked: whether each put asks for a lock, so that the bucket needs Object Lock.
         """
         lock = {OBJECT_LOCK: {"ObjectLockEnabled": "Enabled"}} if locked else {}
-        rules = [_rule(self.root + part, moves) for part in layout.RECORDS]
+        transitions = [{"Days": days, "StorageClass": class_} for days, class_ in moves]
+        rules = [
+            {
+                "ID": f"custody-{(self.root + part).rstrip('/').replace('/', '-')}"[:255],
+                "Status": "Enabled",
+                "Filter": {"Prefix": self.root + part},
+                "Transitions": transitions,
+            }
+            for part in layout.RECORDS
+        ]
         policy = {"Version": "2012-10-17", "Statement": [_conditional_writes(self.name, self.root)]}
         return {VERSIONING: {"Status": "Enabled"}, **lock, LIFECYCLE: {"Rules": rules}, POLICY: policy}
 
     def compare(self, name: str, wanted: Mapping[str, Any], moves: Moves) -> Iterator[Difference]:
-        """Yield in what one configuration of the bucket is not as wanted.
+        """Yield the differences between one configuration of the bucket and the wanted one.
 
         Args:
             name: the configuration's key.
-            wanted: the document.
-            moves: that it was made with.
+            wanted: the wanted document.
+            moves: the moves in it.
 
         Raises:
             StoreError: the configuration cannot be read.
         """
+        reader = self._bucket.reader
         if name == VERSIONING:
-            if self._versioning().get("Status") != "Enabled":
+            versioning = self._read("versioning", reader.get_bucket_versioning) or {}
+            if versioning.get("Status") != "Enabled":
                 yield Difference(name, "without versions what is written over is lost")
         elif name == OBJECT_LOCK:
-            if self._object_lock().get("ObjectLockEnabled") != "Enabled":
+            answer = self._read("Object Lock", reader.get_object_lock_configuration) or {}
+            if (answer.get(OBJECT_LOCK) or {}).get("ObjectLockEnabled") != "Enabled":
                 yield Difference(name, "Object Lock is off, and each put asks for a lock")
         elif name == LIFECYCLE:
             rules = self.rules()
@@ -124,11 +133,12 @@ class Configuration:
                 yield Difference(name, problem.what, settable=problem.expected is not None)
         elif name == POLICY:
             (statement,) = wanted[name]["Statement"]
-            if _plain(statement) not in [_plain(one) for one in _statements(self._policy())]:
+            answer = self._read("policy", reader.get_bucket_policy) or {}
+            if _plain(statement) not in _statements(answer.get(POLICY)):
                 yield Difference(name, _UNCONDITIONAL if self._bucket.options.endpoint_url is None else _TRY_FIRST)
 
     def rules(self) -> Sequence[LifecycleRule] | None:
-        """Return the rules in force for objects of the archive, None where the server knows no such thing."""
+        """Return the enabled rules for the archive's objects, None if the server has no lifecycle rules."""
         raw = self._raw_rules()
         if raw is None:
             return None
@@ -136,7 +146,7 @@ class Configuration:
         return [rule for rule in rules if rule.prefix.startswith(self.root) or self.root.startswith(rule.prefix)]
 
     def set_rules(self, wanted: Mapping[str, Any]) -> None:
-        """Put the wanted lifecycle rules, and leave those of others as they are.
+        """Set the wanted lifecycle rules. Rules with other ids stay.
 
         Raises:
             StoreError: they cannot be read or put.
@@ -150,7 +160,7 @@ class Configuration:
             )
 
     def _read(self, what: str, call: Callable[..., Any]) -> Any:
-        """Return what the bucket answers; None where the server knows no such thing, {} where nothing is set."""
+        """Return the bucket's answer: None if the server does not know the call, {} if nothing is set."""
         try:
             with s3_errors(f"read the {what} of", self._where):
                 return call(**self._bucket.owned())
@@ -158,21 +168,6 @@ class Configuration:
             return None
         except NotConfigured:
             return {}
-
-    def _versioning(self) -> Any:
-        return self._read("versioning", self._bucket.reader.get_bucket_versioning) or {}
-
-    def _object_lock(self) -> Any:
-        found = self._read("Object Lock", self._bucket.reader.get_object_lock_configuration) or {}
-        return found.get(OBJECT_LOCK) or {}
-
-    def _policy(self) -> Any:
-        found = self._read("policy", self._bucket.reader.get_bucket_policy) or {}
-        try:
-            policy = json.loads(found.get(POLICY) or "{}")
-        except ValueError:
-            return {}
-        return policy if isinstance(policy, dict) else {}
 
     def _raw_rules(self) -> Sequence[Any] | None:
         found = self._read("lifecycle rules", self._bucket.reader.get_bucket_lifecycle_configuration)
@@ -185,10 +180,10 @@ def is_bucket(url: str) -> bool:
 
 
 def open_configuration(url: str, options: S3Options) -> Configuration:
-    """Open the configuration of an archive's bucket. The bucket is not asked for anything yet.
+    """Return the configuration of an archive's bucket. Makes no call yet.
 
     Raises:
-        ConfigurationError: the archive is in no bucket, or an option cannot be used.
+        ConfigurationError: the archive is not in a bucket, or an option cannot be used.
     """
     if not is_bucket(url):
         raise ConfigurationError(
@@ -198,12 +193,12 @@ def open_configuration(url: str, options: S3Options) -> Configuration:
 
 
 def check_rules(rules: Sequence[LifecycleRule], root: str, moves: Moves | None) -> Iterator[RuleProblem]:
-    """Yield what is wrong with lifecycle rules: they move segments and quarantine as wanted, and delete no evidence.
+    """Check that lifecycle rules move segments and quarantine as wanted, and delete no evidence. Yield the problems.
 
     Args:
-        rules: in force.
+        rules: the enabled rules.
         root: prefix of the archive in its bucket, empty or ending in a slash.
-        moves: that are wanted, None where any may be.
+        moves: the wanted moves, None if any are allowed.
     """
     for rule in rules:
         touched = [part for part in layout.EVIDENCE if _touches(rule, root + part)]
@@ -228,21 +223,12 @@ def check_rules(rules: Sequence[LifecycleRule], root: str, moves: Moves | None) 
 
 
 def _touches(rule: LifecycleRule, part: str) -> bool:
-    """Return whether a rule is about any key of a part of the archive."""
+    """Return whether a rule applies to any key of a part of the archive."""
     return part.startswith(rule.prefix) or rule.prefix.startswith(part)
 
 
 def _described(moves: Sequence[tuple[int, str]] | set[tuple[int, str]]) -> str:
     return ", ".join(f"{class_} after {days} days" for days, class_ in sorted(moves)) or "none"
-
-
-def _rule(prefix: str, moves: Moves) -> dict[str, Any]:
-    return {
-        "ID": f"custody-{prefix.rstrip('/').replace('/', '-')}"[:255],
-        "Status": "Enabled",
-        "Filter": {"Prefix": prefix},
-        "Transitions": [{"Days": days, "StorageClass": class_} for days, class_ in moves],
-    }
 
 
 def _conditional_writes(bucket: str, root: str) -> dict[str, Any]:
@@ -257,15 +243,19 @@ def _conditional_writes(bucket: str, root: str) -> dict[str, Any]:
     }
 
 
-def _statements(policy: Mapping[str, Any]) -> list[Any]:
-    given = policy.get("Statement") or []
-    return given if isinstance(given, list) else [given]
+def _statements(policy: str | None) -> list[Any]:
+    """Return the statements of a policy's JSON, in a form that compares; none if it cannot be read."""
+    try:
+        given = json.loads(policy or "{}")["Statement"]
+    except (ValueError, LookupError, TypeError):
+        return []
+    return [_plain(statement) for statement in (given if isinstance(given, list) else [given])]
 
 
 def _plain(statement: Any) -> Any:
-    """Return a policy's statement so that two which mean the same compare as equal: a server may write it its way."""
+    """Return a policy's statement in a normal form: a server may write the same statement differently."""
     if isinstance(statement, list):
-        return sorted((_plain(one) for one in statement), key=repr)
+        return sorted((_plain(item) for item in statement), key=repr)
     if isinstance(statement, dict):
         # A list of one is written without brackets as well; `Sid` is a name, and Principal "*" has a longer form.
         plain = {
@@ -277,7 +267,7 @@ def _plain(statement: Any) -> Any:
 
 
 def _lifecycle_rule(rule: Any) -> LifecycleRule:
-    """Return in our terms what boto3 gives of a rule."""
+    """Convert a rule from boto3's form."""
     filter_ = rule.get("Filter") or {}
     both = filter_.get("And") or {}
     moves = {(move.get("Days", 0), move["StorageClass"]) for move in rule.get("Transitions", ())}

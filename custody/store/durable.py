@@ -1,4 +1,4 @@
-"""Files that are on disk whole or not at all, on POSIX: written, synced, named, and the name synced too."""
+"""Writes files durably on POSIX: after a crash a file is complete or missing. Contents and names are synced."""
 
 import contextlib
 import os
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, create: bool = False) -> None:
-    """Replace a file in one step. After a crash there is the old file or the new one.
+    """Replace a file in one step. After a crash, the complete old or new file is there.
 
     Args:
-        path: the file. A symbolic link is replaced, and not what it leads to.
-        data: all that it is to hold.
+        path: the file. A symbolic link is replaced, and not its target.
+        data: the whole content.
         mode: of the file, whatever the umask.
         create: raise FileExistsError instead of replacing a file.
 
     Raises:
-        OSError: it was not replaced, or the file's name may not be on disk yet.
+        OSError: it was not replaced, or its name may not be on disk yet.
     """
     staged = str(path.with_name(f".{path.name}.{secrets.token_hex(6)}"))
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -24,15 +24,15 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, create: bool = F
 
 
 def finish_file(descriptor: int, staged: str, path: Path, data: bytes, *, mode: int, create: bool = False) -> None:
-    """Write and sync a staged file, close it, and give it its name. Whatever fails, no staged file is left.
+    """Write and sync a staged file, give it its name, and close it. No staged file is left after an error.
 
     The file is closed last, so that a lock on it lasts until it has its name.
 
     Args:
         descriptor: of the staged file, open for writing.
         staged: its path, on the same file system as `path`.
-        path: the name that it gets.
-        data: all that it is to hold.
+        path: its final name.
+        data: the whole content.
         mode: of the file, whatever the umask.
         create: raise FileExistsError instead of replacing a file.
 
@@ -58,7 +58,7 @@ def finish_file(descriptor: int, staged: str, path: Path, data: bytes, *, mode: 
 
 
 def create_file(path: str, data: bytes) -> None:
-    """Create a file, write and sync it. What fails leaves no file. The name is not synced.
+    """Create a file, write and sync it. After an error there is no file. The name is not synced.
 
     Raises:
         FileExistsError: the name is taken.
@@ -78,7 +78,7 @@ def create_file(path: str, data: bytes) -> None:
 
 
 def make_folders(folder: str) -> None:
-    """Make a folder and what is missing above it, down from what is there, and sync each name."""
+    """Make a folder and the missing folders above it, from the top, and sync each name."""
     parent = os.path.dirname(folder)  # noqa: PTH120
     if not os.path.isdir(parent):  # noqa: PTH112
         make_folders(parent)

@@ -11,13 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from custody.errors import (
-    ConfigurationError,
-    ObjectMissing,
-    StoreError,
-    TerminalStoreError,
-    TransientStoreError,
-)
+from custody.errors import ConfigurationError, ObjectMissing, StoreError, TerminalStoreError, TransientStoreError
 from custody.store.durable import create_file, make_folders, sync_folder
 from custody.store.protocol import (
     STAGING,
@@ -40,22 +34,21 @@ _CHUNK = 1 << 20
 
 
 class FolderStore:
-    """An archive in a folder. No symbolic link beneath the root is followed, in reading or writing."""
+    """An archive in a folder. Symbolic links beneath the root are never followed."""
 
     capabilities = Capabilities()
 
     def __init__(self, folder: str) -> None:
         self._root = os.path.realpath(folder)
         self.url = Path(self._root).as_uri()
-        with _os_errors("open", self._root):
-            wrong = _is_there(self._root) and not Path(self._root).is_dir()
-        if wrong:
-            raise ConfigurationError(
-                f"the archive's root {self._root} is not a folder; name one, or a path that is free"
-            )
-        # Folders whose entry in their parent is known to be on disk, so that each is synced once a process.
+        with _os_errors("open", self._root), _missing_ignored():
+            if not stat.S_ISDIR(os.lstat(self._root).st_mode):
+                raise ConfigurationError(
+                    f"the archive's root {self._root} is not a folder; name one, or a path that is free"
+                )
+        # Folders whose entry in their parent is on disk, so that each process syncs it once.
         self._synced: set[str] = set()
-        # Folders that no symbolic link leads to, so that each is looked at once and not for every object in it.
+        # Folders to which no symbolic link leads, so that each is checked once, and not for each object.
         self._plain: set[str] = set()
         self._base = self._root.rstrip("/")
 
@@ -71,7 +64,7 @@ class FolderStore:
             try:
                 self._create(path, data)
             except FileNotFoundError:
-                # Somebody removed a folder, or our staged file, under our hands: make them again, once.
+                # Somebody removed a folder or the staged file meanwhile: make them again, once.
                 self._synced.clear()
                 self._create(path, data)
 
@@ -90,7 +83,7 @@ class FolderStore:
                 os.unlink(staged)  # noqa: PTH108
 
     def _stage(self, data: bytes) -> str:
-        """Write and sync the bytes beside the objects, under a name that nobody else has."""
+        """Write and sync the bytes in the staging folder, under a unique name."""
         folder = f"{self._base}/{STAGING}"
         if folder not in self._synced:
             self._make_folder(folder)
@@ -100,15 +93,15 @@ class FolderStore:
         return path
 
     def _accept_existing(self, path: str, data: bytes) -> None:
-        """Take an object that is already there for ours if its bytes are; sync it, for who wrote it may have died."""
+        """Accept an existing object with identical bytes. Sync it: its writer may have crashed before syncing."""
         try:
-            descriptor, found = self._open(path)
+            descriptor, status = self._open(path)
         except ObjectMissing as error:
             raise TerminalStoreError(
-                f"cannot write {path}: what is in its place is no plain file; move it away"
+                f"cannot write {path}: something that is not a plain file has this name; move it away"
             ) from error
         try:
-            if found.st_size != len(data) or _read_descriptor(descriptor, 0, len(data) + 1, len(data)) != data:
+            if status.st_size != len(data) or _read_descriptor(descriptor, 0, len(data) + 1, len(data)) != data:
                 raise occupied(path)
             os.fsync(descriptor)
         finally:
@@ -117,7 +110,7 @@ class FolderStore:
     def _make_folder(self, folder: str) -> None:
         """Make a folder and those above it, and sync the entry of each in its parent.
 
-        One that is already there is synced too: who made it may have died before its entry was on disk.
+        An existing folder is synced too: the process that made it may have crashed before its entry was on disk.
         """
         if folder in self._synced:
             return
@@ -150,12 +143,12 @@ class FolderStore:
     ) -> bytes:
         path = self._path(key)
         try:
-            descriptor, found = self._open(path)
+            descriptor, status = self._open(path)
             try:
-                if size is None and found.st_size - start > limit:
+                if size is None and status.st_size - start > limit:
                     raise too_large(path, limit)
                 most = limit + 1 if size is None else min(size, limit + 1)
-                data = _read_descriptor(descriptor, start, most, found.st_size - start)
+                data = _read_descriptor(descriptor, start, most, status.st_size - start)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -166,25 +159,25 @@ class FolderStore:
         return data
 
     def _open(self, path: str) -> tuple[int, os.stat_result]:
-        """Open a plain file that no symbolic link leads to, and return what is known of it too.
+        """Open a plain file to which no symbolic link leads. Return its descriptor and status.
 
         Raises:
             ObjectMissing: there is none.
         """
         try:
             if not self._in_plain_folder(path):
-                raise ObjectMissing(f"there is no object {path}: a symbolic link stands there, which is not followed")
-            # Not blocking: somebody may have put a pipe there.
+                raise ObjectMissing(f"there is no object {path}: a symbolic link leads there, which is not followed")
+            # Non-blocking, because the name may be that of a pipe.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno not in _MISSING_ERRNO:
                 raise
             raise ObjectMissing(f"there is no object {path}") from None
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise ObjectMissing(f"there is no object {path}: what stands there is no plain file")
-        return descriptor, found
+            raise ObjectMissing(f"there is no object {path}: it is not a plain file")
+        return descriptor, status
 
     def exists(self, key: str) -> bool:
         path = self._path(key)
@@ -192,16 +185,12 @@ class FolderStore:
             return self._look(path) is not None
 
     def _look(self, path: str) -> os.stat_result | None:
-        """Return what is known of a plain file that no symbolic link leads to; None if there is none."""
-        try:
-            if not self._in_plain_folder(path):
-                return None
-            found = os.lstat(path)
-        except OSError as error:
-            if error.errno not in _MISSING_ERRNO:
-                raise
-            return None
-        return found if stat.S_ISREG(found.st_mode) else None
+        """Return the status of a plain file to which no symbolic link leads, None if there is none."""
+        with _missing_ignored():
+            if self._in_plain_folder(path):
+                status = os.lstat(path)
+                return status if stat.S_ISREG(status.st_mode) else None
+        return None
 
     def _in_plain_folder(self, path: str) -> bool:
         """Return whether no symbolic link leads to the object's folder. The object itself may still be one."""
@@ -243,8 +232,8 @@ class FolderStore:
                         if key > after:
                             yield ObjectInfo(key, entry.stat(follow_symlinks=False).st_size)
                     elif entry.is_dir(follow_symlinks=False):
-                        # A folder's keys all begin with its own name and a slash: if that is below `after` and not the
-                        # beginning of it, all of them are.
+                        # A folder's keys all begin with its name and a slash. If that sorts before `after` and is not
+                        # the beginning of `after`, all of them sort before it.
                         inside = key + "/"
                         if (inside > after or after.startswith(inside)) and inside not in without:
                             folders.append(folder + entry.name + "/")
@@ -254,86 +243,59 @@ class FolderStore:
                     raise _from_os(error, "list", entry.path) from error
 
     def _scan(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """Yield a folder's entries but for those that are no keys; none if it is missing or behind a symbolic link."""
+        """Yield a folder's entries, without the staging folder. None if it is missing, or behind a symbolic link."""
         path = f"{self._base}/{folder}".rstrip("/") or "/"
-        with _os_errors("list", path):
-            if os.path.realpath(path) != path:
-                return
-            try:
-                entries = os.scandir(path)
-            except OSError as error:
-                if error.errno not in _MISSING_ERRNO:
-                    raise
-                return
-        with entries:
-            try:
-                for entry in entries:
-                    if folder or entry.name != STAGING:
-                        yield entry
-            except OSError as error:
-                raise _from_os(error, "list", path) from error
+        with _os_errors("list", path), _missing_ignored():
+            if os.path.realpath(path) == path:
+                with os.scandir(path) as entries:
+                    yield from (entry for entry in entries if folder or entry.name != STAGING)
 
     def status(self, key: str) -> ObjectStatus:
         path = self._path(key)
         with _os_errors("look at", path):
-            found = self._look(path)
-        if not found:
+            status = self._look(path)
+        if not status:
             raise no_object(path)
-        return ObjectStatus(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+        return ObjectStatus(status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def remove(self, key: str) -> None:
         path = self._path(key)
-        with _os_errors("delete", path):
-            try:
-                if self._in_plain_folder(path):
-                    os.unlink(path)  # noqa: PTH108 - as its neighbours
-            except OSError as error:
-                if error.errno not in _MISSING_ERRNO:
-                    raise
+        with _os_errors("delete", path), _missing_ignored():
+            if self._in_plain_folder(path):
+                os.unlink(path)  # noqa: PTH108 - as its neighbours
 
     def close(self) -> None:
-        """There is nothing to give up."""
+        """Do nothing: a folder has no connections."""
 
     def _path(self, key: str) -> str:
         check_key(key)
         return f"{self._base}/{key}"
 
 
-def _is_there(path: str) -> bool:
-    """Return whether anything has that name. Unlike `os.path.lexists`, an error is raised and is no "no"."""
-    try:
-        os.lstat(path)
-    except OSError as error:
-        if error.errno not in _MISSING_ERRNO:
-            raise
-        return False
-    return True
-
-
 def _text(name: str) -> str:
-    """Return a file's name as text, with bytes that are no UTF-8 spelled out: nobody's key, but one to show."""
+    """Return a file's name as text. Bytes that are not UTF-8 are escaped, so that it can be shown: it is not a key."""
     return name if is_unicode(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _read_descriptor(descriptor: int, start: int, size: int, there: int) -> bytes:
-    """Return up to `size` bytes from `start`, where `there` bytes are by what the file system said."""
+def _read_descriptor(descriptor: int, start: int, size: int, available: int) -> bytes:
+    """Return up to `size` bytes from `start`. By the file system's status, there are `available` bytes."""
     chunks = []
     while size > 0:
         # One byte more than there is, so that a small object costs one call, and memory of its size alone.
-        wanted = min(size, there + 1 if there >= 0 else _CHUNK, 16 * _CHUNK)
+        wanted = min(size, available + 1 if available >= 0 else _CHUNK, 16 * _CHUNK)
         chunk = os.pread(descriptor, wanted, start)
         if chunk:
             chunks.append(chunk)
         start += len(chunk)
         size -= len(chunk)
-        there -= len(chunk)
-        if not chunk or (len(chunk) < wanted and there <= 0):
+        available -= len(chunk)
+        if not chunk or (len(chunk) < wanted and available <= 0):
             break
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _remove_abandoned(folder: str) -> None:
-    """Remove what writers that died a day ago left in the staging area. No object is ever there."""
+    """Remove staged files older than a day, which crashed writers left. No object is ever there."""
     oldest = time.time() - _ABANDONED_SECONDS
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -342,44 +304,26 @@ def _remove_abandoned(folder: str) -> None:
                     os.unlink(entry.path)  # noqa: PTH108
 
 
-# Nothing there, a file where a folder is asked for, or a symbolic link, which is not followed.
+# No such name, a file in place of a folder, or a symbolic link, which is not followed.
 _MISSING_ERRNO = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
-_TRANSIENT_ERRNO = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EINTR,
-        errno.EMFILE,
-        errno.ENETDOWN,
-        errno.ENETRESET,
-        errno.ENETUNREACH,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOLCK,
-        errno.ENOMEM,
-        errno.EPIPE,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
 _ERRNO_ADVICE = {
-    errno.ENOSPC: "the disk is full: make room, nothing was lost and the next run goes on",
-    errno.EDQUOT: "the quota is used up: make room, nothing was lost and the next run goes on",
-    errno.EACCES: "this user may not: give it the folder, or run as the folder's owner",
+    errno.ENOSPC: "the disk is full: make room; nothing was lost, and the next run continues",
+    errno.EDQUOT: "the quota is used up: make room; nothing was lost, and the next run continues",
+    errno.EACCES: "this user has no permission: give it the folder, or run as the folder's owner",
     errno.EROFS: "the file system is mounted read-only",
-    errno.ENAMETOOLONG: "the file system has no names this long: use a shorter root or another file system",
-    errno.EPERM: "the file system refuses it (an archive's needs hard links)",
-    errno.EOPNOTSUPP: "the file system cannot do it (an archive's needs hard links)",
+    errno.ENAMETOOLONG: "the file system does not allow names this long: use a shorter root or another file system",
+    errno.EPERM: "the file system refuses it; an archive needs one with hard links",
+    errno.EOPNOTSUPP: "the file system cannot do it; an archive needs one with hard links",
     errno.EXDEV: f"{STAGING} must be on the same file system as the rest of the archive",
     errno.EIO: "the disk fails: check it before anything else is written",
-    errno.ENOTDIR: "a file stands where a folder is needed; move it away",
+    errno.ENOTDIR: "a file has the name of a folder that is needed; move it away",
+    errno.EISDIR: "a folder has the name of a file that is needed; move it away",
+    errno.EINVAL: "the file system cannot do it; use another one",
+    errno.ENOSYS: "the file system cannot do it; use another one",
+    errno.EFBIG: "the file system allows no file of this size; use another one",
+    errno.ELOOP: "too many symbolic links lead there; name the folder itself",
 }
 
 
@@ -391,10 +335,19 @@ def _os_errors(doing: str, path: str) -> Iterator[None]:
         raise _from_os(error, doing, path) from error
 
 
+@contextlib.contextmanager
+def _missing_ignored() -> Iterator[None]:
+    """Ignore the error for a missing file, and leave the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MISSING_ERRNO:
+            raise
+
+
 def _from_os(error: OSError, doing: str, path: str) -> StoreError:
-    """Return the store's error for one of the operating system's."""
-    transient = error.errno in _TRANSIENT_ERRNO
-    reason = error.strerror or type(error).__name__
-    advice = _ERRNO_ADVICE.get(error.errno or 0, "it may pass; try again" if transient else "see to the file system")
-    message = f"cannot {doing} {legible(path)}: {reason} ({advice})"
-    return TransientStoreError(message) if transient else TerminalStoreError(message)
+    """Convert an error of the operating system. It is terminal if there is advice for it."""
+    message = f"cannot {doing} {legible(path)}: {error.strerror or type(error).__name__}"
+    if advice := _ERRNO_ADVICE.get(error.errno or 0):
+        return TerminalStoreError(f"{message} ({advice})")
+    return TransientStoreError(f"{message} (it may pass; try again)")

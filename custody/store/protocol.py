@@ -4,30 +4,26 @@ Rules:
 
 1. Never overwrite: every object is created by one conditional put (S3 `If-None-Match: *`) or one exclusive link. There
    is no call here that changes an object.
-2. Never take a put for done before it is durable, nor for failed before that is known: where a put's outcome is unknown
-   (time-out, cut connection, 5xx, 409) or the key is taken (412), the object is read back. The same bytes are success,
-   others are `ObjectExists`, and only where there is nothing is the put sent again.
-3. Never read more than the caller's limit, whatever the object's size turns out to be.
-4. Never let a lower library's error through: each becomes one of `custody.errors`, terminal or transient.
-5. Never show a credential: URLs that hold one are refused, and what libraries and servers say is clipped and cleaned.
-6. Never judge bytes: a store hands over what it holds, and the verifier finds out what it is worth.
+2. Never report success before a put is durable, nor failure before it is certain. If the outcome is unknown (time-out,
+   cut connection, 5xx, 409) or the key is taken (412), the object is read back. The same bytes are success, other bytes
+   are `ObjectExists`. The put is sent again only if there is no object.
+3. Never read more than the caller's limit, whatever the object's size is.
+4. Never raise a lower library's error: each is converted to one of `custody.errors`, terminal or transient.
+5. Never show a credential: a URL that contains one is refused, and messages of libraries and servers are cleaned.
+6. Never check contents: a store returns the bytes that it has, and the verifier checks them.
 
-What only some stores can do is a small protocol of its own: `store.capabilities` has an object for each that this store
-has, and None for the others. A folder has none. It is an attribute, and no question about a class, so that a wrapper
-which passes on what it does not know has its store's capabilities, and the type checker knows each caller.
+Each capability that only some stores have is a small protocol. `store.capabilities` has an object for each capability
+of this store, and None for the others; a folder has none. It is an attribute, so a wrapper that delegates to a store
+has that store's capabilities.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
-from custody.errors import (
-    FormatError,
-    ObjectExists,
-    ObjectMissing,
-)
+from custody.errors import FormatError, ObjectExists, ObjectMissing
 
 __all__ = [
     "Capabilities",
@@ -44,18 +40,18 @@ __all__ = [
 ]
 
 STAGING = ".staging"
-"""Where a folder keeps objects that are not finished. No reader looks there."""
+"""Where a folder keeps unfinished objects. No reader looks there."""
 _KEY_BYTES = 1024
 _DETAIL_CHARACTERS = 300
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes that cannot be read without a restore."""
 Tier = Literal["standard", "bulk"]
-"""How a restore is made: within some hours, or cheaply within two days."""
+"""The speed of a restore: within hours, or cheaper within two days."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a listing says of an object.
+    """An object in a listing.
 
     Attributes:
         key: relative to the archive's root.
@@ -70,18 +66,18 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ObjectStatus:
-    """What the store says of an object besides its bytes.
+    """An object's metadata in the store.
 
     Attributes:
         size: in bytes.
         created: when this version was put.
-        storage_class: of S3, `STANDARD` where it names none; None in a folder.
-        restored: whether a copy of an archived object is there to be read.
+        storage_class: of S3, `STANDARD` if it names none; None in a folder.
+        restored: whether a readable copy of an archived object exists.
         restoring: whether such a copy is being made.
-        sha256: hex digest that the store computed when the object was put, None where it keeps none.
-        lock_mode: of Object Lock, None where there is no retention.
+        sha256: hex digest that the store computed at the put, None if it has none.
+        lock_mode: mode of the Object Lock, None if there is no retention.
         lock_until: the end of the retention.
-        legal_hold: whether there is one.
+        legal_hold: whether there is a legal hold.
     """
 
     size: int
@@ -96,7 +92,7 @@ class ObjectStatus:
 
     @property
     def archived(self) -> bool:
-        """Whether it lies in a class that cannot be read without a restore."""
+        """Whether it is in a storage class that cannot be read without a restore."""
         return self.storage_class in ARCHIVED_CLASSES
 
 
@@ -110,7 +106,7 @@ class Version:
     latest: bool
     size: int
     etag: str = ""
-    """The store's name for the bytes: ids alone do not tell them apart where versioning was suspended."""
+    """The store's digest of the bytes: if versioning was suspended, several versions have the same id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +115,9 @@ class LifecycleRule:
 
     Attributes:
         id: its name.
-        prefix: of the bucket's keys that it is about.
-        filtered: whether tags or sizes narrow it further.
-        moves: days since the put and the class moved to, in order.
+        prefix: of the bucket's keys that it applies to.
+        filtered: whether it also depends on tags or sizes.
+        moves: days since the put, each with the storage class moved to, in order.
         deletes: whether it deletes objects, or versions of them.
     """
 
@@ -134,17 +130,19 @@ class LifecycleRule:
 
 @dataclass(frozen=True, slots=True)
 class S3Options:
-    """Settings of an archive in S3; credentials come from the standard AWS chain instead.
+    """Settings of an archive in S3. Credentials come from the standard AWS settings.
 
     Attributes:
-        endpoint_url: of a server that speaks S3, where it is not AWS.
-        region: where the AWS chain does not name it.
-        sse_kms_key: id, ARN or alias of the KMS key that objects are encrypted with.
-        expected_bucket_owner: account id; calls to a bucket of any other account are refused.
+        endpoint_url: URL of an S3-compatible server, if it is not AWS.
+        region: if the standard AWS settings do not have it.
+        sse_kms_key: id, ARN or alias of the KMS key that encrypts objects.
+        expected_bucket_owner: account id; a bucket of another account is refused.
         retention_mode: Object Lock mode that each put of evidence sets, with `retention_days`.
-        retention_days: how long from the put.
+        retention_days: days of the lock, from the put.
         legal_hold: whether each put of evidence sets a legal hold.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -164,10 +162,10 @@ class Store(Protocol):
 
     @property
     def capabilities(self) -> "Capabilities":
-        """What this store can do besides."""
+        """What only some stores can do."""
 
     def create(self, key: str, data: bytes) -> None:
-        """Create an object and return when it is durable; the same bytes already there are success.
+        """Create an object, and return when it is durable. If it exists with the same bytes, this is success.
 
         Raises:
             ObjectExists: the key holds other bytes.
@@ -184,19 +182,19 @@ class Store(Protocol):
         size: int | None = None,
         restored: bool = False,
     ) -> bytes:
-        """Return the object's bytes `[start:start + size]`, as a slice does: what lies beyond the end is not there.
+        """Return the object's bytes `[start:start + size]`, as a slice does: fewer bytes if the object ends before.
 
         Raises:
             ObjectMissing: there is no such object.
-            ObjectArchived: it lies in an archived storage class; with `restored`, and no restored copy is there.
-            FormatError: it is more than `limit` bytes. No more than one byte beyond the limit is read to know it.
+            ObjectArchived: it is in an archive storage class. With `restored`: and there is no restored copy.
+            FormatError: the bytes are more than `limit`. At most one byte beyond the limit is read.
         """
 
     def exists(self, key: str) -> bool:
         """Return whether there is an object under the key."""
 
     def level(self, prefix: str) -> tuple[Sequence[str], Sequence[ObjectInfo]]:
-        """Return the folders, sorted and without a slash, and the objects right under a prefix.
+        """Return the folders, sorted and without a slash, and the objects directly under a prefix.
 
         Raises:
             FormatError: the prefix is neither empty nor ends in `/`.
@@ -205,38 +203,37 @@ class Store(Protocol):
     def list(self, prefix: str = "", *, after: str = "", without: Collection[str] = ()) -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix` and is greater than `after`, each once, in any order.
 
-        Of the folders right under the root, each with its slash, those in `without` are left out.
-
-        Keys compare by their bytes. Objects that come or go meanwhile may or may not be seen.
+        `without` has folders directly under the root, each with its slash, whose objects are left out. Keys compare by
+        their bytes. Objects that are created or deleted meanwhile may be missing.
         """
 
     def status(self, key: str) -> ObjectStatus:
-        """Return what the store says of an object besides its bytes.
+        """Return an object's metadata.
 
         Raises:
             ObjectMissing: there is no such object.
         """
 
     def remove(self, key: str) -> None:
-        """Delete an object for good, every version of it; one that is not there is success.
+        """Delete an object with all its versions. If there is none, this is success.
 
-        Only what a signed statement has called expired may be removed, and tables, which can be made again.
+        Call this only for objects that a signed statement calls expired, and for tables, which can be made again.
 
         Raises:
-            TerminalStoreError: it is locked, or may not be deleted.
+            TerminalStoreError: it is locked, or there is no permission to delete it.
         """
 
     def close(self) -> None:
-        """Give up connections. The store is not used afterwards."""
+        """Close the connections. The store cannot be used afterwards."""
 
 
 def is_local(store: Store) -> bool:
-    """Return whether a store is a folder: many requests at once, or a listing in parts, gain nothing there."""
+    """Return whether a store is a folder. There, parallel requests and a listing in parts are not faster."""
     return store.url.startswith("file:")
 
 
 class Versions(Protocol):
-    """Keeps what was written over or deleted."""
+    """Keeps objects that were overwritten or deleted."""
 
     def history(self, prefix: str = "") -> Iterator[Version]:
         """Yield all versions and delete markers of keys that have more than one plain object."""
@@ -245,50 +242,50 @@ class Versions(Protocol):
         """Return whether there is a version or a delete marker of the key, besides an object without versions."""
 
     def at_versions(self, chosen: Mapping[str, Version]) -> Store:
-        """Return the store as it shows when of some keys these versions are read, whatever lies over them."""
+        """Return a view of the store in which these versions of some keys are the present ones."""
 
 
 class ObjectLocks(Protocol):
     """Keeps objects from being deleted for a time."""
 
     def lock(self, key: str) -> tuple[str, datetime] | None:
-        """Return mode and end of an object's Object Lock, None where it has none.
+        """Return mode and end of an object's Object Lock, None if it has none.
 
-        `status` says the same to who may see it, and leaves the lock out to who may not: this tells one from the other.
+        Without permission, `status` omits the lock, which looks like "no lock". This call fails instead.
 
         Raises:
-            ObjectMissing: there is no such object, in a bucket that knows locks.
-            TerminalStoreError: the lock may not be looked at.
+            ObjectMissing: there is no such object, in a bucket with locks.
+            TerminalStoreError: there is no permission to see the lock.
         """
 
 
 class Restores(Protocol):
-    """Has objects that cannot be read until a copy was made."""
+    """Makes readable copies of archived objects."""
 
     def restore(self, key: str, *, days: int, tier: Tier) -> None:
-        """Ask for a readable copy of an archived object; one that is there, or under way, is success. Costs money.
+        """Request a readable copy of an archived object. If it exists or is being made, this is success. Costs money.
 
         Args:
             key: the object, which stays as it is.
-            days: how long the copy stays once it is made, 1 or more.
-            tier: how soon it is made, and at what price.
+            days: how long the copy is kept, 1 or more.
+            tier: its speed, and so its price.
 
         Raises:
             ObjectMissing: there is no such object.
-            TransientStoreError: it is not known whether it was asked for. Trying again is safe.
+            TransientStoreError: it is not known whether the request arrived. Trying again is safe.
         """
 
 
 class Lifecycle(Protocol):
-    """Moves or deletes objects by rules of its own."""
+    """Moves or deletes objects by rules."""
 
     def rules(self) -> Sequence[LifecycleRule] | None:
-        """Return the rules in force for objects of this archive, None where the server knows no such thing."""
+        """Return the enabled rules for the archive's objects, None if the server has no lifecycle rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a store can do besides. None where it cannot."""
+    """What only some stores can do. None if this one cannot."""
 
     versions: Versions | None = None
     locks: ObjectLocks | None = None
@@ -297,7 +294,7 @@ class Capabilities:
 
 
 def check_key(key: str) -> None:
-    """Refuse what is no object's key, so that none leads out of the root or is understood differently by two stores."""
+    """Raise an error for a key that leads out of the root, or that two stores would understand differently."""
     parts = key.split("/")
     if (
         any(part in {"", ".", ".."} for part in parts)
@@ -307,25 +304,25 @@ def check_key(key: str) -> None:
         or len(key.encode()) > _KEY_BYTES
     ):
         raise FormatError(
-            f"{legible(key)!r} is no object's key: no name in it may be empty, '.' or '..', nor the first {STAGING}"
+            f"{legible(key)!r} is not an object's key: no name in it may be empty, '.' or '..', or begin with {STAGING}"
         )
 
 
 def check_prefix(prefix: str) -> None:
-    """Refuse a prefix that is not the beginning of some key."""
+    """Raise an error for a prefix with which no key can begin."""
     if prefix:
         check_key(prefix + "x" if prefix.endswith("/") else prefix)
 
 
 def check_folder(prefix: str) -> None:
-    """Refuse a prefix that is no folder."""
+    """Raise an error for a prefix that is not a folder."""
     check_prefix(prefix)
     if prefix and not prefix.endswith("/"):
-        raise FormatError(f"{legible(prefix)!r} is no folder: its prefix ends in '/'")
+        raise FormatError(f"{legible(prefix)!r} is not a folder: want a prefix that ends in '/'")
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be written in UTF-8: a file's name that is none comes with surrogates."""
+    """Return whether a text can be encoded in UTF-8. A file name that is not UTF-8 has surrogates, and cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -334,7 +331,7 @@ def is_unicode(text: str) -> bool:
 
 
 def legible(text: str) -> str:
-    """Return foreign text fit for a message: short, printable, and without what may be a credential in a URL."""
+    """Return a library's or server's text for a message: short, printable, and without credentials in URLs."""
     text = re.sub(r"//[^/@\s]+@", "//***@", text)
     text = "".join(character if character.isprintable() else " " for character in text[: 4 * _DETAIL_CHARACTERS])
     text = " ".join(text.split())
@@ -342,15 +339,15 @@ def legible(text: str) -> str:
 
 
 def too_large(where: str, limit: int) -> FormatError:
-    """Return the error for an object that has more bytes than its reader takes."""
-    return FormatError(f"{where} has more than the {limit:,} bytes that may be read of it: it is not what it should be")
+    """Return the error for an object that is larger than the reader's limit."""
+    return FormatError(f"{where} is larger than the limit of {limit:,} bytes")
 
 
 def occupied(where: str) -> ObjectExists:
-    """Return the error for a key that other bytes have."""
-    return ObjectExists(f"{where} already holds other bytes: somebody else was first, and nothing is overwritten")
+    """Return the error for a key that exists with other bytes."""
+    return ObjectExists(f"{where} already exists with other bytes: another writer was first. Nothing is overwritten")
 
 
 def no_object(where: str) -> ObjectMissing:
-    """Return the error for a key that nothing has."""
+    """Return the error for a missing object."""
     return ObjectMissing(f"there is no object {where}")

@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from custody.errors import (
@@ -26,17 +25,17 @@ from custody.store.protocol import (
     ObjectInfo,
     ObjectStatus,
     S3Options,
+    Store,
     Tier,
     Version,
     check_folder,
+    check_key,
     check_prefix,
-    no_object,
     occupied,
     too_large,
 )
 from custody.store.s3_client import READ_ATTEMPTS, Bucket
-from custody.store.s3_errors import LOOK_AT_LOCK, BeyondEnd, CallUnknown, NoLock, Restoring, s3_errors
-from custody.store.s3_versions import S3Versions
+from custody.store.s3_errors import LOOK_AT_LOCK, BeyondEnd, CallUnknown, NotConfigured, Restoring, s3_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
@@ -48,7 +47,7 @@ _BACKOFF_SECONDS = (0.1, 2.0)
 
 
 class _CutShortError(TransientStoreError):
-    """An answer that had begun well did not arrive whole."""
+    """An answer did not arrive completely."""
 
 
 class S3Store:
@@ -58,7 +57,7 @@ class S3Store:
         self._chosen = chosen or {}
         self._bucket = Bucket(url, options)
         self.url = self._bucket.url
-        self._versions = S3Versions(self._bucket, partial(S3Store, url, options))
+        self._versions = S3Versions(self._bucket)
         self._bucket_seen = False
 
     @property
@@ -94,7 +93,7 @@ class S3Store:
                     return
             except ObjectMissing:
                 if isinstance(problem, ObjectExists):
-                    problem = TransientStoreError(f"the server says that {where} exists, and that it does not")
+                    problem = TransientStoreError(f"the server says both that {where} exists and that it does not")
             except TransientStoreError as error:
                 problem = error
             else:
@@ -106,14 +105,14 @@ class S3Store:
         )
 
     def _holds(self, key: str, data: bytes) -> bool:
-        """Return whether the object's bytes are these."""
+        """Return whether the object has these bytes."""
         try:
             return self.read(key, limit=len(data)) == data
         except FormatError:
             return False
 
     def _protection(self, key: str) -> dict[str, Any]:
-        """Return what a put says about encryption and, of evidence, about Object Lock."""
+        """Return the arguments of a put for encryption and, for evidence, for Object Lock."""
         options = self._bucket.options
         put: dict[str, Any] = {}
         if options.sse_kms_key:
@@ -137,10 +136,9 @@ class S3Store:
         restored: bool = False,
     ) -> bytes:
         if size is not None and size <= 0:
-            if not self.exists(key):
-                raise no_object(self._bucket.where(key))
+            self._head(key)
             return b""
-        # botocore's retries end with the answer's head; a body that breaks off is asked for again here.
+        # botocore does not retry if the connection breaks within the body, so this does.
         for attempt in range(1, READ_ATTEMPTS):
             try:
                 return self._read(key, limit, start, size, restored)
@@ -162,10 +160,10 @@ class S3Store:
         body = answer["Body"]
         try:
             if not restored and answer.get("StorageClass") in ARCHIVED_CLASSES:
-                raise ObjectArchived(f"{where} is in an archived storage class, and only a restored copy can be read")
+                raise ObjectArchived(f"{where} is in an archive storage class, and only a restored copy can be read")
             if span and "ContentRange" not in answer:
                 raise TerminalStoreError(
-                    f"cannot read a part of {where}: the server does not do ranges; use one that does"
+                    f"cannot read a part of {where}: the server does not support ranges; use another one"
                 )
             length = answer["ContentLength"]
             if length > limit:
@@ -182,14 +180,20 @@ class S3Store:
         return data
 
     def exists(self, key: str) -> bool:
-        where = self._bucket.where(key)
         try:
-            with s3_errors("look for", where):
-                self._bucket.reader.head_object(**self._bucket.object(key), **self._version(key))
+            self._head(key)
         except ObjectMissing:
-            self._check_bucket()
             return False
         return True
+
+    def _head(self, key: str) -> dict[str, Any]:
+        where, call = self._bucket.where(key), {**self._bucket.object(key), **self._version(key)}
+        try:
+            with s3_errors("look at", where):
+                return {**self._bucket.reader.head_object(**call, ChecksumMode="ENABLED")}
+        except ObjectMissing:
+            self._check_bucket()
+            raise
 
     def _check_bucket(self) -> None:
         """Raise an error if the bucket is missing: HEAD gives the same answer for a missing object."""
@@ -202,7 +206,7 @@ class S3Store:
         except ObjectMissing:
             raise TerminalStoreError(f"there is no bucket {where}: create it, or correct the archive's URL") from None
         except TerminalStoreError:
-            # Who may only read objects may not look at the bucket; then its object's answer has to do.
+            # Without permission for this call, the answer about the object has to do.
             pass
         self._bucket_seen = True
 
@@ -211,7 +215,7 @@ class S3Store:
         root, skip = len(self._bucket.absolute("")), len(self._bucket.absolute(prefix))
         folders: set[str] = set()
         objects: dict[str, ObjectInfo] = {}
-        for page in self._pages(prefix, {"Delimiter": "/"}):
+        for page in self._pages(prefix, Delimiter="/"):
             folders.update(common["Prefix"][skip:].rstrip("/") for common in page.get("CommonPrefixes", ()))
             for item in page.get("Contents", ()):
                 objects[item["Key"][root:]] = ObjectInfo(
@@ -232,8 +236,9 @@ class S3Store:
             return
         start = _safe_start(prefix, after)
         recent: set[str] = set()
-        for page in self._pages(prefix, {"StartAfter": self._bucket.absolute(start)} if start > prefix else {}):
-            # A server may repeat keys where one page ends and the next begins.
+        more = {"StartAfter": self._bucket.absolute(start)} if start > prefix else {}
+        for page in self._pages(prefix, **more):
+            # A server may repeat keys at the beginning of the next page.
             seen, recent = recent, set()
             for item in page.get("Contents", ()):
                 key = item["Key"][len(self._bucket.absolute("")) :]
@@ -249,33 +254,14 @@ class S3Store:
     def _version(self, key: str) -> dict[str, Any]:
         return {"VersionId": self._chosen[key].id} if key in self._chosen else {}
 
-    def _pages(self, prefix: str, arguments: dict[str, Any]) -> Iterator["ListObjectsV2OutputTypeDef"]:
-        where = f"{self.url}/{prefix}"
-        more: dict[str, Any] = {}
-        while True:
-            with s3_errors("list", where):
-                page = self._bucket.reader.list_objects_v2(
-                    **self._bucket.owned(), **arguments, **more, Prefix=self._bucket.absolute(prefix)
-                )
-            yield page
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token:
-                return
-            if more.get("ContinuationToken") == token:
-                raise TerminalStoreError(f"cannot list {where}: the server gives the same page again and again")
-            more = {"ContinuationToken": token}
+    def _pages(self, prefix: str, **arguments: str) -> Iterator["ListObjectsV2OutputTypeDef"]:
+        markers = {"NextContinuationToken": "ContinuationToken"}
+        return self._bucket.pages(self._bucket.reader.list_objects_v2, "list", prefix, markers, **arguments)
 
     def status(self, key: str) -> ObjectStatus:
-        where = self._bucket.where(key)
-        try:
-            with s3_errors("look at", where):
-                call = {**self._bucket.object(key), **self._version(key)}
-                found: dict[str, Any] = {**self._bucket.reader.head_object(**call, ChecksumMode="ENABLED")}
-        except ObjectMissing:
-            self._check_bucket()
-            raise
+        found = self._head(key)
         digest = found.get("ChecksumSHA256")
-        # One of several parts ("…-3") is no digest of the bytes.
+        # A digest of several parts ("…-3") is not a digest of the bytes.
         if digest is not None and (found.get("ChecksumType") == "COMPOSITE" or "-" in digest):
             digest = None
         return ObjectStatus(
@@ -291,11 +277,11 @@ class S3Store:
         )
 
     def remove(self, key: str) -> None:
-        where, versions = self._bucket.where(key), self._versions.ids(key)
+        where, versions = self._bucket.where(key), list(self._versions.of(key))
         with s3_errors("delete", where):
-            # By its version: else a bucket with versions would keep the bytes, under a delete marker.
+            # By version: otherwise a bucket with versions keeps the bytes, under a delete marker.
             for version in versions:
-                self._bucket.writer.delete_object(**self._bucket.object(key), VersionId=version)
+                self._bucket.writer.delete_object(**self._bucket.object(key), VersionId=version.id)
             if not versions:
                 self._bucket.writer.delete_object(**self._bucket.object(key))
 
@@ -308,7 +294,7 @@ class S3Store:
             with s3_errors(LOOK_AT_LOCK, where):
                 call = {**self._bucket.object(key), **self._version(key)}
                 found = self._bucket.reader.get_object_retention(**call)["Retention"]
-        except (CallUnknown, NoLock):
+        except (CallUnknown, NotConfigured):
             return None
         mode, until = found.get("Mode"), found.get("RetainUntilDate")
         return (mode, until) if mode and until else None
@@ -325,12 +311,72 @@ class S3Store:
             return
 
 
-def _safe_start(prefix: str, after: str) -> str:
-    """Return a StartAfter that loses no key greater than `after`, whether the server sorts by bytes or by path.
+class S3Versions:
+    """The versions and delete markers that a bucket keeps."""
 
-    By path "a/b" comes before "a-b", and a server may take StartAfter "a" to mean that folder "a" is done. Cut at the
-    first character that sorts before "/", and then one character shorter, what is greater than `after` by bytes is
-    greater by path, too, and so is the folder it is in. So a few keys come in vain, ten of a log's manifests at most.
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def at_versions(self, chosen: Mapping[str, Version]) -> Store:
+        """Return a view of the store in which these versions of some keys are the present ones."""
+        return S3Store(self._bucket.url, self._bucket.options, chosen)
+
+    def has_history(self, key: str) -> bool:
+        """Return whether there is a version or a delete marker of the key, besides an object without versions."""
+        # A present object without a version id is not history.
+        return any(version.marker or version.id != "null" or not version.latest for version in self.of(key))
+
+    def history(self, prefix: str = "") -> Iterator[Version]:
+        """Yield all versions and delete markers of keys that have more than one plain object."""
+        check_prefix(prefix)
+        pending: dict[str, list[Version]] = {}
+        for versions, last_key in self._pages(prefix):
+            for version in versions:
+                pending.setdefault(version.key, []).append(version)
+            # The last key of a page may go on in the next.
+            for key, of_key in pending.items():
+                if key != last_key and (len(of_key) > 1 or of_key[0].marker):
+                    yield from of_key
+            pending = {last_key: pending[last_key]} if last_key in pending else {}
+
+    def of(self, key: str) -> Iterator[Version]:
+        """Yield all versions and delete markers of a key."""
+        check_key(key)
+        return (version for versions, _ in self._pages(key) for version in versions if version.key == key)
+
+    def _pages(self, prefix: str) -> Iterator[tuple[list[Version], str]]:
+        """Yield the versions and delete markers of each page, with the key that may go on in the next page."""
+        skip = len(self._bucket.absolute(""))
+        call, markers = (
+            self._bucket.reader.list_object_versions,
+            {"NextKeyMarker": "KeyMarker", "NextVersionIdMarker": "VersionIdMarker"},
+        )
+        try:
+            for page in self._bucket.pages(call, "list versions of", prefix, markers):
+                found = [(entry, False) for entry in page.get("Versions", ())]
+                found += [(entry, True) for entry in page.get("DeleteMarkers", ())]
+                versions = [
+                    Version(
+                        entry["Key"][skip:],
+                        entry.get("VersionId", "null"),
+                        marker,
+                        entry.get("IsLatest", True),
+                        entry.get("Size", 0),
+                        entry.get("ETag", ""),
+                    )
+                    for entry, marker in found
+                ]
+                yield versions, page.get("NextKeyMarker", "")[skip:] if page.get("IsTruncated") else ""
+        except CallUnknown:
+            return
+
+
+def _safe_start(prefix: str, after: str) -> str:
+    """Return a StartAfter that skips no key greater than `after`, whether the server sorts by bytes or by path.
+
+    By path, "a/b" comes before "a-b", and a server may take StartAfter "a" to mean that folder "a" is done. So `after`
+    is cut before the first character that sorts before "/", and by one more character. Then each key that is greater by
+    bytes is greater by path too, and so is its folder. A few keys are listed in vain, at most ten of a log's manifests.
     """
     end = len(prefix)
     while end < len(after) and after[end] >= "/":
@@ -341,6 +387,6 @@ def _safe_start(prefix: str, after: str) -> str:
 
 
 def _wait(attempt: int) -> None:
-    """Sleep longer after each attempt, by chance, so that many writers do not come back at once."""
+    """Sleep, longer after each attempt. The time is random, so that many writers do not try again at once."""
     base, most = _BACKOFF_SECONDS
     time.sleep(random.uniform(0.5, 1) * min(most, base * 4 ** (attempt - 1)))  # noqa: S311 - nothing secret

@@ -1,12 +1,13 @@
-"""A bucket, the archive's prefix in it, and the clients that speak to it."""
+"""A bucket, the archive's prefix in it, and the clients for it."""
 
 import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from custody.errors import ConfigurationError, FormatError
+from custody.errors import ConfigurationError, FormatError, TerminalStoreError
 from custody.store.protocol import S3Options, check_key, check_prefix, legible
-from custody.store.s3_errors import s3_failures, said
+from custody.store.s3_errors import s3_errors, s3_failures, said
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -18,7 +19,7 @@ READ_ATTEMPTS = 3
 
 
 class Bucket:
-    """A prefix of a bucket, and two clients: `reader` sends a call again if it has to, `writer` never does.
+    """A prefix of a bucket, and two clients: `reader` retries a failed call, `writer` never does.
 
     Attributes:
         name: the bucket's.
@@ -32,42 +33,70 @@ class Bucket:
         _check_options(options)
         self.options = options
         self.url = f"s3://{self.name}/{self.prefix}".rstrip("/")
-        # Every botocore retry sends a call again without looking. Reads may be; a put is not, see `S3Store.create`.
+        # A retry of botocore sends a call again without reading back. A put must not be: see `S3Store.create`.
         self.reader, self.writer = s3_clients(options, READ_ATTEMPTS, 1)
 
     def absolute(self, key: str) -> str:
-        """Return the bucket's key for one of the archive's."""
+        """Return the bucket's key for a key of the archive."""
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def where(self, key: str) -> str:
-        """Return an object's URL, for messages; refuse what is no key."""
+        """Return an object's URL, for messages, after checking the key."""
         check_key(key)
         return f"{self.url}/{key}"
 
     def owned(self) -> dict[str, Any]:
-        """Return the arguments by which a call names the bucket, and whose it has to be."""
+        """Return the arguments of a call that name the bucket, and the account that must own it."""
         owner = self.options.expected_bucket_owner
         return {"Bucket": self.name, "ExpectedBucketOwner": owner} if owner else {"Bucket": self.name}
 
     def object(self, key: str) -> dict[str, Any]:
-        """Return the arguments by which a call names an object."""
+        """Return the arguments of a call that name an object."""
         return {**self.owned(), "Key": self.absolute(key)}
 
+    def pages(
+        self, call: Callable[..., Any], doing: str, prefix: str, markers: Mapping[str, str], **arguments: Any
+    ) -> Iterator[Any]:
+        """Yield the pages of a listing.
+
+        Args:
+            call: the client's method.
+            doing: what it does, for errors.
+            prefix: of the archive's keys.
+            markers: the fields of a page that say where the next one begins, each with the name of its argument.
+            arguments: more for the call.
+
+        Raises:
+            StoreError: a page cannot be read, or the server repeats a page.
+        """
+        where = f"{self.url}/{prefix}"
+        more: dict[str, Any] = {}
+        while True:
+            with s3_errors(doing, where):
+                page = call(**self.owned(), **arguments, **more, Prefix=self.absolute(prefix))
+            yield page
+            following = {argument: page[field] for field, argument in markers.items() if page.get(field)}
+            if not page.get("IsTruncated") or not following:
+                return
+            if following == more:
+                raise TerminalStoreError(f"cannot {doing} {where}: the server gives the same page again and again")
+            more = following
+
     def close(self) -> None:
-        """Give up the clients' connections."""
+        """Close the clients' connections."""
         self.reader.close()
         self.writer.close()
 
 
 def _bucket_of(url: str) -> tuple[str, str]:
-    """Return the bucket and the prefix that an S3 URL names."""
+    """Return the bucket and the prefix in an S3 URL."""
     bucket, _, prefix = url[len("s3://") :].partition("/") if url[:5].lower() == "s3://" else ("", "", "")
     if "@" in bucket:
         raise ConfigurationError(
-            "the archive's URL holds an '@': credentials do not belong there, set AWS_ACCESS_KEY_ID instead"
+            "the archive's URL contains an '@'. It must not contain credentials: set AWS_ACCESS_KEY_ID instead"
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}|arn:[A-Za-z0-9:/_-]+", bucket):
-        raise ConfigurationError(f"{legible(bucket)!r} is no bucket's name; want s3://BUCKET/PREFIX")
+        raise ConfigurationError(f"{legible(bucket)!r} is not the name of a bucket; want s3://BUCKET/PREFIX")
     prefix = prefix.removesuffix("/")
     try:
         check_prefix(prefix)
@@ -91,10 +120,10 @@ def _check_options(options: S3Options) -> None:
             )
         if "@" in endpoint.netloc:
             raise ConfigurationError(
-                "endpoint_url holds an '@': credentials do not belong there, set AWS_ACCESS_KEY_ID instead"
+                "endpoint_url contains an '@'. It must not contain credentials: set AWS_ACCESS_KEY_ID instead"
             )
     if (options.retention_mode is None) != (options.retention_days is None):
-        raise ConfigurationError("retention_mode and retention_days go together: set both or neither")
+        raise ConfigurationError("retention_mode and retention_days must be set together: set both or neither")
     if options.retention_mode not in {None, "GOVERNANCE", "COMPLIANCE"}:
         raise ConfigurationError(f"retention_mode is {options.retention_mode!r}; want GOVERNANCE or COMPLIANCE")
     if options.retention_days is not None and not 1 <= options.retention_days <= 36_500:
@@ -105,7 +134,7 @@ def _check_options(options: S3Options) -> None:
 
 
 def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
-    """Return a client for each number of attempts, sending each call at most so often."""
+    """Return a client for each number of attempts: each sends a call at most so many times."""
     try:
         import boto3
         from botocore.config import Config
@@ -119,13 +148,13 @@ def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
             read_timeout=_READ_SECONDS,
             max_pool_connections=_CONNECTIONS,
             tcp_keepalive=True,
-            # A custom server rarely has a name for each bucket.
+            # Other servers than AWS rarely have a host name for each bucket.
             s3={"addressing_style": "path"} if options.endpoint_url else {},
-            # A digest that does not match is the verifier's finding, with the bytes at hand, not a failed read.
+            # The verifier reports a digest that does not match. It needs the bytes, so the read must not fail.
             response_checksum_validation="when_required",
             user_agent_extra="custody",
         )
-        # Not boto3's default session, which is no thread's own.
+        # boto3's default session is not thread-safe.
         session = boto3.session.Session()
         return [
             session.client(

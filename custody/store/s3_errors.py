@@ -1,4 +1,4 @@
-"""What boto3 raises, as errors of ours: terminal or transient, with what to do, and without a credential.
+"""Converts boto3's errors into ours: terminal or transient, with advice, and without credentials.
 
 Nothing of boto3 is imported before the first store of S3 is opened.
 """
@@ -18,53 +18,24 @@ class CallUnknown(TerminalStoreError):
 
 
 class NotConfigured(TerminalStoreError):
-    """The bucket has no such configuration."""
-
-
-class NoLock(TerminalStoreError):
-    """The object, or its whole bucket, has no Object Lock."""
+    """The bucket has no such configuration, or the object no lock."""
 
 
 class Restoring(TerminalStoreError):
-    """A copy of the archived object is being made already."""
+    """A copy of the archived object is already being made."""
 
 
 class BeyondEnd(TerminalStoreError):
-    """The range asked for begins behind the object's end."""
+    """The requested range begins after the object's end."""
 
 
-_TRANSIENT_CODES = frozenset(
-    {
-        "BadDigest",
-        "BandwidthLimitExceeded",
-        "ConditionalRequestConflict",
-        "IncompleteBody",
-        "InternalError",
-        "InternalFailure",
-        "KMS.ThrottlingException",
-        "LimitExceededException",
-        "OperationAborted",
-        "PriorRequestNotComplete",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "ThrottledException",
-        "TooManyRequestsException",
-        "TransactionInProgressException",
-        "XAmzContentChecksumMismatch",
-        "XAmzContentSHA256Mismatch",
-    }
+# Codes whose HTTP status may not show that they are transient. Each service has its own name for throttling.
+_TRANSIENT_CODE = re.compile(
+    r"BadDigest|IncompleteBody|InternalError|InternalFailure|PriorRequestNotComplete|TransactionInProgressException"
+    r"|RequestTimeout(Exception)?|ServiceUnavailable|SlowDown|TooManyRequestsException|XAmzContent\w+Mismatch"
+    r"|[\w.]*(LimitExceeded|ThroughputExceeded|Throttled|Throttling)(Exception)?"
 )
-
-
-# 412: to a call without a condition it makes no sense.
+# 412 makes no sense for a call without a condition.
 _TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})
 
 
@@ -78,11 +49,11 @@ _NO_LOCK_CODES = frozenset({"NoSuchObjectLockConfiguration", "ObjectLockConfigur
 _NOT_CONFIGURED_CODES = frozenset(
     {"NoSuchLifecycleConfiguration", "NoSuchBucketPolicy", "ObjectLockConfigurationNotFoundError"}
 )
-# What servers without storage classes, or without the configuration, say.
+# Codes of servers without storage classes, or without the configuration.
 _UNKNOWN_CODES = frozenset({"MethodNotAllowed", "InvalidStorageClass"})
 
 
-# What is to be allowed besides reading and writing objects, by what was being done.
+# The permission that an operation needs, if it is not reading or writing objects.
 _PERMISSIONS = {
     LOOK_AT_LOCK: "s3:GetObjectRetention",
     "restore": "s3:RestoreObject",
@@ -122,7 +93,7 @@ _CODE_ADVICE = {
 
 @functools.cache
 def s3_failures() -> tuple[type[Exception], ...]:
-    """Return what boto3 is known to raise. ValueError and LookupError: from answers that do not parse."""
+    """Return the exceptions that boto3 may raise. Malformed answers cause ValueError and LookupError."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -133,22 +104,18 @@ def s3_failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def s3_errors(doing: str, where: str) -> Iterator[None]:
-    """Turn what boto3 raises into the store's errors. Its own are not chained: they hold the server's whole answer."""
+    """Convert boto3's errors. They are not chained, because they contain the server's whole answer."""
     try:
         yield
     except s3_failures() as error:
-        raise _from_s3(error, doing, where) from None
+        from botocore.exceptions import ClientError
 
-
-def _from_s3(error: Exception, doing: str, where: str) -> StoreError:
-    """Return the store's error for one of boto3's."""
-    from botocore.exceptions import ClientError
-
-    return _from_answer(error, doing, where) if isinstance(error, ClientError) else _from_library(error, doing, where)
+        convert = _from_answer if isinstance(error, ClientError) else _from_library
+        raise convert(error, doing, where) from None
 
 
 def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C901 - a list of cases
-    """Return the store's error for an answer that says no."""
+    """Convert the error in a server's answer."""
     answer = error.response.get("Error") or {}
     code = str(answer.get("Code") or "")
     status = (error.response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
@@ -159,30 +126,30 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C90
     if status == 412 and doing == "write":
         return occupied(where)
     if code in _NO_LOCK_CODES and doing == LOOK_AT_LOCK:
-        return NoLock(f"{where} has no lock")
+        return NotConfigured(f"{where} has no lock")
     if code in _NOT_CONFIGURED_CODES:
         return NotConfigured(f"cannot {doing} {where}: {code}")
     if code == "AccessDenied" and doing in _PERMISSIONS:
         return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow {_PERMISSIONS[doing]})")
     if code == "RestoreAlreadyInProgress":
-        return Restoring(f"{where} is being restored already")
+        return Restoring(f"{where} is already being restored")
     if code == "InvalidObjectState" and doing == "restore":
-        return TerminalStoreError(f"cannot restore {where}: it is in no archived storage class any more; run again")
+        return TerminalStoreError(f"cannot restore {where}: it is no longer in an archive storage class; run again")
     if code == "InvalidObjectState":
-        return ObjectArchived(f"{where} is in an archived storage class (InvalidObjectState): restore it first")
+        return ObjectArchived(f"{where} is in an archive storage class (InvalidObjectState): restore it first")
     said = f"{legible(code)} {legible(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
     message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
     if code == "InvalidRange" or status == 416:
         return BeyondEnd(message)
     if code == "NotImplemented" or status == 501 or (code in _UNKNOWN_CODES and doing in _PERMISSIONS):
         return CallUnknown(f"{message} (this server lacks what an archive needs; use one that has it)")
-    if code in _TRANSIENT_CODES or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
+    if _TRANSIENT_CODE.fullmatch(code) or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
         return TransientStoreError(f"{message} (it may pass; try again)")
     return TerminalStoreError(f"{message} ({_CODE_ADVICE.get(code, 'trying again does not help')})")
 
 
 def _from_library(error: Exception, doing: str, where: str) -> StoreError:
-    """Return the store's error for a call without an answer, or with one that makes no sense."""
+    """Convert the error of a call that got no answer, or a malformed one."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
@@ -204,7 +171,7 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
         ResponseParserError,
         HTTPError,
     )
-    # Some of botocore's settings errors are ValueErrors as well; those of no library are a broken answer's.
+    # Some of botocore's settings errors are also ValueErrors. Other ValueErrors come from a malformed answer.
     beneath = isinstance(error, (OSError, ValueError, LookupError)) and not isinstance(error, exceptions.BotoCoreError)
     if isinstance(error, passing) or beneath:
         return TransientStoreError(f"{message} (it may pass; try again)")
@@ -214,7 +181,7 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
 
 
 def said(error: Exception) -> str:
-    """Return an error's kind and words, but for those that may quote what a credential helper printed."""
+    """Return an error's type and text. The text is left out if it may quote the output of a credential helper."""
     from botocore.exceptions import CredentialRetrievalError
 
     kind = type(error).__name__

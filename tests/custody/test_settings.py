@@ -1,4 +1,4 @@
-"""The auditor's settings: where they come from, what a wrong one says, and that no secret is ever shown."""
+"""The auditor's settings: their sources, the errors for wrong ones, and that no secret is ever shown."""
 
 import json
 from dataclasses import fields
@@ -25,7 +25,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_defaults_need_nothing() -> None:
-    """Without file, variables and arguments there is a setting for everything."""
+    """Without file, variables and arguments, each setting has a default."""
     settings = Settings()
     assert not Path(settings.archive).is_absolute()
     assert settings.keys == "file:keyring.json"
@@ -34,7 +34,7 @@ def test_defaults_need_nothing() -> None:
 
 
 def test_arguments_come_before_variables_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Precedence holds inside sections, and what a source does not say is taken from the next."""
+    """The order applies inside sections too. What a source lacks is taken from the next one."""
     Path("custody.toml").write_text(
         'archive = "file"\nkeys = "file:from-file"\n[s3]\nregion = "file"\nlegal_hold = true\n'
     )
@@ -47,14 +47,14 @@ def test_arguments_come_before_variables_before_the_file(monkeypatch: pytest.Mon
 
 
 def test_what_signs_and_what_is_trusted_come_from_the_same_settings(tmp_path: Path) -> None:
-    """A writer trusts the keys that sign, within what trust.json says of them; a wrong source is refused by both."""
+    """A writer trusts the keys that sign, within the limits of trust.json. A wrong source is an error for both."""
     now = datetime(2026, 6, 1, tzinfo=UTC)
     new_keyring(tmp_path / "one.json", now, CANARY, ("HMAC-SHA256",))
     new_keyring(tmp_path / "other.json", now, CANARY, ("Ed25519", "SHAKE-256"))
     uris = {"keys": f"file:{tmp_path}/one.json", "checkpoint_keys": f"file:{tmp_path}/other.json"}
     settings = Settings(**uris, keyring_passphrase=CANARY)
     signers, trust = settings.signers(now), settings.own_trust()
-    assert [one.key_id for one in signers.both()] == list(trust.keys)
+    assert [signer.key_id for signer in signers.both()] == list(trust.keys)
     assert signers.leaves is not None
     assert list(trust.leaves) == [signers.leaves.key_id]
     narrowed = tmp_path / "trust.json"
@@ -67,7 +67,7 @@ def test_what_signs_and_what_is_trusted_come_from_the_same_settings(tmp_path: Pa
 
 
 def test_config_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """CUSTODY_CONFIG is read instead of custody.toml, and must be there."""
+    """The file in CUSTODY_CONFIG is read instead of custody.toml, and must exist."""
     Path("custody.toml").write_text('archive = "not-this"')
     other = tmp_path / "other.toml"
     monkeypatch.setenv("CUSTODY_CONFIG", str(other))
@@ -77,7 +77,7 @@ def test_config_variable_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_a_file_that_serves_operators_too_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's sections and variables are passed over, right or wrong: an auditor's commands use none of them."""
+    """The operator's sections and variables are skipped, right or wrong: an auditor's commands use none of them."""
     sections = "".join(f"[{name}]\nwhatever = 5\n" for name in OPERATORS_SECTIONS)
     Path("custody.toml").write_text(f'archive = "this"\n{sections}')
     for name in OPERATORS_SECTIONS:
@@ -86,20 +86,20 @@ def test_a_file_that_serves_operators_too_is_read(monkeypatch: pytest.MonkeyPatc
 
 
 def test_each_option_of_s3_is_shown_with_its_meaning() -> None:
-    """`custody config` leaves none out."""
+    """`custody config` shows all of them."""
     assert list(S3_MEANINGS) == [field.name for field in fields(S3Options)]
 
 
 WRONG = [
-    ("CUSTODY_KEYRING_PASSPHRASE", "", "empty"),
-    ("CUSTODY_ARCHIVE", "", "empty"),
+    ("CUSTODY_KEYRING_PASSPHRASE", "", "at least 1 item"),
+    ("CUSTODY_ARCHIVE", "", "at least 1 character"),
     ("CUSTODY_KEYS", "keyring.json", "file:PATH"),
     ("CUSTODY_CHECKPOINT_KEYS", "keyring.json", "file:PATH"),
     ("CUSTODY_TRUST", "", "unset it"),
     ("CUSTODY_S3__RETENTION_MODE", "FOREVER", "'COMPLIANCE'"),
-    ("CUSTODY_S3__RETENTION_DAYS", "ten", "a whole number"),
-    ("CUSTODY_S3__LEGAL_HOLD", "perhaps", "true or false"),
-    ("CUSTODY_S3", "text", "a table"),
+    ("CUSTODY_S3__RETENTION_DAYS", "ten", "a valid integer"),
+    ("CUSTODY_S3__LEGAL_HOLD", "perhaps", "a valid boolean"),
+    ("CUSTODY_S3", "text", "a dictionary"),
 ]
 
 
@@ -107,7 +107,7 @@ WRONG = [
 def test_wrong_variable_is_named_with_what_it_wants(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
 ) -> None:
-    """The refusal names the variable and says what belongs there."""
+    """The error names the variable and the wanted value."""
     check_wrong_variable(Settings, monkeypatch, variable, value, wants)
 
 
@@ -121,8 +121,8 @@ def test_wrong_keys_of_the_file_are_all_named() -> None:
 
 
 def test_a_wrong_argument_is_named_as_one() -> None:
-    """A program that gives a wrong argument is not sent to look for a variable."""
-    assert refusal(Settings, s3={"retention_days": "ten"}).startswith("the argument s3.retention_days")
+    """The error for a wrong argument says that it is one."""
+    assert refusal(Settings, s3={"retention_days": "ten"}).startswith("s3.retention_days in the arguments")
     assert "not a setting" in refusal(Settings, kafka={})
 
 
@@ -135,7 +135,7 @@ def test_a_wrong_argument_is_named_as_one() -> None:
     ],
 )
 def test_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
-    """A slip in a variable's name does not silently leave the default, and its value is not shown."""
+    """A misspelt variable is an error, not silently the default. Its value is not shown."""
     monkeypatch.setenv(variable, CANARY)
     message = refusal(Settings)
     assert f"did you mean {meant}?" in message
@@ -143,7 +143,7 @@ def test_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable:
 
 
 def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Kubernetes sets for a service called custody is no setting and no error."""
+    """The variables that Kubernetes sets for a service called custody are ignored."""
     without = Settings()
     for name in ("CUSTODY_SERVICE_HOST", "CUSTODY_SERVICE_PORT", "CUSTODY_PORT", "CUSTODY_PORT_80_TCP_ADDR"):
         monkeypatch.setenv(name, "10.0.0.1")
@@ -162,7 +162,7 @@ def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_wrong_file_says_what_is_wrong(text: str, says: str) -> None:
-    """Unknown keys and sections, and broken TOML, are refused with a reason."""
+    """Unknown keys and sections, and broken TOML, are errors with a reason."""
     Path("custody.toml").write_text(text)
     assert says in refusal(Settings)
 
@@ -183,18 +183,18 @@ LEAKS: list[dict[str, object]] = [
 @pytest.mark.parametrize("values", LEAKS, ids=lambda values: json.dumps(values)[:40])
 @pytest.mark.parametrize("way", ["argument", "variables", "file"])
 def test_no_refusal_shows_a_secret(monkeypatch: pytest.MonkeyPatch, values: dict[str, object], way: str) -> None:
-    """A secret that stands in the wrong place, or beside a wrong setting, is in no error, whichever way it came."""
+    """No error shows a secret in the wrong place, or beside a wrong setting, from any source."""
     assert "canary" not in refusal_by(way, Settings, values, monkeypatch).lower()
 
 
 def test_settings_do_not_change() -> None:
-    """What a run began with stays as it is."""
+    """Settings do not change during a run."""
     with pytest.raises(ValueError, match="frozen"):
         Settings().archive = "other"
 
 
 def test_locks_last_as_long_as_the_life() -> None:
-    """Where nothing else is set a lock ends with the life; it may be set to end sooner."""
+    """By default, a lock ends with the life of evidence. It can be set to end sooner."""
     Path("custody.toml").write_text('[s3]\nretention_mode = "COMPLIANCE"\n[tiers]\nlife_days = 4000\n')
     assert Settings().s3.retention_days == Settings().protection().lock_days == 4000
     Path("custody.toml").write_text('[s3]\nretention_mode = "COMPLIANCE"\nretention_days = 30\n')
@@ -205,7 +205,7 @@ def test_locks_last_as_long_as_the_life() -> None:
 
 
 def test_times_of_tiers_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the roll sets is what verification checks, and only where somebody has set it."""
+    """Verification checks the times that the roll sets, if somebody has set them."""
     assert Settings().protection().moves is None
     monkeypatch.setenv("CUSTODY_TIERS__LIFE_DAYS", "4000")
     assert Settings().protection().moves is None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from custody.errors import CustodyError
-from custody.store import durable, folder, s3, s3_versions
+from custody.store import durable, folder, s3
 from tasks.drain import appends, loop, resume
 from tasks.drain.kafka import Broker, Feed
 from tasks.drain.run import drain_logs
@@ -104,7 +104,7 @@ def _break_calls(breaker: _Breaker) -> None:
     for kind in (folder.FolderStore, s3.S3Store):
         for name in STORE_CALLS:
             breaker.wrap(kind, name, f"store.{name}")
-    breaker.wrap(s3_versions.S3Versions, "has_history", "store.has_history")
+    breaker.wrap(s3.S3Versions, "has_history", "store.has_history")
     for name in KAFKA_CALLS:
         breaker.wrap(Broker, name, f"kafka.{name}")
     read = Feed.read

@@ -1,4 +1,4 @@
-"""What tests of the auditor's and of the operator's settings share: how wrong ones are refused, and what is secret."""
+"""Shared by the tests of the auditor's and the operator's settings: the errors for wrong ones, and a secret."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ CANARY = "canary-Zq7#secret"
 
 
 def refusal(model: type[Settings], **arguments: object) -> str:
-    """Return what a wrong setting is refused with."""
+    """Return the error's text for a wrong setting."""
     with pytest.raises(ConfigurationError) as caught:
         model(**arguments)
     hidden = caught.value.__context__ is None or caught.value.__suppress_context__
@@ -21,7 +21,7 @@ def refusal(model: type[Settings], **arguments: object) -> str:
 
 
 def refusal_by(way: str, model: type[Settings], values: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return what wrong values are refused with that come as `argument`, by `variables` or in the `file`."""
+    """Return the error's text for wrong values, given as `argument`, by `variables` or in the `file`."""
     if way == "argument":
         return refusal(model, **values)
     if way == "file":
@@ -37,10 +37,11 @@ def refusal_by(way: str, model: type[Settings], values: dict[str, object], monke
 def check_wrong_variable(
     model: type[Settings], monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
 ) -> None:
-    """Check that a wrong variable's refusal names it and says what belongs there, in one line."""
+    """Check that the error for a wrong variable names setting and variable, and says what it wants, in one line."""
     monkeypatch.setenv(variable, value)
     message = refusal(model)
-    assert message.startswith(variable)
+    setting = variable.removeprefix("CUSTODY_").replace("__", ".").lower()
+    assert message.startswith(f"{setting} in {variable}: ")
     assert wants in message
     assert "\n" not in message
 

@@ -1,4 +1,4 @@
-"""The operator's settings: their sections, what goes to librdkafka, what a wrong one says; no secret is shown."""
+"""The operator's settings: their sections, librdkafka's properties, the errors for wrong ones; no secret is shown."""
 
 import json
 import pickle
@@ -34,19 +34,19 @@ FIELDS = [(section, name) for section in OPERATORS_SECTIONS for name in type(get
 
 
 def test_the_library_knows_the_names_of_the_operators_sections() -> None:
-    """What these settings add to the auditor's is what an auditor's command passes over in a common file."""
+    """An auditor's command skips exactly the sections that these settings add."""
     added = [name for name in Settings.model_fields if name not in AuditorsSettings.model_fields]
     assert added == list(OPERATORS_SECTIONS)
 
 
 def test_defaults_need_nothing() -> None:
-    """Without file, variables and arguments there is a setting for everything."""
+    """Without file, variables and arguments, each setting has a default."""
     settings = Settings()
     assert settings.kafka.librdkafka() == {"bootstrap.servers": settings.kafka.bootstrap_servers}
 
 
 def test_arguments_come_before_variables_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Precedence holds inside sections, and what a source does not say is taken from the next."""
+    """The order applies inside sections too. What a source lacks is taken from the next one."""
     Path("custody.toml").write_text(
         'archive = "file"\n[kafka]\ngroup = "file"\ntopics = ["a", "b"]\n[drain]\nlevel = 3\n'
     )
@@ -127,28 +127,28 @@ def test_what_may_be_secret_is_hidden_and_passed_on(name: str) -> None:
 
 
 def test_harmless_properties_are_shown() -> None:
-    """What an operator has to see to find a fault is not hidden."""
+    """Properties that are known to be harmless are shown, so that an operator can find a fault."""
     shown = repr(given_as(kafka={"client": {"security.protocol": "SASL_SSL", "ssl.ca.location": "/etc/ca.pem"}}))
     assert "SASL_SSL" in shown
     assert "/etc/ca.pem" in shown
 
 
 WRONG = [
-    ("CUSTODY_DRAIN__BATCH_EVENTS", "20000", "at most 10000"),
-    ("CUSTODY_DRAIN__BATCH_EVENTS", "0", "at least 1"),
-    ("CUSTODY_DRAIN__BATCH_EVENTS", "many", "a whole number"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "20000", "less than or equal to 10000"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "0", "greater than or equal to 1"),
+    ("CUSTODY_DRAIN__BATCH_EVENTS", "many", "a valid integer"),
     ("CUSTODY_DRAIN__SEGMENT_BYTES", "1 parsec", "16MiB"),
-    ("CUSTODY_DRAIN__SEGMENT_BYTES", "1GiB", "at most 268435456"),
-    ("CUSTODY_DRAIN__LEVEL", "9", "at most 3"),
-    ("CUSTODY_DRAIN__FLUSH_SECONDS", "0", "more than 0"),
+    ("CUSTODY_DRAIN__SEGMENT_BYTES", "1GiB", "less than or equal to 268435456"),
+    ("CUSTODY_DRAIN__LEVEL", "9", "less than or equal to 3"),
+    ("CUSTODY_DRAIN__FLUSH_SECONDS", "0", "greater than 0"),
     ("CUSTODY_DRAIN__SECONDS", "inf", "finite"),
     ("CUSTODY_DRAIN__TASK_RUNNER", "dusk", "'dask'"),
     ("CUSTODY_KAFKA__TOPICS", "^a(", "regular expression"),
     ("CUSTODY_KAFKA__TOPICS", "a b", "names of topics"),
     ("CUSTODY_KAFKA__TOPICS", '["^a","b"]', "not both"),
-    ("CUSTODY_KAFKA__GROUP", "", "empty"),
+    ("CUSTODY_KAFKA__GROUP", "", "at least 1 character"),
     ("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", "one two", "host:port"),
-    ("CUSTODY_KAFKA", "text", "a table"),
+    ("CUSTODY_KAFKA", "text", "a valid dictionary"),
 ]
 
 
@@ -156,12 +156,12 @@ WRONG = [
 def test_wrong_variable_is_named_with_what_it_wants(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, wants: str
 ) -> None:
-    """The refusal names the variable and says what belongs there."""
+    """The error names the variable and the wanted value."""
     check_wrong_variable(Settings, monkeypatch, variable, value, wants)
 
 
 def test_wrong_value_is_shown_where_it_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a setting got is said, so that a shell's quoting mistake is seen."""
+    """The error shows the value, so that a shell's quoting mistake is visible."""
     monkeypatch.setenv("CUSTODY_DRAIN__BATCH_EVENTS", "1000 ")
     monkeypatch.setenv("CUSTODY_DRAIN__LEVEL", "two")
     assert "'two'" in refusal(Settings)
@@ -178,7 +178,7 @@ def test_wrong_keys_of_the_file_are_all_named() -> None:
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 def test_each_setting_with_one_underscore_is_refused(monkeypatch: pytest.MonkeyPatch, section: str, name: str) -> None:
-    """CUSTODY_SEARCH_URL does not silently leave the default, and neither does any other."""
+    """CUSTODY_SEARCH_URL is an error, not silently the default, and so is each other one."""
     monkeypatch.setenv(f"CUSTODY_{section}_{name}".upper(), CANARY)
     message = refusal(Settings)
     assert f"did you mean CUSTODY_{section}__{name}?".upper() in message.upper()
@@ -187,7 +187,7 @@ def test_each_setting_with_one_underscore_is_refused(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 def test_each_misspelt_setting_is_refused(section: str, name: str) -> None:
-    """A slip in a key of any section is named, with the key that was meant, and its value is not shown."""
+    """The error for a misspelt key of any section names it and the likely one. Its value is not shown."""
     Path("custody.toml").write_text(f"[{section}]\n{name}x = '{CANARY}'")
     message = refusal(Settings)
     assert message == f"{section}.{name}x in custody.toml is not a setting; did you mean {section}.{name}?"
@@ -203,7 +203,7 @@ def test_each_misspelt_setting_is_refused(section: str, name: str) -> None:
     ],
 )
 def test_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
-    """A slip in a variable's name does not silently leave the default, and its value is not shown."""
+    """A misspelt variable is an error, not silently the default. Its value is not shown."""
     monkeypatch.setenv(variable, CANARY)
     message = refusal(Settings)
     assert f"did you mean {meant}?" in message
@@ -211,7 +211,7 @@ def test_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable:
 
 
 def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Kubernetes sets for services such as custody and custody-search is no setting and no error."""
+    """The variables that Kubernetes sets for services such as custody and custody-search are ignored."""
     for service in ("CUSTODY", *(f"CUSTODY_{name.upper()}" for name in OPERATORS_SECTIONS)):
         for name in ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_80_TCP_ADDR"):
             monkeypatch.setenv(f"{service}_{name}", "10.0.0.1")
@@ -229,7 +229,7 @@ def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_wrong_file_says_what_is_wrong(text: str, says: str) -> None:
-    """Unknown keys and properties that are ours to set are refused with a reason."""
+    """Unknown keys, and properties that only we may set, are errors with a reason."""
     Path("custody.toml").write_text(text)
     assert says in refusal(Settings)
 
@@ -253,7 +253,7 @@ LEAKS: list[dict[str, object]] = [
 @pytest.mark.parametrize("values", LEAKS, ids=lambda values: json.dumps(values)[:40])
 @pytest.mark.parametrize("way", ["argument", "variables", "file"])
 def test_no_refusal_shows_a_secret(monkeypatch: pytest.MonkeyPatch, values: dict[str, object], way: str) -> None:
-    """A secret that stands in the wrong place, or beside a wrong setting, is in no error, whichever way it came."""
+    """No error shows a secret in the wrong place, or beside a wrong setting, from any source."""
     assert "canary" not in refusal_by(way, Settings, values, monkeypatch).lower()
 
 

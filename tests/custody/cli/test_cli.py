@@ -76,7 +76,8 @@ def test_wrong_setting_is_one_line_and_exit_code_2(custody: Command, monkeypatch
                 refused = custody(*command)
                 assert refused.code == 2
                 assert refused.out == ""
-                assert refused.err.startswith(f"custody: {variable}")
+                assert refused.err.startswith("custody: ")
+                assert f" in {variable}: " in refused.err
                 assert refused.err.count("\n") == 1
 
 

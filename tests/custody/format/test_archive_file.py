@@ -21,7 +21,7 @@ SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031c
 PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 SIGNERS: list[Signer] = [
     HmacKey("hmac-golden", Secret(bytes(range(32)))),
-    Ed25519Key("ed25519-golden", Secret(SEED), PUBLIC),
+    Ed25519Key("ed25519-golden", Secret(SEED)),
 ]
 MADE = ArchiveStatement(
     archive="6ba7b810-9dad-41d1-80b4-00c04fd430c8",

@@ -40,7 +40,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "manifest"
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 HMAC = HmacKey("hmac-golden", Secret(bytes(range(32))))
-SIGNERS: list[Signer] = [HMAC, Ed25519Key("ed25519-golden", Secret(SEED), PUBLIC)]
+SIGNERS: list[Signer] = [HMAC, Ed25519Key("ed25519-golden", Secret(SEED))]
 LEAVES = [merkle.leaf_hash(b"0"), merkle.leaf_hash(b"1"), merkle.leaf_hash(b"2")]
 TIME = "2026-01-02T03:04:05.000006Z"
 

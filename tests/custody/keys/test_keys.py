@@ -59,7 +59,7 @@ SECRET = bytes(range(100, 132))
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
 PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 HMAC_KEY = HmacKey("hmac-1", Secret(SECRET))
-ED25519_KEY = Ed25519Key("ed25519-1", Secret(SEED), PUBLIC)
+ED25519_KEY = Ed25519Key("ed25519-1", Secret(SEED))
 LEAF_KEY = LeafKey("leaves-1", Secret(SECRET))
 NOTE_VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
 """Of a key that signs notes, type 1."""
@@ -156,7 +156,8 @@ def test_rfc_4231(key: bytes, message: bytes, mac: str) -> None:
 )
 def test_rfc_8032(seed: str, public: str, message: str, signature: str) -> None:
     """Ed25519 is that of RFC 8032's test vectors."""
-    key = Ed25519Key("k", Secret(bytes.fromhex(seed)), bytes.fromhex(public))
+    key = Ed25519Key("k", Secret(bytes.fromhex(seed)))
+    assert key.public == bytes.fromhex(public)
     assert key.sign(bytes.fromhex(message)).hex() == signature
     TrustedKey("k", "Ed25519", material=key.public).verify(bytes.fromhex(message), bytes.fromhex(signature))
 
@@ -534,11 +535,7 @@ def test_new_keys_are_new() -> None:
     """Every key has an id and a secret of its own; one of each algorithm unless asked otherwise."""
     rings = [Keyring.new(NOW) for _ in range(20)]
     assert len({key.key_id for ring in rings for key in ring.keys}) == 60
-    secrets = {
-        key.private.reveal() if isinstance(key, Ed25519Key) else key.secret.reveal()
-        for ring in rings
-        for key in ring.keys
-    }
+    secrets = {key.secret.reveal() for ring in rings for key in ring.keys}
     assert len(secrets) == 60
     assert all([key.algorithm for key in ring.keys] == list(ALGORITHMS) for ring in rings)
     assert [key.algorithm for key in Keyring.new(NOW, ("HMAC-SHA256",)).keys] == ["HMAC-SHA256"]
@@ -645,7 +642,7 @@ def test_checkpoint_keys_give_what_the_first_source_lacks(tmp_path: Path) -> Non
     signers = open_signers(uris[0], NOW, checkpoint_uri=uris[1])
     wanted = [first.keys[0].key_id, *(key.key_id for key in second.keys[1:])]
     assert ids(signers) == wanted
-    assert [key.id for key in open_public(uris[0], checkpoint_uri=uris[1])] == wanted
+    assert [key.key_id for key in open_public(uris[0], checkpoint_uri=uris[1])] == wanted
     trust = open_trust(uris[:1], checkpoint_keys=uris[1])
     assert [*trust.keys, *trust.leaves] == wanted
 
@@ -664,7 +661,7 @@ def test_what_is_public_holds_no_secret(tmp_path: Path) -> None:
     """What everybody may know of keys: ids, spans and public halves, of old keys as well."""
     path = put(tmp_path / "k.json", KEYRING)
     public = open_public(f"file:{path}")
-    assert [key.id for key in public] == [*IDS, "leaves-000000000001"]
+    assert [key.key_id for key in public] == [*IDS, "leaves-000000000001"]
     assert [key.public for key in public] == [None, None, PUBLIC, None]
     assert public[0].to == public[1].from_ == parse_time("2026-04-01T12:00:00.000001Z")
 
@@ -674,7 +671,7 @@ def test_what_is_public_holds_no_secret(tmp_path: Path) -> None:
 HOLDERS = [
     Secret(SECRET),
     HMAC_KEY,
-    Ed25519Key("e", Secret(SECRET), PUBLIC),
+    Ed25519Key("e", Secret(SECRET)),
     LEAF_KEY,
     Keyring((HMAC_KEY, LEAF_KEY)),
     Signers(statements=HMAC_KEY, leaves=LEAF_KEY),
@@ -921,7 +918,7 @@ def test_an_older_copy_of_a_keyring_does_not_prolong_a_key(tmp_path: Path) -> No
     "other",
     [
         HmacKey("k", Secret(SEED)),
-        Ed25519Key("k", Secret(SEED), PUBLIC),
+        Ed25519Key("k", Secret(SEED)),
     ],
     ids=["secret", "algorithm"],
 )
@@ -1220,7 +1217,8 @@ def test_trust_of_ed25519_in_kms_is_public(fake_kms: FakeKms) -> None:
         trust.keys[ED25519_ARN].verify(b"n", value)
     assert fake_kms.asked == []
     assert [
-        (key.id, key.public) for key in open_public("aws-kms:///alias/statements", None, "aws-kms:///alias/checkpoints")
+        (key.key_id, key.public)
+        for key in open_public("aws-kms:///alias/statements", None, "aws-kms:///alias/checkpoints")
     ] == [
         (HMAC_ARN, None),
         (ED25519_ARN, fake_kms.public),

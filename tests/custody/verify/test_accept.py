@@ -122,7 +122,7 @@ def test_all_else_in_the_file_stays(custody: Command, archive: Builder, trust: P
     (entry,) = after.pop("accepted")
     assert before.pop("accepted") == []
     assert list(after.items()) == list(before.items())
-    assert list(entry) == ["finding", "log", "sequence", "sha256", "reason", "by", "at"]
+    assert list(entry) == ["finding", "reason", "by", "at", "log", "sequence", "sha256"]
     assert stat.S_IMODE(trust.stat().st_mode) == 0o600
     assert trust.stat().st_ino != inode
     assert list(trust.parent.glob(".trust*")) == []

@@ -606,7 +606,7 @@ def test_store_says_what_it_cannot_restore(deep: Deep) -> None:
     assert store.status(key).restored
     with pytest.raises(CustodyError, match="no object"):
         restores.restore("events/none", days=1, tier="standard")
-    with pytest.raises(CustodyError, match="no archived storage class"):
+    with pytest.raises(CustodyError, match="no longer in an archive storage class"):
         restores.restore("archive.json", days=1, tier="standard")
 
 
