@@ -235,7 +235,7 @@ class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     by: str
     at: str
     log: str | None = None
-    sequence: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] | None = None
+    sequence: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     key: str | None = None
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
     """Digest of what was accepted."""
