@@ -23,8 +23,7 @@ from custody.verify.scope import Scope, Span
 from tasks.audit.objects import audit_folder, log_named
 from tasks.audit.plan import Piece, Plan
 from tasks.audit.tables import TableWriter
-from tasks.search.compare import compare_with_search
-from tasks.search.reconcile import reconcile
+from tasks.search.reconcile import compare_with_search, reconcile
 from tasks.settings import Settings
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
@@ -114,19 +113,19 @@ def _verify_piece(
     counts = Counter({name: sum(getattr(summary, name) for summary in report.logs) for name in _COUNTED})
     if settings.search.url:
         counts["rejected"] = 0
-        look = partial(
+        comparison = partial(
             reconcile,
             store=store,
             archive=plan.archive,
             log=log,
             statements=range(piece.first, piece.end),
             now=plan.started_at,
+            marked=plan.marks[piece.log].indexed if piece.log in plan.marks else 0,
+            content=piece.read == "again",
+            counts=counts,
             holds=standing(store, plan.archive, trust)(log),
         )
-        marked = plan.marks[piece.log].indexed if piece.log in plan.marks else 0
-        findings += compare_with_search(
-            settings, partial(look, marked=marked, content=piece.read == "again", counts=counts)
-        )
+        findings += compare_with_search(settings, comparison)
     return PieceResult(
         format=PIECE_FORMAT,
         archive=plan.archive,

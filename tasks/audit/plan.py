@@ -27,9 +27,8 @@ from custody.verify.scope import Scope, Span
 from tasks.audit.objects import log_named
 from tasks.audit.signed import clean_audit, find_audits
 from tasks.audit.tables import check_tables, list_tables
-from tasks.search.compare import compare_with_search
-from tasks.search.cursor_checks import check_cursors
-from tasks.search.strays import find_strays
+from tasks.search.reconcile import compare_with_search
+from tasks.search.survey import Survey
 from tasks.settings import Settings
 
 
@@ -134,11 +133,10 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         ]
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
-            look = partial(check_cursors, store=store, archive=archive, logs=logs, now=now, marks=indexed, holds=holds)
-            others += compare_with_search(settings, look)
+            survey = partial(Survey, store=store, archive=archive, logs=logs, now=now, holds=holds)
+            others += compare_with_search(settings, lambda search: survey(search).check_cursors(indexed))
             if not request.logs:
-                strays = partial(find_strays, store=store, logs=logs, now=now, holds=holds)
-                others += compare_with_search(settings, strays)
+                others += compare_with_search(settings, lambda search: survey(search).find_strays())
     turned = not request.since and not request.until
     return Plan(
         archive=archive,

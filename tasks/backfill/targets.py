@@ -16,9 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-from elasticsearch import ApiError
-
 from custody.errors import ConfigurationError
 from custody.format.envelope import Signer
 from custody.format.layout import Log
@@ -237,31 +234,17 @@ class SearchTarget(Target):
         prepare(search)
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
-        """Create documents, about one bulk request at a time."""
-        size = 0
-        waiting: list[Documents] = []
-        try:
-            for content in contents:
-                source = (self._search.prefix, self._settings.days, part.log, content.statement, content.batch)
-                naming = partial(self._name, content.statement)
-                among = () if content.whole else content.offsets
-                waiting.append(make_documents(*source, content.payload, among=among, naming=naming))
-                size += len(content.payload)
-                if size >= self._settings.bulk_bytes:
-                    self._create(part.log, waiting, sent)
-                    size = 0
-        finally:
-            # Events before a damaged batch are copied too.
-            self._create(part.log, waiting, sent)
+        """Create documents, about one bulk request at a time. Events before a damaged batch are copied too."""
+        self._bulk.send(part.log, (self._documents(part.log, content) for content in contents), sent)
 
-    def _create(self, log: Log, waiting: list[Documents], total: Sent) -> None:
-        if not waiting:
-            return
-        documents, waiting[:] = Documents.join(waiting), []
-        for name in {msgspec.json.decode(action)["create"]["_index"] for action in documents.actions}:
+    def _documents(self, log: Log, content: Content) -> Documents:
+        naming = partial(self._name, content.statement)
+        documents = make_documents(self._settings.days, log, content.statement, content.batch, content.payload, naming)
+        chosen = documents if content.whole else documents.only(set(content.offsets))
+        for name in {chosen.action(position)["_index"] for position in range(len(chosen.offsets))}:
             if is_restored(self._search.prefix, name):
                 self._mark(name)
-        self._bulk.create(log, documents).add_to(total)
+        return chosen
 
     def _name(self, statement: Statement, day: date | None) -> str:
         if day is None:
@@ -280,12 +263,7 @@ class SearchTarget(Target):
         # A long backfill repeats the mark, but not often: each one costs a new cluster state.
         if name in self._marked and now - self._marked[name] < _MARKED_EVERY:
             return
-        indices = self._search.client.indices
         with self._search.errors(f"marking when events were restored to {name}"):
-            try:
-                indices.create(index=name)
-            except ApiError as error:
-                if error.error != "resource_already_exists_exception":
-                    raise
-            indices.put_mapping(index=name, meta={RESTORED_AT: format_time(now)})
+            self._search.create_index(name)
+            self._search.client.indices.put_mapping(index=name, meta={RESTORED_AT: format_time(now)})
         self._marked[name] = now

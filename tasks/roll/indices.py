@@ -127,11 +127,7 @@ class IndexRoll:
 
     def _create(self, name: str) -> None:
         with self._search.errors(f"creating {name}"):
-            try:
-                self._search.client.indices.create(index=name)
-            except ApiError as error:
-                if error.error != "resource_already_exists_exception":
-                    raise
+            self._search.create_index(name)
 
     def _age(self, name: str, day: date, today: date) -> Iterator[Action]:
         with self._search.errors(f"reading the settings of {name}"):

@@ -1,14 +1,16 @@
 """Sends documents to Elasticsearch in bulk requests, and records those that it rejects."""
 
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
 from elasticsearch import ApiError
-from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random_exponential
 
 from custody.errors import SearchError
 from custody.format.layout import Log
@@ -18,6 +20,9 @@ from tasks.search.documents import ORIGIN, Documents
 
 PATIENCE_SECONDS = 60
 """How long a bulk request is retried while Elasticsearch is too busy."""
+
+REQUESTS = 2
+"""Bulk requests under way at a time."""
 
 _CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 201, 403, 409, 413, 429
 _BLOCKED = "cluster_block_exception"
@@ -45,13 +50,9 @@ class _Item(msgspec.Struct):
     error: _Error | None = None
 
 
-class _Created(msgspec.Struct):
-    create: _Item
-
-
 class _Answer(msgspec.Struct):
     errors: bool
-    items: list[_Created]
+    items: list[dict[str, _Item]]
 
 
 class Counted(Protocol):
@@ -77,10 +78,6 @@ class Sent:
         total.rejected += self.rejected
 
 
-class _Busy(Exception):
-    """Elasticsearch is too busy: try again later."""
-
-
 class Bulk:
     """Bulk requests that create documents; their size adapts to Elasticsearch. Threads may share it."""
 
@@ -88,7 +85,44 @@ class Bulk:
         self._search = search
         self._size = search.settings.bulk_bytes
 
-    def create(self, log: Log, found: Documents) -> Sent:
+    def send(self, log: Log, parts: Iterable[Documents], total: Counted) -> None:
+        """Create documents that are made meanwhile. If making them fails, those made before are still created.
+
+        Args:
+            log: their log.
+            parts: the documents, in order. Their errors are passed on.
+            total: the numbers of documents are added to it.
+
+        Raises:
+            SearchError: as `create`.
+        """
+        waiting: list[Documents] = []
+        size = 0
+        # While some requests are running, the next one is prepared.
+        with ThreadPoolExecutor(REQUESTS) as senders:
+            under_way: deque[Future[Sent]] = deque()
+
+            def submit() -> None:
+                documents = Documents.join(waiting)
+                waiting.clear()
+                if len(under_way) == REQUESTS:
+                    under_way.popleft().result().add_to(total)
+                under_way.append(senders.submit(self.create, log, documents))
+
+            try:
+                for part in parts:
+                    waiting.append(part)
+                    size += sum(map(len, part.sources))
+                    if size >= self._search.settings.bulk_bytes:
+                        submit()
+                        size = 0
+            finally:
+                if waiting:
+                    submit()
+                for sent in under_way:
+                    sent.result().add_to(total)
+
+    def create(self, log: Log, documents: Documents) -> Sent:
         """Create documents, in requests of a size that Elasticsearch accepts.
 
         If it is too busy, documents are sent again later, in smaller requests. Documents that it rejects, or that must
@@ -99,34 +133,34 @@ class Bulk:
             SearchError: it does not answer, is busy for longer than a minute, or refuses a whole request.
         """
         sent = Sent()
-        places: Sequence[int] = range(len(found.sources))
-        if found.forged:
-            forged = [place for place in places if found.offsets[place] in found.forged]
-            self._reject(log, found, [(place, _FORGED) for place in forged], sent)
-            places = sorted({*places} - {*forged})
-        while places:
+        waiting: Sequence[int] = range(len(documents.sources))
+        if documents.forged:
+            forged = [position for position in waiting if documents.offsets[position] in documents.forged]
+            self._reject(log, documents, [(position, _FORGED) for position in forged], sent)
+            waiting = sorted({*waiting} - {*forged})
+        while waiting:
             size = number = 0
-            for number, place in enumerate(places, 1):  # noqa: B007 - how many fit is wanted
-                size += len(found.actions[place]) + len(found.sources[place]) + 2
+            for number, position in enumerate(waiting, 1):  # noqa: B007 - how many fit is wanted
+                size += len(documents.actions[position]) + len(documents.sources[position]) + 2
                 if size >= self._size:
                     break
-            self._create(log, found, places[:number], sent)
-            places = places[number:]
+            self._create(log, documents, waiting[:number], sent)
+            waiting = waiting[number:]
         return sent
 
-    def _create(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> None:
-        waiting = list(places)
+    def _create(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> None:
+        waiting = positions
+
+        def send() -> bool:
+            nonlocal waiting
+            waiting = self._try(log, documents, waiting, sent)
+            if waiting:
+                self._slow_down()
+            return bool(waiting)
+
+        wait = wait_random_exponential(multiplier=0.2, max=10)
         try:
-            for attempt in Retrying(
-                stop=stop_after_delay(PATIENCE_SECONDS),
-                wait=wait_random_exponential(multiplier=0.2, max=10),
-                retry=retry_if_exception_type(_Busy),
-            ):
-                with attempt:
-                    waiting = self._try(log, found, waiting, sent)
-                    if waiting:
-                        self._slow_down()
-                        raise _Busy
+            Retrying(stop=stop_after_delay(PATIENCE_SECONDS), wait=wait, retry=retry_if_result(bool))(send)
         except RetryError:
             raise SearchError(
                 f"Elasticsearch at {self._search.settings.url} has been too busy for {PATIENCE_SECONDS} s; the next run"
@@ -137,9 +171,10 @@ class Bulk:
     def _slow_down(self) -> None:
         self._size = max(64 * 1024, self._size // 2)
 
-    def _try(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> list[int]:
-        """Send one request, and return the documents to send again."""
-        body = b"\n".join([line for place in places for line in (found.actions[place], found.sources[place])]) + b"\n"
+    def _try(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> Sequence[int]:
+        """Send one request, and return the positions of the documents to send again."""
+        lines = [line for position in positions for line in (documents.actions[position], documents.sources[position])]
+        body = b"\n".join(lines) + b"\n"
         with self._search.errors(f"events of {log}"):
             try:
                 answer = self._search.client.perform_request(
@@ -147,77 +182,66 @@ class Bulk:
                 )
             except ApiError as error:
                 if error.status_code == _TOO_LARGE:
-                    return self._halve(log, found, places, sent)
+                    return self._halve(log, documents, positions, sent)
                 if error.status_code in _LATER:
-                    return list(places)
+                    return positions
                 raise
             outcome = msgspec.convert(answer.body, _Answer)
             if not outcome.errors:
-                sent.created += len(places)
+                sent.created += len(positions)
                 return []
-            answered = list(zip(places, outcome.items, strict=True))
+            answered = list(zip(positions, (item["create"] for item in outcome.items), strict=True))
         again, refused, closed = [], [], set[str]()
-        for place, one in answered:
-            if one.create.status == _CREATED:
+        for position, item in answered:
+            status, cause = item.status, item.error or _Error()
+            if status == _CREATED:
                 sent.created += 1
-            elif one.create.status == _THERE:
+            elif status == _THERE:
                 sent.there += 1
-            elif one.create.status in _LATER:
-                again.append(place)
-            elif one.create.status == _FORBIDDEN and one.create.error and one.create.error.type == _BLOCKED:
-                closed.add(msgspec.json.decode(found.actions[place])["create"]["_index"])
-                again.append(place)
+            elif status in _LATER:
+                again.append(position)
+            elif status == _FORBIDDEN and cause.type == _BLOCKED:
+                closed.add(documents.action(position)["_index"])
+                again.append(position)
             else:
-                refused.append((place, one.create.error or _Error()))
-        self._reject(log, found, refused, sent)
+                refused.append((position, cause))
+        self._reject(log, documents, refused, sent)
         # Late events make the read-only index of their day writable. The next roll makes it read-only again.
         for name in closed:
             with self._search.errors(f"the settings of {name}"):
                 self._search.client.indices.put_settings(index=name, settings={"index.blocks.write": None})
         return again
 
-    def _halve(self, log: Log, found: Documents, places: Sequence[int], sent: Sent) -> list[int]:
-        if len(places) == 1:
-            error = _Error("too_large", f"the document has {len(found.sources[places[0]])} bytes, which is too large")
-            self._reject(log, found, [(places[0], error)], sent)
+    def _halve(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> Sequence[int]:
+        if len(positions) == 1:
+            size = len(documents.sources[positions[0]])
+            error = _Error("too_large", f"the document has {size} bytes, which is too large")
+            self._reject(log, documents, [(positions[0], error)], sent)
             return []
         self._slow_down()
-        middle = len(places) // 2
-        return [*self._try(log, found, places[:middle], sent), *self._try(log, found, places[middle:], sent)]
+        middle = len(positions) // 2
+        halves = positions[:middle], positions[middle:]
+        return [position for half in halves for position in self._try(log, documents, half, sent)]
 
-    def _reject(self, log: Log, found: Documents, refused: Sequence[tuple[int, _Error]], sent: Sent) -> None:
+    def _reject(self, log: Log, documents: Documents, refused: Sequence[tuple[int, _Error]], sent: Sent) -> None:
         """Record rejected events in their index, with the reasons."""
         if not refused:
             return
+        name, now = self._search.rejected, format_time(datetime.now(UTC))
         operations: list[Any] = []
-        for place, error in refused:
-            action = msgspec.json.decode(found.actions[place])["create"]
-            operations.append({"create": {"_index": self._search.rejected, "_id": action["_id"]}})
-            operations.append(
-                {
-                    "log": str(log),
-                    "offset": found.offsets[place],
-                    "index": action["_index"],
-                    "type": error.type[:200],
-                    "reason": error.reason[:2000],
-                    "at": format_time(datetime.now(UTC)),
-                }
-            )
+        for position, error in refused:
+            action, offset = documents.action(position), documents.offsets[position]
+            reason = {"type": error.type[:200], "reason": error.reason[:2000], "at": now}
+            operations.append({"create": {"_index": name, "_id": action["_id"]}})
+            operations.append({"log": str(log), "offset": offset, "index": action["_index"], **reason})
         with self._search.errors(f"the rejected events of {log}"):
             done = self._search.client.bulk(operations=operations, filter_path="items.*.status")
             statuses = [item["create"]["status"] for item in done["items"]]
         bad = [status for status in statuses if status not in {_CREATED, _THERE}]
         if bad:
-            what = f"{len(bad)} events of {log} (status {bad[0]})"
-            raise SearchError(f"{self._search.rejected} did not accept {what}: make that index writable")
+            problem = f"{len(bad)} events of {log} (status {bad[0]})"
+            raise SearchError(f"{name} did not accept {problem}: make that index writable")
         sent.rejected += len(refused)
-        offset, error = found.offsets[refused[0][0]], refused[0][1]
-        logger.warning(
-            "%s: Elasticsearch rejected %d events, which are listed in %s: offset %d: %s: %s",
-            log,
-            len(refused),
-            self._search.rejected,
-            offset,
-            error.type,
-            error.reason[:300],
-        )
+        position, error = refused[0]
+        first = f"offset {documents.offsets[position]}: {error.type}: {error.reason[:300]}"
+        logger.warning("%s: Elasticsearch rejected %d events, listed in %s: %s", log, len(refused), name, first)

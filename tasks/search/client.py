@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, SerializationError, TlsError
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
@@ -13,7 +12,7 @@ from custody.errors import ConfigurationError, SearchError
 from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30
-_ODDLY_MADE = frozenset({"illegal_argument_exception", "query_shard_exception"})
+_BAD_MAPPING = frozenset({"illegal_argument_exception", "query_shard_exception"})
 
 
 class Search:
@@ -40,20 +39,12 @@ class Search:
             raise ConfigurationError(f"search.url cannot be used: {error}") from None
         self.settings = settings
         self.prefix = settings.prefix
+        self.cursors, self.rejected = f"{self.prefix}-cursors", f"{self.prefix}-rejected"
+        """The index of cursors, and that of rejected events."""
 
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
-
-    @property
-    def cursors(self) -> str:
-        """The index of cursors."""
-        return f"{self.prefix}-cursors"
-
-    @property
-    def rejected(self) -> str:
-        """The index of rejected events."""
-        return f"{self.prefix}-rejected"
 
     def find(self, **asked: Any) -> Mapping[str, Any]:
         """Search all shards, or fail: an incomplete answer must not look complete.
@@ -70,12 +61,12 @@ class Search:
         """
         answer: Mapping[str, Any] = self.client.search(**asked).body
         shards = answer["_shards"]
-        failures = [failure for failure in shards.get("failures", ()) if failure["reason"]["type"] not in _ODDLY_MADE]
+        failures = [failure for failure in shards.get("failures", ()) if failure["reason"]["type"] not in _BAD_MAPPING]
         if failures or (shards["successful"] < shards["total"] and not shards["failed"]):
-            what = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
+            reason = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
             raise SearchError(
                 f"Elasticsearch at {self.settings.url} answers for only {shards['successful']} of {shards['total']}"
-                f" shards ({what}): start the node that held the others, or see its log"
+                f" shards ({reason}): start the node that held the others, or see its log"
             )
         return answer
 
@@ -95,6 +86,18 @@ class Search:
                 " newest documents are not visible: see its log, then try again"
             )
 
+    def create_index(self, name: str, **body: Any) -> None:
+        """Create an index, unless it exists.
+
+        Raises:
+            ApiError, TransportError: the client's own; see `errors`.
+        """
+        try:
+            self.client.indices.create(index=name, **body)
+        except ApiError as error:
+            if error.error != "resource_already_exists_exception":
+                raise
+
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
         """Raise the client's errors as ours.
@@ -102,19 +105,16 @@ class Search:
         Args:
             what: what the request is about.
         """
-        where = f"Elasticsearch at {self.settings.url}"
+        server = f"Elasticsearch at {self.settings.url}"
         try:
             yield
         except (NoConnection, ConnectionTimeout, TlsError) as error:
-            raise SearchError(f"{what}: {where} does not answer ({type(error).__name__})") from None
+            raise SearchError(f"{what}: {server} does not answer ({type(error).__name__})") from None
         except ApiError as error:
-            answer = f"{error.status_code} {error.error}"
-            raise SearchError(f"{what}: {where} answers {answer}: {_reason(error)}") from None
-        except (
-            *(SerializationError, UnsupportedProductError),
-            *(msgspec.ValidationError, KeyError, TypeError, ValueError),
-        ) as error:
-            raise SearchError(f"{what}: {where} does not answer like an Elasticsearch: {error}") from None
+            status = f"{error.status_code} {error.error}"
+            raise SearchError(f"{what}: {server} answers {status}: {_reason(error)}") from None
+        except (SerializationError, UnsupportedProductError, KeyError, TypeError, ValueError) as error:
+            raise SearchError(f"{what}: {server} does not answer like an Elasticsearch: {error}") from None
 
 
 def _reason(error: ApiError) -> str:

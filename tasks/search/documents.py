@@ -15,10 +15,10 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -82,21 +82,27 @@ class Documents:
             frozenset(offset for part in parts for offset in part.forged),
         )
 
-    def at(self, indexes: Sequence[int]) -> "Documents":
-        """Return the documents at some indexes."""
+    def only(self, offsets: Collection[int]) -> "Documents":
+        """Return the documents of some offsets."""
+        chosen = [position for position, offset in enumerate(self.offsets) if offset in offsets]
         return Documents(
-            [self.actions[index] for index in indexes],
-            [self.sources[index] for index in indexes],
-            [self.offsets[index] for index in indexes],
+            [self.actions[position] for position in chosen],
+            [self.sources[position] for position in chosen],
+            [self.offsets[position] for position in chosen],
             self.forged,
         )
+
+    def action(self, position: int) -> dict[str, str]:
+        """Return the action of the document at a position: its `_index` and `_id`."""
+        action: dict[str, str] = msgspec.json.decode(self.actions[position])["create"]
+        return action
 
 
 def properties() -> dict[str, Any]:
     """Return the mapped fields: those of the six event types, and those of `@custody`."""
     fields: dict[str, Any] = {"event_type": _KEYWORD}
     for kind in EVENT_TYPES.values():
-        for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
+        for name, annotation in typing.get_type_hints(kind).items():
             if not name.startswith("_"):
                 fields.setdefault(name, _property(name, annotation))
     origin = {
@@ -110,8 +116,6 @@ def properties() -> dict[str, Any]:
 
 
 def _property(name: str, annotation: Any) -> dict[str, Any]:
-    while typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
         return _property(name, next(inner for inner in typing.get_args(annotation) if inner is not type(None)))
     if name == "timestamp":
@@ -126,9 +130,9 @@ def _property(name: str, annotation: Any) -> dict[str, Any]:
     return _FLATTENED if typing.get_origin(annotation) is dict else _KEYWORD
 
 
-def index_name(prefix: str, day: date) -> str:
-    """Return the index of a day."""
-    return f"{prefix}-{day:%Y.%m.%d}"
+def index_name(prefix: str, day: date | None) -> str:
+    """Return the index of a day; if None, of out-of-range events."""
+    return out_of_range_name(prefix) if day is None else f"{prefix}-{day:%Y.%m.%d}"
 
 
 def out_of_range_name(prefix: str) -> str:
@@ -145,7 +149,7 @@ def restored_name(prefix: str, day: date | None) -> str:
 
     The roll deletes it `search.restored_days` after the last restore, whatever the day.
     """
-    return out_of_range_name(f"{prefix}-restored") if day is None else index_name(f"{prefix}-restored", day)
+    return index_name(f"{prefix}-restored", day)
 
 
 def is_restored(prefix: str, name: str) -> bool:
@@ -156,10 +160,10 @@ def is_restored(prefix: str, name: str) -> bool:
 def index_day(prefix: str, name: str) -> date | None:
     """Return the day of a daily index; None if the index is not a daily one."""
     try:
-        found = datetime.strptime(name.removeprefix(f"{prefix}-"), "%Y.%m.%d").replace(tzinfo=UTC).date()
+        day = datetime.strptime(name.removeprefix(f"{prefix}-"), "%Y.%m.%d").replace(tzinfo=UTC).date()
     except ValueError:
         return None
-    return found if name == index_name(prefix, found) else None
+    return day if name == index_name(prefix, day) else None
 
 
 def date_of(text: str) -> date | None:
@@ -170,64 +174,50 @@ def date_of(text: str) -> date | None:
 
 
 def make_documents(
-    prefix: str,
     days: int,
     log: Log,
     statement: Statement,
     batch: Batch,
     payload: bytes,
-    among: Sequence[int] = (),
-    naming: Callable[[date | None], str] | None = None,
+    naming: Callable[[date | None], str],
 ) -> Documents:
     """Return the documents of a batch.
 
     Args:
-        prefix: the prefix of index names.
         days: events older than this number of days when they were sealed are out of range.
         log: the log.
         statement: the batch's statement; it has a segment.
         batch: the batch.
         payload: its lines, each with its newline.
-        among: only these offsets; all if empty.
-        naming: returns the index of a day, and that of out-of-range events for None; by default the indexer's indices.
+        naming: returns the index of a day, and that of out-of-range events for None.
 
     Raises:
         FormatError: the lines are not those stated, or a line that must be parsed is not an event.
     """
-    found = payload.split(b"\n")
+    events = payload.split(b"\n")
     offsets = offsets_of(statement, batch)
-    if found.pop() or len(found) != len(offsets) or statement.segment is None:
+    if events.pop() or len(events) != len(offsets) or statement.segment is None:
         raise FormatError(
-            f"{log}, sequence {statement.sequence}, batch {batch.number} has {len(found)} lines for {len(offsets)}"
+            f"{log}, sequence {statement.sequence}, batch {batch.number} has {len(events)} lines for {len(offsets)}"
             " offsets; `custody verify` says more"
         )
-    names = _index_names(days, statement, batch, payload, naming or partial(_own_name, prefix))
-    if among:
-        wanted = set(among)
-        chosen = [index for index, offset in enumerate(offsets) if offset in wanted]
-        found, offsets = [found[index] for index in chosen], [offsets[index] for index in chosen]
-        names = names if isinstance(names, str) else [names[index] for index in chosen]
-    if set(map(_last_byte, found)) != {b"}"}:
-        found = [line.rstrip(b" \t\r") for line in found]
+    names = _index_names(days, statement, batch, payload, naming)
+    if set(map(_last_byte, events)) != {b"}"}:
+        events = [line.rstrip(b" \t\r") for line in events]
     # Topics and keys need no JSON escapes: Kafka and FORMAT.md allow no quotes, backslashes or control characters.
     tail = (
         f',"{ORIGIN}":{{"topic":"{log.name}","partition":{log.partition},"batch":{batch.number},'
         f'"segment":"{statement.segment.key}","offset":'
     ).encode()
-    ids = f'"_id":"{log.name}-{log.partition}-'.encode()
-    if isinstance(names, str):
-        head = b'{"create":{"_index":"' + names.encode() + b'",' + ids
-        actions = [b'%b%d"}}' % (head, offset) for offset in offsets]
-    else:
-        actions = [
-            b'{"create":{"_index":"%b",%b%d"}}' % (name.encode(), ids, offset)
-            for name, offset in zip(names, offsets, strict=True)
-        ]
-    sources = [b"%b%b%d}}" % (line[:-1], tail, offset) for line, offset in zip(found, offsets, strict=True)]
+    ids = f'","_id":"{log.name}-{log.partition}-'.encode()
+    actions = [
+        b'{"create":{"_index":"%b%b%d"}}' % (name, ids, offset) for name, offset in zip(names, offsets, strict=True)
+    ]
+    sources = [b"%b%b%d}}" % (line[:-1], tail, offset) for line, offset in zip(events, offsets, strict=True)]
     forged = frozenset[int]()
     if _may_be_forged(payload):
         try:
-            forged = frozenset(offset for line, offset in zip(found, offsets, strict=True) if _is_forged(line))
+            forged = frozenset(offset for line, offset in zip(events, offsets, strict=True) if _is_forged(line))
         except _HOSTILE as error:
             raise _no_event(statement, batch, error) from None
     return Documents(actions, sources, offsets, forged)
@@ -258,6 +248,7 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
     """
     if statement.segment is None:
         return
+    naming = partial(index_name, prefix)
     data = store.read(statement.segment.key, limit=limits.SEGMENT_BYTES)
     for batch in statement.batches:
         try:
@@ -267,11 +258,7 @@ def read_documents(store: Store, prefix: str, days: int, log: Log, statement: St
                 f"{statement.segment.key}: batch {batch.number} is not what sequence {statement.sequence} of {log}"
                 f" states: {error}; `custody verify` says more"
             ) from None
-        yield make_documents(prefix, days, log, statement, batch, payload)
-
-
-def _own_name(prefix: str, day: date | None) -> str:
-    return out_of_range_name(prefix) if day is None else index_name(prefix, day)
+        yield make_documents(days, log, statement, batch, payload, naming)
 
 
 def _last_byte(line: bytes) -> bytes:
@@ -280,25 +267,20 @@ def _last_byte(line: bytes) -> bytes:
 
 def _index_names(
     days: int, statement: Statement, batch: Batch, payload: bytes, naming: Callable[[date | None], str]
-) -> str | Sequence[str]:
-    """Return the index of all events of a batch, or a list with the index of each."""
+) -> Sequence[bytes]:
+    """Return the index of each event of a batch."""
     sealed = parse_time(statement.sealed_at)
     oldest, newest = (sealed - timedelta(days=days)).date(), (sealed + LEEWAY).date()
     first, last = parse_time(batch.min_time).date(), parse_time(batch.max_time).date()
 
-    def name(day: date) -> str:
-        return naming(day if oldest <= day <= newest else None)
-
-    if first == last:
-        return name(first)
-    named: dict[str, str] = {}
-
-    def name_of(text: str) -> str:
-        day = date_of(text)
+    @cache
+    def name(day: date | None) -> bytes:
         if day is None:
             raise FormatError(f"batch {batch.number} of sequence {statement.sequence} has an event without a time")
-        return named.setdefault(str(day), name(day))
+        return naming(day if oldest <= day <= newest else None).encode()
 
+    if first == last:
+        return [name(first)] * payload.count(b"\n")
     try:
         times = _decode_times(payload)
     except _HOSTILE as error:
@@ -306,7 +288,7 @@ def _index_names(
     # The decoder skips blank lines.
     if len(times) != batch.events:
         raise _no_event(statement, batch, "a line is blank")
-    return [name_of(time.timestamp) for time in times]
+    return [name(date_of(time.timestamp)) for time in times]
 
 
 def _no_event(statement: Statement, batch: Batch, why: object) -> FormatError:

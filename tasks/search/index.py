@@ -14,10 +14,10 @@ at its end.
 import logging
 import threading
 import time
-from collections import deque
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -30,19 +30,18 @@ from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from tasks.search.bulk import Bulk, Sent
+from tasks.search.bulk import Bulk
 from tasks.search.client import Search
-from tasks.search.cursors import Cursor, put_cursor, read_cursor
-from tasks.search.documents import Documents, read_documents
-from tasks.search.indices import prepare
+from tasks.search.documents import read_documents
+from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.settings import Settings
 
 GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""
 _LOOK_SECONDS = 5.0
 _CURSOR_SECONDS = 2.0
-_REQUESTS = 2
-"""Bulk requests under way at a time."""
+_SEQUENCES = 10**12
+"""More than a log can have: the number in a manifest's key has twelve digits."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +77,11 @@ class Indexer:
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._bulk = Bulk(search)
         self._holds = standing(store, archive, settings.trust_at_hand())
-        self._cursors: dict[Log, Cursor] = {}
+        self._cursors: dict[Log, int] = {}
         self._untrue: dict[Log, str] = {}
-        self._unread: dict[Log, dict[int, str]] = {}
-        self._lost: dict[Log, dict[int, str]] = {}
+        """Cursors that cannot be true."""
+        self._skipped: dict[Log, dict[int, str]] = defaultdict(dict)
+        """Statements that could not be indexed, and why."""
         self._ended: set[Log] = set()
         """Logs whose end was compared with a listing. That costs more than a read, so it is done once."""
 
@@ -96,68 +96,68 @@ class Indexer:
         Returns:
             False if Elasticsearch or the archive failed, so that it should be tried again.
         """
+        failure = None
         try:
             self._follow(log, result, go_on)
         except CustodyError as error:
             # Indexing a statement again does no harm.
             self._cursors.pop(log, None)
-            result.problem = "; ".join(filter(None, [str(error), self._problem(log)]))
-            return False
-        result.problem = self._problem(log)
-        return True
+            failure = str(error)
+        except Exception as error:  # noqa: BLE001 - it must not end the indexing of other logs
+            # Not again before the log grows: an error in our code does not go away by waiting.
+            result.problem = _unforeseen(error)
+            return True
+        result.problem = "; ".join(filter(None, [failure, self._untrue.get(log), self._skips(log)])) or None
+        return failure is None
 
     def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool]) -> None:
-        known = self._cursors.get(log)
-        written = known or self._written(log)
-        cursor = known or self._begin(log, written)
-        unread, lost = self._unread.setdefault(log, {}), self._lost.setdefault(log, {})
-        sealed_at, since = None, time.monotonic()
+        oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
+        written = self._cursors[log] if log in self._cursors else self._read_cursor(log)
+        sequence, skipped, since = written or 0, self._skipped[log], time.monotonic()
         while go_on():
-            result.sequence = cursor.sequence
-            statement, passed = self._next(log, cursor.sequence, holes=log not in self._ended)
-            for sequence in passed.keys() - unread.keys():
-                logger.warning("%s: %s", log, passed[sequence])
-            unread |= passed
-            for sequence in _passed_over(statement):
-                # Such a slot has no statement. It was a problem until the writer signed that it was passed over.
-                unread.pop(sequence, None)
+            result.sequence = sequence
+            statement, unread = self._next(log, sequence, holes=log not in self._ended)
+            if statement is not None and parse_time(statement.sealed_at) < oldest:
+                # The next roll would delete its events again.
+                sequence = self._first_since(log, statement.sequence + 1, oldest)
+                continue
+            for number in unread.keys() - skipped.keys():
+                logger.warning("%s: %s", log, unread[number])
+            skipped |= unread
             if statement is None:
-                if not passed:
+                if not unread:
                     self._ended.add(log)
                 result.behind = 0.0
                 break
             result.sequence = statement.sequence
             result.behind = (datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds()
-            sent = self._index(log, statement, lost)
-            sent.add_to(result)
-            if statement.expired is not None:
-                # The expiry is stated after the statements that expired.
-                first, end = statement.expired
-                for sequence in [number for number in lost if first <= number < end]:
-                    del lost[sequence]
-            indexed = cursor.indexed + sent.created + sent.there
-            cursor = Cursor(statement.sequence + 1, indexed, cursor.rejected + sent.rejected)
-            sealed_at = statement.sealed_at
+            self._index(log, statement, result)
+            # Slots without a statement are a problem until a signed statement passes over them. Lost segments are one
+            # until a signed statement says that they expired.
+            passed_over = range(statement.sequence - len(statement.passed_over), statement.sequence)
+            expired = range(*statement.expired or (0, 0))
+            for number in [number for number in skipped if number in passed_over or number in expired]:
+                del skipped[number]
+            sequence = statement.sequence + 1
             if time.monotonic() - since > _CURSOR_SECONDS:
-                put_cursor(self._search, self._archive, log, cursor, sealed_at)
-                written, since = cursor, time.monotonic()
-        if cursor != written:
-            put_cursor(self._search, self._archive, log, cursor, sealed_at)
-        self._cursors[log] = cursor
+                put_cursor(self._search, self._archive, log, sequence)
+                written, since = sequence, time.monotonic()
+        if sequence != written:
+            put_cursor(self._search, self._archive, log, sequence)
+        self._cursors[log] = sequence
 
-    def _problem(self, log: Log) -> str | None:
-        """Return the problems of a log that did not stop its indexing."""
-        problems = [self._untrue[log]] if log in self._untrue else []
-        passed = self._unread.get(log, {}) | self._lost.get(log, {})
-        if passed:
-            more = f", and {len(passed) - 1:,} more problems like this" if len(passed) > 1 else ""
-            problems.append(
-                f"not indexed: {passed[min(passed)]}{more}. Run `custody verify` for details. After the objects are"
-                " restored, `custody audit --full` indexes their events"
-            )
-        return "; ".join(problems) or None
+    def _skips(self, log: Log) -> str | None:
+        """Return what was skipped of a log."""
+        skipped = self._skipped[log]
+        if not skipped:
+            return None
+        more = f", and {len(skipped) - 1:,} more problems like this" if len(skipped) > 1 else ""
+        return (
+            f"not indexed: {skipped[min(skipped)]}{more}. Run `custody verify` for details. After the objects are"
+            " restored, `custody audit --full` indexes their events"
+        )
 
-    def _written(self, log: Log) -> Cursor | None:
+    def _read_cursor(self, log: Log) -> int | None:
         """Return the cursor in Elasticsearch; None, with a warning, if it cannot be true.
 
         Otherwise a cursor set far ahead could stop all indexing. The statement before a cursor must have a manifest,
@@ -166,8 +166,12 @@ class Indexer:
         cursor = read_cursor(self._search, self._archive, log)
         if cursor is None:
             problem = "is not a cursor"
-        elif cursor.sequence and not self._reaches(log, cursor.sequence - 1):
-            problem = f"says that {cursor.sequence:,} statements are indexed, but the log has fewer"
+        elif (
+            cursor
+            and not self._store.exists(layout.manifest_key(log, cursor - 1))
+            and self._listed(log, cursor - 1) is None
+        ):
+            problem = f"says that {cursor:,} statements are indexed, but the log has fewer"
         else:
             return cursor
         self._untrue[log] = (
@@ -178,33 +182,15 @@ class Indexer:
         logger.warning("%s", self._untrue[log])
         return None
 
-    def _reaches(self, log: Log, sequence: int) -> bool:
-        return self._store.exists(layout.manifest_key(log, sequence)) or self._listed(log, sequence) is not None
+    def _first_since(self, log: Log, sequence: int, oldest: datetime) -> int:
+        """Return the first statement from a sequence on that was sealed at a moment or later; the end if none was."""
 
-    def _begin(self, log: Log, written: Cursor | None) -> Cursor:
-        """Return where to continue: at the cursor, but after statements so old that the next roll would delete them."""
-        cursor = written or Cursor()
-        oldest = datetime.now(UTC) - timedelta(days=self._settings.days)
-
-        def old(sequence: int) -> int | None:
+        def is_recent(sequence: int) -> bool:
             # A statement that cannot be read counts as old as the next one that can.
             statement, _ = self._next(log, sequence, holes=True)
-            return statement.sequence if statement and parse_time(statement.sealed_at) < oldest else None
+            return statement is None or parse_time(statement.sealed_at) >= oldest
 
-        statement, passed = self._next(log, cursor.sequence, holes=True)
-        if statement is None and not passed:
-            self._ended.add(log)
-        if statement is None or parse_time(statement.sealed_at) >= oldest:
-            return cursor
-        low, step = statement.sequence, 1
-        while (found := old(low + step)) is not None:
-            low, step = found, step * 2
-        high = low + step
-        while high - low > 1:
-            middle = (low + high) // 2
-            found = old(middle)
-            low, high = (low, middle) if found is None or found >= high else (found, high)
-        return replace(cursor, sequence=high)
+        return bisect_left(range(_SEQUENCES), True, lo=sequence, key=is_recent)
 
     def _next(self, log: Log, sequence: int, *, holes: bool) -> tuple[Statement | None, dict[int, str]]:
         """Return the first readable statement from a sequence on, and the problems of those before it.
@@ -214,24 +200,22 @@ class Indexer:
             sequence: where to begin.
             holes: whether to list later manifests if one is missing; otherwise the log ends there.
         """
-        passed: dict[int, str] = {}
+        unread: dict[int, str] = {}
         while True:
             try:
-                statement = read_manifest(self._store, log, sequence, self._holds(log)).statement
+                return read_manifest(self._store, log, sequence, self._holds(log)).statement, unread
             except FormatError as error:
-                passed[sequence] = str(error)
+                unread[sequence] = str(error)
                 sequence += 1
             except ObjectMissing:
                 following = self._listed(log, sequence) if holes else None
                 if following is None:
-                    return None, passed
+                    return None, unread
                 # It may have been put meanwhile, and others behind it.
                 if not self._store.exists(layout.manifest_key(log, sequence)):
                     span = f"sequence {sequence}" if following == sequence + 1 else f"{sequence} to {following - 1}"
-                    passed[sequence] = f"manifests of {log} are missing ({span}), but later ones exist"
+                    unread[sequence] = f"manifests of {log} are missing ({span}), but later ones exist"
                     sequence = following
-            else:
-                return statement, passed
 
     def _listed(self, log: Log, sequence: int) -> int | None:
         """Return the first later sequence whose manifest is listed; None if there is none."""
@@ -239,43 +223,24 @@ class Indexer:
         numbers = (parsed[1] for info in listed if (parsed := layout.parse_manifest_key(info.key)))
         return min((number for number in numbers if number > sequence), default=None)
 
-    def _index(self, log: Log, statement: Statement, lost: dict[int, str]) -> Sent:
-        total = Sent()
-        # While some requests are running, the next one is prepared.
-        with ThreadPoolExecutor(_REQUESTS) as senders:
-            under_way: deque[Future[Sent]] = deque()
-            try:
-                for made in self._gather(log, statement):
-                    if len(under_way) == _REQUESTS:
-                        under_way.popleft().result().add_to(total)
-                    under_way.append(senders.submit(self._bulk.create, log, made))
-            except ObjectArchived as error:
-                logger.warning("%s: %s; `custody backfill` restores it", log, error)
-            except (FormatError, ObjectMissing) as error:
-                # Permanent: record it and continue with the next statement.
-                lost[statement.sequence] = f"sequence {statement.sequence} of {log}: {error}"
-                logger.warning("%s", lost[statement.sequence])
-            for sent in under_way:
-                sent.result().add_to(total)
-        return total
-
-    def _gather(self, log: Log, statement: Statement) -> Iterator[Documents]:
-        """Yield the documents of a statement, about one bulk request at a time."""
-        waiting: list[Documents] = []
-        size = 0
-        for made in read_documents(self._store, self._search.prefix, self._settings.days, log, statement):
-            waiting.append(made)
-            size += sum(map(len, made.sources))
-            if size >= self._settings.bulk_bytes:
-                yield Documents.join(waiting)
-                waiting, size = [], 0
-        if waiting:
-            yield Documents.join(waiting)
+    def _index(self, log: Log, statement: Statement, result: IndexResult) -> None:
+        documents = read_documents(self._store, self._search.prefix, self._settings.days, log, statement)
+        try:
+            self._bulk.send(log, documents, result)
+        except ObjectArchived as error:
+            logger.warning("%s: %s; `custody backfill` restores it", log, error)
+        except (FormatError, ObjectMissing) as error:
+            # Permanent: record it and continue with the next statement.
+            self._skipped[log][statement.sequence] = f"sequence {statement.sequence} of {log}: {error}"
+            logger.warning("%s", self._skipped[log][statement.sequence])
 
 
-def _passed_over(statement: Statement | None) -> range:
-    """Return the slots that a statement passes over."""
-    return range(statement.sequence - len(statement.passed_over), statement.sequence) if statement else range(0)
+@contextmanager
+def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
+    """Open the archive and Elasticsearch, prepare its indices, and yield the archive's store and its indexer."""
+    with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
+        prepare(search)
+        yield store, Indexer(settings, store, search, read_archive(store).id)
 
 
 def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:
@@ -293,16 +258,11 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
         StoreError: the archive does not answer at all.
         SearchError: Elasticsearch does not answer at all.
     """
-    results = []
-    with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
-        logs = choose_logs(list_logs(store), wanted)
-        prepare(search)
-        indexer = Indexer(settings, store, search, read_archive(store).id)
-        for log in logs:
-            result = IndexResult(str(log))
+    with _open(settings) as (store, indexer):
+        results = {log: IndexResult(str(log)) for log in choose_logs(list_logs(store), wanted)}
+        for log, result in results.items():
             indexer.index(log, result)
-            results.append(result)
-    return results
+    return list(results.values())
 
 
 class Follower:
@@ -350,13 +310,9 @@ class Follower:
     def _run(self) -> None:
         while self._go_on():
             try:
-                with (
-                    closing(open_store(self._settings.archive, self._settings.s3)) as store,
-                    closing(Search(self._settings.search)) as search,
-                ):
-                    prepare(search)
+                with _open(self._settings) as (store, indexer):
                     self._problem = None
-                    self._follow(store, Indexer(self._settings, store, search, read_archive(store).id))
+                    self._follow(store, indexer)
                     return
             except CustodyError as error:
                 self._problem = str(error)
@@ -376,28 +332,23 @@ class Follower:
                 due |= self._sealed
                 self._sealed = set()
                 ending = self._deadline is not None
-            failed = {log for log in sorted(due) if not self._index(indexer, log)}
+            failed = set()
+            for log in sorted(due):
+                with self._changed:
+                    result = self._results.setdefault(log, IndexResult(str(log)))
+                if not indexer.index(log, result, self._go_on):
+                    failed.add(log)
             if ending or not self._go_on():
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._sealed or self._deadline is not None, _LOOK_SECONDS)
             due = failed
 
-    def _index(self, indexer: Indexer, log: Log) -> bool:
-        with self._changed:
-            result = self._results.setdefault(log, IndexResult(str(log)))
-        try:
-            return indexer.index(log, result, self._go_on)
-        except Exception as error:  # noqa: BLE001 - it must not end the indexing of other logs
-            result.problem = _unforeseen(error)
-            # Not again before the log grows: an error in our code does not go away by waiting.
-            return True
-
 
 def _unforeseen(error: Exception) -> str:
     """Log an unexpected error with its traceback, and return a message about it."""
-    logger.error("unexpected error while indexing during the drain", exc_info=error)
+    logger.error("unexpected error while indexing", exc_info=error)
     return (
-        f"unexpected error while indexing during the drain ({type(error).__name__}): the log has the traceback, please"
+        f"unexpected error while indexing ({type(error).__name__}): the log has the traceback, please"
         " report it; `custody index` tries again"
     )

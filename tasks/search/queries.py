@@ -41,14 +41,10 @@ def logs_in(search: Search, index: str) -> tuple[int, list[LogDocuments]]:
     spans = {"first": {"min": {"field": OFFSET}}, "last": {"max": {"field": OFFSET}}}
     logs = {"composite": {"size": 10_000, "sources": sources}, "aggs": spans}
     # One search for all numbers, because documents may be added meanwhile.
-    answer = search.find(
-        index=index,
-        size=0,
-        track_total_hits=True,
-        aggs={"placed": {"filter": placed, "aggs": {"logs": logs}}},
-    )
+    aggs = {"placed": {"filter": placed, "aggs": {"logs": logs}}}
+    answer = search.find(index=index, size=0, track_total_hits=True, aggs=aggs)
     within = answer["aggregations"]["placed"]
-    found = [
+    by_log = [
         LogDocuments(
             str(bucket["key"]["topic"]),
             int(bucket["key"]["partition"]),
@@ -58,7 +54,7 @@ def logs_in(search: Search, index: str) -> tuple[int, list[LogDocuments]]:
         )
         for bucket in within["logs"]["buckets"]
     ]
-    return answer["hits"]["total"]["value"] - within["doc_count"], found
+    return answer["hits"]["total"]["value"] - within["doc_count"], by_log
 
 
 def refused_logs(search: Search) -> dict[str, int]:
@@ -70,21 +66,20 @@ def refused_logs(search: Search) -> dict[str, int]:
     """
     search.refresh(search.rejected)
     logs = {"terms": {"field": "log", "size": 10_000}, "aggs": {"first": {"min": {"field": "offset"}}}}
-    found = search.find(index=search.rejected, size=0, query={"exists": {"field": "offset"}}, aggs={"logs": logs})[
-        "aggregations"
-    ]["logs"]["buckets"]
-    return {str(bucket["key"]): int(bucket["first"]["value"]) for bucket in found}
+    answer = search.find(index=search.rejected, size=0, query={"exists": {"field": "offset"}}, aggs={"logs": logs})
+    buckets = answer["aggregations"]["logs"]["buckets"]
+    return {str(bucket["key"]): int(bucket["first"]["value"]) for bucket in buckets}
 
 
 def count_documents(search: Search, index: str, query: Mapping[str, Any]) -> int:
     """Return how many documents of an index a query finds.
 
     Raises:
-        SearchError: Elasticsearch does not answer, or says no.
+        SearchError: Elasticsearch does not answer, or refuses.
     """
     with search.errors(f"a count of {index}"):
-        found = search.find(index=index, size=0, track_total_hits=True, query=query)
-        return int(found["hits"]["total"]["value"])
+        answer = search.find(index=index, size=0, track_total_hits=True, query=query)
+        return int(answer["hits"]["total"]["value"])
 
 
 def delete_documents(search: Search, index: str, query: Mapping[str, Any]) -> None:
@@ -135,14 +130,10 @@ def count_in_ranges(
 ) -> list[int]:
     """Return how many documents there are with an offset in each range."""
     filters = [{"range": {field: {"gte": first, "lt": end}}} for first, end in ranges]
+    aggs = {"counts": {"filters": {"filters": filters}}}
     with search.errors(f"counts of {index}"):
         try:
-            answer = search.find(
-                index=index,
-                size=0,
-                query={"bool": {"filter": query}},
-                aggs={"counts": {"filters": {"filters": filters}}},
-            )
+            answer = search.find(index=index, size=0, query={"bool": {"filter": query}}, aggs=aggs)
         except NotFoundError:
             return [0] * len(ranges)
     return [bucket["doc_count"] for bucket in answer["aggregations"]["counts"]["buckets"]]

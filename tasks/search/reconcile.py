@@ -15,8 +15,8 @@ Whoever can write to Elasticsearch can also change its cursors, so cursors must 
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -24,10 +24,8 @@ from typing import Any
 
 from elasticsearch import NotFoundError
 
-from custody.archive.reader import (
-    Holds,
-    read_manifest,
-)
+from custody.archive.reader import Holds, read_manifest
+from custody.errors import CustodyError, FormatError, SearchError, StoreError, TransientStoreError
 from custody.findings import Finding, Severity, finding
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
@@ -35,8 +33,6 @@ from custody.format.times import parse_time
 from custody.store.protocol import Store
 from tasks.search.bulk import Bulk
 from tasks.search.client import Search
-from tasks.search.compare import skip_damaged
-from tasks.search.cursors import read_cursor
 from tasks.search.documents import (
     OFFSET,
     ORIGIN,
@@ -48,8 +44,9 @@ from tasks.search.documents import (
     read_documents,
     restored_name,
 )
-from tasks.search.indices import prepare
+from tasks.search.indices import prepare, read_cursor
 from tasks.search.queries import count_in_ranges, of_log, refused_of
+from tasks.settings import Settings
 
 _PAGE = 1000
 _SPARE = 10_000
@@ -68,6 +65,32 @@ class _Document:
     index: str
     offset: int
     source: Mapping[str, Any]
+
+
+def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
+    """Return the findings of a comparison with Elasticsearch. If it does not answer, that is only a notice."""
+    findings: list[dict[str, Any]] = []
+    try:
+        with closing(Search(settings.search)) as search:
+            findings += (difference.to_dict() for difference in look(search))
+    except (SearchError, TransientStoreError) as error:
+        message = f"Elasticsearch was not compared with the archive: {error}"
+        findings.append(finding("unreadable", message, severity=Severity.NOTICE).to_dict())
+    except CustodyError:
+        # Problems with a statement or segment are reported separately.
+        pass
+    return findings
+
+
+@contextmanager
+def skip_damaged() -> Iterator[None]:
+    """Skip what cannot be compared because an object of the archive is damaged or missing."""
+    try:
+        yield
+    except (FormatError, StoreError) as error:
+        # Verification reads the same object, and reports the problem.
+        if isinstance(error, TransientStoreError):
+            raise
 
 
 def reconcile(
@@ -103,7 +126,7 @@ def reconcile(
         SearchError: Elasticsearch does not answer.
         TransientStoreError: the archive does not answer.
     """
-    cursor = read_cursor(search, archive, log)
+    indexed = read_cursor(search, archive, log) or 0
     oldest = now - timedelta(days=search.settings.days)
     wanted = []
     for sequence in statements:
@@ -117,53 +140,37 @@ def reconcile(
         search.refresh(f"{search.prefix},{search.rejected}")
     hours = [list(group) for _, group in groupby(wanted, lambda statement: statement.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
-    found = count_in_ranges(search, search.prefix, of_log(log), OFFSET, ranges)
+    present = count_in_ranges(search, search.prefix, of_log(log), OFFSET, ranges)
     rejected = count_in_ranges(search, search.rejected, refused_of(log), "offset", ranges)
     counts["rejected"] += sum(rejected)
-    looked = _Comparison(search, store, log, oldest, cursor.sequence if cursor else 0, marked)
-    for hour, count, refused in zip(hours, found, rejected, strict=True):
-        if not count and hour[0].sequence >= looked.promised:
+    comparison = _Comparison(search, store, log, oldest, indexed, max(indexed, marked))
+    for hour, count, refused in zip(hours, present, rejected, strict=True):
+        if not count and hour[0].sequence >= comparison.promised:
             continue
-        expected = sum(batch.events for one in hour for batch in one.batches)
+        expected = sum(batch.events for statement in hour for batch in statement.batches)
         if content or count + refused != expected:
             for statement in hour:
-                yield from looked.compare(statement)
-    yield from looked.restored()
+                yield from comparison.compare(statement)
+    yield from comparison.restored()
 
 
 @dataclass(slots=True)
-class _Seen:
-    """How the documents of a statement compare with its events.
+class _Differences:
+    """How the documents of a statement differ from its events.
 
     Attributes:
+        extra: offsets of documents that belong to no event, or are duplicates.
         edited: offsets and documents whose content differs.
         moved: offsets and documents that are not in the index of their day.
-        lacking: events without a document, by their indexes in a batch.
-        doubted: events without a document that are listed as rejected.
-        whole: whether all events were read.
+        missing: events without a document.
+        doubtful: events without a document that are listed as rejected.
     """
 
+    extra: list[int] = field(default_factory=list)
     edited: list[tuple[int, _Document]] = field(default_factory=list)
     moved: list[tuple[int, _Document]] = field(default_factory=list)
-    lacking: list[tuple[Documents, list[int]]] = field(default_factory=list)
-    doubted: list[tuple[Documents, list[int]]] = field(default_factory=list)
-    whole: bool = False
-
-    def changed(self, where: Mapping[str, Any]) -> Iterator[Finding]:
-        """Yield findings for documents that were changed or moved."""
-        if self.edited:
-            what = (
-                f"{len(self.edited)} documents differ from the archived events"
-                f" ({_some([offset for offset, _ in self.edited])}); the first is in {self.edited[0][1].index[:100]}"
-            )
-            yield finding("index-edited", what, offset=self.edited[0][0], **where)
-        if self.moved:
-            what = (
-                f"{len(self.moved)} documents are as archived ({_some([offset for offset, _ in self.moved])}), but not"
-                f" in the index of their day; the first is in {self.moved[0][1].index[:100]}: they were restored under"
-                " another name, or somebody moved them, and they are not deleted with their day"
-            )
-            yield finding("index-edited", what, severity=Severity.NOTICE, offset=self.moved[0][0], **where)
+    missing: list[Documents] = field(default_factory=list)
+    doubtful: list[Documents] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -176,102 +183,57 @@ class _Comparison:
     oldest: datetime
     indexed: int
     """Number of statements that are indexed by Elasticsearch's cursor."""
-    marked: int
-    """Number of statements that audits have found indexed."""
+    promised: int
+    """Number of statements that the cursor or audits say are indexed; later ones may still be catching up."""
     _restored: list[tuple[Statement, int]] = field(default_factory=list)
     """Statements between the two with missing events, and the number of these events."""
-    _bulk: Bulk = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._bulk = Bulk(self.search)
-
-    @property
-    def promised(self) -> int:
-        """Number of statements that must be fully indexed; later ones may still be catching up."""
-        return max(self.indexed, self.marked)
 
     def compare(self, statement: Statement) -> Iterator[Finding]:
         """Compare each document of a statement with its event."""
-        try:
-            yield from self._compare(statement)
-        except _TooMany as error:
-            where: dict[str, Any] = {"sequence": statement.sequence, "offset": statement.first_offset}
-            yield finding("index-extra", str(error), log=str(self.log), **where)
-
-    def _compare(self, statement: Statement) -> Iterator[Finding]:
-        there: dict[int, list[_Document]] = {}
-        for document in _documents(self.search, self.search.prefix, of_log(self.log), OFFSET, statement):
-            there.setdefault(document.offset, []).append(document)
-        promised = statement.sequence < self.promised
-        if not there and not promised:
-            return
-        seen = self._look(statement, there, promised=promised)
         where: dict[str, Any] = {"log": str(self.log), "sequence": statement.sequence}
-        # If the segment could not be read to its end, documents that were not compared are not extra.
-        extra = sorted(offset for offset, left in there.items() for _ in left) if seen.whole else []
-        if extra:
-            what = f"{len(extra)} documents belong to no event, or are duplicates ({_some(extra)})"
-            yield finding("index-extra", what, offset=extra[0], **where)
-        yield from seen.changed(where)
-        yield from self._fill(statement, seen, where)
-
-    def _look(self, statement: Statement, there: dict[int, list[_Document]], *, promised: bool) -> "_Seen":
-        """Compare documents, by their offsets, with a statement's events, and remove those from `there`."""
-        refused = {
-            document.offset
-            for document in _documents(self.search, self.search.rejected, refused_of(self.log), "offset", statement)
-        }
-        seen = _Seen()
-        with skip_damaged():
-            for expected in self._expected(statement):
-                missing: list[int] = []
-                doubtful: list[int] = []
-                for place, offset in enumerate(expected.offsets):
-                    index = json.loads(expected.actions[place])["create"]["_index"]
-                    if documents := there.get(offset, []):
-                        one, as_archived = self._take(documents, index, expected.sources[place])
-                        if not as_archived:
-                            seen.edited.append((offset, one))
-                        elif one.index != index and not self._may_lie(one, index):
-                            seen.moved.append((offset, one))
-                    elif promised and self._is_kept(index):
-                        known = offset in refused or offset in expected.forged
-                        (doubtful if known else missing).append(place)
-                seen.lacking += [(expected, missing)] if missing else []
-                seen.doubted += [(expected, doubtful)] if doubtful else []
-            seen.whole = True
-        return seen
-
-    def _is_kept(self, index: str) -> bool:
-        """Return whether an index must still exist, by its day."""
-        day = index_day(self.search.prefix, index)
-        return day is None or day > self.oldest.date()
-
-    def _fill(self, statement: Statement, seen: "_Seen", where: Mapping[str, Any]) -> Iterator[Finding]:
-        """Index events again that are missing, or are listed as rejected."""
-        if seen.lacking:
-            offsets = [expected.offsets[place] for expected, places in seen.lacking for place in places]
-            created = self._create(seen.lacking)
+        try:
+            differences = self._differences(statement)
+        except _TooMany as error:
+            yield finding("index-extra", str(error), offset=statement.first_offset, **where)
+            return
+        if extra := differences.extra:
+            message = f"{len(extra)} documents belong to no event, or are duplicates ({_some(extra)})"
+            yield finding("index-extra", message, offset=extra[0], **where)
+        if edited := differences.edited:
+            message = (
+                f"{len(edited)} documents differ from the archived events ({_some([offset for offset, _ in edited])});"
+                f" the first is in {edited[0][1].index[:100]}"
+            )
+            yield finding("index-edited", message, offset=edited[0][0], **where)
+        if moved := differences.moved:
+            message = (
+                f"{len(moved)} documents are as archived ({_some([offset for offset, _ in moved])}), but not in the"
+                f" index of their day; the first is in {moved[0][1].index[:100]}: they were restored under another"
+                " name, or somebody moved them, and they are not deleted with their day"
+            )
+            yield finding("index-edited", message, severity=Severity.NOTICE, offset=moved[0][0], **where)
+        if differences.missing:
+            offsets, created = self._create(differences.missing)
             if statement.sequence < self.indexed:
-                what = (
+                message = (
                     f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} were indexed again"
                 )
-                yield finding("index-missing", what, offset=offsets[0], **where)
+                yield finding("index-missing", message, offset=offsets[0], **where)
             else:
                 self._restored.append((statement, len(offsets)))
         # Otherwise somebody could delete a document and list it as rejected.
-        taken = self._create(seen.doubted) if seen.doubted else 0
-        if taken:
-            what = (
-                f"{taken} events that {self.search.rejected} lists as rejected were not in Elasticsearch, which accepts"
-                " them: they were indexed now"
+        accepted = self._create(differences.doubtful)[1] if differences.doubtful else 0
+        if accepted:
+            message = (
+                f"{accepted} events that {self.search.rejected} lists as rejected were not in Elasticsearch, which"
+                " accepts them: they were indexed now"
             )
-            yield finding("index-missing", what, **where)
+            yield finding("index-missing", message, **where)
 
     def restored(self) -> Iterator[Finding]:
         """Report events that were indexed again because Elasticsearch lost them and set its cursor back."""
         if self._restored:
-            what = (
+            message = (
                 f"{sum(count for _, count in self._restored):,} events were not in Elasticsearch, and were indexed"
                 " again. They are after its cursor, but an audit has found them, or later ones, there: Elasticsearch"
                 " was lost or restored, somebody set the cursor back, or a backfill wrote later events before the"
@@ -279,34 +241,66 @@ class _Comparison:
             )
             (first, _), (last, _) = self._restored[0], self._restored[-1]
             where: dict[str, Any] = {"log": str(self.log), "sequence": first.sequence, "through": last.sequence}
-            yield finding("index-missing", what, severity=Severity.NOTICE, offset=first.first_offset, **where)
+            yield finding("index-missing", message, severity=Severity.NOTICE, offset=first.first_offset, **where)
 
-    def _expected(self, statement: Statement) -> Iterator[Documents]:
-        return read_documents(self.store, self.search.prefix, self.search.settings.days, self.log, statement)
+    def _differences(self, statement: Statement) -> _Differences:
+        differences = _Differences()
+        unmatched: dict[int, list[_Document]] = {}
+        for document in _documents(self.search, self.search.prefix, of_log(self.log), OFFSET, statement):
+            unmatched.setdefault(document.offset, []).append(document)
+        promised = statement.sequence < self.promised
+        if not unmatched and not promised:
+            return differences
+        rejected = _documents(self.search, self.search.rejected, refused_of(self.log), "offset", statement)
+        refused = {document.offset for document in rejected}
+        prefix, days = self.search.prefix, self.search.settings.days
+        with skip_damaged():
+            for expected in read_documents(self.store, prefix, days, self.log, statement):
+                missing: set[int] = set()
+                doubtful: set[int] = set()
+                for position, offset in enumerate(expected.offsets):
+                    index = expected.action(position)["_index"]
+                    if documents := unmatched.get(offset, []):
+                        # If several claim an offset, the one in the expected index is taken for the event.
+                        taken = next((number for number, it in enumerate(documents) if it.index == index), 0)
+                        document = documents.pop(taken)
+                        # Compared as text: in Python 0 == False and 1.0 == 1, but in a search they differ.
+                        if _text(document.source) != _text(json.loads(expected.sources[position])):
+                            differences.edited.append((offset, document))
+                        elif document.index != index and not self._may_hold(document, index):
+                            differences.moved.append((offset, document))
+                    elif promised and self._is_kept(index):
+                        known = offset in refused or offset in expected.forged
+                        (doubtful if known else missing).add(offset)
+                differences.missing += [expected.only(missing)] if missing else []
+                differences.doubtful += [expected.only(doubtful)] if doubtful else []
+            # If the segment cannot be read to its end, documents that were not compared are not extra.
+            differences.extra = sorted(offset for offset, left in unmatched.items() for _ in left)
+        return differences
 
-    def _take(self, found: list[_Document], index: str, source: bytes) -> tuple[_Document, bool]:
-        """Remove an event's document from those that claim its offset, and return it, and whether it is as archived."""
-        # If several claim an offset, the one in the expected index is taken for the event.
-        one = found.pop(next((number for number, it in enumerate(found) if it.index == index), 0))
-        # Compared as text: in Python 0 == False and 1.0 == 1, but in a search they differ.
-        return one, _text(one.source) == _text(json.loads(source))
+    def _is_kept(self, index: str) -> bool:
+        """Return whether an index must still exist, by its day."""
+        day = index_day(self.search.prefix, index)
+        return day is None or day > self.oldest.date()
 
-    def _may_lie(self, one: _Document, index: str) -> bool:
-        """Return whether an event may be in another index than the one where it would be put today.
+    def _may_hold(self, document: _Document, index: str) -> bool:
+        """Return whether a document may be in its index, which is not the one where it would be put today.
 
         If `search.days` was changed, an event that is out of range now may be in its day's index, or the other way
         round. A backfill restores both to indices with other names.
         """
         prefix = self.search.prefix
-        if one.index in {out_of_range_name(prefix), restored_name(prefix, None)}:
+        if document.index in {out_of_range_name(prefix), restored_name(prefix, None)}:
             return True
-        day = index_day(prefix, index) or date_of(one.source["timestamp"])
-        return day is not None and one.index in {index_name(prefix, day), restored_name(prefix, day)}
+        day = index_day(prefix, index) or date_of(document.source["timestamp"])
+        return day is not None and document.index in {index_name(prefix, day), restored_name(prefix, day)}
 
-    def _create(self, lacking: Sequence[tuple[Documents, Sequence[int]]]) -> int:
+    def _create(self, parts: Sequence[Documents]) -> tuple[Sequence[int], int]:
+        """Index documents, and return their offsets, and how many were created."""
         # An Elasticsearch that was lost has no templates either, and would guess the fields' types.
         prepare(self.search)
-        return self._bulk.create(self.log, Documents.join([one.at(places) for one, places in lacking])).created
+        documents = Documents.join(parts)
+        return documents.offsets, Bulk(self.search).create(self.log, documents).created
 
 
 def _text(document: Mapping[str, Any]) -> str:

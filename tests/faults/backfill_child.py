@@ -20,6 +20,7 @@ from tasks.backfill import plan as planning
 from tasks.backfill import topic
 from tasks.backfill.copy import copy, restore
 from tasks.backfill.plan import Request, plan_backfill
+from tasks.search import bulk
 from tasks.settings import Settings
 from tests.faults.child import Plan, _Breaker
 
@@ -63,7 +64,7 @@ def run(environment: Mapping[str, str], request: Request, plan: Plan, report: Pa
     """
     os.environ.update(environment)
     # One call after the other, so that the same number is the same call in every run.
-    planning.PARALLEL = copying._AHEAD = 1
+    planning.PARALLEL = copying._AHEAD = bulk.REQUESTS = 1
     setattr(copying, "PARALLEL", 1)  # noqa: B010 - a name that the module only imports
     breaker = _Breaker(plan)
     breaker.wrap(Transport, "perform_request", "search")

@@ -18,7 +18,7 @@ from custody.store import folder
 from tasks.roll.expire import expire
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import record
-from tasks.search import index
+from tasks.search import bulk
 from tasks.search.index import index_logs
 from tasks.settings import Settings
 from tests.faults.child import Plan, _Breaker
@@ -38,7 +38,7 @@ def run(environment: Mapping[str, str], what: What, now: str, plan: Plan, report
     """
     os.environ.update(environment)
     # One request after the other, so that the same number is the same call in every run.
-    index._REQUESTS = 1
+    bulk.REQUESTS = 1
     breaker = _Breaker(plan)
     breaker.wrap(Transport, "perform_request", "search")
     for name in ("create", "read", "remove"):

@@ -1,4 +1,4 @@
-"""Elasticsearch comes to hold what the archive holds, whatever happens to it or on the way; on a real one."""
+"""Every archived event gets into Elasticsearch, whatever fails on the way; tested on a real Elasticsearch."""
 
 import contextlib
 import gzip
@@ -25,10 +25,9 @@ from custody.format.members import pack
 from custody.store.open import open_store
 from tasks.search import bulk, index
 from tasks.search.client import Search
-from tasks.search.cursors import Cursor, put_cursor, read_cursor
 from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
-from tasks.search.indices import prepare
+from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
@@ -62,7 +61,7 @@ def given(growing: Growing, elastic: ElasticsearchServer) -> Iterator[Settings]:
 
 
 def test_every_event_is_found(growing: Growing, given: Settings) -> None:
-    """Each event is a document of its day, byte for byte what was archived, and leads back to its evidence."""
+    """Each event is a document in the index of its day, with the archived content, and leads back to its evidence."""
     growing.append(4, now_event)
     (result,) = index_logs(given)
     assert (result.created, result.there, result.rejected, result.sequence, result.problem) == (20, 0, 0, 4, None)
@@ -79,7 +78,7 @@ def test_every_event_is_found(growing: Growing, given: Settings) -> None:
 
 
 def test_again_changes_nothing(growing: Growing, given: Settings) -> None:
-    """A second run has nothing to do; without its cursor it finds every event there."""
+    """A second run has nothing to do. Without a cursor it offers every event again, and finds it there."""
     growing.append(2, now_event)
     index_logs(given)
     before = documents(given)
@@ -92,7 +91,7 @@ def test_again_changes_nothing(growing: Growing, given: Settings) -> None:
 
 
 def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
-    """A slot that holds no statement is an alarm until the writer passes over it, and then none any more."""
+    """A slot without a statement is a problem until the writer passes over it."""
     growing.append(1, now_event)
     (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
     store, search = open_store(given.archive), Search(given.search)
@@ -108,20 +107,20 @@ def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
 
 
 def test_growth_is_followed(growing: Growing, given: Settings) -> None:
-    """What is sealed later is indexed from the cursor on, whose counts go on."""
+    """Statements that are sealed later are indexed from the cursor on."""
     growing.append(1, now_event)
     index_logs(given)
     growing.append(2, now_event)
     assert [(one.created, one.there, one.sequence) for one in index_logs(given)] == [(10, 0, 3)]
     opened = Search(given.search)
     archive = read_archive(open_store(str(growing.folder))).id
-    assert read_cursor(opened, archive, LOG) == Cursor(3, 15, 0)
+    assert read_cursor(opened, archive, LOG) == 3
     opened.close()
 
 
 @pytest.mark.parametrize("sequence", [0, 1, 1_000_000])
 def test_what_has_aged_out_is_not_indexed(growing: Growing, given: Settings, sequence: int) -> None:
-    """A cursor of long ago, or one that is not true, goes on with what the roll would not delete again at once."""
+    """From an old or untrue cursor, indexing continues with the events that the next roll would keep."""
     growing.begun = datetime.now(UTC) - timedelta(days=given.search.days + 10)
     growing.append(3, now_event)
     for path in (growing.folder / "events").rglob("*.gz"):
@@ -131,18 +130,17 @@ def test_what_has_aged_out_is_not_indexed(growing: Growing, given: Settings, seq
     archive = read_archive(open_store(str(growing.folder))).id
     opened = Search(given.search)
     prepare(opened)
-    put_cursor(opened, archive, LOG, Cursor(sequence, 5, 0), None)
+    put_cursor(opened, archive, LOG, sequence)
     (result,) = index_logs(given)
     assert (result.created, result.sequence, bool(result.problem)) == (10, 5, sequence > 5)
     cursor = read_cursor(opened, archive, LOG)
     opened.close()
-    assert cursor is not None
-    assert cursor.sequence == 5
+    assert cursor == 5
     assert set(documents(given)) == {document_id(LOG, offset) for offset in range(15, 25)}
 
 
 def test_gaps_keep_their_offsets(tmp_path: Path, elastic: ElasticsearchServer) -> None:
-    """Quarantined and skipped offsets have no document, and those behind them keep their own."""
+    """Quarantined and skipped offsets have no document. Later events keep their own offsets."""
     sample = make_archive(tmp_path)
     given = Settings(
         archive=str(sample.folder),
@@ -157,7 +155,7 @@ def test_gaps_keep_their_offsets(tmp_path: Path, elastic: ElasticsearchServer) -
 
 
 def test_far_days_share_an_index(growing: Growing, given: Settings) -> None:
-    """Events whose day is far from when they were sealed make no index of their own, and are found all the same."""
+    """Events whose day is far from their sealing share an index, and can be searched."""
     times = ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-01T00:00:00+14:00"]
     today = datetime.now(UTC)
 
@@ -172,7 +170,7 @@ def test_far_days_share_an_index(growing: Growing, given: Settings) -> None:
 
 
 def test_what_is_refused_stops_nothing(growing: Growing, given: Settings) -> None:
-    """An event that Elasticsearch will not take goes where it is seen, with the reason; the others are indexed."""
+    """An event that Elasticsearch rejects is listed with the reason. The others are indexed."""
 
     def content(offset: int) -> bytes:
         event = json.loads(now_event(offset))
@@ -194,7 +192,7 @@ def test_what_is_refused_stops_nothing(growing: Growing, given: Settings) -> Non
 
 
 def test_values_out_of_range_are_kept(growing: Growing, given: Settings) -> None:
-    """Unknown fields, and values that a field's type does not hold, are kept in the source and refuse nothing."""
+    """Unknown fields, and values that do not fit a field's type, stay in the source. The event is not rejected."""
     odd = {"timestamp": f"{date.today()}T00:00:00.1234567890123Z", "client_ip": "::ffff:1.2.3.4", "more": {"a": [1]}}  # noqa: DTZ011
     growing.append(1, lambda offset: now_event(offset, **odd))
     (result,) = index_logs(given)
@@ -203,7 +201,7 @@ def test_values_out_of_range_are_kept(growing: Growing, given: Settings) -> None
 
 
 def test_mapping_does_not_grow(growing: Growing, given: Settings) -> None:
-    """The mapping is that of the six types, whatever fields producers invent."""
+    """The mapping has the fields of the six event types only, whatever fields producers add."""
     growing.append(2, lambda offset: now_event(offset, **{f"invented_{offset}": offset}))
     index_logs(given)
     opened = Search(given.search)
@@ -214,7 +212,7 @@ def test_mapping_does_not_grow(growing: Growing, given: Settings) -> None:
 
 
 def test_lost_elasticsearch(growing: Growing, given: Settings) -> None:
-    """Where all indices are gone, cursors too, the next run brings everything back."""
+    """If all indices were lost, with the cursors, the next run indexes everything again."""
     growing.append(3, now_event)
     index_logs(given)
     before = documents(given)
@@ -252,7 +250,7 @@ BAD = [lost_segment, flipped_bit, unreadable_manifest, misplaced_manifest, lost_
 
 
 def test_nothing_stalls_behind_what_is_bad(growing: Growing, given: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """A statement that cannot be indexed is named, once, and all that comes behind it is indexed."""
+    """A statement that cannot be indexed is reported once. All later statements are indexed."""
     growing.append(2 * len(BAD) + 1, now_event)
     bad = range(1, 2 * len(BAD), 2)
     for sequence, make in zip(bad, BAD, strict=True):
@@ -274,7 +272,7 @@ NO_EVENTS = (b"{]", b"", b"[]", b'{"@custody":]', b'"@custody"')
 
 
 def test_nothing_stalls_behind_signed_lines_that_are_no_events(growing: Growing, given: Settings) -> None:
-    """What only who holds a key could sign, a line that is no event, is said of its log, and none stalls behind it."""
+    """A signed line that is not an event is reported. All later statements are indexed."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
     def two_days(offset: int) -> bytes:
@@ -298,7 +296,7 @@ def test_nothing_stalls_behind_signed_lines_that_are_no_events(growing: Growing,
 
 
 def test_a_hole_is_not_the_head(growing: Growing, given: Settings) -> None:
-    """Manifests deleted at the cursor, or right before it, are said to be missing, and what follows is indexed."""
+    """Manifests deleted at the cursor, or right before it, are reported as missing. Later statements are indexed."""
     growing.append(4, now_event)
     index_logs(given)
     growing.append(5, now_event)
@@ -317,7 +315,7 @@ def test_a_hole_is_not_the_head(growing: Growing, given: Settings) -> None:
 
 
 def test_an_unreadable_end_is_said_until_it_is_mended(growing: Growing, given: Settings) -> None:
-    """No cursor goes beyond the last statement that can be read, however far ahead something was put."""
+    """A cursor never passes the last readable statement, even if somebody put an object far ahead."""
     growing.append(2, now_event)
     for sequence in (2, 10**9):
         unreadable_manifest(growing, sequence)
@@ -338,7 +336,7 @@ def test_an_unreadable_end_is_said_until_it_is_mended(growing: Growing, given: S
 
 
 def test_what_expired_is_no_loss(growing: Growing, given: Settings) -> None:
-    """Segments deleted after their statements were called expired are passed over in silence, others are not."""
+    """Segments that a signed statement calls expired are no problem. Other missing segments are."""
     growing.append(4, now_event)
     for sequence in (0, 1, 2):
         lost_segment(growing, sequence)
@@ -374,7 +372,7 @@ FAULTS = [Fault(kind, effect) for kind in ("reset", "429", "503") for effect in 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_fault_at_each_call(growing: Growing, given: Settings, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever call fails, before or after its effect, the next run ends with every event there, once."""
+    """If any call fails, before or after its effect, the next run ends with every event indexed once."""
     monkeypatch.setattr(bulk, "PATIENCE_SECONDS", 1)
     growing.append(1, now_event)
     index_logs(given)
@@ -400,7 +398,7 @@ def test_a_fault_at_each_call(growing: Growing, given: Settings, fault: Fault, m
 
 
 def test_down(growing: Growing, given: Settings) -> None:
-    """Where nothing answers, that is said in one line with the address; no traceback."""
+    """If Elasticsearch does not answer, the error is one line with the address."""
     growing.append(1, now_event)
     (port,) = free_ports(1)
     down = given.model_copy(update={"search": given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})})
@@ -411,7 +409,7 @@ def test_down(growing: Growing, given: Settings) -> None:
 
 
 def test_follower(growing: Growing, given: Settings) -> None:
-    """Beside a drain, what was there and what is sealed meanwhile is indexed soon, and at the end all of it."""
+    """During a drain, old and new statements are indexed soon, and all of them by its end."""
     growing.append(1, now_event)
     follower = Follower(given)
     deadline = time.monotonic() + 30
@@ -428,7 +426,7 @@ def test_follower(growing: Growing, given: Settings) -> None:
 
 
 def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) -> None:
-    """A drain does not wait for an Elasticsearch that does not answer, and says so."""
+    """A drain does not wait for an Elasticsearch that does not answer, and reports it."""
     growing.append(1, now_event)
     (port,) = free_ports(1)
     search_down = given.search.model_copy(update={"url": f"http://127.0.0.1:{port}"})
@@ -445,7 +443,7 @@ def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) ->
 def test_a_follower_that_fails_is_heard(
     growing: Growing, given: Settings, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error that nobody foresaw stands in the result and, with its traceback, in the log; no drain ends by it."""
+    """An unexpected error is in the result, and with its traceback in the log. It does not end the drain."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -455,7 +453,7 @@ def test_a_follower_that_fails_is_heard(
     follower = Follower(given)
     follower.sealed(LOG)
     (result,) = follower.end()
-    assert "unexpected error while indexing during the drain (ZeroDivisionError)" in str(result.problem)
+    assert "unexpected error while indexing (ZeroDivisionError)" in str(result.problem)
     assert "Traceback" in caplog.text
 
 
@@ -470,7 +468,7 @@ ODD_ANSWERS: list[Any] = [
 
 @pytest.mark.parametrize("answer", ODD_ANSWERS, ids=str)
 def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
-    """What answers otherwise than Elasticsearch does is a problem that is said, whatever it answers."""
+    """A server that does not answer like Elasticsearch is reported, whatever it answers."""
 
     class Odd(BaseHTTPRequestHandler):
         def answer(self) -> None:

@@ -1,4 +1,4 @@
-"""Indices move to warm nodes, on a real cluster of two nodes, one of each tier; and one of them dies."""
+"""Indices move to warm nodes. Tested on a real cluster of a hot and a warm node, which then dies."""
 
 import time
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ from tests.servers.require import unavailable
 
 MOVED_SECONDS = 20
 PROMPT_SECONDS = 25
-"""All that is asked of a cluster whose warm node is dead is answered within them; one call that hangs takes 30 s."""
+"""All requests to a cluster with a dead warm node together take less. One call that hangs takes 30 s."""
 WARM = NOW + timedelta(days=8)
-"""By then what is of today is old enough for warm nodes."""
+"""When today's index is old enough for warm nodes."""
 
 
 @pytest.fixture
 def tiers() -> Iterator[tuple[ElasticsearchServer, ElasticsearchServer]]:
-    """A hot node that no content role makes a home for what asks for no tier, and a warm one, of one cluster."""
+    """Yield a hot node without the content role, and a warm node, of one cluster."""
     hot = ElasticsearchServer("384m", "hot", ("master", "ingest", "data_hot"))
     warm = ElasticsearchServer("256m", "warm", ("data_warm",), hot)
     with ExitStack() as stack:
@@ -52,7 +52,7 @@ def tiers() -> Iterator[tuple[ElasticsearchServer, ElasticsearchServer]]:
 
 
 def lie_on(search: Search, index: str, *nodes: str | None) -> bool:
-    """Say whether the shards of an index come to lie on these nodes, and on no other; None is no node."""
+    """Return whether an index's shards move to exactly these nodes. None stands for an unassigned shard."""
     deadline = time.monotonic() + MOVED_SECONDS
     while time.monotonic() < deadline:
         # The client types what comes in any format as text; JSON comes parsed.
@@ -73,11 +73,11 @@ def of(actions: list[Action], *names: str) -> list[tuple[str, str, str, str]]:
 
 @pytest.mark.timeout(240)
 def test_warm_nodes(tmp_path: Path, tiers: tuple[ElasticsearchServer, ElasticsearchServer]) -> None:
-    """An index of the age goes to the warm node with all its documents, once, and a young one stays.
+    """An index that is old enough moves to the warm node once, with all its documents. A young one stays.
 
-    Where no node is of the content tier, indices are made all the same. With the warm node dead the roll says of each
-    index that it held what cannot be done, waits for nothing, deletes nothing unseen, and does the others; an audit
-    says that it could not look, not that documents are missing.
+    Indices can be created without a node of the content tier. If the warm node is dead, the roll reports what it cannot
+    do for each index on it, does not wait, deletes nothing that it cannot see, and rolls the other indices. An audit
+    reports that it could not compare, not that documents are missing.
     """
     hot, warm = tiers
     growing = Growing(tmp_path)
