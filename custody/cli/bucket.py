@@ -20,7 +20,7 @@ _LIMIT_NOTE = "Each configuration replaces the bucket's present one: keep other 
 @app.command()
 def bucket(
     archive: Annotated[
-        str | None, typer.Argument(help="s3://BUCKET/PREFIX. [default: the setting `archive`]", metavar="[ARCHIVE]")
+        str | None, typer.Argument(help="s3://BUCKET/PREFIX. Default: the setting `archive`.", metavar="[ARCHIVE]")
     ] = None,
     wanted: Annotated[
         bool, typer.Option("--wanted", help="Print the wanted configuration only; do not read the bucket's.")

@@ -273,8 +273,8 @@ def _proved(result: "Result") -> Iterable[str]:
     yield f"This event is the record at offset {proof.offset} of {proof.log}, byte for byte as it was archived."
     yield f"It was sealed at {statement.sealed_at} by {statement.writer}: the writer's own claims, by its own clock."
     yield f"Archive: {statement.archive}, {'as pinned in trust.json' if result.pinned else 'as the file claims'}."
-    signers = ", ".join(verdict.signers)
-    yield f"Proved: it is in the log whose first {result.checkpoint.size:,} statements {signers} signed."
+    signers, size = ", ".join(verdict.signers), result.checkpoint.size
+    yield f"Proved: the event is in {proof.log}. {signers} signed a checkpoint over its first {size:,} statements."
     for name, at in verdict.witnessed:
         yield f"  {name} saw that head at {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}."
     for known in result.compared:

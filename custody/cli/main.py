@@ -90,7 +90,7 @@ def init(
         typer.Option(
             min=1,
             max=limits.PROMISE_SECONDS,
-            help="Seconds after which an idle log writes a statement. [default: 3600]",
+            help="Seconds after which an idle log writes a statement. Default: 3600.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -98,7 +98,7 @@ def init(
         typer.Option(
             min=1,
             max=limits.PROMISE_SECONDS,
-            help="Seconds after which a log that grew gets a checkpoint. [default: 3600]",
+            help="Seconds after which a log that grew gets a checkpoint. Default: 3600.",
         ),
     ] = None,
     retention_days: Annotated[
@@ -106,7 +106,7 @@ def init(
         typer.Option(
             min=1,
             max=limits.RETENTION_DAYS,
-            help="Days during which no evidence may be deleted. [default: 2555, seven years]",
+            help="Days during which no evidence may be deleted. Default: 2555, seven years.",
         ),
     ] = None,
 ) -> None:
@@ -235,7 +235,7 @@ def verify(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that read segments; 0: only this process. [default: one per core]"),
+        typer.Option(min=0, help="Processes that read segments; 0: only this process. Default: one per core."),
     ] = None,
 ) -> None:
     """Verify that an archive is complete and unchanged.

@@ -89,7 +89,7 @@ class Report:
             case 0:
                 return f"verified: {scope}; every hash recomputed, every line read"
             case Severity.NOTICE:
-                return f"verified, with notices only ({found}): {scope}"
+                return f"verified, with {count} notice{'s' if count != 1 else ''}: {scope}"
             case Severity.POLICY:
                 return f"against policy: {found}; {scope}"
             case Severity.INCOMPLETE:

@@ -210,14 +210,14 @@ def _diagnose(store: Store, work: Work, ref: SegmentRef, broken: Sequence[int]) 
             work, "segment-size", message, None,
             expected=f"{ref.size} bytes", found=f"{size} bytes", sha256=digest.hexdigest(),
         )  # fmt: skip
-    message = "the stored bytes are not those stated"
+    message = "the object's SHA-256 is not the one in the manifest"
     if intact:
         damaged = None
         message += "; the events are intact (recompressed, or only gzip headers changed)"
     else:
         numbers = ", ".join(map(str, broken[:10])) + (", …" if len(broken) > 10 else "")
         damaged = next((batch for batch in work.batches if batch.number in broken), None)
-        message += f"; {len(broken)} of {len(work.batches)} batches are damaged ({numbers}), the others are intact"
+        message += f"; damaged: {len(broken)} of {len(work.batches)} batches (number {numbers}); the others are intact"
     return _finding(
         work, "segment-hash", message, damaged,
         expected=f"SHA-256 {ref.sha256}", found=digest.hexdigest(), sha256=digest.hexdigest(),

@@ -107,7 +107,7 @@ def roll(
 @app.command()
 def audit(
     log: Annotated[
-        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. [default: all]")
+        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. Default: all.")
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Read all statements again, not only a share of the old ones.")
@@ -143,10 +143,10 @@ def backfill(
     until: Annotated[datetime, typer.Option(formats=_TIMES, help="Events before this time, in UTC.")],
     to: Annotated[str, typer.Option("--to", help="elasticsearch, tables, topic or folder.")] = "elasticsearch",
     log: Annotated[
-        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. [default: all]")
+        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. Default: all.")
     ] = None,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="An event type. Can be repeated. [default: all]")
+        list[str] | None, typer.Option("--type", help="An event type. Can be repeated. Default: all.")
     ] = None,
     topic: Annotated[
         str | None, typer.Option(help="The Kafka topic, for --to topic. It gets each event at least once.")
@@ -157,7 +157,7 @@ def backfill(
     ] = "standard",
     late_days: Annotated[
         int | None,
-        typer.Option(min=0, help="Only statements sealed at most this many days after the range. [default: all]"),
+        typer.Option(min=0, help="Only statements sealed at most this many days after the range. Default: all."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be read and how long it would take; change nothing.")

@@ -176,7 +176,7 @@ def check_request(settings: Settings, request: Request) -> None:
     if request.since.tzinfo is None or request.until.tzinfo is None:
         raise ConfigurationError("since and until need a time zone: end them with Z for UTC")
     if request.since >= request.until:
-        raise ConfigurationError(f"until ({request.until}) must be later than since ({request.since})")
+        raise ConfigurationError(f"--until ({request.until}) must be later than --since ({request.since})")
     for name in request.types:
         if name not in EVENT_TYPES:
             raise ConfigurationError(f"{name[:100]!r} is not an event type; the types are {', '.join(EVENT_TYPES)}")

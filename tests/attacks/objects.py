@@ -148,7 +148,7 @@ def kept_in_part(what: str) -> Apply:
 
 
 ATTACKS = [
-    attack(1, "byte of a member changed", segment(flip(60)), "segment-hash", 13, "1 of 4 batches are damaged"),
+    attack(1, "byte of a member changed", segment(flip(60)), "segment-hash", 13, "damaged: 1 of 4 batches"),
     attack(1, "byte of a gzip header changed", segment(flip(9)), "segment-hash", 13, "events are intact"),
     attack(1, "last byte changed", segment(flip(-1)), "segment-hash", 13, variant=True),
     attack(

@@ -807,7 +807,7 @@ def test_commands(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     code, said = run("check-evidence", file, "--trust", witnessed, "--json")
     assert json.loads(said)["checkpoint"]["witnessed"][0]["by"] == "witness-0"
 
-    # The secret of leaves comes from the settings' keyring, whoever is trusted.
+    # The leaf secret comes from the settings' keyring, whoever is trusted.
     code, said = run("evidence", NAME, 5, "-o", file, "--trust", trust)
     assert (code, "this event and no other" in said) == (0, True)
 
@@ -833,7 +833,7 @@ def test_commands(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_whoever_is_trusted_the_settings_keyring_shows_one_event_alone(
     leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, secret: str
 ) -> None:
-    """The secret of leaves is no matter of trust: it is taken from the settings' keyrings, whatever is trusted."""
+    """The leaf secret is no matter of trust: it is taken from the settings' keyrings, whatever is trusted."""
     trust, file = write_trust(tmp_path / "trust.json", leafy.public), tmp_path / "evidence.zip"
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(leafy.folder))
     if given == "CUSTODY_TRUST":
@@ -856,7 +856,7 @@ def test_whoever_is_trusted_the_settings_keyring_shows_one_event_alone(
 def test_a_whole_batch_is_handed_over_only_where_that_is_asked_for(
     leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the secret of leaves nothing is written, unless --whole-batch says so; without leaves it is."""
+    """Without the leaf secret nothing is written, unless --whole-batch says so; without leaves it is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(leafy.folder))
     trust, file = write_trust(tmp_path / "trust.json", leafy.public), tmp_path / "evidence.zip"

@@ -175,7 +175,7 @@ def test_init_with_two_keyrings(custody: Command, monkeypatch: pytest.MonkeyPatc
 
 
 def test_init_with_an_hmac_key_in_kms(custody: Command, monkeypatch: pytest.MonkeyPatch, fake_kms: FakeKms) -> None:
-    """The Ed25519 key and the secret of leaves lie in the keyring of `checkpoint_keys`, made if it is not there."""
+    """The Ed25519 key and the leaf secret lie in the keyring of `checkpoint_keys`, made if it is not there."""
     monkeypatch.setenv("CUSTODY_KEYS", "aws-kms:///alias/statements")
     refused = custody("init")
     assert refused.code == 2

@@ -84,7 +84,7 @@ def trusted(ring: Keyring, folder: Path) -> Trust:
 
 
 def ids(signers: Signers) -> list[str]:
-    """The ids of what signs, and of the secret of leaves."""
+    """The ids of what signs, and of the leaf secret."""
     return [one.key_id for one in (signers.statements, signers.checkpoints, signers.leaves) if one is not None]
 
 
@@ -635,7 +635,7 @@ def test_each_algorithm_is_asked_for_by_what_needs_it() -> None:
 
 
 def test_checkpoint_keys_give_what_the_first_source_lacks(tmp_path: Path) -> None:
-    """Of `checkpoint_keys` the Ed25519 key and the secret of leaves are taken; its HMAC keys neither sign nor count."""
+    """Of `checkpoint_keys` the Ed25519 key and the leaf secret are taken; its HMAC keys neither sign nor count."""
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     first, second = new_keyring(one, NOW, algorithms=("HMAC-SHA256",)), new_keyring(other, NOW)
     uris = f"file:{one}", f"file:{other}"
@@ -752,7 +752,7 @@ def test_a_kms_is_asked_only_where_a_key_uri_names_one(tmp_path: Path) -> None:
 
 
 def test_secrets_of_leaves_in_trust(tmp_path: Path) -> None:
-    """A trust.json may hold the secret of leaves, is private then, and must agree with the keyring's."""
+    """A trust.json may hold the leaf secret, is private then, and must agree with the keyring's."""
     leaf = entry(id="leaves-1", algorithm="SHAKE-256")
     path = put(tmp_path / "trust.json", json.dumps({"format": "custody/trust/1", "keys": [leaf]}).encode())
     trust = open_trust(trust=path)

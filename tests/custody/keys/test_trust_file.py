@@ -213,7 +213,7 @@ def test_contradicting_ends_are_refused(path: Path, keys: list[PublicKey]) -> No
 
 
 def test_what_cannot_be_ended(path: Path, keys: list[PublicKey]) -> None:
-    """A key that the file does not know, and the secret of leaves, which signs nothing."""
+    """A key that the file does not know, and the leaf secret, which signs nothing."""
     with pytest.raises(ConfigurationError, match=rf"it has no key 'hmac-x'; it has {keys[0].key_id}, "):
         trust_file.end_key(path, "hmac-x", HEADS)
     with pytest.raises(ConfigurationError, match="signs nothing"):
