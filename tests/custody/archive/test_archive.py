@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.reader import Tip, choose_logs, find_audit_tip, find_tip, list_logs, read_archive, read_manifest
@@ -567,7 +568,11 @@ def test_an_accepted_unknown_key_is_passed_over(tmp_path: Path, when: str) -> No
     data = envelope.seal(good.line, manifest.FORMAT, [FOREIGN])
     digest = sha256(data).hexdigest()
     judged = Accepted("key-unknown", "nobody has this key", "ops", "2026-03-02", str(LOG), 5, sha256=digest)
-    for wrong in (replace(judged, sequence=4), replace(judged, sha256="0" * 64), replace(judged, finding="signature")):
+    for wrong in (
+        structs.replace(judged, sequence=4),
+        structs.replace(judged, sha256="0" * 64),
+        structs.replace(judged, finding="signature"),
+    ):
         copy = store.copy()
         copy.objects[manifest_key(LOG, 5)] = data
         refuses(copy, digest, trust=replace(TRUST, accepted=(wrong,)))
