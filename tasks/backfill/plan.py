@@ -24,10 +24,9 @@ from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.times import parse_time
-from custody.query.tables import TableFile
+from custody.query.tables import TableFile, list_tables, whole_ranges
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
-from tasks.audit.tables import list_tables
 from tasks.search.documents import LEEWAY
 from tasks.settings import Settings
 
@@ -204,7 +203,7 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
         archive = read_archive(store).id
         holds = standing(store, archive, settings.trust_at_hand())
-        tables = list_tables(store).ranges if request.target == "tables" else {}
+        tables = list_tables(store).files if request.target == "tables" else {}
         problems: list[str] = []
         parts: list[Part] = []
         searched = 0
@@ -213,7 +212,9 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             searched += len(sequences)
             chosen = choose_pieces(store, threads, request, log, sequences, problems, holds(log))
             if request.target == "tables":
-                parts += _without_tables(log, chosen, tables.get(log, ()), settings.audit.piece_statements)
+                parts += _without_tables(
+                    log, chosen, list(whole_ranges(tables.get(log, ()))), settings.audit.piece_statements
+                )
             else:
                 parts += (_part(log, [piece]) for _, piece in chosen if piece is not None)
         segments: dict[str, ObjectStatus] = {}

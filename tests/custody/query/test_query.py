@@ -298,6 +298,7 @@ def test_command(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """`custody query` prints a table, JSON or CSV; a wrong query is one clear line."""
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
     sql = "SELECT count(*) AS n, max(time) AS t, NULL AS nothing FROM events"
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
     shown = CliRunner().invoke(app, ["query", sql, "--json"])
     assert json.loads(shown.output) == {"n": 148, "t": "2026-03-01T12:34:56.789012Z", "nothing": None}
     shown = CliRunner().invoke(app, ["query", sql, "--csv"])

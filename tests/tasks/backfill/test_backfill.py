@@ -19,10 +19,11 @@ from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.query import tables
 from custody.query.connect import connect
+from custody.query.tables import list_tables
 from custody.store.open import open_store
 from custody.store.protocol import Capabilities, S3Options, Store
 from flows.summaries import plan_summary
-from tasks.audit.tables import check_tables, list_tables
+from tasks.audit.tables import check_tables
 from tasks.backfill import copy as copying
 from tasks.backfill.copy import Progress, copy, restore
 from tasks.backfill.plan import Part, Request, plan_backfill
@@ -355,7 +356,7 @@ def test_tables_are_made_of_what_has_none(written: Growing, given: Settings, tmp
     given = given.model_copy(update={"archive": str(copied.folder)})
     assert run(given, of_the_day(target="tables")).created == 30
     store = open_store(str(copied.folder))
-    (files,) = tables.whole_ranges(info.key for info in store.list(tables.TABLES))
+    ((files,),) = map(tables.whole_ranges, tables.list_tables(store).files.values())
     assert (files[0].first, files[0].end) == (4, 10)
     rows = connect(str(copied.folder)).execute('SELECT "offset" FROM events ORDER BY 1').fetchall()
     assert rows == [(offset,) for offset in range(75)]
