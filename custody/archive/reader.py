@@ -272,6 +272,23 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     return tip
 
 
+def after_hole(store: Store, form: Form[E], tip: Tip[E], holds: Holds[E]) -> int | None:
+    """Return the sequence of a valid entry after an empty slot at a log's tip; None if there is none.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    for info in store.list(form.prefix, after=form.key(tip.size - 1) if tip.size else form.prefix):
+        sequence = sequence_of(info.key)
+        # A writer at work may have put one more since the tip was found.
+        if sequence is None or sequence <= tip.size or store.exists(form.key(tip.size)):
+            continue
+        with suppress(FormatError, ObjectMissing):
+            read_valid(store, form, sequence, holds)
+            return sequence
+    return None
+
+
 def _tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:
     tree = entry.statement.tree
     compact_range = tuple(map(bytes.fromhex, tree.compact_range))

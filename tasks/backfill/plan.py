@@ -17,7 +17,17 @@ from typing import Literal, TypeVar, get_args
 
 import msgspec
 
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive, read_manifest, sealed_from
+from custody.archive.forms import statements_of
+from custody.archive.reader import (
+    Holds,
+    after_hole,
+    choose_logs,
+    find_tip,
+    list_logs,
+    read_archive,
+    read_manifest,
+    sealed_from,
+)
 from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format.events import EVENT_TYPES
@@ -208,7 +218,7 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
         parts: list[Part] = []
         searched = 0
         for log in choose_logs(list_logs(store), request.logs):
-            sequences = _sequences(store, log, request, holds(log))
+            sequences = _sequences(store, log, request, problems, holds(log))
             searched += len(sequences)
             chosen = choose_pieces(store, threads, request, log, sequences, problems, holds(log))
             if request.target == "tables":
@@ -231,9 +241,12 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     return Plan(request, archive, searched, tuple(parts), segments, tuple(problems))
 
 
-def _sequences(store: Store, log: Log, request: Request, holds: Holds[Manifest]) -> range:
-    """Return the statements of a log that are searched."""
-    size = find_tip(store, log, holds).head.size
+def _sequences(store: Store, log: Log, request: Request, problems: list[str], holds: Holds[Manifest]) -> range:
+    """Return the statements of a log that are searched. If there are more after a hole, that is a problem."""
+    form, tip = statements_of(log), find_tip(store, log, holds)
+    if (beyond := after_hole(store, form, tip, holds)) is not None:
+        problems.append(f"{log}: {form.key(tip.size)} is missing, but {form.key(beyond)} exists; {ADVICE}")
+    size = tip.head.size
     if request.late_days is None:
         return range(size)
     first = sealed_from(store, log, size, request.since - LEEWAY, holds)

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import groupby
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, Tip, find_tip, named_logs, read_archive, read_valid, sequence_of
+from custody.archive.reader import Holds, Tip, after_hole, find_tip, named_logs, read_archive
 from custody.archive.resume import find_checked_tip, rollback
 from custody.archive.trusted import Judge, standing
 from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SigningError, SourceError
@@ -173,12 +173,7 @@ def _unchecked_tip(store: Store, log: Log, holds: Holds[Manifest]) -> Tip[Manife
         HeadRollback: there are more statements after a hole.
     """
     form, tip = statements_of(log), find_tip(store, log, holds)
-    for info in store.list(form.prefix, after=form.key(tip.size - 1) if tip.size else form.prefix):
-        sequence = sequence_of(info.key)
-        # A writer at work may have put one more since the end was found.
-        if sequence is None or sequence <= tip.size or store.exists(form.key(tip.size)):
-            continue
-        with suppress(FormatError, ObjectMissing):
-            read_valid(store, form, sequence, holds)
-            raise rollback(store, log, f"{form.key(tip.size)} is missing, but {info.key} exists")
+    sequence = after_hole(store, form, tip, holds)
+    if sequence is not None:
+        raise rollback(store, log, f"{form.key(tip.size)} is missing, but {form.key(sequence)} exists")
     return tip
