@@ -246,6 +246,17 @@ def signed_files(
     return refs, unread
 
 
+def signed_ranges(
+    store: Store, listed: Listed, archive: str, log: layout.Log, trust: Trust
+) -> Iterator[list[TableFile]]:
+    """Yield the files of each complete range of a log's tables that is in lists that trusted keys signed."""
+    files = listed.files.get(log, ())
+    signed: set[str] = set()
+    for first, end in sorted({(file.first, file.end) for file in files}):
+        signed |= signed_files(store, listed, archive, log, first, end, trust)[0].keys()
+    yield from whole_ranges(file for file in files if file.key in signed)
+
+
 def whole_ranges(files: Iterable[TableFile]) -> Iterator[list[TableFile]]:
     """Yield the files of each complete range. A range that overlaps an earlier, longer one is left out."""
     ranges: dict[tuple[layout.Log, int, int], dict[int, TableFile]] = {}

@@ -34,7 +34,7 @@ from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.times import parse_time
-from custody.query.tables import TableFile, list_tables, whole_ranges
+from custody.query.tables import TableFile, list_tables, signed_ranges
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
 from tasks.search.documents import LEEWAY
@@ -212,8 +212,9 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     check_request(settings, request)
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
         archive = read_archive(store).id
-        holds = standing(store, archive, settings.trust_at_hand())
-        tables = list_tables(store).files if request.target == "tables" else {}
+        trust = settings.trust_at_hand()
+        holds = standing(store, archive, trust)
+        listed = list_tables(store) if request.target == "tables" else None
         problems: list[str] = []
         parts: list[Part] = []
         searched = 0
@@ -221,10 +222,9 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             sequences = _sequences(store, log, request, problems, holds(log))
             searched += len(sequences)
             chosen = choose_pieces(store, threads, request, log, sequences, problems, holds(log))
-            if request.target == "tables":
-                parts += _without_tables(
-                    log, chosen, list(whole_ranges(tables.get(log, ()))), settings.audit.piece_statements
-                )
+            if listed is not None:
+                made = list(signed_ranges(store, listed, archive, log, trust))
+                parts += _without_tables(log, chosen, made, settings.audit.piece_statements)
             else:
                 parts += (_part(log, [piece]) for _, piece in chosen if piece is not None)
         segments: dict[str, ObjectStatus] = {}

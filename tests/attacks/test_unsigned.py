@@ -264,7 +264,9 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
         since, until = (datetime(year, 1, 1, tzinfo=UTC) for year in (2026, 2027))
         request = backfill.Request(since=since, until=until, target="folder", folder=str(tmp_path / "out"))
         plans.append(backfill.plan_backfill(settings(archive), request).parts)
-    assert plans[:2] == plans[2:]
+        request = backfill.Request(since=since, until=until, target="tables")
+        plans.append(backfill.plan_backfill(settings(archive), request).parts)
+    assert plans[:3] == plans[3:]
 
     for archive in (growing, twin):
         archive.append(2)
