@@ -9,8 +9,16 @@ from itertools import groupby
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, Tip, after_hole, find_tip, named_logs, read_archive
 from custody.archive.resume import find_checked_tip, rollback
-from custody.archive.trusted import Judge, standing
-from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SigningError, SourceError
+from custody.archive.trusted import Judge, check_archive, standing
+from custody.errors import (
+    ConfigurationError,
+    CustodyError,
+    FormatError,
+    HeadRollback,
+    ObjectMissing,
+    SigningError,
+    SourceError,
+)
 from custody.findings import Finding, finding
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
@@ -91,7 +99,8 @@ def _status(find: Callable[[Log], Tip[Manifest]], log: Log) -> tuple[LogStatus, 
     except CustodyError as error:
         return LogStatus(str(log), problem=str(error)), None
     if tip.newest is None:
-        return None
+        problem = f"none of its {tip.size} slots has a statement that counts; run 'custody verify'"
+        return (LogStatus(str(log), problem=problem), None) if tip.size else None
     statement, head = tip.newest.statement, tip.head
     status = LogStatus(str(log), head.size, head.root.hex(), statement.next_offset, statement.sealed_at)
     return status, statement
@@ -152,13 +161,16 @@ def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, new
 def _finder(settings: Settings, store: Store) -> tuple[Callable[[Log], Tip[Manifest]], Mapping[str, KnownHead]]:
     """Return a function that finds where a log ends, and the heads that signed audits know."""
     try:
-        archive, trust = read_archive(store).id, settings.own_trust()
+        file, trust = read_archive(store), settings.own_trust()
     except (ConfigurationError, SigningError, FormatError, ObjectMissing):
         holds = standing(store, None, Trust())
         return lambda log: _unchecked_tip(store, log, holds(log)), {}
-    heads = read_audited_heads(store, archive, trust)
+    archive, problem = file.id, check_archive(file, trust)
+    heads = {} if problem else read_audited_heads(store, archive, trust)
 
     def find(log: Log) -> Tip[Manifest]:
+        if problem:
+            raise HeadRollback(f"{store.url}: {problem}")
         form = statements_of(log)
         known = [heads[str(log)]] if str(log) in heads else []
         return find_checked_tip(store, log, form, Judge(store, log, form, archive, trust), trust, known)

@@ -254,7 +254,9 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
     *rows, warned = asked(growing.folder, *queries, "SELECT kind FROM warnings")
     assert [*rows, []] == asked(twin.folder, *queries, "SELECT kind FROM warnings")
     assert {kind for (kind,) in warned} == warnings
-    assert list(read_status(settings(growing))) == list(read_status(settings(twin)))
+    statuses = {status.log: status for status in read_status(settings(growing))}
+    assert [statuses.pop(LOG)] == list(read_status(settings(twin)))
+    assert all(status.problem for status in statuses.values())
     assert {found.finding for found in judged(growing).findings} <= findings
 
     plans: list[object] = []
@@ -278,6 +280,20 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
     assert verdict == "verified" or found
     read = "SELECT sum(statements), sum(events) FROM audits"
     assert asked(growing.folder, EVENTS, read) == asked(twin.folder, EVENTS, read)
+
+
+@pytest.mark.usefixtures("_keys")
+def test_another_archive_file(growing: Growing, tmp_path: Path) -> None:
+    """With another `archive.json`, no command calls anything verified, and no log disappears."""
+    other = Growing(tmp_path / "other")
+    other.append(1)
+    overwrite(growing.folder / layout.ARCHIVE, (other.folder / layout.ARCHIVE).read_bytes())
+    ((kind, message), *_), events = asked(growing.folder, "SELECT kind, message FROM warnings", EVENTS)
+    assert (kind, len(events)) == ("unverified", SIZE * 5)
+    assert "archive.json is not signed by trusted keys" in message
+    (status,) = read_status(settings(growing))
+    assert (status.log, status.size) == (LOG, 0)
+    assert "archive.json is not signed by trusted keys" in str(status.problem)
 
 
 # --- queries: what is signed was changed, or is gone
