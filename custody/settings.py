@@ -221,15 +221,21 @@ class Settings(BaseSettings):
         return open_trust([self.keys], self.trust, self.passphrase(), self.checkpoint_keys)
 
     def trust_at_hand(self) -> "Trust":
-        """Return `own_trust`, or an empty trust if the keys are not available. For reading, which needs no key."""
-        from custody.keys.trust import Trust
+        """Return what a reader trusts, or an empty trust if the keys are not available. Reading needs no key.
 
+        It is `own_trust`. If `trust` is set and `keys` is not, it is only `trust.json`, as for `custody verify`.
+        """
+        from custody.keys.trust import Trust, open_trust
+
+        named = self.model_fields_set & {"keys", "trust"}
         try:
+            if self.trust and "keys" not in named:
+                return open_trust([], self.trust, self.passphrase(), self.checkpoint_keys)
             return self.own_trust()
-        except ConfigurationError:
-            return Trust()
-        except SigningError as error:
-            logger.warning("signatures are not checked, because the keys are not available now: %s", error)
+        except (ConfigurationError, SigningError) as error:
+            # The default keyring need not be there.
+            if named or isinstance(error, SigningError):
+                logger.warning("unverified: signatures are not checked, because the keys cannot be used: %s", error)
             return Trust()
 
     def passphrase(self) -> str | None:

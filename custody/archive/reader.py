@@ -70,6 +70,17 @@ def list_logs(store: Store, folder: str = layout.MANIFESTS) -> list[Log]:
     return sorted(log for log in map(layout.parse_log_text, names) if log is not None)
 
 
+def named_logs(store: Store, heads: Iterable[str]) -> list[Log]:
+    """Return the logs that have statements or checkpoints, or a known head: a log whose statements are gone, too.
+
+    Args:
+        store: the archive.
+        heads: names of logs with a known head.
+    """
+    named = filter(None, map(layout.parse_log_text, heads))
+    return sorted({*list_logs(store), *list_logs(store, layout.CHECKPOINTS), *named} - {layout.AUDIT_LOG})
+
+
 Holds = Callable[[E, int], bool]
 """Returns whether an entry is valid in its slot. Raises if the slot must not be passed over."""
 
@@ -108,7 +119,7 @@ def read_manifest(store: Store, log: Log, sequence: int, holds: Holds[Manifest])
         FormatError: it does not parse, or is not valid there; the message names it.
         StoreError: the store does not give it.
     """
-    return _read(store, statements_of(log), sequence, holds)
+    return read_valid(store, statements_of(log), sequence, holds)
 
 
 def read_batch(store: Store, key: str, batch: Batch) -> tuple[bytes, bytes]:
@@ -129,10 +140,11 @@ def read_batch(store: Store, key: str, batch: Batch) -> tuple[bytes, bytes]:
 
 def read_audit(store: Store, sequence: int, holds: Holds[SignedAudit]) -> SignedAudit:
     """Read one audit; as `read_manifest`."""
-    return _read(store, AUDITS, sequence, holds)
+    return read_valid(store, AUDITS, sequence, holds)
 
 
-def _read(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E:
+def read_valid(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E:
+    """Read one entry of any form; as `read_manifest`."""
     key = form.key(sequence)
     try:
         found = form.parse(store.read(key, limit=limits.FILE_BYTES))
@@ -258,6 +270,23 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     for digest in reversed(behind):
         tip = tip.pass_over(digest)
     return tip
+
+
+def after_hole(store: Store, form: Form[E], tip: Tip[E], holds: Holds[E]) -> int | None:
+    """Return the sequence of a valid entry after an empty slot at a log's tip; None if there is none.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    for info in store.list(form.prefix, after=form.key(tip.size - 1) if tip.size else form.prefix):
+        sequence = sequence_of(info.key)
+        # A writer at work may have put one more since the tip was found.
+        if sequence is None or sequence <= tip.size or store.exists(form.key(tip.size)):
+            continue
+        with suppress(FormatError, ObjectMissing):
+            read_valid(store, form, sequence, holds)
+            return sequence
+    return None
 
 
 def _tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:

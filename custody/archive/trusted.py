@@ -1,7 +1,16 @@
 """What trusted keys signed in an archive: its `archive.json`, the entries of its logs, the logs' ends, checkpoints.
 
 The policy is in `custody.tlog.signatures`; here it is applied to objects in a store. Unsigned data decides nothing: an
-attacker who can write into the store, but has no key, can only raise alarms.
+attacker who can write into the store, but has no key, can only raise alarms. `docs/guarantees.md` lists each such
+input, with what it may do. Where it is held back:
+
+- `archive.json` and its id: `check_archive`; memories are kept by URL (`known_heads.State`, `witness`).
+- names of folders and objects, their order: `reader.named_logs` and `reader.sequence_of` only propose.
+- statements, audits, checkpoints: `Judge`; ends of logs: `find_signed_end`, and `resume.find_checked_tip` to append.
+- heads in committed offsets: `tasks.drain.committed_heads`.
+- tables and their lists, results of pieces, reports: `signed_notes.read`; findings' objects: by SHA-256 in an audit.
+- Elasticsearch's documents and cursors: `tasks.search.reconcile`; the broker's answers: `tasks.drain.resume`, `status`.
+- times of objects: `tasks.roll.expire`; versions, locks and rules: `verify.protection`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -104,6 +113,8 @@ class Judge:
         self._store, self._log, self._form, self._archive, self._trust = store, log, form, archive, trust
         self._at_hand = trust.at_hand
         self.proofs = Proofs(store, str(log), form, self.is_valid)
+        self.unchecked = 0
+        """How many entries `may_stand` has accepted without a signature that it could check."""
 
     def verdict(self, entry: Entry, sequence: int, order: signatures.KeyOrder | None = None) -> signatures.Verdict:
         """Return the policy's verdict on an entry. Pass the order of keys so far if entries are read in order."""
@@ -210,7 +221,12 @@ class Judge:
         verdict = self._verdict_of_keys(entry, sequence, self._trust.keys)
         if by_known_keys and (verdict.refused or verdict.unknown):
             return False
-        return verdict.good or (not verdict.void and not self.proofs.is_passed_over(sequence))
+        if verdict.good:
+            return True
+        if verdict.void or self.proofs.is_passed_over(sequence):
+            return False
+        self.unchecked += 1
+        return True
 
     def is_of_place(self, entry: Entry, sequence: int) -> bool:
         """Return whether an entry claims to be of this archive, log and slot."""

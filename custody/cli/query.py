@@ -18,7 +18,8 @@ _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 @app.command()
 def query(
     sql: Annotated[
-        str, typer.Argument(help="DuckDB SQL over the tables events, batches, manifests, audits and findings.")
+        str,
+        typer.Argument(help="DuckDB SQL over events, batches, manifests, quarantined, audits, findings and warnings."),
     ],
     archive: Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")] = None,
     since: Annotated[
@@ -30,7 +31,7 @@ def query(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
 ) -> None:
-    """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies nothing.
+    """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents.
 
     For example: custody query "SELECT event_type, count(*) FROM events GROUP BY ALL"
     """
@@ -47,19 +48,27 @@ def query(
     try:
         result = connection.execute(sql)
         names, rows = [column[0] for column in result.description or ()], result.fetchall()
+        unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
     except duckdb.Error as error:
-        raise CustodyError(f"the query failed: {error}") from None
+        raise CustodyError(f"the query failed: {_reason(error)}") from None
     finally:
         connection.close()
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(dict(zip(names, map(_plain, row), strict=True))))
+            marked = {"unverified": True} if unverified else {}
+            typer.echo(json.dumps(marked | dict(zip(names, map(_plain, row), strict=True))))
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
         writer.writerows([[_plain(value) for value in row] for row in rows])
     else:
         _print(names, rows)
+
+
+def _reason(error: Exception) -> str:
+    """Return DuckDB's message. If our own code failed to read a file for it, only the last line of its traceback."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Traceback ") else text
 
 
 def _plain(value: Any) -> Any:

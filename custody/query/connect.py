@@ -4,46 +4,59 @@ Events come from the archive's Parquet tables. Statements without one are read f
 there once. Files in S3 are read in ranges through the archive's own store: DuckDB downloads no extension and opens no
 connection.
 
-Checks only that a statement or an audit has no wrong signature, as far as keys are available, and that no later one
-passes over it. Parquet tables are chosen by their names: audits compare them with their signed lists.
+A query verifies no contents. What it reads is not signed, or not yet checked, and steers nothing:
+
+- With keys, only statements and audits count that they signed, and only tables in lists that they signed. A table's
+  bytes are hashed when it is opened. Statements without such a table are read from their segments.
+- Without keys, or where a signature cannot be checked, the first line says `unverified`.
+- Slots are listed, not searched for. So a log that lacks its first statement is shown from the next one on.
+- What is missing or ignored is a row of the table `warnings`, and a warning of this module's logger.
 """
 
 import json
+import logging
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import duckdb
 import msgspec
 import pyarrow as pa
-from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from custody.archive import reader
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.trusted import Judge
+from custody.archive.trusted import Judge, check_archive, known_heads
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import audit, layout
-from custody.format.audit import SignedAudit
+from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
-from custody.format.manifest import Manifest, QuarantineRef, Statement
+from custody.format.manifest import QuarantineRef, Statement
 from custody.format.quarantine import quarantine_lines
 from custody.format.times import YEAR_10000_MS, parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
+from custody.query.files import Files
 from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.pieces import read_pieces
 from custody.store.protocol import Store
+from custody.tlog.log import Entry, Form
 from custody.verify.contents import check
 from custody.verify.work import work_of
 
 __all__ = ["connect"]
 
-_BLOCK = 4 * 1_048_576
+logger = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=Entry)
+
 _FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000
 _BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
@@ -73,7 +86,12 @@ CREATE TABLE findings (
     "offset" BIGINT, byte BIGINT, key VARCHAR, expected VARCHAR, found VARCHAR, accepted VARCHAR, count BIGINT,
     message VARCHAR, action VARCHAR
 );
+CREATE TABLE warnings (
+    kind VARCHAR,  -- unverified: a signature was not checked; damaged: something is missing; ignored: nobody signed it
+    log VARCHAR, message VARCHAR
+);
 """
+_RANGES_SHOWN = 5
 
 
 def connect(
@@ -87,8 +105,9 @@ def connect(
         until: only statements sealed before this time.
 
     Returns:
-        A connection with the tables `events`, `batches`, `manifests`, `quarantined`, `audits` and `findings`. All times
-        are UTC. Its temporary files are removed when the process ends.
+        A connection with the tables `events`, `batches`, `manifests`, `quarantined`, `audits`, `findings` and
+        `warnings`. The last one says what is unverified, damaged or ignored. All times are UTC. Its temporary files
+        are removed when the process ends.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -96,7 +115,7 @@ def connect(
     """
     settings = Settings(**({} if archive is None else {"archive": archive}))
     store = open_store(settings.archive, settings.s3)
-    reader.read_archive(store)
+    archive_file = reader.read_archive(store)
     folder = tempfile.TemporaryDirectory(prefix="custody-")
     _folders.append(folder)
     # In a file, so that DuckDB keeps only a part of a large archive's tables in memory.
@@ -107,7 +126,7 @@ def connect(
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(_TABLES)
-        _Loader(connection, store, Path(folder.name), settings.trust_at_hand()).load(since, until)
+        _Loader(connection, store, Path(folder.name), settings.trust_at_hand(), archive_file).load(since, until)
     except duckdb.Error as error:
         connection.close()
         raise CustodyError(f"the archive {store.url} cannot be opened for SQL: {error}") from None
@@ -145,68 +164,151 @@ class _Table:
 class _Loader:
     """Fills the tables from an archive, and makes the view of its events."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, store: Store, folder: Path, trust: Trust) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, store: Store, folder: Path, trust: Trust, archive: ArchiveFile
+    ) -> None:
         self._connection, self._store, self._folder, self._trust = connection, store, folder, trust
         self._manifests, self._batches, self._quarantined, self._audits, self._findings = (
             _Table(connection, name) for name in ("manifests", "batches", "quarantined", "audits", "findings")
         )
+        self._warnings: list[tuple[str, str | None, str]] = []
+        problem = check_archive(archive, trust) if trust.keys else None
+        self._archive = archive.id if trust.keys and not problem else None
+        """The archive's id; None if nothing shows which archive this is."""
+        if problem:
+            self._warn("unverified", None, problem)
+        self._listed = tables.list_tables(store)
+        self._digests: dict[str, str] = {}
+        """SHA-256 of tables in signed lists, by key."""
+        self._heads: dict[str, list[tuple[int, str]]] = {}
+        """Sizes of logs in audits that count, and which audit it is."""
+        self._unchecked = 0
         self._files: list[str] = []
         """Temporary Parquet files."""
 
     def load(self, since: datetime | None, until: datetime | None) -> None:
         """Read the statements sealed from `since` on and before `until`, and all audits."""
-        ranges: dict[Log, list[list[tables.TableFile]]] = {}
-        for whole in tables.whole_ranges(info.key for info in self._store.list(tables.TABLES)):
-            ranges.setdefault(whole[0].log, []).append(whole)
+        self._read_audits()
         files = [
             self._path(file.key)
-            for log in reader.list_logs(self._store)
-            for file in self._log(log, ranges.get(log, []), since, until)
+            for log in reader.named_logs(self._store, {*self._heads, *self._trust.heads})
+            for file in self._log(log, since, until)
         ]
-        files += self._files
-        self._read_audits()
         for table in (self._manifests, self._batches, self._quarantined, self._audits, self._findings):
             table.flush()
-        if any(file.startswith(_Files.protocol) for file in files):
-            self._connection.register_filesystem(_Files(self._store))
-        if not files:
-            path = self._folder / "day=1970-01-01" / "none.parquet"
-            path.parent.mkdir()
-            tables.open_file(str(path)).close()
-            files = [str(path)]
+        # The first file gives the view its columns. It is ours, so no file in the archive can.
+        path = self._folder / "day=1970-01-01" / "none.parquet"
+        path.parent.mkdir(exist_ok=True)
+        tables.open_file(str(path)).close()
+        files = [str(path), *self._files, *files]
+        if any(file.startswith(Files.protocol) for file in files):
+            self._connection.register_filesystem(Files(self._store, self._digests))
         quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
         # A view takes no parameters, so the paths are quoted.
         self._connection.execute(
             f"CREATE VIEW events AS FROM read_parquet([{quoted}], hive_partitioning=true, hive_types={{'day': DATE}})"
         )
+        self._report()
+
+    def _report(self) -> None:
+        """Put what is unverified first, and publish all warnings."""
+        if not self._trust.keys:
+            self._warn(
+                "unverified",
+                None,
+                "no keys are at hand, so no signature was checked; set `keys`, or `trust`",
+            )
+        elif self._unchecked:
+            message = f"{self._unchecked} signatures could not be checked with the keys at hand"
+            self._warn("unverified", None, message)
+        self._warnings.sort(key=lambda row: row[0] != "unverified")
+        table = _Table(self._connection, "warnings")
+        for kind, log, message in self._warnings:
+            table.add(kind, log, message)
+            logger.warning("%s: %s%s", kind, f"{log}: " if log else "", message)
+        table.flush()
+
+    def _warn(self, kind: str, log: Log | None, message: str) -> None:
+        self._warnings.append((kind, str(log) if log else None, message))
 
     def _path(self, key: str) -> str:
-        if self._store.url.startswith("file://"):
+        # A local file is read through its store too if its bytes must be hashed.
+        if self._store.url.startswith("file://") and key not in self._digests:
             return unquote(self._store.url.removeprefix("file://")) + "/" + key
-        return f"{_Files.protocol}://{key}"
+        return f"{Files.protocol}://{key}"
 
-    def _log(
-        self, log: Log, ranges: list[list[tables.TableFile]], since: datetime | None, until: datetime | None
-    ) -> Iterator[tables.TableFile]:
-        """Read a log's statements. Yield the files of those that have one, and make temporary ones for the rest."""
-        holds: reader.Holds[Manifest] = Judge(self._store, log, statements_of(log), None, self._trust).may_stand
-        size = reader.find_tip(self._store, log, holds).head.size
-        first = reader.sealed_from(self._store, log, size, since, holds) if since else 0
-        end = reader.sealed_from(self._store, log, size, until, holds) if until else size
-        tabled = [False] * max(end - first, 0)
-        for files in ranges:
-            if first <= files[0].first and files[0].end <= end:
-                tabled[files[0].first - first : files[0].end - first] = [True] * (files[0].end - files[0].first)
-                yield from files
-        rows, day = tables.Rows(log), ""
-        for sequence in range(first, end):
+    def _judge(self, log: Log, form: Form[Any]) -> tuple[Judge, reader.Holds[Any]]:
+        judge = Judge(self._store, log, form, self._archive, self._trust)
+        # A verifier with public keys alone knows no key of statements: then none counts as unknown.
+        known = any(key.algorithm in form.wanted for key in self._trust.keys.values())
+        return judge, partial(judge.may_stand, by_known_keys=known)
+
+    def _entries(self, log: Log, form: Form[E], first: int = 0, end: int | None = None) -> Iterator[tuple[int, E]]:
+        """Yield the valid entries of a log in slots `[first, end)`, and warn of the slots that have none.
+
+        Without an `end`, the log's end is compared with the heads that are known.
+        """
+        judge, holds = self._judge(log, form)
+        infos = self._store.list(form.prefix, after=form.key(first - 1) if first else form.prefix)
+        parsed = (reader.sequence_of(info.key) for info in infos)
+        slots = sorted({slot for slot in parsed if slot is not None and (end is None or slot < end)})
+        missing: list[tuple[int, int]] = []
+        size = first
+        for sequence in slots:
             try:
-                statement = reader.read_manifest(self._store, log, sequence, holds).statement
+                entry = reader.read_valid(self._store, form, sequence, holds)
             except (ObjectMissing, FormatError):
-                # A gap here. `custody verify` reports it.
+                continue
+            begin = sequence - len(entry.statement.passed_over)
+            if size < begin:
+                missing.append((size, begin))
+            size = sequence + 1
+            yield sequence, entry
+        self._unchecked += judge.unchecked
+        if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
+            missing.append((size, last))
+        if missing:
+            shown = ", ".join(f"{start} to {stop - 1}" for start, stop in missing[:_RANGES_SHOWN])
+            more = f" and {len(missing) - _RANGES_SHOWN} more ranges" if len(missing) > _RANGES_SHOWN else ""
+            self._warn("damaged", log, f"no valid {form.noun} in the slots {shown}{more}; run `custody verify`")
+        if end is None:
+            self._check_end(log, form, judge, size)
+
+    def _check_end(self, log: Log, form: Form[Any], judge: Judge, size: int) -> None:
+        """Warn if a known head, or a signed checkpoint, is beyond a log's end."""
+        heads = [
+            *self._heads.get(str(log), ()),
+            *((head.size, origin) for origin, head in known_heads(self._trust, log)),
+        ]
+        sizes = reader.checkpoint_sizes(self._store, log, size)
+        # A writer at work may have put statements since they were listed.
+        sizes = [larger for larger in sizes if not self._store.exists(form.key(larger - 1))]
+        heads += [(found.size, "a checkpoint") for _, found in judge.checkpoints(sizes)]
+        known, origin = max(heads, default=(0, ""))
+        if known > size:
+            message = f"it ends at size {size}, but {origin} knows size {known}; run `custody verify`"
+            self._warn("damaged", log, message)
+        elif sizes and not size:
+            self._warn("damaged", log, f"it has checkpoints, but no valid {form.noun}; run `custody verify`")
+
+    def _log(self, log: Log, since: datetime | None, until: datetime | None) -> Iterator[tables.TableFile]:
+        """Read a log's statements. Yield the files of those that have one, and make temporary ones for the rest."""
+        form = statements_of(log)
+        first, end, searched = self._span(log, since, until)
+        limit = None if since is None and until is None else searched if end is None else end
+        starts, ends = [], []
+        for files in self._tables(log, first, limit):
+            starts.append(files[0].first)
+            ends.append(files[0].end)
+            yield from files
+        rows, day = tables.Rows(log), ""
+        for sequence, entry in self._entries(log, form, first, end):
+            statement = entry.statement
+            if sequence >= searched and not _is_between(parse_time(statement.sealed_at), since, until):
                 continue
             self._note(str(log), statement)
-            if tabled[sequence - first] or not statement.segment:
+            index = bisect_right(starts, sequence) - 1
+            if not statement.segment or (index >= 0 and sequence < ends[index]):
                 continue
             if statement.sealed_at[:10] != day or rows.count >= tables.ROW_GROUP:
                 self._write(day, rows)
@@ -214,6 +316,42 @@ class _Loader:
             # Batches that are not as stated are left out. `custody verify` reports them.
             check(self._store, msgspec.structs.replace(work_of(statement, str(log)), quarantine=None), rows)
         self._write(day, rows)
+
+    def _span(self, log: Log, since: datetime | None, until: datetime | None) -> tuple[int, int | None, int]:
+        """Return the statements to read: the first, the end (None for all), and before which no time is compared."""
+        if since is None and until is None:
+            return 0, None, 0
+        _, holds = self._judge(log, statements_of(log))
+        try:
+            size = reader.find_tip(self._store, log, holds).head.size
+            first = reader.sealed_from(self._store, log, size, since, holds) if since else 0
+            end = reader.sealed_from(self._store, log, size, until, holds) if until else size
+        except (ObjectMissing, FormatError):
+            # It is damaged: every statement is read.
+            return 0, None, 0
+        return first, end if end < size else None, size
+
+    def _tables(self, log: Log, first: int, limit: int | None) -> Iterator[list[tables.TableFile]]:
+        """Yield the files of each range of tables within `[first, limit)`; with keys, only signed ones."""
+        files = [
+            file
+            for file in self._listed.files.get(log, ())
+            if first <= file.first and (limit is None or file.end <= limit)
+        ]
+        if self._trust.keys:
+            for start, stop in sorted({(file.first, file.end) for file in files}):
+                refs, unread = tables.signed_files(
+                    self._store, self._listed, self._archive or "", log, start, stop, self._trust
+                )
+                self._digests |= {key: ref.sha256 for key, ref in refs.items()}
+                if unread is not None:
+                    self._warn("ignored", log, f"the tables of statements {start} to {stop - 1}: {unread}")
+            unsigned = [file.key for file in files if file.key not in self._digests]
+            if unsigned:
+                message = f"{len(unsigned)} tables are in no list that a trusted key signed, such as {unsigned[0]}"
+                self._warn("ignored", log, message)
+            files = [file for file in files if file.key in self._digests]
+        yield from tables.whole_ranges(files)
 
     def _write(self, day: str, rows: tables.Rows) -> None:
         """Write a temporary Parquet file of the rows added since the last one."""
@@ -271,12 +409,10 @@ class _Loader:
             return
 
     def _read_audits(self) -> None:
-        holds: reader.Holds[SignedAudit] = Judge(self._store, layout.AUDIT_LOG, AUDITS, None, self._trust).may_stand
-        for sequence in range(reader.find_audit_tip(self._store, holds).head.size):
-            try:
-                audited = reader.read_audit(self._store, sequence, holds).statement
-            except (ObjectMissing, FormatError):
-                continue
+        for sequence, signed in self._entries(layout.AUDIT_LOG, AUDITS):
+            audited = signed.statement
+            for name, head in audited.heads.items():
+                self._heads.setdefault(name, []).append((head.size, f"audit {sequence}"))
             counts = {"statements": 0, "events": 0, **audited.counts}
             self._audits.add(
                 sequence,
@@ -287,50 +423,26 @@ class _Loader:
                 msgspec.json.encode(audited.covered).decode(),
                 msgspec.json.encode(audited.heads).decode(),
             )
-            for finding in self._findings_of(audited):
+            for finding in self._findings_of(sequence, audited):
                 self._findings.add(sequence, *map(finding.get, self._findings.schema.names[1:]))
 
-    def _findings_of(self, audited: audit.Audit) -> Sequence[Mapping[str, Any]]:
-        if not isinstance(audited.findings, audit.ObjectRef):
-            return audited.findings
+    def _findings_of(self, sequence: int, audited: audit.Audit) -> Sequence[Mapping[str, Any]]:
+        ref = audited.findings
+        if not isinstance(ref, audit.ObjectRef):
+            return ref
         try:
-            lines = self._store.read(audited.findings.key, limit=_FINDINGS_LIMIT).splitlines()
-            return [json.loads(line) for line in lines]
-        except (ObjectMissing, FormatError, ValueError):
-            return []
+            data = self._store.read(ref.key, limit=_FINDINGS_LIMIT)
+            if sha256(data).hexdigest() == ref.sha256:
+                return [found for found in map(json.loads, data.splitlines()) if isinstance(found, dict)]
+            problem = "its bytes differ from the signed digest"
+        except (ObjectMissing, FormatError, ValueError, RecursionError) as error:
+            problem = str(error)
+        self._warn("damaged", layout.AUDIT_LOG, f"the findings of audit {sequence} are not shown: {ref.key}: {problem}")
+        return []
 
 
-class _Files(AbstractFileSystem):  # type: ignore[misc]
-    """Opens the archive's Parquet files, and reads them in blocks through its store."""
-
-    protocol = "custody"
-    cachable = False
-
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self.store = store
-
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Return a file's size."""
-        name = self._strip_protocol(path)
-        return {"name": name, "size": self.store.status(name).size, "type": "file"}
-
-    def modified(self, path: str) -> datetime:
-        """Return when a file was made. It never changes."""
-        return self.store.status(self._strip_protocol(path)).created
-
-    created = modified
-
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        return _File(self, path, mode, block_size=_BLOCK, cache_type="readahead")
-
-
-class _File(AbstractBufferedFile):  # type: ignore[misc]
-    """An open file."""
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        data: bytes = self.fs.store.read(self.path, limit=end - start, start=start, size=end - start)
-        return data
+def _is_between(moment: datetime, since: datetime | None, until: datetime | None) -> bool:
+    return (since is None or moment >= since) and (until is None or moment < until)
 
 
 def _left_out(record: Mapping[str, Any]) -> int:

@@ -3,6 +3,9 @@
 Files are under `tables/`, hive-partitioned by the day on which their statements were sealed. Each is for one log and a
 range of statements; a large range has several. They are made from the archive and can be made again, so they are no
 evidence. A field that no event type has gets no column. A value that does not have its column's type is null.
+
+A file's name proves nothing: anyone who can write there chooses it. So a signed note (`custody.archive.signed_notes`,
+over `custody/tables/1`) lists the files of a range, with their digests.
 """
 
 import functools
@@ -12,27 +15,34 @@ import re
 import types
 import typing
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from custody.archive import signed_notes
+from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import layout, lines
 from custody.format.events import EVENT_TYPES
 from custody.format.manifest import Batch
 from custody.format.offsets import line_offsets
+from custody.keys.trust import Trust
+from custody.store.protocol import Store
 from custody.verify.work import Work
 
 TABLES = "tables/"
 SIGNED = f"{TABLES}signed/"
-"""Signed lists of the files of a range. File names prove nothing: anyone who can write there chooses them."""
+"""Signed lists of the files of a range."""
+LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
+FILE_LIMIT = 128 * 1_048_576
+"""Larger than any file that was ever put."""
 ROW_GROUP = 32_768
 """How many rows are sorted, and kept in memory, at a time."""
 
@@ -168,17 +178,96 @@ def parse_list_key(key: str) -> tuple[layout.Log, int, int] | None:
     return (log, int(match["first"]), int(match["end"])) if match and log else None
 
 
-def whole_ranges(keys: Iterable[str]) -> Iterator[list[TableFile]]:
+class TableRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table file: its key, the SHA-256 of its bytes, and its number of events."""
+
+    key: str
+    sha256: str
+    rows: int
+
+
+class TableList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All table files of a log's statements `[first, end)`; line 1 of its object."""
+
+    format: Literal["custody/tables/1"]
+    archive: str
+    log: str
+    first: int
+    end: int
+    sealed_at: str
+    files: list[TableRef]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The names in `tables/`: the files of each log, and the keys of lists by log, first and end."""
+
+    files: Mapping[layout.Log, Sequence[TableFile]]
+    lists: Mapping[tuple[layout.Log, int, int], Sequence[str]]
+
+
+def list_tables(store: Store) -> Listed:
+    """List all tables of the archive.
+
+    Raises:
+        StoreError: the archive cannot be listed.
+    """
+    files: dict[layout.Log, list[TableFile]] = {}
+    lists: dict[tuple[layout.Log, int, int], list[str]] = {}
+    for info in store.list(TABLES):
+        if file := parse_table_key(info.key):
+            files.setdefault(file.log, []).append(file)
+        elif parsed := parse_list_key(info.key):
+            lists.setdefault(parsed, []).append(info.key)
+    return Listed(files, lists)
+
+
+def signed_files(
+    store: Store, listed: Listed, archive: str, log: layout.Log, first: int, end: int, trust: Trust
+) -> tuple[Mapping[str, TableRef], CustodyError | None]:
+    """Return the files of a range in lists that trusted keys signed, by key.
+
+    Returns:
+        The files, and the error of a list that cannot be read or checked now.
+    """
+    refs: dict[str, TableRef] = {}
+    unread: CustodyError | None = None
+    for key in listed.lists.get((log, first, end), ()):
+        try:
+            made = signed_notes.read(store, key, TableList, LIST_FORMAT, trust)
+        except (FormatError, ObjectMissing, SignatureInvalid):
+            # A list that is missing or invalid names no files.
+            continue
+        except CustodyError as error:
+            unread = error
+        else:
+            if (made.archive, made.log, made.first, made.end) == (archive, str(log), first, end):
+                refs |= {ref.key: ref for ref in made.files}
+    return refs, unread
+
+
+def signed_ranges(
+    store: Store, listed: Listed, archive: str, log: layout.Log, trust: Trust
+) -> Iterator[list[TableFile]]:
+    """Yield the files of each complete range of a log's tables that is in lists that trusted keys signed."""
+    files = listed.files.get(log, ())
+    signed: set[str] = set()
+    for first, end in sorted({(file.first, file.end) for file in files}):
+        signed |= signed_files(store, listed, archive, log, first, end, trust)[0].keys()
+    yield from whole_ranges(file for file in files if file.key in signed)
+
+
+def whole_ranges(files: Iterable[TableFile]) -> Iterator[list[TableFile]]:
     """Yield the files of each complete range. A range that overlaps an earlier, longer one is left out."""
     ranges: dict[tuple[layout.Log, int, int], dict[int, TableFile]] = {}
-    for file in filter(None, map(parse_table_key, keys)):
+    for file in files:
         ranges.setdefault((file.log, file.first, -file.end), {}).setdefault(file.number, file)
     reached: dict[layout.Log, int] = {}
-    for (log, first, end), files in sorted(ranges.items(), key=lambda item: item[0]):
-        total = next(iter(files.values())).total
-        if sorted(files) == list(range(1, total + 1)) and first >= reached.get(log, 0):
+    for (log, first, end), numbered in sorted(ranges.items(), key=lambda item: item[0]):
+        total = next(iter(numbered.values())).total
+        if sorted(numbered) == list(range(1, total + 1)) and first >= reached.get(log, 0):
             reached[log] = -end
-            yield [files[number] for number in sorted(files)]
+            yield [numbered[number] for number in sorted(numbered)]
 
 
 class Rows:

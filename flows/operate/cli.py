@@ -217,7 +217,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
         table.add_row(
             render.safe(log.log),
             "-" if log.next_offset is None else f"{log.next_offset:,}",
-            "-" if log.lag is None else f"{log.lag:,}",
+            "ended" if log.ended else "-" if log.lag is None else f"{log.lag:,}",
             render.safe((log.sealed_at or "-")[:19]),
             f"{log.size} {log.root[:12]}",
         )

@@ -7,7 +7,7 @@ result. Its phases, and what is lost if the process dies in each:
    minutes of work.
 2. **Pieces** (`pieces`). Reads the segments of the spans, some hundred statements at a time. Each piece's result is
    signed and put under `reports/`, so an audit that was killed resumes after the last piece. A result counts only with
-   that signature and for two hours, because objects may be changed after they were read. The audit's `started_at` is
+   that signature, for two hours, and if the store says that no object was put since. The audit's `started_at` is
    the start of the earliest piece that it uses. The same read makes Parquet tables of new events.
 3. **Conclusion.** Writes long lists of findings first, then the audit, which is the commit, then checkpoints of all
    logs. If two audits run at once, one is written and the other ends without an error.

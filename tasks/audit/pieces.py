@@ -10,8 +10,10 @@ from typing import Any, Literal
 import msgspec
 
 from custody.archive import signed_notes
+from custody.archive.reader import manifests_from
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureInvalid
+from custody.format import layout
 from custody.format.audit import ObjectRef
 from custody.format.envelope import Signer
 from custody.format.times import check_time, format_time
@@ -149,8 +151,26 @@ def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: date
     except (ObjectMissing, FormatError, SignatureInvalid):
         return None
     same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
-    # Objects may have been changed since they were read.
-    return result if same and timedelta(0) <= age < _PIECE_AGE else None
+    good = same and timedelta(0) <= age < _PIECE_AGE and _is_unchanged(store, trust, plan, piece, now - age)
+    return result if good else None
+
+
+def _is_unchanged(store: Store, trust: Trust, plan: Plan, piece: Piece, moment: datetime) -> bool:
+    """Return whether no object of a piece was put since a moment, by the store's times, or is gone.
+
+    In a folder, who changes a file can set its time too. A piece is old for two hours at most.
+    """
+    log = log_named(piece.log)
+    holds = standing(store, plan.archive, trust)(log)
+    try:
+        for sequence, manifest in manifests_from(store, log, piece.first, piece.end, holds):
+            refs = (manifest.statement.segment, manifest.statement.quarantine)
+            keys = [layout.manifest_key(log, sequence), *(ref.key for ref in refs if ref)]
+            if any(store.status(key).created > moment for key in keys):
+                return False
+    except ObjectMissing:
+        return False
+    return True
 
 
 def _result_key(plan: Plan, piece: Piece) -> str:

@@ -19,6 +19,7 @@ from custody.format.audit import Audit, Marks, Read
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.format.times import format_time, parse_time
+from custody.query.tables import list_tables
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.report import Report
@@ -26,7 +27,7 @@ from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
 from tasks.audit.objects import log_named
 from tasks.audit.signed import clean_audit, find_audits
-from tasks.audit.tables import check_tables, list_tables
+from tasks.audit.tables import check_tables
 from tasks.search.reconcile import compare_with_search
 from tasks.search.survey import Survey
 from tasks.settings import Settings

@@ -43,11 +43,10 @@ from custody.tlog.head import Head
 from tasks.drain import kafka
 from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.committed_heads import check_committed_head
-from tasks.drain.kafka import Broker, Feed, Received, Topic, map_error
+from tasks.drain.kafka import Broker, Feed, Received, map_error
+from tasks.drain.status import DIRECT, find_change
 from tasks.settings import Settings
 
-DIRECT = "direct"
-"""The cluster's name in logs that were never in Kafka."""
 _RECORDS = 1000
 _POLL_SECONDS = 1.0
 _SILENT_POLLS = 30
@@ -78,7 +77,7 @@ def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]
                     is_newest = end is ends[-1]
                     if is_newest:
                         yield from _went_back(broker, archive, trust, end)
-                    changed = _change(broker, cluster, topics.get(end.log.topic), end)
+                    changed = find_change(broker, cluster, topics.get(end.log.topic), end.log, end.newest)
                     if changed is None:
                         start = broker.bounds(end.log.topic, end.log.partition).start
                         records = _records(settings, broker, end.log, start, end.newest.next_offset)
@@ -135,32 +134,6 @@ def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterato
     elif known.size == head.size and known.root != head.root:
         message = f"another history: {known.origin} has another root at this size"
         yield differs("head-fork", message, sequence=head.size - 1)
-
-
-def _change(broker: Broker, cluster: str, topic: Topic | None, end: _End) -> Finding | None:
-    """Return how a partition differs from the one that a log was made from; None if it continues the log."""
-    log, newest = end.log, end.newest
-    archived = newest.log
-    changed = partial(finding, "topic-changed", log=str(log), sequence=newest.sequence)
-    if archived.cluster != cluster:
-        message = "the broker belongs to another cluster than the log"
-        return changed(message, expected=archived.cluster, found=cluster)
-    if topic is None or log.partition >= topic.partitions:
-        return changed("the broker no longer has the partition, or this client may not see it")
-    if archived.topic_id != topic.id:
-        message = "the topic was deleted and created again"
-        return changed(message, expected=f"topic id {archived.topic_id}", found=f"topic id {topic.id}")
-    bounds = broker.bounds(log.topic, log.partition)
-    if bounds.end < newest.next_offset:
-        message = "the partition ends before the log: it was truncated"
-        expected, found = f"offset {newest.next_offset}", f"offset {bounds.end}"
-        return changed(message, offset=bounds.end, expected=expected, found=found)
-    last = newest.last_record
-    if last is not None and last.offset >= bounds.start:
-        problem = broker.disagreement(log.topic, log.partition, last)
-        if problem is not None:
-            return changed(f"the partition was truncated and has grown again: {problem}", offset=last.offset)
-    return None
 
 
 def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int) -> Iterator[Received]:

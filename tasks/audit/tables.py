@@ -3,27 +3,24 @@
 Tables are written to a temporary folder while segments are read, and put into the archive when their range is complete.
 An incomplete range is ignored (`custody.query.tables.whole_ranges`), and the next audit makes it again.
 
-A file's name contains a digest of its bytes, which anybody can compute. So a signed note
-(`custody.archive.signed_notes`, over `custody/tables/1`) lists the files of a range, with full digests and numbers of
-rows. A table in no such list is a finding.
+A table that is in no signed list is a finding.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custody.archive import signed_notes
 from custody.archive.reader import Holds, at_or_behind
 from custody.archive.trusted import standing
-from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing, SignatureInvalid
+from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing
 from custody.findings import Finding, finding
 from custody.format import limits
 from custody.format.audit import ObjectRef
@@ -36,32 +33,8 @@ from custody.query import tables
 from custody.store.protocol import Store
 from custody.verify.work import Work
 
-LIST_FORMAT: Literal["custody/tables/1"] = "custody/tables/1"
-
 _FILE_BYTES = 16 * 1_048_576
 """A file is closed at this size, because it is uploaded from memory in one piece."""
-_FILE_LIMIT = 128 * 1_048_576
-"""Larger than any file that was ever put."""
-
-
-class TableRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table file: its key, the SHA-256 of its bytes, and its number of events."""
-
-    key: str
-    sha256: str
-    rows: int
-
-
-class TableList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All table files of a log's statements `[first, end)`; line 1 of its object."""
-
-    format: Literal["custody/tables/1"]
-    archive: str
-    log: str
-    first: int
-    end: int
-    sealed_at: str
-    files: list[TableRef]
 
 
 class TableWriter:
@@ -118,11 +91,11 @@ class TableWriter:
             KeyUnavailable: no key can sign the list now.
         """
         self._close()
-        refs: list[TableRef] = []
+        refs: list[tables.TableRef] = []
         for number, (day, path) in enumerate(self._files, 1):
             data = path.read_bytes()
             key = tables.table_key(self._log, day, self._first, self._end, number, len(self._files), data)
-            refs.append(TableRef(key, sha256(data).hexdigest(), pq.read_metadata(path).num_rows))
+            refs.append(tables.TableRef(key, sha256(data).hexdigest(), pq.read_metadata(path).num_rows))
             try:
                 self._store.create(key, data)
             except ObjectExists:
@@ -131,8 +104,8 @@ class TableWriter:
                 continue
         if not refs:
             return 0
-        made = TableList(
-            format=LIST_FORMAT,
+        made = tables.TableList(
+            format=tables.LIST_FORMAT,
             archive=self._archive,
             log=str(self._log),
             first=self._first,
@@ -141,7 +114,7 @@ class TableWriter:
             files=refs,
         )
         try:
-            data = signed_notes.seal(made, LIST_FORMAT, self._signers)
+            data = signed_notes.seal(made, tables.LIST_FORMAT, self._signers)
         except FormatError:
             message = f"{len(refs)} tables are too many for one list: lower audit.piece_statements"
             raise FormatError(message) from None
@@ -169,33 +142,8 @@ class TableWriter:
             self._open = None
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """The contents of `tables/`: the complete ranges of each log, and the keys of lists by log, first and end."""
-
-    ranges: Mapping[Log, Sequence[Sequence[tables.TableFile]]]
-    lists: Mapping[tuple[Log, int, int], Sequence[str]]
-
-
-def list_tables(store: Store) -> Listed:
-    """List all tables of the archive, once for the checks of all logs.
-
-    Raises:
-        StoreError: the archive cannot be listed.
-    """
-    keys = [info.key for info in store.list(tables.TABLES)]
-    ranges: dict[Log, list[Sequence[tables.TableFile]]] = {}
-    for files in tables.whole_ranges(keys):
-        ranges.setdefault(files[0].log, []).append(files)
-    lists: dict[tuple[Log, int, int], list[str]] = {}
-    for key in keys:
-        if parsed := tables.parse_list_key(key):
-            lists.setdefault(parsed, []).append(key)
-    return Listed(ranges, lists)
-
-
 def check_tables(
-    store: Store, listed: Listed, archive: str, log: Log, first: int, end: int, trust: Trust
+    store: Store, listed: tables.Listed, archive: str, log: Log, first: int, end: int, trust: Trust
 ) -> Iterator[Finding]:
     """Compare the tables of the ranges that begin in a log's statements `[first, end)` with the archive.
 
@@ -213,13 +161,13 @@ def check_tables(
     """
     holds = standing(store, archive, trust)(log)
     unknown: list[Finding] = []
-    for files in listed.ranges.get(log, ()):
+    for files in tables.whole_ranges(listed.files.get(log, ())):
         table = files[0]
         if not first <= table.first < end:
             continue
         where: dict[str, Any] = {"log": str(log), "sequence": table.first, "through": table.end - 1, "key": table.key}
         try:
-            refs, unread = _listed_files(store, listed, archive, table, trust)
+            refs, unread = tables.signed_files(store, listed, archive, log, table.first, table.end, trust)
             wrong = False
             for file in files:
                 problem = _problem(store, file.key, refs.get(file.key), unread)
@@ -237,27 +185,7 @@ def check_tables(
         yield replace(unknown[0], count=len(unknown))
 
 
-def _listed_files(
-    store: Store, listed: Listed, archive: str, table: tables.TableFile, trust: Trust
-) -> tuple[Mapping[str, TableRef], CustodyError | None]:
-    """Return the files of a range in signed lists, by key, and the error of a list that cannot be read now."""
-    refs: dict[str, TableRef] = {}
-    unread: CustodyError | None = None
-    for key in listed.lists.get((table.log, table.first, table.end), ()):
-        try:
-            made = signed_notes.read(store, key, TableList, LIST_FORMAT, trust)
-        except (FormatError, ObjectMissing, SignatureInvalid):
-            # A list that is missing or invalid names no files.
-            continue
-        except CustodyError as error:
-            unread = error
-        else:
-            if (made.archive, made.log, made.first, made.end) == (archive, str(table.log), table.first, table.end):
-                refs |= {ref.key: ref for ref in made.files}
-    return refs, unread
-
-
-def _problem(store: Store, key: str, listed: TableRef | None, unread: CustodyError | None) -> str | None:
+def _problem(store: Store, key: str, listed: tables.TableRef | None, unread: CustodyError | None) -> str | None:
     """Return what is wrong with a file; None if it is as it was signed.
 
     Raises:
@@ -268,7 +196,7 @@ def _problem(store: Store, key: str, listed: TableRef | None, unread: CustodyErr
             raise unread
         return "the table is in no list signed by a trusted key"
     try:
-        digest = sha256(store.read(key, limit=_FILE_LIMIT)).hexdigest()
+        digest = sha256(store.read(key, limit=tables.FILE_LIMIT)).hexdigest()
     except (FormatError, ObjectMissing) as error:
         return f"the table cannot be read: {error}"
     return None if digest == listed.sha256 else "the table's bytes differ from the signed digest"

@@ -216,8 +216,19 @@ class _Copy:
             threads.shutdown(cancel_futures=True)
         if not self._done.stopped and not self._done.problems:
             self._target.finish()
+            self._check_copied()
         self._report()
         return self._done
+
+    def _check_copied(self) -> None:
+        """Note a problem if none of the chosen events is at the target. The archive's tables may all be there."""
+        done, request = self._done, self._plan.request
+        if done.created or done.there or done.left_out or (request.target == "tables" and not done.parts):
+            return
+        reason = (
+            f"the target rejected all {done.rejected:,} events" if done.rejected else "the archive has no such event"
+        )
+        done.problems.append(f"nothing was copied: {reason}, {request.since} to {request.until}")
 
     def _copy(self, part: Part, fetched: Iterator[Future[_Fetched]]) -> None:
         try:

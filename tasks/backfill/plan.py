@@ -17,17 +17,26 @@ from typing import Literal, TypeVar, get_args
 
 import msgspec
 
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive, read_manifest, sealed_from
+from custody.archive.forms import statements_of
+from custody.archive.reader import (
+    Holds,
+    after_hole,
+    choose_logs,
+    find_tip,
+    list_logs,
+    read_archive,
+    read_manifest,
+    sealed_from,
+)
 from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.times import parse_time
-from custody.query.tables import TableFile
+from custody.query.tables import TableFile, list_tables, signed_ranges
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
-from tasks.audit.tables import list_tables
 from tasks.search.documents import LEEWAY
 from tasks.settings import Settings
 
@@ -203,17 +212,19 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     check_request(settings, request)
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
         archive = read_archive(store).id
-        holds = standing(store, archive, settings.trust_at_hand())
-        tables = list_tables(store).ranges if request.target == "tables" else {}
+        trust = settings.trust_at_hand()
+        holds = standing(store, archive, trust)
+        listed = list_tables(store) if request.target == "tables" else None
         problems: list[str] = []
         parts: list[Part] = []
         searched = 0
         for log in choose_logs(list_logs(store), request.logs):
-            sequences = _sequences(store, log, request, holds(log))
+            sequences = _sequences(store, log, request, problems, holds(log))
             searched += len(sequences)
             chosen = choose_pieces(store, threads, request, log, sequences, problems, holds(log))
-            if request.target == "tables":
-                parts += _without_tables(log, chosen, tables.get(log, ()), settings.audit.piece_statements)
+            if listed is not None:
+                made = list(signed_ranges(store, listed, archive, log, trust))
+                parts += _without_tables(log, chosen, made, settings.audit.piece_statements)
             else:
                 parts += (_part(log, [piece]) for _, piece in chosen if piece is not None)
         segments: dict[str, ObjectStatus] = {}
@@ -230,9 +241,12 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     return Plan(request, archive, searched, tuple(parts), segments, tuple(problems))
 
 
-def _sequences(store: Store, log: Log, request: Request, holds: Holds[Manifest]) -> range:
-    """Return the statements of a log that are searched."""
-    size = find_tip(store, log, holds).head.size
+def _sequences(store: Store, log: Log, request: Request, problems: list[str], holds: Holds[Manifest]) -> range:
+    """Return the statements of a log that are searched. If there are more after a hole, that is a problem."""
+    form, tip = statements_of(log), find_tip(store, log, holds)
+    if (beyond := after_hole(store, form, tip, holds)) is not None:
+        problems.append(f"{log}: {form.key(tip.size)} is missing, but {form.key(beyond)} exists; {ADVICE}")
+    size = tip.head.size
     if request.late_days is None:
         return range(size)
     first = sealed_from(store, log, size, request.since - LEEWAY, holds)

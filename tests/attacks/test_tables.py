@@ -19,11 +19,12 @@ from custody.findings import Finding, Severity
 from custody.format.envelope import Algorithm
 from custody.format.layout import Log
 from custody.query import tables
+from custody.query.tables import list_tables
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
-from tasks.audit.tables import TableWriter, check_tables, list_tables
+from tasks.audit.tables import TableWriter, check_tables
 from tests.attacks.registry import end_key, with_key
 from tests.attacks.stores import refusing
 from tests.helpers.archives import (

@@ -148,6 +148,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(*arguments) == 0
     assert "24 copied" in capsys.readouterr().out
     assert copied(tmp_path / "out") == FIRST_DAY
+    # Again is no failure, but a choice of nothing is.
+    assert run(*arguments) == 0
+    capsys.readouterr()
+    assert run(*arguments[:3], str(tmp_path / "none"), "--type", "config_change") == 1
+    assert "nothing was copied: the archive has no such event" in capsys.readouterr().err
     for wrong in (["--to", "moon"], [*arguments, "--tier", "soon"], ["--to", "tables", "--type", "x"], ["--log", "no"]):
         assert run(*wrong) == 2
         said = capsys.readouterr().err

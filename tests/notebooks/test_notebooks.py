@@ -79,6 +79,26 @@ def test_integrity_of_damage(tmp_path: Path) -> None:
     assert "segment-hash" in shown
 
 
+def test_integrity_of_a_forgery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forged audit gives no verdict where keys are at hand. Where none are, the report says `unverified`."""
+    sample = make_archive(tmp_path)
+    audited(sample)
+    first = sample.folder / "audits" / f"{0:012}.json"
+    forged = first.read_bytes().replace(b'"sequence":0', b'"sequence":1').replace(b'"verified"', b'"tampered"')
+    first.with_name(f"{1:012}.json").write_bytes(forged)
+    manifest = min((sample.folder / "manifests").rglob("*.json"))
+    manifest.unlink()
+    shown = texts(notebooks.execute("integrity", str(sample.folder)))
+    assert "unverified: no keys are at hand" in shown
+    assert "Verdict: TAMPERED, by audits whose signatures were not checked: unverified" in shown
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    shown = texts(notebooks.execute("integrity", str(sample.folder)))
+    assert "unverified" not in shown
+    assert "Verdict: VERIFIED\n" in shown
+    assert "damaged: audits/0: no valid audit in the slots 1 to 1" in shown
+    assert "damaged: audit.events/0: no valid statement in the slots 0 to 0" in shown
+
+
 def test_integrity_without_an_audit(tmp_path: Path) -> None:
     """Before the first audit, and before the first event, the report says so."""
     growing = Growing(tmp_path)

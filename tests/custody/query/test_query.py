@@ -275,6 +275,14 @@ def test_s3(seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     audit(url, growing.keyring, pieces=3)
     sql = 'SELECT count(*), count(DISTINCT "offset"), count(DISTINCT request_id) FROM events'
     assert ask(url, sql) == [(25, 25, 25)]
+    # With keys, tables are hashed, and a forged one is ignored.
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    path = tmp_path / "none.parquet"
+    tables.open_file(str(path)).close()
+    data = path.read_bytes()
+    store.create(tables.table_key(Log("audit.grows", 0), "2026-03-01", 0, 9, 1, 1, data), data)
+    assert ask(url, sql) == [(25, 25, 25)]
+    assert ask(url, "SELECT kind FROM warnings") == [("ignored",)]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.is_event], ids=lambda case: case.name)
@@ -298,6 +306,7 @@ def test_command(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """`custody query` prints a table, JSON or CSV; a wrong query is one clear line."""
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
     sql = "SELECT count(*) AS n, max(time) AS t, NULL AS nothing FROM events"
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
     shown = CliRunner().invoke(app, ["query", sql, "--json"])
     assert json.loads(shown.output) == {"n": 148, "t": "2026-03-01T12:34:56.789012Z", "nothing": None}
     shown = CliRunner().invoke(app, ["query", sql, "--csv"])

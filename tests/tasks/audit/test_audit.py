@@ -201,6 +201,23 @@ def test_what_is_taken_over_is_said(growing: Growing) -> None:
     assert run(growing).counts[TAKEN_OVER] == 0
 
 
+@pytest.mark.parametrize("how", ["changed", "deleted"])
+def test_pieces_of_objects_that_changed_are_read_again(growing: Growing, how: str) -> None:
+    """A segment that was changed or deleted after a killed audit had read it is found by the audit that resumes."""
+    growing.append(6)
+    given = settings(growing)
+    plan = plan_audit(given, ALL, datetime.now(UTC))
+    list(verify_pieces(given, plan, plan.pieces))
+    if how == "changed":
+        damage(growing)
+    else:
+        min((growing.folder / "events").rglob("*.gz")).unlink()
+    again = plan_audit(given, ALL, datetime.now(UTC))
+    found = conclude(given, again, list(verify_pieces(given, again, again.pieces)))
+    assert [one["finding"] for one in found.findings] == ["segment-hash" if how == "changed" else "segment-missing"]
+    assert found.counts[TAKEN_OVER] == len(plan.pieces) - 1
+
+
 @pytest.mark.parametrize("planted", [b"no audit", b"{}\n{}\n", None], ids=["garbage", "two lines", "a forged audit"])
 def test_pieces_of_another_night_are_not_signed(growing: Growing, planted: bytes | None) -> None:
     """What was read a night before is read again: a segment may have been changed since, and is found.

@@ -19,10 +19,11 @@ from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.query import tables
 from custody.query.connect import connect
+from custody.query.tables import list_tables
 from custody.store.open import open_store
 from custody.store.protocol import Capabilities, S3Options, Store
 from flows.summaries import plan_summary
-from tasks.audit.tables import check_tables, list_tables
+from tasks.audit.tables import check_tables
 from tasks.backfill import copy as copying
 from tasks.backfill.copy import Progress, copy, restore
 from tasks.backfill.plan import Part, Request, plan_backfill
@@ -346,6 +347,17 @@ def test_damage_stops_nothing_else(written: Growing, given: Settings, tmp_path: 
     assert lines_in(tmp_path / "out") == [hourly(offset) for offset in DAYS_OFFSETS]
 
 
+@pytest.mark.parametrize("missing", [0, 3])
+def test_a_damaged_log_is_no_empty_one(written: Growing, given: Settings, tmp_path: Path, missing: int) -> None:
+    """A log that lacks a manifest is a problem of the backfill, wherever its end is found then."""
+    broken = written.copy(tmp_path / "broken")
+    given = given.model_copy(update={"archive": str(broken.folder)})
+    (broken.folder / "manifests" / broken.log / f"{missing:012}.json").unlink()
+    (problem, *_) = run(given, folder_of(tmp_path / "out")).problems
+    assert f"{missing:012}.json" in problem
+    assert "custody verify" in problem
+
+
 # --- tables
 
 
@@ -355,7 +367,7 @@ def test_tables_are_made_of_what_has_none(written: Growing, given: Settings, tmp
     given = given.model_copy(update={"archive": str(copied.folder)})
     assert run(given, of_the_day(target="tables")).created == 30
     store = open_store(str(copied.folder))
-    (files,) = tables.whole_ranges(info.key for info in store.list(tables.TABLES))
+    ((files,),) = map(tables.whole_ranges, tables.list_tables(store).files.values())
     assert (files[0].first, files[0].end) == (4, 10)
     rows = connect(str(copied.folder)).execute('SELECT "offset" FROM events ORDER BY 1').fetchall()
     assert rows == [(offset,) for offset in range(75)]
@@ -395,6 +407,25 @@ def test_a_day_comes_back_into_elasticsearch(searched: Settings) -> None:
     again = run(searched, of_the_day())
     assert (again.created, again.there) == (0, 24)
     assert documents(searched) == found
+
+
+def test_a_target_that_rejects_all(searched: Settings, tmp_path: Path) -> None:
+    """A backfill of which Elasticsearch rejects each event has a problem."""
+
+    def odd(offset: int) -> bytes:
+        moment = json.loads(hourly(DAYS_OFFSETS[offset]))["timestamp"]
+        event = {**EVENTS["api_key_operation"], "timestamp": moment, "permissions": [{"no": "keyword"}]}
+        return json.dumps(event).encode()
+
+    refused = Growing(tmp_path)
+    refused.begun = DAY
+    refused.append(1, odd)
+    changed = {"archive": str(refused.folder), "keys": f"file:{refused.keyring}"}
+    done = run(searched.model_copy(update=changed), of_the_day())
+    assert (done.created, done.rejected) == (0, 5)
+    assert [problem.partition(" events")[0] for problem in done.problems] == [
+        "nothing was copied: the target rejected all 5"
+    ]
 
 
 def test_what_comes_back_stays_as_long_as_what_came_first(searched: Settings) -> None:

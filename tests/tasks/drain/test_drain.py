@@ -905,6 +905,9 @@ def test_end_below_the_head(site: Site) -> None:
     assert result.outcome == "failed"
     assert f"custody new-epoch {topic}" in str(result.problem)
     assert "500" in str(result.problem)
+    (status,) = read_status(site.settings(topic))
+    assert status.lag is None
+    assert "ends before the log" in str(status.problem)
     log = site.read()[f"{topic}/0"]
     assert (log.events, len(log.statements)) == (archived(sent), 3)
 
@@ -1072,6 +1075,52 @@ def test_committed_offsets_and_status(site: Site) -> None:
         12,
         3,
     )
+
+
+def test_status_of_a_topic_that_is_another(site: Site) -> None:
+    """A topic that was recreated has no lag but a problem; after `new-epoch` the earlier epoch has ended."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("restated"))
+    send(site.kafka.producer(), topic, events(12))
+    site.drain(topic)
+    settings = site.settings(topic)
+    site.kafka.delete_topic(topic)
+    (gone,) = read_status(settings)
+    assert (gone.next_offset, gone.lag) == (12, None)
+    assert "no longer has the partition" in str(gone.problem)
+    site.kafka.create_topic(topic)
+    # More than were archived, so that nothing but the topic's id shows it.
+    send(site.kafka.producer(), topic, events(30, 2))
+    (again,) = read_status(settings)
+    assert (again.size, again.next_offset, again.lag, again.ended) == (gone.size, 12, None, False)
+    assert "deleted and created again (archived: topic id" in str(again.problem)
+    assert "custody new-epoch" in str(again.problem)
+    begin_epoch(settings, topic)
+    # A folder alone ends no epoch.
+    (Path(site.archive) / "manifests" / f"{topic}@7" / "0").mkdir(parents=True)
+    ended, current = read_status(settings)
+    assert (ended.log, ended.lag, ended.ended, ended.problem) == (f"{topic}/0", None, True, None)
+    assert (current.log, current.lag, current.ended, current.problem) == (f"{topic}@2/0", 30, False, None)
+
+
+def test_status_of_a_damaged_log(site: Site, tmp_path: Path) -> None:
+    """A log that lacks its first statement, its last one, or all of them, is shown, with what is wrong."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("holes"))
+    for seed in (1, 2):
+        send(site.kafka.producer(), topic, events(5, seed))
+        only(site.drain(topic))
+    manifests = tmp_path / "archive" / "manifests" / topic / "0"
+    kept = {path: path.read_bytes() for path in sorted(manifests.iterdir())}
+    for missing in ([0], [2], [0, 1, 2]):
+        for number in missing:
+            list(kept)[number].unlink()
+        (status,) = read_status(site.settings(topic))
+        assert status.log == f"{topic}/0"
+        assert "custody verify" in str(status.problem)
+        for path, data in kept.items():
+            path.unlink(missing_ok=True)
+            path.write_bytes(data)
+    (status,) = read_status(site.settings(topic))
+    assert (status.size, status.lag, status.problem) == (3, 0, None)
 
 
 def test_head_that_went_back(site: Site, tmp_path: Path) -> None:

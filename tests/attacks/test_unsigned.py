@@ -1,0 +1,416 @@
+"""THREATS.md, rows 71 to 74: what nobody signed raises alarms, and steers no command.
+
+Each forgery is one that somebody can make who may write into the archive, and has no key. Then every command that needs
+no server runs on the forged archive and on its twin. Either they do the same, or they say what is wrong. The list of
+such inputs is in docs/guarantees.md; where a server holds the input, the test is beside its door:
+
+- committed offsets: tests/tasks/drain/test_drain.py, test_what_other_clients_commit
+- cursors and documents of Elasticsearch: tests/attacks/test_search.py
+- the broker's answers: tests/attacks/test_kafka.py
+- versions, locks and rules of a bucket: tests/attacks/test_buckets.py
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import custody
+from custody.cli.main import main
+from custody.errors import TransientSourceError
+from custody.format import layout
+from custody.format.layout import Log
+from custody.keys.trust import open_trust
+from custody.query import tables
+from custody.store.open import open_store
+from custody.verify.report import Report
+from custody.verify.run import verify
+from tasks.audit.conclude import conclude
+from tasks.audit.objects import put_report
+from tasks.audit.pieces import verify_pieces
+from tasks.audit.plan import Request, plan_audit
+from tasks.backfill import plan as backfill
+from tasks.drain.kafka import Broker
+from tasks.drain.status import read_status
+from tasks.roll.expire import expire
+from tasks.settings import AuditSettings, Settings
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Growing
+
+LOG = "audit.grows/0"
+SIZE = 6
+"""Statements when something is forged."""
+EVENTS = 'SELECT "offset", event_type, request_id FROM events ORDER BY 1'
+
+
+@pytest.fixture(autouse=True)
+def _no_broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Read no settings of the tests' machine, and wait for no broker."""
+
+    def silent(broker: Broker) -> str:
+        raise TransientSourceError(f"{broker} does not answer")
+
+    clear_settings(monkeypatch)
+    monkeypatch.setattr(Broker, "cluster", silent)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    """An archive of six statements: an audit has read four of them, has made tables of them, and has a report."""
+    growing = Growing(tmp_path / "good")
+    growing.append(4)
+    audit(growing)
+    put_report(settings(growing), 0, b"<p>a report</p>")
+    growing.append(2)
+    return growing
+
+
+def settings(growing: Growing, **more: Any) -> Settings:
+    given = {"archive": str(growing.folder), "keys": f"file:{growing.keyring}"} | more
+    return Settings(**given, audit=AuditSettings(piece_statements=2))
+
+
+def audit(growing: Growing) -> tuple[str, list[tuple[str, str | None]]]:
+    """Audit, and return the verdict and the findings."""
+    given = settings(growing)
+    plan = plan_audit(given, Request(), datetime.now(UTC))
+    outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
+    return outcome.verdict, sorted((found["finding"], found.get("key")) for found in outcome.findings)
+
+
+def judged(growing: Growing) -> Report:
+    with closing(open_store(str(growing.folder))) as store:
+        trust = open_trust([f"file:{growing.keyring}"])
+        return verify(store, trust, now=datetime.now(UTC), workers=0)
+
+
+def asked(archive: Path, *queries: str) -> list[list[tuple[Any, ...]]]:
+    with closing(custody.connect(str(archive))) as connection:
+        return [connection.execute(sql).fetchall() for sql in queries]
+
+
+@pytest.fixture
+def _keys(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def signed_by_nobody(path: Path, **changed: Any) -> bytes:
+    """Return a signed file with other fields and the same signatures."""
+    line, signatures = path.read_bytes().split(b"\n", 1)
+    return json.dumps(json.loads(line) | changed, separators=(",", ":")).encode() + b"\n" + signatures
+
+
+def empty_table(first: int, end: int) -> tuple[str, bytes]:
+    """Return the key and the bytes of a table without rows that claims statements `[first, end)`."""
+    path = Path("empty.parquet")
+    tables.open_file(str(path)).close()
+    data = path.read_bytes()
+    return tables.table_key(Log("audit.grows", 0), "2026-03-01", first, end, 1, 1, data), data
+
+
+def an_epoch(folder: Path) -> None:
+    (folder / "manifests/audit.grows@7/0").mkdir(parents=True)
+
+
+def an_epoch_with_a_statement(folder: Path) -> None:
+    (folder / "manifests/audit.grows@9/0").mkdir(parents=True)
+    shutil.copy(folder / layout.manifest_key(Log("audit.grows", 0), 0), folder / "manifests/audit.grows@9/0")
+
+
+def garbage_in_the_next_slot(folder: Path) -> None:
+    overwrite(folder / layout.manifest_key(Log("audit.grows", 0), SIZE), b"garbage")
+
+
+def a_statement_in_the_next_slot(folder: Path) -> None:
+    newest = folder / layout.manifest_key(Log("audit.grows", 0), SIZE - 1)
+    forged = signed_by_nobody(newest, sequence=SIZE, first_offset=10**6, next_offset=10**6)
+    overwrite(newest.with_name(f"{SIZE:012}.json"), forged)
+
+
+def a_statement_far_ahead(folder: Path) -> None:
+    newest = folder / layout.manifest_key(Log("audit.grows", 0), SIZE - 1)
+    overwrite(newest.with_name(f"{10**11:012}.json"), signed_by_nobody(newest, sequence=10**11))
+
+
+def an_audit(folder: Path) -> None:
+    heads = {LOG: {"size": 999, "root": "00" * 32}, "gone/0": {"size": 5, "root": "00" * 32}}
+    first = folder / layout.audit_key(0)
+    overwrite(folder / layout.audit_key(1), signed_by_nobody(first, sequence=1, heads=heads, verdict="tampered"))
+
+
+def garbage_for_an_audit(folder: Path) -> None:
+    overwrite(folder / layout.audit_key(1), b"\x00" * 100)
+
+
+def a_checkpoint(folder: Path) -> None:
+    overwrite(folder / layout.checkpoint_key(Log("audit.grows", 0), 999), b"")
+
+
+def checkpoints_of_a_log(folder: Path) -> None:
+    overwrite(folder / layout.checkpoint_key(Log("never", 0), 3), b"")
+
+
+def a_table(folder: Path) -> None:
+    key, data = empty_table(4, 6)
+    overwrite(folder / key, data)
+
+
+def a_table_of_everything(folder: Path) -> None:
+    key, data = empty_table(0, 10**11)
+    overwrite(folder / key, data)
+
+
+def a_table_that_is_none(folder: Path) -> None:
+    key, _ = empty_table(4, 6)
+    overwrite(folder / key, b"no Parquet")
+
+
+def a_table_with_a_list(folder: Path) -> None:
+    key, data = empty_table(4, 6)
+    overwrite(folder / key, data)
+    made = min((folder / "tables/signed").iterdir())
+    files = [{"key": key, "sha256": sha256(data).hexdigest(), "rows": 0}]
+    listed = signed_by_nobody(made, first=4, end=6, files=files)
+    overwrite(folder / tables.list_key(Log("audit.grows", 0), 4, 6, listed), listed)
+
+
+def a_result_of_a_piece(folder: Path) -> None:
+    piece = min((folder / "reports").rglob("pieces/**/*.json"))
+    forged = signed_by_nobody(piece, audit=1, piece={"log": LOG, "first": 4, "end": 6, "read": "new"})
+    overwrite(folder / f"reports/audits/{1:012}/pieces/{LOG}/{4:012}-{6:012}-new.json", forged)
+
+
+def a_report(folder: Path) -> None:
+    path = folder / f"reports/audits/{0:012}/report.json"
+    overwrite(path, signed_by_nobody(path, sha256="00" * 32))
+
+
+def a_segment(folder: Path) -> None:
+    overwrite(folder / "events/audit.grows/0/garbage.jsonl.gz", b"garbage")
+
+
+def other_times_of_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        os.utime(path, (0, 0))
+
+
+FORGERIES: dict[Callable[[Path], None], tuple[set[str], set[str]]] = {
+    an_epoch: (set(), set()),
+    an_epoch_with_a_statement: ({"identity", "unlisted", "sequence-gap"}, {"damaged"}),
+    garbage_in_the_next_slot: ({"statement", "passed-over"}, {"damaged"}),
+    a_statement_in_the_next_slot: (
+        {"signature", "statement", "tree", "batch-order", "offset-gap", "passed-over"},
+        {"damaged"},
+    ),
+    a_statement_far_ahead: ({"sequence-gap", "signature", "statement", "tree"}, {"damaged"}),
+    an_audit: ({"audit", "passed-over"}, {"damaged"}),
+    garbage_for_an_audit: ({"audit", "passed-over"}, {"damaged"}),
+    a_checkpoint: ({"checkpoint", "head-rollback"}, set()),
+    checkpoints_of_a_log: ({"checkpoint", "head-rollback"}, {"damaged"}),
+    a_table: ({"tables"}, {"ignored"}),
+    a_table_of_everything: ({"tables"}, {"ignored"}),
+    a_table_that_is_none: ({"tables"}, {"ignored"}),
+    a_table_with_a_list: ({"tables"}, {"ignored"}),
+    a_result_of_a_piece: (set(), set()),
+    a_report: (set(), set()),
+    a_segment: ({"unlisted"}, set()),
+    other_times_of_files: (set(), set()),
+}
+"""Each forgery, the findings that it may cause, and the kinds of warnings of a query."""
+
+
+def segments(growing: Growing) -> list[str]:
+    """Return the digests of all segments."""
+    paths = (growing.folder / "events").rglob("*.gz")
+    return sorted(sha256(path.read_bytes()).hexdigest() for path in paths if path.name != "garbage.jsonl.gz")
+
+
+@pytest.mark.usefixtures("_keys")
+@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
+def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[Path], None]) -> None:
+    """Writer, audit, verification, queries, status, backfill and roll do as without it, or say that it is there."""
+    findings, warnings = FORGERIES[forge]
+    twin = growing.copy(tmp_path / "twin")
+    forge(growing.folder)
+
+    queries = (EVENTS, "FROM audits", "FROM manifests", "FROM quarantined", "FROM findings")
+    *rows, warned = asked(growing.folder, *queries, "SELECT kind FROM warnings")
+    assert [*rows, []] == asked(twin.folder, *queries, "SELECT kind FROM warnings")
+    assert {kind for (kind,) in warned} == warnings
+    statuses = {status.log: status for status in read_status(settings(growing))}
+    assert [statuses.pop(LOG)] == list(read_status(settings(twin)))
+    assert all(status.problem for status in statuses.values())
+    assert {found.finding for found in judged(growing).findings} <= findings
+
+    plans: list[object] = []
+    for archive in (growing, twin):
+        actions = expire(settings(archive), datetime.now(UTC), dry_run=True)
+        plans.append([str(action).replace(str(archive.folder), "") for action in actions])
+        since, until = (datetime(year, 1, 1, tzinfo=UTC) for year in (2026, 2027))
+        request = backfill.Request(since=since, until=until, target="folder", folder=str(tmp_path / "out"))
+        plans.append(backfill.plan_backfill(settings(archive), request).parts)
+        request = backfill.Request(since=since, until=until, target="tables")
+        plans.append(backfill.plan_backfill(settings(archive), request).parts)
+    assert plans[:3] == plans[3:]
+
+    for archive in (growing, twin):
+        archive.append(2)
+    assert segments(growing) == segments(twin)
+    assert len(segments(growing)) == SIZE + 2
+    verdict, found = audit(growing)
+    assert audit(twin) == ("verified", [])
+    assert {name for name, _ in found} <= findings
+    assert verdict == "verified" or found
+    read = "SELECT sum(statements), sum(events) FROM audits"
+    assert asked(growing.folder, EVENTS, read) == asked(twin.folder, EVENTS, read)
+
+
+@pytest.mark.usefixtures("_keys")
+def test_another_archive_file(growing: Growing, tmp_path: Path) -> None:
+    """With another `archive.json`, no command calls anything verified, and no log disappears."""
+    other = Growing(tmp_path / "other")
+    other.append(1)
+    overwrite(growing.folder / layout.ARCHIVE, (other.folder / layout.ARCHIVE).read_bytes())
+    ((kind, message), *_), events = asked(growing.folder, "SELECT kind, message FROM warnings", EVENTS)
+    assert (kind, len(events)) == ("unverified", SIZE * 5)
+    assert "archive.json is not signed by trusted keys" in message
+    (status,) = read_status(settings(growing))
+    assert (status.log, status.size) == (LOG, 0)
+    assert "archive.json is not signed by trusted keys" in str(status.problem)
+
+
+# --- queries: what is signed was changed, or is gone
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Return the exit code, the output and the errors of `custody query`."""
+    with pytest.raises(SystemExit) as ended:
+        main(["query", *arguments])
+    out, err = capfd.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.mark.usefixtures("_keys")
+@pytest.mark.parametrize("data", [b"no Parquet", None], ids=["garbage", "a table without rows"])
+def test_a_changed_table(growing: Growing, capfd: pytest.CaptureFixture[str], data: bytes | None) -> None:
+    """A signed table with other bytes is named in one line. Other tables work, and events too once it is deleted."""
+    wanted = asked(growing.folder, EVENTS)
+    path = min((growing.folder / "tables").rglob("*.parquet"))
+    overwrite(path, data or empty_table(0, 2)[1])
+    code, out, err = run(capfd, "SELECT count(*) FROM events", "--archive", str(growing.folder))
+    assert (code, out) == (1, "")
+    assert err.startswith("custody: the query failed: tables/")
+    assert "is not the table that was signed: delete it" in err
+    assert err.count("\n") == 1
+    code, out, err = run(capfd, "SELECT count(*) AS n FROM audits", "--archive", str(growing.folder), "--json")
+    assert (code, json.loads(out), err) == (0, {"n": 1}, "")
+    path.unlink()
+    assert asked(growing.folder, EVENTS) == wanted
+
+
+def test_without_keys(growing: Growing, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without keys, the first line says that nothing was verified, and so does a field of each row in JSON."""
+    arguments = ("SELECT count(*) AS n FROM audits", "--archive", str(growing.folder))
+    # A process of its own: pytest takes what is logged in this one.
+    done = subprocess.run(
+        [sys.executable, "-m", "custody", "query", *arguments, "--json"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[0].startswith("unverified: no keys are at hand")
+    assert json.loads(done.stdout) == {"unverified": True, "n": 1}
+    overwrite(min((growing.folder / "tables").rglob("*.parquet")), b"no Parquet")
+    code, _, err = run(capfd, "FROM events", "--archive", str(growing.folder))
+    assert code == 1
+    assert "Traceback" not in err
+    assert run(capfd, *arguments)[0] == 0
+
+
+def test_public_keys_alone(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An auditor without the HMAC secret takes only audits and tables that the Ed25519 key signed, and is told so."""
+    keys = open_trust([f"file:{growing.keyring}"]).keys.values()
+    entries = [
+        {"id": key.id, "algorithm": key.algorithm, "from": None, "to": None}
+        | ({"public": base64.b64encode(key.public).decode()} if key.public else {})
+        for key in keys
+    ]
+    (tmp_path / "trust.json").write_text(json.dumps({"format": "custody/trust/1", "keys": entries}))
+    monkeypatch.setenv("CUSTODY_TRUST", str(tmp_path / "trust.json"))
+    wanted = asked(growing.folder, EVENTS)
+    an_audit(growing.folder)
+    a_table_of_everything(growing.folder)
+    ((audits,),), ((kind, message), *_), events = asked(
+        growing.folder, "SELECT count(*) FROM audits", "SELECT kind, message FROM warnings", EVENTS
+    )
+    assert (audits, kind, [events]) == (1, "unverified", wanted)
+    assert "could not be checked" in message
+
+
+@pytest.mark.usefixtures("_keys")
+@pytest.mark.parametrize("data", [b"7\n", b"", b"[[\n"])
+def test_findings_that_are_none(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch, data: bytes, capfd: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    """An object of findings with other bytes than the audit says is named, and shows nothing."""
+    monkeypatch.setattr("custody.format.audit.FINDINGS_INLINE", 0)
+    for path in (growing.folder / "events").rglob("*.gz"):
+        overwrite(path, b"garbage")
+    audit(growing)
+    ((count,),), warned = asked(growing.folder, "SELECT count(*) FROM findings", "FROM warnings")
+    assert (count > 0, warned) == (True, [])
+    (listed,) = (path for path in (growing.folder / "audits/objects").iterdir() if b'"segment-' in path.read_bytes())
+    overwrite(listed, data)
+    code, out, _ = run(capfd, "SELECT count(*) AS n FROM findings", "--archive", str(growing.folder), "--json")
+    assert (code, json.loads(out)) == (0, {"n": 0})
+    assert "the findings of audit 1 are not shown" in caplog.text
+
+
+@pytest.mark.usefixtures("_keys")
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ([0], "no valid statement in the slots 0 to 0"),
+        ([0, 1, 3], "no valid statement in the slots 0 to 1, 3 to 3"),
+        ([4], "no valid statement in the slots 4 to 4"),
+        ([5], "it ends at size 5, but audit 1 knows size 6"),
+        ([2, 3, 4, 5], "it ends at size 2, but"),
+        (list(range(SIZE)), "it ends at size 0, but"),
+    ],
+    ids=str,
+)
+def test_missing_statements(growing: Growing, missing: list[int], said: str) -> None:
+    """A log that lacks statements says so, and shows the others, also those of a range of time."""
+    audit(growing)
+    shutil.rmtree(growing.folder / "tables")
+    for sequence in missing:
+        (growing.folder / layout.manifest_key(Log("audit.grows", 0), sequence)).unlink()
+    left = [(sequence,) for sequence in range(SIZE) if sequence not in missing]
+    shown, ((kind, log, message),), events = asked(
+        growing.folder,
+        "SELECT sequence FROM manifests ORDER BY 1",
+        "FROM warnings",
+        "SELECT DISTINCT sequence FROM events ORDER BY 1",
+    )
+    assert (shown, events) == (left, left)
+    assert (kind, log) == ("damaged", LOG)
+    assert said in message
+    with closing(
+        custody.connect(str(growing.folder), since=growing.sealed_at(1), until=growing.sealed_at(5))
+    ) as connection:
+        shown = connection.execute("SELECT sequence FROM manifests ORDER BY 1").fetchall()
+        assert shown == [row for row in left if 1 <= row[0] < 5]
