@@ -31,7 +31,7 @@ from custody.format.audit import SignedAudit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, QuarantineRef, Statement
 from custody.format.quarantine import quarantine_lines
-from custody.format.times import YEAR_10000_MS, parse_time
+from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.settings import Settings
@@ -83,7 +83,7 @@ def connect(
 
     Args:
         archive: `s3://BUCKET/PREFIX`, `file:///DIR` or a folder. Default: the `archive` setting.
-        since: only statements sealed at or after this time. In a large archive, the others are not read.
+        since: only statements sealed at or after this time; UTC if it names no zone. No events of others are read.
         until: only statements sealed before this time.
 
     Returns:
@@ -107,7 +107,9 @@ def connect(
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(_TABLES)
-        _Loader(connection, store, Path(folder.name), settings.trust_at_hand()).load(since, until)
+        _Loader(connection, store, Path(folder.name), settings.trust_at_hand()).load(
+            since and as_utc(since), until and as_utc(until)
+        )
     except duckdb.Error as error:
         connection.close()
         raise CustodyError(f"the archive {store.url} cannot be opened for SQL: {error}") from None
@@ -191,22 +193,22 @@ class _Loader:
         """Read a log's statements. Yield the files of those that have one, and make temporary ones for the rest."""
         holds: reader.Holds[Manifest] = Judge(self._store, log, statements_of(log), None, self._trust).may_stand
         size = reader.find_tip(self._store, log, holds).head.size
-        first = reader.sealed_from(self._store, log, size, since, holds) if since else 0
-        end = reader.sealed_from(self._store, log, size, until, holds) if until else size
-        tabled = [False] * max(end - first, 0)
+        chosen = reader.sealed_between(self._store, log, size, since, until, holds)
+        untabled = set(chosen)
         for files in ranges:
-            if first <= files[0].first and files[0].end <= end:
-                tabled[files[0].first - first : files[0].end - first] = [True] * (files[0].end - files[0].first)
+            table = range(files[0].first, files[0].end)
+            if untabled.issuperset(table):
+                untabled.difference_update(table)
                 yield from files
         rows, day = tables.Rows(log), ""
-        for sequence in range(first, end):
+        for sequence in chosen:
             try:
                 statement = reader.read_manifest(self._store, log, sequence, holds).statement
             except (ObjectMissing, FormatError):
                 # A gap here. `custody verify` reports it.
                 continue
             self._note(str(log), statement)
-            if tabled[sequence - first] or not statement.segment:
+            if sequence not in untabled or not statement.segment:
                 continue
             if statement.sealed_at[:10] != day or rows.count >= tables.ROW_GROUP:
                 self._write(day, rows)
@@ -227,8 +229,6 @@ class _Loader:
     def _note(self, log: str, statement: Statement) -> None:
         segment, quarantine = statement.segment, statement.quarantine
         times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
-        # Producers set these times, so any number is possible.
-        kafka_ms = min(times, default=YEAR_10000_MS)
         self._manifests.add(
             log,
             statement.sequence,
@@ -243,7 +243,7 @@ class _Loader:
             len(statement.passed_over),
             (segment.size if segment else 0) + (quarantine.size if quarantine else 0),
             sum(batch.inflated for batch in statement.batches),
-            kafka_ms * 1000 if kafka_ms < YEAR_10000_MS else None,
+            kafka_moment(min(times, default=None)),
             segment.key if segment else None,
             quarantine.key if quarantine else None,
             statement.tree.root,
@@ -263,7 +263,7 @@ class _Loader:
                 value, time, offset = record["value"] or "", record["timestamp"], record["offset"]
                 if not isinstance(offset, int):
                     return
-                time = time * 1000 if isinstance(time, int) and 0 <= time < YEAR_10000_MS else None
+                time = kafka_moment(time) if isinstance(time, int) else None
                 size = _left_out(record) or len(value) * 3 // 4 - value[-2:].count("=")
                 self._quarantined.add(log, sequence, offset, time, str(record["error"]), size)
         except (ObjectMissing, ObjectArchived, FormatError, ValueError, KeyError, TypeError, AttributeError):

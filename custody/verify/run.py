@@ -114,7 +114,8 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         run.conclude(names if complete else None, audits)
     for other in others:
         findings.add(other)
-    if complete and not any(known.values()) and not any(account.size for account in run.accounts):
+    nothing = scope.spans is None or not run.listing.manifests
+    if complete and nothing and not any(known.values()) and not any(account.size for account in run.accounts):
         findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
     if state_file and identity.pin:
         heads_seen = {**run.accounts.heads(), **({str(layout.AUDIT_LOG): audits.head} if audits.head else {})}

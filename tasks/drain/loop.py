@@ -285,8 +285,9 @@ class Loop:
         # If the last record was not read again, the partition may be another one by now: write no heartbeat.
         if run.stopped or newest is None or run.reread is not None:
             return
-        idle = datetime.now(UTC) - parse_time(newest.statement.sealed_at)
-        if idle.total_seconds() >= self._context.archive.statement.heartbeat:
+        idle = (datetime.now(UTC) - parse_time(newest.statement.sealed_at)).total_seconds()
+        # A statement from the future, by a wrong clock, does not keep the log silent until then.
+        if not 0 <= idle < self._context.archive.statement.heartbeat:
             position = run.assembler.position
             self._guard(run, None, self._appends.submit, Entry(first_offset=position, next_offset=position))
 

@@ -18,13 +18,11 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from typing import Any
 
-from elasticsearch import ApiError
-
-from custody.archive.reader import at_or_behind, find_statement, find_tip, list_logs, sealed_from
+from custody.archive.reader import find_statement, list_logs, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, SearchError
 from custody.format.layout import Log
-from custody.format.times import parse_time
+from custody.format.times import moment_of, parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit.signed import Coverage
@@ -119,8 +117,7 @@ class IndexRoll:
                 index=f"{self._search.prefix}-*", name="index.creation_date", flat_settings=True
             ).body
             return {
-                name: datetime.fromtimestamp(int(index["settings"]["index.creation_date"]) / 1000, UTC)
-                for name, index in created.items()
+                name: moment_of(int(index["settings"]["index.creation_date"]) / 1000) for name, index in created.items()
             }
 
     # --- actions by age
@@ -241,8 +238,7 @@ class IndexRoll:
                 continue
             target = f"{name}: {log}"
             try:
-                tip = find_tip(self._store, log, self._holds(log))
-                end = self._sealed_end(log, tip.head.size, datetime.combine(oldest, time(), UTC))
+                end = sealed_from(self._store, log, first, datetime.combine(oldest, time(), UTC), self._holds(log))
                 many = count_documents(self._search, name, below(log, end)) if first < end else 0
                 if not many:
                     continue
@@ -255,15 +251,6 @@ class IndexRoll:
             delete = partial(delete_documents, self._search, name, below(log, end))
             verified = f"{many:,} documents, sealed before {oldest}; all events up to there are verified"
             yield act("delete", target, delete, verified, dry_run=self._dry)
-
-    def _sealed_end(self, log: Log, size: int, moment: datetime) -> int:
-        """Return the first offset of the statements that were sealed at a moment or later."""
-        holds = self._holds(log)
-        sealed = sealed_from(self._store, log, size, moment, holds)
-        if not sealed:
-            return 0
-        _, manifest = at_or_behind(self._store, log, min(sealed, size - 1), size, holds)
-        return manifest.statement.first_offset if sealed < size else manifest.statement.next_offset
 
     def _delete_index(self, name: str) -> None:
         with self._search.errors(f"deleting {name}"):

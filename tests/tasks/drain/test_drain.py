@@ -613,6 +613,26 @@ def test_heartbeat(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.Monke
     assert all(one["first_offset"] == one["next_offset"] == 0 for one in idle)
 
 
+@pytest.mark.parametrize("ahead", [timedelta(minutes=10), timedelta(days=365)], ids=str)
+def test_heartbeat_after_a_clock_that_was_ahead(
+    kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
+) -> None:
+    """An idle log whose last statement is from the future gets its heartbeat now, and no more than it needs."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(kafka, tmp_path)
+    topic = kafka.create_topic(kafka.unused_name("ahead"), 1)
+    send(kafka.producer(), topic, events(1))
+    real = LogWriter.__init__
+
+    def init(self: LogWriter, *arguments: Any, **more: Any) -> None:
+        real(self, *arguments, **more, clock=lambda: datetime.now(UTC) + ahead)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LogWriter, "__init__", init)
+        assert only(site.drain(topic)).statements == 2
+    assert [only(site.drain(topic)).statements for _ in range(3)] == [1, 0, 0]
+
+
 # --- limits
 
 

@@ -12,7 +12,7 @@ import pytest
 from custody.archive.forms import statements_of
 from custody.archive.reader import find_audit_tip, find_tip, read_archive
 from custody.archive.writer import Entry
-from custody.errors import TerminalStoreError
+from custody.errors import ConfigurationError, TerminalStoreError
 from custody.format.layout import Log
 from custody.keys import trust_file
 from custody.keys.open import open_public
@@ -354,7 +354,7 @@ def test_a_clock_that_was_ahead_keeps_what_follows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["archive.json", "trust.json"])
 def test_the_longest_retention_counts(tmp_path: Path, where: str) -> None:
-    """A setting may make the retention longer than the archive's and the trust's, but not shorter."""
+    """A setting may make the retention longer than the archive's and the trust's. A shorter one is refused."""
     made = Growing(tmp_path, begun=NOW - timedelta(days=10), retention_days=11 if where == "archive.json" else 1)
     made.append(3)
     trust = None
@@ -362,8 +362,30 @@ def test_the_longest_retention_counts(tmp_path: Path, where: str) -> None:
         trust = tmp_path / "trust.json"
         trust.write_text('{"format":"custody/trust/1","retention_days":11}')
     given = settings(made, days=1, trust=trust)
-    assert list(expire(given, NOW)) == []
+    with pytest.raises(ConfigurationError, match=rf"tiers.life_days is 1, but retention_days in {where} is 11"):
+        list(expire(given, NOW))
     assert len(segments(made)) == 3
+    unset = given.model_copy(update={"tiers": TierSettings()})
+    assert list(expire(unset, NOW)) == []
+    assert len(segments(made)) == 3
+
+
+def test_a_silence_that_an_operator_confirms(growing: Growing) -> None:
+    """After a long silence nothing expires until an operator confirms the clock. That is signed, and says so."""
+    given, later = settings(growing, days=2555), NOW + timedelta(days=2600)
+    (refused,) = expire(given, later)
+    assert (refused.outcome, "--confirm-clock" in refused.why) == ("refused", True)
+    confirmed, signed, *deleted = expire(given, later, confirm_clock=True)
+    assert (confirmed.outcome, "--confirm-clock says that the host's clock is right" in confirmed.why) == ("done", True)
+    assert (signed.what, signed.outcome, len(deleted)) == ("expire", "done", 4)
+
+
+def test_a_confirmed_clock_keeps_the_retention(growing: Growing) -> None:
+    """Who confirms the clock does not shorten the retention, and without a need to confirm nothing is said."""
+    (confirmed,) = expire(settings(growing, days=2555), NOW + timedelta(days=2000), confirm_clock=True)
+    assert "The retention stays 2555 days" in confirmed.why
+    assert len(segments(growing)) == 4
+    assert list(expire(settings(growing, days=2555), NOW, confirm_clock=True)) == []
 
 
 def test_an_expiry_before_its_time_deletes_nothing(growing: Growing) -> None:
