@@ -15,6 +15,7 @@ from custody.format.times import EPOCH, format_time, kafka_moment, moment_of, pa
 from custody.keys.secret import Secret
 from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from custody.verify.run import verify
 from tasks.audit.plan import Request as AuditRequest
 from tasks.audit.plan import plan_audit
@@ -22,7 +23,9 @@ from tasks.backfill.plan import Request, plan_backfill
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.archives import KEY_ID, NOTE_NAME, NOTE_PUBLIC, SECRET, Builder
 from tests.helpers.audit import audit
+from tests.helpers.environment import shifted
 from tests.helpers.sample import Growing
+from tests.servers.s3 import SeaweedServer
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 YEAR = timedelta(days=365)
@@ -115,6 +118,23 @@ def test_an_audit_of_a_time_without_statements(tmp_path: Path) -> None:
     (empty,) = outcome.findings
     assert empty["finding"] == "empty"
     assert empty["message"].startswith(f"nothing was audited: no statement was sealed from {NOW + YEAR}")
+
+
+@pytest.mark.parametrize("minutes", [-8, 0, 8])
+def test_the_stores_clock(
+    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, minutes: int, tmp_path: Path
+) -> None:
+    """A bucket's answers tell how far the host's clock is from the server's. A folder has no clock of its own."""
+    seaweed.use(monkeypatch)
+    store = open_store(f"s3://{seaweed.make_bucket()}/a", S3Options(endpoint_url=seaweed.endpoint_url))
+    assert store.capabilities.clock
+    assert store.capabilities.clock.ahead() is None
+    monkeypatch.setattr("custody.store.s3_client.datetime", shifted(timedelta(minutes=minutes)))
+    store.exists("archive.json")
+    ahead = store.capabilities.clock.ahead()
+    assert ahead is not None
+    assert round(ahead / timedelta(minutes=1)) == minutes
+    assert open_store(str(tmp_path)).capabilities.clock is None
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -66,6 +66,7 @@ from tasks.drain.run import drain_logs
 from tasks.drain.status import read_status
 from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
+from tests.helpers.environment import shifted
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
@@ -631,6 +632,26 @@ def test_heartbeat_after_a_clock_that_was_ahead(
         patched.setattr(LogWriter, "__init__", init)
         assert only(site.drain(topic)).statements == 2
     assert [only(site.drain(topic)).statements for _ in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["LogAppendTime", "CreateTime"])
+def test_a_clock_that_is_behind_the_brokers(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A host far behind the broker's append time, or an earlier statement, is reported. Archiving goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("behind"), message_timestamp_type=kind)
+    send(site.kafka.producer(), topic, events(3))
+    assert only(site.drain(topic)).clock is None
+    assert "clock" not in caplog.text
+    send(site.kafka.producer(), topic, events(3, 3))
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.drain.loop.datetime", shifted(timedelta(minutes=-10)))
+        result = only(site.drain(topic))
+    assert result.events == 3
+    assert result.clock is not None
+    assert round(result.clock / 60) == -10
+    assert "this host's clock is 6" in caplog.text or "this host's clock is 59" in caplog.text
+    assert only(site.drain(topic)).clock is None
 
 
 # --- limits
