@@ -52,6 +52,7 @@ CREATE TABLE manifests (
     log VARCHAR, sequence BIGINT, sealed_at TIMESTAMP, first_offset BIGINT, next_offset BIGINT, events BIGINT,
     quarantined BIGINT, skipped BIGINT, lost BIGINT, unreadable BIGINT,
     passed_over BIGINT,  -- slots before it without a valid statement
+    expired_from BIGINT, expired_to BIGINT,  -- sequences that it calls expired
     stored BIGINT, inflated BIGINT, kafka_time TIMESTAMP, segment VARCHAR, quarantine VARCHAR, root VARCHAR,
     writer VARCHAR
 );
@@ -241,6 +242,7 @@ class _Loader:
             statement.lost[1] - statement.lost[0] if statement.lost else 0,
             sum(span.to - span.from_ for span in statement.unreadable),
             len(statement.passed_over),
+            *(statement.expired or (None, None)),
             (segment.size if segment else 0) + (quarantine.size if quarantine else 0),
             sum(batch.inflated for batch in statement.batches),
             kafka_moment(min(times, default=None)),

@@ -218,6 +218,7 @@ class _Run:
                 following,
                 self.logs.judge(log).proofs.leads_to,
             )
+            account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
             self.accounts.add(account)
             follow(account, span, listed, hands, onward=span.end is None and (self.live or not complete))
             self.archive = self.archive or account.archive

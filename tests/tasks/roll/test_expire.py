@@ -23,6 +23,7 @@ from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
 from custody.verify.report import Report
 from custody.verify.run import verify
+from flows.summaries import audit_summary
 from tasks.audit.plan import Request, plan_audit
 from tasks.roll.expire import expire
 from tasks.roll.record import Action, record
@@ -73,6 +74,10 @@ def test_signed_then_deleted(growing: Growing) -> None:
     assert segments(growing) == []
     report = judged(given, growing)
     assert (report.exit_code, report.logs[0].statements, report.logs[0].expired) == (0, 5, 4)
+    day = (NOW - timedelta(days=10)).date()
+    assert f"0 events in 1 log, 20 more have expired (sealed from {day} to" in report.verdict
+    assert "the last declared expired on" in report.verdict
+    assert "every line read" not in report.verdict
     assert list(expire(given, NOW)) == []
 
 
@@ -165,7 +170,11 @@ def test_after_an_audit(growing: Growing) -> None:
     growing.append(0)
     assert list(expire(given, NOW)) == []
     # Nothing was written for days, which is a notice.
-    assert {one["finding"] for one in audit(given, full=True).findings} == {"stale"}
+    outcome = audit(given, full=True)
+    assert {one["finding"] for one in outcome.findings} == {"stale"}
+    day = (NOW - timedelta(days=10)).date()
+    assert outcome.counts["expired_events"] == 20
+    assert f"20 more have expired (sealed from {day} to" in audit_summary(outcome)
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], None], place: Path | None = None) -> None:
