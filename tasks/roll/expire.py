@@ -21,7 +21,7 @@ days up to the end of the retention, and deletes them. A locked object stays unt
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 from custody.archive.forms import statements_of
@@ -86,7 +86,7 @@ def expire(
                 yield _unknown(log, error)
             else:
                 works[log] = work
-        clocks = _other_clocks(store, works, audit)
+        clocks = _other_clocks(store, {log: work.tip for log, work in works.items()}, audit)
         if not clocks:
             return
         if now - max(clocks) > AHEAD:
@@ -122,6 +122,25 @@ def _unknown(log: Log, error: CustodyError) -> Action:
     return Action("expire", str(log), "failed", f"it is not known what has expired: {error}")
 
 
+def is_ahead(settings: Settings, now: datetime) -> bool:
+    """Return whether the host's clock is far ahead of all others, so that nothing may be deleted by it.
+
+    Raises:
+        CustodyError: the archive or the keys cannot be opened, or the archive does not answer.
+    """
+    trust = settings.own_trust()
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        archive = read_trusted_archive(store, trust).id
+        audit = clean_audit(store, archive, trust, find_trusted_audits(store, archive, trust))
+        tips: dict[Log, Tip[Manifest]] = {}
+        for log in list_logs(store):
+            # The end of life reports a log that cannot be read.
+            with suppress(CustodyError):
+                tips[log] = find_trusted_tip(store, log, archive, trust)
+        clocks = _other_clocks(store, tips, audit)
+        return bool(clocks) and now - max(clocks) > AHEAD
+
+
 def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: bool, dry_run: bool) -> Action:
     """Return the action for a host's clock that is far ahead of all others: refused, unless it is confirmed."""
     what = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit are not later than"
@@ -133,10 +152,9 @@ def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: b
     return Action("expire", url, "planned" if dry_run else "done", why)
 
 
-def _other_clocks(store: Store, works: Mapping[Log, "_Log"], audit: Audit | None) -> list[datetime]:
+def _other_clocks(store: Store, tips: Mapping[Log, Tip[Manifest]], audit: Audit | None) -> list[datetime]:
     """Return the times that do not come from the host's clock: the store's newest manifest, and the newest audit."""
-    sizes = {log: work.tip.head.size for log, work in works.items()}
-    keys = [layout.manifest_key(log, size - 1) for log, size in sizes.items() if size]
+    keys = [layout.manifest_key(log, tip.head.size - 1) for log, tip in tips.items() if tip.head.size]
     clocks = [max(store.status(key).created for key in keys)] if keys else []
     return [*clocks, parse_time(audit.sealed_at)] if clocks and audit else clocks
 

@@ -34,6 +34,7 @@ from tasks.search.queries import below, count_documents, delete_documents, logs_
 from tasks.settings import Settings
 
 LOST = "it has an unassigned shard: start the node that held the shard, or restore the index"
+CLOCK = "the host's clock is more than a day ahead of the newest manifest and audit: set it, or use --confirm-clock"
 UNKNOWN = "it is not known whether audits have verified it"
 SETTLED_DAYS = 2
 """A day's index becomes read-only this many days after the day. Late events open it again until the next roll."""
@@ -44,13 +45,14 @@ _ON_WARM_NODES = "data_warm,data_hot,data_content"
 _WARM_WHY = "Elasticsearch now moves its shards to warm nodes"
 
 
-def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
+def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False, keep: bool = False) -> Iterator[Action]:
     """Roll the daily indices.
 
     Args:
         settings: the settings. If they name no Elasticsearch, there is nothing to do.
         now: the time, timezone-aware.
         dry_run: show what would be done; change nothing.
+        keep: delete nothing, because the host's clock is far ahead of all others.
 
     Raises:
         SearchError: Elasticsearch does not answer, or refuses a request that the rest depends on.
@@ -61,14 +63,17 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
         if not dry_run:
             prepare(search)
-        yield from IndexRoll(settings, store, search, now, dry_run=dry_run).run()
+        yield from IndexRoll(settings, store, search, now, dry_run=dry_run, keep=keep).run()
 
 
 class IndexRoll:
     """One roll of the daily indices of an Elasticsearch."""
 
-    def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool, keep: bool
+    ) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
+        self._keep = keep
         self._holds = standing(store, None, settings.trust_at_hand())
         self._coverage: Coverage | None = None
         self._lost: frozenset[str] = frozenset()
@@ -172,6 +177,8 @@ class IndexRoll:
 
     def _delete(self, name: str, age: str) -> Action:
         """Delete an index if signed audits have verified all its events."""
+        if self._keep:
+            return Action("delete", name, "refused", CLOCK)
         try:
             why = self._unverified(name) if name not in self._lost else f"{UNKNOWN}: {LOST}"
         except CustodyError as error:
@@ -237,6 +244,9 @@ class IndexRoll:
             if log is None:
                 continue
             target = f"{name}: {log}"
+            if self._keep:
+                yield Action("delete", target, "refused", CLOCK)
+                continue
             try:
                 end = sealed_from(self._store, log, first, datetime.combine(oldest, time(), UTC), self._holds(log))
                 many = count_documents(self._search, name, below(log, end)) if first < end else 0

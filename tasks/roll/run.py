@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from custody.errors import CustodyError
-from tasks.roll.expire import expire
+from tasks.roll.expire import expire, is_ahead
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action, record
 from tasks.roll.tiers import roll_bucket
@@ -18,7 +18,12 @@ from tasks.settings import Settings
 logger = logging.getLogger("custody.roll")
 
 STEPS: Mapping[str, Callable[..., Iterator[Action]]] = {
-    "indices": lambda settings, now, dry_run, **_: roll_indices(settings, now, dry_run=dry_run),
+    "indices": lambda settings, now, dry_run, confirm_clock: roll_indices(
+        settings,
+        now,
+        dry_run=dry_run,
+        keep=bool(settings.search.url) and not confirm_clock and is_ahead(settings, now),
+    ),
     "bucket": lambda settings, _, dry_run, **__: roll_bucket(settings, dry_run=dry_run),
     "end of life": expire,
 }
