@@ -38,6 +38,7 @@ from pydantic_settings import (
 )
 
 from custody.errors import ConfigurationError, SigningError
+from custody.format import limits
 from custody.store.protocol import S3Options
 from custody.verify.protection import Protection
 
@@ -118,7 +119,10 @@ class TierSettings(BaseModel):
     )
     cold_days: int = Field(default=365, ge=60, description="Days until segments move to the cold class")
     life_days: int = Field(
-        default=2555, ge=1, description="Days until segments expire and are deleted, unless archive.json says later"
+        default=2555,
+        ge=1,
+        le=limits.RETENTION_DAYS,
+        description="Days until segments expire and are deleted, unless archive.json says later",
     )
     warm_class: str = Field(default="STANDARD_IA", description="Storage class of the warm tier")
     cold_class: str = Field(default="DEEP_ARCHIVE", description="Storage class of the cold tier")
@@ -208,6 +212,25 @@ class Settings(BaseSettings):
         from custody.keys.open import open_signers
 
         return open_signers(self.keys, now, self.passphrase(), self.checkpoint_keys)
+
+    def life_days(self, archive_days: int, trust_days: int | None) -> int:
+        """Return for how many days evidence is kept.
+
+        Args:
+            archive_days: `retention_days` of `archive.json`.
+            trust_days: `retention_days` of `trust.json`; None if that names none.
+
+        Raises:
+            ConfigurationError: `tiers.life_days` is set to fewer days than one of them.
+        """
+        chosen = self.tiers.life_days
+        for name, days in (("archive.json", archive_days), ("trust.json", trust_days or 0)):
+            if chosen < days and "life_days" in self.tiers.model_fields_set:
+                raise ConfigurationError(
+                    f"tiers.life_days is {chosen}, but retention_days in {name} is {days}: evidence may not expire"
+                    f" earlier. Set tiers.life_days to {days} or more, or remove it"
+                )
+        return max(chosen, archive_days, trust_days or 0)
 
     def own_trust(self) -> "Trust":
         """Return what a writer of this archive trusts: its own keys, with the limits that `trust.json` sets.

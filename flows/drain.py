@@ -83,6 +83,9 @@ def _conclude(report: RunReport) -> State[Any]:
     for result in results:
         if result.hanging is not None:
             emit("custody.log.hanging-transaction", f"log.{result.log}", seconds=result.hanging, lag=result.lag)
+    clock = max((result.clock or 0.0 for result in results), key=abs, default=0.0)
+    if clock:
+        emit("custody.clock.wrong", "drain", seconds=clock)
     get_run_logger().info(summary)
     if failed:
         return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]))

@@ -63,9 +63,11 @@ def audit_summary(outcome: "Outcome") -> str:
     counts = outcome.counts
     rejected = counts.get("rejected", 0)
     unsearchable = f" Elasticsearch rejected {rejected:,} of these events: they cannot be searched." if rejected else ""
+    first, last = (moment[:10] for moment in outcome.expired or ("", ""))
+    gone = f" {counts.get('expired_events', 0):,} more have expired (sealed from {first} to {last})." if first else ""
     return (
         f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
-        f" {counts.get('statements', 0):,} statements were read.{unsearchable}"
+        f" {counts.get('statements', 0):,} statements were read.{gone}{unsearchable}"
         f" {len(outcome.findings):,} findings: {outcome.whole}"
     )
 

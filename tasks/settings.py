@@ -113,6 +113,8 @@ def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 TaskRunner = Literal["threads", "processes", "dask", "ray"]
 """What a flow runs its tasks on."""
 Size = Annotated[int, BeforeValidator(_size)]
+DAYS = limits.RETENTION_DAYS
+"""The largest number of days in a setting. Times minus so many days are still dates."""
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -182,7 +184,10 @@ class AuditSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reread_days: int = Field(
-        default=30, ge=1, description="Nightly audits read every statement again within this many days"
+        default=30,
+        ge=1,
+        le=limits.RETENTION_DAYS,
+        description="Nightly audits read every statement again within this many days",
     )
     piece_statements: int = Field(
         default=500, ge=1, le=100_000, description="Statements in a piece: after each piece an audit can resume"
@@ -208,8 +213,10 @@ class SearchSettings(BaseModel):
         pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$",
         description="Name of the read alias, and prefix of the daily indices",
     )
-    days: int = Field(default=90, ge=1, description="Days for which events stay searchable")
-    restored_days: int = Field(default=30, ge=1, description="Days for which events restored by a backfill stay")
+    days: int = Field(default=90, ge=1, le=DAYS, description="Days for which events stay searchable")
+    restored_days: int = Field(
+        default=30, ge=1, le=DAYS, description="Days for which events restored by a backfill stay"
+    )
     bulk_bytes: Size = Field(
         default=4 * limits.MIB, ge=1024, le=64 * limits.MIB, description="Approximate size of a bulk request"
     )

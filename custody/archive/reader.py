@@ -1,11 +1,13 @@
 """Reads an archive: its identity, its logs, where they end, and which statement has an offset or a time.
 
-Searches among manifests take O(log n) reads. A slot without a valid entry does not stop them: if a later entry passes
-over it, they do too. Anyone who can write into the store can put something there that looks like an entry. So each
-function has a parameter `holds`, which decides if an entry is valid in its slot: see `custody.archive.trusted.Judge`.
+Searches for an offset take O(log n) reads. Searches for a time read every manifest: clocks go wrong, so times follow no
+order. A slot without a valid entry does not stop them: if a later entry passes over it, they do too. Anyone who can
+write into the store can put something there that looks like an entry. So each function has a parameter `holds`, which
+decides if an entry is valid in its slot: see `custody.archive.trusted.Judge`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -43,6 +45,7 @@ __all__ = [
 E = TypeVar("E", bound=Entry)
 
 _PIECE = 4 * 1_048_576
+_PARALLEL = 32
 
 
 def read_archive(store: Store) -> ArchiveFile:
@@ -419,9 +422,65 @@ def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[M
         raise
 
 
-def sealed_from(store: Store, log: Log, size: int, moment: datetime, holds: Holds[Manifest]) -> int:
-    """Return the first of a log's `size` sequences sealed at or after a time. Raises as `first_sequence`."""
-    return first_sequence(store, log, size, lambda statement: parse_time(statement.sealed_at) >= moment, holds)
+def sealed_between(
+    store: Store, log: Log, size: int, since: datetime | None, until: datetime | None, holds: Holds[Manifest]
+) -> Sequence[int]:
+    """Return which of a log's `size` sequences were sealed from `since` on and before `until`, in order.
+
+    Reads all manifests if there is a bound. Nothing else is sound: days in keys are Kafka's, and a copy of an archive
+    has new dates. A slot that was passed over goes with the statement that passes over it. Any other slot without a
+    valid statement is included, because its time is not known. Raises StoreError if the store does not give one.
+    """
+    if since is None and until is None:
+        return range(size)
+    chosen: list[int] = []
+    for sequence, statement in _statements(store, log, range(size), holds):
+        if statement is not None:
+            sealed_at = parse_time(statement.sealed_at)
+            if (since and sealed_at < since) or (until and sealed_at >= until):
+                while chosen and chosen[-1] >= sequence - len(statement.passed_over):
+                    chosen.pop()
+                continue
+        chosen.append(sequence)
+    return chosen
+
+
+def sealed_from(store: Store, log: Log, first: int, moment: datetime, holds: Holds[Manifest]) -> int:
+    """Return where, from an offset on, a log's first statement sealed at or after a time begins; else the log's end.
+
+    Reads each manifest up to there. So a statement that a wrong clock sealed long ago makes no later one old. Raises as
+    `first_sequence`.
+    """
+    tip = find_tip(store, log, holds)
+    size = tip.head.size
+    start = first_sequence(store, log, size, lambda statement: statement.next_offset > first, holds)
+    position: int | None = None
+    for sequence, statement in _statements(store, log, range(start, size), holds):
+        if statement is None:
+            continue
+        if position is not None and statement.first_offset != position:
+            raise FormatError(f"no valid statement of {log} before sequence {sequence} has offset {position}")
+        if parse_time(statement.sealed_at) >= moment:
+            return statement.first_offset
+        position = statement.next_offset
+    return tip.newest.statement.next_offset if tip.newest else 0
+
+
+def _statements(
+    store: Store, log: Log, sequences: range, holds: Holds[Manifest]
+) -> Iterator[tuple[int, Statement | None]]:
+    """Yield some sequences with their statements, None for slots without a valid one. Raises StoreError."""
+
+    def read(sequence: int) -> Statement | None:
+        try:
+            return read_manifest(store, log, sequence, holds).statement
+        except (ObjectMissing, FormatError):
+            return None
+
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        for start in range(0, len(sequences), _PARALLEL):
+            several = sequences[start : start + _PARALLEL]
+            yield from zip(several, threads.map(read, several), strict=True)
 
 
 def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:

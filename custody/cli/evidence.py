@@ -13,6 +13,7 @@ from custody.cli.keys import refuse_inside
 from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
 from custody.format import limits
+from custody.format.times import moment_of
 from custody.settings import Settings
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ def _proved(result: "Result") -> Iterable[str]:
     signers, size = ", ".join(verdict.signers), result.checkpoint.size
     yield f"Proved: the event is in {proof.log}. {signers} signed a checkpoint over its first {size:,} statements."
     for name, at in verdict.witnessed:
-        yield f"  {name} saw that head at {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}."
+        yield f"  {name} saw that head at {moment_of(at):%Y-%m-%dT%H:%M:%SZ}."
     for known in result.compared:
         if known.relation == "same":
             yield f"  It is the head known from {known.origin}."

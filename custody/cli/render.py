@@ -127,9 +127,9 @@ def report(result: "Report") -> Iterator[RenderableType]:
                 for line in text.splitlines():
                     yield safe(line)
     if result.logs:
-        made = table("log", "#events", "#quarantined", "#skipped", "#lost", "#head")
+        made = table("log", "#events", "#expired", "#quarantined", "#skipped", "#lost", "#head")
         for log in result.logs[:LOGS_SHOWN]:
-            figures = (log.events, log.quarantined, log.skipped, log.lost)
+            figures = (log.events, log.expired_events, log.quarantined, log.skipped, log.lost)
             head = f"{log.size:,} {log.root[:12]}" if log.root else f"{log.size:,}"
             made.add_row(safe(log.log), *(f"{figure:,}" for figure in figures), head)
         if len(result.logs) > LOGS_SHOWN:

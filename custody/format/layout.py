@@ -6,12 +6,11 @@ are the caller's finding, not an error.
 
 import re
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
 from typing import Literal
 
 from custody.errors import ConfigurationError
-from custody.format.times import EPOCH, YEAR_10000_MS
+from custody.format.times import EPOCH, kafka_moment
 
 __all__ = ["AUDIT_LOG", "Log", "parse_log", "parse_log_text"]
 
@@ -172,9 +171,7 @@ def records_key(kind: Kind, log: Log, first: int, last: int, kafka_ms: int | Non
         kafka_ms: Kafka's timestamp of the first record in ms since 1970, None where it has none.
         sha256: hex digest of the stored bytes.
     """
-    if kafka_ms is None or not 0 <= kafka_ms < YEAR_10000_MS:
-        kafka_ms = 0
-    date = EPOCH + timedelta(seconds=kafka_ms // 1000)
+    date = kafka_moment(kafka_ms) or EPOCH
     return f"{kind}/{date:%Y/%m/%d/%H/%M/%S}-{log.name}-{log.partition}-{first:020}-{last:020}-{sha256[:16]}.jsonl.gz"
 
 

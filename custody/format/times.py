@@ -1,4 +1,8 @@
-"""Times that custody writes: UTC, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, always six digits (FORMAT.md, Event)."""
+"""Times that custody writes: UTC, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, always six digits (FORMAT.md, Event).
+
+Times from elsewhere may be any number: producers set Kafka's, and whoever may write a file sets its date. They pass
+through here. So do sums of times: who signs a statement may choose the first or the last day that there is.
+"""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -32,6 +36,25 @@ def check_time(name: str, text: str) -> datetime:
         return parse_time(text)
     except ValueError:
         raise FormatError(f"{name} {text[:100]!r} is no time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None
+
+
+def moment_of(seconds: float) -> datetime:
+    """Return the time that is so many seconds after 1970. Before 1970 and after 9999 it is the first or last second."""
+    return EPOCH + timedelta(seconds=min(max(seconds, 0), YEAR_10000 - 1))
+
+
+def kafka_moment(milliseconds: int | None) -> datetime | None:
+    """Return the time of a Kafka timestamp; None if there is none, or if it is not of the years 1970 to 9999."""
+    known = milliseconds is not None and 0 <= milliseconds < YEAR_10000_MS
+    return EPOCH + timedelta(milliseconds=milliseconds) if known else None  # type: ignore[arg-type]
+
+
+def shift(moment: datetime, by: timedelta) -> datetime:
+    """Return a time moved by a span, within the years that a time can have."""
+    try:
+        return moment + by
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC) if by > timedelta(0) else datetime.min.replace(tzinfo=UTC)
 
 
 def format_time(moment: datetime) -> str:

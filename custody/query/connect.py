@@ -17,10 +17,11 @@ import json
 import logging
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +40,7 @@ from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
 from custody.format.manifest import QuarantineRef, Statement
 from custody.format.quarantine import quarantine_lines
-from custody.format.times import YEAR_10000_MS, parse_time
+from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.query.files import Files
@@ -65,6 +66,7 @@ CREATE TABLE manifests (
     log VARCHAR, sequence BIGINT, sealed_at TIMESTAMP, first_offset BIGINT, next_offset BIGINT, events BIGINT,
     quarantined BIGINT, skipped BIGINT, lost BIGINT, unreadable BIGINT,
     passed_over BIGINT,  -- slots before it without a valid statement
+    expired_from BIGINT, expired_to BIGINT,  -- sequences that it calls expired
     stored BIGINT, inflated BIGINT, kafka_time TIMESTAMP, segment VARCHAR, quarantine VARCHAR, root VARCHAR,
     writer VARCHAR
 );
@@ -101,7 +103,7 @@ def connect(
 
     Args:
         archive: `s3://BUCKET/PREFIX`, `file:///DIR` or a folder. Default: the `archive` setting.
-        since: only statements sealed at or after this time. In a large archive, the others are not read.
+        since: only statements sealed at or after this time; UTC if it names no zone. No events of others are read.
         until: only statements sealed before this time.
 
     Returns:
@@ -126,7 +128,9 @@ def connect(
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(_TABLES)
-        _Loader(connection, store, Path(folder.name), settings.trust_at_hand(), archive_file).load(since, until)
+        _Loader(connection, store, Path(folder.name), settings.trust_at_hand(), archive_file).load(
+            since and as_utc(since), until and as_utc(until)
+        )
     except duckdb.Error as error:
         connection.close()
         raise CustodyError(f"the archive {store.url} cannot be opened for SQL: {error}") from None
@@ -249,9 +253,13 @@ class _Loader:
         Without an `end`, the log's end is compared with the heads that are known.
         """
         judge, holds = self._judge(log, form)
-        infos = self._store.list(form.prefix, after=form.key(first - 1) if first else form.prefix)
-        parsed = (reader.sequence_of(info.key) for info in infos)
-        slots = sorted({slot for slot in parsed if slot is not None and (end is None or slot < end)})
+        slots: Sequence[int]
+        if end is None:
+            infos = self._store.list(form.prefix, after=form.key(first - 1) if first else form.prefix)
+            parsed = (reader.sequence_of(info.key) for info in infos)
+            slots = sorted({slot for slot in parsed if slot is not None})
+        else:
+            slots = range(first, end)
         missing: list[tuple[int, int]] = []
         size = first
         for sequence in slots:
@@ -294,15 +302,14 @@ class _Loader:
     def _log(self, log: Log, since: datetime | None, until: datetime | None) -> Iterator[tables.TableFile]:
         """Read a log's statements. Yield the files of those that have one, and make temporary ones for the rest."""
         form = statements_of(log)
-        first, end, searched = self._span(log, since, until)
-        limit = None if since is None and until is None else searched if end is None else end
+        spans, chosen, searched = self._spans(log, since, until)
         starts, ends = [], []
-        for files in self._tables(log, first, limit):
+        for files in self._tables(log, chosen):
             starts.append(files[0].first)
             ends.append(files[0].end)
             yield from files
         rows, day = tables.Rows(log), ""
-        for sequence, entry in self._entries(log, form, first, end):
+        for sequence, entry in chain.from_iterable(self._entries(log, form, first, end) for first, end in spans):
             statement = entry.statement
             if sequence >= searched and not _is_between(parse_time(statement.sealed_at), since, until):
                 continue
@@ -317,26 +324,36 @@ class _Loader:
             check(self._store, msgspec.structs.replace(work_of(statement, str(log)), quarantine=None), rows)
         self._write(day, rows)
 
-    def _span(self, log: Log, since: datetime | None, until: datetime | None) -> tuple[int, int | None, int]:
-        """Return the statements to read: the first, the end (None for all), and before which no time is compared."""
+    def _spans(
+        self, log: Log, since: datetime | None, until: datetime | None
+    ) -> tuple[list[tuple[int, int | None]], Collection[int] | None, int]:
+        """Return what to read of a log: spans of slots, those chosen by time, and before which no time is compared.
+
+        A span with the end None is read to the log's end. None for those chosen by time means all.
+        """
         if since is None and until is None:
-            return 0, None, 0
+            return [(0, None)], None, 0
         _, holds = self._judge(log, statements_of(log))
         try:
             size = reader.find_tip(self._store, log, holds).head.size
-            first = reader.sealed_from(self._store, log, size, since, holds) if since else 0
-            end = reader.sealed_from(self._store, log, size, until, holds) if until else size
+            chosen = reader.sealed_between(self._store, log, size, since, until, holds)
         except (ObjectMissing, FormatError):
             # It is damaged: every statement is read.
-            return 0, None, 0
-        return first, end if end < size else None, size
+            return [(0, None)], (), 0
+        spans: list[tuple[int, int | None]] = []
+        for sequence in chosen:
+            if spans and spans[-1][1] == sequence:
+                spans[-1] = (spans[-1][0], sequence + 1)
+            else:
+                spans.append((sequence, sequence + 1))
+        return [*spans, (size, None)], set(chosen), size
 
-    def _tables(self, log: Log, first: int, limit: int | None) -> Iterator[list[tables.TableFile]]:
-        """Yield the files of each range of tables within `[first, limit)`; with keys, only signed ones."""
+    def _tables(self, log: Log, chosen: Collection[int] | None) -> Iterator[list[tables.TableFile]]:
+        """Yield the files of each range of tables whose statements are all chosen; with keys, only signed ones."""
         files = [
             file
             for file in self._listed.files.get(log, ())
-            if first <= file.first and (limit is None or file.end <= limit)
+            if chosen is None or all(sequence in chosen for sequence in range(file.first, file.end))
         ]
         if self._trust.keys:
             for start, stop in sorted({(file.first, file.end) for file in files}):
@@ -365,8 +382,6 @@ class _Loader:
     def _note(self, log: str, statement: Statement) -> None:
         segment, quarantine = statement.segment, statement.quarantine
         times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
-        # Producers set these times, so any number is possible.
-        kafka_ms = min(times, default=YEAR_10000_MS)
         self._manifests.add(
             log,
             statement.sequence,
@@ -379,9 +394,10 @@ class _Loader:
             statement.lost[1] - statement.lost[0] if statement.lost else 0,
             sum(span.to - span.from_ for span in statement.unreadable),
             len(statement.passed_over),
+            *(statement.expired or (None, None)),
             (segment.size if segment else 0) + (quarantine.size if quarantine else 0),
             sum(batch.inflated for batch in statement.batches),
-            kafka_ms * 1000 if kafka_ms < YEAR_10000_MS else None,
+            kafka_moment(min(times, default=None)),
             segment.key if segment else None,
             quarantine.key if quarantine else None,
             statement.tree.root,
@@ -401,7 +417,7 @@ class _Loader:
                 value, time, offset = record["value"] or "", record["timestamp"], record["offset"]
                 if not isinstance(offset, int):
                     return
-                time = time * 1000 if isinstance(time, int) and 0 <= time < YEAR_10000_MS else None
+                time = kafka_moment(time) if isinstance(time, int) else None
                 size = _left_out(record) or len(value) * 3 // 4 - value[-2:].count("=")
                 self._quarantined.add(log, sequence, offset, time, str(record["error"]), size)
         except (ObjectMissing, ObjectArchived, FormatError, ValueError, KeyError, TypeError, AttributeError):

@@ -7,11 +7,11 @@ import stat
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from custody.errors import ConfigurationError, ObjectMissing, StoreError, TerminalStoreError, TransientStoreError
+from custody.format.times import moment_of
 from custody.store.durable import create_file, make_folders, sync_folder
 from custody.store.protocol import (
     STAGING,
@@ -256,7 +256,7 @@ class FolderStore:
             status = self._look(path)
         if not status:
             raise no_object(path)
-        return ObjectStatus(status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+        return ObjectStatus(status.st_size, moment_of(status.st_mtime))
 
     def remove(self, key: str) -> None:
         path = self._path(key)

@@ -20,7 +20,7 @@ has that store's capabilities.
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import ClassVar, Literal, Protocol
 
 from custody.errors import FormatError, ObjectExists, ObjectMissing
@@ -283,6 +283,13 @@ class Lifecycle(Protocol):
         """Return the enabled rules for the archive's objects, None if the server has no lifecycle rules."""
 
 
+class Clock(Protocol):
+    """Tells the store's time."""
+
+    def ahead(self) -> timedelta | None:
+        """Return how far the host's clock is ahead of the store's, by its last answer; None if that told no time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What only some stores can do. None if this one cannot."""
@@ -291,6 +298,7 @@ class Capabilities:
     locks: ObjectLocks | None = None
     restores: Restores | None = None
     lifecycle: Lifecycle | None = None
+    clock: Clock | None = None
 
 
 def check_key(key: str) -> None:

@@ -62,7 +62,13 @@ class S3Store:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(versions=self._versions, locks=self, restores=self, lifecycle=Configuration(self._bucket))
+        return Capabilities(
+            versions=self._versions,
+            locks=self,
+            restores=self,
+            lifecycle=Configuration(self._bucket),
+            clock=self._bucket,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return S3Store, (self.url, self._bucket.options, self._chosen)

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from custody.errors import ConfigurationError, FormatError, TerminalStoreError
+from custody.format.times import as_utc
 from custody.store.protocol import S3Options, check_key, check_prefix, legible
 from custody.store.s3_errors import s3_errors, s3_failures, said
 
@@ -35,6 +38,24 @@ class Bucket:
         self.url = f"s3://{self.name}/{self.prefix}".rstrip("/")
         # A retry of botocore sends a call again without reading back. A put must not be: see `S3Store.create`.
         self.reader, self.writer = s3_clients(options, READ_ATTEMPTS, 1)
+        self._answered: tuple[str, datetime] | None = None
+        for client in (self.reader, self.writer):
+            client.meta.events.register("after-call.s3", self._note_answer)
+
+    def _note_answer(self, http_response: Any, **_: Any) -> None:
+        """Note what time the server told in an answer, and the host's time."""
+        if told := http_response.headers.get("Date"):
+            self._answered = told, datetime.now(UTC)
+
+    def ahead(self) -> timedelta | None:
+        """Return how far the host's clock is ahead of the server's, by its last answer; None if that told no time."""
+        if self._answered is None:
+            return None
+        told, at = self._answered
+        try:
+            return at - as_utc(parsedate_to_datetime(told))
+        except (ValueError, OverflowError):
+            return None
 
     def absolute(self, key: str) -> str:
         """Return the bucket's key for a key of the archive."""

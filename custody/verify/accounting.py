@@ -107,6 +107,8 @@ class LogAccount:
     identity: LogId | None = None
     expired_events: int = 0
     """Events of statements whose objects expired and are gone."""
+    expired_sealed: tuple[str, str] | None = None
+    """When the first and the last of these statements were sealed."""
     _expired: int = 0
     _batch_number: int | None = 0
     _last_record: LastRecord | None = None
@@ -154,6 +156,12 @@ class LogAccount:
     def may_be_gone(self, sequence: int) -> bool:
         """Return whether a statement's objects may have been deleted."""
         return any(first <= sequence < end for first, end in self.granted)
+
+    def lose(self, events: int, *sealed_at: str) -> None:
+        """Count events of statements whose objects expired and are gone, and note when those were sealed."""
+        self.expired_events += events
+        moments = [*sealed_at, *(self.expired_sealed or ())]
+        self.expired_sealed = min(moments), max(moments)
 
     def gap(self, first: int, end: int) -> None:
         """Report that the sequences `[first, end)` have no object."""
@@ -211,8 +219,9 @@ class LogAccount:
             return
         where: dict[str, Any] = {"sequence": signed.pending, "through": signed.unverified[1] - 1}
         if signed.sound and promises.checkpoint and promises.heartbeat and self.clock.sealed_at:
-            waited = (self.now if promises.live else self.clock.sealed_at) - parse_time(signed.pending_since)
-            if waited <= 2 * (promises.checkpoint + promises.heartbeat):
+            present = self.now if promises.live else min(self.clock.sealed_at, self.now)
+            # Both times are the writer's. One far ahead excuses nothing.
+            if abs(present - parse_time(signed.pending_since)) <= 2 * (promises.checkpoint + promises.heartbeat):
                 message = "no checkpoint covers these statements yet: they are not verified"
                 signed.report("pending-checkpoint", message, **where)
                 return

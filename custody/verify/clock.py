@@ -30,6 +30,7 @@ class Clock:
         self._now = now
         self._heartbeat = heartbeat
         self._latest: datetime | None = None
+        self._newest_past: datetime | None = None
         # For each statement sealed before an earlier one: the latest time of any statement up to it.
         self._steps_back: dict[int, datetime] = {}
 
@@ -48,6 +49,8 @@ class Clock:
                 _at_fault("stale", f"nothing was written for {sealed_at - before} before this statement", "silent")
             )
         self.sealed_at = sealed_at
+        if sealed_at <= self._now + _SLACK:
+            self._newest_past = sealed_at
         if self._latest is None or sealed_at >= self._latest:
             self._latest = sealed_at
         elif len(self._steps_back) < _STEPS_BACK_LIMIT:
@@ -58,10 +61,11 @@ class Clock:
 
     def silence(self) -> Fault | None:
         """Return a fault if too much time has passed since the last statement, else None."""
-        if not self._heartbeat or not self.sealed_at or self._now - self.sealed_at <= 2 * self._heartbeat:
+        # A statement from the future, by a wrong clock, does not hide that the log is silent.
+        since = self._newest_past
+        if not self._heartbeat or not since or self._now - since <= 2 * self._heartbeat:
             return None
-        silent = self._now - self.sealed_at
-        return Fault("stale", f"nothing has been written since {self.sealed_at:%Y-%m-%dT%H:%M:%SZ} ({silent})")
+        return Fault("stale", f"nothing has been written since {since:%Y-%m-%dT%H:%M:%SZ} ({self._now - since})")
 
     def latest_up_to(self, statement: Statement) -> datetime:
         """Return the latest time at which any statement up to this one was sealed. It never decreases along a log."""

@@ -10,6 +10,7 @@ from custody.errors import CustodyError
 from custody.findings import Finding, Findings, finding
 from custody.format import layout
 from custody.format.manifest import Statement
+from custody.format.times import shift
 from custody.verify.accounting import Expiry, LogAccount
 from custody.verify.accounts import Accounts, Logs
 from custody.verify.work import Work
@@ -47,7 +48,7 @@ def _granted_end(account: LogAccount, expiry: Expiry, logs: Logs, now: datetime)
     retention = account.promises.retention
     if retention is None:
         return expiry.first
-    moment = min(expiry.sealed_at, now) - retention
+    moment = shift(min(expiry.sealed_at, now), -retention)
 
     def too_young(statement: Statement) -> bool:
         # The times never decrease from one statement to the next, so a binary search finds the first one.
@@ -71,6 +72,8 @@ class _MissingOfLog:
     """The range of sequences of the objects that are not in `objects`."""
     events: int = 0
     """Events of the segments that are not in `objects`."""
+    sealed: tuple[str, str] | None = None
+    """When the first and the last of their statements were sealed."""
 
 
 class Missing:
@@ -90,6 +93,8 @@ class Missing:
             first, end = missing.beyond or (work.sequence, 0)
             missing.beyond = min(first, work.sequence), max(end, work.sequence + 1)
             missing.events += _events(work) if key.startswith(layout.EVENTS) else 0
+            moments = [work.sealed_at, *(missing.sealed or ())]
+            missing.sealed = min(moments), max(moments)
 
     def report(self, accounts: Accounts, findings: Findings) -> None:
         """Report missing objects. For those that an expiry covers, only count the events."""
@@ -98,7 +103,7 @@ class Missing:
             for work, key in missing.objects:
                 if any(account.may_be_gone(work.sequence) for account in of_log):
                     if key.startswith(layout.EVENTS):
-                        accounts.of_work(work).expired_events += _events(work)
+                        accounts.of_work(work).lose(_events(work), work.sealed_at)
                     continue
                 kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
                 message = f"the {kind} of offsets {work.first_offset} to {work.next_offset - 1} is missing"
@@ -108,8 +113,8 @@ class Missing:
                 continue
             first, end = missing.beyond
             granted = max((stop for account in of_log for start, stop in account.granted if start <= first), default=0)
-            if of_log:
-                of_log[-1].expired_events += missing.events if granted >= end else 0
+            if of_log and granted >= end:
+                of_log[-1].lose(missing.events, *(missing.sealed or ()))
             if granted < end:
                 message = "more objects are missing; they are too many to be listed one by one"
                 first = max(first, granted)

@@ -16,6 +16,7 @@ from typing import Any, Self
 from custody.errors import CustodyError, ObjectMissing
 from custody.findings import Finding, Findings, finding, loss_digest
 from custody.format import layout
+from custody.format.times import shift
 from custody.store.bucket import check_rules
 from custody.store.protocol import ObjectStatus, Store, Version
 
@@ -171,7 +172,7 @@ class Locks:
         except CustodyError as error:
             self._findings.report("unreadable", f"the lock cannot be read: {error}", group="lock", key=key, **where)
             return
-        until = status.created + timedelta(days=self._wanted.lock_days or 0)
+        until = shift(status.created, timedelta(days=self._wanted.lock_days or 0))
         expected = f"{self._wanted.lock_mode} until {until:%Y-%m-%d}"
         if status.lock_mode is None or status.lock_until is None:
             problem, found = "has no lock", "none"

@@ -7,6 +7,7 @@ from typing import Any
 from custody.findings import Finding, Severity
 from custody.format import layout
 from custody.format.archive_file import Pin
+from custody.format.times import format_time
 from custody.tlog.head import Head
 from custody.verify.accounting import LogAccount
 from custody.verify.scope import Scope
@@ -53,6 +54,10 @@ class LogSummary:
     """The first sequence that the checked expiries cover."""
     expired_events: int = 0
     """Events of statements whose objects expired and are gone."""
+    expired_sealed: tuple[str, str] | None = None
+    """When the first and the last of these statements were sealed."""
+    expired_at: str | None = None
+    """When the newest expiry that counts was sealed, by its writer's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +84,15 @@ class Report:
         events, expired = (sum(getattr(log, name) for log in self.logs) for name in ("events", "expired_events"))
         pending = sum(log.pending for log in self.logs)
         scope = f"{events:,} events in {len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
-        scope += f", {expired:,} more have expired" if expired else ""
+        scope += f", {expired:,} more have expired{self._ages}" if expired else ""
         scope += f"; {pending:,} statement{'s wait' if pending != 1 else ' waits'} for a checkpoint" if pending else ""
         count = len(self.findings) + sum(self.beyond.values())
         found = f"{count} finding{'s' if count != 1 else ''}"
         match self.exit_code:
             case 0 if not self.scope.contents:
                 return f"chain verified: {len(self.logs)} logs; no segment was read"
+            case 0 if expired:
+                return f"verified: {scope}; all that is left was read, and every hash of it recomputed"
             case 0:
                 return f"verified: {scope}; every hash recomputed, every line read"
             case Severity.NOTICE:
@@ -98,6 +105,15 @@ class Report:
                 return f"unverifiable: {found}; {scope}"
             case _:
                 return f"TAMPERED: {found}; {scope}"
+
+    @property
+    def _ages(self) -> str:
+        """When the expired events were sealed, and when they were declared expired."""
+        sealed = [moment for log in self.logs for moment in log.expired_sealed or ()]
+        declared = [log.expired_at for log in self.logs if log.expired_sealed and log.expired_at]
+        ages = f"sealed from {min(sealed)[:10]} to {max(sealed)[:10]}" if sealed else ""
+        last = f", the last declared expired on {max(declared)[:10]}" if declared else ""
+        return f" ({ages}{last})" if ages else ""
 
     def to_dicts(self) -> Iterator[dict[str, Any]]:
         """Yield what `--json` prints, one object per line: the findings, the logs, the verdict."""
@@ -123,6 +139,13 @@ class Report:
 def summarize(accounts: Sequence[LogAccount]) -> LogSummary:
     """Return the summary of a log, from the accounts of its spans."""
     last, root = accounts[-1], accounts[-1].signed.root
+    sealed = [moment for account in accounts for moment in account.expired_sealed or ()]
+    declared = [
+        expiry.sealed_at
+        for account in accounts
+        for expiry in account.expiries
+        if any(first == expiry.first for first, _ in account.granted)
+    ]
     totals = {name: sum(getattr(account.totals, name) for account in accounts) for name in Totals.__slots__}
     return LogSummary(
         log=last.name,
@@ -135,4 +158,6 @@ def summarize(accounts: Sequence[LogAccount]) -> LogSummary:
         expired_from=min((first for account in accounts for first, _ in account.granted), default=0),
         pending=sum(account.pending for account in accounts),
         expired_events=sum(account.expired_events for account in accounts),
+        expired_sealed=(min(sealed), max(sealed)) if sealed else None,
+        expired_at=format_time(max(declared)) if declared else None,
     )

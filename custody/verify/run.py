@@ -114,7 +114,8 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         run.conclude(names if complete else None, audits)
     for other in others:
         findings.add(other)
-    if complete and not any(known.values()) and not any(account.size for account in run.accounts):
+    nothing = scope.spans is None or not run.listing.manifests
+    if complete and nothing and not any(known.values()) and not any(account.size for account in run.accounts):
         findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
     if state_file and identity.pin:
         heads_seen = {**run.accounts.heads(), **({str(layout.AUDIT_LOG): audits.head} if audits.head else {})}
@@ -217,6 +218,7 @@ class _Run:
                 following,
                 self.logs.judge(log).proofs.leads_to,
             )
+            account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
             self.accounts.add(account)
             follow(account, span, listed, hands, onward=span.end is None and (self.live or not complete))
             self.archive = self.archive or account.archive

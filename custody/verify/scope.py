@@ -1,7 +1,7 @@
 """Which part of an archive is verified."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from custody.format import layout
 
@@ -30,11 +30,13 @@ class Scope:
         contents: whether objects are read, or only the chain is checked.
         listing: whether the archive is listed. Only with a listing are these checked: objects that no statement names,
             checkpoints, audits, versions, lifecycle rules. Without it, spans must be given.
+        expired: for each log, the sequence before which an audit found that objects may be gone.
     """
 
     spans: Mapping[layout.Log, Sequence[Span]] | None = None
     contents: bool = True
     listing: bool = True
+    expired: Mapping[layout.Log, int] = field(default_factory=dict)
 
     def spans_of(self, log: layout.Log) -> Sequence[Span]:
         """Return the spans of a log."""

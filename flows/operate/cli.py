@@ -94,9 +94,18 @@ def index(
 @app.command()
 def roll(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
+    confirm_clock: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-clock",
+            help="Say that this machine's clock is right, after the archive was silent for more than a day. Without it"
+            " nothing expires then. The retention stays as it is.",
+        ),
+    ] = False,
 ) -> None:
     """Roll indices and storage tiers, and delete evidence whose retention has ended, now, without Prefect."""
-    actions = _import("tasks.roll.run").roll_all(Settings(), datetime.now(UTC), dry_run=dry_run)
+    rolling = _import("tasks.roll.run")
+    actions = rolling.roll_all(Settings(), datetime.now(UTC), dry_run=dry_run, confirm_clock=confirm_clock)
     if actions:
         render.console().print(_import("flows.summaries").roll_table(actions))
     else:

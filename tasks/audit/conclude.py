@@ -69,6 +69,7 @@ class Outcome:
         counts: numbers of events, statements and so on that were read.
         findings: the findings, the worst first.
         whole: the address of all findings: the audit, or an object of its own if they are too many for it.
+        expired: when the first and the last statement were sealed whose events expired and are gone; None without any.
         report: the address of the integrity report, if one was made.
     """
 
@@ -78,6 +79,7 @@ class Outcome:
     counts: Mapping[str, int]
     findings: tuple[Mapping[str, Any], ...]
     whole: str
+    expired: tuple[str, str] | None = None
     report: str | None = None
 
 
@@ -133,7 +135,9 @@ def conclude(settings: Settings, plan: Plan, results: Sequence[PieceResult]) -> 
         _put_checkpoints(store, trust, signers, plan, written)
         sequence = written.size - 1
         whole = f"{store.url}/{held.key if isinstance(held, ObjectRef) else layout.audit_key(sequence)}"
-    return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole)
+    moments = [moment for result in results for moment in result.expired_sealed or ()]
+    expired = (min(moments), max(moments)) if moments else None
+    return Outcome(sequence, verdict, exit_code, counts, tuple(findings), whole, expired)
 
 
 def _put_checkpoints(store: Store, trust: Trust, signers: Signers, plan: Plan, tip: Tip[SignedAudit]) -> None:

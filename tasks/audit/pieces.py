@@ -30,7 +30,17 @@ from tasks.settings import Settings
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(hours=2)
-_COUNTED = ("statements", "events", "quarantined", "skipped", "lost", "unreadable", "stored", "inflated")
+_COUNTED = (
+    "statements",
+    "events",
+    "quarantined",
+    "skipped",
+    "lost",
+    "unreadable",
+    "stored",
+    "inflated",
+    "expired_events",
+)
 _now = partial(datetime.now, UTC)
 
 
@@ -48,6 +58,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         counts: numbers of events, statements and so on that were read.
         findings: the findings.
         objects: lists of the tables that were made.
+        expired_sealed: when the first and the last statement were sealed whose events expired and are gone.
     """
 
     format: Literal["custody/audit-piece/1"]
@@ -60,6 +71,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     counts: dict[str, int]
     findings: list[dict[str, Any]]
     objects: list[ObjectRef]
+    expired_sealed: tuple[str, str] | None
 
 
 def verify_pieces(
@@ -102,7 +114,9 @@ def _verify_piece(
     clock: Callable[[], datetime],
 ) -> PieceResult:
     started_at = clock()
-    log, scope = log_named(piece.log), Scope({log_named(piece.log): [Span(piece.first, piece.end)]}, listing=False)
+    log, marks = log_named(piece.log), plan.marks.get(piece.log)
+    expired = {log: marks.expired} if marks else {}
+    scope = Scope({log: [Span(piece.first, piece.end)]}, listing=False, expired=expired)
     objects: list[ObjectRef] = []
     if settings.audit.tables and piece.read == "new":
         with TableWriter(store, log, piece.first, piece.end, archive=plan.archive, signers=signers) as writer:
@@ -139,6 +153,7 @@ def _verify_piece(
         counts=dict(counts),
         findings=findings,
         objects=objects,
+        expired_sealed=next((summary.expired_sealed for summary in report.logs), None),
     )
 
 

@@ -7,13 +7,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import count, groupby
 from typing import Any
 
 import msgspec
 
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, sealed_from
+from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, sealed_between
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError
+from custody.findings import finding
 from custody.format import layout
 from custody.format.audit import Audit, Marks, Read
 from custody.format.layout import Log
@@ -126,11 +128,11 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
         tables = list_tables(store)
         others = [
-            finding.to_dict()
+            problem.to_dict()
             for log, spans in reads.items()
             for read in spans
             if read.read == "again" and read.end is not None
-            for finding in check_tables(store, tables, archive, log, read.first, read.end, trust)
+            for problem in check_tables(store, tables, archive, log, read.first, read.end, trust)
         ]
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
@@ -139,6 +141,9 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             if not request.logs:
                 others += compare_with_search(settings, lambda search: survey(search).find_strays())
     turned = not request.since and not request.until
+    if not turned and not surveyed:
+        span = f"from {request.since or 'the beginning'} on and before {request.until or 'now'}"
+        others.append(finding("empty", f"nothing was audited: no statement was sealed {span}").to_dict())
     return Plan(
         archive=archive,
         sequence=tip.size,
@@ -148,7 +153,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         pieces=tuple(_pieces(report, reads, settings.audit.piece_statements)),
         heads=_heads(report, reads, before),
         marks=_marks(report, reads, before, indexed, now, turned=turned),
-        findings=(*(finding.to_dict() for finding in report.findings), *others),
+        findings=(*(problem.to_dict() for problem in report.findings), *others),
     )
 
 
@@ -196,7 +201,7 @@ def _marks(
     """
     marks = dict(before.marks) if before else {}
     surveyed = {summary.log: summary for summary in report.logs}
-    refused = {finding.log for finding in report.findings if finding.finding == "retention"}
+    refused = {problem.log for problem in report.findings if problem.finding == "retention"}
     for log, spans in reads.items():
         name = str(log)
         old = marks.get(name, Marks(0, 0, format_time(now), 0))
@@ -232,9 +237,11 @@ def _reads(
     old = seen.size if seen else 0
     if request.since or request.until:
         size = find_tip(store, log, holds, old).head.size
-        first = sealed_from(store, log, size, request.since, holds) if request.since else 0
-        end = sealed_from(store, log, size, request.until, holds) if request.until else size
-        return [_Read(first, end, "again", first)] if first < end else []
+        sequences = sealed_between(store, log, size, request.since, request.until, holds)
+        place = count()
+        # Consecutive sequences, less their place among the chosen ones, have the same number.
+        spans = [list(span) for _, span in groupby(sequences, lambda sequence: sequence - next(place))]
+        return [_Read(span[0], span[-1] + 1, "again", span[0]) for span in spans]
     if before is None or not old:
         return [_Read(0, None, "new", 0)]
     left = _left(store, log, old, holds)

@@ -26,14 +26,15 @@ from custody.archive.reader import (
     list_logs,
     read_archive,
     read_manifest,
-    sealed_from,
+    sealed_between,
 )
 from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.format import limits
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, Statement
-from custody.format.times import parse_time
+from custody.format.times import parse_time, shift
 from custody.query.tables import TableFile, list_tables, signed_ranges
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
@@ -191,8 +192,8 @@ def check_request(settings: Settings, request: Request) -> None:
             raise ConfigurationError(f"{name[:100]!r} is not an event type; the types are {', '.join(EVENT_TYPES)}")
     if request.types and request.target == "tables":
         raise ConfigurationError("tables hold whole statements, so types cannot be chosen: leave types out")
-    if request.late_days is not None and request.late_days < 0:
-        raise ConfigurationError(f"late_days is {request.late_days}; it must be 0 or more")
+    if request.late_days is not None and not 0 <= request.late_days <= limits.RETENTION_DAYS:
+        raise ConfigurationError(f"late_days is {request.late_days}; it must be 0 to {limits.RETENTION_DAYS}")
     if request.target == "elasticsearch" and settings.search.url is None:
         raise ConfigurationError("search.url is not set: set it to the URL of Elasticsearch")
     for target, value in (("topic", request.topic), ("folder", request.folder)):
@@ -241,7 +242,7 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     return Plan(request, archive, searched, tuple(parts), segments, tuple(problems))
 
 
-def _sequences(store: Store, log: Log, request: Request, problems: list[str], holds: Holds[Manifest]) -> range:
+def _sequences(store: Store, log: Log, request: Request, problems: list[str], holds: Holds[Manifest]) -> Sequence[int]:
     """Return the statements of a log that are searched. If there are more after a hole, that is a problem."""
     form, tip = statements_of(log), find_tip(store, log, holds)
     if (beyond := after_hole(store, form, tip, holds)) is not None:
@@ -249,8 +250,8 @@ def _sequences(store: Store, log: Log, request: Request, problems: list[str], ho
     size = tip.head.size
     if request.late_days is None:
         return range(size)
-    first = sealed_from(store, log, size, request.since - LEEWAY, holds)
-    return range(first, sealed_from(store, log, size, request.until + timedelta(days=request.late_days), holds))
+    since, until = shift(request.since, -LEEWAY), shift(request.until, timedelta(days=request.late_days))
+    return sealed_between(store, log, size, since, until, holds)
 
 
 def choose_pieces(
@@ -258,7 +259,7 @@ def choose_pieces(
     threads: ThreadPoolExecutor,
     request: Request,
     log: Log,
-    sequences: range,
+    sequences: Sequence[int],
     problems: list[str],
     holds: Holds[Manifest],
 ) -> Iterator[tuple[int, Piece | None]]:

@@ -62,6 +62,11 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
             f"{store.url}: {problem}. Nothing is archived: correct the settings `archive`, `keys` and `trust`, or find"
             " out who modified archive.json, and restore it"
         )
+    try:
+        settings.life_days(archive.statement.retention_days, trust.retention_days)
+    except ConfigurationError as error:
+        # The roll refuses to delete; archiving goes on.
+        logger.warning("%s. Until then nothing expires", error)
     if settings.drain.event_leaves and signers.leaves is None:
         logger.warning("batches get no leaves: the keys have no secret for them; `custody keys rotate` creates one")
     broker = stack.enter_context(Broker(settings.kafka.librdkafka(), settings.kafka.group))

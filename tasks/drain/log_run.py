@@ -40,6 +40,7 @@ class LogResult:
         size: statements in the log.
         root: root of the tree over them, in hex.
         hanging: seconds for which an open transaction has held back records, if longer than `drain.hanging_seconds`.
+        clock: seconds by which the host's clock is ahead of another; behind it, if negative. None below five minutes.
         problem: what went wrong, and what to do.
     """
 
@@ -58,6 +59,7 @@ class LogResult:
     size: int = 0
     root: str = ""
     hanging: float | None = None
+    clock: float | None = None
     problem: str | None = None
 
     def stop(self, error: CustodyError) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from confluent_kafka import TopicPartition as Position
@@ -15,7 +15,8 @@ from confluent_kafka import TopicPartition as Position
 from custody.archive.writer import Entry
 from custody.errors import CustodyError, SourceRefused, TransientSourceError
 from custody.format.manifest import LastRecord
-from custody.format.times import parse_time
+from custody.format.times import kafka_moment, parse_time
+from custody.store.protocol import Store
 from tasks.drain.appends import HELD_BYTES, Appends
 from tasks.drain.context import Context
 from tasks.drain.kafka import (
@@ -42,6 +43,8 @@ READ_RECORDS = 500
 """Records in one read from librdkafka. So few objects stay in the CPU's cache, which makes a read 40 % cheaper."""
 READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
+CLOCK_SECONDS = 300
+"""A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 STALL_SECONDS = 30
 """A run with `once` gives up after this time without a record."""
 REREAD_OFFSETS = 10_000
@@ -194,6 +197,15 @@ class Loop:
                 self._guard(run, None, self._appends.collect)
         for run in self._runs.values():
             self._report(run)
+            run.result.clock = _clock_error(self._context.store, run)
+        worst = max((run.result.clock or 0.0 for run in self._runs.values()), key=abs, default=0.0)
+        if worst:
+            logger.warning(
+                "this host's clock is %.0f s %s the clock of the store, the broker or an earlier writer: correct the"
+                " wrong one. Statements are signed with this host's time",
+                abs(worst),
+                "ahead of" if worst > 0 else "behind",
+            )
 
     def _active(self) -> list[LogRun]:
         return [run for run in self._runs.values() if not run.stopped]
@@ -285,8 +297,9 @@ class Loop:
         # If the last record was not read again, the partition may be another one by now: write no heartbeat.
         if run.stopped or newest is None or run.reread is not None:
             return
-        idle = datetime.now(UTC) - parse_time(newest.statement.sealed_at)
-        if idle.total_seconds() >= self._context.archive.statement.heartbeat:
+        idle = (datetime.now(UTC) - parse_time(newest.statement.sealed_at)).total_seconds()
+        # A statement from the future, by a wrong clock, does not keep the log silent until then.
+        if not 0 <= idle < self._context.archive.statement.heartbeat:
             position = run.assembler.position
             self._guard(run, None, self._appends.submit, Entry(first_offset=position, next_offset=position))
 
@@ -330,6 +343,22 @@ class Loop:
 
 def _topic_partition_of(message: Received) -> TopicPartition:
     return message.topic(), message.partition()
+
+
+def _clock_error(store: Store, run: LogRun) -> float | None:
+    """Return by how many seconds the host's clock differs from the others; None if by no more than `CLOCK_SECONDS`.
+
+    The broker's append times and the statement before this run may be old. So they only show that the host is behind.
+    Archiving goes on in any case: a wrong time is a notice of the verifier, and events in Kafka expire.
+    """
+    now, newest, begun = datetime.now(UTC), run.writer.tip.newest, run.begun.newest
+    told = [parse_time(begun.statement.sealed_at)] if begun else []
+    stamps = [batch.kafka_time for batch in newest.statement.batches if batch.kafka_time] if newest else []
+    told += (kafka_moment(stamp.max) or now for stamp in stamps if stamp.type == "append")
+    differences = [now - moment for moment in told if moment > now]
+    ahead = store.capabilities.clock.ahead() if store.capabilities.clock else None
+    worst = max([*differences, ahead or timedelta(0)], key=abs).total_seconds()
+    return worst if abs(worst) > CLOCK_SECONDS else None
 
 
 def _stalled(run: LogRun) -> TransientSourceError:

@@ -2,12 +2,13 @@
 
 So verification can always tell expiry from loss (FORMAT.md, `expired`). Rules for deletions:
 
-1. The retention is the largest of `tiers.life_days`, `archive.json`'s and `trust.json`'s `retention_days`.
+1. The retention is the largest of `tiers.life_days`, `archive.json`'s and `trust.json`'s `retention_days`. If
+   `tiers.life_days` is set to fewer days than one of the others, nothing is signed or deleted.
 2. A statement is old enough if it, and every statement before it, was sealed at least that long ago. So one statement
    with a wrong clock makes no other statement old.
 3. No single clock decides. The time is the earliest of the host's clock, the newest audit, and the store's clock (when
    the newest manifest was put). If the host's clock is more than a day ahead of both others, nothing is signed or
-   deleted.
+   deleted, unless an operator confirms the host's clock. Then the host's clock is the time. The retention stays.
 4. Every statement that is used must be signed by a trusted key, within the key's span and end. Slots that a later
    statement passes over are skipped. At any other slot without such a statement the expiry fails, with a reason.
 5. Objects are deleted only up to the end of signed expiries that the retention allows. Statements that an audit found
@@ -20,11 +21,11 @@ days up to the end of the retention, and deletes them. A locked object stays unt
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Tip, list_logs, read_manifest, sealed_from
+from custody.archive.reader import Tip, list_logs, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
 from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
 from custody.errors import CustodyError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, SignatureInvalid
@@ -32,7 +33,7 @@ from custody.format import layout
 from custody.format.audit import Audit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
-from custody.format.times import parse_time
+from custody.format.times import parse_time, shift
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.store.open import open_store
@@ -46,54 +47,68 @@ from tasks.settings import Settings
 AHEAD = timedelta(days=1)
 """How far the host's clock may be ahead of all other clocks."""
 _PARALLEL = 32
+_CONFIRM = (
+    "If the archive was silent on purpose and the clock is right, run `custody roll --confirm-clock`: it takes the"
+    " host's clock as the time, and does not change the retention"
+)
 
 
-def expire(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
+def expire(
+    settings: Settings, now: datetime, *, dry_run: bool = False, confirm_clock: bool = False
+) -> Iterator[Action]:
     """Expire evidence that is older than the retention.
 
     Args:
         settings: the settings.
         now: the host's time, timezone-aware.
         dry_run: show what would be done; change nothing.
+        confirm_clock: the operator confirms the host's clock. Used only if it is far ahead of all others.
 
     Yields:
         One action for each log whose `expired` was signed or could not be signed, and one for each object.
 
     Raises:
+        ConfigurationError: `tiers.life_days` is less than what `archive.json` or `trust.json` promises.
         CustodyError: the archive or the keys cannot be opened, or the archive does not answer.
     """
     trust = settings.own_trust()
     with closing(open_store(settings.archive, settings.s3)) as store:
         file = read_trusted_archive(store, trust)
-        days = max(settings.tiers.life_days, file.statement.retention_days, trust.retention_days or 0)
+        days = settings.life_days(file.statement.retention_days, trust.retention_days)
         audit = clean_audit(store, file.id, trust, find_trusted_audits(store, file.id, trust))
-        tips: dict[Log, Tip[Manifest]] = {}
+        works: dict[Log, _Log] = {}
         for log in list_logs(store):
             try:
-                tips[log] = find_trusted_tip(store, log, file.id, trust)
+                tip = find_trusted_tip(store, log, file.id, trust)
+                work = _Log(store, log, tip, Judge(store, log, statements_of(log), file.id, trust), audit)
+                work.find_offset()
             except CustodyError as error:
                 yield _unknown(log, error)
-        clocks = _other_clocks(store, tips, audit)
+            else:
+                works[log] = work
+        clocks = _other_clocks(store, {log: work.tip for log, work in works.items()}, audit)
         if not clocks:
             return
         if now - max(clocks) > AHEAD:
-            what = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit are not later than"
-            why = f"{what} {max(clocks):%Y-%m-%d %H:%M}: set the clock, or find out why nothing is archived and audited"
-            yield Action("expire", store.url, "refused", why)
-            return
+            action = _clock(store.url, now, max(clocks), days, confirmed=confirm_clock, dry_run=dry_run)
+            yield action
+            if action.outcome == "refused":
+                return
+            clocks = [now]
         end_of_life = min(now, *clocks) - timedelta(days=days)
+        # Objects that earlier rolls could not delete. There are few, so few logs are read from their start.
+        left = {log for log, _ in _expired_keys(store, works, end_of_life)}
         expired: dict[Log, _Log] = {}
-        for log, tip in tips.items():
-            work = _Log(store, log, tip, Judge(store, log, statements_of(log), file.id, trust), audit)
+        for log, work in works.items():
             try:
-                work.find(end_of_life, days)
+                work.find(end_of_life, days, left=log in left)
                 if work.until > work.signed:
                     action = _sign(settings, store, trust, work, days, now, dry_run=dry_run)
                     yield action
                     if action.outcome in {"done", "planned"} and work.granted >= work.signed:
                         work.granted = work.until
+                work.find_offset()
                 if work.granted:
-                    work.find_offset()
                     expired[log] = work
             except CustodyError as error:
                 yield _unknown(log, error)
@@ -105,6 +120,36 @@ def _unknown(log: Log, error: CustodyError) -> Action:
     if isinstance(error, SignatureInvalid | HeadRollback):
         return Action("expire", str(log), "refused", f"{error}: nothing of this log is deleted")
     return Action("expire", str(log), "failed", f"it is not known what has expired: {error}")
+
+
+def is_ahead(settings: Settings, now: datetime) -> bool:
+    """Return whether the host's clock is far ahead of all others, so that nothing may be deleted by it.
+
+    Raises:
+        CustodyError: the archive or the keys cannot be opened, or the archive does not answer.
+    """
+    trust = settings.own_trust()
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        archive = read_trusted_archive(store, trust).id
+        audit = clean_audit(store, archive, trust, find_trusted_audits(store, archive, trust))
+        tips: dict[Log, Tip[Manifest]] = {}
+        for log in list_logs(store):
+            # The end of life reports a log that cannot be read.
+            with suppress(CustodyError):
+                tips[log] = find_trusted_tip(store, log, archive, trust)
+        clocks = _other_clocks(store, tips, audit)
+        return bool(clocks) and now - max(clocks) > AHEAD
+
+
+def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: bool, dry_run: bool) -> Action:
+    """Return the action for a host's clock that is far ahead of all others: refused, unless it is confirmed."""
+    what = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit are not later than"
+    what = f"{what} {newest:%Y-%m-%d %H:%M}"
+    if not confirmed:
+        why = f"{what}: set the clock, or find out why nothing is archived and audited. {_CONFIRM}"
+        return Action("expire", url, "refused", why)
+    why = f"{what}; --confirm-clock says that the host's clock is right. The retention stays {days} days"
+    return Action("expire", url, "planned" if dry_run else "done", why)
 
 
 def _other_clocks(store: Store, tips: Mapping[Log, Tip[Manifest]], audit: Audit | None) -> list[datetime]:
@@ -139,30 +184,32 @@ class _Log:
         self.keys: list[tuple[int, str]] = []
         self.offset = 0
 
-    def find(self, end_of_life: datetime, days: int) -> None:
+    def find(self, end_of_life: datetime, days: int, *, left: bool = True) -> None:
         """Find how far the log has expired.
 
         Args:
             end_of_life: statements sealed up to this time are old enough.
             days: the retention.
+            left: whether objects of statements are left that an audit found expired.
 
         Raises:
             SignatureInvalid: a statement that is needed does not count.
             KeyUnavailable: its signature cannot be checked now.
             StoreError: the archive does not answer.
         """
-        moment = end_of_life + timedelta(microseconds=1)
-        kept = sealed_from(self._store, self.log, self._granted, moment, self._judge.holds)
-        if kept < self._granted:
-            # The retention was made longer: objects that may go only under the shorter one are kept.
-            self.until = self.granted = kept
-            return
+        for sequence, statement in self._statements(0) if left else ():
+            if sequence >= self._granted:
+                break
+            if parse_time(statement.sealed_at) > end_of_life:
+                # The retention was made longer: objects that may go only under the shorter one are kept.
+                self.until = self.granted = sequence
+                return
         latest = self._walk(end_of_life)
         for first, end, sealed_at in self._expiries() if self.until > self._granted else ():
             self.signed = max(self.signed, end)
             if first <= self.granted < end <= self.until:
                 up_to_there = [moment for until, moment in latest.items() if until <= end]
-                if all(moment <= sealed_at - timedelta(days=days) for moment in up_to_there[-1:]):
+                if all(moment <= shift(sealed_at, timedelta(days=-days)) for moment in up_to_there[-1:]):
                     self.granted = end
 
     def _walk(self, end_of_life: datetime) -> dict[int, datetime]:
@@ -193,6 +240,8 @@ class _Log:
 
     def find_offset(self) -> None:
         """Find the first offset of the first statement whose objects may not be deleted; else the log's end."""
+        if not self.granted:
+            return
         kept = next((statement for _, statement in self._statements(self.granted)), None)
         if kept is not None:
             self.offset = kept.first_offset

@@ -18,11 +18,11 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from typing import Any
 
-from custody.archive.reader import at_or_behind, find_statement, find_tip, list_logs, sealed_from
+from custody.archive.reader import find_statement, list_logs, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, SearchError
 from custody.format.layout import Log
-from custody.format.times import parse_time
+from custody.format.times import moment_of, parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit.signed import Coverage
@@ -34,6 +34,7 @@ from tasks.search.queries import below, count_documents, delete_documents, logs_
 from tasks.settings import Settings
 
 LOST = "it has an unassigned shard: start the node that held the shard, or restore the index"
+CLOCK = "the host's clock is more than a day ahead of the newest manifest and audit: set it, or use --confirm-clock"
 UNKNOWN = "it is not known whether audits have verified it"
 SETTLED_DAYS = 2
 """A day's index becomes read-only this many days after the day. Late events open it again until the next roll."""
@@ -44,13 +45,14 @@ _ON_WARM_NODES = "data_warm,data_hot,data_content"
 _WARM_WHY = "Elasticsearch now moves its shards to warm nodes"
 
 
-def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[Action]:
+def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False, keep: bool = False) -> Iterator[Action]:
     """Roll the daily indices.
 
     Args:
         settings: the settings. If they name no Elasticsearch, there is nothing to do.
         now: the time, timezone-aware.
         dry_run: show what would be done; change nothing.
+        keep: delete nothing, because the host's clock is far ahead of all others.
 
     Raises:
         SearchError: Elasticsearch does not answer, or refuses a request that the rest depends on.
@@ -61,14 +63,17 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False) ->
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
         if not dry_run:
             prepare(search)
-        yield from IndexRoll(settings, store, search, now, dry_run=dry_run).run()
+        yield from IndexRoll(settings, store, search, now, dry_run=dry_run, keep=keep).run()
 
 
 class IndexRoll:
     """One roll of the daily indices of an Elasticsearch."""
 
-    def __init__(self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool, keep: bool
+    ) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
+        self._keep = keep
         self._holds = standing(store, None, settings.trust_at_hand())
         self._coverage: Coverage | None = None
         self._lost: frozenset[str] = frozenset()
@@ -117,8 +122,7 @@ class IndexRoll:
                 index=f"{self._search.prefix}-*", name="index.creation_date", flat_settings=True
             ).body
             return {
-                name: datetime.fromtimestamp(int(index["settings"]["index.creation_date"]) / 1000, UTC)
-                for name, index in created.items()
+                name: moment_of(int(index["settings"]["index.creation_date"]) / 1000) for name, index in created.items()
             }
 
     # --- actions by age
@@ -173,6 +177,8 @@ class IndexRoll:
 
     def _delete(self, name: str, age: str) -> Action:
         """Delete an index if signed audits have verified all its events."""
+        if self._keep:
+            return Action("delete", name, "refused", CLOCK)
         try:
             why = self._unverified(name) if name not in self._lost else f"{UNKNOWN}: {LOST}"
         except CustodyError as error:
@@ -238,9 +244,11 @@ class IndexRoll:
             if log is None:
                 continue
             target = f"{name}: {log}"
+            if self._keep:
+                yield Action("delete", target, "refused", CLOCK)
+                continue
             try:
-                tip = find_tip(self._store, log, self._holds(log))
-                end = self._sealed_end(log, tip.head.size, datetime.combine(oldest, time(), UTC))
+                end = sealed_from(self._store, log, first, datetime.combine(oldest, time(), UTC), self._holds(log))
                 many = count_documents(self._search, name, below(log, end)) if first < end else 0
                 if not many:
                     continue
@@ -253,15 +261,6 @@ class IndexRoll:
             delete = partial(delete_documents, self._search, name, below(log, end))
             verified = f"{many:,} documents, sealed before {oldest}; all events up to there are verified"
             yield act("delete", target, delete, verified, dry_run=self._dry)
-
-    def _sealed_end(self, log: Log, size: int, moment: datetime) -> int:
-        """Return the first offset of the statements that were sealed at a moment or later."""
-        holds = self._holds(log)
-        sealed = sealed_from(self._store, log, size, moment, holds)
-        if not sealed:
-            return 0
-        _, manifest = at_or_behind(self._store, log, min(sealed, size - 1), size, holds)
-        return manifest.statement.first_offset if sealed < size else manifest.statement.next_offset
 
     def _delete_index(self, name: str) -> None:
         with self._search.errors(f"deleting {name}"):

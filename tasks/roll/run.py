@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from custody.errors import CustodyError
-from tasks.roll.expire import expire
+from tasks.roll.expire import expire, is_ahead
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action, record
 from tasks.roll.tiers import roll_bucket
@@ -18,19 +18,25 @@ from tasks.settings import Settings
 logger = logging.getLogger("custody.roll")
 
 STEPS: Mapping[str, Callable[..., Iterator[Action]]] = {
-    "indices": roll_indices,
-    "bucket": lambda settings, _, dry_run: roll_bucket(settings, dry_run=dry_run),
+    "indices": lambda settings, now, dry_run, confirm_clock: roll_indices(
+        settings,
+        now,
+        dry_run=dry_run,
+        keep=bool(settings.search.url) and not confirm_clock and is_ahead(settings, now),
+    ),
+    "bucket": lambda settings, _, dry_run, **__: roll_bucket(settings, dry_run=dry_run),
     "end of life": expire,
 }
 
 
-def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False) -> list[Action]:
+def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False, confirm_clock: bool = False) -> list[Action]:
     """Run all steps, and sign a record of deletions and expiries.
 
     Args:
         settings: the settings.
         now: the time, timezone-aware.
         dry_run: show what would be done; change nothing.
+        confirm_clock: the operator confirms the host's clock, as in `expire`.
 
     Returns:
         All actions, also those that failed. If a step failed, its last action says why.
@@ -39,7 +45,7 @@ def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False) -> lis
     try:
         for name, step in STEPS.items():
             try:
-                for action in step(settings, now, dry_run=dry_run):
+                for action in step(settings, now, dry_run=dry_run, confirm_clock=confirm_clock):
                     actions.append(action)  # noqa: PERF402 - kept at once, in case the step fails later
             except CustodyError as error:
                 actions.append(Action("step", name, "failed", str(error)))

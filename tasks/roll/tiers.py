@@ -90,7 +90,12 @@ def _set_rules(
     try:
         configuration.set_rules(wanted)
     except CallUnknown as error:
-        return Action("rules", target, "refused", f"{error}; objects stay in the class in which they were put")
+        return Action(
+            "rules",
+            target,
+            "refused",
+            f"{error}; objects stay in the class in which they were put. With `tiers.manage` off, this is not tried",
+        )
     except CustodyError as error:
         return Action("rules", target, "failed", str(error))
     return Action("rules", target, "done", why)

@@ -30,7 +30,7 @@ from custody.format.layout import Log
 from custody.format.manifest import Batch, Statement
 from custody.format.members import inflate_batch
 from custody.format.offsets import offsets_of
-from custody.format.times import EPOCH, parse_time
+from custody.format.times import EPOCH, parse_time, shift
 from custody.store.protocol import Store
 
 ORIGIN = "@custody"
@@ -270,7 +270,7 @@ def _index_names(
 ) -> Sequence[bytes]:
     """Return the index of each event of a batch."""
     sealed = parse_time(statement.sealed_at)
-    oldest, newest = (sealed - timedelta(days=days)).date(), (sealed + LEEWAY).date()
+    oldest, newest = shift(sealed, timedelta(days=-days)).date(), shift(sealed, LEEWAY).date()
     first, last = parse_time(batch.min_time).date(), parse_time(batch.max_time).date()
 
     @cache

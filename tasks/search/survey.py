@@ -143,7 +143,7 @@ class Survey:
         """Report documents of offsets that are too old for their index. `lowest` is the log's lowest offset there."""
         prefix, oldest = self.search.prefix, self.now - timedelta(days=self.search.settings.days)
         # Events that were sealed since then are compared one by one.
-        compared = self._first_offset(log, tip, oldest)
+        compared = sealed_from(self.store, log, lowest, oldest, self.holds(log))
         if lowest >= compared:
             return
         indices = {"indices": {"terms": {"field": "_index", "size": 10_000}}}
@@ -153,24 +153,21 @@ class Survey:
         for name in names:
             day = index_day(prefix, name)
             if is_restored(prefix, name) or name == out_of_range_name(prefix) or (day and day < oldest.date()):
-                first, why = self._first_offset(log, tip), "before the log begins"
+                first, why = self._begin(log, tip), "before the log begins"
             else:
                 # A day's events were sealed on the day before or later; otherwise they are out of range.
                 since = oldest if day is None else min(datetime.combine(day, time(), UTC) - LEEWAY, oldest)
                 why = f"sealed before {since:%F %T} UTC, too old for that index"
-                first = self._first_offset(log, tip, since)
+                first = sealed_from(self.store, log, lowest, since, self.holds(log))
             many = count_documents(self.search, name, below(log, first))
             if many:
                 message = f"{many} documents of {name[:100]} are of offsets {why}"
                 yield finding("index-extra", message, log=str(log), offset=first)
 
-    def _first_offset(self, log: Log, tip: Tip[Manifest], since: datetime | None = None) -> int:
-        """Return the first offset of a log, or of its statements sealed since a time; its end if there are none."""
-        size, holds = tip.head.size, self.holds(log)
-        sequence = sealed_from(self.store, log, size, since, holds) if since else 0
-        if sequence < size:
-            return at_or_behind(self.store, log, sequence, size, holds)[1].statement.first_offset
-        return _end_offset(tip)
+    def _begin(self, log: Log, tip: Tip[Manifest]) -> int:
+        """Return the first offset of a log; 0 if it has no statement."""
+        size = tip.head.size
+        return at_or_behind(self.store, log, 0, size, self.holds(log))[1].statement.first_offset if size else 0
 
 
 def _end_offset(tip: Tip[Manifest]) -> int:

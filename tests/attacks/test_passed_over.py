@@ -32,7 +32,6 @@ from tasks.audit import recheck
 from tasks.backfill import plan as backfill
 from tasks.drain.context import read_audited_heads
 from tasks.roll import expire
-from tasks.roll.indices import IndexRoll
 from tasks.search import index
 from tasks.settings import Settings
 from tests.attacks.registry import LARGE
@@ -188,13 +187,11 @@ def expiring(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
 
 def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     """Where searches by time end."""
-    holds = standing(store, None, trust)
-    rolling = IndexRoll.__new__(IndexRoll)
-    rolling._store, rolling._holds = store, holds
-    size = find_tip(store, LOG, holds(LOG)).head.size
+    holds = standing(store, None, trust)(LOG)
+    size = find_tip(store, LOG, holds).head.size
     moments = [log.clock - timedelta(seconds=seconds) for seconds in range(0, 100, 10)]
-    ends = [rolling._sealed_end(LOG, size, moment) for moment in moments]
-    untils = [reader.sealed_from(store, LOG, size, moment, holds(LOG)) for moment in moments]
+    ends = [reader.sealed_from(store, LOG, 0, moment, holds) for moment in moments]
+    untils = [list(reader.sealed_between(store, LOG, size, None, moment, holds)) for moment in moments]
     return ends, untils
 
 

@@ -1,6 +1,8 @@
-"""The environment of a test: what the machine's own settings are must not matter."""
+"""The environment of a test: what the machine's own settings and clock are must not matter."""
 
 import os
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
 
 import pytest
 
@@ -10,3 +12,14 @@ def clear_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("CUSTODY_"):
             monkeypatch.delenv(name)
+
+
+def shifted(by: timedelta) -> type[datetime]:
+    """Return a datetime whose `now` is that of a host with a wrong clock."""
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return datetime.now(tz) + by
+
+    return Shifted

@@ -66,6 +66,7 @@ from tasks.drain.run import drain_logs
 from tasks.drain.status import read_status
 from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
+from tests.helpers.environment import shifted
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
@@ -611,6 +612,46 @@ def test_heartbeat(kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.Monke
     idle = found[f"{topic}/1"].statements
     assert len(idle) == 3
     assert all(one["first_offset"] == one["next_offset"] == 0 for one in idle)
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=10), timedelta(days=365)], ids=str)
+def test_heartbeat_after_a_clock_that_was_ahead(
+    kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
+) -> None:
+    """An idle log whose last statement is from the future gets its heartbeat now, and no more than it needs."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(kafka, tmp_path)
+    topic = kafka.create_topic(kafka.unused_name("ahead"), 1)
+    send(kafka.producer(), topic, events(1))
+    real = LogWriter.__init__
+
+    def init(self: LogWriter, *arguments: Any, **more: Any) -> None:
+        real(self, *arguments, **more, clock=lambda: datetime.now(UTC) + ahead)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LogWriter, "__init__", init)
+        assert only(site.drain(topic)).statements == 2
+    assert [only(site.drain(topic)).statements for _ in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["LogAppendTime", "CreateTime"])
+def test_a_clock_that_is_behind_the_brokers(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A host far behind the broker's append time, or an earlier statement, is reported. Archiving goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("behind"), message_timestamp_type=kind)
+    send(site.kafka.producer(), topic, events(3))
+    assert only(site.drain(topic)).clock is None
+    assert "clock" not in caplog.text
+    send(site.kafka.producer(), topic, events(3, 3))
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.drain.loop.datetime", shifted(timedelta(minutes=-10)))
+        result = only(site.drain(topic))
+    assert result.events == 3
+    assert result.clock is not None
+    assert round(result.clock / 60) == -10
+    assert "this host's clock is 6" in caplog.text or "this host's clock is 59" in caplog.text
+    assert only(site.drain(topic)).clock is None
 
 
 # --- limits

@@ -12,7 +12,7 @@ import pytest
 from custody.archive.forms import statements_of
 from custody.archive.reader import find_audit_tip, find_tip, read_archive
 from custody.archive.writer import Entry
-from custody.errors import TerminalStoreError
+from custody.errors import ConfigurationError, TerminalStoreError
 from custody.format.layout import Log
 from custody.keys import trust_file
 from custody.keys.open import open_public
@@ -23,6 +23,7 @@ from custody.store.protocol import S3Options, Store
 from custody.tlog.proofs import Proofs
 from custody.verify.report import Report
 from custody.verify.run import verify
+from flows.summaries import audit_summary
 from tasks.audit.plan import Request, plan_audit
 from tasks.roll.expire import expire
 from tasks.roll.record import Action, record
@@ -73,6 +74,10 @@ def test_signed_then_deleted(growing: Growing) -> None:
     assert segments(growing) == []
     report = judged(given, growing)
     assert (report.exit_code, report.logs[0].statements, report.logs[0].expired) == (0, 5, 4)
+    day = (NOW - timedelta(days=10)).date()
+    assert f"0 events in 1 log, 20 more have expired (sealed from {day} to" in report.verdict
+    assert "the last declared expired on" in report.verdict
+    assert "every line read" not in report.verdict
     assert list(expire(given, NOW)) == []
 
 
@@ -165,7 +170,11 @@ def test_after_an_audit(growing: Growing) -> None:
     growing.append(0)
     assert list(expire(given, NOW)) == []
     # Nothing was written for days, which is a notice.
-    assert {one["finding"] for one in audit(given, full=True).findings} == {"stale"}
+    outcome = audit(given, full=True)
+    assert {one["finding"] for one in outcome.findings} == {"stale"}
+    day = (NOW - timedelta(days=10)).date()
+    assert outcome.counts["expired_events"] == 20
+    assert f"20 more have expired (sealed from {day} to" in audit_summary(outcome)
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], None], place: Path | None = None) -> None:
@@ -354,7 +363,7 @@ def test_a_clock_that_was_ahead_keeps_what_follows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["archive.json", "trust.json"])
 def test_the_longest_retention_counts(tmp_path: Path, where: str) -> None:
-    """A setting may make the retention longer than the archive's and the trust's, but not shorter."""
+    """A setting may make the retention longer than the archive's and the trust's. A shorter one is refused."""
     made = Growing(tmp_path, begun=NOW - timedelta(days=10), retention_days=11 if where == "archive.json" else 1)
     made.append(3)
     trust = None
@@ -362,8 +371,30 @@ def test_the_longest_retention_counts(tmp_path: Path, where: str) -> None:
         trust = tmp_path / "trust.json"
         trust.write_text('{"format":"custody/trust/1","retention_days":11}')
     given = settings(made, days=1, trust=trust)
-    assert list(expire(given, NOW)) == []
+    with pytest.raises(ConfigurationError, match=rf"tiers.life_days is 1, but retention_days in {where} is 11"):
+        list(expire(given, NOW))
     assert len(segments(made)) == 3
+    unset = given.model_copy(update={"tiers": TierSettings()})
+    assert list(expire(unset, NOW)) == []
+    assert len(segments(made)) == 3
+
+
+def test_a_silence_that_an_operator_confirms(growing: Growing) -> None:
+    """After a long silence nothing expires until an operator confirms the clock. That is signed, and says so."""
+    given, later = settings(growing, days=2555), NOW + timedelta(days=2600)
+    (refused,) = expire(given, later)
+    assert (refused.outcome, "--confirm-clock" in refused.why) == ("refused", True)
+    confirmed, signed, *deleted = expire(given, later, confirm_clock=True)
+    assert (confirmed.outcome, "--confirm-clock says that the host's clock is right" in confirmed.why) == ("done", True)
+    assert (signed.what, signed.outcome, len(deleted)) == ("expire", "done", 4)
+
+
+def test_a_confirmed_clock_keeps_the_retention(growing: Growing) -> None:
+    """Who confirms the clock does not shorten the retention, and without a need to confirm nothing is said."""
+    (confirmed,) = expire(settings(growing, days=2555), NOW + timedelta(days=2000), confirm_clock=True)
+    assert "The retention stays 2555 days" in confirmed.why
+    assert len(segments(growing)) == 4
+    assert list(expire(settings(growing, days=2555), NOW, confirm_clock=True)) == []
 
 
 def test_an_expiry_before_its_time_deletes_nothing(growing: Growing) -> None:

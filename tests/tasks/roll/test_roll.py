@@ -129,6 +129,20 @@ def test_what_is_not_seen_yet_is_there(growing: Growing, given: Settings, search
     assert {one.outcome for one in roll_indices(given, LATER) if one.target == today} == {"refused"}
 
 
+def test_a_clock_that_is_ahead_deletes_no_index(given: Settings, search: Search) -> None:
+    """A host whose clock is far ahead of all others deletes no index, until an operator confirms the clock."""
+    audit(given)
+    before = daily_indices(search)
+    kept = [one for one in roll_all(given, LATER) if one.what == "delete"]
+    assert {(one.target, one.outcome, "--confirm-clock" in one.why) for one in kept} == {
+        (name, "refused", True) for name in before
+    }
+    assert before <= daily_indices(search)
+    gone = [one for one in roll_all(given, LATER, confirm_clock=True) if one.what == "delete"]
+    assert {one.target for one in gone if one.outcome == "done"} >= before
+    assert not before & daily_indices(search)
+
+
 def test_deleted_once_verified(given: Settings, search: Search) -> None:
     """Once signed audits have verified every statement with an event in it, an old index is deleted."""
     audit(given)
