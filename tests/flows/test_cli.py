@@ -100,7 +100,7 @@ def test_wrong_setting_is_said_before_anything_starts(
     """An operator's command refuses a wrong setting in one line, without waiting for Prefect."""
     monkeypatch.setenv("CUSTODY_DRAIN__BATCH_EVENTS", "20000")
     assert run(*command) == 2
-    assert capsys.readouterr().err.startswith("custody: CUSTODY_DRAIN__BATCH_EVENTS")
+    assert capsys.readouterr().err.startswith("custody: drain.batch_events in CUSTODY_DRAIN__BATCH_EVENTS: ")
 
 
 def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.CaptureFixture[str]) -> None:
