@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from custody.cli import terminal
-from custody.cli.keys import refuse_inside
 from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
 from custody.format import limits
-from custody.settings import Settings
+from custody.settings import Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.archive.evidence import Result

@@ -13,7 +13,7 @@ import typer
 from custody.cli import terminal
 from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, KeyUnavailable, ObjectMissing
-from custody.settings import Settings
+from custody.settings import Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.format.archive_file import ArchiveFile
@@ -232,25 +232,6 @@ def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
             f" is for {trust.archive.id} ({trust.archive.sha256}): find out which is right"
         )
     return file
-
-
-def refuse_inside(archive: str, paths: "list[Path]") -> None:
-    """Raise an error if a file is in the archive, where an attacker could have put it.
-
-    Raises:
-        ConfigurationError: a file, or the target of its link, is in the archive.
-    """
-    for path in paths:
-        try:
-            resolved = (path.parent.resolve() / path.name, path.resolve())
-        except (OSError, RuntimeError, ValueError):
-            raise ConfigurationError(f"{path} is not a possible file name, or its links lead nowhere") from None
-        for real in resolved:
-            if f"{real.as_uri()}/".startswith(f"{archive}/"):
-                raise ConfigurationError(
-                    f"{path} lies in the archive, and cannot be trusted: anyone who can change the archive could have"
-                    " put it there. Use your own copy, and keep keys, trust.json and the state file elsewhere"
-                )
 
 
 def _want_keyrings(settings: Settings, done: str) -> "dict[Path, tuple[KeyAlgorithm, ...]]":

@@ -13,6 +13,7 @@ Rules:
 import importlib.metadata
 import json
 import multiprocessing
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -28,13 +29,13 @@ from custody.cli import operators, terminal
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
 from custody.cli.evidence import app as evidence_app
-from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, refuse_inside, trust_path, wanted_keyrings
+from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
 from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, CustodyError, FormatError
 from custody.format import limits
-from custody.settings import Settings
+from custody.settings import CONFIG_FILE, CONFIG_VARIABLE, Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.keys.trust import Trust
@@ -51,6 +52,9 @@ class _Commands(TyperGroup):
         own = super().get_command(ctx, cmd_name)
         return operators.command(cmd_name) if own is None and cmd_name in operators.COMMANDS else own
 
+
+_FOR_PROGRAMS = {"--json", "--help", "-h", "--version"}
+"""Options of commands whose output is not for people, or that read no settings."""
 
 app = typer.Typer(
     name="custody",
@@ -388,6 +392,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit. The exit code never depends on whether the output could be printed."""
     terminal.prepare()
     terminal.escape_logs()
+    given = set(sys.argv[1:] if args is None else args)
+    if CONFIG_VARIABLE not in os.environ and Path(CONFIG_FILE).exists() and not given & _FOR_PROGRAMS:
+        # Whoever stands in a folder of others must see whose settings these are.
+        echo(f"custody: settings are read from {escape(str(Path(CONFIG_FILE).absolute()))}", err=True)
     try:
         app(args=args, prog_name="custody")
     except CustodyError as error:
