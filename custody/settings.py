@@ -5,7 +5,7 @@ Rules:
   secret is never shown: not in an error, a repr or a dump.
 - `custody.toml` is read from the current folder, or from the path in `CUSTODY_CONFIG`, where it must exist. It is
   refused if others own it, or may write to it or its folder: it names keys and what is trusted.
-- No key, trust.json or state lies in the archive, where an attacker could have put it.
+- No custody.toml, key, trust.json or state lies in the archive, where an attacker could have put it.
 - A connection on which others can read or change what is sent is warned of, once in each process.
 - Auditor and operator can share one `custody.toml`. Only the names of the sections that `tasks.settings` adds are known
   here, and they are skipped. Any other unknown name is an error: a misspelt section could weaken verification.
@@ -223,7 +223,7 @@ class Settings(BaseSettings):
 
         if self.archive.lower().startswith("s3:"):
             return
-        files = [self.trust, self.state]
+        files = [self.trust, self.state, _file() if _file().exists() else None]
         for name, uri in (("keys", self.keys), ("checkpoint_keys", self.checkpoint_keys)):
             path = keyring_path(uri) if uri else None
             # The default may name a file that is not there, for somebody who stands in the archive.

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ _DEPLOY_SECONDS = 120
 _FINISH_SECONDS = 60
 _STOP_SECONDS = 15
 _REVIVE_SECONDS = 5
+_TRIES = 20
 
 _LOOPBACK = "127.0.0.1,localhost"
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -104,8 +106,15 @@ class _Installation:
             token = self.ask("csrf-token?client=custody-up")["token"]
             headers |= {"Prefect-Csrf-Client": "custody-up", "Prefect-Csrf-Token": token}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", data, headers)
-        with _direct.open(request, timeout=30) as answer:
-            return json.load(answer)
+        for _ in range(_TRIES):
+            try:
+                with _direct.open(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                # SQLite is locked: what a server under load says.
+                if error.code != 503 or stop_requested.wait(1):
+                    raise
+        raise OSError("Prefect's server answers 503 again and again")
 
     def wait_for(self, path: str) -> bool:
         """Return True once the API has an answer, False if `up` is to stop."""

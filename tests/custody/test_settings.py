@@ -238,6 +238,8 @@ def test_nothing_that_is_trusted_lies_in_the_archive(tmp_path: Path, monkeypatch
         Path("custody.toml").write_text(f'{name} = "{value}"')
         assert "lies in the archive" in refusal(Settings, archive=str(inside.parent))
         assert Settings(archive="s3://bucket/prefix").archive
+        Path("custody.toml").write_text("")
+        assert "custody.toml lies in the archive" in refusal(Settings, archive=str(inside.parent))
         Path("custody.toml").unlink()
         monkeypatch.chdir(tmp_path)
         assert "lies in the archive" in refusal(

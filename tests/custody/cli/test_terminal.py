@@ -61,7 +61,7 @@ def test_logs_are_harmless_for_every_handler(caplog: pytest.LogCaptureFixture) -
     """An argument, a message and a traceback are escaped, in each logger, and add no line to a log."""
     escape_logs()
     with caplog.at_level(logging.INFO):
-        for name in ("custody.x", "tasks.y", "prefect.flow_runs", "elastic_transport"):
+        for name in ("custody.x", "tasks.y", "elastic_transport"):
             logging.getLogger(name).warning("it failed: %s", HOSTILE)
             logging.getLogger(name).info(HOSTILE)
             logging.getLogger(name).info("kept %d", 5)
