@@ -3,21 +3,29 @@
 Rules:
 - A wrong setting is a `ConfigurationError` with its name, its source and pydantic's message. A value that may be a
   secret is never shown: not in an error, a repr or a dump.
-- `custody.toml` is read from the current folder, or from the path in `CUSTODY_CONFIG`, where it must exist.
+- `custody.toml` is read from the current folder, or from the path in `CUSTODY_CONFIG`, where it must exist. It is
+  refused if others own it, or may write to it or its folder: it names keys and what is trusted.
+- No custody.toml, key, trust.json or state lies in the archive, where an attacker could have put it.
+- A connection on which others can read or change what is sent is warned of, once in each process.
 - Auditor and operator can share one `custody.toml`. Only the names of the sections that `tasks.settings` adds are known
   here, and they are skipped. Any other unknown name is an error: a misspelt section could weaken verification.
 - Names are taken from the models' fields, so that sections of a derived model get the same errors.
 """
 
+import contextlib
 import difflib
+import functools
+import ipaddress
 import logging
 import os
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -37,7 +45,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from custody.errors import ConfigurationError, SigningError
+from custody.errors import ConfigurationError, CustodyError, SigningError
 from custody.format import limits
 from custody.store.protocol import S3Options
 from custody.verify.protection import Protection
@@ -112,7 +120,7 @@ FilePath = Annotated[Path, AfterValidator(_not_here)]
 class TierSettings(BaseModel):
     """When evidence moves to colder storage classes, and when it expires. Days count from the put."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     warm_days: int = Field(
         default=90, ge=30, description="Days until segments move to the warm class (30 or more, for S3)"
@@ -154,7 +162,9 @@ class Settings(BaseSettings):
         ConfigurationError: a setting is wrong; the message says which.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     archive: Location = Field(
         default="custody-data/archive", description="The archive: s3://BUCKET/PREFIX, file:///DIR or a folder"
@@ -183,6 +193,9 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError(_explain(type(self), error, values)) from None
+        self._refuse_files_inside()
+        for warning in self.insecure():
+            _warn(warning)
 
     @classmethod
     def settings_customise_sources(
@@ -196,7 +209,36 @@ class Settings(BaseSettings):
         """Return the sources by precedence: arguments, then variables, then the file."""
         skipped = set(OPERATORS_SECTIONS) - set(settings_cls.model_fields)
         file = {name: value for name, value in _read_file().items() if name not in skipped}
+        cls.check_file(file)
         return init_settings, _Variables(settings_cls), InitSettingsSource(settings_cls, file)
+
+    @classmethod
+    def check_file(cls, values: Mapping[str, Any]) -> None:
+        """Raise an error for what the file may not set. The operator's settings have such things."""
+
+    def insecure(self) -> list[str]:
+        """Return which connections others on the network can read or change."""
+        url = self.s3.endpoint_url
+        return [f"s3.endpoint_url is http://: {_READABLE}; use https://"] if url and is_plain(url) else []
+
+    def _refuse_files_inside(self) -> None:
+        from custody.keys.open import keyring_path
+        from custody.store.open import open_store
+
+        if self.archive.lower().startswith("s3:"):
+            return
+        files = [self.trust, self.state, _file() if _file().exists() else None]
+        for name, uri in (("keys", self.keys), ("checkpoint_keys", self.checkpoint_keys)):
+            path = keyring_path(uri) if uri else None
+            # The default may name a file that is not there, for somebody who stands in the archive.
+            if path and (name in self.model_fields_set or path.exists()):
+                files.append(path)
+        # What cannot be opened is an error where it is opened.
+        try:
+            url = open_store(self.archive).url
+        except CustodyError:
+            return
+        refuse_inside(url, [path for path in files if path])
 
     def protection(self) -> Protection:
         """Return how the bucket should protect the evidence."""
@@ -276,10 +318,52 @@ class _Variables(EnvSettingsSource):
             return value
 
 
+_READABLE = "others on the network can read or change what is sent"
+
+
+def is_plain(url: str) -> bool:
+    """Return whether a URL is http:// to another machine."""
+    parts = urlsplit(url)
+    return parts.scheme.lower() == "http" and not is_loopback(parts.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host.lower() == "localhost"
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def refuse_inside(archive: str, paths: Sequence[Path]) -> None:
+    """Raise an error if a file is in the archive, where an attacker could have put it.
+
+    Raises:
+        ConfigurationError: a file, or the target of its link, is in the archive.
+    """
+    for path in paths:
+        try:
+            resolved = (path.parent.resolve() / path.name, path.resolve())
+        except (OSError, RuntimeError, ValueError):
+            raise ConfigurationError(f"{path} is not a possible file name, or its links lead nowhere") from None
+        for real in resolved:
+            if f"{real.as_uri()}/".startswith(f"{archive}/"):
+                raise ConfigurationError(
+                    f"{path} lies in the archive, and cannot be trusted: anyone who can change the archive could have"
+                    " put it there. Use your own copy, and keep keys, trust.json and the state file elsewhere"
+                )
+
+
 def _read_file() -> dict[str, Any]:
     path = _file()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            _check_owners(path, os.fstat(file.fileno()))
+            return tomllib.load(file)
     except FileNotFoundError:
         if CONFIG_VARIABLE in os.environ:
             raise ConfigurationError(f"{CONFIG_VARIABLE} is {str(path)!r}, which does not exist") from None
@@ -288,6 +372,26 @@ def _read_file() -> dict[str, Any]:
         raise ConfigurationError(f"the settings in {str(path)!r} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigurationError(f"the settings in {str(path)!r} are not TOML in UTF-8: {error}") from None
+
+
+def _check_owners(path: Path, status: os.stat_result) -> None:
+    """Raise an error if somebody else than this user or root can write the file, or put another one there."""
+    folders = {path.resolve().parent}
+    if CONFIG_VARIABLE not in os.environ:
+        folders.add(Path.cwd())
+    for checked, found in [(path, status), *((folder, folder.stat()) for folder in sorted(folders))]:
+        # In a folder such as /tmp, others cannot replace a file.
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if found.st_uid not in {0, os.geteuid()}:
+            reason, remedy = "belongs to somebody else", f"chown {os.geteuid()}"
+        elif found.st_mode & 0o022 and not sticky:
+            reason, remedy = "can be written by others", "chmod go-w"
+        else:
+            continue
+        raise ConfigurationError(
+            f"the settings in {str(path)!r} are refused, because {str(checked)!r} {reason}, and settings name keys and"
+            f" what is trusted: look at it, then run `{remedy}` on it, or set {CONFIG_VARIABLE} to a file of yours"
+        )
 
 
 def _file() -> Path:

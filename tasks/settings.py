@@ -3,17 +3,21 @@
 Rules, beside those of `custody.settings`:
 - Only `tasks` and `flows` read these settings. The library and an auditor's commands never do.
 - The value of a librdkafka property is hidden, unless its name is known to be harmless.
+- A property by which librdkafka runs or loads other programs is taken from a variable, and never from the file: who
+  stands in a folder of others must not run theirs.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from custody import settings as auditors
+from custody.errors import ConfigurationError
 from custody.format import limits
-from custody.settings import FilePath, Location
+from custody.settings import FilePath, Location, is_loopback, is_plain
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -26,6 +30,13 @@ _HARMLESS = re.compile(
     r"\.[a-z.]*(ms|bytes|kbytes|messages|fails|enable)|test\.mock\.[a-z.]*"
 )
 """librdkafka properties whose values may be shown."""
+
+_RUNS_CODE = re.compile(
+    r"plugin|librar|interceptor|callback|(^|\.)cb$|ssl[._]engine|ssl\.providers"
+    # The command is run by a shell, and the other two are put into it.
+    r"|sasl\.kerberos\.(kinit\.cmd|keytab|principal)"
+)
+"""librdkafka properties by which it runs or loads other code."""
 
 _OURS = {
     "auto.offset.reset": "the archive says where to resume",
@@ -121,7 +132,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class KafkaSettings(BaseModel):
     """Where events come from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     bootstrap_servers: Annotated[str, AfterValidator(_servers)] = Field(
         default="localhost:9092", description="Brokers to connect to first, as host:port, with commas between them"
@@ -153,7 +164,7 @@ class KafkaSettings(BaseModel):
 class DrainSettings(BaseModel):
     """How a run of the drain works."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     batch_events: int = Field(
         default=1000, ge=1, le=limits.BATCH_EVENTS, description="Events in a batch; each batch is one gzip member"
@@ -181,7 +192,7 @@ class DrainSettings(BaseModel):
 class AuditSettings(BaseModel):
     """How an audit works."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     reread_days: int = Field(
         default=30,
@@ -201,7 +212,7 @@ class AuditSettings(BaseModel):
 class SearchSettings(BaseModel):
     """Where archived events are searched."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: Location | None = Field(
         default=None, description="URL of Elasticsearch, https://host:9200; without it nothing is indexed"
@@ -229,7 +240,7 @@ class SearchSettings(BaseModel):
 class AlertSettings(BaseModel):
     """Who is alerted when something is wrong."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     urls: list[SecretStr] = Field(
         default=[], description="Where alerts are sent: Apprise URLs, such as slack:// or mailto:"
@@ -248,3 +259,37 @@ class Settings(auditors.Settings):
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is alerted when something is wrong")
+
+    @classmethod
+    def check_file(cls, values: Mapping[str, Any]) -> None:
+        """Raise an error for a property that runs code."""
+        kafka = values.get("kafka")
+        client = kafka.get("client") if isinstance(kafka, dict) else None
+        for name, _ in _flatten(client) if isinstance(client, dict) else ():
+            if _RUNS_CODE.search(name):
+                variable = f"CUSTODY_KAFKA__CLIENT__{name.replace('.', '_').upper()}"
+                raise ConfigurationError(
+                    f"kafka.client.{name} can run other programs, so a file may not set it: set {variable} instead"
+                )
+
+    def insecure(self) -> list[str]:
+        """Return which connections others on the network can read or change."""
+        found = super().insecure()
+        if self.search.url and is_plain(self.search.url):
+            key = ", and read the API key" if self.search.api_key else ""
+            found.append(f"search.url is http://: others on the network can read or change events{key}; use https://")
+        kafka = self.kafka.librdkafka()
+        servers = [server.rpartition("://")[2].strip() for server in self.kafka.bootstrap_servers.split(",")]
+        if all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers):
+            return found
+        if kafka.get("security.protocol", "").lower() == "sasl_plaintext":
+            found.append(
+                "kafka.client.security.protocol is SASL_PLAINTEXT: others on the network can read the password"
+            )
+        if kafka.get("enable.ssl.certificate.verification", "").lower() == "false":
+            found.append("kafka.client.enable.ssl.certificate.verification is off: anyone can pose as the broker")
+        if kafka.get("ssl.endpoint.identification.algorithm", "").lower() == "none":
+            found.append(
+                "kafka.client.ssl.endpoint.identification.algorithm is none: other servers can pose as the broker"
+            )
+        return found

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from custody.cli import render
+from custody.cli.terminal import echo
 from custody.errors import CustodyError
 from custody.findings import Severity
 from custody.settings import Settings
@@ -35,7 +36,7 @@ def bucket(
     problems: list[str] = []
     with closing(open_configuration(archive or settings.archive, settings.s3)) as configuration:
         document = configuration.wanted(moves, locked=locked)
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         if wanted:
             return
         console = render.console(stderr=True)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli.keys import refuse_inside
+from custody.cli import terminal
+from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.times import moment_of
-from custody.settings import Settings
+from custody.settings import Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.archive.evidence import Result
@@ -89,10 +90,9 @@ def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Tru
 
 
 def _echo(lines: Iterable[str], *, err: bool = False) -> None:
-    from custody.cli.render import escape
 
     for line in lines:
-        typer.echo(escape(line), err=err)
+        echo(escape(line), err=err)
 
 
 @app.command()
@@ -115,7 +115,6 @@ def checkpoint(
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
     from custody.archive.trusted import check_archive, newest_checkpoint
     from custody.archive.writer import write_checkpoint
-    from custody.cli import render
     from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
     from custody.store.open import open_store
@@ -139,7 +138,7 @@ def checkpoint(
         if keys or known or settings.trust:
             own = _open_trust(settings, keys, given=not known, archive=store.url)
         made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
-    render.write(iter([b"\n".join(note.encode() for note in made if note is not None)]))
+    terminal.write(iter([b"\n".join(note.encode() for note in made if note is not None)]))
     if not chosen:
         _echo([f"{store.url} has no log yet, and so no checkpoint."], err=True)
     for log, checkpoint in zip(chosen, made, strict=True):
@@ -253,12 +252,12 @@ def check_evidence(
         raise ConfigurationError(f"{file}: {error}") from None
     except (FormatError, SignatureInvalid) as error:
         if as_json:
-            typer.echo(json.dumps({"proved": False, "verdict": "tampered", "problems": [str(error)]}))
+            echo(json.dumps({"proved": False, "verdict": "tampered", "problems": [str(error)]}))
         else:
             _echo([f"NOT PROVED: {error}"])
         raise typer.Exit(Severity.TAMPERED) from None
     if as_json:
-        typer.echo(json.dumps(result.to_dict()))
+        echo(json.dumps(result.to_dict()))
     elif result.proved:
         _echo(_proved(result))
     else:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from custody.cli import terminal
+from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, KeyUnavailable, ObjectMissing
-from custody.settings import Settings
+from custody.settings import Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.format.archive_file import ArchiveFile
@@ -29,7 +31,6 @@ TRUST_FILE = "trust.json"
 @app.command()
 def new() -> None:
     """Make the keyrings named in the settings, with new keys. Never replaces a keyring."""
-    from custody.cli.render import escape
     from custody.keys.keyring import new_keyring
 
     settings = Settings()
@@ -43,16 +44,16 @@ def new() -> None:
                 " `custody keys rotate`"
             )
     if _has_archive(settings):
-        typer.echo(
+        echo(
             f"WARNING: there is already an archive at {escape(settings.archive)}. The new keys can neither continue it"
             " nor verify it. Restore the keyring from your backup, or set `archive` to another location",
             err=True,
         )
     for path, algorithms in keyrings.items():
         ring = new_keyring(path, datetime.now(UTC), settings.passphrase(), algorithms)
-        typer.echo(f"Made {path} with {', '.join(key.key_id for key in ring.keys)}.")
+        echo(f"Made {path} with {', '.join(key.key_id for key in ring.keys)}.")
         if not settings.keyring_passphrase:
-            typer.echo(PASSPHRASE_HINT)
+            echo(PASSPHRASE_HINT)
 
 
 @app.command("list")
@@ -65,7 +66,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")
     rows = [_row(key, now) for key in public_keys(settings)]
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(row))
+            echo(json.dumps(row))
         return
     table = render.table("key", "algorithm", "from", "to", "public, as a vkey")
     for row in rows:
@@ -82,9 +83,9 @@ def rotate() -> None:
     settings = Settings()
     for path in _want_keyrings(settings, "rotated"):
         ring, added = rotate_keyring(path, passphrase=settings.passphrase())
-        typer.echo(f"New in {path}: {', '.join(key.key_id for key in added)} ({len(ring.keys)} keys in all).")
+        echo(f"New in {path}: {', '.join(key.key_id for key in added)} ({len(ring.keys)} keys in all).")
     file = trust_path(settings)
-    typer.echo(f"Verifiers need the new public key: run `custody keys export -o {file}`, and give them this file.")
+    echo(f"Verifiers need the new public key: run `custody keys export -o {file}`, and give them this file.")
 
 
 @app.command()
@@ -98,7 +99,6 @@ def export(
 
     An existing file is extended: missing keys are added, and all else stays.
     """
-    from custody.cli.render import escape
     from custody.keys import trust_file
     from custody.store.open import open_store
 
@@ -106,10 +106,10 @@ def export(
     pin = read_own_archive(open_store(settings.archive, settings.s3), settings.own_trust()).pin
     keys = public_keys(settings)
     if output is None:
-        typer.echo(trust_file.encode(pin, keys), nl=False)
+        terminal.write(iter([trust_file.encode(pin, keys)]))
         return
     refuse_inside(open_store(settings.archive, settings.s3).url, [output])
-    typer.echo(f"{escape(str(output))}: {escape(trust_file.publish(output, pin, keys))}")
+    echo(f"{escape(str(output))}: {escape(trust_file.publish(output, pin, keys))}")
 
 
 @app.command()
@@ -145,7 +145,6 @@ def end(
     Give the file to everyone who verifies. If a key is ended twice, the smaller head of each log counts.
     """
     from custody.archive.known_heads import read_heads
-    from custody.cli.render import escape
     from custody.format.layout import AUDIT_LOG
     from custody.keys import trust_file
     from custody.keys.trust import load_trust
@@ -165,16 +164,16 @@ def end(
             f" SIZE:ROOT (from {AUDIT_LOG} in a report or among checkpoints), or --audits 0 if there is no audit yet"
         )
     until = trust_file.end_key(path, key, heads)
-    typer.echo(f"{escape(str(path))}: {escape(key)} counts only up to")
+    echo(f"{escape(str(path))}: {escape(key)} counts only up to")
     for log, head in sorted(until.items()):
-        typer.echo(f"  {escape(log)} {head.size} {head.root.hex()}")
-    typer.echo("  and not at all in other logs." if until else "  nothing: it has ended in all logs.")
+        echo(f"  {escape(log)} {head.size} {head.root.hex()}")
+    echo("  and not at all in other logs." if until else "  nothing: it has ended in all logs.")
     if Settings().trust is None:
-        typer.echo(f"Set CUSTODY_TRUST={escape(str(path.absolute()))} for the drain, audits and the roll too.")
+        echo(f"Set CUSTODY_TRUST={escape(str(path.absolute()))} for the drain, audits and the roll too.")
     # A key can be ended by someone else than the writer, without the writer's keys.
     with contextlib.suppress(ConfigurationError, KeyUnavailable):
         if any(public.key_id == key and _valid(public, datetime.now(UTC)) for public in public_keys(settings)):
-            typer.echo("This key still signs here: run `custody keys rotate`.")
+            echo("This key still signs here: run `custody keys rotate`.")
 
 
 def _has_archive(settings: Settings) -> bool:
@@ -233,25 +232,6 @@ def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
             f" is for {trust.archive.id} ({trust.archive.sha256}): find out which is right"
         )
     return file
-
-
-def refuse_inside(archive: str, paths: "list[Path]") -> None:
-    """Raise an error if a file is in the archive, where an attacker could have put it.
-
-    Raises:
-        ConfigurationError: a file, or the target of its link, is in the archive.
-    """
-    for path in paths:
-        try:
-            resolved = (path.parent.resolve() / path.name, path.resolve())
-        except (OSError, RuntimeError, ValueError):
-            raise ConfigurationError(f"{path} is not a possible file name, or its links lead nowhere") from None
-        for real in resolved:
-            if f"{real.as_uri()}/".startswith(f"{archive}/"):
-                raise ConfigurationError(
-                    f"{path} lies in the archive, and cannot be trusted: anyone who can change the archive could have"
-                    " put it there. Use your own copy, and keep keys, trust.json and the state file elsewhere"
-                )
 
 
 def _want_keyrings(settings: Settings, done: str) -> "dict[Path, tuple[KeyAlgorithm, ...]]":

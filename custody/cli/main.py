@@ -5,7 +5,9 @@ Rules:
   for one of these commands or the help: an auditor's `verify` imports neither Prefect nor Kafka.
 - A `CustodyError` becomes one clear line on stderr and an exit code: 2 for a wrong setting or argument, else 1.
   `verify` has the exit codes of FORMAT.md. Any other exception is a bug, and keeps its traceback.
-- Text from an archive reaches a terminal only through `custody.cli.render`, which escapes control characters.
+- An exit code says what the command found, whether or not that could be printed. Only what `terminal.write` writes is
+  the command's result itself: not to have written it is an error.
+- Text reaches a terminal only through `custody.cli.terminal` and `custody.cli.render`, which escape control characters.
 """
 
 import importlib.metadata
@@ -13,6 +15,7 @@ import json
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,16 +25,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from custody.cli import operators
+from custody.cli import operators, terminal
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
 from custody.cli.evidence import app as evidence_app
-from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, refuse_inside, trust_path, wanted_keyrings
+from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
+from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, CustodyError, FormatError
 from custody.format import limits
-from custody.settings import Settings
+from custody.settings import CONFIG_FILE, CONFIG_VARIABLE, Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.keys.trust import Trust
@@ -48,6 +52,9 @@ class _Commands(TyperGroup):
         own = super().get_command(ctx, cmd_name)
         return operators.command(cmd_name) if own is None and cmd_name in operators.COMMANDS else own
 
+
+_FOR_PROGRAMS = {"--json", "--help", "-h", "--version"}
+"""Options of commands whose output is not for people, or that read no settings."""
 
 app = typer.Typer(
     name="custody",
@@ -70,7 +77,7 @@ app.add_typer(evidence_app)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"custody {importlib.metadata.version('custody')}")
+        echo(f"custody {importlib.metadata.version('custody')}")
         raise typer.Exit
 
 
@@ -112,7 +119,6 @@ def init(
 ) -> None:
     """Create the archive named in the settings, missing keys, and the trust.json for auditors."""
     from custody.archive import writer
-    from custody.cli.render import escape
     from custody.keys import trust_file
     from custody.keys.keyring import new_keyring
     from custody.keys.open import keyring_path
@@ -173,7 +179,7 @@ def init(
         "  custody drain --once   archive what is in the topics now",
         "  custody verify         verify the archive",
     ]
-    typer.echo("\n".join(lines))
+    echo("\n".join(lines))
 
 
 def _archive_exists(store: "Store") -> bool:
@@ -276,7 +282,7 @@ def verify(
         )
     if as_json:
         for line in report.to_dicts():
-            typer.echo(json.dumps(line))
+            echo(json.dumps(line))
     else:
         out = render.console()
         for part in render.report(report):
@@ -350,20 +356,19 @@ def show(
 ) -> None:
     """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
-    from custody.cli import render
     from custody.store.open import open_store
 
     settings = Settings(**_given(archive=archive))
     store = open_store(settings.archive, settings.s3)
     shown = showing.show(store, what, settings.trust_at_hand())
     if place:
-        render.write(iter([json.dumps(shown.place, indent=2).encode() + b"\n"]))
+        terminal.write(iter([json.dumps(shown.place, indent=2).encode() + b"\n"]))
     elif events:
         if shown.manifest is None:
             raise ConfigurationError(f"--events prints the events of a manifest, and {what!r} belongs to no manifest")
-        render.write(showing.events(store, shown.manifest.statement))
+        terminal.write(showing.events(store, shown.manifest.statement))
     else:
-        render.write(shown.content)
+        terminal.write(shown.content)
 
 
 @app.command()
@@ -373,7 +378,7 @@ def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON obj
 
     settings = operators.known_settings()()
     if as_json:
-        typer.echo(json.dumps(render.settings_json(settings), indent=2))
+        echo(json.dumps(render.settings_json(settings), indent=2))
     else:
         render.console().print(render.settings_table(settings))
 
@@ -384,16 +389,21 @@ def _given(**arguments: object) -> dict[str, Any]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit. The exit code never depends on whether the output could be printed."""
+    terminal.prepare()
+    terminal.escape_logs()
+    given = set(sys.argv[1:] if args is None else args)
+    if CONFIG_VARIABLE not in os.environ and Path(CONFIG_FILE).exists() and not given & _FOR_PROGRAMS:
+        # Whoever stands in a folder of others must see whose settings these are.
+        echo(f"custody: settings are read from {escape(str(Path(CONFIG_FILE).absolute()))}", err=True)
     try:
         app(args=args, prog_name="custody")
     except CustodyError as error:
-        from custody.cli.render import escape
-
         for line in str(error).split("\n"):
-            print(f"custody: {escape(line)}", file=sys.stderr)  # noqa: T201
+            echo(f"custody: {line}", err=True)
         sys.exit(2 if isinstance(error, ConfigurationError) else 1)
     except BrokenPipeError:
-        # The reader of our pipe has closed it. The interpreter's last flush must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:  # noqa: BLE001 - it is reported
+        echo(traceback.format_exc(), err=True)
         sys.exit(1)

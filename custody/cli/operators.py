@@ -61,7 +61,7 @@ def load(module: str, wanted: str) -> Any:
     if sys.path[:1] != [str(root)]:
         sys.path.insert(0, str(root))
     for name in dict.fromkeys(["tasks", module.partition(".")[0]]):
-        # Its `__init__` is only a docstring: importing it is safe, and shows where it is.
+        # Its `__init__` does next to nothing: importing it is safe, and shows where it is.
         origin = importlib.import_module(name).__file__
         if origin is None or Path(origin).resolve().parents[1] != root:
             raise ConfigurationError(

@@ -1,13 +1,14 @@
 """`custody query`: SQL over an archive."""
 
 import csv
+import io
 import json
-import sys
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import typer
 
+from custody.cli import terminal
 from custody.errors import ConfigurationError, CustodyError
 
 app = typer.Typer()
@@ -29,12 +30,18 @@ def query(
         datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before this time (UTC).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV in UTF-8.")] = False,
+    spreadsheet: Annotated[
+        bool,
+        typer.Option("--spreadsheet", help="As CSV in which text that a spreadsheet runs as a formula has a ' before."),
+    ] = False,
 ) -> None:
     """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents.
 
     For example: custody query "SELECT event_type, count(*) FROM events GROUP BY ALL"
     """
+    if not sql.isascii() and any("\ud800" <= char <= "\udfff" for char in sql):
+        raise ConfigurationError("the SQL is not text in the encoding of this terminal: set LC_ALL=C.UTF-8")
     try:
         import duckdb
 
@@ -54,13 +61,16 @@ def query(
     finally:
         connection.close()
     if as_json:
-        for row in rows:
-            marked = {"unverified": True} if unverified else {}
-            typer.echo(json.dumps(marked | dict(zip(names, map(_plain, row), strict=True))))
-    elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([[_plain(value) for value in row] for row in rows])
+        marked = {"unverified": True} if unverified else {}
+        lines = (json.dumps(marked | dict(zip(names, map(_plain, row), strict=True))) for row in rows)
+        terminal.write(f"{line}\n".encode() for line in lines)
+    elif as_csv or spreadsheet:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for row in (names, *rows):
+            cells = [_plain(value) for value in row]
+            writer.writerow(map(_no_formula, cells) if spreadsheet else cells)
+        terminal.write(iter([text.getvalue().encode("utf-8", "backslashreplace")]))
     else:
         _print(names, rows)
 
@@ -83,6 +93,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:

@@ -1,13 +1,7 @@
-"""Output for a terminal: tables, and escaped foreign text.
+"""Tables and styled lines for a terminal. Foreign text in them is escaped, and never read as markup."""
 
-Keys, findings and events come from an archive that may have been tampered with. Their control characters never reach a
-terminal, and their text is never read as markup.
-"""
-
-import codecs
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from custody.cli.terminal import escape
 from custody.findings import VERIFIED, Finding, Severity
 from custody.settings import S3_MEANINGS, Settings
 from custody.store.protocol import S3Options
@@ -41,9 +36,9 @@ STYLES = {
 }
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
     """Return a console for the present stdout or stderr, without markup."""
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made = Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         # A file or a pipe has no width: nothing should be cut off there.
         made.width = _FILE_WIDTH
@@ -53,7 +48,7 @@ def console(*, stderr: bool = False) -> Console:
 def table(*columns: str, title: str | None = None) -> Table:
     """Return an empty table in our style. Before a column's name, `#` means numbers and `!` never wrapped."""
     made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left", pad_edge=False)
-    for name in columns:
+    for name in map(escape, columns):
         if name.startswith(("#", "!")):
             made.add_column(name[1:], justify="right" if name[0] == "#" else "left", no_wrap=True)
         else:
@@ -64,34 +59,6 @@ def table(*columns: str, title: str | None = None) -> Table:
 def safe(text: object, style: str = "") -> Text:
     """Return foreign text for one line of a terminal, with unprintable characters escaped."""
     return Text(escape(str(text)), style=style)
-
-
-def escape(text: str) -> str:
-    """Return the text with control characters, newlines too, as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def write(pieces: Iterator[bytes]) -> None:
-    """Write the exact bytes, or escaped text if stdout is a terminal."""
-    out = sys.stdout.buffer
-    if not sys.stdout.isatty():
-        for piece in pieces:
-            out.write(piece)
-        out.flush()
-        return
-    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-    for piece in pieces:
-        text = decoder.decode(piece)
-        if not text.replace("\n", "").isprintable():
-            # JSON keeps its meaning: a control character can only be in a string, where \u means the same.
-            text = "".join(
-                char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" if ord(char) < 0x10000 else "?"
-                for char in text
-            )
-        out.write(text.encode("utf-8", "backslashreplace"))
-    out.flush()
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

@@ -208,9 +208,12 @@ class _Loader:
         if any(file.startswith(Files.protocol) for file in files):
             self._connection.register_filesystem(Files(self._store, self._digests))
         quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
-        # A view takes no parameters, so the paths are quoted.
+        # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
+        # partitions would also be `topic=x` or `day=…` in the path of the archive.
         self._connection.execute(
-            f"CREATE VIEW events AS FROM read_parquet([{quoted}], hive_partitioning=true, hive_types={{'day': DATE}})"
+            "CREATE VIEW events AS SELECT * EXCLUDE (filename),"  # noqa: S608 - they are quoted
+            " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
+            f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true)"
         )
         self._report()
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from custody.cli import operators, render
+from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.times import as_utc
 from tasks.settings import Settings
@@ -74,10 +75,10 @@ def drain(
     if results:
         render.console().print(_import("flows.summaries").drain_table(results))
     else:
-        typer.echo(f"No topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
+        echo(f"No topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
     for result in indexed:
         if result.problem:
-            typer.echo(f"Cannot be searched yet: {result.log}: {result.problem}", err=True)
+            echo(escape(f"Cannot be searched yet: {result.log}: {result.problem}"), err=True)
     _fail([result.problem for result in results if result.outcome == "failed"])
 
 
@@ -109,7 +110,7 @@ def roll(
     if actions:
         render.console().print(_import("flows.summaries").roll_table(actions))
     else:
-        typer.echo("Nothing to do.")
+        echo("Nothing to do.")
     _fail([f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"])
 
 
@@ -140,7 +141,7 @@ def audit(
         table.add_row(*map(render.safe, (finding["severity"], finding["finding"], *where, finding["message"])))
     if table.row_count:
         render.console().print(table)
-    typer.echo(_import("flows.summaries").audit_summary(outcome))
+    echo(escape(_import("flows.summaries").audit_summary(outcome)))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -181,17 +182,17 @@ def backfill(
     chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
     request = planning.Request(**aware, **chosen, tier=tier, late_days=late_days)
     plan = planning.plan_backfill(Settings(), request)
-    typer.echo(summaries.plan_summary(plan))
+    echo(escape(summaries.plan_summary(plan)))
     if dry_run:
         return
     copying = _import("tasks.backfill.copy")
     if waiting := copying.restore(Settings(), plan):
-        typer.echo(f"{waiting:,} segments are being restored: run the same command again once they are restored.")
+        echo(f"{waiting:,} segments are being restored: run the same command again once they are restored.")
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")
     with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
         done = copying.copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
-    typer.echo(summaries.copy_summary(done))
+    echo(summaries.copy_summary(done))
     _fail(done.problems)
     if done.stopped:
         raise CustodyError("the backfill was stopped: run the same command again to continue")
@@ -204,9 +205,9 @@ def new_epoch(
     """Begin a new epoch of a topic's logs, after the topic was recreated, moved or truncated."""
     begun = _import("tasks.drain.resume").begin_epoch(Settings(), topic)
     for epoch in begun:
-        typer.echo(f"{epoch.log}: new epoch begun; {epoch.earlier} stays as it is")
+        echo(f"{epoch.log}: new epoch begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):
-        typer.echo(
+        echo(
             "The topic id is the same as in the earlier epoch, so verification will report `head-fork`: two histories"
             " of one topic are signed. Compare both, then accept the finding with `custody accept`."
         )
@@ -221,7 +222,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
         if log.problem is not None:
             problems.append(f"{log.log}: {log.problem}")
         if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(log)))
+            echo(json.dumps(dataclasses.asdict(log)))
             continue
         table.add_row(
             render.safe(log.log),
@@ -233,5 +234,5 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
     if not as_json and table.row_count:
         render.console().print(table)
     elif not as_json:
-        typer.echo("The archive has no logs yet.")
+        echo("The archive has no logs yet.")
     _fail(problems)

@@ -13,9 +13,9 @@ import itertools
 import os
 import random
 import re
+import secrets
 import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -43,6 +43,7 @@ from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.report import Report
 from custody.verify.run import verify
+from flows.operate import up
 from flows.operate.sample import invalid_values, sample_events
 from flows.summaries import drain_table
 from tasks.drain.log_run import LogResult
@@ -70,7 +71,7 @@ def demo(folder: Path, events: int) -> None:
     Raises:
         CustodyError: a result is not the promised one; the message says which.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = render.console(soft_wrap=True)
     begin = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     archive, keyring, trust = folder / "archive", folder / "keyring.json", folder / "trust.json"
@@ -87,6 +88,7 @@ def demo(folder: Path, events: int) -> None:
         "CUSTODY_KAFKA__TOPICS": topic,
         # So that evidence of one event shows no other event.
         "CUSTODY_DRAIN__EVENT_LEAVES": "true",
+        **up.server_variables(f"custody:{secrets.token_urlsafe(32)}", 0),
         "PREFECT_LOGGING_LEVEL": "ERROR",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -161,8 +163,11 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         for variable in list(os.environ):
             if variable.upper().startswith(("CUSTODY_", "PREFECT_")):
                 del os.environ[variable]
-        os.environ |= {"CUSTODY_CONFIG": str(config), "PREFECT_HOME": name, **variables}
+        ours = {"CUSTODY_CONFIG": str(config), "PREFECT_HOME": name, **variables}
         try:
+            settled = up.direct(os.environ) | ours
+            os.environ.clear()
+            os.environ.update(settled)
             yield
         finally:
             os.environ.clear()
@@ -298,4 +303,3 @@ Point it at a real broker and at S3:
   custody init && custody drain --once && custody verify
 Then 'custody up' drains every minute."""
     )
-    sys.stdout.flush()

@@ -5,25 +5,35 @@ Rules:
 - SIGTERM and Ctrl-C end everything: running drains finish their open segment, then the worker ends, then the server.
 - If `up` itself is killed, its children keep running. The next `up` in the same folder ends them before it starts.
 - The server keeps its database in the folder. The database may be lost: the archive is the state.
+- Whoever may use the API runs code as the operator. So it takes only the credentials in the folder, which only the
+  operator can read, and no page of another origin. Children get them by environment, never as arguments.
+- The server signs nothing, so it gets none of the settings, passphrases and keys in the environment.
+- What people switched off on the server stays off when the deployments are created again.
 """
 
+import base64
 import contextlib
 import fcntl
 import json
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
-import typer
+import yaml
 
+from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, CustodyError
 from custody.store.durable import replace_file
 from tasks.drain.signals import stop_on_signals, stop_requested
@@ -45,6 +55,11 @@ _DEPLOY_SECONDS = 120
 _FINISH_SECONDS = 60
 _STOP_SECONDS = 15
 _REVIVE_SECONDS = 5
+_TRIES = 20
+
+_LOOPBACK = "127.0.0.1,localhost"
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens URLs without a proxy."""
 
 
 @dataclass(slots=True)
@@ -53,7 +68,8 @@ class _Installation:
 
     folder: Path
     port: int
-    environment: dict[str, str]
+    credentials: str = field(repr=False)
+    environment: dict[str, str] = field(repr=False)
     children: dict[str, psutil.Popen] = field(default_factory=dict)
     """Server and worker, in the order in which they were started first."""
 
@@ -66,20 +82,46 @@ class _Installation:
         # In its own session, so that Ctrl-C in the terminal reaches only `up`, which ends its children in order.
         self.children[name] = psutil.Popen(
             [*_PREFECT, name, "start", *options[name].split()],
-            env=self.environment,
+            env=self.environment if name == "worker" else self._without_secrets(),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            # The worker keeps the operator's umask, because its runs write the archive.
+            umask=-1 if name == "worker" else 0o077,
         )
         known = [[child.pid, child.create_time()] for child in self.children.values()]
         replace_file(self.folder / "children.json", json.dumps(known).encode())
+
+    def _without_secrets(self) -> dict[str, str]:
+        return {
+            name: value for name, value in self.environment.items() if not name.upper().startswith(("CUSTODY_", "AWS_"))
+        }
+
+    def ask(self, path: str, body: object = None) -> Any:
+        """Return the API's answer."""
+        token = base64.b64encode(self.credentials.encode()).decode()
+        headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            token = self.ask("csrf-token?client=custody-up")["token"]
+            headers |= {"Prefect-Csrf-Client": "custody-up", "Prefect-Csrf-Token": token}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", data, headers)
+        for _ in range(_TRIES):
+            try:
+                with _direct.open(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                # SQLite is locked: what a server under load says.
+                if error.code != 503 or stop_requested.wait(1):
+                    raise
+        raise OSError("Prefect's server answers 503 again and again")
 
     def wait_for(self, path: str) -> bool:
         """Return True once the API has an answer, False if `up` is to stop."""
         deadline = time.monotonic() + _START_SECONDS
         while not stop_requested.wait(0.3):
             with contextlib.suppress(OSError):
-                url = f"http://127.0.0.1:{self.port}/api/{path}"
-                urllib.request.urlopen(url, timeout=5).close()
+                self.ask(path)
                 return True
             for name, child in self.children.items():
                 if child.poll() is not None:
@@ -89,11 +131,20 @@ class _Installation:
         return False
 
     def deploy(self, deployments: Path) -> None:
-        """Create the deployments and their automations on the server."""
+        """Create the deployments and their automations on the server. What is switched off there stays off."""
+        try:
+            wanted = yaml.safe_load(deployments.read_text(encoding="utf-8"))
+            off = self._keep_off(wanted["deployments"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            raise CustodyError(f"the deployments in {deployments} cannot be read or compared: {error}") from None
+        if off:
+            echo(f"switched off in Prefect, and left so: {', '.join(off)}", err=True)
+        file = self.folder / "deployments.yaml"
+        replace_file(file, yaml.safe_dump(wanted).encode())
         try:
             subprocess.run(
-                [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(deployments), "--all"],
-                env=self.environment,
+                [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(file), "--all"],
+                env=self._without_secrets(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -108,11 +159,31 @@ class _Installation:
                 f"{error}\n{output}"
             ) from None
 
+    def _keep_off(self, deployments: list[dict[str, Any]]) -> list[str]:
+        """Switch off the deployments, schedules and automations that are off on the server, and return their names."""
+        made = {(each["name"], each["entrypoint"]): each for each in self.ask("deployments/filter", {})}
+        automations = {each["name"] for each in self.ask("automations/filter", {}) if not each["enabled"]}
+        off = []
+        for deployment in deployments:
+            known = made.get((deployment["name"], deployment["entrypoint"]))
+            if known and known["paused"]:
+                off.append(deployment["name"])
+                deployment["paused"] = True
+            if known and deployment.get("schedules") and not any(each["active"] for each in known["schedules"]):
+                off.append(f"schedule of {deployment['name']}")
+                for schedule in deployment["schedules"]:
+                    schedule["active"] = False
+            for trigger in deployment.get("triggers", ()):
+                if trigger.get("name") in automations:
+                    off.append(trigger["name"])
+                    trigger["enabled"] = False
+        return off
+
     def revive(self) -> None:
         """Restart children that have died."""
         for name, child in self.children.items():
             if child.poll() is not None:
-                typer.echo(f"the {name} ended ({child.returncode}); it is started again", err=True)
+                echo(f"the {name} ended ({child.returncode}); it is started again", err=True)
                 self.start(name)
 
     def end(self) -> None:
@@ -147,14 +218,12 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
     """
     Settings()
     folder = folder.resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"the folder {str(folder)!r} cannot be created: {error.strerror}") from None
+    _make_private(folder)
     with _only_one(folder):
         _end_leftovers(folder)
         port = _free_port(port)
-        installation = _Installation(folder, port, _environment(folder, port))
+        credentials = _credentials(folder / "credentials")
+        installation = _Installation(folder, port, credentials, _environment(folder, port, credentials))
         with stop_on_signals(signal.SIGTERM, signal.SIGINT):
             try:
                 installation.start("server")
@@ -163,17 +232,76 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
                     # The worker creates the pool that the deployments name.
                     if installation.wait_for(f"work_pools/{POOL}"):
                         installation.deploy(deployments)
-                        typer.echo(f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it)")
+                        echo(f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it)")
+                        echo(f"Its page asks for the text in {folder / 'credentials'}")
                 while not stop_requested.wait(_REVIVE_SECONDS):
                     installation.revive()
             finally:
                 installation.end()
 
 
-def _environment(folder: Path, port: int) -> dict[str, str]:
+def _make_private(folder: Path) -> None:
+    """Make the folder, readable by its owner alone.
+
+    Raises:
+        ConfigurationError: it cannot be made, or it holds files of others, or may.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.geteuid():
+            raise ConfigurationError(f"the folder {str(folder)!r} belongs to somebody else: choose another one (--dir)")
+        if folder.stat().st_mode & 0o077 and not (folder / "up.lock").exists() and any(folder.iterdir()):
+            raise ConfigurationError(
+                f"others can look into the folder {str(folder)!r}, which will hold credentials: choose an empty or new"
+                " one (--dir), or take their rights away (chmod 700)"
+            )
+        folder.chmod(0o700)
+        for file in folder.glob("prefect.db*"):
+            file.chmod(0o600)
+    except OSError as error:
+        raise ConfigurationError(f"the folder {str(folder)!r} cannot be used: {error.strerror}") from None
+
+
+def _credentials(path: Path) -> str:
+    """Return the name and password of the API. They are made once, so that a browser stays logged in."""
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch(r"custody:[\w-]{43}", known := path.read_text(encoding="ascii")):
+            path.chmod(0o600)
+            return known
+    made = f"custody:{secrets.token_urlsafe(32)}"
+    replace_file(path, made.encode())
+    return made
+
+
+def server_variables(credentials: str, port: int) -> dict[str, str]:
+    """Return the variables for a server of Prefect's that only its owner can use, and for its clients."""
+    # Named as the settings are: these come before the older names, which the operator may have set.
+    return {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_API_AUTH_STRING": credentials,
+        "PREFECT_SERVER_API_AUTH_STRING": credentials,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
+    }
+
+
+def direct(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for processes that ask this machine without a proxy."""
+    # Prefect's client fails at a SOCKS proxy even if it is not to be used.
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not (name.lower().endswith("_proxy") and value.lower().startswith("socks"))
+    }
+    others = environment.get("no_proxy") or environment.get("NO_PROXY")
+    without = f"{others},{_LOOPBACK}" if others else _LOOPBACK
+    return {**kept, "NO_PROXY": without, "no_proxy": without}
+
+
+def _environment(folder: Path, port: int, credentials: str) -> dict[str, str]:
     """Return the children's environment: that of this process, with defaults, and the variables that `up` needs."""
     defaults = {
-        "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # By default leases are in memory, where runs that died with the server would hold their slots for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -195,7 +323,7 @@ def _environment(folder: Path, port: int) -> dict[str, str]:
         # Deployments run in the folder in which `up` was started.
         "PWD": str(Path.cwd()),
     }
-    return {**defaults, **os.environ, **ours}
+    return {**defaults, **direct(os.environ), **ours, **server_variables(credentials, port)}
 
 
 def _end_leftovers(folder: Path) -> None:

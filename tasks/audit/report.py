@@ -14,6 +14,8 @@ from custody.errors import ConfigurationError, CustodyError
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 _SECONDS = 600
+_SECRET = ("CUSTODY_KEYRING_PASSPHRASE", "CUSTODY_KAFKA", "CUSTODY_SEARCH", "CUSTODY_ALERT", "PREFECT_")
+"""Starts of the names of variables that may hold secrets of others than the archive's store."""
 
 
 def execute(name: str, archive: str) -> Any:
@@ -39,8 +41,10 @@ def execute(name: str, archive: str) -> Any:
         notebook, timeout=_SECONDS, kernel_name="python3", resources={"metadata": {"path": Path.cwd()}}
     )
     try:
+        # A notebook signs nothing and asks no server, so its kernel gets no passphrase and no credentials of servers.
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_SECRET)}
         # With its own event loop: nbclient starts none in a process that has one already, such as a flow's.
-        asyncio.run(client.async_execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}))
+        asyncio.run(client.async_execute(env={**kept, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         raise CustodyError(f"the notebook {name!r} failed: {reason[:2000]}") from None

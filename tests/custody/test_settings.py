@@ -1,6 +1,8 @@
 """The auditor's settings: their sources, the errors for wrong ones, and that no secret is ever shown."""
 
 import json
+import os
+import re
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,6 +187,78 @@ LEAKS: list[dict[str, object]] = [
 def test_no_refusal_shows_a_secret(monkeypatch: pytest.MonkeyPatch, values: dict[str, object], way: str) -> None:
     """No error shows a secret in the wrong place, or beside a wrong setting, from any source."""
     assert "canary" not in refusal_by(way, Settings, values, monkeypatch).lower()
+
+
+def test_each_secret_is_hidden_by_its_type() -> None:
+    """No setting of text is called a secret, and shown: a secret has a type that is hidden."""
+    names = re.compile("pass|secret|token|api_key")
+    secrets = [name for name in Settings.model_fields if names.search(name)]
+    assert secrets == ["keyring_passphrase"]
+    assert all("SecretStr" in str(Settings.model_fields[name].annotation) for name in secrets)
+    assert Settings.model_config["hide_input_in_errors"]
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    """Such a file is refused, and so is one in such a folder, or one that others own. Variables are still taken."""
+    file = tmp_path / "custody.toml"
+    file.write_text('archive = "this"')
+    file.chmod(mode)
+    for _ in range(2):
+        message = refusal(Settings)
+        assert "custody.toml" in message
+        assert "can be written by others" in message
+        # Named, it is refused too.
+        monkeypatch.setenv("CUSTODY_CONFIG", str(file))
+    monkeypatch.delenv("CUSTODY_CONFIG")
+    file.chmod(0o644)
+    assert Settings().archive == "this"
+    tmp_path.chmod(mode | 0o700)
+    assert f"{str(tmp_path)!r} can be written by others" in refusal(Settings)
+    tmp_path.chmod(mode | 0o1700)
+    assert Settings().archive == "this", "with the sticky bit, others cannot put another file in its place"
+    tmp_path.chmod(0o700)
+    if os.geteuid() == 0:
+        os.chown(file, 54321, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    assert "belongs to somebody else" in refusal(Settings)
+
+
+def test_nothing_that_is_trusted_lies_in_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting takes a key, trust.json or the state from there, from wherever it comes. S3 holds no such file."""
+    inside = tmp_path / "archive" / "reports"
+    inside.mkdir(parents=True)
+    for name, value in (
+        *(("keys", "file:own.json"), ("checkpoint_keys", "file:own.json")),
+        *(("trust", "own.json"), ("state", "own.json")),
+    ):
+        monkeypatch.chdir(inside)
+        assert "lies in the archive" in refusal(Settings, archive="..", **{name: value})
+        Path("custody.toml").write_text(f'{name} = "{value}"')
+        assert "lies in the archive" in refusal(Settings, archive=str(inside.parent))
+        assert Settings(archive="s3://bucket/prefix").archive
+        Path("custody.toml").write_text("")
+        assert "custody.toml lies in the archive" in refusal(Settings, archive=str(inside.parent))
+        Path("custody.toml").unlink()
+        monkeypatch.chdir(tmp_path)
+        assert "lies in the archive" in refusal(
+            Settings, archive="archive", **{name: value.replace("own.json", "archive/own.json")}
+        )
+    monkeypatch.chdir(inside)
+    assert Settings(archive="..").keys == "file:keyring.json", "the default names nothing that is there"
+    Path("keyring.json").touch()
+    assert "lies in the archive" in refusal(Settings, archive="..")
+
+
+def test_plain_connections_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Data for a server elsewhere, by a connection that others can read, gives a warning, once a process."""
+    for host in ("127.0.0.1", "[::1]", "localhost", "LOCALHOST", "127.9.9.9"):
+        assert Settings(s3=S3Options(endpoint_url=f"http://{host}:8333")).insecure() == []
+    assert Settings(s3=S3Options(endpoint_url="https://s3.example.com")).insecure() == []
+    for _ in range(2):
+        Settings(s3=S3Options(endpoint_url="HTTP://s3.example.com"))
+    assert [record.getMessage()[:27] for record in caplog.records] == ["s3.endpoint_url is http://:"]
 
 
 def test_settings_do_not_change() -> None:

@@ -1,5 +1,6 @@
 """`custody up` in a folder of its own, with real processes. None of them is left when a test is over."""
 
+import base64
 import contextlib
 import json
 import os
@@ -68,17 +69,29 @@ class Installation:
                 pytest.fail(f"waited {seconds} s for {what}; the end of the output of `custody up`:\n{output}")
             time.sleep(0.3)
 
+    def credentials(self) -> str:
+        """Return the name and password of the API."""
+        return (self.folder / "prefect/credentials").read_text()
+
+    def request(self, path: str, data: bytes | None, method: str | None = None) -> urllib.request.Request:
+        """Return a request to the API, as a browser that is logged in makes it."""
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Basic {base64.b64encode(self.credentials().encode()).decode()}",
+        }
+        if data is not None:
+            with urllib.request.urlopen(self.request("csrf-token?client=test", None), timeout=30) as answer:
+                headers |= {"Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": json.load(answer)["token"]}
+        return urllib.request.Request(f"{self.url}/api/{path}", data, headers, method=method)
+
     def prefect(self, path: str, **body: object) -> Any:
         """Ask Prefect's API."""
         data = json.dumps(body).encode() if body or not path.startswith("deployments/name/") else None
-        request = urllib.request.Request(  # noqa: S310 - it is http on loopback
-            f"{self.url}/api/{path}", data, {"Content-Type": "application/json"}
-        )
         answers: list[Any] = []
 
         def answered() -> bool:
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+                with urllib.request.urlopen(self.request(path, data), timeout=30) as answer:
                     answers.append(json.load(answer))
             except urllib.error.HTTPError as error:
                 # SQLite is locked: what a server under load says, and what clients of Prefect's try again.
@@ -97,10 +110,8 @@ class Installation:
     def pause(self, deployment: str) -> None:
         """Pause a deployment's schedule, as its switch does."""
         known = self.prefect(f"deployments/name/{deployment}")
-        request = urllib.request.Request(  # noqa: S310 - it is http on loopback
-            f"{self.url}/api/deployments/{known['id']}/pause_deployment", b"", method="POST"
-        )
-        urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+        request = self.request(f"deployments/{known['id']}/pause_deployment", b"", "POST")
+        urllib.request.urlopen(request, timeout=30).close()
 
     def finish(self, run: str) -> Any:
         """Wait until a flow run has ended, and return it."""

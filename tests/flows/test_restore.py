@@ -37,11 +37,11 @@ class Restores:
         self._rule("unset")
 
     def _rule(self, what: str, **rule: Any) -> None:
-        request = urllib.request.Request(  # noqa: S310 - it is http on loopback
+        request = urllib.request.Request(
             f"{self._moto.endpoint_url}/moto-api/state-manager/{what}-transition",
             json.dumps({"model_name": "s3::keyrestore", **rule}).encode(),
         )
-        urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+        urllib.request.urlopen(request, timeout=30).close()
 
 
 @contextmanager

@@ -64,6 +64,38 @@ def test_integrity(tmp_path: Path) -> None:
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
 
 
+def test_names_that_look_like_formulas(tmp_path: Path) -> None:
+    """An event's words are drawn as they are, in each chart, and put no traceback into a report."""
+    sample = make_archive(tmp_path)
+    for name in ("integrity", "activity"):
+        notebook = nbformat.read(notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+        setup = next(cell.source for cell in notebook.cells if cell.cell_type == "code" and "rcParams" in cell.source)
+        script = (
+            f"archive = {str(sample.folder)!r}\n{setup}\nchart = axes('$_$', '$\\\\frac{{$')\n"
+            "chart.barh(['$_$', '$^$'], [1, 2], label='$_$')\nchart.legend()\n"
+            "chart.yaxis.set_major_formatter(ticker.FixedFormatter(['$_$', '$^$']))\nchart.figure.savefig('out.png')"
+        )
+        environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": str(notebooks.NOTEBOOKS.parent)}
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
+
+
+def test_the_kernel_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook signs nothing, so the passphrase and the servers' credentials are not in its kernel's environment."""
+    given = {}
+
+    async def look(_: object, **options: Any) -> None:
+        given.update(options["env"])
+
+    monkeypatch.setattr(NotebookClient, "async_execute", look)
+    for name in ("KEYRING_PASSPHRASE", "KAFKA__CLIENT__SASL_PASSWORD", "SEARCH__API_KEY", "ALERT__URLS"):
+        monkeypatch.setenv(f"CUSTODY_{name}", "canary")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "canary")
+    monkeypatch.setenv("CUSTODY_S3__REGION", "kept")
+    notebooks.execute("integrity", str(tmp_path))
+    assert "canary" not in given.values()
+    assert given["CUSTODY_S3__REGION"] == "kept"
+
+
 def test_integrity_of_damage(tmp_path: Path) -> None:
     """The report shows what an audit found, and what to do."""
     sample = make_archive(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from custody.cli import render
 from custody.errors import ConfigurationError
 from custody.settings import OPERATORS_SECTIONS
 from custody.settings import Settings as AuditorsSettings
@@ -269,6 +271,91 @@ def test_any_client_is_taken_or_refused_in_our_words(client: dict[str, object]) 
     except ConfigurationError:
         return
     assert all(isinstance(value, str) for value in settings.kafka.librdkafka().values())
+
+
+def test_each_secret_is_hidden_by_its_type() -> None:
+    """No setting of text is called a secret, and shown: a secret has a type that is hidden."""
+    names = re.compile("pass|secret|token|key$")
+    settings = Settings()
+    secrets = {
+        f"{section}.{name}": str(field.annotation)
+        for section in OPERATORS_SECTIONS
+        for name, field in type(getattr(settings, section)).model_fields.items()
+        if names.search(name) or f"{section}.{name}" == "alert.urls"
+    }
+    assert sorted(secrets) == ["alert.urls", "search.api_key"]
+    assert all("SecretStr" in annotation for annotation in secrets.values())
+    assert all(getattr(settings, section).model_config["hide_input_in_errors"] for section in OPERATORS_SECTIONS)
+
+
+@pytest.mark.parametrize("variable", ["ALERT__URLS", "SEARCH__API_KEY__X", "KAFKA__CLIENT", "KAFKA__CLIENT__GROUP_ID"])
+@pytest.mark.parametrize(
+    "value", [f"slack://{CANARY}", f'["{CANARY}", 5]', f'{{"a": "{CANARY}', f'{{"a": ["{CANARY}"]}}']
+)
+def test_no_variable_of_a_section_shows_a_secret(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    """A secret that is no JSON, or JSON of another shape, is not in the error, and neither in `custody config`."""
+    monkeypatch.setenv(f"CUSTODY_{variable}", value)
+    try:
+        shown = repr(Settings()) + repr(render.settings_json(Settings()))
+    except ConfigurationError as error:
+        shown = str(error)
+        assert "CUSTODY_" in shown
+    assert "canary" not in shown.lower()
+
+
+RUNS_CODE = [
+    "plugin.library.paths",
+    "Plugin.Library.Paths",
+    "plugin_library_paths",
+    "ssl.engine.location",
+    "ssl_engine_callback_data",
+    "ssl.providers",
+    "sasl.kerberos.kinit.cmd",
+    "sasl.kerberos.principal",
+    "sasl.kerberos.keytab",
+    "interceptors",
+    "oauth_cb",
+    "oauthbearer_token_refresh_cb",
+    "open.cb",
+]
+
+
+@pytest.mark.parametrize("name", RUNS_CODE)
+def test_no_file_runs_code(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What has librdkafka load or run something is refused in the file, in each way to write it, but not elsewhere."""
+    for text in (
+        f'[kafka.client]\n"{name}" = "canary"',
+        f'[kafka.client]\n{name.replace("_", ".")} = "canary"',
+        f'[kafka]\nclient = {{"{name}" = "canary"}}',
+        f'kafka.client."{name}" = "canary"',
+    ):
+        Path("custody.toml").write_text(text)
+        message = refusal(Settings)
+        assert "can run other programs" in message
+        assert "canary" not in message
+    Path("custody.toml").unlink()
+    monkeypatch.setenv("CUSTODY_KAFKA__CLIENT", json.dumps({name: "canary"}))
+    assert "canary" in Settings().kafka.librdkafka().values()
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"search": {"url": "http://elastic.example.com:9200", "api_key": CANARY}}, "search.url is http://"),
+        ({"kafka": {"client": {"security.protocol": "sasl_plaintext"}}}, "SASL_PLAINTEXT"),
+        ({"kafka": {"client": {"enable.ssl.certificate.verification": False}}}, "verification is off"),
+        ({"kafka": {"client": {"ssl.endpoint.identification.algorithm": "none"}}}, "algorithm is none"),
+    ],
+)
+def test_insecure_connections_are_warned_of(section: dict[str, Any], says: str) -> None:
+    """A connection that others can read, or on which anyone can pose as the server, is named. Loopback is fine."""
+    elsewhere = {"kafka": {"bootstrap_servers": "broker.example.com:9092,127.0.0.1:9092", **section.get("kafka", {})}}
+    (warning,) = given_as(**section | elsewhere).insecure()
+    assert says in warning
+    assert CANARY not in warning
+    here = {"kafka": {"bootstrap_servers": "127.0.0.1:9092,[::1]:9092,localhost", **section.get("kafka", {})}}
+    local = {"search": {"url": "http://127.0.0.1:9200", "api_key": CANARY}} if "search" in section else {}
+    assert given_as(**here | local).insecure() == []
 
 
 def test_settings_survive_a_trip_to_another_process() -> None:

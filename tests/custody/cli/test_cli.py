@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from custody.archive.reader import read_archive
-from custody.cli import render
+from custody.cli import render, terminal
 from custody.errors import CustodyError, TransientStoreError
 from custody.keys import trust_file
 from custody.keys.key import Ed25519Key
@@ -28,20 +28,6 @@ from tests.helpers.sample import Sample, make_archive
 
 CANARY = "canary-Zq7-secret"
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """Write an archive that tests only read."""
-    return make_archive(tmp_path_factory.mktemp("sample"))
-
-
-@pytest.fixture
-def altered(sample: Sample, tmp_path: Path) -> Sample:
-    """Copy the archive, for a test that changes it."""
-    folder = tmp_path / "altered"
-    shutil.copytree(sample.folder, folder)
-    return Sample(folder, sample.keyring, sample.log, sample.tip, sample.events, sample.quarantined, sample.skipped)
 
 
 # --- config ----------------------------------------------------------------------------------------------
@@ -226,15 +212,15 @@ def test_show_of_what_is_not_there(custody: Command, sample: Sample) -> None:
 def test_control_codes_of_an_archive_never_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a person looks on, bytes that a terminal obeys become escapes; into a pipe they go as they are."""
     hostile = '{"a":"\x1b]0;x\x07\x9b31m\u202e","b":"ü"}\n'.encode() + b"\xff\n"
-    for terminal in (False, True):
+    for tty in (False, True):
         raw = io.BytesIO()
         out = io.TextIOWrapper(raw, encoding="utf-8")
-        monkeypatch.setattr(out, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(out, "isatty", lambda tty=tty: tty)
         monkeypatch.setattr(sys, "stdout", out)
         # In pieces that split characters.
-        render.write(iter([hostile[i : i + 1] for i in range(len(hostile))]))
+        terminal.write(iter([hostile[i : i + 1] for i in range(len(hostile))]))
         written = raw.getvalue()
-        if terminal:
+        if tty:
             assert written.decode().replace("\n", "").isprintable()
             assert "ü" in written.decode()
             assert "\\u001b" in written.decode()

@@ -16,7 +16,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
 from custody.archive.writer import put_checkpoint
-from custody.cli import render
+from custody.cli.terminal import escape
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
 from custody.keys.key import Ed25519Key
@@ -478,5 +478,5 @@ def test_names_in_files_reach_no_terminal(ready: Command) -> None:
     refused = ready("keys", "end", hmac_id(), "--at", "heads.json")
     assert refused.code == 2
     assert "\x1b" not in refused.err
-    assert render.escape("\x1b") == "\\x1b"
+    assert escape("\x1b") == "\\x1b"
     assert os.linesep not in refused.err.strip()

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import socket
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -91,6 +92,26 @@ def test_tables_and_the_rest(tmp_path: Path) -> None:
     assert ask(growing.folder, columns) == before
     growing.append(4)
     assert ask(growing.folder, 'SELECT count(*), count(DISTINCT "offset") FROM events') == [(45, 45)]
+
+
+@pytest.mark.parametrize("parent", ["topic=foo", "event_type=audit", "day=2020-01-01", "env=prod/day=x", "a%20?*[1]"])
+def test_names_above_the_archive_are_no_columns(tmp_path: Path, parent: str) -> None:
+    """Wherever an archive lies, its events are the same rows: with tables, without, and with both."""
+    growing = Growing(tmp_path)
+    folder = tmp_path / parent / "archive"
+    folder.parent.mkdir(parents=True)
+    everything = 'SELECT *, typeof(day) FROM events ORDER BY log, "offset"'
+    audited = False
+    for _ in range(3):
+        growing.append(4)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(growing.folder, folder)
+        assert ask(folder, everything) == ask(growing.folder, everything)
+        if not audited:
+            audit(growing.folder, growing.keyring)
+            audited = True
+    days = "SELECT DISTINCT e.day = m.sealed_at::DATE FROM events e JOIN manifests m USING (log, sequence)"
+    assert ask(folder, days) == [(True,)]
 
 
 def test_a_range_that_is_there_in_part_or_twice(tmp_path: Path) -> None:

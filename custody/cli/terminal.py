@@ -1,0 +1,109 @@
+"""The one door for all that is printed or logged: foreign text is escaped, and no failure to print ends a command.
+
+Keys, findings, events and servers' answers may be hostile. Their control characters never reach a terminal, and never
+add a line to a log.
+"""
+
+import codecs
+import contextlib
+import errno
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from custody.errors import CustodyError
+
+
+def escape(text: str) -> str:
+    """Return the text with control characters, newlines too, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines of text. Escape foreign text in it before: here its newlines look like ours."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write("\n".join(map(escape, text.split("\n"))) + "\n")
+    stream.flush()
+
+
+def write(pieces: Iterator[bytes]) -> None:
+    """Write the exact bytes, or escaped text if stdout is a terminal.
+
+    Raises:
+        CustodyError: not all of it was written. A reader that closed its pipe has what it wanted.
+    """
+    out, terminal = sys.stdout.buffer, sys.stdout.isatty()
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    raw = getattr(out, "raw", None)
+    for piece in pieces:
+        out.write(_harmless(decoder.decode(piece)) if terminal else piece)
+        if isinstance(raw, _Output) and raw.failed:
+            break
+    out.flush()
+    if isinstance(raw, _Output) and raw.failed and raw.failed.errno != errno.EPIPE:
+        raise CustodyError(f"the output could not be written in full: {raw.failed.strerror}")
+
+
+def _harmless(text: str) -> bytes:
+    if not text.replace("\n", "").isprintable():
+        # JSON keeps its meaning: a control character can only be in a string, where \u means the same.
+        text = "".join(
+            char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" if ord(char) < 0x10000 else "?"
+            for char in text
+        )
+    return text.encode("utf-8", "backslashreplace")
+
+
+class _Output(io.FileIO):
+    """A standard stream that remembers the first failed write, and drops what comes after it."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or do as if."""
+        if self.failed is None:
+            try:
+                return super().write(data) or 0
+            except OSError as error:
+                self.failed = error
+        return len(data)
+
+
+def prepare() -> None:
+    """Let no command fail because its output is closed or full, or because of the output's encoding."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - it stays open
+        elif stream is getattr(sys, f"__{name}__"):
+            with contextlib.suppress(OSError):
+                stream.flush()
+            raw = io.BufferedWriter(_Output(number, "w", closefd=False))
+            encoding, lines = stream.encoding, stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=lines))
+
+
+def _record(*args: Any, **values: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **values)
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError):
+        # A bug of the caller's, which the handler reports.
+        return record
+    if not message.isprintable():
+        record.msg, record.args = escape(message), None
+    if record.exc_info and record.exc_info[0]:
+        lines = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+        record.exc_text = "\n".join(map(escape, lines.split("\n")))
+    return record
+
+
+def escape_logs() -> None:
+    """Escape all that this process logs, for each handler, Prefect's too."""
+    logging.setLogRecordFactory(_record)

@@ -1,0 +1,175 @@
+"""What is printed or logged: through one door, harmless, and never what decides an exit code."""
+
+import ast
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from custody.cli import render
+from custody.cli.terminal import echo, escape_logs
+from tests.helpers.sample import Sample
+
+ROOT = Path(__file__).parents[3]
+DOORS = {"custody/cli/terminal.py", "custody/cli/render.py"}
+PRINTS = {"print", "echo", "secho", "Console", "stdout", "stderr", "__stdout__", "__stderr__"}
+HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\nforged"
+COMMAND = f'"{sys.executable}" -c "from custody.cli.main import main; main()"'
+
+
+def printing(tree: ast.AST) -> set[str]:
+    """Return the names in a module by which something is printed past our doors."""
+    names = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in {"sys", "typer", "click", "rich"}
+    }
+    return (names & {"print", "Console"}) | (used & PRINTS)
+
+
+def test_nothing_else_prints() -> None:
+    """Only the two doors print: each other module calls them, so that nothing hostile gets past."""
+    assert printing(ast.parse("import sys\nprint(sys.stdout)\ntyper.echo(1)\nConsole()")) == {
+        *("print", "stdout", "echo", "Console")
+    }
+    files = [path for room in ("custody", "tasks", "flows") for path in sorted((ROOT / room).rglob("*.py"))]
+    assert len(files) > 100
+    others = {str(path.relative_to(ROOT)): printing(ast.parse(path.read_text())) for path in files}
+    assert {name: used for name, used in others.items() if used and name not in DOORS} == {}
+
+
+def test_text_is_harmless_however_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a line nor a table, by its cells or its columns, gives a terminal anything to obey."""
+    echo(f"first\n{HOSTILE}")
+    table = render.table(f"#{HOSTILE}")
+    table.add_row(render.safe(HOSTILE))
+    render.console().print(table)
+    printed = capsys.readouterr().out
+    assert printed.startswith("first\n\\x1b]0;title")
+    assert printed.replace("\n", "").isprintable()
+
+
+def test_logs_are_harmless_for_every_handler(caplog: pytest.LogCaptureFixture) -> None:
+    """An argument, a message and a traceback are escaped, in each logger, and add no line to a log."""
+    escape_logs()
+    with caplog.at_level(logging.INFO):
+        for name in ("custody.x", "tasks.y", "elastic_transport"):
+            logging.getLogger(name).warning("it failed: %s", HOSTILE)
+            logging.getLogger(name).info(HOSTILE)
+            logging.getLogger(name).info("kept %d", 5)
+        try:
+            raise LookupError(HOSTILE)  # noqa: TRY301
+        except LookupError:
+            logging.getLogger("custody.x").exception("a bug")
+    assert caplog.records[2].args == (5,)
+    lines = caplog.text.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert sum(line.startswith("forged") for line in lines) == 1, "a traceback has lines, but no other log"
+
+
+def test_what_tasks_log_is_escaped() -> None:
+    """Each process that imports a task escapes its logs, with or without the command line."""
+    script = f"import logging, tasks; logging.warning('%s', {HOSTILE!r})"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.strip().isprintable()
+
+
+# --- exit codes ------------------------------------------------------------------------------------------------------
+
+ENCODINGS = {
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "strict": {"PYTHONIOENCODING": "ascii:strict"},
+    "C": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+}
+REDIRECTIONS = {
+    "full": ">/dev/full",
+    "all full": ">/dev/full 2>&1",
+    "closed": ">&-",
+    "all closed": "<&- >&- 2>&-",
+    "no reader": "| true",
+}
+
+
+def run(arguments: str, way: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command with its output as `way` says."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PYTHON", "LC_"))}
+    environment = {**kept, "PYTHONPATH": str(ROOT), **ENCODINGS.get(way, {})}
+    # Its exit code is that of the command, not of the pipe's end.
+    line = f"set -o pipefail; {COMMAND} {arguments} {REDIRECTIONS.get(way, '')}"
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=60,
+        encoding="latin-1",
+    )
+
+
+@pytest.mark.parametrize("way", [*ENCODINGS, *REDIRECTIONS])
+def test_a_verdict_never_depends_on_printing(altered: Sample, tmp_path: Path, way: str) -> None:
+    """Exit codes say what was found: in any encoding, where nobody reads, and where nothing can be written."""
+    segment = next((altered.folder / "events").rglob("*.gz"))
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    ok = run(f"verify {altered.folder} --keys file:{altered.keyring} --workers 0", way, tmp_path)
+    segment.unlink()
+    segment.write_bytes(bytes(data))
+    bad = run(f"verify {altered.folder} --keys file:{altered.keyring} --workers 0", way, tmp_path)
+    assert (ok.returncode, bad.returncode) == (0, 13)
+    assert "Traceback" not in ok.stderr + bad.stderr
+    if way in ENCODINGS:
+        assert "segment-hash" in bad.stdout
+    refused = run(f"verify {tmp_path}/nothing", way, tmp_path)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+
+
+@pytest.mark.parametrize("way", ["latin-1", "C", "full", "closed", "no reader"])
+def test_a_result_that_could_not_be_written(sample: Sample, tmp_path: Path, way: str) -> None:
+    """Where the output is the result, a full disk is an error; a reader that has enough is none."""
+    sql = "SELECT chr(8594) || event_type AS a, repeat('x', 1000) FROM events"
+    for kind in ("--csv", "--json", ""):
+        ended = run(f'query "{sql}" {kind} --archive {sample.folder}', way, tmp_path)
+        assert ended.returncode == (1 if "full" in way and kind else 0), (kind, ended.stderr)
+        assert "Traceback" not in ended.stderr
+        if way in ENCODINGS:
+            assert "auth_attempt" in ended.stdout
+        elif ended.returncode:
+            assert ended.stderr == "custody: the output could not be written in full: No space left on device\n"
+    shown = run(f"show archive.json --archive {sample.folder}", way, tmp_path)
+    assert shown.returncode == (1 if "full" in way else 0)
+
+
+def test_sql_that_is_no_text(sample: Sample, tmp_path: Path) -> None:
+    """Bytes that the locale cannot decode are one line, and no traceback."""
+    ended = run(f"query $'SELECT \\xff\\xe9' --archive {sample.folder}", "C", tmp_path)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+
+
+def test_csv_for_terminals_and_spreadsheets(sample: Sample, tmp_path: Path) -> None:
+    """A terminal gets no control characters. With --spreadsheet no text is a formula; other CSV is exact."""
+    sql = "SELECT chr(27) || ']0;x' || chr(7) AS a, '=1+1' AS \\\"@b\\\", -1 AS c, '-x' AS d"
+    exact = run(f'query "{sql}" --csv --archive {sample.folder}', "", tmp_path)
+    assert exact.stdout == "a,@b,c,d\n\x1b]0;x\x07,=1+1,-1,-x\n"
+    safe = run(f'query "{sql}" --spreadsheet --archive {sample.folder}', "", tmp_path)
+    assert safe.stdout == "a,'@b,c,d\n\x1b]0;x\x07,'=1+1,-1,'-x\n"
+    ours, theirs = pty.openpty()
+    line = f'{COMMAND} query "{sql}" --csv --archive {sample.folder}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, stdout=theirs, check=True, timeout=60)
+    os.close(theirs)
+    printed = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert printed.replace("\r\n", "").isprintable()
+    assert json.loads(f'"{printed.splitlines()[1].split(",")[0]}"') == "\x1b]0;x\x07"

@@ -1,0 +1,190 @@
+"""Who may use the server that `custody up` starts, what its processes know, and what stays as people set it."""
+
+import asyncio
+import json
+import stat
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+from websockets.typing import Subprotocol
+
+from custody.errors import ConfigurationError
+from flows.operate.up import DEPLOYMENTS, _credentials, _make_private, direct
+from tests.flows.installation import Installation, command, ended
+
+PASSPHRASE = "canary-of-the-keyring"
+SOCKETS = (
+    "events/in",
+    "events/out",
+    "logs/out",
+    "task_runs/subscriptions/scheduled",
+    "work_pools/custody/workers/connect",
+)
+
+
+class Guarded(Installation):
+    """An installation whose environment has a passphrase, and proxies that lead nowhere."""
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables for `up`."""
+        proxies = {"HTTP_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "socks5://127.0.0.1:1", "no_proxy": "example.com"}
+        secrets = {"CUSTODY_KEYRING_PASSPHRASE": PASSPHRASE, "AWS_SECRET_ACCESS_KEY": PASSPHRASE}
+        # What an operator has set must not open the server again.
+        opened = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "*", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "false"}
+        return super().environment() | proxies | secrets | opened
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Iterator[Guarded]:
+    """An installation whose processes are gone after the test, whatever became of it."""
+    made = Guarded(tmp_path, 'kafka.bootstrap_servers = "127.0.0.1:1"\n', DEPLOYMENTS.read_text())
+    with ended(made):
+        yield made
+
+
+def refused(request: urllib.request.Request) -> int:
+    """Return the status with which a request is refused."""
+    with pytest.raises(urllib.error.HTTPError) as info:
+        urllib.request.urlopen(request, timeout=30)
+    info.value.close()
+    return info.value.code
+
+
+async def hears(url: str, protocols: list[Subprotocol] | None, *messages: object) -> bool:
+    """Return whether a socket answers to anything but by closing."""
+    try:
+        async with connect(url, subprotocols=protocols, proxy=None) as socket:
+            for message in messages:
+                await socket.send(json.dumps(message))
+            return bool(await asyncio.wait_for(socket.recv(), 10))
+    except (WebSocketException, EOFError):
+        return False
+
+
+def check_doors(made: Guarded) -> None:
+    """Check that the API is closed to strangers, and to pages of other origins, by http and by websocket."""
+    for path, body in (("deployments/filter", b"{}"), ("flows/", b'{"name":"x"}'), ("admin/settings", None)):
+        assert refused(urllib.request.Request(f"{made.url}/api/{path}", body)) in {401, 403}
+        for wrong in ("Basic Y3VzdG9keTo=", "Basic !", "Bearer x"):
+            headers = {"Authorization": wrong}
+            assert refused(urllib.request.Request(f"{made.url}/api/{path}", body, headers)) in {401, 403}
+    logged_in = made.request("flows/", b'{"name":"x"}')
+    logged_in.remove_header("Prefect-csrf-token")
+    assert refused(logged_in) == 403
+    page = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    assert refused(urllib.request.Request(f"{made.url}/api/flows/", None, page, method="OPTIONS")) == 400
+    asked = made.request("flows/filter", b"{}")
+    asked.add_header("Origin", "http://evil.example")
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        assert "access-control-allow-origin" not in answer.headers
+    with urllib.request.urlopen(f"{made.url}/ui-settings", timeout=30) as answer:
+        told = json.load(answer)
+    # By these Prefect's page asks for the credentials, and sends tokens.
+    assert (told["auth"], told["csrf_enabled"]) == ("BASIC", True)
+    own = [Subprotocol("prefect")]
+    for path in SOCKETS:
+        url = f"{made.url.replace('http', 'ws')}/api/{path}"
+        forged = {"event": "custody.audit.passed", "resource": {"prefect.resource.id": "custody.audit"}}
+        assert not asyncio.run(hears(url, None, forged))
+        for token in (None, "", "custody:wrong"):
+            assert not asyncio.run(hears(url, own, {"type": "auth", "token": token}))
+        assert asyncio.run(hears(url, own, {"type": "auth", "token": made.credentials()}))
+
+
+def check_secrets(made: Guarded) -> None:
+    """Check that secrets are where they are needed, and nowhere else."""
+    folder = made.folder / "prefect"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for path in (folder / "credentials", *folder.glob("prefect.db*")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    password = made.credentials().partition(":")[2]
+    assert password not in made.log.read_text()
+    for process in made.children():
+        line, variables = command(process), _variables(process)
+        assert password not in line
+        if "server start" in line or "uvicorn" in line:
+            assert PASSPHRASE not in variables.values()
+        elif "worker start" in line:
+            assert variables["CUSTODY_KEYRING_PASSPHRASE"] == PASSPHRASE
+
+
+def _variables(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+@pytest.mark.timeout(600)
+def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
+    """Without the credentials nobody uses the API; secrets reach signers alone; what was switched off stays off."""
+    installation.up()
+    check_doors(installation)
+    check_secrets(installation)
+    drain = installation.prefect("deployments/name/drain/every-minute")
+    (schedule,) = drain["schedules"]
+    path = f"deployments/{drain['id']}/schedules/{schedule['id']}"
+    urllib.request.urlopen(installation.request(path, b'{"active":false}', "PATCH"), timeout=30).close()
+    installation.pause("audit/nightly")
+    silent = next(made for made in installation.prefect("automations/filter") if made["name"] == "custody-audit-silent")
+    path = f"automations/{silent['id']}"
+    urllib.request.urlopen(installation.request(path, b'{"enabled":false}', "PATCH"), timeout=30).close()
+    password = installation.credentials()
+    assert installation.end() == 0
+    installation.up()
+    assert installation.credentials() == password
+    assert "left so: schedule of every-minute, nightly, custody-audit-silent\n" in installation.log.read_text()
+    made = {each["name"]: each for each in installation.prefect("deployments/filter")}
+    assert [each["active"] for each in made["every-minute"]["schedules"]] == [False]
+    assert [each["active"] for each in made["daily"]["schedules"]] == [True]
+    assert made["nightly"]["paused"]
+    enabled = {each["name"]: each["enabled"] for each in installation.prefect("automations/filter")}
+    assert [name for name, on in enabled.items() if not on] == ["custody-audit-silent"]
+    assert installation.end() == 0
+
+
+def test_the_folder_is_private(tmp_path: Path) -> None:
+    """A new or earlier folder of `up` becomes private. One that others use is refused, and keeps its rights."""
+    _make_private(tmp_path / "deep/new")
+    assert stat.S_IMODE((tmp_path / "deep/new").stat().st_mode) == 0o700
+    earlier = tmp_path / "earlier"
+    earlier.mkdir(mode=0o755)
+    for name in ("up.lock", "prefect.db", "prefect.db-wal"):
+        (earlier / name).touch(0o644)
+    _make_private(earlier)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (earlier, *sorted(earlier.glob("p*")))]
+    assert modes == [0o700, 0o600, 0o600]
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "of-others").touch()
+    with pytest.raises(ConfigurationError, match="others can look into"):
+        _make_private(shared)
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("content", ["", "custody:short", "custody:" + "ü" * 43, "somebody:" + "x" * 43])
+def test_damaged_credentials_are_made_again(tmp_path: Path, content: str) -> None:
+    """A file that does not hold credentials of ours is replaced, and never opens the server."""
+    path = tmp_path / "credentials"
+    path.write_text(content)
+    made = _credentials(path)
+    assert len(made) == len("custody:") + 43
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == (made, 0o600)
+    path.chmod(0o644)
+    assert _credentials(path) == made
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_proxies_are_not_for_this_machine() -> None:
+    """Other proxies stay, loopback goes without, and a SOCKS proxy, at which Prefect's client fails, is left out."""
+    given = {"HTTPS_PROXY": "http://proxy:1", "all_proxy": "SOCKS5h://proxy:1", "NO_PROXY": "internal"}
+    assert direct(given) == {"HTTPS_PROXY": "http://proxy:1"} | dict.fromkeys(
+        ("NO_PROXY", "no_proxy"), "internal,127.0.0.1,localhost"
+    )
+    assert direct({})["no_proxy"] == "127.0.0.1,localhost"
