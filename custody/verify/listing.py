@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import IO, Self
 
 from custody.errors import CustodyError
-from custody.findings import Findings, finding, loss_digest
+from custody.findings import FOREIGN_LIMIT, Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.protocol import ObjectInfo, Store, is_local
 
@@ -112,7 +112,9 @@ class Listing:
 
     def add(self, key: str, size: int, names: "Names") -> bool:
         """Add an object. Return False if no object of an archive can have this key."""
-        if key.startswith((layout.EVENTS, layout.QUARANTINE)):
+        if key.startswith(layout.RECORDS):
+            if layout.parse_records_key(key) is None:
+                return False
             names.list(key)
             self.stored += size
         elif manifest := layout.parse_manifest_key(key):
@@ -337,5 +339,6 @@ class Lister:
                 break
             if not self._listing.add(info.key, info.size, self._names):
                 message, digest = "no object of an archive has such a key", loss_digest(info.key, info.size)
-                listed.findings.add(finding("unlisted", message, key=info.key, sha256=digest))
+                group = "more" if len(listed.findings.kept) >= FOREIGN_LIMIT else None
+                listed.findings.add(finding("foreign", message, key=info.key, sha256=digest), group=group)
         return listed

@@ -102,14 +102,15 @@ ELSEWHERE: dict[int, list[str]] = {
 
 
 def test_the_table_is_read() -> None:
-    """The page has 61 rows, and each names findings that there are, or none."""
-    assert list(ROWS) == list(range(1, 62))
+    """The page's rows are numbered in order, and each names findings that there are, or none."""
+    assert list(ROWS) == sorted(ROWS)
+    assert len(ROWS) >= 61
     for cells in ROWS.values():
         for name in re.findall(r"`([a-z-]+)`", cells.split(" | ")[1]):
             assert name in findings.CATALOGUE or name in {"skipped", "lost"}, name
 
 
-@pytest.mark.parametrize("row", range(1, 62))
+@pytest.mark.parametrize("row", ROWS)
 def test_each_row_is_attacked(row: int) -> None:
     """A row has an attack with a name, and one that gives the finding that the row names first."""
     own = [one for one in ATTACKS if one.row == row]
