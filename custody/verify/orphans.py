@@ -204,7 +204,9 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
 def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
     """Yield a segment's lines, and check that each is an event. Members may be cut anywhere."""
     rest = b""
-    for chunk in inflate_stream(read_pieces(store, key, limits.SEGMENT_BYTES), most * (limits.EVENT_BYTES + 1)):
+    # The range in its key is only a claim.
+    limit = min(most * (limits.EVENT_BYTES + 1), limits.ORPHAN_INFLATED)
+    for chunk in inflate_stream(read_pieces(store, key, limits.SEGMENT_BYTES), limit):
         payload, newline, rest = (rest + chunk).rpartition(b"\n")
         if len(rest) > limits.EVENT_BYTES:
             raise FormatError("a line is longer than the limit of an event")
