@@ -16,6 +16,8 @@ import msgspec
 
 __all__ = ["Accepted", "Finding", "Severity"]
 
+FOREIGN_LIMIT = 1_000
+"""The most foreign objects that are shown one by one. Further ones are one finding: they crowd out no other."""
 FINDINGS_LIMIT = 100_000
 """The most findings that are kept. Further ones are only counted by severity, so that memory stays bounded."""
 
@@ -106,6 +108,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     ),
     "skipped-record": (Severity.TAMPERED, "keep Kafka's records as evidence: the writer left out a record that it got"),
     "unlisted": (Severity.TAMPERED, "find out who wrote it, then move it out of the archive"),
+    "foreign": (Severity.POLICY, "nothing of the archive: find out who put it there, then move it out"),
     "orphan": (Severity.NOTICE, "nothing: a writer stopped before its commit, or is still at work"),
     "signature": (Severity.TAMPERED, _RESTORE_MANIFEST),
     "key-unknown": (Severity.UNVERIFIABLE, _KEYS),

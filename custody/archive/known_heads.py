@@ -70,8 +70,8 @@ def parse_state(data: bytes, source: str) -> dict[str, tuple[Pin, dict[str, Head
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{source} is not a state file ({error}); restore it from a backup, because it has the known heads,"
-            " or name a new file if there is no backup"
+            f"{source} is not a state file ({str(error)[:200]}); restore it from a backup, because it has the known"
+            " heads, or name a new file if there is no backup"
         ) from None
     for archive in file.archives.values():
         for name in archive.heads:

@@ -19,6 +19,8 @@ MEMBER_BYTES: Final = BATCH_BYTES + 65_536
 """Stored bytes of a batch: deflate adds 5 bytes to every 16 KiB or more that it cannot compress."""
 SEGMENT_BYTES: Final = 256 * MIB
 """Stored bytes of a segment."""
+ORPHAN_INFLATED: Final = 1024 * MIB
+"""Inflated bytes of a segment that no manifest names. A manifest states its own."""
 
 QUARANTINE_BYTES: Final = 64 * MIB
 """Stored bytes of a quarantine object."""

@@ -25,6 +25,8 @@ HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 _WORTH_A_THREAD = 64 * 1024
 """Bytes from which on to hash beside compressing saves more than the hand-over costs."""
 _CHUNK = 1_048_576
+_LEAST_WINDOW, _MOST_WINDOW = 1024, 65_536
+"""Bytes that an inflater is given at once: first and at most."""
 _InflateError: Any = igzip_lib.error  # isal's stub gives its error no type
 
 
@@ -127,34 +129,38 @@ def inflate_stream(
     ended = 0
     header = b""
     for piece in pieces:
-        data, pending = header + piece, False
+        data, position, pending = header + piece, 0, False
         header = b""
-        while data or pending:
+        while position < len(data) or pending:
             if inflater is None:
                 if single and ended:
                     raise FormatError("bytes follow the end of the gzip member")
-                if len(data) < len(HEADER):
-                    header = data
+                if len(data) - position < len(HEADER):
+                    header = data[position:]
                     break
-                if not any_header and not data.startswith(HEADER):
+                if not any_header and not data.startswith(HEADER, position):
                     raise FormatError("a gzip member does not begin as it should (deflate, no flags, mtime 0)")
-                inflater = isal_zlib.decompressobj(wbits=31)
-            before = len(data)
+                inflater, window = isal_zlib.decompressobj(wbits=31), _LEAST_WINDOW
+            # What an inflater leaves is copied, so it gets little at once: members may be very small, or inflate a lot.
+            given = data[position : position + window]
+            window = min(2 * window, _MOST_WINDOW)
             try:
-                chunk: bytes = inflater.decompress(data, _CHUNK)
+                chunk: bytes = inflater.decompress(given, _CHUNK)
             except _InflateError as error:
                 raise FormatError(f"a gzip member is damaged: {error}") from None
             limit -= len(chunk)
             if limit < 0:
-                raise FormatError("it inflates to more than stated")
+                raise FormatError("it inflates to more than is stated or allowed")
             yield chunk
+            left = len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
+            position += len(given) - left
             if inflater.eof:
-                data, inflater, pending = inflater.unused_data, None, False
+                inflater, pending = None, False
                 ended += 1
             else:
                 # All input may be taken in while output still waits for room.
-                data, pending = inflater.unconsumed_tail, len(chunk) == _CHUNK
-                if not chunk and before and len(data) == before:
+                pending = len(chunk) == _CHUNK
+                if not chunk and given and left == len(given):
                     raise FormatError("a gzip member is damaged")
     if header or inflater is not None or not ended:
         raise FormatError("the last gzip member is cut short")

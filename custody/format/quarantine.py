@@ -69,23 +69,27 @@ def quarantine_lines(pieces: Iterator[bytes], size: int, inflated: int, *, exact
     """
     if size > limits.QUARANTINE_BYTES or inflated > limits.QUARANTINE_INFLATED:
         raise FormatError(f"{size} bytes stored and {inflated} inflated are beyond the limits: not inflated")
-    rest = b""
-    total = 0
+    held: list[bytes] = []
+    total = start = 0
     for chunk in inflate_stream(pieces, inflated, single=True):
+        held.append(chunk)
+        # A long line comes in many chunks, and is put together once.
+        if b"\n" in chunk:
+            *whole, rest = b"".join(held).split(b"\n")
+            for line in whole:
+                _check_length(len(line))
+                yield line
+            held, start = [rest], total + len(chunk) - len(rest)
         total += len(chunk)
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            _check_length(line)
-            yield line
-        _check_length(rest)
-    if rest:
+        _check_length(total - start)
+    if total > start:
         raise FormatError("the last line does not end in a newline")
     if exact and total != inflated:
         raise FormatError(f"it inflates to {total} bytes ({inflated} stated)")
 
 
-def _check_length(line: bytes) -> None:
-    if len(line) > limits.QUARANTINE_LINE:
+def _check_length(size: int) -> None:
+    if size > limits.QUARANTINE_LINE:
         raise FormatError(f"a line has more than {limits.QUARANTINE_LINE} bytes")
 
 

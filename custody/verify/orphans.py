@@ -2,7 +2,8 @@
 
 A writer that stops between its segment and its manifest leaves such an object, and the next run archives the same
 records in other segments. The object is an `orphan` if it is well formed, and each of its records is identical to the
-committed one, or no statement has a record there. Any other object is `unlisted`: somebody put it there.
+committed one, or no statement has a record there. Any other object is `unlisted`: somebody put it there. Objects whose
+keys have no form of the archive's are not here: they are `foreign` (`listing.py`).
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -91,11 +92,13 @@ class Unnamed:
                 self.findings.add(unreferred)
             return
         parsed = layout.parse_records_key(key)
-        accounts: Sequence[LogAccount | None] = (parsed and self.accounts.of(parsed.log)) or (None,)
-        newest = accounts[-1]
-        if parsed and newest is None and parsed.log in self.unread:
+        if parsed is None:
             return
-        if parsed and (newest is None or parsed.last >= (newest.next_offset or 0)) and key in self._later(parsed.log):
+        accounts: Sequence[LogAccount | None] = self.accounts.of(parsed.log) or (None,)
+        newest = accounts[-1]
+        if newest is None and parsed.log in self.unread:
+            return
+        if (newest is None or parsed.last >= (newest.next_offset or 0)) and key in self._later(parsed.log):
             return
         self._seen.add(key)
         # For each span of a log, everything outside it is a hole.
@@ -130,8 +133,8 @@ def check_unnamed(
     """
     parsed = layout.parse_records_key(key)
     if parsed is None:
-        message = "no manifest can name an object with such a key"
-        return finding("unlisted", message, key=key, sha256=_digest_if_read(store, key))
+        # It is foreign, and was reported when it was listed.
+        return None
     if account is None or not account.totals.statements:
         if account is not None and account.holes.touch(parsed.first, parsed.last):
             return None
@@ -201,7 +204,9 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
 def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
     """Yield a segment's lines, and check that each is an event. Members may be cut anywhere."""
     rest = b""
-    for chunk in inflate_stream(read_pieces(store, key, limits.SEGMENT_BYTES), most * (limits.EVENT_BYTES + 1)):
+    # The range in its key is only a claim.
+    limit = min(most * (limits.EVENT_BYTES + 1), limits.ORPHAN_INFLATED)
+    for chunk in inflate_stream(read_pieces(store, key, limits.SEGMENT_BYTES), limit):
         payload, newline, rest = (rest + chunk).rpartition(b"\n")
         if len(rest) > limits.EVENT_BYTES:
             raise FormatError("a line is longer than the limit of an event")

@@ -258,7 +258,6 @@ ATTACKS = [
         variant=True,
     ),
     attack(7, "quarantine deleted", stored(2, "quarantine"), "segment-missing", 11, "quarantine"),
-    attack(21, "no key of ours", put("events/readme.txt"), "unlisted", 13),
     attack(
         21,
         "key of another log",

@@ -66,6 +66,27 @@ def nothing(_: object) -> None:
     pass
 
 
+LITTER = (
+    ".DS_Store",
+    "events/.DS_Store",
+    "events/2026/Thumbs.db",
+    "events/2026/03/01/._x",
+    "quarantine/desktop.ini",
+    "manifests/audit/0/.nfs0001",
+    "checkpoints/audit/.directory",
+    "audits/lost+found/1",
+    "audits/objects/.x.swp",
+)
+"""What operating systems, editors and people leave in a copy."""
+
+
+def litter(scene: Any) -> None:
+    """Leave all of it, where no segment is any more."""
+    for key in LITTER:
+        put(key)(scene)
+    scene.main.segment(7).unlink()
+
+
 def segment_too(scene: Any) -> None:
     """Something else that is wrong, to see that the rest is verified."""
     scene.main.segment(7).unlink()
@@ -110,22 +131,23 @@ ATTACKS = [
     ),
     attack(31, "a listing that breaks off", nothing, "unreadable", 12, store=Halting),
     attack(40, "another order, and twice", nothing, "", 0, store=jumbled),
-    attack(40, "foreign key at the root", put("notes.txt"), "unlisted", 13, store=jumbled),
+    attack(40, "foreign key at the root", put("notes.txt"), "foreign", 10, store=jumbled),
     attack(
         40,
         "foreign key between manifests",
         put("manifests/audit/0/000000000003.json.bak"),
-        "unlisted",
-        13,
+        "foreign",
+        10,
         store=jumbled,
     ),
-    attack(40, "foreign key between segments", put("events/2026/03/01/notes.txt"), "unlisted", 13, store=jumbled),
+    attack(40, "foreign key between segments", put("events/2026/03/01/notes.txt"), "foreign", 10, store=jumbled),
+    attack(40, "foreign keys, and a deleted segment", litter, "segment-missing" + " foreign" * len(LITTER), 11),
     attack(
         40,
         "foreign keys between checkpoints and audits",
         lambda scene: (put("checkpoints/x")(scene), put("audits/x")(scene)),
-        "unlisted unlisted",
-        13,
+        "foreign foreign",
+        10,
     ),
     attack(
         40, "tables and reports", lambda scene: (put("tables/a.parquet")(scene), put("reports/b.html")(scene)), "", 0

@@ -88,6 +88,6 @@ def test_folders_that_are_no_text(tmp_path: Path, folder: bytes, *, contents: bo
     path.mkdir(parents=True)
     (path / "planted").touch()
     report = judge(growing, scope=Scope(contents=contents))
-    assert [one.finding for one in report.findings] == ["unlisted"]
+    assert [one.finding for one in report.findings] == ["foreign"]
     assert report.findings[0].key == folder.decode("utf-8", "backslashreplace") + "/planted"
-    assert report.exit_code == 13
+    assert report.exit_code == 10

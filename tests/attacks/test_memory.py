@@ -1,4 +1,4 @@
-"""Row 5 and row 39: whatever an archive holds, verification's memory stays under its limit."""
+"""Rows 5, 39 and 65 to 67: whatever an archive holds, verification's memory stays under its limit."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from tests.helpers.archives import Builder, member, sha
+from tests.helpers.archives import Builder, event, member, sha
 from tests.helpers.scene import Scene
 
 LIMIT_MIB = 300
@@ -78,6 +78,32 @@ def line_without_end(log: Builder, _: bytes) -> None:
     log.put(log.records_key("events", 100, 10**15, data), data)
 
 
+def late_search(log: Builder, _: bytes) -> None:
+    """An unnamed object of one line, whose string has no end: each of its quotes once began a search to its end."""
+    data = member(b'"' + b'\\"' * 400_000 + b"[" * 99 + b"\n")
+    log.put(log.records_key("events", 100, 110, data), data)
+
+
+def empty_members(log: Builder, _: bytes) -> None:
+    """An unnamed object of very many members that hold nothing."""
+    data = member(b"") * 200_000
+    log.put(log.records_key("events", 100, 10**15, data), data)
+
+
+def far_beyond(log: Builder, _: bytes) -> None:
+    """An unnamed object of events beyond the head, 1.3 GiB of them."""
+    line = event(1) + b"\n"
+    block = line * ((64 << 20) // len(line))
+    data = member(block) * 21
+    log.put(log.records_key("events", 10**6, 10**15, data), data)
+
+
+def far_names(log: Builder, _: bytes) -> None:
+    """Empty objects whose names have numbers as far away as a bitmap reaches."""
+    for partition in range(60):
+        log.put(f"checkpoints/x/{partition}/{(1 << 27) - 1:012}", b"")
+
+
 def many_ranges(log: Builder, _: bytes) -> None:
     """A statement whose ranges claim all offsets that there are."""
     log.append(0, edit=lambda s: s.update(next_offset=2**63 - 1, skipped=[[s["first_offset"], 2**63 - 1]]))
@@ -103,6 +129,10 @@ CASES = {
     "bomb in quarantine": (bomb_quarantine, "gzip"),
     "bomb that nothing names": (bomb_unnamed, "unlisted"),
     "line without an end": (line_without_end, "unlisted"),
+    "line that is searched late": (late_search, "unlisted"),
+    "empty members": (empty_members, "unlisted"),
+    "events far beyond the head": (far_beyond, "unlisted"),
+    "far names": (far_names, "checkpoint"),
     "all offsets skipped": (many_ranges, None),
     "many batches": (many_batches, "batch-order"),
     "100 MB of manifest": (huge_manifest, "statement"),

@@ -19,7 +19,7 @@ def by_edits(name: str, inputs: int, seed: int, folder: Path) -> int:
     from tests.fuzz.targets import targets
 
     target = targets()[name]
-    seeds = list(target.seeds)
+    seeds = [*target.seeds, *target.shaped(200)]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MIB << 20, MEMORY_MIB << 20))
     dice = random.Random(f"{seed} {name}")
     data = b""
@@ -59,7 +59,7 @@ def by_coverage(name: str, inputs: int, seed: int, folder: Path) -> NoReturn:
     from tests.fuzz.edits import apply, draw
 
     target = targets()[name]
-    seeds = list(target.seeds)
+    seeds = [*target.seeds, *target.shaped(200)]
     corpus = folder / "corpus"
     corpus.mkdir()
     for number, one in enumerate(seeds):

@@ -12,10 +12,10 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -29,18 +29,19 @@ from custody.archive.known_heads import State
 from custody.archive.prove import make_evidence
 from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import CATALOGUE, FINDINGS_LIMIT, Finding, Findings, Severity
-from custody.format import archive_file, audit, envelope, layout, lines, manifest, members
+from custody.format import archive_file, audit, envelope, events, layout, limits, lines, manifest, members
 from custody.format.manifest import Batch, QuarantineRef, SegmentRef
 from custody.format.offsets import line_of
 from custody.format.quarantine import parse_quarantined
 from custody.format.times import check_time
 from custody.keys.keyring import Keyring
 from custody.keys.trust import Trust, _witnesses, read_trust
+from custody.query import tables
 from custody.store.protocol import check_key as check_object_key
 from custody.tlog import checkpoint, merkle
 from custody.tlog.signatures import check_checkpoint as judge_checkpoint
 from custody.tlog.signatures import note_keys
-from custody.verify import acceptance, contents, orphans
+from custody.verify import acceptance, contents, listing, orphans
 from custody.verify.accounting import LogAccount
 from custody.verify.audits import AuditLog
 from custody.verify.run import verify
@@ -48,11 +49,14 @@ from custody.verify.work import Work
 from tests.fuzz.edits import Edit, apply
 from tests.helpers.archives import event, two_lines
 from tests.helpers.corpus import CASES
+from tests.helpers.growth import SHAPES
 from tests.helpers.memory import MemoryStore
 from tests.helpers.reading import anything
 from tests.helpers.scene import MAIN, PUBLIC_ID, Scene, build, private, public
 
 Check = Callable[[bytes], None]
+Frame = Callable[[bytes], bytes]
+"""Puts a shape (`tests.helpers.growth`) where a door comes to look at it."""
 
 
 class ReadOnlyStore(MemoryStore):
@@ -70,6 +74,41 @@ class Target:
     name: str
     check: Check
     seeds: Sequence[bytes]
+    framed: Sequence[Frame] = ()
+
+    @property
+    def frames(self) -> Sequence[Frame]:
+        """What is put around a shape: nothing; and a good document, for its first string, number, list and object."""
+        return self.framed or (_bare, *_within(self.seeds[0]))
+
+    def shaped(self, *sizes: int) -> Iterator[bytes]:
+        """Yield each shape in each frame, of these sizes."""
+        return (frame(make(size)) for make in SHAPES.values() for frame in self.frames for size in sizes)
+
+
+def _bare(shape: bytes) -> bytes:
+    return shape
+
+
+def _between(before: bytes, behind: bytes, shape: bytes) -> bytes:
+    return before + shape + behind
+
+
+_LISTS = (b"skipped", b"compact_range", b"passed_over", b"unreadable", b"offsets")
+_PLACES = (
+    *(rb':\s*("[^"]*")', rb":\s*([0-9]+)", rb":\s*(\[[^]]*\])", rb":\s*(\{[^}]*\})"),
+    *(rb'"%b":(\[[^]]*\])' % name for name in _LISTS),
+)
+
+
+def _within(seed: bytes) -> Iterator[Frame]:
+    """Yield frames that put a shape in the place of a value of each kind."""
+    for place in _PLACES:
+        matches = list(re.finditer(place, seed))
+        if matches:
+            # The last one is passed all others before.
+            start, end = matches[-1].span(1)
+            yield partial(_between, seed[:start], seed[end:])
 
 
 @dataclass(frozen=True)
@@ -493,6 +532,9 @@ def check_lines(payload: bytes) -> None:
     if not ended:
         rows = payload.split(b"\n")
     assert found.count == len(rows)
+    if len(rows) > limits.BATCH_EVENTS:
+        assert len(found.faults) == 1
+        return
     faults = {fault.line for fault in found.faults}
     times = []
     for number, row in enumerate(rows):
@@ -507,7 +549,35 @@ def check_lines(payload: bytes) -> None:
     assert (found.first, found.last) == (min(times, default=None), max(times, default=None))
 
 
+def check_records(data: bytes) -> None:
+    """What the writer takes for an event, the verifier takes for one; the writer never raises."""
+    values = data.split(b"\n")
+    taken = events.check(values, lines=True)
+    refused = {at for at, _ in taken.refused}
+    assert taken.events == len(values) - len(refused)
+    assert not lines.check(taken.payload).faults or not taken.events
+
+
+def check_rows(payload: bytes) -> None:
+    """Each line that is an event is a row of the tables."""
+    good_lines = [row for row in payload.split(b"\n") if row and not lines.check(row + b"\n").faults]
+    rows = tables.Rows(layout.Log("audit", 0))
+    rows.add(_work(), _segment()[1].batches[0], b"".join(row + b"\n" for row in good_lines))
+    assert rows.take().num_rows == len(good_lines)
+
+
 # --- names
+
+
+def check_keys(data: bytes) -> None:
+    """Keys in a listing, whatever they are: each is counted or foreign, and none costs more than another."""
+    listing_ = listing.Listing()
+    with listing.Names() as names:
+        for key in data.decode("utf-8", "backslashreplace").split("\n"):
+            listing_.add(key, 1, names)
+        names.unnamed()
+    for sequences in (*listing_.manifests.values(), *listing_.checkpoints.values(), listing_.audits):
+        assert len(list(sequences.filled().all())) <= 512 * 400 * (data.count(b"\n") + 1)
 
 
 def check_key(data: bytes) -> None:
@@ -685,6 +755,28 @@ def _rows(data: bytes) -> list[bytes]:
     return gzip.decompress(data).splitlines(keepends=True)
 
 
+def _behind(head: bytes) -> list[Frame]:
+    """Return frames that put a shape behind some bytes, as it is and in a gzip member."""
+    return [lambda shape: head + shape, lambda shape: head + gzip.compress(shape + b"\n", 1, mtime=0)]
+
+
+def _repacked(parts: dict[str, bytes], name: str, shape: bytes) -> bytes:
+    return evidence.pack(parts | {name: shape})
+
+
+def _in_evidence() -> Iterator[Frame]:
+    """Yield frames that put a shape in the place of one member of evidence."""
+    for whole in _evidence():
+        parts = evidence.unpack(whole)
+        for name in parts:
+            yield partial(_repacked, parts, name)
+
+
+def _in_archive(shape: bytes) -> bytes:
+    """Put a shape in the place of an object, another one for each shape."""
+    return b"\0" + (sum(shape[:9]) + len(shape) % 2).to_bytes(2, "big") + shape
+
+
 @cache
 def targets() -> dict[str, Target]:
     """Return all doors by name."""
@@ -696,7 +788,7 @@ def targets() -> dict[str, Target]:
     member = segment[: batch.size]
     quarantine, _ = _quarantine()
     rows = _rows(quarantine)
-    events = b"".join(_rows(segment))
+    event_lines = b"".join(_rows(segment))
     ring = Keyring.new(archive.scene.now)
     trust = msgspec.json.encode(
         {
@@ -748,6 +840,9 @@ def targets() -> dict[str, Target]:
     size = len(_rows(segment)).to_bytes(2, "big")
     inflated = batch.inflated.to_bytes(2, "big")
     corpus = [case.line for case in CASES]
+    start = b'{"event_type":"a","timestamp":"2026-03-01T00:00:00Z","details":'
+    of_lines: list[Frame] = [_bare, partial(_between, start, b"}\n")]
+    alone = _alone(archive.scene.main.lines[1])
     listed = [
         Target("manifest", check_manifest, manifests),
         Target("chain", check_chain, [archive.scene.main.lines[3], *archive.scene.main.lines]),
@@ -766,24 +861,38 @@ def targets() -> dict[str, Target]:
         Target("state", check_state, [state]),
         Target("report", check_report, [report]),
         Target("archive.json", check_archive_file, [archive.objects["archive.json"]]),
-        Target("member", check_member, [inflated + member]),
-        Target("stream", check_stream, [b"\xff\xff" + bytes([5]) + member, b"\xff\xff\x60" + segment]),
+        Target("member", check_member, [inflated + member], _behind(b"\xff\xff")),
+        Target(
+            "stream",
+            check_stream,
+            [b"\xff\xff" + bytes([5]) + member, b"\xff\xff\x60" + segment],
+            _behind(b"\xff\xff\x60"),
+        ),
         Target("tampered segment", check_tampered_segment, [segment]),
-        Target("forged segment", check_forged_segment, [size + member, inflated + member]),
+        Target("forged segment", check_forged_segment, [size + member, inflated + member], _behind(b"\0\3")),
         Target("batches", check_batches, [msgspec.json.encode(work.batches)]),
         Target("tampered quarantine", check_tampered_quarantine, [quarantine]),
         Target("forged quarantine", check_forged_quarantine, [b"".join(rows)]),
         Target("quarantined", check_quarantined, [row[:-1] for row in rows]),
-        Target("lines", check_lines, [events, *(one + b"\n" for one in corpus if len(one) < 4000)]),
+        Target("lines", check_lines, [event_lines, *(one + b"\n" for one in corpus if len(one) < 4000)], of_lines),
+        Target("records", check_records, [b"\n".join(corpus[:40]), *corpus[:20]], of_lines),
+        Target("rows", check_rows, [event_lines], of_lines),
         Target("key", check_key, [key.encode() for key in archive.objects]),
-        Target("orphan", check_orphan, [b"\x01\0\x0a\0\x09" + member, b"\0\0\x2d\0\x1d" + quarantine]),
-        Target("evidence", check_evidence_file, list(_evidence())),
+        Target("keys", check_keys, ["\n".join(archive.objects).encode()]),
+        Target(
+            "orphan",
+            check_orphan,
+            [b"\x01\0\x0a\0\x09" + member, b"\0\0\x2d\0\x1d" + quarantine],
+            [*_behind(b"\x01\0\x2d\xff\xff"), *_behind(b"\0\0\x2d\xff\xff")],
+        ),
+        Target("evidence", check_evidence_file, list(_evidence()), [_bare, *_in_evidence()]),
         Target(
             "forged evidence",
             check_forged_evidence,
-            [offset.to_bytes(2, "big") + _alone(archive.scene.main.lines[1]) for offset in (100, 109, 110, 123, 134)],
+            [offset.to_bytes(2, "big") + alone for offset in (100, 109, 110, 123, 134)],
+            list(_within(b"\0d" + alone)),
         ),
-        Target("archive", check_archive, _archive_seeds()),
+        Target("archive", check_archive, _archive_seeds(), [_in_archive]),
     ]
     return {one.name: one for one in listed}
 

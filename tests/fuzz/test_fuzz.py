@@ -43,6 +43,13 @@ def test_good_bytes_are_good(name: str) -> None:
         targets()[name].check(seed)
 
 
+@pytest.mark.parametrize("name", list(targets()))
+def test_shapes(name: str) -> None:
+    """The shapes that parsers take long for are a documented error or a finding too, at any size."""
+    for data in targets()[name].shaped(20, 500, 5_000):
+        targets()[name].check(data)
+
+
 def test_long_run_in_little() -> None:
     """The command of the long run works, within its bounds of memory and time, and says what it did."""
     done = subprocess.run(

@@ -168,8 +168,8 @@ def test_tampering_without_a_digest_is_refused(custody: Command, trust: Path) ->
 @pytest.mark.parametrize(
     ("key", "finding", "code"),
     [
-        ("notes.txt", "unlisted", 13),
-        ("events/notes.txt", "unlisted", 13),
+        ("notes.txt", "foreign", 10),
+        ("events/notes.txt", "foreign", 10),
         (f"events/2026/01/01/00/00/00-none-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted", 13),
         (f"events/2026/01/01/00/00/00-audit-0-{0:020}-{0:020}-{'0' * 16}.jsonl.gz", "unlisted", 13),
         ("checkpoints/audit/0/000000000007", "checkpoint", 10),

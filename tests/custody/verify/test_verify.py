@@ -8,6 +8,7 @@ import base64
 import gzip
 import json
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
 from custody.verify.accounting import LogAccount
-from custody.verify.listing import Names, Sequences
+from custody.verify.listing import Listing, Names, Sequences
 from custody.verify.report import Progress, Report
 from custody.verify.run import verify
 from tests.helpers.archives import (
@@ -536,7 +537,7 @@ ATTACKS = [
     Attack("19 the first epoch went back", second_epoch(lambda a: a.update(size=30)), ["head-rollback", "new-epoch"], 13),
     Attack("19 the first epoch gone", first_epoch_gone, ["head-rollback", "new-epoch"], 13),
     Attack("20 lost", lambda b: b.append(10, lose=7), ["offset-lost"], 11, "offsets 230 to 236"),
-    Attack("21 unlisted, no key of ours", foreign("events/readme.txt"), ["unlisted"], 13),
+    Attack("40 foreign key among the segments", foreign("events/readme.txt"), ["foreign"], 10),
     Attack("21 unlisted, another log", foreign(f"events/2026/01/01/00/00/00-x-0-{0:020}-{9:020}-{0:016}.jsonl.gz"), ["unlisted"], 13),
     Attack("21 unlisted, noise", unnamed(range(110, 112), b"noise"), ["unlisted"], 13, "not well formed"),
     Attack("21 unlisted, other digest", foreign(f"events/2026/01/01/00/00/00-audit-0-{100:020}-{101:020}-{0:016}.jsonl.gz"), ["unlisted"], 13),
@@ -597,8 +598,8 @@ ATTACKS = [
     Attack("39 a range backwards", lambda b: b.append(0, edit=put(next_offset=5)), ["statement"], 13),
     Attack("39 previous_epoch in the middle", lambda b: b.append(0, edit=put(previous_epoch={"epoch": 1, "size": 1, "root": "0" * 64})), ["statement"], 13),
     Attack("39 expired ahead of itself", lambda b: b.append(0, expired=[0, 99]), ["statement"], 13),
-    Attack("40 foreign key", foreign("manifests/notes.txt"), ["unlisted"], 13),
-    Attack("40 foreign key at the root", foreign("notes.txt"), ["unlisted"], 13),
+    Attack("40 foreign key", foreign("manifests/notes.txt"), ["foreign"], 10),
+    Attack("40 foreign key at the root", foreign("notes.txt"), ["foreign"], 10),
     Attack("40 tables and reports", tables_and_reports, [], 0),
     Attack("quarantine flipped", quarantine(lambda data: data[:-1] + b"x"), ["segment-hash"], 13),
     Attack("quarantine longer", quarantine(lambda data: data + b"x"), ["segment-size"], 13),
@@ -1065,6 +1066,27 @@ def test_sequences() -> None:
     assert held.strays == [999_999_999_999]
 
 
+def test_far_sequences_cost_no_more_than_near_ones() -> None:
+    """Memory and work grow with the objects listed, not with the numbers that somebody put into their names."""
+    far = (1 << 27) - 1
+    tracemalloc.start()
+    listing = Listing()
+    with Names() as held:
+        for number in range(200):
+            assert listing.add(f"checkpoints/x/{number}/{far:012}", 0, held)
+            assert listing.add(f"manifests/x/{number}/{far:012}.json", 0, held)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_048_576
+    sequences = next(iter(listing.manifests.values()))
+    sequences.add(3)
+    # Where a listing is not complete, holes are tried too: but not such a one.
+    assert len(list(sequences.filled().all())) <= 2 * 512
+    near = Sequences()
+    near.add(5_000)
+    assert list(near.filled().all())[:5_001] == list(range(5_001))
+
+
 def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Findings beyond the limit still decide the exit code."""
     monkeypatch.setattr("custody.findings.FINDINGS_LIMIT", 10)
@@ -1077,10 +1099,10 @@ def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only some of many foreign objects are reported one by one, and the rest are counted, so that memory is bounded."""
+    """Only some of many unnamed objects are reported one by one, and the rest are counted, so that memory is bounded."""
     monkeypatch.setattr("custody.verify.orphans._UNNAMED_LIMIT", 3)
     for number in range(5):
-        foreign(f"events/{number}")(archive)
+        foreign(f"events/2026/01/01/00/00/00-x-0-{0:020}-{9:020}-{number:016}.jsonl.gz")(archive)
     report = run(archive)
     assert names(report) == ["unlisted"] * 3
     assert report.beyond == {Severity.TAMPERED: 2}
@@ -1088,9 +1110,21 @@ def test_unnamed_objects_are_bounded(archive: Builder, monkeypatch: pytest.Monke
     assert list(report.to_dicts())[-1]["beyond"] == {"tampered": 2}
 
 
+def test_foreign_objects_crowd_out_nothing(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many foreign objects some are shown one by one, and the others are one finding, below what was changed."""
+    monkeypatch.setattr("custody.verify.listing.FOREIGN_LIMIT", 3)
+    for number in range(8):
+        foreign(f"events/{number}")(archive)
+    flip(60)(archive)
+    report = run(archive)
+    assert names(report) == ["segment-hash", *["foreign"] * 4]
+    assert sum(one.count for one in report.findings if one.finding == "foreign") == 8
+    assert report.exit_code == 13
+
+
 def test_as_json(archive: Builder) -> None:
     """`--json` gives each finding, each log, the audits' head and then the verdict, with all that the report says."""
-    foreign("events/1")(archive)
+    foreign(f"events/2026/01/01/00/00/00-x-0-{0:020}-{9:020}-{1:016}.jsonl.gz")(archive)
     report = run(archive)
     finding, *logs, audits, verdict = report.to_dicts()
     assert finding == {"kind": "finding", **report.findings[0].to_dict()}
