@@ -50,8 +50,8 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
+from tasks.drain import apart, loop, resume
 from tasks.drain import kafka as source
-from tasks.drain import loop, resume
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
 from tasks.drain.kafka import (
@@ -952,6 +952,138 @@ def test_new_partitions_and_topics(site: Site) -> None:
     assert {name: one.events for name, one in results.items()} == {f"{first}/0": 0, f"{first}/1": 4, f"{second}/0": 5}
     found = site.read()
     assert {name: log.events for name, log in found.items()} == {name: archived(some) for name, some in sent.items()}
+
+
+# --- what librdkafka does not take
+
+
+BOMB = 95_000_000
+"""Zeros that zstd makes 3 KB of, and that are too many for librdkafka."""
+
+
+def send_bombs(site: Site, topic: str, sizes: Sequence[int]) -> list[Sent]:
+    """Produce records of zeros, in one batch where they fit."""
+    producer = site.kafka.producer(
+        message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=500, compression_type="zstd"
+    )
+    return send(producer, topic, [bytes(size) for size in sizes])
+
+
+@pytest.mark.parametrize("policy", ["delete", "compact"])
+def test_records_that_inflate_beyond_the_clients_limit(site: Site, policy: str) -> None:
+    """A small record that inflates to 95 MB is quarantined by its size and SHA-256, and its partition goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"), cleanup_policy=policy)
+    producer = site.kafka.producer()
+    sent: list[Sent] = []
+    for seed in range(2):
+        sent += send(producer, topic, events(20, seed), key=b"key")
+        sent += send_bombs(site, topic, [BOMB])[:1] if policy == "delete" else []
+        if policy == "compact":
+            zstd = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type="zstd")
+            sent += send(zstd, topic, [bytes(BOMB)], key=b"bomb%d" % seed)
+    sent += send(producer, topic, events(5, 9), key=b"key")
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (45, 2, 0, 0)
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    digest = sha256(bytes(BOMB)).hexdigest()
+    omitted = [json.loads(line)["omitted"]["value"] for line in log.quarantined]
+    assert omitted == [{"size": BOMB, "sha256": digest}] * 2
+    # The last record is read again, in the same way.
+    assert only(site.drain(topic)).statements == 0
+
+
+def test_last_record_in_a_batch_beyond_the_clients_limit(site: Site) -> None:
+    """A run whose last record lies in a batch that is too large reads it apart, agrees, and goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    sent = send_bombs(site, topic, [100, BOMB, 100])
+    assert only(site.drain(topic)).quarantined == 3
+    assert only(site.drain(topic)).statements == 0
+    sent += send(site.kafka.producer(), topic, events(3))
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable) == (3, 0, 0)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_transactions_with_records_beyond_the_clients_limit(site: Site) -> None:
+    """Committed records that are too large are quarantined. Those of an aborted transaction are skipped."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    producer = site.kafka.producer(
+        transactional_id=site.kafka.unused_name("id"), message_max_bytes=1_000_000_000, compression_type="zstd"
+    )
+    producer.init_transactions(30)
+    sent: list[Sent] = []
+    for commit in (True, False, True):
+        producer.begin_transaction()
+        taken = send(producer, topic, [*events(3, 1), bytes(BOMB), *events(3, 2)])
+        if commit:
+            producer.commit_transaction(30)
+            sent += taken
+        else:
+            producer.abort_transaction(30)
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (12, 2, 0, 10)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_batches_that_no_client_can_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read apart either is admitted, batch by batch; what lies between is archived."""
+    monkeypatch.setitem(apart._CLIENT, "receive.message.max.bytes", "60000000")
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    sent = send(site.kafka.producer(), topic, events(10))
+    send_bombs(site, topic, [10, BOMB, *[10] * 9])
+    send_bombs(site, topic, [BOMB])
+    sent += send(site.kafka.producer(), topic, events(10, 2))
+    send_bombs(site, topic, [BOMB, 10])
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (20, 0, 14, 0)
+    assert result.problem is None
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert log.unreadable == [(10, 22), (32, 34)]
+    assert only(site.drain(topic)).statements == 0
+
+
+def test_a_batch_that_needs_more_memory_than_there_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies of a batch is not the end: the batch is admitted after some attempts."""
+    real = subprocess.Popen
+    begun: list[object] = []
+
+    def start(command: list[str], **more: Any) -> Any:
+        begun.append(command)
+        limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({2**29}, {2**29})); import runpy;"
+        program = (
+            limited + "resource.setrlimit = lambda *_: None; runpy.run_module('tasks.drain.apart', run_name='__main__')"
+        )
+        return real([sys.executable, "-c", program], **more)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    sent = send(site.kafka.producer(), topic, events(10))
+    send_bombs(site, topic, [3 * BOMB])
+    sent += send(site.kafka.producer(), topic, events(10, 2))
+    result = only(site.drain(topic))
+    assert (result.events, result.unreadable) == (20, 1)
+    assert len(begun) in {1, apart.ATTEMPTS}
+    assert site.read(exit_code=11)[f"{topic}/0"].events == archived(sent)
+
+
+@pytest.mark.parametrize("bombs", [(), (BOMB,)])
+def test_a_batch_damaged_on_the_brokers_disk(fragile: Site, bombs: Sequence[int]) -> None:
+    """A batch whose checksum is wrong is admitted, never called skipped, and its partition goes on."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("damaged"))
+    sent = send(fragile.kafka.producer(), topic, events(10))
+    send(fragile.kafka.producer(linger_ms=500), topic, events(7, 2))
+    send_bombs(fragile, topic, bombs)
+    sent += send(fragile.kafka.producer(), topic, events(10, 3))
+    fragile.kafka.stop()
+    fragile.kafka.damage(topic, 10)
+    fragile.kafka.start()
+    result = only(fragile.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (20, len(bombs), 7, 0)
+    log = fragile.read(exit_code=11)[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert log.unreadable == [(10, 17)]
 
 
 # --- a run in time
