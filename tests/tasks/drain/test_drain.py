@@ -13,12 +13,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -50,7 +52,7 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
-from tasks.drain import apart, loop, resume
+from tasks.drain import apart, loop, resume, signals
 from tasks.drain import kafka as source
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
@@ -69,6 +71,7 @@ from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
+from tests.servers.kms import HMAC_ARN
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
 from tests.servers.s3 import SeaweedServer
@@ -178,6 +181,21 @@ def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600, checkpoin
         open_store(str(archive)), ring.signers(datetime.now(UTC)).both, heartbeat=heartbeat, checkpoint=checkpoint
     )
     return Site(kafka, str(archive), f"file:{keyring}", kafka.unused_name("group"), S3Options(), lambda: archive)
+
+
+def make_bucket_site(kafka: KafkaServer, seaweed: SeaweedServer, folder: Path) -> Site:
+    bucket = seaweed.make_bucket()
+    options = S3Options(endpoint_url=seaweed.endpoint_url)
+    url, keyring = f"s3://{bucket}/some/archive", folder / "keyring.json"
+    ring = new_keyring(keyring, datetime.now(UTC))
+    store = open_store(url, options)
+    create_archive(store, ring.signers(datetime.now(UTC)).both)
+    store.close()
+
+    def fetch() -> Mapping[str, bytes]:
+        return read_bucket(seaweed.client(), bucket, "some/archive/")
+
+    return Site(kafka, url, f"file:{keyring}", kafka.unused_name("group"), options, fetch)
 
 
 def only(results: Mapping[str, LogResult]) -> LogResult:
@@ -1118,6 +1136,22 @@ def test_budget_and_following(site: Site) -> None:
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
+def test_a_slow_start_leaves_time_to_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose start takes longer than its time still reads, so the lag does not grow run after run."""
+    real = source.Broker.cluster
+
+    def slow(broker: source.Broker) -> str:
+        time.sleep(2.5)
+        return real(broker)
+
+    monkeypatch.setattr(source.Broker, "cluster", slow)
+    topic = site.kafka.create_topic(site.kafka.unused_name("slow"))
+    sent = send(site.kafka.producer(), topic, events(100))
+    (result,) = drain_logs(site.settings(topic), seconds=2)
+    assert (result.outcome, result.events, result.lag) == ("drained", 100, 0)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
 CHILD = """
 import json, sys
 from tasks.settings import DrainSettings, KafkaSettings, Settings
@@ -1179,6 +1213,102 @@ def test_sigterm_finishes_the_segment_in_hand(site: Site, tmp_path: Path) -> Non
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Stop servers, so that they accept connections and answer nothing."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def draining(environment: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `custody drain` for long."""
+    command = [sys.executable, "-m", "custody", "drain", "--seconds", "600"]
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, env=environment, cwd=folder, stderr=log) as child,
+    ):
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ends(child: subprocess.Popen[bytes]) -> bool:
+    """Whether a child ends within seconds after SIGTERM."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        return child.wait(signals.GRACE_SECONDS + 15) in {0, 1, 128 + signal.SIGTERM}
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def test_sigterm_while_kafka_hangs(fragile: Site, tmp_path: Path) -> None:
+    """SIGTERM ends a drain within seconds while the broker answers nothing, and the next run goes on."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("hang"))
+    sent = send(fragile.kafka.producer(), topic, events(100))
+    with draining(child_environment(fragile, topic), tmp_path) as child:
+        until(lambda: list((tmp_path / "archive").glob("events/**/*.gz")))
+        sent += send(fragile.kafka.producer(), topic, events(100, 2))
+        with frozen(fragile.kafka.pid):
+            assert ends(child)
+    only(fragile.drain(topic))
+    assert fragile.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_sigterm_while_s3_hangs(
+    kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM ends a drain within seconds while S3 answers nothing, and the next run goes on."""
+    monkeypatch.chdir(tmp_path)
+    seaweed.use(monkeypatch)
+    site = make_bucket_site(kafka, seaweed, tmp_path)
+    topic = kafka.create_topic(kafka.unused_name("hang"))
+    sent = send(kafka.producer(), topic, events(100))
+    variables = child_environment(site, topic) | {"CUSTODY_S3__ENDPOINT_URL": seaweed.endpoint_url}
+    with draining(variables, tmp_path) as child:
+        until(lambda: any(log.events for log in read_archive_records(site.fetch()).values()))
+        sent += send(kafka.producer(), topic, events(100, 2))
+        with frozen(seaweed.pid):
+            assert ends(child)
+    only(site.drain(topic))
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+@pytest.mark.parametrize("server", ["elasticsearch", "kms"])
+def test_sigterm_while_another_server_hangs(site: Site, tmp_path: Path, server: str) -> None:
+    """SIGTERM ends a drain within seconds while Elasticsearch or KMS accepts connections and answers nothing."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("hang"))
+    sent = send(site.kafka.producer(), topic, events(100))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        variables = child_environment(site, topic)
+        if server == "kms":
+            variables |= {"CUSTODY_KEYS": f"aws-kms:///{HMAC_ARN}", "AWS_ENDPOINT_URL_KMS": url}
+            variables |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
+        else:
+            variables |= {"CUSTODY_SEARCH__URL": url}
+        with draining(variables, tmp_path) as child:
+            listener.settimeout(60)
+            accepted, _ = listener.accept()
+            with accepted:
+                assert ends(child)
+    only(site.drain(topic))
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
 def test_committed_offsets_and_status(site: Site) -> None:
     """The group's offset follows the manifest, for lag monitors; the status tells heads and lag."""
     topic = site.kafka.create_topic(site.kafka.unused_name("committed"))
@@ -1227,21 +1357,7 @@ def test_into_s3(kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, mon
     """An archive in a bucket is the same as one in a folder: events, quarantine, skipped and lost."""
     monkeypatch.chdir(tmp_path)
     seaweed.use(monkeypatch)
-    bucket = seaweed.make_bucket()
-    options = S3Options(endpoint_url=seaweed.endpoint_url)
-    url, keyring = f"s3://{bucket}/some/archive", tmp_path / "keyring.json"
-    ring = new_keyring(keyring, datetime.now(UTC))
-    store = open_store(url, options)
-    create_archive(store, ring.signers(datetime.now(UTC)).both)
-    store.close()
-    site = Site(
-        kafka,
-        url,
-        f"file:{keyring}",
-        kafka.unused_name("group"),
-        options,
-        lambda: read_bucket(seaweed.client(), bucket, "some/archive/"),
-    )
+    site = make_bucket_site(kafka, seaweed, tmp_path)
     topic = kafka.create_topic(kafka.unused_name("s3"), 2)
     producer = kafka.producer()
     sent = send(producer, topic, [*events(5000), b"no event", *events(10, 2)])
