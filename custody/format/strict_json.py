@@ -1,11 +1,13 @@
 """Strict JSON: no name stands twice in an object, and nesting has a limit. The format and our own files ask for it."""
 
 import re
+from collections import Counter
 from typing import Any
 
 from custody.errors import FormatError
 
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+# A string without its end is one token too. Otherwise each quote in it would begin a search to the end of the text.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -16,8 +18,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise FormatError(f"the field {twice[:100]!r} stands twice")
     return fields
 

@@ -1,18 +1,18 @@
 """Lists an archive: which sequences exist, which objects are listed, which are named.
 
 Memory stays bounded for any size of archive: a log's sequences are a bitmap, and names of objects are digests, which go
-to temporary files when there are many.
+to a temporary file when there are many.
 """
 
 import os
-import re
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from tempfile import SpooledTemporaryFile
+from tempfile import TemporaryFile
 from typing import IO, Self
 
 from custody.errors import CustodyError
@@ -20,7 +20,12 @@ from custody.findings import Findings, finding, loss_digest
 from custody.format import layout
 from custody.store.protocol import ObjectInfo, Store, is_local
 
-_BITMAP_LIMIT = 1 << 27
+_PAGE = 512
+"""Sequences in a page of the bitmap."""
+_FULL_PAGE = (1 << _PAGE) - 1
+_HOLE_PAGES = 200
+"""Where a listing is not complete, a hole of more pages is not read through: a foreign object made it."""
+_SEQUENCE_LIMIT = 1 << 27
 _SPARSE_LIMIT = 10_000
 _LISTERS = 8
 # How many levels of folders each part has that are listed one by one: events/YYYY/MM, manifests/<log>/<partition>.
@@ -29,31 +34,32 @@ _STATEMENTS = (layout.MANIFESTS, layout.CHECKPOINTS, layout.AUDITS)
 _NO_NAMES = frozenset({"", ".", ".."})
 _BUCKETS = 64
 _BUCKET_BYTES = 131_072
-"""A larger bucket goes to a file: that is with more than a million objects."""
+"""What is more in a bucket goes to a file: that is with more than a million objects."""
 _DIGEST_BYTES = 8
-_SOME_BIT = re.compile(rb"[^\x00]")
 
 _Failed = Callable[[str, CustodyError], None]
 """Called for each folder that cannot be listed, with the error. The others are still listed."""
 
 
 class Sequences:
-    """Which sequences of a log were listed: a bitmap. They come in any order, and may repeat."""
+    """Which sequences of a log were listed: a bitmap in pages. They come in any order, and may repeat.
+
+    Memory grows with the objects that were listed, not with the numbers in their names.
+    """
 
     def __init__(self) -> None:
-        self._bits = bytearray()
+        self._pages: dict[int, int] = {}
+        self._order: list[int] = []
         self._strays: set[int] = set()
 
     def add(self, sequence: int) -> None:
         """Add a sequence."""
-        if sequence >= _BITMAP_LIMIT:
+        if sequence >= _SEQUENCE_LIMIT:
             if len(self._strays) < _SPARSE_LIMIT:
                 self._strays.add(sequence)
             return
-        byte = sequence >> 3
-        if byte >= len(self._bits):
-            self._bits.extend(bytes(max(byte + 1 - len(self._bits), min(len(self._bits), 65_536))))
-        self._bits[byte] |= 1 << (sequence & 7)
+        page, bit = divmod(sequence, _PAGE)
+        self._pages[page] = self._pages.get(page, 0) | 1 << bit
 
     @property
     def strays(self) -> list[int]:
@@ -61,10 +67,14 @@ class Sequences:
         return sorted(self._strays)
 
     def filled(self) -> "Sequences":
-        """Return all sequences up to the last one listed, and at most seven more."""
+        """Return all sequences up to the last one listed and its page's end, without those of very long holes."""
         made = Sequences()
-        made._bits = bytearray(b"\xff") * len(self._bits.rstrip(b"\0"))
         made._strays = self._strays
+        before = -1
+        for page in sorted(self._pages):
+            first = before + 1 if page - before <= _HOLE_PAGES else page
+            made._pages.update(dict.fromkeys(range(first, page + 1), _FULL_PAGE))
+            before = page
         return made
 
     def all(self) -> Iterator[int]:
@@ -77,14 +87,16 @@ class Sequences:
 
     def next(self, sequence: int) -> int | None:
         """Return the first listed sequence from `sequence` on, None if there is none."""
-        byte = sequence >> 3
-        if byte < len(self._bits) and (rest := self._bits[byte] >> (sequence & 7)):
+        page, bit = divmod(sequence, _PAGE)
+        if rest := self._pages.get(page, 0) >> bit:
             return sequence + (rest & -rest).bit_length() - 1
-        match = _SOME_BIT.search(self._bits, byte + 1)
-        if not match:
+        if len(self._order) != len(self._pages):
+            self._order = sorted(self._pages)
+        if (index := bisect_right(self._order, page)) == len(self._order):
             return None
-        value = match[0][0]
-        return (match.start() << 3) + (value & -value).bit_length() - 1
+        page = self._order[index]
+        value = self._pages[page]
+        return page * _PAGE + (value & -value).bit_length() - 1
 
 
 @dataclass(slots=True)
@@ -193,22 +205,26 @@ def _parts(store: Store, folder: str, failed: _Failed) -> Iterator[str | Sequenc
 class Names:
     """Which objects are listed, and which are named: 64-bit digests with a random key, in buckets.
 
-    Large buckets go to temporary files. The buckets are compared one by one.
+    What is more than fits in memory goes to one temporary file. Where this machine has no room for it, all stays in
+    memory: the verdict is worth more than the bound. The buckets are compared one by one.
     """
 
     def __init__(self) -> None:
         self._key = os.urandom(16)
         # One thread lists objects while another reads the statements that name them.
         self._lock = threading.Lock()
-        self._listed = [SpooledTemporaryFile(_BUCKET_BYTES) for _ in range(_BUCKETS)]  # noqa: SIM115 - see __exit__
-        self._named = [SpooledTemporaryFile(_BUCKET_BYTES) for _ in range(_BUCKETS)]  # noqa: SIM115
+        self._listed = [_Bucket() for _ in range(_BUCKETS)]
+        self._named = [_Bucket() for _ in range(_BUCKETS)]
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self._room = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for bucket in (*self._listed, *self._named):
-            bucket.close()
+        if self._file:
+            self._file.close()
 
     def list(self, key: str) -> None:
         """Add an object that was listed."""
@@ -222,23 +238,45 @@ class Names:
         """Return the digests of objects that were listed but not named."""
         unnamed: set[bytes] = set()
         for listed, named in zip(self._listed, self._named, strict=True):
-            unnamed |= _digests(listed) - _digests(named)
+            unnamed |= self._digests(listed) - self._digests(named)
         return frozenset(unnamed)
 
     def digest(self, key: str) -> bytes:
         """Return an object's digest."""
         return blake2b(key.encode(), digest_size=_DIGEST_BYTES, key=self._key).digest()
 
-    def _put(self, buckets: Sequence[IO[bytes]], key: str) -> None:
+    def _put(self, buckets: Sequence["_Bucket"], key: str) -> None:
         digest = self.digest(key)
         with self._lock:
-            buckets[digest[0] % _BUCKETS].write(digest)
+            bucket = buckets[digest[0] % _BUCKETS]
+            bucket.kept += digest
+            if len(bucket.kept) >= _BUCKET_BYTES and self._room:
+                self._spill(bucket)
+
+    def _spill(self, bucket: "_Bucket") -> None:
+        """Move a bucket's digests to the temporary file, if they can be written."""
+        try:
+            self._file = self._file or TemporaryFile(buffering=0)  # noqa: SIM115 - see __exit__
+            self._room = os.pwrite(self._file.fileno(), bucket.kept, self._end) == len(bucket.kept)
+        except OSError:
+            self._room = False
+        if self._room:
+            bucket.blocks.append((self._end, len(bucket.kept)))
+            self._end += len(bucket.kept)
+            bucket.kept.clear()
+
+    def _digests(self, bucket: "_Bucket") -> set[bytes]:
+        blocks = [os.pread(self._file.fileno(), size, start) for start, size in bucket.blocks] if self._file else []
+        data = b"".join((*blocks, bucket.kept))
+        return {data[start : start + _DIGEST_BYTES] for start in range(0, len(data), _DIGEST_BYTES)}
 
 
-def _digests(bucket: IO[bytes]) -> set[bytes]:
-    bucket.seek(0)
-    data = bucket.read()
-    return {data[start : start + _DIGEST_BYTES] for start in range(0, len(data), _DIGEST_BYTES)}
+@dataclass(slots=True)
+class _Bucket:
+    """Some of the digests: those in memory, and where in the file the others are."""
+
+    kept: bytearray = field(default_factory=bytearray)
+    blocks: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

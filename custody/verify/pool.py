@@ -55,11 +55,7 @@ class Pool:
         self._group: list[Work] = []
         self._weight = 0
         self._pending: dict[Future[list[Outcome]], list[Work]] = {}
-        # Not forked from this process: it may have threads.
-        context = multiprocessing.get_context("forkserver")
-        self._processes = (
-            ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(store,)) if workers else None
-        )
+        self._processes = _processes(workers, store) if workers else None
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +85,8 @@ class Pool:
         if self._processes is not None and made is not None:
             try:
                 self._pending[self._processes.submit(_check_in_worker, group, made)] = group
-            except BrokenProcessPool:
+            except (BrokenProcessPool, OSError):
+                # A process cannot be started: this machine may have no room for temporary files.
                 self._processes = None
             else:
                 while len(self._pending) > self._bound:
@@ -130,6 +127,16 @@ class Pool:
         if secret is None or batch.events > limits.BATCH_EVENTS:
             return None
         return leaves.salts(secret, work.archive, work.log, batch.number, batch.events)
+
+
+def _processes(workers: int, store: Store) -> ProcessPoolExecutor | None:
+    """Return worker processes, None if this machine cannot have any: no shared memory, or too few open files."""
+    # Not forked from this process: it may have threads.
+    context = multiprocessing.get_context("forkserver")
+    try:
+        return ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(store,))
+    except (OSError, ImportError, NotImplementedError):
+        return None
 
 
 def _name(work: Work, batch: Batch) -> _Name:
