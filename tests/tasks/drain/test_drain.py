@@ -1104,6 +1104,33 @@ def test_a_batch_damaged_on_the_brokers_disk(fragile: Site, bombs: Sequence[int]
     assert log.unreadable == [(10, 17)]
 
 
+@pytest.mark.parametrize(
+    ("value", "compression", "mib"),
+    [
+        (bytes(95_000_000), "zstd", 400),
+        (bytes(60_000_000), "zstd", 450),
+        (bytes(200_000_000), "gzip", 900),
+        (random.Random(7).randbytes(70_000_000), "none", 500),
+    ],
+    ids=["zstd-95", "zstd-60", "gzip-200", "none-70"],
+)
+def test_memory_while_large_records_come(site: Site, tmp_path: Path, value: bytes, compression: str, mib: int) -> None:
+    """A large record is quarantined within the stated memory: what a batch inflates to, three times, and 200 MiB."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("large"), max_message_bytes=90_000_000)
+    producer = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type=compression)
+    sent = send(producer, topic, [*events(10), value, *events(10, 2)])
+    command = [sys.executable, "-m", "custody", "drain", "--once"]
+    child = subprocess.Popen(command, env=child_environment(site, topic), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    print("PEAK", usage.ru_maxrss / 1024)
+    assert usage.ru_maxrss / 1024 < mib
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert len(log.quarantined) == 1
+
+
 # --- a run in time
 
 
