@@ -24,7 +24,7 @@ from confluent_kafka import TopicPartition as Position
 from custody.format import limits
 from custody.format.events import reason
 from tasks.drain.assemble import RecordApart, quarantine_line
-from tasks.drain.kafka import DAMAGED, PARTITION_EOF, Feed
+from tasks.drain.kafka import DAMAGED, LOG_TRUNCATION, OFFSET_OUT_OF_RANGE, PARTITION_EOF, Feed
 from tasks.drain.signals import stop_requested
 
 INFLATED_BYTES = 1024 * limits.MIB
@@ -164,6 +164,8 @@ def _read(task: _Task) -> Ended:
                 return Ended(message.offset())
             elif error.code() in DAMAGED:
                 return Ended(message.offset(), error.str())
+            elif error.code() in {OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}:
+                return Ended()
     return Ended()
 
 

@@ -289,7 +289,7 @@ class Broker:
     def disagreement(self, topic: str, partition: int, last: LastRecord) -> str | None:
         """Return how the broker's log contradicts the archive's last record; None if it does not.
 
-        It does not if retention deleted that record.
+        It does not if retention deleted that record, or if its batch cannot be decoded.
 
         Raises:
             SourceError: the broker does not answer, or says no.
@@ -303,7 +303,7 @@ class Broker:
             return contradiction(last, answer.offset(), answer.leader_epoch())
         if says_truncated(error):
             return error.str()
-        if error.code() in {PARTITION_EOF, OFFSET_OUT_OF_RANGE}:
+        if error.code() in {PARTITION_EOF, OFFSET_OUT_OF_RANGE} | DAMAGED:
             return None
         raise map_error(error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again")
 

@@ -102,8 +102,8 @@ class LogRun:
     reread: Reread | None = None
     """What must be read again and agree before new records are taken."""
     since: float = 0.0
-    heard: float = 0.0
-    """When the last record, event or error of the partition came."""
+    silent: float = 0.0
+    """Seconds of reading since the last record, event or error of the partition."""
     caught_up: bool = False
     """Whether all records that were there at the run's start have been read."""
     append: Future[None] | None = None

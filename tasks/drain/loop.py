@@ -184,7 +184,7 @@ class Intake:
                 self.read_apart(run, feed, base, attempts - 1)
                 return
             self._admit(run, refused, ended.damage)
-        run.heard = time.monotonic()
+        run.silent = 0.0
         feed.seek(run.start)
 
     def _admit(self, run: LogRun, base: int, damage: str) -> None:
@@ -265,8 +265,6 @@ class Loop:
         return [run for run in self._runs.values() if not run.stopped]
 
     def _follow(self, feed: Feed) -> None:
-        for run in self._runs.values():
-            run.heard = time.monotonic()
         while not stop_requested.is_set():
             now = time.monotonic()
             active = self._active()
@@ -275,11 +273,14 @@ class Loop:
             behind = [run for run in active if run.assembler.position < run.target or run.reread is not None]
             if self._once and not behind:
                 return
-            self._read_stalled(feed, [run for run in behind if now - run.heard > STALL_SECONDS])
+            self._read_stalled(feed, [run for run in behind if run.silent > STALL_SECONDS])
+            begun = time.monotonic()
             records, others = self._read(feed)
+            for run in behind:
+                run.silent += time.monotonic() - begun
             for topic_partition, messages in records.items():
                 run = self._runs[topic_partition]
-                run.heard = now
+                run.silent = 0.0
                 if not run.stopped:
                     self._guard(run, feed, self._intake.receive, messages, feed)
             for message in others:
@@ -295,6 +296,7 @@ class Loop:
                 for other in stalled:
                     if not other.stopped:
                         self._fail(other, _stalled(other), feed)
+                return
 
     def _read(self, feed: Feed) -> tuple[dict[TopicPartition, list[Received]], list[Received]]:
         """Read once, and return the records by partition, and the events and errors."""
@@ -320,7 +322,7 @@ class Loop:
         if run is not None and run.stopped:
             return
         if run is not None:
-            run.heard = time.monotonic()
+            run.silent = 0.0
         if run is not None and error.code() == PARTITION_EOF:
             self._guard(run, feed, self._intake.reach_end, message.offset())
         elif run is not None and error.code() in {OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}:
