@@ -982,7 +982,7 @@ BOMB = 95_000_000
 def send_bombs(site: Site, topic: str, sizes: Sequence[int]) -> list[Sent]:
     """Produce records of zeros, in one batch where they fit."""
     producer = site.kafka.producer(
-        message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=500, compression_type="zstd"
+        message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=30_000, compression_type="zstd"
     )
     return send(producer, topic, [bytes(size) for size in sizes])
 
