@@ -18,7 +18,7 @@ from flows.publish import emit, publish_table
 from flows.runners import run_parallel
 from tasks.drain.log_run import LogResult
 from tasks.drain.run import find_partitions
-from tasks.drain.signals import stop_on_signals
+from tasks.drain.signals import GRACE_SECONDS, stop_on_signals
 from tasks.drain.task import drain_share
 from tasks.settings import Settings
 
@@ -56,7 +56,7 @@ def _run(once: bool, seconds: float | None) -> RunReport:
     begin, partitions, workers = time.monotonic(), find_partitions(settings), settings.drain.workers
     shares = [partitions[start::workers] for start in range(min(workers, len(partitions)))]
     arguments = [(share, once, seconds) for share in shares]
-    with stop_on_signals():
+    with stop_on_signals(grace=GRACE_SECONDS):
         if len(shares) > 1:
             done = run_parallel(drain_share, arguments, settings.drain.task_runner, workers)
         else:
@@ -74,7 +74,8 @@ def _conclude(report: RunReport) -> State[Any]:
     summary = (
         f"{events:,} events of {len(results)} logs archived,"
         f" {sum(result.quarantined for result in results):,} records quarantined,"
-        f" {sum(result.lost for result in results):,} offsets lost; lag {lag:,}."
+        f" {sum(result.lost for result in results):,} offsets lost,"
+        f" {sum(result.unreadable for result in results):,} unreadable; lag {lag:,}."
     )
     worst_first = sorted(results, key=lambda result: (result.outcome == "drained", -(result.lag or 0), result.log))
     indexed = {result.log: result for result in report.indexed}
@@ -83,6 +84,8 @@ def _conclude(report: RunReport) -> State[Any]:
     for result in results:
         if result.hanging is not None:
             emit("custody.log.hanging-transaction", f"log.{result.log}", seconds=result.hanging, lag=result.lag)
+        if result.unreadable:
+            emit("custody.log.unreadable", f"log.{result.log}", offsets=result.unreadable)
     clock = max((result.clock or 0.0 for result in results), key=abs, default=0.0)
     if clock:
         emit("custody.clock.wrong", "drain", seconds=clock)

@@ -70,7 +70,8 @@ def drain(
 ) -> None:
     """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
-    with _import("tasks.drain.signals").stop_on_signals(signal.SIGTERM, signal.SIGINT):
+    signals = _import("tasks.drain.signals")
+    with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT, grace=signals.GRACE_SECONDS):
         results, indexed = _import("tasks.drain.run").drain_and_index(settings, once=once, seconds=seconds)
     if results:
         render.console().print(_import("flows.summaries").drain_table(results))

@@ -78,6 +78,7 @@ class Appends:
         result.quarantined += statement.quarantine.records if statement.quarantine else 0
         result.skipped += sum(stop - start for start, stop in statement.skipped)
         result.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
+        result.unreadable += sum(span.to - span.from_ for span in statement.unreadable)
         result.segments += statement.segment is not None
         result.statements += 1
         result.bytes_in += sum(batch.inflated for batch in statement.batches)

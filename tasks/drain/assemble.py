@@ -3,15 +3,16 @@
 Rules of the state machine. `position` is the first offset that is not accounted for.
 
 1. `add` takes records at consecutive offsets from `position` on. Offsets without a record must be accounted for first,
-   by `skip` or `lose`. Otherwise the records are refused, because nothing may be dropped.
+   by `skip`, `admit` or `lose`. Otherwise the records are refused, because nothing may be dropped.
 2. Records are checked at once and not kept: their keys and headers may be large, and are not counted as held.
    Events are collected until they fill a batch. A batch ends at `batch_events` events or at `CUT_BYTES`, whichever
    comes first, and is compressed at once to save memory.
 3. A record that is not a valid event goes to quarantine with its reason, and keeps its offset. If it is too large, its
    largest parts are left out, and their size and SHA-256 are kept.
 4. `skip` notes offsets that have no record for a read-committed consumer.
-5. `lose` notes offsets that the broker deleted. A statement begins with them, so earlier offsets must be cut first.
-6. `cut` closes the open batch and returns the entry from the last cut to `position`.
+5. `admit` notes offsets of a batch that no client can decode.
+6. `lose` notes offsets that the broker deleted. A statement begins with them, so earlier offsets must be cut first.
+7. `cut` closes the open batch and returns the entry from the last cut to `position`.
 
 Memory is bounded: `full` asks for a cut at `segment_bytes` of JSONL, and before any limit of the format is reached.
 """
@@ -23,11 +24,13 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Literal, Protocol
 
+import msgspec
+
 from custody.archive.writer import Entry
 from custody.format import limits, members
 from custody.format.events import Checked, check, join
 from custody.format.leaves import LeafMaker, OpenLeaves
-from custody.format.manifest import Batch, KafkaTime
+from custody.format.manifest import Batch, KafkaTime, Unreadable
 from custody.format.quarantine import encode_quarantined
 from custody.format.times import format_us
 from tasks.drain.tuning import has_all_names
@@ -74,6 +77,39 @@ class Record(Protocol):
         """The leader epoch in which it was written; None or -1 if the broker names none."""
 
 
+class RecordApart(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """A record that was read in another process. Unless it is an event, value, key and headers are in `line` alone."""
+
+    at: int
+    stamp: tuple[int, int]
+    epoch: int | None
+    content: bytes | None
+    line: bytes | None
+    """Its line in a quarantine object."""
+
+    def offset(self) -> int:
+        """Its offset."""
+        return self.at
+
+    def value(self) -> bytes | None:
+        """The event; None for any other record."""
+        return self.content
+
+    def key(self) -> None:
+        """None: a record with a key that is kept has a line."""
+
+    def headers(self) -> None:
+        """None, as the key."""
+
+    def timestamp(self) -> tuple[int, int]:
+        """The kind of its time, and the time in ms since 1970."""
+        return self.stamp
+
+    def leader_epoch(self) -> int | None:
+        """The leader epoch in which it was written."""
+        return self.epoch
+
+
 class Assembler:
     """Collects what one log received since the last cut."""
 
@@ -112,6 +148,7 @@ class Assembler:
         self._start = self.position
         self._lost: tuple[int, int] | None = None
         self._skipped: Ranges = []
+        self._unreadable: list[Unreadable] = []
         self._first_record: Record | None = None
         self._last_record = 0
         self._leader_epoch: int | None = None
@@ -141,8 +178,8 @@ class Assembler:
 
     @property
     def has_records(self) -> bool:
-        """Whether there are records or lost offsets, which should be written before the run ends."""
-        return self._first_record is not None or self._lost is not None
+        """Whether there are records, lost or unreadable offsets, which should be written before the run ends."""
+        return self._first_record is not None or self._lost is not None or bool(self._unreadable)
 
     @property
     def held_bytes(self) -> int:
@@ -158,6 +195,7 @@ class Assembler:
             or self._quarantine_bytes >= CUT_QUARANTINE_BYTES
             or len(self._skipped) >= RANGES
             or len(self._quarantined) >= RANGES
+            or len(self._unreadable) >= limits.UNREADABLE_RANGES
         )
 
     def add(self, records: Sequence[Record]) -> int:
@@ -187,6 +225,16 @@ class Assembler:
         _merge(self._skipped, self.position, to)
         self.position = to
 
+    def admit(self, to: int, error: str) -> None:
+        """Note that the broker holds the offsets from `position` to `to`, and that no client can decode them."""
+        error = error.encode("ascii", "replace")[: limits.UNREADABLE_ERROR].decode()
+        last = self._unreadable[-1] if self._unreadable else None
+        if last is not None and (last.to, last.error) == (self.position, error):
+            self._unreadable[-1] = Unreadable(last.from_, to, error)
+        else:
+            self._unreadable.append(Unreadable(self.position, to, error))
+        self.position = to
+
     def lose(self, to: int) -> None:
         """Note that the broker deleted the records from `position` to `to`. Allowed only right after a cut."""
         if not self.is_empty:
@@ -206,6 +254,7 @@ class Assembler:
             next_offset=self.position,
             skipped=self._skipped,
             lost=self._lost,
+            unreadable=self._unreadable,
             members=self._members,
             batches=self._batches,
             types=self._types,
@@ -330,6 +379,8 @@ def quarantine_line(record: Record, value: bytes | None, reason: str) -> bytes:
         value: its value.
         reason: why it is no event.
     """
+    if isinstance(record, RecordApart) and record.line is not None:
+        return record.line
     kind, stamp = record.timestamp()
     reason = reason[:REASON_CHARACTERS]
     try:

@@ -31,6 +31,7 @@ class LogResult:
         quarantined: records put into quarantine.
         skipped: offsets without a record for a read-committed consumer.
         lost: offsets that the broker had deleted before they were read.
+        unreadable: offsets that the broker holds, and that no client could decode.
         segments: segments written.
         statements: statements written.
         bytes_in: bytes of JSONL.
@@ -50,6 +51,7 @@ class LogResult:
     quarantined: int = 0
     skipped: int = 0
     lost: int = 0
+    unreadable: int = 0
     segments: int = 0
     statements: int = 0
     bytes_in: int = 0
@@ -102,6 +104,8 @@ class LogRun:
     reread: Reread | None = None
     """What must be read again and agree before new records are taken."""
     since: float = 0.0
+    silent: float = 0.0
+    """Seconds of reading since the last record, event or error of the partition."""
     caught_up: bool = False
     """Whether all records that were there at the run's start have been read."""
     append: Future[None] | None = None

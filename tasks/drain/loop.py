@@ -6,7 +6,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
@@ -17,14 +17,16 @@ from custody.errors import CustodyError, SourceRefused, TransientSourceError
 from custody.format.manifest import LastRecord
 from custody.format.times import kafka_moment, parse_time
 from custody.store.protocol import Store
+from tasks.drain.apart import ATTEMPTS, Apart
+from tasks.drain.apart import SECONDS as APART_SECONDS
 from tasks.drain.appends import HELD_BYTES, Appends
+from tasks.drain.assemble import Record
 from tasks.drain.context import Context
 from tasks.drain.kafka import (
     DAMAGED,
     LOG_TRUNCATION,
     OFFSET_OUT_OF_RANGE,
     PARTITION_EOF,
-    Broker,
     Feed,
     Received,
     contradiction,
@@ -46,7 +48,7 @@ READ_SECONDS = 0.1
 CLOCK_SECONDS = 300
 """A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 STALL_SECONDS = 30
-"""A run with `once` gives up after this time without a record."""
+"""A log that is behind is read apart after this time without a record; if that gives none, the run gives it up."""
 REREAD_OFFSETS = 10_000
 """Offsets after the archive's last record that are read again, to check that they still have no records."""
 
@@ -56,10 +58,11 @@ logger = logging.getLogger(__name__)
 class Intake:
     """Passes records to each log's assembler, and appends full segments."""
 
-    def __init__(self, broker: Broker, appends: Appends) -> None:
-        self._broker, self._appends = broker, appends
+    def __init__(self, context: Context, appends: Appends) -> None:
+        self._broker, self._appends = context.broker, appends
+        self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
 
-    def receive(self, run: LogRun, messages: list[Received], feed: Feed) -> None:
+    def receive(self, run: LogRun, messages: Sequence[Record], feed: Feed) -> None:
         """Receive records of one log. Records that the archive has already are compared with it first."""
         if run.reread is not None:
             messages = self._compare(run, run.reread, messages, feed)
@@ -68,7 +71,7 @@ class Intake:
             run.last = LastRecord(offset, leader_epoch) if leader_epoch is not None and leader_epoch >= 0 else None
             self._take(run, messages)
 
-    def _compare(self, run: LogRun, reread: Reread, messages: list[Received], feed: Feed) -> list[Received]:
+    def _compare(self, run: LogRun, reread: Reread, messages: Sequence[Record], feed: Feed) -> Sequence[Record]:
         """Compare records with the archive's end, and return those after it.
 
         Raises:
@@ -98,7 +101,7 @@ class Intake:
                     return []
         return []
 
-    def _take(self, run: LogRun, messages: list[Received]) -> None:
+    def _take(self, run: LogRun, messages: Sequence[Record]) -> None:
         """Pass records to the assembler, and account for every gap before and between them."""
         assembler = run.assembler
         first, last = messages[0].offset(), messages[-1].offset()
@@ -122,7 +125,7 @@ class Intake:
             self._add(run, messages[:joined])
             messages = messages[joined:]
 
-    def _add(self, run: LogRun, messages: list[Received]) -> None:
+    def _add(self, run: LogRun, messages: Sequence[Record]) -> None:
         while messages:
             if not run.assembler.has_records:
                 run.since = time.monotonic()
@@ -145,12 +148,75 @@ class Intake:
 
     def reach_end(self, run: LogRun, offset: int) -> None:
         """Account for the offsets between the last record and the end: transaction markers and aborted records."""
-        if run.reread is not None:
-            if run.reread.suspect is not None and not run.reread.agrees:
-                raise truncated(run.writer.log, run.reread.suspect)
-            run.reread = None
+        self._forget_reread(run)
         if offset > run.assembler.position:
             self._account(run, offset, self._broker.bounds(*run.topic_partition).start)
+
+    def _forget_reread(self, run: LogRun) -> None:
+        """Compare no more with the archive's end. Raise LogChanged if a truncation was reported, and not disproved."""
+        if run.reread is not None and run.reread.suspect is not None and not run.reread.agrees:
+            raise truncated(run.writer.log, run.reread.suspect)
+        run.reread = None
+
+    def read_apart(self, run: LogRun, feed: Feed, base: int | None, attempts: int = ATTEMPTS) -> None:
+        """Read in a process of its own what librdkafka refuses in this one. Admit what cannot be read there either.
+
+        Args:
+            run: the log.
+            feed: seeks behind what was read or admitted.
+            base: the first offset of the batch that was refused; None if it is not known.
+            attempts: processes that may die of it.
+
+        Raises:
+            TransientSourceError: no record came, and no reason why.
+            LogChanged: the records contradict the archive's end.
+        """
+        before = run.assembler.position, run.reread
+        logger.warning("%s: a process of its own reads on from offset %d", run.result.log, run.start.offset)
+        with Apart(*self._kafka, run.start) as apart:
+            for records in apart.read():
+                self.receive(run, records, feed)
+        ended = apart.ended
+        if ended is not None and ended.damage is None and ended.offset is not None:
+            self.reach_end(run, ended.offset)
+        if before == (run.assembler.position, run.reread) and not stop_requested.is_set():
+            refused = base if ended is None or ended.offset is None else ended.offset
+            if ended is None or ended.damage is None or refused is None:
+                raise _stalled(run) if base is None else _not_read(run, base)
+            if ended.offset is None and attempts > 1:
+                self.read_apart(run, feed, base, attempts - 1)
+                return
+            self._admit(run, refused, ended.damage)
+        run.silent = 0.0
+        feed.seek(run.start)
+
+    def _admit(self, run: LogRun, base: int, damage: str) -> None:
+        """Account for a batch that cannot be read: its offsets are admitted in a signed statement.
+
+        Raises:
+            TransientSourceError: now it can be read.
+            LogChanged: the partition seems to be truncated.
+        """
+        self._forget_reread(run)
+        begin = max(base, run.assembler.position)
+        after = self._broker.after_batch(*run.topic_partition, base, begin)
+        if base > run.assembler.position:
+            self._account(run, base, self._broker.bounds(*run.topic_partition).start)
+        if after > run.assembler.position:
+            if not run.assembler.has_records:
+                run.since = time.monotonic()
+            run.assembler.admit(after, damage)
+            logger.error(
+                "%s: no client can decode the records at offsets %d to %d, and a signed statement says so: %s. Look at"
+                " the broker's disk and at who wrote them.",
+                *(run.result.log, begin, after - 1, damage),
+            )
+            if run.assembler.full:
+                self._appends.cut(run)
+        elif after == base:
+            raise TransientSourceError(
+                f"{run.result.log}: the batch at offset {base} is readable now, and was not: {damage}"
+            )
 
     def resume(self, run: LogRun, feed: Feed, suspect: str | None) -> None:
         """Seek after librdkafka gave up a position, because retention deleted it or the partition was truncated."""
@@ -179,7 +245,7 @@ class Loop:
         self._once = once
         self._deadline = deadline
         self._appends = appends
-        self._intake = Intake(context.broker, appends)
+        self._intake = Intake(context, appends)
         self._runs = {run.topic_partition: run for run in runs}
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
         # With one topic the partition alone is the key, which saves a call for each record.
@@ -211,36 +277,45 @@ class Loop:
         return [run for run in self._runs.values() if not run.stopped]
 
     def _follow(self, feed: Feed) -> None:
-        last_record = time.monotonic()
         while not stop_requested.is_set():
             now = time.monotonic()
             active = self._active()
             if not active or now >= self._deadline:
                 return
-            if self._once:
-                behind = [run for run in active if run.assembler.position < run.target or run.reread is not None]
-                if not behind:
-                    return
-                if now - last_record > STALL_SECONDS:
-                    for run in behind:
-                        self._fail(run, _stalled(run), feed)
-                    return
+            behind = [run for run in active if run.assembler.position < run.target or run.reread is not None]
+            if self._once and not behind:
+                return
+            self._read_stalled(feed, [run for run in behind if run.silent > STALL_SECONDS])
+            begun = time.monotonic()
             records, others = self._read(feed)
-            if records or others:
-                last_record = now
+            for run in behind:
+                run.silent += time.monotonic() - begun
             for topic_partition, messages in records.items():
                 run = self._runs[topic_partition]
+                run.silent = 0.0
                 if not run.stopped:
                     self._guard(run, feed, self._intake.receive, messages, feed)
             for message in others:
                 self._handle(message, feed)
             self._cut_what_is_due(feed, now)
 
+    def _read_stalled(self, feed: Feed, stalled: list[LogRun]) -> None:
+        """Read apart where nothing came for long: for a batch above its limit librdkafka only drops the connection."""
+        for run in stalled:
+            self._guard(run, feed, self._intake.read_apart, feed, None)
+            if run.stopped:
+                # The broker is silent: do not wait as long for each of the others.
+                for other in stalled:
+                    if not other.stopped:
+                        self._fail(other, _stalled(other), feed)
+                return
+
     def _read(self, feed: Feed) -> tuple[dict[TopicPartition, list[Received]], list[Received]]:
         """Read once, and return the records by partition, and the events and errors."""
         messages = feed.read(READ_RECORDS, READ_SECONDS)
         others: list[Received] = []
         if any(map(error_of, messages)):
+            messages = list(_up_to_damage(messages))
             others = [message for message in messages if message.error() is not None]
             messages = [message for message in messages if message.error() is None]
         records: dict[TopicPartition, list[Received]] = defaultdict(list)
@@ -258,12 +333,15 @@ class Loop:
         run = self._runs.get((message.topic(), message.partition()))
         if run is not None and run.stopped:
             return
+        if run is not None:
+            run.silent = 0.0
         if run is not None and error.code() == PARTITION_EOF:
             self._guard(run, feed, self._intake.reach_end, message.offset())
         elif run is not None and error.code() in {OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}:
             self._guard(run, feed, self._intake.resume, feed, error.str() if says_truncated(error) else None)
         elif run is not None and error.code() in DAMAGED:
-            self._fail(run, SourceRefused(f"{run.result.log}: the broker gives a damaged batch: {error.str()}"), feed)
+            logger.warning("%s: librdkafka does not take a batch: %s", run.result.log, error.str())
+            self._guard(run, feed, self._intake.read_apart, feed, message.offset())
         else:
             mapped = map_error(error, run.result.log if run else "Kafka")
             if isinstance(mapped, SourceRefused):
@@ -341,6 +419,17 @@ class Loop:
                 )
 
 
+def _up_to_damage(messages: Iterable[Received]) -> Iterator[Received]:
+    """Yield messages, but of no partition what follows a damaged batch. Its offsets would count as skipped."""
+    damaged = set()
+    for message in messages:
+        topic_partition, error = _topic_partition_of(message), message.error()
+        if topic_partition not in damaged:
+            yield message
+        if error is not None and error.code() in DAMAGED:
+            damaged.add(topic_partition)
+
+
 def _topic_partition_of(message: Received) -> TopicPartition:
     return message.topic(), message.partition()
 
@@ -359,6 +448,13 @@ def _clock_error(store: Store, run: LogRun) -> float | None:
     ahead = store.capabilities.clock.ahead() if store.capabilities.clock else None
     worst = max([*differences, ahead or timedelta(0)], key=abs).total_seconds()
     return worst if abs(worst) > CLOCK_SECONDS else None
+
+
+def _not_read(run: LogRun, base: int) -> TransientSourceError:
+    return TransientSourceError(
+        f"{run.result.log}: the batch at offset {base} is too large for librdkafka, or damaged, and a process of its"
+        f" own could not read it in {APART_SECONDS} s; the next run tries again. Give the machine more memory or time."
+    )
 
 
 def _stalled(run: LogRun) -> TransientSourceError:

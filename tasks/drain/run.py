@@ -35,6 +35,10 @@ from tasks.settings import Settings
 if TYPE_CHECKING:
     from tasks.search.index import IndexResult
 
+READING_SECONDS = 10.0
+"""How long a run reads at least, however long it took to open its logs: otherwise each run on a busy machine would end
+before it reads, while the lag grows."""
+
 
 def find_partitions(settings: Settings) -> list[TopicPartition]:
     """Return the partitions of the topics in the settings. A named topic that does not exist counts as partition 0.
@@ -67,7 +71,8 @@ def drain_logs(
         settings: the settings.
         partitions: the partitions; all that the settings name if None.
         once: end when each log has reached the last stable offset that it had at the start.
-        seconds: end after this time. If None, the setting `drain.seconds`, or no limit with `once`.
+        seconds: end after this time, but read for `READING_SECONDS`, or for this time if it is less. If None, the
+            setting `drain.seconds`, or no limit with `once`.
         sealed: called with a log after it got a new statement.
 
     Returns:
@@ -80,11 +85,13 @@ def drain_logs(
     """
     if seconds is None and not once:
         seconds = settings.drain.seconds
-    deadline = time.monotonic() + seconds if seconds is not None else float("inf")
+    seconds = float("inf") if seconds is None else seconds
+    deadline = time.monotonic() + seconds
     with ExitStack() as stack:
         context = open_context(settings, stack)
         runs, results = open_logs(context, find_partitions(settings) if partitions is None else partitions)
         if runs:
+            deadline = max(deadline, time.monotonic() + min(seconds, READING_SECONDS))
             appends = Appends(context, runs, sealed)
             Loop(context, runs, appends, once=once, deadline=deadline).run()
             put_checkpoints(context, runs, once=once)

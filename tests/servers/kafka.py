@@ -238,6 +238,18 @@ class KafkaServer:
                 path.unlink()
         (data / ".kafka_cleanshutdown").unlink(missing_ok=True)
 
+    def damage(self, name: str, offset: int, partition: int = 0) -> None:
+        """Change the last byte of the batch that begins at an offset, as a bad disk does: while stopped."""
+        (log,) = (self.folder / "data" / f"{name}-{partition}").glob("*.log")
+        content, end = bytearray(log.read_bytes()), 0
+        while True:
+            base, size = struct.unpack_from(">qi", content, end)
+            end += _BATCH_HEAD + size
+            if base == offset:
+                break
+        content[end - 1] ^= 0xFF
+        log.write_bytes(content)
+
     def watermarks(self, name: str, partition: int = 0) -> tuple[int, int]:
         """Return a partition's first offset and the read-uncommitted end."""
         consumer = Consumer(

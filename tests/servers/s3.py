@@ -116,6 +116,13 @@ class _Server:
                 raise RuntimeError(f"{type(self).__name__} did not start; the end of its log:\n{tail}")
             time.sleep(0.1)
 
+    @property
+    def pid(self) -> int:
+        """The process, while it runs."""
+        if self._process is None:
+            raise RuntimeError(f"this {type(self).__name__} does not run")
+        return self._process.pid
+
     def kill(self) -> None:
         """Kill the process and its children as kill -9 does."""
         if self._process is None:

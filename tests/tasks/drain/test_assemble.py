@@ -3,8 +3,9 @@
 import base64
 import json
 import tempfile
+import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -47,7 +48,15 @@ from custody.store.open import open_store
 from custody.verify.run import verify
 from flows.operate.sample import sample_events
 from tasks.drain import assemble
-from tasks.drain.assemble import TIME_APPEND, TIME_CREATE, TIME_NOT_AVAILABLE, Assembler
+from tasks.drain.assemble import (
+    TIME_APPEND,
+    TIME_CREATE,
+    TIME_NOT_AVAILABLE,
+    Assembler,
+    RecordApart,
+    quarantine_line,
+)
+from tasks.drain.tuning import rare_collections
 from tests.helpers.archives import leaves_hash
 from tests.helpers.corpus import at, sized
 
@@ -104,6 +113,7 @@ class Model:
     position: int
     records: list[Record] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
+    unreadable: set[int] = field(default_factory=set)
     lost: tuple[int, int] | None = None
     batch: int = 0
     """The number of the first batch."""
@@ -131,6 +141,7 @@ def judge(entry: Entry, model: Model, batch_events: int) -> None:
     assert (entry.first_offset, entry.next_offset) == (model.start, model.position)
     assert list(entry.skipped) == spans(sorted(model.skipped))
     assert entry.lost == model.lost
+    assert [offset for span in entry.unreadable for offset in range(span.from_, span.to)] == sorted(model.unreadable)
     assert list(entry.quarantined) == spans([record.at for record in bad])
     check_ranges("skipped", list(entry.skipped))
     check_ranges("quarantined", list(entry.quarantined))
@@ -246,6 +257,13 @@ stamps = st.one_of(
 headers = st.none() | st.lists(st.tuples(st.text(max_size=5), st.none() | st.binary(max_size=5)), max_size=3)
 
 
+def as_read_apart(record: Record) -> RecordApart:
+    """Return a record as the process hands it back that reads apart."""
+    problem = reason(record.content)
+    line = None if problem is None else quarantine_line(record, record.content, problem)
+    return RecordApart(record.at, record.stamp, record.epoch, None if line else record.content, line)
+
+
 class Machine(RuleBasedStateMachine):
     """Adds, skips, losses and cuts in any order, with so small limits of quarantine that they are met.
 
@@ -295,16 +313,21 @@ class Machine(RuleBasedStateMachine):
             max_size=30,
         ),
         epoch=st.sampled_from([None, -1, 0, 1]),
+        apart=st.booleans(),
     )
     def add(
-        self, values: list[tuple[bytes | None, tuple[int, int], bytes | None, Headers | None]], epoch: int | None
+        self,
+        values: list[tuple[bytes | None, tuple[int, int], bytes | None, Headers | None]],
+        epoch: int | None,
+        *,
+        apart: bool,
     ) -> None:
         # A leader's epoch grows, or the broker does not say it.
         self.leader += epoch if epoch in {0, 1} else 0
         leader = epoch if epoch in {None, -1} else self.leader
         records = [Record(self.model.position + place, *value, epoch=leader) for place, value in enumerate(values)]
         full = self.assembler.full
-        taken = self.assembler.add(records)
+        taken = self.assembler.add(list(map(as_read_apart, records)) if apart else records)
         assert 1 <= taken <= len(records)
         if taken < len(records):
             assert self.assembler.full
@@ -316,6 +339,12 @@ class Machine(RuleBasedStateMachine):
     def skip(self, count: int) -> None:
         self.assembler.skip(self.model.position + count)
         self.model.skipped |= set(range(self.model.position, self.model.position + count))
+        self.model.position += count
+
+    @rule(count=st.integers(1, 5), error=st.text() | st.just("é" * 300))
+    def admit(self, count: int, error: str) -> None:
+        self.assembler.admit(self.model.position + count, error)
+        self.model.unreadable |= set(range(self.model.position, self.model.position + count))
         self.model.position += count
 
     @precondition(lambda self: self.model.start == self.model.position)
@@ -350,7 +379,7 @@ class Machine(RuleBasedStateMachine):
     def tells_where_it_is(self) -> None:
         assert self.assembler.position == self.model.position
         assert self.assembler.is_empty is (self.model.position == self.model.start)
-        assert self.assembler.has_records is bool(self.model.records or self.model.lost)
+        assert self.assembler.has_records is bool(self.model.records or self.model.lost or self.model.unreadable)
         size = sum(len(one.content or b"") + 1 for one in self.model.records if reason(one.content) is None)
         aside = sum(quarantine_size(one) for one in self.model.records if reason(one.content) is not None)
         assert self.assembler.full is (size >= 20_000 or aside >= QUARANTINE_BYTES)
@@ -465,6 +494,124 @@ def test_more_quarantine_than_fits(step: int) -> None:
     assert sum(batch.events for entry in entries for batch in entry.batches) == 34
     assert [entry.first_offset for entry in entries[1:]] == [entry.next_offset for entry in entries[:-1]]
     assert all(entry.quarantine_inflated <= assemble.CUT_QUARANTINE_BYTES + 2 * len(value) for entry in entries)
+
+
+# --- what a producer chooses costs time and memory in proportion to its size
+
+
+EVENT = GOOD[next(place for place, value in enumerate(GOOD) if b'"query_executed"' in value)]
+
+
+def with_field(name: str, value: str) -> bytes:
+    """Return an event with a field's JSON replaced, or added at the end."""
+    fields = {key: json.dumps(old) for key, old in json.loads(EVENT).items()} | {name: value}
+    return ("{" + ",".join(f'"{key}":{text}' for key, text in fields.items()) + "}").encode()
+
+
+VALUES: dict[str, Callable[[int], bytes]] = {
+    "string without end": lambda size: b'"' + b'\\"' * (size // 2),
+    "string without end, then openers": lambda size: b'"' + b'\\"' * (size // 2) + b"[" * 99,
+    "openers, then a string without end": lambda size: b"[" * 99 + b'"' + b'\\"' * (size // 2) + b"\\",
+    "backslashes": lambda size: b'{"a":"' + b"\\" * size,
+    "quotes and openers": lambda size: b'"' * size + b"[" * 99,
+    "arrays": lambda size: b"[" * size,
+    "objects": lambda size: b'{"a":' * (size // 5),
+    "zeros": bytes,
+    "blanks": lambda size: b" " * size,
+    "byte order marks": lambda size: b"\xef\xbb\xbf" * (size // 3),
+    "no UTF-8 at the end": lambda size: with_field("x", '"' + "a" * size + '"')[:-2] + b'\xff"}',
+    "openers in a string": lambda size: with_field("x", '"' + "[{" * (size // 2) + '"'),
+    "shallow arrays": lambda size: with_field("x", "[" + ",".join(["[" * 50 + "]" * 50] * (size // 101)) + "]"),
+    "keys": lambda size: EVENT[:-1] + b"".join(b',"%08d":0' % at for at in range(size // 13)) + b"}",
+    "one key": lambda size: EVENT[:-1] + b',"k":0' * (size // 6) + b"}",
+    "timestamps": lambda size: EVENT[:-1] + b',"timestamp":"2026"' * (size // 18) + b"}",
+    "newlines": lambda size: with_field("x", "\n" * size + "1"),
+    "surrogates": lambda size: with_field("x", '"' + "\\ud800" * (size // 6) + '"'),
+    "escapes": lambda size: with_field("x", '"' + "\\u0065" * (size // 6) + '"'),
+    "digits": lambda size: with_field("x", "9" * size),
+    "digits of a count": lambda size: with_field("complexity", "9" * size),
+    "digits of a float": lambda size: with_field("execution_time", "0." + "9" * size),
+    "exponent": lambda size: with_field("execution_time", "1e" + "9" * size),
+    "fraction": lambda size: with_field("timestamp", '"2026-03-01T12:00:00.' + "1" * size + 'Z"'),
+    "no time": lambda size: with_field("timestamp", '"' + "2026-03-01T" * (size // 11) + '"'),
+    "type": lambda size: with_field("event_type", '"' + "a" * size + '"'),
+    "colons of an address": lambda size: with_field("client_ip", '"' + ":" * size + '"'),
+    "dots of an address": lambda size: with_field("client_ip", '"' + "1." * (size // 2) + '"'),
+    "digits of an address": lambda size: with_field("client_ip", '"1.1.1.' + "1" * size + '"'),
+    "zone of an address": lambda size: with_field("client_ip", '"fe80::1%' + "a" * size + '"'),
+}
+
+
+def alone(shape: Callable[[int], bytes], size: int) -> list[Record]:
+    return [Record(0, shape(size))]
+
+
+RECORDS: dict[str, Callable[[int], list[Record]]] = {
+    **{name: partial(alone, shape) for name, shape in VALUES.items()},
+    "key": lambda size: [Record(0, None, name=b"\xff" * size)],
+    "header name": lambda size: [Record(0, None, more=[("\ud7ff" * size, b"")])],
+    "header value": lambda size: [Record(0, None, more=[("h", b"\xff" * size)])],
+    "headers": lambda size: [Record(0, None, more=[("", None)] * (size // 10))],
+    "small records": lambda size: [Record(at, b"{}") for at in range(size // 50)],
+    "tombstones": lambda size: [Record(at, None) for at in range(size // 50)],
+    "unlike reasons": lambda size: [Record(at, b'{"event_type":"%d"}' % at) for at in range(size // 50)],
+    "every other one": lambda size: [Record(at, EVENT if at % 2 else b"{") for at in range(size // 50)],
+    "every hundredth": lambda size: [Record(at, EVENT if at % 100 else b"{") for at in range(size // 50)],
+    "unlike times": lambda size: [Record(at, EVENT, (TIME_CREATE, 2**62 - at * at)) for at in range(size // 50)],
+    "unlike addresses": lambda size: [
+        Record(at, with_field("client_ip", f'"10.{at >> 16}.{at >> 8 & 255}.{at & 255}"')) for at in range(size // 500)
+    ],
+}
+SMALL = 2**16
+TWICE_LINEAR = 8.0
+"""How many times as long, or as large, four times the input may be."""
+
+
+def consume(records: Sequence[Record]) -> None:
+    """Take records to an entry, as a drain does."""
+    assembler = new()
+    while records:
+        records = records[assembler.add(records[:500]) :]
+    assembler.cut()
+
+
+def spent(records: Sequence[Record], most: float) -> float:
+    """Return the processor time that records take: the least of some attempts, until one is below `most`."""
+    least = float("inf")
+    for _ in range(5):
+        # As in a drain: what a collection costs depends on all that the process holds.
+        with rare_collections():
+            begun = time.process_time()
+            consume(records)
+            least = min(least, time.process_time() - begun)
+        if least <= most:
+            break
+    return least
+
+
+@pytest.mark.parametrize("shape", RECORDS)
+def test_time_grows_with_the_size_at_most(shape: str) -> None:
+    """Four times the bytes, or the records, take about four times the processor time: no square of anything."""
+    small, large = RECORDS[shape](SMALL), RECORDS[shape](4 * SMALL)
+    consume(small)
+    base = max(spent(small, 0), 0.0005)
+    assert spent(large, TWICE_LINEAR * base) <= TWICE_LINEAR * base
+
+
+@pytest.mark.parametrize("shape", RECORDS)
+def test_memory_grows_with_the_size_at_most(shape: str) -> None:
+    """What records take beside themselves is in proportion to them."""
+    peaks = []
+    for size in (SMALL // 4, SMALL):
+        records = RECORDS[shape](size)
+        consume(records[:10])
+        tracemalloc.start()
+        consume(records)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    small, large = peaks
+    assert large <= TWICE_LINEAR * max(small, SMALL)
+    assert large <= 64 * SMALL
 
 
 class WithoutHeaders(Record):

@@ -13,12 +13,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -50,8 +52,8 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
+from tasks.drain import apart, loop, resume, signals
 from tasks.drain import kafka as source
-from tasks.drain import loop, resume
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
 from tasks.drain.kafka import (
@@ -70,6 +72,7 @@ from tests.helpers.environment import shifted
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
+from tests.servers.kms import HMAC_ARN
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
 from tests.servers.s3 import SeaweedServer
@@ -179,6 +182,21 @@ def make_site(kafka: KafkaServer, folder: Path, heartbeat: int = 3600, checkpoin
         open_store(str(archive)), ring.signers(datetime.now(UTC)).both, heartbeat=heartbeat, checkpoint=checkpoint
     )
     return Site(kafka, str(archive), f"file:{keyring}", kafka.unused_name("group"), S3Options(), lambda: archive)
+
+
+def make_bucket_site(kafka: KafkaServer, seaweed: SeaweedServer, folder: Path) -> Site:
+    bucket = seaweed.make_bucket()
+    options = S3Options(endpoint_url=seaweed.endpoint_url)
+    url, keyring = f"s3://{bucket}/some/archive", folder / "keyring.json"
+    ring = new_keyring(keyring, datetime.now(UTC))
+    store = open_store(url, options)
+    create_archive(store, ring.signers(datetime.now(UTC)).both)
+    store.close()
+
+    def fetch() -> Mapping[str, bytes]:
+        return read_bucket(seaweed.client(), bucket, "some/archive/")
+
+    return Site(kafka, url, f"file:{keyring}", kafka.unused_name("group"), options, fetch)
 
 
 def only(results: Mapping[str, LogResult]) -> LogResult:
@@ -998,6 +1016,188 @@ def test_new_partitions_and_topics(site: Site) -> None:
     assert {name: log.events for name, log in found.items()} == {name: archived(some) for name, some in sent.items()}
 
 
+# --- what librdkafka does not take
+
+
+BOMB = 95_000_000
+"""Zeros that zstd makes 3 KB of, and that are too many for librdkafka."""
+
+
+def send_bombs(site: Site, topic: str, sizes: Sequence[int]) -> list[Sent]:
+    """Produce records of zeros, in one batch where they fit."""
+    producer = site.kafka.producer(
+        message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=30_000, compression_type="zstd"
+    )
+    return send(producer, topic, [bytes(size) for size in sizes])
+
+
+@pytest.mark.parametrize("policy", ["delete", "compact"])
+def test_records_that_inflate_beyond_the_clients_limit(site: Site, policy: str) -> None:
+    """A small record that inflates to 95 MB is quarantined by its size and SHA-256, and its partition goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"), cleanup_policy=policy)
+    producer = site.kafka.producer()
+    sent: list[Sent] = []
+    for seed in range(2):
+        sent += send(producer, topic, events(20, seed), key=b"key")
+        sent += send_bombs(site, topic, [BOMB])[:1] if policy == "delete" else []
+        if policy == "compact":
+            zstd = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type="zstd")
+            sent += send(zstd, topic, [bytes(BOMB)], key=b"bomb%d" % seed)
+    sent += send(producer, topic, events(5, 9), key=b"key")
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (45, 2, 0, 0)
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    digest = sha256(bytes(BOMB)).hexdigest()
+    omitted = [json.loads(line)["omitted"]["value"] for line in log.quarantined]
+    assert omitted == [{"size": BOMB, "sha256": digest}] * 2
+    # The last record is read again, in the same way.
+    assert only(site.drain(topic)).statements == 0
+
+
+def test_last_record_in_a_batch_beyond_the_clients_limit(site: Site) -> None:
+    """A run whose last record lies in a batch that is too large reads it apart, agrees, and goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    sent = send_bombs(site, topic, [100, BOMB, 100])
+    assert only(site.drain(topic)).quarantined == 3
+    assert only(site.drain(topic)).statements == 0
+    sent += send(site.kafka.producer(), topic, events(3))
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable) == (3, 0, 0)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_transactions_with_records_beyond_the_clients_limit(site: Site) -> None:
+    """Committed records that are too large are quarantined. Those of an aborted transaction are skipped."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    producer = site.kafka.producer(
+        transactional_id=site.kafka.unused_name("id"), message_max_bytes=1_000_000_000, compression_type="zstd"
+    )
+    producer.init_transactions(30)
+    sent: list[Sent] = []
+    for commit in (True, False, True):
+        producer.begin_transaction()
+        taken = send(producer, topic, [*events(3, 1), bytes(BOMB), *events(3, 2)])
+        if commit:
+            producer.commit_transaction(30)
+            sent += taken
+        else:
+            producer.abort_transaction(30)
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (12, 2, 0, 10)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_batches_that_no_client_can_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read apart either is admitted, batch by batch; what lies between is archived."""
+    monkeypatch.setitem(apart._CLIENT, "receive.message.max.bytes", "60000000")
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    sent = send(site.kafka.producer(), topic, events(10))
+    send_bombs(site, topic, [10, BOMB, *[10] * 9])
+    send_bombs(site, topic, [BOMB])
+    sent += send(site.kafka.producer(), topic, events(10, 2))
+    send_bombs(site, topic, [BOMB, 10])
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (20, 0, 14, 0)
+    assert result.problem is None
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert log.unreadable == [(10, 22), (32, 34)]
+    assert only(site.drain(topic)).statements == 0
+
+
+def test_a_batch_that_needs_more_memory_than_there_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies of a batch is not the end: the batch is admitted after some attempts."""
+    real = subprocess.Popen
+    begun: list[object] = []
+
+    def start(command: list[str], **more: Any) -> Any:
+        begun.append(command)
+        limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({2**29}, {2**29})); import runpy;"
+        program = (
+            limited + "resource.setrlimit = lambda *_: None; runpy.run_module('tasks.drain.apart', run_name='__main__')"
+        )
+        return real([sys.executable, "-c", program], **more)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    sent = send(site.kafka.producer(), topic, events(10))
+    send_bombs(site, topic, [3 * BOMB])
+    sent += send(site.kafka.producer(), topic, events(10, 2))
+    result = only(site.drain(topic))
+    assert (result.events, result.unreadable) == (20, 1)
+    assert len(begun) in {1, apart.ATTEMPTS}
+    assert site.read(exit_code=11)[f"{topic}/0"].events == archived(sent)
+
+
+def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored batch beyond librdkafka's limit gives no error, but silence: it is read apart, and its log goes on."""
+    monkeypatch.setattr(loop, "STALL_SECONDS", 3)
+    topic = site.kafka.create_topic(site.kafka.unused_name("silent"), partitions=2, max_message_bytes=104_000_000)
+    sent = send(site.kafka.producer(), topic, events(10))
+    other = send(site.kafka.producer(), topic, events(10, 3), partition=1)
+    large = site.kafka.producer(message_max_bytes=1_000_000_000)
+    sent += send(large, topic, [random.Random(7).randbytes(102_000_000)])
+    sent += send(site.kafka.producer(), topic, events(10, 2))
+    first, second = site.drain(topic).values()
+    assert (first.events, first.quarantined, first.unreadable, first.problem) == (20, 1, 0, None)
+    assert (second.events, second.problem) == (10, None)
+    logs = site.read()
+    assert logs[f"{topic}/0"].events == archived(sent)
+    assert logs[f"{topic}/1"].events == archived(other)
+
+
+@pytest.mark.parametrize("bombs", [(), (BOMB,)])
+def test_a_batch_damaged_on_the_brokers_disk(fragile: Site, bombs: Sequence[int]) -> None:
+    """A batch whose checksum is wrong is admitted, never called skipped, and its partition goes on."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("damaged"))
+    sent = send(fragile.kafka.producer(), topic, events(10))
+    send(fragile.kafka.producer(linger_ms=500), topic, events(7, 2))
+    send_bombs(fragile, topic, bombs)
+    sent += send(fragile.kafka.producer(), topic, events(10, 3))
+    fragile.kafka.stop()
+    fragile.kafka.damage(topic, 10)
+    fragile.kafka.start()
+    result = only(fragile.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable, result.skipped) == (20, len(bombs), 7, 0)
+    log = fragile.read(exit_code=11)[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert log.unreadable == [(10, 17)]
+
+
+@pytest.mark.parametrize(
+    ("value", "compression", "mib"),
+    [
+        (bytes(95_000_000), "zstd", 200),
+        (bytes(60_000_000), "zstd", 380),
+        (bytes(200_000_000), "gzip", 800),
+        (random.Random(7).randbytes(70_000_000), "none", 410),
+    ],
+    ids=["zstd-95", "zstd-60", "gzip-200", "none-70"],
+)
+def test_memory_while_large_records_come(site: Site, tmp_path: Path, value: bytes, compression: str, mib: int) -> None:
+    """A large record is quarantined within the stated memory: what a batch inflates to, three times, and 200 MiB."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("large"), max_message_bytes=90_000_000)
+    producer = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type=compression)
+    sent = send(producer, topic, [*events(10), value, *events(10, 2)])
+    # Not `ru_maxrss`: that of a child includes what its parent held.
+    program = (
+        "import atexit, pathlib, sys; sys.argv[1:] = ['drain', '--once'];"
+        "atexit.register(lambda: print(pathlib.Path('/proc/self/status').read_text()));"
+        "from custody.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(
+        command, env=child_environment(site, topic), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    peak = re.search(r"VmHWM:\s+(\d+) kB", ended.stdout)
+    assert peak is not None
+    assert int(peak[1]) / 1024 < mib
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert len(log.quarantined) == 1
+
+
 # --- a run in time
 
 
@@ -1027,6 +1227,22 @@ def test_budget_and_following(site: Site) -> None:
     assert result.statements >= 4
     assert result.events > 15
     only(site.drain(topic))
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_a_slow_start_leaves_time_to_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose start takes longer than its time still reads, so the lag does not grow run after run."""
+    real = source.Broker.cluster
+
+    def slow(broker: source.Broker) -> str:
+        time.sleep(2.5)
+        return real(broker)
+
+    monkeypatch.setattr(source.Broker, "cluster", slow)
+    topic = site.kafka.create_topic(site.kafka.unused_name("slow"))
+    sent = send(site.kafka.producer(), topic, events(100))
+    (result,) = drain_logs(site.settings(topic), seconds=2)
+    assert (result.outcome, result.events, result.lag) == ("drained", 100, 0)
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
@@ -1088,6 +1304,102 @@ def test_sigterm_finishes_the_segment_in_hand(site: Site, tmp_path: Path) -> Non
         assert child.wait(30) == 0, child.stderr.read()
     assert time.monotonic() - begun < 10
     assert json.loads(rest.splitlines()[-1]) == ["drained", 2500]
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Stop servers, so that they accept connections and answer nothing."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def draining(environment: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `custody drain` for long."""
+    command = [sys.executable, "-m", "custody", "drain", "--seconds", "600"]
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, env=environment, cwd=folder, stderr=log) as child,
+    ):
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ends(child: subprocess.Popen[bytes]) -> bool:
+    """Whether a child ends within seconds after SIGTERM."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        return child.wait(signals.GRACE_SECONDS + 15) in {0, 1, 128 + signal.SIGTERM}
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def test_sigterm_while_kafka_hangs(fragile: Site, tmp_path: Path) -> None:
+    """SIGTERM ends a drain within seconds while the broker answers nothing, and the next run goes on."""
+    topic = fragile.kafka.create_topic(fragile.kafka.unused_name("hang"))
+    sent = send(fragile.kafka.producer(), topic, events(100))
+    with draining(child_environment(fragile, topic), tmp_path) as child:
+        until(lambda: list((tmp_path / "archive").glob("events/**/*.gz")))
+        sent += send(fragile.kafka.producer(), topic, events(100, 2))
+        with frozen(fragile.kafka.pid):
+            assert ends(child)
+    only(fragile.drain(topic))
+    assert fragile.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_sigterm_while_s3_hangs(
+    kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM ends a drain within seconds while S3 answers nothing, and the next run goes on."""
+    monkeypatch.chdir(tmp_path)
+    seaweed.use(monkeypatch)
+    site = make_bucket_site(kafka, seaweed, tmp_path)
+    topic = kafka.create_topic(kafka.unused_name("hang"))
+    sent = send(kafka.producer(), topic, events(100))
+    variables = child_environment(site, topic) | {"CUSTODY_S3__ENDPOINT_URL": seaweed.endpoint_url}
+    with draining(variables, tmp_path) as child:
+        until(lambda: any(log.events for log in read_archive_records(site.fetch()).values()))
+        sent += send(kafka.producer(), topic, events(100, 2))
+        with frozen(seaweed.pid):
+            assert ends(child)
+    only(site.drain(topic))
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+@pytest.mark.parametrize("server", ["elasticsearch", "kms"])
+def test_sigterm_while_another_server_hangs(site: Site, tmp_path: Path, server: str) -> None:
+    """SIGTERM ends a drain within seconds while Elasticsearch or KMS accepts connections and answers nothing."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("hang"))
+    sent = send(site.kafka.producer(), topic, events(100))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        variables = child_environment(site, topic)
+        if server == "kms":
+            variables |= {"CUSTODY_KEYS": f"aws-kms:///{HMAC_ARN}", "AWS_ENDPOINT_URL_KMS": url}
+            variables |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
+        else:
+            variables |= {"CUSTODY_SEARCH__URL": url}
+        with draining(variables, tmp_path) as child:
+            listener.settimeout(60)
+            accepted, _ = listener.accept()
+            with accepted:
+                assert ends(child)
+    only(site.drain(topic))
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
@@ -1185,21 +1497,7 @@ def test_into_s3(kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, mon
     """An archive in a bucket is the same as one in a folder: events, quarantine, skipped and lost."""
     monkeypatch.chdir(tmp_path)
     seaweed.use(monkeypatch)
-    bucket = seaweed.make_bucket()
-    options = S3Options(endpoint_url=seaweed.endpoint_url)
-    url, keyring = f"s3://{bucket}/some/archive", tmp_path / "keyring.json"
-    ring = new_keyring(keyring, datetime.now(UTC))
-    store = open_store(url, options)
-    create_archive(store, ring.signers(datetime.now(UTC)).both)
-    store.close()
-    site = Site(
-        kafka,
-        url,
-        f"file:{keyring}",
-        kafka.unused_name("group"),
-        options,
-        lambda: read_bucket(seaweed.client(), bucket, "some/archive/"),
-    )
+    site = make_bucket_site(kafka, seaweed, tmp_path)
     topic = kafka.create_topic(kafka.unused_name("s3"), 2)
     producer = kafka.producer()
     sent = send(producer, topic, [*events(5000), b"no event", *events(10, 2)])
