@@ -1,0 +1,135 @@
+"""A condition of the cluster stops the indexing, is reported, and passes. Events are never blamed for it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from custody.archive.reader import read_archive
+from custody.errors import SearchError
+from custody.store.open import open_store
+from tasks.search import bulk
+from tasks.search.client import Search
+from tasks.search.documents import index_name, template
+from tasks.search.index import index_logs
+from tasks.search.indices import read_cursor
+from tasks.settings import Settings
+from tests.helpers.sample import Growing
+from tests.helpers.search import LOG, daily_indices, delete_indices, documents, now_event, search_settings
+from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
+from tests.servers.require import unavailable
+
+Change = Callable[[Search], object]
+
+
+def cluster_setting(name: str, value: object) -> Change:
+    return lambda search: search.client.cluster.put_settings(persistent={name: value})
+
+
+def make_days(search: Search) -> None:
+    """Create the indices of today and yesterday, in which the events belong."""
+    search.client.indices.put_index_template(name=search.prefix, **template(search.prefix, 0))
+    for name in daily_names(search):
+        search.create_index(name)
+
+
+def daily_names(search: Search) -> set[str]:
+    today = datetime.now(UTC).date()
+    return {index_name(search.prefix, today - timedelta(days=days)) for days in (0, 1)}
+
+
+def block(name: str, value: bool | None) -> Change:
+    def change(search: Search) -> None:
+        if value:
+            make_days(search)
+        search.client.indices.put_settings(index=f"{search.prefix}-2*", settings={f"index.blocks.{name}": value})
+
+    return change
+
+
+def close_days(search: Search) -> None:
+    make_days(search)
+    search.client.indices.close(index=f"{search.prefix}-2*")
+
+
+CONDITIONS: dict[str, tuple[Change, Change, str]] = {
+    "no shards left": (
+        cluster_setting("cluster.max_shards_per_node", 2),
+        cluster_setting("cluster.max_shards_per_node", None),
+        "validation_exception",
+    ),
+    "no automatic indices": (
+        cluster_setting("action.auto_create_index", "false"),
+        cluster_setting("action.auto_create_index", None),
+        "index_not_found_exception",
+    ),
+    "an index has the alias's name": (
+        lambda search: search.client.indices.create(index=search.prefix),
+        lambda search: search.client.indices.delete(index=search.prefix),
+        "alias",
+    ),
+    "read-only": (block("read_only", True), block("read_only", None), "cluster_block_exception"),
+    "disk full": (
+        block("read_only_allow_delete", True),
+        block("read_only_allow_delete", None),
+        "too busy for 1 s (cluster_block_exception",
+    ),
+    "closed": (
+        close_days,
+        lambda search: search.client.indices.open(index=f"{search.prefix}-2*"),
+        "index_closed_exception",
+    ),
+}
+
+
+def problem(given: Settings) -> str:
+    """Return why nothing can be indexed."""
+    try:
+        (result,) = index_logs(given)
+    except SearchError as error:
+        # Even the template is refused.
+        return str(error)
+    assert (result.created, result.rejected, result.sequence) == (0, 0, 0)
+    return str(result.problem)
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[ElasticsearchServer]:
+    """A node of this module's own, because the tests change the settings of its cluster."""
+    server = ElasticsearchServer("384m")
+    try:
+        server.start()
+        yield server
+    except ElasticsearchUnavailableError as error:
+        unavailable(str(error))
+    finally:
+        server.__exit__()
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_of_the_cluster(
+    name: str, tmp_path: Path, own: ElasticsearchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported with its reason, rejects no event and moves no cursor; once it is gone, all is indexed."""
+    monkeypatch.setattr(bulk, "PATIENCE_SECONDS", 1)
+    make, undo, reason = CONDITIONS[name]
+    growing = Growing(tmp_path)
+    growing.append(2, now_event)
+    given = search_settings(growing, own.url, own.unused_prefix())
+    archive = read_archive(open_store(given.archive)).id
+    with closing(Search(given.search)) as search:
+        try:
+            make(search)
+            assert reason in problem(given)
+            assert read_cursor(search, archive, LOG) == 0
+        finally:
+            undo(search)
+        (result,) = index_logs(given)
+        assert (result.created, result.rejected, result.sequence, result.problem) == (10, 0, 2, None)
+        assert len(documents(given)) == 10
+        assert daily_indices(search)
+        search.client.indices.refresh(index=search.rejected)
+        assert search.client.count(index=search.rejected)["count"] == 0
+    delete_indices(given)
