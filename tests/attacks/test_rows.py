@@ -89,6 +89,11 @@ ELSEWHERE: dict[int, list[str]] = {
         "tests/custody/archive/test_witness.py::test_an_ended_key",
         "tests/attacks/test_archive_file.py::test_keys_that_have_ended",
     ],
+    78: ["tests/attacks/test_search.py::test_what_cannot_be_compared_hides_nothing_else"],
+    79: [
+        "tests/tasks/search/test_conditions.py::test_a_condition_of_the_cluster",
+        "tests/tasks/search/test_conditions.py::test_what_others_set_is_said_and_stays",
+    ],
     34: ["tests/attacks/test_buckets.py::test_lock", "tests/attacks/test_buckets.py::test_lifecycle"],
     36: [
         "tests/attacks/test_search.py::test_attack",
@@ -102,14 +107,15 @@ ELSEWHERE: dict[int, list[str]] = {
 
 
 def test_the_table_is_read() -> None:
-    """The page has 61 rows, and each names findings that there are, or none."""
-    assert list(ROWS) == list(range(1, 62))
+    """The page's rows are numbered in order, and each names findings that there are, or none."""
+    assert list(ROWS) == sorted(ROWS)
+    assert len(ROWS) >= 61
     for cells in ROWS.values():
         for name in re.findall(r"`([a-z-]+)`", cells.split(" | ")[1]):
             assert name in findings.CATALOGUE or name in {"skipped", "lost"}, name
 
 
-@pytest.mark.parametrize("row", range(1, 62))
+@pytest.mark.parametrize("row", ROWS)
 def test_each_row_is_attacked(row: int) -> None:
     """A row has an attack with a name, and one that gives the finding that the row names first."""
     own = [one for one in ATTACKS if one.row == row]

@@ -13,8 +13,8 @@ from custody.store.open import open_store
 from tasks.search import bulk
 from tasks.search.client import Search
 from tasks.search.documents import index_name, template
-from tasks.search.index import index_logs
-from tasks.search.indices import read_cursor
+from tasks.search.index import IndexResult, index_logs
+from tasks.search.indices import _set_by_others, read_cursor
 from tasks.settings import Settings
 from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, daily_indices, delete_indices, documents, now_event, search_settings
@@ -84,15 +84,16 @@ CONDITIONS: dict[str, tuple[Change, Change, str]] = {
 }
 
 
-def problem(given: Settings) -> str:
-    """Return why nothing can be indexed."""
+def problem(given: Settings, created: int = 0) -> str:
+    """Index, and return what is wrong. Check how many events were indexed all the same, and that none is rejected."""
     try:
         (result,) = index_logs(given)
     except SearchError as error:
         # Even the template is refused.
-        return str(error)
-    assert (result.created, result.rejected, result.sequence) == (0, 0, 0)
-    return str(result.problem)
+        result = IndexResult("", problem=str(error))
+    assert (result.created, result.rejected) == (created, 0)
+    assert result.sequence == (0 if result.problem and not created else 2)
+    return result.problem or ""
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,68 @@ def test_a_condition_of_the_cluster(
         search.client.indices.refresh(index=search.rejected)
         assert search.client.count(index=search.rejected)["count"] == 0
     delete_indices(given)
+
+
+def put_template(name: str, priority: int) -> Change:
+    def change(search: Search) -> None:
+        search.client.indices.put_index_template(
+            name=name.format(search.prefix), index_patterns=[f"{search.prefix}*"], priority=priority
+        )
+
+    return change
+
+
+def alias_others(search: Search) -> None:
+    search.client.indices.create(index=f"others-{search.prefix}")
+    search.client.indices.put_alias(index=f"others-{search.prefix}", name=search.prefix)
+
+
+def filter_alias(search: Search) -> None:
+    make_days(search)
+    search.client.indices.put_alias(
+        index=f"{search.prefix}-2*", name=search.prefix, filter={"term": {"event_type": "query_executed"}}
+    )
+
+
+TAKEN_OVER: dict[str, tuple[Change, str, int]] = {
+    "a template of higher priority": (put_template("logs-{}", 501), "the index template logs-", 0),
+    "a template of lower priority": (put_template("logs-{}", 499), "", 10),
+    "a template of our name": (put_template("{}", 100), "was not made by custody, and is not overwritten", 0),
+    "another index behind the alias": (alias_others, "the index others-", 10),
+    "a filter on the alias": (filter_alias, "has a filter, which hides documents", 10),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN_OVER)
+def test_what_others_set_is_said_and_stays(name: str, tmp_path: Path, elastic: ElasticsearchServer) -> None:
+    """What takes our indices or alias over is named at once and not overwritten; once it is gone, all is indexed."""
+    take_over, said, created = TAKEN_OVER[name]
+    growing = Growing(tmp_path)
+    growing.append(2, now_event)
+    given = search_settings(growing, elastic.url, elastic.unused_prefix())
+    with closing(Search(given.search)) as search:
+        client = search.client.indices
+        take_over(search)
+        before = templates(search)
+        assert said in problem(given, created)
+        if not created:
+            assert templates(search) == before
+        for template in before:
+            client.delete_index_template(name=template)
+        search.client.options(ignore_status=404).indices.delete(index=f"others-{search.prefix}")
+        search.client.options(ignore_status=404).indices.put_alias(index=f"{search.prefix}-2*", name=search.prefix)
+        assert problem(given, 10 - created) == ""
+    delete_indices(given)
+
+
+def templates(search: Search) -> dict[str, object]:
+    """Return the templates of this test, by name."""
+    found = search.client.options(ignore_status=404).indices.get_index_template(name=f"*{search.prefix}*")
+    return {one["name"]: one["index_template"] for one in found["index_templates"]}
+
+
+def test_a_lifecycle_policy_is_said() -> None:
+    """A policy of Elasticsearch's that may delete our indices is named. The tests' server has no such policies."""
+    made = {"audit-2026.01.01": {"aliases": {"audit": {}}, "settings": {"index": {"lifecycle": {"name": "30-days"}}}}}
+    (problem,) = _set_by_others("audit", made)
+    assert "audit-2026.01.01 has the lifecycle policy 30-days" in problem
