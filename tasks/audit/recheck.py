@@ -46,8 +46,6 @@ from tasks.drain.committed_heads import check_committed_head
 from tasks.drain.kafka import Broker, Feed, Received, Topic, map_error
 from tasks.settings import Settings
 
-DIRECT = "direct"
-"""The cluster's name in logs that were never in Kafka."""
 _RECORDS = 1000
 _POLL_SECONDS = 1.0
 _SILENT_POLLS = 30
@@ -108,7 +106,7 @@ def _find_end(store: Store, log: Log, archive: str, trust: Trust) -> _End | None
     except (FormatError, ObjectMissing):
         # The verification reports what is wrong with the log.
         return None
-    if tip.newest is None or tip.newest.statement.log.cluster == DIRECT:
+    if tip.newest is None or tip.newest.statement.log.cluster == kafka.DIRECT:
         return None
     return _End(log, judge, tip.head, tip.newest.statement)
 

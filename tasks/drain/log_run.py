@@ -40,6 +40,8 @@ class LogResult:
         size: statements in the log.
         root: root of the tree over them, in hex.
         hanging: seconds for which an open transaction has held back records, if longer than `drain.hanging_seconds`.
+        headroom: of a log that is still behind, seconds until Kafka's retention deletes the first record that is not
+            archived; None if that is not known.
         problem: what went wrong, and what to do.
     """
 
@@ -58,6 +60,7 @@ class LogResult:
     size: int = 0
     root: str = ""
     hanging: float | None = None
+    headroom: float | None = None
     problem: str | None = None
 
     def stop(self, error: CustodyError) -> None:

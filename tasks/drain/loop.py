@@ -44,6 +44,8 @@ READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
 STALL_SECONDS = 30
 """A run with `once` gives up after this time without a record."""
+MEASURED_LOGS = 8
+"""At the end of a run, headroom is measured for this many of the logs that are behind: each takes a read."""
 REREAD_OFFSETS = 10_000
 """Offsets after the archive's last record that are read again, to check that they still have no records."""
 
@@ -194,6 +196,7 @@ class Loop:
                 self._guard(run, None, self._appends.collect)
         for run in self._runs.values():
             self._report(run)
+        self._report_behind()
 
     def _active(self) -> list[LogRun]:
         return [run for run in self._runs.values() if not run.stopped]
@@ -326,6 +329,28 @@ class Loop:
                     waited,
                     result.lag,
                 )
+
+    def _report_behind(self) -> None:
+        """Fail logs of which nothing was archived, and measure how long Kafka keeps what the largest lags wait for."""
+        behind = [run for run in self._runs.values() if (run.writer.next_offset or 0) < run.target]
+        for run in behind:
+            # The first statement of a log only begins it.
+            if not run.stopped and not stop_requested.is_set() and run.result.statements <= (run.begun.newest is None):
+                self._fail(run, _no_progress(run), None)
+        for run in sorted(behind, key=lambda run: -(run.result.lag or 0))[:MEASURED_LOGS]:
+            position = run.writer.next_offset or 0
+            try:
+                run.result.headroom = self._context.broker.seconds_left(*run.topic_partition, position)
+            except CustodyError as error:
+                logger.warning("%s: how long Kafka keeps its records is not known: %s", run.result.log, error)
+
+
+def _no_progress(run: LogRun) -> TransientSourceError:
+    return TransientSourceError(
+        f"{run.result.log}: this run archived nothing, although {run.target - (run.writer.next_offset or 0):,} offsets"
+        " were waiting when it began. The next run tries again; if it fails too, raise drain.seconds, or find out what"
+        " keeps this machine or Kafka busy"
+    )
 
 
 def _topic_partition_of(message: Received) -> TopicPartition:
