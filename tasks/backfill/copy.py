@@ -216,6 +216,9 @@ class _Copy:
             threads.shutdown(cancel_futures=True)
         if not self._done.stopped and not self._done.problems:
             self._target.finish()
+        done = self._done
+        if done.rejected and not done.created and not done.there:
+            done.problems.append(f"the target accepted none of {done.rejected:,} events, so nothing was copied")
         self._report()
         return self._done
 

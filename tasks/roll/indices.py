@@ -18,8 +18,6 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from typing import Any
 
-from elasticsearch import ApiError
-
 from custody.archive.reader import at_or_behind, find_statement, find_tip, list_logs, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, SearchError
