@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 from custody.archive.reader import Tip, find_tip, list_logs, read_archive
 from custody.archive.trusted import find_trusted_tip, standing
-from custody.errors import ConfigurationError, CustodyError, FormatError, ObjectMissing, SigningError, SourceError
+from custody.errors import (
+    ConfigurationError,
+    CustodyError,
+    FormatError,
+    ObjectMissing,
+    SigningError,
+    SourceError,
+    TerminalStoreError,
+)
+from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
 from custody.keys.trust import Trust
@@ -48,7 +57,9 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
         StoreError: the archive's storage does not answer.
     """
     store = open_store(settings.archive, settings.s3)
-    find = _finder(settings, store)
+    find, problem = _finder(settings, store)
+    if problem is not None:
+        yield LogStatus(layout.ARCHIVE, problem=f"heads are not checked: {problem}")
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
         cluster: str | None = None
         with suppress(SourceError):
@@ -70,10 +81,16 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
     store.close()
 
 
-def _finder(settings: Settings, store: Store) -> Callable[[Log], Tip[Manifest]]:
+def _finder(settings: Settings, store: Store) -> tuple[Callable[[Log], Tip[Manifest]], str | None]:
+    """Return what finds a log's head, and why it cannot check signatures although there may be keys."""
+    problem = None
     try:
         archive, trust = read_archive(store).id, settings.own_trust()
     except (ConfigurationError, SigningError, FormatError, ObjectMissing):
-        holds = standing(store, None, Trust())
-        return lambda log: find_tip(store, log, holds(log))
-    return lambda log: find_trusted_tip(store, log, archive, trust)
+        pass
+    except TerminalStoreError as error:
+        problem = str(error)
+    else:
+        return (lambda log: find_trusted_tip(store, log, archive, trust)), None
+    holds = standing(store, None, Trust())
+    return (lambda log: find_tip(store, log, holds(log))), problem

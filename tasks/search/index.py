@@ -303,10 +303,17 @@ class Follower:
         self._thread.join(GRACE_SECONDS + 1)
         with self._changed:
             results = [replace(result) for result in self._results.values()]
-        if self._problem is not None:
+        problem = self._problem
+        if self._thread.is_alive():
+            # It looks at the time before each statement, so a request is without an answer.
+            problem = problem or (
+                f"Elasticsearch at {self._settings.search.url} has not answered for {GRACE_SECONDS:.0f} s: the next run"
+                " continues"
+            )
+        if problem is not None:
             results = results or [IndexResult("*")]
             for result in results:
-                result.problem = result.problem or self._problem
+                result.problem = result.problem or problem
         return sorted(results, key=lambda result: result.log)
 
     def _go_on(self) -> bool:

@@ -94,6 +94,11 @@ ELSEWHERE: dict[int, list[str]] = {
         "tests/tasks/search/test_conditions.py::test_a_condition_of_the_cluster",
         "tests/tasks/search/test_conditions.py::test_what_others_set_is_said_and_stays",
     ],
+    80: [
+        "tests/faults/test_refused.py::test_a_refusing_store",
+        "tests/faults/test_refused.py::test_commands_of_a_refusing_store",
+        "tests/faults/test_refused.py::test_a_refusing_elasticsearch",
+    ],
     34: ["tests/attacks/test_buckets.py::test_lock", "tests/attacks/test_buckets.py::test_lifecycle"],
     36: [
         "tests/attacks/test_search.py::test_attack",
