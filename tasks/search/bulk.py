@@ -1,6 +1,7 @@
 """Sends documents to Elasticsearch in bulk requests, and records those that it rejects."""
 
 import logging
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,8 +30,10 @@ _WRITE_BLOCK = "index write (api)"
 """In the reason, where an index has the block that the roll sets; other blocks are not ours to remove."""
 _DOCUMENT_ERRORS = frozenset({"document_parsing_exception", "mapper_parsing_exception"})
 """Errors of a document itself: the mapping will never take it. Releases before 8.9 have the second."""
-_DOCUMENT_REASONS = ("Document contains", "DocValuesField")
-"""How Lucene's reason begins where an `illegal_argument_exception` is of the document, such as an immense term."""
+_ILLEGAL = "illegal_argument_exception"
+"""An error of the document too, unless its reason is of these. A producer has many ways to it: a field after the end of
+the document, a term that is too long."""
+_CONDITIONS = re.compile("Validation Failed|pipeline with id|Limit of total fields|no write index|only write ops")
 _REMEDIES = {
     "cluster_block_exception": "remove the block from the index",
     "index_closed_exception": "open the index",
@@ -65,8 +68,8 @@ class _Item(msgspec.Struct):
 
 def _is_of_document(error: _Error) -> bool:
     """Return whether an error is of the document itself. An unknown error is not: it must not hide events."""
-    lucenes = error.type == "illegal_argument_exception" and error.reason.startswith(_DOCUMENT_REASONS)
-    return lucenes or error.type in _DOCUMENT_ERRORS
+    illegal = error.type == _ILLEGAL and not _CONDITIONS.search(error.reason)
+    return illegal or error.type in _DOCUMENT_ERRORS
 
 
 class _Answer(msgspec.Struct):

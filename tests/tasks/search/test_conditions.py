@@ -9,6 +9,7 @@ import pytest
 
 from custody.archive.reader import read_archive
 from custody.errors import SearchError
+from custody.format.events import reason
 from custody.store.open import open_store
 from tasks.search import bulk
 from tasks.search.client import Search
@@ -192,6 +193,50 @@ def templates(search: Search) -> dict[str, object]:
     """Return the templates of this test, by name."""
     found = search.client.options(ignore_status=404).indices.get_index_template(name=f"*{search.prefix}*")
     return {one["name"]: one["index_template"] for one in found["index_templates"]}
+
+
+_FACE = "\U0001f600"
+_DEEP = '{"a":' * 90 + "1" + "}" * 90
+HOSTILE = (
+    *(
+        f'"{name}": {value}'
+        for name in ("_id", "_index", "_source", "_routing", "_doc_count", "_ignored", "_field_names", "_seq_no", "_x")
+        for value in ('"x"', "-1", '{"a": []}')
+    ),
+    *(
+        f'"{name}": 1'
+        for name in ("", " ", ".", "..", "a..b", ".a", "a.", "event_type.x", "timestamp.x", "\\u0000", "*")
+    ),
+    *(f'"permissions": {value}' for value in ('[{"a": 1}]', "[[[]]]", '"x"', "null", "[1.5, true]")),
+    *(f'"client_ip": {value}' for value in ('"::1%eth0"', '["x"]', '{"a": 1}', '"\\ud800"')),
+    *(f'"execution_time": {value}' for value in ("1e400", "-1e-400", "9" * 2000, '[1, "x"]', '{"a": 1}')),
+    f'"details": {_DEEP}',
+    f'"parameters": {_DEEP}',
+    f'"details": {{"{"k" * 40_000}": 1}}',
+    f'"details": {{"a": "{_FACE * 40_000}"}}',
+    f'"user_id": "{_FACE * 8191}"',
+    f'"user_id": "{"x" * 100_000}"',
+    f'"{"k" * 70_000}": 1',
+    f'"more": {"[" * 200}{"]" * 200}',
+    '"details": {"a": 1, "a": {"b": 2}}',
+    '"timestamp": {"a": 1}',
+)
+"""Members that a producer may add to an event, to get an error of a kind that nobody has seen."""
+
+
+def test_no_event_stops_the_indexing(tmp_path: Path, elastic: ElasticsearchServer) -> None:
+    """Whatever an event has in it, Elasticsearch's error is known to be the event's own, if there is one."""
+    values = [now_event(offset)[:-1] + f", {member}}}".encode() for offset, member in enumerate(HOSTILE)]
+    values = [value for value in values if reason(value) is None]
+    assert len(values) > len(HOSTILE) // 2
+    values += [now_event(0)] * (-len(values) % 5)
+    growing = Growing(tmp_path)
+    growing.append(len(values) // 5, values.__getitem__)
+    given = search_settings(growing, elastic.url, elastic.unused_prefix())
+    (result,) = index_logs(given)
+    assert (result.problem, result.created + result.rejected) == (None, len(values))
+    assert result.rejected
+    delete_indices(given)
 
 
 def test_a_lifecycle_policy_is_said() -> None:
