@@ -1,10 +1,12 @@
 """Each failed run emits the event that an alert waits for, whatever the failure."""
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect import Flow
 
 import flows.audit
@@ -14,13 +16,13 @@ import flows.publish
 import flows.roll
 from flows.alert import alert
 from flows.operate.sample import sample_events
+from flows.operate.up import DEPLOYMENTS
 from tasks.drain.log_run import LogResult
-from tests.flows.test_deployments import MADE, TRIGGERS
-from tests.flows.test_schedule import BEGIN
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer
 
+BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 Emitted = list[tuple[str, dict[str, Any]]]
 
 WORK: dict[str, tuple[Flow[..., Any], Any, str, tuple[Any, ...]]] = {
@@ -68,12 +70,13 @@ def test_any_exception_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyP
 
 def test_an_alert_waits_for_each_failure() -> None:
     """Each flow has the hooks, and each but the alert itself has a trigger for its event."""
-    expected = {event for trigger in TRIGGERS for event in trigger["expect"]}
+    made = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+    expected = {event for one in made for trigger in one.get("triggers", []) for event in trigger["expect"]}
     for flow, *_ in WORK.values():
         assert flow.on_failure_hooks == flow.on_crashed_hooks == [flows.publish.emit_failure]
         assert f"custody.{flow.name}.failed" in expected
     assert alert.on_failure_hooks == [flows.publish.emit_failure]
-    assert len(MADE) == len(WORK) + 1
+    assert len(made) == len(WORK) + 1
 
 
 @pytest.mark.usefixtures("server")
