@@ -20,6 +20,7 @@
     │   ├── LogChanged          the topic was recreated or moved: the operator must begin a new epoch
     │   └── SourceRefused       the broker refuses, or a topic cannot be archived
     └── SearchError             Elasticsearch did not do what was asked; the archive is complete without it
+        └── TransientSearchError    it does not answer at the moment
 
 Every message says what happened, to what, and what to do. No message contains a secret.
 """
@@ -43,6 +44,7 @@ __all__ = [
     "SourceRefused",
     "StoreError",
     "TerminalStoreError",
+    "TransientSearchError",
     "TransientSourceError",
     "TransientStoreError",
 ]
@@ -126,3 +128,7 @@ class SourceRefused(SourceError):
 
 class SearchError(CustodyError):
     """Elasticsearch did not do what was asked. Nothing is lost: all events are in the archive."""
+
+
+class TransientSearchError(SearchError):
+    """Elasticsearch does not answer at the moment: no connection, too busy, or shards without a node."""

@@ -7,10 +7,11 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.publish import HEARD
 from tasks.settings import Settings
 
 
-@flow(name="alert", persist_result=False, retries=3, retry_delay_seconds=30)
+@flow(name="alert", persist_result=False, retries=3, retry_delay_seconds=30, **HEARD)
 def alert(title: str, details: Any = "") -> State[Any]:
     """Send an alert.
 

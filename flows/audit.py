@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
-from flows.publish import emit, publish_table
+from flows.publish import HEARD, emit, publish_table
 from flows.runners import run_parallel
 from flows.summaries import audit_summary
 from tasks.audit.conclude import Outcome
@@ -27,7 +27,7 @@ from tasks.settings import Settings
 _SHARES_A_WORKER = 8
 
 
-@flow(name="audit", persist_result=False, retries=0)
+@flow(name="audit", persist_result=False, retries=0, **HEARD)
 def audit(
     logs: list[str] | None = None,
     full: bool = False,
@@ -48,7 +48,6 @@ def audit(
         return Completed(message=str(error))
     except CustodyError as error:
         # One line is enough: a traceback would not help an operator.
-        emit("custody.audit.failed", "audit", verdict="not done", problem=str(error))
         return Failed(message=f"the audit could not be done: {error}")
     return _conclude(outcome)
 
@@ -88,7 +87,6 @@ def _conclude(outcome: Outcome) -> State[Any]:
             f"{finding['finding']}: {finding.get('log', finding.get('key', ''))}: {finding['message']}"
             for finding in outcome.findings[:10]
         ]
-        emit("custody.audit.failed", "audit", verdict=outcome.verdict, audit=outcome.sequence, findings=worst)
         # No data: Prefect accepts only an exception there, and would show its complaint instead of our message.
         return Failed(message="\n".join([summary, *worst]))
     emit("custody.audit.passed", "audit", verdict=outcome.verdict, audit=outcome.sequence)

@@ -21,7 +21,7 @@ from prefect.states import Cancelled, Completed, Failed
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.times import as_utc
 from custody.store.protocol import Tier
-from flows.publish import publish_table
+from flows.publish import HEARD, publish_table
 from flows.summaries import copy_summary, plan_summary
 from tasks.backfill.copy import Progress
 from tasks.backfill.plan import Kind, Plan, Request, check_request
@@ -39,7 +39,7 @@ LOOK_AGAIN = timedelta(hours=1)
 _REPORT_SECONDS = 5.0
 
 
-@flow(name="backfill", persist_result=False, retries=0)
+@flow(name="backfill", persist_result=False, retries=0, **HEARD)
 def backfill(
     since: datetime,
     until: datetime,

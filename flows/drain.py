@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
-from flows.publish import emit, publish_table
+from flows.publish import HEARD, emit, publish_table
 from flows.runners import run_parallel
 from tasks.drain.log_run import LogResult
 from tasks.drain.run import find_partitions
@@ -35,7 +35,7 @@ class RunReport:
     indexed: "tuple[IndexResult, ...]" = ()
 
 
-@flow(name="drain", persist_result=False, retries=0)
+@flow(name="drain", persist_result=False, retries=0, **HEARD)
 def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
     """Drain Kafka into the archive.
 
@@ -48,6 +48,9 @@ def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
     except CustodyError as error:
         # One line is enough: a traceback would not help an operator.
         return Failed(message=str(error))
+    if not report.results:
+        kafka = Settings().kafka
+        return Failed(message=f"no topic on {kafka.bootstrap_servers} matches kafka.topics {kafka.topics}")
     return _conclude(report)
 
 
@@ -69,7 +72,8 @@ def _run(once: bool, seconds: float | None) -> RunReport:
 def _conclude(report: RunReport) -> State[Any]:
     """Publish the results, and end the run as failed if a log failed."""
     results = report.results
-    failed = [result for result in results if result.outcome == "failed"]
+    problems = [f"{result.log}: {result.problem}" for result in results if result.outcome == "failed"]
+    problems += _report_headroom(results)
     events, lag = sum(result.events for result in results), sum(result.lag or 0 for result in results)
     summary = (
         f"{events:,} events of {len(results)} logs archived,"
@@ -90,10 +94,23 @@ def _conclude(report: RunReport) -> State[Any]:
     if clock:
         emit("custody.clock.wrong", "drain", seconds=clock)
     get_run_logger().info(summary)
-    if failed:
-        return Failed(message="\n".join(f"{result.log}: {result.problem}" for result in failed[:10]))
+    if problems:
+        return Failed(message="\n".join([summary, *problems[:10]]))
     emit("custody.drain.completed", "drain", events=events, lag=lag)
     return Completed(message=summary, data=report)
+
+
+def _report_headroom(results: Sequence[LogResult]) -> list[str]:
+    """Emit an event for each log whose records are about to be deleted unread, and return the problems."""
+    problems = []
+    for result in results:
+        if result.headroom is not None and result.headroom < Settings().drain.headroom_seconds:
+            emit("custody.drain.headroom", f"log.{result.log}", seconds=result.headroom, lag=result.lag)
+            problems.append(
+                f"{result.log}: Kafka's retention deletes records in {max(result.headroom, 0):,.0f} s that are not"
+                " archived: raise the topic's retention now, and drain faster (drain.workers)"
+            )
+    return problems
 
 
 def _report_search(indexed: "Sequence[IndexResult]") -> None:

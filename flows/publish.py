@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from prefect import Flow
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 
 ROWS = 100
@@ -20,3 +22,12 @@ def emit(event: str, resource: str, **payload: object) -> None:
     """Emit an event about a resource. The triggers in `deployments/prefect.yaml` wait for it."""
     names = {"prefect.resource.id": f"custody.{resource}", "prefect.resource.name": resource}
     emit_event(event, resource=names, payload=payload)
+
+
+def emit_failure(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+    """Emit the event for a failed run of any flow, whether it returned a failed state or raised an error."""
+    emit(f"custody.{flow.name}.failed", flow.name, problem=state.message, run=run.name)
+
+
+HEARD: Any = {"on_failure": [emit_failure], "on_crashed": [emit_failure]}
+"""Hooks that each flow has, so that no failure depends on the flow's own code to be reported."""

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from custody.errors import CustodyError
-from flows.publish import emit, publish_table
+from flows.publish import HEARD, emit, publish_table
 from tasks.roll.record import Action
 from tasks.roll.task import take_steps, usage
 from tasks.roll.tiers import Usage
@@ -21,7 +21,7 @@ from tasks.roll.tiers import Usage
 _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
 
 
-@flow(name="roll", persist_result=False, retries=0)
+@flow(name="roll", persist_result=False, retries=0, **HEARD)
 def roll(dry_run: bool = False) -> State[Any]:
     """Roll indices and storage tiers, and delete evidence whose retention has ended.
 
@@ -53,7 +53,6 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
     get_run_logger().info(summary)
     if problems or failed:
         worst = [*problems, *failed][:10]
-        emit("custody.roll.failed", "roll", problems=worst)
         return Failed(message="\n".join([summary, *worst]))
     emit("custody.roll.completed", "roll", **counts)
     return Completed(message=summary, data=list(actions))

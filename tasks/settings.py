@@ -180,6 +180,9 @@ class DrainSettings(BaseModel):
     )
     seconds: Seconds = Field(default=38, description="Longest time of a run, counted from the flow's start")
     hanging_seconds: Seconds = Field(default=900, description="A transaction that is open longer than this is reported")
+    headroom_seconds: Seconds = Field(
+        default=21_600, description="A run fails if Kafka's retention deletes unread records within this time"
+    )
     level: int = Field(default=1, ge=0, le=3, description="gzip level of isal")
     event_leaves: bool = Field(
         default=False,

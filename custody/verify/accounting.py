@@ -194,7 +194,9 @@ class LogAccount:
         """Run the checks that need the whole log. For a partial span, check only the heads inside it."""
         before = len(self.findings.kept)
         self.signed.end(whole=whole)
-        if any(kept.finding == "head-rollback" for kept in self.findings.kept[before:]):
+        # Nobody may look at the newest statements: what they name is not known, and no sign of tampering.
+        hidden = self.signed.lost and any(kept.finding == "unreadable" for kept in self.findings.kept)
+        if hidden or any(kept.finding == "head-rollback" for kept in self.findings.kept[before:]):
             self.holes.add(self.next_offset or 0, _FOREVER)
         self._check_covered()
         if not whole:

@@ -76,7 +76,7 @@ def drain(
     if results:
         render.console().print(_import("flows.summaries").drain_table(results))
     else:
-        echo(f"No topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}.")
+        _fail([f"no topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}"])
     for result in indexed:
         if result.problem:
             echo(escape(f"Cannot be searched yet: {result.log}: {result.problem}"), err=True)

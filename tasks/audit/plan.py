@@ -137,6 +137,7 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         indexed = {name: marks.indexed for name, marks in before.marks.items()} if before else {}
         if settings.search.url:
             survey = partial(Survey, store=store, archive=archive, logs=logs, now=now, holds=holds)
+            others += compare_with_search(settings, lambda search: survey(search).check_indices())
             others += compare_with_search(settings, lambda search: survey(search).check_cursors(indexed))
             if not request.logs:
                 others += compare_with_search(settings, lambda search: survey(search).find_strays())

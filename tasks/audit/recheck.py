@@ -44,7 +44,7 @@ from tasks.drain import kafka
 from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.committed_heads import check_committed_head
 from tasks.drain.kafka import Broker, Feed, Received, map_error
-from tasks.drain.status import DIRECT, find_change
+from tasks.drain.status import find_change
 from tasks.settings import Settings
 
 _RECORDS = 1000
@@ -107,7 +107,7 @@ def _find_end(store: Store, log: Log, archive: str, trust: Trust) -> _End | None
     except (FormatError, ObjectMissing):
         # The verification reports what is wrong with the log.
         return None
-    if tip.newest is None or tip.newest.statement.log.cluster == DIRECT:
+    if tip.newest is None or tip.newest.statement.log.cluster == kafka.DIRECT:
         return None
     return _End(log, judge, tip.head, tip.newest.statement)
 

@@ -71,7 +71,8 @@ class TopicTarget(Target):
         ours = {"enable.idempotence": True, "linger.ms": 20, "compression.type": "lz4", "message.max.bytes": 2_097_152}
         self._producer = _made(lambda: Producer({"client.id": "custody", **client, **ours}, logger=logger))
         self._problem: KafkaError | None = None
-        self._rejected = 0
+        self._refused: list[Message] = []
+        """Records of refused requests. Which of a request's records are too large is not known."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -83,20 +84,19 @@ class TopicTarget(Target):
 
     def write(self, part: Part, contents: Iterator[Content], sent: Sent) -> None:
         """Send a part, wait until it is acknowledged, and commit its position."""
-        log, self._rejected = part.log, 0
+        log = part.log
         whole = False
         try:
             for content in contents:
-                headers = [("topic", log.topic.encode()), ("partition", str(log.partition).encode())]
-                headers += [("epoch", str(log.epoch).encode())] if log.epoch > 1 else []
                 for line, offset in zip(content.lines, content.offsets, strict=True):
-                    self._send(log, line, offset, headers)
+                    self._send(log, line, offset)
                     sent.created += 1
             whole = True
         finally:
             self._flush()
-            sent.created -= self._rejected
-            sent.rejected += self._rejected
+            rejected = sum(self._is_refused_alone(log, record) for record in self._take_refused())
+            sent.created -= rejected
+            sent.rejected += rejected
             if self._complete:
                 self._positions.note(part, whole=whole)
 
@@ -104,7 +104,9 @@ class TopicTarget(Target):
         """Clear the positions, because everything was sent."""
         self._positions.clear()
 
-    def _send(self, log: Log, line: bytes, offset: int, headers: list[tuple[str, bytes]]) -> None:
+    def _send(self, log: Log, line: bytes, offset: int) -> None:
+        headers = [("topic", log.topic.encode()), ("partition", str(log.partition).encode())]
+        headers += [("epoch", str(log.epoch).encode())] if log.epoch > 1 else []
         while True:
             try:
                 self._producer.produce(
@@ -124,11 +126,22 @@ class TopicTarget(Target):
                 self._producer.poll(0)
                 return
 
-    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
+    def _take_refused(self) -> list[Message]:
+        refused, self._refused = self._refused, []
+        return refused
+
+    def _is_refused_alone(self, log: Log, record: Message) -> bool:
+        """Send a record of a refused request alone, and return whether it is refused again."""
+        offset = int((record.key() or b"").rpartition(b"/")[2])
+        self._send(log, record.value() or b"", offset)
+        self._flush()
+        return bool(self._take_refused())
+
+    def _delivered(self, error: KafkaError | None, record: Message) -> None:
         if error is None:
             return
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            self._rejected += 1
+            self._refused.append(record)
         else:
             self._problem = self._problem or error
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, cast
 
 import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
 from custody.errors import KeyUnavailable, LogChanged, SourceRefused, TransientSourceError
 from custody.format.envelope import Signer
@@ -34,6 +34,8 @@ REQUEST_SECONDS = 10.0
 RETRY_SECONDS = 8.0
 """How long a request is retried. It is less than one timeout, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
+DIRECT = "direct"
+"""The cluster's name in logs that were never in Kafka."""
 MOCK_CLUSTER = "mockCluster"
 """Prefix of the id of librdkafka's mock cluster. It has no topic ids, and its admin calls time out."""
 
@@ -100,6 +102,11 @@ class Received(Record, Protocol):
 # Mapping these functions of the class over lists takes half the time of method calls.
 error_of = cast("Callable[[Received], KafkaError | None]", Message.error)
 partition_of = cast("Callable[[Received], int]", Message.partition)
+
+
+def is_wanted(topic: str, wanted: Sequence[str]) -> bool:
+    """Return whether a setting names a topic, by its name or by a regular expression that begins with `^`."""
+    return any(re.search(pattern, topic) if pattern.startswith("^") else pattern == topic for pattern in wanted)
 
 
 def map_error(error: KafkaError, step: str) -> SourceRefused | TransientSourceError:
@@ -209,11 +216,7 @@ class Broker:
             for name, topic in listing.topics.items()
             if topic.error is None and not name.startswith("__")
         }
-        names = [
-            name
-            for name in sorted(partitions)
-            if any(re.search(pattern, name) if pattern.startswith("^") else pattern == name for pattern in wanted)
-        ]
+        names = [name for name in sorted(partitions) if is_wanted(name, wanted)]
         ids = self._topic_ids(names, str(listing.cluster_id))
         return [Topic(name, ids[name], partitions[name]) for name in names]
 
@@ -284,6 +287,36 @@ class Broker:
         """
         answer = self._first(TopicPartition(topic, partition, offset), _PROBE_SECONDS)
         return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
+
+    @patiently
+    def seconds_left(self, topic: str, partition: int, offset: int) -> float | None:
+        """Return how long the topic's retention keeps the record at an offset; None if no limit is known.
+
+        By time, a record is deleted when it is older than retention.ms. By size, the record is deleted when as much was
+        added as lies before it now; at a steady rate that takes as long as the time between the two records.
+
+        Raises:
+            SourceError: the broker does not answer, or says no.
+        """
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        try:
+            asked = self._admin.describe_configs([resource], request_timeout=REQUEST_SECONDS)
+            entries = asked[resource].result()
+        except KafkaException as error:
+            raise map_error(error.args[0], f"{topic}: its retention cannot be read") from None
+        kept_ms, kept_bytes = int(entries["retention.ms"].value), int(entries["retention.bytes"].value)
+        written = self.waits_since(topic, partition, offset)
+        if "delete" not in entries["cleanup.policy"].value or written is None or written < 0:
+            return None
+        now = time.time()
+        # A producer may have chosen the time: one of the future must not hide anything.
+        written = min(written, now)
+        limits = [written + kept_ms / 1000 - now] if kept_ms >= 0 else []
+        start = self.bounds(topic, partition).start
+        if kept_bytes >= 0 and start > 0:
+            oldest = self.waits_since(topic, partition, start)
+            limits += [written - oldest] if oldest is not None and oldest >= 0 else []
+        return min(limits, default=None)
 
     @patiently
     def disagreement(self, topic: str, partition: int, last: LastRecord) -> str | None:

@@ -42,6 +42,8 @@ class LogResult:
         root: root of the tree over them, in hex.
         hanging: seconds for which an open transaction has held back records, if longer than `drain.hanging_seconds`.
         clock: seconds by which the host's clock is ahead of another; behind it, if negative. None below five minutes.
+        headroom: of a log that is still behind, seconds until Kafka's retention deletes the first record that is not
+            archived; None if that is not known.
         problem: what went wrong, and what to do.
     """
 
@@ -62,6 +64,7 @@ class LogResult:
     root: str = ""
     hanging: float | None = None
     clock: float | None = None
+    headroom: float | None = None
     problem: str | None = None
 
     def stop(self, error: CustodyError) -> None:

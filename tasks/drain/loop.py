@@ -49,6 +49,8 @@ CLOCK_SECONDS = 300
 """A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 STALL_SECONDS = 30
 """A log that is behind is read apart after this time without a record; if that gives none, the run gives it up."""
+MEASURED_LOGS = 8
+"""At the end of a run, headroom is measured for this many of the logs that are behind: each takes a read."""
 REREAD_OFFSETS = 10_000
 """Offsets after the archive's last record that are read again, to check that they still have no records."""
 
@@ -272,6 +274,7 @@ class Loop:
                 abs(worst),
                 "ahead of" if worst > 0 else "behind",
             )
+        self._report_behind()
 
     def _active(self) -> list[LogRun]:
         return [run for run in self._runs.values() if not run.stopped]
@@ -417,6 +420,28 @@ class Loop:
                     waited,
                     result.lag,
                 )
+
+    def _report_behind(self) -> None:
+        """Fail logs of which nothing was archived, and measure how long Kafka keeps what the largest lags wait for."""
+        behind = [run for run in self._runs.values() if (run.writer.next_offset or 0) < run.target]
+        for run in behind:
+            # The first statement of a log only begins it.
+            if not run.stopped and not stop_requested.is_set() and run.result.statements <= (run.begun.newest is None):
+                self._fail(run, _no_progress(run), None)
+        for run in sorted(behind, key=lambda run: -(run.result.lag or 0))[:MEASURED_LOGS]:
+            position = run.writer.next_offset or 0
+            try:
+                run.result.headroom = self._context.broker.seconds_left(*run.topic_partition, position)
+            except CustodyError as error:
+                logger.warning("%s: how long Kafka keeps its records is not known: %s", run.result.log, error)
+
+
+def _no_progress(run: LogRun) -> TransientSourceError:
+    return TransientSourceError(
+        f"{run.result.log}: this run archived nothing, although {run.target - (run.writer.next_offset or 0):,} offsets"
+        " were waiting when it began. The next run tries again; if it fails too, raise drain.seconds, or find out what"
+        " keeps this machine or Kafka busy"
+    )
 
 
 def _up_to_damage(messages: Iterable[Received]) -> Iterator[Received]:

@@ -20,13 +20,17 @@ entries of them. `appends` writes the entries, and signs checkpoints at the end.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from custody.archive.reader import list_logs, read_manifest
+from custody.errors import FormatError, ObjectMissing
 from custody.format.layout import Log
+from custody.store.open import open_store
+from custody.store.protocol import Store
 from tasks.drain.appends import Appends, put_checkpoints
 from tasks.drain.context import open_context
-from tasks.drain.kafka import Broker
+from tasks.drain.kafka import DIRECT, Broker, is_wanted
 from tasks.drain.log_run import LogResult, TopicPartition
 from tasks.drain.loop import Loop
 from tasks.drain.resume import open_logs
@@ -41,20 +45,35 @@ before it reads, while the lag grows."""
 
 
 def find_partitions(settings: Settings) -> list[TopicPartition]:
-    """Return the partitions of the topics in the settings. A named topic that does not exist counts as partition 0.
+    """Return the partitions of the topics in the settings, and those that should exist.
+
+    A missing partition becomes one failed log, so that the others are still drained. A named topic that does not exist
+    counts as partition 0. Whatever the archive has logs of should exist too, if the settings still name its topic.
 
     Raises:
         SourceError: Kafka does not answer.
+        StoreError: the archive's storage does not answer.
     """
+    wanted = settings.kafka.topics
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
-        topics = broker.topics(settings.kafka.topics)
-    existing = {topic.name for topic in topics}
-    # A missing topic becomes one failed log, so that the others are still drained.
-    missing = [name for name in settings.kafka.topics if not name.startswith("^") and name not in existing]
-    return [
-        *((topic.name, partition) for topic in topics for partition in range(topic.partitions)),
-        *((name, 0) for name in missing),
-    ]
+        topics = broker.topics(wanted)
+    existing = [(topic.name, partition) for topic in topics for partition in range(topic.partitions)]
+    names = {topic.name for topic in topics}
+    missing = {(name, 0) for name in wanted if not name.startswith("^") and name not in names}
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        for log in list_logs(store):
+            partition = (log.topic, log.partition)
+            if partition not in existing and is_wanted(log.topic, wanted) and not _is_direct(store, log):
+                missing.add(partition)
+    return [*existing, *sorted(missing)]
+
+
+def _is_direct(store: Store, log: Log) -> bool:
+    """Return whether a log was never in Kafka. One that cannot be read was."""
+    try:
+        return read_manifest(store, log, 0, lambda *_: True).statement.log.cluster == DIRECT
+    except (FormatError, ObjectMissing):
+        return False
 
 
 def drain_logs(

@@ -18,8 +18,10 @@ from custody.errors import (
     ObjectMissing,
     SigningError,
     SourceError,
+    TerminalStoreError,
 )
 from custody.findings import Finding, finding
+from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.keys.trust import Trust
@@ -27,11 +29,8 @@ from custody.store.open import open_store
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
-from tasks.drain.kafka import Broker, Topic
+from tasks.drain.kafka import DIRECT, Broker, Topic
 from tasks.settings import Settings
-
-DIRECT = "direct"
-"""The cluster's name in logs that were never in Kafka."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,9 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
         closing(open_store(settings.archive, settings.s3)) as store,
         Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker,
     ):
-        find, heads = _finder(settings, store)
+        find, heads, problem = _finder(settings, store)
+        if problem is not None:
+            yield LogStatus(layout.ARCHIVE, problem=f"heads are not checked: {problem}")
         logs = named_logs(store, heads)
         cluster, topics = None, {}
         with suppress(SourceError):
@@ -158,24 +159,31 @@ def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, new
     return None
 
 
-def _finder(settings: Settings, store: Store) -> tuple[Callable[[Log], Tip[Manifest]], Mapping[str, KnownHead]]:
-    """Return a function that finds where a log ends, and the heads that signed audits know."""
+def _finder(
+    settings: Settings, store: Store
+) -> tuple[Callable[[Log], Tip[Manifest]], Mapping[str, KnownHead], str | None]:
+    """Return a function that finds where a log ends, the heads that audits know, and what the store refuses."""
+    refused = None
     try:
         file, trust = read_archive(store), settings.own_trust()
+        problem = check_archive(file, trust)
+        heads = {} if problem else read_audited_heads(store, file.id, trust)
     except (ConfigurationError, SigningError, FormatError, ObjectMissing):
-        holds = standing(store, None, Trust())
-        return lambda log: _unchecked_tip(store, log, holds(log)), {}
-    archive, problem = file.id, check_archive(file, trust)
-    heads = {} if problem else read_audited_heads(store, archive, trust)
+        pass
+    except TerminalStoreError as error:
+        refused = str(error)
+    else:
 
-    def find(log: Log) -> Tip[Manifest]:
-        if problem:
-            raise HeadRollback(f"{store.url}: {problem}")
-        form = statements_of(log)
-        known = [heads[str(log)]] if str(log) in heads else []
-        return find_checked_tip(store, log, form, Judge(store, log, form, archive, trust), trust, known)
+        def find(log: Log) -> Tip[Manifest]:
+            if problem:
+                raise HeadRollback(f"{store.url}: {problem}")
+            form = statements_of(log)
+            known = [heads[str(log)]] if str(log) in heads else []
+            return find_checked_tip(store, log, form, Judge(store, log, form, file.id, trust), trust, known)
 
-    return find, {name: head for name, head in heads.items() if head.size}
+        return find, {name: head for name, head in heads.items() if head.size}, None
+    holds = standing(store, None, Trust())
+    return lambda log: _unchecked_tip(store, log, holds(log)), {}, refused
 
 
 def _unchecked_tip(store: Store, log: Log, holds: Holds[Manifest]) -> Tip[Manifest]:

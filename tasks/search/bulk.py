@@ -1,6 +1,7 @@
 """Sends documents to Elasticsearch in bulk requests, and records those that it rejects."""
 
 import logging
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,10 +13,10 @@ import msgspec
 from elasticsearch import ApiError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random_exponential
 
-from custody.errors import SearchError
+from custody.errors import SearchError, TransientSearchError
 from custody.format.layout import Log
 from custody.format.times import format_time
-from tasks.search.client import Search
+from tasks.search.client import LATER, Search
 from tasks.search.documents import ORIGIN, Documents
 
 PATIENCE_SECONDS = 60
@@ -24,9 +25,24 @@ PATIENCE_SECONDS = 60
 REQUESTS = 2
 """Bulk requests under way at a time."""
 
-_CREATED, _FORBIDDEN, _THERE, _TOO_LARGE, _BUSY = 201, 403, 409, 413, 429
-_BLOCKED = "cluster_block_exception"
-_LATER = frozenset({_BUSY, 502, 503, 504})
+_CREATED, _THERE, _TOO_LARGE = 201, 409, 413
+_WRITE_BLOCK = "index write (api)"
+"""In the reason, where an index has the block that the roll sets; other blocks are not ours to remove."""
+_DOCUMENT_ERRORS = frozenset({"document_parsing_exception", "mapper_parsing_exception"})
+"""Errors of a document itself: the mapping will never take it. Releases before 8.9 have the second."""
+_ILLEGAL = "illegal_argument_exception"
+"""An error of the document too, unless its reason is of these. A producer has many ways to it: a field after the end of
+the document, a term that is too long."""
+_CONDITIONS = re.compile("Validation Failed|pipeline with id|Limit of total fields|no write index|only write ops")
+_REMEDIES = {
+    "cluster_block_exception": "remove the block from the index",
+    "index_closed_exception": "open the index",
+    "index_not_found_exception": "create the index, or let action.auto_create_index allow it",
+    "invalid_alias_name_exception": "an index has the name of the alias search.prefix: rename or delete that index",
+    "security_exception": "give the API key of search.api_key the right to create indices and documents",
+    "validation_exception": "raise cluster.max_shards_per_node, or delete indices",
+}
+"""What an operator does about conditions of the cluster."""
 _NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
 _ERRORS_ONLY = "errors,items.*.status,items.*.error.type,items.*.error.reason"
 
@@ -48,6 +64,12 @@ _FORGED = _Error(
 class _Item(msgspec.Struct):
     status: int
     error: _Error | None = None
+
+
+def _is_of_document(error: _Error) -> bool:
+    """Return whether an error is of the document itself. An unknown error is not: it must not hide events."""
+    illegal = error.type == _ILLEGAL and not _CONDITIONS.search(error.reason)
+    return illegal or error.type in _DOCUMENT_ERRORS
 
 
 class _Answer(msgspec.Struct):
@@ -84,6 +106,8 @@ class Bulk:
     def __init__(self, search: Search) -> None:
         self._search = search
         self._size = search.settings.bulk_bytes
+        self._busy = "no reason given"
+        """Why documents were last sent again."""
 
     def send(self, log: Log, parts: Iterable[Documents], total: Counted) -> None:
         """Create documents that are made meanwhile. If making them fails, those made before are still created.
@@ -130,7 +154,8 @@ class Bulk:
         are still indexed.
 
         Raises:
-            SearchError: it does not answer, is busy for longer than a minute, or refuses a whole request.
+            SearchError: it does not answer, is busy for longer than a minute, or refuses documents for a reason that is
+                not theirs: a condition of the cluster, which is never recorded as a rejection of events.
         """
         sent = Sent()
         waiting: Sequence[int] = range(len(documents.sources))
@@ -162,9 +187,9 @@ class Bulk:
         try:
             Retrying(stop=stop_after_delay(PATIENCE_SECONDS), wait=wait, retry=retry_if_result(bool))(send)
         except RetryError:
-            raise SearchError(
-                f"Elasticsearch at {self._search.settings.url} has been too busy for {PATIENCE_SECONDS} s; the next run"
-                " continues"
+            raise TransientSearchError(
+                f"Elasticsearch at {self._search.settings.url} has been too busy for {PATIENCE_SECONDS} s"
+                f" ({self._busy}); the next run continues"
             ) from None
         self._size = min(self._search.settings.bulk_bytes, self._size + self._size // 8)
 
@@ -183,7 +208,8 @@ class Bulk:
             except ApiError as error:
                 if error.status_code == _TOO_LARGE:
                     return self._halve(log, documents, positions, sent)
-                if error.status_code in _LATER:
+                if error.status_code in LATER:
+                    self._busy = f"status {error.status_code}"
                     return positions
                 raise
             outcome = msgspec.convert(answer.body, _Answer)
@@ -191,26 +217,43 @@ class Bulk:
                 sent.created += len(positions)
                 return []
             answered = list(zip(positions, (item["create"] for item in outcome.items), strict=True))
-        again, refused, closed = [], [], set[str]()
+        again, refused, closed, stopped = [], [], set[str](), []
         for position, item in answered:
             status, cause = item.status, item.error or _Error()
             if status == _CREATED:
                 sent.created += 1
             elif status == _THERE:
                 sent.there += 1
-            elif status in _LATER:
+            elif status in LATER:
+                self._busy = f"{cause.type}: {cause.reason[:300]}"
                 again.append(position)
-            elif status == _FORBIDDEN and cause.type == _BLOCKED:
+            elif _WRITE_BLOCK in cause.reason:
                 closed.add(documents.action(position)["_index"])
                 again.append(position)
-            else:
+            elif _is_of_document(cause):
                 refused.append((position, cause))
+            else:
+                stopped.append(cause)
         self._reject(log, documents, refused, sent)
-        # Late events make the read-only index of their day writable. The next roll makes it read-only again.
-        for name in closed:
+        if stopped:
+            raise self._condition(log, stopped)
+        self._make_writable(closed)
+        return again
+
+    def _condition(self, log: Log, causes: Sequence[_Error]) -> SearchError:
+        """Return the error for a condition of the cluster or an index. No event is recorded as rejected for it."""
+        cause = causes[0]
+        return SearchError(
+            f"Elasticsearch at {self._search.settings.url} does not accept {len(causes)} events of {log}, for a reason"
+            f" that is not theirs: {cause.type}: {cause.reason[:300]}: {_REMEDIES.get(cause.type, 'see its log')}. The"
+            " next run tries again"
+        )
+
+    def _make_writable(self, names: Iterable[str]) -> None:
+        """Make read-only indices writable, for late events of their day. The next roll makes them read-only again."""
+        for name in names:
             with self._search.errors(f"the settings of {name}"):
                 self._search.client.indices.put_settings(index=name, settings={"index.blocks.write": None})
-        return again
 
     def _halve(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> Sequence[int]:
         if len(positions) == 1:

@@ -1,6 +1,6 @@
 """The client of Elasticsearch 8.x or 9.x, with our errors, and searches that need all shards."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,10 +8,21 @@ from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, SerializationError, TlsError
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 
-from custody.errors import ConfigurationError, SearchError
+from custody.errors import ConfigurationError, SearchError, TransientSearchError
 from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30
+LATER = frozenset({429, 502, 503, 504})
+"""Statuses of a server that is busy, or not there for now."""
+_ODD_ANSWER = (
+    SerializationError,
+    UnsupportedProductError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+)
 _BAD_MAPPING = frozenset({"illegal_argument_exception", "query_shard_exception"})
 
 
@@ -41,6 +52,8 @@ class Search:
         self.prefix = settings.prefix
         self.cursors, self.rejected = f"{self.prefix}-cursors", f"{self.prefix}-rejected"
         """The index of cursors, and that of rejected events."""
+        self.chosen: Sequence[str] | None = None
+        """The indices that searches of the alias are made in; all behind it if None."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -53,35 +66,49 @@ class Search:
         mapping is skipped, so that one odd index does not block the others.
 
         Args:
-            asked: parameters of the client's `search`.
+            asked: parameters of the client's `search`. If they name the alias, `chosen` counts.
 
         Raises:
-            SearchError: a shard is unassigned, or failed.
+            TransientSearchError: a shard is unassigned, or failed.
             ApiError, TransportError: the client's own; see `errors`.
         """
-        answer: Mapping[str, Any] = self.client.search(**asked).body
+        answer = self._answer(asked)
         shards = answer["_shards"]
         failures = [failure for failure in shards.get("failures", ()) if failure["reason"]["type"] not in _BAD_MAPPING]
         if failures or (shards["successful"] < shards["total"] and not shards["failed"]):
             reason = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
-            raise SearchError(
+            raise TransientSearchError(
                 f"Elasticsearch at {self.settings.url} answers for only {shards['successful']} of {shards['total']}"
                 f" shards ({reason}): start the node that held the others, or see its log"
             )
+        return answer
+
+    def _answer(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.chosen is None or asked["index"] != self.prefix:
+            answer: Mapping[str, Any] = self.client.search(**asked).body
+        elif not self.chosen:
+            answer = self.client.search(**{**asked, "index": f"{self.prefix}-none"}).body
+        else:
+            # The names of all indices may be longer than the path of a request may be.
+            body = {name: value for name, value in asked.items() if name != "index" and value is not None}
+            answer = self.client.msearch(searches=[{"index": list(self.chosen)}, body])["responses"][0]
+            if "error" in answer:
+                reason = _reason(answer)
+                raise SearchError(f"Elasticsearch at {self.settings.url} answers {answer['status']}: {reason}")
         return answer
 
     def refresh(self, index: str) -> None:
         """Make all indexed documents visible to searches, also those of the last second.
 
         Raises:
-            SearchError: some shards cannot be refreshed.
+            TransientSearchError: some shards cannot be refreshed.
             ApiError, TransportError: the client's own; see `errors`.
         """
         # A refresh waits a minute for an unassigned shard; a search fails at once.
         self.find(index=index, size=0)
         shards = self.client.indices.refresh(index=index)["_shards"]
         if shards["failed"]:
-            raise SearchError(
+            raise TransientSearchError(
                 f"Elasticsearch at {self.settings.url} cannot refresh {shards['failed']} shards of {index}, so their"
                 " newest documents are not visible: see its log, then try again"
             )
@@ -109,15 +136,21 @@ class Search:
         try:
             yield
         except (NoConnection, ConnectionTimeout, TlsError) as error:
-            raise SearchError(f"{what}: {server} does not answer ({type(error).__name__})") from None
+            raise TransientSearchError(f"{what}: {server} does not answer ({type(error).__name__})") from None
         except ApiError as error:
             status = f"{error.status_code} {error.error}"
-            raise SearchError(f"{what}: {server} answers {status}: {_reason(error)}") from None
-        except (SerializationError, UnsupportedProductError, KeyError, TypeError, ValueError) as error:
-            raise SearchError(f"{what}: {server} does not answer like an Elasticsearch: {error}") from None
+            kind = TransientSearchError if error.status_code in LATER else SearchError
+            raise kind(f"{what}: {server} answers {status}: {_reason(error.body)}") from None
+        # A document nested deeper than Python's parser goes is a RecursionError.
+        except _ODD_ANSWER as error:
+            raise SearchError(f"{what}: {server} does not answer like an Elasticsearch: {error!r}"[:500]) from None
 
 
-def _reason(error: ApiError) -> str:
-    body = error.body
+def _reason(body: object) -> str:
+    """Return the reason, and the deepest cause: that one names what is in the way."""
     cause = body.get("error") if isinstance(body, Mapping) else None
-    return str(cause.get("reason") if isinstance(cause, Mapping) else cause or "no reason given")[:300]
+    reasons = []
+    while isinstance(cause, Mapping):
+        reasons.append(str(cause.get("reason")))
+        cause = cause.get("caused_by")
+    return ": ".join(dict.fromkeys(reasons[:1] + reasons[-1:]))[:600] or str(cause or "no reason given")[:300]

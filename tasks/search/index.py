@@ -72,8 +72,11 @@ class IndexResult:
 class Indexer:
     """Indexes logs of one archive."""
 
-    def __init__(self, settings: Settings, store: Store, search: Search, archive: str) -> None:
-        """Prepare; no request is made yet."""
+    def __init__(
+        self, settings: Settings, store: Store, search: Search, archive: str, problems: Sequence[str] = ()
+    ) -> None:
+        """Prepare; no request is made yet. `problems` become part of each result's problem."""
+        self._problems = problems
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._bulk = Bulk(search)
         self._holds = standing(store, archive, settings.trust_at_hand())
@@ -107,7 +110,9 @@ class Indexer:
             # Not again before the log grows: an error in our code does not go away by waiting.
             result.problem = _unforeseen(error)
             return True
-        result.problem = "; ".join(filter(None, [failure, self._untrue.get(log), self._skips(log)])) or None
+        result.problem = (
+            "; ".join(filter(None, [failure, self._untrue.get(log), self._skips(log), *self._problems])) or None
+        )
         return failure is None
 
     def _follow(self, log: Log, result: IndexResult, go_on: Callable[[], bool]) -> None:
@@ -239,8 +244,8 @@ class Indexer:
 def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
     """Open the archive and Elasticsearch, prepare its indices, and yield the archive's store and its indexer."""
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
-        prepare(search)
-        yield store, Indexer(settings, store, search, read_archive(store).id)
+        problems = prepare(search)
+        yield store, Indexer(settings, store, search, read_archive(store).id, problems)
 
 
 def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:
@@ -298,10 +303,17 @@ class Follower:
         self._thread.join(GRACE_SECONDS + 1)
         with self._changed:
             results = [replace(result) for result in self._results.values()]
-        if self._problem is not None:
+        problem = self._problem
+        if self._thread.is_alive():
+            # It looks at the time before each statement, so a request is without an answer.
+            problem = problem or (
+                f"Elasticsearch at {self._settings.search.url} has not answered for {GRACE_SECONDS:.0f} s: the next run"
+                " continues"
+            )
+        if problem is not None:
             results = results or [IndexResult("*")]
             for result in results:
-                result.problem = result.problem or self._problem
+                result.problem = result.problem or problem
         return sorted(results, key=lambda result: result.log)
 
     def _go_on(self) -> bool:

@@ -12,27 +12,49 @@ shows by itself what it lacks. The position is not derived from the documents:
 kept (`tasks.roll`).
 """
 
-from datetime import UTC, datetime
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
+from fnmatch import fnmatchcase
+from typing import Any
 
 import msgspec
 from elasticsearch import NotFoundError
 
+from custody.errors import SearchError
 from custody.format.envelope import Int
 from custody.format.layout import Log
 from custody.format.times import format_time
 from tasks.search import documents
 from tasks.search.client import Search
+from tasks.search.documents import ORIGIN, index_name, restored_name
+
+_TEMPLATES = ",".join(
+    f"index_templates.{part}"
+    for part in ("name", *(f"index_template.{part}" for part in ("index_patterns", "priority", "_meta")))
+)
+_OTHERS = "*.aliases,*.settings.index.lifecycle.name"
+_MAPPED = ",".join(
+    (
+        *(f"*.mappings.{part}" for part in ("_source", "runtime", f"properties.{ORIGIN}")),
+        *(f"*.settings.index.{part}" for part in ("uuid", "mode", "mapping")),
+    )
+)
+_INTEGERS = frozenset({"long", "integer", "short", "byte"})
 
 
 class _Cursor(msgspec.Struct):
     sequence: Int
 
 
-def prepare(search: Search) -> None:
+def prepare(search: Search) -> list[str]:
     """Set the template, and create custody's own indices. Doing it again changes nothing.
 
+    Returns:
+        What somebody else set that changes what searches find. It does not keep events from being indexed.
+
     Raises:
-        SearchError: Elasticsearch does not answer, or refuses.
+        SearchError: Elasticsearch does not answer, or refuses. Or somebody else's template would be used instead.
     """
     settings = {"index": {"number_of_replicas": search.settings.replicas, **documents.ON_HOT_NODES}}
     own = {
@@ -46,13 +68,94 @@ def prepare(search: Search) -> None:
             "at": {"type": "date"},
         },
     }
+    body = documents.template(search.prefix, search.settings.replicas)
     with search.errors("its templates"):
-        search.client.indices.put_index_template(
-            name=search.prefix, **documents.template(search.prefix, search.settings.replicas)
-        )
+        present = search.client.indices.get_index_template(filter_path=_TEMPLATES).body.get("index_templates", [])
+        for other in present:
+            _check_template(search.prefix, body, other["name"], other["index_template"])
+        search.client.indices.put_index_template(name=search.prefix, **body)
         for name, properties in own.items():
             if not search.client.indices.exists(index=name):
                 search.create_index(name, settings=settings, mappings={"dynamic": False, "properties": properties})
+        made = search.client.indices.get(
+            index=f"{search.prefix},{search.prefix}-*", ignore_unavailable=True, filter_path=_OTHERS
+        ).body
+        return list(_set_by_others(search.prefix, made))
+
+
+def _check_template(prefix: str, ours: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> None:
+    """Check that a template is ours, or is not used for our indices.
+
+    Raises:
+        SearchError: it has our name, or would be used instead of ours. It is never overwritten.
+    """
+    if name == prefix:
+        if other.get("_meta") != ours["_meta"]:
+            raise SearchError(
+                f"the index template {name} was not made by custody, and is not overwritten: delete it, or set another"
+                " search.prefix"
+            )
+        return
+    names = [index_name(prefix, date(2026, 1, 1)), index_name(prefix, None), restored_name(prefix, None)]
+    patterns = other.get("index_patterns", [])
+    if other.get("priority", 0) > ours["priority"] and any(
+        fnmatchcase(index, pattern) for index in names for pattern in patterns
+    ):
+        raise SearchError(
+            f"the index template {name[:200]} (priority {other['priority']}, patterns {', '.join(patterns)[:200]})"
+            f" would be used instead of {prefix}, which has priority {ours['priority']}: change its patterns or"
+            " priority, or set another search.prefix"
+        )
+
+
+def _set_by_others(prefix: str, made: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what others set on our indices, or on our alias."""
+    for name, index in sorted(made.items()):
+        alias = index.get("aliases", {}).get(prefix)
+        if alias is not None and not name.startswith(f"{prefix}-"):
+            yield f"the index {name[:200]} has the alias {prefix}, and is not custody's: remove the alias from it"
+        if alias and "filter" in alias:
+            yield f"the alias {prefix} of the index {name[:200]} has a filter, which hides documents: remove the filter"
+        if policy := index.get("settings", {}).get("index", {}).get("lifecycle", {}).get("name"):
+            yield (
+                f"the index {name[:200]} has the lifecycle policy {policy[:200]}, which may delete events too early:"
+                " remove the policy; custody's own roll deletes indices"
+            )
+
+
+def differing_indices(search: Search) -> dict[str, tuple[str, bool]]:
+    """Return the indices behind the alias: how each is not mapped as the template says, and whether to leave it out.
+
+    Searches may not find the documents of such an index, may get no source to compare, or may fail for all indices.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or refuses.
+    """
+    with search.errors("the mappings of its indices"):
+        try:
+            made = search.client.indices.get(index=search.prefix, filter_path=_MAPPED).body
+        except NotFoundError:
+            return {}
+        return {name: _difference(index) for name, index in sorted(made.items())}
+
+
+def _difference(index: Mapping[str, Any]) -> tuple[str, bool]:
+    mappings, settings = index.get("mappings", {}), index["settings"]["index"]
+    source = {**mappings.get("_source", {}), **settings.get("mapping", {}).get("source", {})}
+    mode = settings.get("mode", "standard")
+    if mode != "standard" or source not in ({}, {"enabled": True}, {"mode": "stored"}):
+        return f"it does not store documents as they are (mode {mode}, source {json.dumps(source)})", True
+    if shadows := [name for name in mappings.get("runtime", {}) if name.startswith(ORIGIN)]:
+        return f"a runtime field hides {shadows[0]}", True
+    wanted = documents.properties()[ORIGIN]["properties"]
+    origin = mappings.get("properties", {}).get(ORIGIN, {}).get("properties", {})
+    types = {name: origin.get(name, {}).get("type", "no field") for name in wanted}
+    for name, field in wanted.items():
+        if types[name] != field["type"]:
+            # A search of several indices cannot sort integers together with other types.
+            left_out = types["offset"] not in _INTEGERS
+            return f"{ORIGIN}.{name} is mapped as {types[name]}, not as {field['type']}", left_out
+    return "", False
 
 
 def read_cursor(search: Search, archive: str, log: Log) -> int | None:
@@ -66,9 +169,12 @@ def read_cursor(search: Search, archive: str, log: Log) -> int | None:
     """
     with search.errors(f"the cursor of {log}"):
         try:
-            document = search.client.get(index=search.cursors, id=_cursor_id(archive, log)).get("_source")
+            hit = search.client.get(index=search.cursors, id=_cursor_id(archive, log), source_includes="sequence")
+            document = hit.get("_source")
         except NotFoundError:
             return 0
+        except RecursionError:
+            return None
     try:
         return msgspec.convert(document, _Cursor).sequence
     except msgspec.ValidationError:

@@ -14,6 +14,7 @@ Whoever can write to Elasticsearch can also change its cursors, so cursors must 
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -25,13 +26,20 @@ from typing import Any
 from elasticsearch import NotFoundError
 
 from custody.archive.reader import Holds, read_manifest
-from custody.errors import CustodyError, FormatError, SearchError, StoreError, TransientStoreError
+from custody.errors import (
+    CustodyError,
+    FormatError,
+    SearchError,
+    StoreError,
+    TransientSearchError,
+    TransientStoreError,
+)
 from custody.findings import Finding, Severity, finding
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.store.protocol import Store
-from tasks.search.bulk import Bulk
+from tasks.search.bulk import Bulk, Sent
 from tasks.search.client import Search
 from tasks.search.documents import (
     OFFSET,
@@ -44,9 +52,11 @@ from tasks.search.documents import (
     read_documents,
     restored_name,
 )
-from tasks.search.indices import prepare, read_cursor
+from tasks.search.indices import differing_indices, prepare, read_cursor
 from tasks.search.queries import count_in_ranges, of_log, refused_of
 from tasks.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _PAGE = 1000
 _SPARE = 10_000
@@ -68,17 +78,29 @@ class _Document:
 
 
 def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
-    """Return the findings of a comparison with Elasticsearch. If it does not answer, that is only a notice."""
+    """Return the findings of a comparison with Elasticsearch.
+
+    That it does not answer is only a notice. If it refuses, or has what cannot be compared, the documents could not be
+    verified. Indices that must be left out (`differing_indices`) hide no others.
+    """
     findings: list[dict[str, Any]] = []
+    message = "Elasticsearch was not compared with the archive: "
     try:
         with closing(Search(settings.search)) as search:
+            indices = differing_indices(search)
+            if any(left_out for _, left_out in indices.values()):
+                search.chosen = [name for name, (_, left_out) in indices.items() if not left_out]
             findings += (difference.to_dict() for difference in look(search))
-    except (SearchError, TransientStoreError) as error:
-        message = f"Elasticsearch was not compared with the archive: {error}"
-        findings.append(finding("unreadable", message, severity=Severity.NOTICE).to_dict())
-    except CustodyError:
+    except (TransientSearchError, TransientStoreError) as error:
+        findings.append(finding("unreadable", f"{message}{error}", severity=Severity.NOTICE).to_dict())
+    except (FormatError, StoreError):
         # Problems with a statement or segment are reported separately.
         pass
+    except CustodyError as error:
+        findings.append(finding("unreadable", f"{message}{error}").to_dict())
+    except Exception as error:
+        logger.exception("unexpected error while comparing with Elasticsearch")
+        findings.append(finding("unreadable", f"{message}unexpected error ({type(error).__name__})").to_dict())
     return findings
 
 
@@ -142,8 +164,7 @@ def reconcile(
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
     present = count_in_ranges(search, search.prefix, of_log(log), OFFSET, ranges)
     rejected = count_in_ranges(search, search.rejected, refused_of(log), "offset", ranges)
-    counts["rejected"] += sum(rejected)
-    comparison = _Comparison(search, store, log, oldest, indexed, max(indexed, marked))
+    comparison = _Comparison(search, store, log, oldest, indexed, max(indexed, marked), counts)
     for hour, count, refused in zip(hours, present, rejected, strict=True):
         if not count and hour[0].sequence >= comparison.promised:
             continue
@@ -151,6 +172,8 @@ def reconcile(
         if content or count + refused != expected:
             for statement in hour:
                 yield from comparison.compare(statement)
+        else:
+            counts["rejected"] += refused
     yield from comparison.restored()
 
 
@@ -185,6 +208,8 @@ class _Comparison:
     """Number of statements that are indexed by Elasticsearch's cursor."""
     promised: int
     """Number of statements that the cursor or audits say are indexed; later ones may still be catching up."""
+    counts: Counter[str]
+    """Events that are listed as rejected, and not there, are added to its `rejected`."""
     _restored: list[tuple[Statement, int]] = field(default_factory=list)
     """Statements between the two with missing events, and the number of these events."""
 
@@ -192,7 +217,15 @@ class _Comparison:
         """Compare each document of a statement with its event."""
         where: dict[str, Any] = {"log": str(self.log), "sequence": statement.sequence}
         try:
-            differences = self._differences(statement)
+            # Whoever can write to Elasticsearch chooses what parsers get to see here.
+            with self.search.errors("its documents"):
+                differences = self._differences(statement)
+        except TransientSearchError:
+            raise
+        except SearchError as error:
+            message = f"the documents of this statement were not compared with its events: {error}"
+            yield finding("unreadable", message, offset=statement.first_offset, **where)
+            return
         except _TooMany as error:
             yield finding("index-extra", str(error), offset=statement.first_offset, **where)
             return
@@ -213,16 +246,22 @@ class _Comparison:
             )
             yield finding("index-edited", message, severity=Severity.NOTICE, offset=moved[0][0], **where)
         if differences.missing:
-            offsets, created = self._create(differences.missing)
+            offsets, created, problem = self._create(differences.missing)
             if statement.sequence < self.indexed:
                 message = (
-                    f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} were indexed again"
+                    f"{len(offsets)} events were not in Elasticsearch ({_some(offsets)}); {created} were indexed"
+                    f" again{problem}"
                 )
                 yield finding("index-missing", message, offset=offsets[0], **where)
             else:
                 self._restored.append((statement, len(offsets)))
         # Otherwise somebody could delete a document and list it as rejected.
-        accepted = self._create(differences.doubtful)[1] if differences.doubtful else 0
+        if not differences.doubtful:
+            return
+        offsets, accepted, problem = self._create(differences.doubtful)
+        if problem:
+            message = f"whether {len(offsets)} events are still rejected is not known{problem}"
+            yield finding("unreadable", message, offset=offsets[0], **where)
         if accepted:
             message = (
                 f"{accepted} events that {self.search.rejected} lists as rejected were not in Elasticsearch, which"
@@ -269,9 +308,11 @@ class _Comparison:
                             differences.edited.append((offset, document))
                         elif document.index != index and not self._may_hold(document, index):
                             differences.moved.append((offset, document))
-                    elif promised and self._is_kept(index):
+                    elif promised:
                         known = offset in refused or offset in expected.forged
-                        (doubtful if known else missing).add(offset)
+                        self.counts["rejected"] += known
+                        if self._is_kept(index):
+                            (doubtful if known else missing).add(offset)
                 differences.missing += [expected.only(missing)] if missing else []
                 differences.doubtful += [expected.only(doubtful)] if doubtful else []
             # If the segment cannot be read to its end, documents that were not compared are not extra.
@@ -295,12 +336,16 @@ class _Comparison:
         day = index_day(prefix, index) or date_of(document.source["timestamp"])
         return day is not None and document.index in {index_name(prefix, day), restored_name(prefix, day)}
 
-    def _create(self, parts: Sequence[Documents]) -> tuple[Sequence[int], int]:
-        """Index documents, and return their offsets, and how many were created."""
-        # An Elasticsearch that was lost has no templates either, and would guess the fields' types.
-        prepare(self.search)
-        documents = Documents.join(parts)
-        return documents.offsets, Bulk(self.search).create(self.log, documents).created
+    def _create(self, parts: Sequence[Documents]) -> tuple[Sequence[int], int, str]:
+        """Index documents, and return their offsets, how many were created, and why the others were not."""
+        documents, sent, problem = Documents.join(parts), Sent(), ""
+        try:
+            # An Elasticsearch that was lost has no templates either, and would guess the fields' types.
+            prepare(self.search)
+            Bulk(self.search).send(self.log, [documents], sent)
+        except SearchError as error:
+            problem = f": {error}"
+        return documents.offsets, sent.created, problem
 
 
 def _text(document: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from custody.format.times import parse_time
 from custody.store.protocol import Store
 from tasks.search.client import Search
 from tasks.search.documents import LEEWAY, OFFSET, index_day, is_restored, out_of_range_name
-from tasks.search.indices import read_cursor
+from tasks.search.indices import differing_indices, read_cursor
 from tasks.search.queries import below, count_documents, count_in_ranges, logs_in, of_log
 from tasks.search.reconcile import skip_damaged
 
@@ -43,6 +43,13 @@ class Survey:
     logs: Sequence[Log]
     now: datetime
     holds: Callable[[Log], Holds[Manifest]]
+
+    def check_indices(self) -> Iterator[Finding]:
+        """Report indices that are not mapped as the template says."""
+        for name, (difference, left_out) in differing_indices(self.search).items():
+            if difference:
+                message = f"the index {name[:100]} is not mapped as the template says: {difference}"
+                yield finding("unreadable", message + ("; its documents were not compared" if left_out else ""))
 
     def check_cursors(self, marks: dict[str, int]) -> Iterator[Finding]:
         """Report cursors that cannot be true, went back, or are far behind.

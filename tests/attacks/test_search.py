@@ -541,6 +541,86 @@ def test_any_number_of_one_offset(scene: Scene, monkeypatch: pytest.MonkeyPatch,
     assert "too many to be compared" in one["message"]
 
 
+def odd_index(settings: dict[str, Any] | None = None, **mappings: Any) -> Callable[[Scene], None]:
+    """Return an attack that puts one document into an index of another mapping behind the alias."""
+
+    def attack(scene: Scene) -> None:
+        name = index_name(scene.search.prefix, datetime.now(UTC).date() - timedelta(days=8))
+        scene.search.client.indices.create(index=name, settings=settings, mappings=mappings)
+        scene.search.client.index(index=name, id="odd", document=scene.source(1), refresh=True)
+
+    return attack
+
+
+def of_offset(kind: str) -> Callable[[Scene], None]:
+    return odd_index(properties={ORIGIN: {"properties": {"offset": {"type": kind}}}})
+
+
+def nested(scene: Scene) -> None:
+    """Nest an event's document deeper than Python's parser goes; Elasticsearch takes it."""
+    depth = 985
+    deep = '{"a":' * depth + "1" + "}" * depth
+    document = json.dumps(scene.source(1))[:-1] + f', "deep": {deep}}}'
+    place = scene.place(1)
+    scene.search.client.perform_request(
+        "PUT",
+        f"/{place['index']}/_doc/{place['id']}",
+        headers={"content-type": "application/json", "accept": "application/json"},
+        body=document.encode(),
+    )
+
+
+def nested_cursor(scene: Scene) -> None:
+    deep = '{"a":' * 985 + "1" + "}" * 985
+    (hit,) = scene.search.client.search(index=scene.search.cursors)["hits"]["hits"]
+    scene.search.client.perform_request(
+        "PUT",
+        f"/{scene.search.cursors}/_doc/{hit['_id']}",
+        headers={"content-type": "application/json", "accept": "application/json"},
+        body=f'{{"sequence": {deep}}}'.encode(),
+    )
+
+
+ODD: dict[str, Callable[[Scene], None]] = {
+    "an offset that is a double": of_offset("double"),
+    "an offset that is a keyword": of_offset("keyword"),
+    "an offset that is a date": of_offset("date"),
+    "an offset that is not indexed": odd_index(properties={ORIGIN: {"enabled": False}}),
+    "no source": odd_index(_source={"enabled": False}),
+    "half of the source": odd_index(_source={"excludes": ["client_ip"]}),
+    "a made-up source": odd_index({"index.mapping.source.mode": "synthetic"}),
+    "a runtime field over the offset": odd_index(runtime={f"{ORIGIN}.offset": {"type": "long"}}),
+    "a document nested too deep": nested,
+    "a cursor nested too deep": nested_cursor,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_cannot_be_compared_hides_nothing_else(scene: Scene, name: str) -> None:
+    """An audit is signed that is not clean. What was edited and deleted elsewhere is found all the same."""
+    assert scene.audit().exit_code == 0
+    scene.refresh()
+    ODD[name](scene)
+    outcome = scene.audit(full=True)
+    assert outcome.exit_code >= 12, outcome.findings
+    scene.refresh()
+    edit(client_ip="6.6.6.6")(scene)
+    scene.search.client.delete(**scene.place(12))
+    outcome = scene.audit(full=True)
+    found = {(one["finding"], one.get("sequence")) for one in outcome.findings}
+    assert found >= {("index-edited", 1), ("index-missing", 2)}
+    assert outcome.exit_code == 13
+
+
+def test_a_rejection_that_is_over_is_not_counted(scene: Scene) -> None:
+    """An event that is listed as rejected, and is there, is not counted as rejected."""
+    rejected = {"log": str(LOG), "offset": 7, "reason": "no"}
+    scene.search.client.index(index=scene.search.rejected, document=rejected, refresh=True)
+    for request in ({}, {"full": True}):
+        outcome = scene.audit(**request)
+        assert (outcome.counts["rejected"], outcome.findings) == (0, ())
+
+
 def test_not_yet_indexed(scene: Scene) -> None:
     """What was sealed just now lies beyond a log's cursor, and is not missing."""
     scene.growing.begun = datetime.now(UTC) - timedelta(minutes=5)

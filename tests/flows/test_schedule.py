@@ -167,7 +167,10 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
     assert sorted(made["name"] for made in installation.prefect("automations/filter")) == [
         "custody-audit-failed",
         "custody-audit-silent",
+        "custody-backfill-failed",
         "custody-clock-wrong",
+        "custody-drain-failed",
+        "custody-drain-headroom",
         "custody-drain-silent",
         "custody-roll-failed",
         "custody-search-behind",

@@ -499,6 +499,26 @@ def test_a_topic_gets_each_event(given: Settings, kafka: KafkaServer) -> None:
     assert records(kafka, topic, 2) == [*found, *found]
 
 
+def test_a_refused_request_is_not_the_fault_of_each_event(given: Settings, kafka: KafkaServer) -> None:
+    """A topic that takes each event, but not a whole request of them, gets each event, and rejects none."""
+    topic = kafka.create_topic(kafka.unused_name("narrow"), 1, max_message_bytes=420)
+    done = run(in_kafka(given, kafka), of_the_day(target="topic", topic=topic))
+    assert (done.created, done.rejected, done.problems) == (24, 0, [])
+    found = records(kafka, topic, 1)
+    assert sorted(value for _, value, _, _ in found) == sorted(hourly(offset) for offset in DAYS_OFFSETS)
+    assert {key for key, _, _, _ in found} == {f"audit.grows/0/{offset}".encode() for offset in DAYS_OFFSETS}
+    assert all(headers["partition"] == b"0" for _, _, headers, _ in found)
+
+
+def test_nothing_copied_is_no_success(given: Settings, kafka: KafkaServer) -> None:
+    """A run whose target rejects every event has a problem, and so ends as failed."""
+    topic = kafka.create_topic(kafka.unused_name("tiny"), 1, max_message_bytes=90)
+    for _ in range(2):
+        done = run(in_kafka(given, kafka), of_the_day(target="topic", topic=topic))
+        assert (done.created, done.rejected) == (0, 24)
+        assert done.problems == ["the target accepted none of 24 events, so nothing was copied"]
+
+
 def test_another_choice_is_another_position(given: Settings, kafka: KafkaServer) -> None:
     """The position of one choice of events does not count for another choice."""
     topic = kafka.create_topic(kafka.unused_name("choices"), 1)

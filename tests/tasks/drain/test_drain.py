@@ -63,6 +63,7 @@ from tasks.drain.kafka import (
     contradiction,
 )
 from tasks.drain.log_run import LogResult
+from tasks.drain.loop import Loop
 from tasks.drain.resume import begin_epoch
 from tasks.drain.run import drain_logs
 from tasks.drain.status import read_status
@@ -1244,6 +1245,68 @@ def test_a_slow_start_leaves_time_to_read(site: Site, monkeypatch: pytest.Monkey
     (result,) = drain_logs(site.settings(topic), seconds=2)
     assert (result.outcome, result.events, result.lag) == ("drained", 100, 0)
     assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run's time be over before its first read."""
+    monkeypatch.setattr(Loop, "_follow", lambda *_: None)
+
+
+def test_no_progress(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that archives nothing of what waited has failed, with the number. One with nothing to do has not."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("stalled"))
+    with monkeypatch.context() as patched:
+        read_nothing(patched)
+        for number in range(3):
+            (result,) = drain_logs(site.settings(topic), seconds=1)
+            assert (result.outcome, result.headroom) == ("failed" if number else "drained", result.headroom)
+            if number:
+                assert f"archived nothing, although {10 * number} offsets were waiting" in str(result.problem)
+            send(site.kafka.producer(), topic, events(10, number))
+    only(site.drain(topic))
+    read_nothing(monkeypatch)
+    (result,) = drain_logs(site.settings(topic), seconds=1)
+    assert (result.outcome, result.headroom) == ("drained", None)
+
+
+RETENTION: dict[str, tuple[dict[str, Any], int | None]] = {
+    "by time": ({"retention_ms": 3_600_000}, 650),
+    "by time, for ever": ({"retention_ms": -1}, None),
+    "compacted, never deleted": ({"retention_ms": 3_600_000, "cleanup_policy": "compact"}, None),
+    "by size": ({"retention_ms": -1, "retention_bytes": 10**9}, 50),
+}
+
+
+@pytest.mark.parametrize("kind", RETENTION)
+def test_headroom(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Of a log that is behind it is known how long Kafka keeps the first record that is not archived."""
+    config, expected = RETENTION[kind]
+    topic = site.kafka.create_topic(site.kafka.unused_name("headroom"), **config)
+    written = int(time.time() - 3000) * 1000
+    send(site.kafka.producer(), topic, events(10), timestamp=written, key="k")
+    only(site.drain(topic))
+    if "cleanup_policy" not in config:
+        site.kafka.delete_records(topic, {0: 5})
+    send(site.kafka.producer(), topic, events(10), timestamp=written + 50_000, key="k")
+    read_nothing(monkeypatch)
+    (result,) = drain_logs(site.settings(topic), seconds=1)
+    assert result.headroom == (None if expected is None else pytest.approx(expected, abs=49))
+
+
+def test_a_topic_that_vanishes(site: Site) -> None:
+    """Of a topic that an expression names, and the archive has logs of, it is said when Kafka has it no more."""
+    name = site.kafka.unused_name("vanish")
+    topics = [site.kafka.create_topic(f"{name}.{part}") for part in ("stays", "goes")]
+    for topic in topics:
+        send(site.kafka.producer(), topic, events(5))
+    assert {one.outcome for one in site.drain(f"^{re.escape(name)}").values()} == {"drained"}
+    site.kafka.delete_topic(topics[1])
+    send(site.kafka.producer(), topics[0], events(5))
+    results = site.drain(f"^{re.escape(name)}")
+    assert (results[f"{topics[0]}/0"].events, results[f"{topics[1]}/0"].outcome) == (5, "failed")
+    assert f"topic {topics[1]!r} does not exist" in str(results[f"{topics[1]}/0"].problem)
+    # The archive's other logs, which the setting does not name, are none of this run's.
+    assert set(site.drain(topics[0])) == {f"{topics[0]}/0"}
 
 
 CHILD = """

@@ -439,6 +439,26 @@ def test_follower_of_a_server_that_is_down(growing: Growing, given: Settings) ->
     assert results
 
 
+@pytest.mark.parametrize("part", ["", "/_bulk"])
+def test_follower_of_a_server_that_hangs(
+    growing: Growing, given: Settings, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain does not wait long for an Elasticsearch that takes requests and answers none, and reports it."""
+    monkeypatch.setattr(index, "GRACE_SECONDS", 1)
+    growing.append(1, now_event)
+    with FaultyProxy(str(given.search.url)) as proxy:
+        proxy.reset(always=Fault("timeout", effect=False), part=part)
+        follower = Follower(search_settings(growing, proxy.endpoint_url, given.search.prefix))
+        follower.sealed(LOG)
+        deadline = time.monotonic() + 30
+        while not any(part in call for call in proxy.calls):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (result,) = follower.end()
+        assert "has not answered for 1 s" in str(result.problem)
+    assert [one.problem for one in index_logs(given)] == [None]
+
+
 @pytest.mark.parametrize("call", ["prepare", "read_cursor"])
 def test_a_follower_that_fails_is_heard(
     growing: Growing, given: Settings, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -1,0 +1,169 @@
+"""Being refused a look is never tampering and never success: each prefix and kind of call is refused in turn."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from custody.errors import CustodyError, TransientSourceError
+from custody.query.connect import connect
+from custody.store.open import open_store
+from custody.verify.run import verify
+from tasks.drain.kafka import Broker
+from tasks.drain.status import read_status
+from tasks.roll.run import roll_all
+from tasks.search.index import index_logs
+from tasks.settings import AuditSettings, SearchSettings, Settings
+from tests.helpers.audit import audit
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Growing, make_archive
+from tests.helpers.search import delete_indices, documents, now_event
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.proxy import Fault, FaultyProxy
+from tests.servers.s3 import SeaweedServer
+
+REFUSED = Fault("403", effect=False)
+STORE = {
+    "archive.json": "/audit/archive.json",
+    "manifests": "/audit/manifests/",
+    "events": "/audit/events/",
+    "quarantine": "/audit/quarantine/",
+    "audits": "/audit/audits/",
+    "checkpoints": "/audit/checkpoints/",
+    "listings": "list-type=2",
+    "the listing of events": "prefix=audit%2Fevents",
+    "versions": "versions",
+    "lifecycle rules": "lifecycle",
+    "everything": "",
+}
+"""What of a bucket may not be looked at, and what paths of such requests have in common."""
+
+
+@pytest.fixture(scope="module")
+def uploaded(seaweed: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A whole archive, with quarantine and an audit, in a bucket with versions; and its keyring."""
+    sample = make_archive(tmp_path_factory.mktemp("refused"))
+    audit(Settings(archive=str(sample.folder), keys=f"file:{sample.keyring}"))
+    bucket = seaweed.make_bucket(versioned=True)
+    with closing(seaweed.client()) as client:
+        for path in filter(Path.is_file, sample.folder.rglob("*")):
+            key = f"audit/{path.relative_to(sample.folder)}"
+            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+    return f"s3://{bucket}/audit", sample.keyring
+
+
+@pytest.fixture
+def behind(
+    uploaded: tuple[str, Path], seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[tuple[Settings, FaultyProxy]]:
+    """The archive's settings, by a proxy that can refuse calls. Kafka does not answer."""
+    clear_settings(monkeypatch)
+    seaweed.use(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def no_kafka(_: Broker) -> str:
+        raise TransientSourceError("no answer")
+
+    monkeypatch.setattr(Broker, "cluster", no_kafka)
+    with FaultyProxy(seaweed.endpoint_url) as proxy:
+        monkeypatch.setenv("CUSTODY_ARCHIVE", uploaded[0])
+        monkeypatch.setenv("CUSTODY_KEYS", f"file:{uploaded[1]}")
+        monkeypatch.setenv("CUSTODY_S3__ENDPOINT_URL", proxy.endpoint_url)
+        yield Settings(), proxy
+
+
+def said_by(run: Callable[[], list[str]]) -> list[str]:
+    """Return what a command says, or the error that ends it. Any other error than ours is a traceback."""
+    try:
+        return run()
+    except CustodyError as error:
+        return [str(error)]
+
+
+def judge(given: Settings) -> tuple[int, list[str]]:
+    """Return the exit code of a verification, and its findings as text."""
+    with closing(open_store(given.archive, given.s3)) as store:
+        report = verify(store, given.own_trust(), now=datetime.now(UTC), workers=0)
+    return report.exit_code, [f"{one.finding} {one.key or ''} {one.message}" for one in report.findings]
+
+
+@pytest.mark.parametrize("part", STORE)
+def test_a_refusing_store(behind: tuple[Settings, FaultyProxy], part: str) -> None:
+    """The verdict is unverifiable, and names what was refused; of what is said nothing is called tampered."""
+    given, proxy = behind
+    _, before = judge(given)
+    proxy.reset(always=REFUSED, part=STORE[part])
+    code, findings = judge(given)
+    assert code == 12, findings
+    new = [one for one in findings if one not in before]
+    assert any("403" in one for one in new), findings
+    assert {one.split()[0] for one in new} == {"unreadable"}, new
+    # Whoever may not look writes no audit that is clean.
+    (written,) = said_by(lambda: [f"exit code {audit(given, full=True).exit_code}"])
+    assert "403" in written or written == "exit code 12"
+
+
+@pytest.mark.parametrize("part", ["archive.json", "manifests", "events", "listings", "everything"])
+@pytest.mark.parametrize("command", ["status", "query", "roll"])
+def test_commands_of_a_refusing_store(behind: tuple[Settings, FaultyProxy], part: str, command: str) -> None:
+    """A command either does not need what is refused, or says what that is; it never just shows less."""
+    given, proxy = behind
+
+    def status() -> list[str]:
+        return [f"{log.log} {log.size} {log.problem}" for log in read_status(given)]
+
+    def query() -> list[str]:
+        with closing(connect()) as opened:
+            return [str(row) for row in opened.execute("SELECT count(*) FROM events").fetchall()]
+
+    def roll() -> list[str]:
+        done = roll_all(given, datetime.now(UTC), dry_run=True)
+        return [f"{one.what} {one.target} {one.outcome} {one.why}" for one in done]
+
+    run: Callable[[], list[str]] = {"status": status, "query": query, "roll": roll}[command]
+    expected = run()
+    proxy.reset(always=REFUSED, part=STORE[part])
+    said = said_by(run)
+    assert said == expected or any("403" in one for one in said), said
+    if (command, part) == ("status", "archive.json"):
+        assert said[1:] == expected
+
+
+SEARCH = {
+    "searches": "/_search",
+    "cursors": "-cursors/_doc",
+    "mappings": "filter_path",
+    "refreshes": "_refresh",
+    "everything": "",
+}
+
+
+@pytest.mark.parametrize("part", SEARCH)
+def test_a_refusing_elasticsearch(tmp_path: Path, elastic: ElasticsearchServer, part: str) -> None:
+    """An audit that may not look at something in Elasticsearch is signed as unverifiable, and names the refusal."""
+    growing = Growing(tmp_path)
+    growing.append(2, now_event)
+    with FaultyProxy(elastic.url) as proxy:
+        search = SearchSettings(url=proxy.endpoint_url, prefix=elastic.unused_prefix(), replicas=0)
+        given = Settings(
+            archive=str(growing.folder),
+            keys=f"file:{growing.keyring}",
+            audit=AuditSettings(tables=False),
+            search=search,
+        )
+        index_logs(given)
+        assert audit(given).exit_code == 0
+        proxy.reset(always=REFUSED, part=SEARCH[part])
+        outcome = audit(given, full=True)
+        assert outcome.exit_code == 12, outcome.findings
+        assert {one["finding"] for one in outcome.findings} == {"unreadable"}
+        growing.append(1, now_event)
+        said = said_by(lambda: [str(one.problem) for one in index_logs(given)])
+        assert proxy.endpoint_url in said[0] or part in {"searches", "refreshes"}
+        proxy.reset()
+        assert [one.problem for one in index_logs(given)] == [None]
+        assert len(documents(given)) == 15
+        assert audit(given, full=True).counts["rejected"] == 0
+        delete_indices(given)

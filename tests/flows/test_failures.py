@@ -1,0 +1,120 @@
+"""Each failed run emits the event that an alert waits for, whatever the failure."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+
+import flows.audit
+import flows.backfill
+import flows.drain
+import flows.publish
+import flows.roll
+from flows.alert import alert
+from flows.operate.sample import sample_events
+from flows.operate.up import DEPLOYMENTS
+from tasks.drain.log_run import LogResult
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Growing
+from tests.servers.kafka import KafkaServer
+
+BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
+Emitted = list[tuple[str, dict[str, Any]]]
+
+WORK: dict[str, tuple[Flow[..., Any], Any, str, tuple[Any, ...]]] = {
+    "audit": (flows.audit.audit, flows.audit, "_run", ()),
+    "drain": (flows.drain.drain, flows.drain, "_run", ()),
+    "roll": (flows.roll.roll, flows.roll, "take_steps", ()),
+    "backfill": (flows.backfill.backfill, flows.backfill, "_run", (BEGIN, BEGIN)),
+}
+
+
+@pytest.fixture
+def emitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Emitted:
+    """The events that flows emit, by name, with their payloads. Settings name an archive."""
+    growing = Growing(tmp_path)
+    growing.append(1)
+    clear_settings(monkeypatch)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    monkeypatch.chdir(tmp_path)
+    events: Emitted = []
+
+    def emit(event: str, *, resource: dict[str, str], payload: dict[str, Any]) -> None:
+        assert resource["prefect.resource.id"].startswith("custody.")
+        events.append((event, payload))
+
+    monkeypatch.setattr(flows.publish, "emit_event", emit)
+    return events
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("name", WORK)
+def test_any_exception_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An error that nobody foresaw fails the run, and emits the event with its text."""
+    flow, module, function, arguments = WORK[name]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RecursionError("nested too deep")
+
+    monkeypatch.setattr(module, function, fail)
+    state: Any = flow(*arguments, return_state=True)
+    assert state.is_failed()
+    assert [event for event, _ in emitted] == [f"custody.{name}.failed"]
+    assert "nested too deep" in emitted[0][1]["problem"]
+
+
+def test_an_alert_waits_for_each_failure() -> None:
+    """Each flow has the hooks, and each but the alert itself has a trigger for its event."""
+    made = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+    expected = {event for one in made for trigger in one.get("triggers", []) for event in trigger["expect"]}
+    for flow, *_ in WORK.values():
+        assert flow.on_failure_hooks == flow.on_crashed_hooks == [flows.publish.emit_failure]
+        assert f"custody.{flow.name}.failed" in expected
+    assert alert.on_failure_hooks == [flows.publish.emit_failure]
+    assert len(made) == len(WORK) + 1
+
+
+@pytest.mark.usefixtures("server")
+def test_no_topic_at_all(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
+    """A drain that finds no topic has failed: it is no success that there was nothing to do."""
+    monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap)
+    monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", "^no-topic-has-this-name$")
+    state = flows.drain.drain(return_state=True)
+    assert state.is_failed()
+    assert "no topic on" in str(state.message)
+    assert [event for event, _ in emitted] == ["custody.drain.failed"]
+
+
+@pytest.mark.usefixtures("server")
+def test_shrinking_headroom(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
+    """A log whose unread records Kafka deletes soon fails the run, and has an event with the seconds left."""
+    topic = kafka.create_topic(kafka.unused_name("headroom"), retention_ms=3_600_000)
+    monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap)
+    monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", topic)
+    monkeypatch.setenv("CUSTODY_KAFKA__GROUP", topic)
+    assert flows.drain.drain(once=True, return_state=True).is_completed()
+    producer = kafka.producer()
+    for value in sample_events(10, 0, BEGIN):
+        producer.produce(topic, value, timestamp=int(time.time() - 3000) * 1000)
+    assert producer.flush(30) == 0
+    emitted.clear()
+    # Its time is over before its first read.
+    monkeypatch.setattr("tasks.drain.loop.Loop._follow", lambda *_: None)
+    state = flows.drain.drain(return_state=True)
+    assert state.is_failed()
+    assert "archived nothing" in str(state.message)
+    assert "raise the topic's retention" in str(state.message)
+    assert [event for event, _ in emitted] == ["custody.drain.headroom", "custody.drain.failed"]
+    assert 0 < emitted[0][1]["seconds"] < 650
+
+
+@pytest.mark.parametrize(("headroom", "problems"), [(None, 0), (21_601.0, 0), (21_599.0, 1), (-5.0, 1)])
+def test_the_limit_of_headroom(emitted: Emitted, headroom: float | None, problems: int) -> None:
+    """Only a log with less headroom than the setting is a problem."""
+    found = flows.drain._report_headroom([LogResult("a/0", headroom=headroom)])
+    assert len(found) == len(emitted) == problems
