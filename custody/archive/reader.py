@@ -3,7 +3,8 @@
 Searches for an offset take O(log n) reads. Searches for a time read every manifest: clocks go wrong, so times follow no
 order. A slot without a valid entry does not stop them: if a later entry passes over it, they do too. Anyone who can
 write into the store can put something there that looks like an entry. So each function has a parameter `holds`, which
-decides if an entry is valid in its slot: see `custody.archive.trusted.Judge`.
+decides if an entry is valid in its slot: see `custody.archive.trusted.Judge`. This is one module because all searches
+step over such slots in the same way.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

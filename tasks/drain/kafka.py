@@ -6,6 +6,8 @@ Rules:
 - The committed offset's metadata holds the signed head (`tasks.drain.committed_heads`).
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
 - Settings that correctness depends on override the operator's.
+
+This is one module because its requests and its feed share how librdkafka's errors are mapped and retried.
 """
 
 import logging

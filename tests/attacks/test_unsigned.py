@@ -1,4 +1,4 @@
-"""THREATS.md, rows 71 to 74: what nobody signed raises alarms, and steers no command.
+"""THREATS.md, rows 71 and 72: what nobody signed raises alarms, and steers no command.
 
 Each forgery is one that somebody can make who may write into the archive, and has no key. Then every command that needs
 no server runs on the forged archive and on its twin. Either they do the same, or they say what is wrong. The list of
