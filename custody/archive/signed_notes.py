@@ -64,7 +64,7 @@ def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:
         KeyUnavailable: its signatures cannot be checked now.
         StoreError: the store does not give it.
     """
-    decode = partial(envelope.decode_strictly, msgspec.json.Decoder(kind), what=key)
+    decode = partial(envelope.decode_strictly, msgspec.json.Decoder(kind), subject=key)
     file = envelope.parse_file(store.read(key, limit=limits.FILE_BYTES), decode, form)
     note: N = file.statement
     verdict = check_file(

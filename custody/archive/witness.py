@@ -205,7 +205,7 @@ class Witness:
         signed = checkpoint.with_signature(note, NoteSignature(self.key.name, self.key.key_hash, signature))
         path = self._notes(archive, log) / f"{head.size:012}"
         _make_folders(path.parent)
-        write(path, signed.encode(), create=False, what="cosigned checkpoint", mode=0o644)
+        write(path, signed.encode(), create=False, subject="cosigned checkpoint", mode=0o644)
         return path
 
     def _set_aside(self, archive: str, log: Log, size: int, *, keep: bool = False) -> None:

@@ -104,17 +104,17 @@ def passed_over_message(digest: str) -> bytes:
     return f"custody/passed-over/1\n{digest}\n".encode()
 
 
-def encode_line(value: object, what: str = "line 1", hint: str = "") -> bytes:
+def encode_line(value: object, subject: str = "line 1", hint: str = "") -> bytes:
     """Return a value as line 1: compact JSON in ASCII, without the newline.
 
     Raises:
-        FormatError: it is beyond the limit; the message begins with `what`, and ends with `hint`.
+        FormatError: it is beyond the limit; the message begins with `subject`, and ends with `hint`.
     """
     line = _encoder.encode(value)
     if not line.isascii():
         line = json.dumps(json.loads(line), separators=(",", ":")).encode()
     if len(line) > limits.STATEMENT_BYTES:
-        raise FormatError(f"{what} would have {len(line)} bytes (limit {limits.STATEMENT_BYTES}){hint}")
+        raise FormatError(f"{subject} would have {len(line)} bytes (limit {limits.STATEMENT_BYTES}){hint}")
     return line
 
 
@@ -132,11 +132,11 @@ def seal(line: bytes, form: str, signers: Iterable[Signer]) -> bytes:
     return line + b"\n" + second.encode() + b"\n"
 
 
-def check_hashes(what: str, hashes: Sequence[str]) -> None:
+def check_hashes(subject: str, hashes: Sequence[str]) -> None:
     """Check that digests are SHA-256 in lower case hex.
 
     Raises:
-        FormatError: one is not; the message begins with `what`.
+        FormatError: one is not; the message begins with `subject`.
     """
     text = "".join(hashes)
     try:
@@ -146,18 +146,18 @@ def check_hashes(what: str, hashes: Sequence[str]) -> None:
         good = False
     if not good:
         wrong = next(text for text in hashes if not _HEX.fullmatch(text))
-        raise FormatError(f"{what}: {wrong[:100]!r} is no SHA-256 in lower case hex")
+        raise FormatError(f"{subject}: {wrong[:100]!r} is no SHA-256 in lower case hex")
 
 
-def check_passed_over(what: str, hashes: list[str], sequence: int) -> None:
+def check_passed_over(subject: str, hashes: list[str], sequence: int) -> None:
     """Check that an entry passes over no more slots than there are before it, and than the format allows.
 
     Raises:
-        FormatError: it does; the message begins with `what`.
+        FormatError: it does; the message begins with `subject`.
     """
     if len(hashes) > min(limits.PASSED_OVER, sequence):
         raise FormatError(
-            f"{what}: passed_over has {len(hashes)} slots (limit {limits.PASSED_OVER}, and not before the first one)"
+            f"{subject}: passed_over has {len(hashes)} slots (limit {limits.PASSED_OVER}, and not before the first one)"
         )
 
 
@@ -214,39 +214,39 @@ def parse_signatures(second: bytes) -> Signatures:
     return tuple(decoded)
 
 
-def decode_base64(text: str, what: str) -> bytes:
+def decode_base64(text: str, subject: str) -> bytes:
     """Return the bytes that a text spells in canonical base64.
 
     Raises:
-        FormatError: it is none; the message begins with `what`.
+        FormatError: it is none; the message begins with `subject`.
     """
     try:
         value = base64.b64decode(text, validate=True)
     except ValueError:
-        raise FormatError(f"{what} is not base64") from None
+        raise FormatError(f"{subject} is not base64") from None
     if base64.b64encode(value).decode() != text:
-        raise FormatError(f"{what} is not canonical base64")
+        raise FormatError(f"{subject} is not canonical base64")
     return value
 
 
-def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, what: str) -> Any:
+def decode_strictly(decoder: msgspec.json.Decoder[Any], line: bytes, subject: str) -> Any:
     """Decode `line` so that fields are exactly the type's, in its order, once each.
 
     Raises:
-        FormatError: they are not; the message begins with `what`.
+        FormatError: they are not; the message begins with `subject`.
     """
     try:
         value = decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
-        raise FormatError(f"{what}: {str(error)[:200]}") from None
+        raise FormatError(f"{subject}: {str(error)[:200]}") from None
     # Our own form is canonical: encoding what was decoded gives the same bytes, so nothing stood there twice, in
     # another order, or beside. Another writer's white space or escapes take the slow way.
     if _encoder.encode(value) != line:
-        _check_shape(line, value, what)
+        _check_shape(line, value, subject)
     return value
 
 
-def _check_shape(line: bytes, value: object, what: str) -> None:
+def _check_shape(line: bytes, value: object, subject: str) -> None:
     """Compare names and their order, at every level, between the bytes and what was decoded from them."""
 
     def integer(text: str) -> int:
@@ -266,9 +266,9 @@ def _check_shape(line: bytes, value: object, what: str) -> None:
             line.decode(), object_pairs_hook=unique, parse_int=integer, parse_float=other, parse_constant=other
         )
     except (FormatError, ValueError, RecursionError) as error:
-        raise FormatError(f"{what}: {error}") from None
+        raise FormatError(f"{subject}: {error}") from None
     # By way of bytes, for `to_builtins` would leave ranges tuples, which no list equals.
     expected = json.loads(_encoder.encode(value))
     # Dictionaries are equal in any order of their names; their JSON is not.
     if json.dumps(shape) != json.dumps(expected):
-        raise FormatError(f"{what}: fields are missing, unknown or out of order")
+        raise FormatError(f"{subject}: fields are missing, unknown or out of order")

@@ -146,8 +146,8 @@ def encode(statement: Statement) -> bytes:
     Raises:
         FormatError: the statement is beyond a limit of the format.
     """
-    what = f"statement {statement.sequence} of {statement.log.topic}/{statement.log.partition}"
-    return envelope.encode_line(statement, what, ": cut segments earlier")
+    subject = f"statement {statement.sequence} of {statement.log.topic}/{statement.log.partition}"
+    return envelope.encode_line(statement, subject, ": cut segments earlier")
 
 
 def parse(data: bytes) -> Manifest:

@@ -49,19 +49,21 @@ def encrypt(data: bytes, passphrase: str) -> dict[str, object]:
     }
 
 
-def decrypt(file: EncryptedFile, what: str, passphrase: str | None) -> bytes:
+def decrypt(file: EncryptedFile, subject: str, passphrase: str | None) -> bytes:
     """Return the decrypted bytes of a keyring.
 
     Args:
         file: the encrypted form.
-        what: the name of the file in errors.
+        subject: the name of the file in errors.
         passphrase: decrypts it.
 
     Raises:
         ConfigurationError: the passphrase is missing or wrong, or the file is out of bounds or altered.
     """
     if not passphrase:
-        raise ConfigurationError(f"{what}: it is encrypted, but no passphrase is set; set CUSTODY_KEYRING_PASSPHRASE")
+        raise ConfigurationError(
+            f"{subject}: it is encrypted, but no passphrase is set; set CUSTODY_KEYRING_PASSPHRASE"
+        )
     n, r, p = file.scrypt.n, file.scrypt.r, file.scrypt.p
     if (
         not (2**14 <= n <= 2**24 and n & (n - 1) == 0 and 1 <= r <= 64 and 1 <= p <= 64)
@@ -69,17 +71,18 @@ def decrypt(file: EncryptedFile, what: str, passphrase: str | None) -> bytes:
         or n * r * p > _SCRYPT_WORK
     ):
         raise ConfigurationError(
-            f"{what}: scrypt's n, r and p are out of bounds (n a power of two from 2¹⁴, 128·n·r at most 2²⁸, n·r·p 2²²)"
+            f"{subject}: scrypt's n, r and p are out of bounds (n a power of two from 2¹⁴,"
+            " 128·n·r at most 2²⁸, n·r·p 2²²)"
         )
-    salt = decode_base64(file.scrypt.salt, what, "scrypt.salt")
-    nonce = decode_base64(file.nonce, what, "nonce", 12)
-    text = decode_base64(file.ciphertext, what, "ciphertext")
+    salt = decode_base64(file.scrypt.salt, subject, "scrypt.salt")
+    nonce = decode_base64(file.nonce, subject, "nonce", 12)
+    text = decode_base64(file.ciphertext, subject, "ciphertext")
     if not 16 <= len(salt) <= 64:
-        raise ConfigurationError(f"{what}: scrypt.salt has {len(salt)} bytes; it must have 16 to 64")
+        raise ConfigurationError(f"{subject}: scrypt.salt has {len(salt)} bytes; it must have 16 to 64")
     try:
         return AESGCM(_stretch(passphrase, salt, n, r, p)).decrypt(nonce, text, None)
     except InvalidTag:
-        raise ConfigurationError(f"{what}: the passphrase is wrong, or the file was altered") from None
+        raise ConfigurationError(f"{subject}: the passphrase is wrong, or the file was altered") from None
 
 
 def _stretch(passphrase: str, salt: bytes, n: int, r: int, p: int) -> bytes:

@@ -36,39 +36,39 @@ _FORMAT_ADVICE = {
 
 
 @contextlib.contextmanager
-def opened(path: Path, what: str) -> Iterator[int]:
+def opened(path: Path, subject: str) -> Iterator[int]:
     """Open a regular file for reading, and close it at the end.
 
     Raises:
-        ConfigurationError: it does not exist, or cannot be opened; the message begins with `what`.
+        ConfigurationError: it does not exist, or cannot be opened; the message begins with `subject`.
     """
     try:
         # Non-blocking, so that a pipe with that name is refused and not waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        advice = f"; `custody keys {'new' if what == 'keyring' else 'export'}` makes one"
-        raise ConfigurationError(f"{what} {path}: there is no such file{advice}") from None
+        advice = f"; `custody keys {'new' if subject == 'keyring' else 'export'}` makes one"
+        raise ConfigurationError(f"{subject} {path}: there is no such file{advice}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"{what} {path}: cannot be opened: {reason}") from None
+        raise ConfigurationError(f"{subject} {path}: cannot be opened: {reason}") from None
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             kind = "is a folder, and" if stat.S_ISDIR(mode) else "is"
-            raise ConfigurationError(f"{what} {path}: {kind} not a regular file")
+            raise ConfigurationError(f"{subject} {path}: {kind} not a regular file")
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[int]:
+def locked(path: Path, subject: str) -> Iterator[int]:
     """Open and lock a keyring or trust file for reading.
 
     A rotation replaces the file. So after waiting for the lock, check again that the file still has this name.
     """
     while True:
-        with opened(path, what) as descriptor:
+        with opened(path, subject) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
                 current = os.path.samestat(path.stat(), os.fstat(descriptor))
@@ -79,7 +79,7 @@ def locked(path: Path, what: str) -> Iterator[int]:
                 return
 
 
-def check_private(status: os.stat_result, what: str) -> None:
+def check_private(status: os.stat_result, subject: str) -> None:
     """Raise an error if anyone but the owner can read or write a file with secrets.
 
     Raises:
@@ -87,12 +87,12 @@ def check_private(status: os.stat_result, what: str) -> None:
     """
     if status.st_mode & 0o077:
         raise ConfigurationError(
-            f"{what}: it has secrets, but others can read or write it (mode {stat.S_IMODE(status.st_mode):04o});"
+            f"{subject}: it has secrets, but others can read or write it (mode {stat.S_IMODE(status.st_mode):04o});"
             " run `chmod 600` on it, and rotate the keys if others may have read it"
         )
 
 
-def read_all(descriptor: int, limit: int, what: str) -> tuple[bytes, os.stat_result]:
+def read_all(descriptor: int, limit: int, subject: str) -> tuple[bytes, os.stat_result]:
     """Return all bytes of an open file, and its status.
 
     Raises:
@@ -102,20 +102,20 @@ def read_all(descriptor: int, limit: int, what: str) -> tuple[bytes, os.stat_res
         with os.fdopen(os.dup(descriptor), "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise ConfigurationError(f"{what}: cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{subject}: cannot be read: {error.strerror}") from None
     if len(data) > limit:
-        raise ConfigurationError(f"{what}: is larger than {limit} bytes")
+        raise ConfigurationError(f"{subject}: is larger than {limit} bytes")
     return data, os.fstat(descriptor)
 
 
-def write(path: Path, data: bytes, *, create: bool, what: str, mode: int = 0o600) -> None:
+def write(path: Path, data: bytes, *, create: bool, subject: str, mode: int = 0o600) -> None:
     """Write or replace a file in one step, and sync it.
 
     Args:
         path: the file. If it is a symbolic link, its target is replaced.
         data: the whole content.
         create: raise an error if the file exists.
-        what: the kind of file, for errors.
+        subject: the kind of file, for errors.
         mode: of the file.
 
     Raises:
@@ -126,32 +126,32 @@ def write(path: Path, data: bytes, *, create: bool, what: str, mode: int = 0o600
         replace_file(path.resolve(), data, mode=mode, create=create)
     except FileExistsError:
         advice = ", and replacing it would lose its keys; run `custody keys rotate`, or choose another name"
-        raise ConfigurationError(f"{what} {path}: exists already{advice if what == 'keyring' else ''}") from None
+        raise ConfigurationError(f"{subject} {path}: exists already{advice if subject == 'keyring' else ''}") from None
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"{what} {path}: cannot be written: {reason}") from None
+        raise ConfigurationError(f"{subject} {path}: cannot be written: {reason}") from None
 
 
-def decode_document(data: bytes, what: str, form: type[_Form]) -> _Form:
+def decode_document(data: bytes, subject: str, form: type[_Form]) -> _Form:
     """Decode a file strictly. Errors never repeat a value, which might be a misplaced secret."""
     try:
         value = msgspec.json.decode(data, type=form)
         json.loads(data, object_pairs_hook=unique)
     except FormatError:
-        raise ConfigurationError(f"{what}: an object has the same field twice") from None
+        raise ConfigurationError(f"{subject}: an object has the same field twice") from None
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at ")
+        reason, _, json_path = str(error).partition(" - at ")
         if reason.startswith("Invalid enum value"):
             known = (advice for name, advice in _FORMAT_ADVICE.items() if reason.endswith(repr(name)))
             reason = next(known, "a value that is not one of those allowed")
         elif reason.startswith("Object contains unknown field"):
             reason = "an unknown field"
-        raise ConfigurationError(f"{what}: {reason}{f' at {place}' if place else ''}") from None
+        raise ConfigurationError(f"{subject}: {reason}{f' at {json_path}' if json_path else ''}") from None
     except msgspec.DecodeError as error:
-        raise ConfigurationError(f"{what}: {error}") from None
+        raise ConfigurationError(f"{subject}: {error}") from None
     except (ValueError, OverflowError, RecursionError):
         reason = "it is not UTF-8, a number is too long, or it is nested too deep"
-        raise ConfigurationError(f"{what}: {reason}") from None
+        raise ConfigurationError(f"{subject}: {reason}") from None
     return value
 
 
@@ -160,20 +160,20 @@ def encode_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def decode_base64(text: str, what: str, name: str, size: int | None = None) -> bytes:
+def decode_base64(text: str, subject: str, name: str, size: int | None = None) -> bytes:
     """Decode canonical base64 and check its size. Errors never repeat the text."""
     try:
         data = base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, ValueError):
-        raise ConfigurationError(f"{what}: {name} is not base64") from None
+        raise ConfigurationError(f"{subject}: {name} is not base64") from None
     if encode_base64(data) != text:
-        raise ConfigurationError(f"{what}: {name} is not canonical base64")
+        raise ConfigurationError(f"{subject}: {name} is not canonical base64")
     if size is not None and len(data) != size:
-        raise ConfigurationError(f"{what}: {name} has {len(data)} bytes; it must have {size}")
+        raise ConfigurationError(f"{subject}: {name} has {len(data)} bytes; it must have {size}")
     return data
 
 
-def parse_moment(text: str | None, what: str, name: str) -> datetime | None:
+def parse_moment(text: str | None, subject: str, name: str) -> datetime | None:
     """Return the time in a field, None if it is null.
 
     Raises:
@@ -184,4 +184,4 @@ def parse_moment(text: str | None, what: str, name: str) -> datetime | None:
     try:
         return parse_time(text)
     except ValueError:
-        raise ConfigurationError(f"{what}: {name} is not a time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None
+        raise ConfigurationError(f"{subject}: {name} is not a time of the form YYYY-MM-DDTHH:MM:SS.ffffffZ") from None

@@ -102,28 +102,30 @@ class KeyEntry(msgspec.Struct, forbid_unknown_fields=True, rename={"from_": "fro
     public: str | msgspec.UnsetType = msgspec.UNSET
 
 
-def decode_key(entry: KeyEntry, what: str) -> tuple[PublicKey, Secret | None]:
+def decode_key(entry: KeyEntry, subject: str) -> tuple[PublicKey, Secret | None]:
     """Return the public facts of a listed key, and its secret or private part if that is given.
 
     Raises:
-        ConfigurationError: the entry is malformed or contradicts itself; the message begins with `what`.
+        ConfigurationError: the entry is malformed or contradicts itself; the message begins with `subject`.
     """
     if not 0 < len(entry.id) <= 256 or not entry.id.isprintable():
-        raise ConfigurationError(f"{what}: every key id must have 1 to 256 printable characters")
+        raise ConfigurationError(f"{subject}: every key id must have 1 to 256 printable characters")
     parts: dict[str, bytes] = {}
     for name, text in (("secret", entry.secret), ("private", entry.private), ("public", entry.public)):
         if isinstance(text, msgspec.UnsetType):
             continue
         if (name == "secret") == (entry.algorithm == "Ed25519"):
-            raise ConfigurationError(f"{what}: the key {entry.id!r} is {entry.algorithm}, so it must not have {name!r}")
-        parts[name] = decode_base64(text, what, f"{name!r} of key {entry.id!r}", 32)
+            raise ConfigurationError(
+                f"{subject}: the key {entry.id!r} is {entry.algorithm}, so it must not have {name!r}"
+            )
+        parts[name] = decode_base64(text, subject, f"{name!r} of key {entry.id!r}", 32)
     private, public = parts.get("private"), parts.get("public")
     if private and public != public_part(private):
-        raise ConfigurationError(f"{what}: 'public' of key {entry.id!r} does not belong to its 'private'")
-    begin = parse_moment(entry.from_, what, f"from of key {entry.id!r}")
-    end = parse_moment(entry.to, what, f"to of key {entry.id!r}")
+        raise ConfigurationError(f"{subject}: 'public' of key {entry.id!r} does not belong to its 'private'")
+    begin = parse_moment(entry.from_, subject, f"from of key {entry.id!r}")
+    end = parse_moment(entry.to, subject, f"to of key {entry.id!r}")
     if begin and end and begin > end:
-        raise ConfigurationError(f"{what}: the key {entry.id!r} ends before it begins")
+        raise ConfigurationError(f"{subject}: the key {entry.id!r} ends before it begins")
     secret = parts.get("secret", private)
     return PublicKey(entry.id, entry.algorithm, begin, end, public), Secret(secret) if secret else None
 

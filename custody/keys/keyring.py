@@ -61,26 +61,26 @@ class Keyring:
             return _read_keyring(descriptor, path, passphrase)
 
     @classmethod
-    def parse(cls, data: bytes, what: str = "the keyring", passphrase: str | None = None) -> "Keyring":
+    def parse(cls, data: bytes, subject: str = "the keyring", passphrase: str | None = None) -> "Keyring":
         """Parse a keyring's bytes.
 
         Args:
             data: the file's bytes.
-            what: the name of the file in errors.
+            subject: the name of the file in errors.
             passphrase: decrypts it; ignored if the keyring is not encrypted.
 
         Raises:
             ConfigurationError: the bytes are not a keyring, or the passphrase is missing or wrong.
         """
-        document = decode_document(data, what, _AnyKeyringFile)
+        document = decode_document(data, subject, _AnyKeyringFile)
         if not isinstance(document.scrypt, msgspec.UnsetType):
-            data = decrypt(decode_document(data, what, EncryptedFile), what, passphrase)
-            what = f"{what}, decrypted"
+            data = decrypt(decode_document(data, subject, EncryptedFile), subject, passphrase)
+            subject = f"{subject}, decrypted"
         keys: dict[str, Key] = {}
-        for entry in decode_document(data, what, _KeyringFile).keys:
-            key = _key(entry, what)
+        for entry in decode_document(data, subject, _KeyringFile).keys:
+            key = _key(entry, subject)
             if key.key_id in keys:
-                raise ConfigurationError(f"{what}: two keys have the id {key.key_id!r}; each key needs its own id")
+                raise ConfigurationError(f"{subject}: two keys have the id {key.key_id!r}; each key needs its own id")
             keys[key.key_id] = key
         return cls(tuple(keys.values()))
 
@@ -153,7 +153,7 @@ class Keyring:
         Raises:
             ConfigurationError: it cannot be written, or exists already.
         """
-        write(path, self.encode(passphrase), create=create, what="keyring")
+        write(path, self.encode(passphrase), create=create, subject="keyring")
 
 
 def new_keyring(
@@ -198,10 +198,10 @@ def _new_key(algorithm: KeyAlgorithm, now: datetime) -> Key:
 
 
 def _read_keyring(descriptor: int, path: Path, passphrase: str | None) -> Keyring:
-    what = f"keyring {path}"
-    data, status = read_all(descriptor, KEYRING_LIMIT, what)
-    keyring = Keyring.parse(data, what, passphrase)
-    check_private(status, what)
+    subject = f"keyring {path}"
+    data, status = read_all(descriptor, KEYRING_LIMIT, subject)
+    keyring = Keyring.parse(data, subject, passphrase)
+    check_private(status, subject)
     return keyring
 
 
@@ -220,9 +220,9 @@ class _KeyringFile(msgspec.Struct, forbid_unknown_fields=True):
     keys: list[KeyEntry]
 
 
-def _key(entry: KeyEntry, what: str) -> Key:
-    key, secret = decode_key(entry, what)
+def _key(entry: KeyEntry, subject: str) -> Key:
+    key, secret = decode_key(entry, subject)
     if secret is None:
         wanted = "'secret'" if entry.algorithm != "Ed25519" else "'private' and 'public'"
-        raise ConfigurationError(f"{what}: the key {entry.id!r} lacks {wanted}")
+        raise ConfigurationError(f"{subject}: the key {entry.id!r} lacks {wanted}")
     return _FORMS[key.algorithm](key.key_id, secret, key.from_, key.to)

@@ -71,15 +71,15 @@ class KmsKey(_KmsKey):
             )
         client = _client(match["region"])
         with _errors("DescribeKey", name):
-            found = client.describe_key(KeyId=name)["KeyMetadata"]
-            arn = found["Arn"]
-        match found.get("KeySpec"), found.get("KeyUsage"):
+            metadata = client.describe_key(KeyId=name)["KeyMetadata"]
+            arn = metadata["Arn"]
+        match metadata.get("KeySpec"), metadata.get("KeyUsage"):
             case "HMAC_256", "GENERATE_VERIFY_MAC":
                 return cls(arn, client)
             case "ECC_NIST_EDWARDS25519", "SIGN_VERIFY":
                 return KmsEd25519Key(arn, client)
         raise ConfigurationError(
-            f"the KMS key {name} is {found.get('KeySpec', 'of another kind')}, and supports neither HMAC_SHA_256 nor"
+            f"the KMS key {name} is {metadata.get('KeySpec', 'of another kind')}, and supports neither HMAC_SHA_256 nor"
             " ED25519_SHA_512; create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC for statements, or"
             " ECC_NIST_EDWARDS25519 and SIGN_VERIFY for checkpoints"
         )

@@ -182,32 +182,32 @@ def _ask_kms(key: TrustedKey) -> TrustedKey:
     return key
 
 
-def _merge(one: TrustedKey, other: TrustedKey) -> TrustedKey:
+def _merge(key: TrustedKey, other: TrustedKey) -> TrustedKey:
     """Merge what two sources say about one key: the stricter limits apply."""
-    first, second = one.material, other.material
+    first, second = key.material, other.material
     # Two KMS keys with one id have one ARN, so they are the same key.
     same = first == second or None in (first, second) or (isinstance(first, KmsKey) and isinstance(second, KmsKey))
-    if one.algorithm != other.algorithm or not same:
-        raise two_keys(one.id, _SOURCES)
-    begin = max((moment for moment in (one.from_, other.from_) if moment), default=None)
-    end = min((moment for moment in (one.to, other.to) if moment), default=None)
-    until = merge_until(one.id, one.until, other.until)
-    return replace(one, from_=begin, to=end, until=until, material=second if first is None else first)
+    if key.algorithm != other.algorithm or not same:
+        raise two_keys(key.id, _SOURCES)
+    begin = max((moment for moment in (key.from_, other.from_) if moment), default=None)
+    end = min((moment for moment in (key.to, other.to) if moment), default=None)
+    until = merge_until(key.id, key.until, other.until)
+    return replace(key, from_=begin, to=end, until=until, material=second if first is None else first)
 
 
 def merge_until(
-    key_id: str, one: Mapping[str, Head] | None, other: Mapping[str, Head] | None
+    key_id: str, heads: Mapping[str, Head] | None, other: Mapping[str, Head] | None
 ) -> Mapping[str, Head] | None:
     """Return where a key ended by two sources: the smaller head of each log, none if a source lacks the log.
 
     Raises:
         ConfigurationError: they have two roots for one size.
     """
-    if one is None or other is None:
-        return other if one is None else one
+    if heads is None or other is None:
+        return other if heads is None else heads
     until = {}
-    for log in sorted(one.keys() & other.keys()):
-        first, second = one[log], other[log]
+    for log in sorted(heads.keys() & other.keys()):
+        first, second = heads[log], other[log]
         if first.size == second.size and first.root != second.root:
             raise ConfigurationError(
                 f"the key {key_id!r} ends at two different heads of {log}, both of size {first.size}; keep the"
@@ -243,53 +243,54 @@ def load_trust(path: Path) -> Trust:
     Raises:
         ConfigurationError: it cannot be used.
     """
-    what = f"trust {path}"
+    subject = f"trust {path}"
     with opened(path, "trust") as descriptor:
-        return read_trust(*read_all(descriptor, TRUST_LIMIT, what), what)
+        return read_trust(*read_all(descriptor, TRUST_LIMIT, subject), subject)
 
 
-def read_trust(data: bytes, status: os.stat_result, what: str) -> Trust:
+def read_trust(data: bytes, status: os.stat_result, subject: str) -> Trust:
     """Parse a `trust.json`. If it has secrets, check that others cannot read it.
 
     Args:
         data: the file's bytes.
         status: the file's status, for its mode.
-        what: the name of the file in errors.
+        subject: the name of the file in errors.
 
     Raises:
         ConfigurationError: it is malformed, or others can read its secrets.
     """
-    document = decode_document(data, what, _TrustFile)
+    document = decode_document(data, subject, _TrustFile)
     if any(msgspec.UNSET is not secret for entry in document.keys for secret in (entry.secret, entry.private)):
-        check_private(status, what)
-    return _trust(document, what)
+        check_private(status, subject)
+    return _trust(document, subject)
 
 
-def _trust(document: _TrustFile, what: str) -> Trust:
+def _trust(document: _TrustFile, subject: str) -> Trust:
     keys: dict[str, TrustedKey] = {}
     leaves: dict[str, Secret] = {}
     ids: set[str] = set()
     for entry in document.keys:
-        key, secret = decode_key(entry, what)
+        key, secret = decode_key(entry, subject)
         if entry.id in ids:
-            raise ConfigurationError(f"{what}: two keys have the id {entry.id!r}; each key needs its own id")
+            raise ConfigurationError(f"{subject}: two keys have the id {entry.id!r}; each key needs its own id")
         ids.add(entry.id)
         if key.algorithm == "SHAKE-256":
             if entry.until is not None:
-                raise ConfigurationError(f"{what}: the key {entry.id!r} signs nothing, so it must not have 'until'")
+                raise ConfigurationError(f"{subject}: the key {entry.id!r} signs nothing, so it must not have 'until'")
             if secret:
                 leaves[entry.id] = secret
             continue
         if key.algorithm == "Ed25519" and not key.public:
-            raise ConfigurationError(f"{what}: the key {entry.id!r} lacks 'public'")
-        until = None if entry.until is None else _heads(entry.until, f"{what}: until of key {entry.id!r}")
+            raise ConfigurationError(f"{subject}: the key {entry.id!r} lacks 'public'")
+        until = None if entry.until is None else _heads(entry.until, f"{subject}: until of key {entry.id!r}")
         keys[entry.id] = TrustedKey(entry.id, key.algorithm, key.from_, key.to, until, key.public or secret)
     for accepted in document.accepted:
-        _check_accepted(accepted, what)
-    witnesses = _witnesses(document.witnesses, keys, what)
+        _check_accepted(accepted, subject)
+    witnesses = _witnesses(document.witnesses, keys, subject)
     if document.quorum > len(witnesses):
         raise ConfigurationError(
-            f"{what}: quorum is {document.quorum}, but there are {len(witnesses)} witnesses: no checkpoint could count"
+            f"{subject}: quorum is {document.quorum}, but there are {len(witnesses)} witnesses:"
+            " no checkpoint could count"
         )
     return Trust(
         archive=Pin(document.archive.id, document.archive.sha256) if document.archive else None,
@@ -297,40 +298,40 @@ def _trust(document: _TrustFile, what: str) -> Trust:
         leaves=leaves,
         witnesses=witnesses,
         quorum=document.quorum,
-        heads=_heads(document.heads, f"{what}: heads"),
+        heads=_heads(document.heads, f"{subject}: heads"),
         retention_days=document.retention_days,
         accepted=tuple(document.accepted),
     )
 
 
-def _heads(heads: Mapping[str, HeadRef], what: str) -> dict[str, Head]:
+def _heads(heads: Mapping[str, HeadRef], subject: str) -> dict[str, Head]:
     for log in heads:
-        _check_log(log, what)
+        _check_log(log, subject)
     return {log: Head(head.size, bytes.fromhex(head.root)) for log, head in heads.items()}
 
 
-def _check_log(text: str, what: str) -> None:
+def _check_log(text: str, subject: str) -> None:
     if parse_log_text(text) is None:
         raise ConfigurationError(
-            f"{what}: {text[:300]!r} is not the name of a log; write TOPIC/PARTITION or TOPIC@EPOCH/PARTITION"
+            f"{subject}: {text[:300]!r} is not the name of a log; write TOPIC/PARTITION or TOPIC@EPOCH/PARTITION"
         )
 
 
-def _check_accepted(entry: Accepted, what: str) -> None:
+def _check_accepted(entry: Accepted, subject: str) -> None:
     if (entry.sequence is None) == (entry.key is None) or (entry.key is None and entry.log is None):
         raise ConfigurationError(
-            f"{what}: an accepted finding needs 'log' and 'sequence', or 'key'; {entry.finding[:100]!r} has neither"
+            f"{subject}: an accepted finding needs 'log' and 'sequence', or 'key'; {entry.finding[:100]!r} has neither"
         )
     if not (entry.finding and entry.reason and entry.by):
         raise ConfigurationError(
-            f"{what}: an accepted finding needs a name ('finding'), a reason ('reason') and a person ('by')"
+            f"{subject}: an accepted finding needs a name ('finding'), a reason ('reason') and a person ('by')"
         )
     if entry.log is not None:
-        _check_log(entry.log, f"{what}: accepted")
-    parse_moment(entry.at, what, "at of an accepted finding")
+        _check_log(entry.log, f"{subject}: accepted")
+    parse_moment(entry.at, subject, "at of an accepted finding")
 
 
-def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], what: str) -> tuple[NoteKey, ...]:
+def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], subject: str) -> tuple[NoteKey, ...]:
     """Return the witnesses of C2SP vkeys: keys of type 4, which sign a time and a note."""
     witnesses = []
     signing = {key.public: key.id for key in keys.values() if key.public is not None}
@@ -338,18 +339,18 @@ def _witnesses(vkeys: Sequence[str], keys: Mapping[str, TrustedKey], what: str) 
         try:
             key = NoteKey.parse(vkey)
         except FormatError as error:
-            raise ConfigurationError(f"{what}: a witness is not a C2SP vkey: {error}") from None
+            raise ConfigurationError(f"{subject}: a witness is not a C2SP vkey: {error}") from None
         if key.type != COSIGNATURE:
             raise ConfigurationError(
-                f"{what}: the witness {key.name!r} has a key for notes, not for cosignatures (type 4): use the vkey"
+                f"{subject}: the witness {key.name!r} has a key for notes, not for cosignatures (type 4): use the vkey"
                 " that `custody witness` prints"
             )
         if key.public in signing:
             raise ConfigurationError(
-                f"{what}: the witness {key.name!r} has the key of {signing[key.public]!r}: a writer of the"
+                f"{subject}: the witness {key.name!r} has the key of {signing[key.public]!r}: a writer of the"
                 " log cannot be its witness"
             )
         witnesses.append(key)
     if len({key.name for key in witnesses}) < len(witnesses) or len({key.public for key in witnesses}) < len(witnesses):
-        raise ConfigurationError(f"{what}: the same witness is listed twice; list each witness once")
+        raise ConfigurationError(f"{subject}: the same witness is listed twice; list each witness once")
     return tuple(witnesses)

@@ -72,7 +72,7 @@ def publish(path: Path, pin: Pin, keys: Sequence[PublicKey]) -> str:
         ConfigurationError: the file cannot be written, or contradicts the pin or a key.
     """
     if not path.exists():
-        write(path, encode(pin, keys), create=True, what="trust", mode=MODE)
+        write(path, encode(pin, keys), create=True, subject="trust", mode=MODE)
         return "new"
     added: list[str] = []
 
@@ -94,12 +94,12 @@ def publish(path: Path, pin: Pin, keys: Sequence[PublicKey]) -> str:
     return f"extended by {', '.join(added)}" if added else "nothing to add"
 
 
-def accept(path: Path, judged: Sequence[Accepted]) -> int:
+def accept(path: Path, entries: Sequence[Accepted]) -> int:
     """Add accepted findings to a `trust.json` (`custody accept`).
 
     Args:
         path: the file.
-        judged: the entries. Those that the file has already, by any person, are not added again.
+        entries: the entries. Those that the file has already, by any person, are not added again.
 
     Returns:
         How many were added.
@@ -111,7 +111,7 @@ def accept(path: Path, judged: Sequence[Accepted]) -> int:
 
     def add(document: dict[str, Any], before: Trust) -> None:
         known = {_accepts(entry) for entry in before.accepted}
-        added.extend(entry for entry in judged if _accepts(entry) not in known)
+        added.extend(entry for entry in entries if _accepts(entry) not in known)
         document.setdefault("accepted", []).extend(map(msgspec.to_builtins, added))
 
     _change(path, add)
@@ -133,7 +133,7 @@ def end_key(path: Path, key_id: str, heads: Mapping[str, Head]) -> Mapping[str, 
     Raises:
         ConfigurationError: the file cannot be used or written, has no such key, or has another root for a size.
     """
-    what = f"trust {path}"
+    subject = f"trust {path}"
     until: Mapping[str, Head] = {log: head for log, head in heads.items() if head.size}
 
     def end(document: dict[str, Any], before: Trust) -> None:
@@ -142,19 +142,19 @@ def end_key(path: Path, key_id: str, heads: Mapping[str, Head]) -> Mapping[str, 
         if entry is None:
             known = ", ".join(str(entry["id"]) for entry in document.get("keys", []))
             raise ConfigurationError(
-                f"{what}: it has no key {key_id!r}; it has {known or 'none'}. To add the writer's keys, run"
+                f"{subject}: it has no key {key_id!r}; it has {known or 'none'}. To add the writer's keys, run"
                 " `custody keys export`"
             )
         if key_id not in before.keys:
             raise ConfigurationError(
-                f"{what}: the key {key_id!r} is {entry['algorithm']}, which signs nothing, so it cannot be ended. With"
-                " its secret one can check guesses about events: run `custody keys rotate`"
+                f"{subject}: the key {key_id!r} is {entry['algorithm']}, which signs nothing, so it cannot be ended."
+                " With its secret one can check guesses about events: run `custody keys rotate`"
             )
         for log, head in until.items():
             known_head = before.heads.get(log)
             if known_head is not None and known_head.size == head.size and known_head.root != head.root:
                 raise ConfigurationError(
-                    f"{what}: it has another head of {log} at size {head.size} than the given one: find out which"
+                    f"{subject}: it has another head of {log} at size {head.size} than the given one: find out which"
                     " history is right before you end a key"
                 )
         until = merge_until(key_id, before.keys[key_id].until, until) or {}
@@ -166,31 +166,31 @@ def end_key(path: Path, key_id: str, heads: Mapping[str, Head]) -> Mapping[str, 
 
 def _change(path: Path, change: Callable[[dict[str, Any], Trust], None]) -> None:
     """Change a `trust.json`, under a lock and in one step."""
-    what = f"trust {path}"
+    subject = f"trust {path}"
     with locked(path, "trust") as descriptor:
-        data, status = read_all(descriptor, TRUST_LIMIT, what)
-        before = read_trust(data, status, what)
+        data, status = read_all(descriptor, TRUST_LIMIT, subject)
+        before = read_trust(data, status, subject)
         document = json.loads(data)
         unchanged = json.loads(data)
         change(document, before)
         if document == unchanged:
             return
-        after = _encode(document, what)
-        read_trust(after, status, what)
-        write(path, after, create=False, what="trust", mode=stat.S_IMODE(status.st_mode))
+        after = _encode(document, subject)
+        read_trust(after, status, subject)
+        write(path, after, create=False, subject="trust", mode=stat.S_IMODE(status.st_mode))
 
 
-def _encode(document: Mapping[str, Any], what: str = "trust") -> bytes:
+def _encode(document: Mapping[str, Any], subject: str = "trust") -> bytes:
     try:
         data = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
-        raise ConfigurationError(f"{what}: a reason or a name has characters that are not Unicode text") from None
+        raise ConfigurationError(f"{subject}: a reason or a name has characters that are not Unicode text") from None
     if len(data) > TRUST_LIMIT:
-        raise ConfigurationError(f"{what}: would be larger than {TRUST_LIMIT} bytes")
+        raise ConfigurationError(f"{subject}: would be larger than {TRUST_LIMIT} bytes")
     return data
 
 
-def _check_pin(pinned: Pin | None, pin: Pin | None, what: str) -> None:
+def _check_pin(pinned: Pin | None, pin: Pin | None, subject: str) -> None:
     if pinned is None or pinned == pin:
         return
     if pin is None:
@@ -200,17 +200,17 @@ def _check_pin(pinned: Pin | None, pin: Pin | None, what: str) -> None:
     else:
         reason = f"the SHA-256 of this one's archive.json is {pin.sha256}, not {pinned.sha256}: find out who changed it"
     raise ConfigurationError(
-        f"{what}: it is for the archive {pinned.id}, but {reason}; set `trust` to another file, or correct the setting"
-        " `archive`"
+        f"{subject}: it is for the archive {pinned.id}, but {reason}; set `trust` to another file, or correct the"
+        " setting `archive`"
     )
 
 
-def _narrow(entry: dict[str, Any], key: Mapping[str, str | None], what: str) -> bool:
+def _narrow(entry: dict[str, Any], key: Mapping[str, str | None], subject: str) -> bool:
     """Narrow the span of a key in a file to the key's present one. Return whether that changed it."""
     if (entry["algorithm"], entry.get("public")) != (key["algorithm"], key.get("public")):
         raise ConfigurationError(
-            f"{what}: the key id {entry['id']!r} is another key here than in the keyring; an id names one key for ever,"
-            " so find out which of the two is wrong"
+            f"{subject}: the key id {entry['id']!r} is another key here than in the keyring; an id names one key for"
+            " ever, so find out which of the two is wrong"
         )
     # Times in our form sort as text.
     begin, end = key["from"], key["to"]
