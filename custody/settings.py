@@ -379,12 +379,12 @@ def _check_owners(path: Path, status: os.stat_result) -> None:
     folders = {path.resolve().parent}
     if CONFIG_VARIABLE not in os.environ:
         folders.add(Path.cwd())
-    for checked, found in [(path, status), *((folder, folder.stat()) for folder in sorted(folders))]:
+    for checked, checked_status in [(path, status), *((folder, folder.stat()) for folder in sorted(folders))]:
         # In a folder such as /tmp, others cannot replace a file.
-        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-        if found.st_uid not in {0, os.geteuid()}:
+        sticky = stat.S_ISDIR(checked_status.st_mode) and checked_status.st_mode & stat.S_ISVTX
+        if checked_status.st_uid not in {0, os.geteuid()}:
             reason, remedy = "belongs to somebody else", f"chown {os.geteuid()}"
-        elif found.st_mode & 0o022 and not sticky:
+        elif checked_status.st_mode & 0o022 and not sticky:
             reason, remedy = "can be written by others", "chmod go-w"
         else:
             continue

@@ -53,13 +53,13 @@ class RuleProblem:
     """A problem with lifecycle rules.
 
     Attributes:
-        what: what is wrong.
+        message: what is wrong.
         key: the part of the archive.
         found: the present rules.
         expected: the wanted moves, None if a rule should not exist.
     """
 
-    what: str
+    message: str
     key: str
     found: str
     expected: str | None = None
@@ -130,7 +130,7 @@ class Configuration:
                 yield Difference(name, _UNKNOWN, settable=False)
                 return
             for problem in check_rules(rules, self.root, moves):
-                yield Difference(name, problem.what, settable=problem.expected is not None)
+                yield Difference(name, problem.message, settable=problem.expected is not None)
         elif name == POLICY:
             (statement,) = wanted[name]["Statement"]
             answer = self._read("policy", reader.get_bucket_policy) or {}
@@ -159,10 +159,10 @@ class Configuration:
                 **self._bucket.owned(), LifecycleConfiguration={"Rules": [*others, *ours]}
             )
 
-    def _read(self, what: str, call: Callable[..., Any]) -> Any:
+    def _read(self, subject: str, call: Callable[..., Any]) -> Any:
         """Return the bucket's answer: None if the server does not know the call, {} if nothing is set."""
         try:
-            with s3_errors(f"read the {what} of", self._where):
+            with s3_errors(f"read the {subject} of", self._where):
                 return call(**self._bucket.owned())
         except CallUnknown:
             return None
@@ -170,8 +170,8 @@ class Configuration:
             return {}
 
     def _raw_rules(self) -> Sequence[Any] | None:
-        found = self._read("lifecycle rules", self._bucket.reader.get_bucket_lifecycle_configuration)
-        return None if found is None else found.get("Rules", ())
+        answer = self._read("lifecycle rules", self._bucket.reader.get_bucket_lifecycle_configuration)
+        return None if answer is None else answer.get("Rules", ())
 
 
 def is_bucket(url: str) -> bool:
@@ -202,14 +202,14 @@ def check_rules(rules: Sequence[LifecycleRule], root: str, moves: Moves | None) 
     """
     for rule in rules:
         touched = [part for part in layout.EVIDENCE if _touches(rule, root + part)]
-        key, found = touched[0] if touched else "", f"prefix {rule.prefix[:200]!r}"
+        key, present_rule = touched[0] if touched else "", f"prefix {rule.prefix[:200]!r}"
         if rule.deletes and touched:
-            what = f"the lifecycle rule {rule.id[:100]!r} deletes evidence: only a signed expiry may"
-            yield RuleProblem(what, key, found)
+            message = f"the lifecycle rule {rule.id[:100]!r} deletes evidence: only a signed expiry may"
+            yield RuleProblem(message, key, present_rule)
         staying = [part for part in touched if part not in layout.RECORDS]
         if rule.moves and staying:
-            what = f"the lifecycle rule {rule.id[:100]!r} moves {staying[0]}, which stays where it was put"
-            yield RuleProblem(what, key, found)
+            message = f"the lifecycle rule {rule.id[:100]!r} moves {staying[0]}, which stays where it was put"
+            yield RuleProblem(message, key, present_rule)
     if moves is None:
         return
     for folder in layout.RECORDS:
@@ -218,8 +218,8 @@ def check_rules(rules: Sequence[LifecycleRule], root: str, moves: Moves | None) 
         # A rule for a part of the folder, or for some tags, moves what the good ones move too.
         beside = {move for rule in rules if _touches(rule, root + folder) for move in rule.moves} - set(moves)
         if present != sorted(moves) or beside:
-            what = f"the lifecycle rules of {folder} are not those wanted"
-            yield RuleProblem(what, folder, _described({*present, *beside}), _described(moves))
+            message = f"the lifecycle rules of {folder} are not those wanted"
+            yield RuleProblem(message, folder, _described({*present, *beside}), _described(moves))
 
 
 def _touches(rule: LifecycleRule, part: str) -> bool:

@@ -265,21 +265,21 @@ class S3Store:
         return self._bucket.pages(self._bucket.reader.list_objects_v2, "list", prefix, markers, **arguments)
 
     def status(self, key: str) -> ObjectStatus:
-        found = self._head(key)
-        digest = found.get("ChecksumSHA256")
+        head = self._head(key)
+        digest = head.get("ChecksumSHA256")
         # A digest of several parts ("…-3") is not a digest of the bytes.
-        if digest is not None and (found.get("ChecksumType") == "COMPOSITE" or "-" in digest):
+        if digest is not None and (head.get("ChecksumType") == "COMPOSITE" or "-" in digest):
             digest = None
         return ObjectStatus(
-            size=found["ContentLength"],
-            created=found["LastModified"],
-            storage_class=found.get("StorageClass", "STANDARD"),
-            restored='ongoing-request="false"' in found.get("Restore", ""),
-            restoring='ongoing-request="true"' in found.get("Restore", ""),
+            size=head["ContentLength"],
+            created=head["LastModified"],
+            storage_class=head.get("StorageClass", "STANDARD"),
+            restored='ongoing-request="false"' in head.get("Restore", ""),
+            restoring='ongoing-request="true"' in head.get("Restore", ""),
             sha256=base64.b64decode(digest).hex() if digest is not None else None,
-            lock_mode=found.get("ObjectLockMode"),
-            lock_until=found.get("ObjectLockRetainUntilDate"),
-            legal_hold=found.get("ObjectLockLegalHoldStatus") == "ON",
+            lock_mode=head.get("ObjectLockMode"),
+            lock_until=head.get("ObjectLockRetainUntilDate"),
+            legal_hold=head.get("ObjectLockLegalHoldStatus") == "ON",
         )
 
     def remove(self, key: str) -> None:
@@ -299,10 +299,10 @@ class S3Store:
         try:
             with s3_errors(LOOK_AT_LOCK, where):
                 call = {**self._bucket.object(key), **self._version(key)}
-                found = self._bucket.reader.get_object_retention(**call)["Retention"]
+                retention = self._bucket.reader.get_object_retention(**call)["Retention"]
         except (CallUnknown, NotConfigured):
             return None
-        mode, until = found.get("Mode"), found.get("RetainUntilDate")
+        mode, until = retention.get("Mode"), retention.get("RetainUntilDate")
         return (mode, until) if mode and until else None
 
     def restore(self, key: str, *, days: int, tier: Tier) -> None:
@@ -359,8 +359,8 @@ class S3Versions:
         )
         try:
             for page in self._bucket.pages(call, "list versions of", prefix, markers):
-                found = [(entry, False) for entry in page.get("Versions", ())]
-                found += [(entry, True) for entry in page.get("DeleteMarkers", ())]
+                entries = [(entry, False) for entry in page.get("Versions", ())]
+                entries += [(entry, True) for entry in page.get("DeleteMarkers", ())]
                 versions = [
                     Version(
                         entry["Key"][skip:],
@@ -370,7 +370,7 @@ class S3Versions:
                         entry.get("Size", 0),
                         entry.get("ETag", ""),
                     )
-                    for entry, marker in found
+                    for entry, marker in entries
                 ]
                 yield versions, page.get("NextKeyMarker", "")[skip:] if page.get("IsTruncated") else ""
         except CallUnknown:

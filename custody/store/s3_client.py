@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from custody.errors import ConfigurationError, FormatError, TerminalStoreError
 from custody.format.times import as_utc
 from custody.store.protocol import S3Options, check_key, check_prefix, legible
-from custody.store.s3_errors import s3_errors, s3_failures, said
+from custody.store.s3_errors import error_text, s3_errors, s3_failures
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -187,4 +187,4 @@ def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
             for most in attempts
         ]
     except s3_failures() as error:
-        raise ConfigurationError(f"the AWS settings cannot be used: {said(error)}") from None
+        raise ConfigurationError(f"the AWS settings cannot be used: {error_text(error)}") from None

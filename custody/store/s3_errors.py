@@ -137,8 +137,8 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C90
         return TerminalStoreError(f"cannot restore {where}: it is no longer in an archive storage class; run again")
     if code == "InvalidObjectState":
         return ObjectArchived(f"{where} is in an archive storage class (InvalidObjectState): restore it first")
-    said = f"{legible(code)} {legible(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
-    message = f"cannot {doing} {where}: HTTP {status or '?'}, {said}"
+    detail = f"{legible(code)} {legible(str(answer.get('Message') or ''))}".strip() or "an answer without a code"
+    message = f"cannot {doing} {where}: HTTP {status or '?'}, {detail}"
     if code == "InvalidRange" or status == 416:
         return BeyondEnd(message)
     if code == "NotImplemented" or status == 501 or (code in _UNKNOWN_CODES and doing in _PERMISSIONS):
@@ -154,7 +154,7 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    message = f"cannot {doing} {where}: {said(error)}"
+    message = f"cannot {doing} {where}: {error_text(error)}"
     untrusted = isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
     if untrusted:
         return TerminalStoreError(
@@ -180,7 +180,7 @@ def _from_library(error: Exception, doing: str, where: str) -> StoreError:
     return TerminalStoreError(f"{message} (check the AWS settings and credentials)")
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return an error's type and text. The text is left out if it may quote the output of a credential helper."""
     from botocore.exceptions import CredentialRetrievalError
 

@@ -70,7 +70,7 @@ def look_beneath(store: Store, protection: Protection, findings: Findings) -> Be
     # The prefix of the archive's keys in its bucket, empty or ending in a slash.
     root = "/".join([*store.url.removeprefix("s3://").split("/")[1:], ""])
     for problem in check_rules(rules, root, protection.moves) if rules is not None else ():
-        findings.report("lifecycle", problem.what, key=problem.key, expected=problem.expected, found=problem.found)
+        findings.report("lifecycle", problem.message, key=problem.key, expected=problem.expected, found=problem.found)
     versions = store.capabilities.versions
     return Beneath(versions.at_versions(first) if first and versions else store, frozenset(first), history)
 
