@@ -191,7 +191,7 @@ class Result:
     def remarks(self) -> tuple[str, ...]:
         """Remarks that do not affect the proof."""
         problems = [*self.checkpoint_verdict.problems, *self.statement_verdict.problems]
-        return tuple(problem.what for problem in problems if problem.policy)
+        return tuple(problem.message for problem in problems if problem.policy)
 
     @property
     def unproved(self) -> tuple[str, ...]:
@@ -311,7 +311,7 @@ def check_evidence(data: bytes, trust: Trust, now: datetime) -> Result:
             found.signatures,
             keys,
             wanted=statements_of(log).wanted,
-            place=Place(str(log), statement.sequence),
+            position=Place(str(log), statement.sequence),
             sealed_at=sealed_at,
             within=compared.leads_to,
         ),
@@ -361,7 +361,7 @@ def _check_archive(archive: ArchiveFile, found: Manifest, keys: Keys, trust: Tru
             f" {trust.archive.id} with {trust.archive.sha256}"
         )
     verdict = check_file(
-        archive.message, archive.signatures, keys, wanted=AUDITS.wanted, place=None, what="archive.json"
+        archive.message, archive.signatures, keys, wanted=AUDITS.wanted, position=None, subject="archive.json"
     )
     if verdict.refused:
         raise SignatureInvalid(f"archive.json in the evidence is not validly signed: {verdict.reason}")

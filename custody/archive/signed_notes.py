@@ -72,9 +72,9 @@ def read(store: Store, key: str, kind: type[N], form: str, trust: Trust) -> N:
         file.signatures,
         trust.keys,
         wanted=AUDITS.wanted,
-        place=OUTSIDE,
+        position=OUTSIDE,
         sealed_at=check_time(f"{key}: sealed_at", note.sealed_at),
-        what="note",
+        subject="note",
     )
     if verdict.clean:
         return note

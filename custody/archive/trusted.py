@@ -87,7 +87,7 @@ def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -
     """
     place = None if pinned else signatures.OUTSIDE
     verdict = signatures.check_file(
-        file.message, file.signatures, trust.keys, wanted=AUDITS.wanted, place=place, what="archive.json"
+        file.message, file.signatures, trust.keys, wanted=AUDITS.wanted, position=place, subject="archive.json"
     )
     if not verdict.held:
         return verdict
@@ -123,11 +123,11 @@ class Judge:
             entry.signatures,
             self._trust.keys,
             wanted=self._form.wanted,
-            place=signatures.Place(str(self._log), sequence),
+            position=signatures.Place(str(self._log), sequence),
             sealed_at=parse_time(entry.statement.sealed_at),
             within=lambda head: self.proofs.holds(sequence, entry.message, head),
             order=order,
-            what=self._form.noun,
+            subject=self._form.noun,
         )
 
     def holds(self, entry: Entry, sequence: int) -> bool:
@@ -200,7 +200,7 @@ class Judge:
     def _verdict_of_keys(self, entry: Entry, sequence: int, keys: signatures.Keys) -> signatures.Verdict:
         place = signatures.Place(str(self._log), sequence)
         return signatures.check_file(
-            entry.message, entry.signatures, keys, wanted=self._form.wanted, place=place, what=self._form.noun
+            entry.message, entry.signatures, keys, wanted=self._form.wanted, position=place, subject=self._form.noun
         )
 
     def stands(self, entry: Entry, sequence: int) -> bool:

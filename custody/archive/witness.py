@@ -310,7 +310,7 @@ def _archive_problem(store: Store, file: ArchiveFile, trust: Trust, pinned: dict
             f" pin{'s' if len(others) == 1 else ''} {pin.id} with {pin.sha256}"
         )
     verdict = check_archive_signatures(file, trust, pinned=bool(pinned))
-    wrong = [problem.what for problem in verdict.problems if not problem.open and problem.kind != "key-unknown"]
+    wrong = [problem.message for problem in verdict.problems if not problem.open and problem.kind != "key-unknown"]
     if wrong:
         return f"the signatures of {layout.ARCHIVE} are not valid: {'; '.join(wrong)}"
     if not pinned and not verdict.counts:

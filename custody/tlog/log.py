@@ -94,7 +94,7 @@ class Fault:
     """A fault of an entry: a finding that is not reported yet."""
 
     name: str
-    what: str
+    message: str
     where: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -280,13 +280,13 @@ class SignedLog(Generic[E]):
         if ahead:
             most = max(ahead, key=lambda head: head.size)
             expected = f"size {most.size}" + (f", root {most.root.hex()}" if most.root else "")
-            found = f"size {self.size}" + (f", root {self.root.hex()}" if self.root else "")
+            actual = f"size {self.size}" + (f", root {self.root.hex()}" if self.root else "")
             where = {
                 "evidence": (most.evidence,) if most.evidence else (),
                 "through": most.size - 1,
                 "expected": expected,
-                "found": found,
-                "loss": (self.name, expected, found),
+                "found": actual,
+                "loss": (self.name, expected, actual),
                 "group": "rollback",
             }
             message = f"the log went back: {most.origin} remembers more {self.form.noun}s than there are"
@@ -405,10 +405,10 @@ class SignedLog(Generic[E]):
             entry.signatures,
             self.keys,
             wanted=self.form.wanted,
-            place=Place(self.name, sequence),
+            position=Place(self.name, sequence),
             sealed_at=parse_time(entry.statement.sealed_at),
             order=order,
-            what=self.form.noun,
+            subject=self.form.noun,
         )
 
     def _take(self, verdict: Verdict, sequence: int) -> None:
@@ -418,9 +418,9 @@ class SignedLog(Generic[E]):
             if not problem.open:
                 where |= {"sha256": self.digest, "tampered": problem.kind == "key-span" and not problem.policy}
             if problem.policy or problem.kind == "unchecked-signature":
-                self.report(problem.kind, problem.what, sequence=sequence, **where)
+                self.report(problem.kind, problem.message, sequence=sequence, **where)
             else:
-                self.doubt(Fault(problem.kind, problem.what, where), sequence)
+                self.doubt(Fault(problem.kind, problem.message, where), sequence)
         for id_ in verdict.held:
             until = self.keys[id_].until
             if until is not None:
@@ -558,12 +558,12 @@ class SignedLog(Generic[E]):
                     self.covered, self.covered_root, self.pending = size, root, None
                 continue
             shown = self._data.decode(errors="replace") if len(self._data) <= _EVIDENCE_LIMIT else None
-            expected, found = f"size {size}, root {head.root.hex()}", f"size {size}, root {root.hex()}"
+            expected, actual = f"size {size}, root {head.root.hex()}", f"size {size}, root {root.hex()}"
             where: dict[str, Any] = {
                 "expected": expected,
-                "found": found,
+                "found": actual,
                 "evidence": tuple(text for text in (head.evidence, shown) if text),
-                "loss": (self.name, expected, found),
+                "loss": (self.name, expected, actual),
                 "group": f"{size} {root.hex()}",
             }
             if head.checkpoint:
@@ -594,12 +594,12 @@ class SignedLog(Generic[E]):
 
     def doubt(self, fault: Fault, sequence: int) -> None:
         """Add a finding and mark the head untrusted, unless the finding was accepted."""
-        if not self.report(fault.name, fault.what, **{"sequence": sequence, **fault.where}):
+        if not self.report(fault.name, fault.message, **{"sequence": sequence, **fault.where}):
             self.sound = False
 
 
 def _group(problem: Problem) -> str:
     """Return what findings of one kind and key are joined by."""
     if problem.kind != "key-span":
-        return problem.key or problem.what
+        return problem.key or problem.message
     return f"{'span' if problem.policy else 'ended'} {problem.key}"

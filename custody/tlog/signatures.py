@@ -118,7 +118,7 @@ class Problem:
 
     Attributes:
         kind: the finding's name.
-        what: what happened, for people.
+        message: what happened, for people.
         key: the key's id; empty where no key is at fault.
         policy: whether a signature outside its key's span is all there is to it.
         expected: what should be, for `key-algorithm` and spans.
@@ -126,7 +126,7 @@ class Problem:
     """
 
     kind: Kind
-    what: str
+    message: str
     key: str = ""
     policy: bool = False
     expected: str | None = None
@@ -182,7 +182,7 @@ class Verdict:
     @property
     def reason(self) -> str:
         """What is wrong, in one line."""
-        return "; ".join(problem.what for problem in self.problems) or "no signature could be checked"
+        return "; ".join(problem.message for problem in self.problems) or "no signature could be checked"
 
 
 @dataclass(slots=True)
@@ -209,11 +209,11 @@ def check_file(
     keys: Keys,
     *,
     wanted: Sequence[Algorithm],
-    place: Place | None,
+    position: Place | None,
     sealed_at: datetime | None = None,
     within: Within = recomputed,
     order: KeyOrder | None = None,
-    what: str = "statement",
+    subject: str = "statement",
 ) -> Verdict:
     """Check the signatures of a two-line file.
 
@@ -222,36 +222,36 @@ def check_file(
         signatures: line 2.
         keys: those trusted.
         wanted: the algorithms of which there must be exactly one signature each, and no other.
-        place: where it stands; `OUTSIDE` for what is in no log, None for an `archive.json` that is known otherwise, to
-            which spans and `until` do not apply.
+        position: where it stands; `OUTSIDE` for what is in no log, None for an `archive.json` that is known otherwise,
+            to which spans and `until` do not apply.
         sealed_at: when it says that it was sealed.
         within: shows whether it lies within a head; asked only of keys that have ended, of a place before that head.
         order: the order of keys so far in its log, where entries come in order.
-        what: how messages call it.
+        subject: how messages call it.
     """
     problems: list[Problem] = []
     held: list[str] = []
     given = [signature.algorithm for signature, _ in signatures]
     if given != list(wanted):
-        problems += _miscounted(given, wanted, what)
+        problems += _miscounted(given, wanted, subject)
     for signature, value in signatures:
         key = keys.get(signature.key)
         if key is None:
-            what_ = f"the key {signature.key[:200]!r} is not among those trusted"
-            problems.append(Problem("key-unknown", what_, signature.key))
+            fault = f"the key {signature.key[:200]!r} is not among those trusted"
+            problems.append(Problem("key-unknown", fault, signature.key))
             continue
         if key.algorithm != signature.algorithm:
-            what_ = f"the key {signature.key!r} signs by an algorithm that it does not have"
-            problems.append(Problem("key-algorithm", what_, key.id, expected=key.algorithm, found=signature.algorithm))
+            fault = f"the key {signature.key!r} signs by an algorithm that it does not have"
+            problems.append(Problem("key-algorithm", fault, key.id, expected=key.algorithm, found=signature.algorithm))
             continue
-        problem = _verify(key, message, value, what)
-        if problem is None and place is not None:
-            problem = _ended(key, place, within, what) or _older(key, order)
+        problem = _verify(key, message, value, subject)
+        if problem is None and position is not None:
+            problem = _ended(key, position, within, subject) or _older(key, order)
         if problem is not None:
             problems.append(problem)
             continue
         held.append(key.id)
-        if sealed_at is not None and place is not None and not key.holds(sealed_at):
+        if sealed_at is not None and position is not None and not key.holds(sealed_at):
             problems.append(
                 Problem(
                     "key-span",
@@ -265,22 +265,22 @@ def check_file(
     return Verdict(tuple(held), tuple(problems))
 
 
-def _miscounted(given: Sequence[Algorithm], wanted: Sequence[Algorithm], what: str) -> Iterator[Problem]:
+def _miscounted(given: Sequence[Algorithm], wanted: Sequence[Algorithm], subject: str) -> Iterator[Problem]:
     for algorithm in wanted:
         if (count := given.count(algorithm)) != 1:
             yield Problem(
-                "signature", f"the {what} has {count or 'no'} {algorithm} signature{'s' if count > 1 else ''}"
+                "signature", f"the {subject} has {count or 'no'} {algorithm} signature{'s' if count > 1 else ''}"
             )
     for algorithm in dict.fromkeys(given):
         if algorithm not in wanted:
-            yield Problem("signature", f"the {what} has a signature by {algorithm}, which it may not have")
+            yield Problem("signature", f"the {subject} has a signature by {algorithm}, which it may not have")
 
 
-def _verify(key: Key, message: bytes, value: bytes, what: str) -> Problem | None:
+def _verify(key: Key, message: bytes, value: bytes, subject: str) -> Problem | None:
     try:
         key.verify(message, value)
     except SignatureInvalid:
-        return Problem("signature", f"the signature of key {key.id!r} is not over this {what}", key.id)
+        return Problem("signature", f"the signature of key {key.id!r} is not over this {subject}", key.id)
     except KeyUnavailable as error:
         if key.checkable:
             return Problem("unreadable", f"a signature could not be checked: {error}", key.id)
@@ -288,16 +288,16 @@ def _verify(key: Key, message: bytes, value: bytes, what: str) -> Problem | None
     return None
 
 
-def _ended(key: Key, place: Place, within: Within, what: str) -> Problem | None:
+def _ended(key: Key, position: Place, within: Within, subject: str) -> Problem | None:
     if key.until is None:
         return None
-    head = key.until.get(place.log, NOWHERE)
-    if place == OUTSIDE:
-        fault = f"has ended, and nothing shows that it signed this {what} before"
-    elif place.sequence >= head.size:
+    head = key.until.get(position.log, NOWHERE)
+    if position == OUTSIDE:
+        fault = f"has ended, and nothing shows that it signed this {subject} before"
+    elif position.sequence >= head.size:
         fault = f"ended at this log's size {head.size} and signs beyond it"
     elif not within(head):
-        fault = f"ended at this log's size {head.size}, and this {what} is not shown to lie within that head"
+        fault = f"ended at this log's size {head.size}, and this {subject} is not shown to lie within that head"
     else:
         return None
     return Problem("key-span", f"the key {key.id!r} {fault}", key.id)
@@ -340,7 +340,7 @@ class NoteVerdict:
     @property
     def reason(self) -> str:
         """Why it does not count, in one line."""
-        reasons = [problem.what for problem in self.problems if not problem.policy]
+        reasons = [problem.message for problem in self.problems if not problem.policy]
         if not reasons and not self.signers:
             reasons = ["none of its signatures is by a trusted key"]
         if not reasons:
@@ -398,8 +398,8 @@ def check_checkpoint(
             if problem is None:
                 signers[key.id] = None
                 if sealed_at is not None and key.ended is not None and sealed_at >= key.ended:
-                    what = f"the key {key.id!r} signs a checkpoint of statements sealed after its span"
-                    problem = Problem("key-span", what, key.id, policy=True)
+                    fault = f"the key {key.id!r} signs a checkpoint of statements sealed after its span"
+                    problem = Problem("key-span", fault, key.id, policy=True)
         if problem is not None:
             problems.append(problem)
     return NoteVerdict(tuple(signers), tuple(witnessed.items()), tuple(problems), quorum)
@@ -426,6 +426,6 @@ def _cosigned(
     if time is None:
         return None, None
     if now is not None and time > (now + _CLOCK_SLACK).timestamp():
-        what = f"the cosignature of {witness.name!r} is from the future, and does not count"
-        return None, Problem("key-span", what, witness.name, policy=True)
+        fault = f"the cosignature of {witness.name!r} is from the future, and does not count"
+        return None, Problem("key-span", fault, witness.name, policy=True)
     return time, None

@@ -206,7 +206,7 @@ class LogAccount:
             message = f"epoch {self.log.epoch} of {where}: the topic was recreated or moved"
             self.signed.report("new-epoch", message, sequence=0)
         if silence := self.clock.silence():
-            self.signed.report(silence.name, silence.what)
+            self.signed.report(silence.name, silence.message)
 
     def _check_covered(self) -> None:
         """Report statements whose signature cannot be checked here, and that no trusted head covers."""
@@ -238,7 +238,7 @@ class LogAccount:
         if fault is None:
             return None
         where = {"key": layout.manifest_key(self.log, self.signed.size), "sha256": self.signed.digest}
-        return Fault(fault.name, fault.what, {**fault.where, **where})
+        return Fault(fault.name, fault.message, {**fault.where, **where})
 
     def _join(self, statement: Statement, sealed_at: datetime, *, lost: bool) -> None:
         """Check that the range continues the one before, and account for its offsets."""
@@ -321,7 +321,7 @@ class LogAccount:
         """Report the faults of a statement. Some of them mark the head untrusted, unless they were accepted."""
         for fault in faults:
             where = {"sequence": sequence, "sha256": self.signed.digest, **fault.where}
-            accepted = self.signed.report(fault.name, fault.what, **where)
+            accepted = self.signed.report(fault.name, fault.message, **where)
             if fault.name in _DOUBTED and not accepted:
                 self.signed.sound = False
 

@@ -88,10 +88,10 @@ def _is_signed(file: ArchiveFile, trust: Trust, digest: str, findings: Findings,
     verdict = check_archive_signatures(file, trust, pinned=pinned)
     for problem in verdict.problems:
         if problem.kind == "key-span":
-            message = f"archive.json: {problem.what}; if you know that it is the right one, pin it in trust.json"
+            message = f"archive.json: {problem.message}; if you know that it is the right one, pin it in trust.json"
             findings.report("archive", message, key=_KEY, sha256=digest)
     elsewhere = {"key-unknown", "key-span"}
-    wrong = [problem.what for problem in verdict.problems if not problem.open and problem.kind not in elsewhere]
+    wrong = [problem.message for problem in verdict.problems if not problem.open and problem.kind not in elsewhere]
     if wrong:
         message = f"the signatures of archive.json are not valid: {'; '.join(wrong)}"
         findings.report("archive", message, tampered=True, key=_KEY, sha256=digest)
@@ -99,7 +99,7 @@ def _is_signed(file: ArchiveFile, trust: Trust, digest: str, findings: Findings,
         # A pin is enough if the key is not known here. One valid signature is enough to know who signed.
         needless = pinned if problem.kind == "key-unknown" else verdict.counts
         if (problem.open or problem.kind == "key-unknown") and not needless:
-            findings.report(problem.kind, f"archive.json: {problem.what}", key=_KEY)
+            findings.report(problem.kind, f"archive.json: {problem.message}", key=_KEY)
     return verdict.counts
 
 

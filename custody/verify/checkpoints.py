@@ -135,11 +135,11 @@ class Checkpoints:
         for problem in verdict.problems:
             if problem.kind == "key-span":
                 group = f"checkpoints {problem.key} {problem.policy}"
-                self._findings.report("key-span", problem.what, tampered=not problem.policy, group=group, **where)
+                self._findings.report("key-span", problem.message, tampered=not problem.policy, group=group, **where)
             elif problem.open:
-                self._findings.add(finding(problem.kind, problem.what, **where), group=problem.key)
+                self._findings.add(finding(problem.kind, problem.message, **where), group=problem.key)
             else:
-                self._findings.add(finding("checkpoint", f"the checkpoint is not valid: {problem.what}", **where))
+                self._findings.add(finding("checkpoint", f"the checkpoint is not valid: {problem.message}", **where))
         if verdict.unsigned:
             message = f"the checkpoint is not valid: {verdict.reason}"
             self._findings.add(finding("checkpoint", message, severity=Severity.POLICY, **where))

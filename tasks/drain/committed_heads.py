@@ -92,9 +92,9 @@ def check_committed_head(committed: CommittedHead, trust: Trust, proofs: Proofs)
         committed.signatures,
         trust.keys,
         wanted=("HMAC-SHA256",),
-        place=Place(str(committed.log), head.size - 1),
+        position=Place(str(committed.log), head.size - 1),
         within=lambda end: proofs.leads_to(head.size, head.root, end),
-        what="committed offset",
+        subject="committed offset",
     )
     if not verdict.counts:
         logger.warning(

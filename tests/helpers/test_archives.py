@@ -44,7 +44,7 @@ def extend(entries: list[bytes]) -> list[merkle.CompactRange]:
 
 def holds(message: bytes, signatures: Signatures, wanted: tuple[Algorithm, ...], place: Place | None = OUTSIDE) -> bool:
     """Return whether a file's signatures count, without anything to report."""
-    return check_file(message, signatures, KEYS, wanted=wanted, place=place).clean
+    return check_file(message, signatures, KEYS, wanted=wanted, position=place).clean
 
 
 def test_archive_file(scene: Scene) -> None:

@@ -349,7 +349,7 @@ def test_a_quorum() -> None:
     late = cosign(good, one, NOW + timedelta(hours=1))
     assert judged(late, TRUSTED, **asked).counts
     assert not judged(late, TRUSTED, quorum=1, **asked).counts
-    assert "from the future" in judged(late, TRUSTED, quorum=1, **asked).problems[0].what
+    assert "from the future" in judged(late, TRUSTED, quorum=1, **asked).problems[0].message
     moved = checkpoint.with_signature(signed(Checkpoint(ORIGIN, 8, HEAD.root).text()), by_one.signatures[-1])
     assert [problem.kind for problem in judged(moved, TRUSTED, **asked).problems] == ["signature"]
 

@@ -87,7 +87,7 @@ def check(
         signatures,
         {one.id: one for one in keys},
         wanted=wanted,
-        place=place or Place(str(LOG), sequence),
+        position=place or Place(str(LOG), sequence),
         sealed_at=more.pop("sealed_at", NOW),
         within=within,
         **more,
@@ -226,7 +226,7 @@ def test_an_ended_key_outside_of_all_logs() -> None:
 def test_the_archive_file_knows_no_end() -> None:
     """Spans and `until` do not apply to archive.json: it is from the beginning."""
     ended = key("hmac", until={}, from_=NOW + DAY)
-    verdict = check_file(MESSAGE, signed("hmac"), {"hmac": ended}, wanted=("HMAC-SHA256",), place=None)
+    verdict = check_file(MESSAGE, signed("hmac"), {"hmac": ended}, wanted=("HMAC-SHA256",), position=None)
     assert verdict.clean
 
 
@@ -382,7 +382,7 @@ def test_each_problem_is_told_whole() -> None:
             found="Ed25519",
         ),
     )
-    assert check(((signature, b"wrong"),), [key("hmac")], what="audit").problems == (
+    assert check(((signature, b"wrong"),), [key("hmac")], subject="audit").problems == (
         Problem("signature", "the signature of key 'hmac' is not over this audit", "hmac"),
     )
     away: Any = _Away(key("hmac"))
@@ -390,16 +390,16 @@ def test_each_problem_is_told_whole() -> None:
     assert check(((signature, value),), [away]).problems == (Problem("unreadable", said, "hmac"),)
     (unchecked,) = check(((signature, value),), [key("hmac", material=None)]).problems
     assert (unchecked.kind, unchecked.key) == ("unchecked-signature", "hmac")
-    assert "the secret of the key 'hmac' is not available" in unchecked.what
+    assert "the secret of the key 'hmac' is not available" in unchecked.message
     ended = key("hmac", until={str(LOG): HEAD})
-    assert check(((signature, value),), [ended], what="audit").problems == (
+    assert check(((signature, value),), [ended], subject="audit").problems == (
         Problem(
             "key-span",
             "the key 'hmac' ended at this log's size 5, and this audit is not shown to lie within that head",
             "hmac",
         ),
     )
-    assert check(((signature, value),), [ended], place=OUTSIDE, what="note").problems == (
+    assert check(((signature, value),), [ended], place=OUTSIDE, subject="note").problems == (
         Problem("key-span", "the key 'hmac' has ended, and nothing shows that it signed this note before", "hmac"),
     )
     order = KeyOrder()
@@ -468,7 +468,7 @@ def test_which_keys_sign_notes() -> None:
 def test_which_signatures_are_miscounted(names: tuple[str, ...], said: str) -> None:
     """How many there are is said."""
     verdict = check(signed(*names), [key("hmac"), key("newer"), key("ed")])
-    assert [problem.what for problem in verdict.problems] == [said]
+    assert [problem.message for problem in verdict.problems] == [said]
 
 
 def test_what_is_wrong_with_a_checkpoint() -> None:
@@ -481,7 +481,7 @@ def test_what_is_wrong_with_a_checkpoint() -> None:
     assert judge(note, found, ended, within=lambda _: True).counts
     (problem,) = judge(note, found, ended).problems
     assert (problem.kind, problem.key, problem.policy) == ("key-span", "ed", False)
-    assert "this checkpoint is not shown to lie within that head" in problem.what
+    assert "this checkpoint is not shown to lie within that head" in problem.message
 
 
 def test_a_checkpoint_of_what_was_sealed_after_its_key() -> None:
@@ -504,7 +504,7 @@ def test_what_is_wrong_with_a_cosignature() -> None:
     ):
         (problem,) = judge(cosigned_note, found, key("ed"), witnesses=[WITNESS], now=NOW).problems
         assert (problem.kind, problem.key, problem.policy) == (kind, "witness", policy)
-        assert "the cosignature of 'witness'" in problem.what
+        assert "the cosignature of 'witness'" in problem.message
     slack = timedelta(minutes=5)
     assert judge(cosign(note, NOW + slack), found, key("ed"), witnesses=[WITNESS], quorum=1, now=NOW).counts
     late = cosign(note, NOW + slack + timedelta(seconds=1))
