@@ -275,15 +275,15 @@ def check_evidence(data: bytes, trust: Trust, now: datetime) -> Result:
     members = unpack(data)
     proof = _parse_proof(members[PROOF])
     archive = archive_file.parse(members[ARCHIVE])
-    found = manifest.parse(members[MANIFEST])
+    entry = manifest.parse(members[MANIFEST])
     note = checkpoint.parse_note(members[CHECKPOINT])
     head = checkpoint.parse_checkpoint(note.text)
-    statement = found.statement
+    statement = entry.statement
     log = Log(statement.log.topic, statement.log.partition, statement.log.epoch)
     keys = trust.at_hand
-    _check_archive(archive, found, keys, trust)
-    _check_position(proof, found, head, log)
-    event, others = _check_event(members, proof, found)
+    _check_archive(archive, entry, keys, trust)
+    _check_position(proof, entry, head, log)
+    event, others = _check_event(members, proof, entry)
     compared = _Comparison(head.head, {consistency.size: consistency.proof for consistency in proof.consistency})
     sealed_at = parse_time(statement.sealed_at)
     return Result(
@@ -307,8 +307,8 @@ def check_evidence(data: bytes, trust: Trust, now: datetime) -> Result:
             now=now,
         ),
         statement_verdict=check_file(
-            found.message,
-            found.signatures,
+            entry.message,
+            entry.signatures,
             keys,
             wanted=statements_of(log).wanted,
             position=Place(str(log), statement.sequence),
@@ -350,10 +350,10 @@ class _Comparison:
         return self.relation(head) in {"same", "consistent"}
 
 
-def _check_archive(archive: ArchiveFile, found: Manifest, keys: Keys, trust: Trust) -> None:
-    if found.statement.archive != archive.id:
+def _check_archive(archive: ArchiveFile, entry: Manifest, keys: Keys, trust: Trust) -> None:
+    if entry.statement.archive != archive.id:
         raise FormatError(
-            f"the statement is of the archive {found.statement.archive}, but the archive.json is of {archive.id}"
+            f"the statement is of the archive {entry.statement.archive}, but the archive.json is of {archive.id}"
         )
     if trust.archive is not None and archive.pin != trust.archive:
         raise FormatError(
@@ -367,23 +367,23 @@ def _check_archive(archive: ArchiveFile, found: Manifest, keys: Keys, trust: Tru
         raise SignatureInvalid(f"archive.json in the evidence is not validly signed: {verdict.reason}")
 
 
-def _check_position(proof: Proof, found: Manifest, head: Checkpoint, log: Log) -> None:
+def _check_position(proof: Proof, entry: Manifest, head: Checkpoint, log: Log) -> None:
     """Check that proof, statement and checkpoint are of one log and archive, and that the proof is valid."""
-    statement = found.statement
+    statement = entry.statement
     origin = checkpoint.origin_of(statement.archive, log)
     if head.origin != origin or proof.log != str(log) or parse_log_text(proof.log) != log:
         raise FormatError("the checkpoint is not of the log and archive of the statement")
     if (proof.index, proof.size) != (statement.sequence, head.size):
         raise FormatError("the proof is not for this statement and checkpoint")
     nodes = list(map(bytes.fromhex, proof.inclusion))
-    root = merkle.root_from_inclusion(proof.index, proof.size, merkle.leaf_hash(found.message), nodes)
+    root = merkle.root_from_inclusion(proof.index, proof.size, merkle.leaf_hash(entry.message), nodes)
     if root != head.root:
         raise FormatError("the statement is not in the tree that the checkpoint signs: one of the two was changed")
 
 
-def _check_event(members: Mapping[str, bytes], proof: Proof, found: Manifest) -> tuple[bytes, int]:
+def _check_event(members: Mapping[str, bytes], proof: Proof, entry: Manifest) -> tuple[bytes, int]:
     """Return the event, and how many others the file discloses. Check that the statement commits to the event."""
-    batch, line = line_of(found.statement, proof.offset) or (None, None)
+    batch, line = line_of(entry.statement, proof.offset) or (None, None)
     if batch is None or line is None or (batch.number, line) != (proof.batch, proof.line):
         raise FormatError(f"the statement has no event at offset {proof.offset} in this batch and line")
     if line >= batch.events:

@@ -229,13 +229,13 @@ def _of_report(data: bytes, source: str, pin: Pin | None) -> Mapping[str, Head]:
     heads: dict[str, Head] = {}
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            found: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-            if found.get("kind") == "verdict":
-                _check_archive(found.get("archive"), source, pin)
+            fields: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+            if fields.get("kind") == "verdict":
+                _check_archive(fields.get("archive"), source, pin)
                 return heads
-            if found.get("kind") not in {"log", "audits"}:
+            if fields.get("kind") not in {"log", "audits"}:
                 continue
-            log = msgspec.convert(found, _LogLine)
+            log = msgspec.convert(fields, _LogLine)
             root = bytes.fromhex(log.root) if log.root is not None else b""
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise ConfigurationError(f"{source} has no heads (line {number}): {_WANTED}") from None
@@ -262,18 +262,19 @@ def _of_notes(data: bytes, source: str, pin: Pin | None) -> Mapping[str, Head]:
     heads: dict[str, Head] = {}
     for note in split_notes(data):
         try:
-            found = parse_checkpoint(parse_note(note).text)
+            checkpoint = parse_checkpoint(parse_note(note).text)
         except FormatError as error:
             raise ConfigurationError(f"{source} has no heads: {error}") from None
-        program, _, rest = found.origin.partition("/")
+        program, _, rest = checkpoint.origin.partition("/")
         archive, _, log = rest.partition("/")
         if program != "custody":
-            raise ConfigurationError(f"{source}: {found.origin[:300]!r} is not the origin of a custody log")
+            raise ConfigurationError(f"{source}: {checkpoint.origin[:300]!r} is not the origin of a custody log")
         _check_archive(archive, source, pin)
-        before = heads.setdefault(log, found.head)
-        if before != found.head:
+        before = heads.setdefault(log, checkpoint.head)
+        if before != checkpoint.head:
             raise ConfigurationError(
-                f"{source} has two heads of {log}, of sizes {before.size} and {found.size}; keep the one that is right"
+                f"{source} has two heads of {log}, of sizes {before.size} and {checkpoint.size};"
+                " keep the one that is right"
             )
     return heads
 

@@ -62,23 +62,23 @@ def names_of(log: str) -> Collection[str]:
     return {"audit", "checkpoint"} if log == str(layout.AUDIT_LOG) else _NAMES
 
 
-def rollback(log: Log, known: Head, found: Head) -> Loss:
+def rollback(log: Log, known: Head, present: Head) -> Loss:
     """Return the loss of a log that ends before a known head."""
     name = "audit" if log == layout.AUDIT_LOG else "head-rollback"
-    return Loss(name, _digest(str(log), known, found), str(log), found.size)
+    return Loss(name, _digest(str(log), known, present), str(log), present.size)
 
 
-def fork(log: Log, known: Head, found: Head) -> Loss:
+def fork(log: Log, known: Head, present: Head) -> Loss:
     """Return the loss of a log that contradicts a known head."""
     name = "audit" if log == layout.AUDIT_LOG else "head-fork"
-    return Loss(name, _digest(str(log), known, found), str(log), known.size - 1)
+    return Loss(name, _digest(str(log), known, present), str(log), known.size - 1)
 
 
-def wrong_checkpoint(log: Log, signed: Head, found: Head) -> Loss:
+def wrong_checkpoint(log: Log, signed: Head, present: Head) -> Loss:
     """Return the loss for a checkpoint in the archive whose root is not that of the statements it covers."""
     name = "audit" if log == layout.AUDIT_LOG else "checkpoint"
     key = layout.checkpoint_key(log, signed.size)
-    return Loss(name, _digest(str(log), signed, found), str(log), signed.size - 1, key)
+    return Loss(name, _digest(str(log), signed, present), str(log), signed.size - 1, key)
 
 
 def is_continued(log: Log, known: Collection[Head], proofs: Proofs, trust: Trust) -> bool:
@@ -99,6 +99,6 @@ def is_continued(log: Log, known: Collection[Head], proofs: Proofs, trust: Trust
     return False
 
 
-def _digest(name: str, known: Head, found: Head) -> str:
+def _digest(name: str, known: Head, present: Head) -> str:
     """Return the same digest as `custody.tlog.log` for this loss. A test compares the two."""
-    return loss_digest(name, *(f"size {head.size}, root {head.root.hex()}" for head in (known, found)))
+    return loss_digest(name, *(f"size {head.size}, root {head.root.hex()}" for head in (known, present)))

@@ -137,10 +137,10 @@ def make_evidence(
         raise ConfigurationError(
             f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head"
         )
-    sequence, found = accounting
-    segment, position = found.statement.segment, line_of(found.statement, offset)
+    sequence, entry = accounting
+    segment, position = entry.statement.segment, line_of(entry.statement, offset)
     if position is None or segment is None:
-        reason = reason_of(found.statement, offset)
+        reason = reason_of(entry.statement, offset)
         raise ConfigurationError(
             f"{log} has no event at offset {offset}: {reason}; `custody show {log}@{offset}` shows what is known"
         )

@@ -151,12 +151,12 @@ def read_valid(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> E
     """Read one entry of any form; as `read_manifest`."""
     key = form.key(sequence)
     try:
-        found = form.parse(store.read(key, limit=limits.FILE_BYTES))
+        entry = form.parse(store.read(key, limit=limits.FILE_BYTES))
     except FormatError as error:
         raise FormatError(f"{key}: {error}") from None
-    if not holds(found, sequence):
+    if not holds(entry, sequence):
         raise FormatError(f"{key} holds no valid {form.noun}")
-    return found
+    return entry
 
 
 def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> tuple[str, E | None]:
@@ -389,8 +389,8 @@ def first_sequence(
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
-        number, found = at_or_behind(store, log, middle, size, holds)
-        if wanted(found.statement):
+        number, entry = at_or_behind(store, log, middle, size, holds)
+        if wanted(entry.statement):
             high = middle
         else:
             low = number + 1
@@ -416,9 +416,9 @@ def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[M
         return sequence, read_manifest(store, log, sequence, holds)
     except (ObjectMissing, FormatError) as error:
         last = min(end, sequence + 1 + limits.PASSED_OVER)
-        for number, found in manifests_from(store, log, sequence + 1, last, holds):
-            if number - len(found.statement.passed_over) <= sequence:
-                return number, found
+        for number, entry in manifests_from(store, log, sequence + 1, last, holds):
+            if number - len(entry.statement.passed_over) <= sequence:
+                return number, entry
             raise error from None
         raise
 
@@ -497,8 +497,8 @@ def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) 
     sequence = first_sequence(store, log, size, lambda statement: statement.next_offset > offset, holds)
     if sequence == size:
         return None
-    sequence, found = at_or_behind(store, log, sequence, size, holds)
-    return (sequence, found) if found.statement.first_offset <= offset else None
+    sequence, entry = at_or_behind(store, log, sequence, size, holds)
+    return (sequence, entry) if entry.statement.first_offset <= offset else None
 
 
 def read_checkpoint(store: Store, log: Log, size: int) -> tuple[Note, Checkpoint]:
@@ -510,10 +510,10 @@ def read_checkpoint(store: Store, log: Log, size: int) -> tuple[Note, Checkpoint
         StoreError: the store does not give it.
     """
     note = checkpoint.parse_note(store.read(layout.checkpoint_key(log, size), limit=limits.NOTE_BYTES))
-    found = checkpoint.parse_checkpoint(note.text)
-    if found.size != size:
-        raise FormatError(f"{layout.checkpoint_key(log, size)} is of size {found.size}")
-    return note, found
+    parsed = checkpoint.parse_checkpoint(note.text)
+    if parsed.size != size:
+        raise FormatError(f"{layout.checkpoint_key(log, size)} is of size {parsed.size}")
+    return note, parsed
 
 
 def checkpoint_sizes(store: Store, log: Log, after: int = -1) -> list[int]:

@@ -41,12 +41,12 @@ class Shown:
     """The answer to a query.
 
     Attributes:
-        place: its position in the chain, as JSON types.
+        position: its position in the chain, as JSON types.
         content: its bytes, in pieces: lines of JSON for records, text for the rest.
         manifest: the statement that accounts for it, if one does.
     """
 
-    place: dict[str, Any]
+    position: dict[str, Any]
     content: Iterator[bytes]
     manifest: Manifest | None = None
 
@@ -106,66 +106,66 @@ def _holds(store: Store, log: Log, trust: Trust) -> Holds[Manifest]:
 
 
 def _statement(store: Store, log: Log, sequence: int, holds: Holds[Manifest]) -> Shown:
-    found = read_manifest(store, log, sequence, holds)
+    entry = read_manifest(store, log, sequence, holds)
     view = {
         "key": layout.manifest_key(log, sequence),
-        "leaf": merkle.leaf_hash(found.message).hex(),
-        "statement": json.loads(found.line),
-        "signatures": [msgspec.to_builtins(signature) for signature, _ in found.signatures],
+        "leaf": merkle.leaf_hash(entry.message).hex(),
+        "statement": json.loads(entry.line),
+        "signatures": [msgspec.to_builtins(signature) for signature, _ in entry.signatures],
     }
-    return Shown(_place(log, sequence, found), iter([json.dumps(view, indent=2).encode() + b"\n"]), found)
+    return Shown(_chain_position(log, sequence, entry), iter([json.dumps(view, indent=2).encode() + b"\n"]), entry)
 
 
-def _place(log: Log, sequence: int, found: Manifest) -> dict[str, Any]:
-    statement = found.statement
+def _chain_position(log: Log, sequence: int, entry: Manifest) -> dict[str, Any]:
+    statement = entry.statement
     return {
         "log": str(log),
         "sequence": sequence,
         "manifest": layout.manifest_key(log, sequence),
-        "leaf": merkle.leaf_hash(found.message).hex(),
+        "leaf": merkle.leaf_hash(entry.message).hex(),
         "offsets": [statement.first_offset, statement.next_offset],
         "sealed_at": statement.sealed_at,
-        "keys": [signature.key for signature, _ in found.signatures],
+        "keys": [signature.key for signature, _ in entry.signatures],
     }
 
 
 def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Manifest]) -> Shown:
     """Return a segment or quarantine object, even if no manifest names it."""
-    found = find_statement(store, records.log, records.first, holds)
+    accounting = find_statement(store, records.log, records.first, holds)
     named = None
-    if found:
-        statement = found[1].statement
+    if accounting:
+        statement = accounting[1].statement
         named = statement.segment if records.kind == "events" else statement.quarantine
-    if not found or not named or named.key != key:
+    if not accounting or not named or named.key != key:
         if not store.exists(key):
             raise ObjectMissing(f"there is no object {key} in the archive {store.url}, and no manifest names it")
-        place: dict[str, Any] = {"object": key, "log": str(records.log), "manifest": None}
-        return Shown(place, _inflated(store, key, None))
-    place = {"object": key, "size": named.size, "sha256": named.sha256, **_place(records.log, *found)}
-    return Shown(place, _inflated(store, key, named.sha256), found[1])
+        position: dict[str, Any] = {"object": key, "log": str(records.log), "manifest": None}
+        return Shown(position, _inflated(store, key, None))
+    position = {"object": key, "size": named.size, "sha256": named.sha256, **_chain_position(records.log, *accounting)}
+    return Shown(position, _inflated(store, key, named.sha256), accounting[1])
 
 
 def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
-    found = find_statement(store, log, offset, holds)
-    if not found:
+    accounting = find_statement(store, log, offset, holds)
+    if not accounting:
         raise ObjectMissing(f"no statement of {log} in the archive {store.url} accounts for offset {offset}")
-    sequence, accounting = found
-    statement = accounting.statement
-    place = {"offset": offset, **_place(log, sequence, accounting)}
+    sequence, entry = accounting
+    statement = entry.statement
+    position = {"offset": offset, **_chain_position(log, sequence, entry)}
     match kind_of(statement, offset):
         case "lost" | "skipped" | "unreadable":
             raise ObjectMissing(
                 f"{log} has no record at offset {offset}, by statement {sequence}: {reason_of(statement, offset)}"
             )
         case "quarantined" if statement.quarantine:
-            place |= {"object": statement.quarantine.key, "quarantined": True}
-            return Shown(place, _quarantined(store, statement.quarantine, offset), accounting)
+            position |= {"object": statement.quarantine.key, "quarantined": True}
+            return Shown(position, _quarantined(store, statement.quarantine, offset), entry)
     held = line_of(statement, offset)
     if held is None or statement.segment is None:
-        raise FormatError(f"{place['manifest']} does not account for offset {offset}: run custody verify")
+        raise FormatError(f"{position['manifest']} does not account for offset {offset}: run custody verify")
     batch, line = held
-    place |= {"object": statement.segment.key, "batch": batch.number, "line": line}
-    return Shown(place, _event(store, statement.segment.key, batch, line), accounting)
+    position |= {"object": statement.segment.key, "batch": batch.number, "line": line}
+    return Shown(position, _event(store, statement.segment.key, batch, line), entry)
 
 
 def _event(store: Store, key: str, batch: Batch, line: int) -> Iterator[bytes]:

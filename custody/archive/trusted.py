@@ -151,8 +151,11 @@ class Judge:
             # Without the object, there is only an older version.
             with suppress(ObjectMissing):
                 digest = reader.stored_digest(self._store, key)
-            accepted = ("key-unknown", str(self._log), sequence, digest)
-            if any((one.finding, one.log, one.sequence, one.sha256) == accepted for one in self._trust.accepted):
+            wanted = ("key-unknown", str(self._log), sequence, digest)
+            if any(
+                (accepted.finding, accepted.log, accepted.sequence, accepted.sha256) == wanted
+                for accepted in self._trust.accepted
+            ):
                 return False
             raise HeadRollback(
                 f"{key} does not count: {verdict.reason}. If this is a writer's key, give it to this writer too."
@@ -179,11 +182,11 @@ class Judge:
             before = sequence - step
             step *= 2
             try:
-                found = self._form.parse(self._store.read(self._form.key(before), limit=limits.FILE_BYTES))
+                earlier = self._form.parse(self._store.read(self._form.key(before), limit=limits.FILE_BYTES))
             except (ObjectMissing, FormatError):
                 continue
-            for signature, _ in found.signatures:
-                if signature.key in newer and self.is_valid(found, before):
+            for signature, _ in earlier.signatures:
+                if signature.key in newer and self.is_valid(earlier, before):
                     return signature.key
         return None
 
@@ -237,16 +240,16 @@ class Judge:
         of = getattr(statement, "log", None)
         return placed and (of is None or Log(of.topic, of.partition, of.epoch) == self._log)
 
-    def refusal(self, note: Note, found: Checkpoint) -> str | None:
+    def refusal(self, note: Note, parsed: Checkpoint) -> str | None:
         """Return why a checkpoint does not count, None if the log's own key signed it, and it is of this log."""
-        if found.origin != checkpoint.origin_of(self._archive or "", self._log):
-            return f"it is of {found.origin[:300]!r}, not of this archive's log {self._log}"
+        if parsed.origin != checkpoint.origin_of(self._archive or "", self._log):
+            return f"it is of {parsed.origin[:300]!r}, not of this archive's log {self._log}"
         verdict = signatures.check_checkpoint(
             note,
-            found,
+            parsed,
             str(self._log),
             self._trust.keys,
-            within=lambda head: self.proofs.leads_to(found.size, found.root, head),
+            within=lambda head: self.proofs.leads_to(parsed.size, parsed.root, head),
             witnesses=self._trust.witnesses,
         )
         return None if verdict.counts else verdict.reason
@@ -257,9 +260,9 @@ class Judge:
         Raises:
             StoreError: the store does not give one.
         """
-        for note, found in reader.read_checkpoints(self._store, self._log, sizes):
-            if self.refusal(note, found) is None:
-                yield note, found
+        for note, parsed in reader.read_checkpoints(self._store, self._log, sizes):
+            if self.refusal(note, parsed) is None:
+                yield note, parsed
 
 
 def known_heads(trust: Trust, log: Log) -> list[tuple[str, Head]]:

@@ -378,8 +378,8 @@ class _Watched:
                 continue
             key = layout.checkpoint_key(self.log, size)
             try:
-                note, found = read_checkpoint(self.store, self.log, size)
-                refusal = self.judge.refusal(note, found)
+                note, parsed = read_checkpoint(self.store, self.log, size)
+                refusal = self.judge.refusal(note, parsed)
             except (FormatError, ObjectMissing) as error:
                 refusal = str(error)
             if refusal is not None:
@@ -387,15 +387,15 @@ class _Watched:
                     self.alarms.append(f"{key} does not count: {refusal}")
                 continue
             try:
-                self._check_foundation(note, found.head)
+                self._check_foundation(note, parsed.head)
             except _Refused as refused:
-                if not self._is_accepted(refused, [found.head]):
+                if not self._is_accepted(refused, [parsed.head]):
                     raise
-                skipped.append(found.head)
+                skipped.append(parsed.head)
                 with contextlib.suppress(FormatError, StoreError):
                     most = self._tip().size
             else:
-                return (note, found), skipped
+                return (note, parsed), skipped
         return None, skipped
 
     def _check_foundation(self, note: Note, head: Head) -> None:
@@ -412,9 +412,9 @@ class _Watched:
             loss = losses.wrong_checkpoint(self.log, head, Head(head.size, root))
             raise _Refused("its root is not that of the statements in the archive", loss, note, head.size)
 
-    def _check_growth(self, known: Head, note: Note, found: Checkpoint) -> None:
+    def _check_growth(self, known: Head, note: Note, parsed: Checkpoint) -> None:
         """Check that a head is consistent with the one that was cosigned before."""
-        head = found.head
+        head = parsed.head
         try:
             self.judge.proofs.consistency(known.size, head.size)
             root = self.judge.proofs.root(known.size)
@@ -454,7 +454,7 @@ class _Watched:
             data = self.store.read(key, limit=limits.NOTE_BYTES)
             loss = Loss("checkpoint", sha256(data).hexdigest(), key=key)
             note = checkpoint.parse_note(data)
-            found = checkpoint.parse_checkpoint(note.text)
+            parsed = checkpoint.parse_checkpoint(note.text)
         except ObjectMissing:
             problem, note = "the cosigned checkpoint is gone: the log was rolled back", self._largest_below(known)
         except FormatError as error:
@@ -463,14 +463,14 @@ class _Watched:
             problem = f"the checkpoint cannot be read: {error}"
             raise _Refused(problem, None, size=known.size, remedy="check the store") from None
         else:
-            refusal = self.judge.refusal(note, found)
-            if refusal is None and found.head == known:
+            refusal = self.judge.refusal(note, parsed)
+            if refusal is None and parsed.head == known:
                 return
             problem = f"the cosigned checkpoint was replaced by one that does not count: {refusal}"
             if refusal is None:
                 problem = "two roots were signed for one size"
-                if found.size == known.size:
-                    loss = losses.wrong_checkpoint(self.log, found.head, known)
+                if parsed.size == known.size:
+                    loss = losses.wrong_checkpoint(self.log, parsed.head, known)
         remedy = f"restore {key}, or have the log's head signed again (`custody checkpoint --write {self.log}`)"
         raise _Refused(problem, loss, note, known.size, remedy=remedy)
 

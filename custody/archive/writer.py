@@ -176,11 +176,11 @@ def put_checkpoint(store: Store, archive: str, log: Log, head: Head, signer: Not
     try:
         store.create(key, note.encode())
     except ObjectExists:
-        signed, found = next(judge.checkpoints([head.size]), (None, None))
-        if signed is None or found is None:
+        signed, parsed = next(judge.checkpoints([head.size]), (None, None))
+        if signed is None or parsed is None:
             logger.warning("%s is taken by an object that no trusted key signed: this size gets no checkpoint", key)
             return None
-        if found.root != head.root:
+        if parsed.root != head.root:
             raise HeadRollback(
                 f"{key} has another root than the log has now: run `custody verify`, and keep both as evidence"
             ) from None

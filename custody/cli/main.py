@@ -352,7 +352,7 @@ def show(
     ],
     archive: Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")] = None,
     events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
-    place: Annotated[bool, typer.Option("--place", help="Print only the position in the chain, as JSON.")] = False,
+    position: Annotated[bool, typer.Option("--place", help="Print only the position in the chain, as JSON.")] = False,
 ) -> None:
     """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
@@ -361,8 +361,8 @@ def show(
     settings = Settings(**_given(archive=archive))
     store = open_store(settings.archive, settings.s3)
     shown = showing.show(store, what, settings.trust_at_hand())
-    if place:
-        terminal.write(iter([json.dumps(shown.place, indent=2).encode() + b"\n"]))
+    if position:
+        terminal.write(iter([json.dumps(shown.position, indent=2).encode() + b"\n"]))
     elif events:
         if shown.manifest is None:
             raise ConfigurationError(f"--events prints the events of a manifest, and {what!r} belongs to no manifest")

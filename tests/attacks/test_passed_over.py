@@ -157,7 +157,7 @@ def shown(_scene: Scene, _log: Builder, store: Store, trust: Trust) -> object:
 
     def one(what: str) -> object:
         try:
-            place = show(store, what, trust).place
+            place = show(store, what, trust).position
             # The tree has another leaf where other bytes were passed over.
             return {name: value for name, value in place.items() if name != "leaf"}
         except CustodyError as error:

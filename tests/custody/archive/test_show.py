@@ -35,7 +35,7 @@ def test_every_event(leafy: Leafy) -> None:
     for offset, line in leafy.events.items():
         shown = show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
         assert b"".join(shown.content) == line + b"\n"
-        assert (shown.place["offset"], shown.manifest is not None) == (offset, True)
+        assert (shown.position["offset"], shown.manifest is not None) == (offset, True)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_an_object_that_no_manifest_names(leafy: Leafy) -> None:
     orphan = segment.key.replace(segment.sha256[:16], "0" * 16)
     (leafy.folder / orphan).write_bytes((leafy.folder / segment.key).read_bytes())
     shown = show(leafy.store, orphan, leafy.own)
-    assert shown.place["manifest"] is None
+    assert shown.position["manifest"] is None
     assert b"".join(shown.content) == event(20) + b"\n" + event(21) + b"\n"
 
 
