@@ -294,7 +294,7 @@ class _Loader:
         sizes = reader.checkpoint_sizes(self._store, log, size)
         # A writer at work may have put statements since they were listed.
         sizes = [larger for larger in sizes if not self._store.exists(form.key(larger - 1))]
-        heads += [(found.size, "a checkpoint") for _, found in judge.checkpoints(sizes)]
+        heads += [(parsed.size, "a checkpoint") for _, parsed in judge.checkpoints(sizes)]
         known, origin = max(heads, default=(0, ""))
         if known > size:
             message = f"it ends at size {size}, but {origin} knows size {known}; run `custody verify`"
@@ -452,7 +452,7 @@ class _Loader:
         try:
             data = self._store.read(ref.key, limit=_FINDINGS_LIMIT)
             if sha256(data).hexdigest() == ref.sha256:
-                return [found for found in map(json.loads, data.splitlines()) if isinstance(found, dict)]
+                return [fields for fields in map(json.loads, data.splitlines()) if isinstance(fields, dict)]
             problem = "its bytes differ from the signed digest"
         except (ObjectMissing, FormatError, ValueError, RecursionError) as error:
             problem = str(error)

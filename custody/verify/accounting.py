@@ -275,8 +275,8 @@ class LogAccount:
             self.expiries.append(Expiry(sequence, *statement.expired, sealed_at, self.signed.signers))
         self.next_offset = max(end, expected or 0)
 
-    def _unjoined(self, name: str, message: str, sequence: int, offset: int, expected: int, found: int) -> None:
-        where = {"offset": offset, "expected": f"first_offset {expected}", "found": f"first_offset {found}"}
+    def _unjoined(self, name: str, message: str, sequence: int, offset: int, expected: int, actual: int) -> None:
+        where = {"offset": offset, "expected": f"first_offset {expected}", "found": f"first_offset {actual}"}
         self._take([Fault(name, message, where)], sequence)
 
     def _first_number(self, statement: Statement, *, lost: bool) -> int:
@@ -403,7 +403,12 @@ def _same_topic(statement: Statement, log: layout.Log, earlier: Sequence[LogAcco
 def _rolled_back(log: layout.Log, before: layout.Log, size: int, known: int, root: str) -> Fault:
     """Return the fault that an earlier epoch is shorter than a later epoch signed."""
     message = f"the log was rolled back: it had more statements when epoch {log.epoch} began"
-    expected, found = f"size {known}, root {root}", f"size {size}"
+    expected, actual = f"size {known}, root {root}", f"size {size}"
     where: dict[str, Any] = {"log": str(before), "sequence": size, "through": known - 1}
-    where |= {"expected": expected, "found": found, "sha256": loss_digest(before, expected, found), "group": "rollback"}
+    where |= {
+        "expected": expected,
+        "found": actual,
+        "sha256": loss_digest(before, expected, actual),
+        "group": "rollback",
+    }
     return Fault("head-rollback", message, where)

@@ -162,8 +162,8 @@ def _check_object(store: Store, ref: ObjectRef, where: Mapping[str, Any]) -> Fin
         return finding("audit", message, loss=(ref.key, ref.sha256), **where)
     except CustodyError as error:
         return finding("unreadable", f"an object that the audit refers to cannot be read: {error}", **where)
-    found = sha256(data).hexdigest()
-    if found == ref.sha256:
+    digest = sha256(data).hexdigest()
+    if digest == ref.sha256:
         return None
     message = "an object that the audit refers to was changed"
-    return finding("audit", message, expected=ref.sha256, found=found, sha256=found, **where)
+    return finding("audit", message, expected=ref.sha256, found=digest, sha256=digest, **where)

@@ -58,9 +58,9 @@ def _check_archived(store: Store, work: Work, ref: SegmentRef | QuarantineRef) -
         )
     if status.size != ref.size:
         message = "the object, in an archive storage class, does not have the stated size"
-        expected, found = f"{ref.size} bytes", f"{status.size} bytes"
-        digest = status.sha256 or loss_digest(ref.key, expected, found)
-        return finding("segment-size", message, expected=expected, found=found, sha256=digest, **where)
+        expected, actual = f"{ref.size} bytes", f"{status.size} bytes"
+        digest = status.sha256 or loss_digest(ref.key, expected, actual)
+        return finding("segment-size", message, expected=expected, found=actual, sha256=digest, **where)
     if status.sha256 is None:
         message = (
             f"the object is in an archive storage class ({status.storage_class}), and the store has no SHA-256 of it"

@@ -103,8 +103,8 @@ def _originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Findin
             )
         if len(objects) > 1:
             message = "the object was overwritten"
-            found = _described(versions)
-            overwritten = finding("version", message, key=key, expected="one version", found=found, sha256=digest)
+            described = _described(versions)
+            overwritten = finding("version", message, key=key, expected="one version", found=described, sha256=digest)
             findings.append((key, overwritten))
     return first, findings
 
@@ -175,14 +175,14 @@ class Locks:
         until = shift(status.created, timedelta(days=self._wanted.lock_days or 0))
         expected = f"{self._wanted.lock_mode} until {until:%Y-%m-%d}"
         if status.lock_mode is None or status.lock_until is None:
-            problem, found = "has no lock", "none"
+            problem, actual = "has no lock", "none"
         else:
-            found = f"{status.lock_mode} until {status.lock_until:%Y-%m-%d}"
+            actual = f"{status.lock_mode} until {status.lock_until:%Y-%m-%d}"
             if status.lock_mode != self._wanted.lock_mode:
                 problem = "has a lock of another mode"
             elif status.lock_until < until - _LOCK_SLACK:
                 problem = "has a lock that ends too early"
             else:
                 return
-        where |= {"key": key, "expected": expected, "found": found}
+        where |= {"key": key, "expected": expected, "found": actual}
         self._findings.report("lock", f"the object {problem}", group=problem, **where)

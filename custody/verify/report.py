@@ -87,7 +87,7 @@ class Report:
         scope += f", {expired:,} more have expired{self._ages}" if expired else ""
         scope += f"; {pending:,} statement{'s wait' if pending != 1 else ' waits'} for a checkpoint" if pending else ""
         count = len(self.findings) + sum(self.beyond.values())
-        found = f"{count} finding{'s' if count != 1 else ''}"
+        counted = f"{count} finding{'s' if count != 1 else ''}"
         match self.exit_code:
             case 0 if not self.scope.contents:
                 return f"chain verified: {len(self.logs)} logs; no segment was read"
@@ -98,13 +98,13 @@ class Report:
             case Severity.NOTICE:
                 return f"verified, with {count} notice{'s' if count != 1 else ''}: {scope}"
             case Severity.POLICY:
-                return f"against policy: {found}; {scope}"
+                return f"against policy: {counted}; {scope}"
             case Severity.INCOMPLETE:
-                return f"incomplete: {found}; {scope}"
+                return f"incomplete: {counted}; {scope}"
             case Severity.UNVERIFIABLE:
-                return f"unverifiable: {found}; {scope}"
+                return f"unverifiable: {counted}; {scope}"
             case _:
-                return f"TAMPERED: {found}; {scope}"
+                return f"TAMPERED: {counted}; {scope}"
 
     @property
     def _ages(self) -> str:

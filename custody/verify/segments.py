@@ -55,9 +55,9 @@ def check_segment(
     if whole and digest.hexdigest() == ref.sha256:
         outcome.findings.extend(faults)
         if not outcome.findings and types != work.types:
-            stated, found = _brief(work.types), _brief(types)
+            stated, actual = _brief(work.types), _brief(types)
             message = "the event types are not the stated ones"
-            outcome.findings.append(_finding(work, "event", message, None, expected=stated, found=found))
+            outcome.findings.append(_finding(work, "event", message, None, expected=stated, found=actual))
         return
     outcome.findings.append(_diagnose(store, work, ref, broken))
 

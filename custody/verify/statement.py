@@ -63,8 +63,8 @@ def belongs_to_another(
     return None
 
 
-def _of_another(name: str, expected: str, found: str) -> Fault:
-    where = {"expected": expected[:300], "found": found[:300]}
+def _of_another(name: str, expected: str, stated: str) -> Fault:
+    where = {"expected": expected[:300], "found": stated[:300]}
     return Fault("identity", f"the statement is of another {name}", where)
 
 
