@@ -277,22 +277,22 @@ class Settings(auditors.Settings):
 
     def insecure(self) -> list[str]:
         """Return which connections others on the network can read or change."""
-        found = super().insecure()
+        risks = super().insecure()
         if self.search.url and is_plain(self.search.url):
             key = ", and read the API key" if self.search.api_key else ""
-            found.append(f"search.url is http://: others on the network can read or change events{key}; use https://")
+            risks.append(f"search.url is http://: others on the network can read or change events{key}; use https://")
         kafka = self.kafka.librdkafka()
         servers = [server.rpartition("://")[2].strip() for server in self.kafka.bootstrap_servers.split(",")]
         if all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers):
-            return found
+            return risks
         if kafka.get("security.protocol", "").lower() == "sasl_plaintext":
-            found.append(
+            risks.append(
                 "kafka.client.security.protocol is SASL_PLAINTEXT: others on the network can read the password"
             )
         if kafka.get("enable.ssl.certificate.verification", "").lower() == "false":
-            found.append("kafka.client.enable.ssl.certificate.verification is off: anyone can pose as the broker")
+            risks.append("kafka.client.enable.ssl.certificate.verification is off: anyone can pose as the broker")
         if kafka.get("ssl.endpoint.identification.algorithm", "").lower() == "none":
-            found.append(
+            risks.append(
                 "kafka.client.ssl.endpoint.identification.algorithm is none: other servers can pose as the broker"
             )
-        return found
+        return risks

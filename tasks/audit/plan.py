@@ -239,9 +239,9 @@ def _reads(
     if request.since or request.until:
         size = find_tip(store, log, holds, old).head.size
         sequences = sealed_between(store, log, size, request.since, request.until, holds)
-        place = count()
-        # Consecutive sequences, less their place among the chosen ones, have the same number.
-        spans = [list(span) for _, span in groupby(sequences, lambda sequence: sequence - next(place))]
+        position = count()
+        # Consecutive sequences, less their position among the chosen ones, have the same number.
+        spans = [list(span) for _, span in groupby(sequences, lambda sequence: sequence - next(position))]
         return [_Read(span[0], span[-1] + 1, "again", span[0]) for span in spans]
     if before is None or not old:
         return [_Read(0, None, "new", 0)]

@@ -126,8 +126,8 @@ def _went_back(broker: Broker, archive: str, trust: Trust, end: _End) -> Iterato
     if known is None or known.root is None:
         return
     expected = f"size {known.size}, root {known.root.hex()}"
-    found = f"size {head.size}, root {head.root.hex()}"
-    differs = partial(finding, log=str(log), expected=expected, found=found, sha256=loss_digest(log, expected, found))
+    actual = f"size {head.size}, root {head.root.hex()}"
+    differs = partial(finding, log=str(log), expected=expected, found=actual, sha256=loss_digest(log, expected, actual))
     if known.size > head.size:
         message = f"the log went back: {known.origin} has more statements than the log"
         yield differs("head-rollback", message, sequence=head.size, through=known.size - 1)
@@ -175,7 +175,9 @@ def _differences(
 ) -> Iterator[Finding]:
     """Yield differences between a log's records, given in order of offsets from `start` on, and the archive."""
     manifests = manifests_from(store, log, _first(store, log, start, size, holds), size, holds)
-    statements = chain(((sequence, _Archived(store, one.statement)) for sequence, one in manifests), [(size, None)])
+    statements = chain(
+        ((sequence, _Archived(store, manifest.statement)) for sequence, manifest in manifests), [(size, None)]
+    )
 
     def differing() -> Iterator[_Difference]:
         sequence, archived = next(statements)
@@ -200,7 +202,7 @@ class _Difference:
     finding: str
     key: str = ""
     expected: str = ""
-    found: str = ""
+    actual: str = ""
 
 
 def _findings(log: Log, sequence: int, differences: Iterable[_Difference]) -> Iterator[Finding]:
@@ -218,12 +220,12 @@ def _findings(log: Log, sequence: int, differences: Iterable[_Difference]) -> It
         firsts.setdefault(kind, difference)
         counts[kind] += 1
         if kind == "record-edited":
-            digest.update(f"{offset}\n{difference.expected}\n{difference.found}\n".encode())
+            digest.update(f"{offset}\n{difference.expected}\n{difference.actual}\n".encode())
         else:
             last = offset
     if edited := firsts.get("record-edited"):
         message = "the broker's record at this offset differs from the archive's"
-        if edited.expected == edited.found:
+        if edited.expected == edited.actual:
             message += ": the value is the same, but not the key, a header or the time"
         yield finding(
             "record-edited",
@@ -233,7 +235,7 @@ def _findings(log: Log, sequence: int, differences: Iterable[_Difference]) -> It
             offset=edited.offset,
             key=edited.key,
             expected=f"a value of SHA-256 {edited.expected}",
-            found=edited.found,
+            found=edited.actual,
             sha256=digest.hexdigest(),
             count=counts["record-edited"],
         )

@@ -149,8 +149,8 @@ def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, new
     bounds = broker.bounds(log.topic, log.partition)
     if bounds.end < newest.next_offset:
         message = "the partition ends before the log: it was truncated"
-        expected, found = f"offset {newest.next_offset}", f"offset {bounds.end}"
-        return changed(message, offset=bounds.end, expected=expected, found=found)
+        expected, actual = f"offset {newest.next_offset}", f"offset {bounds.end}"
+        return changed(message, offset=bounds.end, expected=expected, found=actual)
     last = newest.last_record
     if last is not None and last.offset >= bounds.start:
         problem = broker.disagreement(log.topic, log.partition, last)

@@ -143,12 +143,12 @@ def is_ahead(settings: Settings, now: datetime) -> bool:
 
 def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: bool, dry_run: bool) -> Action:
     """Return the action for a host's clock that is far ahead of all others: refused, unless it is confirmed."""
-    what = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit are not later than"
-    what = f"{what} {newest:%Y-%m-%d %H:%M}"
+    problem = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit are not later than"
+    problem = f"{problem} {newest:%Y-%m-%d %H:%M}"
     if not confirmed:
-        why = f"{what}: set the clock, or find out why nothing is archived and audited. {_CONFIRM}"
+        why = f"{problem}: set the clock, or find out why nothing is archived and audited. {_CONFIRM}"
         return Action("expire", url, "refused", why)
-    why = f"{what}; --confirm-clock says that the host's clock is right. The retention stays {days} days"
+    why = f"{problem}; --confirm-clock says that the host's clock is right. The retention stays {days} days"
     return Action("expire", url, "planned" if dry_run else "done", why)
 
 

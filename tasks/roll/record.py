@@ -42,15 +42,15 @@ class Action:
     why: str = ""
 
 
-def act(what: What, target: str, do: Callable[[], object], why: str = "", *, dry_run: bool) -> Action:
+def act(kind: What, target: str, do: Callable[[], object], why: str = "", *, dry_run: bool) -> Action:
     """Do something in Elasticsearch, unless it is a dry run, and return the action with its outcome."""
     if dry_run:
-        return Action(what, target, "planned", why)
+        return Action(kind, target, "planned", why)
     try:
         do()
     except SearchError as error:
-        return Action(what, target, "failed", str(error))
-    return Action(what, target, "done", why)
+        return Action(kind, target, "failed", str(error))
+    return Action(kind, target, "done", why)
 
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:

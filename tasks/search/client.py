@@ -126,24 +126,24 @@ class Search:
                 raise
 
     @contextmanager
-    def errors(self, what: str) -> Iterator[None]:
+    def errors(self, subject: str) -> Iterator[None]:
         """Raise the client's errors as ours.
 
         Args:
-            what: what the request is about.
+            subject: what the request is about.
         """
         server = f"Elasticsearch at {self.settings.url}"
         try:
             yield
         except (NoConnection, ConnectionTimeout, TlsError) as error:
-            raise TransientSearchError(f"{what}: {server} does not answer ({type(error).__name__})") from None
+            raise TransientSearchError(f"{subject}: {server} does not answer ({type(error).__name__})") from None
         except ApiError as error:
             status = f"{error.status_code} {error.error}"
             kind = TransientSearchError if error.status_code in LATER else SearchError
-            raise kind(f"{what}: {server} answers {status}: {_reason(error.body)}") from None
+            raise kind(f"{subject}: {server} answers {status}: {_reason(error.body)}") from None
         # A document nested deeper than Python's parser goes is a RecursionError.
         except _ODD_ANSWER as error:
-            raise SearchError(f"{what}: {server} does not answer like an Elasticsearch: {error!r}"[:500]) from None
+            raise SearchError(f"{subject}: {server} does not answer like an Elasticsearch: {error!r}"[:500]) from None
 
 
 def _reason(body: object) -> str:
