@@ -48,14 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the controlling process make the folder that all processes of the session share."""
+    """Make the folder that all processes of the session share, in the controlling process."""
     if not hasattr(config, "workerinput"):
         config.stash[SHARED] = Path(tempfile.mkdtemp(prefix="custody-tests-"))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which folder that is."""
+    """Pass that folder's path to an xdist worker."""
     node.workerinput["shared_folder"] = str(node.config.stash[SHARED])
 
 

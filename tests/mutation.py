@@ -160,7 +160,7 @@ def exit_codes(folder: Path, module: str) -> dict[str, int | None]:
 
 
 def run_near(module: str, folder: Path, every: int, console: Console) -> tuple[int, list[str]]:
-    """Hold a module's mutants against the tests about it; return how many ran, and the survivors."""
+    """Run the tests about a module on its mutants. Return how many mutants ran, and the survivors."""
     copy_checkout(folder, [module], NEAR[module])
     # mutmut numbers them function by function, so that each function has its share.
     sample = [f"custody.{module.replace('/', '.')}.*__mutmut_{number}" for number in range(1, _NUMBERS, every)]
@@ -172,7 +172,7 @@ def run_near(module: str, folder: Path, every: int, console: Console) -> tuple[i
 
 
 def run_wide(survivors: Mapping[str, Sequence[str]], folder: Path) -> dict[str, list[str]]:
-    """Hold what survived against all tests; return what survives them too, by module."""
+    """Run all tests on the survivors. Return those that survive these too, by module."""
     copy_checkout(folder, survivors, WIDE)
     run_mutmut(folder, [name for names in survivors.values() for name in names])
     return {

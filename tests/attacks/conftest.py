@@ -31,7 +31,7 @@ _shared_clients = functools.cache(s3_client.s3_clients)
 
 @pytest.fixture
 def shared_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let stores of the same options have the same clients."""
+    """Share clients among stores of the same options."""
     monkeypatch.setattr(s3_client, "s3_clients", _shared_clients)
 
 

@@ -156,7 +156,7 @@ def audit_signed_once(index: int) -> Apply:
 
 
 def audit_by_leaked_key(scene: Scene) -> None:
-    """Let somebody who has a leaked key sign an audit, beyond the head of audits at which the key ended."""
+    """Sign an audit with a leaked key, beyond the head of audits at which the key ended."""
     end_key(scene)
     scene.audit()
 

@@ -128,7 +128,7 @@ def returned(offset: int) -> bytes:
 
 
 def kept_too_long(scene: Scene) -> None:
-    """Let an object lie of which the retention ended long ago, and that nothing let expire."""
+    """Keep objects whose retention ended long ago, and append no expiry."""
     long_ago = Builder(scene.root, topic="forgotten", clock=LONG_AGO)
     long_ago.append()
     long_ago.append(5)
@@ -136,7 +136,7 @@ def kept_too_long(scene: Scene) -> None:
 
 
 def kept_in_part(what: str) -> Apply:
-    """Let objects of a statement lie too long, of which one has gone."""
+    """Keep objects of two statements too long, and delete one object of each."""
 
     def apply(scene: Scene) -> None:
         kept_too_long(scene)

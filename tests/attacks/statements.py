@@ -124,7 +124,7 @@ def older_key(scene: Scene) -> None:
 
 
 def beyond_until(scene: Scene) -> None:
-    """Let somebody who has a leaked key write on, beyond the head at which it ended."""
+    """Append a statement with a leaked key, beyond the head at which the key ended."""
     end_key(scene)
     scene.main.append(5)
 
@@ -184,7 +184,7 @@ def expired_too_soon(scene: Scene) -> None:
 
 
 def expired_ahead(scene: Scene) -> None:
-    """Let expire what is old enough, and one statement more."""
+    """Expire the statements that are old enough, and one more."""
     scene.logs[OLD].append(expired=[3, 6])
 
 

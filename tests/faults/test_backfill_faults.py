@@ -115,7 +115,7 @@ def world(growing: Growing, folder: Path, **more: str) -> World:
 
 
 def done(report: dict[str, Any]) -> bool:
-    """Say whether a run says that it has copied everything."""
+    """Return whether a run reports that it has copied everything."""
     return bool(report["error"] is None and report["done"] and not report["done"]["problems"])
 
 

@@ -91,7 +91,7 @@ class World:
         )
 
     def judge(self, allowed: Sequence[str] = ("orphan",)) -> None:
-        """Let the verifier and a reader that shares nothing with us judge: nothing lost, doubled, moved or changed."""
+        """Check by the verifier, and by a reader of its own, that nothing is lost, doubled, moved or changed."""
         store = open_store(self.archive, self.s3)
         report = verify(store, open_trust([self.environment["CUSTODY_KEYS"]]), now=datetime.now(UTC), workers=0)
         store.close()

@@ -51,7 +51,7 @@ def _peak_mib() -> int:
 
 
 def by_coverage(name: str, inputs: int, seed: int, folder: Path) -> NoReturn:
-    """Let atheris look for bytes that reach new code, with our edits among its own."""
+    """Run atheris, which searches for bytes that reach new code, with our edits among its own."""
     import atheris
 
     with atheris.instrument_imports(include=["custody"]):

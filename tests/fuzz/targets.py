@@ -137,7 +137,7 @@ def good() -> Good:
 
 
 def judge(findings: Iterable[Finding]) -> int:
-    """Hold findings to what every finding is; return how bad the worst one is."""
+    """Check what is true of every finding, and return the severity of the worst."""
     worst = 0
     for one in findings:
         assert one.finding in CATALOGUE
@@ -150,7 +150,7 @@ def judge(findings: Iterable[Finding]) -> int:
 
 
 def raises(*allowed: type[CustodyError]) -> Callable[[Check], Check]:
-    """Let a check raise these errors of ours, whose messages are text that can be shown."""
+    """Allow a check to raise these errors of ours, if their messages are text that can be shown."""
 
     def wrap(check: Check) -> Check:
         def held(data: bytes) -> None:
@@ -475,7 +475,7 @@ _INSTANT = re.compile(r"(\d{4}-\d\d-\d\dT)(\d\d)(:[0-5]\d:[0-5]\d)(\.\d+)?(Z|[+-
 
 
 def is_event(row: bytes) -> bool:
-    """Say what FORMAT.md says of a line, as it is written there and by nothing of ours."""
+    """Return whether a line is an event by FORMAT.md, without using our code."""
     if len(row) > 1_048_576 or row.startswith(b"\xef\xbb\xbf"):
         return False
     try:

@@ -410,7 +410,7 @@ def fetch() -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; one that dies lets it go."""
+    """Lock a file against other processes. If this process dies, the lock is released."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

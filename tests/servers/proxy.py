@@ -153,7 +153,7 @@ class FaultyProxy:
                 self._answer(request, int(code), headers, answer)
 
     def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Let the server behind do it; the headers stay as they are, for the client signed them."""
+        """Pass the request to the server behind. The headers stay unchanged, because the client signed them."""
         with contextlib.closing(
             http.client.HTTPConnection(self._upstream.hostname or "", self._upstream.port, timeout=60)
         ) as upstream:

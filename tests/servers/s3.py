@@ -66,7 +66,7 @@ class _Server:
         }
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let this process use the server's credentials until the test is over."""
+        """Set the server's credentials in this process's environment until the test is over."""
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
             monkeypatch.delenv(name, raising=False)
         for name, value in self.environment().items():

@@ -923,7 +923,7 @@ def unsent() -> Iterator[Store]:
 
 @contextlib.contextmanager
 def _failing(store: Any, make: Callable[[], Exception]) -> Iterator[None]:
-    """Let each call of the store meet an exception where botocore would send it."""
+    """Raise an exception in each call of the store, where botocore would send the request."""
 
     def fail(**_: Any) -> None:
         raise make()

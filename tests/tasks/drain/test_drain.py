@@ -1248,7 +1248,7 @@ def test_a_slow_start_leaves_time_to_read(site: Site, monkeypatch: pytest.Monkey
 
 
 def read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run's time be over before its first read."""
+    """End a run's time before its first read."""
     monkeypatch.setattr(Loop, "_follow", lambda *_: None)
 
 
