@@ -85,9 +85,9 @@ def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -
         trust: the keys.
         pinned: whether its pin is in `trust.json` or in the state file.
     """
-    place = None if pinned else signatures.OUTSIDE
+    position = None if pinned else signatures.OUTSIDE
     verdict = signatures.check_file(
-        file.message, file.signatures, trust.keys, wanted=AUDITS.wanted, position=place, subject="archive.json"
+        file.message, file.signatures, trust.keys, wanted=AUDITS.wanted, position=position, subject="archive.json"
     )
     if not verdict.held:
         return verdict
@@ -201,9 +201,9 @@ class Judge:
         return False if verdict.void else True if verdict.held else None
 
     def _verdict_of_keys(self, entry: Entry, sequence: int, keys: signatures.Keys) -> signatures.Verdict:
-        place = signatures.Place(str(self._log), sequence)
+        position = signatures.Place(str(self._log), sequence)
         return signatures.check_file(
-            entry.message, entry.signatures, keys, wanted=self._form.wanted, position=place, subject=self._form.noun
+            entry.message, entry.signatures, keys, wanted=self._form.wanted, position=position, subject=self._form.noun
         )
 
     def stands(self, entry: Entry, sequence: int) -> bool:
