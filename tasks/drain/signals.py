@@ -7,11 +7,10 @@ state, and the next run continues from its head.
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 GRACE_SECONDS = 10.0
 """How long a drain may take to finish its open segments after a signal."""
@@ -60,7 +59,9 @@ def _watchdog(kinds: tuple[signal.Signals, ...], grace: float) -> Iterator[None]
             left = max(0.0, deadline - time.monotonic()) if received else None
             if not select.select([reading], [], [], left)[0]:
                 text = f"custody: ended {grace:g} s after a signal; the next run continues from the archive's head\n"
-                os.write(sys.stderr.fileno(), text.encode())
+                # Whatever became of stderr, the process ends.
+                with suppress(OSError):
+                    os.write(2, text.encode())
                 os._exit(128 + received)
             number = os.read(reading, 1)
             if not number:
