@@ -64,7 +64,10 @@ def audit_summary(outcome: "Outcome") -> str:
     rejected = counts.get("rejected", 0)
     unsearchable = f" Elasticsearch rejected {rejected:,} of these events: they cannot be searched." if rejected else ""
     first, last = (moment[:10] for moment in outcome.expired or ("", ""))
-    gone = f" {counts.get('expired_events', 0):,} more have expired (sealed from {first} to {last})." if first else ""
+    records = counts.get("expired_quarantined", 0)
+    quarantined = f" and {records:,} quarantined records" if records else ""
+    events = f"{counts.get('expired_events', 0):,} more"
+    gone = f" {events}{quarantined} have expired (sealed from {first} to {last})." if first else ""
     return (
         f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
         f" {counts.get('statements', 0):,} statements were read.{gone}{unsearchable}"

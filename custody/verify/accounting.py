@@ -107,6 +107,8 @@ class LogAccount:
     identity: LogId | None = None
     expired_events: int = 0
     """Events of statements whose objects expired and are gone."""
+    expired_quarantined: int = 0
+    """Their quarantined records."""
     expired_sealed: tuple[str, str] | None = None
     """When the first and the last of these statements were sealed."""
     _expired: int = 0
@@ -157,9 +159,10 @@ class LogAccount:
         """Return whether a statement's objects may have been deleted."""
         return any(first <= sequence < end for first, end in self.granted)
 
-    def lose(self, events: int, *sealed_at: str) -> None:
-        """Count events of statements whose objects expired and are gone, and note when those were sealed."""
+    def lose(self, events: int, quarantined: int, *sealed_at: str) -> None:
+        """Count records of statements whose objects expired and are gone, and note when those were sealed."""
         self.expired_events += events
+        self.expired_quarantined += quarantined
         moments = [*sealed_at, *(self.expired_sealed or ())]
         self.expired_sealed = min(moments), max(moments)
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from custody.archive.reader import first_sequence
-from custody.errors import CustodyError
+from custody.archive.reader import first_sequence, manifests_from
+from custody.errors import CustodyError, StoreError
 from custody.findings import Finding, Findings, finding
 from custody.format import layout
 from custody.format.manifest import Statement
-from custody.format.times import shift
+from custody.format.times import parse_time, shift
 from custody.verify.accounting import Expiry, LogAccount
 from custody.verify.accounts import Accounts, Logs
+from custody.verify.clock import Clock
 from custody.verify.work import Work
 
 _MISSING_LIMIT = 100_000
@@ -25,38 +26,61 @@ def grant_expiries(account: LogAccount, logs: Logs, now: datetime, findings: Fin
     as old as the retention. Their age is from the latest time that any statement up to them was sealed, to the time of
     the expiry or the present time, whichever is earlier.
     """
-    for expiry in account.expiries:
-        counts = any(id_ not in account.signed.broken for id_ in expiry.signers)
-        counts = counts or account.signed.covers(expiry.sequence)
-        end = _granted_end(account, expiry, logs, now) if counts else 0
+    signed, retention = account.signed, account.promises.retention
+    # Problems with the other ones are reported elsewhere.
+    counting = [
+        expiry
+        for expiry in account.expiries
+        if any(id_ not in signed.broken for id_ in expiry.signers) or signed.covers(expiry.sequence)
+    ]
+    # If the account begins later, an audit must have found that the statements before this one are old enough.
+    first = max((end for _, end in account.granted), default=0) if account.begin else 0
+    try:
+        clock = _clock(account, logs, first, max((expiry.end for expiry in counting), default=0))
+    except StoreError as error:
+        findings.add(finding("unreadable", f"what has expired is not known: {error}", log=account.name))
+        return
+    for expiry in counting:
+        end = _granted_end(account, expiry, logs, clock, first)
         if end > expiry.first:
             account.granted.append((expiry.first, end))
-        if not counts or end >= expiry.end:
-            # Problems with the statement itself are reported elsewhere.
+        if end >= expiry.end:
             continue
-        retention = account.promises.retention
-        first, last = max(end, expiry.first), expiry.end - 1
-        message = f"sequences {first} to {last} were declared expired before the end of their retention"
+        message = f"sequences {max(end, expiry.first)} to {expiry.end - 1} were declared expired before the end of"
         where: dict[str, Any] = {"log": account.name, "sequence": expiry.sequence}
         where["expected"] = f"after {retention.days} days" if retention else "a known retention"
         where["found"] = f"sealed {min(expiry.sealed_at, now):%Y-%m-%dT%H:%M:%SZ}"
-        findings.add(finding("retention", message, **where))
+        findings.add(finding("retention", f"{message} their retention", **where))
 
 
-def _granted_end(account: LogAccount, expiry: Expiry, logs: Logs, now: datetime) -> int:
-    """Return the end of the part of its range for which an expiry counts."""
+def _clock(account: LogAccount, logs: Logs, first: int, end: int) -> Clock:
+    """Return the times of the statements from `first` on, up to `end` at least.
+
+    They have no order. What an earlier statement said is known only if each one was read.
+
+    Raises:
+        StoreError: a statement cannot be read.
+    """
+    if account.begin <= first:
+        return account.clock
+    clock = Clock(account.now, None)
+    for _, manifest in manifests_from(logs.store, account.log, first, end, logs.holds(account.log)):
+        clock.step(manifest.statement, parse_time(manifest.statement.sealed_at))
+    return clock
+
+
+def _granted_end(account: LogAccount, expiry: Expiry, logs: Logs, clock: Clock, first: int) -> int:
+    """Return the end of the part of its range for which an expiry counts. Statements before `first` are old enough."""
     retention = account.promises.retention
     if retention is None:
         return expiry.first
-    moment = shift(min(expiry.sealed_at, now), -retention)
+    moment = shift(min(expiry.sealed_at, account.now), -retention)
 
     def too_young(statement: Statement) -> bool:
-        # The times never decrease from one statement to the next, so a binary search finds the first one.
-        return account.clock.latest_up_to(statement) > moment
+        # The latest time never decreases from one statement to the next, so a binary search finds the first one.
+        return statement.sequence >= first and clock.latest_up_to(statement) > moment
 
-    end = expiry.end
-    if account.clock.known_until is not None:
-        end = min(end, account.clock.known_until)
+    end = min(expiry.end, expiry.end if clock.known_until is None else clock.known_until)
     try:
         end = min(end, first_sequence(logs.store, account.log, expiry.end, too_young, logs.holds(account.log)))
     except CustodyError:
@@ -72,6 +96,8 @@ class _MissingOfLog:
     """The range of sequences of the objects that are not in `objects`."""
     events: int = 0
     """Events of the segments that are not in `objects`."""
+    quarantined: int = 0
+    """Records of the quarantine objects that are not in `objects`."""
     sealed: tuple[str, str] | None = None
     """When the first and the last of their statements were sealed."""
 
@@ -92,18 +118,19 @@ class Missing:
         else:
             first, end = missing.beyond or (work.sequence, 0)
             missing.beyond = min(first, work.sequence), max(end, work.sequence + 1)
-            missing.events += _events(work) if key.startswith(layout.EVENTS) else 0
+            events, quarantined = _counts(work, key)
+            missing.events += events
+            missing.quarantined += quarantined
             moments = [work.sealed_at, *(missing.sealed or ())]
             missing.sealed = min(moments), max(moments)
 
     def report(self, accounts: Accounts, findings: Findings) -> None:
-        """Report missing objects. For those that an expiry covers, only count the events."""
+        """Report missing objects. For those that an expiry covers, only count the records."""
         for name, missing in self._logs.items():
             of_log = accounts.of(name)
             for work, key in missing.objects:
                 if any(account.may_be_gone(work.sequence) for account in of_log):
-                    if key.startswith(layout.EVENTS):
-                        accounts.of_work(work).lose(_events(work), work.sealed_at)
+                    accounts.of_work(work).lose(*_counts(work, key), work.sealed_at)
                     continue
                 kind = "segment" if key.startswith(layout.EVENTS) else "quarantine object"
                 message = f"the {kind} of offsets {work.first_offset} to {work.next_offset - 1} is missing"
@@ -114,15 +141,18 @@ class Missing:
             first, end = missing.beyond
             granted = max((stop for account in of_log for start, stop in account.granted if start <= first), default=0)
             if of_log and granted >= end:
-                of_log[-1].lose(missing.events, *(missing.sealed or ()))
+                of_log[-1].lose(missing.events, missing.quarantined, *(missing.sealed or ()))
             if granted < end:
                 message = "more objects are missing; they are too many to be listed one by one"
                 first = max(first, granted)
                 findings.add(finding("segment-missing", message, log=name, sequence=first, through=end - 1))
 
 
-def _events(work: Work) -> int:
-    return sum(batch.events for batch in work.batches)
+def _counts(work: Work, key: str) -> tuple[int, int]:
+    """Return how many events, and how many quarantined records, a statement says of its object."""
+    if key.startswith(layout.EVENTS):
+        return sum(batch.events for batch in work.batches), 0
+    return 0, work.quarantine.records if work.quarantine else 0
 
 
 def report_history(history: Sequence[tuple[str, Finding]], accounts: Accounts, logs: Logs, findings: Findings) -> None:

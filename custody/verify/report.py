@@ -54,6 +54,8 @@ class LogSummary:
     """The first sequence that the checked expiries cover."""
     expired_events: int = 0
     """Events of statements whose objects expired and are gone."""
+    expired_quarantined: int = 0
+    """Quarantined records of such statements."""
     expired_sealed: tuple[str, str] | None = None
     """When the first and the last of these statements were sealed."""
     expired_at: str | None = None
@@ -81,16 +83,17 @@ class Report:
     @property
     def verdict(self) -> str:
         """The result in one sentence."""
-        events, expired = (sum(getattr(log, name) for log in self.logs) for name in ("events", "expired_events"))
-        pending = sum(log.pending for log in self.logs)
-        scope = f"{events:,} events in {len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
-        scope += f", {expired:,} more have expired{self._ages}" if expired else ""
+        events, pending = (sum(getattr(log, name) for log in self.logs) for name in ("events", "pending"))
+        expired = sum(log.expired - log.expired_from for log in self.logs)
+        logs = f"{len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
+        scope = f"{events:,} events in {logs}{self._gone}"
         scope += f"; {pending:,} statement{'s wait' if pending != 1 else ' waits'} for a checkpoint" if pending else ""
         count = len(self.findings) + sum(self.beyond.values())
         counted = f"{count} finding{'s' if count != 1 else ''}"
         match self.exit_code:
             case 0 if not self.scope.contents:
-                return f"chain verified: {len(self.logs)} logs; no segment was read"
+                declared = f"; {expired:,} statements were declared expired: their objects may be gone"
+                return f"chain verified: {logs}; no segment was read{declared if expired else ''}"
             case 0 if expired:
                 return f"verified: {scope}; all that is left was read, and every hash of it recomputed"
             case 0:
@@ -107,13 +110,21 @@ class Report:
                 return f"TAMPERED: {counted}; {scope}"
 
     @property
-    def _ages(self) -> str:
-        """When the expired events were sealed, and when they were declared expired."""
+    def _gone(self) -> str:
+        """How many records expired and are gone, when they were sealed, and when they were declared expired."""
+        events, records = (
+            sum(getattr(log, name) for log in self.logs) for name in ("expired_events", "expired_quarantined")
+        )
+        counts = [f"{events:,} more"] if events else []
+        counts += [f"{records:,} quarantined record{'s' if records != 1 else ''}"] if records else []
+        if not counts:
+            return ""
         sealed = [moment for log in self.logs for moment in log.expired_sealed or ()]
         declared = [log.expired_at for log in self.logs if log.expired_sealed and log.expired_at]
         ages = f"sealed from {min(sealed)[:10]} to {max(sealed)[:10]}" if sealed else ""
         last = f", the last declared expired on {max(declared)[:10]}" if declared else ""
-        return f" ({ages}{last})" if ages else ""
+        verb = "has" if not events and records == 1 else "have"
+        return f", {' and '.join(counts)} {verb} expired{f' ({ages}{last})' if ages else ''}"
 
     def to_dicts(self) -> Iterator[dict[str, Any]]:
         """Yield what `--json` prints, one object per line: the findings, the logs, the verdict."""
@@ -146,6 +157,11 @@ def summarize(accounts: Sequence[LogAccount]) -> LogSummary:
         for expiry in account.expiries
         if any(first == expiry.first for first, _ in account.granted)
     ]
+    # Without a gap from the first one on. Ranges behind a gap say nothing of the objects in it.
+    ranges = sorted(granted for account in accounts for granted in account.granted)
+    start = expired = ranges[0][0] if ranges else 0
+    for first, end in ranges:
+        expired = max(expired, end) if first <= expired else expired
     totals = {name: sum(getattr(account.totals, name) for account in accounts) for name in Totals.__slots__}
     return LogSummary(
         log=last.name,
@@ -154,10 +170,11 @@ def summarize(accounts: Sequence[LogAccount]) -> LogSummary:
         size=last.size,
         root=root.hex() if root is not None else None,
         sound=all(account.signed.sound for account in accounts),
-        expired=max((end for account in accounts for _, end in account.granted), default=0),
-        expired_from=min((first for account in accounts for first, _ in account.granted), default=0),
+        expired=expired,
+        expired_from=start,
         pending=sum(account.pending for account in accounts),
         expired_events=sum(account.expired_events for account in accounts),
+        expired_quarantined=sum(account.expired_quarantined for account in accounts),
         expired_sealed=(min(sealed), max(sealed)) if sealed else None,
         expired_at=format_time(max(declared)) if declared else None,
     )

@@ -40,6 +40,7 @@ _COUNTED = (
     "stored",
     "inflated",
     "expired_events",
+    "expired_quarantined",
 )
 _now = partial(datetime.now, UTC)
 

@@ -124,7 +124,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         holds = standing(store, archive, trust)
         reads = {log: _reads(store, log, before, request, settings, now, holds(log)) for log in logs}
         surveyed = {log: [Span(read.surveyed, read.end) for read in spans] for log, spans in reads.items() if spans}
-        scope = Scope(surveyed, contents=False)
+        expired = {log_named(name): marks.expired for name, marks in before.marks.items()} if before else {}
+        scope = Scope(surveyed, contents=False, expired=expired)
         report = verify(store, trust, now=now, live=True, workers=0, scope=scope, protection=settings.protection())
         tables = list_tables(store)
         others = [
@@ -209,7 +210,7 @@ def _marks(
         summary = surveyed.get(name)
         again = turned and summary is not None
         expired = old.expired
-        # As with heads: claims of an invalid chain are not signed again, and the expired range has no gap.
+        # As with heads: claims of an invalid chain are not signed again. The expired range begins at 0.
         if summary is not None and summary.sound and name not in refused and summary.expired_from <= old.expired:
             expired = max(expired, summary.expired)
         new = Marks(

@@ -11,9 +11,10 @@ import pytest
 import custody
 from custody.archive import reader
 from custody.archive.trusted import standing
+from custody.format import audit as form
 from custody.format.times import EPOCH, format_time, kafka_moment, moment_of, parse_time, shift
 from custody.keys.secret import Secret
-from custody.keys.trust import Trust, TrustedKey
+from custody.keys.trust import Trust, TrustedKey, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.verify.run import verify
@@ -118,6 +119,37 @@ def test_an_audit_of_a_time_without_statements(tmp_path: Path) -> None:
     (empty,) = outcome.findings
     assert empty["finding"] == "empty"
     assert empty["message"].startswith(f"nothing was audited: no statement was sealed from {NOW + YEAR}")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_audit_grants_no_expiry_that_verify_refuses(tmp_path: Path, seed: int) -> None:
+    """An audit that goes on from another one finds the same old enough, whatever the clocks of statements before."""
+    chance = random.Random(seed)
+    old = NOW - 20 * YEAR
+    moments = [NOW - timedelta(days=2)] * 2 + [old] * 2
+    if seed:
+        moments = [old + timedelta(days=chance.randrange(99)) for _ in range(12)]
+        moments[chance.randrange(12)] = NOW - chance.choice((2, 3000)) * timedelta(days=1)
+    made = archive_of(tmp_path, moments)
+    given = settings(made)
+    audit(given)
+    size = len(moments)
+    middle = size // 3 if seed % 2 else 0
+    for first, end in ((0, middle), (middle, size)):
+        if first < end:
+            made.begun = NOW - timedelta(minutes=made.size)
+            made.expire(first, end)
+            audit(given)
+    (log,) = verify(open_store(str(made.folder)), open_trust([given.keys]), now=NOW, workers=0).logs
+    marks = form.parse(max((made.folder / "audits").iterdir()).read_bytes()).statement.marks[made.log]
+    # A mark moves on only over whole expiries.
+    assert marks.expired == max((end for end in (middle, size) if end <= log.expired), default=0), seed
+    if not seed:
+        assert log.expired == 0
+        for path in (made.folder / "events").rglob("*.gz"):
+            path.unlink()
+        outcome = audit(given, full=True)
+        assert {"retention", "segment-missing"} <= {problem["finding"] for problem in outcome.findings}
 
 
 @pytest.mark.parametrize("minutes", [-8, 0, 8])

@@ -27,10 +27,12 @@ from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
+from custody.verify import expiry
 from custody.verify.accounting import LogAccount
 from custody.verify.listing import Listing, Names, Sequences
 from custody.verify.report import Progress, Report
 from custody.verify.run import verify
+from custody.verify.scope import Scope
 from tests.helpers.archives import (
     CHECKPOINT,
     HEARTBEAT,
@@ -876,11 +878,32 @@ def test_expired(archive: Builder) -> None:
     report = run(archive)
     assert names(report) == []
     assert report.logs[0].expired_events == 35 + 24
-    assert "59 more have expired" in report.verdict
+    assert report.logs[0].expired_quarantined == archive.statements[2]["quarantine"]["records"] > 0
+    assert "59 more and 3 quarantined records have expired (sealed from" in report.verdict
     archive.segment(4).unlink()
     assert names(run(archive)) == ["segment-missing"]
     archive.append(0, expired=[3, 5])
     assert names(run(archive)) == []
+
+
+@pytest.mark.parametrize("limit", [0, 100_000], ids=["beyond the limit", "one by one"])
+def test_what_expired_is_said(archive: Builder, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verdict says that every line was read if an expiry counts, whatever is gone: a quarantine object, or nothing."""
+    monkeypatch.setattr(expiry, "_MISSING_LIMIT", limit)
+    archive.clock += RETENTION
+    archive.append(0, expired=[0, 3])
+    for gone in (0, 1):
+        if gone:
+            (archive.root / archive.statements[2]["quarantine"]["key"]).unlink()
+        report = run(archive)
+        assert report.exit_code == 0
+        assert "every line read" not in report.verdict
+        assert ("3 quarantined records have expired" in report.verdict) == bool(gone)
+        assert (report.logs[0].expired_events, report.logs[0].expired_quarantined) == (0, 3 * gone)
+    chain = run(archive, scope=Scope(contents=False))
+    assert chain.verdict == (
+        "chain verified: 1 log; no segment was read; 3 statements were declared expired: their objects may be gone"
+    )
 
 
 @pytest.mark.parametrize("old", [0, 2, 4])
