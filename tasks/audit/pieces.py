@@ -16,7 +16,7 @@ from custody.errors import CustodyError, FormatError, ObjectMissing, SignatureIn
 from custody.format import layout
 from custody.format.audit import ObjectRef
 from custody.format.envelope import Signer
-from custody.format.times import check_time, format_time
+from custody.format.times import EPOCH, check_time, format_time, shift
 from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
@@ -30,6 +30,8 @@ from tasks.settings import Settings
 
 PIECE_FORMAT: Literal["custody/audit-piece/1"] = "custody/audit-piece/1"
 _PIECE_AGE = timedelta(hours=2)
+_STORE_SLACK = timedelta(seconds=5)
+"""A bucket's times are whole seconds, by the clocks of several hosts."""
 _COUNTED = (
     "statements",
     "events",
@@ -55,6 +57,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         run: the run of that audit.
         piece: the piece.
         started_at: when reading began.
+        store_time: a moment before reading began, by the clock that tells when an object was put.
         sealed_at: when the result was signed.
         counts: numbers of events, statements and so on that were read.
         findings: the findings.
@@ -68,6 +71,7 @@ class PieceResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     run: str
     piece: Piece
     started_at: str
+    store_time: str
     sealed_at: str
     counts: dict[str, int]
     findings: list[dict[str, Any]]
@@ -115,6 +119,7 @@ def _verify_piece(
     clock: Callable[[], datetime],
 ) -> PieceResult:
     started_at = clock()
+    store_time = _store_time(store, started_at)
     log, marks = log_named(piece.log), plan.marks.get(piece.log)
     expired = {log: marks.expired} if marks else {}
     scope = Scope({log: [Span(piece.first, piece.end)]}, listing=False, expired=expired)
@@ -150,6 +155,7 @@ def _verify_piece(
         run=plan.run,
         piece=piece,
         started_at=format_time(started_at),
+        store_time=format_time(store_time),
         sealed_at=format_time(clock()),
         counts=dict(counts),
         findings=findings,
@@ -164,11 +170,21 @@ def _read_result(store: Store, trust: Trust, plan: Plan, piece: Piece, now: date
     try:
         result = signed_notes.read(store, key, PieceResult, PIECE_FORMAT, trust)
         age = now - check_time(f"{key}: started_at", result.started_at)
+        store_time = check_time(f"{key}: store_time", result.store_time)
     except (ObjectMissing, FormatError, SignatureInvalid):
         return None
     same = (result.archive, result.audit, result.piece) == (plan.archive, plan.sequence, piece)
-    good = same and timedelta(0) <= age < _PIECE_AGE and _is_unchanged(store, trust, plan, piece, now - age)
+    good = same and timedelta(0) <= age < _PIECE_AGE and _is_unchanged(store, trust, plan, piece, store_time)
     return result if good else None
+
+
+def _store_time(store: Store, moment: datetime) -> datetime:
+    """Return a moment of the host's clock by the store's. If the store told no time, none of its times is earlier."""
+    clock = store.capabilities.clock
+    if clock is None:
+        return moment
+    ahead = clock.ahead()
+    return shift(moment, -ahead - _STORE_SLACK) if ahead is not None else EPOCH
 
 
 def _is_unchanged(store: Store, trust: Trust, plan: Plan, piece: Piece, moment: datetime) -> bool:

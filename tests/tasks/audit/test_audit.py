@@ -16,6 +16,7 @@ from custody.format.times import format_time, parse_time
 from custody.keys.trust import open_trust
 from custody.keys.trust_file import accept
 from custody.store.open import open_store
+from custody.store.protocol import S3Options
 from custody.tlog import merkle
 from custody.verify import acceptance
 from custody.verify.report import Report
@@ -27,7 +28,9 @@ from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Piece, Request, plan_audit
 from tasks.roll.record import Action, record
 from tasks.settings import AuditSettings, Settings
+from tests.helpers.environment import shifted
 from tests.helpers.sample import Growing
+from tests.servers.s3 import SeaweedServer
 
 NOW = datetime.now(UTC)
 ALL = Request()
@@ -216,6 +219,38 @@ def test_pieces_of_objects_that_changed_are_read_again(growing: Growing, how: st
     found = conclude(given, again, list(verify_pieces(given, again, again.pieces)))
     assert [one["finding"] for one in found.findings] == ["segment-hash" if how == "changed" else "segment-missing"]
     assert found.counts[TAKEN_OVER] == len(plan.pieces) - 1
+
+
+@pytest.mark.parametrize("minutes", [-10, 0, 10])
+def test_a_change_is_seen_whatever_the_hosts_clock(
+    growing: Growing, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    """A segment that changed in a bucket after a piece was read is read again, also if the host's clock is wrong."""
+    seaweed.use(monkeypatch)
+    by = timedelta(minutes=minutes)
+    monkeypatch.setattr("custody.store.s3_client.datetime", shifted(by))
+    growing.append(6)
+    name, client = seaweed.make_bucket(), seaweed.client()
+    for path in filter(Path.is_file, growing.folder.rglob("*")):
+        client.put_object(Bucket=name, Key=f"a/{path.relative_to(growing.folder)}", Body=path.read_bytes())
+    given = Settings(
+        archive=f"s3://{name}/a",
+        keys=f"file:{growing.keyring}",
+        s3=S3Options(endpoint_url=seaweed.endpoint_url),
+        audit=AuditSettings(piece_statements=3, tables=False),
+    )
+    host = datetime.now(UTC) + by
+    plan = plan_audit(given, ALL, host)
+    read, unread = plan.pieces[:1], plan.pieces[1:]
+    list(verify_pieces(given, plan, read, lambda: host))
+    # As if this piece had been read long after its objects were put.
+    others = list(verify_pieces(given, plan, unread, lambda: host + timedelta(minutes=1)))
+    damage(growing)
+    changed = min((growing.folder / "events").rglob("*.gz"))
+    client.put_object(Bucket=name, Key=f"a/{changed.relative_to(growing.folder)}", Body=changed.read_bytes())
+    again = list(verify_pieces(given, plan, plan.pieces, lambda: host + timedelta(minutes=2)))
+    assert [problem["finding"] for problem in again[0].findings] == ["segment-hash"]
+    assert again[1:] == others
 
 
 @pytest.mark.parametrize("planted", [b"no audit", b"{}\n{}\n", None], ids=["garbage", "two lines", "a forged audit"])
