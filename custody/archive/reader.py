@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
+from itertools import islice
 from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
@@ -46,7 +47,14 @@ __all__ = [
 E = TypeVar("E", bound=Entry)
 
 _PIECE = 4 * 1_048_576
+_MOST_HASHED = 256 * 1_048_576
+MOST_BEYOND = limits.PASSED_OVER
+"""Objects after an empty slot that are read to see whether one is valid."""
 _PARALLEL = 32
+_TO_DO = (
+    "find out who wrote them, and remove those after the last valid entry. While they are locked, archive the topic in"
+    " another archive"
+)
 
 
 def read_archive(store: Store) -> ArchiveFile:
@@ -164,6 +172,7 @@ def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> t
 
     Raises:
         ObjectMissing: the slot is empty.
+        FormatError: it holds more than is hashed: see `stored_digest`.
         StoreError: the store does not give it.
     """
     key = form.key(sequence)
@@ -176,11 +185,22 @@ def read_entry(store: Store, form: Form[E], sequence: int, holds: Holds[E]) -> t
 
 
 def stored_digest(store: Store, key: str) -> str:
-    """Return the SHA-256 in hex of an object of any size, read piece by piece. Raises as `read_entry`."""
+    """Return the SHA-256 in hex of an object that may be too large for an entry, read piece by piece.
+
+    Raises:
+        ObjectMissing: there is none.
+        FormatError: it is larger than `_MOST_HASHED`: a sparse file of any size costs who puts it there nothing.
+        StoreError: the store does not give it.
+    """
     digest, position = sha256(), 0
     while piece := store.read(key, limit=_PIECE, start=position, size=_PIECE):
         digest.update(piece)
         position += len(piece)
+        if position > _MOST_HASHED:
+            raise FormatError(
+                f"{key} is larger than {_MOST_HASHED >> 20} MiB: it is not read, and cannot be passed over;"
+                " find out who wrote it, and remove it"
+            )
     return digest.hexdigest()
 
 
@@ -225,7 +245,7 @@ class Tip(Generic[E]):
         """
         if len(self.passed_over) >= limits.PASSED_OVER:
             raise FormatError(
-                f"{limits.PASSED_OVER} slots in a row have no valid entry, and no more may be passed over: remove them"
+                f"{limits.PASSED_OVER} slots in a row have no valid entry, and no more may be passed over: {_TO_DO}"
             )
         leaf = merkle.leaf_hash(passed_over_message(digest))
         compact_range = merkle.append(self.size, self.compact_range, leaf)
@@ -242,7 +262,7 @@ def find_tip(store: Store, log: Log, holds: Holds[Manifest], hint: int = 0) -> T
         hint: the probable size of the log. A wrong hint only costs requests.
 
     Raises:
-        FormatError: the newest manifest's tree is inconsistent.
+        FormatError: the newest manifest's tree is inconsistent, or the slots after it cannot be passed over.
         StoreError: the store does not answer.
     """
     return find_end(store, statements_of(log), holds, hint)
@@ -267,7 +287,10 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
             break
         behind.append(digest)
         if len(behind) > limits.PASSED_OVER:
-            raise FormatError(f"{form.key(sequence)} and the {limits.PASSED_OVER} slots after it have no valid entry")
+            raise FormatError(
+                f"{form.key(sequence)} and the {limits.PASSED_OVER} slots after it have no valid entry,"
+                f" and no more may be passed over: {_TO_DO}"
+            )
         sequence -= 1
     else:
         tip = Tip()
@@ -282,15 +305,23 @@ def after_hole(store: Store, form: Form[E], tip: Tip[E], holds: Holds[E]) -> int
     Raises:
         StoreError: the store does not answer.
     """
-    for info in store.list(form.prefix, after=form.key(tip.size - 1) if tip.size else form.prefix):
-        sequence = sequence_of(info.key)
-        # A writer at work may have put one more since the tip was found.
-        if sequence is None or sequence <= tip.size or store.exists(form.key(tip.size)):
-            continue
+    for sequence in islice(beyond_hole(store, form, tip), MOST_BEYOND):
         with suppress(FormatError, ObjectMissing):
             read_valid(store, form, sequence, holds)
             return sequence
     return None
+
+
+def beyond_hole(store: Store, form: Form[E], tip: Tip[E]) -> Iterator[int]:
+    """Yield the sequences of all objects after an empty slot at a log's tip, in order. They may be garbage."""
+    for info in store.list(form.prefix, after=form.key(tip.size - 1) if tip.size else form.prefix):
+        sequence = sequence_of(info.key)
+        if sequence is None or sequence <= tip.size:
+            continue
+        # A writer at work may have put one more since the tip was found.
+        if store.exists(form.key(tip.size)):
+            return
+        yield sequence
 
 
 def _tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:
@@ -319,8 +350,11 @@ def _behind_a_hole(store: Store, form: Form[E], last: int, holds: Holds[E]) -> i
     start = form.key(last) if last >= 0 else form.prefix
     for info in store.list(form.prefix, after=start):
         number = sequence_of(info.key)
-        if number is None or number <= last + 1 or number > last + 1 + limits.PASSED_OVER:
+        if number is None or number <= last + 1:
             continue
+        # A listing is in order of keys, which is the order of sequences.
+        if number > last + 1 + limits.PASSED_OVER:
+            return None
         try:
             entry = _entry(form, store.read(info.key, limit=limits.FILE_BYTES), number, holds)
         except (ObjectMissing, FormatError):

@@ -6,9 +6,10 @@ all objects after the end. Unsigned data decides nothing here.
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeVar
 
-from custody.archive.reader import Tip, checkpoint_sizes, read_entry, sequence_of
+from custody.archive.reader import MOST_BEYOND, Tip, beyond_hole, checkpoint_sizes, read_entry, read_valid
 from custody.archive.trusted import Judge, find_signed_end, known_heads
 from custody.errors import FormatError, HeadRollback, ObjectMissing
 from custody.format import layout
@@ -19,6 +20,8 @@ from custody.tlog.head import KnownHead
 from custody.tlog.log import Entry, Form
 
 logger = logging.getLogger(__name__)
+
+_NOT_READ = "the others were not read; find out who wrote them"
 
 E = TypeVar("E", bound=Entry)
 
@@ -65,7 +68,10 @@ def rollback(store: Store, log: Log, message: str) -> HeadRollback:
 
 
 def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip[E]:
-    """Pass over slots for which a bucket keeps old versions or delete markers, but no valid entry.
+    """Pass over slots for which a bucket keeps old versions, but no valid entry.
+
+    A delete marker without a version proves nothing: to put one, no object and no key is needed. If there was an entry,
+    a known head or a checkpoint shows it.
 
     Raises:
         HeadRollback: there was a valid entry.
@@ -78,7 +84,8 @@ def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip
             return tip
         versions = [version for version in versions_of.history(key) if version.key == key and not version.marker]
         if not versions:
-            raise HeadRollback(f"{key} was deleted: the bucket has a delete marker for it, but no version")
+            logger.warning("%s has a delete marker, but no version: find out who put the marker", key)
+            return tip
         # A listing has the newest first, but the first one put is the evidence.
         digest, entry = read_entry(versions_of.at_versions({key: versions[-1]}), form, tip.size, judge.holds)
         if entry is not None:
@@ -88,22 +95,24 @@ def _past_history(store: Store, form: Form[E], judge: Judge, tip: Tip[E]) -> Tip
 
 
 def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, tip: Tip[E]) -> None:
-    """Check that there is nothing signed after the tip: no entries after a hole, no larger checkpoints."""
-    start = form.key(tip.size - 1) if tip.size else form.prefix
-    for info in store.list(form.prefix, after=start):
-        sequence = sequence_of(info.key)
-        # A writer at work may have put one more since the head was found. Only a hole is wrong.
-        if sequence is None or sequence <= tip.size or store.exists(form.key(tip.size)):
-            continue
-        try:
-            _, beyond = read_entry(store, form, sequence, judge.holds)
-        except (ObjectMissing, FormatError):
-            continue
-        if beyond is not None:
-            raise HeadRollback(f"{form.key(tip.size)} is missing, but {info.key} exists")
-        logger.warning("%s is not a valid %s, and is after the head: find out who wrote it", info.key, form.noun)
+    """Check that there is nothing signed after the tip: no entries after a hole, no larger checkpoints.
+
+    Anyone can put objects there, so only the first ones are read.
+    """
+    for count, sequence in enumerate(beyond_hole(store, form, tip)):
+        key = form.key(sequence)
+        if count == MOST_BEYOND:
+            logger.warning("%s: more than %d %ss are after the head: %s", log, MOST_BEYOND, form.noun, _NOT_READ)
+            break
+        with suppress(ObjectMissing, FormatError):
+            read_valid(store, form, sequence, judge.holds)
+            raise HeadRollback(f"{form.key(tip.size)} is missing, but {key} exists")
+        logger.warning("%s is not a valid %s, and is after the head: find out who wrote it", key, form.noun)
     # A checkpoint that covers a passed-over slot means that the slot once had an entry.
-    for size in checkpoint_sizes(store, log, tip.head.size):
+    for count, size in enumerate(checkpoint_sizes(store, log, tip.head.size)):
+        if count == MOST_BEYOND:
+            logger.warning("%s: more than %d checkpoints are after the head: %s", log, MOST_BEYOND, _NOT_READ)
+            break
         if size > tip.size and store.exists(form.key(size - 1)):
             continue
         key = layout.checkpoint_key(log, size)

@@ -492,7 +492,7 @@ class _Watched:
         }
         try:
             return None in digests or (bool(digests) and stored_digest(self.store, key) in digests)
-        except StoreError:
+        except (FormatError, StoreError):
             return False
 
     def _tip(self) -> Head:

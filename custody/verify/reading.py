@@ -212,11 +212,16 @@ def follow_audits(
 
 
 def _take_error(log: SignedLog[Any], store: Store, sequence: int, error: CustodyError) -> None:
-    """Report an entry that cannot be read. If it is larger than an entry may be, compute only its digest."""
+    """Report an entry that cannot be read. If it is larger than an entry may be, compute only its digest, if at all."""
     key = log.form.key(sequence)
     if isinstance(error, FormatError):
         try:
             log.malformed(sequence, str(error), stored_digest(store, key))
+        except FormatError as failure:
+            # No writer passes over so large an object.
+            log.doubt(Fault("statement", str(failure), {"key": key}), sequence)
+            log.unreadable(sequence)
+            return
         except CustodyError as failure:
             error = failure
         else:

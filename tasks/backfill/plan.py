@@ -243,8 +243,13 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
 
 
 def _sequences(store: Store, log: Log, request: Request, problems: list[str], holds: Holds[Manifest]) -> Sequence[int]:
-    """Return the statements of a log that are searched. If there are more after a hole, that is a problem."""
-    form, tip = statements_of(log), find_tip(store, log, holds)
+    """Return the statements of a log that are searched. If it has no end, or more after a hole, that is a problem."""
+    form = statements_of(log)
+    try:
+        tip = find_tip(store, log, holds)
+    except FormatError as error:
+        problems.append(f"{log} is not searched: {error}; {ADVICE}")
+        return ()
     if (beyond := after_hole(store, form, tip, holds)) is not None:
         problems.append(f"{log}: {form.key(tip.size)} is missing, but {form.key(beyond)} exists; {ADVICE}")
     size = tip.head.size

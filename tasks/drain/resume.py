@@ -13,15 +13,16 @@ noticed even if it has grown again. Limits:
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import list_logs
-from custody.archive.trusted import Judge, find_trusted_tip
+from custody.archive.reader import list_logs, read_valid, sequence_of
+from custody.archive.trusted import Judge, find_signed_end, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter
-from custody.errors import CustodyError, LogChanged
-from custody.format import layout
+from custody.errors import CustodyError, FormatError, HeadRollback, LogChanged, ObjectMissing
+from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
 from custody.format.manifest import LogId, Manifest, PreviousEpoch
@@ -80,7 +81,11 @@ def newest_epoch(
 ) -> Log:
     """Return a partition's newest epoch: the last one with a statement that counts, or with a known head.
 
-    A folder with an epoch's name is not enough: its statements must be signed.
+    Names of folders, and statements that no trusted key signed, begin no epoch, and stop none.
+
+    Raises:
+        KeyUnavailable: an epoch's newest statement has a trusted key that cannot be used now.
+        StoreError: the store does not answer.
     """
     signed = {name for name, heads in known.items() if any(head.size for head in heads)}
     signed |= {name for name, head in context.trust.heads.items() if head.size}
@@ -88,12 +93,27 @@ def newest_epoch(
     epochs = {log.epoch for log in candidates if (log.topic, log.partition) == topic_partition}
     for epoch in sorted(epochs, reverse=True):
         log = Log(*topic_partition, epoch)
-        if epoch == 1 or str(log) in signed:
-            return log
-        if find_trusted_tip(context.store, log, context.archive.id, context.trust).newest is not None:
+        if epoch == 1 or str(log) in signed or _has_begun(context, log):
             return log
         logger.warning("%s has no statement signed by trusted keys: it is not an epoch", layout.log_prefix(log))
     return Log(*topic_partition)
+
+
+def _has_begun(context: Context, log: Log) -> bool:
+    """Return whether an epoch has a statement that counts. Raises as `newest_epoch`."""
+    store, form = context.store, statements_of(log)
+    judge = Judge(store, log, form, context.archive.id, context.trust)
+    try:
+        return find_signed_end(store, form, judge).newest is not None
+    except (FormatError, HeadRollback) as error:
+        logger.warning("%s: %s", log, error)
+    # Its end is damaged. If it has begun, one of its first slots still shows that: more cannot be passed over.
+    sequences = (sequence_of(info.key) for info in store.list(form.prefix))
+    for sequence in islice((each for each in sequences if each is not None), limits.PASSED_OVER + 1):
+        with suppress(FormatError, HeadRollback, ObjectMissing):
+            read_valid(store, form, sequence, judge.holds)
+            return True
+    return False
 
 
 def log_id(context: Context, topic: Topic, log: Log) -> LogId:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from custody.archive.reader import find_tip
 from custody.archive.resume import find_checked_tip
 from custody.archive.show import show
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, standing
-from custody.errors import CustodyError
+from custody.errors import CustodyError, FormatError
 from custody.format.layout import Log, audit_key
 from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import Store
+from custody.verify.run import verify
 from tasks.audit import recheck
 from tasks.backfill import plan as backfill
 from tasks.drain.context import read_audited_heads
@@ -306,3 +307,18 @@ def test_audits_go_on_behind_an_object_too_large(scene: Scene) -> None:
     assert read_audited_heads(store, ARCHIVE_ID, scene.trust) == before
     tip = find_trusted_audits(store, ARCHIVE_ID, scene.trust)
     assert tip.passed_over == (sha256(LARGE).hexdigest(),)
+
+
+def test_a_huge_sparse_object_in_the_next_slot(scene: Scene) -> None:
+    """What is larger than a writer hashes is an error of that log alone, and verification names it."""
+    log = scene.main
+    with (scene.root / log.key(len(log.entries))).open("wb") as file:
+        file.truncate(2**40)
+    store, name = open_store(str(scene.root)), Log("audit", 0)
+    judged = Judge(store, name, statements_of(name), ARCHIVE_ID, scene.trust)
+    with pytest.raises(FormatError, match=r"is larger than 256 MiB: .*remove it"):
+        find_checked_tip(store, name, statements_of(name), judged, scene.trust)
+    report = verify(store, scene.trust, now=datetime.now(UTC), workers=0)
+    (finding,) = [found for found in report.findings if found.finding == "statement"]
+    assert finding.key == log.key(len(log.entries))
+    assert "is larger than 256 MiB" in finding.message

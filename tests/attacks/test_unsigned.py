@@ -21,14 +21,17 @@ from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 import custody
+from custody.archive.reader import list_logs, read_archive
 from custody.cli.main import main
 from custody.errors import TransientSourceError
-from custody.format import layout
+from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.keys.trust import open_trust
 from custody.query import tables
@@ -41,6 +44,7 @@ from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.backfill import plan as backfill
 from tasks.drain.kafka import Broker
+from tasks.drain.resume import newest_epoch
 from tasks.drain.status import read_status
 from tasks.roll.expire import expire
 from tasks.settings import AuditSettings, Settings
@@ -86,7 +90,15 @@ def audit(growing: Growing) -> tuple[str, list[tuple[str, str | None]]]:
     given = settings(growing)
     plan = plan_audit(given, Request(), datetime.now(UTC))
     outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
-    return outcome.verdict, sorted((found["finding"], found.get("key")) for found in outcome.findings)
+    return outcome.verdict, sorted(((found["finding"], found.get("key")) for found in outcome.findings), key=str)
+
+
+def opened(growing: Growing) -> Log:
+    """Return the log that a drain opens for the partition. No head is known to it."""
+    with closing(open_store(str(growing.folder))) as store:
+        trust = open_trust([f"file:{growing.keyring}"])
+        context: Any = SimpleNamespace(store=store, archive=read_archive(store), trust=trust)
+        return newest_epoch(context, list_logs(store), ("audit.grows", 0), {})
 
 
 def judged(growing: Growing) -> Report:
@@ -117,6 +129,13 @@ def signed_by_nobody(path: Path, **changed: Any) -> bytes:
     return json.dumps(json.loads(line) | changed, separators=(",", ":")).encode() + b"\n" + signatures
 
 
+def by_an_invented_key(path: Path, **changed: Any) -> bytes:
+    """Return a signed file with other fields, and a signature that names a key which nobody has."""
+    signature = {"key": "hmac-0", "algorithm": "HMAC-SHA256", "value": base64.b64encode(bytes(32)).decode()}
+    line = signed_by_nobody(path, **changed).split(b"\n")[0]
+    return line + b"\n" + json.dumps({"signatures": [signature]}, separators=(",", ":")).encode() + b"\n"
+
+
 def empty_table(first: int, end: int) -> tuple[str, bytes]:
     """Return the key and the bytes of a table without rows that claims statements `[first, end)`."""
     path = Path("empty.parquet")
@@ -132,6 +151,17 @@ def an_epoch(folder: Path) -> None:
 def an_epoch_with_a_statement(folder: Path) -> None:
     (folder / "manifests/audit.grows@9/0").mkdir(parents=True)
     shutil.copy(folder / layout.manifest_key(Log("audit.grows", 0), 0), folder / "manifests/audit.grows@9/0")
+
+
+def an_epoch_by_an_invented_key(folder: Path) -> None:
+    first = folder / layout.manifest_key(Log("audit.grows", 0), 0)
+    log = json.loads(first.read_bytes().split(b"\n")[0])["log"] | {"epoch": 7}
+    overwrite(folder / layout.manifest_key(Log("audit.grows", 0, 7), 0), by_an_invented_key(first, log=log))
+
+
+def an_epoch_of_garbage(folder: Path) -> None:
+    for sequence in range(limits.PASSED_OVER + 1):
+        overwrite(folder / layout.manifest_key(Log("audit.grows", 0, 7), sequence), b"garbage")
 
 
 def garbage_in_the_next_slot(folder: Path) -> None:
@@ -214,6 +244,8 @@ def other_times_of_files(folder: Path) -> None:
 FORGERIES: dict[Callable[[Path], None], tuple[set[str], set[str]]] = {
     an_epoch: (set(), set()),
     an_epoch_with_a_statement: ({"identity", "unlisted", "sequence-gap"}, {"damaged"}),
+    an_epoch_by_an_invented_key: ({"key-unknown", "identity", "statement", "new-epoch", "head-fork"}, {"damaged"}),
+    an_epoch_of_garbage: ({"statement", "unlisted"}, {"damaged"}),
     garbage_in_the_next_slot: ({"statement", "passed-over"}, {"damaged"}),
     a_statement_in_the_next_slot: (
         {"signature", "statement", "tree", "batch-order", "offset-gap", "passed-over"},
@@ -230,7 +262,7 @@ FORGERIES: dict[Callable[[Path], None], tuple[set[str], set[str]]] = {
     a_table_with_a_list: ({"tables"}, {"ignored"}),
     a_result_of_a_piece: (set(), set()),
     a_report: (set(), set()),
-    a_segment: ({"unlisted"}, set()),
+    a_segment: ({"foreign"}, set()),
     other_times_of_files: (set(), set()),
 }
 """Each forgery, the findings that it may cause, and the kinds of warnings of a query."""
@@ -262,7 +294,9 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
     plans: list[object] = []
     for archive in (growing, twin):
         actions = expire(settings(archive), datetime.now(UTC), dry_run=True)
-        plans.append([str(action).replace(str(archive.folder), "") for action in actions])
+        # Of an epoch that nobody signed, the roll says that it cannot tell what has expired.
+        mine = [action for action in actions if "@" not in action.target or action.outcome == "planned"]
+        plans.append([str(action).replace(str(archive.folder), "") for action in mine])
         since, until = (datetime(year, 1, 1, tzinfo=UTC) for year in (2026, 2027))
         request = backfill.Request(since=since, until=until, target="folder", folder=str(tmp_path / "out"))
         plans.append(backfill.plan_backfill(settings(archive), request).parts)
@@ -271,6 +305,7 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
     assert plans[:3] == plans[3:]
 
     for archive in (growing, twin):
+        assert opened(archive) == Log("audit.grows", 0)
         archive.append(2)
     assert segments(growing) == segments(twin)
     assert len(segments(growing)) == SIZE + 2
@@ -278,8 +313,23 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
     assert audit(twin) == ("verified", [])
     assert {name for name, _ in found} <= findings
     assert verdict == "verified" or found
-    read = "SELECT sum(statements), sum(events) FROM audits"
+    # An audit counts what an unknown key signed as read, and says so.
+    read = "SELECT 1" if "key-unknown" in findings else "SELECT sum(statements), sum(events) FROM audits"
     assert asked(growing.folder, EVENTS, read) == asked(twin.folder, EVENTS, read)
+
+
+@pytest.mark.parametrize("invented", [True, False], ids=["an invented key", "garbage"])
+def test_a_later_epoch_that_has_begun(growing: Growing, *, invented: bool) -> None:
+    """An epoch with a statement that counts stays the newest one, whatever is in its next slots."""
+    later = Growing(growing.root)
+    later._log_id = msgspec.structs.replace(later._log_id, epoch=2)
+    later.append(2)
+    log = Log("audit.grows", 0, 2)
+    for sequence in range(2, 3 if invented else 3 + limits.PASSED_OVER):
+        first = growing.folder / layout.manifest_key(log, 0)
+        data = by_an_invented_key(first, sequence=sequence) if invented else b"garbage"
+        overwrite(growing.folder / layout.manifest_key(log, sequence), data)
+    assert opened(growing) == log
 
 
 @pytest.mark.usefixtures("_keys")

@@ -813,7 +813,7 @@ def test_history_of_the_next_key() -> None:
     """Where a bucket keeps a statement that was taken away from the next slot, nothing is appended."""
     store, _ = grown(7)
     taken = store.objects[manifest_key(LOG, 6)]
-    histories: list[list[bytes | None]] = [[None, taken], [b"garbage", taken], [None]]
+    histories: list[list[bytes | None]] = [[None, taken], [b"garbage", taken]]
     for kept in histories:
         bucket = prefix(store, 6)
         bucket.versions[manifest_key(LOG, 6)] = kept
@@ -827,6 +827,39 @@ def test_history_of_the_next_key() -> None:
     appending = opened(hidden)
     assert appending.append(gap(6)).statement.passed_over == [sha256(b"garbage").hexdigest()]
     assert manifest_key(LOG, 6) not in hidden.objects
+
+
+def test_delete_marker_of_a_key_that_never_was(caplog: pytest.LogCaptureFixture) -> None:
+    """A delete marker on the next key, with no version under it, stops nothing, unless a known head covers the slot."""
+    store, tips = grown(7)
+    bucket = prefix(store, 6)
+    bucket.versions[manifest_key(LOG, 6)] = [None]
+    refuses(bucket, "known from an audit has size 7", [KnownHead(7, tips[7].root, "an audit")])
+    appending = opened(bucket)
+    assert "000000000006.json has a delete marker, but no version" in caplog.text
+    assert appending.append(gap(6)).statement.passed_over == []
+    assert opened(bucket).tip == appending.tip
+    bucket.objects[checkpoint_key(LOG, 7)] = checkpointed(bucket, tips[7].head)
+    del bucket.objects[manifest_key(LOG, 6)]
+    refuses(bucket, "there is a checkpoint")
+
+
+@pytest.mark.parametrize("kind", ["statement", "checkpoint"])
+def test_much_garbage_after_the_head(caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    """A writer reads a bounded number of objects after its head, and says that there are more."""
+    reads = []
+    for count in (2_000, 4_000):
+        store, _ = grown(3)
+        for number in range(100, 100 + count):
+            key = manifest_key(LOG, number) if kind == "statement" else checkpoint_key(LOG, number)
+            store.objects[key] = b"garbage"
+        store.calls.clear()
+        caplog.clear()
+        appending = opened(store)
+        reads.append(sum(name in {"read", "exists"} for name, _ in store.calls))
+        assert f"more than 1000 {kind}s are after the head" in caplog.text
+        assert appending.append(gap(3)).statement.passed_over == []
+    assert reads[0] == reads[1]
 
 
 # --- the newest statement
