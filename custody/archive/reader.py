@@ -458,18 +458,25 @@ def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[M
 
 
 def sealed_between(
-    store: Store, log: Log, size: int, since: datetime | None, until: datetime | None, holds: Holds[Manifest]
+    store: Store,
+    log: Log,
+    size: int,
+    since: datetime | None,
+    until: datetime | None,
+    holds: Holds[Manifest],
+    *,
+    first: int = 0,
 ) -> Sequence[int]:
-    """Return which of a log's `size` sequences were sealed from `since` on and before `until`, in order.
+    """Return which of a log's sequences `[first, size)` were sealed from `since` on and before `until`, in order.
 
     Reads all manifests if there is a bound. Nothing else is sound: days in keys are Kafka's, and a copy of an archive
     has new dates. A slot that was passed over goes with the statement that passes over it. Any other slot without a
     valid statement is included, because its time is not known. Raises StoreError if the store does not give one.
     """
     if since is None and until is None:
-        return range(size)
+        return range(first, size)
     chosen: list[int] = []
-    for sequence, statement in _statements(store, log, range(size), holds):
+    for sequence, statement in _statements(store, log, range(first, size), holds):
         if statement is not None:
             sealed_at = parse_time(statement.sealed_at)
             if (since and sealed_at < since) or (until and sealed_at >= until):

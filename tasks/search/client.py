@@ -1,17 +1,22 @@
 """The client of Elasticsearch 8.x or 9.x, with our errors, and searches that need all shards."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from elastic_transport import ConnectionError as NoConnection
-from elastic_transport import ConnectionTimeout, SerializationError, TlsError
+from elastic_transport import ConnectionTimeout, NodeConfig, SerializationError, TlsError, Urllib3HttpNode
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 
 from custody.errors import ConfigurationError, SearchError, TransientSearchError
+from custody.format import limits
 from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30
+ANSWER_BYTES = 8 * limits.MIB
+"""Answers are read up to this size: several times the largest event, and what a parser needs for it is bounded."""
 LATER = frozenset({429, 502, 503, 504})
 """Statuses of a server that is busy, or not there for now."""
 _ODD_ANSWER = (
@@ -24,6 +29,30 @@ _ODD_ANSWER = (
     RecursionError,
 )
 _BAD_MAPPING = frozenset({"illegal_argument_exception", "query_shard_exception"})
+
+
+class AnswerTooLarge(ValueError):
+    """An answer has more than `ANSWER_BYTES`."""
+
+
+class _Node(Urllib3HttpNode):
+    """A server whose answers are not read beyond a size. The size of a bulk request's answer follows from our own."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        super().__init__(config)
+        self.pool.urlopen = partial(self._open, self.pool.urlopen)  # type: ignore[method-assign,assignment]
+
+    def _open(self, urlopen: Callable[..., Any], method: str, target: str, **options: Any) -> SimpleNamespace:
+        limit = None if target.endswith("/_bulk") else ANSWER_BYTES + 1
+        response = urlopen(method, target, preload_content=False, **options)
+        try:
+            data = response.read(limit)
+            if limit is not None and len(data) == limit:
+                response.close()
+                raise AnswerTooLarge(f"an answer of more than {ANSWER_BYTES:,} bytes")
+        finally:
+            response.release_conn()
+        return SimpleNamespace(status=response.status, headers=response.headers, data=data)
 
 
 class Search:
@@ -44,7 +73,12 @@ class Search:
             options["ca_certs"] = str(settings.ca_certs)
         try:
             self.client = Elasticsearch(
-                settings.url, request_timeout=REQUEST_SECONDS, retry_on_timeout=False, max_retries=0, **options
+                settings.url,
+                node_class=_Node,
+                request_timeout=REQUEST_SECONDS,
+                retry_on_timeout=False,
+                max_retries=0,
+                **options,
             )
         except (ValueError, OSError) as error:
             raise ConfigurationError(f"search.url cannot be used: {error}") from None
@@ -91,6 +125,8 @@ class Search:
         else:
             # The names of all indices may be longer than the path of a request may be.
             body = {name: value for name, value in asked.items() if name != "index" and value is not None}
+            if "source" in body:
+                body["_source"] = body.pop("source")
             answer = self.client.msearch(searches=[{"index": list(self.chosen)}, body])["responses"][0]
             if "error" in answer:
                 reason = _reason(answer)

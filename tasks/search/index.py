@@ -14,14 +14,13 @@ at its end.
 import logging
 import threading
 import time
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
+from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest, sealed_between
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout
@@ -40,8 +39,8 @@ GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""
 _LOOK_SECONDS = 5.0
 _CURSOR_SECONDS = 2.0
-_SEQUENCES = 10**12
-"""More than a log can have: the number in a manifest's key has twelve digits."""
+_AHEAD = 200
+"""Statements whose times are read at once, behind one that is too old."""
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ class Indexer:
             statement, unread = self._next(log, sequence, holes=log not in self._ended)
             if statement is not None and parse_time(statement.sealed_at) < oldest:
                 # The next roll would delete its events again.
-                sequence = self._first_since(log, statement.sequence + 1, oldest)
+                sequence = self._pass_old(log, statement.sequence + 1, oldest)
                 continue
             for number in unread.keys() - skipped.keys():
                 logger.warning("%s: %s", log, unread[number])
@@ -187,15 +186,13 @@ class Indexer:
         logger.warning("%s", self._untrue[log])
         return None
 
-    def _first_since(self, log: Log, sequence: int, oldest: datetime) -> int:
-        """Return the first statement from a sequence on that was sealed at a moment or later; the end if none was."""
+    def _pass_old(self, log: Log, sequence: int, oldest: datetime) -> int:
+        """Return a sequence from one on; all statements before it are too old.
 
-        def is_recent(sequence: int) -> bool:
-            # A statement that cannot be read counts as old as the next one that can.
-            statement, _ = self._next(log, sequence, holes=True)
-            return statement is None or parse_time(statement.sealed_at) >= oldest
-
-        return bisect_left(range(_SEQUENCES), True, lo=sequence, key=is_recent)
+        Each statement is read: a wrong clock may have sealed an old one among recent ones.
+        """
+        end = sequence + _AHEAD
+        return next(iter(sealed_between(self._store, log, end, oldest, None, self._holds(log), first=sequence)), end)
 
     def _next(self, log: Log, sequence: int, *, holes: bool) -> tuple[Statement | None, dict[int, str]]:
         """Return the first readable statement from a sequence on, and the problems of those before it.

@@ -26,7 +26,7 @@ from custody.format.envelope import Int
 from custody.format.layout import Log
 from custody.format.times import format_time
 from tasks.search import documents
-from tasks.search.client import Search
+from tasks.search.client import AnswerTooLarge, Search
 from tasks.search.documents import ORIGIN, index_name, restored_name
 
 _TEMPLATES = ",".join(
@@ -173,7 +173,7 @@ def read_cursor(search: Search, archive: str, log: Log) -> int | None:
             document = hit.get("_source")
         except NotFoundError:
             return 0
-        except RecursionError:
+        except (RecursionError, AnswerTooLarge):
             return None
     try:
         return msgspec.convert(document, _Cursor).sequence

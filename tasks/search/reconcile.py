@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha256
 from itertools import groupby
 from typing import Any
 
@@ -40,7 +41,7 @@ from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.store.protocol import Store
 from tasks.search.bulk import Bulk, Sent
-from tasks.search.client import Search
+from tasks.search.client import AnswerTooLarge, Search
 from tasks.search.documents import (
     OFFSET,
     ORIGIN,
@@ -70,11 +71,17 @@ class _TooMany(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """A document as Elasticsearch has it."""
+    """A document as Elasticsearch has it.
+
+    Attributes:
+        index: its index.
+        offset: the offset that it claims.
+        digest: of its source; None if that is not read, or larger than any event. So large documents take no memory.
+    """
 
     index: str
     offset: int
-    source: Mapping[str, Any]
+    digest: bytes | None
 
 
 def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
@@ -290,7 +297,8 @@ class _Comparison:
         promised = statement.sequence < self.promised
         if not unmatched and not promised:
             return differences
-        rejected = _documents(self.search, self.search.rejected, refused_of(self.log), "offset", statement)
+        name, query = self.search.rejected, refused_of(self.log)
+        rejected = _documents(self.search, name, query, "offset", statement, content=False)
         refused = {document.offset for document in rejected}
         prefix, days = self.search.prefix, self.search.settings.days
         with skip_damaged():
@@ -303,10 +311,10 @@ class _Comparison:
                         # If several claim an offset, the one in the expected index is taken for the event.
                         taken = next((number for number, it in enumerate(documents) if it.index == index), 0)
                         document = documents.pop(taken)
-                        # Compared as text: in Python 0 == False and 1.0 == 1, but in a search they differ.
-                        if _text(document.source) != _text(json.loads(expected.sources[position])):
+                        event = json.loads(expected.sources[position])
+                        if document.digest != _digest(event):
                             differences.edited.append((offset, document))
-                        elif document.index != index and not self._may_hold(document, index):
+                        elif document.index != index and not self._may_hold(document.index, index, event):
                             differences.moved.append((offset, document))
                     elif promised:
                         known = offset in refused or offset in expected.forged
@@ -324,17 +332,17 @@ class _Comparison:
         day = index_day(self.search.prefix, index)
         return day is None or day > self.oldest.date()
 
-    def _may_hold(self, document: _Document, index: str) -> bool:
-        """Return whether a document may be in its index, which is not the one where it would be put today.
+    def _may_hold(self, holding: str, index: str, event: Mapping[str, Any]) -> bool:
+        """Return whether the index that holds an event may do so. Today the event would be put into the second one.
 
         If `search.days` was changed, an event that is out of range now may be in its day's index, or the other way
         round. A backfill restores both to indices with other names.
         """
         prefix = self.search.prefix
-        if document.index in {out_of_range_name(prefix), restored_name(prefix, None)}:
+        if holding in {out_of_range_name(prefix), restored_name(prefix, None)}:
             return True
-        day = index_day(prefix, index) or date_of(document.source["timestamp"])
-        return day is not None and document.index in {index_name(prefix, day), restored_name(prefix, day)}
+        day = index_day(prefix, index) or date_of(event["timestamp"])
+        return day is not None and holding in {index_name(prefix, day), restored_name(prefix, day)}
 
     def _create(self, parts: Sequence[Documents]) -> tuple[Sequence[int], int, str]:
         """Index documents, and return their offsets, how many were created, and why the others were not."""
@@ -348,14 +356,23 @@ class _Comparison:
         return documents.offsets, sent.created, problem
 
 
-def _text(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, sort_keys=True)
+def _digest(document: Mapping[str, Any]) -> bytes:
+    """Return the digest of a document as text: in Python 0 == False and 1.0 == 1, but in a search they differ."""
+    return sha256(json.dumps(document, sort_keys=True).encode()).digest()
 
 
 def _documents(
-    search: Search, index: str, query: list[dict[str, Any]], field: str, statement: Statement
+    search: Search,
+    index: str,
+    query: list[dict[str, Any]],
+    field: str,
+    statement: Statement,
+    *,
+    content: bool = True,
 ) -> Iterator[_Document]:
     """Yield the documents of a statement's offsets, in order.
+
+    An answer that is too large is asked for again in halves. What is too large alone is no event, so it is not read.
 
     Raises:
         _TooMany: they are far more than the statement has events.
@@ -363,12 +380,14 @@ def _documents(
     within = {"range": {field: {"gte": statement.first_offset, "lt": statement.next_offset}}}
     events = sum(batch.events for batch in statement.batches)
     after: Sequence[Any] | None = None
+    size, source = _PAGE, content
     while True:
         with search.errors(f"documents of {index}"):
             try:
                 answer = search.find(
                     index=index,
-                    size=_PAGE,
+                    size=size,
+                    source=source,
                     query={"bool": {"filter": [*query, within]}},
                     # Any number of documents may claim one offset.
                     sort=[{field: "asc"}, {"_index": "asc"}, {"_seq_no": "asc"}],
@@ -377,6 +396,11 @@ def _documents(
                 )
             except NotFoundError:
                 return
+            except AnswerTooLarge:
+                if not source:
+                    raise
+                size, source = max(size // 2, 1), size > 1
+                continue
             hits, total = answer["hits"]["hits"], answer["hits"]["total"]["value"]
         if total > 2 * events + _SPARE:
             raise _TooMany(
@@ -384,15 +408,18 @@ def _documents(
                 " out who wrote them, delete those that belong to no event, and run `custody audit --full`"
             )
         for hit in hits:
-            yield _Document(hit["_index"], _offset(hit), hit["_source"])
-        if len(hits) < _PAGE:
+            yield _Document(hit["_index"], _offset(hit), _digest(hit["_source"]) if source else None)
+        if len(hits) < size:
             return
         after = hits[-1]["sort"]
+        size, source = min(2 * size, _PAGE), content
+        # Not held while the next answer is parsed.
+        del answer, hits, hit
 
 
 def _offset(hit: Mapping[str, Any]) -> int:
     """Return the offset that a document claims. If it claims several, the one in `@custody` counts."""
-    origin = hit["_source"].get(ORIGIN)
+    origin = hit.get("_source", {}).get(ORIGIN)
     claimed = origin.get("offset") if isinstance(origin, Mapping) else None
     return claimed if type(claimed) is int else int(hit["sort"][0])
 

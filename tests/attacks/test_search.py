@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -12,13 +13,14 @@ from typing import Any, TypedDict
 
 import pytest
 
+from custody.format import limits
 from custody.format.layout import Log
 from custody.format.members import pack
 from custody.query.connect import connect
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
-from tasks.search import reconcile
+from tasks.search import client, reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
@@ -610,6 +612,41 @@ def test_what_cannot_be_compared_hides_nothing_else(scene: Scene, name: str) -> 
     found = {(one["finding"], one.get("sequence")) for one in outcome.findings}
     assert found >= {("index-edited", 1), ("index-missing", 2)}
     assert outcome.exit_code == 13
+
+
+def test_large_documents_are_read_in_small_answers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents far larger than events are found as edited and extra. Memory follows one answer, not all of them."""
+    scene.refresh()
+    monkeypatch.setattr(client, "ANSWER_BYTES", 2 * limits.MIB)
+    large, small = "a" * (2 * client.ANSWER_BYTES), "a" * (client.ANSWER_BYTES // 4)
+    edit(comment=large)(scene)
+    place, document = scene.place(8), scene.source(8)
+    for _ in range(40):
+        scene.search.client.index(index=place["index"], document={**document, "comment": small})
+    scene.search.client.delete(**scene.place(12))
+    scene.refresh()
+    tracemalloc.start()
+    try:
+        outcome = scene.audit(full=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    found = {(one["finding"], one.get("sequence")) for one in outcome.findings}
+    assert found == {("index-edited", 1), ("index-extra", 1), ("index-missing", 2)}
+    assert any("40 documents belong to no event" in one["message"] for one in outcome.findings)
+    assert peak < 8 * client.ANSWER_BYTES
+
+
+def test_a_large_cursor_stops_nothing(scene: Scene) -> None:
+    """A cursor of many MiB is no cursor: the audit says so, and events are indexed on."""
+    scene.refresh()
+    (hit,) = scene.search.client.search(index=scene.search.cursors)["hits"]["hits"]
+    document = {"sequence": "9" * client.ANSWER_BYTES}
+    scene.search.client.index(index=scene.search.cursors, id=hit["_id"], document=document, refresh=True)
+    assert any("is not a cursor" in one["message"] for one in scene.audit().findings)
+    scene.growing.append(1, now_event)
+    (result,) = index_logs(scene.settings)
+    assert (result.created, result.sequence) == (5, 4)
 
 
 def test_a_rejection_that_is_over_is_not_counted(scene: Scene) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -365,6 +366,22 @@ def test_what_has_aged_out_is_not_indexed_whatever_is_missing(
         for sequence in {9, 10, 11, 12} - {*hole}
         for offset in range(sequence * 5, sequence * 5 + 5)
     }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_times_need_no_order(growing: Growing, given: Settings, seed: int) -> None:
+    """Every statement of the last days is indexed, and no other, in whatever order the clocks were."""
+    chance, days = random.Random(seed), given.search.days
+    ages = [timedelta(days=chance.choice([0, 1, days - 1, days + 1, 4000])) for _ in range(24)]
+    # By halves, the first recent one was taken to be behind the second old one.
+    ages[0] = ages[15] = timedelta(days=4000)
+    recent = {sequence for sequence, age in enumerate(ages) if age.days < days}
+    for age in ages:
+        growing.begun = datetime.now(UTC) - age - timedelta(minutes=growing.size + 1)
+        growing.append(1, now_event)
+    (result,) = index_logs(given)
+    expected = {document_id(LOG, offset) for sequence in recent for offset in range(5 * sequence, 5 * sequence + 5)}
+    assert (result.sequence, result.problem, set(documents(given))) == (24, None, expected), seed
 
 
 FAULTS = [Fault(kind, effect) for kind in ("reset", "429", "503") for effect in (False, True)]
