@@ -107,6 +107,10 @@ SHAPES: Mapping[str, Shape] = {
     "at signs": _repeat(b"a@2"),
     "plus signs": _repeat(b"a+"),
     "empty members": _repeat(_EMPTY),
+    "a long line, then empty members": lambda size: (
+        gzip.compress(b"a" * (7 * size), 1, mtime=0) + _repeat(_EMPTY)(size)
+    ),
+    "members of one byte": _repeat(gzip.compress(b"a", 1, mtime=0)),
     "members": _repeat(gzip.compress(_EVENT, 1, mtime=0)),
     "a member that inflates": lambda size: gzip.compress(bytes(8 * size), 1, mtime=0),
     "a member of lines": lambda size: gzip.compress(_EVENT * (size // 4), 1, mtime=0),
