@@ -19,6 +19,7 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
+from custody.archive.reader import read_manifest
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Accepted, Findings, Severity, finding
 from custody.format.archive_file import Pin
@@ -28,7 +29,6 @@ from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import Head
-from custody.verify import orphans
 from custody.verify.accounting import LogAccount
 from custody.verify.listing import Listing, Names, Sequences
 from custody.verify.report import Progress, Report
@@ -1104,8 +1104,8 @@ def test_holes_that_foreign_names_make_are_not_read(apart: int) -> None:
 
 def test_an_orphan_over_an_idle_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unnamed object that claims all offsets costs little in a log of heartbeats: few of them are read."""
-    read = Mock(side_effect=orphans.read_manifest)
-    monkeypatch.setattr(orphans, "read_manifest", read)
+    read = Mock(side_effect=read_manifest)
+    monkeypatch.setattr("custody.verify.orphans.read_manifest", read)
     builder = Builder(tmp_path).init()
     for _ in range(2):
         for _ in range(300):
