@@ -7,7 +7,8 @@ connection.
 A query verifies no contents. What it reads is not signed, or not yet checked, and steers nothing:
 
 - With keys, only statements and audits count that they signed, and only tables in lists that they signed. A table's
-  bytes are hashed when it is opened. Statements without such a table are read from their segments.
+  bytes are hashed before the first query, and whenever it is opened. Statements without such a table are read from
+  their segments.
 - Without keys, or where a signature cannot be checked, the first line says `unverified`.
 - Slots are listed, not searched for. So a log that lacks its first statement is shown from the next one on.
 - What is missing or ignored is a row of the table `warnings`, and a warning of this module's logger.
@@ -18,6 +19,7 @@ import logging
 import tempfile
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -43,7 +45,7 @@ from custody.format.quarantine import quarantine_lines
 from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
-from custody.query.files import Files
+from custody.query.files import Files, read_signed
 from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.pieces import read_pieces
@@ -89,11 +91,13 @@ CREATE TABLE findings (
     message VARCHAR, action VARCHAR
 );
 CREATE TABLE warnings (
-    kind VARCHAR,  -- unverified: a signature was not checked; damaged: something is missing; ignored: nobody signed it
+    kind VARCHAR,  -- unverified: a signature was not checked; damaged: something is missing; ignored: not as signed
     log VARCHAR, message VARCHAR
 );
 """
 _RANGES_SHOWN = 5
+_READERS = 4
+"""Threads that hash tables: each holds one, of 16 MiB or little more."""
 
 
 def connect(
@@ -370,8 +374,24 @@ class _Loader:
             if unsigned:
                 message = f"{len(unsigned)} tables are in no list that a trusted key signed, such as {unsigned[0]}"
                 self._warn("ignored", log, message)
-            files = [file for file in files if file.key in self._digests]
+            files = self._unchanged(log, [file for file in files if file.key in self._digests])
         yield from tables.whole_ranges(files)
+
+    def _unchanged(self, log: Log, files: Sequence[tables.TableFile]) -> list[tables.TableFile]:
+        """Return the files that have the signed bytes, and warn of the others: a query cannot do without its files."""
+
+        def problem(file: tables.TableFile) -> CustodyError | None:
+            try:
+                read_signed(self._store, file.key, self._digests[file.key])
+            except CustodyError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(_READERS) as threads:
+            problems = list(threads.map(problem, files))
+        for error in filter(None, problems):
+            self._warn("ignored", log, f"{error}. Its events are read from their segments")
+        return [file for file, error in zip(files, problems, strict=True) if error is None]
 
     def _write(self, day: str, rows: tables.Rows) -> None:
         """Write a temporary Parquet file of the rows added since the last one."""

@@ -15,6 +15,24 @@ from custody.store.protocol import Store
 _BLOCK = 4 * 1_048_576
 
 
+def read_signed(store: Store, key: str, digest: str) -> bytes:
+    """Return the bytes of a table.
+
+    Args:
+        store: the archive.
+        key: of the table.
+        digest: its SHA-256 in a signed list.
+
+    Raises:
+        FormatError: it has other bytes.
+        StoreError: it cannot be read.
+    """
+    data = store.read(key, limit=FILE_LIMIT)
+    if sha256(data).hexdigest() != digest:
+        raise FormatError(f"{key} is not the table that was signed: delete it, and find out who modified it")
+    return data
+
+
 class Files(AbstractFileSystem):  # type: ignore[misc]
     """Opens the archive's Parquet files: reads them in blocks through its store, or whole if a digest is known."""
 
@@ -41,13 +59,7 @@ class Files(AbstractFileSystem):  # type: ignore[misc]
         digest = self._digests.get(path)
         if digest is None:
             return _File(self, path, mode, block_size=_BLOCK, cache_type="readahead")
-        data = self.store.read(path, limit=FILE_LIMIT)
-        if sha256(data).hexdigest() != digest:
-            raise FormatError(
-                f"{path} is not the table that was signed: delete it, and find out who modified it. Then its events are"
-                " read from their segments"
-            )
-        return io.BytesIO(data)
+        return io.BytesIO(read_signed(self.store, path, digest))
 
 
 class _File(AbstractBufferedFile):  # type: ignore[misc]
