@@ -19,7 +19,6 @@ import logging
 import tempfile
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -45,7 +44,7 @@ from custody.format.quarantine import quarantine_lines
 from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
-from custody.query.files import Files, read_signed
+from custody.query.files import Files, check_signed
 from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.pieces import read_pieces
@@ -96,8 +95,6 @@ CREATE TABLE warnings (
 );
 """
 _RANGES_SHOWN = 5
-_READERS = 4
-"""Threads that hash tables: each holds one, of 16 MiB or little more."""
 
 
 def connect(
@@ -374,24 +371,11 @@ class _Loader:
             if unsigned:
                 message = f"{len(unsigned)} tables are in no list that a trusted key signed, such as {unsigned[0]}"
                 self._warn("ignored", log, message)
-            files = self._unchanged(log, [file for file in files if file.key in self._digests])
+            problems = check_signed(self._store, self._digests, [file.key for file in files])
+            for error in problems.values():
+                self._warn("ignored", log, f"{error}. Its events are read from their segments")
+            files = [file for file in files if file.key in self._digests and file.key not in problems]
         yield from tables.whole_ranges(files)
-
-    def _unchanged(self, log: Log, files: Sequence[tables.TableFile]) -> list[tables.TableFile]:
-        """Return the files that have the signed bytes, and warn of the others: a query cannot do without its files."""
-
-        def problem(file: tables.TableFile) -> CustodyError | None:
-            try:
-                read_signed(self._store, file.key, self._digests[file.key])
-            except CustodyError as error:
-                return error
-            return None
-
-        with ThreadPoolExecutor(_READERS) as threads:
-            problems = list(threads.map(problem, files))
-        for error in filter(None, problems):
-            self._warn("ignored", log, f"{error}. Its events are read from their segments")
-        return [file for file, error in zip(files, problems, strict=True) if error is None]
 
     def _write(self, day: str, rows: tables.Rows) -> None:
         """Write a temporary Parquet file of the rows added since the last one."""

@@ -1,18 +1,21 @@
 """Opens the files of an archive for DuckDB, through the archive's own store."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from custody.errors import FormatError
+from custody.errors import CustodyError, FormatError
 from custody.query.tables import FILE_LIMIT
 from custody.store.protocol import Store
 
 _BLOCK = 4 * 1_048_576
+_READERS = 4
+"""Threads that hash tables: each holds one, of 16 MiB or little more."""
 
 
 def read_signed(store: Store, key: str, digest: str) -> bytes:
@@ -31,6 +34,21 @@ def read_signed(store: Store, key: str, digest: str) -> bytes:
     if sha256(data).hexdigest() != digest:
         raise FormatError(f"{key} is not the table that was signed: delete it, and find out who modified it")
     return data
+
+
+def check_signed(store: Store, digests: Mapping[str, str], keys: Iterable[str]) -> dict[str, CustodyError]:
+    """Return the error of each table that has other bytes than were signed: a query cannot do without its files."""
+
+    def problem(key: str) -> CustodyError | None:
+        try:
+            read_signed(store, key, digests[key])
+        except CustodyError as error:
+            return error
+        return None
+
+    signed = [key for key in keys if key in digests]
+    with ThreadPoolExecutor(_READERS) as threads:
+        return {key: error for key, error in zip(signed, threads.map(problem, signed), strict=True) if error}
 
 
 class Files(AbstractFileSystem):  # type: ignore[misc]
