@@ -21,6 +21,8 @@ SEGMENT_BYTES: Final = 256 * MIB
 """Stored bytes of a segment."""
 ORPHAN_INFLATED: Final = 1024 * MIB
 """Inflated bytes of a segment that no manifest names. A manifest states its own."""
+ORPHAN_STATEMENTS: Final = 10_000
+"""Statements that account for offsets of such a segment. Others repeat the work of one run in far fewer."""
 
 QUARANTINE_BYTES: Final = 64 * MIB
 """Stored bytes of a quarantine object."""

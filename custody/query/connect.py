@@ -7,7 +7,8 @@ connection.
 A query verifies no contents. What it reads is not signed, or not yet checked, and steers nothing:
 
 - With keys, only statements and audits count that they signed, and only tables in lists that they signed. A table's
-  bytes are hashed when it is opened. Statements without such a table are read from their segments.
+  bytes are hashed before the first query, and whenever it is opened. Statements without such a table are read from
+  their segments.
 - Without keys, or where a signature cannot be checked, the first line says `unverified`.
 - Slots are listed, not searched for. So a log that lacks its first statement is shown from the next one on.
 - What is missing or ignored is a row of the table `warnings`, and a warning of this module's logger.
@@ -43,7 +44,7 @@ from custody.format.quarantine import quarantine_lines
 from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
 from custody.query import tables
-from custody.query.files import Files
+from custody.query.files import Files, check_signed
 from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.pieces import read_pieces
@@ -89,7 +90,7 @@ CREATE TABLE findings (
     message VARCHAR, action VARCHAR
 );
 CREATE TABLE warnings (
-    kind VARCHAR,  -- unverified: a signature was not checked; damaged: something is missing; ignored: nobody signed it
+    kind VARCHAR,  -- unverified: a signature was not checked; damaged: something is missing; ignored: not as signed
     log VARCHAR, message VARCHAR
 );
 """
@@ -370,7 +371,10 @@ class _Loader:
             if unsigned:
                 message = f"{len(unsigned)} tables are in no list that a trusted key signed, such as {unsigned[0]}"
                 self._warn("ignored", log, message)
-            files = [file for file in files if file.key in self._digests]
+            problems = check_signed(self._store, self._digests, [file.key for file in files])
+            for error in problems.values():
+                self._warn("ignored", log, f"{error}. Its events are read from their segments")
+            files = [file for file in files if file.key in self._digests and file.key not in problems]
         yield from tables.whole_ranges(files)
 
     def _write(self, day: str, rows: tables.Rows) -> None:

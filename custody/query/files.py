@@ -1,18 +1,54 @@
 """Opens the files of an archive for DuckDB, through the archive's own store."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from custody.errors import FormatError
+from custody.errors import CustodyError, FormatError
 from custody.query.tables import FILE_LIMIT
 from custody.store.protocol import Store
 
 _BLOCK = 4 * 1_048_576
+_READERS = 4
+"""Threads that hash tables: each holds one, of 16 MiB or little more."""
+
+
+def read_signed(store: Store, key: str, digest: str) -> bytes:
+    """Return the bytes of a table.
+
+    Args:
+        store: the archive.
+        key: of the table.
+        digest: its SHA-256 in a signed list.
+
+    Raises:
+        FormatError: it has other bytes.
+        StoreError: it cannot be read.
+    """
+    data = store.read(key, limit=FILE_LIMIT)
+    if sha256(data).hexdigest() != digest:
+        raise FormatError(f"{key} is not the table that was signed: delete it, and find out who modified it")
+    return data
+
+
+def check_signed(store: Store, digests: Mapping[str, str], keys: Iterable[str]) -> dict[str, CustodyError]:
+    """Return the error of each table that has other bytes than were signed: a query cannot do without its files."""
+
+    def problem(key: str) -> CustodyError | None:
+        try:
+            read_signed(store, key, digests[key])
+        except CustodyError as error:
+            return error
+        return None
+
+    signed = [key for key in keys if key in digests]
+    with ThreadPoolExecutor(_READERS) as threads:
+        return {key: error for key, error in zip(signed, threads.map(problem, signed), strict=True) if error}
 
 
 class Files(AbstractFileSystem):  # type: ignore[misc]
@@ -41,13 +77,7 @@ class Files(AbstractFileSystem):  # type: ignore[misc]
         digest = self._digests.get(path)
         if digest is None:
             return _File(self, path, mode, block_size=_BLOCK, cache_type="readahead")
-        data = self.store.read(path, limit=FILE_LIMIT)
-        if sha256(data).hexdigest() != digest:
-            raise FormatError(
-                f"{path} is not the table that was signed: delete it, and find out who modified it. Then its events are"
-                " read from their segments"
-            )
-        return io.BytesIO(data)
+        return io.BytesIO(read_signed(self.store, path, digest))
 
 
 class _File(AbstractBufferedFile):  # type: ignore[misc]

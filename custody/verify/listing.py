@@ -25,6 +25,8 @@ _PAGE = 512
 _FULL_PAGE = (1 << _PAGE) - 1
 _HOLE_PAGES = 200
 """Where a listing is not complete, a hole of more pages is not read through: a foreign object made it."""
+_PAGES_BEYOND = 4
+"""Pages that are tried beyond the heads that are known. Anyone can put objects there, each with a hole before it."""
 _SEQUENCE_LIMIT = 1 << 27
 _SPARSE_LIMIT = 10_000
 _LISTERS = 8
@@ -66,14 +68,25 @@ class Sequences:
         """Sequences that no writer can have reached."""
         return sorted(self._strays)
 
-    def filled(self) -> "Sequences":
-        """Return all sequences up to the last one listed and its page's end, without those of very long holes."""
+    def filled(self, known: int) -> "Sequences":
+        """Return the listed sequences, and those that a listing may have left out.
+
+        Args:
+            known: the largest known head. Below it all are returned, without those of very long holes. Beyond it few
+                are, so that what somebody put there costs little.
+        """
         made = Sequences()
         made._strays = self._strays
-        before = -1
+        made._pages.update(self._pages)
+        before, beyond = -1, _PAGES_BEYOND
         for page in sorted(self._pages):
-            first = before + 1 if page - before <= _HOLE_PAGES else page
-            made._pages.update(dict.fromkeys(range(first, page + 1), _FULL_PAGE))
+            short = min(page, known // _PAGE) - before <= _HOLE_PAGES
+            for tried in range(before + 1 if short else page, page + 1):
+                if tried * _PAGE >= known:
+                    if not beyond:
+                        return made
+                    beyond -= 1
+                made._pages[tried] = _FULL_PAGE
             before = page
         return made
 

@@ -203,29 +203,35 @@ def _compare_events(committed: _Committed, key: str, parsed: layout.RecordsKey) 
 
 def _event_lines(store: Store, key: str, most: int) -> Iterator[bytes]:
     """Yield a segment's lines, and check that each is an event. Members may be cut anywhere."""
-    rest = b""
+    rest = bytearray()
     # The range in its key is only a claim.
     limit = min(most * (limits.EVENT_BYTES + 1), limits.ORPHAN_INFLATED)
     for chunk in inflate_stream(read_pieces(store, key, limits.SEGMENT_BYTES), limit):
-        payload, newline, rest = (rest + chunk).rpartition(b"\n")
+        # A long line may come in very many chunks: it grows in place.
+        rest += chunk
+        whole: list[bytes] = []
+        if b"\n" in chunk:
+            end = rest.rindex(b"\n")
+            whole = bytes(rest[:end]).split(b"\n")
+            del rest[: end + 1]
         if len(rest) > limits.EVENT_BYTES:
             raise FormatError("a line is longer than the limit of an event")
-        if newline:
-            whole = payload.split(b"\n")
-            for start in range(0, len(whole), limits.BATCH_EVENTS):
-                some = whole[start : start + limits.BATCH_EVENTS]
-                if faults := lines.check(b"\n".join(some) + b"\n").faults:
-                    raise FormatError(f"a line is not an event: {faults[0].reason}")
-            yield from whole
+        for start in range(0, len(whole), limits.BATCH_EVENTS):
+            some = whole[start : start + limits.BATCH_EVENTS]
+            if faults := lines.check(b"\n".join(some) + b"\n").faults:
+                raise FormatError(f"a line is not an event: {faults[0].reason}")
+        yield from whole
     if rest:
         raise FormatError("its last line does not end in a newline")
 
 
 def _committed_events(committed: _Committed, first: int, last: int) -> Iterator[tuple[int, bytes | int]]:
     """Yield the committed lines of offsets `first` to `last`, in order, and the number of lost ones."""
-    for statement in _statements(committed, first, last):
-        if statement.lost and (count := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
-            yield statement.lost[0], count
+    for count, statement in enumerate(_statements(committed, first, last), 1):
+        if count > limits.ORPHAN_STATEMENTS:
+            raise FormatError(f"it claims the offsets of more than {limits.ORPHAN_STATEMENTS} statements")
+        if statement.lost and (lost := min(statement.lost[1], last + 1) - max(statement.lost[0], first)) > 0:
+            yield statement.lost[0], lost
         unlined = unlined_ranges(statement)
         for batch in statement.batches:
             if batch.next_offset <= first or batch.first_offset > last or statement.segment is None:
@@ -289,27 +295,42 @@ def _committed_quarantine(store: Store, statement: Statement) -> Iterator[Quaran
 
 
 def _statements(committed: _Committed, first: int, last: int) -> Iterator[Statement]:
-    """Yield the statements that account for offsets `first` to `last`. The first is found by binary search."""
-    low, high = 0, committed.account.size
+    """Yield the statements that account for offsets `first` to `last`. Those between that account for none are not."""
+    sequence, offset = 0, first
+    while (following := _search(committed, sequence, offset)) and following[1].first_offset <= last:
+        yield following[1]
+        sequence, offset = following[0] + 1, following[1].next_offset
+
+
+def _search(committed: _Committed, low: int, offset: int) -> tuple[int, Statement] | None:
+    """Return the first statement from `low` on that ends beyond an offset, None if there is none.
+
+    It is mostly near, so the steps grow. A long run of heartbeats is not read.
+    """
+    size = committed.account.size
+    result = None
+    high, step = low, 1
+    while high < size and (result := _readable(committed, high, size)) and result[1].next_offset <= offset:
+        low, result = result[0] + 1, None
+        high, step = low + step, 2 * step
+    high = min(high, size)
     while low < high:
         middle = (low + high) // 2
-        statement = _read(committed, middle)
-        if statement is not None and statement.next_offset > first:
-            high = middle
+        statement = _readable(committed, middle, high)
+        if statement is None or statement[1].next_offset > offset:
+            high, result = middle, statement or result
         else:
-            low = middle + 1
-    for sequence in range(low, committed.account.size):
-        statement = _read(committed, sequence)
-        if statement is None:
+            low = statement[0] + 1
+    return result
+
+
+def _readable(committed: _Committed, first: int, end: int) -> tuple[int, Statement] | None:
+    """Return the first valid statement in slots `[first, end)`, None if there is none: slots may be passed over."""
+    for sequence in range(first, end):
+        try:
+            found = read_manifest(committed.store, committed.account.log, sequence, committed.holds)
+        except (ObjectMissing, FormatError):
+            # Already reported.
             continue
-        if statement.first_offset > last:
-            return
-        yield statement
-
-
-def _read(committed: _Committed, sequence: int) -> Statement | None:
-    try:
-        return read_manifest(committed.store, committed.account.log, sequence, committed.holds).statement
-    except (ObjectMissing, FormatError):
-        # Already reported.
-        return None
+        return sequence, found.statement
+    return None

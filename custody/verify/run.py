@@ -202,7 +202,7 @@ class _Run:
         listed = listed or Sequences() if self.scope.listing else None
         if listed is not None and not complete:
             # If the listing is incomplete, there may be more.
-            listed = listed.filled()
+            listed = listed.filled(max((head.size for head in heads), default=0))
         promises = promises_of(self.identity.file, self.trust, live=self.live)
         for span in self.scope.spans_of(log):
             account = LogAccount(

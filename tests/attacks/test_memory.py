@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import struct
 import subprocess
 import sys
 import zlib
@@ -10,6 +9,7 @@ import zlib
 import pytest
 
 from tests.helpers.archives import Builder, event, member, sha
+from tests.helpers.growth import inflating
 from tests.helpers.scene import Scene
 
 LIMIT_MIB = 300
@@ -32,19 +32,6 @@ print(json.dumps({
     "mib": next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024,
 }))
 """
-
-
-def zeros(gibibytes: int) -> bytes:
-    """Return a gzip member of so many GiB of zero bytes, and never hold more than one MiB of them."""
-    packer = zlib.compressobj(9, wbits=-15)
-    block = bytes(1 << 20)
-    crc = 0
-    parts = [b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"]
-    for _ in range(gibibytes << 10):
-        parts.append(packer.compress(block))
-        crc = zlib.crc32(block, crc)
-    parts.append(packer.flush() + struct.pack("<II", crc, (gibibytes << 30) & 0xFFFFFFFF))
-    return b"".join(parts)
 
 
 def bomb_member(log: Builder, bomb: bytes) -> None:
@@ -142,7 +129,7 @@ CASES = {
 
 @pytest.fixture(scope="session")
 def bomb() -> bytes:
-    return zeros(2)
+    return inflating(bytes(1 << 20), 2048)
 
 
 @pytest.mark.parametrize("case", CASES)

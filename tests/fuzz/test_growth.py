@@ -24,13 +24,16 @@ SIZES = {
     "records": 50_000,
     "rows": 50_000,
 }
-"""Others get 64 KiB: where a door has no limit that is reached sooner, memory is in proportion."""
+"""Others get 64 KiB: where a door has no limit that is reached sooner, memory is in proportion.
+
+Besides, each door gets what inflates to more than twice the bound: a door that inflates without a limit does not pass.
+"""
 
 _CHILD = """
 import json, resource, sys
 from pathlib import Path
 from tests.fuzz.targets import targets
-from tests.helpers.growth import SHAPES
+from tests.helpers.growth import SHAPES, bombs
 
 def mib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -40,8 +43,8 @@ resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 sizes = json.loads(sys.argv[1])
 peaks = {}
 for door, target in targets().items():
-    for shape, make in SHAPES.items():
-        made = make(sizes.get(door, 1 << 16))
+    shapes = {shape: make(sizes.get(door, 1 << 16)) for shape, make in SHAPES.items()}
+    for shape, made in (shapes | bombs()).items():
         for number, frame in enumerate(target.frames):
             data = frame(made)
             Path("/proc/self/clear_refs").write_text("5")

@@ -7,8 +7,11 @@ times the size; what is linear takes four times as long.
 
 import gc
 import gzip
+import struct
 import time
+import zlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from io import BytesIO
 from zipfile import ZipFile
 
@@ -107,12 +110,39 @@ SHAPES: Mapping[str, Shape] = {
     "at signs": _repeat(b"a@2"),
     "plus signs": _repeat(b"a+"),
     "empty members": _repeat(_EMPTY),
+    "a long line, then empty members": lambda size: (
+        gzip.compress(b"a" * (7 * size), 1, mtime=0) + _repeat(_EMPTY)(size)
+    ),
+    "members of one byte": _repeat(gzip.compress(b"a", 1, mtime=0)),
     "members": _repeat(gzip.compress(_EVENT, 1, mtime=0)),
     "a member that inflates": lambda size: gzip.compress(bytes(8 * size), 1, mtime=0),
     "a member of lines": lambda size: gzip.compress(_EVENT * (size // 4), 1, mtime=0),
     "a member without its end": lambda size: gzip.compress(_repeat(_EVENT)(4 * size), 0, mtime=0)[:size],
     "many files": _zip,
 }
+
+
+def inflating(block: bytes, times: int) -> bytes:
+    """Return a gzip member of a block very many times, and never hold more than one of them."""
+    packer = zlib.compressobj(9, wbits=-15)
+    crc = 0
+    parts = [b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"]
+    for _ in range(times):
+        parts.append(packer.compress(block))
+        crc = zlib.crc32(block, crc)
+    parts.append(packer.flush() + struct.pack("<II", crc, len(block) * times & 0xFFFFFFFF))
+    return b"".join(parts)
+
+
+@cache
+def bombs() -> Mapping[str, bytes]:
+    """Return small gzip data of 512 MiB each, far more than a door may hold: as one member, and as many."""
+    events = _EVENT * ((1 << 20) // len(_EVENT))
+    return {
+        "a bomb of zeros": inflating(bytes(1 << 20), 512),
+        "a bomb of events": inflating(events, 512),
+        "a bomb of members": gzip.compress(events * 8, 9, mtime=0) * 64,
+    }
 
 
 def check_growth(check: Callable[[bytes], object], make: Shape) -> None:

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
+from custody.archive.reader import read_manifest
 from custody.errors import ConfigurationError, TransientStoreError
 from custody.findings import CATALOGUE, Accepted, Findings, Severity, finding
 from custody.format.archive_file import Pin
@@ -1104,10 +1106,66 @@ def test_far_sequences_cost_no_more_than_near_ones() -> None:
     sequences = next(iter(listing.manifests.values()))
     sequences.add(3)
     # Where a listing is not complete, holes are tried too: but not such a one.
-    assert len(list(sequences.filled().all())) <= 2 * 512
+    assert len(list(sequences.filled(far).all())) <= 2 * 512
     near = Sequences()
     near.add(5_000)
-    assert list(near.filled().all())[:5_001] == list(range(5_001))
+    assert list(near.filled(5_001).all())[:5_001] == list(range(5_001))
+
+
+@pytest.mark.parametrize("apart", [1, 512, 1_000, 200 * 512])
+def test_holes_that_foreign_names_make_are_not_read(apart: int) -> None:
+    """Beyond the known heads few sequences are tried besides those listed, however many empty objects are there."""
+    held = Sequences()
+    for number in range(1, 1_300):
+        held.add(5_000 + number * apart)
+    listed = set(held.all())
+    tried = set(held.filled(5_000).all())
+    assert tried > listed
+    assert tried >= set(range(5_000))
+    assert len(tried - listed) <= 5_000 + 512 * 6
+
+
+def test_an_orphan_over_an_idle_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unnamed object that claims all offsets costs little in a log of heartbeats: few of them are read."""
+    read = Mock(side_effect=read_manifest)
+    monkeypatch.setattr("custody.verify.orphans.read_manifest", read)
+    builder = Builder(tmp_path).init()
+    for _ in range(2):
+        for _ in range(300):
+            builder.append(0)
+        builder.append(2)
+    data = member(b"".join(event(offset) + b"\n" for offset in range(100, builder.next_offset)))
+    builder.put(builder.records_key("events", 0, 10**15, data), data)
+    assert names(run(builder)) == ["orphan"]
+    assert read.call_count < 60
+
+
+def test_an_orphan_beside_slots_that_were_passed_over(tmp_path: Path) -> None:
+    """What was committed is found wherever there are slots without a statement."""
+    for before in range(1, 6):
+        builder = Builder(tmp_path / str(before)).init()
+        for _ in range(before):
+            builder.append(1)
+        for number in range(8):
+            builder.pass_over(b"%d" % number)
+        builder.append(10)
+        for _ in range(5):
+            builder.append(0)
+        unnamed(range(100, builder.next_offset))(builder)
+        assert "orphan" in names(run(builder)), before
+
+
+def test_an_orphan_of_too_many_statements(archive: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unnamed object may repeat what a run archived, and not what a whole log holds."""
+    first = archive.next_offset
+    for _ in range(4):
+        archive.append(2)
+    unnamed(range(first, archive.next_offset))(archive)
+    assert names(run(archive)) == ["orphan"]
+    monkeypatch.setattr("custody.format.limits.ORPHAN_STATEMENTS", 3)
+    report = run(archive)
+    assert names(report) == ["unlisted"]
+    assert "it claims the offsets of more than 3 statements" in report.findings[0].message
 
 
 def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
