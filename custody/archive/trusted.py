@@ -10,7 +10,7 @@ input, with what it may do. Where it is held back:
 - heads in committed offsets: `tasks.drain.committed_heads`.
 - tables and their lists, results of pieces, reports: `signed_notes.read`; findings' objects: by SHA-256 in an audit.
 - Elasticsearch's documents and cursors: `tasks.search.reconcile`; the broker's answers: `tasks.drain.resume`, `status`.
-- times of objects: `tasks.roll.expire`; versions, locks and rules: `verify.protection`.
+- times of objects: `tasks.roll.clock`; versions, locks and rules: `verify.protection`.
 """
 
 from collections.abc import Callable, Iterable, Iterator

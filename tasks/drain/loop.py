@@ -263,14 +263,15 @@ class Loop:
                 self._finish(run)
             for run in self._active():
                 self._guard(run, None, self._appends.collect)
+        silence = timedelta(days=1, seconds=self._context.archive.statement.heartbeat)
         for run in self._runs.values():
             self._report(run)
-            run.result.clock = _clock_error(self._context.store, run)
+            run.result.clock = _clock_error(self._context.store, run, silence)
         worst = max((run.result.clock or 0.0 for run in self._runs.values()), key=abs, default=0.0)
         if worst:
             logger.warning(
                 "this host's clock is %.0f s %s the clock of the store, the broker or an earlier writer: correct the"
-                " wrong one. Statements are signed with this host's time",
+                " wrong one, unless nothing was archived for so long. Statements are signed with this host's time",
                 abs(worst),
                 "ahead of" if worst > 0 else "behind",
             )
@@ -459,10 +460,11 @@ def _topic_partition_of(message: Received) -> TopicPartition:
     return message.topic(), message.partition()
 
 
-def _clock_error(store: Store, run: LogRun) -> float | None:
+def _clock_error(store: Store, run: LogRun, silence: timedelta) -> float | None:
     """Return by how many seconds the host's clock differs from the others; None if by no more than `CLOCK_SECONDS`.
 
-    The broker's append times and the statement before this run may be old. So they only show that the host is behind.
+    The broker's append times and the statement before this run may be old. So they show that the host is ahead only if
+    nothing was archived for more than a day and a heartbeat, which may be true. The roll believes no such jump either.
     Archiving goes on in any case: a wrong time is a notice of the verifier, and events in Kafka expire.
     """
     now, newest, begun = datetime.now(UTC), run.writer.tip.newest, run.begun.newest
@@ -471,7 +473,12 @@ def _clock_error(store: Store, run: LogRun) -> float | None:
     told += (kafka_moment(stamp.max) or now for stamp in stamps if stamp.type == "append")
     differences = [now - moment for moment in told if moment > now]
     ahead = store.capabilities.clock.ahead() if store.capabilities.clock else None
-    worst = max([*differences, ahead or timedelta(0)], key=abs).total_seconds()
+    if ahead is not None:
+        # The store's time is certain.
+        differences.append(ahead)
+    elif told and now - max(told) > silence:
+        differences.append(now - max(told))
+    worst = max([*differences, timedelta(0)], key=abs).total_seconds()
     return worst if abs(worst) > CLOCK_SECONDS else None
 
 

@@ -7,8 +7,9 @@ So verification can always tell expiry from loss (FORMAT.md, `expired`). Rules f
 2. A statement is old enough if it, and every statement before it, was sealed at least that long ago. So one statement
    with a wrong clock makes no other statement old.
 3. No single clock decides. The time is the earliest of the host's clock, the newest audit, and the store's clock (when
-   the newest manifest was put). If the host's clock is more than a day ahead of both others, nothing is signed or
-   deleted, unless an operator confirms the host's clock. Then the host's clock is the time. The retention stays.
+   the newest manifest was put). A statement or an audit that jumps ahead of all before it is no clock: `clock.py`. If
+   the host's clock is more than a day ahead of all others, nothing is signed or deleted, unless an operator confirms
+   the host's clock. Then the host's clock is the time. The retention stays.
 4. Every statement that is used must be signed by a trusted key, within the key's span and end. Slots that a later
    statement passes over are skipped. At any other slot without such a statement the expiry fails, with a reason.
 5. Objects are deleted only up to the end of signed expiries that the retention allows. Statements that an audit found
@@ -30,6 +31,7 @@ from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
 from custody.errors import CustodyError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, SignatureInvalid
 from custody.format import layout
+from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
@@ -41,11 +43,10 @@ from custody.store.protocol import ObjectInfo, Store
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from tasks.audit.signed import clean_audit
+from tasks.roll.clock import AHEAD, History
 from tasks.roll.record import Action
 from tasks.settings import Settings
 
-AHEAD = timedelta(days=1)
-"""How far the host's clock may be ahead of all other clocks."""
 _PARALLEL = 32
 _CONFIRM = (
     "If the archive was silent on purpose and the clock is right, run `custody roll --confirm-clock`: it takes the"
@@ -54,7 +55,12 @@ _CONFIRM = (
 
 
 def expire(
-    settings: Settings, now: datetime, *, dry_run: bool = False, confirm_clock: bool = False
+    settings: Settings,
+    now: datetime,
+    *,
+    dry_run: bool = False,
+    confirm_clock: bool = False,
+    clocks: Sequence[datetime] | None = None,
 ) -> Iterator[Action]:
     """Expire evidence that is older than the retention.
 
@@ -63,6 +69,7 @@ def expire(
         now: the host's time, timezone-aware.
         dry_run: show what would be done; change nothing.
         confirm_clock: the operator confirms the host's clock. Used only if it is far ahead of all others.
+        clocks: what `read_clocks` returned; by default it is called.
 
     Yields:
         One action for each log whose `expired` was signed or could not be signed, and one for each object.
@@ -86,7 +93,7 @@ def expire(
                 yield _unknown(log, error)
             else:
                 works[log] = work
-        clocks = _other_clocks(store, {log: work.tip for log, work in works.items()}, audit)
+        clocks = read_clocks(settings) if clocks is None else clocks
         if not clocks:
             return
         if now - max(clocks) > AHEAD:
@@ -122,41 +129,51 @@ def _unknown(log: Log, error: CustodyError) -> Action:
     return Action("expire", str(log), "failed", f"it is not known what has expired: {error}")
 
 
-def is_ahead(settings: Settings, now: datetime) -> bool:
-    """Return whether the host's clock is far ahead of all others, so that nothing may be deleted by it.
+def read_clocks(settings: Settings) -> list[datetime]:
+    """Return the times that do not come from the host's clock; none if nothing is archived.
 
     Raises:
         CustodyError: the archive or the keys cannot be opened, or the archive does not answer.
     """
     trust = settings.own_trust()
     with closing(open_store(settings.archive, settings.s3)) as store:
-        archive = read_trusted_archive(store, trust).id
-        audit = clean_audit(store, archive, trust, find_trusted_audits(store, archive, trust))
+        archive = read_trusted_archive(store, trust)
         tips: dict[Log, Tip[Manifest]] = {}
         for log in list_logs(store):
             # The end of life reports a log that cannot be read.
             with suppress(CustodyError):
-                tips[log] = find_trusted_tip(store, log, archive, trust)
-        clocks = _other_clocks(store, tips, audit)
-        return bool(clocks) and now - max(clocks) > AHEAD
+                tips[log] = find_trusted_tip(store, log, archive.id, trust)
+        return _other_clocks(store, archive, trust, tips)
+
+
+def _other_clocks(
+    store: Store, archive: ArchiveFile, trust: Trust, tips: Mapping[Log, Tip[Manifest]]
+) -> list[datetime]:
+    """Return the store's time of the newest manifest and that of the newest audit; after a jump, the time before it."""
+    sealed = [parse_time(tip.newest.statement.sealed_at) for tip in tips.values() if tip.newest]
+    if not sealed:
+        return []
+    audits = find_trusted_audits(store, archive.id, trust)
+    audit = clean_audit(store, archive.id, trust, audits)
+    audited = [parse_time(audit.sealed_at)] if audit else []
+    newest = max(sealed + audited)
+    history = History(store, archive, trust, tips)
+    history.follow(audits.head.size, newest)
+    if not history.believes(newest):
+        return [history.time or min(sealed)]
+    keys = [layout.manifest_key(log, tip.head.size - 1) for log, tip in tips.items() if tip.newest]
+    return [max(store.status(key).created for key in keys), *audited]
 
 
 def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: bool, dry_run: bool) -> Action:
     """Return the action for a host's clock that is far ahead of all others: refused, unless it is confirmed."""
-    problem = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit are not later than"
-    problem = f"{problem} {newest:%Y-%m-%d %H:%M}"
+    problem = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit that do not jump"
+    problem = f"{problem} ahead of those before are not later than {newest:%Y-%m-%d %H:%M}"
     if not confirmed:
         why = f"{problem}: set the clock, or find out why nothing is archived and audited. {_CONFIRM}"
         return Action("expire", url, "refused", why)
     why = f"{problem}; --confirm-clock says that the host's clock is right. The retention stays {days} days"
-    return Action("expire", url, "planned" if dry_run else "done", why)
-
-
-def _other_clocks(store: Store, tips: Mapping[Log, Tip[Manifest]], audit: Audit | None) -> list[datetime]:
-    """Return the times that do not come from the host's clock: the store's newest manifest, and the newest audit."""
-    keys = [layout.manifest_key(log, tip.head.size - 1) for log, tip in tips.items() if tip.head.size]
-    clocks = [max(store.status(key).created for key in keys)] if keys else []
-    return [*clocks, parse_time(audit.sealed_at)] if clocks and audit else clocks
+    return Action("clock", url, "planned" if dry_run else "done", why)
 
 
 class _Log:

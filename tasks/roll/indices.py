@@ -34,7 +34,7 @@ from tasks.search.queries import below, count_documents, delete_documents, logs_
 from tasks.settings import Settings
 
 LOST = "it has an unassigned shard: start the node that held the shard, or restore the index"
-CLOCK = "the host's clock is more than a day ahead of the newest manifest and audit: set it, or use --confirm-clock"
+CLOCK = "the host's clock is more than a day ahead of the archive's, or that has none: set it, or use --confirm-clock"
 UNKNOWN = "it is not known whether audits have verified it"
 SETTLED_DAYS = 2
 """A day's index becomes read-only this many days after the day. Late events open it again until the next roll."""
@@ -45,14 +45,17 @@ _ON_WARM_NODES = "data_warm,data_hot,data_content"
 _WARM_WHY = "Elasticsearch now moves its shards to warm nodes"
 
 
-def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False, keep: bool = False) -> Iterator[Action]:
+def roll_indices(
+    settings: Settings, now: datetime, *, dry_run: bool = False, keep: bool = False, earliest: datetime | None = None
+) -> Iterator[Action]:
     """Roll the daily indices.
 
     Args:
         settings: the settings. If they name no Elasticsearch, there is nothing to do.
-        now: the time, timezone-aware.
+        now: the host's time, timezone-aware.
         dry_run: show what would be done; change nothing.
         keep: delete nothing, because the host's clock is far ahead of all others.
+        earliest: the earliest of all clocks, which decides what is old enough to be deleted; by default `now`.
 
     Raises:
         SearchError: Elasticsearch does not answer, or refuses a request that the rest depends on.
@@ -63,17 +66,25 @@ def roll_indices(settings: Settings, now: datetime, *, dry_run: bool = False, ke
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
         if not dry_run:
             prepare(search)
-        yield from IndexRoll(settings, store, search, now, dry_run=dry_run, keep=keep).run()
+        yield from IndexRoll(settings, store, search, now, dry_run=dry_run, keep=keep, earliest=earliest or now).run()
 
 
 class IndexRoll:
     """One roll of the daily indices of an Elasticsearch."""
 
     def __init__(
-        self, settings: Settings, store: Store, search: Search, now: datetime, *, dry_run: bool, keep: bool
+        self,
+        settings: Settings,
+        store: Store,
+        search: Search,
+        now: datetime,
+        *,
+        dry_run: bool,
+        keep: bool,
+        earliest: datetime,
     ) -> None:
         self._settings, self._store, self._search, self._now, self._dry = settings, store, search, now, dry_run
-        self._keep = keep
+        self._keep, self._earliest = keep, earliest
         self._holds = standing(store, None, settings.trust_at_hand())
         self._coverage: Coverage | None = None
         self._lost: frozenset[str] = frozenset()
@@ -89,10 +100,10 @@ class IndexRoll:
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in daily:
             yield act("create", tomorrow, lambda: self._create(tomorrow), dry_run=self._dry)
-        oldest = today - timedelta(days=self._settings.search.days)
+        oldest = self._earliest.astimezone(UTC).date() - timedelta(days=self._settings.search.days)
         for name, day in sorted(daily.items()):
             if day < oldest:
-                yield self._delete(name, f"{(self._now.date() - day).days} days old")
+                yield self._delete(name, f"{(self._earliest.date() - day).days} days old")
             elif (today - day).days > SETTLED_DAYS:
                 yield from self._age(name, day, today)
         yield from self._end_restored(made)
@@ -196,10 +207,10 @@ class IndexRoll:
         """
         kept = self._settings.search.restored_days
         for name, since in sorted(made.items()):
-            if not is_restored(self._search.prefix, name) or (self._now - since).days < kept:
+            if not is_restored(self._search.prefix, name) or (self._earliest - since).days < kept:
                 continue
             # One index may have been filled by many backfills.
-            days = (self._now - max(since, self._restored_at(name) or since)).days
+            days = (self._earliest - max(since, self._restored_at(name) or since)).days
             if days >= kept:
                 yield self._delete(name, f"restored {days} days ago")
 
@@ -222,7 +233,7 @@ class IndexRoll:
 
     def _end_rejected(self, name: str, oldest: date) -> Iterator[Action]:
         """Delete the documents of rejected events that were sealed before a day."""
-        since = self._now - timedelta(days=self._settings.search.restored_days)
+        since = self._earliest - timedelta(days=self._settings.search.restored_days)
         with self._search.errors(f"listing the logs in {name}"):
             lowest = refused_logs(self._search)
         yield from self._end_sealed(name, lowest, oldest, partial(refused_below, since=since))

@@ -22,7 +22,7 @@ from tasks.settings import Settings
 RECORDED = 100
 """Actions that a roll's audit lists; its counts are of all actions."""
 
-What = Literal["create", "read-only", "merge", "warm", "delete", "rules", "expire", "step", "record"]
+What = Literal["create", "read-only", "merge", "warm", "delete", "rules", "expire", "clock", "step", "record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ def act(kind: What, target: str, do: Callable[[], object], why: str = "", *, dry
 
 
 def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int | None:
-    """Sign deletions and expiries, whether done, refused or failed, and failed steps, as an audit of their own.
+    """Sign deletions, expiries and confirmed clocks, and failed steps, as an audit of their own.
+
+    Deletions and expiries are signed whether done, refused or failed.
 
     This audit covers no statements. It repeats the heads and marks of the previous audit, if trusted keys signed that
     one within their spans.
@@ -66,7 +68,9 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
         Fenced: another valid audit was written meanwhile.
         CustodyError: the archive cannot be written, or no key can sign.
     """
-    recorded = [action for action in actions if action.what in {"delete", "expire"} and action.outcome != "planned"]
+    recorded = [
+        action for action in actions if action.what in {"delete", "expire", "clock"} and action.outcome != "planned"
+    ]
     if not recorded:
         return None
     recorded = [*(action for action in actions if action.what == "step"), *recorded]

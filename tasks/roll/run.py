@@ -7,9 +7,11 @@ done, so it is recorded and signed even if its step, or the roll, fails later.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import cache
 
 from custody.errors import CustodyError
-from tasks.roll.expire import expire, is_ahead
+from tasks.roll.clock import AHEAD
+from tasks.roll.expire import expire, read_clocks
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action, record
 from tasks.roll.tiers import roll_bucket
@@ -17,15 +19,21 @@ from tasks.settings import Settings
 
 logger = logging.getLogger("custody.roll")
 
+
+def _roll_indices(
+    settings: Settings, now: datetime, clocks: Callable[[], list[datetime]], *, dry_run: bool, confirm_clock: bool
+) -> Iterator[Action]:
+    others = clocks() if settings.search.url else []
+    if others and now - max(others) <= AHEAD:
+        return roll_indices(settings, now, dry_run=dry_run, earliest=min(now, *others))
+    # If the clock is not confirmed, all that it calls old is refused.
+    return roll_indices(settings, now, dry_run=dry_run, keep=not confirm_clock)
+
+
 STEPS: Mapping[str, Callable[..., Iterator[Action]]] = {
-    "indices": lambda settings, now, dry_run, confirm_clock: roll_indices(
-        settings,
-        now,
-        dry_run=dry_run,
-        keep=bool(settings.search.url) and not confirm_clock and is_ahead(settings, now),
-    ),
-    "bucket": lambda settings, _, dry_run, **__: roll_bucket(settings, dry_run=dry_run),
-    "end of life": expire,
+    "indices": _roll_indices,
+    "bucket": lambda settings, *_, dry_run, **__: roll_bucket(settings, dry_run=dry_run),
+    "end of life": lambda settings, now, clocks, **options: expire(settings, now, clocks=clocks(), **options),
 }
 
 
@@ -42,10 +50,12 @@ def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False, confir
         All actions, also those that failed. If a step failed, its last action says why.
     """
     actions: list[Action] = []
+    # The time is the same for all steps, also after a step that signs something.
+    clocks = cache(lambda: read_clocks(settings))
     try:
         for name, step in STEPS.items():
             try:
-                for action in step(settings, now, dry_run=dry_run, confirm_clock=confirm_clock):
+                for action in step(settings, now, clocks, dry_run=dry_run, confirm_clock=confirm_clock):
                     actions.append(action)  # noqa: PERF402 - kept at once, in case the step fails later
             except CustodyError as error:
                 actions.append(Action("step", name, "failed", str(error)))

@@ -177,6 +177,14 @@ class Growing:
         writer.append(Entry(first_offset=at, next_offset=at, expired=(first, end)))
         self._statements += 1
 
+    def heartbeat(self, moment: datetime) -> None:
+        """Append an empty statement that is sealed at a time."""
+        self.begun = moment - timedelta(minutes=self._statements)
+        writer = self._open()
+        at = writer.next_offset or 0
+        writer.append(Entry(first_offset=at, next_offset=at))
+        self._statements += 1
+
     def _open(self) -> LogWriter:
         uri = f"file:{self.keyring}"
         store = open_store(str(self.folder))

@@ -673,6 +673,24 @@ def test_a_clock_that_is_behind_the_brokers(
     assert only(site.drain(topic)).clock is None
 
 
+def test_a_clock_that_is_far_ahead(
+    kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host with a folder, which has no clock, reports a jump of more than a day since the last statement."""
+    monkeypatch.chdir(tmp_path)
+    site = make_site(kafka, tmp_path)
+    topic = kafka.create_topic(kafka.unused_name("far"))
+    send(kafka.producer(), topic, events(3))
+    assert only(site.drain(topic)).clock is None
+    for days, seconds in ((2, 2 * 86_400), (0.9, None)):
+        with monkeypatch.context() as patched:
+            patched.setattr("tasks.drain.loop.datetime", shifted(timedelta(days=days)))
+            clock = only(site.drain(topic)).clock
+        assert (clock and round(clock / 60) * 60) == seconds
+    assert "s ahead of the clock" in caplog.text
+    assert "unless nothing was archived for so long" in caplog.text
+
+
 # --- limits
 
 

@@ -1,6 +1,7 @@
 """An expiry is signed before anything is deleted, so verification can always tell it from loss."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,10 +26,13 @@ from custody.verify.report import Report
 from custody.verify.run import verify
 from flows.summaries import audit_summary
 from tasks.audit.plan import Request, plan_audit
+from tasks.roll.clock import History
 from tasks.roll.expire import expire
 from tasks.roll.record import Action, record
+from tasks.roll.run import roll_all
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.audit import audit
+from tests.helpers.environment import shifted
 from tests.helpers.reading import anything
 from tests.helpers.sample import Growing
 from tests.servers.s3 import SeaweedServer
@@ -316,6 +320,89 @@ def test_a_clock_that_is_ahead_ends_nothing(growing: Growing) -> None:
     assert (refused.what, refused.outcome) == ("expire", "refused")
     assert "the host's clock says" in refused.why
     assert sorted(growing.folder.rglob("*")) == before
+
+
+AHEAD = timedelta(days=2600)
+"""How far ahead a wrong clock is: more than the retention."""
+
+
+def signed_ahead(growing: Growing, given: Settings, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a host whose clock is ahead roll, audit, or write a heartbeat into the archive, which is a folder."""
+    before = set(growing.folder.rglob("*"))
+    with monkeypatch.context() as patched:
+        for module in ("tasks.roll.record", "tasks.audit.conclude"):
+            patched.setattr(f"{module}.datetime", shifted(AHEAD))
+        if kind == "roll":
+            roll_all(given, datetime.now(UTC) + AHEAD)
+        elif kind == "audit":
+            audit(given, datetime.now(UTC) + AHEAD)
+        else:
+            growing.heartbeat(datetime.now(UTC) + AHEAD)
+    for path in set(growing.folder.rglob("*")) - before:
+        os.utime(path, ((NOW + AHEAD).timestamp(),) * 2)
+
+
+@pytest.mark.parametrize("audited", [False, True])
+@pytest.mark.parametrize(
+    "steps",
+    ["roll", "roll roll", "heartbeat", "audit", "roll heartbeat", "audit heartbeat", "heartbeat audit roll heartbeat"],
+)
+def test_signing_makes_no_clock_right(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch, steps: str, *, audited: bool
+) -> None:
+    """Whatever a host with a clock far ahead signs, its next rolls delete nothing.
+
+    Once its clock is right, evidence expires again without an operator, and no young evidence does.
+    """
+    given = settings(growing, days=2555)
+    if audited:
+        audit(given)
+    for step in steps.split():
+        signed_ahead(growing, given, step, monkeypatch)
+    for _ in range(2):
+        assert {one.outcome for one in roll_all(given, datetime.now(UTC) + AHEAD)} == {"refused"}
+        assert len(segments(growing)) == 4
+    assert list(expire(given, NOW)) == []
+    actions = list(expire(settings(growing), NOW))
+    assert [(one.what, one.outcome) for one in actions] == [("expire", "done")] + [("delete", "done")] * 4
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_a_confirmed_clock_is_believed_later(growing: Growing, monkeypatch: pytest.MonkeyPatch, signed: int) -> None:
+    """After a long silence an operator confirms the clock once. Later rolls believe what is signed from then on."""
+    given = settings(growing)
+    audit(given)
+    for _ in range(signed):
+        signed_ahead(growing, given, "heartbeat", monkeypatch)
+    later = NOW + AHEAD
+    with monkeypatch.context() as patched:
+        for module in ("tasks.roll.record", "tasks.audit.conclude"):
+            patched.setattr(f"{module}.datetime", shifted(AHEAD))
+        assert {one.outcome for one in roll_all(given, later)} == {"refused"}
+        roll_all(given, later, confirm_clock=True)
+        assert segments(growing) == []
+        growing.heartbeat(later + timedelta(hours=1))
+        audit(given, later + timedelta(hours=1))
+        growing.append(1)
+        os.utime(max((growing.folder / "manifests").rglob("*.json")), ((later + AHEAD).timestamp(),) * 2)
+        # The expiry itself is old by now.
+        assert {one.outcome for one in roll_all(given, later + timedelta(hours=2))} <= {"done"}
+
+
+def test_audits_that_failed_for_days(tmp_path: Path) -> None:
+    """Days without an audit are no jump, if statements were written meanwhile."""
+    made = clocked(tmp_path)
+    append_at(made, NOW - timedelta(days=10))
+    given = settings(made, days=9)
+    audit(given)
+    for hours in range(24 * 4, -1, -12):
+        made.heartbeat(NOW + timedelta(days=4) - timedelta(hours=hours))
+    store, trust = open_store(given.archive), given.own_trust()
+    log = Log("audit.grows", 0)
+    history = History(store, read_archive(store), trust, {log: find_tip(store, log, anything)})
+    history.follow(1, NOW + timedelta(days=4))
+    assert history.believes(NOW + timedelta(days=4))
+    assert not history.believes(NOW + timedelta(days=6))
 
 
 def test_the_earliest_clock_counts(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from tasks.search.documents import index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
 from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
+from tests.helpers.environment import shifted
 from tests.helpers.reading import anything
 from tests.helpers.roll import LATER, NOW, roll
 from tests.helpers.sample import Growing
@@ -129,17 +130,39 @@ def test_what_is_not_seen_yet_is_there(growing: Growing, given: Settings, search
     assert {one.outcome for one in roll_indices(given, LATER) if one.target == today} == {"refused"}
 
 
-def test_a_clock_that_is_ahead_deletes_no_index(given: Settings, search: Search) -> None:
-    """A host whose clock is far ahead of all others deletes no index, until an operator confirms the clock."""
+def test_a_clock_that_is_ahead_deletes_no_index(
+    given: Settings, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose clock is far ahead of all others deletes no index, until an operator confirms the clock.
+
+    Its own refusals, which it signs with its time, do not make the clock right.
+    """
     audit(given)
     before = daily_indices(search)
-    kept = [one for one in roll_all(given, LATER) if one.what == "delete"]
-    assert {(one.target, one.outcome, "--confirm-clock" in one.why) for one in kept} == {
-        (name, "refused", True) for name in before
-    }
+    monkeypatch.setattr("tasks.roll.record.datetime", shifted(LATER - NOW))
+    for _ in range(3):
+        kept = [one for one in roll_all(given, LATER) if one.what == "delete"]
+        assert {(one.target, one.outcome, "--confirm-clock" in one.why) for one in kept} >= {
+            (name, "refused", True) for name in before
+        }
+        assert {one.outcome for one in kept} == {"refused"}
     assert before <= daily_indices(search)
     gone = [one for one in roll_all(given, LATER, confirm_clock=True) if one.what == "delete"]
     assert {one.target for one in gone if one.outcome == "done"} >= before
+    assert not before & daily_indices(search)
+
+
+def test_the_earliest_clock_counts_for_indices(
+    given: Settings, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index is old only if it is by every clock, also if another clock agrees with the host's."""
+    audit(given)
+    before = daily_indices(search)
+    monkeypatch.setattr("tasks.roll.run.read_clocks", lambda _: [LATER, NOW])
+    assert [one for one in roll_all(given, LATER) if one.what == "delete"] == []
+    assert before <= daily_indices(search)
+    monkeypatch.setattr("tasks.roll.run.read_clocks", lambda _: [LATER, LATER])
+    assert {one.outcome for one in roll_all(given, LATER) if one.target in before} == {"done"}
     assert not before & daily_indices(search)
 
 
