@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from custody.errors import CustodyError, SourceRefused, TransientSourceError
+from custody.errors import CustodyError, SourceError, SourceRefused, TransientSourceError
 from custody.query.connect import connect
 from custody.store.open import open_store
 from custody.verify.run import verify
-from tasks.drain.kafka import Broker, Topic
+from tasks.drain.kafka import Bounds, Broker, Topic
 from tasks.drain.status import read_status
 from tasks.roll.run import roll_all
 from tasks.search.index import index_logs
@@ -226,10 +226,7 @@ def verified(custody: Command, *arguments: str) -> tuple[int, list[dict[str, Any
 def test_a_refusing_kafka(local: tuple[Command, int, str], monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """A broker that refuses a call costs no verdict on the archive, and what else can be compared is compared."""
     custody, expected, key = local
-
-    def refuse(*_: object) -> None:
-        raise SourceRefused("the broker said no")
-
+    refuse = raising(SourceRefused("the broker said no"))
     # The topic has another id, unless its bounds are asked for.
     topic = Topic("audit.events", "topic-id" if call == "bounds" else "another", 1)
     for name, answer in {"cluster": "cluster", "topics": [topic], "remembered": [], "bounds": None}.items():
@@ -256,3 +253,68 @@ def test_a_refusing_kms(local: tuple[Command, int, str], fake_kms: FakeKms, oper
     code, (one,) = verified(custody, "--keys", alias)
     assert code == expected
     assert operation in one["message"]
+
+
+def spoil(settings: Settings, how: str, monkeypatch: pytest.MonkeyPatch, fake_kms: FakeKms) -> Settings:
+    """Make something that heads are checked by unusable, and return the settings."""
+    file = Path(settings.archive, "archive.json")
+    match how:
+        case "KMS refused":
+            fake_kms.refused.add("DescribeKey")
+            monkeypatch.setenv("CUSTODY_KEYS", "aws-kms:///alias/statements")
+        case "no such keyring":
+            monkeypatch.setenv("CUSTODY_KEYS", "file:missing.json")
+        case "archive.json is garbage":
+            file.unlink()
+            file.write_bytes(b"garbage")
+        case "archive.json is gone":
+            file.unlink()
+    return Settings(archive=settings.archive)
+
+
+@pytest.mark.parametrize(
+    "how", ["KMS refused", "no such keyring", "archive.json is garbage", "archive.json is gone", "no key at all"]
+)
+def test_status_that_checks_no_head(
+    local: tuple[Command, int, str], monkeypatch: pytest.MonkeyPatch, fake_kms: FakeKms, how: str
+) -> None:
+    """Where keys or archive.json cannot be used, status says so. Only who names no key wants none."""
+    if how != "no key at all":
+        monkeypatch.setenv("CUSTODY_KEYS", local[2])
+    else:
+        Path("keyring.json").unlink()
+    monkeypatch.setattr(Broker, "cluster", raising(TransientSourceError("no answer")))
+    statuses = list(read_status(spoil(Settings(archive="archive"), how, monkeypatch, fake_kms)))
+    said = [status.problem for status in statuses if status.problem]
+    assert [str(problem).partition(":")[0] for problem in said] == ["heads are not checked"] * (how != "no key at all")
+    assert statuses[-1].size == 4
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise error
+
+    return refuse
+
+
+@pytest.mark.parametrize("call", ["cluster", "topics", "bounds", "disagreement"])
+@pytest.mark.parametrize("error", [SourceRefused, TransientSourceError])
+def test_status_of_a_refusing_kafka(
+    local: tuple[Command, int, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    error: type[SourceError],
+) -> None:
+    """A broker that refuses is a problem. One that does not answer leaves the lag unknown, with a warning."""
+    monkeypatch.setenv("CUSTODY_KEYS", local[2])
+    topics = [Topic("audit.events", "topic-id", 1)]
+    answers = {"cluster": "cluster", "topics": topics, "bounds": Bounds(0, 10**6, 10**6), "disagreement": None}
+    for name, answer in answers.items():
+        refused = raising(error("the broker said no"))
+        monkeypatch.setattr(Broker, name, refused if name == call else lambda *_, answer=answer: answer)
+    statuses = list(read_status(Settings(archive="archive")))
+    said = [status.problem for status in statuses if status.problem]
+    assert ["the broker said no" in str(problem) for problem in said] == [True] * (error is SourceRefused)
+    assert ("the broker said no" in caplog.text) == (error is TransientSourceError)
+    assert (statuses[-1].size, statuses[-1].lag) == (4, None)
