@@ -14,6 +14,7 @@ from custody.query.connect import connect
 from custody.store.open import open_store
 from custody.verify.run import verify
 from tasks.drain.kafka import Bounds, Broker, Topic
+from tasks.drain.run import find_partitions
 from tasks.drain.status import read_status
 from tasks.roll.run import roll_all
 from tasks.search.index import index_logs
@@ -318,3 +319,18 @@ def test_status_of_a_refusing_kafka(
     assert ["the broker said no" in str(problem) for problem in said] == [True] * (error is SourceRefused)
     assert ("the broker said no" in caplog.text) == (error is TransientSourceError)
     assert (statuses[-1].size, statuses[-1].lag) == (4, None)
+
+
+@pytest.mark.parametrize("data", [b"garbage", None])
+def test_a_vanished_topic_without_a_readable_statement(
+    local: tuple[Command, int, str], monkeypatch: pytest.MonkeyPatch, data: bytes | None
+) -> None:
+    """A log whose first statement does not count was in Kafka: it is missed, and the other logs are drained."""
+    monkeypatch.setenv("CUSTODY_KEYS", local[2])
+    monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", "^.*")
+    first = Path("archive/manifests/audit.events/0") / f"{0:012}.json"
+    forged = first.read_bytes().replace(b'"cluster":"cluster"', b'"cluster":"direct"') if data is None else data
+    first.unlink()
+    first.write_bytes(forged)
+    monkeypatch.setattr(Broker, "topics", lambda *_: [Topic("other", "id", 1)])
+    assert find_partitions(Settings(archive="archive")) == [("other", 0), ("audit.events", 0)]
