@@ -288,7 +288,7 @@ class Settings(BaseSettings):
     def trust_at_hand(self) -> "Trust":
         """Return what a reader trusts, or an empty trust if the keys are not available. Reading needs no key.
 
-        It is `own_trust`. If `trust` is set and `keys` is not, it is only `trust.json`, as for `custody verify`.
+        It is `own_trust`. If `trust` is set, and `keys` is not or cannot be opened, it is only `trust.json`.
         """
         from custody.keys.trust import Trust, open_trust
 
@@ -298,6 +298,11 @@ class Settings(BaseSettings):
                 return open_trust([], self.trust, self.passphrase(), self.checkpoint_keys)
             return self.own_trust()
         except (ConfigurationError, SigningError) as error:
+            if self.trust:
+                with contextlib.suppress(ConfigurationError):
+                    trust = open_trust([], self.trust)
+                    logger.warning("only the keys in %s are used, because the others cannot be: %s", self.trust, error)
+                    return trust
             # The default keyring need not be there.
             if named or isinstance(error, SigningError):
                 logger.warning("unverified: signatures are not checked, because the keys cannot be used: %s", error)

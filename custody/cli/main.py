@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -252,6 +253,7 @@ def verify(
     from rich.text import Text
 
     from custody.cli import render
+    from custody.findings import finding
     from custody.store.open import open_store
     from custody.store.protocol import is_local
     from custody.verify import run as verifying
@@ -264,7 +266,9 @@ def verify(
     # Each worker process would import them again for itself.
     clients = [] if is_local(store) else ["boto3"]
     multiprocessing.set_forkserver_preload([verifying.__name__, *clients])
-    trusted = _open_trust(settings, keys, store.url)
+    refused: list[CustodyError] = []
+    trusted = _open_trust(settings, keys, store.url, refused)
+    compared = operators.load("tasks.audit.recheck", asked).recheck(settings, store, trusted) if kafka else ()
     notes = [note for path in checkpoint or () for note in _read_notes(path)]
     with render.verification_progress() as progress:
         report = verifying.verify(
@@ -277,7 +281,7 @@ def verify(
             progress=progress,
             scope=Scope(contents=not chain_only),
             protection=settings.protection(),
-            others=operators.load("tasks.audit.recheck", asked).recheck(settings, store, trusted) if kafka else (),
+            others=chain((finding("unreadable", f"a key cannot be used: {error}") for error in refused), compared),
             notes=notes,
         )
     if as_json:
@@ -290,8 +294,14 @@ def verify(
     raise typer.Exit(report.exit_code)
 
 
-def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -> "Trust":
+def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str, refused: list[CustodyError]) -> "Trust":
     """Return what to verify with: the keys given, else those of the settings if set, or if there is no trust.json.
+
+    Args:
+        settings: the settings.
+        given: URIs of the keys that were given.
+        archive: URL of the archive, which must not contain any trusted file.
+        refused: gets an error for each key that KMS refuses. The other keys are still used.
 
     Raises:
         ConfigurationError: there are no keys, or a file is in the archive, where an attacker could have put it.
@@ -314,7 +324,7 @@ def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str) -
             )
     named = [*map(keyring_path, [*uris, *([own] if own else [])]), settings.trust, settings.state]
     refuse_inside(archive, [path for path in named if path])
-    return open_trust(uris, settings.trust, settings.passphrase(), own)
+    return open_trust(uris, settings.trust, settings.passphrase(), own, refused)
 
 
 def _read_notes(path: Path) -> list[bytes]:

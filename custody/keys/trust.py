@@ -22,7 +22,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from custody.errors import ConfigurationError, FormatError, KeyUnavailable, SignatureInvalid
+from custody.errors import ConfigurationError, CustodyError, FormatError, KeyUnavailable, SignatureInvalid
 from custody.findings import Accepted
 from custody.format.archive_file import Days, Pin
 from custody.format.envelope import Algorithm, HeadRef, Hex, Int, Uuid
@@ -139,6 +139,7 @@ def open_trust(
     trust: Path | None = None,
     passphrase: str | None = None,
     checkpoint_keys: str | None = None,
+    refused: list[CustodyError] | None = None,
 ) -> Trust:
     """Merge keyrings, KMS keys and a `trust.json` into what a verifier trusts.
 
@@ -149,6 +150,7 @@ def open_trust(
         trust: path of a `trust.json`.
         passphrase: decrypts encrypted keyrings.
         checkpoint_keys: URI of a keyring or KMS key whose Ed25519 keys and leaf secrets are also trusted.
+        refused: gets the error for each key that KMS does not resolve, and the other keys are trusted. None: raise it.
 
     Raises:
         ConfigurationError: a source cannot be used, or two contradict each other.
@@ -159,8 +161,15 @@ def open_trust(
     if any(split_uri(uri)[0] == "aws-kms" for uri in keys):
         merged = {key.id: _ask_kms(key) for key in merged.values()}
     for uri, all_of_it in [*((uri, True) for uri in keys), *([(checkpoint_keys, False)] if checkpoint_keys else [])]:
-        # An ARN needs no look-up: an auditor may have permission only to verify.
-        for key in open_keys(uri, passphrase, resolve=not all_of_it):
+        try:
+            # An ARN needs no look-up: an auditor may have permission only to verify.
+            keys_of_uri = open_keys(uri, passphrase, resolve=not all_of_it)
+        except KeyUnavailable as error:
+            if refused is None:
+                raise
+            refused.append(error)
+            continue
+        for key in keys_of_uri:
             if isinstance(key, LeafKey):
                 if leaves.setdefault(key.key_id, key.secret) != key.secret:
                     raise two_keys(key.key_id, _SOURCES)

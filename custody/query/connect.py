@@ -18,6 +18,7 @@ import json
 import logging
 import tempfile
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -187,7 +188,7 @@ class _Loader:
         """SHA-256 of tables in signed lists, by key."""
         self._heads: dict[str, list[tuple[int, str]]] = {}
         """Sizes of logs in audits that count, and which audit it is."""
-        self._unchecked = 0
+        self._unchecked: Counter[Log] = Counter()
         self._files: list[str] = []
         """Temporary Parquet files."""
 
@@ -226,9 +227,9 @@ class _Loader:
                 None,
                 "no keys are at hand, so no signature was checked; set `keys`, or `trust`",
             )
-        elif self._unchecked:
-            message = f"{self._unchecked} signatures could not be checked with the keys at hand"
-            self._warn("unverified", None, message)
+        for of, unchecked in (+self._unchecked).items():
+            if self._trust.keys:
+                self._warn("unverified", of, f"{unchecked} signatures could not be checked with the keys at hand")
         self._warnings.sort(key=lambda row: row[0] != "unverified")
         table = _Table(self._connection, "warnings")
         for kind, log, message in self._warnings:
@@ -276,7 +277,7 @@ class _Loader:
                 missing.append((size, begin))
             size = sequence + 1
             yield sequence, entry
-        self._unchecked += judge.unchecked
+        self._unchecked[log] += judge.unchecked
         if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
             missing.append((size, last))
         if missing:

@@ -60,29 +60,36 @@ class Beneath:
 
 def look_beneath(store: Store, protection: Protection, findings: Findings) -> Beneath:
     """Find overwritten and deleted objects and their first versions. Report problems with the bucket's rules."""
+    first: dict[str, Version] = {}
+    history: list[tuple[str, Finding]] = []
     try:
-        first, history = _originals(store)
-        rules = lifecycle.rules() if (lifecycle := store.capabilities.lifecycle) else None
+        _find_originals(store, first, history)
     except CustodyError as error:
-        message = f"the bucket's versions and lifecycle rules cannot be read: {error}"
-        findings.add(finding("unreadable", message, key=""))
-        return Beneath(store)
-    # The prefix of the archive's keys in its bucket, empty or ending in a slash.
-    root = "/".join([*store.url.removeprefix("s3://").split("/")[1:], ""])
-    for problem in check_rules(rules, root, protection.moves) if rules is not None else ():
-        findings.report("lifecycle", problem.message, key=problem.key, expected=problem.expected, found=problem.found)
+        # What was listed before the error counts.
+        findings.add(finding("unreadable", f"the bucket's versions cannot be read: {error}", key=""))
+    _check_lifecycle(store, protection, findings)
     versions = store.capabilities.versions
     return Beneath(versions.at_versions(first) if first and versions else store, frozenset(first), history)
 
 
-def _originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Finding]]]:
-    """Return the first version of each key that has a history, and findings with their keys.
+def _check_lifecycle(store: Store, protection: Protection, findings: Findings) -> None:
+    try:
+        rules = lifecycle.rules() if (lifecycle := store.capabilities.lifecycle) else None
+    except CustodyError as error:
+        findings.add(finding("unreadable", f"the bucket's lifecycle rules cannot be read: {error}", key=""))
+        return
+    # The prefix of the archive's keys in its bucket, empty or ending in a slash.
+    root = "/".join([*store.url.removeprefix("s3://").split("/")[1:], ""])
+    for problem in check_rules(rules, root, protection.moves) if rules is not None else ():
+        findings.report("lifecycle", problem.message, key=problem.key, expected=problem.expected, found=problem.found)
+
+
+def _find_originals(store: Store, first: dict[str, Version], findings: list[tuple[str, Finding]]) -> None:
+    """Add the first version of each key that has a history, and findings with their keys.
 
     Raises:
-        StoreError: the versions cannot be listed.
+        StoreError: the versions cannot be listed further. What was listed is added.
     """
-    first: dict[str, Version] = {}
-    findings: list[tuple[str, Finding]] = []
     kept = store.capabilities.versions
     for key, history in groupby(kept.history() if kept else (), attrgetter("key")):
         if not key.startswith(layout.EVIDENCE):
@@ -106,7 +113,6 @@ def _originals(store: Store) -> tuple[dict[str, Version], list[tuple[str, Findin
             described = _described(versions)
             overwritten = finding("version", message, key=key, expected="one version", found=described, sha256=digest)
             findings.append((key, overwritten))
-    return first, findings
 
 
 def _described(versions: Sequence[Version]) -> str:

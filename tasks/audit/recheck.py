@@ -28,7 +28,7 @@ from confluent_kafka import TopicPartition
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive, read_batch
 from custody.archive.trusted import Judge
-from custody.errors import FormatError, ObjectMissing, SourceError, StoreError
+from custody.errors import CustodyError, FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest
 from custody.format import layout
 from custody.format.layout import Log
@@ -54,17 +54,21 @@ _SILENT_POLLS = 30
 
 
 def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]:
-    """Compare an archive with the broker, and yield findings.
+    """Compare an archive with the broker, and yield findings. What cannot be compared is `unreadable`.
 
     Args:
         settings: the settings of Kafka.
         store: the archive.
         trust: keys that may have signed a head in a committed offset.
-
-    Raises:
-        SourceError: Kafka does not answer.
-        StoreError: the archive's storage does not answer.
     """
+    try:
+        yield from _recheck(settings, store, trust)
+    except CustodyError as error:
+        # It runs after everything was read: an error here must not cost the verdict on the archive.
+        yield finding("unreadable", f"the archive cannot be compared with the broker: {error}")
+
+
+def _recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]:
     archive = read_archive(store).id
     logs = list_logs(store)
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
@@ -77,6 +81,10 @@ def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]
                     is_newest = end is ends[-1]
                     if is_newest:
                         yield from _went_back(broker, archive, trust, end)
+                except CustodyError as error:
+                    message = f"the head in the group's committed offset cannot be read: {error}"
+                    yield finding("unreadable", message, log=str(end.log))
+                try:
                     changed = find_change(broker, cluster, topics.get(end.log.topic), end.log, end.newest)
                     if changed is None:
                         start = broker.bounds(end.log.topic, end.log.partition).start
@@ -84,7 +92,7 @@ def recheck(settings: Settings, store: Store, trust: Trust) -> Iterator[Finding]
                         yield from _differences(store, end.log, records, start, end.head.size, end.judge.stands)
                     elif is_newest:
                         yield changed
-                except (SourceError, StoreError) as error:
+                except CustodyError as error:
                     message = f"the log cannot be compared with the broker: {error}"
                     yield finding("unreadable", message, log=str(end.log))
 

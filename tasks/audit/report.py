@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbconvert import HTMLExporter
 
 from custody.errors import ConfigurationError, CustodyError
+from custody.keys.open import open_public
+from custody.keys.trust_file import encode
+from tasks.settings import Settings
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 _SECONDS = 600
@@ -18,12 +22,13 @@ _SECRET = ("CUSTODY_KEYRING_PASSPHRASE", "CUSTODY_KAFKA", "CUSTODY_SEARCH", "CUS
 """Starts of the names of variables that may hold secrets of others than the archive's store."""
 
 
-def execute(name: str, archive: str) -> Any:
+def execute(name: str, archive: str, settings: Settings | None = None) -> Any:
     """Execute a notebook of `notebooks/`, and return it with its outputs.
 
     Args:
         name: `integrity` or `activity`.
         archive: the value for its variable `archive`.
+        settings: if their keyring has a passphrase, the notebook gets the public keys, and checks signatures by them.
 
     Raises:
         ConfigurationError: there is no such notebook, or it has no such variable.
@@ -40,11 +45,18 @@ def execute(name: str, archive: str) -> Any:
     client = NotebookClient(
         notebook, timeout=_SECONDS, kernel_name="python3", resources={"metadata": {"path": Path.cwd()}}
     )
+    # A notebook signs nothing and asks no server, so its kernel gets no passphrase and no credentials of servers.
+    given = {name: value for name, value in os.environ.items() if not name.upper().startswith(_SECRET)}
+    given["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     try:
-        # A notebook signs nothing and asks no server, so its kernel gets no passphrase and no credentials of servers.
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_SECRET)}
-        # With its own event loop: nbclient starts none in a process that has one already, such as a flow's.
-        asyncio.run(client.async_execute(env={**kept, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}))
+        with tempfile.TemporaryDirectory(prefix="custody-report-") as folder:
+            if settings and settings.keyring_passphrase and not settings.trust:
+                public = Path(folder, "trust.json")
+                keys = open_public(settings.keys, settings.passphrase(), settings.checkpoint_keys)
+                public.write_bytes(encode(None, keys))
+                given["CUSTODY_TRUST"] = str(public)
+            # With its own event loop: nbclient starts none in a process that has one already, such as a flow's.
+            asyncio.run(client.async_execute(env=given))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         raise CustodyError(f"the notebook {name!r} failed: {reason[:2000]}") from None

@@ -55,4 +55,4 @@ def report(sequence: int) -> str:
     from tasks.audit.report import execute, to_html
 
     settings = Settings()
-    return put_report(settings, sequence, to_html(execute("integrity", settings.archive)))
+    return put_report(settings, sequence, to_html(execute("integrity", settings.archive, settings)))

@@ -23,8 +23,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from custody.archive.reader import list_logs, read_manifest
-from custody.errors import FormatError, ObjectMissing
+from custody.archive.forms import statements_of
+from custody.archive.reader import list_logs, read_archive, read_manifest
+from custody.archive.trusted import Judge
+from custody.errors import CustodyError
 from custody.format.layout import Log
 from custody.store.open import open_store
 from custody.store.protocol import Store
@@ -58,21 +60,22 @@ def find_partitions(settings: Settings) -> list[TopicPartition]:
     with Broker(settings.kafka.librdkafka(), settings.kafka.group) as broker:
         topics = broker.topics(wanted)
     existing = [(topic.name, partition) for topic in topics for partition in range(topic.partitions)]
-    names = {topic.name for topic in topics}
+    known, names = set(existing), {topic.name for topic in topics}
     missing = {(name, 0) for name in wanted if not name.startswith("^") and name not in names}
     with closing(open_store(settings.archive, settings.s3)) as store:
         for log in list_logs(store):
             partition = (log.topic, log.partition)
-            if partition not in existing and is_wanted(log.topic, wanted) and not _is_direct(store, log):
+            if partition not in known and is_wanted(log.topic, wanted) and not _is_direct(settings, store, log):
                 missing.add(partition)
     return [*existing, *sorted(missing)]
 
 
-def _is_direct(store: Store, log: Log) -> bool:
-    """Return whether a log was never in Kafka. One that cannot be read was."""
+def _is_direct(settings: Settings, store: Store, log: Log) -> bool:
+    """Return whether a log was never in Kafka. Only a statement that counts says so: without one, it was."""
     try:
-        return read_manifest(store, log, 0, lambda *_: True).statement.log.cluster == DIRECT
-    except (FormatError, ObjectMissing):
+        holds = Judge(store, log, statements_of(log), read_archive(store).id, settings.own_trust()).holds
+        return read_manifest(store, log, 0, holds).statement.log.cluster == DIRECT
+    except CustodyError:
         return False
 
 

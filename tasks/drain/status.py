@@ -1,7 +1,8 @@
 """The status of each log: its head in the archive, and how far that is behind Kafka."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -13,17 +14,16 @@ from custody.archive.trusted import Judge, check_archive, standing
 from custody.errors import (
     ConfigurationError,
     CustodyError,
-    FormatError,
     HeadRollback,
-    ObjectMissing,
-    SigningError,
     SourceError,
-    TerminalStoreError,
+    TransientSourceError,
+    TransientStoreError,
 )
 from custody.findings import Finding, finding
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
+from custody.keys.open import keyring_path
 from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
@@ -31,6 +31,8 @@ from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
 from tasks.drain.kafka import DIRECT, Broker, Topic
 from tasks.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
     """Yield the status of each log of the archive. Neither Kafka nor a key is required.
 
     With keys, a log's head is the newest one that they signed, and a log that lacks statements has a problem. Without
-    keys, signatures are not checked.
+    keys, signatures are not checked. What is refused is a problem: of `archive.json`, of `kafka`, or of a log.
 
     Raises:
         StoreError: the archive's storage does not answer.
@@ -77,9 +79,13 @@ def read_status(settings: Settings) -> Iterator[LogStatus]:
             yield LogStatus(layout.ARCHIVE, problem=f"heads are not checked: {problem}")
         logs = named_logs(store, heads)
         cluster, topics = None, {}
-        with suppress(SourceError):
-            cluster = broker.cluster()
+        try:
             topics = {topic.name: topic for topic in broker.topics(sorted({log.topic for log in logs}))}
+            cluster = broker.cluster()
+        except TransientSourceError as error:
+            logger.warning("the lag is not known: %s", error)
+        except SourceError as error:
+            yield LogStatus("kafka", problem=f"the lag is not known: {error}")
         for _, epochs in groupby(logs, key=lambda log: (log.topic, log.partition)):
             statuses = list(filter(None, (_status(find, log) for log in epochs)))
             # Only a statement shows that there is a later epoch.
@@ -117,8 +123,11 @@ def _compare(
         if changed is None:
             end = broker.bounds(log.topic, log.partition).end
             return replace(status, lag=max(0, end - newest.next_offset))
-    except SourceError:
+    except TransientSourceError as error:
+        logger.warning("%s: the lag is not known: %s", log, error)
         return status
+    except SourceError as error:
+        return replace(status, problem=f"the log cannot be compared with Kafka: {error}")
     differs = f" (archived: {changed.expected}; now: {changed.found})" if changed.found else ""
     return replace(status, problem=f"{changed.message}{differs}. {changed.action}")
 
@@ -162,16 +171,23 @@ def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, new
 def _finder(
     settings: Settings, store: Store
 ) -> tuple[Callable[[Log], Tip[Manifest]], Mapping[str, KnownHead], str | None]:
-    """Return a function that finds where a log ends, the heads that audits know, and what the store refuses."""
-    refused = None
+    """Return a function that finds where a log ends, the heads that audits know, and why heads are not checked.
+
+    Raises:
+        TransientStoreError: the archive's storage does not answer.
+    """
     try:
-        file, trust = read_archive(store), settings.own_trust()
+        file = read_archive(store)
+        trust = settings.own_trust()
         problem = check_archive(file, trust)
         heads = {} if problem else read_audited_heads(store, file.id, trust)
-    except (ConfigurationError, SigningError, FormatError, ObjectMissing):
-        pass
-    except TerminalStoreError as error:
-        refused = str(error)
+    except TransientStoreError:
+        raise
+    except CustodyError as error:
+        # The default keyring need not be there.
+        unset = isinstance(error, ConfigurationError) and not settings.model_fields_set & {"keys", "checkpoint_keys"}
+        keyring = keyring_path(settings.keys)
+        refused = None if unset and keyring and not keyring.exists() else str(error)
     else:
 
         def find(log: Log) -> Tip[Manifest]:

@@ -1,26 +1,31 @@
 """Being refused a look is never tampering and never success: each prefix and kind of call is refused in turn."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from custody.errors import CustodyError, TransientSourceError
+from custody.errors import CustodyError, SourceError, SourceRefused, TransientSourceError
 from custody.query.connect import connect
 from custody.store.open import open_store
 from custody.verify.run import verify
-from tasks.drain.kafka import Broker
+from tasks.drain.kafka import Bounds, Broker, Topic
+from tasks.drain.run import find_partitions
 from tasks.drain.status import read_status
 from tasks.roll.run import roll_all
 from tasks.search.index import index_logs
 from tasks.settings import AuditSettings, SearchSettings, Settings
 from tests.helpers.audit import audit
+from tests.helpers.commands import Command
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing, make_archive
 from tests.helpers.search import delete_indices, documents, now_event
 from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.kms import FakeKms
 from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.s3 import SeaweedServer
 
@@ -52,6 +57,20 @@ def uploaded(seaweed: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -
             key = f"audit/{path.relative_to(sample.folder)}"
             client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
     return f"s3://{bucket}/audit", sample.keyring
+
+
+@pytest.fixture(scope="module")
+def overwritten(uploaded: tuple[str, Path], seaweed: SeaweedServer) -> str:
+    """A copy of the archive in a bucket of its own. There, a segment was put over."""
+    source, bucket = uploaded[0].removeprefix("s3://").partition("/")[0], seaweed.make_bucket(versioned=True)
+    with closing(seaweed.client()) as client:
+        keys = [item["Key"] for item in client.list_objects_v2(Bucket=source)["Contents"]]
+        for key in keys:
+            data = client.get_object(Bucket=source, Key=key)["Body"].read()
+            client.put_object(Bucket=bucket, Key=key, Body=data)
+        segment = next(key for key in keys if key.startswith("audit/events/"))
+        client.put_object(Bucket=bucket, Key=segment, Body=b"something else")
+    return f"s3://{bucket}/audit"
 
 
 @pytest.fixture
@@ -103,6 +122,22 @@ def test_a_refusing_store(behind: tuple[Settings, FaultyProxy], part: str) -> No
     # Whoever may not look writes no audit that is clean.
     (written,) = said_by(lambda: [f"exit code {audit(given, full=True).exit_code}"])
     assert "403" in written or written == "exit code 12"
+
+
+@pytest.mark.parametrize("part", STORE)
+def test_a_refusing_store_of_a_tampered_archive(
+    behind: tuple[Settings, FaultyProxy], overwritten: str, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Whatever else is refused, an object that was put over is found. Without versions, what is there now is judged."""
+    _, proxy = behind
+    monkeypatch.setenv("CUSTODY_ARCHIVE", overwritten)
+    given = Settings()
+    proxy.reset(always=REFUSED, part=STORE[part])
+    code, findings = judge(given)
+    assert any(one.startswith("unreadable ") and "403" in one for one in findings), findings
+    assert code == (12 if part == "everything" else 13), findings
+    named = any(one.startswith("version ") for one in findings)
+    assert named or part in {"versions", "everything"}, findings
 
 
 @pytest.mark.parametrize("part", ["archive.json", "manifests", "events", "listings", "everything"])
@@ -167,3 +202,135 @@ def test_a_refusing_elasticsearch(tmp_path: Path, elastic: ElasticsearchServer, 
         assert len(documents(given)) == 15
         assert audit(given, full=True).counts["rejected"] == 0
         delete_indices(given)
+
+
+@pytest.fixture(params=["sound", "tampered"])
+def local(request: pytest.FixtureRequest, tmp_path: Path, custody: Command) -> tuple[Command, int, str]:
+    """The command line beside an archive, the exit code for it when something is refused, and its key's URI."""
+    sample = make_archive(tmp_path)
+    if request.param == "tampered":
+        segment = next((sample.folder / "events").rglob("*.gz"))
+        segment.chmod(0o644)
+        segment.write_bytes(b"something else")
+    return custody, 12 if request.param == "sound" else 13, f"file:{sample.keyring}"
+
+
+def verified(custody: Command, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    """Return the exit code of `custody verify`, and its findings that are `unreadable`. It must give a verdict."""
+    done = custody("verify", "archive", *arguments, "--json")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert any(line["kind"] == "verdict" for line in lines), done.err
+    return done.code, [line for line in lines if line.get("finding") == "unreadable"]
+
+
+@pytest.mark.parametrize("call", ["cluster", "topics", "remembered", "bounds"])
+def test_a_refusing_kafka(local: tuple[Command, int, str], monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A broker that refuses a call costs no verdict on the archive, and what else can be compared is compared."""
+    custody, expected, key = local
+    refuse = raising(SourceRefused("the broker said no"))
+    # The topic has another id, unless its bounds are asked for.
+    topic = Topic("audit.events", "topic-id" if call == "bounds" else "another", 1)
+    for name, answer in {"cluster": "cluster", "topics": [topic], "remembered": [], "bounds": None}.items():
+        monkeypatch.setattr(Broker, name, refuse if name == call else lambda *_, answer=answer: answer)
+    code, unreadable = verified(custody, "--keys", key, "--kafka")
+    assert code == expected
+    assert any("the broker said no" in one["message"] for one in unreadable), unreadable
+    if call == "remembered":
+        out = custody("verify", "archive", "--keys", key, "--kafka", "--json").out
+        assert "topic-changed" in out
+
+
+@pytest.mark.parametrize("operation", ["DescribeKey", "GetPublicKey"])
+def test_a_refusing_kms(local: tuple[Command, int, str], fake_kms: FakeKms, operation: str) -> None:
+    """A key that KMS does not resolve is named, and the other keys still judge."""
+    custody, expected, key = local
+    alias = "aws-kms:///alias/checkpoints"
+    fake_kms.refused.add(operation)
+    for keys in ((alias, key), (key, alias)):
+        code, unreadable = verified(custody, *(word for uri in keys for word in ("--keys", uri)))
+        assert code == expected
+        (one,) = unreadable
+        assert f"KMS refused {operation}" in one["message"]
+    code, (one,) = verified(custody, "--keys", alias)
+    assert code == expected
+    assert operation in one["message"]
+
+
+def spoil(settings: Settings, how: str, monkeypatch: pytest.MonkeyPatch, fake_kms: FakeKms) -> Settings:
+    """Make something that heads are checked by unusable, and return the settings."""
+    file = Path(settings.archive, "archive.json")
+    match how:
+        case "KMS refused":
+            fake_kms.refused.add("DescribeKey")
+            monkeypatch.setenv("CUSTODY_KEYS", "aws-kms:///alias/statements")
+        case "no such keyring":
+            monkeypatch.setenv("CUSTODY_KEYS", "file:missing.json")
+        case "archive.json is garbage":
+            file.unlink()
+            file.write_bytes(b"garbage")
+        case "archive.json is gone":
+            file.unlink()
+    return Settings(archive=settings.archive)
+
+
+@pytest.mark.parametrize(
+    "how", ["KMS refused", "no such keyring", "archive.json is garbage", "archive.json is gone", "no key at all"]
+)
+def test_status_that_checks_no_head(
+    local: tuple[Command, int, str], monkeypatch: pytest.MonkeyPatch, fake_kms: FakeKms, how: str
+) -> None:
+    """Where keys or archive.json cannot be used, status says so. Only who names no key wants none."""
+    if how != "no key at all":
+        monkeypatch.setenv("CUSTODY_KEYS", local[2])
+    else:
+        Path("keyring.json").unlink()
+    monkeypatch.setattr(Broker, "cluster", raising(TransientSourceError("no answer")))
+    statuses = list(read_status(spoil(Settings(archive="archive"), how, monkeypatch, fake_kms)))
+    said = [status.problem for status in statuses if status.problem]
+    assert [str(problem).partition(":")[0] for problem in said] == ["heads are not checked"] * (how != "no key at all")
+    assert statuses[-1].size == 4
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise error
+
+    return refuse
+
+
+@pytest.mark.parametrize("call", ["cluster", "topics", "bounds", "disagreement"])
+@pytest.mark.parametrize("error", [SourceRefused, TransientSourceError])
+def test_status_of_a_refusing_kafka(
+    local: tuple[Command, int, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    error: type[SourceError],
+) -> None:
+    """A broker that refuses is a problem. One that does not answer leaves the lag unknown, with a warning."""
+    monkeypatch.setenv("CUSTODY_KEYS", local[2])
+    topics = [Topic("audit.events", "topic-id", 1)]
+    answers = {"cluster": "cluster", "topics": topics, "bounds": Bounds(0, 10**6, 10**6), "disagreement": None}
+    for name, answer in answers.items():
+        refused = raising(error("the broker said no"))
+        monkeypatch.setattr(Broker, name, refused if name == call else lambda *_, answer=answer: answer)
+    statuses = list(read_status(Settings(archive="archive")))
+    said = [status.problem for status in statuses if status.problem]
+    assert ["the broker said no" in str(problem) for problem in said] == [True] * (error is SourceRefused)
+    assert ("the broker said no" in caplog.text) == (error is TransientSourceError)
+    assert (statuses[-1].size, statuses[-1].lag) == (4, None)
+
+
+@pytest.mark.parametrize("data", [b"garbage", None])
+def test_a_vanished_topic_without_a_readable_statement(
+    local: tuple[Command, int, str], monkeypatch: pytest.MonkeyPatch, data: bytes | None
+) -> None:
+    """A log whose first statement does not count was in Kafka: it is missed, and the other logs are drained."""
+    monkeypatch.setenv("CUSTODY_KEYS", local[2])
+    monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", "^.*")
+    first = Path("archive/manifests/audit.events/0") / f"{0:012}.json"
+    forged = first.read_bytes().replace(b'"cluster":"cluster"', b'"cluster":"direct"') if data is None else data
+    first.unlink()
+    first.write_bytes(forged)
+    monkeypatch.setattr(Broker, "topics", lambda *_: [Topic("other", "id", 1)])
+    assert find_partitions(Settings(archive="archive")) == [("other", 0), ("audit.events", 0)]

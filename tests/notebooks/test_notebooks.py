@@ -16,6 +16,8 @@ from msgspec import structs
 from nbclient import NotebookClient
 
 from custody.errors import ConfigurationError, CustodyError
+from custody.keys.open import open_public
+from custody.keys.trust_file import encode
 from tasks.audit import report as notebooks
 from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
@@ -94,6 +96,27 @@ def test_the_kernel_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     notebooks.execute("integrity", str(tmp_path))
     assert "canary" not in given.values()
     assert given["CUSTODY_S3__REGION"] == "kept"
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["no trust.json", "trust.json"])
+def test_integrity_with_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool) -> None:
+    """With an encrypted keyring, the report of an audit is checked by the public keys, and so is not `unverified`."""
+    clear_settings(monkeypatch)
+    sample = make_archive(tmp_path, "correct horse")
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    monkeypatch.setenv("CUSTODY_KEYRING_PASSPHRASE", "correct horse")
+    if published:
+        keys = open_public(f"file:{sample.keyring}", "correct horse")
+        (tmp_path / "trust.json").write_bytes(encode(None, keys))
+        monkeypatch.setenv("CUSTODY_TRUST", str(tmp_path / "trust.json"))
+    settings = Settings(archive=str(sample.folder))
+    plan = plan_audit(settings, Request(), datetime.now(UTC))
+    conclude(settings, plan, list(verify_pieces(settings, plan, plan.pieces)))
+    shown = texts(notebooks.execute("integrity", str(sample.folder), settings))
+    assert "no keys are at hand" not in shown, shown
+    # HMACs of statements need the secret; the audit's Ed25519 signature does not.
+    assert "unverified: audit.events/0: 4 signatures could not be checked with the keys at hand" in shown
+    assert "Verdict: VERIFIED\n" in shown
 
 
 def test_integrity_of_damage(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class FakeKms:
     """Names of operations."""
     changed: dict[str, Any] = field(default_factory=dict)
     """Fields of answers that are other than they should be."""
+    refused: set[str] = field(default_factory=set)
+    """Operations that the client may not call."""
 
     @property
     def public(self) -> bytes:
@@ -58,6 +60,8 @@ class FakeKms:
     def answer(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
         """Answer a call."""
         self.asked.append(operation)
+        if operation in self.refused:
+            raise _RefusedError("AccessDeniedException")
         name = request["KeyId"]
         arn = next((arn for arn in (ED25519_ARN, HMAC_ARN) if name in {arn, arn.rpartition("/")[2]}), ALIASES.get(name))
         if arn is None:
