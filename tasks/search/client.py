@@ -9,6 +9,7 @@ from elastic_transport import ConnectionTimeout, SerializationError, TlsError
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 
 from custody.errors import ConfigurationError, SearchError, TransientSearchError
+from custody.store.protocol import legible
 from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30
@@ -153,4 +154,6 @@ def _reason(body: object) -> str:
     while isinstance(cause, Mapping):
         reasons.append(str(cause.get("reason")))
         cause = cause.get("caused_by")
-    return ": ".join(dict.fromkeys(reasons[:1] + reasons[-1:]))[:600] or str(cause or "no reason given")[:300]
+    return ": ".join(map(legible, dict.fromkeys(reasons[:1] + reasons[-1:]))) or legible(
+        str(cause or "no reason given")
+    )
