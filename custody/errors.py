@@ -51,7 +51,10 @@ __all__ = [
 
 
 class CustodyError(Exception):
-    """Any error that custody raises on purpose."""
+    """Any error that custody raises on purpose. Each argument is one problem, and is printed as one line."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ConfigurationError(CustodyError):

@@ -2,9 +2,10 @@
 
 Rules:
 - A wrong setting is a `ConfigurationError` with its name, its source and pydantic's message. A value that may be a
-  secret is never shown: not in an error, a repr or a dump.
+  secret is never shown: not in an error, a repr or a dump. Nor is a name that no setting could have.
 - `custody.toml` is read from the current folder, or from the path in `CUSTODY_CONFIG`, where it must exist. It is
-  refused if others own it, or may write to it or its folder: it names keys and what is trusted.
+  refused if others may write to it, or to a folder on its path: it names keys and what is trusted. One that is not
+  named is refused too if others own it or its folder.
 - No custody.toml, key, trust.json or state lies in the archive, where an attacker could have put it.
 - A connection on which others can read or change what is sent is warned of, once in each process.
 - Auditor and operator can share one `custody.toml`. Only the names of the sections that `tasks.settings` adds are known
@@ -12,15 +13,16 @@ Rules:
 - Names are taken from the models' fields, so that sections of a derived model get the same errors.
 """
 
-import contextlib
 import difflib
 import functools
-import ipaddress
+import grp
 import logging
 import os
+import pwd
+import re
 import stat
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -47,7 +49,7 @@ from pydantic_settings import (
 
 from custody.errors import ConfigurationError, CustodyError, SigningError
 from custody.format import limits
-from custody.store.protocol import S3Options
+from custody.store.protocol import READABLE, S3Options, is_plain
 from custody.verify.protection import Protection
 
 if TYPE_CHECKING:
@@ -89,6 +91,22 @@ def _without_credentials(value: str) -> str:
     return value
 
 
+def web_url(value: str) -> str:
+    """Return the URL of a server if it is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("want https://HOST or http://HOST:PORT")
+    return value
+
+
 def _key_uri(value: str) -> str:
     # Anything else may be a secret key, given here by mistake.
     if not value.startswith(("file:", "aws-kms:")):
@@ -104,7 +122,8 @@ def _not_here(value: Path) -> Path:
 
 def _check_s3(value: S3Options, info: ValidationInfo) -> S3Options:
     """Check the options, and set the lock's days to the life of evidence if they are not set."""
-    _without_credentials(value.endpoint_url or "")
+    if value.endpoint_url is not None:
+        web_url(_without_credentials(value.endpoint_url))
     if value.retention_mode is None and value.retention_days is not None:
         raise ValueError("retention_days needs a retention_mode: set it to GOVERNANCE or COMPLIANCE")
     tiers = info.data.get("tiers")
@@ -192,7 +211,7 @@ class Settings(BaseSettings):
             _check_variables(type(self))
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_explain(type(self), error, values)) from None
+            raise ConfigurationError(*_explain(type(self), error, values)) from None
         self._refuse_files_inside()
         for warning in self.insecure():
             _warn(warning)
@@ -219,7 +238,11 @@ class Settings(BaseSettings):
     def insecure(self) -> list[str]:
         """Return which connections others on the network can read or change."""
         url = self.s3.endpoint_url
-        return [f"s3.endpoint_url is http://: {_READABLE}; use https://"] if url and is_plain(url) else []
+        return [f"s3.endpoint_url is http://: {READABLE}; use https://"] if url and is_plain(url) else []
+
+    def trusted_files(self) -> list[Path | None]:
+        """Return the files, beside the keys, that say what is trusted."""
+        return [self.trust, self.state]
 
     def _refuse_files_inside(self) -> None:
         from custody.keys.open import keyring_path
@@ -227,7 +250,7 @@ class Settings(BaseSettings):
 
         if self.archive.lower().startswith("s3:"):
             return
-        files = [self.trust, self.state, _file() if _file().exists() else None]
+        files = [*self.trusted_files(), _file() if _file().exists() else None]
         for name, uri in (("keys", self.keys), ("checkpoint_keys", self.checkpoint_keys)):
             path = keyring_path(uri) if uri else None
             # The default may name a file that is not there, for somebody who stands in the archive.
@@ -323,22 +346,6 @@ class _Variables(EnvSettingsSource):
             return value
 
 
-_READABLE = "others on the network can read or change what is sent"
-
-
-def is_plain(url: str) -> bool:
-    """Return whether a URL is http:// to another machine."""
-    parts = urlsplit(url)
-    return parts.scheme.lower() == "http" and not is_loopback(parts.hostname or "")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host.lower() == "localhost"
-
-
 @functools.cache
 def _warn(text: str) -> None:
     logger.warning("%s", text)
@@ -366,8 +373,12 @@ def refuse_inside(archive: str, paths: Sequence[Path]) -> None:
 def _read_file() -> dict[str, Any]:
     path = _file()
     try:
-        with path.open("rb") as file:
-            _check_owners(path, os.fstat(file.fileno()))
+        # Without a flag, opening a pipe waits for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigurationError(f"the settings in {str(path)!r} cannot be read: it is not a regular file")
+            _check_owners(path, status)
             return tomllib.load(file)
     except FileNotFoundError:
         if CONFIG_VARIABLE in os.environ:
@@ -380,23 +391,50 @@ def _read_file() -> dict[str, Any]:
 
 
 def _check_owners(path: Path, status: os.stat_result) -> None:
-    """Raise an error if somebody else than this user or root can write the file, or put another one there."""
-    folders = {path.resolve().parent}
-    if CONFIG_VARIABLE not in os.environ:
-        folders.add(Path.cwd())
-    for checked, checked_status in [(path, status), *((folder, folder.stat()) for folder in sorted(folders))]:
+    """Raise an error if somebody else than this user or root can write the file, or put another one there.
+
+    Whoever names a file trusts its owner. The file of the current folder is read without being named.
+    """
+    named = CONFIG_VARIABLE in os.environ
+    owned = set() if named else {path, Path.cwd(), path.resolve().parent}
+    wrong = []
+    for checked, checked_status in [(path, status), *((folder, folder.stat()) for folder in _folders(path))]:
         # In a folder such as /tmp, others cannot replace a file.
         sticky = stat.S_ISDIR(checked_status.st_mode) and checked_status.st_mode & stat.S_ISVTX
-        if checked_status.st_uid not in {0, os.geteuid()}:
-            reason, remedy = "belongs to somebody else", f"chown {os.geteuid()}"
-        elif checked_status.st_mode & 0o022 and not sticky:
-            reason, remedy = "can be written by others", "chmod go-w"
-        else:
-            continue
+        if checked in owned and checked_status.st_uid not in {0, os.geteuid()}:
+            wrong.append(f"{str(checked)!r} belongs to somebody else")
+        elif not sticky and (
+            checked_status.st_mode & 0o002 or (checked_status.st_mode & 0o020 and not _is_private(checked_status))
+        ):
+            wrong.append(f"{str(checked)!r} can be written by others (`chmod go-w` it)")
+    if wrong:
+        other = "name" if named else f"if you trust its owner, set {CONFIG_VARIABLE} to it; or name"
         raise ConfigurationError(
-            f"the settings in {str(path)!r} are refused, because {str(checked)!r} {reason}, and settings name keys and"
-            f" what is trusted: look at it, then run `{remedy}` on it, or set {CONFIG_VARIABLE} to a file of yours"
+            f"the settings in {str(path)!r} are refused, because {' and '.join(wrong)}, and settings name keys and what"
+            f" is trusted: look at it first; {other} a file of yours in {CONFIG_VARIABLE}"
         )
+
+
+def _folders(path: Path) -> list[Path]:
+    """Return the folders in which a file could be replaced: all on its path, and on the path of each link."""
+    steps: set[Path] = set()
+    paths = [path.absolute()]
+    while paths:
+        more = {paths[-1], *paths.pop().parents} - steps
+        steps |= more
+        paths += [step.parent / step.readlink() for step in more if step.is_symlink()]
+    return sorted({step.parent for step in steps})
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Return whether a group has no other member than the owner or this user, as with umask 002."""
+    try:
+        group = grp.getgrgid(status.st_gid)
+        users = {pwd.getpwuid(uid).pw_name for uid in (status.st_uid, os.geteuid())}
+    except KeyError:
+        # A user of the host is unknown in a container.
+        return status.st_gid == status.st_uid
+    return group.gr_name in users and set(group.gr_mem) <= {group.gr_name}
 
 
 def _file() -> Path:
@@ -431,13 +469,18 @@ def _check_variables(model: type[BaseModel]) -> None:
             raise ConfigurationError(f"{variable} is not a setting; did you mean {PREFIX}{meant[-1].upper()}?")
 
 
-def _explain(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> str:
+def shown_name(name: str) -> str:
+    """Return a setting's name for an error. If it can be no name it may be a secret, and is hidden."""
+    return name if re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII) else "(a hidden name)"
+
+
+def _explain(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> Iterable[str]:
     """Return a line for each wrong setting: its name and source, pydantic's message, and the value if not secret."""
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         path = [part for part in problem["loc"] if isinstance(part, str) and part not in {"str", "SecretStr"}]
         name, kind = ".".join(path), problem["type"]
-        line = f"{name} in {_source(path, values)}"
+        line = f"{'.'.join(map(shown_name, path))} in {_source(path, values)}"
         if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
             line += " is not a setting"
             for meant in difflib.get_close_matches(name, _names(model), 1):
@@ -446,7 +489,7 @@ def _explain(model: type[BaseModel], error: ValidationError, values: Mapping[str
             line += f": {problem['msg'].removeprefix('Value error, ')}"
             line += f", not {problem['input']!r:.80}" if kind.startswith(_SHOWN) else ""
         lines.setdefault(name, line)
-    return "\n".join(lines.values())
+    return lines.values()
 
 
 def _source(path: Sequence[str], values: Mapping[str, Any]) -> str:
@@ -457,4 +500,5 @@ def _source(path: Sequence[str], values: Mapping[str, Any]) -> str:
     # A variable with the setting, with the section that it is in, or with a part of it.
     variables = {f"{variable}__".upper(): variable for variable in os.environ}
     related = [variables[upper] for upper in variables if upper.startswith(name) or name.startswith(upper)]
-    return max(related, key=len, default=str(_file()))
+    variable = max(related, key=len, default=None)
+    return shown_name(variable) if variable else str(_file())

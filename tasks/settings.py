@@ -9,6 +9,7 @@ Rules, beside those of `custody.settings`:
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -17,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from custody import settings as auditors
 from custody.errors import ConfigurationError
 from custody.format import limits
-from custody.settings import FilePath, Location, is_loopback, is_plain
+from custody.settings import FilePath, Location, shown_name, web_url
+from custody.store.protocol import is_loopback, is_plain
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -62,12 +64,25 @@ def _size(value: object) -> object:
 
 
 def _servers(value: str) -> str:
-    if not all(
-        re.fullmatch(r"([A-Z_]+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/@,]+)(:[0-9]{1,5})?", server.strip())
-        for server in value.split(",")
-    ):
-        raise ValueError("want host:port, or several with commas between them")
+    wanted = "want host:port, or several with commas between them"
+    for server in value.split(","):
+        if not re.fullmatch(r"([A-Z_]+://)?(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@,\[\]]+)(:[0-9]{1,5})?", server.strip()):
+            raise ValueError(wanted)
+    try:
+        _hosts(value)
+    except ValueError:
+        raise ValueError(wanted) from None
     return value
+
+
+def _hosts(servers: str) -> list[str]:
+    """Return the names or addresses of servers.
+
+    Raises:
+        ValueError: an address in brackets is none.
+    """
+    urls = [urlsplit(f"//{server.rpartition('://')[2].strip()}") for server in servers.split(",")]
+    return [url.hostname or "" for url in urls]
 
 
 def _topics(value: object) -> object:
@@ -99,6 +114,11 @@ def _client(value: object) -> object:
         return value
     flat: dict[str, str | SecretStr] = {}
     for name, setting in _flatten(value):
+        # Something else may be a secret that was put into the wrong place.
+        if not re.fullmatch(r"[a-z0-9._]+", name):
+            raise ValueError(
+                "want names of librdkafka's properties, such as security.protocol: letters, digits, '.', '_'"
+            )
         if name in _OURS:
             raise ValueError(f"{name} cannot be set here: {_OURS[name]}")
         if isinstance(setting, SecretStr):
@@ -120,6 +140,9 @@ def _flatten(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             plain = name if name == "log_level" or name.startswith("ssl_engine") else name.replace("_", ".")
             yield f"{prefix}{plain}".lower(), inner
 
+
+_FALSE = {"false", "f", "0", "n", "no"}
+"""How librdkafka lets one write it."""
 
 TaskRunner = Literal["threads", "processes", "dask", "ray"]
 """What a flow runs its tasks on."""
@@ -217,7 +240,7 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    url: Location | None = Field(
+    url: Annotated[Location, AfterValidator(web_url)] | None = Field(
         default=None, description="URL of Elasticsearch, https://host:9200; without it nothing is indexed"
     )
     api_key: SecretStr | None = Field(default=None, description="API key for Elasticsearch")
@@ -270,10 +293,17 @@ class Settings(auditors.Settings):
         client = kafka.get("client") if isinstance(kafka, dict) else None
         for name, _ in _flatten(client) if isinstance(client, dict) else ():
             if _RUNS_CODE.search(name):
-                variable = f"CUSTODY_KAFKA__CLIENT__{name.replace('.', '_').upper()}"
+                shown = shown_name(name)
+                variable = f"CUSTODY_KAFKA__CLIENT__{shown.replace('.', '_').upper()}"
                 raise ConfigurationError(
-                    f"kafka.client.{name} can run other programs, so a file may not set it: set {variable} instead"
+                    f"kafka.client.{shown} can run other programs, so a file may not set it: set {variable} instead"
                 )
+
+    def trusted_files(self) -> list[Path | None]:
+        """Return the files, beside the keys, that say what is trusted. TLS trusts what is in them, or shows it."""
+        properties = self.kafka.librdkafka().items()
+        tls = [Path(value) for name, value in properties if name.endswith(".location") and value != "probe"]
+        return [*super().trusted_files(), self.search.ca_certs, *tls]
 
     def insecure(self) -> list[str]:
         """Return which connections others on the network can read or change."""
@@ -282,14 +312,13 @@ class Settings(auditors.Settings):
             key = ", and read the API key" if self.search.api_key else ""
             risks.append(f"search.url is http://: others on the network can read or change events{key}; use https://")
         kafka = self.kafka.librdkafka()
-        servers = [server.rpartition("://")[2].strip() for server in self.kafka.bootstrap_servers.split(",")]
-        if all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers):
+        if all(map(is_loopback, _hosts(self.kafka.bootstrap_servers))):
             return risks
         if kafka.get("security.protocol", "").lower() == "sasl_plaintext":
             risks.append(
                 "kafka.client.security.protocol is SASL_PLAINTEXT: others on the network can read the password"
             )
-        if kafka.get("enable.ssl.certificate.verification", "").lower() == "false":
+        if kafka.get("enable.ssl.certificate.verification", "").lower() in _FALSE:
             risks.append("kafka.client.enable.ssl.certificate.verification is off: anyone can pose as the broker")
         if kafka.get("ssl.endpoint.identification.algorithm", "").lower() == "none":
             risks.append(

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from custody.cli import render
-from custody.cli.terminal import echo
+from custody.cli import render, terminal
 from custody.errors import CustodyError
 from custody.findings import Severity
 from custody.settings import Settings
@@ -36,7 +35,7 @@ def bucket(
     problems: list[str] = []
     with closing(open_configuration(archive or settings.archive, settings.s3)) as configuration:
         document = configuration.wanted(moves, locked=locked)
-        echo(json.dumps(document, indent=2))
+        terminal.write(iter([json.dumps(document, indent=2).encode() + b"\n"]))
         if wanted:
             return
         console = render.console(stderr=True)
@@ -53,6 +52,6 @@ def bucket(
         console.print(table)
         console.print(_LIMIT_NOTE)
     if problems:
-        raise CustodyError("\n".join(problems))
+        raise CustodyError(*problems)
     if table.row_count:
         raise typer.Exit(Severity.POLICY)

@@ -65,14 +65,14 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")
     now = datetime.now(UTC)
     rows = [_row(key, now) for key in public_keys(settings)]
     if as_json:
-        for row in rows:
-            echo(json.dumps(row))
+        terminal.write(f"{json.dumps(row)}\n".encode() for row in rows)
         return
     table = render.table("key", "algorithm", "from", "to", "public, as a vkey")
     for row in rows:
         shown = [row["id"], row["algorithm"], row["from"] or "-", row["to"] or "-", row["vkey"] or "-"]
         table.add_row(*map(render.safe, shown), style="" if row["valid"] else "dim")
     render.console().print(table)
+    terminal.check_written()
 
 
 @app.command()

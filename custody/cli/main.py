@@ -5,8 +5,8 @@ Rules:
   for one of these commands or the help: an auditor's `verify` imports neither Prefect nor Kafka.
 - A `CustodyError` becomes one clear line on stderr and an exit code: 2 for a wrong setting or argument, else 1.
   `verify` has the exit codes of FORMAT.md. Any other exception is a bug, and keeps its traceback.
-- An exit code says what the command found, whether or not that could be printed. Only what `terminal.write` writes is
-  the command's result itself: not to have written it is an error.
+- An exit code says what the command found, whether or not that could be printed. Where the output is the result itself
+  (`terminal.write`, `terminal.check_written`), not to have written it is an error.
 - Text reaches a terminal only through `custody.cli.terminal` and `custody.cli.render`, which escape control characters.
 """
 
@@ -54,8 +54,8 @@ class _Commands(TyperGroup):
         return operators.command(cmd_name) if own is None and cmd_name in operators.COMMANDS else own
 
 
-_FOR_PROGRAMS = {"--json", "--help", "-h", "--version"}
-"""Options of commands whose output is not for people, or that read no settings."""
+_WITHOUT_SETTINGS = {"--help", "-h", "--version"}
+"""Options of commands that read no settings."""
 
 app = typer.Typer(
     name="custody",
@@ -391,6 +391,7 @@ def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON obj
         echo(json.dumps(render.settings_json(settings), indent=2))
     else:
         render.console().print(render.settings_table(settings))
+    terminal.check_written()
 
 
 def _given(**arguments: object) -> dict[str, Any]:
@@ -403,14 +404,15 @@ def main(args: Sequence[str] | None = None) -> None:
     terminal.prepare()
     terminal.escape_logs()
     given = set(sys.argv[1:] if args is None else args)
-    if CONFIG_VARIABLE not in os.environ and Path(CONFIG_FILE).exists() and not given & _FOR_PROGRAMS:
+    if CONFIG_VARIABLE not in os.environ and Path(CONFIG_FILE).exists() and not given & _WITHOUT_SETTINGS:
         # Whoever stands in a folder of others must see whose settings these are.
         echo(f"custody: settings are read from {escape(str(Path(CONFIG_FILE).absolute()))}", err=True)
     try:
         app(args=args, prog_name="custody")
     except CustodyError as error:
-        for line in str(error).split("\n"):
-            echo(f"custody: {line}", err=True)
+        for problem in error.args:
+            # A newline within a problem is foreign, and would look like a line of ours.
+            echo(f"custody: {escape(str(problem))}", err=True)
         sys.exit(2 if isinstance(error, ConfigurationError) else 1)
     except BrokenPipeError:
         sys.exit(1)

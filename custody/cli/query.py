@@ -107,6 +107,7 @@ def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     for row in rows:
         table.add_row(*(render.safe(_shown(value)) for value in row))
     render.console().print(table)
+    terminal.check_written()
 
 
 def _shown(value: Any) -> str:

@@ -36,7 +36,7 @@ def write(pieces: Iterator[bytes]) -> None:
     """Write the exact bytes, or escaped text if stdout is a terminal.
 
     Raises:
-        CustodyError: not all of it was written. A reader that closed its pipe has what it wanted.
+        CustodyError: not all of it was written; see `check_written`.
     """
     out, terminal = sys.stdout.buffer, sys.stdout.isatty()
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -45,7 +45,17 @@ def write(pieces: Iterator[bytes]) -> None:
         out.write(_harmless(decoder.decode(piece)) if terminal else piece)
         if isinstance(raw, _Output) and raw.failed:
             break
-    out.flush()
+    check_written()
+
+
+def check_written() -> None:
+    """Check that all that was printed on stdout so far was written, for a command whose output is its result.
+
+    Raises:
+        CustodyError: not all of it was. A reader that closed its pipe has what it wanted.
+    """
+    sys.stdout.flush()
+    raw = getattr(sys.stdout.buffer, "raw", None)
     if isinstance(raw, _Output) and raw.failed and raw.failed.errno != errno.EPIPE:
         raise CustodyError(f"the output could not be written in full: {raw.failed.strerror}")
 

@@ -17,11 +17,14 @@ of this store, and None for the others; a folder has none. It is an attribute, s
 has that store's capabilities.
 """
 
+import contextlib
+import ipaddress
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import ClassVar, Literal, Protocol
+from urllib.parse import urlsplit
 
 from custody.errors import FormatError, ObjectExists, ObjectMissing
 
@@ -43,6 +46,8 @@ STAGING = ".staging"
 """Where a folder keeps unfinished objects. No reader looks there."""
 _KEY_BYTES = 1024
 _DETAIL_CHARACTERS = 300
+READABLE = "others on the network can read or change what is sent"
+"""Why a connection by http:// is warned of."""
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes that cannot be read without a restore."""
 Tier = Literal["standard", "bulk"]
@@ -344,6 +349,19 @@ def legible(text: str) -> str:
     text = "".join(character if character.isprintable() else " " for character in text[: 4 * _DETAIL_CHARACTERS])
     text = " ".join(text.split())
     return text if len(text) <= _DETAIL_CHARACTERS else text[:_DETAIL_CHARACTERS] + "…"
+
+
+def is_plain(url: str) -> bool:
+    """Return whether a URL is http:// to another machine."""
+    parts = urlsplit(url)
+    return parts.scheme.lower() == "http" and not is_loopback(parts.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host.lower() == "localhost"
 
 
 def too_large(where: str, limit: int) -> FormatError:

@@ -1,5 +1,8 @@
 """A bucket, the archive's prefix in it, and the clients for it."""
 
+import functools
+import logging
+import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -9,11 +12,13 @@ from urllib.parse import urlsplit
 
 from custody.errors import ConfigurationError, FormatError, TerminalStoreError
 from custody.format.times import as_utc
-from custody.store.protocol import S3Options, check_key, check_prefix, legible
+from custody.store.protocol import READABLE, S3Options, check_key, check_prefix, is_plain, legible
 from custody.store.s3_errors import error_text, s3_errors, s3_failures
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
@@ -177,7 +182,7 @@ def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
         )
         # boto3's default session is not thread-safe.
         session = boto3.session.Session()
-        return [
+        clients = [
             session.client(
                 "s3",
                 endpoint_url=options.endpoint_url,
@@ -188,3 +193,14 @@ def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
         ]
     except s3_failures() as error:
         raise ConfigurationError(f"the AWS settings cannot be used: {error_text(error)}") from None
+    # The settings warn of an endpoint of their own. Processes that verification starts would repeat the warning.
+    if options.endpoint_url is None and multiprocessing.parent_process() is None:
+        _warn_if_plain(clients[0].meta.endpoint_url)
+    return clients
+
+
+@functools.cache
+def _warn_if_plain(url: str) -> None:
+    """Log a warning, once, if AWS's variables or profile name an endpoint with http://."""
+    if is_plain(url):
+        logger.warning("the AWS settings name the endpoint %s for S3: %s; use https://", legible(url), READABLE)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from custody.cli import operators, render
+from custody.cli import operators, render, terminal
 from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.times import as_utc
@@ -32,7 +32,7 @@ def _import(name: str) -> Any:
 def _fail(problems: list[str]) -> None:
     """Raise an error that has all problems, unless there are none."""
     if problems:
-        raise CustodyError("\n".join(problems))
+        raise CustodyError(*problems)
 
 
 @app.command()
@@ -236,4 +236,5 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines."
         render.console().print(table)
     elif not as_json:
         echo("The archive has no logs yet.")
+    terminal.check_written()
     _fail(problems)

@@ -155,8 +155,9 @@ class _Installation:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             output = (error.stdout or b"").decode(errors="replace")[-2000:]
             raise CustodyError(
-                f"the deployments in {deployments} were not created: correct them, and run 'custody up' again.\n"
-                f"{error}\n{output}"
+                f"the deployments in {deployments} were not created: correct them, and run 'custody up' again.",
+                str(error),
+                *output.splitlines(),
             ) from None
 
     def _keep_off(self, deployments: list[dict[str, Any]]) -> list[str]:
@@ -169,10 +170,10 @@ class _Installation:
             if known and known["paused"]:
                 off.append(deployment["name"])
                 deployment["paused"] = True
-            if known and deployment.get("schedules") and not any(each["active"] for each in known["schedules"]):
-                off.append(f"schedule of {deployment['name']}")
-                for schedule in deployment["schedules"]:
-                    schedule["active"] = False
+            if known and deployment.get("schedules"):
+                deployment["schedules"] = kept = _kept_schedules(deployment["schedules"], known["schedules"])
+                if not all(schedule.get("active", True) for schedule in kept):
+                    off.append(f"schedule of {deployment['name']}")
             for trigger in deployment.get("triggers", ()):
                 if trigger.get("name") in automations:
                     off.append(trigger["name"])
@@ -202,6 +203,16 @@ class _Installation:
                 _kill_tree(child.pid)
                 child.wait()
         (self.folder / "children.json").unlink(missing_ok=True)
+
+
+def _kept_schedules(ours: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the schedules of a deployment: those on the server if ours are among them, since a deploy replaces all."""
+    known = [{**each["schedule"], "active": each["active"]} for each in made]
+    if all(any(schedule.items() <= each.items() for each in known) for schedule in ours):
+        return known
+    # Ours are of another version. They are off if all on the server are.
+    on = any(each["active"] for each in made)
+    return [schedule if on else {**schedule, "active": False} for schedule in ours]
 
 
 def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:

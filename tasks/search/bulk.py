@@ -16,6 +16,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from custody.errors import SearchError, TransientSearchError
 from custody.format.layout import Log
 from custody.format.times import format_time
+from custody.store.protocol import legible
 from tasks.search.client import LATER, Search
 from tasks.search.documents import ORIGIN, Documents
 
@@ -245,8 +246,8 @@ class Bulk:
         cause = causes[0]
         return SearchError(
             f"Elasticsearch at {self._search.settings.url} does not accept {len(causes)} events of {log}, for a reason"
-            f" that is not theirs: {cause.type}: {cause.reason[:300]}: {_REMEDIES.get(cause.type, 'see its log')}. The"
-            " next run tries again"
+            f" that is not theirs: {legible(f'{cause.type}: {cause.reason}')}:"
+            f" {_REMEDIES.get(cause.type, 'see its log')}. The next run tries again"
         )
 
     def _make_writable(self, names: Iterable[str]) -> None:

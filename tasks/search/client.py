@@ -12,6 +12,7 @@ from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 
 from custody.errors import ConfigurationError, SearchError, TransientSearchError
 from custody.format import limits
+from custody.store.protocol import legible
 from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30
@@ -189,4 +190,6 @@ def _reason(body: object) -> str:
     while isinstance(cause, Mapping):
         reasons.append(str(cause.get("reason")))
         cause = cause.get("caused_by")
-    return ": ".join(dict.fromkeys(reasons[:1] + reasons[-1:]))[:600] or str(cause or "no reason given")[:300]
+    return ": ".join(map(legible, dict.fromkeys(reasons[:1] + reasons[-1:]))) or legible(
+        str(cause or "no reason given")
+    )

@@ -1,7 +1,10 @@
 """The auditor's settings: their sources, the errors for wrong ones, and that no secret is ever shown."""
 
+import contextlib
+import grp
 import json
 import os
+import pwd
 import re
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -15,6 +18,7 @@ from custody.keys import trust_file
 from custody.keys.keyring import new_keyring
 from custody.settings import OPERATORS_SECTIONS, S3_MEANINGS, Settings
 from custody.store.protocol import S3Options
+from custody.store.s3_client import s3_clients
 from tests.helpers.environment import clear_settings
 from tests.helpers.settings import CANARY, check_wrong_variable, refusal, refusal_by
 
@@ -198,31 +202,114 @@ def test_each_secret_is_hidden_by_its_type() -> None:
     assert Settings.model_config["hide_input_in_errors"]
 
 
+def share_groups(monkeypatch: pytest.MonkeyPatch, *members: str) -> None:
+    """Let each group have the name of its user, and these members."""
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name, "x", gid, [name, *members])))
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_a_file_that_others_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
-    """Such a file is refused, and so is one in such a folder, or one that others own. Variables are still taken."""
+    """Such a file is refused, named or not, and so is one in such a folder. All that is wrong is reported at once."""
+    share_groups(monkeypatch, "somebody")
     file = tmp_path / "custody.toml"
     file.write_text('archive = "this"')
     file.chmod(mode)
     for _ in range(2):
-        message = refusal(Settings)
-        assert "custody.toml" in message
-        assert "can be written by others" in message
-        # Named, it is refused too.
+        assert "custody.toml' can be written by others" in refusal(Settings)
         monkeypatch.setenv("CUSTODY_CONFIG", str(file))
     monkeypatch.delenv("CUSTODY_CONFIG")
-    file.chmod(0o644)
-    assert Settings().archive == "this"
     tmp_path.chmod(mode | 0o700)
-    assert f"{str(tmp_path)!r} can be written by others" in refusal(Settings)
+    message = refusal(Settings)
+    assert "'custody.toml' can be written by others" in message
+    assert f"{str(tmp_path)!r} can be written by others" in message
+    file.chmod(0o644)
+    assert "'custody.toml' can be written" not in refusal(Settings)
     tmp_path.chmod(mode | 0o1700)
     assert Settings().archive == "this", "with the sticky bit, others cannot put another file in its place"
-    tmp_path.chmod(0o700)
+
+
+def test_a_private_group_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With umask 002, files of an ordinary user can be written by the user's own group, which is accepted."""
+    file = tmp_path / "custody.toml"
+    file.write_text('archive = "this"')
+    file.chmod(0o664)
+    tmp_path.chmod(0o775)
+    share_groups(monkeypatch)
+    assert Settings().archive == "this"
+    file.chmod(0o666)
+    assert "can be written by others" in refusal(Settings)
+
+
+def test_a_file_that_others_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused, unless CUSTODY_CONFIG names it: root in a container reads the files of a user of the host."""
+    file = tmp_path / "custody.toml"
+    file.write_text('archive = "this"')
     if os.geteuid() == 0:
-        os.chown(file, 54321, -1)
+        os.chown(file, 54321, 54321)
+        os.chown(tmp_path, 54321, 54321)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: 54321)
-    assert "belongs to somebody else" in refusal(Settings)
+    message = refusal(Settings)
+    assert "'custody.toml' belongs to somebody else" in message
+    assert f"{str(tmp_path)!r} belongs to somebody else" in message
+    assert "if you trust its owner, set CUSTODY_CONFIG to it" in message
+    assert "chown" not in message
+    monkeypatch.setenv("CUSTODY_CONFIG", str(file))
+    assert Settings().archive == "this"
+    file.chmod(0o646)
+    assert "can be written by others" in refusal(Settings)
+
+
+def test_each_folder_on_the_way_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else may write to a folder above the file, nor to one that a link to it lies in."""
+    real, lax = tmp_path / "real", tmp_path / "lax"
+    (lax / "inner").mkdir(parents=True)
+    real.mkdir()
+    (real / "custody.toml").write_text('archive = "this"')
+    (lax / "file").symlink_to("../real/custody.toml")
+    (lax / "folder").symlink_to(real)
+    (tmp_path / "twice").symlink_to("lax/file")
+    (lax / "inner" / "custody.toml").write_text('archive = "this"')
+    for mode, accepted in ((0o755, True), (0o777, False), (0o1777, True)):
+        lax.chmod(mode)
+        for named in (lax / "file", lax / "folder/custody.toml", tmp_path / "twice", lax / "inner/custody.toml"):
+            monkeypatch.setenv("CUSTODY_CONFIG", str(named))
+            if accepted:
+                assert Settings().archive == "this"
+            else:
+                assert f"{str(lax)!r} can be written by others" in refusal(Settings)
+        monkeypatch.delenv("CUSTODY_CONFIG")
+        monkeypatch.chdir(lax / "inner")
+        if accepted:
+            assert Settings().archive == "this"
+        else:
+            assert f"{str(lax)!r} can be written by others" in refusal(Settings)
+
+
+@pytest.mark.timeout(20)
+def test_only_a_regular_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe, which nobody may ever write to, or a device, is an error at once."""
+    os.mkfifo(tmp_path / "custody.toml", 0o600)
+    assert "'custody.toml' cannot be read: it is not a regular file" in refusal(Settings)
+    for path in ("/dev/zero", str(tmp_path)):
+        monkeypatch.setenv("CUSTODY_CONFIG", path)
+        assert "cannot be read" in refusal(Settings)
+
+
+BAD_URLS = ["http://[bad", "http://[1:2]", "http://host:99999", "https://", "host:9200", "http://\u2100.example"]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_what_is_no_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A URL that a parser refuses is a wrong setting, and no traceback, at each setting that takes a URL."""
+    monkeypatch.setenv("CUSTODY_S3__ENDPOINT_URL", url)
+    assert "s3 in CUSTODY_S3__ENDPOINT_URL: want https://HOST" in refusal(Settings)
+    monkeypatch.delenv("CUSTODY_S3__ENDPOINT_URL")
+    for name in ("archive", "keys", "checkpoint_keys"):
+        for value in (url, f"file:{url[5:]}", f"s3:{url[5:]}", f"aws-kms:{url[5:]}"):
+            with contextlib.suppress(ConfigurationError):
+                Settings(**{name: value})
 
 
 def test_nothing_that_is_trusted_lies_in_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +346,36 @@ def test_plain_connections_are_warned_of(caplog: pytest.LogCaptureFixture) -> No
     for _ in range(2):
         Settings(s3=S3Options(endpoint_url="HTTP://s3.example.com"))
     assert [record.getMessage()[:27] for record in caplog.records] == ["s3.endpoint_url is http://:"]
+
+
+@pytest.mark.parametrize("way", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "profile"])
+def test_plain_endpoints_of_aws_settings(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, way: str
+) -> None:
+    """The client also takes an endpoint from AWS's variables or profile. It is warned of, unless ours replaces it."""
+    url = f"http://{way.lower().replace('_', '-')}.example.com"
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws"))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    if way == "profile":
+        (tmp_path / "aws").write_text(f"[default]\nendpoint_url = {url}\n")
+    else:
+        monkeypatch.setenv(way, url)
+    s3_clients(S3Options(endpoint_url="https://s3.example.com"), 1)
+    assert caplog.messages == []
+    for _ in range(2):
+        s3_clients(S3Options(), 1)
+    (message,) = caplog.messages
+    assert f"{url} for S3: others on the network" in message
+
+
+def test_names_that_are_none_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that no setting could have may be a secret in the wrong position. It is in no error."""
+    for variable in ("CUSTODY_S3", "CUSTODY_TIERS"):
+        monkeypatch.setenv(variable, json.dumps({f"slack://{CANARY}": 1}))
+        message = refusal(Settings)
+        assert f"(a hidden name) in {variable} is not a setting" in message
+        assert CANARY not in message
+        monkeypatch.delenv(variable)
 
 
 def test_settings_do_not_change() -> None:

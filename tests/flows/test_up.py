@@ -15,7 +15,7 @@ from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
 from custody.errors import ConfigurationError
-from flows.operate.up import DEPLOYMENTS, _credentials, _make_private, direct
+from flows.operate.up import DEPLOYMENTS, _credentials, _kept_schedules, _make_private, direct
 from tests.flows.installation import Installation, command, ended
 
 PASSPHRASE = "canary-of-the-keyring"
@@ -131,6 +131,10 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     (schedule,) = drain["schedules"]
     path = f"deployments/{drain['id']}/schedules/{schedule['id']}"
     urllib.request.urlopen(installation.request(path, b'{"active":false}', "PATCH"), timeout=30).close()
+    # Somebody drains more slowly: ours stays off, and theirs stays.
+    slower = json.dumps([{"schedule": {"interval": 86400, "timezone": "Europe/Berlin"}, "active": True}]).encode()
+    path = f"deployments/{drain['id']}/schedules"
+    urllib.request.urlopen(installation.request(path, slower, "POST"), timeout=30).close()
     installation.pause("audit/nightly")
     silent = next(made for made in installation.prefect("automations/filter") if made["name"] == "custody-audit-silent")
     path = f"automations/{silent['id']}"
@@ -141,12 +145,30 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     assert installation.credentials() == password
     assert "left so: schedule of every-minute, nightly, custody-audit-silent\n" in installation.log.read_text()
     made = {each["name"]: each for each in installation.prefect("deployments/filter")}
-    assert [each["active"] for each in made["every-minute"]["schedules"]] == [False]
+    kept = {
+        each["schedule"].get("cron") or each["schedule"]["interval"]: each for each in made["every-minute"]["schedules"]
+    }
+    assert {name: each["active"] for name, each in kept.items()} == {"* * * * *": False, 86400: True}
+    assert kept[86400]["schedule"]["timezone"] == "Europe/Berlin"
     assert [each["active"] for each in made["daily"]["schedules"]] == [True]
     assert made["nightly"]["paused"]
     enabled = {each["name"]: each["enabled"] for each in installation.prefect("automations/filter")}
     assert [name for name, on in enabled.items() if not on] == ["custody-audit-silent"]
     assert installation.end() == 0
+
+
+def test_schedules_that_people_set_stay() -> None:
+    """While ours is on the server, all stay as they are there. One of another version is replaced, and stays off."""
+    ours: dict[str, object] = {"cron": "* * * * *", "timezone": "UTC"}
+    slower: dict[str, object] = {"cron": "0 * * * *", "timezone": "UTC", "day_or": True}
+    known = ours | {"day_or": True}
+    off, on = {"schedule": known, "active": False}, {"schedule": known, "active": True}
+    theirs = {"schedule": slower, "active": True}
+    assert _kept_schedules([ours], [theirs, off]) == [slower | {"active": True}, known | {"active": False}]
+    assert _kept_schedules([ours], [on]) == [known | {"active": True}]
+    assert _kept_schedules([ours], [theirs]) == [ours]
+    assert _kept_schedules([ours], [theirs | {"active": False}]) == [ours | {"active": False}]
+    assert _kept_schedules([ours], []) == [ours | {"active": False}]
 
 
 def test_the_folder_is_private(tmp_path: Path) -> None:

@@ -343,7 +343,10 @@ def test_no_file_runs_code(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     [
         ({"search": {"url": "http://elastic.example.com:9200", "api_key": CANARY}}, "search.url is http://"),
         ({"kafka": {"client": {"security.protocol": "sasl_plaintext"}}}, "SASL_PLAINTEXT"),
-        ({"kafka": {"client": {"enable.ssl.certificate.verification": False}}}, "verification is off"),
+        *(
+            ({"kafka": {"client": {"enable.ssl.certificate.verification": off}}}, "verification is off")
+            for off in (False, "False", "f", 0, "0", "n", "No")
+        ),
         ({"kafka": {"client": {"ssl.endpoint.identification.algorithm": "none"}}}, "algorithm is none"),
     ],
 )
@@ -356,6 +359,51 @@ def test_insecure_connections_are_warned_of(section: dict[str, Any], says: str) 
     here = {"kafka": {"bootstrap_servers": "127.0.0.1:9092,[::1]:9092,localhost", **section.get("kafka", {})}}
     local = {"search": {"url": "http://127.0.0.1:9200", "api_key": CANARY}} if "search" in section else {}
     assert given_as(**here | local).insecure() == []
+
+
+@pytest.mark.parametrize("servers", ["[1:2]:9092", "host:9092,[1:2]", "[::1]:99999999", "host]:9092", "\u2100:9092"])
+def test_servers_that_are_none(monkeypatch: pytest.MonkeyPatch, servers: str) -> None:
+    """A server or URL that a parser refuses is a wrong setting, and no traceback."""
+    check_wrong_variable(Settings, monkeypatch, "CUSTODY_KAFKA__BOOTSTRAP_SERVERS", servers, "want host:port")
+
+
+@pytest.mark.parametrize("url", ["http://[1:2]", "http://[bad", "http://host:99999", "host:9200", "ftp://host"])
+def test_a_search_url_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A URL that a parser refuses is a wrong setting, and no traceback."""
+    check_wrong_variable(Settings, monkeypatch, "CUSTODY_SEARCH__URL", url, "want https://HOST")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CUSTODY_ALERT", {f"slack://{CANARY}": 1}),
+        ("CUSTODY_SEARCH", {f"{CANARY}\nforged": "x"}),
+        ("CUSTODY_KAFKA__CLIENT", {f"sasl.password={CANARY}": []}),
+        ("CUSTODY_KAFKA__CLIENT", {f"sasl.password={CANARY}": "x"}),
+        ("CUSTODY_KAFKA__CLIENT", {"sasl": {f"password={CANARY}": True}}),
+    ],
+)
+def test_names_that_are_none_are_hidden(monkeypatch: pytest.MonkeyPatch, variable: str, value: object) -> None:
+    """A name that no setting could have may be a secret in the wrong position. It is in no error."""
+    monkeypatch.setenv(variable, json.dumps(value))
+    message = refusal(Settings)
+    assert CANARY.lower() not in message.lower()
+    assert variable in message
+    monkeypatch.delenv(variable)
+    Path("custody.toml").write_text(f'[kafka.client]\n"plugin={CANARY}" = "x"')
+    assert CANARY.lower() not in refusal(Settings).lower()
+
+
+@pytest.mark.parametrize("name", ["ssl.ca.location", "ssl.key.location", "ssl.keystore.location", "https.ca.location"])
+def test_no_certificate_lies_in_the_archive(tmp_path: Path, name: str) -> None:
+    """Whom TLS trusts is not taken from the archive, where an attacker could have put it."""
+    ca = tmp_path / "archive/reports/ca.pem"
+    ca.parent.mkdir(parents=True)
+    ca.touch()
+    for sections in ({"search": {"ca_certs": str(ca)}}, {"kafka": {"client": {name: str(ca)}}}):
+        assert "ca.pem lies in the archive" in refusal(Settings, archive="archive", **sections)
+        given_as(archive="elsewhere", **sections)
+    given_as(archive=".", kafka={"client": {name: "probe"}})
 
 
 def test_settings_survive_a_trip_to_another_process() -> None:

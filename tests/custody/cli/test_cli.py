@@ -78,7 +78,11 @@ def test_usage_errors_exit_with_2(custody: Command, arguments: tuple[str, ...]) 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(TransientStoreError("it \x1b[31mfailed\nhere"), 1), (KeyboardInterrupt(), 130), (BrokenPipeError(), 1)],
+    [
+        (TransientStoreError("it \x1b[31mfailed\nhere", "and here"), 1),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 1),
+    ],
 )
 def test_failures_become_one_clean_line(
     custody: Command, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
@@ -94,7 +98,7 @@ def test_failures_become_one_clean_line(
     assert "Traceback" not in ended.err
     assert "\x1b" not in ended.err
     if isinstance(error, CustodyError):
-        assert ended.err == "custody: it \\x1b[31mfailed\ncustody: here\n"
+        assert ended.err == "custody: it \\x1b[31mfailed\\nhere\ncustody: and here\n"
 
 
 def test_bugs_keep_their_traceback_without_locals(tmp_path: Path) -> None:

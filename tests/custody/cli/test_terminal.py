@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from custody.cli import render
+from custody.cli import main, render
 from custody.cli.terminal import echo, escape_logs
+from custody.errors import StoreError
 from tests.helpers.sample import Sample
 
 ROOT = Path(__file__).parents[3]
@@ -143,7 +144,7 @@ def test_a_result_that_could_not_be_written(sample: Sample, tmp_path: Path, way:
     sql = "SELECT chr(8594) || event_type AS a, repeat('x', 1000) FROM events"
     for kind in ("--csv", "--json", ""):
         ended = run(f'query "{sql}" {kind} --archive {sample.folder}', way, tmp_path)
-        assert ended.returncode == (1 if "full" in way and kind else 0), (kind, ended.stderr)
+        assert ended.returncode == (1 if "full" in way else 0), (kind, ended.stderr)
         assert "Traceback" not in ended.stderr
         if way in ENCODINGS:
             assert "auth_attempt" in ended.stdout
@@ -151,8 +152,46 @@ def test_a_result_that_could_not_be_written(sample: Sample, tmp_path: Path, way:
             unverified, line = ended.stderr.splitlines()
             assert unverified.startswith("unverified: no keys are at hand")
             assert line == "custody: the output could not be written in full: No space left on device"
-    shown = run(f"show archive.json --archive {sample.folder}", way, tmp_path)
-    assert shown.returncode == (1 if "full" in way else 0)
+    for command in (
+        f"show archive.json --archive {sample.folder}",
+        *("config", "config --json", "bucket s3://bucket --wanted"),
+    ):
+        assert run(command, way, tmp_path).returncode == (1 if "full" in way else 0), command
+
+
+@pytest.mark.parametrize("arguments", ["keys list", "keys list --json", "status", "status --json"])
+def test_a_list_that_could_not_be_written(sample: Sample, tmp_path: Path, arguments: str) -> None:
+    """A list is a result too: a full disk is an error, one line."""
+    (tmp_path / "custody.toml").write_text(f'archive = "{sample.folder}"\nkeys = "file:{sample.keyring}"\n')
+    assert run(arguments, "", tmp_path).returncode == 0
+    ended = run(arguments, "full", tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "custody: the output could not be written in full: No space left on device"
+
+
+def test_each_command_names_the_file_that_it_reads(sample: Sample, tmp_path: Path) -> None:
+    """The line is on stderr, so that programs that read JSON from stdout are not disturbed, and people see it."""
+    (tmp_path / "custody.toml").write_text(f'archive = "{sample.folder}"\nkeys = "file:{sample.keyring}"\n')
+    for arguments in ("config", "config --json", "verify --workers 0 --json"):
+        ended = run(arguments, "", tmp_path)
+        assert (ended.returncode, f"read from {tmp_path}/custody.toml" in ended.stderr) == (0, True)
+    for line in run("config --json", "", tmp_path).stdout, run("keys list --json", "", tmp_path).stdout.split("\n")[0]:
+        json.loads(line)
+
+
+def test_no_error_forges_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each problem of an error is one line. A newline that a server put into its text makes no other."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError(f"S3 answers: {HOSTILE}\ncustody: 0 problems, all verified", "a second problem")
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit) as caught:
+        main.main(["verify"])
+    assert caught.value.code == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("custody: S3 answers: \\x1b]0;title")
+    assert second == "custody: a second problem"
 
 
 def test_sql_that_is_no_text(sample: Sample, tmp_path: Path) -> None:

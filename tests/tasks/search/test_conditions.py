@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -11,7 +13,7 @@ from custody.archive.reader import read_archive
 from custody.errors import SearchError
 from custody.format.events import reason
 from custody.store.open import open_store
-from tasks.search import bulk
+from tasks.search import bulk, client
 from tasks.search.client import Search
 from tasks.search.documents import index_name, template
 from tasks.search.index import IndexResult, index_logs
@@ -135,6 +137,20 @@ def test_a_condition_of_the_cluster(
         search.client.indices.refresh(index=search.rejected)
         assert search.client.count(index=search.rejected)["count"] == 0
     delete_indices(given)
+
+
+def test_reasons_of_a_server_make_no_line() -> None:
+    """A newline or a control character in a server's reason is a space in the error."""
+    hostile = "no\x1b[2J\ncustody: 0 problems, all verified"
+    for error in (hostile, {"reason": hostile}, {"reason": "first", "caused_by": {"reason": hostile}}):
+        reason = client._reason({"error": error})
+        assert reason.isprintable()
+        assert "0 problems" in reason
+    assert client._reason({"error": {"reason": "a", "caused_by": {"reason": "b"}}}) == "a: b"
+    assert client._reason(None) == "no reason given"
+    made = SimpleNamespace(_search=SimpleNamespace(settings=SimpleNamespace(url="http://127.0.0.1:9200")))
+    condition = bulk.Bulk._condition(cast("bulk.Bulk", made), LOG, [bulk._Error(hostile, hostile)])
+    assert str(condition).isprintable()
 
 
 def put_template(name: str, priority: int) -> Change:
