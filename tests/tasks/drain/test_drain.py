@@ -1249,6 +1249,20 @@ def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypat
     assert logs[f"{topic}/1"].events == archived(other)
 
 
+def test_a_silent_batch_that_processes_die_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where librdkafka only drops the connection, nothing is admitted: the log stops with the reason."""
+    monkeypatch.setattr(loop, "STALL_SECONDS", 3)
+    instead_of_apart(monkeypatch, killed_by(signal.SIGKILL))
+    topic = site.kafka.create_topic(site.kafka.unused_name("silent"), max_message_bytes=104_000_000)
+    sent = send(site.kafka.producer(), topic, events(10))
+    large = site.kafka.producer(message_max_bytes=1_000_000_000)
+    send(large, topic, [random.Random(7).randbytes(102_000_000)])
+    (result,) = site.drain(topic).values()
+    assert (result.outcome, result.events, result.unreadable) == ("failed", 10, 0)
+    assert "were killed" in str(result.problem)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
 @pytest.mark.parametrize("bombs", [(), (BOMB,)])
 def test_a_batch_damaged_on_the_brokers_disk(fragile: Site, bombs: Sequence[int]) -> None:
     """A batch whose checksum is wrong is admitted, never called skipped, and its partition goes on."""
