@@ -52,7 +52,7 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
-from tasks.drain import apart, loop, resume, signals
+from tasks.drain import apart, intake, loop, resume, signals
 from tasks.drain import kafka as source
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
@@ -1991,7 +1991,7 @@ def test_many_aborted_records_are_not_read_again(site: Site, monkeypatch: pytest
     while site.kafka.watermarks(topic)[1] < 44 and time.monotonic() < until:
         time.sleep(0.05)
     only(site.drain(topic))
-    monkeypatch.setattr(loop, "REREAD_OFFSETS", 20)
+    monkeypatch.setattr(intake, "REREAD_OFFSETS", 20)
     sought: list[int] = []
     seek = Feed.seek
 
