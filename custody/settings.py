@@ -11,6 +11,8 @@ Rules:
 - Auditor and operator can share one `custody.toml`. Only the names of the sections that `tasks.settings` adds are known
   here, and they are skipped. Any other unknown name is an error: a misspelt section could weaken verification.
 - Names are taken from the models' fields, so that sections of a derived model get the same errors.
+
+This is one module because a value, its source, its check and its error belong together.
 """
 
 import difflib
@@ -23,6 +25,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -322,7 +325,7 @@ class Settings(BaseSettings):
             return self.own_trust()
         except (ConfigurationError, SigningError) as error:
             if self.trust:
-                with contextlib.suppress(ConfigurationError):
+                with suppress(ConfigurationError):
                     trust = open_trust([], self.trust)
                     logger.warning("only the keys in %s are used, because the others cannot be: %s", self.trust, error)
                     return trust

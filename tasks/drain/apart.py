@@ -8,6 +8,7 @@ Run as `python -m tasks.drain.apart`, with a task on stdin. It answers with fram
 """
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
@@ -48,8 +50,17 @@ _CLIENT = {
 }
 _TOO_LARGE = f"reading it takes more than {MEMORY_BYTES // limits.MIB:,} MiB of memory"
 _FRAME_HEAD = 4
-_DEADLY = frozenset({-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS})
-"""How a process ends that librdkafka got no memory for."""
+_DEATHS: dict[int, str] = {
+    # librdkafka got no memory.
+    **dict.fromkeys((signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS), _TOO_LARGE),
+    signal.SIGKILL: "the processes that read it were killed, as a machine with too little memory does",
+    signal.SIGALRM: f"reading it takes more than {SECONDS} s",
+}
+"""Why a batch counts as one that cannot be read, by the signal that ended the process. Those of a stop are not here."""
+_ENVIRONMENT = re.compile(
+    r"PATH|HOME|TZ|TMPDIR|LANG|LC_\w+|LD_LIBRARY_PATH|KRB5\w+|SSL_\w+|OPENSSL\w+|https?_proxy|no_proxy", re.IGNORECASE
+)
+"""Variables that the process gets. It reads what strangers wrote, so it gets no passphrase and no credentials."""
 
 
 class _Task(msgspec.Struct):
@@ -96,7 +107,8 @@ class Apart:
         # On stdin, because the properties may hold a password. -P: no module comes from the current folder.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tasks.drain.apart"],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_ARENA_MAX": "1"},
+            env={name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)}
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_ARENA_MAX": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -128,8 +140,8 @@ class Apart:
                     return
         if together:
             yield together
-        if self.ended is None and self._process.wait() in _DEADLY:
-            self.ended = Ended(damage=_TOO_LARGE)
+        if self.ended is None and (damage := _DEATHS.get(-self._process.wait())):
+            self.ended = Ended(damage=damage)
 
 
 def _frames(taken: IO[bytes]) -> Iterator[RecordApart | Ended]:
@@ -171,6 +183,9 @@ def _read(task: _Task) -> Ended:
 
 if __name__ == "__main__":
     signal.alarm(SECONDS)
+    with suppress(OSError):
+        # Where memory is short, the kernel ends this process and not the drain.
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:

@@ -471,11 +471,12 @@ class Feed:
         try:
             self._consumer.incremental_unassign([TopicPartition(topic, partition)])
             self._consumer.incremental_assign([position])
+            self._consumer.resume([TopicPartition(topic, partition)])
         except KafkaException as error:
             raise map_error(error.args[0], f"{topic}/{partition}: cannot read from offset {position.offset}") from None
 
     def stop(self, topic: str, partition: int) -> None:
-        """Stop fetching a partition. Records that were fetched already may still come."""
+        """Stop fetching a partition, until `seek`. Records that were fetched already may still come."""
         self._consumer.pause([TopicPartition(topic, partition)])
 
 

@@ -1,7 +1,4 @@
-"""The loop that reads, assembles and appends, until the run has caught up, is out of time, or must stop.
-
-`Intake` compares each log's first records with the archive's end, and accounts for every offset.
-"""
+"""The loop that reads, assembles and appends, until the run has caught up, is out of time, or must stop."""
 
 import logging
 import time
@@ -10,18 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
-from confluent_kafka import TopicPartition as Position
-
 from custody.archive.writer import Entry
 from custody.errors import CustodyError, SourceRefused, TransientSourceError
-from custody.format.manifest import LastRecord
 from custody.format.times import kafka_moment, parse_time
 from custody.store.protocol import Store
-from tasks.drain.apart import ATTEMPTS, Apart
-from tasks.drain.apart import SECONDS as APART_SECONDS
 from tasks.drain.appends import HELD_BYTES, Appends
-from tasks.drain.assemble import Record
 from tasks.drain.context import Context
+from tasks.drain.intake import STALL_SECONDS, Intake, stalled
 from tasks.drain.kafka import (
     DAMAGED,
     LOG_TRUNCATION,
@@ -29,15 +21,12 @@ from tasks.drain.kafka import (
     PARTITION_EOF,
     Feed,
     Received,
-    contradiction,
     error_of,
     map_error,
     partition_of,
     says_truncated,
-    truncated,
 )
-from tasks.drain.log_run import LogRun, Reread, TopicPartition
-from tasks.drain.resume import check_end
+from tasks.drain.log_run import LogRun, TopicPartition
 from tasks.drain.signals import stop_requested
 from tasks.drain.tuning import keep_freed_memory, rare_collections
 
@@ -47,194 +36,10 @@ READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
 CLOCK_SECONDS = 300
 """A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
-STALL_SECONDS = 30
-"""A log that is behind is read apart after this time without a record; if that gives none, the run gives it up."""
 MEASURED_LOGS = 8
 """At the end of a run, headroom is measured for this many of the logs that are behind: each takes a read."""
-REREAD_OFFSETS = 10_000
-"""Offsets after the archive's last record that are read again, to check that they still have no records."""
 
 logger = logging.getLogger(__name__)
-
-
-class Intake:
-    """Passes records to each log's assembler, and appends full segments."""
-
-    def __init__(self, context: Context, appends: Appends) -> None:
-        self._broker, self._appends = context.broker, appends
-        self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
-
-    def receive(self, run: LogRun, messages: Sequence[Record], feed: Feed) -> None:
-        """Receive records of one log. Records that the archive has already are compared with it first."""
-        if run.reread is not None:
-            messages = self._compare(run, run.reread, messages, feed)
-        if messages:
-            offset, leader_epoch = messages[-1].offset(), messages[-1].leader_epoch()
-            run.last = LastRecord(offset, leader_epoch) if leader_epoch is not None and leader_epoch >= 0 else None
-            self._take(run, messages)
-
-    def _compare(self, run: LogRun, reread: Reread, messages: Sequence[Record], feed: Feed) -> Sequence[Record]:
-        """Compare records with the archive's end, and return those after it.
-
-        Raises:
-            LogChanged: they contradict it.
-        """
-        log, last, position = run.writer.log, reread.last, run.assembler.position
-        for index, message in enumerate(messages):
-            offset = message.offset()
-            if offset < last.offset:
-                continue
-            problem = contradiction(last, offset, message.leader_epoch())
-            if offset == last.offset:
-                reread.agrees = problem is None
-            elif problem is None and not reread.agrees:
-                problem = reread.suspect
-            if problem is None and any(first <= offset < stop for first, stop in reread.skipped):
-                problem = f"the broker has a record at offset {offset}, where the archive says that there is none"
-            if problem is not None:
-                raise truncated(log, problem)
-            if offset >= position:
-                run.reread = None
-                return messages[index:]
-            if offset == last.offset and (position - offset == 1 or position - offset > REREAD_OFFSETS):
-                run.reread = None
-                if position - offset > 1:
-                    feed.seek(Position(*run.topic_partition, position))
-                    return []
-        return []
-
-    def _take(self, run: LogRun, messages: Sequence[Record]) -> None:
-        """Pass records to the assembler, and account for every gap before and between them."""
-        assembler = run.assembler
-        first, last = messages[0].offset(), messages[-1].offset()
-        if first == assembler.position and last - first == len(messages) - 1:
-            self._add(run, messages)
-            return
-        # After a seek librdkafka may return records that it has returned before.
-        messages = [message for message in messages if message.offset() >= assembler.position]
-        start: int | None = None
-        while messages:
-            offset = messages[0].offset()
-            if offset > assembler.position:
-                if start is None:
-                    # Asked after the fetch. A record missing below the start may have been deleted. One missing above
-                    # it never existed for a read-committed consumer.
-                    start = self._broker.bounds(*run.topic_partition).start
-                self._account(run, offset, start)
-            joined = 1
-            while joined < len(messages) and messages[joined].offset() == offset + joined:
-                joined += 1
-            self._add(run, messages[:joined])
-            messages = messages[joined:]
-
-    def _add(self, run: LogRun, messages: Sequence[Record]) -> None:
-        while messages:
-            if not run.assembler.has_records:
-                run.since = time.monotonic()
-            messages = messages[run.assembler.add(messages) :]
-            if run.assembler.full:
-                self._appends.cut(run)
-
-    def _account(self, run: LogRun, to: int, start: int) -> None:
-        """Account for offsets without a record: lost below the partition's start, skipped above it."""
-        assembler = run.assembler
-        if start > assembler.position:
-            if not assembler.is_empty:
-                self._appends.cut(run)
-            run.since = time.monotonic()
-            assembler.lose(min(start, to))
-        if to > assembler.position:
-            assembler.skip(to)
-            if assembler.full:
-                self._appends.cut(run)
-
-    def reach_end(self, run: LogRun, offset: int) -> None:
-        """Account for the offsets between the last record and the end: transaction markers and aborted records."""
-        self._forget_reread(run)
-        if offset > run.assembler.position:
-            self._account(run, offset, self._broker.bounds(*run.topic_partition).start)
-
-    def _forget_reread(self, run: LogRun) -> None:
-        """Compare no more with the archive's end. Raise LogChanged if a truncation was reported, and not disproved."""
-        if run.reread is not None and run.reread.suspect is not None and not run.reread.agrees:
-            raise truncated(run.writer.log, run.reread.suspect)
-        run.reread = None
-
-    def read_apart(self, run: LogRun, feed: Feed, base: int | None, attempts: int = ATTEMPTS) -> None:
-        """Read in a process of its own what librdkafka refuses in this one. Admit what cannot be read there either.
-
-        Args:
-            run: the log.
-            feed: seeks behind what was read or admitted.
-            base: the first offset of the batch that was refused; None if it is not known.
-            attempts: processes that may die of it.
-
-        Raises:
-            TransientSourceError: no record came, and no reason why.
-            LogChanged: the records contradict the archive's end.
-        """
-        before = run.assembler.position, run.reread
-        logger.warning("%s: a process of its own reads on from offset %d", run.result.log, run.start.offset)
-        with Apart(*self._kafka, run.start) as apart:
-            for records in apart.read():
-                self.receive(run, records, feed)
-        ended = apart.ended
-        if ended is not None and ended.damage is None and ended.offset is not None:
-            self.reach_end(run, ended.offset)
-        if before == (run.assembler.position, run.reread) and not stop_requested.is_set():
-            refused = base if ended is None or ended.offset is None else ended.offset
-            if ended is None or ended.damage is None or refused is None:
-                raise _stalled(run) if base is None else _not_read(run, base)
-            if ended.offset is None and attempts > 1:
-                self.read_apart(run, feed, base, attempts - 1)
-                return
-            self._admit(run, refused, ended.damage)
-        run.silent = 0.0
-        feed.seek(run.start)
-
-    def _admit(self, run: LogRun, base: int, damage: str) -> None:
-        """Account for a batch that cannot be read: its offsets are admitted in a signed statement.
-
-        Raises:
-            TransientSourceError: now it can be read.
-            LogChanged: the partition seems to be truncated.
-        """
-        self._forget_reread(run)
-        begin = max(base, run.assembler.position)
-        after = self._broker.after_batch(*run.topic_partition, base, begin)
-        if base > run.assembler.position:
-            self._account(run, base, self._broker.bounds(*run.topic_partition).start)
-        if after > run.assembler.position:
-            if not run.assembler.has_records:
-                run.since = time.monotonic()
-            run.assembler.admit(after, damage)
-            logger.error(
-                "%s: no client can decode the records at offsets %d to %d, and a signed statement says so: %s. Look at"
-                " the broker's disk and at who wrote them.",
-                *(run.result.log, begin, after - 1, damage),
-            )
-            if run.assembler.full:
-                self._appends.cut(run)
-        elif after == base:
-            raise TransientSourceError(
-                f"{run.result.log}: the batch at offset {base} is readable now, and was not: {damage}"
-            )
-
-    def resume(self, run: LogRun, feed: Feed, suspect: str | None) -> None:
-        """Seek after librdkafka gave up a position, because retention deleted it or the partition was truncated."""
-        bounds = self._broker.bounds(*run.topic_partition)
-        position = run.assembler.position
-        check_end(run.writer.log, position, bounds)
-        last = run.last
-        if last is not None and bounds.start <= last.offset < position:
-            # Without the leader epoch: with it, librdkafka would report the same error again.
-            run.reread = Reread(last, run.reread.skipped if run.reread else (), suspect)
-            feed.seek(Position(*run.topic_partition, last.offset))
-            return
-        run.reread = None
-        if bounds.start > position:
-            self._account(run, bounds.start, bounds.start)
-        feed.seek(Position(*run.topic_partition, run.assembler.position))
 
 
 class Loop:
@@ -249,6 +54,9 @@ class Loop:
         self._appends = appends
         self._intake = Intake(context, appends)
         self._runs = {run.topic_partition: run for run in runs}
+        self._refused: dict[TopicPartition, int | None] = {}
+        """Logs that wait to be read apart, in this order, with the first offset of the batch that was refused."""
+        self._has_read_apart = False
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
         # With one topic the partition alone is the key, which saves a call for each record.
         one_topic = len({topic for topic, _ in self._runs}) == 1
@@ -259,10 +67,11 @@ class Loop:
         keep_freed_memory()
         with rare_collections(), self._appends, Feed(*self._kafka, [run.start for run in self._runs.values()]) as feed:
             self._follow(feed)
-            for run in self._active():
-                self._finish(run)
-            for run in self._active():
-                self._guard(run, None, self._appends.collect)
+            if self._refused and not self._has_read_apart and not stop_requested.is_set():
+                # However late it is, each run tries one of them: else a log might never get on.
+                self._finish()
+                self._read_apart(feed)
+            self._finish()
         silence = timedelta(days=1, seconds=self._context.archive.statement.heartbeat)
         for run in self._runs.values():
             self._report(run)
@@ -280,6 +89,13 @@ class Loop:
     def _active(self) -> list[LogRun]:
         return [run for run in self._runs.values() if not run.stopped]
 
+    def _finish(self) -> None:
+        """Append each log's last entry of the run, and wait until it is archived."""
+        for run in self._active():
+            self._finish_log(run)
+        for run in self._active():
+            self._guard(run, None, self._appends.collect)
+
     def _follow(self, feed: Feed) -> None:
         while not stop_requested.is_set():
             now = time.monotonic()
@@ -287,9 +103,14 @@ class Loop:
             if not active or now >= self._deadline:
                 return
             behind = [run for run in active if run.assembler.position < run.target or run.reread is not None]
+            for run in behind:
+                if run.silent > STALL_SECONDS and run.topic_partition not in self._refused:
+                    self._refuse(run, None, feed)
+            if self._refused and all(run.topic_partition in self._refused for run in behind):
+                self._read_apart(feed)
+                continue
             if self._once and not behind:
                 return
-            self._read_stalled(feed, [run for run in behind if run.silent > STALL_SECONDS])
             begun = time.monotonic()
             records, others = self._read(feed)
             for run in behind:
@@ -297,22 +118,34 @@ class Loop:
             for topic_partition, messages in records.items():
                 run = self._runs[topic_partition]
                 run.silent = 0.0
-                if not run.stopped:
+                if not run.stopped and topic_partition not in self._refused:
                     self._guard(run, feed, self._intake.receive, messages, feed)
             for message in others:
                 self._handle(message, feed)
             self._cut_what_is_due(feed, now)
 
-    def _read_stalled(self, feed: Feed, stalled: list[LogRun]) -> None:
-        """Read apart where nothing came for long: for a batch above its limit librdkafka only drops the connection."""
-        for run in stalled:
-            self._guard(run, feed, self._intake.read_apart, feed, None)
-            if run.stopped:
-                # The broker is silent: do not wait as long for each of the others.
-                for other in stalled:
-                    if not other.stopped:
-                        self._fail(other, _stalled(other), feed)
-                return
+    def _refuse(self, run: LogRun, base: int | None, feed: Feed) -> None:
+        """Let a log wait until the others have caught up: reading it apart may take long, and they wait meanwhile.
+
+        Args:
+            run: the log.
+            base: the first offset of the batch that was refused; None if nothing came for long: for a batch above its
+                limit librdkafka only drops the connection.
+            feed: does not fetch this log meanwhile.
+        """
+        self._refused[run.topic_partition] = base
+        feed.stop(*run.topic_partition)
+
+    def _read_apart(self, feed: Feed) -> None:
+        """Read apart the log that waits longest."""
+        self._has_read_apart = True
+        topic_partition = next(iter(self._refused))
+        run, base = self._runs[topic_partition], self._refused.pop(topic_partition)
+        self._guard(run, feed, self._intake.read_apart, feed, base)
+        if run.stopped and base is None:
+            # The broker is silent: do not wait as long for each of the others.
+            for silent in [each for each, refused in self._refused.items() if refused is None]:
+                self._fail(self._runs[silent], stalled(self._runs[silent]), feed)
 
     def _read(self, feed: Feed) -> tuple[dict[TopicPartition, list[Received]], list[Received]]:
         """Read once, and return the records by partition, and the events and errors."""
@@ -335,7 +168,7 @@ class Loop:
         if error is None:
             return
         run = self._runs.get((message.topic(), message.partition()))
-        if run is not None and run.stopped:
+        if run is not None and (run.stopped or run.topic_partition in self._refused):
             return
         if run is not None:
             run.silent = 0.0
@@ -345,7 +178,7 @@ class Loop:
             self._guard(run, feed, self._intake.resume, feed, error.str() if says_truncated(error) else None)
         elif run is not None and error.code() in DAMAGED:
             logger.warning("%s: librdkafka does not take a batch: %s", run.result.log, error.str())
-            self._guard(run, feed, self._intake.read_apart, feed, message.offset())
+            self._refuse(run, message.offset(), feed)
         else:
             mapped = map_error(error, run.result.log if run else "Kafka")
             if isinstance(mapped, SourceRefused):
@@ -369,7 +202,7 @@ class Loop:
             largest = max(self._active(), key=lambda run: run.assembler.held_bytes)
             self._guard(largest, feed, self._appends.cut)
 
-    def _finish(self, run: LogRun) -> None:
+    def _finish_log(self, run: LogRun) -> None:
         """Append a log's last entry of the run: its open segment, skipped offsets, or a heartbeat if one is due."""
         if not run.assembler.is_empty:
             self._guard(run, None, self._appends.cut)
@@ -394,6 +227,7 @@ class Loop:
 
     def _fail(self, run: LogRun, error: CustodyError, feed: Feed | None) -> None:
         run.stopped = True
+        self._refused.pop(run.topic_partition, None)
         run.result.stop(error)
         if feed is not None:
             feed.stop(*run.topic_partition)
@@ -480,17 +314,3 @@ def _clock_error(store: Store, run: LogRun, silence: timedelta) -> float | None:
         differences.append(now - max(told))
     worst = max([*differences, timedelta(0)], key=abs).total_seconds()
     return worst if abs(worst) > CLOCK_SECONDS else None
-
-
-def _not_read(run: LogRun, base: int) -> TransientSourceError:
-    return TransientSourceError(
-        f"{run.result.log}: the batch at offset {base} is too large for librdkafka, or damaged, and a process of its"
-        f" own could not read it in {APART_SECONDS} s; the next run tries again. Give the machine more memory or time."
-    )
-
-
-def _stalled(run: LogRun) -> TransientSourceError:
-    return TransientSourceError(
-        f"{run.result.log}: no record came for {STALL_SECONDS} s, at offset {run.assembler.position} of {run.target};"
-        " records read so far are archived, and the next run continues"
-    )

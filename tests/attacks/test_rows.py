@@ -136,14 +136,16 @@ ELSEWHERE: dict[int, list[str]] = {
     67: ["tests/custody/verify/test_verify.py::test_far_sequences_cost_no_more_than_near_ones"],
     50: [
         "tests/tasks/drain/test_drain.py::test_batches_that_no_client_can_read",
-        "tests/tasks/drain/test_drain.py::test_a_batch_that_needs_more_memory_than_there_is",
+        "tests/tasks/drain/test_drain.py::test_a_batch_that_processes_die_of",
         "tests/tasks/drain/test_drain.py::test_a_batch_damaged_on_the_brokers_disk",
     ],
     62: [
         "tests/tasks/drain/test_drain.py::test_records_that_inflate_beyond_the_clients_limit",
         "tests/tasks/drain/test_drain.py::test_last_record_in_a_batch_beyond_the_clients_limit",
         "tests/tasks/drain/test_drain.py::test_transactions_with_records_beyond_the_clients_limit",
-        "tests/tasks/drain/test_drain.py::test_memory_while_large_records_come",
+        "tests/tasks/drain/test_drain.py::test_memory_while_large_batches_come",
+        "tests/tasks/drain/test_drain.py::test_a_batch_that_processes_die_of",
+        "tests/tasks/drain/test_drain.py::test_the_others_first",
     ],
     63: [
         "tests/tasks/drain/test_assemble.py::test_time_grows_with_the_size_at_most",

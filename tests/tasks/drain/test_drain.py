@@ -52,7 +52,7 @@ from custody.tlog.head import Head, KnownHead
 from custody.tlog.proofs import Proofs
 from custody.verify.run import verify
 from flows.operate.sample import invalid_values, sample_events
-from tasks.drain import apart, loop, resume, signals
+from tasks.drain import apart, intake, loop, resume, signals
 from tasks.drain import kafka as source
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
@@ -1125,20 +1125,43 @@ def test_batches_that_no_client_can_read(site: Site, monkeypatch: pytest.MonkeyP
     assert only(site.drain(topic)).statements == 0
 
 
-def test_a_batch_that_needs_more_memory_than_there_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies of a batch is not the end: the batch is admitted after some attempts."""
+def instead_of_apart(monkeypatch: pytest.MonkeyPatch, program: str) -> list[Mapping[str, str]]:
+    """Run another program as the process that reads apart, and return the environments that it is started with."""
     real = subprocess.Popen
-    begun: list[object] = []
+    environments: list[Mapping[str, str]] = []
 
     def start(command: list[str], **more: Any) -> Any:
-        begun.append(command)
-        limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({2**29}, {2**29})); import runpy;"
-        program = (
-            limited + "resource.setrlimit = lambda *_: None; runpy.run_module('tasks.drain.apart', run_name='__main__')"
-        )
+        assert command[-1] == "tasks.drain.apart"
+        environments.append(more["env"])
         return real([sys.executable, "-c", program], **more)
 
     monkeypatch.setattr(subprocess, "Popen", start)
+    return environments
+
+
+LITTLE_MEMORY = (
+    f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({2**29}, {2**29})); import runpy;"
+    "resource.setrlimit = lambda *_: None; runpy.run_module('tasks.drain.apart', run_name='__main__')"
+)
+
+
+def killed_by(kind: signal.Signals) -> str:
+    return f"import os; os.kill(os.getpid(), {kind.value})"
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        (LITTLE_MEMORY, "MiB of memory"),
+        (killed_by(signal.SIGKILL), "were killed"),
+        (killed_by(signal.SIGALRM), f"more than {apart.SECONDS} s"),
+        (killed_by(signal.SIGSEGV), "MiB of memory"),
+    ],
+    ids=["limit", "killed", "time", "crash"],
+)
+def test_a_batch_that_processes_die_of(site: Site, monkeypatch: pytest.MonkeyPatch, program: str, error: str) -> None:
+    """However the processes die that read a batch, after some attempts it is admitted, with the reason."""
+    begun = instead_of_apart(monkeypatch, program)
     topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
     sent = send(site.kafka.producer(), topic, events(10))
     send_bombs(site, topic, [3 * BOMB])
@@ -1146,7 +1169,85 @@ def test_a_batch_that_needs_more_memory_than_there_is(site: Site, monkeypatch: p
     result = only(site.drain(topic))
     assert (result.events, result.unreadable) == (20, 1)
     assert len(begun) in {1, apart.ATTEMPTS}
-    assert site.read(exit_code=11)[f"{topic}/0"].events == archived(sent)
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert log.events == archived(sent)
+    (admitted,) = [each for statement in log.statements for each in statement["unreadable"]]
+    assert error in admitted["error"]
+
+
+@pytest.mark.parametrize("program", [killed_by(signal.SIGTERM), "raise SystemExit(1)"], ids=["stopped", "broken"])
+def test_a_process_that_did_not_die_of_the_batch(site: Site, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """A process that was stopped, or could not start, says nothing about the batch: the next run reads it."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
+    sent = send(site.kafka.producer(), topic, events(10))
+    send_bombs(site, topic, [BOMB])
+    with monkeypatch.context() as patched:
+        instead_of_apart(patched, program)
+        (result,) = site.drain(topic).values()
+    assert (result.outcome, result.events, result.unreadable) == ("failed", 10, 0)
+    result = only(site.drain(topic))
+    assert (result.quarantined, result.unreadable) == (1, 0)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+def test_no_secret_for_the_process_that_reads_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that reads what strangers wrote gets none of the drain's secrets in its environment."""
+    secrets = ["CUSTODY_KEYRING_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "CUSTODY_SEARCH__API_KEY"]
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("KRB5_CONFIG", "/etc/krb5.conf")
+    begun = instead_of_apart(monkeypatch, "pass")
+    with apart.Apart({}, "group", TopicPartition("topic", 0, 0)):
+        (environment,) = begun
+    assert "secret" not in environment.values()
+    assert {"PATH", "KRB5_CONFIG"} <= set(environment)
+
+
+def test_the_others_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log is read apart when the others have caught up, so that a record of one topic does not hold up the others."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"), partitions=2)
+    real, seen = Loop._read_apart, []
+
+    def spy(self: Loop, feed: Feed) -> None:
+        seen.append(self._runs[topic, 1].assembler.position)
+        real(self, feed)
+
+    monkeypatch.setattr(Loop, "_read_apart", spy)
+    send_bombs(site, topic, [BOMB])
+    send(site.kafka.producer(), topic, events(5))
+    send(site.kafka.producer(), topic, events(2000, 2), partition=1)
+    first, second = site.drain(topic, client=SMALL_FETCHES).values()
+    assert (first.events, first.quarantined, second.events) == (5, 1, 2000)
+    assert seen == [2000]
+
+
+def test_out_of_time_with_batches_to_read_apart(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is out of time still reads one log apart, after all else is archived; and never another one."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("bomb"), partitions=2)
+    for partition in range(2):
+        producer = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type="zstd")
+        send(producer, topic, [bytes(BOMB)], partition=partition)
+    real = Loop._refuse
+
+    def refuse(self: Loop, *arguments: Any) -> None:
+        self._deadline = 0.0
+        real(self, *arguments)
+
+    monkeypatch.setattr(Loop, "_refuse", refuse)
+    for _ in range(2):
+        assert sum(result.quarantined for result in site.drain(topic).values()) == 1
+    assert [len(log.quarantined) for log in site.read().values()] == [1, 1]
+
+
+def test_more_headers_than_librdkafka_gives(site: Site) -> None:
+    """Of a record with more than 100,000 headers the client gives none. It is quarantined without them."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("headers"))
+    producer = site.kafka.producer(compression_type="zstd")
+    for number in (100_000, 100_001):
+        send(producer, topic, [b"no event"], headers=[("a", None)] * number)
+    assert only(site.drain(topic)).quarantined == 2
+    given, hidden = (json.loads(line) for line in site.read()[f"{topic}/0"].quarantined)
+    assert (len(given["headers"]), len(hidden["headers"])) == (100_000, 0)
 
 
 def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1164,6 +1265,20 @@ def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypat
     logs = site.read()
     assert logs[f"{topic}/0"].events == archived(sent)
     assert logs[f"{topic}/1"].events == archived(other)
+
+
+def test_a_silent_batch_that_processes_die_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where librdkafka only drops the connection, nothing is admitted: the log stops with the reason."""
+    monkeypatch.setattr(loop, "STALL_SECONDS", 3)
+    instead_of_apart(monkeypatch, killed_by(signal.SIGKILL))
+    topic = site.kafka.create_topic(site.kafka.unused_name("silent"), max_message_bytes=104_000_000)
+    sent = send(site.kafka.producer(), topic, events(10))
+    large = site.kafka.producer(message_max_bytes=1_000_000_000)
+    send(large, topic, [random.Random(7).randbytes(102_000_000)])
+    (result,) = site.drain(topic).values()
+    assert (result.outcome, result.events, result.unreadable) == ("failed", 10, 0)
+    assert "were killed" in str(result.problem)
+    assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
 @pytest.mark.parametrize("bombs", [(), (BOMB,)])
@@ -1185,20 +1300,32 @@ def test_a_batch_damaged_on_the_brokers_disk(fragile: Site, bombs: Sequence[int]
 
 
 @pytest.mark.parametrize(
-    ("value", "compression", "mib"),
+    ("values", "compression", "mib"),
     [
-        (bytes(95_000_000), "zstd", 200),
-        (bytes(60_000_000), "zstd", 380),
-        (bytes(200_000_000), "gzip", 800),
-        (random.Random(7).randbytes(70_000_000), "none", 410),
+        ([bytes(95_000_000)], "zstd", 200),
+        ([bytes(60_000_000)], "zstd", 380),
+        ([bytes(200_000_000)], "gzip", 800),
+        ([random.Random(7).randbytes(70_000_000)], "none", 410),
+        ([None] * 400_000, "zstd", 200 + 3 * 4 + 400_000 * 350 // 2**20),
     ],
-    ids=["zstd-95", "zstd-60", "gzip-200", "none-70"],
+    ids=["zstd-95", "zstd-60", "gzip-200", "none-70", "empty-400,000"],
 )
-def test_memory_while_large_records_come(site: Site, tmp_path: Path, value: bytes, compression: str, mib: int) -> None:
-    """A large record is quarantined within the stated memory: what a batch inflates to, three times, and 200 MiB."""
+def test_memory_while_large_batches_come(
+    site: Site, tmp_path: Path, values: list[bytes | None], compression: str, mib: int
+) -> None:
+    """A large batch takes the stated memory: 200 MiB, three times what it inflates to, and 350 bytes a record."""
     topic = site.kafka.create_topic(site.kafka.unused_name("large"), max_message_bytes=90_000_000)
-    producer = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type=compression)
-    sent = send(producer, topic, [*events(10), value, *events(10, 2)])
+    producer = site.kafka.producer(
+        message_max_bytes=1_000_000_000,
+        compression_type=compression,
+        batch_num_messages=1_000_000,
+        queue_buffering_max_messages=1_000_000,
+        batch_size=200_000_000,
+        linger_ms=3000,
+    )
+    sent = send(producer, topic, events(10))
+    sent += send(producer, topic, values)
+    sent += send(producer, topic, events(10, 2))
     # Not `ru_maxrss`: that of a child includes what its parent held.
     program = (
         "import atexit, pathlib, sys; sys.argv[1:] = ['drain', '--once'];"
@@ -1214,7 +1341,7 @@ def test_memory_while_large_records_come(site: Site, tmp_path: Path, value: byte
     assert int(peak[1]) / 1024 < mib
     log = site.read()[f"{topic}/0"]
     assert log.events == archived(sent)
-    assert len(log.quarantined) == 1
+    assert len(log.quarantined) == len(values)
 
 
 # --- a run in time
@@ -1882,7 +2009,7 @@ def test_many_aborted_records_are_not_read_again(site: Site, monkeypatch: pytest
     while site.kafka.watermarks(topic)[1] < 44 and time.monotonic() < until:
         time.sleep(0.05)
     only(site.drain(topic))
-    monkeypatch.setattr(loop, "REREAD_OFFSETS", 20)
+    monkeypatch.setattr(intake, "REREAD_OFFSETS", 20)
     sought: list[int] = []
     seek = Feed.seek
 
