@@ -34,7 +34,10 @@ _DOCUMENT_ERRORS = frozenset({"document_parsing_exception", "mapper_parsing_exce
 _ILLEGAL = "illegal_argument_exception"
 """An error of the document too, unless its reason is of these. A producer has many ways to it: a field after the end of
 the document, a term that is too long."""
-_CONDITIONS = re.compile("Validation Failed|pipeline with id|Limit of total fields|no write index|only write ops")
+_CONDITIONS = re.compile(
+    "Validation Failed|pipeline with id|Limit of total fields|no write index|only write ops"
+    "|[Nn]umber of documents in|explicit index in bulk"
+)
 _REMEDIES = {
     "cluster_block_exception": "remove the block from the index",
     "index_closed_exception": "open the index",

@@ -89,6 +89,8 @@ class Search:
         """The index of cursors, and that of rejected events."""
         self.chosen: Sequence[str] | None = None
         """The indices that searches of the alias are made in; all behind it if None."""
+        self.skipped: set[str] = set()
+        """Indices of which a shard could not answer a search, because of what the index is."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -98,7 +100,7 @@ class Search:
         """Search all shards, or fail: an incomplete answer must not look complete.
 
         By default Elasticsearch leaves out unassigned shards. A shard that cannot answer because of its index's
-        mapping is skipped, so that one odd index does not block the others.
+        mapping or settings is skipped, so that one odd index does not block the others. `skipped` says which.
 
         Args:
             asked: parameters of the client's `search`. If they name the alias, `chosen` counts.
@@ -109,8 +111,13 @@ class Search:
         """
         answer = self._answer(asked)
         shards = answer["_shards"]
-        failures = [failure for failure in shards.get("failures", ()) if failure["reason"]["type"] not in _BAD_MAPPING]
-        if failures or (shards["successful"] < shards["total"] and not shards["failed"]):
+        failures = []
+        for failure in shards.get("failures", ()):
+            if failure["reason"]["type"] in _BAD_MAPPING:
+                self.skipped.add(failure["index"])
+            else:
+                failures.append(failure)
+        if failures or shards["successful"] + shards["failed"] < shards["total"]:
             reason = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
             raise TransientSearchError(
                 f"Elasticsearch at {self.settings.url} answers for only {shards['successful']} of {shards['total']}"

@@ -14,7 +14,7 @@ kept (`tasks.roll`).
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -33,7 +33,8 @@ _TEMPLATES = ",".join(
     f"index_templates.{part}"
     for part in ("name", *(f"index_template.{part}" for part in ("index_patterns", "priority", "_meta")))
 )
-_OTHERS = "*.aliases,*.settings.index.lifecycle.name"
+_PIPELINES = ("default_pipeline", "final_pipeline")
+_OTHERS = ",".join(("*.aliases", *(f"*.settings.index.{part}" for part in ("lifecycle.name", *_PIPELINES))))
 _MAPPED = ",".join(
     (
         *(f"*.mappings.{part}" for part in ("_source", "runtime", f"properties.{ORIGIN}")),
@@ -96,7 +97,10 @@ def _check_template(prefix: str, ours: Mapping[str, Any], name: str, other: Mapp
                 " search.prefix"
             )
         return
-    names = [index_name(prefix, date(2026, 1, 1)), index_name(prefix, None), restored_name(prefix, None)]
+    today = datetime.now(UTC).date()
+    days = [date(2026, 1, 1), *(today + timedelta(days=number) for number in (-1, 0, 1)), None]
+    names = [made(prefix, day) for day in days for made in (index_name, restored_name)]
+    names += [f"{prefix}-rejected", f"{prefix}-cursors"]
     patterns = other.get("index_patterns", [])
     if other.get("priority", 0) > ours["priority"] and any(
         fnmatchcase(index, pattern) for index in names for pattern in patterns
@@ -114,9 +118,18 @@ def _set_by_others(prefix: str, made: Mapping[str, Any]) -> Iterator[str]:
         alias = index.get("aliases", {}).get(prefix)
         if alias is not None and not name.startswith(f"{prefix}-"):
             yield f"the index {name[:200]} has the alias {prefix}, and is not custody's: remove the alias from it"
-        if alias and "filter" in alias:
-            yield f"the alias {prefix} of the index {name[:200]} has a filter, which hides documents: remove the filter"
-        if policy := index.get("settings", {}).get("index", {}).get("lifecycle", {}).get("name"):
+        if alias and {"filter", "search_routing"} & set(alias):
+            yield (
+                f"the alias {prefix} of the index {name[:200]} has a filter or a routing, which hides documents:"
+                " remove it"
+            )
+        settings = index.get("settings", {}).get("index", {})
+        for pipeline in (settings[part] for part in _PIPELINES if settings.get(part, "_none") != "_none"):
+            yield (
+                f"the index {name[:200]} has the ingest pipeline {pipeline[:200]}, which may change or drop events:"
+                " remove the pipeline from its settings"
+            )
+        if policy := settings.get("lifecycle", {}).get("name"):
             yield (
                 f"the index {name[:200]} has the lifecycle policy {policy[:200]}, which may delete events too early:"
                 " remove the policy; custody's own roll deletes indices"

@@ -98,6 +98,10 @@ def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Fi
             if any(left_out for _, left_out in indices.values()):
                 search.chosen = [name for name, (_, left_out) in indices.items() if not left_out]
             findings += (difference.to_dict() for difference in look(search))
+            # The survey reports those that are not mapped as the template says.
+            for name in sorted(search.skipped - {name for name, (difference, _) in indices.items() if difference}):
+                message = f"the index {name[:100]} did not answer every search; its documents were compared in part"
+                findings.append(finding("unreadable", message).to_dict())
     except (TransientSearchError, TransientStoreError) as error:
         findings.append(finding("unreadable", f"{message}{error}", severity=Severity.NOTICE).to_dict())
     except (FormatError, StoreError):

@@ -591,6 +591,7 @@ ODD: dict[str, Callable[[Scene], None]] = {
     "no source": odd_index(_source={"enabled": False}),
     "half of the source": odd_index(_source={"excludes": ["client_ip"]}),
     "a made-up source": odd_index({"index.mapping.source.mode": "synthetic"}),
+    "an index that answers no search": odd_index({"index.max_result_window": 1}),
     "a runtime field over the offset": odd_index(runtime={f"{ORIGIN}.offset": {"type": "long"}}),
     "a document nested too deep": nested,
     "a cursor nested too deep": nested_cursor,
@@ -612,6 +613,14 @@ def test_what_cannot_be_compared_hides_nothing_else(scene: Scene, name: str) -> 
     found = {(one["finding"], one.get("sequence")) for one in outcome.findings}
     assert found >= {("index-edited", 1), ("index-missing", 2)}
     assert outcome.exit_code == 13
+
+
+def test_an_index_that_answers_no_search_is_named(scene: Scene) -> None:
+    """An index whose settings let searches of it fail is reported: its documents may hide behind that."""
+    assert scene.audit().exit_code == 0
+    odd_index({"index.max_result_window": 1})(scene)
+    messages = [finding["message"] for finding in scene.audit(full=True).findings if finding["finding"] == "unreadable"]
+    assert any("did not answer every search" in message for message in messages), messages
 
 
 def test_large_documents_are_read_in_small_answers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

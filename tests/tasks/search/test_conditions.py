@@ -162,6 +162,12 @@ def put_template(name: str, priority: int) -> Change:
     return change
 
 
+def template_of_this_month(search: Search) -> None:
+    month = f"{datetime.now(UTC):%Y.%m}"
+    patterns = [f"{search.prefix}-{month}.*"]
+    search.client.indices.put_index_template(name=f"month-{search.prefix}", index_patterns=patterns, priority=501)
+
+
 def alias_others(search: Search) -> None:
     search.client.indices.create(index=f"others-{search.prefix}")
     search.client.indices.put_alias(index=f"others-{search.prefix}", name=search.prefix)
@@ -176,10 +182,11 @@ def filter_alias(search: Search) -> None:
 
 TAKEN_OVER: dict[str, tuple[Change, str, int]] = {
     "a template of higher priority": (put_template("logs-{}", 501), "the index template logs-", 0),
+    "a template of this month's indices": (template_of_this_month, "the index template month-", 0),
     "a template of lower priority": (put_template("logs-{}", 499), "", 10),
     "a template of our name": (put_template("{}", 100), "was not made by custody, and is not overwritten", 0),
     "another index behind the alias": (alias_others, "the index others-", 10),
-    "a filter on the alias": (filter_alias, "has a filter, which hides documents", 10),
+    "a filter on the alias": (filter_alias, "has a filter or a routing, which hides", 10),
 }
 
 
@@ -203,6 +210,14 @@ def test_what_others_set_is_said_and_stays(name: str, tmp_path: Path, elastic: E
         search.client.options(ignore_status=404).indices.put_alias(index=f"{search.prefix}-2*", name=search.prefix)
         assert problem(given, 10 - created) == ""
     delete_indices(given)
+
+
+def test_a_pipeline_of_others_is_said() -> None:
+    """An ingest pipeline of an index may change or drop events, so it is named."""
+    for part in ("default_pipeline", "final_pipeline"):
+        (problem,) = _set_by_others("p", {"p-2026.01.01": {"settings": {"index": {part: "theirs"}}}})
+        assert "the ingest pipeline theirs" in problem
+    assert not list(_set_by_others("p", {"p-2026.01.01": {"settings": {"index": {"final_pipeline": "_none"}}}}))
 
 
 def templates(search: Search) -> dict[str, object]:
