@@ -86,7 +86,7 @@ class _Output(io.FileIO):
 
 
 def prepare() -> None:
-    """Let no command fail because its output is closed or full, or because of the output's encoding."""
+    """Replace stdout and stderr, so that no command fails because one is closed or full, or by its encoding."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:

@@ -125,7 +125,7 @@ class Loop:
             self._cut_what_is_due(feed, now)
 
     def _refuse(self, run: LogRun, base: int | None, feed: Feed) -> None:
-        """Let a log wait until the others have caught up: reading it apart may take long, and they wait meanwhile.
+        """Pause a log until the others have caught up: reading it apart may take long, and they wait meanwhile.
 
         Args:
             run: the log.

@@ -203,7 +203,7 @@ def test_each_secret_is_hidden_by_its_type() -> None:
 
 
 def share_groups(monkeypatch: pytest.MonkeyPatch, *members: str) -> None:
-    """Let each group have the name of its user, and these members."""
+    """Give each group the name of its user, and these members."""
     name = pwd.getpwuid(os.geteuid()).pw_name
     monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name, "x", gid, [name, *members])))
 

@@ -327,7 +327,7 @@ AHEAD = timedelta(days=2600)
 
 
 def signed_ahead(growing: Growing, given: Settings, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a host whose clock is ahead roll, audit, or write a heartbeat into the archive, which is a folder."""
+    """Roll, audit, or write a heartbeat with a clock that is ahead. The archive is a folder."""
     before = set(growing.folder.rglob("*"))
     with monkeypatch.context() as patched:
         for module in ("tasks.roll.record", "tasks.audit.conclude"):
