@@ -273,6 +273,24 @@ class AlertSettings(BaseModel):
     )
 
 
+class HealthSettings(BaseModel):
+    """From where on something counts as a problem of the installation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    lag_seconds: Seconds = Field(
+        default=900, description="A log whose records wait longer than this for the archive has failed"
+    )
+    quarantined_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="A larger share of quarantined records than this, from 0 to 1, is reported",
+    )
+    audit_seconds: Seconds = Field(default=93_600, description="Audits that are further apart than this are reported")
+
+
 class Settings(auditors.Settings):
     """All settings of an operator.
 
@@ -285,6 +303,7 @@ class Settings(auditors.Settings):
     audit: AuditSettings = Field(default=AuditSettings(), description="How the nightly audit works")
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is alerted when something is wrong")
+    health: HealthSettings = Field(default=HealthSettings(), description="From where on something is a problem")
 
     @classmethod
     def check_file(cls, values: Mapping[str, Any]) -> None:
