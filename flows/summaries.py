@@ -7,6 +7,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from custody.cli import render
+from custody.format.times import duration_text
 
 if TYPE_CHECKING:
     from tasks.audit.conclude import Outcome
@@ -85,24 +86,16 @@ def plan_summary(plan: "Plan") -> str:
     return (
         f"Up to {plan.events:,} events in {len(plan.segments):,} segments ({decimal(plan.size)});"
         f" {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
-        f" Estimate: {hours if archived else ''}{duration(plan.copy_seconds)} to copy."
+        f" Estimate: {hours if archived else ''}{duration_text(plan.copy_seconds)} to copy."
     )
 
 
 def copy_summary(progress: "Progress") -> str:
     """Return how far a copy is, how fast, and how long the rest takes."""
     remaining = progress.remaining
-    rest = f", {duration(remaining)} left" if remaining else ""
+    rest = f", {duration_text(remaining)} left" if remaining else ""
     return (
         f"{progress.looked_at:,} of {progress.events:,} events checked: {progress.created:,} copied,"
         f" {progress.there:,} already there, {progress.rejected:,} rejected; {progress.rate:,.0f} events/s, "
         f"{decimal(progress.read)} read{rest}."
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text, such as `5 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"

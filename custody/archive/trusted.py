@@ -9,7 +9,7 @@ input, with what it may do. Where it is held back:
 - statements, audits, checkpoints: `Judge`; ends of logs: `find_signed_end`, and `resume.find_checked_tip` to append.
 - heads in committed offsets: `tasks.drain.committed_heads`.
 - tables and their lists, results of pieces, reports: `signed_notes.read`; findings' objects: by SHA-256 in an audit.
-- Elasticsearch's documents and cursors: `tasks.search.reconcile`; the broker's answers: `tasks.drain.resume`, `status`.
+- Elasticsearch's documents and cursors: `tasks.search.reconcile`; the broker's answers: `tasks.drain.resume`, `change`.
 - times of objects: `tasks.roll.clock`; versions, locks and rules: `verify.protection`.
 """
 

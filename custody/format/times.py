@@ -84,3 +84,14 @@ def parse_time(text: str) -> datetime:
     if not _TIME.fullmatch(text):
         raise ValueError(f"{text[:100]!r} is not of the form YYYY-MM-DDTHH:MM:SS.ffffffZ")
     return datetime.fromisoformat(text)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration for people, such as `5 min`, in the unit that suits it."""
+    if abs(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if abs(minutes) < 120:
+        return f"{minutes} min"
+    hours = minutes / 60
+    return f"{hours:.1f} h" if abs(hours) < 48 else f"{hours / 24:,.0f} d"

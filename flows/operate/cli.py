@@ -3,8 +3,6 @@
 Each command imports what it needs itself, because importing Prefect takes two seconds.
 """
 
-import dataclasses
-import json
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from custody.cli import operators, render, terminal
+from custody.cli import operators, render
 from custody.cli.terminal import echo, escape
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.times import as_utc
@@ -215,26 +213,12 @@ def new_epoch(
 
 
 @app.command()
-def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
-    """Show each log's head, and how far it is behind Kafka."""
-    table = render.table("log", "#next offset", "#lag", "!sealed at", "!head")
-    problems = []
-    for log in _import("tasks.drain.status").read_status(Settings()):
-        if log.problem is not None:
-            problems.append(f"{log.log}: {log.problem}")
-        if as_json:
-            echo(json.dumps(dataclasses.asdict(log)))
-            continue
-        table.add_row(
-            render.safe(log.log),
-            "-" if log.next_offset is None else f"{log.next_offset:,}",
-            "ended" if log.ended else "-" if log.lag is None else f"{log.lag:,}",
-            render.safe((log.sealed_at or "-")[:19]),
-            f"{log.size} {log.root[:12]}",
-        )
-    if not as_json and table.row_count:
-        render.console().print(table)
-    elif not as_json:
-        echo("The archive has no logs yet.")
-    terminal.check_written()
-    _fail(problems)
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between, with --watch.")] = 5,
+) -> None:
+    """Show what is wrong, how far each log is, and who is alerted. Exit code 0: healthy, 3: only warnings."""
+    showing = _import("flows.operate.status")
+    level = showing.show(Settings(), as_json=as_json, every=every if watch else None)
+    raise typer.Exit(showing.EXIT_CODES[level])

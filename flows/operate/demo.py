@@ -46,6 +46,7 @@ from custody.verify.run import verify
 from flows.operate import up
 from flows.operate.sample import invalid_values, sample_events
 from flows.summaries import drain_table
+from tasks.drain.clients import make_producer
 from tasks.drain.log_run import LogResult
 
 PARTITIONS = 4
@@ -79,7 +80,7 @@ def demo(folder: Path, events: int) -> None:
     topic = new_topic(folder)
     # The mock cluster logs a warning when it starts, and whenever a client disconnects.
     embedded = {"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "log_level": 0}
-    producer = Producer({**embedded, "compression.type": "zstd", "linger.ms": 20})
+    producer = make_producer({**embedded, "compression.type": "zstd", "linger.ms": 20})
     servers = ",".join(f"{broker.host}:{broker.port}" for broker in producer.list_topics(timeout=10).brokers.values())
     drain_variables = {
         "CUSTODY_ARCHIVE": str(archive.resolve()),

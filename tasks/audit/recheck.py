@@ -42,9 +42,9 @@ from custody.store.protocol import Store
 from custody.tlog.head import Head
 from tasks.drain import kafka
 from tasks.drain.assemble import Record, quarantine_line
+from tasks.drain.change import find_change
 from tasks.drain.committed_heads import check_committed_head
 from tasks.drain.kafka import Broker, Feed, Received, map_error
-from tasks.drain.status import find_change
 from tasks.settings import Settings
 
 _RECORDS = 1000

@@ -14,13 +14,19 @@ from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 
-_GOOD = frozenset({"verified", "notices"})
+GOOD = frozenset({"verified", "notices"})
+"""Verdicts of an audit that found nothing wrong."""
 
 
 def find_audits(store: Store, archive: str, trust: Trust, known: Sequence[KnownHead] = ()) -> Tip[SignedAudit]:
     """Return the tip of the audits, after which the next one is signed. Raises as `find_checked_tip`."""
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
     return find_checked_tip(store, layout.AUDIT_LOG, AUDITS, judge, trust, known)
+
+
+def is_of_roll(audit: Audit) -> bool:
+    """Return whether an audit only records what the roll did. Each other one counts its findings, also if none."""
+    return "findings" not in audit.counts
 
 
 def clean_audit(store: Store, archive: str, trust: Trust, tip: Tip[SignedAudit]) -> Audit | None:
@@ -75,7 +81,7 @@ class Coverage:
         except (ObjectMissing, FormatError):
             return
         audit = signed.statement
-        if audit.verdict not in _GOOD:
+        if audit.verdict not in GOOD:
             return
         verdict = self._judge.verdict(signed, sequence)
         if verdict.clean:

@@ -14,22 +14,25 @@ delete records of the topic can remove them. The topic is a copy, and no evidenc
 """
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
-from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from custody.errors import ConfigurationError, TransientSourceError
 from custody.format.layout import Log, check_topic
 from tasks.backfill.plan import Part
 from tasks.backfill.targets import Content, Target
+from tasks.drain.clients import make_consumer, make_producer
 from tasks.drain.committed_heads import METADATA_LIMIT
-from tasks.drain.kafka import REQUEST_SECONDS, logger, map_error, patiently
+from tasks.drain.kafka import REQUEST_SECONDS, map_error, patiently
 from tasks.search.bulk import Sent
 from tasks.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 TOPIC_SECONDS = 120.0
 """How long Kafka may take to acknowledge a record."""
@@ -69,7 +72,7 @@ class TopicTarget(Target):
         self._complete = complete
         # The broker decides what is too large. The client's default limit is too small for the largest event.
         ours = {"enable.idempotence": True, "linger.ms": 20, "compression.type": "lz4", "message.max.bytes": 2_097_152}
-        self._producer = _made(lambda: Producer({"client.id": "custody", **client, **ours}, logger=logger))
+        self._producer = make_producer({**client, **ours})
         self._problem: KafkaError | None = None
         self._refused: list[Message] = []
         """Records of refused requests. Which of a request's records are too large is not known."""
@@ -170,7 +173,7 @@ class _Positions:
     def __init__(self, client: dict[str, str], group: str, topic: str) -> None:
         self._topic = topic
         ours = {"group.id": group, "enable.auto.commit": False}
-        self._consumer = _made(lambda: Consumer({"client.id": "custody", **client, **ours}, logger=logger))
+        self._consumer = make_consumer({**client, **ours})
         self._stopped: set[Log] = set()
         try:
             answers = self._read()
@@ -188,7 +191,7 @@ class _Positions:
             if listed is None or listed.error is not None or not listed.partitions:
                 raise ConfigurationError(f"there is no topic {self._topic!r} on Kafka: create it first")
             asked = [TopicPartition(self._topic, partition) for partition in listed.partitions]
-            return cast("list[TopicPartition]", self._consumer.committed(asked, timeout=REQUEST_SECONDS))
+            return self._consumer.committed(asked, timeout=REQUEST_SECONDS)
         except KafkaException as error:
             raise map_error(error.args[0], f"topic {self._topic}: the backfill's position cannot be read") from None
 
@@ -238,13 +241,3 @@ def _parse(metadata: str | None) -> dict[str, int]:
         if isinstance(positions, dict) and all(type(offset) is int for offset in positions.values()):
             return positions
     return {}
-
-
-def _made(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except KafkaException as error:
-        # librdkafka repeats a property's value in some messages, and a value may be a password.
-        raise ConfigurationError(
-            f"librdkafka does not accept a property of kafka.client (error {error.args[0].code()})"
-        ) from None

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self, cast
 
 import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
+from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
 from custody.errors import KeyUnavailable, LogChanged, SourceRefused, TransientSourceError
 from custody.format.envelope import Signer
@@ -27,14 +27,15 @@ from custody.format.layout import Log
 from custody.format.manifest import LastRecord
 from custody.tlog.head import Head
 from tasks.drain.assemble import Record
+from tasks.drain.clients import make_admin, make_consumer
 from tasks.drain.committed_heads import METADATA_LIMIT, CommittedHead, encode_committed_head, parse_committed_head
 
 logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
 """Timeout of one request to the broker."""
-RETRY_SECONDS = 8.0
-"""How long a request is retried. It is less than one timeout, so a request that timed out is not retried."""
+_RETRY_SHARE = 0.8
+"""How long a request is retried, in timeouts. It is less than one, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
 DIRECT = "direct"
 """The cluster's name in logs that were never in Kafka."""
@@ -59,6 +60,8 @@ _TERMINAL = {
     KafkaError._INVALID_ARG,  # noqa: SLF001
     KafkaError._SSL,  # noqa: SLF001
 }
+_AWAY = {KafkaError._TRANSPORT, KafkaError._RESOLVE}  # noqa: SLF001
+"""Errors of a connection to a broker."""
 PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001
 OFFSET_OUT_OF_RANGE: int = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
 """librdkafka's error for a position that it cannot read from, because it is out of range or truncated."""
@@ -118,6 +121,11 @@ def map_error(error: KafkaError, step: str) -> SourceRefused | TransientSourceEr
     return TransientSourceError(f"{step}: {error.str()}; the next run tries again")
 
 
+def _reason(error: KafkaError) -> str:
+    """Return why a broker is away, in librdkafka's words, without its name for the connection and its times."""
+    return re.sub(r"^[^ ]+/[a-z0-9]+: | \([^)]*\)$", "", error.str())
+
+
 def says_truncated(error: KafkaError) -> bool:
     """Return whether librdkafka found by leader epochs that a partition was truncated."""
     # With auto.offset.reset=error, the text of that error is part of the error for the position.
@@ -159,9 +167,15 @@ def truncated(log: Log, reason: str) -> LogChanged:
     )
 
 
+def _is_late(state: tenacity.RetryCallState) -> bool:
+    """Return whether a request was retried for long enough, by the timeout of its `Broker`."""
+    seconds = getattr(state.args[0], "seconds", REQUEST_SECONDS)
+    return (state.seconds_since_start or 0.0) >= _RETRY_SHARE * seconds
+
+
 patiently = tenacity.retry(
     retry=tenacity.retry_if_exception_type(TransientSourceError),
-    stop=tenacity.stop_after_delay(RETRY_SECONDS),
+    stop=_is_late,
     wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=2, jitter=0.1),
     reraise=True,
 )
@@ -171,20 +185,26 @@ patiently = tenacity.retry(
 class Broker:
     """Requests to the cluster, with a read-uncommitted and a read-committed consumer."""
 
-    def __init__(self, client: Mapping[str, str], group: str) -> None:
+    def __init__(self, client: Mapping[str, str], group: str, seconds: float | None = None) -> None:
         """Create the clients; nothing is sent yet.
 
         Args:
             client: librdkafka's properties, `bootstrap.servers` among them.
             group: the consumer group.
+            seconds: timeout of one request; `REQUEST_SECONDS` if None.
+
+        Raises:
+            ConfigurationError: librdkafka refuses a property.
         """
         base = dict(client)
+        self.seconds = REQUEST_SECONDS if seconds is None else seconds
         # For error messages.
         self._servers = base["bootstrap.servers"]
         self._refusal: KafkaError | None = None
+        self._away: KafkaError | None = None
         self._probe = _consumer(base, group, "read_uncommitted", self._note)
         self._stable = _consumer(base, group, "read_committed")
-        self._admin = AdminClient({**base}, logger=logger)
+        self._admin = make_admin(base)
 
     def __enter__(self) -> Self:
         return self
@@ -230,19 +250,26 @@ class Broker:
         )
 
     def _list_topics(self) -> Any:
-        self._refusal = None
+        self._refusal = self._away = None
         try:
-            return self._probe.list_topics(timeout=REQUEST_SECONDS)
+            return self._probe.list_topics(timeout=self.seconds)
         except KafkaException as error:
             # A refused client, for example with a wrong password, gets the same error here as one without connection.
             # Only the callback gets the reason, and only a poll calls it.
             self._probe.poll(0)
             refusal: KafkaError | None = self._refusal
-            raise map_error(refusal or error.args[0], f"no answer from Kafka at {self._servers}") from None
+            step = f"no answer from Kafka at {self._servers}"
+            if refusal is not None or error.args[0].code() in _TERMINAL:
+                raise map_error(refusal or error.args[0], step) from None
+            away: KafkaError | None = self._away
+            reason = _reason(away or error.args[0])
+            raise TransientSourceError(f"{step}: {reason}; check that it runs, and kafka.bootstrap_servers") from None
 
     def _note(self, error: KafkaError) -> None:
         if error.code() in _TERMINAL:
             self._refusal = error
+        elif error.code() in _AWAY:
+            self._away = error
 
     @patiently
     def topic_id(self, topic: str, cluster: str) -> str | None:
@@ -256,7 +283,7 @@ class Broker:
     def _topic_ids(self, names: Sequence[str], cluster: str) -> dict[str, str | None]:
         if not names or cluster.startswith(MOCK_CLUSTER):
             return dict.fromkeys(names)
-        asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=REQUEST_SECONDS)
+        asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=self.seconds)
         ids: dict[str, str | None] = {}
         for name, answer in asked.items():
             try:
@@ -276,8 +303,8 @@ class Broker:
         """
         topic_partition = TopicPartition(topic, partition)
         try:
-            start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=REQUEST_SECONDS, cached=False)
-            _, end = self._probe.get_watermark_offsets(topic_partition, timeout=REQUEST_SECONDS, cached=False)
+            start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
+            _, end = self._probe.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
         except KafkaException as error:
             raise map_error(error.args[0], f"{topic}/{partition}: its offsets cannot be read") from None
         return Bounds(start, stable, max(stable, end))
@@ -287,27 +314,34 @@ class Broker:
 
         None if no record comes in time.
         """
-        answer = self._first(TopicPartition(topic, partition, offset), _PROBE_SECONDS)
+        answer = self._first(TopicPartition(topic, partition, offset), min(_PROBE_SECONDS, self.seconds))
         return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
 
     @patiently
-    def seconds_left(self, topic: str, partition: int, offset: int) -> float | None:
+    def seconds_left(self, topic: str, partition: int, offset: int, written: float | None = None) -> float | None:
         """Return how long the topic's retention keeps the record at an offset; None if no limit is known.
 
         By time, a record is deleted when it is older than retention.ms. By size, the record is deleted when as much was
         added as lies before it now; at a steady rate that takes as long as the time between the two records.
+
+        Args:
+            topic: the topic.
+            partition: its number.
+            offset: the record's offset.
+            written: what `waits_since` returns for it; asked if None.
 
         Raises:
             SourceError: the broker does not answer, or says no.
         """
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         try:
-            asked = self._admin.describe_configs([resource], request_timeout=REQUEST_SECONDS)
+            asked = self._admin.describe_configs([resource], request_timeout=self.seconds)
             entries = asked[resource].result()
         except KafkaException as error:
             raise map_error(error.args[0], f"{topic}: its retention cannot be read") from None
         kept_ms, kept_bytes = int(entries["retention.ms"].value), int(entries["retention.bytes"].value)
-        written = self.waits_since(topic, partition, offset)
+        if written is None:
+            written = self.waits_since(topic, partition, offset)
         if "delete" not in entries["cleanup.policy"].value or written is None or written < 0:
             return None
         now = time.time()
@@ -330,7 +364,7 @@ class Broker:
             SourceError: the broker does not answer, or says no.
         """
         position = TopicPartition(topic, partition, last.offset, leader_epoch=last.leader_epoch)
-        answer = self._first(position, REQUEST_SECONDS)
+        answer = self._first(position, self.seconds)
         if answer is None:
             raise TransientSourceError(f"{topic}/{partition}: no record came at offset {last.offset}; try again")
         error = answer.error()
@@ -358,7 +392,7 @@ class Broker:
         """
 
         def is_in_batch(offset: int) -> bool:
-            until = time.monotonic() + REQUEST_SECONDS
+            until = time.monotonic() + self.seconds
             error = None
             while True:
                 answer = self._first(TopicPartition(topic, partition, offset), until - time.monotonic())
@@ -410,7 +444,7 @@ class Broker:
         """
         asked = [TopicPartition(topic, partition) for topic, partition in partitions]
         try:
-            answers = self._stable.committed(asked, timeout=REQUEST_SECONDS)
+            answers = self._stable.committed(asked, timeout=self.seconds)
         except KafkaException as error:
             raise map_error(error.args[0], "the group's offsets cannot be read") from None
         heads = [
@@ -490,7 +524,6 @@ def _consumer(
         # How soon a full queue is checked again. librdkafka's default of a second would halve the speed.
         "fetch.queue.backoff.ms": 5,
         "fetch.wait.max.ms": 100,
-        "client.id": "custody",
     }
     ours: dict[str, str | int | bool] = {
         "group.id": group,
@@ -501,12 +534,4 @@ def _consumer(
         "enable.auto.offset.store": False,
         "enable.partition.eof": True,
     }
-    callbacks = {} if note is None else {"error_cb": note}
-    try:
-        return Consumer({**defaults, **client, **ours, **callbacks}, logger=logger)
-    except KafkaException as error:
-        # librdkafka repeats a property's value in some messages, and a value may be a password.
-        code = error.args[0].code()
-        raise SourceRefused(
-            f"librdkafka does not accept the settings in kafka.client (error {code}): check their names and values"
-        ) from None
+    return make_consumer({**defaults, **client, **ours}, note)

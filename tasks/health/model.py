@@ -32,6 +32,7 @@ Kind = Literal[
     "lag",
     "lag-unknown",
     "log-damaged",
+    "log-unknown",
     "lost",
     "not-drained",
     "quarantined",

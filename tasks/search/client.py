@@ -59,8 +59,12 @@ class _Node(Urllib3HttpNode):
 class Search:
     """One Elasticsearch and the indices of one prefix. Threads may share it."""
 
-    def __init__(self, settings: SearchSettings) -> None:
+    def __init__(self, settings: SearchSettings, seconds: float = REQUEST_SECONDS) -> None:
         """Open the client; no request is made yet.
+
+        Args:
+            settings: the settings.
+            seconds: timeout of one request.
 
         Raises:
             ConfigurationError: the URL is missing or invalid.
@@ -76,7 +80,7 @@ class Search:
             self.client = Elasticsearch(
                 settings.url,
                 node_class=_Node,
-                request_timeout=REQUEST_SECONDS,
+                request_timeout=seconds,
                 retry_on_timeout=False,
                 max_retries=0,
                 **options,

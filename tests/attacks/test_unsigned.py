@@ -46,7 +46,7 @@ from tasks.audit.plan import Request, plan_audit
 from tasks.backfill import plan as backfill
 from tasks.drain.kafka import Broker
 from tasks.drain.resume import newest_epoch
-from tasks.drain.status import read_status
+from tasks.health.read import read_health
 from tasks.roll.expire import expire
 from tasks.settings import AuditSettings, Settings
 from tests.helpers.environment import clear_settings
@@ -287,9 +287,13 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
     *rows, warned = asked(growing.folder, *queries, "SELECT kind FROM warnings")
     assert [*rows, []] == asked(twin.folder, *queries, "SELECT kind FROM warnings")
     assert {kind for (kind,) in warned} == warnings
-    statuses = {status.log: status for status in read_status(settings(growing))}
-    assert [statuses.pop(LOG)] == list(read_status(settings(twin)))
-    assert all(status.problem for status in statuses.values())
+    now = datetime.now(UTC)
+    health, wanted = read_health(settings(growing), now), read_health(settings(twin), now)
+    logs = {log.log: log for log in health.logs}
+    assert (logs.pop(LOG),) == wanted.logs
+    assert all(log.problems for log in logs.values())
+    assert health.audit == wanted.audit
+    assert [problem.kind for problem in health.general] == [problem.kind for problem in wanted.general]
     assert {found.finding for found in judged(growing).findings} <= findings
 
     plans: list[object] = []
@@ -342,9 +346,11 @@ def test_another_archive_file(growing: Growing, tmp_path: Path) -> None:
     ((kind, message), *_), events = asked(growing.folder, "SELECT kind, message FROM warnings", EVENTS)
     assert (kind, len(events)) == ("unverified", SIZE * 5)
     assert "archive.json is not signed by trusted keys" in message
-    (status,) = read_status(settings(growing))
-    assert (status.log, status.size) == (LOG, 0)
-    assert "archive.json is not signed by trusted keys" in str(status.problem)
+    health = read_health(settings(growing), datetime.now(UTC))
+    assert [(log.log, log.size) for log in health.logs] == [(LOG, 0)]
+    (problem,) = (problem for problem in health.problems if problem.kind == "archive-untrusted")
+    assert problem.level == "failed"
+    assert "archive.json is not signed by trusted keys" in problem.message
 
 
 # --- queries: what is signed was changed, or is gone

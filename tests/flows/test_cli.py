@@ -49,13 +49,14 @@ def run(*arguments: str) -> int:
 
 def test_status_shows_heads_while_kafka_is_away(capsys: pytest.CaptureFixture[str], sample: Sample) -> None:
     """The heads come from the archive, so they are there when the broker is not; the lag is then unknown."""
-    assert run("status", "--json") == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    row = json.loads(line)
+    assert run("status", "--json") == 1
+    document = json.loads(capsys.readouterr().out)
+    (row,) = document["logs"]
     head = sample.tip.head
     assert (row["log"], row["size"], row["root"]) == (str(sample.log), head.size, head.root.hex())
-    assert row["lag"] is None
-    assert run("status") == 0
+    assert row["lag_records"] is None
+    assert document["kafka"] == {"address": "127.0.0.1:9", "reachable": False}
+    assert run("status") == 1
     assert str(sample.log) in capsys.readouterr().out
 
 
@@ -74,10 +75,11 @@ def test_status_names_a_log_that_cannot_be_read(
     """A head that does not hold together is said, with a failing exit code."""
     root = json.loads(newest.read_bytes().split(b"\n")[0])["tree"]["root"]
     newest.write_bytes(newest.read_bytes().replace(root.encode(), b"0" * 64))
-    assert run("status") == 1
-    err = capsys.readouterr().err
-    assert str(sample.log) in err
-    assert newest.name in err
+    assert run("status", "--json") == 1
+    document = json.loads(capsys.readouterr().out)
+    (problem,) = (problem for problem in document["problems"] if problem["kind"] == "log-damaged")
+    assert (problem["subject"], problem["level"]) == (str(sample.log), "failed")
+    assert newest.name in problem["message"]
 
 
 @pytest.mark.parametrize("keys", [True, False])
@@ -88,8 +90,9 @@ def test_status_passes_over_what_is_no_statement(
     if keys:
         monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
     newest.with_name(f"{sample.tip.size:012}.json").write_bytes(b"not a manifest")
-    assert run("status", "--json") == 0
-    row = json.loads(capsys.readouterr().out)
+    run("status", "--json")
+    (row,) = json.loads(capsys.readouterr().out)["logs"]
+    assert row["level"] == "ok"
     assert (row["size"], row["root"]) == (sample.tip.head.size, sample.tip.head.root.hex())
 
 

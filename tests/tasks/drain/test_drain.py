@@ -66,7 +66,8 @@ from tasks.drain.log_run import LogResult
 from tasks.drain.loop import Loop
 from tasks.drain.resume import begin_epoch
 from tasks.drain.run import drain_logs
-from tasks.drain.status import read_status
+from tasks.health.model import LogHealth
+from tasks.health.read import read_health
 from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.environment import shifted
@@ -983,9 +984,9 @@ def test_end_below_the_head(site: Site) -> None:
     assert result.outcome == "failed"
     assert f"custody new-epoch {topic}" in str(result.problem)
     assert "500" in str(result.problem)
-    (status,) = read_status(site.settings(topic))
-    assert status.lag is None
-    assert "ends before the log" in str(status.problem)
+    (status,) = health_of(site.settings(topic))
+    assert status.lag_records is None
+    assert [(one.kind, "ends before the log" in one.message) for one in status.problems] == [("topic-changed", True)]
     log = site.read()[f"{topic}/0"]
     assert (log.events, len(log.statements)) == (archived(sent), 3)
 
@@ -1628,14 +1629,24 @@ def test_committed_offsets_and_status(site: Site) -> None:
     memory = json.loads(metadata.split("\n")[0])
     assert (memory["epoch"], memory["size"], memory["root"]) == (1, result.size, result.root)
     assert len(metadata) < 1024
-    (status,) = read_status(site.settings(topic))
-    assert (status.log, status.size, status.root, status.next_offset, status.lag) == (
+    (status,) = health_of(site.settings(topic))
+    assert (status.log, status.size, status.root, status.next_offset, status.lag_records) == (
         f"{topic}/0",
         result.size,
         result.root,
         12,
         3,
     )
+
+
+def health_of(settings: Settings) -> tuple[LogHealth, ...]:
+    """Return the health of the archive's logs now."""
+    return read_health(settings, datetime.now(UTC)).logs
+
+
+def told(log: LogHealth) -> str:
+    """Return what is said of a log's problems."""
+    return "; ".join(f"{problem.message}. {problem.remedy}" for problem in log.problems)
 
 
 def test_status_of_a_topic_that_is_another(site: Site) -> None:
@@ -1645,22 +1656,22 @@ def test_status_of_a_topic_that_is_another(site: Site) -> None:
     site.drain(topic)
     settings = site.settings(topic)
     site.kafka.delete_topic(topic)
-    (gone,) = read_status(settings)
-    assert (gone.next_offset, gone.lag) == (12, None)
-    assert "no longer has the partition" in str(gone.problem)
+    (gone,) = health_of(settings)
+    assert (gone.next_offset, gone.lag_records) == (12, None)
+    assert "no longer has the partition" in told(gone)
     site.kafka.create_topic(topic)
     # More than were archived, so that nothing but the topic's id shows it.
     send(site.kafka.producer(), topic, events(30, 2))
-    (again,) = read_status(settings)
-    assert (again.size, again.next_offset, again.lag, again.ended) == (gone.size, 12, None, False)
-    assert "deleted and created again (archived: topic id" in str(again.problem)
-    assert "custody new-epoch" in str(again.problem)
+    (again,) = health_of(settings)
+    assert (again.size, again.next_offset, again.lag_records, again.ended) == (gone.size, 12, None, False)
+    assert "deleted and created again (archived: topic id" in told(again)
+    assert "custody new-epoch" in told(again)
     begin_epoch(settings, topic)
     # A folder alone ends no epoch.
     (Path(site.archive) / "manifests" / f"{topic}@7" / "0").mkdir(parents=True)
-    ended, current = read_status(settings)
-    assert (ended.log, ended.lag, ended.ended, ended.problem) == (f"{topic}/0", None, True, None)
-    assert (current.log, current.lag, current.ended, current.problem) == (f"{topic}@2/0", 30, False, None)
+    ended, current = health_of(settings)
+    assert (ended.log, ended.lag_records, ended.ended, ended.problems) == (f"{topic}/0", None, True, ())
+    assert (current.log, current.lag_records, current.ended, current.problems) == (f"{topic}@2/0", 30, False, ())
 
 
 def test_status_of_a_damaged_log(site: Site, tmp_path: Path) -> None:
@@ -1674,14 +1685,15 @@ def test_status_of_a_damaged_log(site: Site, tmp_path: Path) -> None:
     for missing in ([0], [2], [0, 1, 2]):
         for number in missing:
             list(kept)[number].unlink()
-        (status,) = read_status(site.settings(topic))
-        assert status.log == f"{topic}/0"
-        assert "custody verify" in str(status.problem)
+        (status,) = health_of(site.settings(topic))
+        assert (status.log, status.level) == (f"{topic}/0", "failed")
+        assert {problem.kind for problem in status.problems} == {"log-damaged"}
+        assert "custody verify" in told(status)
         for path, data in kept.items():
             path.unlink(missing_ok=True)
             path.write_bytes(data)
-    (status,) = read_status(site.settings(topic))
-    assert (status.size, status.lag, status.problem) == (3, 0, None)
+    (status,) = health_of(site.settings(topic))
+    assert (status.size, status.lag_records, status.problems) == (3, 0, ())
 
 
 def test_head_that_went_back(site: Site, tmp_path: Path) -> None:
@@ -1727,13 +1739,14 @@ def test_into_s3(kafka: KafkaServer, seaweed: SeaweedServer, tmp_path: Path, mon
 
 
 def test_broker_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no broker answers the run ends soon, with an error that says that the next one tries again."""
+    """Where no broker answers the run ends soon, with an error that names the broker, the reason, and what to do."""
     monkeypatch.setattr(source, "REQUEST_SECONDS", 2.0)
     server = KafkaServer(Path("nowhere"))
     (server.port,) = free_ports(1)
     site.kafka = server
     begun = time.monotonic()
-    with pytest.raises(TransientSourceError, match="next run tries again"):
+    told = rf"Kafka at {server.bootstrap}: Connect to ipv4#{server.bootstrap} failed: Connection refused; check that"
+    with pytest.raises(TransientSourceError, match=told):
         site.drain("any")
     assert time.monotonic() - begun < 10
 
@@ -1763,7 +1776,7 @@ def test_settings_reach_librdkafka(site: Site) -> None:
     """TLS settings pass through: librdkafka refuses a certificate that is not there, and no value is repeated."""
     secret = "not-to-be-seen"
     client = {"security.protocol": "SSL", "ssl.ca.location": "/does/not/exist.pem", "ssl.key.password": secret}
-    with pytest.raises(SourceRefused, match="librdkafka does not accept the settings") as raised:
+    with pytest.raises(ConfigurationError, match="librdkafka does not accept the settings") as raised:
         site.drain("any", client=client)
     assert secret not in str(raised.value)
 

@@ -1,0 +1,206 @@
+"""Shows the health of an installation on one screen: the verdict, what is wrong and what to do, then each log.
+
+Rules:
+- The first line is the verdict. Problems follow, the worst first, each with its remedy.
+- Numbers are never cut. A log's name is shortened in the middle, so that its partition stays.
+- Where the screen is too narrow, columns are left out in the order of `_LEFT_OUT`; `--json` has everything.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from custody.cli import render, terminal
+from custody.cli.terminal import echo
+from custody.format.times import duration_text
+from tasks.health.model import Health, Level, LogHealth, Problem
+from tasks.health.read import read_health
+from tasks.settings import Settings
+
+EXIT_CODES: dict[Level, int] = {"ok": 0, "warning": 3, "failed": 1}
+"""By the level of the whole. Warnings alone are a success, as notices of `custody verify` are."""
+_STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_PROBLEMS_SHOWN = 20
+_LOGS_SHOWN = 1000
+_NAME_WIDTH = 12
+"""A log's name is not shortened below this."""
+_UNKNOWN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the table of logs: its heading, and what stands there for a log."""
+
+    heading: str
+    cell: Callable[[LogHealth], str]
+
+
+def _ago(seconds: float | None) -> str:
+    return _UNKNOWN if seconds is None else duration_text(seconds)
+
+
+def _number(number: int | None) -> str:
+    return _UNKNOWN if number is None else f"{number:,}"
+
+
+def _share(log: LogHealth) -> str:
+    share = log.recent.quarantined_share
+    return _UNKNOWN if share is None else f"{share:.1%}"
+
+
+def _state(log: LogHealth) -> str:
+    return "ended" if log.ended and not log.problems else "?" if not log.size and not log.problems else log.level
+
+
+_COLUMNS: dict[str, _Column] = {
+    "state": _Column("state", _state),
+    "head": _Column("head", lambda log: _ago(log.head_age_seconds)),
+    "lag": _Column("lag", lambda log: _number(log.lag_records)),
+    "waits": _Column("waits", lambda log: _ago(log.lag_seconds)),
+    "headroom": _Column("headroom", lambda log: _ago(log.headroom_seconds)),
+    "quarantine": _Column("quarant.", _share),
+    "index": _Column("index", lambda log: _ago(log.index_delay_seconds)),
+    "next": _Column("next offset", lambda log: _number(log.next_offset)),
+    "root": _Column("size and root", lambda log: f"{log.size:,} {log.root[:12]}" if log.root else _UNKNOWN),
+}
+_LEFT_OUT = ("root", "next", "index", "quarantine", "headroom")
+"""Columns that a narrow screen lacks, the first ones first."""
+
+
+def show(settings: Settings, *, as_json: bool = False, every: float | None = None) -> Level:
+    """Print the health of an installation, and return its level.
+
+    Args:
+        settings: the settings.
+        as_json: print one JSON document.
+        every: print it again after so many seconds, until Ctrl-C; once if None.
+
+    Raises:
+        CustodyError: as `read_health`; or the output could not be written.
+    """
+    if every is None:
+        health = read_health(settings, datetime.now(UTC))
+        if as_json:
+            echo(json.dumps(health.to_dict(), indent=2))
+        else:
+            console = render.console()
+            console.print(Group(*report(health, console)))
+        terminal.check_written()
+        return health.level
+    _watch(settings, every, as_json=as_json)
+    raise AssertionError("a watch ends by an exception")
+
+
+def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
+    """Print the health again and again. A terminal is redrawn; a pipe gets a block, or a line of JSON, each time."""
+    console = render.console()
+    if as_json or not console.is_terminal:
+        while True:
+            health = read_health(settings, datetime.now(UTC))
+            if as_json:
+                echo(json.dumps(health.to_dict()))
+            else:
+                console.print(Group(*report(health, console)))
+            terminal.check_written()
+            time.sleep(every)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            health = read_health(settings, datetime.now(UTC))
+            live.update(Group(*report(health, console)), refresh=True)
+            time.sleep(every)
+
+
+def report(health: Health, console: Console) -> Iterator[RenderableType]:
+    """Yield the parts of the screen."""
+    yield render.safe(_verdict(health.problems), style=_STYLES[health.level])
+    yield render.safe(f"{health.archive}, {health.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", style="dim")
+    if health.problems:
+        yield ""
+        yield _problems_table(health.problems)
+    if health.logs:
+        yield _logs_table(health.logs, console)
+    else:
+        yield ""
+        yield render.safe("The archive has no logs yet.")
+    yield from map(render.safe, _lines(health))
+
+
+def _verdict(problems: Sequence[Problem]) -> str:
+    failed = sum(problem.level == "failed" for problem in problems)
+    warnings = len(problems) - failed
+    counts = [(failed, "problem"), (warnings, "warning")]
+    return ", ".join(f"{count:,} {noun}{'s' * (count > 1)}" for count, noun in counts if count) or "healthy"
+
+
+def _problems_table(problems: Sequence[Problem]) -> Table:
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        text = Text.assemble(render.safe(problem.subject, style="bold"), ": ", render.safe(problem.message), ".")
+        text.append_text(render.safe(f" → {problem.remedy}", style="italic"))
+        made.add_row(Text(problem.level, style=_STYLES[problem.level]), text)
+    if len(problems) > _PROBLEMS_SHOWN:
+        made.add_row("", f"and {len(problems) - _PROBLEMS_SHOWN:,} more; --json lists them all")
+    return made
+
+
+def _logs_table(logs: Sequence[LogHealth], console: Console) -> Table:
+    """Return the table with as many columns as fit, and names of logs that fill the rest."""
+    logs = logs[:_LOGS_SHOWN] if len(logs) > _LOGS_SHOWN else logs
+    names = list(_COLUMNS)
+    for name in (None, *_LEFT_OUT):
+        names = [each for each in names if each != name]
+        least = _table(logs, names, _NAME_WIDTH)
+        wide = console.options.update(width=10_000)
+        free = console.width - Measurement.get(console, wide, least).maximum
+        if free >= 0:
+            break
+    return _table(logs, names, _NAME_WIDTH + max(0, free))
+
+
+def _table(logs: Sequence[LogHealth], names: Sequence[str], width: int) -> Table:
+    made = render.table("!log", "!state", *(f"#{_COLUMNS[name].heading}" for name in names if name != "state"))
+    for log in logs:
+        cells = [render.safe(_COLUMNS[name].cell(log)) for name in names]
+        cells[0].stylize("dim" if log.ended else _STYLES[log.level])
+        made.add_row(render.safe(shorten(terminal.escape(log.log), width)), *cells)
+    return made
+
+
+def shorten(name: str, width: int) -> str:
+    """Return a name of at most this width; what is left out in its middle is `…`."""
+    if len(name) <= width:
+        return name
+    end = width // 2
+    return f"{name[: width - end - 1]}…{name[-end:]}"
+
+
+def _lines(health: Health) -> Iterator[str]:
+    """Yield a line about each part that is not a log."""
+    if health.kafka.reachable:
+        yield f"kafka: {health.kafka.address}"
+    if health.topics_without_log:
+        topics = ", ".join(topic.topic for topic in health.topics_without_log[:10])
+        more = len(health.topics_without_log) - 10
+        yield f"topics without a log: {topics}{f', and {more:,} more' if more > 0 else ''}"
+    audit = health.audit
+    if audit is None:
+        yield "audit: none yet"
+    else:
+        found = f"{audit.findings:,} finding{'s' * (audit.findings != 1)}"
+        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {duration_text(audit.age_seconds)} ago"
+    if health.search is None:
+        yield "index: none; search.url is not set"
+    elif health.search.reachable:
+        delays = [log.index_delay_seconds for log in health.logs if log.index_delay_seconds is not None]
+        yield f"index: {health.search.address}, {duration_text(max(delays, default=0.0))} behind"
+    yield f"alerts: {', '.join(health.alerts) or 'nobody. Set alert.urls to where alerts are sent'}"

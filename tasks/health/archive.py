@@ -1,0 +1,284 @@
+"""Reads what the archive says of its logs: where each one ends, how old that is, and what its newest statements hold.
+
+Rules:
+- A log costs the same number of requests however old it is: its end, and `RECENT` statements.
+- With keys, a log's end is the newest statement that they signed, and a log that lacks statements is damaged. Without
+  keys, signatures are not checked, which is a problem of its own.
+- One log that cannot be read hides no other.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import groupby
+
+from custody.archive.forms import statements_of
+from custody.archive.reader import (
+    Holds,
+    Tip,
+    after_hole,
+    find_tip,
+    list_logs,
+    named_logs,
+    read_archive,
+    read_manifest,
+)
+from custody.archive.resume import find_checked_tip, rollback
+from custody.archive.trusted import Judge, check_archive, standing
+from custody.errors import (
+    ConfigurationError,
+    CustodyError,
+    FormatError,
+    ObjectMissing,
+    StoreError,
+    TransientStoreError,
+)
+from custody.format.archive_file import ArchiveFile
+from custody.format.layout import Log
+from custody.format.manifest import Manifest, Statement
+from custody.format.times import duration_text, parse_time
+from custody.keys.open import keyring_path
+from custody.keys.trust import Trust
+from custody.store.protocol import Store
+from custody.tlog.head import KnownHead
+from tasks.drain.context import read_audited_heads
+from tasks.drain.kafka import DIRECT, is_wanted
+from tasks.health.model import Kind, LogHealth, Problem, Recent
+from tasks.settings import Settings
+
+RECENT = 10
+"""Statements of a log that are read: its newest ones."""
+_READERS = 8
+"""Logs that are read at the same time."""
+_VERIFY = "run 'custody verify'"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The archive and what its statements are checked by.
+
+    Attributes:
+        store: its storage.
+        file: `archive.json`; None if it is refused.
+        trust: the keys; None if signatures are not checked.
+        heads: heads of logs that the newest audit and `trust.json` know.
+        problems: why it is not trusted, or not checked.
+    """
+
+    store: Store
+    file: ArchiveFile | None
+    trust: Trust | None
+    heads: Mapping[str, KnownHead] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether what its logs hold may be shown: not if another `archive.json` than the trusted one is there."""
+        return all(problem.kind != "archive-untrusted" for problem in self.problems)
+
+    def holds(self, log: Log) -> Holds[Manifest]:
+        """Return the check whether a statement of a log may be used."""
+        return standing(self.store, self.file.id if self.file else None, self.trust or Trust())(log)
+
+
+def open_archive(settings: Settings, store: Store) -> Opened:
+    """Read the archive's identity and the keys.
+
+    Raises:
+        ConfigurationError: there is no archive.
+        TransientStoreError: the archive's storage does not answer.
+    """
+    try:
+        file = read_archive(store)
+    except TransientStoreError:
+        raise
+    except CustodyError as error:
+        if isinstance(error, ObjectMissing) and not list_logs(store):
+            raise ConfigurationError(f"there is no archive at {store.url}: run 'custody init' first") from None
+        return Opened(store, None, None, problems=(_unchecked(f"signatures are not checked: {error}", _VERIFY),))
+    try:
+        trust = settings.own_trust()
+        problem = check_archive(file, trust)
+        heads = {} if problem else read_audited_heads(store, file.id, trust)
+    except TransientStoreError:
+        raise
+    except CustodyError as error:
+        # The default keyring need not be there.
+        unset = isinstance(error, ConfigurationError) and not settings.model_fields_set & {"keys", "checkpoint_keys"}
+        keyring = keyring_path(settings.keys)
+        if unset and keyring and not keyring.exists():
+            missing = Problem(
+                "warning",
+                "heads-unchecked",
+                "archive",
+                f"signatures are not checked: there are no keys at {settings.keys}",
+                "set keys to the keys that sign",
+            )
+            return Opened(store, file, None, problems=(missing,))
+        refused = _unchecked(f"signatures are not checked: {error}", "correct the settings keys and trust")
+        return Opened(store, file, None, problems=(refused,))
+    if problem:
+        untrusted = Problem(
+            "failed",
+            "archive-untrusted",
+            "archive",
+            problem,
+            f"the archive is not used: correct the settings archive, keys and trust, or {_VERIFY}",
+        )
+        return Opened(store, file, trust, problems=(untrusted,))
+    outside = {name: KnownHead(head.size, head.root, "trust.json") for name, head in trust.heads.items()}
+    return Opened(store, file, trust, {name: head for name, head in {**outside, **heads}.items() if head.size})
+
+
+def _unchecked(message: str, remedy: str) -> Problem:
+    return Problem("failed", "heads-unchecked", "archive", message, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class LogRead:
+    """A log as the archive has it.
+
+    Attributes:
+        name: the log.
+        health: its health so far.
+        newest: its newest statement; None if it has none that counts.
+    """
+
+    name: Log
+    health: LogHealth
+    newest: Statement | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it should be compared with its partition: it is the newest epoch, and was made from Kafka."""
+        return not self.health.ended and self.newest is not None and self.newest.log.cluster != DIRECT
+
+    def with_health(self, health: LogHealth, *problems: Problem) -> "LogRead":
+        """Return the log with another health, and with more problems."""
+        return replace(self, health=replace(health, problems=(*health.problems, *problems)))
+
+
+def read_logs(opened: Opened, settings: Settings, now: datetime) -> list[LogRead]:
+    """Return each log of the archive that has a statement or a known head, in order.
+
+    Raises:
+        StoreError: the archive's storage does not answer.
+    """
+    names = named_logs(opened.store, opened.heads)
+    if not opened.is_trusted:
+        return [LogRead(name, LogHealth(str(name))) for name in names]
+    with ThreadPoolExecutor(_READERS, "health") as pool:
+        reads = [read for read in pool.map(lambda name: _read_log(opened, name, now), names) if read is not None]
+    current: list[LogRead] = []
+    for _, group in groupby(reads, key=lambda read: (read.name.topic, read.name.partition)):
+        epochs = list(group)
+        # Only a statement shows that there is a later epoch.
+        last = max((at for at, read in enumerate(epochs) if read.newest), default=0)
+        current += [replace(read, health=replace(read.health, ended=True)) for read in epochs[:last]]
+        current += [_check(opened, settings, read) for read in epochs[last:]]
+    return current
+
+
+def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
+    """Return a log that has not ended, with what its statements show to be wrong."""
+    health, name, recent = read.health, read.health.log, read.health.recent
+    drained = read.is_current and is_wanted(read.name.topic, settings.kafka.topics)
+    problems: list[Problem] = []
+    heartbeat = opened.file.statement.heartbeat if opened.file else None
+    age = health.head_age_seconds
+    if drained and heartbeat and age is not None and age > 2 * heartbeat:
+        message = f"no statement for {duration_text(age)}, but an idle log writes one every {duration_text(heartbeat)}"
+        problems.append(Problem("failed", "silent", name, message, "check that the drain runs"))
+    newest = f"its {recent.statements} newest statements"
+    share = recent.quarantined_share
+    if share is not None and share > settings.health.quarantined_share:
+        message = f"{share:.1%} of the records in {newest} are in quarantine ({recent.quarantined:,})"
+        problems.append(
+            Problem("warning", "quarantined", name, message, "see their reasons in quarantined (custody query)")
+        )
+    if recent.lost:
+        message = f"{newest} admit {recent.lost:,} lost offsets: Kafka deleted them before they were read"
+        problems.append(Problem("warning", "lost", name, message, "give the topic more retention, or drain more often"))
+    if recent.unreadable:
+        message = f"{newest} admit {recent.unreadable:,} offsets that cannot be decoded"
+        remedy = "read them in Kafka while it keeps them (docs/operating.md)"
+        problems.append(Problem("warning", "unreadable", name, message, remedy))
+    return read.with_health(replace(health, drained=drained), *problems)
+
+
+def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
+    """Return a log; None if nothing shows that there is one."""
+    name = str(log)
+    try:
+        tip = _find_tip(opened, log)
+    except StoreError as error:
+        return _with_problem(log, "log-unknown", f"its head cannot be read: {error}")
+    except CustodyError as error:
+        return _with_problem(log, "log-damaged", str(error))
+    if tip.newest is None:
+        message = f"none of its {tip.size} slots has a statement that counts"
+        return _with_problem(log, "log-damaged", message) if tip.size else None
+    statement = tip.newest.statement
+    age = (now - parse_time(statement.sealed_at)).total_seconds()
+    recent, problems = _read_recent(opened, log, tip.newest)
+    health = LogHealth(
+        name,
+        tip.head.size,
+        tip.head.root.hex(),
+        statement.next_offset,
+        statement.sealed_at,
+        age,
+        recent=recent,
+        problems=problems,
+    )
+    return LogRead(log, health, statement)
+
+
+def _with_problem(log: Log, kind: Kind, message: str) -> LogRead:
+    return LogRead(log, LogHealth(str(log), problems=(Problem("failed", kind, str(log), message, _VERIFY),)))
+
+
+def _find_tip(opened: Opened, log: Log) -> Tip[Manifest]:
+    """Find where a log ends, and check it as far as the keys allow.
+
+    Raises:
+        CustodyError: as `find_checked_tip`; without keys, HeadRollback if there are more statements after a hole.
+    """
+    store, form = opened.store, statements_of(log)
+    if opened.trust is not None and opened.file is not None:
+        known = [opened.heads[str(log)]] if str(log) in opened.heads else []
+        judge = Judge(store, log, form, opened.file.id, opened.trust)
+        return find_checked_tip(store, log, form, judge, opened.trust, known)
+    holds = opened.holds(log)
+    tip = find_tip(store, log, holds)
+    sequence = after_hole(store, form, tip, holds)
+    if sequence is not None:
+        raise rollback(store, log, f"{form.key(tip.size)} is missing, but {form.key(sequence)} exists")
+    return tip
+
+
+def _read_recent(opened: Opened, log: Log, newest: Manifest) -> tuple[Recent, tuple[Problem, ...]]:
+    """Return what a log's newest statements account for, and the problems that they show."""
+    statements, problems = [newest.statement], []
+    holds = opened.holds(log)
+    sequence = newest.statement.sequence - len(newest.statement.passed_over) - 1
+    while sequence >= 0 and len(statements) < RECENT:
+        try:
+            statement = read_manifest(opened.store, log, sequence, holds).statement
+        except (ObjectMissing, FormatError) as error:
+            problems.append(Problem("failed", "log-damaged", str(log), str(error), _VERIFY))
+            break
+        except StoreError as error:
+            problems.append(Problem("failed", "log-unknown", str(log), str(error), _VERIFY))
+            break
+        statements.append(statement)
+        sequence -= len(statement.passed_over) + 1
+    recent = Recent(
+        len(statements),
+        sum(batch.events for statement in statements for batch in statement.batches),
+        sum(statement.quarantine.records for statement in statements if statement.quarantine),
+        sum(statement.lost[1] - statement.lost[0] for statement in statements if statement.lost),
+        sum(span.to - span.from_ for statement in statements for span in statement.unreadable),
+    )
+    return recent, tuple(problems)

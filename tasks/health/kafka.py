@@ -1,0 +1,210 @@
+"""Reads what Kafka says of the logs: how far each is behind, how long Kafka keeps what waits, and topics without a log.
+
+Rules:
+- Nothing here waits long: a request has `REQUEST_SECONDS`, and after `KAFKA_SECONDS` the remaining logs are not asked.
+- A broker that does not answer is one problem, not one for each log.
+- Timestamps of records are the producers', unless the topic has `message.timestamp.type=LogAppendTime`. Kafka's
+  retention goes by the same ones.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
+
+from custody.errors import SourceError, TransientSourceError
+from custody.format.manifest import Statement
+from custody.format.times import duration_text
+from tasks.drain.change import find_change
+from tasks.drain.kafka import Broker, Topic, is_wanted
+from tasks.health.archive import LogRead
+from tasks.health.model import Kind, Problem, ServerHealth, TopicHealth
+from tasks.settings import Settings
+
+REQUEST_SECONDS = 3.0
+"""Timeout of one request."""
+KAFKA_SECONDS = 15.0
+"""How long logs are compared with Kafka, all together."""
+_COMPARE = "check that the brokers answer, and that this client may read the topic (docs/operating.md)"
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaRead:
+    """What Kafka said.
+
+    Attributes:
+        server: the broker.
+        logs: the logs, with their lag.
+        topics_without_log: topics with partitions that have no log; None if Kafka did not answer.
+        problems: problems that belong to no log.
+    """
+
+    server: ServerHealth
+    logs: tuple[LogRead, ...]
+    topics_without_log: tuple[TopicHealth, ...] | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+def read_kafka(settings: Settings, logs: Sequence[LogRead], now: datetime) -> KafkaRead:
+    """Compare logs with their partitions.
+
+    Raises:
+        ConfigurationError: librdkafka refuses a setting.
+    """
+    kafka = settings.kafka
+    servers, deadline = kafka.bootstrap_servers, time.monotonic() + KAFKA_SECONDS
+    with Broker(kafka.librdkafka(), kafka.group, REQUEST_SECONDS) as broker:
+        try:
+            cluster = broker.cluster()
+            names = sorted({read.name.topic for read in logs if read.is_current})
+            topics = {topic.name: topic for topic in broker.topics([*kafka.topics, *names])}
+        except SourceError as error:
+            problem = Problem("failed", "kafka-unreachable", "kafka", *_split(error))
+            return KafkaRead(ServerHealth(servers, reachable=False), tuple(logs), None, (problem,))
+        comparison = _Comparison(settings, broker, cluster, topics, now, deadline)
+        compared = tuple(map(comparison.compare, logs))
+        missing = tuple(_missing(settings, topics, logs))
+        without, waiting = _topics_without_log(comparison, logs)
+    server = ServerHealth(servers, reachable=True)
+    return KafkaRead(server, compared, without, (*missing, *waiting, *comparison.late()))
+
+
+def _split(error: SourceError) -> tuple[str, str]:
+    """Return an error's message and its remedy, which stands after a semicolon."""
+    message, _, remedy = str(error).rpartition("; ")
+    return (message, remedy) if message else (str(error), "check that it runs, and the settings of kafka")
+
+
+class _Comparison:
+    """Compares logs with the broker, one after the other."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        cluster: str,
+        topics: Mapping[str, Topic],
+        now: datetime,
+        deadline: float,
+    ) -> None:
+        self._settings, self._broker, self._cluster = settings, broker, cluster
+        self.topics, self._now, self._deadline = topics, now, deadline
+        self._left_out = 0
+
+    def is_late(self) -> bool:
+        """Return whether no more may be asked."""
+        return time.monotonic() > self._deadline
+
+    def wanted(self) -> list[Topic]:
+        """Return the topics that `kafka.topics` names."""
+        return [topic for topic in self.topics.values() if is_wanted(topic.name, self._settings.kafka.topics)]
+
+    def late(self) -> Iterator[Problem]:
+        """Yield the problem of logs that were not compared, if there are any."""
+        if self._left_out:
+            message = f"Kafka answers slowly: {self._left_out:,} logs were not compared within {KAFKA_SECONDS:.0f} s"
+            yield Problem("warning", "lag-unknown", "kafka", message, "look at the brokers, and try again")
+
+    def waiting(self, topic: str, partition: int) -> int | None:
+        """Return how many records a partition holds; None if that is not known."""
+        if self.is_late():
+            return None
+        try:
+            bounds = self._broker.bounds(topic, partition)
+        except SourceError:
+            return None
+        return bounds.end - bounds.start
+
+    def compare(self, read: LogRead) -> LogRead:
+        """Return a log with its lag, or with how its partition no longer continues it."""
+        if not read.is_current or read.newest is None:
+            return read
+        health, log = read.health, read.name
+        if not is_wanted(log.topic, self._settings.kafka.topics):
+            # A topic that was deleted on purpose is taken out of the setting, and then there is nothing to say.
+            if log.topic not in self.topics:
+                return read
+            message = "its topic exists, but kafka.topics does not name it: nothing of it is archived"
+            problem = Problem(
+                "warning", "not-drained", health.log, message, "add it to kafka.topics, or delete the topic"
+            )
+            return read.with_health(health, problem)
+        if self.is_late():
+            self._left_out += 1
+            return read
+        try:
+            changed = find_change(self._broker, self._cluster, self.topics.get(log.topic), log, read.newest)
+            if changed is not None:
+                differs = f" (archived: {changed.expected}; now: {changed.found})" if changed.found else ""
+                message = f"{changed.message}{differs}"
+                return read.with_health(health, Problem("failed", "topic-changed", health.log, message, changed.action))
+            return self._measure(read, read.newest)
+        except TransientSourceError as error:
+            return read.with_health(health, _unknown("warning", "lag-unknown", health.log, error))
+        except SourceError as error:
+            return read.with_health(health, _unknown("failed", "lag-unknown", health.log, error))
+
+    def _measure(self, read: LogRead, newest: Statement) -> LogRead:
+        """Return a log with its lag in records and seconds, and its headroom. Raises SourceError."""
+        log, position = read.name, newest.next_offset
+        lag = max(0, self._broker.bounds(log.topic, log.partition).end - position)
+        health = replace(read.health, lag_records=lag)
+        if not lag:
+            return read.with_health(replace(health, lag_seconds=0.0))
+        written = self._broker.waits_since(log.topic, log.partition, position)
+        problems: list[Problem] = []
+        if written is not None and written >= 0:
+            waits = max(0.0, self._now.timestamp() - written)
+            health = replace(health, lag_seconds=waits)
+            if waits > self._settings.health.lag_seconds:
+                message = f"{lag:,} records wait for the archive, the oldest for {duration_text(waits)}"
+                remedy = "check that the drain runs, and what its last run says"
+                problems.append(Problem("failed", "lag", health.log, message, remedy))
+        try:
+            left = self._broker.seconds_left(log.topic, log.partition, position, written)
+        except SourceError as error:
+            problems.append(_unknown("warning", "headroom", health.log, error))
+        else:
+            health = replace(health, headroom_seconds=left)
+            if left is not None and left < self._settings.drain.headroom_seconds:
+                message = f"Kafka deletes records that are not archived yet in {duration_text(max(0.0, left))}"
+                remedy = "raise the topic's retention.ms now, then run 'custody drain --once'"
+                problems.append(Problem("failed", "headroom", health.log, message, remedy))
+        return read.with_health(health, *problems)
+
+
+def _unknown(level: Literal["warning", "failed"], kind: Kind, log: str, error: SourceError) -> Problem:
+    return Problem(level, kind, log, f"it cannot be compared with Kafka: {error}", _COMPARE)
+
+
+def _missing(settings: Settings, topics: Mapping[str, Topic], logs: Sequence[LogRead]) -> Iterator[Problem]:
+    """Yield named topics that do not exist, and have no log that says so."""
+    known = {read.name.topic for read in logs}
+    for name in settings.kafka.topics:
+        if not name.startswith("^") and name not in topics and name not in known:
+            message = f"the topic {name} does not exist, or this client may not see it"
+            yield Problem("failed", "topic-missing", name, message, "create it, or correct kafka.topics")
+
+
+def _topics_without_log(
+    comparison: _Comparison, logs: Sequence[LogRead]
+) -> tuple[tuple[TopicHealth, ...], tuple[Problem, ...]]:
+    """Return the topics that match and have partitions without a log, and a problem for each."""
+    begun = {(read.name.topic, read.name.partition) for read in logs}
+    without: list[TopicHealth] = []
+    problems: list[Problem] = []
+    for topic in comparison.wanted():
+        partitions = [number for number in range(topic.partitions) if (topic.name, number) not in begun]
+        if not partitions:
+            continue
+        waiting = [comparison.waiting(topic.name, number) for number in partitions]
+        records = None if None in waiting else sum(filter(None, waiting))
+        without.append(TopicHealth(topic.name, len(partitions), records))
+        noun = "partition has" if len(partitions) == 1 else "partitions have"
+        message = f"{len(partitions)} {noun} no log yet"
+        message += f", and {records:,} records wait in them" if records else ""
+        problems.append(
+            Problem("warning", "topic-without-log", topic.name, message, "run the drain: it begins the logs")
+        )
+    return tuple(without), tuple(problems)

@@ -1,0 +1,102 @@
+"""Reads how far Elasticsearch is behind the archive, by the cursor of each log.
+
+A cursor is unsigned: whoever can write to Elasticsearch can change it. So it is only compared, and decides nothing. The
+nightly audit finds what a wrong one hides.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from custody.archive.reader import at_or_behind
+from custody.errors import FormatError, SearchError, StoreError
+from custody.format import layout
+from custody.format.layout import Log
+from custody.format.times import duration_text, parse_time
+from tasks.health.archive import LogRead, Opened
+from tasks.health.model import Problem, ServerHealth
+from tasks.search.client import Search
+from tasks.search.indices import read_cursor
+from tasks.settings import Settings
+
+REQUEST_SECONDS = 3.0
+"""Timeout of one request. The first one without an answer is the last."""
+_AUDIT = "find out who wrote it, and run 'custody audit --full'"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRead:
+    """What Elasticsearch said.
+
+    Attributes:
+        server: Elasticsearch.
+        logs: the logs, with their delay.
+        problems: problems that belong to no log.
+    """
+
+    server: ServerHealth
+    logs: tuple[LogRead, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+def read_search(settings: Settings, opened: Opened, logs: Sequence[LogRead], now: datetime) -> SearchRead:
+    """Compare the cursor of each log with its end.
+
+    Raises:
+        ConfigurationError: `search.url` cannot be used.
+    """
+    url = settings.search.url or ""
+    done: list[LogRead] = []
+    with closing(Search(settings.search, REQUEST_SECONDS)) as search:
+        try:
+            for read in logs:
+                done.append(_compare(settings, opened, search, read, now))  # noqa: PERF401 - kept if a later one fails
+        except SearchError as error:
+            message = f"how far the index is behind is not known: {error}"
+            problem = Problem("warning", "index-unknown", "search", message, "check Elasticsearch; archiving goes on")
+            return SearchRead(ServerHealth(url, reachable=False), (*done, *logs[len(done) :]), (problem,))
+    return SearchRead(ServerHealth(url, reachable=True), tuple(done))
+
+
+def _compare(settings: Settings, opened: Opened, search: Search, read: LogRead, now: datetime) -> LogRead:
+    """Return a log with the delay of its index. Raises SearchError."""
+    if read.newest is None or opened.file is None:
+        return read
+    health, log = read.health, read.name
+    cursor = read_cursor(search, opened.file.id, log)
+    claim = None
+    if cursor is None:
+        claim = "is not a cursor"
+    elif cursor > health.size and not _exists(opened, log, cursor - 1):
+        claim = f"says that {cursor:,} statements are indexed, but the log has {health.size:,}"
+    if cursor is None or claim:
+        message = f"its document in {search.cursors} {claim}"
+        return read.with_health(health, Problem("warning", "index-cursor", health.log, message, _AUDIT))
+    delay = _delay(opened, log, cursor, health.size, now)
+    health = replace(health, index_delay_seconds=delay)
+    if delay is None or delay <= settings.search.behind_seconds:
+        return read.with_health(health)
+    message = f"its newest events cannot be searched: the index is {duration_text(delay)} behind"
+    remedy = "run 'custody index', and read what it says"
+    return read.with_health(health, Problem("warning", "index-late", health.log, message, remedy))
+
+
+def _exists(opened: Opened, log: Log, sequence: int) -> bool:
+    """Return whether a statement was put since the log's end was read."""
+    try:
+        return opened.store.exists(layout.manifest_key(log, sequence))
+    except StoreError:
+        return False
+
+
+def _delay(opened: Opened, log: Log, cursor: int, size: int, now: datetime) -> float | None:
+    """Return how long ago the first statement that is not indexed was sealed; 0 if all are; None if it is not known."""
+    if cursor >= size:
+        return 0.0
+    try:
+        # If its slot was passed over, the statement after it waits.
+        _, waiting = at_or_behind(opened.store, log, cursor, size, opened.holds(log))
+    except (FormatError, StoreError):
+        return None
+    return (now - parse_time(waiting.statement.sealed_at)).total_seconds()
