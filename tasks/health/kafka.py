@@ -154,7 +154,10 @@ class _Comparison:
             return read.with_health(replace(health, lag_seconds=0.0))
         written = self._broker.waits_since(log.topic, log.partition, position)
         problems: list[Problem] = []
-        if written is not None and written >= 0:
+        if written is None:
+            # No record came: a transaction marker is the last offset, or the broker is slow.
+            return read.with_health(health)
+        if written >= 0:
             waits = max(0.0, self._now.timestamp() - written)
             health = replace(health, lag_seconds=waits)
             if waits > self._settings.health.lag_seconds:
