@@ -150,7 +150,8 @@ class _Installation:
                 return True
             for name, child in self.children.items():
                 if child.poll() is not None:
-                    raise CustodyError(f"Prefect's {name} ended while it was starting: see {self.log}")
+                    last = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
+                    raise CustodyError(f"Prefect's {name} ended while it was starting: see {self.log}", last)
             if time.monotonic() > deadline:
                 raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: run 'custody up' again")
         return False
@@ -349,7 +350,7 @@ def _environment(folder: Path, port: int, credentials: str) -> dict[str, str]:
         # A run a minute is 1,440 a day, with its logs, tables and events. The archive has what must be kept.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(_KEPT_DAYS * 86400),
-        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": str(86400),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",
         # SQLite has one writer. Waiting for it is no error.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         # Few, because all runs that were scheduled ahead still run after an outage.

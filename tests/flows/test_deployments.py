@@ -10,9 +10,8 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 from prefect import Flow
-from prefect.events import DeploymentEventTrigger, Event, Resource
+from prefect.events import DeploymentEventTrigger, Event
 from prefect.exceptions import ParameterTypeError
-from prefect.types._datetime import now
 from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 
 from flows.alert import alert
@@ -63,11 +62,12 @@ def test_each_alert_is_explained() -> None:
 def test_alerts_are_text(trigger: dict[str, Any]) -> None:
     """What people read is made of an event's fields, never of a whole Python value, and no field is missing."""
     payload = {"problem": "it broke", "run": "http://prefect/run", "seconds": 61.5, "lag": 7, "offsets": 3}
-    event = Event(
-        event=trigger["expect"][0],
-        resource=Resource({"prefect.resource.id": "custody.log.a/0", "prefect.resource.name": "log.a/0"}),
-        payload=payload,
-        occurred=now(),
+    event = Event.model_validate(
+        {
+            "event": trigger["expect"][0],
+            "resource": {"prefect.resource.id": "custody.log.a/0", "prefect.resource.name": "log.a/0"},
+            "payload": payload,
+        }
     )
     environment = SandboxedEnvironment(undefined=StrictUndefined)
     made = {name: environment.from_string(text).render(event=event) for name, text in trigger["parameters"].items()}
