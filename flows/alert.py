@@ -2,33 +2,26 @@
 
 from typing import Any
 
-import apprise
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
-from flows.publish import HEARD
+from flows.publish import HEARD, fail
+from tasks.alert import Alert, send
 from tasks.settings import Settings
 
 
-@flow(name="alert", persist_result=False, retries=3, retry_delay_seconds=30, **HEARD)
-def alert(title: str, details: Any = "") -> State[Any]:
-    """Send an alert.
+@flow(name="alert", flow_run_name="alert: {title}", persist_result=False, retries=0, **HEARD)
+def alert(title: str, details: str = "", run: str = "", read_on: str = "") -> State[Any]:
+    """Send an alert. The run fails if somebody who should be told was not, or if nobody should be told.
 
     Args:
-        title: what happened, in one line.
-        details: the details; values that are not text are shown as they are.
+        title: What happened, in one line.
+        details: What is wrong, with which object, and what to do.
+        run: The address of the run that found it.
+        read_on: Where the documentation explains this alert.
     """
-    get_run_logger().error("%s: %s", title, details)
-    urls = Settings().alert.urls
-    if not urls:
-        return Completed(message=f"{title} (not sent: alert.urls is empty)")
-    sender = apprise.Apprise()
-    for url in urls:
-        sender.add(url.get_secret_value())
-    # Apprise adds no server for a URL that it cannot read.
-    sent = len(sender) == len(urls) and sender.notify(body=str(details) or title, title=title)
-    if not sent:
-        # A URL may hold a token: the setting is named, not its value.
-        return Failed(message=f"{title} (not sent to every URL: check alert.urls and the services behind them)")
-    return Completed(message=title)
+    delivery = send(Settings(), Alert(title, details, run, read_on))
+    if delivery.failed or not delivery.told:
+        return fail(f"{title}: {delivery.summary()}")
+    return Completed(message=f"{title}: {delivery.summary()}")

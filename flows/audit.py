@@ -4,19 +4,19 @@ The work is in `tasks.audit`. This module has the parameters, spreads pieces ove
 the outcome: an artifact with the verdict and the worst findings, a link to the report, and an event for each audit.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
-from flows.publish import HEARD, emit, publish_table
+from flows.parameters import Logs, Time
+from flows.publish import HEARD, add_to_name, emit, fail, publish_report, publish_table, run_name
 from flows.runners import run_parallel
 from flows.summaries import audit_summary
 from tasks.audit.conclude import Outcome
@@ -25,30 +25,30 @@ from tasks.audit.task import read_pieces, report, sign, survey
 from tasks.settings import Settings
 
 _SHARES_A_WORKER = 8
+_SHOWN = 10
 
 
-@flow(name="audit", persist_result=False, retries=0, **HEARD)
+@flow(name="audit", flow_run_name=run_name("audit"), persist_result=False, retries=0, **HEARD)
 def audit(
-    logs: list[str] | None = None,
+    logs: Logs = None,
     full: bool = False,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Time = None,
+    until: Time = None,
 ) -> State[Any]:
     """Audit the archive.
 
     Args:
-        logs: `<log>/<partition>`, or `<log>` for all its partitions; all if not given.
-        full: read everything again, not only new statements and a share of the old ones.
-        since: only statements sealed at this time or later.
-        until: only statements sealed before this time.
+        logs: Logs to audit, such as `audit.logins/0`, or a topic for all its logs. Empty: all.
+        full: Read everything again, not only new statements and a share of the old ones.
+        since: Only statements sealed at this time or later. Empty: from the first.
+        until: Only statements sealed before this time. Empty: to the newest.
     """
     try:
         outcome = _run(Request(tuple(logs or ()), full, since and as_utc(since), until and as_utc(until)))
     except Fenced as error:
         return Completed(message=str(error))
     except CustodyError as error:
-        # One line is enough: a traceback would not help an operator.
-        return Failed(message=f"the audit could not be done: {error}")
+        return fail(f"the audit could not be done: {error}")
     return _conclude(outcome)
 
 
@@ -78,21 +78,38 @@ def _conclude(outcome: Outcome) -> State[Any]:
     summary = audit_summary(outcome)
     publish_table("audit", [_row(finding) for finding in outcome.findings], summary)
     if outcome.report:
-        create_link_artifact(
-            key="integrity-report", link=outcome.report, link_text="Integrity report", description=summary
-        )
+        publish_report(outcome.report, summary)
     get_run_logger().info(summary)
+    add_to_name(f"{outcome.verdict}, {len(outcome.findings):,} findings")
     if outcome.exit_code >= Severity.POLICY:
-        worst = [
-            f"{finding['finding']}: {finding.get('log', finding.get('key', ''))}: {finding['message']}"
-            for finding in outcome.findings[:10]
-        ]
-        # No data: Prefect accepts only an exception there, and would show its complaint instead of our message.
-        return Failed(message="\n".join([summary, *worst]))
+        return fail("\n".join([summary, *map(_line, outcome.findings[:_SHOWN])]))
     emit("custody.audit.passed", "audit", verdict=outcome.verdict, audit=outcome.sequence)
     return Completed(message=summary, data=outcome)
 
 
-def _row(finding: Any) -> dict[str, Any]:
-    names = ("severity", "finding", "log", "sequence", "offset", "message", "expected", "found", "count", "action")
+def _line(finding: Mapping[str, Any]) -> str:
+    """Return a finding in one line: what it is, where, what is wrong, and what to do."""
+    sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
+    where = f"{finding.get('log', '')}{sequence}", finding.get("key", "")
+    return (
+        f"{finding['severity']} {finding['finding']}: {' '.join(filter(None, where))}: {finding['message']}."
+        f" To do: {finding['action']}"
+    )
+
+
+def _row(finding: Mapping[str, Any]) -> dict[str, Any]:
+    # The page cuts a wide table on the right.
+    names = (
+        "severity",
+        "finding",
+        "key",
+        "action",
+        "log",
+        "sequence",
+        "offset",
+        "message",
+        "expected",
+        "found",
+        "count",
+    )
     return {name: finding.get(name, "") for name in names}

@@ -8,7 +8,7 @@ killed and started again.
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import httpx
 from prefect import flow, get_run_logger, runtime
@@ -16,12 +16,14 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectException
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed
+from pydantic import WithJsonSchema
 
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.times import as_utc
 from custody.store.protocol import Tier
-from flows.publish import HEARD, publish_table
+from flows.parameters import Days, Logs, Text
+from flows.publish import HEARD, add_to_name, fail, publish_table
 from flows.summaries import copy_summary, plan_summary
 from tasks.backfill.copy import Progress
 from tasks.backfill.plan import Kind, Plan, Request, check_request
@@ -33,39 +35,48 @@ EventType = Literal[
     "query_executed", "auth_attempt", "authz_check", "api_key_operation", "security_event", "config_change"
 ]
 """The types as Prefect's form shows them; a test compares them with `custody.format.events`."""
+Types = Annotated[
+    list[EventType] | None, WithJsonSchema({"type": "array", "items": {"enum": list(get_args(EventType))}})
+]
 LOOK_AGAIN = timedelta(hours=1)
 """How long after this run the next one checks whether restores are done."""
 
 _REPORT_SECONDS = 5.0
 
 
-@flow(name="backfill", persist_result=False, retries=0, **HEARD)
+@flow(
+    name="backfill",
+    flow_run_name="backfill {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M}, {target}",
+    persist_result=False,
+    retries=0,
+    **HEARD,
+)
 def backfill(
     since: datetime,
     until: datetime,
-    logs: list[str] | None = None,
-    types: list[EventType] | None = None,
-    target: Kind = "elasticsearch",
-    topic: str | None = None,
-    folder: str | None = None,
-    tier: Tier = "standard",
-    late_days: int | None = None,
     dry_run: bool = False,
+    target: Kind = "elasticsearch",
+    topic: Text = None,
+    folder: Text = None,
+    logs: Logs = None,
+    types: Types = None,
+    tier: Tier = "standard",
+    late_days: Days = None,
 ) -> State[Any]:
     """Copy archived events to a target.
 
     Args:
-        since: events at this time or later, by their own time. Without a time zone it is UTC.
-        until: events before this time.
-        logs: `<log>/<partition>`, or `<log>` for all its partitions; all if not given.
-        types: event types to copy; all if not given.
-        target: where events are copied to. `tables` are the archive's own Parquet tables, made of whole statements.
-        topic: the Kafka topic, for the target `topic`. It gets each event at least once; headers identify the event.
-        folder: the folder, for the target `folder`.
-        tier: how segments in an archive storage class are restored: `standard` (up to 12 h) or `bulk` (up to 48 h,
+        since: Events at this time or later, by their own time. A time without a zone is UTC.
+        until: Events before this time.
+        dry_run: Only show what would be read, and how long it would take. Change nothing.
+        target: Where events are copied to. `tables` are the archive's own Parquet tables, made of whole statements.
+        topic: The Kafka topic, for the target `topic`. It gets each event at least once. Headers identify the event.
+        folder: The folder, for the target `folder`.
+        logs: Logs to copy from, such as `audit.logins/0`, or a topic for all its logs. Empty: all.
+        types: Event types to copy. Empty: all.
+        tier: How segments in an archive storage class are restored: `standard` (up to 12 h), or `bulk` (up to 48 h,
             cheaper).
-        late_days: read only statements sealed at most this many days after the range; all if not given.
-        dry_run: show what would be read and how long it would take; change nothing.
+        late_days: Only statements sealed at most this many days after the range. Empty: all.
     """
     request = Request(
         since=as_utc(since),
@@ -81,8 +92,7 @@ def backfill(
     try:
         return _run(request, dry_run=dry_run)
     except CustodyError as error:
-        # One line is enough: a traceback would not help an operator.
-        return Failed(message=str(error))
+        return fail(str(error))
 
 
 def _run(request: Request, *, dry_run: bool) -> State[Any]:
@@ -99,8 +109,9 @@ def _run(request: Request, *, dry_run: bool) -> State[Any]:
         return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_schedule_next_run()}")
     done = _copy(plan)
     get_run_logger().info(copy_summary(done))
+    add_to_name(f"{done.created:,} copied" + (f", {len(done.problems):,} problems" if done.problems else ""))
     if done.problems:
-        return Failed(message="\n".join([copy_summary(done), *done.problems[:10]]))
+        return fail("\n".join([copy_summary(done), *done.problems[:10]]))
     if done.stopped:
         return Cancelled(
             message=f"{copy_summary(done)} The run was stopped. Start it again with the same parameters to continue."

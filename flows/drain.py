@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from custody.errors import CustodyError
-from flows.publish import HEARD, emit, publish_table
+from flows.parameters import Seconds
+from flows.publish import HEARD, add_to_name, emit, fail, publish_table, run_name
 from flows.runners import run_parallel
 from tasks.drain.log_run import LogResult
 from tasks.drain.run import find_partitions
@@ -35,22 +36,21 @@ class RunReport:
     indexed: "tuple[IndexResult, ...]" = ()
 
 
-@flow(name="drain", persist_result=False, retries=0, **HEARD)
-def drain(once: bool = False, seconds: float | None = None) -> State[Any]:
+@flow(name="drain", flow_run_name=run_name("drain"), persist_result=False, retries=0, **HEARD)
+def drain(once: bool = False, seconds: Seconds = None) -> State[Any]:
     """Drain Kafka into the archive.
 
     Args:
-        once: end when all events that are in Kafka now are archived, instead of following the topics.
-        seconds: the longest time for the run; the setting `drain.seconds` if not given.
+        once: End when all events that are in Kafka now are archived, instead of following the topics.
+        seconds: The longest time of the run. Empty: the setting `drain.seconds`.
     """
     try:
         report = _run(once, seconds)
     except CustodyError as error:
-        # One line is enough: a traceback would not help an operator.
-        return Failed(message=str(error))
+        return fail(str(error))
     if not report.results:
         kafka = Settings().kafka
-        return Failed(message=f"no topic on {kafka.bootstrap_servers} matches kafka.topics {kafka.topics}")
+        return fail(f"no topic on {kafka.bootstrap_servers} matches kafka.topics {kafka.topics}")
     return _conclude(report)
 
 
@@ -94,8 +94,9 @@ def _conclude(report: RunReport) -> State[Any]:
     if clock:
         emit("custody.clock.wrong", "drain", seconds=clock)
     get_run_logger().info(summary)
+    add_to_name(f"{len(results):,} logs, {events:,} events" + (f", {len(problems):,} problems" if problems else ""))
     if problems:
-        return Failed(message="\n".join([summary, *problems[:10]]))
+        return fail("\n".join([summary, *problems[:10]]))
     emit("custody.drain.completed", "drain", events=events, lag=lag)
     return Completed(message=summary, data=report)
 
@@ -131,7 +132,9 @@ def _report_search(indexed: "Sequence[IndexResult]") -> None:
 
 
 def _row(result: LogResult, indexed: "IndexResult | None") -> dict[str, Any]:
-    row = asdict(result)
+    values = asdict(result)
+    # What is wrong comes first: the page cuts a wide table on the right.
+    row = {name: values.pop(name) for name in ("log", "outcome", "problem")} | values
     if indexed is not None:
         row |= {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected, "search": indexed.problem}
     return row

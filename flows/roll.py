@@ -10,10 +10,10 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from custody.errors import CustodyError
-from flows.publish import HEARD, emit, publish_table
+from flows.publish import HEARD, add_to_name, emit, fail, publish_table, run_name
 from tasks.roll.record import Action
 from tasks.roll.task import take_steps, usage
 from tasks.roll.tiers import Usage
@@ -21,12 +21,12 @@ from tasks.roll.tiers import Usage
 _WORST_FIRST = {"failed": 0, "refused": 1, "planned": 2, "done": 3}
 
 
-@flow(name="roll", persist_result=False, retries=0, **HEARD)
+@flow(name="roll", flow_run_name=run_name("roll"), persist_result=False, retries=0, **HEARD)
 def roll(dry_run: bool = False) -> State[Any]:
     """Roll indices and storage tiers, and delete evidence whose retention has ended.
 
     Args:
-        dry_run: show what would be done; change nothing.
+        dry_run: Show what would be done. Change nothing.
     """
     problems: list[str] = []
     actions: list[Action] = []
@@ -51,9 +51,10 @@ def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:
     shown = sorted(actions, key=lambda action: (_WORST_FIRST[action.outcome], action.what, action.target))
     publish_table("roll", [asdict(action) for action in shown], summary)
     get_run_logger().info(summary)
+    add_to_name(", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing to do")
     if problems or failed:
         worst = [*problems, *failed][:10]
-        return Failed(message="\n".join([summary, *worst]))
+        return fail("\n".join([summary, *worst]))
     emit("custody.roll.completed", "roll", **counts)
     return Completed(message=summary, data=list(actions))
 

@@ -92,6 +92,18 @@ def _topics(value: object) -> object:
     return value
 
 
+def _urls(value: object) -> object:
+    """Read one URL without JSON."""
+    return [value] if isinstance(value, str) and value else value
+
+
+def _check_urls(value: list[SecretStr]) -> list[SecretStr]:
+    for url in value:
+        if not re.match(r"[a-z]{2,12}://.", url.get_secret_value()):
+            raise ValueError("want Apprise URLs, such as slack://… or mailto://…")
+    return value
+
+
 def _check_topics(value: list[str]) -> list[str]:
     if len(value) > 1 and any(name.startswith("^") for name in value):
         raise ValueError("want names of topics, or one regular expression that begins with ^, not both")
@@ -268,8 +280,8 @@ class AlertSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    urls: list[SecretStr] = Field(
-        default=[], description="Where alerts are sent: Apprise URLs, such as slack:// or mailto:"
+    urls: Annotated[list[SecretStr], BeforeValidator(_urls), AfterValidator(_check_urls)] = Field(
+        default=[], description="Where alerts are sent: one Apprise URL or several, such as slack:// or mailto:"
     )
 
 

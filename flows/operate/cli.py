@@ -213,6 +213,21 @@ def new_epoch(
 
 
 @app.command()
+def alert(
+    test: Annotated[bool, typer.Option("--test", help="Send a test alert to each URL of alert.urls.")] = False,
+) -> None:
+    """Try the way to the people who are alerted. Exit code 1: somebody was not told, or there is nobody to tell."""
+    alerts = _import("tasks.alert")
+    if not test:
+        raise ConfigurationError("an alert is sent by the flow alert/alert-now; this command only tries it: add --test")
+    message = alerts.Alert("custody: a test alert", "Nothing is wrong: somebody ran 'custody alert --test'.")
+    delivery = alerts.send(Settings(), message, attempts=1)
+    if delivery.failed or not delivery.told:
+        raise CustodyError(delivery.summary())
+    echo(delivery.summary())
+
+
+@app.command()
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,

@@ -21,6 +21,7 @@ from rich.text import Text
 from custody.cli import render, terminal
 from custody.cli.terminal import echo
 from custody.format.times import duration_text
+from tasks.alert import TRY
 from tasks.health.model import Health, Level, LogHealth, Problem
 from tasks.health.read import read_health
 from tasks.settings import Settings
@@ -203,4 +204,4 @@ def _lines(health: Health) -> Iterator[str]:
     elif health.search.reachable:
         delays = [log.index_delay_seconds for log in health.logs if log.index_delay_seconds is not None]
         yield f"index: {health.search.address}, {duration_text(max(delays, default=0.0))} behind"
-    yield f"alerts: {', '.join(health.alerts) or 'nobody. Set alert.urls to where alerts are sent'}"
+    yield f"alerts: {', '.join(health.alerts) or f'nobody; {TRY}'}"

@@ -9,6 +9,7 @@ Rules:
   operator can read, and no page of another origin. Children get them by environment, never as arguments.
 - The server signs nothing, so it gets none of the settings, passphrases and keys in the environment.
 - What people switched off on the server stays off when the deployments are created again.
+- The output of server and worker goes to a log in the folder, whose size is bounded. So `up` itself prints little.
 """
 
 import base64
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +37,9 @@ import yaml
 
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, CustodyError
+from custody.format import limits
 from custody.store.durable import replace_file
+from tasks.alert import NOBODY, receivers
 from tasks.drain.signals import stop_on_signals, stop_requested
 from tasks.settings import Settings
 
@@ -55,6 +59,11 @@ _DEPLOY_SECONDS = 120
 _FINISH_SECONDS = 60
 _STOP_SECONDS = 15
 _REVIVE_SECONDS = 5
+_KEPT_DAYS = 7
+"""How long Prefect's server keeps runs."""
+_LOG = "up.log"
+_LOG_BYTES = 16 * limits.MIB
+"""When the log becomes `up.log.1`. So logs take twice as much at most."""
 _TRIES = 20
 
 _LOOPBACK = "127.0.0.1,localhost"
@@ -79,17 +88,33 @@ class _Installation:
             "server": f"--host 127.0.0.1 --port {self.port}",
             "worker": f"--pool {POOL} --type process --limit {WORKER_LIMIT} --name custody-up --install-policy never",
         }
-        # In its own session, so that Ctrl-C in the terminal reaches only `up`, which ends its children in order.
-        self.children[name] = psutil.Popen(
-            [*_PREFECT, name, "start", *options[name].split()],
-            env=self.environment if name == "worker" else self._without_secrets(),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            # The worker keeps the operator's umask, because its runs write the archive.
-            umask=-1 if name == "worker" else 0o077,
-        )
+        # A file and no pipe: children outlive an `up` that is killed, and then nobody would read the pipe.
+        self.log.touch(0o600)
+        with self.log.open("ab") as log:
+            self.children[name] = psutil.Popen(
+                [*_PREFECT, name, "start", *options[name].split()],
+                env=self.environment if name == "worker" else self._without_secrets(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # In its own session: Ctrl-C in the terminal reaches only `up`, which ends its children in order.
+                start_new_session=True,
+                # The worker keeps the operator's umask, because its runs write the archive.
+                umask=-1 if name == "worker" else 0o077,
+            )
         known = [[child.pid, child.create_time()] for child in self.children.values()]
         replace_file(self.folder / "children.json", json.dumps(known).encode())
+
+    @property
+    def log(self) -> Path:
+        """The file with the output of server and worker."""
+        return self.folder / _LOG
+
+    def rotate_log(self) -> None:
+        """Keep the log bounded. It is copied and emptied, because server and worker have it open for appending."""
+        if self.log.stat().st_size > _LOG_BYTES:
+            shutil.copyfile(self.log, self.folder / f"{_LOG}.1")
+            os.truncate(self.log, 0)
 
     def _without_secrets(self) -> dict[str, str]:
         return {
@@ -125,7 +150,8 @@ class _Installation:
                 return True
             for name, child in self.children.items():
                 if child.poll() is not None:
-                    raise CustodyError(f"Prefect's {name} ended while it was starting: see its output above")
+                    last = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
+                    raise CustodyError(f"Prefect's {name} ended while it was starting: see {self.log}", last)
             if time.monotonic() > deadline:
                 raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: run 'custody up' again")
         return False
@@ -227,7 +253,7 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
         ConfigurationError: a setting is wrong, another `up` uses the folder, or the port is taken.
         CustodyError: the server did not start, or the deployments were not accepted.
     """
-    Settings()
+    settings = Settings()
     folder = folder.resolve()
     _make_private(folder)
     with _only_one(folder):
@@ -243,10 +269,15 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
                     # The worker creates the pool that the deployments name.
                     if installation.wait_for(f"work_pools/{POOL}"):
                         installation.deploy(deployments)
-                        echo(f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it)")
-                        echo(f"Its page asks for the text in {folder / 'credentials'}")
+                        echo(
+                            f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it); its page asks for the text in"
+                            f" {folder / 'credentials'}; log: {installation.log}"
+                        )
+                        told = ", ".join(receivers(settings))
+                        echo(f"alerts: {told}" if told else f"alerts: {NOBODY}", err=not told)
                 while not stop_requested.wait(_REVIVE_SECONDS):
                     installation.revive()
+                    installation.rotate_log()
             finally:
                 installation.end()
 
@@ -316,9 +347,12 @@ def _environment(folder: Path, port: int, credentials: str) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # By default leases are in memory, where runs that died with the server would hold their slots for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        # A run a minute is 1,440 a day.
+        # A run a minute is 1,440 a day, with its logs, tables and events. The archive has what must be kept.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(14 * 86400),
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(_KEPT_DAYS * 86400),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",
+        # SQLite has one writer. Waiting for it is no error.
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         # Few, because all runs that were scheduled ahead still run after an outage.
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "2",
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": "PT3M",

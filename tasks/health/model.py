@@ -190,7 +190,7 @@ class Health:
         logs: the archive's logs, in order.
         topics_without_log: topics with partitions that have no log; None if Kafka did not answer.
         audit: the newest audit; None if there is none, or if it cannot be read.
-        alerts: the kinds of services that are alerted, such as `slack`; never their URLs.
+        alerts: who is alerted, such as `1 (slack)`: the place in `alert.urls`, and the kind; never a URL.
         general: problems that belong to no log.
     """
 

@@ -1,17 +1,15 @@
 """Reads the health of an installation from all of its parts."""
 
-import re
 from contextlib import closing
 from datetime import datetime
 
 from custody.store.open import open_store
+from tasks.alert import TRY, receivers
 from tasks.health.archive import open_archive, read_logs
 from tasks.health.audit import read_audit_health
 from tasks.health.kafka import read_kafka
 from tasks.health.model import Health, Problem
 from tasks.settings import Settings
-
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):", re.IGNORECASE)
 
 
 def read_health(settings: Settings, now: datetime) -> Health:
@@ -38,11 +36,10 @@ def read_health(settings: Settings, now: datetime) -> Health:
             logs, search = list(searched.logs), searched.server
             problems += searched.problems
         audit = read_audit_health(settings, opened, now)
-        alerts = alerted(settings)
+        alerts = receivers(settings)
         problems += audit.problems
         if not alerts:
-            remedy = "set alert.urls to where alerts are sent"
-            problems.append(Problem("warning", "alerts-nobody", "alerts", "nobody is alerted", remedy))
+            problems.append(Problem("warning", "alerts-nobody", "alerts", "nobody is alerted", TRY))
         return Health(
             archive=store.url,
             at=now,
@@ -54,9 +51,3 @@ def read_health(settings: Settings, now: datetime) -> Health:
             alerts=alerts,
             general=tuple(problems),
         )
-
-
-def alerted(settings: Settings) -> tuple[str, ...]:
-    """Return the kinds of services in `alert.urls`, such as `slack`. A URL holds secrets, and is never shown."""
-    matches = (_SCHEME.match(url.get_secret_value()) for url in settings.alert.urls)
-    return tuple(match[1].lower() if match else "unknown" for match in matches)

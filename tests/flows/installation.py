@@ -65,8 +65,9 @@ class Installation:
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline:
-                output = self.log.read_text()[-4000:] if self.log.exists() else ""
-                pytest.fail(f"waited {seconds} s for {what}; the end of the output of `custody up`:\n{output}")
+                logs = [log for log in (self.log, self.folder / "prefect/up.log") if log.exists()]
+                output = "\n".join(log.read_text()[-4000:] for log in logs)
+                pytest.fail(f"waited {seconds} s for {what}; what `custody up` and its children printed:\n{output}")
             time.sleep(0.3)
 
     def credentials(self) -> str:
@@ -123,6 +124,22 @@ class Installation:
 
         self.wait(ended, 300, f"the run {run} to end")
         return runs[0]
+
+    def finished(self, name: str) -> Any:
+        """Wait until a flow run of this name has ended, and return it."""
+        runs: list[Any] = []
+
+        def begun() -> bool:
+            runs[:] = self.prefect("flow_runs/filter", flow_runs={"name": {"any_": [name]}})
+            return bool(runs)
+
+        self.wait(begun, 180, f"a run called {name!r}")
+        return self.finish(runs[0]["id"])
+
+    def lines_of(self, run: str) -> list[str]:
+        """Return what a flow run logged."""
+        logs = self.prefect("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC")
+        return [line["message"] for line in logs]
 
     def children(self) -> list[psutil.Process]:
         """Return all processes below `up`."""

@@ -104,7 +104,7 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "24 copied" in str(artifacts["backfill-progress"].description)
 
         # Outside an event loop neither is a coroutine, whatever their types say.
-        to_apply = cast("RunnerDeployment", backfill.to_deployment("ad-hoc"))
+        to_apply = cast("RunnerDeployment", backfill.to_deployment("backfill-ad-hoc"))
         deployment = cast("UUID", to_apply.apply())
         again = {**parameters, "folder": str(tmp_path / "again")}
         created = client.create_flow_run_from_deployment(deployment, parameters=again)

@@ -121,7 +121,7 @@ def test_a_run_ends_and_another_looks_again(installation: Installation, given: S
         installation.up()
         copies.begin()
         first = installation.finish(
-            installation.start("backfill/ad-hoc", since=DAY.isoformat(), until=(DAY + NIGHT).isoformat())
+            installation.start("backfill/backfill-ad-hoc", since=DAY.isoformat(), until=(DAY + NIGHT).isoformat())
         )
         assert (first["state"]["name"], first["state"]["type"]) == ("Restoring", "COMPLETED")
         assert "6 segments are being restored" in first["state"]["message"]

@@ -1,13 +1,9 @@
 """`custody up` with real processes: scheduled runs appear, drain a real Kafka, and come back after being killed."""
 
-import contextlib
-import http.server
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,6 +20,7 @@ from custody.verify.run import verify
 from flows.operate.sample import sample_events
 from flows.operate.up import DEPLOYMENTS, up
 from tests.flows.installation import ROOT, Installation, command, ended
+from tests.helpers.inbox import inbox
 from tests.servers.kafka import KafkaServer
 
 INTERVAL = 15
@@ -84,7 +81,7 @@ class Drained(Installation):
 
     def audit(self, **parameters: object) -> Any:
         """Run the deployed audit now, and return its flow run once it has ended."""
-        return self.finish(self.start("audit/nightly", **parameters))
+        return self.finish(self.start("audit/audit-nightly", **parameters))
 
     def kill_in_mid_run(self, *, with_up: bool) -> None:
         """Kill worker, flow and server with -9 while a run drains, and `up` too if asked."""
@@ -133,16 +130,17 @@ def test_scheduled_runs_drain_and_come_back_when_all_but_up_was_killed(installat
     deployments = {made["name"]: made for made in installation.prefect("deployments/filter")}
     entrypoints = {name: made["entrypoint"] for name, made in deployments.items()}
     assert entrypoints == {
-        "every-minute": "flows.drain.drain",
-        "nightly": "flows.audit.audit",
-        "now": "flows.alert.alert",
-        "ad-hoc": "flows.backfill.backfill",
-        "daily": "flows.roll.roll",
+        "drain-every-minute": "flows.drain.drain",
+        "audit-nightly": "flows.audit.audit",
+        "alert-now": "flows.alert.alert",
+        "backfill-plan": "flows.backfill.backfill",
+        "backfill-ad-hoc": "flows.backfill.backfill",
+        "roll-daily": "flows.roll.roll",
     }
-    assert [timed["schedule"]["cron"] for timed in deployments["nightly"]["schedules"]] == ["17 2 * * *"]
+    assert [timed["schedule"]["cron"] for timed in deployments["audit-nightly"]["schedules"]] == ["17 2 * * *"]
     installation.wait(
         lambda: any(
-            run["auto_scheduled"] and run["deployment_id"] == deployments["every-minute"]["id"]
+            run["auto_scheduled"] and run["deployment_id"] == deployments["drain-every-minute"]["id"]
             for run in installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
         ),
         180,
@@ -186,20 +184,19 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
 @pytest.mark.timeout(600)
 def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
     """The deployed audit signs and reports; one that finds damage fails its run, and the automation tells people."""
-    told: list[dict[str, Any]] = []
-    with listening(told) as port:
+    with inbox() as people:
         path = installation.folder / "custody.toml"
-        path.write_text(path.read_text() + f'[alert]\nurls = ["json://127.0.0.1:{port}/alerts"]\n')
+        path.write_text(path.read_text() + f'[alert]\nurls = "{people.url}"\n')
         installation.produce(500)
         installation.up()
         installation.wait_for_archived()
-        installation.pause("drain/every-minute")
+        installation.pause("drain/drain-every-minute")
         assert installation.audit()["state"]["type"] == "COMPLETED"
         assert len(list((installation.folder / "archive/audits").iterdir())) == 1
         assert len(list((installation.folder / "archive/reports").rglob("integrity-*.html"))) == 1
         keys = {artifact["key"] for artifact in installation.prefect("artifacts/latest/filter")}
         assert {"audit", "integrity-report"} <= keys
-        assert told == []
+        assert people.received == []
         segment = next((installation.folder / "archive/events").rglob("*.gz"))
         data = bytearray(segment.read_bytes())
         data[len(data) // 2] ^= 1
@@ -208,31 +205,24 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
         failed = installation.audit(full=True)
         assert failed["state"]["type"] == "FAILED"
         assert "segment-hash" in failed["state"]["message"]
-        installation.wait(lambda: told, 180, "somebody to be told")
-        assert told[0]["title"] == "custody: the audit failed"
-        assert "segment-hash" in told[0]["message"]
+        installation.wait(lambda: people.received, 180, "somebody to be told")
+        alert = people.received[0]
+        assert alert["title"] == "custody: the audit failed"
+        key = segment.relative_to(installation.folder / "archive").as_posix()
+        page = f"{installation.url}/runs/flow-run/{failed['id']}"
+        read_on = "docs/alerts.md#custody-audit-failed"
+        parts = ("tampered segment-hash", key, "To do: restore", "Archive: ", "Host: ", page, read_on)
+        assert [part for part in parts if part not in alert["message"]] == []
+        # The run's log begins with our lines, and has no traceback of Prefect's.
+        lines = installation.lines_of(failed["id"])
+        assert any("tampered segment-hash" in line for line in lines)
+        assert not any("Traceback" in line or "exited with unexpected exception" in line for line in lines)
+        output = (installation.folder / "prefect/up.log").read_text()
+        assert "exited with unexpected exception" not in output
+        told = installation.finished("alert: custody: the audit failed")
+        assert told["state"]["message"] == "custody: the audit failed: told 1 (json)"
+        assert re.fullmatch(r"audit \d{4}-\d\d-\d\d \d\d:\d\d, tampered, \d+ findings", failed["name"])
     assert installation.end() == 0
-
-
-@contextlib.contextmanager
-def listening(told: list[dict[str, Any]]) -> Iterator[int]:
-    """Receive JSON that is posted to the port that is yielded, as Apprise sends it."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Print nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
 
 
 def test_only_one_up_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

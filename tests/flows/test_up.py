@@ -101,10 +101,10 @@ def check_secrets(made: Guarded) -> None:
     """Check that secrets are where they are needed, and nowhere else."""
     folder = made.folder / "prefect"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for path in (folder / "credentials", *folder.glob("prefect.db*")):
+    for path in (folder / "credentials", folder / "up.log", *folder.glob("prefect.db*")):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     password = made.credentials().partition(":")[2]
-    assert password not in made.log.read_text()
+    assert password not in made.log.read_text() + (folder / "up.log").read_text()
     for process in made.children():
         line, variables = command(process), _variables(process)
         assert password not in line
@@ -127,7 +127,7 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     installation.up()
     check_doors(installation)
     check_secrets(installation)
-    drain = installation.prefect("deployments/name/drain/every-minute")
+    drain = installation.prefect("deployments/name/drain/drain-every-minute")
     (schedule,) = drain["schedules"]
     path = f"deployments/{drain['id']}/schedules/{schedule['id']}"
     urllib.request.urlopen(installation.request(path, b'{"active":false}', "PATCH"), timeout=30).close()
@@ -135,7 +135,7 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     slower = json.dumps([{"schedule": {"interval": 86400, "timezone": "Europe/Berlin"}, "active": True}]).encode()
     path = f"deployments/{drain['id']}/schedules"
     urllib.request.urlopen(installation.request(path, slower, "POST"), timeout=30).close()
-    installation.pause("audit/nightly")
+    installation.pause("audit/audit-nightly")
     silent = next(made for made in installation.prefect("automations/filter") if made["name"] == "custody-audit-silent")
     path = f"automations/{silent['id']}"
     urllib.request.urlopen(installation.request(path, b'{"enabled":false}', "PATCH"), timeout=30).close()
@@ -143,15 +143,18 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     assert installation.end() == 0
     installation.up()
     assert installation.credentials() == password
-    assert "left so: schedule of every-minute, nightly, custody-audit-silent\n" in installation.log.read_text()
+    assert (
+        "left so: schedule of drain-every-minute, audit-nightly, custody-audit-silent\n" in installation.log.read_text()
+    )
     made = {each["name"]: each for each in installation.prefect("deployments/filter")}
     kept = {
-        each["schedule"].get("cron") or each["schedule"]["interval"]: each for each in made["every-minute"]["schedules"]
+        each["schedule"].get("cron") or each["schedule"]["interval"]: each
+        for each in made["drain-every-minute"]["schedules"]
     }
     assert {name: each["active"] for name, each in kept.items()} == {"* * * * *": False, 86400: True}
     assert kept[86400]["schedule"]["timezone"] == "Europe/Berlin"
-    assert [each["active"] for each in made["daily"]["schedules"]] == [True]
-    assert made["nightly"]["paused"]
+    assert [each["active"] for each in made["roll-daily"]["schedules"]] == [True]
+    assert made["audit-nightly"]["paused"]
     enabled = {each["name"]: each["enabled"] for each in installation.prefect("automations/filter")}
     assert [name for name, on in enabled.items() if not on] == ["custody-audit-silent"]
     assert installation.end() == 0

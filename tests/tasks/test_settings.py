@@ -248,7 +248,9 @@ LEAKS: list[dict[str, object]] = [
     {"kafka": {"bootstrap_servers": f"user:{CANARY}@host:9092"}},
     {"search": {"api_key": [CANARY]}},
     {"search": {"url": f"https://user:{CANARY}@host"}},
-    {"alert": {"urls": f"json://host/{CANARY}"}},
+    {"alert": {"urls": {"slack": CANARY}}},
+    {"alert": {"urls": CANARY}},
+    {"alert": {"urls": f"{CANARY}://host"}},
     {"alert": {"urls": [[CANARY]]}},
     {"alert": CANARY},
 ]

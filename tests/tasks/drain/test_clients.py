@@ -139,7 +139,7 @@ def frozen(server: KafkaServer) -> Iterator[None]:
 
 @pytest.mark.timeout(300)
 def test_no_flood_of_a_broker_that_freezes(own: KafkaServer, tmp_path: Path) -> None:
-    """A drain ends without a flood when its broker freezes in the middle. The status takes seconds, and has one line."""
+    """A drain ends without a flood when its broker freezes in the middle. Status has one line, in seconds."""
     growing = Growing(tmp_path)
     growing.append(1)
     topic = own.create_topic("audit.frozen")

@@ -130,7 +130,7 @@ def test_a_healthy_installation(site: Site) -> None:
     health = health_of(site.settings(topic))
     assert (health.level, health.problems) == ("ok", ())
     assert (health.kafka.address, health.kafka.reachable, health.search) == (site.kafka.bootstrap, True, None)
-    assert (health.topics_without_log, health.alerts) == ((), ("slack",))
+    assert (health.topics_without_log, health.alerts) == ((), ("1 (slack)",))
     assert health.audit is not None
     assert (health.audit.sequence, health.audit.verdict, health.audit.findings) == (0, "verified", 0)
     assert 0 <= health.audit.age_seconds < 60
@@ -278,9 +278,9 @@ def test_no_broker(growing: Growing) -> None:
 def test_nobody_is_alerted(growing: Growing) -> None:
     """Without alert.urls nobody is alerted, which is a warning. Of URLs only the kind of service is shown."""
     assert [problem.level for problem in of(health_of(alone(growing)), "alerts-nobody")] == ["warning"]
-    urls = [SecretStr(url) for url in (SLACK, "mailto:me:secret@example.org", "secret")]
+    urls = [SecretStr(url) for url in (SLACK, "mailto://me:secret@example.org")]
     health = health_of(alone(growing, alert=AlertSettings(urls=urls)))
-    assert health.alerts == ("slack", "mailto", "unknown")
+    assert health.alerts == ("1 (slack)", "2 (mailto)")
     assert not of(health, "alerts-nobody")
     assert "secret" not in json.dumps(health.to_dict())
 

@@ -1,0 +1,117 @@
+"""Alerts: their text, who gets them, and sending them. Apprise speaks to the services.
+
+A URL may hold a token, so no message, log line or error shows it: a receiver is named by its place in `alert.urls` and
+by its kind, such as `1 (slack)`.
+"""
+
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import tenacity
+from pydantic import SecretStr
+
+from tasks.settings import Settings
+
+TRY = "set alert.urls, and try it with 'custody alert --test'"
+NOBODY = f"nobody is alerted: {TRY}"
+
+_ATTEMPTS = 4
+_WAIT_SECONDS = 30
+
+# It logs URLs that it cannot read, with their tokens.
+logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert as people read it.
+
+    Attributes:
+        title: what happened, in one line.
+        details: what is wrong, with which object, and what to do.
+        run: the address of the run's page in Prefect, if a run found it.
+        read_on: where the documentation explains this alert.
+    """
+
+    title: str
+    details: str = ""
+    run: str = ""
+    read_on: str = ""
+
+    def text(self, settings: Settings) -> str:
+        """Return the text: the details, and then where it happened and where to read on."""
+        archive = settings.archive if "://" in settings.archive else Path(settings.archive).resolve()
+        places = {"Archive": archive, "Host": socket.gethostname(), "Run": self.run, "Read on": self.read_on}
+        known = "\n".join(f"{name}: {value}" for name, value in places.items() if value)
+        return "\n\n".join(filter(None, (self.details, known)))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of an alert.
+
+    Attributes:
+        told: the receivers that took it.
+        failed: the receivers that did not.
+    """
+
+    told: tuple[str, ...]
+    failed: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Return in one line who was told, and what to do about the others."""
+        if not self.told and not self.failed:
+            return NOBODY
+        told = f"told {', '.join(self.told)}" if self.told else "nobody was told"
+        if not self.failed:
+            return told
+        return f"{told}; not told: {', '.join(self.failed)}. Check alert.urls, and the services behind these URLs"
+
+
+def receivers(settings: Settings) -> tuple[str, ...]:
+    """Return the receivers of alerts, such as `1 (slack)`. Nothing of a URL but its kind is in it."""
+    return tuple(_receiver(number, url) for number, url in enumerate(settings.alert.urls, 1))
+
+
+def send(settings: Settings, alert: Alert, attempts: int = _ATTEMPTS) -> Delivery:
+    """Send an alert to each URL of `alert.urls`. One that fails is tried again, without telling the others twice.
+
+    Args:
+        settings: with the URLs, and the archive that the text names.
+        alert: the alert.
+        attempts: how often each URL is tried, half a minute apart.
+    """
+    text = alert.text(settings)
+    again = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=tenacity.wait_fixed(_WAIT_SECONDS),
+        retry=tenacity.retry_if_result(bool),
+        # After the last attempt, what is left is the result.
+        retry_error_callback=lambda _: None,
+    )
+    left = list(enumerate(settings.alert.urls, 1))
+
+    def tell_the_rest() -> int:
+        left[:] = [(number, url) for number, url in left if not _notify(url, alert.title, text)]
+        return len(left)
+
+    again(tell_the_rest)
+    failed = tuple(_receiver(number, url) for number, url in left)
+    return Delivery(tuple(name for name in receivers(settings) if name not in failed), failed)
+
+
+def _notify(url: SecretStr, title: str, text: str) -> bool:
+    """Send a message to a URL, and return whether its service took it."""
+    # It takes half a second to import.
+    import apprise
+
+    # Apprise adds no service for a URL that it cannot read, and notifies nobody then.
+    sender = apprise.Apprise()
+    return bool(sender.add(url.get_secret_value()) and sender.notify(body=text, title=title))
+
+
+def _receiver(number: int, url: SecretStr) -> str:
+    # The settings take no URL without a kind.
+    return f"{number} ({url.get_secret_value().partition('://')[0]})"
