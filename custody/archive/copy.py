@@ -292,7 +292,8 @@ class _Copy:
                 self._forked.add(item.log)
                 self._done.refuse(refusal)
         for item in self._plan.differing():
-            self._done.refuse(self._differs(item))
+            if item.log not in self._forked:
+                self._done.refuse(self._differs(item))
         for item in self._plan.nameless():
             message = "no archive can hold an object with this key; find out who put it there"
             self._done.refuse(Refusal("name", item.key, Severity.POLICY, message))

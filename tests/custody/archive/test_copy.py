@@ -28,7 +28,7 @@ from custody.keys.trust import Trust, open_trust
 from custody.store.open import open_store
 from custody.store.protocol import ObjectInfo, S3Options, Store
 from custody.verify.run import verify
-from tests.helpers.archives import Builder
+from tests.helpers.archives import Builder, Edit
 from tests.helpers.memory import MemoryStore
 from tests.helpers.reading import read_bucket, read_folder
 from tests.helpers.sample import Growing
@@ -208,7 +208,7 @@ def test_copied_while_writers_append(tmp_path: Path, epochs: bool) -> None:
     trust = build(tmp_path / "other").trust
     trust = dataclasses.replace(trust, archive=None)
     source, target = open_store(str(tmp_path / "archive")), open_store(str(tmp_path / "copy"))
-    for _ in range(3):
+    for _ in range(2):
         run(Asked(source, growers.write), target)
         now = growers.main.clock
         report = verify(target, trust, now=now, workers=0)
@@ -281,14 +281,21 @@ def test_names_that_lead_out_of_the_target(
     client, bucket = moto.client(), moto.make_bucket()
     bad = ["events/../../../escaped", "/absolute", ".staging/1-1", "manifests/", "tables//x", "manifests/../up"]
     clash = ["a note/inside", "x" * 300]
+    litter = {"a note", clash[0]}
     for key, data in {**objects_of(scene), **dict.fromkeys([*bad, *clash], b"hostile")}.items():
         client.put_object(Bucket=bucket, Key=f"a/{key}", Body=data)
     inside = tmp_path / "deep" / "er"
     source = open_store(f"s3://{bucket}/a", S3Options(endpoint_url=moto.endpoint_url))
     done = run(source, open_store(str(inside)))
-    assert reasons(done) == {**dict.fromkeys(bad, "name"), **dict.fromkeys(clash, "unwritten")}
+    # Of a file and a folder that have one name, there can be one.
+    (clashed,) = litter & set(reasons(done))
+    assert reasons(done) == {**dict.fromkeys(bad, "name"), clashed: "unwritten", clash[1]: "unwritten"}
     assert done.exit_code == Severity.POLICY
-    assert read_folder(tmp_path / "deep") == {f"er/{key}": data for key, data in objects_of(scene).items()}
+    made = read_folder(tmp_path / "deep")
+    assert len(made) == len(objects_of(scene))
+    assert {key: data for key, data in made.items() if key.removeprefix("er/") not in litter} == {
+        f"er/{key}": data for key, data in objects_of(scene).items() if key not in litter
+    }
     assert not Path("/absolute").exists()
     client.close()
     source.close()
@@ -392,15 +399,19 @@ def test_written_by_another_meanwhile(scene: Scene) -> None:
     assert [key for key in sorted(target.objects) if key.startswith(prefix)] == [scene.main.key(n) for n in range(4)]
 
 
+def named(writer: str) -> Edit:
+    """Return what names the writer of a statement."""
+    return lambda fields: fields.update(writer=writer)
+
+
 @pytest.mark.parametrize("same_size", [True, False])
 def test_two_histories_are_not_mixed(scene: Scene, tmp_path: Path, same_size: bool) -> None:
     """Where a promoted copy and the first both went on, nothing of that log is put onto the other's history."""
     first, second = scene.copy(tmp_path / "first"), scene.copy(tmp_path / "second")
-    for at, (one, steps) in enumerate(((second, 1), (first, 3))):
+    for number, (made, steps) in enumerate(((second, 1), (first, 3))):
         for _ in range(steps):
-            one.logs["orders/0"].append(
-                4 if same_size else 4 + at, edit=lambda fields, at=at: fields.update(writer=f"{at}")
-            )
+            name = f"{number}" if same_size else "x" * number
+            made.logs["orders/0"].append(4, edit=named(name))
     source, target = open_store(str(first.root)), open_store(str(second.root))
     before = read_folder(second.root)
     done = run(source, target)
@@ -501,7 +512,7 @@ class Endless:
 def test_a_huge_listing(scene: Scene) -> None:
     """A hostile listing costs disk, and no more memory the longer it is; all of it is counted, and some is named."""
     peaks = []
-    for count in (1_000, 30_000):
+    for count in (1_000, 10_000):
         source, target = MemoryStore(objects_of(scene)), MemoryStore()
         tracemalloc.start()
         done = run(Endless(source, count), target)
@@ -510,7 +521,7 @@ def test_a_huge_listing(scene: Scene) -> None:
         assert done.counts == {"name": count, "large": count}
         assert len(done.refused) == 2_000
         assert target.objects == source.objects
-    assert peaks[1] < peaks[0] + 4_000_000, peaks
+    assert peaks[1] < peaks[0] + 500_000, peaks
 
 
 def test_memory_and_requests_are_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
