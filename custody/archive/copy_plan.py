@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from custody.errors import ConfigurationError, FormatError
 from custody.format import layout, limits
-from custody.store.protocol import ObjectInfo, Store, check_key
+from custody.store.protocol import ObjectInfo, Store, check_key, is_unicode
 
 
 class Rank(IntEnum):
@@ -112,7 +112,7 @@ class Plan:
         def rows() -> Iterator[tuple[str, int]]:
             for info in store.list():
                 seen()
-                if place_of(info.key)[0] != Rank.NO_KEY:
+                if is_unicode(info.key):
                     yield info.key, info.size
 
         self._database.executemany("INSERT OR IGNORE INTO target VALUES (?, ?)", rows())

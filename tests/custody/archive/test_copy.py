@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import sqlite3
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -522,6 +523,24 @@ def test_a_huge_listing(scene: Scene) -> None:
         assert len(done.refused) == 2_000
         assert target.objects == source.objects
     assert peaks[1] < peaks[0] + 500_000, peaks
+
+
+def test_no_room_for_the_listings(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the temporary folder is full, the error says which, and what was copied stays."""
+    connect = sqlite3.connect
+
+    def small(name: str) -> sqlite3.Connection:
+        made = connect(name)
+        made.execute("PRAGMA max_page_count = 8")
+        return made
+
+    target = MemoryStore()
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", small)
+        with pytest.raises(ConfigurationError, match=r"full.*TMPDIR"):
+            run(Endless(MemoryStore(objects_of(scene)), 1_000), target)
+    assert run(MemoryStore(objects_of(scene)), target).exit_code == 0
+    assert target.objects == objects_of(scene)
 
 
 def test_memory_and_requests_are_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
