@@ -1,3 +1,3 @@
-"""An archive: read it, append to it, prove from it."""
+"""An archive: read it, append to it, prove from it, copy it."""
 
-__all__ = ["evidence", "prove", "reader", "witness", "writer"]
+__all__ = ["copy", "evidence", "prove", "reader", "witness", "writer"]

@@ -38,7 +38,7 @@ def _settings(archive: str | None = None, trust: Path | None = None) -> Settings
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _open_trust(
+def chosen_trust(
     settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str, more: Sequence[Path] = ()
 ) -> "Trust":
     """Return the trust from the arguments, else what a writer of this archive trusts.
@@ -136,7 +136,7 @@ def checkpoint(
         path = keyring_path(settings.keys)
         known = not trust and (path is None or path.exists())
         if keys or known or settings.trust:
-            own = _open_trust(settings, keys, given=not known, archive=store.url)
+            own = chosen_trust(settings, keys, given=not known, archive=store.url)
         made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
     terminal.write(iter([b"\n".join(note.encode() for note in made if note is not None)]))
     if not chosen:
@@ -200,7 +200,7 @@ def evidence(
         raise ConfigurationError(
             f"there is no archive at {store.url}; name yours with --archive URL, or in the setting `archive`"
         ) from None
-    trusted = _open_trust(settings, keys, given=trust is not None, archive=store.url, more=[for_] if for_ else ())
+    trusted = chosen_trust(settings, keys, given=trust is not None, archive=store.url, more=[for_] if for_ else ())
     if trust is not None or keys:
         trusted = _with_leaf_secrets(trusted, settings, store.url)
     chosen, *others = choose_logs(list_logs(store), [log], [AUDIT_LOG])
@@ -339,7 +339,7 @@ def witness(
 
     settings = _settings(archive, trust)
     store = open_store(settings.archive, settings.s3)
-    trusted = _open_trust(settings, keys, given=settings.trust is not None, archive=store.url, more=[state])
+    trusted = chosen_trust(settings, keys, given=settings.trust is not None, archive=store.url, more=[state])
     now = datetime.now(UTC)
     watching = Witness(state, now, settings.passphrase())
     _echo([f"witness {watching.key.vkey}"])

@@ -29,6 +29,7 @@ from typer.core import TyperGroup
 from custody.cli import operators, terminal
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
+from custody.cli.copy import app as copy_app
 from custody.cli.evidence import app as evidence_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
@@ -74,6 +75,7 @@ app.add_typer(accept_app)
 app.add_typer(query_app)
 app.add_typer(bucket_app)
 app.add_typer(evidence_app)
+app.add_typer(copy_app)
 
 
 def _version(wanted: bool) -> None:

@@ -20,6 +20,7 @@ from custody.settings import S3_MEANINGS, Settings
 from custody.store.protocol import S3Options
 
 if TYPE_CHECKING:
+    from custody.archive import copy
     from custody.verify.report import Progress, Report
 
 HIDDEN = "(hidden)"
@@ -123,6 +124,42 @@ def verification_progress() -> Iterator[Callable[["Progress"], None] | None]:
     with Bar(*columns, console=err, transient=True) as bar:
         task = bar.add_task("", total=None, events=0)
         yield lambda now: bar.update(task, completed=now.stored, total=now.total, events=now.events)
+
+
+@contextlib.contextmanager
+def copy_progress() -> Iterator[Callable[["copy.Progress"], None] | None]:
+    """Show a progress bar while an archive is copied, on a terminal only."""
+    err = console(stderr=True)
+    if not err.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[objects]:,} objects"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("listing", total=None, objects=0)
+
+        def show(now: "copy.Progress") -> None:
+            doing, count = ("listing", now.listed) if now.total is None else ("copying", now.objects)
+            bar.update(task, description=doing, completed=now.stored, total=now.total, objects=count)
+
+        yield show
+
+
+def refusals_table(done: "copy.Copied") -> Table:
+    """Return a table of what was not copied, the worst first, as many as a person reads."""
+    made = table("!not copied", "what, and what to do")
+    worst = sorted(done.refused, key=lambda refusal: -refusal.severity)
+    for refusal in worst[:FINDINGS_SHOWN]:
+        name = Text(f"{refusal.reason}\n{refusal.severity.name.lower()}", style=STYLES[refusal.severity])
+        made.add_row(name, Text("\n").join([safe(refusal.key, style="bold"), safe(refusal.message)]), end_section=True)
+    if (count := sum(done.counts.values())) > FINDINGS_SHOWN:
+        made.caption = f"The worst {FINDINGS_SHOWN} of {count:,}; --json lists up to 1,000 of each kind."
+    return made
 
 
 def settings_table(settings: Settings) -> Table:

@@ -164,17 +164,17 @@ def _misplaced(signed: Checkpoint, size: int, log: layout.Log, archive: str | No
 
 
 def known_heads(
-    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[tuple[str, KnownHead]]
+    trust: Trust, remembered: Mapping[str, Head], more: Sequence[tuple[str, KnownHead]]
 ) -> dict[layout.Log, list[KnownHead]]:
     """Return the known heads of each log, and of the log of audits.
 
     Args:
         trust: has known heads, and the heads at which keys end.
         remembered: the heads in the state file.
-        cosigned: the heads that witnesses signed.
+        more: the heads that witnesses signed, and those of the archive that this one is a copy of.
     """
     heads: dict[layout.Log, list[KnownHead]] = {}
-    for name, known in _heads(trust, remembered, cosigned):
+    for name, known in _heads(trust, remembered, more):
         log = layout.parse_log_text(name)
         if log is not None and known.size:
             heads.setdefault(log, []).append(known)
@@ -182,7 +182,7 @@ def known_heads(
 
 
 def _heads(
-    trust: Trust, remembered: Mapping[str, Head], cosigned: Sequence[tuple[str, KnownHead]]
+    trust: Trust, remembered: Mapping[str, Head], more: Sequence[tuple[str, KnownHead]]
 ) -> Iterator[tuple[str, KnownHead]]:
     for name, head in trust.heads.items():
         yield name, KnownHead(head.size, head.root, "trust.json", trusted=True)
@@ -191,7 +191,7 @@ def _heads(
             yield name, KnownHead(head.size, head.root, f"the end of the key {key.id!r}")
     for name, head in remembered.items():
         yield name, KnownHead(head.size, head.root, "the state file", trusted=True)
-    yield from cosigned
+    yield from more
 
 
 def audited_heads(audit: Audit) -> Iterator[tuple[layout.Log, KnownHead]]:

@@ -59,6 +59,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     protection: Protection = UNPROTECTED,
     others: Iterable[Finding] = (),
     notes: Sequence[bytes] = (),
+    more_heads: Sequence[tuple[str, KnownHead]] = (),
 ) -> Report:
     """Verify an archive.
 
@@ -76,6 +77,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         protection: how the bucket should protect the evidence.
         others: findings of checks outside this package. They can be accepted, and are sorted with the rest.
         notes: cosigned checkpoints of this archive's logs, from witnesses.
+        more_heads: known heads, each with its log: of the archive that this one is a copy of.
 
     Raises:
         ConfigurationError: the state file cannot be used.
@@ -99,7 +101,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             hands = Hands(reader, pool if scope.contents else None, names, locks)
             checkpoints = Checkpoints(trust, now, run.logs, findings)
             cosigned = checkpoints.take_cosigned(notes, identity.id)
-            known = known_heads(trust, state_file.heads(store.url) if state_file else {}, cosigned)
+            known = known_heads(trust, state_file.heads(store.url) if state_file else {}, [*cosigned, *more_heads])
             locks.put(layout.ARCHIVE)
             signed = [*run.signed_heads(layout.AUDIT_LOG, checkpoints, hands)]
             audits = run.read_audits([*signed, *known.pop(layout.AUDIT_LOG, ())], hands)

@@ -1,0 +1,410 @@
+"""Copies an archive to another store. At any moment the copy is a valid archive that is only shorter.
+
+Rules:
+
+1. Nothing in the target is overwritten or deleted. Each object is created by the target store's one conditional put,
+   with the target's own Object Lock. An object that exists there with other bytes is reported, and stays.
+2. An object is put after those that it refers to: `archive.json`, records, statements, checkpoints, audits, their
+   checkpoints, and the rest (`copy_plan.Rank`). A log's statements are put in order, and a topic's earlier epochs
+   before later ones. Records that expired in the source are missing until the statement that says so is there.
+3. The source may grow meanwhile. What refers to others is listed first, so that each object it refers to is listed
+   too. What is written after its listing is left for the next run.
+4. Everything is copied byte for byte, garbage too: the copy gives the same findings. Left out, and named, is what a
+   store of ours cannot hold: a key with `..`, an object beyond `MOST_BYTES`. Versions beneath the present are not read.
+5. Nothing of a log is copied onto another history: the newest statement that both have must be the same. Its tree
+   covers all before it. Other objects that both have are compared by size. Verification compares their bytes.
+6. A second run copies what the target lacks by the listings (`copy_plan.py`). Memory stays bounded for any number of
+   objects, and for any size of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from custody.archive import reader
+from custody.archive.copy_plan import CHAINED, SIGNED, Plan, Planned, Rank, room_on_disk
+from custody.archive.forms import form_of
+from custody.archive.trusted import Judge, find_signed_end
+from custody.errors import (
+    ConfigurationError,
+    CustodyError,
+    FormatError,
+    ObjectArchived,
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    TerminalStoreError,
+)
+from custody.findings import VERIFIED, Severity
+from custody.format import layout, limits
+from custody.keys.trust import Trust
+from custody.store.protocol import Store
+from custody.tlog.head import KnownHead
+
+__all__ = ["Copied", "Progress", "Refusal", "copy_archive", "signed_heads"]
+
+MOST_BYTES = limits.SEGMENT_BYTES
+"""The largest object that is copied. No object of an archive is larger."""
+_WORKERS = 8
+_BYTES_AHEAD = MOST_BYTES
+"""Bytes of the objects in memory; one object may always be."""
+_KEPT = 1_000
+"""Refusals of each kind that are kept. Further ones are counted, so that memory stays bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An object, or a log, that was not copied.
+
+    Attributes:
+        reason: one of `differs`, `fork`, `ahead`, `archived`, `unreadable`, `missing`, `changed`, `large`, `name`,
+            `unwritten`.
+        key: of the object. For `fork` and `ahead` it is of the log's statement where the two differ.
+        severity: how bad it is, as a finding of verification.
+        message: what happened, and what to do.
+    """
+
+    reason: str
+    key: str
+    severity: Severity
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {
+            "reason": self.reason,
+            "severity": self.severity.name.lower(),
+            "key": self.key,
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The progress of a copy.
+
+    Attributes:
+        listed: objects listed so far, in both archives.
+        objects: copied so far.
+        stored: their bytes.
+        total: bytes to copy; None while objects are still being listed.
+    """
+
+    listed: int
+    objects: int = 0
+    stored: int = 0
+    total: int | None = None
+
+
+@dataclass(slots=True)
+class Copied:
+    """What a copy did.
+
+    Attributes:
+        objects: copied.
+        stored: bytes of these.
+        present: objects that were in the target already.
+        only_in_target: objects without a signature that only the target has, such as expired segments.
+        refused: what was not copied, at most 1,000 of each reason.
+        counts: how many of each reason.
+    """
+
+    objects: int = 0
+    stored: int = 0
+    present: int = 0
+    only_in_target: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    _worst: int = VERIFIED
+
+    @property
+    def exit_code(self) -> int:
+        """The worst severity, 0 if all was copied."""
+        return self._worst
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Add what was not copied."""
+        self.counts[refusal.reason] += 1
+        self._worst = max(self._worst, refusal.severity)
+        if self.counts[refusal.reason] <= _KEPT:
+            self.refused.append(refusal)
+
+
+def copy_archive(
+    source: Store,
+    target: Store,
+    *,
+    elsewhere: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Copied:
+    """Copy what the target lacks of an archive. If it is killed or fails, run it again.
+
+    Args:
+        source: the archive. A writer may be at work.
+        target: an empty store, or an earlier copy.
+        elsewhere: whether the target is on another server, where the same URL means other objects.
+        progress: called now and then.
+
+    Raises:
+        ConfigurationError: the source is no archive, or the target is another one, the same, or one within the other.
+        StoreError: a store does not answer, or the target cannot be written. What was copied stays.
+    """
+    begun = _prepare(source, target, elsewhere=elsewhere)
+    pool, patient = ThreadPoolExecutor(_WORKERS), False
+    try:
+        with room_on_disk(), closing(Plan()) as plan:
+            done = _Copy(source, target, plan, pool, progress).run()
+        patient = True
+    except CustodyError:
+        patient = True
+        raise
+    finally:
+        # Whoever ends the process does not wait for a server: each put is done or did not happen.
+        pool.shutdown(wait=patient, cancel_futures=True)
+    done.objects += begun
+    done.present -= begun
+    return done
+
+
+def signed_heads(store: Store, archive: str, trust: Trust) -> Iterator[tuple[str, KnownHead | None]]:
+    """Yield the newest heads of each log that trusted keys signed, with the log; None for a log that has none.
+
+    They are of checkpoints and, with the keys for it, of statements and audits. Take them before the archive is copied,
+    and the copy must have them. They can only raise alarms: `custody.verify` checks signatures itself.
+
+    Args:
+        store: the archive.
+        archive: its id.
+        trust: keys, from outside the archive.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    logs = reader.named_logs(store, trust.heads)
+    for log in (*logs, layout.AUDIT_LOG):
+        judge = Judge(store, log, form_of(log), archive, trust)
+        heads: list[KnownHead] = []
+        for note, parsed in judge.checkpoints(reversed(reader.checkpoint_sizes(store, log))):
+            origin = f"a checkpoint of size {parsed.size} in {store.url}"
+            heads.append(KnownHead(parsed.size, parsed.root, origin, evidence=note.encode().decode()))
+            break
+        try:
+            tip = find_signed_end(store, form_of(log), judge)
+        except StoreError:
+            raise
+        except CustodyError:
+            # Verification of the copy says what is wrong there, or which key is missing.
+            pass
+        else:
+            if tip.head.size:
+                heads.append(KnownHead(tip.head.size, tip.head.root, f"the newest entry in {store.url}"))
+        yield from ((str(log), head) for head in heads)
+        if not heads and log != layout.AUDIT_LOG:
+            yield str(log), None
+
+
+def _prepare(source: Store, target: Store, *, elsewhere: bool) -> bool:
+    """Check that one is an archive and the other its copy or empty. Return whether `archive.json` was put."""
+    ours, theirs = f"{source.url}/", f"{target.url}/"
+    if not elsewhere and (ours.startswith(theirs) or theirs.startswith(ours)):
+        raise ConfigurationError(
+            f"{target.url} and {source.url} are the same, or one is inside the other; copy to a location of its own"
+        )
+    try:
+        reader.read_archive(source)
+        own = source.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
+    except ObjectMissing:
+        raise ConfigurationError(f"there is no archive at {source.url}: it has no {layout.ARCHIVE}") from None
+    except FormatError as error:
+        raise ConfigurationError(f"nothing was copied: {error}") from None
+    try:
+        other = target.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
+    except ObjectMissing:
+        # A copy begins with archive.json, so whatever else is there is not ours.
+        if (first := next(iter(target.list()), None)) is not None:
+            raise ConfigurationError(
+                f"{target.url} is not empty and has no {layout.ARCHIVE}, so it is no copy of an archive: it has"
+                f" {first.key!r}. Nothing was written; copy to an empty location"
+            ) from None
+        target.create(layout.ARCHIVE, own)
+        return True
+    except FormatError:
+        other = b""
+    if other != own:
+        raise ConfigurationError(
+            f"{target.url} has another {layout.ARCHIVE} than {source.url}: it is another archive, or one of the two was"
+            " changed. Nothing was written; copy to another location, and verify both"
+        )
+    return False
+
+
+class _Copy:
+    """One run of a copy."""
+
+    def __init__(
+        self,
+        source: Store,
+        target: Store,
+        plan: Plan,
+        pool: ThreadPoolExecutor,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._source, self._target = source, target
+        self._plan, self._pool, self._progress = plan, pool, progress
+        self._done = Copied()
+        self._listed = 0
+        self._total: int | None = None
+        self._forked: set[str] = set()
+        """Logs whose histories differ: nothing more of them is put."""
+        self._busy: dict[Future[Refusal | None], Planned] = {}
+
+    def run(self) -> Copied:
+        # The target first: what a run beside this one puts meanwhile is in the source already.
+        self._plan.list_target(self._target, self._note_listed)
+        self._plan.list_source(self._source, self._note_listed)
+        self._done.present, self._total = self._plan.sums()
+        self._compare()
+        for _, objects in groupby(self._plan.lacking(), key=lambda item: (item.epoch, item.rank)):
+            for item in objects:
+                self._put(item)
+            while self._busy:
+                self._finish_some()
+        return self._done
+
+    def _note_listed(self) -> None:
+        self._listed += 1
+        if self._listed % 1000 == 0:
+            self._report()
+
+    def _report(self) -> None:
+        if self._progress:
+            self._progress(Progress(self._listed, self._done.objects, self._done.stored, self._total))
+
+    def _compare(self) -> None:
+        """Report where the two archives differ, and keep the logs with two histories from being copied."""
+        junctions = self._plan.junctions()
+        for (item, _), refusal in zip(junctions, self._pool.map(self._check_junction, junctions), strict=True):
+            if refusal is not None:
+                self._forked.add(item.log)
+                self._done.refuse(refusal)
+        for item in self._plan.differing():
+            if item.log not in self._forked:
+                self._done.refuse(self._differs(item))
+        for item in self._plan.nameless():
+            message = "no archive can hold an object with this key; find out who put it there"
+            self._done.refuse(Refusal("name", item.key, Severity.POLICY, message))
+        ahead: Counter[str] = Counter()
+        first: dict[str, str] = {}
+        for key, rank, log in self._plan.only_in_target():
+            if rank in SIGNED and log not in self._forked:
+                ahead[log] += 1
+                first.setdefault(log, key)
+            elif rank not in SIGNED:
+                self._done.only_in_target += 1
+        for log, count in ahead.items():
+            self._done.refuse(self._ahead(log, count, first[log]))
+
+    def _check_junction(self, junction: tuple[Planned, int]) -> Refusal | None:
+        item, size = junction
+        if item.size == size <= MOST_BYTES:
+            try:
+                ours, theirs = (store.read(item.key, limit=size) for store in (self._source, self._target))
+            except (ObjectArchived, ObjectMissing, FormatError, TerminalStoreError) as error:
+                message = f"{error}; so nothing more of {item.log} was copied"
+                return Refusal("unreadable", item.key, Severity.UNVERIFIABLE, message)
+            if ours == theirs:
+                return None
+        message = (
+            f"{item.log} has two histories: {self._source.url} and {self._target.url} have other bytes here. Nothing"
+            " of this log was copied; find out which writers wrote them, and verify both"
+        )
+        return Refusal("fork", item.key, Severity.TAMPERED, message)
+
+    def _differs(self, item: Planned) -> Refusal:
+        severity = Severity.POLICY if item.rank == Rank.REST else Severity.TAMPERED
+        message = (
+            f"{self._target.url} has other bytes here than {self._source.url}, and nothing is overwritten; verify both,"
+            " and find out which one was changed"
+        )
+        return Refusal("differs", item.key, severity, message)
+
+    def _ahead(self, log: str, count: int, key: str) -> Refusal:
+        message = (
+            f"{self._target.url} has {count:,} signed objects of {log} that {self._source.url} lacks: they were deleted"
+            " there, a writer appends to the copy, or the two were exchanged; verify both"
+        )
+        return Refusal("ahead", key, Severity.INCOMPLETE, message)
+
+    def _put(self, item: Planned) -> None:
+        """Start copying an object, as soon as there is room and the one before it in its log is there."""
+        while self._busy and self._must_wait(item):
+            self._finish_some()
+        if item.log in self._forked:
+            return
+        if item.size > MOST_BYTES:
+            message = f"the object is larger than {MOST_BYTES >> 20} MiB, as none of an archive is: it was not copied"
+            severity = Severity.POLICY if item.rank == Rank.REST else Severity.UNVERIFIABLE
+            self._done.refuse(Refusal("large", item.key, severity, message))
+            return
+        self._busy[self._pool.submit(self._copy_object, item)] = item
+
+    def _must_wait(self, item: Planned) -> bool:
+        busy = self._busy.values()
+        return (
+            len(busy) >= _WORKERS
+            or item.size + sum(other.size for other in busy) > _BYTES_AHEAD
+            or (item.rank in CHAINED and any(other.log == item.log for other in busy))
+        )
+
+    def _finish_some(self) -> None:
+        for future in wait(self._busy, return_when=FIRST_COMPLETED).done:
+            item = self._busy.pop(future)
+            refusal = future.result()
+            if refusal is None:
+                self._done.objects += 1
+                self._done.stored += item.size
+            else:
+                self._done.refuse(refusal)
+                if refusal.reason == "differs" and item.rank in CHAINED:
+                    self._forked.add(item.log)
+        self._report()
+
+    def _copy_object(self, item: Planned) -> Refusal | None:
+        """Copy one object. Return why it was not copied, None if it was.
+
+        Raises:
+            StoreError: a store does not answer, or the target takes no objects.
+        """
+        evidence = item.rank != Rank.REST
+        unread = Severity.UNVERIFIABLE if evidence else Severity.POLICY
+        try:
+            data = self._source.read(item.key, limit=item.size, restored=True)
+        except ObjectArchived as error:
+            message = (
+                f"{error}. Restore it, by `custody backfill` over its time or by the store's own tools, and copy again"
+            )
+            return Refusal("archived", item.key, Severity.UNVERIFIABLE, message)
+        except ObjectMissing as error:
+            # The roll deletes records that have expired.
+            gone = Severity.INCOMPLETE if item.rank in SIGNED else Severity.NOTICE
+            return Refusal("missing", item.key, gone, f"{error}, though it was listed; copy again")
+        except FormatError:
+            data = b""
+        except TerminalStoreError as error:
+            return Refusal("unreadable", item.key, unread, str(error))
+        if len(data) != item.size:
+            message = f"the object changed while it was copied: it was listed with {item.size:,} bytes; copy again"
+            return Refusal("changed", item.key, unread, message)
+        try:
+            self._target.create(item.key, data)
+        except ObjectExists:
+            return self._differs(item)
+        except (FormatError, TerminalStoreError) as error:
+            if evidence:
+                raise
+            return Refusal("unwritten", item.key, Severity.POLICY, str(error))
+        return None
