@@ -1281,12 +1281,74 @@ def test_a_silent_batch_that_processes_die_of(site: Site, monkeypatch: pytest.Mo
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
+ONLY_AT = """
+import io, json, os, runpy, signal, sys
+task = sys.stdin.buffer.read()
+if json.loads(task)["offset"] in {offsets}:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin = io.TextIOWrapper(io.BytesIO(task))
+runpy.run_module("tasks.drain.apart", run_name="__main__")
+"""
+"""A process that is killed where it reads from certain offsets, and nowhere else."""
+SMALL_LIMIT: Mapping[str, object] = {
+    "receive.message.max.bytes": 1_000_000,
+    "fetch.max.bytes": 500_000,
+    "message.max.bytes": 65_536,
+}
+"""Properties with which librdkafka only drops the connection for a stored batch above 1 MB."""
+
+
+def send_stored(site: Site, topic: str, sizes: Sequence[int], seed: int = 7) -> list[Sent]:
+    """Produce records that no compression makes smaller, in one batch."""
+    producer = site.kafka.producer(message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=30_000)
+    return send(producer, topic, [random.Random(seed).randbytes(size) for size in sizes])
+
+
+@pytest.mark.parametrize("limit", ["of the client", "of the process"])
+def test_a_silent_batch_that_cannot_be_read_is_admitted(
+    site: Site, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Where librdkafka only drops the connection, and processes fail too, exactly those batches are admitted.
+
+    Readable records lie right before, between and right after them, also in batches of the same size. The reason is
+    either that processes die of it, or that it is too large as stored.
+    """
+    monkeypatch.setattr(loop, "STALL_SECONDS", 1)
+    topic = site.kafka.create_topic(site.kafka.unused_name("silent"), max_message_bytes=104_000_000)
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(10))
+    send_stored(site, topic, [600_000] * 5)
+    sent += send(producer, topic, events(3, 2))
+    bad = set(range(10, 15))
+    if limit == "of the client":
+        # The first of three neighbours of exactly the same size.
+        for seed in range(3):
+            send_stored(site, topic, [2_000_000], seed)
+        bad.add(18)
+    else:
+        send_stored(site, topic, [900_000] * 2)
+        bad |= {18, 19}
+    sent += send(producer, topic, events(10, 3))
+    if limit == "of the client":
+        instead_of_apart(monkeypatch, ONLY_AT.replace("{offsets}", str(bad)))
+    else:
+        monkeypatch.setitem(apart._CLIENT, "receive.message.max.bytes", "1500000")
+        monkeypatch.setitem(apart._CLIENT, "fetch.max.bytes", "1000000")
+    results = [site.drain(topic, client=SMALL_LIMIT)[f"{topic}/0"] for _ in range(2)]
+    assert [result.problem for result in results] == [None, None]
+    assert (results[0].unreadable, results[0].events, results[1].statements) == (len(bad), 23, 0)
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert log.unreadable == ranges(sorted(bad))
+    assert len(log.quarantined) == (2 if limit == "of the client" else 0)
+
+
 @pytest.mark.parametrize("bombs", [(), (BOMB,)])
 def test_a_batch_damaged_on_the_brokers_disk(fragile: Site, bombs: Sequence[int]) -> None:
     """A batch whose checksum is wrong is admitted, never called skipped, and its partition goes on."""
     topic = fragile.kafka.create_topic(fragile.kafka.unused_name("damaged"))
     sent = send(fragile.kafka.producer(), topic, events(10))
-    send(fragile.kafka.producer(linger_ms=500), topic, events(7, 2))
+    send(fragile.kafka.producer(linger_ms=30_000), topic, events(7, 2))
     send_bombs(fragile, topic, bombs)
     sent += send(fragile.kafka.producer(), topic, events(10, 3))
     fragile.kafka.stop()
@@ -1450,6 +1512,10 @@ def test_a_topic_that_vanishes(site: Site) -> None:
     results = site.drain(f"^{re.escape(name)}")
     assert (results[f"{topics[0]}/0"].events, results[f"{topics[1]}/0"].outcome) == (5, "failed")
     assert f"topic {topics[1]!r} does not exist" in str(results[f"{topics[1]}/0"].problem)
+    assert "exclude it from kafka.topics" in str(results[f"{topics[1]}/0"].problem)
+    assert [results[f"{topic}/0"].vanished for topic in topics] == [False, True]
+    # The advice of that message ends it.
+    assert set(site.drain(f"^(?!{re.escape(topics[1])}$){re.escape(name)}")) == {f"{topics[0]}/0"}
     # The archive's other logs, which the setting does not name, are none of this run's.
     assert set(site.drain(topics[0])) == {f"{topics[0]}/0"}
 
