@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import confluent_kafka
+import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
@@ -1252,7 +1253,7 @@ def test_more_headers_than_librdkafka_gives(site: Site) -> None:
 
 def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stored batch beyond librdkafka's limit gives no error, but silence: it is read apart, and its log goes on."""
-    monkeypatch.setattr(loop, "STALL_SECONDS", 3)
+    monkeypatch.setattr(loop, "STALL_SECONDS", 1)
     topic = site.kafka.create_topic(site.kafka.unused_name("silent"), partitions=2, max_message_bytes=104_000_000)
     sent = send(site.kafka.producer(), topic, events(10))
     other = send(site.kafka.producer(), topic, events(10, 3), partition=1)
@@ -1269,7 +1270,7 @@ def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypat
 
 def test_a_silent_batch_that_processes_die_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where librdkafka only drops the connection, nothing is admitted: the log stops with the reason."""
-    monkeypatch.setattr(loop, "STALL_SECONDS", 3)
+    monkeypatch.setattr(loop, "STALL_SECONDS", 1)
     instead_of_apart(monkeypatch, killed_by(signal.SIGKILL))
     topic = site.kafka.create_topic(site.kafka.unused_name("silent"), max_message_bytes=104_000_000)
     sent = send(site.kafka.producer(), topic, events(10))
@@ -1388,6 +1389,27 @@ def test_memory_while_large_batches_come(
     sent = send(producer, topic, events(10))
     sent += send(producer, topic, values)
     sent += send(producer, topic, events(10, 2))
+    assert drain_peak(site, topic, tmp_path) < mib
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert len(log.quarantined) == len(values)
+
+
+def test_memory_while_large_batches_come_in_every_partition(site: Site, tmp_path: Path) -> None:
+    """Bombs in all partitions at once take the stated memory: 200 MiB, and three times what one fetch inflates to."""
+    partitions, size = 4, 60_000_000
+    topic = site.kafka.create_topic(site.kafka.unused_name("bombs"), partitions=partitions)
+    for partition in range(partitions):
+        producer = site.kafka.producer(
+            message_max_bytes=1_000_000_000, compression_type="gzip" if partition % 2 else "zstd"
+        )
+        send(producer, topic, [bytes(size)], partition=partition)
+    assert drain_peak(site, topic, tmp_path) < 200 + 3 * partitions * size / 2**20
+    assert [len(log.quarantined) for log in site.read().values()] == [1] * partitions
+
+
+def drain_peak(site: Site, topic: str, folder: Path) -> float:
+    """Drain in a process of its own, and return its peak memory in MiB."""
     # Not `ru_maxrss`: that of a child includes what its parent held.
     program = (
         "import atexit, pathlib, sys; sys.argv[1:] = ['drain', '--once'];"
@@ -1396,14 +1418,11 @@ def test_memory_while_large_batches_come(
     )
     command = [sys.executable, "-c", program]
     ended = subprocess.run(
-        command, env=child_environment(site, topic), cwd=tmp_path, capture_output=True, text=True, check=True
+        command, env=child_environment(site, topic), cwd=folder, capture_output=True, text=True, check=True
     )
     peak = re.search(r"VmHWM:\s+(\d+) kB", ended.stdout)
     assert peak is not None
-    assert int(peak[1]) / 1024 < mib
-    log = site.read()[f"{topic}/0"]
-    assert log.events == archived(sent)
-    assert len(log.quarantined) == len(values)
+    return int(peak[1]) / 1024
 
 
 # --- a run in time
@@ -1653,6 +1672,33 @@ def test_sigterm_while_s3_hangs(
             assert ends(child)
     only(site.drain(topic))
     assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+@pytest.mark.parametrize("reader", ["the drain", "a process of its own"])
+def test_sigterm_while_a_batch_is_inflated(site: Site, tmp_path: Path, reader: str) -> None:
+    """SIGTERM ends a drain within seconds while a large batch is inflated, there or apart, and the next run goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("inflate"))
+    sent = send(site.kafka.producer(), topic, events(10))
+    if reader == "the drain":
+        gzip = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type="gzip")
+        bombs = send(gzip, topic, [bytes(200_000_000)])
+    else:
+        bombs = send_bombs(site, topic, [BOMB] * 5)
+    sent += send(site.kafka.producer(), topic, events(10, 2))
+    with draining(child_environment(site, topic), tmp_path) as child:
+        drain = psutil.Process(child.pid)
+        if reader == "the drain":
+            until(lambda: drain.memory_info().rss > 200_000_000)
+            apart_ones = []
+        else:
+            until(drain.children)
+            apart_ones = drain.children()
+        assert ends(child)
+    _, alive = psutil.wait_procs(apart_ones, timeout=apart.SECONDS + 10)
+    assert not alive
+    only(site.drain(topic))
+    log = site.read()[f"{topic}/0"]
+    assert (log.events, len(log.quarantined)) == (archived(sent), len(bombs))
 
 
 @pytest.mark.parametrize("server", ["elasticsearch", "kms"])
