@@ -90,14 +90,19 @@ def _conclude(report: RunReport) -> State[Any]:
             emit("custody.log.hanging-transaction", f"log.{result.log}", seconds=result.hanging, lag=result.lag)
         if result.unreadable:
             emit("custody.log.unreadable", f"log.{result.log}", offsets=result.unreadable)
+        if result.vanished:
+            emit("custody.log.vanished", f"log.{result.log}", problem=result.problem)
     clock = max((result.clock or 0.0 for result in results), key=abs, default=0.0)
     if clock:
         emit("custody.clock.wrong", "drain", seconds=clock)
     get_run_logger().info(summary)
     add_to_name(f"{len(results):,} logs, {events:,} events" + (f", {len(problems):,} problems" if problems else ""))
+    if len(problems) == sum(result.vanished for result in results):
+        # A topic that vanished has an alert of its own. The one about silence must not name another cause, nor hide
+        # a real one.
+        emit("custody.drain.completed", "drain", events=events, lag=lag)
     if problems:
         return fail("\n".join([summary, *problems[:10]]))
-    emit("custody.drain.completed", "drain", events=events, lag=lag)
     return Completed(message=summary, data=report)
 
 

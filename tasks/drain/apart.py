@@ -21,11 +21,13 @@ from types import TracebackType
 from typing import IO, Self
 
 import msgspec
+from confluent_kafka import KafkaError
 from confluent_kafka import TopicPartition as Position
 
 from custody.format import limits
 from custody.format.events import reason
 from tasks.drain.assemble import RecordApart, quarantine_line
+from tasks.drain.batch_end import ONE_BATCH, response_size
 from tasks.drain.kafka import DAMAGED, LOG_TRUNCATION, OFFSET_OUT_OF_RANGE, PARTITION_EOF, Feed
 from tasks.drain.signals import stop_requested
 
@@ -42,12 +44,7 @@ ATTEMPTS = 3
 TOGETHER_BYTES = 4 * limits.MIB
 """Records are handed to the drain in lists of about this size."""
 
-_CLIENT = {
-    "receive.message.max.bytes": str(INFLATED_BYTES),
-    # One batch in each fetch, and none ahead: a broker gives a batch whole, however small the limit is.
-    "fetch.message.max.bytes": "1",
-    "queued.min.messages": "1",
-}
+_CLIENT = {**ONE_BATCH, "receive.message.max.bytes": str(INFLATED_BYTES)}
 _TOO_LARGE = f"reading it takes more than {MEMORY_BYTES // limits.MIB:,} MiB of memory"
 _FRAME_HEAD = 4
 _DEATHS: dict[int, str] = {
@@ -61,6 +58,11 @@ _ENVIRONMENT = re.compile(
     r"PATH|HOME|TZ|TMPDIR|LANG|LC_\w+|LD_LIBRARY_PATH|KRB5\w+|SSL_\w+|OPENSSL\w+|https?_proxy|no_proxy", re.IGNORECASE
 )
 """Variables that the process gets. It reads what strangers wrote, so it gets no passphrase and no credentials."""
+
+
+def apart_limit() -> int:
+    """Return the size of the largest response that the process takes."""
+    return int(_CLIENT["receive.message.max.bytes"])
 
 
 class _Task(msgspec.Struct):
@@ -160,9 +162,18 @@ def _hand_back(frame: RecordApart | Ended) -> None:
 
 def _read(task: _Task) -> Ended:
     """Hand records back until the partition ends, a batch cannot be read, or enough was read."""
-    feed = Feed(task.client, task.group, [Position(task.topic, task.partition, task.offset)])
+    too_large: list[int] = []
+
+    def note(error: KafkaError) -> None:
+        size = response_size(error)
+        if size is not None:
+            too_large.append(size)
+
+    feed = Feed(task.client, task.group, [Position(task.topic, task.partition, task.offset)], note)
     until = float("inf")
     while time.monotonic() < until:
+        if too_large:
+            return Ended(damage=f"it has {too_large[0]:,} bytes as stored, more than librdkafka takes")
         for message in feed.read(1, 0.5):
             error = message.error()
             if error is None:
@@ -172,6 +183,9 @@ def _read(task: _Task) -> Ended:
                 line = None if problem is None else quarantine_line(message, value, problem)
                 epoch = message.leader_epoch()
                 _hand_back(RecordApart(message.offset(), message.timestamp(), epoch, None if line else value, line))
+            elif message.topic() is None:
+                # Of the client as a whole, and not of the partition.
+                continue
             elif error.code() == PARTITION_EOF:
                 return Ended(message.offset())
             elif error.code() in DAMAGED:

@@ -11,10 +11,11 @@ from confluent_kafka import TopicPartition as Position
 
 from custody.errors import TransientSourceError
 from custody.format.manifest import LastRecord
-from tasks.drain.apart import ATTEMPTS, Apart
+from tasks.drain.apart import ATTEMPTS, Apart, apart_limit
 from tasks.drain.apart import SECONDS as APART_SECONDS
 from tasks.drain.appends import Appends
 from tasks.drain.assemble import Record
+from tasks.drain.batch_end import Batches
 from tasks.drain.context import Context
 from tasks.drain.kafka import Feed, contradiction, truncated
 from tasks.drain.log_run import LogRun, Reread
@@ -25,6 +26,11 @@ STALL_SECONDS = 30
 """A log that is behind is read apart after this time without a record; if that gives none, the run gives it up."""
 REREAD_OFFSETS = 10_000
 """Offsets after the archive's last record that are read again, to check that they still have no records."""
+
+PROBES = 16
+"""Neighbours of exactly the same size that are read one by one, to learn whether they are one batch."""
+PROBE_SECONDS = 60.0
+"""How long a run reads them; the next run goes on."""
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +166,8 @@ class Intake:
         if before == (run.assembler.position, run.reread) and not stop_requested.is_set():
             refused = base if ended is None or ended.offset is None else ended.offset
             damage = ended.damage if ended else None
-            if ended is None or damage is None or refused is None:
-                raise stalled(run, damage) if base is None else _not_read(run, base)
+            if ended is None or damage is None:
+                raise stalled(run) if base is None else _not_read(run, base)
             if ended.offset is None and attempts > 1:
                 self.read_apart(run, feed, base, attempts - 1)
                 return
@@ -169,18 +175,29 @@ class Intake:
         run.silent = 0.0
         feed.seek(run.start)
 
-    def _admit(self, run: LogRun, base: int, damage: str) -> None:
+    def _admit(self, run: LogRun, base: int | None, damage: str) -> None:
         """Account for a batch that cannot be read: its offsets are admitted in a signed statement.
 
+        Args:
+            run: the log.
+            base: the batch's first offset; None if it is not known.
+            damage: why it cannot be read.
+
         Raises:
-            TransientSourceError: now it can be read.
+            TransientSourceError: now it can be read, or this machine or the broker may be the reason.
             LogChanged: the partition seems to be truncated.
         """
+        first = run.start.offset if base is None else base
         self._forget_reread(run)
-        begin = max(base, run.assembler.position)
-        after = self._broker.after_batch(*run.topic_partition, base, begin)
-        if base > run.assembler.position:
-            self._account(run, base, self._broker.bounds(*run.topic_partition).start)
+        begin = max(first, run.assembler.position)
+        bounds = self._broker.bounds(*run.topic_partition)
+        batches = Batches(*self._kafka, *run.topic_partition)
+        after = None if base is None else batches.end_by_base(base, begin, bounds.stable)
+        if after is None:
+            self._check_reading_elsewhere(run, bounds.stable, damage)
+            after = self._end_by_size(run, batches, first, bounds.stable)
+        if first > run.assembler.position:
+            self._account(run, first, bounds.start)
         if after > run.assembler.position:
             if not run.assembler.has_records:
                 run.since = time.monotonic()
@@ -196,6 +213,40 @@ class Intake:
             raise TransientSourceError(
                 f"{run.result.log}: the batch at offset {base} is readable now, and was not: {damage}"
             )
+
+    def _check_reading_elsewhere(self, run: LogRun, end: int, damage: str) -> None:
+        """Check that a process of its own can read at the partition's end.
+
+        Raises:
+            TransientSourceError: it cannot. So the reason may be this machine or the broker, not the batch.
+        """
+        with Apart(*self._kafka, Position(*run.topic_partition, end)) as apart:
+            came = any(apart.read())
+        if not came and (apart.ended is None or apart.ended.damage is not None):
+            raise stalled(run, damage)
+
+    def _end_by_size(self, run: LogRun, batches: Batches, first: int, end: int) -> int:
+        """Return an offset up to which nothing can be read, from an offset that processes could not read.
+
+        Neighbours of the same size are told apart by reading them: one of them may be readable.
+        """
+        size, after = batches.end_by_size(first, end)
+        if size > apart_limit():
+            return after
+        offsets = range(first + 1, after)
+        if len(offsets) > PROBES:
+            # So many offsets of the same size are one batch.
+            offsets = range(first + 1, after, after - first - 2)
+        until, proven = time.monotonic() + PROBE_SECONDS, first + 1
+        for offset in offsets:
+            if time.monotonic() > until or stop_requested.is_set():
+                return proven
+            with Apart(*self._kafka, Position(*run.topic_partition, offset)) as apart:
+                came = any(apart.read())
+            if came or apart.ended is None or apart.ended.damage is None:
+                return proven
+            proven = offset + 1
+        return proven
 
     def resume(self, run: LogRun, feed: Feed, suspect: str | None) -> None:
         """Seek after librdkafka gave up a position, because retention deleted it or the partition was truncated."""

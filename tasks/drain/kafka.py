@@ -6,8 +6,6 @@ Rules:
 - The committed offset's metadata holds the signed head (`tasks.drain.committed_heads`).
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
 - Settings that correctness depends on override the operator's.
-
-This is one module because its requests and its feed share how librdkafka's errors are mapped and retried.
 """
 
 import logging
@@ -70,7 +68,8 @@ DAMAGED: frozenset[int] = frozenset(
     {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG}  # noqa: SLF001
 )
 """Errors for a batch that librdkafka cannot decode, or not within its limits. They have the batch's first offset."""
-_ANSWERS = frozenset({PARTITION_EOF, OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}) | DAMAGED
+ANSWERS = frozenset({PARTITION_EOF, OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}) | DAMAGED
+"""Errors that answer a read from a position; others, such as a broken connection, go away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +241,21 @@ class Broker:
         ids = self._topic_ids(names, str(listing.cluster_id))
         return [Topic(name, ids[name], partitions[name]) for name in names]
 
-    def missing(self, topic: str) -> SourceRefused:
-        """Return the error for a topic in the settings that does not exist."""
+    def missing(self, topic: str, *, archived: bool = False) -> SourceRefused:
+        """Return the error for a topic in the settings that does not exist.
+
+        Args:
+            topic: its name.
+            archived: whether the archive has logs of it.
+        """
+        advice = "create it, or correct kafka.topics"
+        if archived:
+            advice = (
+                "the archive has logs of it. If it was deleted on purpose, exclude it from kafka.topics: remove its"
+                f" name, or write ^(?!{re.escape(topic)}$) at the start of the expression; else find out who deleted it"
+            )
         return SourceRefused(
-            f"topic {topic!r} does not exist on Kafka at {self._servers}, or this client may not see it:"
-            " create it, or correct kafka.topics"
+            f"topic {topic!r} does not exist on Kafka at {self._servers}, or this client may not see it: {advice}"
         )
 
     def _list_topics(self) -> Any:
@@ -376,50 +385,6 @@ class Broker:
             return None
         raise map_error(error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again")
 
-    def after_batch(self, topic: str, partition: int, base: int, inside: int) -> int:
-        """Return the first offset after a batch that cannot be decoded. librdkafka does not say where it ends.
-
-        Reading from any offset in it gives an error with the batch's first offset; from the next one it does not.
-
-        Args:
-            topic: the topic.
-            partition: its number.
-            base: the batch's first offset.
-            inside: an offset from which on to search; it is returned if it is not in the batch.
-
-        Raises:
-            SourceError: the broker does not answer, or says no.
-        """
-
-        def is_in_batch(offset: int) -> bool:
-            until = time.monotonic() + self.seconds
-            error = None
-            while True:
-                answer = self._first(TopicPartition(topic, partition, offset), until - time.monotonic())
-                if answer is None:
-                    raise TransientSourceError(f"{topic}/{partition}: no answer came at offset {offset}; try again")
-                error = answer.error()
-                # After a wrong checksum librdkafka goes on at a nonsensical offset, also when it was told another one.
-                if error is None or error.code() != OFFSET_OUT_OF_RANGE or answer.offset() == offset:
-                    break
-            if error is not None and error.code() not in DAMAGED | {PARTITION_EOF}:
-                raise map_error(error, f"{topic}/{partition}: cannot read from offset {offset}")
-            return error is not None and error.code() in DAMAGED and answer.offset() == base
-
-        if not is_in_batch(inside):
-            return inside
-        end, step = self.bounds(topic, partition).end, 1
-        while is_in_batch(after := min(inside + step, end)):
-            inside, step = after, 2 * step
-        # The batch ends after `inside`, and at `after` at the latest.
-        while after - inside > 1:
-            middle = (inside + after) // 2
-            if is_in_batch(middle):
-                inside = middle
-            else:
-                after = middle
-        return after
-
     def _first(self, position: TopicPartition, seconds: float) -> Received | None:
         """Return the first record, event or error from a position on; None if nothing comes in time."""
         self._probe.assign([position])
@@ -429,7 +394,7 @@ class Broker:
                 for message in cast("list[Received]", self._probe.consume(1, 0.2)):
                     error = message.error()
                     # Other errors, such as a broken connection, go away.
-                    if error is None or error.code() in _ANSWERS or error.code() in _TERMINAL:
+                    if error is None or error.code() in ANSWERS or error.code() in _TERMINAL:
                         return message
             return None
         finally:
@@ -473,15 +438,22 @@ class Broker:
 class Feed:
     """A read-committed consumer of the partitions that one drain reads."""
 
-    def __init__(self, client: Mapping[str, str], group: str, positions: Sequence[TopicPartition]) -> None:
+    def __init__(
+        self,
+        client: Mapping[str, str],
+        group: str,
+        positions: Sequence[TopicPartition],
+        note: Callable[[KafkaError], None] | None = None,
+    ) -> None:
         """Begin to fetch.
 
         Args:
             client: librdkafka's properties.
             group: the consumer group.
             positions: where to read each partition from.
+            note: called by `read` with errors of brokers, such as a response that is too large.
         """
-        self._consumer = _consumer(dict(client), group, "read_committed")
+        self._consumer = _consumer(dict(client), group, "read_committed", note)
         self._consumer.assign(list(positions))
 
     def __enter__(self) -> Self:

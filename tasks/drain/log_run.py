@@ -44,6 +44,7 @@ class LogResult:
         clock: seconds by which the host's clock is ahead of another; behind it, if negative. None below five minutes.
         headroom: of a log that is still behind, seconds until Kafka's retention deletes the first record that is not
             archived; None if that is not known.
+        vanished: whether Kafka no longer has the topic, and the archive has logs of it.
         problem: what went wrong, and what to do.
     """
 
@@ -65,6 +66,7 @@ class LogResult:
     hanging: float | None = None
     clock: float | None = None
     headroom: float | None = None
+    vanished: bool = False
     problem: str | None = None
 
     def stop(self, error: CustodyError) -> None:

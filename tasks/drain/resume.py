@@ -44,17 +44,18 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     """Open every log, and return the runs, and the results of logs that cannot be drained."""
     topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in partitions}))}
     logs = list_logs(context.store)
+    archived = {log.topic for log in logs}
     known = known_heads(context, [each for each in partitions if each[0] in topics])
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
         try:
             if topic not in topics:
-                raise context.broker.missing(topic)
+                raise context.broker.missing(topic, archived=topic in archived)
             log = newest_epoch(context, logs, topic_partition, known)
             return open_log(context, topics[topic], log, known.get(str(log), ()))
         except CustodyError as error:
-            result = LogResult(str(log))
+            result = LogResult(str(log), vanished=topic not in topics and topic in archived)
             result.stop(error)
             return result
 

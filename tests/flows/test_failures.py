@@ -17,6 +17,7 @@ import flows.roll
 from flows.alert import alert
 from flows.operate.sample import sample_events
 from flows.operate.up import DEPLOYMENTS
+from tasks.drain import apart
 from tasks.drain.log_run import LogResult
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
@@ -111,6 +112,48 @@ def test_shrinking_headroom(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, k
     assert "raise the topic's retention" in str(state.message)
     assert [event for event, _ in emitted] == ["custody.drain.headroom", "custody.drain.failed"]
     assert 0 < emitted[0][1]["seconds"] < 650
+
+
+def drain_topics(monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer, topics: str) -> None:
+    """Name topics to the flow, and a group that nobody else has."""
+    monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap)
+    monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", topics)
+    monkeypatch.setenv("CUSTODY_KAFKA__GROUP", kafka.unused_name("group"))
+
+
+@pytest.mark.usefixtures("server")
+def test_a_vanished_topic(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
+    """A topic that vanished fails each run, with an event that says what to do. It is no silence of the drain."""
+    name = kafka.unused_name("vanish")
+    topics = [kafka.create_topic(f"{name}.{part}") for part in ("stays", "goes")]
+    drain_topics(monkeypatch, kafka, f"^{name}")
+    assert flows.drain.drain(once=True, return_state=True).is_completed()
+    kafka.delete_topic(topics[1])
+    for _ in range(2):
+        emitted.clear()
+        assert flows.drain.drain(once=True, return_state=True).is_failed()
+        names = [event for event, _ in emitted]
+        assert names == ["custody.log.vanished", "custody.drain.completed", "custody.drain.failed"]
+        assert "exclude it from kafka.topics" in emitted[0][1]["problem"]
+    # With another problem beside it, the run is no success.
+    emitted.clear()
+    monkeypatch.setattr("flows.drain._report_headroom", lambda _: ["another problem"])
+    assert flows.drain.drain(once=True, return_state=True).is_failed()
+    assert [event for event, _ in emitted] == ["custody.log.vanished", "custody.drain.failed"]
+
+
+@pytest.mark.usefixtures("server")
+def test_unreadable_records(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
+    """A run that admits records which no client can decode ends well, and emits the event that an alert waits for."""
+    topic = kafka.create_topic(kafka.unused_name("unreadable"))
+    drain_topics(monkeypatch, kafka, topic)
+    monkeypatch.setitem(apart._CLIENT, "receive.message.max.bytes", "60000000")
+    producer = kafka.producer(message_max_bytes=1_000_000_000, compression_type="zstd")
+    producer.produce(topic, bytes(95_000_000))
+    assert producer.flush(60) == 0
+    assert flows.drain.drain(once=True, return_state=True).is_completed()
+    assert [event for event, _ in emitted] == ["custody.log.unreadable", "custody.drain.completed"]
+    assert emitted[0][1]["offsets"] == 1
 
 
 @pytest.mark.parametrize(("headroom", "problems"), [(None, 0), (21_601.0, 0), (21_599.0, 1), (-5.0, 1)])

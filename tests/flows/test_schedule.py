@@ -170,6 +170,7 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
         "custody-drain-failed",
         "custody-drain-headroom",
         "custody-drain-silent",
+        "custody-log-vanished",
         "custody-records-unreadable",
         "custody-roll-failed",
         "custody-search-behind",

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import confluent_kafka
+import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
@@ -1253,7 +1254,7 @@ def test_more_headers_than_librdkafka_gives(site: Site) -> None:
 
 def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stored batch beyond librdkafka's limit gives no error, but silence: it is read apart, and its log goes on."""
-    monkeypatch.setattr(loop, "STALL_SECONDS", 3)
+    monkeypatch.setattr(loop, "STALL_SECONDS", 1)
     topic = site.kafka.create_topic(site.kafka.unused_name("silent"), partitions=2, max_message_bytes=104_000_000)
     sent = send(site.kafka.producer(), topic, events(10))
     other = send(site.kafka.producer(), topic, events(10, 3), partition=1)
@@ -1270,7 +1271,7 @@ def test_a_batch_for_which_librdkafka_drops_the_connection(site: Site, monkeypat
 
 def test_a_silent_batch_that_processes_die_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where librdkafka only drops the connection, nothing is admitted: the log stops with the reason."""
-    monkeypatch.setattr(loop, "STALL_SECONDS", 3)
+    monkeypatch.setattr(loop, "STALL_SECONDS", 1)
     instead_of_apart(monkeypatch, killed_by(signal.SIGKILL))
     topic = site.kafka.create_topic(site.kafka.unused_name("silent"), max_message_bytes=104_000_000)
     sent = send(site.kafka.producer(), topic, events(10))
@@ -1282,12 +1283,74 @@ def test_a_silent_batch_that_processes_die_of(site: Site, monkeypatch: pytest.Mo
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
+ONLY_AT = """
+import io, json, os, runpy, signal, sys
+task = sys.stdin.buffer.read()
+if json.loads(task)["offset"] in {offsets}:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin = io.TextIOWrapper(io.BytesIO(task))
+runpy.run_module("tasks.drain.apart", run_name="__main__")
+"""
+"""A process that is killed where it reads from certain offsets, and nowhere else."""
+SMALL_LIMIT: Mapping[str, object] = {
+    "receive.message.max.bytes": 1_000_000,
+    "fetch.max.bytes": 500_000,
+    "message.max.bytes": 65_536,
+}
+"""Properties with which librdkafka only drops the connection for a stored batch above 1 MB."""
+
+
+def send_stored(site: Site, topic: str, sizes: Sequence[int], seed: int = 7) -> list[Sent]:
+    """Produce records that no compression makes smaller, in one batch."""
+    producer = site.kafka.producer(message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=30_000)
+    return send(producer, topic, [random.Random(seed).randbytes(size) for size in sizes])
+
+
+@pytest.mark.parametrize("limit", ["of the client", "of the process"])
+def test_a_silent_batch_that_cannot_be_read_is_admitted(
+    site: Site, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Where librdkafka only drops the connection, and processes fail too, exactly those batches are admitted.
+
+    Readable records lie right before, between and right after them, also in batches of the same size. The reason is
+    either that processes die of it, or that it is too large as stored.
+    """
+    monkeypatch.setattr(loop, "STALL_SECONDS", 1)
+    topic = site.kafka.create_topic(site.kafka.unused_name("silent"), max_message_bytes=104_000_000)
+    producer = site.kafka.producer()
+    sent = send(producer, topic, events(10))
+    send_stored(site, topic, [600_000] * 5)
+    sent += send(producer, topic, events(3, 2))
+    bad = set(range(10, 15))
+    if limit == "of the client":
+        # The first of three neighbours of exactly the same size.
+        for seed in range(3):
+            send_stored(site, topic, [2_000_000], seed)
+        bad.add(18)
+    else:
+        send_stored(site, topic, [900_000] * 2)
+        bad |= {18, 19}
+    sent += send(producer, topic, events(10, 3))
+    if limit == "of the client":
+        instead_of_apart(monkeypatch, ONLY_AT.replace("{offsets}", str(bad)))
+    else:
+        monkeypatch.setitem(apart._CLIENT, "receive.message.max.bytes", "1500000")
+        monkeypatch.setitem(apart._CLIENT, "fetch.max.bytes", "1000000")
+    results = [site.drain(topic, client=SMALL_LIMIT)[f"{topic}/0"] for _ in range(2)]
+    assert [result.problem for result in results] == [None, None]
+    assert (results[0].unreadable, results[0].events, results[1].statements) == (len(bad), 23, 0)
+    log = site.read(exit_code=11)[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert log.unreadable == ranges(sorted(bad))
+    assert len(log.quarantined) == (2 if limit == "of the client" else 0)
+
+
 @pytest.mark.parametrize("bombs", [(), (BOMB,)])
 def test_a_batch_damaged_on_the_brokers_disk(fragile: Site, bombs: Sequence[int]) -> None:
     """A batch whose checksum is wrong is admitted, never called skipped, and its partition goes on."""
     topic = fragile.kafka.create_topic(fragile.kafka.unused_name("damaged"))
     sent = send(fragile.kafka.producer(), topic, events(10))
-    send(fragile.kafka.producer(linger_ms=500), topic, events(7, 2))
+    send(fragile.kafka.producer(linger_ms=30_000), topic, events(7, 2))
     send_bombs(fragile, topic, bombs)
     sent += send(fragile.kafka.producer(), topic, events(10, 3))
     fragile.kafka.stop()
@@ -1327,6 +1390,27 @@ def test_memory_while_large_batches_come(
     sent = send(producer, topic, events(10))
     sent += send(producer, topic, values)
     sent += send(producer, topic, events(10, 2))
+    assert drain_peak(site, topic, tmp_path) < mib
+    log = site.read()[f"{topic}/0"]
+    assert log.events == archived(sent)
+    assert len(log.quarantined) == len(values)
+
+
+def test_memory_while_large_batches_come_in_every_partition(site: Site, tmp_path: Path) -> None:
+    """Bombs in all partitions at once take the stated memory: 200 MiB, and three times what one fetch inflates to."""
+    partitions, size = 4, 60_000_000
+    topic = site.kafka.create_topic(site.kafka.unused_name("bombs"), partitions=partitions)
+    for partition in range(partitions):
+        producer = site.kafka.producer(
+            message_max_bytes=1_000_000_000, compression_type="gzip" if partition % 2 else "zstd"
+        )
+        send(producer, topic, [bytes(size)], partition=partition)
+    assert drain_peak(site, topic, tmp_path) < 200 + 3 * partitions * size / 2**20
+    assert [len(log.quarantined) for log in site.read().values()] == [1] * partitions
+
+
+def drain_peak(site: Site, topic: str, folder: Path) -> float:
+    """Drain in a process of its own, and return its peak memory in MiB."""
     # Not `ru_maxrss`: that of a child includes what its parent held.
     program = (
         "import atexit, pathlib, sys; sys.argv[1:] = ['drain', '--once'];"
@@ -1335,14 +1419,11 @@ def test_memory_while_large_batches_come(
     )
     command = [sys.executable, "-c", program]
     ended = subprocess.run(
-        command, env=child_environment(site, topic), cwd=tmp_path, capture_output=True, text=True, check=True
+        command, env=child_environment(site, topic), cwd=folder, capture_output=True, text=True, check=True
     )
     peak = re.search(r"VmHWM:\s+(\d+) kB", ended.stdout)
     assert peak is not None
-    assert int(peak[1]) / 1024 < mib
-    log = site.read()[f"{topic}/0"]
-    assert log.events == archived(sent)
-    assert len(log.quarantined) == len(values)
+    return int(peak[1]) / 1024
 
 
 # --- a run in time
@@ -1451,6 +1532,10 @@ def test_a_topic_that_vanishes(site: Site) -> None:
     results = site.drain(f"^{re.escape(name)}")
     assert (results[f"{topics[0]}/0"].events, results[f"{topics[1]}/0"].outcome) == (5, "failed")
     assert f"topic {topics[1]!r} does not exist" in str(results[f"{topics[1]}/0"].problem)
+    assert "exclude it from kafka.topics" in str(results[f"{topics[1]}/0"].problem)
+    assert [results[f"{topic}/0"].vanished for topic in topics] == [False, True]
+    # The advice of that message ends it.
+    assert set(site.drain(f"^(?!{re.escape(topics[1])}$){re.escape(name)}")) == {f"{topics[0]}/0"}
     # The archive's other logs, which the setting does not name, are none of this run's.
     assert set(site.drain(topics[0])) == {f"{topics[0]}/0"}
 
@@ -1588,6 +1673,33 @@ def test_sigterm_while_s3_hangs(
             assert ends(child)
     only(site.drain(topic))
     assert site.read()[f"{topic}/0"].events == archived(sent)
+
+
+@pytest.mark.parametrize("reader", ["the drain", "a process of its own"])
+def test_sigterm_while_a_batch_is_inflated(site: Site, tmp_path: Path, reader: str) -> None:
+    """SIGTERM ends a drain within seconds while a large batch is inflated, there or apart, and the next run goes on."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("inflate"))
+    sent = send(site.kafka.producer(), topic, events(10))
+    if reader == "the drain":
+        gzip = site.kafka.producer(message_max_bytes=1_000_000_000, compression_type="gzip")
+        bombs = send(gzip, topic, [bytes(200_000_000)])
+    else:
+        bombs = send_bombs(site, topic, [BOMB] * 5)
+    sent += send(site.kafka.producer(), topic, events(10, 2))
+    with draining(child_environment(site, topic), tmp_path) as child:
+        drain = psutil.Process(child.pid)
+        if reader == "the drain":
+            until(lambda: drain.memory_info().rss > 200_000_000)
+            apart_ones = []
+        else:
+            until(drain.children)
+            apart_ones = drain.children()
+        assert ends(child)
+    _, alive = psutil.wait_procs(apart_ones, timeout=apart.SECONDS + 10)
+    assert not alive
+    only(site.drain(topic))
+    log = site.read()[f"{topic}/0"]
+    assert (log.events, len(log.quarantined)) == (archived(sent), len(bombs))
 
 
 @pytest.mark.parametrize("server", ["elasticsearch", "kms"])
