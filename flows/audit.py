@@ -1,7 +1,8 @@
 """The flow that runs every night: audit the archive, sign the result, and show it.
 
 The work is in `tasks.audit`. This module has the parameters, spreads pieces over processes or machines, and publishes
-the outcome: an artifact with the verdict and the worst findings, a link to the report, and an event for each audit.
+the outcome: an artifact with the verdict and the worst findings, a link to the report, and an event for each audit
+of the whole archive.
 """
 
 from dataclasses import replace
@@ -42,19 +43,25 @@ def audit(
         since: only statements sealed at this time or later.
         until: only statements sealed before this time.
     """
+    request = Request(tuple(logs or ()), full, since and as_utc(since), until and as_utc(until))
     try:
-        outcome = _run(Request(tuple(logs or ()), full, since and as_utc(since), until and as_utc(until)))
+        outcome = _run(request)
     except Fenced as error:
         return Completed(message=str(error))
     except CustodyError as error:
         # One line is enough: a traceback would not help an operator.
         return Failed(message=f"the audit could not be done: {error}")
+    if request.whole:
+        # An audit of a part, or of nothing, does not stand for the nightly one: its end would silence the alarm.
+        emit("custody.audit.ended", "audit", verdict=outcome.verdict, audit=outcome.sequence)
     return _conclude(outcome)
 
 
 def _run(request: Request) -> Outcome:
     settings = Settings()
     plan = survey(request)
+    if plan.clock is not None:
+        emit("custody.clock.wrong", "audit", seconds=plan.clock)
     workers = settings.audit.workers
     size = -(-len(plan.pieces) // (workers * _SHARES_A_WORKER)) or 1
     shares = [(plan, plan.pieces[start : start + size]) for start in range(0, len(plan.pieces), size)]
@@ -89,7 +96,6 @@ def _conclude(outcome: Outcome) -> State[Any]:
         ]
         # No data: Prefect accepts only an exception there, and would show its complaint instead of our message.
         return Failed(message="\n".join([summary, *worst]))
-    emit("custody.audit.passed", "audit", verdict=outcome.verdict, audit=outcome.sequence)
     return Completed(message=summary, data=outcome)
 
 

@@ -46,6 +46,8 @@ STAGING = ".staging"
 """Where a folder keeps unfinished objects. No reader looks there."""
 _KEY_BYTES = 1024
 _DETAIL_CHARACTERS = 300
+CLOCK_SLACK = timedelta(minutes=5)
+"""A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 READABLE = "others on the network can read or change what is sent"
 """Why a connection by http:// is warned of."""
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
@@ -235,6 +237,15 @@ class Store(Protocol):
 def is_local(store: Store) -> bool:
     """Return whether a store is a folder. There, parallel requests and a listing in parts are not faster."""
     return store.url.startswith("file:")
+
+
+def host_ahead(store: Store) -> timedelta | None:
+    """Return how far the host's clock is ahead of the store's, by its last answer; None if no time is told.
+
+    A folder tells none: its times are the host's, or those of a file server that cannot be told from it.
+    """
+    clock = store.capabilities.clock
+    return clock.ahead() if clock else None
 
 
 class Versions(Protocol):

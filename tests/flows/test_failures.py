@@ -1,7 +1,7 @@
 """Each failed run emits the event that an alert waits for, whatever the failure."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,54 @@ def test_any_exception_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyP
     assert state.is_failed()
     assert [event for event, _ in emitted] == [f"custody.{name}.failed"]
     assert "nested too deep" in emitted[0][1]["problem"]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_part_is_no_nightly_audit(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only an audit of the whole archive keeps the alarm about silence quiet, with whatever verdict it ends."""
+    monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
+    monkeypatch.setenv("CUSTODY_AUDIT__REPORT", "false")
+    triggers = {
+        trigger["name"]: trigger["expect"]
+        for deployment in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+        for trigger in deployment.get("triggers", ())
+    }
+    assert triggers["custody-audit-silent"] == ["custody.audit.ended"]
+    future = datetime(2096, 1, 1, tzinfo=UTC)
+    for part in ({"since": future}, {"until": BEGIN}, {"until": future}, {"logs": ["audit.grows"]}):
+        assert flows.audit.audit(**part, return_state=True).is_completed()
+        assert emitted == []
+    for number, full in enumerate((False, True), 4):
+        assert flows.audit.audit(full=full, return_state=True).is_completed()
+        assert emitted.pop() == ("custody.audit.ended", {"verdict": "verified", "audit": number})
+    segment = next(Path(tmp_path).rglob("events/**/*.gz"))
+    segment.unlink()
+    segment.write_bytes(b"")
+    for parameters, names in (
+        ({"until": future}, ["custody.audit.failed"]),
+        ({"full": True}, ["custody.audit.ended", "custody.audit.failed"]),
+    ):
+        emitted.clear()
+        assert flows.audit.audit(**parameters, return_state=True).is_failed()
+        assert [event for event, _ in emitted] == names
+
+
+@pytest.mark.usefixtures("server")
+def test_a_wrong_clock_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alert about clocks waits for audits too."""
+    monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
+    monkeypatch.setenv("CUSTODY_AUDIT__REPORT", "false")
+    monkeypatch.setattr("tasks.audit.plan.host_ahead", lambda _: timedelta(minutes=6))
+    assert flows.audit.audit(return_state=True).is_completed()
+    assert [event for event, _ in emitted] == ["custody.clock.wrong", "custody.audit.ended"]
+    assert emitted[0][1] == {"seconds": 360.0}
+    (trigger,) = (
+        trigger
+        for deployment in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+        for trigger in deployment.get("triggers", ())
+        if trigger["expect"] == ["custody.clock.wrong"]
+    )
+    assert "custody.audit" in trigger["match"]["prefect.resource.id"]
 
 
 def test_an_alert_waits_for_each_failure() -> None:

@@ -90,7 +90,7 @@ def check_doors(made: Guarded) -> None:
     own = [Subprotocol("prefect")]
     for path in SOCKETS:
         url = f"{made.url.replace('http', 'ws')}/api/{path}"
-        forged = {"event": "custody.audit.passed", "resource": {"prefect.resource.id": "custody.audit"}}
+        forged = {"event": "custody.audit.ended", "resource": {"prefect.resource.id": "custody.audit"}}
         assert not asyncio.run(hears(url, None, forged))
         for token in (None, "", "custody:wrong"):
             assert not asyncio.run(hears(url, own, {"type": "auth", "token": token}))
