@@ -266,6 +266,7 @@ class Loop:
             try:
                 run.result.headroom = self._context.broker.seconds_left(*run.topic_partition, position)
             except CustodyError as error:
+                run.result.headroom_unknown = str(error)
                 logger.warning("%s: how long Kafka keeps its records is not known: %s", run.result.log, error)
 
 

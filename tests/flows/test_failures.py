@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from prefect import Flow
+from rich.console import Console
 
 import flows.audit
 import flows.backfill
@@ -17,6 +18,7 @@ import flows.roll
 from flows.alert import alert
 from flows.operate.sample import sample_events
 from flows.operate.up import DEPLOYMENTS
+from flows.summaries import drain_table
 from tasks.drain.log_run import LogResult
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
@@ -159,6 +161,29 @@ def test_shrinking_headroom(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, k
     assert "raise the topic's retention" in str(state.message)
     assert [event for event, _ in emitted] == ["custody.drain.headroom", "custody.drain.failed"]
     assert 0 < emitted[0][1]["seconds"] < 650
+
+
+@pytest.mark.usefixtures("server")
+def test_unknown_headroom(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose headroom is not known says so in its message and its table, and why. It does not fail for it."""
+    results = [LogResult(f"a/{number}", lag=9, headroom_unknown="Kafka says no") for number in range(5)]
+    report = flows.drain.RunReport((*results, LogResult("b/0", lag=9, headroom=1e6)), 1.0)
+    tables: list[Any] = []
+    monkeypatch.setattr(flows.drain, "_run", lambda *_: report)
+    monkeypatch.setattr(flows.drain, "publish_table", lambda _, rows, summary: tables.append((rows, summary)))
+    state = flows.drain.drain(return_state=True)
+    assert state.is_completed()
+    ((rows, summary),) = tables
+    assert summary == state.message
+    assert "Headroom of a/0: unknown. Kafka says no. Headroom of a/1" in summary
+    assert "of 2 more logs" in summary
+    assert [row["headroom"] for row in rows] == ["unknown"] * 5 + [1e6]
+    assert [event for event, _ in emitted] == ["custody.drain.completed"]
+    shown = Console(width=160)
+    with shown.capture() as captured:
+        shown.print(drain_table(report.results))
+    assert captured.get().count("unknown") == 5
+    assert "277.8 h" in captured.get()
 
 
 @pytest.mark.parametrize(("headroom", "problems"), [(None, 0), (21_601.0, 0), (21_599.0, 1), (-5.0, 1)])
