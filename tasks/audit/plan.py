@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, sealed_between
+from custody.archive.reader import Holds, choose_logs, find_tip, list_logs
+from custody.archive.search import sealed_between
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError
 from custody.findings import finding
