@@ -22,8 +22,11 @@
     └── SearchError             Elasticsearch did not do what was asked; the archive is complete without it
         └── TransientSearchError    it does not answer at the moment
 
-Every message says what happened, to what, and what to do. No message contains a secret.
+Every message says what happened, to what, and what to do. No message contains a secret. Text of others, which may be
+hostile, is made harmless by `escape`, wherever it is shown, and by `legible` for a message.
 """
+
+import re
 
 __all__ = [
     "ConfigurationError",
@@ -47,7 +50,26 @@ __all__ = [
     "TransientSearchError",
     "TransientSourceError",
     "TransientStoreError",
+    "escape",
+    "legible",
 ]
+
+
+_DETAIL_CHARACTERS = 300
+
+
+def escape(text: str) -> str:
+    """Return the text with control characters, newlines too, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def legible(text: str) -> str:
+    """Return a library's or server's text for a message: short, escaped, and without credentials in URLs."""
+    text = re.sub(r"//[^/@\s]+@", "//***@", text)
+    text = escape(" ".join(text[: 4 * _DETAIL_CHARACTERS].split()))
+    return text if len(text) <= _DETAIL_CHARACTERS else text[:_DETAIL_CHARACTERS] + "…"
 
 
 class CustodyError(Exception):

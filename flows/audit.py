@@ -1,7 +1,8 @@
 """The flow that runs every night: audit the archive, sign the result, and show it.
 
 The work is in `tasks.audit`. This module has the parameters, spreads pieces over processes or machines, and publishes
-the outcome: an artifact with the verdict and the worst findings, a link to the report, and an event for each audit.
+the outcome: an artifact with the verdict and the worst findings, a link to the report, and an event for each audit
+of the whole archive.
 """
 
 from collections.abc import Mapping
@@ -43,18 +44,24 @@ def audit(
         since: Only statements sealed at this time or later. Empty: from the first.
         until: Only statements sealed before this time. Empty: to the newest.
     """
+    request = Request(tuple(logs or ()), full, since and as_utc(since), until and as_utc(until))
     try:
-        outcome = _run(Request(tuple(logs or ()), full, since and as_utc(since), until and as_utc(until)))
+        outcome = _run(request)
     except Fenced as error:
         return Completed(message=str(error))
     except CustodyError as error:
         return fail(f"the audit could not be done: {error}")
+    if request.whole:
+        # An audit of a part, or of nothing, does not stand for the nightly one: its end would silence the alarm.
+        emit("custody.audit.ended", "audit", verdict=outcome.verdict, audit=outcome.sequence)
     return _conclude(outcome)
 
 
 def _run(request: Request) -> Outcome:
     settings = Settings()
     plan = survey(request)
+    if plan.clock is not None:
+        emit("custody.clock.wrong", "audit", seconds=plan.clock)
     workers = settings.audit.workers
     size = -(-len(plan.pieces) // (workers * _SHARES_A_WORKER)) or 1
     shares = [(plan, plan.pieces[start : start + size]) for start in range(0, len(plan.pieces), size)]
@@ -83,7 +90,6 @@ def _conclude(outcome: Outcome) -> State[Any]:
     add_to_name(f"{outcome.verdict}, {len(outcome.findings):,} findings")
     if outcome.exit_code >= Severity.POLICY:
         return fail("\n".join([summary, *map(_line, outcome.findings[:_SHOWN])]))
-    emit("custody.audit.passed", "audit", verdict=outcome.verdict, audit=outcome.sequence)
     return Completed(message=summary, data=outcome)
 
 

@@ -81,6 +81,13 @@ def _conclude(report: RunReport) -> State[Any]:
         f" {sum(result.lost for result in results):,} offsets lost,"
         f" {sum(result.unreadable for result in results):,} unreadable; lag {lag:,}."
     )
+    unknown = [
+        f" Headroom of {result.log}: unknown. {result.headroom_unknown}."
+        for result in results
+        if result.headroom_unknown
+    ]
+    # Named in each run, until it is known: else nobody would miss the alert.
+    summary += "".join(unknown[:3]) + (f" So it is of {len(unknown) - 3:,} more logs." if len(unknown) > 3 else "")
     worst_first = sorted(results, key=lambda result: (result.outcome == "drained", -(result.lag or 0), result.log))
     indexed = {result.log: result for result in report.indexed}
     publish_table("drain", [_row(result, indexed.get(result.log)) for result in worst_first], summary)
@@ -140,6 +147,8 @@ def _row(result: LogResult, indexed: "IndexResult | None") -> dict[str, Any]:
     values = asdict(result)
     # What is wrong comes first: the page cuts a wide table on the right.
     row = {name: values.pop(name) for name in ("log", "outcome", "problem")} | values
+    if result.headroom_unknown:
+        row["headroom"] = "unknown"
     if indexed is not None:
         row |= {"indexed": indexed.created + indexed.there, "rejected": indexed.rejected, "search": indexed.problem}
     return row

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def drain_table(results: "Sequence[LogResult]") -> Table:
     """Return a table with one row a log: what a run of the drain did to it."""
-    table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "!head")
+    table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "#headroom", "!head")
     for result in results:
         table.add_row(
             render.safe(result.log, style="" if result.outcome == "drained" else "bold red"),
@@ -29,6 +29,11 @@ def drain_table(results: "Sequence[LogResult]") -> Table:
             f"{result.segments:,}",
             f"{result.lost:,}",
             "-" if result.lag is None else f"{result.lag:,}",
+            "unknown"
+            if result.headroom_unknown
+            else "-"
+            if result.headroom is None
+            else duration_text(result.headroom),
             f"{result.size} {result.root[:12]}" if result.outcome == "drained" else result.outcome,
         )
     return table

@@ -10,7 +10,8 @@ from datetime import datetime
 
 from custody.archive import evidence
 from custody.archive.forms import statements_of
-from custody.archive.reader import checkpoint_sizes, find_statement, read_archive, read_batch
+from custody.archive.reader import checkpoint_sizes, read_archive, read_batch
+from custody.archive.search import find_statement
 from custody.archive.trusted import Judge, known_heads, newest_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import layout, leaves, limits

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_statement, find_tip, read_manifest
+from custody.archive.reader import Holds, find_tip, read_manifest
+from custody.archive.search import find_statement
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits

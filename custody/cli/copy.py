@@ -15,8 +15,8 @@ import typer
 
 from custody.cli import render
 from custody.cli.evidence import chosen_trust
-from custody.cli.terminal import echo, escape
-from custody.errors import ConfigurationError, StoreError
+from custody.cli.terminal import echo
+from custody.errors import ConfigurationError, StoreError, escape
 from custody.settings import Settings
 from custody.store.protocol import Store
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from custody.cli import terminal
-from custody.cli.terminal import echo, escape
-from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid
+from custody.cli.terminal import echo
+from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid, escape
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.times import moment_of

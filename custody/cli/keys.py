@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from custody.cli import terminal
-from custody.cli.terminal import echo, escape
-from custody.errors import ConfigurationError, KeyUnavailable, ObjectMissing
+from custody.cli.terminal import echo
+from custody.errors import ConfigurationError, KeyUnavailable, ObjectMissing, escape
 from custody.settings import Settings, refuse_inside
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Rules:
 - A `CustodyError` becomes one clear line on stderr and an exit code: 2 for a wrong setting or argument, else 1.
   `verify` has the exit codes of FORMAT.md. Any other exception is a bug, and keeps its traceback.
 - An exit code says what the command found, whether or not that could be printed. Where the output is the result itself
-  (`terminal.write`, `terminal.check_written`), not to have written it is an error.
+  (`terminal.write`, `terminal.check_written`), not to have written it is an error. `main` says so.
 - Text reaches a terminal only through `custody.cli.terminal` and `custody.cli.render`, which escape control characters.
 """
 
@@ -34,8 +34,8 @@ from custody.cli.evidence import app as evidence_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
-from custody.cli.terminal import echo, escape
-from custody.errors import ConfigurationError, CustodyError, FormatError
+from custody.cli.terminal import echo
+from custody.errors import ConfigurationError, CustodyError, FormatError, escape
 from custody.format import limits
 from custody.settings import CONFIG_FILE, CONFIG_VARIABLE, Settings, refuse_inside
 
@@ -421,3 +421,5 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception:  # noqa: BLE001 - it is reported
         echo(traceback.format_exc(), err=True)
         sys.exit(1)
+    finally:
+        terminal.report_lost()

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from custody.cli.terminal import escape
+from custody.errors import escape
 from custody.findings import VERIFIED, Finding, Severity
 from custody.settings import S3_MEANINGS, Settings
 from custody.store.protocol import S3Options

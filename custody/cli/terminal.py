@@ -15,14 +15,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from custody.errors import CustodyError
-
-
-def escape(text: str) -> str:
-    """Return the text with control characters, newlines too, as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+from custody.errors import escape
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -33,31 +26,39 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def write(pieces: Iterator[bytes]) -> None:
-    """Write the exact bytes, or escaped text if stdout is a terminal.
-
-    Raises:
-        CustodyError: not all of it was written; see `check_written`.
-    """
+    """Write the exact bytes, or escaped text if stdout is a terminal. End as `check_written` if not all was written."""
     out, terminal = sys.stdout.buffer, sys.stdout.isatty()
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-    raw = getattr(out, "raw", None)
     for piece in pieces:
         out.write(_harmless(decoder.decode(piece)) if terminal else piece)
-        if isinstance(raw, _Output) and raw.failed:
+        if _failure() is not None:
             break
     check_written()
 
 
 def check_written() -> None:
-    """Check that all that was printed on stdout so far was written, for a command whose output is its result.
+    """End a command whose output is its result with exit code 1, unless all of it was written so far.
 
-    Raises:
-        CustodyError: not all of it was. A reader that closed its pipe has what it wanted.
+    A reader that closed its pipe has what it wanted. In both cases `report_lost` prints the reason.
     """
     sys.stdout.flush()
-    raw = getattr(sys.stdout.buffer, "raw", None)
-    if isinstance(raw, _Output) and raw.failed and raw.failed.errno != errno.EPIPE:
-        raise CustodyError(f"the output could not be written in full: {raw.failed.strerror}")
+    failed = _failure()
+    if failed is not None and failed.errno != errno.EPIPE:
+        sys.exit(1)
+
+
+def report_lost() -> None:
+    """Print on stderr that not all of the output was written, if so. No exit code depends on it."""
+    sys.stdout.flush()
+    failed = _failure()
+    if failed is not None:
+        echo(f"custody: the output could not be written in full: {failed.strerror}", err=True)
+
+
+def _failure() -> OSError | None:
+    """Return the error with which a write to stdout failed; None if all succeeded."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.failed if isinstance(raw, _Output) else None
 
 
 def _harmless(text: str) -> bytes:

@@ -33,7 +33,7 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
-from custody.archive import reader
+from custody.archive import reader, search
 from custody.archive.forms import AUDITS, statements_of
 from custody.archive.trusted import Judge, check_archive, known_heads
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
@@ -341,7 +341,7 @@ class _Loader:
         _, holds = self._judge(log, statements_of(log))
         try:
             size = reader.find_tip(self._store, log, holds).head.size
-            chosen = reader.sealed_between(self._store, log, size, since, until, holds)
+            chosen = search.sealed_between(self._store, log, size, since, until, holds)
         except (ObjectMissing, FormatError):
             # It is damaged: every statement is read.
             return [(0, None)], (), 0

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, legible
 from custody.format import layout
-from custody.store.protocol import LifecycleRule, S3Options, legible
+from custody.store.protocol import LifecycleRule, S3Options
 from custody.store.s3_client import Bucket
 from custody.store.s3_errors import CallUnknown, NotConfigured, s3_errors
 

@@ -10,7 +10,14 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from custody.errors import ConfigurationError, ObjectMissing, StoreError, TerminalStoreError, TransientStoreError
+from custody.errors import (
+    ConfigurationError,
+    ObjectMissing,
+    StoreError,
+    TerminalStoreError,
+    TransientStoreError,
+    legible,
+)
 from custody.format.times import moment_of
 from custody.store.durable import create_file, make_folders, sync_folder
 from custody.store.protocol import (
@@ -22,7 +29,6 @@ from custody.store.protocol import (
     check_key,
     check_prefix,
     is_unicode,
-    legible,
     no_object,
     occupied,
     too_large,

@@ -19,14 +19,13 @@ has that store's capabilities.
 
 import contextlib
 import ipaddress
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
 
-from custody.errors import FormatError, ObjectExists, ObjectMissing
+from custody.errors import FormatError, ObjectExists, ObjectMissing, legible
 
 __all__ = [
     "Capabilities",
@@ -45,7 +44,8 @@ __all__ = [
 STAGING = ".staging"
 """Where a folder keeps unfinished objects. No reader looks there."""
 _KEY_BYTES = 1024
-_DETAIL_CHARACTERS = 300
+CLOCK_SLACK = timedelta(minutes=5)
+"""A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 READABLE = "others on the network can read or change what is sent"
 """Why a connection by http:// is warned of."""
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
@@ -237,6 +237,15 @@ def is_local(store: Store) -> bool:
     return store.url.startswith("file:")
 
 
+def host_ahead(store: Store) -> timedelta | None:
+    """Return how far the host's clock is ahead of the store's, by its last answer; None if no time is told.
+
+    A folder tells none: its times are the host's, or those of a file server that cannot be told from it.
+    """
+    clock = store.capabilities.clock
+    return clock.ahead() if clock else None
+
+
 class Versions(Protocol):
     """Keeps objects that were overwritten or deleted."""
 
@@ -341,14 +350,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def legible(text: str) -> str:
-    """Return a library's or server's text for a message: short, printable, and without credentials in URLs."""
-    text = re.sub(r"//[^/@\s]+@", "//***@", text)
-    text = "".join(character if character.isprintable() else " " for character in text[: 4 * _DETAIL_CHARACTERS])
-    text = " ".join(text.split())
-    return text if len(text) <= _DETAIL_CHARACTERS else text[:_DETAIL_CHARACTERS] + "…"
 
 
 def is_plain(url: str) -> bool:

@@ -10,9 +10,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from custody.errors import ConfigurationError, FormatError, TerminalStoreError
+from custody.errors import ConfigurationError, FormatError, TerminalStoreError, legible
 from custody.format.times import as_utc
-from custody.store.protocol import READABLE, S3Options, check_key, check_prefix, is_plain, legible
+from custody.store.protocol import READABLE, S3Options, check_key, check_prefix, is_plain
 from custody.store.s3_errors import error_text, s3_errors, s3_failures
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from custody.errors import ObjectArchived, StoreError, TerminalStoreError, TransientStoreError
-from custody.store.protocol import legible, no_object, occupied
+from custody.errors import ObjectArchived, StoreError, TerminalStoreError, TransientStoreError, legible
+from custody.store.protocol import no_object, occupied
 
 
 class CallUnknown(TerminalStoreError):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from custody.archive.reader import first_sequence, manifests_from
+from custody.archive.reader import manifests_from
+from custody.archive.search import first_sequence
 from custody.errors import CustodyError, StoreError
 from custody.findings import Finding, Findings, finding
 from custody.format import layout

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from custody.cli import operators, render
-from custody.cli.terminal import echo, escape
-from custody.errors import ConfigurationError, CustodyError
+from custody.cli.terminal import echo
+from custody.errors import ConfigurationError, CustodyError, escape
 from custody.format.times import as_utc
 from tasks.settings import Settings
 
@@ -75,6 +75,9 @@ def drain(
         render.console().print(_import("flows.summaries").drain_table(results))
     else:
         _fail([f"no topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}"])
+    for result in results:
+        if result.headroom_unknown:
+            echo(escape(f"Headroom of {result.log} is unknown: {result.headroom_unknown}"), err=True)
     for result in indexed:
         if result.problem:
             echo(escape(f"Cannot be searched yet: {result.log}: {result.problem}"), err=True)

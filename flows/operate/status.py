@@ -20,6 +20,7 @@ from rich.text import Text
 
 from custody.cli import render, terminal
 from custody.cli.terminal import echo
+from custody.errors import escape
 from custody.format.times import duration_text
 from tasks.alert import TRY
 from tasks.health.model import Health, Level, LogHealth, Problem
@@ -173,7 +174,7 @@ def _table(logs: Sequence[LogHealth], names: Sequence[str], width: int) -> Table
     for log in logs:
         cells = [render.safe(_COLUMNS[name].cell(log)) for name in names]
         cells[0].stylize("dim" if log.ended else _STYLES[log.level])
-        made.add_row(render.safe(shorten(terminal.escape(log.log), width)), *cells)
+        made.add_row(render.safe(shorten(escape(log.log), width)), *cells)
     return made
 
 

@@ -1,5 +1,6 @@
 """The survey of an audit: checks the chains of its spans and the listings, and plans which pieces are read."""
 
+import logging
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, sealed_between
+from custody.archive.reader import Holds, choose_logs, find_tip, list_logs
+from custody.archive.search import sealed_between
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError
 from custody.findings import finding
@@ -23,7 +25,7 @@ from custody.format.manifest import Manifest
 from custody.format.times import format_time, parse_time
 from custody.query.tables import list_tables
 from custody.store.open import open_store
-from custody.store.protocol import Store
+from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
 from custody.verify.report import Report
 from custody.verify.run import verify
 from custody.verify.scope import Scope, Span
@@ -33,6 +35,8 @@ from tasks.audit.tables import check_tables
 from tasks.search.reconcile import compare_with_search
 from tasks.search.survey import Survey
 from tasks.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +71,11 @@ class Request:
     since: datetime | None = None
     until: datetime | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the audit is of the whole archive, as the nightly one is, and not of a part that somebody chose."""
+        return not (self.logs or self.since or self.until)
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What an audit reads, and the findings of its survey.
@@ -82,6 +91,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             for a log that was not surveyed, or whose chain is not valid.
         marks: for each log, where the next audit continues.
         findings: the survey's findings.
+        clock: seconds by which the host's clock is ahead of the store's; behind it, if negative. None below five
+            minutes, or if the store tells no time.
     """
 
     archive: str
@@ -93,6 +104,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     heads: dict[str, tuple[int, str]]
     marks: dict[str, Marks]
     findings: tuple[dict[str, Any], ...]
+    clock: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +154,12 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
             others += compare_with_search(settings, lambda search: survey(search).check_cursors(indexed))
             if not request.logs:
                 others += compare_with_search(settings, lambda search: survey(search).find_strays())
+        clock = _clock_error(store)
     turned = not request.since and not request.until
     if not turned and not surveyed:
         span = f"from {request.since or 'the beginning'} on and before {request.until or 'now'}"
-        others.append(finding("empty", f"nothing was audited: no statement was sealed {span}").to_dict())
+        chosen = f" of {', '.join(request.logs)}" if request.logs else ""
+        others.append(finding("empty", f"nothing was audited: no statement{chosen} was sealed {span}").to_dict())
     return Plan(
         archive=archive,
         sequence=tip.size,
@@ -156,7 +170,21 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         heads=_heads(report, reads, before),
         marks=_marks(report, reads, before, indexed, now, turned=turned),
         findings=(*(problem.to_dict() for problem in report.findings), *others),
+        clock=clock,
     )
+
+
+def _clock_error(store: Store) -> float | None:
+    """Return by how many seconds the host's clock is wrong by the store's, and log it; as `Plan.clock`."""
+    ahead = host_ahead(store)
+    if ahead is None or abs(ahead) <= CLOCK_SLACK:
+        return None
+    logger.warning(
+        "this host's clock is %.0f s %s the store's: correct the wrong one. The audit is signed with this host's time",
+        abs(ahead.total_seconds()),
+        "ahead of" if ahead > timedelta(0) else "behind",
+    )
+    return ahead.total_seconds()
 
 
 def _pieces(report: Report, reads: Mapping[Log, Sequence[_Read]], step: int) -> Iterator[Piece]:

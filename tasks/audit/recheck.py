@@ -26,7 +26,8 @@ from operator import attrgetter
 from confluent_kafka import TopicPartition
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_tip, first_sequence, list_logs, manifests_from, read_archive, read_batch
+from custody.archive.reader import Holds, find_tip, list_logs, manifests_from, read_archive, read_batch
+from custody.archive.search import first_sequence
 from custody.archive.trusted import Judge
 from custody.errors import CustodyError, FormatError, ObjectMissing, SourceError, StoreError
 from custody.findings import Finding, finding, loss_digest

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from custody.archive import signed_notes
-from custody.archive.reader import Holds, at_or_behind
+from custody.archive.reader import Holds
+from custody.archive.search import at_or_behind
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectExists, ObjectMissing
 from custody.findings import Finding, finding

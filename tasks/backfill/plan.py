@@ -18,16 +18,8 @@ from typing import Literal, TypeVar, get_args
 import msgspec
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import (
-    Holds,
-    after_hole,
-    choose_logs,
-    find_tip,
-    list_logs,
-    read_archive,
-    read_manifest,
-    sealed_between,
-)
+from custody.archive.reader import Holds, after_hole, choose_logs, find_tip, list_logs, read_archive, read_manifest
+from custody.archive.search import sealed_between
 from custody.archive.trusted import standing
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits

@@ -43,7 +43,8 @@ class LogResult:
         hanging: seconds for which an open transaction has held back records, if longer than `drain.hanging_seconds`.
         clock: seconds by which the host's clock is ahead of another; behind it, if negative. None below five minutes.
         headroom: of a log that is still behind, seconds until Kafka's retention deletes the first record that is not
-            archived; None if that is not known.
+            archived; None if nothing is, or no limit is known.
+        headroom_unknown: why that could not be found out, although the log is behind; None otherwise.
         vanished: whether Kafka no longer has the topic, and the archive has logs of it.
         problem: what went wrong, and what to do.
     """
@@ -67,6 +68,7 @@ class LogResult:
     clock: float | None = None
     headroom: float | None = None
     vanished: bool = False
+    headroom_unknown: str | None = None
     problem: str | None = None
 
     def stop(self, error: CustodyError) -> None:

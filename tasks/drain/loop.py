@@ -10,7 +10,7 @@ from itertools import groupby
 from custody.archive.writer import Entry
 from custody.errors import CustodyError, SourceRefused, TransientSourceError
 from custody.format.times import kafka_moment, parse_time
-from custody.store.protocol import Store
+from custody.store.protocol import CLOCK_SLACK, Store, host_ahead
 from tasks.drain.appends import HELD_BYTES, Appends
 from tasks.drain.context import Context
 from tasks.drain.intake import STALL_SECONDS, Intake, stalled
@@ -34,8 +34,6 @@ READ_RECORDS = 500
 """Records in one read from librdkafka. So few objects stay in the CPU's cache, which makes a read 40 % cheaper."""
 READ_SECONDS = 0.1
 """How long a read waits for records; also how soon a stop is noticed."""
-CLOCK_SECONDS = 300
-"""A difference between clocks that is reported. Time synchronization keeps hosts within a second."""
 MEASURED_LOGS = 8
 """At the end of a run, headroom is measured for this many of the logs that are behind: each takes a read."""
 
@@ -268,6 +266,7 @@ class Loop:
             try:
                 run.result.headroom = self._context.broker.seconds_left(*run.topic_partition, position)
             except CustodyError as error:
+                run.result.headroom_unknown = str(error)
                 logger.warning("%s: how long Kafka keeps its records is not known: %s", run.result.log, error)
 
 
@@ -295,7 +294,7 @@ def _topic_partition_of(message: Received) -> TopicPartition:
 
 
 def _clock_error(store: Store, run: LogRun, silence: timedelta) -> float | None:
-    """Return by how many seconds the host's clock differs from the others; None if by no more than `CLOCK_SECONDS`.
+    """Return by how many seconds the host's clock differs from the others; None if by no more than `CLOCK_SLACK`.
 
     The broker's append times and the statement before this run may be old. So they show that the host is ahead only if
     nothing was archived for more than a day and a heartbeat, which may be true. The roll believes no such jump either.
@@ -306,11 +305,11 @@ def _clock_error(store: Store, run: LogRun, silence: timedelta) -> float | None:
     stamps = [batch.kafka_time for batch in newest.statement.batches if batch.kafka_time] if newest else []
     told += (kafka_moment(stamp.max) or now for stamp in stamps if stamp.type == "append")
     differences = [now - moment for moment in told if moment > now]
-    ahead = store.capabilities.clock.ahead() if store.capabilities.clock else None
+    ahead = host_ahead(store)
     if ahead is not None:
         # The store's time is certain.
         differences.append(ahead)
     elif told and now - max(told) > silence:
         differences.append(now - max(told))
-    worst = max([*differences, timedelta(0)], key=abs).total_seconds()
-    return worst if abs(worst) > CLOCK_SECONDS else None
+    worst = max([*differences, timedelta(0)], key=abs)
+    return worst.total_seconds() if abs(worst) > CLOCK_SLACK else None

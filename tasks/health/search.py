@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from custody.archive.reader import at_or_behind
+from custody.archive.search import at_or_behind
 from custody.errors import FormatError, SearchError, StoreError
 from custody.format import layout
 from custody.format.layout import Log

@@ -9,7 +9,8 @@ So verification can always tell expiry from loss (FORMAT.md, `expired`). Rules f
 3. No single clock decides. The time is the earliest of the host's clock, the newest audit, and the store's clock (when
    the newest manifest was put). A statement or an audit that jumps ahead of all before it is no clock: `clock.py`. If
    the host's clock is more than a day ahead of all others, nothing is signed or deleted, unless an operator confirms
-   the host's clock. Then the host's clock is the time. The retention stays.
+   the host's clock. Then the host's clock is the time. The retention stays. A store that tells the time overrules the
+   operator: `check_confirmed`.
 4. Every statement that is used must be signed by a trusted key, within the key's span and end. Slots that a later
    statement passes over are skipped. At any other slot without such a statement the expiry fails, with a reason.
 5. Objects are deleted only up to the end of signed expiries that the retention allows. Statements that an audit found
@@ -29,7 +30,15 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import Tip, list_logs, read_manifest
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, read_trusted_archive
 from custody.archive.writer import Entry, LogWriter, put_checkpoint, writer_name
-from custody.errors import CustodyError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing, SignatureInvalid
+from custody.errors import (
+    ConfigurationError,
+    CustodyError,
+    FormatError,
+    HeadRollback,
+    KeyUnavailable,
+    ObjectMissing,
+    SignatureInvalid,
+)
 from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import Audit
@@ -39,7 +48,7 @@ from custody.format.times import parse_time, shift
 from custody.keys.trust import Trust
 from custody.query import tables
 from custody.store.open import open_store
-from custody.store.protocol import ObjectInfo, Store
+from custody.store.protocol import ObjectInfo, Store, host_ahead
 from custody.tlog.head import KnownHead
 from custody.tlog.signatures import KeyOrder
 from tasks.audit.signed import clean_audit
@@ -127,6 +136,22 @@ def _unknown(log: Log, error: CustodyError) -> Action:
     if isinstance(error, SignatureInvalid | HeadRollback):
         return Action("expire", str(log), "refused", f"{error}: nothing of this log is deleted")
     return Action("expire", str(log), "failed", f"it is not known what has expired: {error}")
+
+
+def check_confirmed(settings: Settings) -> None:
+    """Check a host's clock that an operator confirms against the time that the store tells now, if it tells one.
+
+    Raises:
+        ConfigurationError: the host's clock is more than a day ahead of the store's.
+        CustodyError: the archive cannot be opened, or does not answer.
+    """
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        store.exists(layout.ARCHIVE)
+        ahead = host_ahead(store)
+    if ahead is not None and ahead > AHEAD:
+        raise ConfigurationError(
+            f"this host's clock is {ahead} ahead of the clock of {store.url}, so it cannot be confirmed: set the clock"
+        )
 
 
 def read_clocks(settings: Settings) -> list[datetime]:

@@ -18,7 +18,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from typing import Any
 
-from custody.archive.reader import find_statement, list_logs, sealed_from
+from custody.archive.reader import list_logs
+from custody.archive.search import find_statement, sealed_from
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, SearchError
 from custody.format.layout import Log

@@ -11,7 +11,7 @@ from functools import cache
 
 from custody.errors import CustodyError
 from tasks.roll.clock import AHEAD
-from tasks.roll.expire import expire, read_clocks
+from tasks.roll.expire import check_confirmed, expire, read_clocks
 from tasks.roll.indices import roll_indices
 from tasks.roll.record import Action, record
 from tasks.roll.tiers import roll_bucket
@@ -48,7 +48,12 @@ def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False, confir
 
     Returns:
         All actions, also those that failed. If a step failed, its last action says why.
+
+    Raises:
+        CustodyError: the clock cannot be confirmed; see `check_confirmed`.
     """
+    if confirm_clock:
+        check_confirmed(settings)
     actions: list[Action] = []
     # The time is the same for all steps, also after a step that signs something.
     clocks = cache(lambda: read_clocks(settings))

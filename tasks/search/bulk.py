@@ -13,10 +13,9 @@ import msgspec
 from elasticsearch import ApiError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random_exponential
 
-from custody.errors import SearchError, TransientSearchError
+from custody.errors import SearchError, TransientSearchError, legible
 from custody.format.layout import Log
 from custody.format.times import format_time
-from custody.store.protocol import legible
 from tasks.search.client import LATER, Search
 from tasks.search.documents import ORIGIN, Documents
 

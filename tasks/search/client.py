@@ -10,9 +10,8 @@ from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, NodeConfig, SerializationError, TlsError, Urllib3HttpNode
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 
-from custody.errors import ConfigurationError, SearchError, TransientSearchError
+from custody.errors import ConfigurationError, SearchError, TransientSearchError, legible
 from custody.format import limits
-from custody.store.protocol import legible
 from tasks.settings import SearchSettings
 
 REQUEST_SECONDS = 30

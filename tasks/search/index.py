@@ -20,7 +20,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest, sealed_between
+from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
+from custody.archive.search import sealed_between
 from custody.archive.trusted import standing
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, time, timedelta
 
 from elasticsearch import NotFoundError
 
-from custody.archive.reader import Holds, Tip, at_or_behind, find_statement, find_tip, sealed_from
+from custody.archive.reader import Holds, Tip, find_tip
+from custody.archive.search import at_or_behind, find_statement, sealed_from
 from custody.errors import ObjectMissing
 from custody.findings import Finding, Severity, finding
 from custody.format import layout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import custody
-from custody.archive import reader
+from custody.archive import reader, search
 from custody.archive.trusted import standing
 from custody.format import audit as form
 from custody.format.times import EPOCH, format_time, kafka_moment, moment_of, parse_time, shift
@@ -72,11 +72,11 @@ def test_searches_by_time_need_no_order(tmp_path: Path, seed: int) -> None:
     for _ in range(30):
         since, until = sorted(chance.choices([*moments, NOW, NOW + 9 * YEAR], k=2))
         for low, high in ((since, until), (since, None), (None, until)):
-            sequences = reader.sealed_between(store, log, 40, low, high, holds)
+            sequences = search.sealed_between(store, log, 40, low, high, holds)
             assert list(sequences) == chosen(moments, low, high), seed
         first = chance.randrange(200)
         young = [sequence for sequence in range(first // 5, 40) if moments[sequence] >= since]
-        assert reader.sealed_from(store, log, first, since, holds) == (young[0] * 5 if young else 200), seed
+        assert search.sealed_from(store, log, first, since, holds) == (young[0] * 5 if young else 200), seed
 
 
 WRONG = {

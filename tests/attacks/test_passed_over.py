@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import custody
-from custody.archive import reader
+from custody.archive import reader, search
 from custody.archive.forms import statements_of
 from custody.archive.reader import find_tip
 from custody.archive.resume import find_checked_tip
@@ -191,8 +191,8 @@ def sealed(_scene: Scene, log: Builder, store: Store, trust: Trust) -> object:
     holds = standing(store, None, trust)(LOG)
     size = find_tip(store, LOG, holds).head.size
     moments = [log.clock - timedelta(seconds=seconds) for seconds in range(0, 100, 10)]
-    ends = [reader.sealed_from(store, LOG, 0, moment, holds) for moment in moments]
-    untils = [list(reader.sealed_between(store, LOG, size, None, moment, holds)) for moment in moments]
+    ends = [search.sealed_from(store, LOG, 0, moment, holds) for moment in moments]
+    untils = [list(search.sealed_between(store, LOG, size, None, moment, holds)) for moment in moments]
     return ends, untils
 
 
@@ -277,11 +277,18 @@ def test_a_forged_end_does_not_end_the_comparison(scene: Scene) -> None:
 
 def test_readers_are_told_what_is_valid() -> None:
     """No function that reads entries has a default for what is valid."""
-    named = [one for _, one in inspect.getmembers(reader, inspect.isfunction) if one.__module__ == reader.__name__]
+    named = [
+        each
+        for module in (reader, search)
+        for _, each in inspect.getmembers(module, inspect.isfunction)
+        if each.__module__ == module.__name__
+    ]
     asked = [one for one in named if "holds" in inspect.signature(one).parameters]
     assert len(asked) >= 10
     assert all(inspect.signature(one).parameters["holds"].default is inspect.Parameter.empty for one in asked)
-    assert {"read_manifest", "read_audit", "manifests_from", "find_tip"} <= {one.__name__ for one in asked}
+    assert {"read_manifest", "read_audit", "manifests_from", "find_tip", "find_statement"} <= {
+        one.__name__ for one in asked
+    }
 
 
 # --- too large

@@ -176,7 +176,8 @@ def ended(installation: Installation) -> Iterator[None]:
     finally:
         left = [process for process in psutil.process_iter() if str(installation.folder) in _environment(process)]
         for process in left:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(left, timeout=10)
         if installation.process is not None:
             installation.process.wait()

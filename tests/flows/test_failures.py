@@ -1,13 +1,14 @@
 """Each failed run emits the event that an alert waits for, whatever the failure."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prefect import Flow
+from rich.console import Console
 
 import flows.audit
 import flows.backfill
@@ -17,6 +18,7 @@ import flows.roll
 from flows.alert import alert
 from flows.operate.sample import sample_events
 from flows.operate.up import DEPLOYMENTS
+from flows.summaries import drain_table
 from tasks.drain import apart
 from tasks.drain.log_run import LogResult
 from tests.helpers.environment import clear_settings
@@ -67,6 +69,54 @@ def test_any_exception_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyP
     assert state.is_failed()
     assert [event for event, _ in emitted] == [f"custody.{name}.failed"]
     assert "nested too deep" in emitted[0][1]["problem"]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_part_is_no_nightly_audit(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only an audit of the whole archive keeps the alarm about silence quiet, with whatever verdict it ends."""
+    monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
+    monkeypatch.setenv("CUSTODY_AUDIT__REPORT", "false")
+    triggers = {
+        trigger["name"]: trigger["expect"]
+        for deployment in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+        for trigger in deployment.get("triggers", ())
+    }
+    assert triggers["custody-audit-silent"] == ["custody.audit.ended"]
+    future = datetime(2096, 1, 1, tzinfo=UTC)
+    for part in ({"since": future}, {"until": BEGIN}, {"until": future}, {"logs": ["audit.grows"]}):
+        assert flows.audit.audit(**part, return_state=True).is_completed()
+        assert emitted == []
+    for number, full in enumerate((False, True), 4):
+        assert flows.audit.audit(full=full, return_state=True).is_completed()
+        assert emitted.pop() == ("custody.audit.ended", {"verdict": "verified", "audit": number})
+    segment = next(Path(tmp_path).rglob("events/**/*.gz"))
+    segment.unlink()
+    segment.write_bytes(b"")
+    for parameters, names in (
+        ({"until": future}, ["custody.audit.failed"]),
+        ({"full": True}, ["custody.audit.ended", "custody.audit.failed"]),
+    ):
+        emitted.clear()
+        assert flows.audit.audit(**parameters, return_state=True).is_failed()
+        assert [event for event, _ in emitted] == names
+
+
+@pytest.mark.usefixtures("server")
+def test_a_wrong_clock_is_an_event(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alert about clocks waits for audits too."""
+    monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
+    monkeypatch.setenv("CUSTODY_AUDIT__REPORT", "false")
+    monkeypatch.setattr("tasks.audit.plan.host_ahead", lambda _: timedelta(minutes=6))
+    assert flows.audit.audit(return_state=True).is_completed()
+    assert [event for event, _ in emitted] == ["custody.clock.wrong", "custody.audit.ended"]
+    assert emitted[0][1] == {"seconds": 360.0}
+    (trigger,) = (
+        trigger
+        for deployment in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+        for trigger in deployment.get("triggers", ())
+        if trigger["expect"] == ["custody.clock.wrong"]
+    )
+    assert "custody.audit" in trigger["match"]["prefect.resource.id"]
 
 
 def test_an_alert_waits_for_each_failure() -> None:
@@ -154,6 +204,29 @@ def test_unreadable_records(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, k
     assert flows.drain.drain(once=True, return_state=True).is_completed()
     assert [event for event, _ in emitted] == ["custody.log.unreadable", "custody.drain.completed"]
     assert emitted[0][1]["offsets"] == 1
+
+
+@pytest.mark.usefixtures("server")
+def test_unknown_headroom(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose headroom is not known says so in its message and its table, and why. It does not fail for it."""
+    results = [LogResult(f"a/{number}", lag=9, headroom_unknown="Kafka says no") for number in range(5)]
+    report = flows.drain.RunReport((*results, LogResult("b/0", lag=9, headroom=1e6)), 1.0)
+    tables: list[Any] = []
+    monkeypatch.setattr(flows.drain, "_run", lambda *_: report)
+    monkeypatch.setattr(flows.drain, "publish_table", lambda _, rows, summary: tables.append((rows, summary)))
+    state = flows.drain.drain(return_state=True)
+    assert state.is_completed()
+    ((rows, summary),) = tables
+    assert summary == state.message
+    assert "Headroom of a/0: unknown. Kafka says no. Headroom of a/1" in summary
+    assert "of 2 more logs" in summary
+    assert [row["headroom"] for row in rows] == ["unknown"] * 5 + [1e6]
+    assert [event for event, _ in emitted] == ["custody.drain.completed"]
+    shown = Console(width=160)
+    with shown.capture() as captured:
+        shown.print(drain_table(report.results))
+    assert captured.get().count("unknown") == 5
+    assert "277.8 h" in captured.get()
 
 
 @pytest.mark.parametrize(("headroom", "problems"), [(None, 0), (21_601.0, 0), (21_599.0, 1), (-5.0, 1)])

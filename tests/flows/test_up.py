@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import stat
 import urllib.error
 import urllib.request
@@ -90,7 +91,7 @@ def check_doors(made: Guarded) -> None:
     own = [Subprotocol("prefect")]
     for path in SOCKETS:
         url = f"{made.url.replace('http', 'ws')}/api/{path}"
-        forged = {"event": "custody.audit.passed", "resource": {"prefect.resource.id": "custody.audit"}}
+        forged = {"event": "custody.audit.ended", "resource": {"prefect.resource.id": "custody.audit"}}
         assert not asyncio.run(hears(url, None, forged))
         for token in (None, "", "custody:wrong"):
             assert not asyncio.run(hears(url, own, {"type": "auth", "token": token}))
@@ -110,8 +111,32 @@ def check_secrets(made: Guarded) -> None:
         assert password not in line
         if "server start" in line or "uvicorn" in line:
             assert PASSPHRASE not in variables.values()
+            assert _umask(process.pid) == 0o077
         elif "worker start" in line:
             assert variables["CUSTODY_KEYRING_PASSPHRASE"] == PASSPHRASE
+            # Its runs write the archive, which others may be meant to read.
+            assert _umask(process.pid) == _umask(os.getpid())
+
+
+def check_runs(made: Guarded) -> None:
+    """Check that the run of an alert has no passphrase in its environment, and that of a roll has."""
+    for deployment, parameters, expected in (("alert/now", {"title": "a test"}, ""), ("roll/daily", {}, PASSPHRASE)):
+        run = made.start(deployment, **parameters)
+        seen: list[str | None] = []
+
+        def started(run: str = run, seen: list[str | None] = seen) -> bool:
+            variables = [_variables(process) for process in made.running()]
+            seen[:] = [each.get("CUSTODY_KEYRING_PASSPHRASE") for each in variables if run in each.values()]
+            return bool(seen)
+
+        made.wait(started, 120, f"a run of {deployment}")
+        assert set(seen) == {expected}
+        made.finish(run)
+
+
+def _umask(pid: int) -> int:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Umask:"))
+    return int(line.split()[1], 8)
 
 
 def _variables(process: psutil.Process) -> dict[str, str]:
@@ -157,6 +182,7 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     assert made["audit-nightly"]["paused"]
     enabled = {each["name"]: each["enabled"] for each in installation.prefect("automations/filter")}
     assert [name for name, on in enabled.items() if not on] == ["custody-audit-silent"]
+    check_runs(installation)
     assert installation.end() == 0
 
 

@@ -16,7 +16,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge
 from custody.archive.writer import put_checkpoint
-from custody.cli.terminal import escape
+from custody.errors import escape
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
 from custody.keys.key import Ed25519Key

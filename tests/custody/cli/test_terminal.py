@@ -1,19 +1,26 @@
 """What is printed or logged: through one door, harmless, and never what decides an exit code."""
 
 import ast
+import contextlib
 import json
 import logging
 import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from custody.cli import main, render
 from custody.cli.terminal import echo, escape_logs
 from custody.errors import StoreError
+from custody.keys.keyring import new_keyring
+from flows.operate import cli as operating
 from tests.helpers.sample import Sample
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +110,7 @@ REDIRECTIONS = {
 }
 
 
-def run(arguments: str, way: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(arguments: str, way: str, folder: Path, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """Run a command with its output as `way` says."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CUSTODY_", "PYTHON", "LC_"))}
     environment = {**kept, "PYTHONPATH": str(ROOT), **ENCODINGS.get(way, {})}
@@ -113,7 +120,8 @@ def run(arguments: str, way: str, folder: Path) -> subprocess.CompletedProcess[s
         ["bash", "-c", line],
         cwd=folder,
         env=environment,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         check=False,
         timeout=60,
         encoding="latin-1",
@@ -157,6 +165,76 @@ def test_a_result_that_could_not_be_written(sample: Sample, tmp_path: Path, way:
         *("config", "config --json", "bucket s3://bucket --wanted"),
     ):
         assert run(command, way, tmp_path).returncode == (1 if "full" in way else 0), command
+
+
+WITH_JSON: dict[str, Mapping[str, int]] = {
+    "verify": {"verify --workers 0": 0, "verify altered --workers 0": 13},
+    "check-evidence": {"check-evidence proof --keys {keys}": 0, "check-evidence proof --keys file:others": 12},
+    "query": {"query 'FROM manifests'": 0},
+    "keys list": {"keys list": 0},
+    "config": {"config": 0},
+    "status": {"status": 0},
+}
+"""For each command that can print JSON: arguments, and the exit code of each."""
+VERDICTS = {"verify", "check-evidence"}
+"""Commands whose exit code is a verdict. The others have failed if nobody got their output."""
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all commands of an app with their names."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+def test_each_command_that_prints_json_is_tested() -> None:
+    """The next test leaves no command out, an operator's neither."""
+    every = [*commands(get_command(main.app)), *commands(get_command(operating.app))]
+    assert len(every) >= 25
+    assert {name for name, each in every if any("--json" in option.opts for option in each.params)} == set(WITH_JSON)
+
+
+@pytest.mark.parametrize("how", ["full", "no reader"])
+@pytest.mark.parametrize("command", WITH_JSON)
+def test_lost_output_is_said(altered: Sample, sample: Sample, tmp_path: Path, command: str, how: str) -> None:
+    """On a full disk or a closed pipe, stderr says that output was lost, and an exit code is still the verdict's."""
+    keys = f"file:{sample.keyring}"
+    (tmp_path / "custody.toml").write_text(f'archive = "{sample.folder}"\nkeys = "{keys}"\n')
+    new_keyring(tmp_path / "others", datetime.now(UTC))
+    if command == "check-evidence":
+        first = next(iter(sample.events))
+        for line in ("checkpoint --write", f"evidence {sample.log} {first} -o proof --whole-batch"):
+            made = run(f"{line} --archive altered", "", tmp_path)
+            assert made.returncode == 0, made.stderr
+    damaged = next((altered.folder / "events").rglob("*.gz"))
+    damaged.unlink()
+    damaged.write_bytes(b"altered")
+    for line, code in WITH_JSON[command].items():
+        arguments = f"{line.format(keys=keys)} --json"
+        whole = run(arguments, "", tmp_path)
+        assert (whole.returncode, "could not be written" in whole.stderr) == (code, False)
+        assert json.loads(whole.stdout if command == "config" else whole.stdout.splitlines()[0])
+        with broken(how) as stdout:
+            lost = run(arguments, "", tmp_path, stdout)
+        assert lost.returncode == (1 if how == "full" and command not in VERDICTS else code)
+        said = [said for said in lost.stderr.splitlines() if "the output could not be written in full" in said]
+        assert (len(said), "Traceback" in lost.stderr) == (1, False)
+
+
+@contextlib.contextmanager
+def broken(how: str) -> Iterator[int]:
+    """Open a stdout on which nothing can be written: a full disk, or a pipe that nobody reads."""
+    if how == "full":
+        writer = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
 
 
 @pytest.mark.parametrize("arguments", ["keys list", "keys list --json", "status", "status --json"])

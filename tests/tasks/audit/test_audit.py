@@ -151,6 +151,42 @@ def test_time_range(growing: Growing) -> None:
     assert spans(growing, 2)[-1] == (9, 12, "new")
 
 
+def test_an_empty_range_says_so(growing: Growing) -> None:
+    """An audit that reads nothing signs that, with its range and logs, and no word of the whole archive."""
+    growing.append(2)
+    run(growing)
+    later = datetime.now(UTC) + timedelta(days=30)
+    for logs, words in (((), "no statement was sealed"), ((growing.log,), f"no statement of {growing.log} was sealed")):
+        outcome = run(growing, Request(logs=logs, since=later))
+        (problem,) = outcome.findings
+        assert (problem["finding"], outcome.counts.get("statements", 0)) == ("empty", 0)
+        assert problem["message"] == f"nothing was audited: {words} from {later} on and before now"
+        assert audit_of(growing, outcome.sequence).covered == {}
+
+
+@pytest.mark.parametrize("minutes", [-10, 0, 10])
+def test_a_wrong_clock_is_noticed(
+    growing: Growing,
+    seaweed: SeaweedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    minutes: int,
+) -> None:
+    """An audit of a bucket says by how much the host's clock is wrong. A folder tells no time."""
+    seaweed.use(monkeypatch)
+    growing.append(1)
+    monkeypatch.setattr("custody.store.s3_client.datetime", shifted(timedelta(minutes=minutes)))
+    options = S3Options(endpoint_url=seaweed.endpoint_url)
+    store = open_store(f"s3://{seaweed.make_bucket()}/a", options)
+    for path in filter(Path.is_file, growing.folder.rglob("*")):
+        store.create(path.relative_to(growing.folder).as_posix(), path.read_bytes())
+    given = Settings(archive=store.url, keys=f"file:{growing.keyring}", s3=options)
+    clock = plan_audit(given, ALL, datetime.now(UTC)).clock
+    assert (clock and round(clock / 60)) == (minutes or None)
+    assert ("this host's clock is" in caplog.text) == bool(minutes)
+    assert plan_audit(settings(growing), ALL, datetime.now(UTC)).clock is None
+
+
 def test_one_log(growing: Growing) -> None:
     """An audit of some logs keeps the others' heads; one that does not exist is named."""
     other = Growing(growing.root, partition=1)

@@ -59,6 +59,7 @@ from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
 from tasks.drain.kafka import (
     LOG_TRUNCATION,
+    Broker,
     Feed,
     Received,
     contradiction,
@@ -1518,6 +1519,23 @@ def test_headroom(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str) -> Non
     read_nothing(monkeypatch)
     (result,) = drain_logs(site.settings(topic), seconds=1)
     assert result.headroom == (None if expected is None else pytest.approx(expected, abs=49))
+
+
+def test_headroom_that_cannot_be_known(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Kafka does not say how long it keeps what a log waits for, the result says so, each time, with the reason."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("unknown"))
+    only(site.drain(topic))
+    send(site.kafka.producer(), topic, events(10))
+    read_nothing(monkeypatch)
+
+    def refuse(*_: object) -> None:
+        raise SourceRefused(f"{topic}: its retention cannot be read: not allowed")
+
+    monkeypatch.setattr(Broker, "seconds_left", refuse)
+    for _ in range(2):
+        (result,) = drain_logs(site.settings(topic), seconds=1)
+        assert result.headroom is None
+        assert result.headroom_unknown == f"{topic}: its retention cannot be read: not allowed"
 
 
 def test_a_topic_that_vanishes(site: Site) -> None:

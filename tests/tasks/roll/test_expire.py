@@ -476,6 +476,26 @@ def test_a_silence_that_an_operator_confirms(growing: Growing) -> None:
     assert (signed.what, signed.outcome, len(deleted)) == ("expire", "done", 4)
 
 
+@pytest.mark.parametrize("days", [0, 2600])
+def test_no_operator_overrules_the_stores_clock(
+    growing: Growing, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """A clock that a bucket contradicts cannot be confirmed. One that the bucket agrees with can."""
+    seaweed.use(monkeypatch)
+    url, options = f"s3://{seaweed.make_bucket()}/archive", S3Options(endpoint_url=seaweed.endpoint_url)
+    store = open_store(url, options)
+    for path in filter(Path.is_file, growing.folder.rglob("*")):
+        store.create(path.relative_to(growing.folder).as_posix(), path.read_bytes())
+    given, wrong = settings(growing, url, days=2555, s3=options), timedelta(days=days)
+    monkeypatch.setattr("custody.store.s3_client.datetime", shifted(wrong))
+    if days:
+        with pytest.raises(ConfigurationError, match=r"2600 days, .* ahead of the clock of s3://.*set the clock"):
+            roll_all(given, NOW + wrong, confirm_clock=True)
+    else:
+        assert "failed" not in {action.outcome for action in roll_all(given, NOW, confirm_clock=True)}
+    assert len(list(store.list("events/"))) == 4
+
+
 def test_a_confirmed_clock_keeps_the_retention(growing: Growing) -> None:
     """Who confirms the clock does not shorten the retention, and without a need to confirm nothing is said."""
     (confirmed,) = expire(settings(growing, days=2555), NOW + timedelta(days=2000), confirm_clock=True)

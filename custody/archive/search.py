@@ -1,0 +1,163 @@
+"""Finds the statements of a log that have an offset or a time.
+
+Searches for an offset take O(log n) reads. Searches for a time read every manifest: clocks go wrong, so times follow no
+order. All of them step over slots without a valid entry in the same way: if a later entry passes over it, they do too.
+The parameter `holds` is that of `reader`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+from custody.archive.reader import Holds, find_tip, manifests_from, read_manifest
+from custody.errors import FormatError, ObjectMissing
+from custody.format import limits
+from custody.format.layout import Log
+from custody.format.manifest import Manifest, Statement
+from custody.format.times import parse_time
+from custody.store.protocol import Store
+
+_PARALLEL = 32
+
+
+def first_sequence(
+    store: Store,
+    log: Log,
+    size: int,
+    wanted: Callable[[Statement], bool],
+    holds: Holds[Manifest],
+) -> int:
+    """Return the first wanted one of a log's `size` sequences, `size` if there is none, in O(log n) reads.
+
+    Args:
+        store: the archive.
+        log: the log.
+        size: how many slots are searched.
+        wanted: false for all statements before some sequence, true from there on.
+        holds: whether an entry is valid where it stands.
+
+    Raises:
+        ObjectMissing: a manifest that was needed does not exist.
+        FormatError: a manifest does not parse, or is not valid in its slot.
+        StoreError: the store does not give it.
+    """
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        number, entry = at_or_behind(store, log, middle, size, holds)
+        if wanted(entry.statement):
+            high = middle
+        else:
+            low = number + 1
+    return low
+
+
+def at_or_behind(store: Store, log: Log, sequence: int, end: int, holds: Holds[Manifest]) -> tuple[int, Manifest]:
+    """Return the manifest of a sequence. If its slot was passed over, return the one that passes over it.
+
+    Args:
+        store: the archive.
+        log: the log.
+        sequence: of the slot.
+        end: how many slots the log has.
+        holds: whether an entry is valid where it stands.
+
+    Raises:
+        ObjectMissing: the manifest is not there, and was not passed over.
+        FormatError: it does not parse, or is not valid there, and was not passed over.
+        StoreError: the store does not give it.
+    """
+    try:
+        return sequence, read_manifest(store, log, sequence, holds)
+    except (ObjectMissing, FormatError) as error:
+        last = min(end, sequence + 1 + limits.PASSED_OVER)
+        for number, entry in manifests_from(store, log, sequence + 1, last, holds):
+            if number - len(entry.statement.passed_over) <= sequence:
+                return number, entry
+            raise error from None
+        raise
+
+
+def sealed_between(
+    store: Store,
+    log: Log,
+    size: int,
+    since: datetime | None,
+    until: datetime | None,
+    holds: Holds[Manifest],
+    *,
+    first: int = 0,
+) -> Sequence[int]:
+    """Return which of a log's sequences `[first, size)` were sealed from `since` on and before `until`, in order.
+
+    Reads all manifests if there is a bound. Nothing else is sound: days in keys are Kafka's, and a copy of an archive
+    has new dates. A slot that was passed over goes with the statement that passes over it. Any other slot without a
+    valid statement is included, because its time is not known. Raises StoreError if the store does not give one.
+    """
+    if since is None and until is None:
+        return range(first, size)
+    chosen: list[int] = []
+    for sequence, statement in _statements(store, log, range(first, size), holds):
+        if statement is not None:
+            sealed_at = parse_time(statement.sealed_at)
+            if (since and sealed_at < since) or (until and sealed_at >= until):
+                while chosen and chosen[-1] >= sequence - len(statement.passed_over):
+                    chosen.pop()
+                continue
+        chosen.append(sequence)
+    return chosen
+
+
+def sealed_from(store: Store, log: Log, first: int, moment: datetime, holds: Holds[Manifest]) -> int:
+    """Return where, from an offset on, a log's first statement sealed at or after a time begins; else the log's end.
+
+    Reads each manifest up to there. So a statement that a wrong clock sealed long ago makes no later one old. Raises as
+    `first_sequence`.
+    """
+    tip = find_tip(store, log, holds)
+    size = tip.head.size
+    start = first_sequence(store, log, size, lambda statement: statement.next_offset > first, holds)
+    position: int | None = None
+    for sequence, statement in _statements(store, log, range(start, size), holds):
+        if statement is None:
+            continue
+        if position is not None and statement.first_offset != position:
+            raise FormatError(f"no valid statement of {log} before sequence {sequence} has offset {position}")
+        if parse_time(statement.sealed_at) >= moment:
+            return statement.first_offset
+        position = statement.next_offset
+    return tip.newest.statement.next_offset if tip.newest else 0
+
+
+def _statements(
+    store: Store, log: Log, sequences: range, holds: Holds[Manifest]
+) -> Iterator[tuple[int, Statement | None]]:
+    """Yield some sequences with their statements, None for slots without a valid one. Raises StoreError."""
+
+    def read(sequence: int) -> Statement | None:
+        try:
+            return read_manifest(store, log, sequence, holds).statement
+        except (ObjectMissing, FormatError):
+            return None
+
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        for start in range(0, len(sequences), _PARALLEL):
+            several = sequences[start : start + _PARALLEL]
+            yield from zip(several, threads.map(read, several), strict=True)
+
+
+def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:
+    """Return the sequence and manifest that account for an offset, None if none does. Raises as `first_sequence`.
+
+    Args:
+        store: the archive.
+        log: the log.
+        offset: of the record in Kafka.
+        holds: whether an entry is valid where it stands.
+    """
+    size = find_tip(store, log, holds).head.size
+    sequence = first_sequence(store, log, size, lambda statement: statement.next_offset > offset, holds)
+    if sequence == size:
+        return None
+    sequence, entry = at_or_behind(store, log, sequence, size, holds)
+    return (sequence, entry) if entry.statement.first_offset <= offset else None
