@@ -39,6 +39,10 @@ def drain_table(results: "Sequence[LogResult]") -> Table:
     return table
 
 
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else duration_text(seconds)
+
+
 def index_table(results: "Sequence[IndexResult]") -> Table:
     """Return a table with one row a log: what was indexed of it."""
     table = render.table("log", "#created", "#already there", "#rejected", "#next statement", "#behind")
