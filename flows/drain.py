@@ -130,6 +130,10 @@ def _report_search(indexed: "Sequence[IndexResult]") -> None:
     """Emit an event for each log that cannot be searched in full. Nothing is lost, so the run does not fail."""
     limit = Settings().search.behind_seconds
     for result in indexed:
+        if result.rejected:
+            get_run_logger().warning(
+                "%s is archived, but not all of it can be searched: %s", result.log, result.rejections
+            )
         if result.problem is None and result.behind <= limit:
             continue
         problem = result.problem or f"the index is {result.behind:,.0f} s behind the archive"

@@ -81,6 +81,8 @@ def drain(
     for result in indexed:
         if result.problem:
             echo(escape(f"Cannot be searched yet: {result.log}: {result.problem}"), err=True)
+        if result.rejected:
+            echo(escape(f"Cannot be searched: {result.log}: {result.rejections}"), err=True)
     _fail([result.problem for result in results if result.outcome == "failed"])
 
 
@@ -91,7 +93,14 @@ def index(
     """Index archived events that Elasticsearch lacks, now. The drain does this too, after each manifest."""
     results = _import("tasks.search.index").index_logs(Settings(), logs or ())
     render.console().print(_import("flows.summaries").index_table(results))
-    _fail([f"{result.log}: {result.problem}" for result in results if result.problem])
+    rejections = [f"{result.log}: {result.rejections}" for result in results if result.rejected]
+    problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
+    if rejections and not any(result.created or result.there for result in results):
+        problems += ["nothing was indexed", *rejections]
+    else:
+        for rejection in rejections:
+            echo(escape(rejection), err=True)
+    _fail(problems)
 
 
 @app.command()

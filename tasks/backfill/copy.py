@@ -225,9 +225,14 @@ class _Copy:
         done, request = self._done, self._plan.request
         if done.created or done.there or done.left_out or (request.target == "tables" and not done.parts):
             return
-        reason = (
-            f"the target rejected all {done.rejected:,} events" if done.rejected else "the archive has no such event"
-        )
+        reason = "the archive has no such event"
+        if done.rejected:
+            reason = f"the target rejected all {done.rejected:,} events"
+        if done.reasons:
+            # Elasticsearch's; a topic has no list of them.
+            reason += (
+                f", most often because of {done.reasons.most_common(1)[0][0]}; <search.prefix>-rejected lists each"
+            )
         done.problems.append(f"nothing was copied: {reason}, {request.since} to {request.until}")
 
     def _copy(self, part: Part, fetched: Iterator[Future[_Fetched]]) -> None:

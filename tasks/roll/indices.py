@@ -21,16 +21,16 @@ from typing import Any
 from custody.archive.reader import list_logs
 from custody.archive.search import find_statement, sealed_from
 from custody.archive.trusted import standing
-from custody.errors import CustodyError, SearchError
+from custody.errors import CustodyError, SearchError, TransientSearchError
 from custody.format.layout import Log
 from custody.format.times import moment_of, parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.audit.signed import Coverage
-from tasks.roll.record import Action, act
+from tasks.roll.record import Action, What, act
 from tasks.search.client import Search
 from tasks.search.documents import RESTORED_AT, TIER, index_day, index_name, is_restored, out_of_range_name
-from tasks.search.indices import prepare
+from tasks.search.indices import differing_indices, prepare
 from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
 from tasks.settings import Settings
 
@@ -90,6 +90,8 @@ class IndexRoll:
         self._coverage: Coverage | None = None
         self._lost: frozenset[str] = frozenset()
         """Indices with an unassigned shard."""
+        self._odd: dict[str, str] = {}
+        """Indices that are not as the template makes them, and how. What searches say of them proves nothing."""
 
     def run(self) -> Iterator[Action]:
         """Do everything that is due, and yield each action."""
@@ -98,6 +100,7 @@ class IndexRoll:
         days = {name: index_day(self._search.prefix, name) for name in made}
         daily = {name: day for name, day in days.items() if day is not None}
         self._lost = self._find_lost()
+        self._odd = self._find_odd()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in daily:
             yield act("create", tomorrow, lambda: self._create(tomorrow), dry_run=self._dry)
@@ -106,7 +109,7 @@ class IndexRoll:
             if day < oldest:
                 yield self._delete(name, f"{(self._earliest.date() - day).days} days old")
             elif (today - day).days > SETTLED_DAYS:
-                yield from self._age(name, day, today)
+                yield from self._go_on(name, "merge", partial(self._age, name, day, today))
         yield from self._end_restored(made)
         for name, end in (
             (out_of_range_name(self._search.prefix), self._end_out_of_range),
@@ -114,8 +117,24 @@ class IndexRoll:
         ):
             if name in self._lost:
                 yield Action("delete", name, "refused", f"{UNKNOWN}: {LOST}")
+            elif name in self._odd:
+                yield Action("delete", name, "failed", f"{UNKNOWN}: {self._odd[name]}")
             elif name in made:
-                yield from end(name, oldest)
+                yield from self._go_on(name, "delete", partial(end, name, oldest))
+
+    @staticmethod
+    def _go_on(name: str, what: What, actions: Callable[[], Iterator[Action]]) -> Iterator[Action]:
+        """Yield the actions on an index. If Elasticsearch refuses, that is one of them: other indices are still due.
+
+        Raises:
+            TransientSearchError: Elasticsearch does not answer.
+        """
+        try:
+            yield from actions()
+        except TransientSearchError:
+            raise
+        except SearchError as error:
+            yield Action(what, name, "failed", str(error))
 
     # --- the present state
 
@@ -123,15 +142,32 @@ class IndexRoll:
         """Return the indices with an unassigned shard. Some calls would wait a minute for it, others ignore it."""
         with self._search.errors("reading the health of its indices"):
             health = self._search.client.cluster.health(
-                index=f"{self._search.prefix}-*", level="indices", filter_path="indices.*.status"
+                index=f"{self._search.prefix}-*",
+                level="indices",
+                filter_path="indices.*.status",
+                expand_wildcards="all",
             ).body
         return frozenset(name for name, index in health.get("indices", {}).items() if index["status"] == "red")
+
+    def _find_odd(self) -> dict[str, str]:
+        """Return the indices of events that are not as the template makes them, and how."""
+        differing = differing_indices(self._search, f"{self._search.prefix}-*")
+        own = {self._search.cursors, self._search.rejected}
+        return {
+            name: f"it is not as the template makes it ({difference}): set that right, or delete the index"
+            for name, (difference, _) in differing.items()
+            if difference and name not in own
+        }
 
     def _made(self) -> dict[str, datetime]:
         """Return all indices, and when each was created."""
         with self._search.errors("listing its indices"):
             created = self._search.client.indices.get_settings(
-                index=f"{self._search.prefix}-*", name="index.creation_date", flat_settings=True
+                index=f"{self._search.prefix}-*",
+                name="index.creation_date",
+                flat_settings=True,
+                # Also those that somebody closed or hid.
+                expand_wildcards="all",
             ).body
             return {
                 name: moment_of(int(index["settings"]["index.creation_date"]) / 1000) for name, index in created.items()
@@ -144,6 +180,9 @@ class IndexRoll:
             self._search.create_index(name)
 
     def _age(self, name: str, day: date, today: date) -> Iterator[Action]:
+        if name in self._odd:
+            yield Action("merge", name, "failed", self._odd[name])
+            return
         with self._search.errors(f"reading the settings of {name}"):
             answer = self._search.client.indices.get_settings(index=name, flat_settings=True, ignore_unavailable=True)
             if name not in answer:
@@ -155,6 +194,8 @@ class IndexRoll:
         if name in self._lost:
             yield Action("merge", name, "refused", LOST)
             return
+        with self._search.errors(f"searching {name}"):
+            self._search.find(index=name, size=0)
         with self._search.errors(f"counting the segments of {name}"):
             segments = self._search.client.indices.stats(index=name, metric="segments")["indices"][name]["primaries"]
         shards = int(present.get("index.number_of_shards", 1))
@@ -191,10 +232,14 @@ class IndexRoll:
         """Delete an index if signed audits have verified all its events."""
         if self._keep:
             return Action("delete", name, "refused", CLOCK)
+        if name in self._odd:
+            return Action("delete", name, "failed", f"{UNKNOWN}: {self._odd[name]}")
         try:
             why = self._unverified(name) if name not in self._lost else f"{UNKNOWN}: {LOST}"
         except CustodyError as error:
             why = f"{UNKNOWN}: {error}"
+            if isinstance(error, SearchError) and not isinstance(error, TransientSearchError):
+                return Action("delete", name, "failed", why)
         if why is not None:
             return Action("delete", name, "refused", why)
         verified = f"{age}, and all its events verified"
@@ -210,10 +255,13 @@ class IndexRoll:
         for name, since in sorted(made.items()):
             if not is_restored(self._search.prefix, name) or (self._earliest - since).days < kept:
                 continue
-            # One index may have been filled by many backfills.
-            days = (self._earliest - max(since, self._restored_at(name) or since)).days
-            if days >= kept:
-                yield self._delete(name, f"restored {days} days ago")
+            yield from self._go_on(name, "delete", partial(self._end_one_restored, name, since))
+
+    def _end_one_restored(self, name: str, since: datetime) -> Iterator[Action]:
+        # One index may have been filled by many backfills.
+        days = (self._earliest - max(since, self._restored_at(name) or since)).days
+        if days >= self._settings.search.restored_days:
+            yield self._delete(name, f"restored {days} days ago")
 
     def _restored_at(self, name: str) -> datetime | None:
         """Return when a backfill last restored events to an index; None if the index has no such mark."""

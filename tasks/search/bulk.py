@@ -1,11 +1,24 @@
-"""Sends documents to Elasticsearch in bulk requests, and records those that it rejects."""
+"""Sends documents to Elasticsearch in bulk requests, and records those that it rejects.
+
+Whether a refusal is the document's own fault, or a condition of the cluster, is decided by a trial, not by the error's
+name: releases and plugins have hundreds of errors, and a producer can write into their reasons.
+
+1. Refused documents are sent once more, with a plain event for each of their indices in the same request. The plain
+   event requires a sequence number that no document has. So Elasticsearch checks it like any event, answers with a
+   version conflict, and stores nothing.
+2. A document is rejected if it is refused again while its index takes the plain event, and nobody else changed that
+   index's mapping or pipeline. It is recorded, and the indexing goes on.
+3. All else is a condition: the indexing of that log stops, says why, and tries again at the next run.
+
+A request that is refused as a whole is never booked on its documents, except one document that is too large.
+"""
 
 import logging
 import re
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -18,6 +31,7 @@ from custody.format.layout import Log
 from custody.format.times import format_time
 from tasks.search.client import LATER, Search
 from tasks.search.documents import ORIGIN, Documents
+from tasks.search.indices import changed_by_others
 
 PATIENCE_SECONDS = 60
 """How long a bulk request is retried while Elasticsearch is too busy."""
@@ -26,17 +40,17 @@ REQUESTS = 2
 """Bulk requests under way at a time."""
 
 _CREATED, _THERE, _TOO_LARGE = 201, 409, 413
+_BLOCK = "cluster_block_exception"
 _WRITE_BLOCK = "index write (api)"
 """In the reason, where an index has the block that the roll sets; other blocks are not ours to remove."""
-_DOCUMENT_ERRORS = frozenset({"document_parsing_exception", "mapper_parsing_exception"})
-"""Errors of a document itself: the mapping will never take it. Releases before 8.9 have the second."""
-_ILLEGAL = "illegal_argument_exception"
-"""An error of the document too, unless its reason is of these. A producer has many ways to it: a field after the end of
-the document, a term that is too long."""
-_CONDITIONS = re.compile(
-    "Validation Failed|pipeline with id|Limit of total fields|no write index|only write ops"
-    "|[Nn]umber of documents in|explicit index in bulk"
+_FULL = "number of documents in"
+"""How the reason begins, in lower case, if a shard has as many documents as Lucene takes. The answer to a plain event
+comes before that check."""
+_CONFLICT = "version_conflict_engine_exception"
+_PLAIN = msgspec.json.encode(
+    {"event_type": "auth_attempt", "timestamp": "2026-01-01T00:00:00Z", "client_ip": "::1", "request_id": "plain"}
 )
+"""An event that every index of ours takes. It is sent on a condition that never holds, so it is never stored."""
 _REMEDIES = {
     "cluster_block_exception": "remove the block from the index",
     "index_closed_exception": "open the index",
@@ -46,8 +60,12 @@ _REMEDIES = {
     "validation_exception": "raise cluster.max_shards_per_node, or delete indices",
 }
 """What an operator does about conditions of the cluster."""
+_REASONS = 20
+"""Reasons of rejections that are counted apart."""
+_VARYING = re.compile(r"^\[\d+:\d+\] | in document with id .*", re.DOTALL)
+"""The parts of a reason that differ between documents."""
 _NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
-_ERRORS_ONLY = "errors,items.*.status,items.*.error.type,items.*.error.reason"
+_OUTCOMES = "items.*.status,items.*.error.type,items.*.error.reason"
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +73,10 @@ logger = logging.getLogger(__name__)
 class _Error(msgspec.Struct):
     type: str = ""
     reason: str = ""
+
+    def short(self) -> str:
+        """Return type and reason without what differs between documents."""
+        return legible(f"{self.type}: {_VARYING.sub('', self.reason)[:150]}")
 
 
 _FORGED = _Error(
@@ -69,14 +91,7 @@ class _Item(msgspec.Struct):
     error: _Error | None = None
 
 
-def _is_of_document(error: _Error) -> bool:
-    """Return whether an error is of the document itself. An unknown error is not: it must not hide events."""
-    illegal = error.type == _ILLEGAL and not _CONDITIONS.search(error.reason)
-    return illegal or error.type in _DOCUMENT_ERRORS
-
-
 class _Answer(msgspec.Struct):
-    errors: bool
     items: list[dict[str, _Item]]
 
 
@@ -86,21 +101,36 @@ class Counted(Protocol):
     created: int
     there: int
     rejected: int
+    reasons: Counter[str]
 
 
 @dataclass(slots=True)
 class Sent:
-    """Numbers of documents by outcome: created now, already there, rejected."""
+    """Numbers of documents by outcome: created now, already there, rejected, and rejected by reason."""
 
     created: int = 0
     there: int = 0
     rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def add_to(self, total: Counted) -> None:
         """Add these numbers to a total."""
         total.created += self.created
         total.there += self.there
         total.rejected += self.rejected
+        _add_reasons(total.reasons, self.reasons)
+
+
+def _add_reasons(total: Counter[str], more: Mapping[str, int]) -> None:
+    """Add numbers by reason to a total, of a bounded number of reasons."""
+    for reason, count in more.items():
+        total[reason if reason in total or len(total) < _REASONS else "other reasons"] += count
+
+
+def describe_rejected(counted: Counted, index: str) -> str:
+    """Return how many events Elasticsearch rejected, the commonest reason, and where all reasons are."""
+    ((reason, _),) = counted.reasons.most_common(1) or [("unknown", 0)]
+    return f"Elasticsearch rejected {counted.rejected:,} events, most often because of {reason}; {index} lists each"
 
 
 class Bulk:
@@ -127,14 +157,22 @@ class Bulk:
         size = 0
         # While some requests are running, the next one is prepared.
         with ThreadPoolExecutor(REQUESTS) as senders:
-            under_way: deque[Future[Sent]] = deque()
+            under_way: deque[tuple[Future[None], Sent]] = deque()
 
             def submit() -> None:
-                documents = Documents.join(waiting)
+                documents, sent = Documents.join(waiting), Sent()
                 waiting.clear()
                 if len(under_way) == REQUESTS:
-                    under_way.popleft().result().add_to(total)
-                under_way.append(senders.submit(self.create, log, documents))
+                    end_first()
+                under_way.append((senders.submit(self.create, log, documents, sent), sent))
+
+            def end_first() -> None:
+                future, sent = under_way.popleft()
+                try:
+                    future.result()
+                finally:
+                    # Also what was done before an error.
+                    sent.add_to(total)
 
             try:
                 for part in parts:
@@ -146,21 +184,25 @@ class Bulk:
             finally:
                 if waiting:
                     submit()
-                for sent in under_way:
-                    sent.result().add_to(total)
+                while under_way:
+                    end_first()
 
-    def create(self, log: Log, documents: Documents) -> Sent:
+    def create(self, log: Log, documents: Documents, sent: Sent) -> None:
         """Create documents, in requests of a size that Elasticsearch accepts.
 
         If it is too busy, documents are sent again later, in smaller requests. Documents that it rejects, or that must
         not be indexed (`Documents.forged`), are recorded in the index of rejected events, with the reason. The others
         are still indexed.
 
+        Args:
+            log: their log.
+            documents: the documents.
+            sent: the numbers of documents are added to it, also before an error.
+
         Raises:
             SearchError: it does not answer, is busy for longer than a minute, or refuses documents for a reason that is
                 not theirs: a condition of the cluster, which is never recorded as a rejection of events.
         """
-        sent = Sent()
         waiting: Sequence[int] = range(len(documents.sources))
         if documents.forged:
             forged = [position for position in waiting if documents.offsets[position] in documents.forged]
@@ -174,7 +216,6 @@ class Bulk:
                     break
             self._create(log, documents, waiting[:number], sent)
             waiting = waiting[number:]
-        return sent
 
     def _create(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> None:
         waiting = positions
@@ -199,15 +240,23 @@ class Bulk:
     def _slow_down(self) -> None:
         self._size = max(64 * 1024, self._size // 2)
 
-    def _try(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> Sequence[int]:
-        """Send one request, and return the positions of the documents to send again."""
+    def _try(
+        self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent, plain: Sequence[str] = ()
+    ) -> Sequence[int]:
+        """Send one request, and return the positions of the documents to send again.
+
+        Args:
+            log: their log.
+            documents: the documents.
+            positions: the positions of those to send.
+            sent: the numbers of documents are added to it.
+            plain: indices that get a plain event too, if the documents were refused before.
+        """
         lines = [line for position in positions for line in (documents.actions[position], documents.sources[position])]
-        body = b"\n".join(lines) + b"\n"
+        lines += [line for index in plain for line in (_plain_action(index), _PLAIN)]
         with self._search.errors(f"events of {log}"):
             try:
-                answer = self._search.client.perform_request(
-                    "POST", "/_bulk", params={"filter_path": _ERRORS_ONLY}, headers=_NDJSON, body=body
-                )
+                items = self._ask(lines)
             except ApiError as error:
                 if error.status_code == _TOO_LARGE:
                     return self._halve(log, documents, positions, sent)
@@ -215,14 +264,13 @@ class Bulk:
                     self._busy = f"status {error.status_code}"
                     return positions
                 raise
-            outcome = msgspec.convert(answer.body, _Answer)
-            if not outcome.errors:
-                sent.created += len(positions)
-                return []
-            answered = list(zip(positions, (item["create"] for item in outcome.items), strict=True))
-        again, refused, closed, stopped = [], [], set[str](), []
+            answered = list(zip(positions, items[: len(positions)], strict=True))
+            trials = items[len(positions) :]
+        again: list[int] = []
+        refused: dict[int, _Error] = {}
+        closed = set[str]()
         for position, item in answered:
-            status, cause = item.status, item.error or _Error()
+            status, cause = item.status, item.error or _Error("no error", f"it answers {item.status}")
             if status == _CREATED:
                 sent.created += 1
             elif status == _THERE:
@@ -230,26 +278,62 @@ class Bulk:
             elif status in LATER:
                 self._busy = f"{cause.type}: {cause.reason[:300]}"
                 again.append(position)
-            elif _WRITE_BLOCK in cause.reason:
+            elif _WRITE_BLOCK in cause.reason and cause.type == _BLOCK:
                 closed.add(documents.action(position)["_index"])
                 again.append(position)
-            elif _is_of_document(cause):
-                refused.append((position, cause))
             else:
-                stopped.append(cause)
-        self._reject(log, documents, refused, sent)
-        if stopped:
-            raise self._condition(log, stopped)
+                refused[position] = cause
+        if any(item.status in LATER for item in trials):
+            again += refused
+        elif refused and plain:
+            self._settle(log, documents, refused, _which_take(plain, trials), sent)
+        elif refused:
+            again += self._try(log, documents, list(refused), sent, sorted(_indices(documents, refused)))
         self._make_writable(closed)
         return again
 
-    def _condition(self, log: Log, causes: Sequence[_Error]) -> SearchError:
+    def _ask(self, lines: Sequence[bytes]) -> Sequence[_Item]:
+        """Send the lines of a bulk request, and return the outcome of each operation.
+
+        Raises:
+            ApiError, TransportError: the client's own.
+        """
+        body = b"\n".join(lines) + b"\n"
+        answer = self._search.client.perform_request(
+            "POST", "/_bulk", params={"filter_path": _OUTCOMES}, headers=_NDJSON, body=body
+        )
+        return [item for outcome in msgspec.convert(answer.body, _Answer).items for item in outcome.values()]
+
+    def _settle(
+        self, log: Log, documents: Documents, refused: Mapping[int, _Error], taken: frozenset[str], sent: Sent
+    ) -> None:
+        """Record documents as rejected that are refused beside a plain event which is taken.
+
+        Raises:
+            SearchError: others are refused for a reason that is not theirs.
+        """
+        changed = changed_by_others(self._search, _indices(documents, refused) & taken)
+        own: list[tuple[int, _Error]] = []
+        stopped: list[_Error] = []
+        hint = ""
+        for position, cause in refused.items():
+            index = documents.action(position)["_index"]
+            if index in taken and index not in changed and not cause.reason.lower().startswith(_FULL):
+                own.append((position, cause))
+            else:
+                stopped.append(cause)
+                hint = hint or changed.get(index, "")
+        self._reject(log, documents, own, sent)
+        if stopped:
+            raise self._condition(log, stopped, hint)
+
+    def _condition(self, log: Log, causes: Sequence[_Error], hint: str = "") -> SearchError:
         """Return the error for a condition of the cluster or an index. No event is recorded as rejected for it."""
         cause = causes[0]
         return SearchError(
             f"Elasticsearch at {self._search.settings.url} does not accept {len(causes)} events of {log}, for a reason"
             f" that is not theirs: {legible(f'{cause.type}: {cause.reason}')}:"
-            f" {_REMEDIES.get(cause.type, 'see its log')}. The next run tries again"
+            f" {legible(hint) or _REMEDIES.get(cause.type, 'see its log')}. The next run tries again"
         )
 
     def _make_writable(self, names: Iterable[str]) -> None:
@@ -260,6 +344,13 @@ class Bulk:
 
     def _halve(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> Sequence[int]:
         if len(positions) == 1:
+            index = documents.action(positions[0])["_index"]
+            # If even a plain event is too large, somebody set the limit wrongly.
+            (plain,) = self._ask([_plain_action(index), _PLAIN])
+            if plain.status in LATER:
+                return positions
+            if not _which_take([index], [plain]):
+                raise self._condition(log, [plain.error or _Error()])
             size = len(documents.sources[positions[0]])
             error = _Error("too_large", f"the document has {size} bytes, which is too large")
             self._reject(log, documents, [(positions[0], error)], sent)
@@ -288,6 +379,27 @@ class Bulk:
             problem = f"{len(bad)} events of {log} (status {bad[0]})"
             raise SearchError(f"{name} did not accept {problem}: make that index writable")
         sent.rejected += len(refused)
+        _add_reasons(sent.reasons, Counter(error.short() for _, error in refused))
         position, error = refused[0]
         first = f"offset {documents.offsets[position]}: {error.type}: {error.reason[:300]}"
         logger.warning("%s: Elasticsearch rejected %d events, listed in %s: %s", log, len(refused), name, first)
+
+
+def _indices(documents: Documents, positions: Iterable[int]) -> frozenset[str]:
+    """Return the indices of the documents at some positions."""
+    return frozenset(documents.action(position)["_index"] for position in positions)
+
+
+def _plain_action(index: str) -> bytes:
+    """Return the action that checks a plain event like any other, and stores nothing."""
+    never = {"if_seq_no": 2**62, "if_primary_term": 1}
+    return msgspec.json.encode({"index": {"_index": index, "_id": "plain", **never}})
+
+
+def _which_take(indices: Sequence[str], items: Sequence[_Item]) -> frozenset[str]:
+    """Return the indices that took a plain event: all that they did not like is its version."""
+    return frozenset(
+        index
+        for index, item in zip(indices, items, strict=True)
+        if item.status == _THERE and item.error and item.error.type == _CONFLICT
+    )

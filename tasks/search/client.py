@@ -9,6 +9,7 @@ from typing import Any
 from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, NodeConfig, SerializationError, TlsError, Urllib3HttpNode
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from custody.errors import ConfigurationError, SearchError, TransientSearchError, legible
 from custody.format import limits
@@ -28,11 +29,22 @@ _ODD_ANSWER = (
     AttributeError,
     RecursionError,
 )
+_BUSY = 429
+_BUSY_ERRORS = frozenset({"circuit_breaking_exception", "es_rejected_execution_exception"})
+_BUSY_TRIES = 4
+"""How often a search is made while Elasticsearch has no memory or no threads for it, over about two seconds."""
+_MISSING = 404
+_REFRESHED = 20
+"""Indices that are refreshed at once: a path has room for their names."""
 _BAD_MAPPING = frozenset({"illegal_argument_exception", "query_shard_exception"})
 
 
 class AnswerTooLarge(ValueError):
     """An answer has more than `ANSWER_BYTES`."""
+
+
+class _BusyError(TransientSearchError):
+    """Elasticsearch has no memory or no threads for a request at the moment."""
 
 
 class _Node(Urllib3HttpNode):
@@ -92,8 +104,9 @@ class Search:
         """The index of cursors, and that of rejected events."""
         self.chosen: Sequence[str] | None = None
         """The indices that searches of the alias are made in; all behind it if None."""
-        self.skipped: set[str] = set()
-        """Indices of which a shard could not answer a search, because of what the index is."""
+        self.skipped: set[str] | None = None
+        """Indices of which a shard could not answer a search, because of what the index is. If None, searches fail
+        then: only those who report what was left out may leave it out."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -102,50 +115,89 @@ class Search:
     def find(self, **asked: Any) -> Mapping[str, Any]:
         """Search all shards, or fail: an incomplete answer must not look complete.
 
-        By default Elasticsearch leaves out unassigned shards. A shard that cannot answer because of its index's
-        mapping or settings is skipped, so that one odd index does not block the others. `skipped` says which.
+        By default Elasticsearch leaves out unassigned shards. A shard that cannot answer because of its index's mapping
+        or settings may be left out, so that one odd index does not block the others: see `skipped`. While
+        Elasticsearch is too busy, the search is made again.
 
         Args:
             asked: parameters of the client's `search`. If they name the alias, `chosen` counts.
 
         Raises:
-            TransientSearchError: a shard is unassigned, or failed.
+            TransientSearchError: a shard is unassigned, or failed. Or Elasticsearch is too busy, or ran out of time.
+            SearchError: an index cannot be searched, or an aggregation has more buckets than were asked for.
             ApiError, TransportError: the client's own; see `errors`.
         """
-        answer = self._answer(asked)
-        shards = answer["_shards"]
-        failures = []
-        for failure in shards.get("failures", ()):
-            if failure["reason"]["type"] in _BAD_MAPPING:
-                self.skipped.add(failure["index"])
-            else:
-                failures.append(failure)
-        if failures or shards["successful"] + shards["failed"] < shards["total"]:
-            reason = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
-            raise TransientSearchError(
-                f"Elasticsearch at {self.settings.url} answers for only {shards['successful']} of {shards['total']}"
-                f" shards ({reason}): start the node that held the others, or see its log"
-            )
+        again = retry_if_exception_type(_BusyError)
+        wait = wait_random_exponential(multiplier=0.2, max=2)
+        for attempt in Retrying(stop=stop_after_attempt(_BUSY_TRIES), wait=wait, retry=again, reraise=True):
+            with attempt:
+                answer = self._answer(asked)
+                self._check_complete(answer)
         return answer
 
+    def _check_complete(self, answer: Mapping[str, Any]) -> None:
+        server, shards = f"Elasticsearch at {self.settings.url}", answer["_shards"]
+        failures = []
+        for failure in shards.get("failures", ()):
+            if failure["reason"]["type"] not in _BAD_MAPPING:
+                failures.append(failure)
+            elif self.skipped is not None:
+                self.skipped.add(failure["index"])
+            else:
+                reason = legible(f"{failure['reason']['type']}: {failure['reason'].get('reason')}")
+                raise SearchError(
+                    f"{server} cannot search the index {failure['index']} ({reason}): see its mapping and settings"
+                )
+        if failures or shards["successful"] + shards["failed"] < shards["total"]:
+            kinds = {failure["reason"]["type"] for failure in failures}
+            reason = f"{failures[0]['index']}: {failures[0]['reason']['type']}" if failures else "no reason given"
+            raise (_BusyError if kinds & _BUSY_ERRORS else TransientSearchError)(
+                f"{server} answers for only {shards['successful']} of {shards['total']}"
+                f" shards ({reason}): start the node that held the others, or see its log"
+            )
+        if answer.get("timed_out"):
+            raise TransientSearchError(
+                f"{server} ended a search before all documents were looked at: raise or remove the cluster's setting"
+                " search.default_search_timeout"
+            )
+        if name := _cut_off(answer.get("aggregations", {})):
+            raise SearchError(f"{server} has more {name} than can be listed: see who wrote its documents")
+
     def _answer(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.chosen is None or asked["index"] != self.prefix:
-            answer: Mapping[str, Any] = self.client.search(**asked).body
-        elif not self.chosen:
-            answer = self.client.search(**{**asked, "index": f"{self.prefix}-none"}).body
-        else:
-            # The names of all indices may be longer than the path of a request may be.
-            body = {name: value for name, value in asked.items() if name != "index" and value is not None}
-            if "source" in body:
-                body["_source"] = body.pop("source")
-            answer = self.client.msearch(searches=[{"index": list(self.chosen)}, body])["responses"][0]
-            if "error" in answer:
-                reason = _reason(answer)
-                raise SearchError(f"Elasticsearch at {self.settings.url} answers {answer['status']}: {reason}")
+        try:
+            if self.chosen is None or asked["index"] != self.prefix:
+                answer: Mapping[str, Any] = self.client.search(**asked).body
+            elif not self.chosen:
+                answer = self.client.search(**{**asked, "index": f"{self.prefix}-none"}).body
+            else:
+                # The names of all indices may be longer than the path of a request may be.
+                body = {name: value for name, value in asked.items() if name != "index" and value is not None}
+                if "source" in body:
+                    body["_source"] = body.pop("source")
+                answer = self.client.msearch(searches=[{"index": list(self.chosen)}, body])["responses"][0]
+        except ApiError as error:
+            if error.status_code == _BUSY:
+                raise self._error(error.status_code, error.body) from None
+            raise
+        if "error" in answer:
+            raise self._error(answer["status"], answer)
         return answer
+
+    def _error(self, status: int, body: object) -> SearchError:
+        """Return the error for a search that was not made. It says nothing about the data if it may be made later."""
+        kind: type[SearchError] = SearchError
+        if status == _BUSY:
+            kind = _BusyError
+        elif status in LATER or status == _MISSING:
+            # A chosen index that is missing was deleted meanwhile.
+            kind = TransientSearchError
+        return kind(f"Elasticsearch at {self.settings.url} answers {status}: {_reason(body)}")
 
     def refresh(self, index: str) -> None:
         """Make all indexed documents visible to searches, also those of the last second.
+
+        Args:
+            index: the indices. If it is the alias, `chosen` counts.
 
         Raises:
             TransientSearchError: some shards cannot be refreshed.
@@ -153,12 +205,15 @@ class Search:
         """
         # A refresh waits a minute for an unassigned shard; a search fails at once.
         self.find(index=index, size=0)
-        shards = self.client.indices.refresh(index=index)["_shards"]
-        if shards["failed"]:
-            raise TransientSearchError(
-                f"Elasticsearch at {self.settings.url} cannot refresh {shards['failed']} shards of {index}, so their"
-                " newest documents are not visible: see its log, then try again"
-            )
+        chosen = [index] if self.chosen is None or index != self.prefix else self.chosen
+        for start in range(0, len(chosen), _REFRESHED):
+            part = ",".join(chosen[start : start + _REFRESHED])
+            failed = self.client.indices.refresh(index=part)["_shards"]["failed"]
+            if failed:
+                raise TransientSearchError(
+                    f"Elasticsearch at {self.settings.url} cannot refresh {failed} shards of {index}, so their newest"
+                    " documents are not visible: see its log, then try again"
+                )
 
     def create_index(self, name: str, **body: Any) -> None:
         """Create an index, unless it exists.
@@ -191,6 +246,18 @@ class Search:
         # A document nested deeper than Python's parser goes is a RecursionError.
         except _ODD_ANSWER as error:
             raise SearchError(f"{subject}: {server} does not answer like an Elasticsearch: {error!r}"[:500]) from None
+
+
+def _cut_off(aggregations: Mapping[str, Any]) -> str:
+    """Return the name of an aggregation, at any depth, that leaves documents out; empty if none does."""
+    for name, value in aggregations.items():
+        if not isinstance(value, Mapping):
+            continue
+        if value.get("sum_other_doc_count"):
+            return name
+        if inner := _cut_off(value):
+            return inner
+    return ""
 
 
 def _reason(body: object) -> str:

@@ -14,10 +14,10 @@ at its end.
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
@@ -30,7 +30,7 @@ from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.store.open import open_store
 from custody.store.protocol import Store
-from tasks.search.bulk import Bulk
+from tasks.search.bulk import Bulk, describe_rejected
 from tasks.search.client import Search
 from tasks.search.documents import read_documents
 from tasks.search.indices import prepare, put_cursor, read_cursor
@@ -56,6 +56,8 @@ class IndexResult:
         created: events that were not there.
         there: events that were already there.
         rejected: events that Elasticsearch rejected.
+        reasons: their number by reason.
+        listed: the index that lists them.
         behind: seconds since the oldest statement that is not indexed was sealed; 0 if there is none.
         problem: what went wrong, what was skipped, and what to do.
     """
@@ -65,8 +67,15 @@ class IndexResult:
     created: int = 0
     there: int = 0
     rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    listed: str = ""
     behind: float = 0.0
     problem: str | None = None
+
+    @property
+    def rejections(self) -> str:
+        """How many events Elasticsearch rejected, why, and where to look."""
+        return describe_rejected(self, self.listed)
 
 
 class Indexer:
@@ -100,6 +109,7 @@ class Indexer:
             False if Elasticsearch or the archive failed, so that it should be tried again.
         """
         failure = None
+        result.listed = self._search.rejected
         try:
             self._follow(log, result, go_on)
         except CustodyError as error:

@@ -13,7 +13,7 @@ kept (`tasks.roll`).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
@@ -38,7 +38,14 @@ _OTHERS = ",".join(("*.aliases", *(f"*.settings.index.{part}" for part in ("life
 _MAPPED = ",".join(
     (
         *(f"*.mappings.{part}" for part in ("_source", "runtime", f"properties.{ORIGIN}")),
-        *(f"*.settings.index.{part}" for part in ("uuid", "mode", "mapping")),
+        *(f"*.settings.index.{part}" for part in ("uuid", "mode", "mapping", "verified_before_close", "blocks.read")),
+    )
+)
+_CHANGED = ",".join(
+    (
+        *(f"*.mappings.{part}" for part in ("dynamic", "properties")),
+        # The last one is there for each index, so that none is missing in the answer.
+        *(f"*.settings.index.{part}" for part in (*_PIPELINES, "uuid")),
     )
 )
 _INTEGERS = frozenset({"long", "integer", "short", "byte"})
@@ -136,17 +143,65 @@ def _set_by_others(prefix: str, made: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def differing_indices(search: Search) -> dict[str, tuple[str, bool]]:
-    """Return the indices behind the alias: how each is not mapped as the template says, and whether to leave it out.
+def changed_by_others(search: Search, names: Collection[str]) -> dict[str, str]:
+    """Return what others changed on some indices that makes them refuse events, with what to do, by the index's name.
+
+    The template says `dynamic: false` and maps known fields only. So under its mapping an unknown field is no reason to
+    refuse an event, and there is no limit of fields to reach.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or refuses.
+    """
+    changed: dict[str, str] = {}
+    for name in sorted(names):
+        with search.errors(f"the mapping of {name}"):
+            # The name may be an alias of several indices.
+            made = search.client.indices.get(index=name, filter_path=_CHANGED).body
+        for index in made.values():
+            if change := _change(index):
+                changed[name] = f"on the index {name[:200]} somebody changed {change[:200]}: set it back"
+    return changed
+
+
+def _change(index: Mapping[str, Any]) -> str:
+    mappings, settings = index.get("mappings", {}), index.get("settings", {}).get("index", {})
+    if str(mappings.get("dynamic", True)).lower() != "false":
+        return "the setting `dynamic` of its mapping"
+    wanted = documents.properties()
+    for name, field in mappings.get("properties", {}).items():
+        if not _is_like(field, wanted.get(name)):
+            return f"the mapping of the field {name}"
+    for pipeline in _PIPELINES:
+        if settings.get(pipeline, "_none") != "_none":
+            return f"its {pipeline}"
+    return ""
+
+
+def _is_like(field: Any, wanted: Any) -> bool:
+    """Return whether a field is mapped as wanted. Elasticsearch may show more of it than was set."""
+    if isinstance(wanted, Mapping) and isinstance(field, Mapping):
+        return all(_is_like(field.get(name), value) for name, value in wanted.items())
+    return str(field).lower() == str(wanted).lower()
+
+
+def differing_indices(search: Search, index: str | None = None) -> dict[str, tuple[str, bool]]:
+    """Return how each index is not as the template makes it, and whether to leave it out of searches.
 
     Searches may not find the documents of such an index, may get no source to compare, or may fail for all indices.
+
+    Args:
+        search: Elasticsearch.
+        index: the indices; by default all behind the alias.
 
     Raises:
         SearchError: Elasticsearch does not answer, or refuses.
     """
     with search.errors("the mappings of its indices"):
         try:
-            made = search.client.indices.get(index=search.prefix, filter_path=_MAPPED).body
+            # Also closed and hidden indices.
+            made = search.client.indices.get(
+                index=index or search.prefix, filter_path=_MAPPED, expand_wildcards="all"
+            ).body
         except NotFoundError:
             return {}
         return {name: _difference(index) for name, index in sorted(made.items())}
@@ -155,6 +210,11 @@ def differing_indices(search: Search) -> dict[str, tuple[str, bool]]:
 def _difference(index: Mapping[str, Any]) -> tuple[str, bool]:
     mappings, settings = index.get("mappings", {}), index["settings"]["index"]
     source = {**mappings.get("_source", {}), **settings.get("mapping", {}).get("source", {})}
+    # A search of the alias would fail for all of its indices.
+    if settings.get("verified_before_close") == "true":
+        return "it is closed", True
+    if settings.get("blocks", {}).get("read") == "true":
+        return "it has the block index.blocks.read", True
     mode = settings.get("mode", "standard")
     if mode != "standard" or source not in ({}, {"enabled": True}, {"mode": "stored"}):
         return f"it does not store documents as they are (mode {mode}, source {json.dumps(source)})", True

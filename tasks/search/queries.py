@@ -15,6 +15,11 @@ from tasks.search.documents import OFFSET, PARTITION, TOPIC
 
 _DELETED = 200
 _PAGE = 1000
+_LOGS = 10_000
+
+
+class TooManyLogs(SearchError):
+    """Documents of an index claim more logs than can be listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ def logs_in(search: Search, index: str) -> tuple[int, list[LogDocuments]]:
     """Return how many documents of an index do not say where in the archive they are, and the others by log.
 
     Raises:
+        TooManyLogs: there are documents of more logs than can be listed.
+        SearchError: not all documents can be searched.
         ApiError, TransportError: the client's own; see `errors`.
     """
     search.refresh(index)
@@ -39,11 +46,15 @@ def logs_in(search: Search, index: str) -> tuple[int, list[LogDocuments]]:
     # Count documents, not values: a document that claims two offsets, or two logs, counts once.
     placed = {"bool": {"filter": [{"exists": {"field": name}} for name in (TOPIC, PARTITION, OFFSET)]}}
     spans = {"first": {"min": {"field": OFFSET}}, "last": {"max": {"field": OFFSET}}}
-    logs = {"composite": {"size": 10_000, "sources": sources}, "aggs": spans}
+    logs = {"composite": {"size": _LOGS, "sources": sources}, "aggs": spans}
     # One search for all numbers, because documents may be added meanwhile.
     aggs = {"placed": {"filter": placed, "aggs": {"logs": logs}}}
     answer = search.find(index=index, size=0, track_total_hits=True, aggs=aggs)
     within = answer["aggregations"]["placed"]
+    if sum(bucket["doc_count"] for bucket in within["logs"]["buckets"]) < within["doc_count"] and (
+        len(within["logs"]["buckets"]) >= _LOGS
+    ):
+        raise TooManyLogs(f"documents of {index} claim to be of more than {_LOGS:,} logs: find out who wrote them")
     by_log = [
         LogDocuments(
             str(bucket["key"]["topic"]),
@@ -65,7 +76,7 @@ def refused_logs(search: Search) -> dict[str, int]:
         ApiError, TransportError: the client's own; see `errors`.
     """
     search.refresh(search.rejected)
-    logs = {"terms": {"field": "log", "size": 10_000}, "aggs": {"first": {"min": {"field": "offset"}}}}
+    logs = {"terms": {"field": "log", "size": _LOGS}, "aggs": {"first": {"min": {"field": "offset"}}}}
     answer = search.find(index=search.rejected, size=0, query={"exists": {"field": "offset"}}, aggs={"logs": logs})
     buckets = answer["aggregations"]["logs"]["buckets"]
     return {str(bucket["key"]): int(bucket["first"]["value"]) for bucket in buckets}

@@ -94,11 +94,11 @@ def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Fi
     message = "Elasticsearch was not compared with the archive: "
     try:
         with closing(Search(settings.search)) as search:
-            indices = differing_indices(search)
+            indices, search.skipped = differing_indices(search), set()
             if any(left_out for _, left_out in indices.values()):
                 search.chosen = [name for name, (_, left_out) in indices.items() if not left_out]
             findings += (difference.to_dict() for difference in look(search))
-            # The survey reports those that are not mapped as the template says.
+            # The survey reports those that are not as the template makes them.
             for name in sorted(search.skipped - {name for name, (difference, _) in indices.items() if difference}):
                 message = f"the index {name[:100]} did not answer every search; its documents were compared in part"
                 findings.append(finding("unreadable", message).to_dict())
@@ -169,8 +169,9 @@ def reconcile(
                 wanted.append(statement)
     if not wanted:
         return
-    with search.errors("a refresh"), suppress(NotFoundError):
-        search.refresh(f"{search.prefix},{search.rejected}")
+    for name in (search.prefix, search.rejected):
+        with search.errors("a refresh"), suppress(NotFoundError):
+            search.refresh(name)
     hours = [list(group) for _, group in groupby(wanted, lambda statement: statement.sealed_at[:13])]
     ranges = [(hour[0].first_offset, hour[-1].next_offset) for hour in hours]
     present = count_in_ranges(search, search.prefix, of_log(log), OFFSET, ranges)

@@ -21,7 +21,7 @@ from custody.store.protocol import Store
 from tasks.search.client import Search
 from tasks.search.documents import LEEWAY, OFFSET, index_day, is_restored, out_of_range_name
 from tasks.search.indices import differing_indices, read_cursor
-from tasks.search.queries import below, count_documents, count_in_ranges, logs_in, of_log
+from tasks.search.queries import TooManyLogs, below, count_documents, count_in_ranges, logs_in, of_log
 from tasks.search.reconcile import skip_damaged
 
 
@@ -46,10 +46,10 @@ class Survey:
     holds: Callable[[Log], Holds[Manifest]]
 
     def check_indices(self) -> Iterator[Finding]:
-        """Report indices that are not mapped as the template says."""
+        """Report indices that are not as the template makes them."""
         for name, (difference, left_out) in differing_indices(self.search).items():
             if difference:
-                message = f"the index {name[:100]} is not mapped as the template says: {difference}"
+                message = f"the index {name[:100]} is not as the template makes it: {difference}"
                 yield finding("unreadable", message + ("; its documents were not compared" if left_out else ""))
 
     def check_cursors(self, marks: dict[str, int]) -> Iterator[Finding]:
@@ -123,6 +123,9 @@ class Survey:
             try:
                 strays, indexed = logs_in(self.search, prefix)
             except NotFoundError:
+                return
+            except TooManyLogs as error:
+                yield finding("index-extra", str(error))
                 return
         known = {(log.name, log.partition): log for log in self.logs}
         if strays:

@@ -8,11 +8,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
 
+from custody.errors import SearchError
 from custody.format import limits
 from custody.format.layout import Log
 from custody.format.members import pack
@@ -20,7 +22,7 @@ from custody.query.connect import connect
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
-from tasks.search import client, reconcile
+from tasks.search import client, queries, reconcile
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, restored_name
 from tasks.search.index import index_logs
@@ -31,6 +33,7 @@ from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, delete_indices, document_id, now_event, now_event_but_refused
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
+from tests.servers.proxy import FaultyProxy
 
 
 class Place(TypedDict):
@@ -615,6 +618,25 @@ def test_what_cannot_be_compared_hides_nothing_else(scene: Scene, name: str) -> 
     assert outcome.exit_code == 13
 
 
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "blocked"])
+def test_an_index_that_nobody_may_search_hides_nothing_else(scene: Scene, *, closed: bool) -> None:
+    """A search of the alias fails for all of its indices, so such an index is left out, and named."""
+    assert scene.audit().exit_code == 0
+    scene.refresh()
+    edit(client_ip="6.6.6.6")(scene)
+    scene.search.client.delete(**scene.place(12))
+    odd_index()(scene)
+    name = index_name(scene.search.prefix, datetime.now(UTC).date() - timedelta(days=8))
+    if closed:
+        scene.search.client.indices.close(index=name)
+    else:
+        scene.search.client.indices.put_settings(index=name, settings={"index.blocks.read": True})
+    outcome = scene.audit(full=True)
+    found = {(one["finding"], one.get("sequence")) for one in outcome.findings}
+    assert found >= {("index-edited", 1), ("index-missing", 2)}
+    assert any(one["finding"] == "unreadable" and name in one["message"] for one in outcome.findings)
+
+
 def test_an_index_that_answers_no_search_is_named(scene: Scene) -> None:
     """An index whose settings let searches of it fail is reported: its documents may hide behind that."""
     assert scene.audit().exit_code == 0
@@ -696,3 +718,110 @@ def test_down(scene: Scene) -> None:
     outcome = conclude(given, plan, list(verify_pieces(given, plan, plan.pieces)))
     assert {one["finding"] for one in outcome.findings} == {"unreadable"}
     assert outcome.exit_code == 3
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def fail_shard(kind: str) -> Change:
+    """Return a change of a search's answer: a shard failed."""
+    failure = {"index": "x", "reason": {"type": kind, "reason": "Data too large"}}
+
+    def change(answer: dict[str, Any]) -> None:
+        answer["_shards"] |= {"failed": 1, "successful": answer["_shards"]["total"] - 1, "failures": [failure]}
+
+    return change
+
+
+def answer_status(status: int, kind: str) -> Change:
+    """Return a change of a search's answer, also of one in a multi-search: it has an error instead."""
+
+    def change(answer: dict[str, Any]) -> None:
+        answer.clear()
+        answer |= {"error": {"type": kind, "reason": "Data too large"}, "status": status}
+
+    return change
+
+
+def run_out_of_time(answer: dict[str, Any]) -> None:
+    answer |= {"timed_out": True}
+    answer["hits"] = {"total": {"value": 0, "relation": "eq"}, "hits": []}
+
+
+PARTIAL: dict[str, Change] = {
+    "circuit breaker": answer_status(429, "circuit_breaking_exception"),
+    "rejected": answer_status(429, "es_rejected_execution_exception"),
+    "not available": answer_status(503, "search_phase_execution_exception"),
+    "deleted meanwhile": answer_status(404, "index_not_found_exception"),
+    "circuit breaker of a shard": fail_shard("circuit_breaking_exception"),
+    "a shard without memory": fail_shard("i_o_exception"),
+    "out of time": run_out_of_time,
+}
+"""Answers that say nothing about the documents."""
+
+
+def change_searches(change: Change, which: Callable[[int], bool]) -> Callable[[str, bytes], bytes]:
+    """Return a change of each answer to a search of documents, by its number."""
+    numbers = count()
+
+    def rewrite(path: str, body: bytes) -> bytes:
+        if "/_search" not in path and "/_msearch" not in path:
+            return body
+        if not which(next(numbers)):
+            return body
+        answer = json.loads(body)
+        for each in answer.get("responses", [answer]):
+            change(each)
+        return json.dumps(answer).encode()
+
+    return rewrite
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["search", "msearch"])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_an_answer_that_is_not_whole_accuses_nobody(scene: Scene, name: str, *, multi: bool) -> None:
+    """It is a notice that Elasticsearch did not answer; nothing is said about documents, and nothing indexed again."""
+    if multi:
+        # An index that must be left out, so the others are searched by name.
+        odd_index(runtime={f"{ORIGIN}.offset": {"type": "long"}})(scene)
+    scene.refresh()
+    before = {(one["finding"], one["message"]) for one in scene.audit(full=True).findings}
+    with FaultyProxy(scene.settings.search.url or "") as proxy:
+        search = scene.settings.search.model_copy(update={"url": proxy.endpoint_url})
+        given = scene.settings.model_copy(update={"search": search})
+        proxy.reset(rewrite=change_searches(PARTIAL[name], lambda number: number >= 2))
+        outcome = audit(given, full=True)
+    added = [one for one in outcome.findings if (one["finding"], one["message"]) not in before]
+    assert added
+    assert {(one["finding"], one["severity"]) for one in added} == {("unreadable", "notice")}
+
+
+def test_a_search_is_made_again_while_elasticsearch_is_busy(scene: Scene) -> None:
+    """A circuit breaker that opens for a moment costs no finding, in a search and in a multi-search."""
+    odd_index(runtime={f"{ORIGIN}.offset": {"type": "long"}})(scene)
+    scene.refresh()
+    before = [one["message"] for one in scene.audit(full=True).findings]
+    with FaultyProxy(scene.settings.search.url or "") as proxy:
+        search = scene.settings.search.model_copy(update={"url": proxy.endpoint_url})
+        given = scene.settings.model_copy(update={"search": search})
+        for change in ("circuit breaker", "circuit breaker of a shard"):
+            proxy.reset(rewrite=change_searches(PARTIAL[change], lambda number: number % 2 == 0))
+            assert [one["message"] for one in audit(given, full=True).findings] == before
+
+
+def test_more_logs_than_can_be_listed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents of more logs than fit into an answer do not hide that they are of no log."""
+    monkeypatch.setattr(queries, "_LOGS", 2)
+    scene.refresh()
+    for partition in range(7, 10):
+        add(3, Log("audit.aaa", partition))(scene)
+    outcome = scene.audit(full=True)
+    assert any(one["finding"] == "index-extra" and "more than 2 logs" in one["message"] for one in outcome.findings), (
+        outcome.findings
+    )
+    assert outcome.exit_code == 13
+    rejected = [{"log": f"audit.aaa/{partition}", "offset": 1} for partition in range(3)]
+    for document in rejected:
+        scene.search.client.index(index=scene.search.rejected, document=document)
+    with pytest.raises(SearchError, match="has more logs than can be listed"):
+        queries.refused_logs(scene.search)

@@ -38,7 +38,7 @@ from custody.format.members import inflate
 from custody.keys.keyring import new_keyring
 from custody.store.open import open_store
 from flows.operate.sample import sample_events
-from tasks.search.bulk import Bulk
+from tasks.search.bulk import Bulk, Sent
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.index import index_logs
@@ -127,7 +127,7 @@ def run_requests(server: ElasticsearchServer, prefix: str) -> list[float]:
                 range(start, start + 1000),
             )
             begin = time.perf_counter()
-            bulk.create(log, found)
+            bulk.create(log, found, Sent())
             seconds.append(time.perf_counter() - begin)
     # The first ones make the index and warm up the server.
     return seconds[10:]

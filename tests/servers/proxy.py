@@ -6,14 +6,16 @@ Run once without faults and read `calls`; then run again with a fault at each of
 import contextlib
 import http.client
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Kind = Literal["timeout", "reset", "cut", "garbage", "403", "500", "503", "409", "412", "429"]
+Kind = Literal["timeout", "reset", "cut", "garbage", "403", "500", "503", "409", "412", "413", "429"]
+
+Rewrite = Callable[[str, bytes], bytes]
 
 _CODES = {
     "403": "AccessDenied",
@@ -21,6 +23,7 @@ _CODES = {
     "503": "SlowDown",
     "409": "ConditionalRequestConflict",
     "412": "PreconditionFailed",
+    "413": "EntityTooLarge",
     "429": "TooManyRequests",
 }
 
@@ -62,6 +65,7 @@ class FaultyProxy:
         self._always: Fault | None = None
         self._part = ""
         self._hidden = ""
+        self._rewrite: Rewrite | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self.calls: list[str] = []
@@ -97,6 +101,7 @@ class FaultyProxy:
         always: Fault | None = None,
         part: str = "",
         hidden: str = "",
+        rewrite: "Rewrite | None" = None,
     ) -> None:
         """Forget the calls so far; from now on put these faults into the calls of these numbers, or one into others.
 
@@ -105,12 +110,14 @@ class FaultyProxy:
             always: for all calls whose path and query hold `part`.
             part: any call holds the empty one.
             hidden: headers that begin so are left out of each answer, as AWS does for who may not see them.
+            rewrite: is given the path and the body of each answer without a fault, and returns the body to pass on.
         """
         with self._lock:
             self._faults = faults or {}
             self._always = always
             self._part = part
             self._hidden = hidden.lower()
+            self._rewrite = rewrite
             self.calls = []
 
     def __enter__(self) -> Self:
@@ -135,6 +142,10 @@ class FaultyProxy:
             status, headers, answer = self._ask(request, body)
         match fault.kind if fault else None:
             case None:
+                if self._rewrite is not None:
+                    answer = self._rewrite(request.path, answer)
+                    kept = [(name, value) for name, value in headers if name.lower() != "content-length"]
+                    headers = [*kept, ("Content-Length", str(len(answer)))]
                 self._answer(request, status, headers, answer)
             case "timeout":
                 self._closing.wait(60)
@@ -149,7 +160,9 @@ class FaultyProxy:
                 request.close_connection = True
             case code:
                 answer = f"<Error><Code>{_CODES[code]}</Code><Message>A fault.</Message></Error>".encode()
-                headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(answer)))]
+                # Before Elasticsearch, a proxy answers as nginx does.
+                media = "text/html" if "json" in request.headers.get("Accept", "") else "application/xml"
+                headers = [("Content-Type", media), ("Content-Length", str(len(answer)))]
                 self._answer(request, int(code), headers, answer)
 
     def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:

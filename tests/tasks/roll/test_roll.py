@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -509,3 +509,68 @@ def test_a_fault_at_each_call(given: Settings, search: Search, fault: Fault) -> 
         gone = [one for one in roll_indices(through, LATER) if one.what == "delete" and one.target in before]
         assert {one.outcome for one in gone} == {"done"}
     assert not before & daily_indices(search)
+
+
+def close_index(search: Search, name: str) -> None:
+    search.client.indices.close(index=name)
+
+
+def forbid_reads(search: Search, name: str) -> None:
+    search.client.indices.put_settings(index=name, settings={"index.blocks.read": True})
+
+
+def lie_about_offsets(search: Search, name: str) -> None:
+    """Let all documents of an index claim an offset that audits have verified."""
+    runtime = {"@custody.offset": {"type": "long"}}
+    search.client.indices.put_mapping(index=name, runtime=runtime)
+
+
+def map_offsets_as_text(search: Search, name: str) -> None:
+    documents = search.client.search(index=name, size=10)["hits"]["hits"]
+    search.client.indices.delete(index=name)
+    offset = {"@custody": {"properties": {"offset": {"type": "keyword"}}}}
+    search.client.indices.create(index=name, mappings={"properties": offset})
+    search.client.index(index=name, document=documents[0]["_source"], refresh=True)
+
+
+UNSEARCHABLE: dict[str, tuple[Callable[[Search, str], None], str]] = {
+    "closed": (close_index, "it is closed"),
+    "no reads": (forbid_reads, "index.blocks.read"),
+    "a runtime field": (lie_about_offsets, "a runtime field hides @custody.offset"),
+    "another mapping": (map_offsets_as_text, "@custody.offset is mapped as keyword"),
+}
+
+
+@pytest.mark.parametrize("name", UNSEARCHABLE)
+def test_an_index_that_cannot_be_searched_is_named_and_left(
+    growing: Growing, given: Settings, search: Search, name: str
+) -> None:
+    """It is neither merged nor deleted, however old it is, and the roll says so by name. Others are rolled."""
+    make, reason = UNSEARCHABLE[name]
+    audit(given)
+    search.client.indices.refresh(index=f"{search.prefix}-*")
+    odd = index_name(search.prefix, (NOW - timedelta(days=3)).date())
+    (indexed_day, *_) = sorted(daily_indices(search))
+    documents = search.client.search(index=indexed_day, size=5)["hits"]["hits"]
+    for document in documents:
+        # In one segment each, so that a merge is due.
+        search.client.index(index=odd, document=document["_source"], refresh=True)
+    make(search, odd)
+    settled = roll(given, NOW + timedelta(days=4))
+    failed = [action for action in settled if action.outcome == "failed"]
+    assert [(action.what, action.target, reason in action.why) for action in failed] == [("merge", odd, True)]
+    assert Action("read-only", indexed_day, "done") in settled
+    late = roll(given, LATER)
+    failed = [action for action in late if action.outcome == "failed"]
+    assert [(action.what, action.target, reason in action.why) for action in failed] == [("delete", odd, True)]
+    assert [action.outcome for action in late if action.target == indexed_day] == ["done"]
+    assert odd in search.client.indices.get(index=f"{search.prefix}-*", expand_wildcards="all")
+    assert growing.folder.exists()
+
+
+def test_a_hidden_index_is_rolled(given: Settings, search: Search) -> None:
+    """Wildcards leave hidden indices out; the roll does not."""
+    audit(given)
+    (name, *_) = sorted(daily_indices(search))
+    search.client.indices.put_settings(index=name, settings={"index.hidden": True})
+    assert [action.outcome for action in roll(given, LATER) if action.target == name] == ["done"]

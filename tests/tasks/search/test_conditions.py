@@ -1,11 +1,14 @@
 """A condition of the cluster stops the indexing, is reported, and passes. Events are never blamed for it."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -15,20 +18,33 @@ from custody.format.events import reason
 from custody.store.open import open_store
 from tasks.search import bulk, client
 from tasks.search.client import Search
-from tasks.search.documents import index_name, template
+from tasks.search.documents import ORIGIN, index_name, properties, template
 from tasks.search.index import IndexResult, index_logs
-from tasks.search.indices import _set_by_others, read_cursor
+from tasks.search.indices import _set_by_others, prepare, read_cursor
 from tasks.settings import Settings
 from tests.helpers.sample import Growing
-from tests.helpers.search import LOG, daily_indices, delete_indices, documents, now_event, search_settings
-from tests.servers.elasticsearch import ElasticsearchServer, ElasticsearchUnavailableError
-from tests.servers.require import unavailable
+from tests.helpers.search import (
+    LOG,
+    daily_indices,
+    delete_indices,
+    documents,
+    now_event,
+    now_event_but_refused,
+    search_settings,
+)
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.proxy import Fault, FaultyProxy
 
 Change = Callable[[Search], object]
 
 
-def cluster_setting(name: str, value: object) -> Change:
-    return lambda search: search.client.cluster.put_settings(persistent={name: value})
+def forbid_creation(search: Search) -> None:
+    """Forbid the creation of this test's daily indices only: others use the server too."""
+    search.client.cluster.put_settings(persistent={"action.auto_create_index": f"-{search.prefix}-2*,+*"})
+
+
+def allow_creation(search: Search) -> None:
+    search.client.cluster.put_settings(persistent={"action.auto_create_index": None})
 
 
 def make_days(search: Search) -> None:
@@ -58,16 +74,8 @@ def close_days(search: Search) -> None:
 
 
 CONDITIONS: dict[str, tuple[Change, Change, str]] = {
-    "no shards left": (
-        cluster_setting("cluster.max_shards_per_node", 2),
-        cluster_setting("cluster.max_shards_per_node", None),
-        "validation_exception",
-    ),
-    "no automatic indices": (
-        cluster_setting("action.auto_create_index", "false"),
-        cluster_setting("action.auto_create_index", None),
-        "index_not_found_exception",
-    ),
+    "no shards left": (prepare, lambda _: None, "validation_exception"),
+    "no automatic indices": (forbid_creation, allow_creation, "index_not_found_exception"),
     "an index has the alias's name": (
         lambda search: search.client.indices.create(index=search.prefix),
         lambda search: search.client.indices.delete(index=search.prefix),
@@ -87,6 +95,10 @@ CONDITIONS: dict[str, tuple[Change, Change, str]] = {
 }
 
 
+def with_replicas(given: Settings, replicas: int) -> Settings:
+    return given.model_copy(update={"search": given.search.model_copy(update={"replicas": replicas})})
+
+
 def problem(given: Settings, created: int = 0) -> str:
     """Index, and return what is wrong. Check how many events were indexed all the same, and that none is rejected."""
     try:
@@ -99,34 +111,25 @@ def problem(given: Settings, created: int = 0) -> str:
     return result.problem or ""
 
 
-@pytest.fixture(scope="module")
-def own() -> Iterator[ElasticsearchServer]:
-    """A node of this module's own, because the tests change the settings of its cluster."""
-    server = ElasticsearchServer("384m")
-    try:
-        server.start()
-        yield server
-    except ElasticsearchUnavailableError as error:
-        unavailable(str(error))
-    finally:
-        server.__exit__()
+MANY_REPLICAS = 1200
+"""An index of so many replicas has more shards than a node may have by default."""
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_a_condition_of_the_cluster(
-    name: str, tmp_path: Path, own: ElasticsearchServer, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, elastic: ElasticsearchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is reported with its reason, rejects no event and moves no cursor; once it is gone, all is indexed."""
     monkeypatch.setattr(bulk, "PATIENCE_SECONDS", 1)
     make, undo, reason = CONDITIONS[name]
     growing = Growing(tmp_path)
     growing.append(2, now_event)
-    given = search_settings(growing, own.url, own.unused_prefix())
+    given = search_settings(growing, elastic.url, elastic.unused_prefix())
     archive = read_archive(open_store(given.archive)).id
     with closing(Search(given.search)) as search:
         try:
             make(search)
-            assert reason in problem(given)
+            assert reason in problem(with_replicas(given, MANY_REPLICAS) if name == "no shards left" else given)
             assert read_cursor(search, archive, LOG) == 0
         finally:
             undo(search)
@@ -137,6 +140,172 @@ def test_a_condition_of_the_cluster(
         search.client.indices.refresh(index=search.rejected)
         assert search.client.count(index=search.rejected)["count"] == 0
     delete_indices(given)
+
+
+def days_like(settings: dict[str, Any] | None = None, **mappings: Any) -> Change:
+    """Return a change that makes the indices of today and yesterday as somebody else wants them."""
+
+    def change(search: Search) -> None:
+        prepare(search)
+        for name in daily_names(search):
+            search.create_index(name, settings=settings or {}, mappings=mappings)
+
+    return change
+
+
+FIELDS = len(properties()) + len(properties()[ORIGIN]["properties"])
+"""The number of fields that the template maps."""
+OTHERS: dict[str, tuple[Change, str]] = {
+    "no more fields": (days_like({"index.mapping.total_fields.limit": FIELDS}, dynamic=True), "setting `dynamic`"),
+    "strict": (days_like(dynamic="strict"), "strict_dynamic_mapping_exception"),
+    "one more field": (days_like(properties={"theirs": {"type": "long"}}), "mapping of the field theirs"),
+    "another type": (days_like(properties={"complexity": {"type": "ip"}}), "mapping of the field complexity"),
+    "another parameter": (
+        days_like(properties={"request_id": {"type": "keyword", "ignore_above": 100_000}}),
+        "mapping of the field request_id",
+    ),
+    "a pipeline that is missing": (days_like({"index.default_pipeline": "theirs"}), "pipeline with id [theirs]"),
+    "a last pipeline that is missing": (days_like({"index.final_pipeline": "theirs"}), "pipeline with id [theirs]"),
+}
+"""What somebody else does to an index, so that it refuses all events or some of them."""
+
+
+def only_some_are_taken(offset: int) -> bytes:
+    """Return an event that an index as others want it may refuse; an index of ours takes it."""
+    more = {"theirs": "x", f"new_{offset}": 1} if offset % 2 else {}
+    return now_event(offset, **more, request_id="x" * 40_000 if offset == 3 else f"request-{offset}")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_others_made_of_an_index_rejects_no_event(name: str, tmp_path: Path, elastic: ElasticsearchServer) -> None:
+    """Events that only an index as others want it refuses are not rejected: the indexing stops, and says why."""
+    make, reason = OTHERS[name]
+    growing = Growing(tmp_path)
+    growing.append(2, only_some_are_taken)
+    given = search_settings(growing, elastic.url, elastic.unused_prefix())
+    with closing(Search(given.search)) as search:
+        make(search)
+        (result,) = index_logs(given)
+        assert reason in str(result.problem)
+        assert (result.rejected, result.sequence) == (0, 0)
+        search.client.indices.refresh(index=search.rejected)
+        assert search.client.count(index=search.rejected)["count"] == 0
+        search.client.indices.delete(index=f"{search.prefix}-2*")
+        (result,) = index_logs(given)
+        assert (result.created, result.rejected, result.sequence, result.problem) == (10, 0, 2, None)
+    delete_indices(given)
+
+
+def test_a_rejected_event_beside_a_condition(tmp_path: Path, elastic: ElasticsearchServer) -> None:
+    """While one index refuses all, an event that another index refuses for its own sake is rejected, and no other."""
+    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%FT%TZ}"
+
+    def value(offset: int) -> bytes:
+        return now_event(offset, timestamp=yesterday) if offset % 2 else now_event_but_refused(18)
+
+    growing = Growing(tmp_path)
+    growing.append(1, value)
+    given = search_settings(growing, elastic.url, elastic.unused_prefix())
+    with closing(Search(given.search)) as search:
+        prepare(search)
+        days_like()(search)
+        closed = min(daily_names(search))
+        search.client.indices.close(index=closed)
+        (result,) = index_logs(given)
+        assert "index_closed_exception" in str(result.problem)
+        assert (result.created, result.rejected, result.sequence) == (0, 3, 0)
+        search.client.indices.open(index=closed)
+        (result,) = index_logs(given)
+        assert (result.created, result.rejected, result.sequence, result.problem) == (2, 3, 1, None)
+        # The plain event that was sent beside them is never stored.
+        assert len(documents(given)) == 2
+    delete_indices(given)
+
+
+def test_a_shard_that_is_full_rejects_no_event(scripted: "Scripted") -> None:
+    """A plain event does not get as far as the limit of documents, which no server can be brought to in a test."""
+    full = {"type": "illegal_argument_exception", "reason": "Number of documents in shard [x][0] exceeds the limit"}
+    result = scripted.index(lambda item: {"status": 400, "error": full} if "create" in item else None)
+    assert "Number of documents in shard" in str(result.problem)
+    assert (result.created, result.rejected, result.sequence) == (0, 0, 0)
+
+
+def test_what_a_pipeline_drops_is_not_indexed(scripted: "Scripted") -> None:
+    """A pipeline that drops events answers 200. The tests' server has no such pipelines."""
+    result = scripted.index(lambda item: {"status": 200} if {"create", "index"} & set(item) else None)
+    assert "it answers 200" in str(result.problem)
+    assert (result.created, result.rejected, result.sequence) == (0, 0, 0)
+
+
+def test_an_error_that_passes_rejects_no_event(scripted: "Scripted") -> None:
+    """What is refused is sent once more beside a plain event: only what is refused then is rejected."""
+    left = [3]
+
+    def once(_: dict[str, Any]) -> dict[str, Any] | None:
+        left[0] -= 1
+        return {"status": 500, "error": {"type": "null_pointer_exception", "reason": "a"}} if left[0] >= 0 else None
+
+    result = scripted.index(once)
+    assert (result.problem, result.rejected, result.sequence) == (None, 0, 2)
+    assert len(documents(scripted.given)) == 10
+
+
+def test_an_unknown_error_of_a_document(scripted: "Scripted") -> None:
+    """An error that nobody has seen does not stop a log for good, if it is of one document only."""
+    unknown = {"status": 500, "error": {"type": "never_seen_exception", "reason": "oh"}}
+    # The first document of the first request, and then of the request in which it comes again, beside a plain event.
+    numbers = count()
+    result = scripted.index(lambda _: unknown if next(numbers) in {0, 5} else None)
+    assert (result.problem, result.created + result.there, result.rejected, result.sequence) == (None, 9, 1, 2)
+    assert result.reasons == {"never_seen_exception: oh": 1}
+
+
+@dataclass
+class Scripted:
+    """Two statements, and a proxy before Elasticsearch that changes answers to bulk requests."""
+
+    given: Settings
+    proxy: FaultyProxy
+
+    def index(self, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> IndexResult:
+        """Index while the outcome of each operation is replaced by what `change` returns, if it returns something."""
+
+        def rewrite(path: str, body: bytes) -> bytes:
+            if not path.startswith("/_bulk") or "reason" not in path:
+                return body
+            answer = json.loads(body)
+            for item in answer["items"]:
+                changed = change(item)
+                for kind in item:
+                    item[kind] = item[kind] if changed is None else changed
+            return json.dumps(answer).encode()
+
+        self.proxy.reset(rewrite=rewrite)
+        (result,) = index_logs(self.given)
+        return result
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, elastic: ElasticsearchServer) -> Iterator[Scripted]:
+    growing = Growing(tmp_path)
+    growing.append(2, now_event)
+    with FaultyProxy(elastic.url) as proxy:
+        given = search_settings(growing, proxy.endpoint_url, elastic.unused_prefix())
+        yield Scripted(given, proxy)
+        proxy.reset()
+        delete_indices(given)
+
+
+@pytest.mark.parametrize("kind", ["403", "413"])
+def test_a_proxy_that_refuses_every_request_rejects_no_event(scripted: Scripted, kind: Literal["403", "413"]) -> None:
+    """What refuses whole requests is not Elasticsearch, and is never booked on the events in them."""
+    scripted.proxy.reset(always=Fault(kind, effect=False), part="/_bulk")
+    (result,) = index_logs(scripted.given)
+    assert f"answers {kind}" in str(result.problem)
+    assert (result.created, result.rejected, result.sequence) == (0, 0, 0)
+    scripted.proxy.reset()
+    (result,) = index_logs(scripted.given)
+    assert (result.created, result.problem) == (10, None)
 
 
 def test_reasons_of_a_server_make_no_line() -> None:
@@ -226,6 +395,7 @@ def templates(search: Search) -> dict[str, object]:
     return {one["name"]: one["index_template"] for one in found["index_templates"]}
 
 
+_SPOOFED = "Number of documents in: Limit of total fields, pipeline with id, index write (api)"
 _FACE = "\U0001f600"
 _DEEP = '{"a":' * 90 + "1" + "}" * 90
 HOSTILE = (
@@ -241,6 +411,9 @@ HOSTILE = (
     *(f'"permissions": {value}' for value in ('[{"a": 1}]', "[[[]]]", '"x"', "null", "[1.5, true]")),
     *(f'"client_ip": {value}' for value in ('"::1%eth0"', '["x"]', '{"a": 1}', '"\\ud800"')),
     *(f'"execution_time": {value}' for value in ("1e400", "-1e-400", "9" * 2000, '[1, "x"]', '{"a": 1}')),
+    f'"permissions": [{{"{_SPOOFED}": "{_SPOOFED}"}}]',
+    f'"{_SPOOFED}": "x"',
+    f'"client_ip": ["::1", {{"a": "{_SPOOFED}"}}]',
     f'"details": {_DEEP}',
     f'"parameters": {_DEEP}',
     f'"details": {{"{"k" * 40_000}": 1}}',

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -20,10 +21,11 @@ from msgspec import structs
 
 from custody.archive.reader import read_archive
 from custody.archive.writer import Entry
-from custody.errors import ConfigurationError, SearchError
+from custody.errors import ConfigurationError, CustodyError, SearchError
 from custody.format import layout, manifest
 from custody.format.members import pack
 from custody.store.open import open_store
+from flows.operate import cli as operate
 from tasks.search import bulk, index
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, properties
@@ -33,7 +35,15 @@ from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing, make_archive
-from tests.helpers.search import LOG, delete_indices, document_id, documents, now_event, search_settings
+from tests.helpers.search import (
+    LOG,
+    delete_indices,
+    document_id,
+    documents,
+    now_event,
+    now_event_but_refused,
+    search_settings,
+)
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
 from tests.servers.proxy import Fault, FaultyProxy
@@ -536,3 +546,36 @@ def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
             delete_documents(opened, "odd", {})
         opened.close()
         server.shutdown()
+
+
+def all_refused(_: int) -> bytes:
+    return now_event_but_refused(18)
+
+
+def test_an_index_command_that_indexes_nothing_fails(
+    growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says how many events were rejected, the commonest reason, and where to look. Exit 0 only if some are there."""
+    monkeypatch.setattr(operate, "Settings", lambda: given)
+    growing.append(1, all_refused)
+    with pytest.raises(CustodyError) as caught:
+        operate.index()
+    said = str(caught.value)
+    assert "nothing was indexed" in said
+    assert "Elasticsearch rejected 5 events, most often because of document_parsing_exception: failed to parse" in said
+    assert f"{given.search.prefix}-rejected lists each" in said
+    growing.append(1, now_event)
+    growing.append(1, all_refused)
+    operate.index()
+    assert "Elasticsearch rejected 5 events" in capsys.readouterr().err
+    # Nothing to do is no failure.
+    operate.index()
+
+
+def test_reasons_of_rejections_are_bounded() -> None:
+    """A producer that thinks of many reasons fills no memory."""
+    total = bulk.Sent()
+    for number in range(1000):
+        bulk.Sent(rejected=1, reasons=Counter([f"reason {number}"])).add_to(total)
+    assert total.rejected == total.reasons.total() == 1000
+    assert len(total.reasons) <= bulk._REASONS + 1
