@@ -91,13 +91,33 @@ def newest_epoch(
     signed = {name for name, heads in known.items() if any(head.size for head in heads)}
     signed |= {name for name, head in context.trust.heads.items() if head.size}
     candidates = [*logs, *(log for log in map(layout.parse_log_text, signed) if log is not None)]
-    epochs = {log.epoch for log in candidates if (log.topic, log.partition) == topic_partition}
-    for epoch in sorted(epochs, reverse=True):
+    of_partition = [log for log in candidates if (log.topic, log.partition) == topic_partition]
+    newest = max([1, *(log.epoch for log in of_partition if str(log) in signed)])
+    ignored = []
+    for epoch in sorted({log.epoch for log in of_partition if log.epoch > newest}):
         log = Log(*topic_partition, epoch)
-        if epoch == 1 or str(log) in signed or _has_begun(context, log):
-            return log
-        logger.warning("%s has no statement signed by trusted keys: it is not an epoch", layout.log_prefix(log))
-    return Log(*topic_partition)
+        # Epochs follow each other. So behind a hole the first slot alone is read: more names cost no more than that.
+        if _has_begun(context, log) if epoch == newest + 1 else _has_first(context, log):
+            newest = epoch
+        else:
+            ignored.append(log)
+    if ignored:
+        logger.warning(
+            "%s and %d others have no statement signed by trusted keys: they are no epochs; find out who wrote there",
+            layout.log_prefix(ignored[0]),
+            len(ignored) - 1,
+        )
+    return Log(*topic_partition, newest)
+
+
+def _has_first(context: Context, log: Log) -> bool:
+    """Return whether the first statement of an epoch counts. Raises as `newest_epoch`."""
+    form = statements_of(log)
+    judge = Judge(context.store, log, form, context.archive.id, context.trust)
+    with suppress(FormatError, HeadRollback, ObjectMissing):
+        read_valid(context.store, form, 0, judge.holds)
+        return True
+    return False
 
 
 def _has_begun(context: Context, log: Log) -> bool:

@@ -57,6 +57,7 @@ ELSEWHERE: dict[int, list[str]] = {
         "tests/tasks/audit/test_audit.py::test_changed_table",
         "tests/attacks/test_tables.py::test_tables_that_differ",
     ],
+    79: ["tests/attacks/test_unsigned.py::test_many_garbage_epochs"],
     75: [
         "tests/custody/test_settings.py::test_a_file_that_others_can_write",
         "tests/custody/test_settings.py::test_nothing_that_is_trusted_lies_in_the_archive",

@@ -323,6 +323,41 @@ def test_what_nobody_signed(growing: Growing, tmp_path: Path, forge: Callable[[P
     assert asked(growing.folder, EVENTS, read) == asked(twin.folder, EVENTS, read)
 
 
+def test_many_garbage_epochs(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a drain reads to find the newest epoch grows by a request or two for each folder that nobody signed."""
+    calls: list[str] = []
+    store_type = type(open_store(str(growing.folder)))
+    for name in ("read", "exists", "list"):
+        original = getattr(store_type, name)
+
+        def counted(*args: Any, original: Callable[..., Any] = original, **more: Any) -> Any:
+            calls.append(str(args[1:2]))
+            return original(*args, **more)
+
+        monkeypatch.setattr(store_type, name, counted)
+    counts, made = [], 2
+    for many in (10, 20, 40):
+        for epoch in range(made, 2 + many):
+            for sequence in range(50):
+                overwrite(growing.folder / layout.manifest_key(Log("audit.grows", 0, epoch), sequence), b"garbage")
+        made = 2 + many
+        calls.clear()
+        caplog.clear()
+        assert opened(growing) == Log("audit.grows", 0)
+        counts.append(len(calls))
+        assert f"and {many - 1} others have no statement signed by trusted keys" in caplog.text
+    assert counts[1] - counts[0] <= 2 * 10
+    assert counts[2] - counts[1] <= 2 * 20
+    # A true epoch among them is found: its first statement, or the one before it, shows it.
+    shutil.rmtree(growing.folder / "manifests/audit.grows@9")
+    later = Growing(growing.root)
+    later._log_id = msgspec.structs.replace(later._log_id, epoch=9)
+    later.append(2)
+    assert opened(growing) == Log("audit.grows", 0, 9)
+
+
 @pytest.mark.parametrize("invented", [True, False], ids=["an invented key", "garbage"])
 def test_a_later_epoch_that_has_begun(growing: Growing, *, invented: bool) -> None:
     """An epoch with a statement that counts stays the newest one, whatever is in its next slots."""
