@@ -157,16 +157,18 @@ def _problems_table(problems: Sequence[Problem]) -> Table:
 
 def _logs_table(logs: Sequence[LogHealth], console: Console) -> Table:
     """Return the table with as many columns as fit, and names of logs that fill the rest."""
-    logs = logs[:_LOGS_SHOWN] if len(logs) > _LOGS_SHOWN else logs
-    names = list(_COLUMNS)
+    shown, names = logs[:_LOGS_SHOWN], list(_COLUMNS)
     for name in (None, *_LEFT_OUT):
         names = [each for each in names if each != name]
-        least = _table(logs, names, _NAME_WIDTH)
+        least = _table(shown, names, _NAME_WIDTH)
         wide = console.options.update(width=10_000)
         free = console.width - Measurement.get(console, wide, least).maximum
         if free >= 0:
             break
-    return _table(logs, names, _NAME_WIDTH + max(0, free))
+    made = _table(shown, names, _NAME_WIDTH + max(0, free))
+    if len(logs) > _LOGS_SHOWN:
+        made.caption = f"The first {_LOGS_SHOWN:,} of {len(logs):,} logs; --json lists them all."
+    return made
 
 
 def _table(logs: Sequence[LogHealth], names: Sequence[str], width: int) -> Table:

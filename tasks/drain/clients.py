@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from custody.errors import ConfigurationError
@@ -65,18 +65,13 @@ class FirstLines:
 _lines: Any = FirstLines()
 
 
-def make_consumer(client: Properties, note: Callable[[KafkaError], None] | None = None) -> Consumer:
-    """Return a consumer.
-
-    Args:
-        client: librdkafka's properties.
-        note: called with errors that belong to no request.
+def make_consumer(client: Properties) -> Consumer:
+    """Return a consumer with librdkafka's properties and callbacks.
 
     Raises:
         ConfigurationError: librdkafka refuses a property.
     """
-    callbacks = {} if note is None else {"error_cb": note}
-    consumer: Consumer = _made(Consumer, {**client, **callbacks})
+    consumer: Consumer = _made(Consumer, client)
     return consumer
 
 

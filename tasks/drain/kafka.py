@@ -10,6 +10,7 @@ Rules:
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ REQUEST_SECONDS = 10.0
 _RETRY_SHARE = 0.8
 """How long a request is retried, in timeouts. It is less than one, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
+_COMMIT_POLL_SECONDS = 0.002
 DIRECT = "direct"
 """The cluster's name in logs that were never in Kafka."""
 MOCK_CLUSTER = "mockCluster"
@@ -201,8 +203,12 @@ class Broker:
         self._servers = base["bootstrap.servers"]
         self._refusal: KafkaError | None = None
         self._away: KafkaError | None = None
-        self._probe = _consumer(base, group, "read_uncommitted", self._note)
-        self._stable = _consumer(base, group, "read_committed")
+        self._commits: dict[tuple[str, int], KafkaError | None] = {}
+        self._polls = threading.Lock()
+        self._is_deaf = False
+        """Whether a commit was not acknowledged: then no more are sent, and closing waits for none."""
+        self._probe = _consumer(base, group, "read_uncommitted", error_cb=self._note)
+        self._stable = _consumer(base, group, "read_committed", on_commit=self._note_commit)
         self._admin = make_admin(base)
 
     def __enter__(self) -> Self:
@@ -210,7 +216,11 @@ class Broker:
 
     def __exit__(self, *_: object) -> None:
         self._probe.close()
-        self._stable.close()
+        if self._is_deaf:
+            # Closing waits for the commit, for as long as the broker is silent.
+            threading.Thread(target=self._stable.close, name="close", daemon=True).start()
+        else:
+            self._stable.close()
 
     @patiently
     def cluster(self) -> str:
@@ -418,7 +428,12 @@ class Broker:
         return [head for head in heads if head is not None]
 
     def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:
-        """Commit a log's offset for lag monitors, with the head as metadata. A failure is only logged."""
+        """Commit a log's offset for lag monitors, with the head as metadata. A failure is only logged.
+
+        Returns after the timeout of a request, also if the broker is silent: librdkafka's own waits without end.
+        """
+        if self._is_deaf:
+            return
         try:
             metadata = encode_committed_head(archive, log, head, signer)
         except KeyUnavailable as error:
@@ -427,12 +442,32 @@ class Broker:
         if len(metadata) > METADATA_LIMIT:
             logger.warning("%s: the head is not stored with the group's offset: the key's id is too long", log)
             metadata = ""
+        position = TopicPartition(log.topic, log.partition, offset, metadata)
         try:
-            self._stable.commit(
-                offsets=[TopicPartition(log.topic, log.partition, offset, metadata)], asynchronous=False
-            )
+            self._stable.commit(offsets=[position], asynchronous=True)
+            problem = self._wait_for_commit(log)
         except KafkaException as error:
-            logger.warning("%s: the group's offset was not committed: %s", log, error.args[0].str())
+            problem = error.args[0].str()
+        if problem is not None:
+            logger.warning("%s: the group's offset was not committed: %s", log, problem)
+
+    def _wait_for_commit(self, log: Log) -> str | None:
+        """Wait until a log's commit was acknowledged, and return why it was not."""
+        key, until = (log.topic, log.partition), time.monotonic() + self.seconds
+        while key not in self._commits:
+            if time.monotonic() > until:
+                self._is_deaf = True
+                return f"no answer within {self.seconds:.0f} s"
+            # Only a poll calls `_note_commit`. It always takes this long.
+            with self._polls:
+                if key not in self._commits:
+                    self._stable.poll(_COMMIT_POLL_SECONDS)
+        error = self._commits.pop(key)
+        return None if error is None else error.str()
+
+    def _note_commit(self, error: KafkaError | None, positions: Sequence[TopicPartition]) -> None:
+        for position in positions:
+            self._commits[position.topic, position.partition] = error or position.error
 
 
 class Feed:
@@ -486,9 +521,7 @@ class Feed:
         self._consumer.pause([TopicPartition(topic, partition)])
 
 
-def _consumer(
-    client: dict[str, str], group: str, isolation: str, note: Callable[[KafkaError], None] | None = None
-) -> Consumer:
+def _consumer(client: dict[str, str], group: str, isolation: str, **callbacks: Callable[..., None]) -> Consumer:
     defaults: dict[str, str | int | bool] = {
         # Records waiting in memory, for all partitions: 0.3 s at 250,000 records of 340 bytes a second.
         "queued.max.messages.kbytes": _QUEUE_KBYTES,
@@ -506,4 +539,4 @@ def _consumer(
         "enable.auto.offset.store": False,
         "enable.partition.eof": True,
     }
-    return make_consumer({**defaults, **client, **ours}, note)
+    return make_consumer({**defaults, **client, **ours, **callbacks})
