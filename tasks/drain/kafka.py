@@ -488,7 +488,8 @@ class Feed:
             positions: where to read each partition from.
             note: called by `read` with errors of brokers, such as a response that is too large.
         """
-        self._consumer = _consumer(dict(client), group, "read_committed", note)
+        callbacks = {"error_cb": note} if note else {}
+        self._consumer = _consumer(dict(client), group, "read_committed", **callbacks)
         self._consumer.assign(list(positions))
 
     def __enter__(self) -> Self:
