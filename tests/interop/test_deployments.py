@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.servers.go import build
+from tests.servers.go import build, prometheus
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments"
@@ -149,3 +149,13 @@ def test_grafana_and_prometheus_find_their_files(project: Any) -> None:
     assert source["url"] == "http://prometheus:9090"
     (custody, *_) = yaml.safe_load((DEPLOYMENTS / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     assert custody["static_configs"] == [{"targets": ["node-exporter:9100"]}]
+
+
+def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
+    """Prometheus' own parser takes the configuration, and refuses a misspelt key. Rules are found by their pattern."""
+    file = DEPLOYMENTS / "prometheus" / "prometheus.yml"
+    assert run(prometheus(), "config", file) == (0, "")
+    (tmp_path / "prometheus.yml").write_text(file.read_text().replace("scrape_interval", "scrape_intreval"))
+    code, shown = run(prometheus(), "config", tmp_path / "prometheus.yml")
+    assert (code, "scrape_intreval" in shown) == (1, True)
+    assert Path("rules.yml").match(yaml.safe_load(file.read_text())["rule_files"][0])

@@ -38,3 +38,8 @@ def build(module: Path, name: str, seconds: float, package: str = ".") -> Path:
     if built.returncode:
         unavailable(f"the Go program {name} could not be built: {built.stderr[-500:]}")
     return program
+
+
+def prometheus() -> Path:
+    """Return a program that checks a configuration, rules or a query with Prometheus' own parsers; see its source."""
+    return build(Path(__file__).parents[1] / "interop" / "prometheus", "prometheus", 500)
