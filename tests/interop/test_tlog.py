@@ -1,7 +1,6 @@
 """Go's own notes and transparency logs, which no one here wrote, agree with what custody writes."""
 
 import json
-import shutil
 import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from custody.tlog.checkpoint import NoteKey, origin_of, parse_note
 from custody.tlog.head import Head
 from custody.tlog.proofs import Proofs
 from tests.helpers.leafy import Leafy
-from tests.servers.require import unavailable
+from tests.servers.go import build
 
 HERE = Path(__file__).parent / "tlog"
 WITNESSED = datetime.now(UTC)
@@ -30,21 +29,9 @@ Check = Callable[[dict[str, Any]], str]
 
 
 @pytest.fixture(scope="module")
-def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
+def check() -> Check:
     """Build the Go program, and return what it says of an input."""
-    if shutil.which("go") is None:
-        unavailable("Go is not installed: notes and roots are not checked by golang.org/x/mod")
-    program = tmp_path_factory.mktemp("go") / "tlog"
-    built = subprocess.run(
-        ["go", "build", "-mod=readonly", "-o", str(program), "."],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    if built.returncode:
-        unavailable(f"the Go program could not be built: {built.stderr[-500:]}")
+    program = build(HERE, "tlog", 240)
 
     def run(given: dict[str, Any]) -> str:
         ran = subprocess.run(
