@@ -18,7 +18,7 @@ from tasks.settings import Settings
 
 _ROLLS = 50
 """How many records of the roll are passed over to find the newest audit. There is at most one a day."""
-_SCHEDULE = "check that audit/nightly runs, or run 'custody audit'"
+_SCHEDULE = "check that audit-nightly runs, or run 'custody audit'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def check_secrets(made: Guarded) -> None:
 
 def check_runs(made: Guarded) -> None:
     """Check that the run of an alert has no passphrase in its environment, and that of a roll has."""
-    for deployment, parameters, expected in (("alert/now", {"title": "a test"}, ""), ("roll/daily", {}, PASSPHRASE)):
+    for deployment, parameters, expected in (("alert/alert-now", {"title": "a test"}, ""), ("roll/roll-daily", {}, PASSPHRASE)):
         run = made.start(deployment, **parameters)
         seen: list[str | None] = []
 
