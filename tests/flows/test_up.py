@@ -120,7 +120,11 @@ def check_secrets(made: Guarded) -> None:
 
 def check_runs(made: Guarded) -> None:
     """Check that the run of an alert has no passphrase in its environment, and that of a roll has."""
-    for deployment, parameters, expected in (("alert/alert-now", {"title": "a test"}, ""), ("roll/roll-daily", {}, PASSPHRASE)):
+    wanted: tuple[tuple[str, dict[str, str], str], ...] = (
+        ("alert/alert-now", {"title": "a test"}, ""),
+        ("roll/roll-daily", {}, PASSPHRASE),
+    )
+    for deployment, parameters, expected in wanted:
         run = made.start(deployment, **parameters)
         seen: list[str | None] = []
 
