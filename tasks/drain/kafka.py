@@ -7,7 +7,7 @@ Rules:
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
 - Settings that correctness depends on override the operator's.
 
-This is one module because its requests and its feed share how librdkafka's errors are mapped and retried.
+This is one module because its requests and its feed share the consumer's settings and the retries.
 """
 
 import logging
@@ -28,6 +28,7 @@ from custody.format.manifest import LastRecord
 from custody.tlog.head import Head
 from tasks.drain.assemble import Record
 from tasks.drain.committed_heads import METADATA_LIMIT, CommittedHead, encode_committed_head, parse_committed_head
+from tasks.drain.kafka_errors import TERMINAL, is_of_group, map_error, reading
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ REQUEST_SECONDS = 10.0
 RETRY_SECONDS = 8.0
 """How long a request is retried. It is less than one timeout, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
+_EVENTS = 100
 DIRECT = "direct"
 """The cluster's name in logs that were never in Kafka."""
 MOCK_CLUSTER = "mockCluster"
@@ -45,20 +47,6 @@ _QUEUE_KBYTES = 24 * 1024
 _FETCH_BYTES = 64 * 1024
 """Bytes of a partition in one fetch, as stored; or one batch, if it is larger. All of a fetch is inflated at once, and
 3 KB can inflate to 95 MB: the default of 1 MiB could take 30 GB of memory, and is not noticeably faster."""
-_TERMINAL = {
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.TOPIC_EXCEPTION,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.UNSUPPORTED_SASL_MECHANISM,
-    KafkaError._AUTHENTICATION,  # noqa: SLF001 - confluent-kafka's name for librdkafka's own codes
-    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-    KafkaError._INVALID_ARG,  # noqa: SLF001
-    KafkaError._SSL,  # noqa: SLF001
-}
 PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001
 OFFSET_OUT_OF_RANGE: int = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
 """librdkafka's error for a position that it cannot read from, because it is out of range or truncated."""
@@ -111,11 +99,22 @@ def is_wanted(topic: str, wanted: Sequence[str]) -> bool:
     return any(re.search(pattern, topic) if pattern.startswith("^") else pattern == topic for pattern in wanted)
 
 
-def map_error(error: KafkaError, step: str) -> SourceRefused | TransientSourceError:
-    """Return custody's error for one of Kafka's. The message begins with the step that failed."""
-    if error.code() in _TERMINAL or error.fatal():
-        return SourceRefused(f"{step}: {error.str()}; check the topic, the client's rights and kafka.client's settings")
-    return TransientSourceError(f"{step}: {error.str()}; the next run tries again")
+def read_committed(consumer: Consumer, asked: list[TopicPartition]) -> list[TopicPartition]:
+    """Return the committed offsets of a consumer's group. The consumer has no partitions assigned.
+
+    librdkafka keeps waiting for a coordinator that refuses the client. The refusal comes as an event, and only once.
+
+    Raises:
+        KafkaException: the broker does not answer, or refuses.
+    """
+    try:
+        return consumer.committed(asked, timeout=_PROBE_SECONDS)
+    except KafkaException:
+        for event in cast("list[Received]", consumer.consume(_EVENTS, 0)):
+            error = event.error()
+            if error is not None and error.code() in TERMINAL:
+                raise KafkaException(error) from None
+    return consumer.committed(asked, timeout=REQUEST_SECONDS)
 
 
 def says_truncated(error: KafkaError) -> bool:
@@ -180,7 +179,9 @@ class Broker:
         """
         base = dict(client)
         # For error messages.
-        self._servers = base["bootstrap.servers"]
+        self._servers, self._client, self._group = base["bootstrap.servers"], base, group
+        self.group_refusal: SourceRefused | None = None
+        """The error if the broker refuses the group. Then nothing more is asked about it: each call would wait."""
         self._refusal: KafkaError | None = None
         self._probe = _consumer(base, group, "read_uncommitted", self._note)
         self._stable = _consumer(base, group, "read_committed")
@@ -223,11 +224,42 @@ class Broker:
         return [Topic(name, ids[name], partitions[name]) for name in names]
 
     def missing(self, topic: str) -> SourceRefused:
-        """Return the error for a topic in the settings that does not exist."""
+        """Return the error for a topic that `topics` does not return: it is refused, or does not exist."""
+        try:
+            self.check_visible(topic)
+        except SourceRefused as error:
+            return error
         return SourceRefused(
-            f"topic {topic!r} does not exist on Kafka at {self._servers}, or this client may not see it:"
-            " create it, or correct kafka.topics"
+            f"topic {topic!r} does not exist on Kafka at {self._servers}: create it, or correct kafka.topics"
         )
+
+    @patiently
+    def check_visible(self, topic: str) -> None:
+        """Check that this client may see a topic. A listing leaves out what it may not see, as if it did not exist.
+
+        Raises:
+            SourceRefused: the broker refuses, whether the topic exists or not.
+            TransientSourceError: the broker does not answer.
+        """
+        asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_SECONDS)
+        try:
+            asked[topic].result()
+        except KafkaException as error:
+            if error.args[0].code() in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION}:
+                return
+            raise self._error(
+                error.args[0], f"topic {topic} cannot be looked at on Kafka at {self._servers}", reading(topic)
+            ) from None
+
+    def refuse_group(self, error: KafkaError) -> SourceRefused | TransientSourceError:
+        """Return the error for the group's offsets, and note it if the broker refuses the group."""
+        mapped = self._error(error, f"the offsets of group {self._group}", f"Read on group {self._group}")
+        if is_of_group(error) and isinstance(mapped, SourceRefused):
+            self.group_refusal = mapped
+        return mapped
+
+    def _error(self, error: KafkaError, step: str, needs: str) -> SourceRefused | TransientSourceError:
+        return map_error(error, step, self._client, needs)
 
     def _list_topics(self) -> Any:
         self._refusal = None
@@ -238,10 +270,12 @@ class Broker:
             # Only the callback gets the reason, and only a poll calls it.
             self._probe.poll(0)
             refusal: KafkaError | None = self._refusal
-            raise map_error(refusal or error.args[0], f"no answer from Kafka at {self._servers}") from None
+            raise self._error(
+                refusal or error.args[0], f"no answer from Kafka at {self._servers}", "Describe on the cluster"
+            ) from None
 
     def _note(self, error: KafkaError) -> None:
-        if error.code() in _TERMINAL:
+        if error.code() in TERMINAL:
             self._refusal = error
 
     @patiently
@@ -263,7 +297,7 @@ class Broker:
                 # A broker older than 2.8 returns the id of all zeroes, which is "AAA…" in base64.
                 topic_id = str(answer.result().topic_id)
             except KafkaException as error:
-                raise map_error(error.args[0], f"topic {name} cannot be described") from None
+                raise self._error(error.args[0], f"topic {name} cannot be described", reading(name)) from None
             ids[name] = None if topic_id.strip("A") == "" else topic_id
         return ids
 
@@ -279,7 +313,9 @@ class Broker:
             start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=REQUEST_SECONDS, cached=False)
             _, end = self._probe.get_watermark_offsets(topic_partition, timeout=REQUEST_SECONDS, cached=False)
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}/{partition}: its offsets cannot be read") from None
+            raise self._error(
+                error.args[0], f"{topic}/{partition}: its offsets cannot be read", reading(topic)
+            ) from None
         return Bounds(start, stable, max(stable, end))
 
     def waits_since(self, topic: str, partition: int, offset: int) -> float | None:
@@ -305,7 +341,9 @@ class Broker:
             asked = self._admin.describe_configs([resource], request_timeout=REQUEST_SECONDS)
             entries = asked[resource].result()
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}: its retention cannot be read") from None
+            raise self._error(
+                error.args[0], f"{topic}: its retention cannot be read", f"DescribeConfigs on topic {topic}"
+            ) from None
         kept_ms, kept_bytes = int(entries["retention.ms"].value), int(entries["retention.bytes"].value)
         written = self.waits_since(topic, partition, offset)
         if "delete" not in entries["cleanup.policy"].value or written is None or written < 0:
@@ -340,7 +378,9 @@ class Broker:
             return error.str()
         if error.code() in {PARTITION_EOF, OFFSET_OUT_OF_RANGE} | DAMAGED:
             return None
-        raise map_error(error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again")
+        raise self._error(
+            error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again", reading(topic)
+        )
 
     def after_batch(self, topic: str, partition: int, base: int, inside: int) -> int:
         """Return the first offset after a batch that cannot be decoded. librdkafka does not say where it ends.
@@ -369,7 +409,7 @@ class Broker:
                 if error is None or error.code() != OFFSET_OUT_OF_RANGE or answer.offset() == offset:
                     break
             if error is not None and error.code() not in DAMAGED | {PARTITION_EOF}:
-                raise map_error(error, f"{topic}/{partition}: cannot read from offset {offset}")
+                raise self._error(error, f"{topic}/{partition}: cannot read from offset {offset}", reading(topic))
             return error is not None and error.code() in DAMAGED and answer.offset() == base
 
         if not is_in_batch(inside):
@@ -394,8 +434,12 @@ class Broker:
             while time.monotonic() < until:
                 for message in cast("list[Received]", self._probe.consume(1, 0.2)):
                     error = message.error()
-                    # Other errors, such as a broken connection, go away.
-                    if error is None or error.code() in _ANSWERS or error.code() in _TERMINAL:
+                    # Other errors, such as a broken connection, go away. Those of the group do not matter here.
+                    if (
+                        error is None
+                        or error.code() in _ANSWERS
+                        or (error.code() in TERMINAL and not is_of_group(error))
+                    ):
                         return message
             return None
         finally:
@@ -409,10 +453,12 @@ class Broker:
             SourceError: the broker does not answer.
         """
         asked = [TopicPartition(topic, partition) for topic, partition in partitions]
+        if self.group_refusal is not None:
+            raise self.group_refusal
         try:
-            answers = self._stable.committed(asked, timeout=REQUEST_SECONDS)
+            answers = read_committed(self._stable, asked) if asked else []
         except KafkaException as error:
-            raise map_error(error.args[0], "the group's offsets cannot be read") from None
+            raise self.refuse_group(error.args[0]) from None
         heads = [
             parse_committed_head(answer.metadata or "", archive, answer.topic, answer.partition) for answer in answers
         ]
@@ -420,6 +466,8 @@ class Broker:
 
     def commit(self, log: Log, offset: int, archive: str, head: Head, signer: Signer) -> None:
         """Commit a log's offset for lag monitors, with the head as metadata. A failure is only logged."""
+        if self.group_refusal is not None:
+            return
         try:
             metadata = encode_committed_head(archive, log, head, signer)
         except KeyUnavailable as error:
@@ -433,7 +481,8 @@ class Broker:
                 offsets=[TopicPartition(log.topic, log.partition, offset, metadata)], asynchronous=False
             )
         except KafkaException as error:
-            logger.warning("%s: the group's offset was not committed: %s", log, error.args[0].str())
+            refused = self.refuse_group(error.args[0])
+            logger.warning("%s: the group's offset was not committed: %s", log, refused)
 
 
 class Feed:
@@ -447,7 +496,8 @@ class Feed:
             group: the consumer group.
             positions: where to read each partition from.
         """
-        self._consumer = _consumer(dict(client), group, "read_committed")
+        self._client = dict(client)
+        self._consumer = _consumer(self._client, group, "read_committed")
         self._consumer.assign(list(positions))
 
     def __enter__(self) -> Self:
@@ -473,7 +523,12 @@ class Feed:
             self._consumer.incremental_assign([position])
             self._consumer.resume([TopicPartition(topic, partition)])
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}/{partition}: cannot read from offset {position.offset}") from None
+            raise map_error(
+                error.args[0],
+                f"{topic}/{partition}: cannot read from offset {position.offset}",
+                self._client,
+                reading(topic),
+            ) from None
 
     def stop(self, topic: str, partition: int) -> None:
         """Stop fetching a partition, until `seek`. Records that were fetched already may still come."""

@@ -114,6 +114,8 @@ class LogRun:
     append: Future[None] | None = None
     appending_bytes: int = 0
     stopped: bool = False
+    refusal: CustodyError | None = None
+    """What the run was not allowed to look at, although it could archive. It fails the run at its end."""
 
     @property
     def start(self) -> Position:

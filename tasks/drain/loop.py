@@ -22,10 +22,10 @@ from tasks.drain.kafka import (
     Feed,
     Received,
     error_of,
-    map_error,
     partition_of,
     says_truncated,
 )
+from tasks.drain.kafka_errors import is_of_group, map_error, reading
 from tasks.drain.log_run import LogRun, TopicPartition
 from tasks.drain.signals import stop_requested
 from tasks.drain.tuning import keep_freed_memory, rare_collections
@@ -179,8 +179,13 @@ class Loop:
         elif run is not None and error.code() in DAMAGED:
             logger.warning("%s: librdkafka does not take a batch: %s", run.result.log, error.str())
             self._refuse(run, message.offset(), feed)
+        elif is_of_group(error):
+            # The archive says where to read, and not the group. The run goes on, and fails at its end.
+            self._context.broker.refuse_group(error)
         else:
-            mapped = map_error(error, run.result.log if run else "Kafka")
+            settings = self._context.settings.kafka
+            topic = run.topic_partition[0] if run else ", ".join(sorted({topic for topic, _ in self._runs}))
+            mapped = map_error(error, run.result.log if run else "Kafka", settings.librdkafka(), reading(topic))
             if isinstance(mapped, SourceRefused):
                 for affected in [run] if run else self._active():
                     self._fail(affected, mapped, feed)
@@ -269,6 +274,8 @@ class Loop:
                 run.result.headroom = self._context.broker.seconds_left(*run.topic_partition, position)
             except CustodyError as error:
                 logger.warning("%s: how long Kafka keeps its records is not known: %s", run.result.log, error)
+                if isinstance(error, SourceRefused):
+                    run.refusal = error
 
 
 def _no_progress(run: LogRun) -> TransientSourceError:

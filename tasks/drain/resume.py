@@ -21,7 +21,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import list_logs, read_valid, sequence_of
 from custody.archive.trusted import Judge, find_signed_end, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter
-from custody.errors import CustodyError, FormatError, HeadRollback, LogChanged, ObjectMissing
+from custody.errors import CustodyError, FormatError, HeadRollback, LogChanged, ObjectMissing, SourceRefused
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
@@ -44,7 +44,13 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     """Open every log, and return the runs, and the results of logs that cannot be drained."""
     topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in partitions}))}
     logs = list_logs(context.store)
-    known = known_heads(context, [each for each in partitions if each[0] in topics])
+    try:
+        known = known_heads(context, [each for each in partitions if each[0] in topics])
+    except SourceRefused:
+        # Archiving does not wait for what only remembers: audits know heads, too. The run fails at its end.
+        if context.broker.group_refusal is None:
+            raise
+        known = known_heads(context, [])
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
@@ -67,7 +73,8 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
 def known_heads(context: Context, partitions: Iterable[TopicPartition]) -> dict[str, list[KnownHead]]:
     """Return the signed heads of logs in the newest audit and in the group's committed offsets."""
     known = {log: [head] for log, head in context.audited.items()}
-    for committed in context.broker.remembered(partitions, context.archive.id):
+    asked = list(partitions)
+    for committed in context.broker.remembered(asked, context.archive.id) if asked else ():
         log = committed.log
         judge = Judge(context.store, log, statements_of(log), context.archive.id, context.trust)
         head = check_committed_head(committed, context.trust, judge.proofs)

@@ -1,5 +1,6 @@
 """The client of Elasticsearch 8.x or 9.x, with our errors, and searches that need all shards."""
 
+import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,8 @@ ANSWER_BYTES = 8 * limits.MIB
 """Answers are read up to this size: several times the largest event, and what a parser needs for it is bounded."""
 LATER = frozenset({429, 502, 503, 504})
 """Statuses of a server that is busy, or not there for now."""
+REFUSED = frozenset({401, 403})
+"""Statuses of a server that refuses this client."""
 _ODD_ANSWER = (
     SerializationError,
     UnsupportedProductError,
@@ -92,6 +95,18 @@ class Search:
         self.skipped: set[str] = set()
         """Indices of which a shard could not answer a search, because of what the index is."""
 
+    def caller(self) -> str:
+        """Return who this client is, for errors: the id of its API key, and never the key."""
+        key = self.settings.api_key
+        if key is None:
+            return "a client without an API key: set search.api_key"
+        try:
+            name = base64.b64decode(key.get_secret_value(), validate=True).partition(b":")
+            known = name[0].decode("ascii") if name[1] else ""
+        except ValueError:
+            known = ""
+        return f"API key {legible(known)} of search.api_key" if known else "the API key of search.api_key"
+
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
@@ -138,7 +153,8 @@ class Search:
             answer = self.client.msearch(searches=[{"index": list(self.chosen)}, body])["responses"][0]
             if "error" in answer:
                 reason = _reason(answer)
-                raise SearchError(f"Elasticsearch at {self.settings.url} answers {answer['status']}: {reason}")
+                refused = f" (refused to {self.caller()})" if answer["status"] in REFUSED else ""
+                raise SearchError(f"Elasticsearch at {self.settings.url} answers {answer['status']}: {reason}{refused}")
         return answer
 
     def refresh(self, index: str) -> None:
@@ -184,7 +200,8 @@ class Search:
         except ApiError as error:
             status = f"{error.status_code} {error.error}"
             kind = TransientSearchError if error.status_code in LATER else SearchError
-            raise kind(f"{subject}: {server} answers {status}: {_reason(error.body)}") from None
+            refused = f" (refused to {self.caller()})" if error.status_code in REFUSED else ""
+            raise kind(f"{subject}: {server} answers {status}: {_reason(error.body)}{refused}") from None
         # A document nested deeper than Python's parser goes is a RecursionError.
         except _ODD_ANSWER as error:
             raise SearchError(f"{subject}: {server} does not answer like an Elasticsearch: {error!r}"[:500]) from None

@@ -30,6 +30,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tests.servers.guard import start_guard
 
 REGION = "us-east-1"
+LIMITED = {"maynotwrite": ["Read", "List"], "maynotread": ["List", "Write"], "maynotlist": ["Read", "Write"]}
+"""Access keys of SeaweedFS that may not do everything, and what they may do."""
 _START_SECONDS = 60
 
 
@@ -160,14 +162,14 @@ class SeaweedServer(_Server):
         super().__init__(folder, self._ports[0])
 
     def start(self) -> None:
-        """Start the server with one identity that may do everything."""
+        """Start the server with one identity that may do everything, and those of `LIMITED`, with the same secret."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        identity = {
-            "name": "custody",
-            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
-            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-        }
-        (self.folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
+        may = {self.access_key: ["Admin", "Read", "List", "Tagging", "Write"], **LIMITED}
+        identities = [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": self.secret_key}], "actions": actions}
+            for key, actions in may.items()
+        ]
+        (self.folder / "identities.json").write_text(json.dumps({"identities": identities}))
         super().start()
 
     def _command(self) -> list[str]:
