@@ -216,7 +216,8 @@ def _errors(operation: str, name: str, caller: Callable[[], str]) -> Iterator[No
         code = str(error.response.get("Error", {}).get("Code", "unknown"))
         if code == "KMSInvalidMacException":
             raise SignatureInvalid(f"the signature of key {name!r} is not over this statement") from None
-        if code in _REFUSED:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if code in _REFUSED or status in {401, 403}:
             raise KeyUnavailable(
                 f"KMS refused {operation} for {name} ({code}), to {caller()}: allow kms:{operation} in the key's policy"
                 " or in IAM, and check the credentials"

@@ -234,10 +234,10 @@ def test_a_refusing_folder(nobodys: tuple[Settings, Path], part: str, monkeypatc
     monkeypatch.chdir("/")
     given, folder = nobodys
 
-    def no_kafka(_: Broker) -> str:
+    def no_kafka(*_: object) -> list[Topic]:
         raise TransientSourceError("no answer")
 
-    monkeypatch.setattr(Broker, "cluster", no_kafka)
+    monkeypatch.setattr(Broker, "topics", no_kafka)
 
     def status() -> list[str]:
         return [f"{log.log} {log.size} {log.problem}" for log in read_status(given)]

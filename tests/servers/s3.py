@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,6 +227,13 @@ class MotoServer(_Server):
     def __init__(self, folder: Path) -> None:
         self._port = free_ports(1)[0]
         super().__init__(folder, self._port)
+
+    def enforce_policies(self) -> None:
+        """From now on answer only what IAM's policies allow. So make users before: nobody else may do anything."""
+        url, plain = f"{self.endpoint_url}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        request = urllib.request.Request(url, data=b"0", headers=plain, method="POST")  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+            pass
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
