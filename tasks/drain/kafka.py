@@ -414,17 +414,7 @@ class Broker:
 
         if not is_in_batch(inside):
             return inside
-        end, step = self.bounds(topic, partition).end, 1
-        while is_in_batch(after := min(inside + step, end)):
-            inside, step = after, 2 * step
-        # The batch ends after `inside`, and at `after` at the latest.
-        while after - inside > 1:
-            middle = (inside + after) // 2
-            if is_in_batch(middle):
-                inside = middle
-            else:
-                after = middle
-        return after
+        return _first_outside(is_in_batch, inside, self.bounds(topic, partition).end)
 
     def _first(self, position: TopicPartition, seconds: float) -> Received | None:
         """Return the first record, event or error from a position on; None if nothing comes in time."""
@@ -468,14 +458,7 @@ class Broker:
         """Commit a log's offset for lag monitors, with the head as metadata. A failure is only logged."""
         if self.group_refusal is not None:
             return
-        try:
-            metadata = encode_committed_head(archive, log, head, signer)
-        except KeyUnavailable as error:
-            logger.warning("%s: the head is not stored with the group's offset: %s", log, error)
-            metadata = ""
-        if len(metadata) > METADATA_LIMIT:
-            logger.warning("%s: the head is not stored with the group's offset: the key's id is too long", log)
-            metadata = ""
+        metadata = _metadata(archive, log, head, signer)
         try:
             self._stable.commit(
                 offsets=[TopicPartition(log.topic, log.partition, offset, metadata)], asynchronous=False
@@ -483,6 +466,40 @@ class Broker:
         except KafkaException as error:
             refused = self.refuse_group(error.args[0])
             logger.warning("%s: the group's offset was not committed: %s", log, refused)
+
+
+def _first_outside(is_in_batch: Callable[[int], bool], inside: int, end: int) -> int:
+    """Return the first offset after a batch, by few questions.
+
+    Args:
+        is_in_batch: returns whether an offset is in the batch.
+        inside: an offset in the batch.
+        end: the partition's end.
+    """
+    step = 1
+    while is_in_batch(after := min(inside + step, end)):
+        inside, step = after, 2 * step
+    # The batch ends after `inside`, and at `after` at the latest.
+    while after - inside > 1:
+        middle = (inside + after) // 2
+        if is_in_batch(middle):
+            inside = middle
+        else:
+            after = middle
+    return after
+
+
+def _metadata(archive: str, log: Log, head: Head, signer: Signer) -> str:
+    """Return the metadata for a committed offset: the signed head, or nothing if it cannot be stored."""
+    try:
+        metadata = encode_committed_head(archive, log, head, signer)
+    except KeyUnavailable as error:
+        logger.warning("%s: the head is not stored with the group's offset: %s", log, error)
+        return ""
+    if len(metadata) > METADATA_LIMIT:
+        logger.warning("%s: the head is not stored with the group's offset: the key's id is too long", log)
+        return ""
+    return metadata
 
 
 class Feed:

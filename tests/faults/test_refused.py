@@ -45,6 +45,8 @@ STORE = {
     "checkpoints": "/audit/checkpoints/",
     "listings": "list-type=2",
     "the listing of events": "prefix=audit%2Fevents",
+    "manifests and their listing": "manifests",
+    "audits and their listing": "audits",
     "versions": "versions",
     "lifecycle rules": "lifecycle",
     "everything": "",
