@@ -1,15 +1,19 @@
 """Keys in AWS KMS, by URI `aws-kms:///alias/NAME` or `aws-kms:///ARN` (FORMAT.md, Signed files).
 
 An HMAC key in KMS signs and checks; an Ed25519 key signs, and is checked by its public half. Secrets never leave AWS.
-What KMS and its client say may quote signed requests, so errors tell the operation, the key and the code, and no more.
+What KMS and its client say may quote signed requests, so errors tell the operation, the key and the code. If KMS
+refuses, they tell who signed and the permission as well, and no more.
 """
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
+from custody.store.caller import aws_caller
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
@@ -26,18 +30,18 @@ class _KmsKey:
     from_: ClassVar[None] = None
     to: ClassVar[None] = None
 
-    def __init__(self, arn: str, client: "KMSClient | None" = None) -> None:
+    def __init__(self, arn: str, kms: "_Kms | None" = None) -> None:
         self.key_id = arn
-        self._client = client
+        self._opened = kms
 
-    def _kms(self) -> "KMSClient":
-        if self._client is None:
+    def _kms(self) -> "_Kms":
+        if self._opened is None:
             match = KEY_ARN.fullmatch(self.key_id)
             try:
-                self._client = _client(match["region"] if match else None)
+                self._opened = _Kms(match["region"] if match else None)
             except ConfigurationError as error:
                 raise KeyUnavailable(f"the KMS key {self.key_id} cannot be used: {error}") from None
-        return self._client
+        return self._opened
 
     def _check_answer(self, operation: str, key_id: str, value: bytes, size: int) -> bytes:
         # Real KMS answers with the ARN, test servers with only the id at its end.
@@ -69,15 +73,15 @@ class KmsKey(_KmsKey):
                 "the URI of a KMS key is aws-kms:///alias/NAME, aws-kms:///KEY-ID or aws-kms:///ARN; the given one is"
                 " none of these"
             )
-        client = _client(match["region"])
-        with _errors("DescribeKey", name):
-            metadata = client.describe_key(KeyId=name)["KeyMetadata"]
+        kms = _Kms(match["region"])
+        with kms.errors("DescribeKey", name):
+            metadata = kms.client.describe_key(KeyId=name)["KeyMetadata"]
             arn = metadata["Arn"]
         match metadata.get("KeySpec"), metadata.get("KeyUsage"):
             case "HMAC_256", "GENERATE_VERIFY_MAC":
-                return cls(arn, client)
+                return cls(arn, kms)
             case "ECC_NIST_EDWARDS25519", "SIGN_VERIFY":
-                return KmsEd25519Key(arn, client)
+                return KmsEd25519Key(arn, kms)
         raise ConfigurationError(
             f"the KMS key {name} is {metadata.get('KeySpec', 'of another kind')}, and supports neither HMAC_SHA_256 nor"
             " ED25519_SHA_512; create one with key spec HMAC_256 and usage GENERATE_VERIFY_MAC for statements, or"
@@ -90,9 +94,9 @@ class KmsKey(_KmsKey):
         Raises:
             KeyUnavailable: KMS does not answer, or says no.
         """
-        client = self._kms()
-        with _errors("GenerateMac", self.key_id):
-            answer = client.generate_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256")
+        kms = self._kms()
+        with kms.errors("GenerateMac", self.key_id):
+            answer = kms.client.generate_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256")
             return self._check_answer("GenerateMac", answer["KeyId"], answer["Mac"], 32)
 
     def check(self, message: bytes, value: bytes) -> None:
@@ -106,9 +110,9 @@ class KmsKey(_KmsKey):
             raise SignatureInvalid(
                 f"the signature of key {self.key_id!r} has {len(value)} bytes, but an HMAC-SHA256 has 32"
             )
-        client = self._kms()
-        with _errors("VerifyMac", self.key_id):
-            answer = client.verify_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256", Mac=value)
+        kms = self._kms()
+        with kms.errors("VerifyMac", self.key_id):
+            answer = kms.client.verify_mac(Message=message, KeyId=self.key_id, MacAlgorithm="HMAC_SHA_256", Mac=value)
         if answer.get("MacValid") is not True:
             raise SignatureInvalid(f"the signature of key {self.key_id!r} is not over this statement")
 
@@ -118,15 +122,15 @@ class KmsEd25519Key(_KmsKey):
 
     algorithm: ClassVar[Literal["Ed25519"]] = "Ed25519"
 
-    def __init__(self, arn: str, client: "KMSClient") -> None:
+    def __init__(self, arn: str, kms: "_Kms") -> None:
         """Read the public part.
 
         Raises:
             KeyUnavailable: KMS does not answer, says no, or gives no Ed25519 key.
         """
-        super().__init__(arn, client)
-        with _errors("GetPublicKey", arn):
-            encoded = client.get_public_key(KeyId=arn)["PublicKey"]
+        super().__init__(arn, kms)
+        with kms.errors("GetPublicKey", arn):
+            encoded = kms.client.get_public_key(KeyId=arn)["PublicKey"]
         if len(encoded) != len(_SPKI) + 32 or not encoded.startswith(_SPKI):
             raise KeyUnavailable(f"KMS answered GetPublicKey for {arn} with something that is not an Ed25519 key")
         self.public = encoded[len(_SPKI) :]
@@ -137,9 +141,9 @@ class KmsEd25519Key(_KmsKey):
         Raises:
             KeyUnavailable: KMS does not answer, or says no.
         """
-        client = self._kms()
-        with _errors("Sign", self.key_id):
-            answer = client.sign(
+        kms = self._kms()
+        with kms.errors("Sign", self.key_id):
+            answer = kms.client.sign(
                 KeyId=self.key_id, Message=message, MessageType="RAW", SigningAlgorithm="ED25519_SHA_512"
             )
             return self._check_answer("Sign", answer["KeyId"], answer["Signature"], 64)
@@ -149,30 +153,50 @@ class KmsEd25519Key(_KmsKey):
 _SPKI = bytes.fromhex("302a300506032b6570032100")
 
 
-def _client(region: str | None) -> "KMSClient":
-    """Return a KMS client from the standard AWS settings, AWS_ENDPOINT_URL_KMS and AWS_ENDPOINT_URL among them."""
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-    except ModuleNotFoundError:
-        raise ConfigurationError(
-            "aws-kms keys need boto3, which is not installed: install custody with its extra `s3`"
-        ) from None
-    # Short, because a drain has less than a minute. The next run signs a statement that was not signed.
-    config = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
-    try:
-        return boto3.session.Session().client("kms", region_name=region, config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise ConfigurationError(
-            f"AWS is not configured for KMS ({type(error).__name__}): set AWS_DEFAULT_REGION, and check AWS_PROFILE and"
-            " any AWS_ENDPOINT_URL"
-        ) from None
+class _Kms:
+    """A KMS client from the standard AWS settings, AWS_ENDPOINT_URL_KMS and AWS_ENDPOINT_URL among them."""
+
+    def __init__(self, region: str | None) -> None:
+        """Open the client; no request is made yet.
+
+        Raises:
+            ConfigurationError: boto3 or a region is missing, or the AWS settings cannot be used.
+        """
+        try:
+            import boto3
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
+        except ModuleNotFoundError:
+            raise ConfigurationError(
+                "aws-kms keys need boto3, which is not installed: install custody with its extra `s3`"
+            ) from None
+        # Short, because a drain has less than a minute. The next run signs a statement that was not signed.
+        config = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
+        try:
+            session = boto3.session.Session()
+            self.client: KMSClient = session.client("kms", region_name=region, config=config)
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigurationError(
+                f"AWS is not configured for KMS ({type(error).__name__}): set AWS_DEFAULT_REGION, and check AWS_PROFILE"
+                " and any AWS_ENDPOINT_URL"
+            ) from None
+        self._caller: Callable[[], str] = partial(aws_caller, session)
+
+    def errors(self, operation: str, name: str) -> AbstractContextManager[None]:
+        """Convert botocore's errors in a `with` block.
+
+        Args:
+            operation: the name of KMS's operation, which is that of the permission, too.
+            name: the key.
+        """
+        return _errors(operation, name, self._caller)
 
 
+_REFUSED = frozenset(
+    {"AccessDeniedException", "ExpiredTokenException", "InvalidSignatureException", "UnrecognizedClientException"}
+)
 _ADVICE = {
     "NotFoundException": "there is no such key in this account and region",
-    "AccessDeniedException": "these credentials have no permission; allow it in the key's policy or in IAM",
     "DisabledException": "the key is disabled; enable it",
     "KMSInvalidStateException": "the key cannot be used now; its deletion may be pending",
     "InvalidKeyUsageException": "the key is of another kind; create one with key spec HMAC_256 for statements, or"
@@ -182,7 +206,7 @@ _ADVICE = {
 
 
 @contextlib.contextmanager
-def _errors(operation: str, name: str) -> Iterator[None]:
+def _errors(operation: str, name: str, caller: Callable[[], str]) -> Iterator[None]:
     """Convert botocore's errors into ours. Their texts may quote signed requests, so they are left out."""
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
@@ -192,6 +216,12 @@ def _errors(operation: str, name: str) -> Iterator[None]:
         code = str(error.response.get("Error", {}).get("Code", "unknown"))
         if code == "KMSInvalidMacException":
             raise SignatureInvalid(f"the signature of key {name!r} is not over this statement") from None
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if code in _REFUSED or status in {401, 403}:
+            raise KeyUnavailable(
+                f"KMS refused {operation} for {name} ({code}), to {caller()}: allow kms:{operation} in the key's policy"
+                " or in IAM, and check the credentials"
+            ) from None
         advice = _ADVICE.get(code, "look the code up in the AWS KMS API reference")
         raise KeyUnavailable(f"KMS refused {operation} for {name} ({code}): {advice}") from None
     except (BotoCoreError, HTTPClientError) as error:

@@ -13,7 +13,7 @@ from custody.errors import ConfigurationError, legible
 from custody.format import layout
 from custody.store.protocol import LifecycleRule, S3Options
 from custody.store.s3_client import Bucket
-from custody.store.s3_errors import CallUnknown, NotConfigured, s3_errors
+from custody.store.s3_errors import CallUnknown, NotConfigured
 
 VERSIONING = "VersioningConfiguration"
 OBJECT_LOCK = "ObjectLockConfiguration"
@@ -154,7 +154,7 @@ class Configuration:
         ours = wanted[LIFECYCLE]["Rules"]
         ids = {rule["ID"] for rule in ours}
         others = [rule for rule in self._raw_rules() or () if rule.get("ID") not in ids]
-        with s3_errors("set the lifecycle rules of", self._where):
+        with self._bucket.errors("set the lifecycle rules of", self._where):
             self._bucket.writer.put_bucket_lifecycle_configuration(
                 **self._bucket.owned(), LifecycleConfiguration={"Rules": [*others, *ours]}
             )
@@ -162,7 +162,7 @@ class Configuration:
     def _read(self, subject: str, call: Callable[..., Any]) -> Any:
         """Return the bucket's answer: None if the server does not know the call, {} if nothing is set."""
         try:
-            with s3_errors(f"read the {subject} of", self._where):
+            with self._bucket.errors(f"read the {subject} of", self._where):
                 return call(**self._bucket.owned())
         except CallUnknown:
             return None

@@ -19,6 +19,7 @@ from custody.errors import (
     legible,
 )
 from custody.format.times import moment_of
+from custody.store.caller import user
 from custody.store.durable import create_file, make_folders, sync_folder
 from custody.store.protocol import (
     STAGING,
@@ -317,10 +318,10 @@ _MISSING_ERRNO = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _ERRNO_ADVICE = {
     errno.ENOSPC: "the disk is full: make room; nothing was lost, and the next run continues",
     errno.EDQUOT: "the quota is used up: make room; nothing was lost, and the next run continues",
-    errno.EACCES: "this user has no permission: give it the folder, or run as the folder's owner",
+    errno.EACCES: "give it the folder, or run as the folder's owner",
     errno.EROFS: "the file system is mounted read-only",
     errno.ENAMETOOLONG: "the file system does not allow names this long: use a shorter root or another file system",
-    errno.EPERM: "the file system refuses it; an archive needs one with hard links",
+    errno.EPERM: "the file is immutable or another's, or the file system has no hard links, which an archive needs",
     errno.EOPNOTSUPP: "the file system cannot do it; an archive needs one with hard links",
     errno.EXDEV: f"{STAGING} must be on the same file system as the rest of the archive",
     errno.EIO: "the disk fails: check it before anything else is written",
@@ -355,5 +356,7 @@ def _from_os(error: OSError, doing: str, path: str) -> StoreError:
     """Convert an error of the operating system. It is terminal if there is advice for it."""
     message = f"cannot {doing} {legible(path)}: {error.strerror or type(error).__name__}"
     if advice := _ERRNO_ADVICE.get(error.errno or 0):
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            advice = f"refused to {user()}: {advice}"
         return TerminalStoreError(f"{message} ({advice})")
     return TransientStoreError(f"{message} (it may pass; try again)")

@@ -35,7 +35,7 @@ from custody.store.protocol import (
     too_large,
 )
 from custody.store.s3_client import READ_ATTEMPTS, Bucket
-from custody.store.s3_errors import LOOK_AT_LOCK, BeyondEnd, CallUnknown, NotConfigured, Restoring, s3_errors
+from custody.store.s3_errors import LOOK_AT_LOCK, BeyondEnd, CallUnknown, NotConfigured, Restoring
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
@@ -86,7 +86,7 @@ class S3Store:
             if attempt:
                 _wait(attempt)
             try:
-                with s3_errors("write", where):
+                with self._bucket.errors("write", where):
                     self._bucket.writer.put_object(
                         **put, Body=data, IfNoneMatch="*", ChecksumAlgorithm="SHA256", ChecksumSHA256=digest
                     )
@@ -159,7 +159,7 @@ class S3Store:
             want = limit + 1 if size is None else min(size, limit + 1)
             span["Range"] = f"bytes={start}-{start + want - 1}"
         try:
-            with s3_errors("read", where):
+            with self._bucket.errors("read", where):
                 answer = self._bucket.reader.get_object(**self._bucket.object(key), **self._version(key), **span)
         except BeyondEnd:
             return b""
@@ -175,7 +175,7 @@ class S3Store:
             if length > limit:
                 raise too_large(where, limit)
             try:
-                with s3_errors("read", where):
+                with self._bucket.errors("read", where):
                     data = body.read(length) if length else b""
             except TransientStoreError as error:
                 raise _CutShortError(str(error)) from None
@@ -195,7 +195,7 @@ class S3Store:
     def _head(self, key: str) -> dict[str, Any]:
         where, call = self._bucket.where(key), {**self._bucket.object(key), **self._version(key)}
         try:
-            with s3_errors("look at", where):
+            with self._bucket.errors("look at", where):
                 return {**self._bucket.reader.head_object(**call, ChecksumMode="ENABLED")}
         except ObjectMissing:
             self._check_bucket()
@@ -207,7 +207,7 @@ class S3Store:
             return
         where = f"s3://{self._bucket.name}"
         try:
-            with s3_errors("look for", where):
+            with self._bucket.errors("look for", where):
                 self._bucket.reader.head_bucket(**self._bucket.owned())
         except ObjectMissing:
             raise TerminalStoreError(f"there is no bucket {where}: create it, or correct the archive's URL") from None
@@ -284,7 +284,7 @@ class S3Store:
 
     def remove(self, key: str) -> None:
         where, versions = self._bucket.where(key), list(self._versions.of(key))
-        with s3_errors("delete", where):
+        with self._bucket.errors("delete", where):
             # By version: otherwise a bucket with versions keeps the bytes, under a delete marker.
             for version in versions:
                 self._bucket.writer.delete_object(**self._bucket.object(key), VersionId=version.id)
@@ -297,7 +297,7 @@ class S3Store:
     def lock(self, key: str) -> tuple[str, datetime] | None:
         where = self._bucket.where(key)
         try:
-            with s3_errors(LOOK_AT_LOCK, where):
+            with self._bucket.errors(LOOK_AT_LOCK, where):
                 call = {**self._bucket.object(key), **self._version(key)}
                 retention = self._bucket.reader.get_object_retention(**call)["Retention"]
         except (CallUnknown, NotConfigured):
@@ -309,7 +309,7 @@ class S3Store:
         where = self._bucket.where(key)
         asked: Any = {"Days": days, "GlacierJobParameters": {"Tier": tier.capitalize()}}
         try:
-            with s3_errors("restore", where):
+            with self._bucket.errors("restore", where):
                 self._bucket.reader.restore_object(
                     **self._bucket.object(key), **self._version(key), RestoreRequest=asked
                 )

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from custody.errors import ConfigurationError, FormatError, TerminalStoreError, legible
 from custody.format.times import as_utc
+from custody.store.caller import aws_caller
 from custody.store.protocol import READABLE, S3Options, check_key, check_prefix, is_plain
 from custody.store.s3_errors import error_text, s3_errors, s3_failures
 
@@ -42,7 +44,7 @@ class Bucket:
         self.options = options
         self.url = f"s3://{self.name}/{self.prefix}".rstrip("/")
         # A retry of botocore sends a call again without reading back. A put must not be: see `S3Store.create`.
-        self.reader, self.writer = s3_clients(options, READ_ATTEMPTS, 1)
+        (self.reader, self.writer), self._caller = s3_clients(options, READ_ATTEMPTS, 1)
         self._answered: tuple[str, datetime] | None = None
         for client in (self.reader, self.writer):
             client.meta.events.register("after-call.s3", self._note_answer)
@@ -61,6 +63,15 @@ class Bucket:
             return at - as_utc(parsedate_to_datetime(told))
         except (ValueError, OverflowError):
             return None
+
+    def errors(self, doing: str, where: str) -> AbstractContextManager[None]:
+        """Convert boto3's errors in a `with` block. Those for a refusal name who signed.
+
+        Args:
+            doing: what the call does.
+            where: to which object, prefix or bucket.
+        """
+        return s3_errors(doing, where, self._caller)
 
     def absolute(self, key: str) -> str:
         """Return the bucket's key for a key of the archive."""
@@ -98,7 +109,7 @@ class Bucket:
         where = f"{self.url}/{prefix}"
         more: dict[str, Any] = {}
         while True:
-            with s3_errors(doing, where):
+            with self.errors(doing, where):
                 page = call(**self.owned(), **arguments, **more, Prefix=self.absolute(prefix))
             yield page
             following = {argument: page[field] for field, argument in markers.items() if page.get(field)}
@@ -159,8 +170,11 @@ def _check_options(options: S3Options) -> None:
         raise ConfigurationError(f"expected_bucket_owner is {legible(owner)!r}; want an account id of 12 digits")
 
 
-def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
-    """Return a client for each number of attempts: each sends a call at most so many times."""
+def s3_clients(options: S3Options, *attempts: int) -> "tuple[list[S3Client], Callable[[], str]]":
+    """Return a client for each number of attempts, and a function that returns who signs their calls.
+
+    Each client sends a call at most so many times.
+    """
     try:
         import boto3
         from botocore.config import Config
@@ -196,7 +210,7 @@ def s3_clients(options: S3Options, *attempts: int) -> "list[S3Client]":
     # The settings warn of an endpoint of their own. Processes that verification starts would repeat the warning.
     if options.endpoint_url is None and multiprocessing.parent_process() is None:
         _warn_if_plain(clients[0].meta.endpoint_url)
-    return clients
+    return clients, functools.partial(aws_caller, session)
 
 
 @functools.cache

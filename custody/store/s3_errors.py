@@ -1,12 +1,13 @@
-"""Converts boto3's errors into ours: terminal or transient, with advice, and without credentials.
+"""Converts boto3's errors into ours: terminal or transient, with advice, and without secrets.
 
+An error for a refusal says whom the server refused: the id of the access key that signed.
 Nothing of boto3 is imported before the first store of S3 is opened.
 """
 
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from custody.errors import ObjectArchived, StoreError, TerminalStoreError, TransientStoreError, legible
@@ -91,6 +92,10 @@ _CODE_ADVICE = {
 }
 
 
+# Codes of an access key that is not accepted, whatever the HTTP status is.
+_KEY_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"})
+
+
 @functools.cache
 def s3_failures() -> tuple[type[Exception], ...]:
     """Return the exceptions that boto3 may raise. Malformed answers cause ValueError and LookupError."""
@@ -103,18 +108,25 @@ def s3_failures() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def s3_errors(doing: str, where: str) -> Iterator[None]:
-    """Convert boto3's errors. They are not chained, because they contain the server's whole answer."""
+def s3_errors(doing: str, where: str, caller: Callable[[], str]) -> Iterator[None]:
+    """Convert boto3's errors. They are not chained, because they contain the server's whole answer.
+
+    Args:
+        doing: what the call does.
+        where: to which object, prefix or bucket.
+        caller: returns who signs the calls. It is asked after a refusal.
+    """
     try:
         yield
     except s3_failures() as error:
         from botocore.exceptions import ClientError
 
-        convert = _from_answer if isinstance(error, ClientError) else _from_library
-        raise convert(error, doing, where) from None
+        if isinstance(error, ClientError):
+            raise _from_answer(error, doing, where, caller) from None
+        raise _from_library(error, doing, where) from None
 
 
-def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C901 - a list of cases
+def _from_answer(error: Any, doing: str, where: str, caller: Callable[[], str]) -> StoreError:  # noqa: C901 - cases
     """Convert the error in a server's answer."""
     answer = error.response.get("Error") or {}
     code = str(answer.get("Code") or "")
@@ -129,8 +141,6 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C90
         return NotConfigured(f"{where} has no lock")
     if code in _NOT_CONFIGURED_CODES:
         return NotConfigured(f"cannot {doing} {where}: {code}")
-    if code == "AccessDenied" and doing in _PERMISSIONS:
-        return TerminalStoreError(f"cannot {doing} {where}: HTTP {status}, {code} (allow {_PERMISSIONS[doing]})")
     if code == "RestoreAlreadyInProgress":
         return Restoring(f"{where} is already being restored")
     if code == "InvalidObjectState" and doing == "restore":
@@ -145,7 +155,12 @@ def _from_answer(error: Any, doing: str, where: str) -> StoreError:  # noqa: C90
         return CallUnknown(f"{message} (this server lacks what an archive needs; use one that has it)")
     if _TRANSIENT_CODE.fullmatch(code) or status >= 500 or (status in _TRANSIENT_STATUS and code not in _CODE_ADVICE):
         return TransientStoreError(f"{message} (it may pass; try again)")
-    return TerminalStoreError(f"{message} ({_CODE_ADVICE.get(code, 'trying again does not help')})")
+    advice = _CODE_ADVICE.get(code, "trying again does not help")
+    if status in {401, 403} or code in _KEY_CODES:
+        needed = _PERMISSIONS.get(doing)
+        advice = f"allow {needed}" if code == "AccessDenied" and needed else advice
+        return TerminalStoreError(f"{message} (refused to {caller()}: {advice})")
+    return TerminalStoreError(f"{message} ({advice})")
 
 
 def _from_library(error: Exception, doing: str, where: str) -> StoreError:

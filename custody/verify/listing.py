@@ -88,6 +88,11 @@ class Sequences:
                     beyond -= 1
                 made._pages[tried] = _FULL_PAGE
             before = page
+        # Nothing may have been listed up to the known head. It would look as if the log had gone back.
+        last = (known - 1) // _PAGE
+        if last - before <= _HOLE_PAGES:
+            for tried in range(before + 1, last + 1):
+                made._pages[tried] = _FULL_PAGE if tried < last else (1 << known - last * _PAGE) - 1
         return made
 
     def all(self) -> Iterator[int]:

@@ -104,7 +104,8 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             known = known_heads(trust, state_file.heads(store.url) if state_file else {}, [*cosigned, *more_heads])
             locks.put(layout.ARCHIVE)
             signed = [*run.signed_heads(layout.AUDIT_LOG, checkpoints, hands)]
-            audits = run.read_audits([*signed, *known.pop(layout.AUDIT_LOG, ())], hands)
+            heads = [*signed, *known.pop(layout.AUDIT_LOG, ())]
+            audits = run.read_audits(heads, hands, complete=statements.complete)
             for log, head in audited_heads(audits.newest.statement) if audits.newest else ():
                 known.setdefault(log, []).append(head)
             logs = {*run.listing.manifests, *known, *run.listing.with_checkpoints()} - {layout.AUDIT_LOG}
@@ -173,9 +174,17 @@ class _Run:
         answers = hands.reader.objects(partial(layout.checkpoint_key, log), sizes, limits.NOTE_BYTES)
         return checkpoints.heads(log, answers, self.archive, hands.locks)
 
-    def read_audits(self, known: Sequence[KnownHead], hands: Hands) -> AuditLog:
-        """Read the log of audits, and check the objects that audits refer to."""
+    def read_audits(self, known: Sequence[KnownHead], hands: Hands, *, complete: bool) -> AuditLog:
+        """Read the log of audits, and check the objects that audits refer to.
+
+        Args:
+            known: its known heads.
+            hands: reads the audits.
+            complete: whether all of them were listed.
+        """
         listed = self.listing.audits
+        if not complete:
+            listed = listed.filled(max((head.size for head in known), default=0))
         following = partial(hands.reader.following, layout.audit_key, listed)
         within = self.logs.judge(layout.AUDIT_LOG).proofs.leads_to
         audits = AuditLog(self.archive, self.trust.keys, self.findings, known, following, within)

@@ -45,7 +45,8 @@ from tasks.drain import kafka
 from tasks.drain.assemble import Record, quarantine_line
 from tasks.drain.change import find_change
 from tasks.drain.committed_heads import check_committed_head
-from tasks.drain.kafka import Broker, Feed, Received, map_error
+from tasks.drain.kafka import Broker, Feed, Received
+from tasks.drain.kafka_errors import is_of_group, map_error, reading
 from tasks.settings import Settings
 
 _RECORDS = 1000
@@ -162,6 +163,8 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
             for message in received:
                 error = message.error()
                 if error is not None:
+                    if is_of_group(error):
+                        continue
                     if error.code() == kafka.PARTITION_EOF:
                         return
                     begin = broker.bounds(log.topic, log.partition).start
@@ -169,7 +172,12 @@ def _records(settings: Settings, broker: Broker, log: Log, start: int, stop: int
                         start = begin
                         feed.seek(TopicPartition(log.topic, log.partition, start))
                         continue
-                    raise map_error(error, f"{log}: cannot be read again")
+                    raise map_error(
+                        error,
+                        f"{log}: cannot be read again",
+                        settings.kafka.librdkafka(),
+                        reading(log.topic),
+                    )
                 if message.offset() >= stop:
                     return
                 start = message.offset() + 1

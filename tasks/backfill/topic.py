@@ -16,19 +16,20 @@ delete records of the topic can remove them. The topic is a copy, and no evidenc
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from custody.errors import ConfigurationError, TransientSourceError
+from custody.errors import ConfigurationError, SourceRefused, TransientSourceError
 from custody.format.layout import Log, check_topic
 from tasks.backfill.plan import Part
 from tasks.backfill.targets import Content, Target
-from tasks.drain.clients import make_consumer, make_producer
+from tasks.drain.clients import make_consumer, make_producer, read_committed
 from tasks.drain.committed_heads import METADATA_LIMIT
-from tasks.drain.kafka import REQUEST_SECONDS, map_error, patiently
+from tasks.drain.kafka import REQUEST_SECONDS, patiently
+from tasks.drain.kafka_errors import map_error, principal
 from tasks.search.bulk import Sent
 from tasks.settings import Settings
 
@@ -66,7 +67,7 @@ class TopicTarget(Target):
                 " another topic"
             )
         self._topic = topic
-        client = settings.kafka.librdkafka()
+        self._client = client = settings.kafka.librdkafka()
         group = f"{settings.kafka.group}-backfill-{sha256(choice).hexdigest()[:16]}"
         self._positions = _Positions(client, group, topic)
         self._complete = complete
@@ -121,12 +122,14 @@ class TopicTarget(Target):
                     headers=[*headers, ("offset", str(offset).encode())],
                 )
             except BufferError:
-                self._producer.poll(1)
+                self._serve(self._producer.poll, 1)
                 self._check()
             except KafkaException as error:
-                raise map_error(error.args[0], f"topic {self._topic} does not accept {log}, offset {offset}") from None
+                raise self._error(
+                    error.args[0], f"topic {self._topic} does not accept {log}, offset {offset}"
+                ) from None
             else:
-                self._producer.poll(0)
+                self._serve(self._producer.poll, 0)
                 return
 
     def _take_refused(self) -> list[Message]:
@@ -151,10 +154,29 @@ class TopicTarget(Target):
     def _check(self) -> None:
         if self._problem is not None:
             problem, self._problem = self._problem, None
-            raise map_error(problem, f"topic {self._topic} does not accept events")
+            raise self._error(problem, f"topic {self._topic} does not accept events")
+
+    def _error(self, error: KafkaError, step: str) -> SourceRefused | TransientSourceError:
+        return map_error(error, step, self._client, f"Describe and Write on topic {self._topic}")
+
+    def _serve(self, call: Callable[[float], int], seconds: float) -> int:
+        """Call a method of the producer that delivers answers, and return what it returns.
+
+        It raises librdkafka's fatal errors, such as a broker that refuses an idempotent producer. If answers of records
+        follow, Python makes a SystemError of that.
+        """
+        try:
+            return call(seconds)
+        except (KafkaException, SystemError) as raised:
+            error: BaseException | None = raised
+            while isinstance(error, SystemError):
+                error = error.__cause__ or error.__context__
+            if not isinstance(error, KafkaException):
+                raise
+            raise self._error(error.args[0], f"topic {self._topic} does not accept events") from None
 
     def _flush(self) -> None:
-        left = self._producer.flush(TOPIC_SECONDS)
+        left = self._serve(self._producer.flush, TOPIC_SECONDS)
         self._check()
         if left:
             raise TransientSourceError(
@@ -171,7 +193,7 @@ class _Positions:
     """
 
     def __init__(self, client: dict[str, str], group: str, topic: str) -> None:
-        self._topic = topic
+        self._topic, self._client, self._group = topic, client, group
         ours = {"group.id": group, "enable.auto.commit": False}
         self._consumer = make_consumer({**client, **ours})
         self._stopped: set[Log] = set()
@@ -189,11 +211,19 @@ class _Positions:
             # List all topics: a request for one name might create a topic that does not exist.
             listed = self._consumer.list_topics(timeout=REQUEST_SECONDS).topics.get(self._topic)
             if listed is None or listed.error is not None or not listed.partitions:
-                raise ConfigurationError(f"there is no topic {self._topic!r} on Kafka: create it first")
+                raise ConfigurationError(
+                    f"there is no topic {self._topic!r} on Kafka that {principal(self._client)} may see: create it, or"
+                    " allow Describe and Write on it"
+                )
             asked = [TopicPartition(self._topic, partition) for partition in listed.partitions]
-            return self._consumer.committed(asked, timeout=REQUEST_SECONDS)
+            return read_committed(self._consumer, asked, REQUEST_SECONDS)
         except KafkaException as error:
-            raise map_error(error.args[0], f"topic {self._topic}: the backfill's position cannot be read") from None
+            raise map_error(
+                error.args[0],
+                f"topic {self._topic}: the backfill's position cannot be read",
+                self._client,
+                f"Read on group {self._group}",
+            ) from None
 
     def close(self) -> None:
         self._consumer.close()

@@ -28,8 +28,9 @@ from custody.format import limits
 from custody.format.events import reason
 from tasks.drain.assemble import RecordApart, quarantine_line
 from tasks.drain.batch_end import ONE_BATCH, response_size
-from tasks.drain.kafka import DAMAGED, LOG_TRUNCATION, OFFSET_OUT_OF_RANGE, PARTITION_EOF, Feed
+from tasks.drain.kafka import DAMAGED, OFFSET_OUT_OF_RANGE, PARTITION_EOF, Feed
 from tasks.drain.signals import stop_requested
+from tasks.drain.truncation import LOG_TRUNCATION
 
 INFLATED_BYTES = 1024 * limits.MIB
 """The largest batch that is read apart, as stored and inflated."""

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from confluent_kafka import KafkaError, TopicPartition
 
 from custody.errors import SourceRefused, TransientSourceError
-from tasks.drain.kafka import ANSWERS, DAMAGED, OFFSET_OUT_OF_RANGE, REQUEST_SECONDS, Feed, Received, map_error
+from tasks.drain.kafka import ANSWERS, DAMAGED, OFFSET_OUT_OF_RANGE, REQUEST_SECONDS, Feed, Received
+from tasks.drain.kafka_errors import is_of_group, map_error, reading
 from tasks.drain.signals import stop_requested
 
 SIZED_BYTES = 256 * 1024
@@ -142,7 +143,7 @@ class Batches:
             while time.monotonic() < until:
                 for message in feed.read(1, 0.05):
                     error = message.error()
-                    if message.topic() is None:
+                    if message.topic() is None or (error is not None and is_of_group(error)):
                         # Of the client as a whole, and not of the partition.
                         continue
                     # Other errors, such as a broken connection, go away. After a wrong checksum librdkafka goes on at
@@ -150,7 +151,8 @@ class Batches:
                     nonsense = error is not None and error.code() == OFFSET_OUT_OF_RANGE and message.offset() != offset
                     if error is None or (error.code() in ANSWERS and not nonsense):
                         return message
-                    mapped = map_error(error, f"{self._topic}/{self._partition}: cannot read from offset {offset}")
+                    step = f"{self._topic}/{self._partition}: cannot read from offset {offset}"
+                    mapped = map_error(error, step, client, reading(self._topic))
                     if isinstance(mapped, SourceRefused):
                         raise mapped
                 if sizes:

@@ -19,15 +19,18 @@ def find_change(broker: Broker, cluster: str, topic: Topic | None, log: Log, new
         newest: its newest statement.
 
     Raises:
-        SourceError: Kafka does not answer.
+        SourceError: Kafka does not answer, or refuses.
     """
     archived = newest.log
     changed = partial(finding, "topic-changed", log=str(log), sequence=newest.sequence)
     if archived.cluster != cluster:
         message = "the broker belongs to another cluster than the log"
         return changed(message, expected=archived.cluster, found=cluster)
+    if topic is None:
+        # A listing leaves out topics that are refused: that is no change.
+        broker.check_visible(log.topic)
     if topic is None or log.partition >= topic.partitions:
-        return changed("the broker no longer has the partition, or this client may not see it")
+        return changed("the broker no longer has the partition")
     if archived.topic_id != topic.id:
         message = "the topic was deleted and created again"
         return changed(message, expected=f"topic id {archived.topic_id}", found=f"topic id {topic.id}")

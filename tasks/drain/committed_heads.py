@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from custody.errors import FormatError
+from custody.errors import FormatError, KeyUnavailable
 from custody.format import envelope, limits
 from custody.format.envelope import Hex, Int, Signatures, Signer, Uuid
 from custody.format.layout import Log
@@ -62,6 +62,19 @@ def encode_committed_head(archive: str, log: Log, head: Head, signer: Signer) ->
         archive=archive, topic=log.topic, partition=log.partition, epoch=log.epoch, size=head.size, root=root
     )
     return envelope.seal(envelope.encode_line(claim), FORM, [signer]).decode()
+
+
+def commit_metadata(archive: str, log: Log, head: Head, signer: Signer) -> str:
+    """Return the metadata for a committed offset: the signed head, or nothing if it cannot be stored."""
+    try:
+        metadata = encode_committed_head(archive, log, head, signer)
+    except KeyUnavailable as error:
+        logger.warning("%s: the head is not stored with the group's offset: %s", log, error)
+        return ""
+    if len(metadata) > METADATA_LIMIT:
+        logger.warning("%s: the head is not stored with the group's offset: the key's id is too long", log)
+        return ""
+    return metadata
 
 
 def parse_committed_head(text: str, archive: str, topic: str, partition: int) -> CommittedHead | None:

@@ -17,10 +17,11 @@ from tasks.drain.appends import Appends
 from tasks.drain.assemble import Record
 from tasks.drain.batch_end import Batches
 from tasks.drain.context import Context
-from tasks.drain.kafka import Feed, contradiction, truncated
+from tasks.drain.kafka import Feed
 from tasks.drain.log_run import LogRun, Reread
 from tasks.drain.resume import check_end
 from tasks.drain.signals import stop_requested
+from tasks.drain.truncation import contradiction, truncated
 
 STALL_SECONDS = 30
 """A log that is behind is read apart after this time without a record; if that gives none, the run gives it up."""

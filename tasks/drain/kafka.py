@@ -5,7 +5,6 @@ Rules:
   is written only for lag monitors.
 - The committed offset's metadata holds the signed head (`tasks.drain.committed_heads`).
 - Every failure is one of custody's errors: terminal (`SourceRefused`, `LogChanged`) or transient.
-- Settings that correctness depends on override the operator's.
 """
 
 import logging
@@ -17,17 +16,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
 import tenacity
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
-from custody.errors import KeyUnavailable, LogChanged, SourceRefused, TransientSourceError
+from custody.errors import SourceRefused, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log
 from custody.format.manifest import LastRecord
 from custody.tlog.head import Head
 from tasks.drain.assemble import Record
-from tasks.drain.clients import make_admin, make_consumer
-from tasks.drain.committed_heads import METADATA_LIMIT, CommittedHead, encode_committed_head, parse_committed_head
+from tasks.drain.clients import make_admin, make_reader, read_committed
+from tasks.drain.committed_heads import CommittedHead, commit_metadata, parse_committed_head
+from tasks.drain.kafka_errors import AWAY, TERMINAL, is_of_group, map_error, reading, reason_of
+from tasks.drain.truncation import LOG_TRUNCATION, contradiction, says_truncated
 
 logger = logging.getLogger(__name__)
 
@@ -42,30 +43,9 @@ DIRECT = "direct"
 MOCK_CLUSTER = "mockCluster"
 """Prefix of the id of librdkafka's mock cluster. It has no topic ids, and its admin calls time out."""
 
-_QUEUE_KBYTES = 24 * 1024
-_FETCH_BYTES = 64 * 1024
-"""Bytes of a partition in one fetch, as stored; or one batch, if it is larger. All of a fetch is inflated at once, and
-3 KB can inflate to 95 MB: the default of 1 MiB could take 30 GB of memory, and is not noticeably faster."""
-_TERMINAL = {
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.TOPIC_EXCEPTION,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.UNSUPPORTED_SASL_MECHANISM,
-    KafkaError._AUTHENTICATION,  # noqa: SLF001 - confluent-kafka's name for librdkafka's own codes
-    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-    KafkaError._INVALID_ARG,  # noqa: SLF001
-    KafkaError._SSL,  # noqa: SLF001
-}
-_AWAY = {KafkaError._TRANSPORT, KafkaError._RESOLVE}  # noqa: SLF001
-"""Errors of a connection to a broker."""
 PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001
 OFFSET_OUT_OF_RANGE: int = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
 """librdkafka's error for a position that it cannot read from, because it is out of range or truncated."""
-LOG_TRUNCATION: int = KafkaError._LOG_TRUNCATION  # noqa: SLF001
 DAMAGED: frozenset[int] = frozenset(
     {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG}  # noqa: SLF001
 )
@@ -115,59 +95,6 @@ def is_wanted(topic: str, wanted: Sequence[str]) -> bool:
     return any(re.search(pattern, topic) if pattern.startswith("^") else pattern == topic for pattern in wanted)
 
 
-def map_error(error: KafkaError, step: str) -> SourceRefused | TransientSourceError:
-    """Return custody's error for one of Kafka's. The message begins with the step that failed."""
-    if error.code() in _TERMINAL or error.fatal():
-        return SourceRefused(f"{step}: {error.str()}; check the topic, the client's rights and kafka.client's settings")
-    return TransientSourceError(f"{step}: {error.str()}; the next run tries again")
-
-
-def _reason(error: KafkaError) -> str:
-    """Return why a broker is away, in librdkafka's words, without its name for the connection and its times."""
-    return re.sub(r"^[^ ]+/[a-z0-9]+: | \([^)]*\)$", "", error.str())
-
-
-def says_truncated(error: KafkaError) -> bool:
-    """Return whether librdkafka found by leader epochs that a partition was truncated."""
-    # With auto.offset.reset=error, the text of that error is part of the error for the position.
-    return error.code() == LOG_TRUNCATION or _TRUNCATED in error.str()
-
-
-_TRUNCATED = KafkaError(LOG_TRUNCATION).str()
-
-
-def contradiction(last: LastRecord, offset: int, leader_epoch: int | None) -> str | None:
-    """Return how the broker's record contradicts the archive's last one; None if it does not.
-
-    At the same offset, a record with the same leader epoch is the same record. If compaction removed that record, the
-    next one must not have an earlier leader epoch, because leader epochs never decrease. With the same or a later
-    epoch it shows nothing.
-
-    Args:
-        last: the archive's last record.
-        offset: the offset of the broker's first record at or after it.
-        leader_epoch: the leader epoch of that record.
-    """
-    if leader_epoch is None or leader_epoch < 0 or leader_epoch == last.leader_epoch or offset < last.offset:
-        return None
-    if offset > last.offset and leader_epoch > last.leader_epoch:
-        return None
-    return (
-        f"the archive has the record at offset {last.offset} from leader epoch {last.leader_epoch}, but the broker has"
-        f" one at offset {offset} from leader epoch {leader_epoch}"
-    )
-
-
-def truncated(log: Log, reason: str) -> LogChanged:
-    """Return the error for a partition that lost records which the archive has."""
-    return LogChanged(
-        f"{log}: {reason}: the partition was truncated, by an unclean leader election or a broker that lost its disk,"
-        " and may have grown again. New records at offsets that the archive has already would be left out, so nothing"
-        f" is appended. Compare with 'custody verify --kafka'. Then 'custody new-epoch {log.topic}' begins a new epoch"
-        " of the log, from the partition's present start; the old epoch stays as it is."
-    )
-
-
 def _is_late(state: tenacity.RetryCallState) -> bool:
     """Return whether a request was retried for long enough, by the timeout of its `Broker`."""
     seconds = getattr(state.args[0], "seconds", REQUEST_SECONDS)
@@ -184,7 +111,10 @@ patiently = tenacity.retry(
 
 
 class Broker:
-    """Requests to the cluster, with a read-uncommitted and a read-committed consumer."""
+    """Requests to the cluster, with a read-uncommitted and a read-committed consumer.
+
+    This is one class because all requests share these consumers, their timeout, and what they were refused.
+    """
 
     def __init__(self, client: Mapping[str, str], group: str, seconds: float | None = None) -> None:
         """Create the clients; nothing is sent yet.
@@ -200,15 +130,17 @@ class Broker:
         base = dict(client)
         self.seconds = REQUEST_SECONDS if seconds is None else seconds
         # For error messages.
-        self._servers = base["bootstrap.servers"]
+        self._servers, self._client, self._group = base["bootstrap.servers"], base, group
+        self.group_refusal: SourceRefused | None = None
+        """The error if the broker refuses the group. Then nothing more is asked about it: each call would wait."""
         self._refusal: KafkaError | None = None
         self._away: KafkaError | None = None
         self._commits: dict[tuple[str, int], KafkaError | None] = {}
         self._polls = threading.Lock()
         self._is_deaf = False
         """Whether a commit was not acknowledged: then no more are sent, and closing waits for none."""
-        self._probe = _consumer(base, group, "read_uncommitted", error_cb=self._note)
-        self._stable = _consumer(base, group, "read_committed", on_commit=self._note_commit)
+        self._probe = make_reader(base, group, "read_uncommitted", error_cb=self._note)
+        self._stable = make_reader(base, group, "read_committed", on_commit=self._note_commit)
         self._admin = make_admin(base)
 
     def __enter__(self) -> Self:
@@ -252,21 +184,50 @@ class Broker:
         return [Topic(name, ids[name], partitions[name]) for name in names]
 
     def missing(self, topic: str, *, archived: bool = False) -> SourceRefused:
-        """Return the error for a topic in the settings that does not exist.
+        """Return the error for a topic that `topics` does not return, because it does not exist.
 
         Args:
             topic: its name.
             archived: whether the archive has logs of it.
+
+        Raises:
+            SourceError: as `check_visible`. It may exist.
         """
+        self.check_visible(topic)
         advice = "create it, or correct kafka.topics"
         if archived:
             advice = (
                 "the archive has logs of it. If it was deleted on purpose, exclude it from kafka.topics: remove its"
                 f" name, or write ^(?!{re.escape(topic)}$) at the start of the expression; else find out who deleted it"
             )
-        return SourceRefused(
-            f"topic {topic!r} does not exist on Kafka at {self._servers}, or this client may not see it: {advice}"
-        )
+        return SourceRefused(f"topic {topic!r} does not exist on Kafka at {self._servers}: {advice}")
+
+    @patiently
+    def check_visible(self, topic: str) -> None:
+        """Check that this client may see a topic. A listing leaves out what it may not see, as if it did not exist.
+
+        Raises:
+            SourceRefused: the broker refuses, whether the topic exists or not.
+            TransientSourceError: the broker does not answer.
+        """
+        asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=self.seconds)
+        try:
+            asked[topic].result()
+        except KafkaException as error:
+            if error.args[0].code() in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION}:
+                return
+            step = f"topic {topic} cannot be looked at on Kafka at {self._servers}"
+            raise self._error(error.args[0], step, reading(topic)) from None
+
+    def refuse_group(self, error: KafkaError) -> SourceRefused | TransientSourceError:
+        """Return the error for the group's offsets, and note it if the broker refuses the group."""
+        mapped = self._error(error, f"the offsets of group {self._group}", f"Read on group {self._group}")
+        if is_of_group(error) and isinstance(mapped, SourceRefused):
+            self.group_refusal = mapped
+        return mapped
+
+    def _error(self, error: KafkaError, step: str, needs: str) -> SourceRefused | TransientSourceError:
+        return map_error(error, step, self._client, needs)
 
     def _list_topics(self) -> Any:
         self._refusal = self._away = None
@@ -278,16 +239,16 @@ class Broker:
             self._probe.poll(0)
             refusal: KafkaError | None = self._refusal
             step = f"no answer from Kafka at {self._servers}"
-            if refusal is not None or error.args[0].code() in _TERMINAL:
-                raise map_error(refusal or error.args[0], step) from None
+            if refusal is not None or error.args[0].code() in TERMINAL:
+                raise self._error(refusal or error.args[0], step, "Describe on the cluster") from None
             away: KafkaError | None = self._away
-            reason = _reason(away or error.args[0])
+            reason = reason_of(away or error.args[0])
             raise TransientSourceError(f"{step}: {reason}; check that it runs, and kafka.bootstrap_servers") from None
 
     def _note(self, error: KafkaError) -> None:
-        if error.code() in _TERMINAL:
+        if error.code() in TERMINAL:
             self._refusal = error
-        elif error.code() in _AWAY:
+        elif error.code() in AWAY:
             self._away = error
 
     @patiently
@@ -309,7 +270,7 @@ class Broker:
                 # A broker older than 2.8 returns the id of all zeroes, which is "AAA…" in base64.
                 topic_id = str(answer.result().topic_id)
             except KafkaException as error:
-                raise map_error(error.args[0], f"topic {name} cannot be described") from None
+                raise self._error(error.args[0], f"topic {name} cannot be described", reading(name)) from None
             ids[name] = None if topic_id.strip("A") == "" else topic_id
         return ids
 
@@ -325,7 +286,8 @@ class Broker:
             start, stable = self._stable.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
             _, end = self._probe.get_watermark_offsets(topic_partition, timeout=self.seconds, cached=False)
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}/{partition}: its offsets cannot be read") from None
+            step = f"{topic}/{partition}: its offsets cannot be read"
+            raise self._error(error.args[0], step, reading(topic)) from None
         return Bounds(start, stable, max(stable, end))
 
     def waits_since(self, topic: str, partition: int, offset: int) -> float | None:
@@ -357,7 +319,8 @@ class Broker:
             asked = self._admin.describe_configs([resource], request_timeout=self.seconds)
             entries = asked[resource].result()
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}: its retention cannot be read") from None
+            step = f"{topic}: its retention cannot be read"
+            raise self._error(error.args[0], step, f"DescribeConfigs on topic {topic}") from None
         kept_ms, kept_bytes = int(entries["retention.ms"].value), int(entries["retention.bytes"].value)
         if written is None:
             written = self.waits_since(topic, partition, offset)
@@ -393,7 +356,8 @@ class Broker:
             return error.str()
         if error.code() in {PARTITION_EOF, OFFSET_OUT_OF_RANGE} | DAMAGED:
             return None
-        raise map_error(error, f"{topic}/{partition}: the record at offset {last.offset} cannot be read again")
+        step = f"{topic}/{partition}: the record at offset {last.offset} cannot be read again"
+        raise self._error(error, step, reading(topic))
 
     def _first(self, position: TopicPartition, seconds: float) -> Received | None:
         """Return the first record, event or error from a position on; None if nothing comes in time."""
@@ -403,8 +367,8 @@ class Broker:
             while time.monotonic() < until:
                 for message in cast("list[Received]", self._probe.consume(1, 0.2)):
                     error = message.error()
-                    # Other errors, such as a broken connection, go away.
-                    if error is None or error.code() in ANSWERS or error.code() in _TERMINAL:
+                    # Other errors, such as a broken connection, go away. Those of the group do not matter here.
+                    if error is None or (error.code() in ANSWERS | TERMINAL and not is_of_group(error)):
                         return message
             return None
         finally:
@@ -418,10 +382,14 @@ class Broker:
             SourceError: the broker does not answer.
         """
         asked = [TopicPartition(topic, partition) for topic, partition in partitions]
+        if not asked:
+            return []
+        if self.group_refusal is not None:
+            raise self.group_refusal
         try:
-            answers = self._stable.committed(asked, timeout=self.seconds)
+            answers = read_committed(self._stable, asked, self.seconds)
         except KafkaException as error:
-            raise map_error(error.args[0], "the group's offsets cannot be read") from None
+            raise self.refuse_group(error.args[0]) from None
         heads = [
             parse_committed_head(answer.metadata or "", archive, answer.topic, answer.partition) for answer in answers
         ]
@@ -432,22 +400,14 @@ class Broker:
 
         Returns after the timeout of a request, also if the broker is silent: librdkafka's own waits without end.
         """
-        if self._is_deaf:
+        if self._is_deaf or self.group_refusal is not None:
             return
-        try:
-            metadata = encode_committed_head(archive, log, head, signer)
-        except KeyUnavailable as error:
-            logger.warning("%s: the head is not stored with the group's offset: %s", log, error)
-            metadata = ""
-        if len(metadata) > METADATA_LIMIT:
-            logger.warning("%s: the head is not stored with the group's offset: the key's id is too long", log)
-            metadata = ""
-        position = TopicPartition(log.topic, log.partition, offset, metadata)
+        position = TopicPartition(log.topic, log.partition, offset, commit_metadata(archive, log, head, signer))
         try:
             self._stable.commit(offsets=[position], asynchronous=True)
             problem = self._wait_for_commit(log)
         except KafkaException as error:
-            problem = error.args[0].str()
+            problem = str(self.refuse_group(error.args[0]))
         if problem is not None:
             logger.warning("%s: the group's offset was not committed: %s", log, problem)
 
@@ -461,9 +421,14 @@ class Broker:
             # Only a poll calls `_note_commit`. It always takes this long.
             with self._polls:
                 if key not in self._commits:
-                    self._stable.poll(_COMMIT_POLL_SECONDS)
+                    event = self._stable.poll(_COMMIT_POLL_SECONDS)
+                    error = event.error() if event is not None else None
+                    if error is not None and is_of_group(error):
+                        # librdkafka would keep the commit, and wait for a coordinator that takes it.
+                        self._is_deaf = True
+                        return str(self.refuse_group(error))
         error = self._commits.pop(key)
-        return None if error is None else error.str()
+        return None if error is None else str(self.refuse_group(error))
 
     def _note_commit(self, error: KafkaError | None, positions: Sequence[TopicPartition]) -> None:
         for position in positions:
@@ -489,7 +454,8 @@ class Feed:
             note: called by `read` with errors of brokers, such as a response that is too large.
         """
         callbacks = {"error_cb": note} if note else {}
-        self._consumer = _consumer(dict(client), group, "read_committed", **callbacks)
+        self._client = dict(client)
+        self._consumer = make_reader(self._client, group, "read_committed", **callbacks)
         self._consumer.assign(list(positions))
 
     def __enter__(self) -> Self:
@@ -515,29 +481,9 @@ class Feed:
             self._consumer.incremental_assign([position])
             self._consumer.resume([TopicPartition(topic, partition)])
         except KafkaException as error:
-            raise map_error(error.args[0], f"{topic}/{partition}: cannot read from offset {position.offset}") from None
+            step = f"{topic}/{partition}: cannot read from offset {position.offset}"
+            raise map_error(error.args[0], step, self._client, reading(topic)) from None
 
     def stop(self, topic: str, partition: int) -> None:
         """Stop fetching a partition, until `seek`. Records that were fetched already may still come."""
         self._consumer.pause([TopicPartition(topic, partition)])
-
-
-def _consumer(client: dict[str, str], group: str, isolation: str, **callbacks: Callable[..., None]) -> Consumer:
-    defaults: dict[str, str | int | bool] = {
-        # Records waiting in memory, for all partitions: 0.3 s at 250,000 records of 340 bytes a second.
-        "queued.max.messages.kbytes": _QUEUE_KBYTES,
-        "fetch.message.max.bytes": _FETCH_BYTES,
-        # How soon a full queue is checked again. librdkafka's default of a second would halve the speed.
-        "fetch.queue.backoff.ms": 5,
-        "fetch.wait.max.ms": 100,
-    }
-    ours: dict[str, str | int | bool] = {
-        "group.id": group,
-        "isolation.level": isolation,
-        "auto.offset.reset": "error",
-        "check.crcs": True,
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "enable.partition.eof": True,
-    }
-    return make_consumer({**defaults, **client, **ours, **callbacks})

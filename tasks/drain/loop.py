@@ -16,18 +16,17 @@ from tasks.drain.context import Context
 from tasks.drain.intake import STALL_SECONDS, Intake, stalled
 from tasks.drain.kafka import (
     DAMAGED,
-    LOG_TRUNCATION,
     OFFSET_OUT_OF_RANGE,
     PARTITION_EOF,
     Feed,
     Received,
     error_of,
-    map_error,
     partition_of,
-    says_truncated,
 )
+from tasks.drain.kafka_errors import is_of_group, map_error, reading
 from tasks.drain.log_run import LogRun, TopicPartition
 from tasks.drain.signals import stop_requested
+from tasks.drain.truncation import LOG_TRUNCATION, says_truncated
 from tasks.drain.tuning import keep_freed_memory, rare_collections
 
 READ_RECORDS = 500
@@ -177,8 +176,13 @@ class Loop:
         elif run is not None and error.code() in DAMAGED:
             logger.warning("%s: librdkafka does not take a batch: %s", run.result.log, error.str())
             self._refuse(run, message.offset(), feed)
+        elif is_of_group(error):
+            # The archive says where to read, and not the group. The run goes on, and fails at its end.
+            self._context.broker.refuse_group(error)
         else:
-            mapped = map_error(error, run.result.log if run else "Kafka")
+            settings = self._context.settings.kafka
+            topic = run.topic_partition[0] if run else ", ".join(sorted({topic for topic, _ in self._runs}))
+            mapped = map_error(error, run.result.log if run else "Kafka", settings.librdkafka(), reading(topic))
             if isinstance(mapped, SourceRefused):
                 for affected in [run] if run else self._active():
                     self._fail(affected, mapped, feed)

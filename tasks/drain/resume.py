@@ -21,7 +21,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import list_logs, read_valid, sequence_of
 from custody.archive.trusted import Judge, find_signed_end, find_trusted_tip
 from custody.archive.writer import Entry, LogWriter
-from custody.errors import CustodyError, FormatError, HeadRollback, LogChanged, ObjectMissing
+from custody.errors import CustodyError, FormatError, HeadRollback, LogChanged, ObjectMissing, SourceRefused
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.leaves import LeafMaker
@@ -45,17 +45,26 @@ def open_logs(context: Context, partitions: Sequence[TopicPartition]) -> tuple[l
     topics = {topic.name: topic for topic in context.broker.topics(sorted({topic for topic, _ in partitions}))}
     logs = list_logs(context.store)
     archived = {log.topic for log in logs}
-    known = known_heads(context, [each for each in partitions if each[0] in topics])
+    try:
+        known = known_heads(context, [each for each in partitions if each[0] in topics])
+    except SourceRefused:
+        # Archiving does not wait for what only remembers: audits know heads, too. The run fails at its end.
+        if context.broker.group_refusal is None:
+            raise
+        known = known_heads(context, [])
 
     def try_open(topic_partition: TopicPartition) -> LogRun | LogResult:
         log, topic = Log(*topic_partition), topic_partition[0]
+        vanished = False
         try:
             if topic not in topics:
-                raise context.broker.missing(topic, archived=topic in archived)
+                missing = context.broker.missing(topic, archived=topic in archived)
+                vanished = topic in archived
+                raise missing
             log = newest_epoch(context, logs, topic_partition, known)
             return open_log(context, topics[topic], log, known.get(str(log), ()))
         except CustodyError as error:
-            result = LogResult(str(log), vanished=topic not in topics and topic in archived)
+            result = LogResult(str(log), vanished=vanished)
             result.stop(error)
             return result
 

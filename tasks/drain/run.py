@@ -117,6 +117,10 @@ def drain_logs(
             appends = Appends(context, runs, sealed)
             Loop(context, runs, appends, once=once, deadline=deadline).run()
             put_checkpoints(context, runs, once=once)
+        refusal = context.broker.group_refusal
+        for run in runs:
+            if refusal is not None and run.result.outcome == "drained":
+                run.result.stop(refusal)
         results.extend(run.result for run in runs)
     return sorted(results, key=lambda result: result.log)
 

@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
 
-from custody.errors import SourceError, TransientSourceError
+from custody.errors import SourceError, SourceRefused
 from custody.format.manifest import Statement
 from custody.format.times import duration_text
 from tasks.drain.change import find_change
@@ -64,7 +63,7 @@ def read_kafka(settings: Settings, logs: Sequence[LogRead], now: datetime) -> Ka
             return KafkaRead(ServerHealth(servers, reachable=False), tuple(logs), None, (problem,))
         comparison = _Comparison(settings, broker, cluster, topics, now, deadline)
         compared = tuple(map(comparison.compare, logs))
-        missing = tuple(_missing(settings, topics, logs))
+        missing = tuple(comparison.missing(logs))
         without, waiting = _topics_without_log(comparison, logs)
     server = ServerHealth(servers, reachable=True)
     return KafkaRead(server, compared, without, (*missing, *waiting, *comparison.late()))
@@ -106,6 +105,22 @@ class _Comparison:
             message = f"Kafka answers slowly: {self._left_out:,} logs were not compared within {KAFKA_SECONDS:.0f} s"
             yield Problem("warning", "lag-unknown", "kafka", message, "look at the brokers, and try again")
 
+    def missing(self, logs: Sequence[LogRead]) -> Iterator[Problem]:
+        """Yield the problems of named topics that no listing has: refused, or missing. Those of logs say it there."""
+        known = {read.name.topic for read in logs}
+        for name in self._settings.kafka.topics:
+            if name.startswith("^") or name in self.topics or name in known:
+                continue
+            try:
+                self._broker.check_visible(name)
+            except SourceRefused as error:
+                yield _refused(name, error)
+            except SourceError as error:
+                yield _unknown("lag-unknown", name, error)
+            else:
+                message = f"the topic {name} does not exist"
+                yield Problem("failed", "topic-missing", name, message, "create it, or correct kafka.topics")
+
     def waiting(self, topic: str, partition: int) -> int | None:
         """Return how many records a partition holds; None if that is not known."""
         if self.is_late():
@@ -140,10 +155,10 @@ class _Comparison:
                 message = f"{changed.message}{differs}"
                 return read.with_health(health, Problem("failed", "topic-changed", health.log, message, changed.action))
             return self._measure(read, read.newest)
-        except TransientSourceError as error:
-            return read.with_health(health, _unknown("warning", "lag-unknown", health.log, error))
+        except SourceRefused as error:
+            return read.with_health(health, _refused(health.log, error))
         except SourceError as error:
-            return read.with_health(health, _unknown("failed", "lag-unknown", health.log, error))
+            return read.with_health(health, _unknown("lag-unknown", health.log, error))
 
     def _measure(self, read: LogRead, newest: Statement) -> LogRead:
         """Return a log with its lag in records and seconds, and its headroom. Raises SourceError."""
@@ -167,7 +182,7 @@ class _Comparison:
         try:
             left = self._broker.seconds_left(log.topic, log.partition, position, written)
         except SourceError as error:
-            problems.append(_unknown("warning", "headroom", health.log, error))
+            problems.append(_unknown("headroom", health.log, error))
         else:
             health = replace(health, headroom_seconds=left)
             if left is not None and left < self._settings.drain.headroom_seconds:
@@ -177,17 +192,13 @@ class _Comparison:
         return read.with_health(health, *problems)
 
 
-def _unknown(level: Literal["warning", "failed"], kind: Kind, log: str, error: SourceError) -> Problem:
-    return Problem(level, kind, log, f"it cannot be compared with Kafka: {error}", _COMPARE)
+def _unknown(kind: Kind, log: str, error: SourceError) -> Problem:
+    return Problem("warning", kind, log, f"it cannot be compared with Kafka: {error}", _COMPARE)
 
 
-def _missing(settings: Settings, topics: Mapping[str, Topic], logs: Sequence[LogRead]) -> Iterator[Problem]:
-    """Yield named topics that do not exist, and have no log that says so."""
-    known = {read.name.topic for read in logs}
-    for name in settings.kafka.topics:
-        if not name.startswith("^") and name not in topics and name not in known:
-            message = f"the topic {name} does not exist, or this client may not see it"
-            yield Problem("failed", "topic-missing", name, message, "create it, or correct kafka.topics")
+def _refused(subject: str, error: SourceRefused) -> Problem:
+    remedy = "allow this client what it needs (docs/operating.md)"
+    return Problem("failed", "topic-refused", subject, f"it cannot be compared with Kafka: {error}", remedy)
 
 
 def _topics_without_log(

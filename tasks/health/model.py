@@ -39,6 +39,7 @@ Kind = Literal[
     "silent",
     "topic-changed",
     "topic-missing",
+    "topic-refused",
     "topic-without-log",
     "unreadable",
 ]

@@ -51,12 +51,13 @@ _PLAIN = msgspec.json.encode(
     {"event_type": "auth_attempt", "timestamp": "2026-01-01T00:00:00Z", "client_ip": "::1", "request_id": "plain"}
 )
 """An event that every index of ours takes. It is sent on a condition that never holds, so it is never stored."""
+_SECURITY = "security_exception"
 _REMEDIES = {
     "cluster_block_exception": "remove the block from the index",
     "index_closed_exception": "open the index",
     "index_not_found_exception": "create the index, or let action.auto_create_index allow it",
     "invalid_alias_name_exception": "an index has the name of the alias search.prefix: rename or delete that index",
-    "security_exception": "give the API key of search.api_key the right to create indices and documents",
+    _SECURITY: "give the API key of search.api_key the right to create indices and documents",
     "validation_exception": "raise cluster.max_shards_per_node, or delete indices",
 }
 """What an operator does about conditions of the cluster."""
@@ -330,9 +331,10 @@ class Bulk:
     def _condition(self, log: Log, causes: Sequence[_Error], hint: str = "") -> SearchError:
         """Return the error for a condition of the cluster or an index. No event is recorded as rejected for it."""
         cause = causes[0]
+        refused = f" (refused to {self._search.caller()})" if cause.type == _SECURITY else ""
         return SearchError(
             f"Elasticsearch at {self._search.settings.url} does not accept {len(causes)} events of {log}, for a reason"
-            f" that is not theirs: {legible(f'{cause.type}: {cause.reason}')}:"
+            f" that is not theirs: {legible(f'{cause.type}: {cause.reason}')}{refused}:"
             f" {legible(hint) or _REMEDIES.get(cause.type, 'see its log')}. The next run tries again"
         )
 

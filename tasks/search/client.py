@@ -1,5 +1,6 @@
 """The client of Elasticsearch 8.x or 9.x, with our errors, and searches that need all shards."""
 
+import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,8 @@ ANSWER_BYTES = 8 * limits.MIB
 """Answers are read up to this size: several times the largest event, and what a parser needs for it is bounded."""
 LATER = frozenset({429, 502, 503, 504})
 """Statuses of a server that is busy, or not there for now."""
+REFUSED = frozenset({401, 403})
+"""Statuses of a server that refuses this client."""
 _ODD_ANSWER = (
     SerializationError,
     UnsupportedProductError,
@@ -108,6 +111,18 @@ class Search:
         """Indices of which a shard could not answer a search, because of what the index is. If None, searches fail
         then: only those who report what was left out may leave it out."""
 
+    def caller(self) -> str:
+        """Return who this client is, for errors: the id of its API key, and never the key."""
+        key = self.settings.api_key
+        if key is None:
+            return "a client without an API key: set search.api_key"
+        try:
+            name = base64.b64decode(key.get_secret_value(), validate=True).partition(b":")
+            known = name[0].decode("ascii") if name[1] else ""
+        except ValueError:
+            known = ""
+        return f"API key {legible(known)} of search.api_key" if known else "the API key of search.api_key"
+
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
@@ -191,7 +206,11 @@ class Search:
         elif status in LATER or status == _MISSING:
             # A chosen index that is missing was deleted meanwhile.
             kind = TransientSearchError
-        return kind(f"Elasticsearch at {self.settings.url} answers {status}: {_reason(body)}")
+        return kind(f"Elasticsearch at {self.settings.url} answers {status}: {_reason(body)}{self._refused(status)}")
+
+    def _refused(self, status: int) -> str:
+        """Return who was refused, for the end of an error; nothing for another status."""
+        return f" (refused to {self.caller()})" if status in REFUSED else ""
 
     def refresh(self, index: str) -> None:
         """Make all indexed documents visible to searches, also those of the last second.
@@ -242,7 +261,8 @@ class Search:
         except ApiError as error:
             status = f"{error.status_code} {error.error}"
             kind = TransientSearchError if error.status_code in LATER else SearchError
-            raise kind(f"{subject}: {server} answers {status}: {_reason(error.body)}") from None
+            refused = self._refused(error.status_code)
+            raise kind(f"{subject}: {server} answers {status}: {_reason(error.body)}{refused}") from None
         # A document nested deeper than Python's parser goes is a RecursionError.
         except _ODD_ANSWER as error:
             raise SearchError(f"{subject}: {server} does not answer like an Elasticsearch: {error!r}"[:500]) from None

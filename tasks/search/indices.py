@@ -29,6 +29,7 @@ from tasks.search import documents
 from tasks.search.client import AnswerTooLarge, Search
 from tasks.search.documents import ORIGIN, index_name, restored_name
 
+_UUID = "*.settings.index.uuid"
 _TEMPLATES = ",".join(
     f"index_templates.{part}"
     for part in ("name", *(f"index_template.{part}" for part in ("index_patterns", "priority", "_meta")))
@@ -83,7 +84,8 @@ def prepare(search: Search) -> list[str]:
             _check_template(search.prefix, body, other["name"], other["index_template"])
         search.client.indices.put_index_template(name=search.prefix, **body)
         for name, properties in own.items():
-            if not search.client.indices.exists(index=name):
+            # Not `exists`: an answer to HEAD has no body, so a refusal would not say what was refused.
+            if not search.client.indices.get(index=name, ignore_unavailable=True, filter_path=_UUID).body:
                 search.create_index(name, settings=settings, mappings={"dynamic": False, "properties": properties})
         made = search.client.indices.get(
             index=f"{search.prefix},{search.prefix}-*", ignore_unavailable=True, filter_path=_OTHERS

@@ -1,6 +1,9 @@
 """Being refused a look is never tampering and never success: each prefix and kind of call is refused in turn."""
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -11,6 +14,7 @@ import pytest
 
 from custody.errors import CustodyError, SourceError, SourceRefused, TransientSourceError
 from custody.query.connect import connect
+from custody.store.caller import user
 from custody.store.open import open_store
 from custody.verify.run import verify
 from tasks.drain.kafka import Bounds, Broker, Topic
@@ -30,6 +34,8 @@ from tests.servers.proxy import Fault, FaultyProxy
 from tests.servers.s3 import SeaweedServer
 
 REFUSED = Fault("403", effect=False)
+REFUSED_TO = f"refused to access key {SeaweedServer.access_key} of env"
+NOBODY = 65534
 STORE = {
     "archive.json": "/audit/archive.json",
     "manifests": "/audit/manifests/",
@@ -39,6 +45,8 @@ STORE = {
     "checkpoints": "/audit/checkpoints/",
     "listings": "list-type=2",
     "the listing of events": "prefix=audit%2Fevents",
+    "manifests and their listing": "manifests",
+    "audits and their listing": "audits",
     "versions": "versions",
     "lifecycle rules": "lifecycle",
     "everything": "",
@@ -117,11 +125,12 @@ def test_a_refusing_store(behind: tuple[Settings, FaultyProxy], part: str) -> No
     code, findings = judge(given)
     assert code == 12, findings
     new = [one for one in findings if one not in before]
-    assert any("403" in one for one in new), findings
+    assert any("403" in one and REFUSED_TO in one for one in new), findings
+    assert not any(SeaweedServer.secret_key in one for one in findings)
     assert {one.split()[0] for one in new} == {"unreadable"}, new
     # Whoever may not look writes no audit that is clean.
     (written,) = said_by(lambda: [f"exit code {audit(given, full=True).exit_code}"])
-    assert "403" in written or written == "exit code 12"
+    assert ("403" in written and REFUSED_TO in written) or written == "exit code 12"
 
 
 @pytest.mark.parametrize("part", STORE)
@@ -134,7 +143,7 @@ def test_a_refusing_store_of_a_tampered_archive(
     given = Settings()
     proxy.reset(always=REFUSED, part=STORE[part])
     code, findings = judge(given)
-    assert any(one.startswith("unreadable ") and "403" in one for one in findings), findings
+    assert any(one.startswith("unreadable ") and "403" in one and REFUSED_TO in one for one in findings), findings
     assert code == (12 if part == "everything" else 13), findings
     named = any(one.startswith("version ") for one in findings)
     assert named or part in {"versions", "everything"}, findings
@@ -163,9 +172,107 @@ def test_commands_of_a_refusing_store(behind: tuple[Settings, FaultyProxy], part
     expected = run()
     proxy.reset(always=REFUSED, part=STORE[part])
     said = said_by(run)
-    assert said == expected or any("403" in one for one in said), said
+    assert said == expected or any("403" in one and REFUSED_TO in one for one in said), said
     if (command, part) == ("status", "archive.json"):
         assert expected[0] in said
+
+
+@pytest.mark.parametrize(
+    ("key", "doing", "status", "code"),
+    [
+        ("maynotread", "read", "HTTP 403, AccessDenied", 12),
+        ("maynotlist", "list", "HTTP 403, AccessDenied", 12),
+        ("maynotwrite", "write", "HTTP 403, AccessDenied", 0),
+        ("unknown", "", "HTTP 403, InvalidAccessKeyId", 12),
+    ],
+)
+def test_a_refused_access_key(
+    behind: tuple[Settings, FaultyProxy],
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    doing: str,
+    status: str,
+    code: int,
+) -> None:
+    """A real server that refuses one kind of call names nobody; the error names the key's id, and never its secret."""
+    given, _ = behind
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    given = Settings()
+    exit_code, findings = judge(given)
+    assert exit_code == code, findings
+    said = findings + said_by(lambda: [f"exit code {audit(given, full=True).exit_code}"])
+    refusals = [one for one in said if f"refused to access key {key} of env" in one]
+    assert any(f"cannot {doing}" in one and status in one and "s3://" in one for one in refusals), said
+    assert not any(SeaweedServer.secret_key in one for one in said)
+    if code:
+        assert {one.split()[0] for one in findings if f"key {key} " in one} == {"unreadable"}
+
+
+@pytest.fixture
+def nobodys() -> Iterator[tuple[Settings, Path]]:
+    """An archive in a folder of the user nobody's, and this process as nobody: root is refused nothing."""
+    root = Path(tempfile.mkdtemp(prefix="custody-refused-"))
+    user = os.geteuid()
+    try:
+        sample = make_archive(root)
+        given = Settings(archive=str(sample.folder), keys=f"file:{sample.keyring}")
+        audit(given)
+        if user == 0:
+            for path in (root, *root.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        yield given, sample.folder
+    finally:
+        os.seteuid(user)
+        for path in (root, *filter(Path.is_dir, root.rglob("*"))):
+            path.chmod(0o700)
+        shutil.rmtree(root)
+
+
+FOLDERS = ["archive.json", "manifests", "events", "quarantine", "audits", "checkpoints", "everything"]
+
+
+@pytest.mark.parametrize("part", FOLDERS)
+def test_a_refusing_folder(nobodys: tuple[Settings, Path], part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that the process may not read is unreadable to its user, by name; commands say so, or do not need it."""
+    monkeypatch.chdir("/")
+    given, folder = nobodys
+    now = datetime.now(UTC)
+
+    def no_kafka(*_: object) -> list[Topic]:
+        raise TransientSourceError("no answer")
+
+    monkeypatch.setattr(Broker, "topics", no_kafka)
+
+    def status() -> list[str]:
+        health = read_health(given, now)
+        sizes = [f"{log.log} {log.size}" for log in health.logs]
+        return sizes + [f"{problem.kind} {problem.subject} {problem.message}" for problem in health.problems]
+
+    def roll() -> list[str]:
+        return [f"{one.outcome} {one.why}" for one in roll_all(given, datetime.now(UTC), dry_run=True)]
+
+    expected = {run: run() for run in (status, roll)}
+    trusted = given.own_trust()
+    refused = folder if part == "everything" else folder / part
+    mode = refused.stat().st_mode
+    refused.chmod(0)
+    try:
+        who = f"refused to {user()}"
+        assert "uid" in who
+        with closing(open_store(given.archive, given.s3)) as store:
+            report = verify(store, trusted, now=datetime.now(UTC), workers=0)
+        findings = list(report.findings)
+        assert report.exit_code == 12, findings
+        assert {one.finding for one in findings} == {"unreadable"}
+        assert any(who in one.message and str(refused) in one.message for one in findings), findings
+        for run, before in expected.items():
+            said = said_by(run)
+            assert said == before or any(who in one for one in said), (run, said)
+        (written,) = said_by(lambda: [f"exit code {audit(given, full=True).exit_code}"])
+        assert who in written or written == "exit code 12"
+    finally:
+        refused.chmod(mode)
 
 
 SEARCH = {
@@ -253,6 +360,8 @@ def test_a_refusing_kms(local: tuple[Command, int, str], fake_kms: FakeKms, oper
         assert code == expected
         (one,) = unreadable
         assert f"KMS refused {operation}" in one["message"]
+        assert f"to access key id of env: allow kms:{operation} " in one["message"]
+        assert "very-secret" not in one["message"]
     code, (one,) = verified(custody, "--keys", alias)
     assert code == expected
     assert operation in one["message"]
@@ -318,8 +427,8 @@ def test_status_of_a_refusing_kafka(
     if call in {"cluster", "topics"}:
         assert (problem.kind, problem.level, problem.subject) == ("kafka-unreachable", "failed", "kafka")
     else:
-        level = "failed" if error is SourceRefused else "warning"
-        assert (problem.kind, problem.level, problem.subject) == ("lag-unknown", level, "audit.events/0")
+        expected = ("topic-refused", "failed") if error is SourceRefused else ("lag-unknown", "warning")
+        assert (problem.kind, problem.level, problem.subject) == (*expected, "audit.events/0")
     assert (health.logs[-1].size, health.logs[-1].lag_records) == (4, None)
 
 

@@ -7,6 +7,7 @@ version: 8.19.21 runs on Java 17, 9.x needs 21. Elasticsearch refuses to run as 
 The fixture `elastic` is one node for all processes of a test session. Indices are a test's own: `unused_prefix`.
 """
 
+import base64
 import contextlib
 import functools
 import json
@@ -49,10 +50,17 @@ network.host: 127.0.0.1
 http.port: {port}
 transport.port: {transport}
 {discovery}
-xpack.security.enabled: false
+{security}
 cluster.routing.allocation.disk.threshold_enabled: false
 action.destructive_requires_name: false
 """
+
+_OPEN = "xpack.security.enabled: false"
+_GUARDED = """\
+xpack.security.enabled: true
+xpack.security.autoconfiguration.enabled: false
+xpack.security.http.ssl.enabled: false
+xpack.security.transport.ssl.enabled: false"""
 
 _QUICK = "-XX:TieredStopAtLevel=1"
 """Of a node of a cluster, which is up for one test: it starts with less work."""
@@ -99,6 +107,8 @@ class ElasticsearchServer:
         self.port, self._transport = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
+
+    _security = _OPEN
 
     @property
     def url(self) -> str:
@@ -205,7 +215,12 @@ class ElasticsearchServer:
         else:
             discovery = _FOUNDING.format(name=self.name, roles=roles) if self._roles else _ALONE
         config = _CONFIG.format(
-            folder=self.folder, name=self.name, port=self.port, transport=self._transport, discovery=discovery
+            folder=self.folder,
+            name=self.name,
+            port=self.port,
+            transport=self._transport,
+            discovery=discovery,
+            security=self._security,
         )
         (self.folder / "config" / "elasticsearch.yml").write_text(config)
         (self.folder / "server.log").touch()
@@ -230,11 +245,57 @@ class ElasticsearchServer:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
+        health = f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=2s"
         try:
-            with urllib.request.urlopen(f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=2s", timeout=5):  # noqa: S310
+            with urllib.request.urlopen(urllib.request.Request(health, headers=self._headers()), timeout=5):  # noqa: S310
                 return True
         except (OSError, urllib.error.URLError):
             return False
+
+    def _headers(self) -> dict[str, str]:
+        return {}
+
+
+class GuardedElasticsearch(ElasticsearchServer):
+    """A node whose clients must say who they are: users of a file, each with the one role of its own name.
+
+    Elasticsearch's own API keys cannot be had here: their index needs a module that is not in the artifact. So a proxy
+    before it sends a user's name and password (`authorization`), and custody's errors come from the real node.
+
+    Args:
+        roles: what users may do, by their names, as in Elasticsearch's roles.yml. The user `admin` may do everything.
+    """
+
+    _security = _GUARDED
+
+    def __init__(self, roles: Mapping[str, Mapping[str, object]]) -> None:
+        super().__init__("384m")
+        self._users = roles
+
+    @staticmethod
+    def authorization(user: str) -> str:
+        """Return the header by which a user says who it is."""
+        return "Basic " + base64.b64encode(f"{user}:{user}-password".encode()).decode()
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": self.authorization("admin")}
+
+    def _lay_out(self, home: Path) -> None:
+        super()._lay_out(home)
+        names = {"admin": "superuser", **{name: name for name in self._users}}
+        # A password that has no known hash's prefix is compared as it is.
+        passwords = "".join(f"{name}:{name}-password\n" for name in names)
+        roles = "".join(f"{role}:{name}\n" for name, role in names.items())
+        # Elasticsearch reads this file role by role, each from a line that is not indented.
+        may = "".join(
+            f"{name}:\n" + "".join(f"  {key}: {json.dumps(value)}\n" for key, value in role.items())
+            for name, role in self._users.items()
+        )
+        for name, content in {"users": passwords, "users_roles": roles, "roles.yml": may}.items():
+            path = self.folder / "config" / name
+            path.write_text(content)
+            if os.getuid() == 0:
+                os.chown(path, _NOBODY, _NOBODY)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ Rules:
 - The fixture `kafka` is one broker for all processes of a test session: the first that needs it starts it, and the
   controlling process ends it. Topics are a test's own, by `KafkaServer.unused_name`.
 - A test that stops or kills a broker starts its own `KafkaServer`.
+- A test of passwords and refusals starts a `GuardedServer`.
 - No broker outlives the process that owns it, however that one ends: a guard beside it sees to that.
 """
 
@@ -25,12 +26,20 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from tests.servers.guard import start_guard
@@ -348,6 +357,71 @@ class KafkaServer:
     def _partitions(self, name: str) -> dict[int, Any]:
         topics = self.admin.list_topics(timeout=_ADMIN_SECONDS).topics
         return topics[name].partitions if name in topics and topics[name].error is None else {}
+
+
+class GuardedServer(KafkaServer):
+    """A broker whose clients give a user and a password (SASL/PLAIN), and may do what ACLs allow (StandardAuthorizer).
+
+    The user is `custody`. At first it may do nothing, beyond what no ACL is asked for. `inner` may do everything.
+    """
+
+    client: ClassVar[Mapping[str, str]] = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "custody",
+        "sasl.password": "right-password",
+    }
+    """The properties of custody's client."""
+
+    def _write_properties(self) -> Path:
+        path = super()._write_properties()
+        client, controller = f"127.0.0.1:{self.port}", f"127.0.0.1:{self._controller_port}"
+        (self._open_port,) = free_ports(1)
+        inner = f"127.0.0.1:{self._open_port}"
+        login = (
+            "org.apache.kafka.common.security.plain.PlainLoginModule required"
+            ' username="custody" password="right-password" user_custody="right-password";'
+        )
+        more = {
+            "listeners": f"CLIENT://{client},INNER://{inner},CONTROLLER://{controller}",
+            "advertised.listeners": f"CLIENT://{client},INNER://{inner}",
+            "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "INNER",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.client.plain.sasl.jaas.config": login,
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            # Whoever comes by the listeners without passwords.
+            "super.users": "User:ANONYMOUS",
+        }
+        with path.open("a") as file:
+            file.write("".join(f"{name}={value}\n" for name, value in more.items()))
+        return path
+
+    def _answers(self) -> bool:
+        return self.inner()._answers_plainly()
+
+    def _answers_plainly(self) -> bool:
+        return super()._answers()
+
+    def inner(self) -> "GuardedServer":
+        """Return the same broker as who needs no password sees it."""
+        server = GuardedServer.__new__(GuardedServer)
+        server.folder, server.port, server._pid = self.folder, self._open_port, self._pid
+        return server
+
+    def allow(self, kind: ResourceType, name: str, *operations: AclOperation) -> None:
+        """Set what the user may do with a topic or group, `*` for all of them: these operations alone."""
+        listed = ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
+        # confluent-kafka's types do not know that a filter leaves out the principal and the host.
+        asked, admin = AclBindingFilter(kind, name, *listed), self.inner().admin  # type: ignore[arg-type]
+        for answer in admin.delete_acls([asked]).values():
+            answer.result(_ADMIN_SECONDS)
+        pattern, allowed = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
+        wanted = [AclBinding(kind, name, pattern, "User:custody", "*", operation, allowed) for operation in operations]
+        for answer in admin.create_acls(wanted).values() if wanted else ():
+            answer.result(_ADMIN_SECONDS)
+        # The broker learns them from its controller a little later.
+        _until(lambda: len(admin.describe_acls(asked).result(_ADMIN_SECONDS)) == len(wanted), "the ACLs to be there")
 
 
 @functools.cache

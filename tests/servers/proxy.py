@@ -57,6 +57,7 @@ class FaultyProxy:
     Attributes:
         endpoint_url: where clients find it.
         calls: the method and path of each call since `reset`, in order.
+        authorization: the credentials that the server behind gets instead of the client's; None for the client's own.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -69,6 +70,7 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self.calls: list[str] = []
+        self.authorization: str | None = None
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -172,8 +174,11 @@ class FaultyProxy:
         ) as upstream:
             upstream.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers.items():
-                if name.lower() not in {"expect", "connection"}:
+                replaced = name.lower() == "authorization" and self.authorization is not None
+                if name.lower() not in {"expect", "connection"} and not replaced:
                     upstream.putheader(name, value)
+            if self.authorization is not None:
+                upstream.putheader("Authorization", self.authorization)
             upstream.endheaders(body)
             answer = upstream.getresponse()
             headers = [

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tests.servers.guard import start_guard
 
 REGION = "us-east-1"
+LIMITED = {"maynotwrite": ["Read", "List"], "maynotread": ["List", "Write"], "maynotlist": ["Read", "Write"]}
+"""Access keys of SeaweedFS that may not do everything, and what they may do."""
 _START_SECONDS = 60
 
 
@@ -160,14 +163,14 @@ class SeaweedServer(_Server):
         super().__init__(folder, self._ports[0])
 
     def start(self) -> None:
-        """Start the server with one identity that may do everything."""
+        """Start the server with one identity that may do everything, and those of `LIMITED`, with the same secret."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        identity = {
-            "name": "custody",
-            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
-            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-        }
-        (self.folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
+        may = {self.access_key: ["Admin", "Read", "List", "Tagging", "Write"], **LIMITED}
+        identities = [
+            {"name": key, "credentials": [{"accessKey": key, "secretKey": self.secret_key}], "actions": actions}
+            for key, actions in may.items()
+        ]
+        (self.folder / "identities.json").write_text(json.dumps({"identities": identities}))
         super().start()
 
     def _command(self) -> list[str]:
@@ -224,6 +227,13 @@ class MotoServer(_Server):
     def __init__(self, folder: Path) -> None:
         self._port = free_ports(1)[0]
         super().__init__(folder, self._port)
+
+    def enforce_policies(self) -> None:
+        """From now on answer only what IAM's policies allow. So make users before: nobody else may do anything."""
+        url, plain = f"{self.endpoint_url}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        request = urllib.request.Request(url, data=b"0", headers=plain, method="POST")  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+            pass
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]

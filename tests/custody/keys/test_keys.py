@@ -1064,8 +1064,8 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> tuple[KmsKey, Stubber]:
     """A KMS key whose client answers what it is told."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
-    client = boto3.client("kms", region_name="us-east-1")
-    return KmsKey(ARN, client), Stubber(client)
+    key = KmsKey(ARN)
+    return key, Stubber(key._kms().client)
 
 
 @pytest.mark.parametrize(
@@ -1092,6 +1092,9 @@ def test_every_refusal_of_kms_is_mapped(code: str, error: type[Exception], monke
     assert "very-secret" not in "".join(traceback.format_exception(caught.value))
     assert ARN in str(caught.value)
     assert code in str(caught.value) or error is SignatureInvalid
+    if code in {"AccessDeniedException", "ExpiredTokenException"}:
+        assert "refused VerifyMac" in str(caught.value)
+        assert "to access key id of env: allow kms:VerifyMac" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -1113,7 +1116,7 @@ def test_every_silence_of_kms_is_mapped(error: Exception, monkeypatch: pytest.Mo
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(key._client, "_make_api_call", fail)
+    monkeypatch.setattr(key._kms().client, "_make_api_call", fail)
     for use in (lambda: key.sign(b"m"), lambda: key.check(b"m", bytes(32))):
         with pytest.raises(KeyUnavailable) as caught:
             use()
@@ -1174,7 +1177,7 @@ def test_kms_without_a_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match="AWS_DEFAULT_REGION"):
         open_signers("aws-kms:///alias/custody", NOW)
-    assert KmsKey(ARN)._kms().meta.region_name == "us-east-1"
+    assert KmsKey(ARN)._kms().client.meta.region_name == "us-east-1"
 
 
 def test_kms_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:

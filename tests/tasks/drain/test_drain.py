@@ -31,6 +31,7 @@ import confluent_kafka
 import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AclOperation, ResourceType  # type: ignore[attr-defined]
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import Tip, find_tip, read_archive
@@ -58,16 +59,15 @@ from tasks.drain import kafka as source
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
 from tasks.drain.kafka import (
-    LOG_TRUNCATION,
     Broker,
     Feed,
     Received,
-    contradiction,
 )
 from tasks.drain.log_run import LogResult
 from tasks.drain.loop import Loop
 from tasks.drain.resume import begin_epoch
 from tasks.drain.run import drain_logs
+from tasks.drain.truncation import LOG_TRUNCATION, contradiction
 from tasks.health.model import LogHealth
 from tasks.health.read import read_health
 from tasks.settings import DrainSettings, KafkaSettings, Settings
@@ -75,7 +75,7 @@ from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.environment import shifted
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
-from tests.servers.kafka import KafkaServer, KafkaUnavailableError
+from tests.servers.kafka import GuardedServer, KafkaServer, KafkaUnavailableError
 from tests.servers.kms import HMAC_ARN
 from tests.servers.ports import free_ports
 from tests.servers.require import unavailable
@@ -1911,55 +1911,18 @@ def test_settings_reach_librdkafka(site: Site) -> None:
     assert secret not in str(raised.value)
 
 
-class PasswordServer(KafkaServer):
-    """A broker whose clients must give a user and a password."""
-
-    def _write_properties(self) -> Path:
-        path = super()._write_properties()
-        client, controller = f"127.0.0.1:{self.port}", f"127.0.0.1:{self._controller_port}"
-        (self._open_port,) = free_ports(1)
-        inner = f"127.0.0.1:{self._open_port}"
-        login = (
-            "org.apache.kafka.common.security.plain.PlainLoginModule required"
-            ' username="custody" password="right-password" user_custody="right-password";'
-        )
-        more = {
-            "listeners": f"CLIENT://{client},INNER://{inner},CONTROLLER://{controller}",
-            "advertised.listeners": f"CLIENT://{client},INNER://{inner}",
-            "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "inter.broker.listener.name": "INNER",
-            "sasl.enabled.mechanisms": "PLAIN",
-            "listener.name.client.plain.sasl.jaas.config": login,
-        }
-        with path.open("a") as file:
-            file.write("".join(f"{name}={value}\n" for name, value in more.items()))
-        return path
-
-    def _answers(self) -> bool:
-        return self.inner()._answers_plainly()
-
-    def _answers_plainly(self) -> bool:
-        return super()._answers()
-
-    def inner(self) -> "PasswordServer":
-        """Return the same broker as who needs no password sees it."""
-        server = PasswordServer.__new__(PasswordServer)
-        server.folder, server.port, server._pid = self.folder, self._open_port, self._pid
-        return server
-
-
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordServer]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedServer]:
     """A broker of this module's own that wants a password."""
     try:
-        with PasswordServer(tmp_path_factory.mktemp("guarded") / "kafka", heap="256m") as server:
+        with GuardedServer(tmp_path_factory.mktemp("guarded") / "kafka", heap="256m") as server:
             yield server
     except KafkaUnavailableError as error:
         unavailable(str(error))
 
 
 def test_password(
-    guarded: PasswordServer,
+    guarded: GuardedServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -1968,6 +1931,8 @@ def test_password(
     monkeypatch.chdir(tmp_path)
     site = make_site(guarded, tmp_path)
     topic = guarded.inner().create_topic("guarded")
+    guarded.allow(ResourceType.TOPIC, topic, AclOperation.READ)
+    guarded.allow(ResourceType.GROUP, site.group, AclOperation.READ)
     sent = send(guarded.inner().producer(), topic, events(5))
     client = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "custody"}
     assert only(site.drain(topic, client=client | {"sasl.password": "right-password"})).events == 5
@@ -1976,6 +1941,7 @@ def test_password(
         site.drain(topic, client=client | {"sasl.password": "wrong-password"})
     assert time.monotonic() - begun < 15
     assert "wrong-password" not in str(raised.value) + caplog.text
+    assert "refused to User:custody" in str(raised.value)
     assert site.read()[f"{topic}/0"].events == archived(sent)
 
 
