@@ -87,7 +87,7 @@ def _conclude(outcome: Outcome) -> State[Any]:
     if outcome.report:
         publish_report(outcome.report, summary)
     get_run_logger().info(summary)
-    add_to_name(f"{outcome.verdict}, {len(outcome.findings):,} findings")
+    add_to_name(f"{outcome.verdict}, findings: {len(outcome.findings):,}")
     if outcome.exit_code >= Severity.POLICY:
         return fail("\n".join([summary, *map(_line, outcome.findings[:_SHOWN])]))
     return Completed(message=summary, data=outcome)

@@ -18,7 +18,13 @@ def run_parallel(task: Task[..., R], arguments: Sequence[tuple[Any, ...]], kind:
     """Run a task once for each tuple of arguments, in a flow of its own, and return the results in order."""
 
     # It has no parameters, because Prefect stores those of flows.
-    @flow(name=f"{task.name}-parallel", persist_result=False, retries=0, task_runner=task_runner(kind, workers))
+    @flow(
+        name=f"{task.name}-parallel",
+        flow_run_name=f"{task.name}, {len(arguments):,} shares on {workers} {kind}",
+        persist_result=False,
+        retries=0,
+        task_runner=task_runner(kind, workers),
+    )
     def parallel() -> list[R]:
         futures = [task.submit(*each) for each in arguments]
         wait(futures)

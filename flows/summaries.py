@@ -81,7 +81,7 @@ def audit_summary(outcome: "Outcome") -> str:
     return (
         f"Audit {outcome.sequence}: {outcome.verdict}. {counts.get('events', 0):,} events in"
         f" {counts.get('statements', 0):,} statements were read.{gone}{unsearchable}"
-        f" {len(outcome.findings):,} findings: {outcome.whole}"
+        f" Findings: {len(outcome.findings):,}, in {outcome.whole}"
     )
 
 

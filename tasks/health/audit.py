@@ -55,7 +55,7 @@ def read_audit_health(settings: Settings, opened: Opened, now: datetime) -> Audi
     health = AuditHealth(audit.sequence, audit.verdict, audit.sealed_at, age, count)
     problems = []
     if audit.verdict not in GOOD:
-        message = f"audit {audit.sequence} ended with the verdict {audit.verdict}, and {count:,} findings"
+        message = f"audit {audit.sequence} ended with the verdict {audit.verdict}; findings: {count:,}"
         remedy = f"keep everything as it is; 'custody show {layout.audit_key(audit.sequence)}' lists the findings"
         problems.append(Problem("failed", "audit-failed", "audit", message, remedy))
     if age > longest:

@@ -222,7 +222,7 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
         assert "exited with unexpected exception" not in output
         told = installation.finished("alert: custody: the audit failed")
         assert told["state"]["message"] == "custody: the audit failed: told 1 (json)"
-        assert re.fullmatch(r"audit \d{4}-\d\d-\d\d \d\d:\d\d, tampered, \d+ findings", failed["name"])
+        assert re.fullmatch(r"audit \d{4}-\d\d-\d\d \d\d:\d\d, tampered, findings: \d+", failed["name"])
     assert installation.end() == 0
 
 
