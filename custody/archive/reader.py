@@ -293,6 +293,25 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     return tip
 
 
+def before_garbage(store: Store, form: Form[E], holds: Holds[E]) -> tuple[int, E] | None:
+    """Return a valid entry and its sequence: the newest one, or one before a slot that was passed over.
+
+    For a log that `find_end` refuses, since too much garbage follows its end. It takes O(log n) reads.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    valid: dict[int, E] = {}
+
+    def is_valid(sequence: int) -> bool:
+        with suppress(FormatError, ObjectMissing):
+            valid[sequence] = read_valid(store, form, sequence, holds)
+        return sequence in valid
+
+    last = _last(is_valid)
+    return (last, valid[last]) if last >= 0 else None
+
+
 def after_hole(store: Store, form: Form[E], tip: Tip[E], holds: Holds[E]) -> int | None:
     """Return the sequence of a valid entry after an empty slot at a log's tip; None if there is none.
 

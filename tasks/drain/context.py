@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from custody.archive.forms import AUDITS
-from custody.archive.reader import find_audit_tip, read_archive
+from custody.archive.reader import before_garbage, find_audit_tip, read_archive
 from custody.archive.trusted import Judge, check_archive
 from custody.archive.writer import writer_name
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout
 from custody.format.archive_file import ArchiveFile
+from custody.format.audit import SignedAudit
 from custody.keys.signers import Signers
 from custody.keys.trust import Trust
 from custody.store.open import open_store
@@ -77,11 +78,17 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
 def read_audited_heads(store: Store, archive: str, trust: Trust) -> dict[str, KnownHead]:
     """Return the heads in the newest audit that counts. Audits that do not count are skipped, with a warning."""
     judge = Judge(store, layout.AUDIT_LOG, AUDITS, archive, trust)
+
+    def counts(audit: SignedAudit, at: int) -> bool:
+        return judge.is_of_place(audit, at) and judge.verdict(audit, at).counts
+
     try:
-        tip = find_audit_tip(store, lambda audit, at: judge.is_of_place(audit, at) and judge.verdict(audit, at).counts)
+        tip = find_audit_tip(store, counts)
     except FormatError as error:
-        logger.warning("the audits cannot be used to check the logs' heads: %s", error)
-        return {}
+        # Garbage must not make a writer forget the heads.
+        logger.warning("the newest audit cannot be used to check the logs' heads, so an older one is: %s", error)
+        older = before_garbage(store, AUDITS, counts)
+        return _heads(older[1], older[0]) if older else {}
     if tip.passed_over:
         logger.warning(
             "%s and later audits are not signed by trusted keys: find out who wrote them",
@@ -89,6 +96,9 @@ def read_audited_heads(store: Store, archive: str, trust: Trust) -> dict[str, Kn
         )
     if tip.newest is None:
         return {}
-    origin = layout.audit_key(tip.head.size - 1)
-    heads = tip.newest.statement.heads
-    return {log: KnownHead(head.size, bytes.fromhex(head.root), origin) for log, head in heads.items()}
+    return _heads(tip.newest, tip.head.size - 1)
+
+
+def _heads(audit: SignedAudit, sequence: int) -> dict[str, KnownHead]:
+    origin = layout.audit_key(sequence)
+    return {log: KnownHead(head.size, bytes.fromhex(head.root), origin) for log, head in audit.statement.heads.items()}

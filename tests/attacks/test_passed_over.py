@@ -24,6 +24,7 @@ from custody.archive.resume import find_checked_tip
 from custody.archive.show import show
 from custody.archive.trusted import Judge, find_trusted_audits, find_trusted_tip, standing
 from custody.errors import CustodyError, FormatError
+from custody.format import limits
 from custody.format.layout import Log, audit_key
 from custody.keys.trust import Trust, TrustedKey
 from custody.store.open import open_store
@@ -314,6 +315,18 @@ def test_audits_go_on_behind_an_object_too_large(scene: Scene) -> None:
     assert read_audited_heads(store, ARCHIVE_ID, scene.trust) == before
     tip = find_trusted_audits(store, ARCHIVE_ID, scene.trust)
     assert tip.passed_over == (sha256(LARGE).hexdigest(),)
+
+
+def test_heads_are_known_behind_any_number_of_garbage_audits(scene: Scene) -> None:
+    """More garbage than a writer passes over makes it forget no head: it takes the newest audit before it."""
+    store = open_store(str(scene.root))
+    before = read_audited_heads(store, ARCHIVE_ID, scene.trust)
+    for sequence in range(limits.PASSED_OVER + 1):
+        scene.put(audit_key(len(scene.audits) + sequence), b"garbage")
+    with pytest.raises(FormatError, match="no more may be passed over"):
+        find_trusted_audits(store, ARCHIVE_ID, scene.trust)
+    assert before
+    assert read_audited_heads(store, ARCHIVE_ID, scene.trust) == before
 
 
 def test_a_huge_sparse_object_in_the_next_slot(scene: Scene) -> None:
