@@ -1,6 +1,6 @@
 """Checks Elasticsearch: its version, what the API key may do, others' templates, its disks. Nothing is changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -23,6 +23,7 @@ INDEXING = ("read", "index", "create_index", "view_index_metadata")
 """Privileges on our indices without which nothing is indexed, beside `TEMPLATES` on the cluster."""
 ROLLING = ("delete", "manage")
 """Privileges on our indices that the roll needs besides."""
+_FORBIDDEN = 403
 _FULL, _FLOODED = 90, 95
 """Percent of a disk from which on Elasticsearch moves shards away, and refuses writes, by default."""
 
@@ -33,23 +34,41 @@ def check(settings: Settings) -> Iterator[Line]:
     """Yield what Elasticsearch says. `search.url` is set."""
     with closing(Search(settings.search, REQUEST_SECONDS)) as search:
         try:
-            with search.errors("its version"):
-                version = str(search.client.info()["version"]["number"])
+            versions = _versions(search)
         except SearchError as error:
             remedy = "check search.url, search.api_key and search.ca_certs; archiving goes on without it"
             passing = isinstance(error, TransientSearchError)
             yield _report.failed("server", str(error), remedy, passing=passing)
             return
-        yield _version(settings, version)
+        yield _version(settings, versions)
         yield from _privileges(search)
         yield _templates(search)
         yield from _disks(search)
 
 
-def _version(settings: Settings, version: str) -> Line:
-    numbers = [int(part) if part.isdecimal() else 0 for part in version.split(".")[:2]]
-    answer = f"{settings.search.url} answers, Elasticsearch {legible(version)}"
-    if tuple(numbers) < OLDEST or numbers[0] > NEWEST:
+def _versions(search: Search) -> list[str]:
+    """Return the versions of the nodes; none if the key may not see them.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or refuses the key.
+    """
+    with search.errors("its version"):
+        try:
+            nodes = search.client.nodes.info(filter_path="nodes.*.version").body.get("nodes", {})
+        except ApiError as error:
+            if error.status_code != _FORBIDDEN:
+                raise
+            return []
+        return sorted({str(node["version"]) for node in nodes.values()})
+
+
+def _version(settings: Settings, versions: Sequence[str]) -> Line:
+    answer = f"{settings.search.url} answers"
+    if not versions:
+        return _report.ok("server", f"{answer}; its version is not known, because the key lacks monitor on the cluster")
+    answer = f"{answer}, Elasticsearch {legible(', '.join(versions))}"
+    numbers = [[int(part) if part.isdecimal() else 0 for part in version.split(".")[:2]] for version in versions]
+    if any(tuple(number) < OLDEST or number[0] > NEWEST for number in numbers):
         remedy = f"use {OLDEST[0]}.{OLDEST[1]} or {NEWEST}"
         return _report.warning("server", f"{answer}, a version that is not tested", remedy)
     return _report.ok("server", answer)
