@@ -84,8 +84,8 @@ def check_before_up(settings: Settings, deployments: Path) -> None:
     Raises:
         CustodyError: something is wrong that stays wrong, and without which no run can do anything.
     """
-    # Prefect's server is what `up` starts.
-    lines = run_checks(Asked(settings, datetime.now(UTC), deployments), left_out={"prefect"})
+    # Prefect's server is what `up` starts, and it says itself who is alerted.
+    lines = run_checks(Asked(settings, datetime.now(UTC), deployments), left_out={"prefect", "alerts"})
     for line in lines:
         if line.level != "ok":
             echo(escape(f"{line.level}: {line.part}: {line.subject}: {line.message}. {line.remedy}"), err=True)

@@ -159,6 +159,8 @@ def _variables(process: psutil.Process) -> dict[str, str]:
 def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     """Without the credentials nobody uses the API; secrets reach signers alone; what was switched off stays off."""
     installation.up()
+    # A broker that is down is said, and does not keep `up` from starting.
+    assert "failed: kafka: login: no answer from Kafka at 127.0.0.1:1" in installation.log.read_text()
     check_doors(installation)
     check_secrets(installation)
     check_of_prefect(installation, {"deployments": "ok", "schedules": "ok", "automations": "ok", "worker": "ok"})

@@ -27,6 +27,7 @@ from tasks.check.run import CHECKS, Asked, run_checks
 from tasks.settings import AlertSettings, DrainSettings, KafkaSettings, SearchSettings, Settings
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
+from tests.servers.kms import ED25519_ARN, HMAC_ARN, FakeKms
 from tests.servers.ports import free_ports
 
 TOKEN = "xoxb-s3cret"
@@ -223,6 +224,18 @@ def test_a_passphrase_beside_a_plain_keyring(growing: Growing) -> None:
     assert TOKEN not in repr(lines)
     rotate_keyring(growing.keyring, passphrase=TOKEN)
     assert not [line for line in keys.check(settings, now()) if line.subject == "keyring_passphrase"]
+
+
+def test_keys_in_kms(fake_kms: FakeKms) -> None:
+    """Keys in KMS really sign and verify there; one that may not is a failure."""
+    settings = Settings(keys=f"aws-kms:///{HMAC_ARN}", checkpoint_keys=f"aws-kms:///{ED25519_ARN}")
+    lines = [line for line in keys.check(settings, now()) if line.subject != "trust.json"]
+    assert [(line.subject, line.level) for line in lines] == [("HMAC-SHA256", "ok"), ("Ed25519", "ok")]
+    assert {"GenerateMac", "VerifyMac", "Sign"} <= set(fake_kms.asked)
+    fake_kms.refused.add("GenerateMac")
+    lines = [line for line in keys.check(settings, now()) if line.subject != "trust.json"]
+    assert [(line.subject, line.level) for line in lines] == [("HMAC-SHA256", "failed"), ("Ed25519", "ok")]
+    assert "AccessDenied" in lines[0].message
 
 
 # The archive in a folder.

@@ -6,9 +6,12 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from elasticsearch._sync.client.cat import CatClient
+from elasticsearch._sync.client.security import SecurityClient
 from pydantic import SecretStr
 
 from custody.archive.writer import create_archive
@@ -299,6 +302,38 @@ def test_elasticsearch(elastic: ElasticsearchServer) -> None:
             assert of(search.check(settings), "template").level == "failed"
         finally:
             opened.client.indices.delete_index_template(name=f"{prefix}-x")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "level"), [((), "ok"), (("manage",), "warning"), (("index",), "failed"), (("manage", "index"), "failed")]
+)
+def test_privileges_of_the_key(
+    elastic: ElasticsearchServer, monkeypatch: pytest.MonkeyPatch, lacks: tuple[str, ...], level: str
+) -> None:
+    """A key that cannot index fails; one that cannot roll is a warning. The tests' server has no security to ask."""
+
+    def has_privileges(_: object, *, cluster: list[str], index: list[Any]) -> Any:
+        ((names, privileges),) = ((each["names"], each["privileges"]) for each in index)
+        given = {name: {privilege: privilege not in lacks for privilege in privileges} for name in names}
+        return SimpleNamespace(body={"cluster": dict.fromkeys(cluster, True), "index": given})
+
+    monkeypatch.setattr(SecurityClient, "has_privileges", has_privileges)
+    settings = Settings(search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix()))
+    line = of(search.check(settings), "privileges")
+    assert line.level == level
+    assert [name for name in lacks if name == "index" and name not in line.message] == []
+
+
+@pytest.mark.parametrize(("percent", "level"), [("12", "ok"), ("91", "warning"), ("96", "failed")])
+def test_disks_of_elasticsearch(
+    elastic: ElasticsearchServer, monkeypatch: pytest.MonkeyPatch, percent: str, level: str
+) -> None:
+    """A disk from which shards are moved is a warning, one that takes no writes a failure."""
+    rows = [{"node": "a", "disk.percent": percent}, {"node": "UNASSIGNED", "disk.percent": None}]
+    monkeypatch.setattr(CatClient, "allocation", lambda *_, **__: SimpleNamespace(body=rows))
+    settings = Settings(search=SearchSettings(url=elastic.url, prefix=elastic.unused_prefix()))
+    line = of(search.check(settings), "disks")
+    assert (line.level, percent in line.message) == (level, True)
 
 
 def test_elasticsearch_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
