@@ -41,6 +41,8 @@ PROBES = "reports/checks/"
 """Where probe objects lie."""
 LOCK_SECONDS = 4
 """How long the lock of a probe object lasts."""
+LEFT_BEHIND = timedelta(minutes=10)
+"""A probe object that is older than this is of a check that was killed."""
 _GIB = 1024 * limits.MIB
 LEAST_FREE = _GIB
 _LISTED = 50_000
@@ -69,7 +71,7 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
         else:
             yield _identity(settings, store, file)
             yield from _life(settings, file.statement.retention_days)
-        yield from _try_storage(settings, store)
+        yield from _try_storage(settings, store, now)
         if is_local(store):
             yield from _space(store, now)
         else:
@@ -104,9 +106,9 @@ def _life(settings: Settings, days: int) -> Iterator[Line]:
         yield _report.warning("tiers.life_days", str(error), f"set tiers.life_days to {days} or more, or remove it")
 
 
-def _try_storage(settings: Settings, store: Store) -> Iterator[Line]:
+def _try_storage(settings: Settings, store: Store, now: datetime) -> Iterator[Line]:
     """Yield what became of a put, of a second put of the same key, of versions, and of a lock."""
-    _remove_leftovers(store)
+    _remove_leftovers(store, now)
     key, content = f"{PROBES}{uuid.uuid4().hex}", b"custody check\n"
     try:
         store.create(key, content)
@@ -182,22 +184,29 @@ def _lock(settings: Settings, store: Store) -> Iterator[Line]:
         )
         yield _report.failed("lock", f"a locked object could not be put: {error}", remedy, passing=passing)
         return
-    try:
-        yield _try_to_delete(store, key, mode, ends)
-    finally:
-        time.sleep(max(0.0, ends - time.monotonic()))
-        _remove(store, key)
+    refusal, late = _remove(store, key), time.monotonic() > ends - 2
+    time.sleep(max(0.0, ends - time.monotonic()))
+    yield _held(mode, refusal, _remove(store, key), late=late)
 
 
-def _try_to_delete(store: Store, key: str, mode: str, ends: float) -> Line:
-    try:
-        store.remove(key)
-    except TransientStoreError as error:
-        return _report.failed("lock", f"whether a lock holds is not known: {error}", "try again", passing=True)
-    except StoreError:
-        return _report.ok("lock", f"a locked object ({mode}) could not be deleted")
-    if time.monotonic() > ends - 2:
-        message = "the lock of the probe object had ended before its deletion was tried: the store is slow"
+def _held(mode: str, refusal: StoreError | None, afterwards: StoreError | None, *, late: bool) -> Line:
+    """Return whether a lock held.
+
+    Args:
+        mode: of the lock.
+        refusal: of the deletion while the object was locked; None if it was deleted.
+        afterwards: the same, after the lock had ended.
+        late: whether the lock may have ended before the first deletion.
+    """
+    if isinstance(refusal, TransientStoreError):
+        return _report.failed("lock", f"whether a lock holds is not known: {refusal}", "try again", passing=True)
+    if refusal is not None and afterwards is not None:
+        message = f"whether a lock holds was not tried, because a probe object cannot be deleted at all: {afterwards}"
+        return _report.warning("lock", message, "try it with credentials that may delete")
+    if refusal is not None:
+        return _report.ok("lock", f"a locked object ({mode}) could not be deleted until its lock ended")
+    if late:
+        message = "the lock of the probe object may have ended before its deletion was tried: the store is slow"
         return _report.warning("lock", message, "try again")
     remedy = "use a bucket with Object Lock, and credentials without s3:BypassGovernanceRetention"
     return _report.failed("lock", f"a locked object ({mode}) could be deleted", remedy)
@@ -212,11 +221,12 @@ def _remove(store: Store, key: str) -> StoreError | None:
     return None
 
 
-def _remove_leftovers(store: Store) -> None:
-    """Remove the probe objects of checks that were killed."""
+def _remove_leftovers(store: Store, now: datetime) -> None:
+    """Remove the probe objects of checks that were killed, but not those of a check that runs now."""
     with suppress(StoreError):
         for left in list(islice(store.list(PROBES), 100)):
-            _remove(store, left.key)
+            if now - store.status(left.key).created > LEFT_BEHIND:
+                _remove(store, left.key)
 
 
 def _space(store: Store, now: datetime) -> Iterator[Line]:

@@ -261,7 +261,10 @@ def test_probe_objects_that_are_left_are_no_finding(growing: Growing) -> None:
     store.create(f"{archive.PROBES}left", b"custody check\n")
     assert archive.PROBES.startswith(layout.REBUILDABLE)
     assert verify(store, trust, now=now()).findings == before
+    # Another check may still need it.
     list(archive.check(given(growing), now()))
+    assert [left.key for left in store.list(archive.PROBES)] == [f"{archive.PROBES}left"]
+    list(archive.check(given(growing), now() + timedelta(hours=1)))
     assert list(store.list(archive.PROBES)) == []
 
 

@@ -15,10 +15,11 @@ from elasticsearch._sync.client.security import SecurityClient
 from pydantic import SecretStr
 
 from custody.archive.writer import create_archive
-from custody.errors import SourceRefused
+from custody.errors import SourceRefused, TerminalStoreError
 from custody.keys.keyring import new_keyring
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
+from custody.store.s3 import S3Store
 from flows.operate.sample import sample_events
 from tasks.check import archive, clock, retention, sample, search
 from tasks.check import kafka as kafka_check
@@ -218,6 +219,25 @@ def test_a_bucket_with_versions_and_locks(
     )
     assert keys_left(seaweed, bucket) == []
     assert levels(list(clock.check(settings))) == {"store": "ok"}
+
+
+@pytest.mark.parametrize("may_delete", [True, False])
+def test_a_lock_that_does_not_hold_or_cannot_be_tried(
+    seaweed: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, may_delete: bool
+) -> None:
+    """A locked object that can be deleted is a failure. Without permission to delete, nobody knows: a warning."""
+    seaweed.use(monkeypatch)
+    bucket = seaweed.make_bucket(object_lock=True)
+    settings = in_bucket(seaweed, tmp_path, bucket, retention_mode="GOVERNANCE", retention_days=1)
+
+    def remove(_: S3Store, key: str) -> None:
+        if not may_delete:
+            raise TerminalStoreError(f"{key}: AccessDenied")
+
+    # What the store answers to somebody who may pass by locks, or who may delete nothing.
+    monkeypatch.setattr(S3Store, "remove", remove)
+    line = of(archive.check(settings, now()), "lock")
+    assert line.level == ("failed" if may_delete else "warning")
 
 
 def unconfigured(lines: Sequence[Line]) -> list[Line]:
