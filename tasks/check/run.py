@@ -117,5 +117,6 @@ class _PartRun:
         lines = list(self._lines)
         if self._thread.is_alive():
             remedy = "check that the servers that the settings name answer, and try again"
-            lines.append(Reporter(self._part).failed("check", "it did not end in time", remedy, passing=True))
+            message = "it did not end in time: a server accepts connections, and does not answer"
+            lines.append(Reporter(self._part).failed("check", message, remedy, passing=True))
         return lines
