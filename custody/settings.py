@@ -18,6 +18,7 @@ This is one module because a value, its source, its check and its error belong t
 import difflib
 import functools
 import grp
+import json
 import logging
 import os
 import pwd
@@ -37,6 +38,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -209,12 +211,16 @@ class Settings(BaseSettings):
     tiers: TierSettings = Field(default=TierSettings(), description="Storage classes of evidence by age")
     s3: Annotated[S3Options, AfterValidator(_check_s3)] = Field(default=S3Options(), description="Options for S3")
 
+    _given: frozenset[str] = PrivateAttr(default=frozenset())
+    """Settings that were given as arguments."""
+
     def __init__(self, **values: Any) -> None:
         try:
             _check_variables(type(self))
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError(*_explain(type(self), error, values)) from None
+        self._given = frozenset(values)
         self._refuse_files_inside()
         for warning in self.insecure():
             _warn(warning)
@@ -334,6 +340,22 @@ class Settings(BaseSettings):
                 logger.warning("unverified: signatures are not checked, because the keys cannot be used: %s", error)
             return Trust()
 
+    def sources(self, names: Iterable[str]) -> dict[str, str]:
+        """Return where the value of each setting comes from: `argument`, variables, a file's path, or `default`."""
+        file = _read_file()
+        return {name: self._source_of(name, file) for name in names}
+
+    def _source_of(self, name: str, file: Mapping[str, Any]) -> str:
+        path = name.split(".")
+        sources = ["argument"] if path[0] in self._given else []
+        sources += _variables_of(path)
+        sources += [str(_file().absolute())] if _is_in(file, path) else []
+        value: Any = self
+        for part in path:
+            value = getattr(value, part)
+        # Only a table, such as kafka.client, is put together from several sources.
+        return ", ".join(sources if isinstance(value, Mapping) else sources[:1]) or "default"
+
     def passphrase(self) -> str | None:
         """Return the keyring's passphrase. Use it only to open the keyring."""
         return self.keyring_passphrase.get_secret_value() if self.keyring_passphrase else None
@@ -442,6 +464,43 @@ def _is_private(status: os.stat_result) -> bool:
 
 def _file() -> Path:
     return Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
+
+
+def file_in_use() -> Path | None:
+    """Return the path of the file with settings, None if there is none."""
+    return _file().absolute() if _file().exists() else None
+
+
+def variables_in_use(model: type[BaseModel]) -> list[str]:
+    """Return the names of the variables that are settings of a model, sorted."""
+    starts = {f"{PREFIX}{name}".upper() for name in model.model_fields}
+    return sorted(shown_name(variable) for variable in os.environ if variable.upper().partition("__")[0] in starts)
+
+
+def _variables_of(path: Sequence[str]) -> list[str]:
+    """Return the variables that give a value to a setting, the one that counts first."""
+    name = PREFIX + "__".join(path).upper()
+    given = {}
+    for variable, text in os.environ.items():
+        upper = variable.upper()
+        if upper == name or upper.startswith(f"{name}__"):
+            given[variable] = upper
+        elif name.startswith(f"{upper}__"):
+            # A section as JSON.
+            inner = path[upper.count("__") + 1 :]
+            with suppress(ValueError, RecursionError):
+                if _is_in(json.loads(text), inner):
+                    given[variable] = upper
+    return [shown_name(variable) for variable in sorted(given, key=lambda variable: (-len(given[variable]), variable))]
+
+
+def _is_in(values: Any, path: Sequence[str]) -> bool:
+    """Return whether nested values have one at a path."""
+    for name in path:
+        if not isinstance(values, Mapping) or name not in values:
+            return False
+        values = values[name]
+    return True
 
 
 def _names(model: type[BaseModel]) -> list[str]:

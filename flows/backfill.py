@@ -143,11 +143,13 @@ def _schedule_next_run() -> str:
     if not deployment:
         return "start again with the same parameters once they are restored"
     when = datetime.now(UTC) + LOOK_AGAIN
+    # To the schema, a parameter that is not given is absent.
+    given = {name: value for name, value in runtime.flow_run.parameters.items() if value is not None}
     try:
         # A run of the deployment, not a subflow: nothing waits for it, and it takes no slot.
         following: Any = run_deployment(
             deployment,
-            parameters=dict(runtime.flow_run.parameters),
+            parameters=given,
             scheduled_time=when,
             timeout=0,
             as_subflow=False,

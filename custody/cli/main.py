@@ -179,6 +179,7 @@ def init(
         "  and no secret: they can verify with `custody verify ARCHIVE --trust trust.json`, but cannot forge.",
         "Next",
         "  custody config         show all settings, such as brokers and topics",
+        "  custody check          try all that a run needs",
         "  custody drain --once   archive what is in the topics now",
         "  custody verify         verify the archive",
     ]
@@ -384,15 +385,21 @@ def show(
 
 
 @app.command()
-def config(as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False) -> None:
+def config(
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Show where each value comes from, instead of what it means.")
+    ] = False,
+) -> None:
     """Show all settings of this installation. Secrets are hidden."""
     from custody.cli import render
 
     settings = operators.known_settings()()
     if as_json:
-        echo(json.dumps(render.settings_json(settings), indent=2))
+        document = render.sources_json(settings) if sources else render.settings_json(settings)
+        echo(json.dumps(document, indent=2))
     else:
-        render.console().print(render.settings_table(settings))
+        render.console().print(render.settings_table(settings, sources=sources))
     terminal.check_written()
 
 

@@ -156,6 +156,17 @@ class Keyring:
         write(path, self.encode(passphrase), create=create, subject="keyring")
 
 
+def is_encrypted(path: Path) -> bool:
+    """Return whether a keyring needs a passphrase.
+
+    Raises:
+        ConfigurationError: it is not a keyring.
+    """
+    with opened(path, "keyring") as descriptor:
+        data, _ = read_all(descriptor, KEYRING_LIMIT, f"keyring {path}")
+    return not isinstance(decode_document(data, f"keyring {path}", _AnyKeyringFile).scrypt, msgspec.UnsetType)
+
+
 def new_keyring(
     path: Path, now: datetime, passphrase: str | None = None, algorithms: Sequence[KeyAlgorithm] = ALGORITHMS
 ) -> Keyring:

@@ -83,7 +83,9 @@ class TrustedKey:
         return holds(self.from_, self.to, moment)
 
     def verify(self, message: bytes, value: bytes) -> None:
-        """Check a signature, and no other part of the policy. Only `custody.tlog.signatures` calls this.
+        """Check a signature, and no other part of the policy.
+
+        Only `custody.tlog.signatures` calls this, and `custody check`, which tries a key and decides nothing by it.
 
         Raises:
             SignatureInvalid: it is wrong.

@@ -240,6 +240,17 @@ def alert(
 
 
 @app.command()
+def check(as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False) -> None:
+    """Try all that a run needs: settings, keys, archive, Kafka, Elasticsearch, Prefect, alerts. Exit code 3: warnings.
+
+    Nothing is changed: only probe objects are written to the archive, and removed again.
+    """
+    checking = _import("flows.operate.check")
+    level = checking.show(Settings(), _import("flows.operate.up").DEPLOYMENTS, as_json=as_json)
+    raise typer.Exit(_import("flows.operate.status").EXIT_CODES[level])
+
+
+@app.command()
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,

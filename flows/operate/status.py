@@ -29,7 +29,7 @@ from tasks.settings import Settings
 
 EXIT_CODES: dict[Level, int] = {"ok": 0, "warning": 3, "failed": 1}
 """By the level of the whole. Warnings alone are a success, as notices of `custody verify` are."""
-_STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 _PROBLEMS_SHOWN = 20
 _LOGS_SHOWN = 1000
 _NAME_WIDTH = 12
@@ -122,7 +122,7 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
 
 def report(health: Health, console: Console) -> Iterator[RenderableType]:
     """Yield the parts of the screen."""
-    yield render.safe(_verdict(health.problems), style=_STYLES[health.level])
+    yield render.safe(_verdict(health.problems), style=STYLES[health.level])
     yield render.safe(f"{health.archive}, {health.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", style="dim")
     if health.problems:
         yield ""
@@ -149,7 +149,7 @@ def _problems_table(problems: Sequence[Problem]) -> Table:
     for problem in problems[:_PROBLEMS_SHOWN]:
         text = Text.assemble(render.safe(problem.subject, style="bold"), ": ", render.safe(problem.message), ".")
         text.append_text(render.safe(f" → {problem.remedy}", style="italic"))
-        made.add_row(Text(problem.level, style=_STYLES[problem.level]), text)
+        made.add_row(Text(problem.level, style=STYLES[problem.level]), text)
     if len(problems) > _PROBLEMS_SHOWN:
         made.add_row("", f"and {len(problems) - _PROBLEMS_SHOWN:,} more; --json lists them all")
     return made
@@ -175,7 +175,7 @@ def _table(logs: Sequence[LogHealth], names: Sequence[str], width: int) -> Table
     made = render.table("!log", "!state", *(f"#{_COLUMNS[name].heading}" for name in names if name != "state"))
     for log in logs:
         cells = [render.safe(_COLUMNS[name].cell(log)) for name in names]
-        cells[0].stylize("dim" if log.ended else _STYLES[log.level])
+        cells[0].stylize("dim" if log.ended else STYLES[log.level])
         made.add_row(render.safe(shorten(escape(log.log), width)), *cells)
     return made
 

@@ -1,6 +1,7 @@
 """`custody up`: Prefect's server, a worker and the scheduled deployments, as children of one process.
 
 Rules:
+- The settings, keys, archive and servers are checked first (`flows.operate.check`).
 - A child that dies is started again within 5 seconds, and not more often.
 - SIGTERM and Ctrl-C end everything: running drains finish their open segment, then the worker ends, then the server.
 - If `up` itself is killed, its children keep running. The next `up` in the same folder ends them before it starts.
@@ -39,6 +40,7 @@ from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, CustodyError
 from custody.format import limits
 from custody.store.durable import replace_file
+from flows.operate.check import check_before_up
 from tasks.alert import NOBODY, receivers
 from tasks.drain.signals import stop_on_signals, stop_requested
 from tasks.settings import Settings
@@ -251,7 +253,8 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
 
     Raises:
         ConfigurationError: a setting is wrong, another `up` uses the folder, or the port is taken.
-        CustodyError: the server did not start, or the deployments were not accepted.
+        CustodyError: the check found what makes every run fail; the server did not start; or the deployments were not
+            accepted.
     """
     settings = Settings()
     folder = folder.resolve()
@@ -259,6 +262,7 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
     with _only_one(folder):
         _end_leftovers(folder)
         port = _free_port(port)
+        check_before_up(settings, deployments)
         credentials = _credentials(folder / "credentials")
         installation = _Installation(folder, port, credentials, _environment(folder, port, credentials))
         with stop_on_signals(signal.SIGTERM, signal.SIGINT):

@@ -298,6 +298,21 @@ class Broker:
         answer = self._first(TopicPartition(topic, partition, offset), min(_PROBE_SECONDS, self.seconds))
         return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
 
+    def configuration(self, topic: str) -> dict[str, str]:
+        """Return a topic's configuration.
+
+        Raises:
+            SourceError: the broker does not answer, or says no.
+        """
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        try:
+            asked = self._admin.describe_configs([resource], request_timeout=self.seconds)
+            entries = asked[resource].result()
+        except KafkaException as error:
+            step = f"{topic}: its retention cannot be read"
+            raise self._error(error.args[0], step, f"DescribeConfigs on topic {topic}") from None
+        return {name: str(entry.value) for name, entry in entries.items()}
+
     @patiently
     def seconds_left(self, topic: str, partition: int, offset: int, written: float | None = None) -> float | None:
         """Return how long the topic's retention keeps the record at an offset; None if no limit is known.
@@ -314,17 +329,11 @@ class Broker:
         Raises:
             SourceError: the broker does not answer, or says no.
         """
-        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        try:
-            asked = self._admin.describe_configs([resource], request_timeout=self.seconds)
-            entries = asked[resource].result()
-        except KafkaException as error:
-            step = f"{topic}: its retention cannot be read"
-            raise self._error(error.args[0], step, f"DescribeConfigs on topic {topic}") from None
-        kept_ms, kept_bytes = int(entries["retention.ms"].value), int(entries["retention.bytes"].value)
+        entries = self.configuration(topic)
+        kept_ms, kept_bytes = int(entries["retention.ms"]), int(entries["retention.bytes"])
         if written is None:
             written = self.waits_since(topic, partition, offset)
-        if "delete" not in entries["cleanup.policy"].value or written is None or written < 0:
+        if "delete" not in entries["cleanup.policy"] or written is None or written < 0:
             return None
         now = time.time()
         # A producer may have chosen the time: one of the future must not hide anything.

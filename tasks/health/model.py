@@ -43,7 +43,7 @@ Kind = Literal[
     "topic-without-log",
     "unreadable",
 ]
-_LEVELS: Sequence[Level] = ("ok", "warning", "failed")
+LEVELS: Sequence[Level] = ("ok", "warning", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class Health:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """All problems, the worst first."""
-        return tuple(sorted(self._each_problem(), key=lambda problem: -_LEVELS.index(problem.level)))
+        return tuple(sorted(self._each_problem(), key=lambda problem: -LEVELS.index(problem.level)))
 
     def _each_problem(self) -> Iterator[Problem]:
         yield from self.general
@@ -234,4 +234,4 @@ class Health:
 
 def worst(problems: Sequence[Problem]) -> Level:
     """Return the worst level of problems; `ok` if there are none."""
-    return max((problem.level for problem in problems), key=_LEVELS.index, default="ok")
+    return max((problem.level for problem in problems), key=LEVELS.index, default="ok")

@@ -78,10 +78,8 @@ def prepare(search: Search) -> list[str]:
         },
     }
     body = documents.template(search.prefix, search.settings.replicas)
+    check_templates(search)
     with search.errors("its templates"):
-        present = search.client.indices.get_index_template(filter_path=_TEMPLATES).body.get("index_templates", [])
-        for other in present:
-            _check_template(search.prefix, body, other["name"], other["index_template"])
         search.client.indices.put_index_template(name=search.prefix, **body)
         for name, properties in own.items():
             # Not `exists`: an answer to HEAD has no body, so a refusal would not say what was refused.
@@ -91,6 +89,19 @@ def prepare(search: Search) -> list[str]:
             index=f"{search.prefix},{search.prefix}-*", ignore_unavailable=True, filter_path=_OTHERS
         ).body
         return list(_set_by_others(search.prefix, made))
+
+
+def check_templates(search: Search) -> None:
+    """Check that no template of somebody else would be used for our indices. Changes nothing.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or refuses. Or one would be used.
+    """
+    body = documents.template(search.prefix, search.settings.replicas)
+    with search.errors("its templates"):
+        present = search.client.indices.get_index_template(filter_path=_TEMPLATES).body.get("index_templates", [])
+        for other in present:
+            _check_template(search.prefix, body, other["name"], other["index_template"])
 
 
 def _check_template(prefix: str, ours: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> None:

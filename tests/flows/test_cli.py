@@ -1,6 +1,7 @@
 """The operator's commands, without Kafka and Prefect: what they show and refuse before either is needed."""
 
 import json
+import re
 import shutil
 from io import StringIO
 from pathlib import Path
@@ -11,10 +12,13 @@ from rich.console import Console
 from custody.cli.main import main
 from custody.cli.operators import COMMANDS
 from custody.errors import TransientSourceError
+from flows.operate import check
 from flows.operate.cli import app as operators
 from flows.summaries import drain_table
+from tasks.check.model import PARTS, Line
 from tasks.drain.kafka import Broker
 from tasks.drain.log_run import LogResult
+from tasks.health.model import Level
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Sample, make_archive
 
@@ -104,6 +108,37 @@ def test_wrong_setting_is_said_before_anything_starts(
     monkeypatch.setenv("CUSTODY_DRAIN__BATCH_EVENTS", "20000")
     assert run(*command) == 2
     assert capsys.readouterr().err.startswith("custody: drain.batch_events in CUSTODY_DRAIN__BATCH_EVENTS:")
+
+
+def test_check_shows_each_part(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sample: Sample
+) -> None:
+    """Each part has a heading, each thing that is wrong its remedy, and the exit code is that of the worst line."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    monkeypatch.setenv("CUSTODY_ALERT__URLS", "slack://TokenA/TokenB/TokenC/#channel")
+    assert run("check") == 1
+    shown = capsys.readouterr().out
+    assert [part for part in PARTS if f"\n{part}\n" not in f"\n{shown}"] == []
+    assert "failed  login" in shown
+    assert "→ run 'custody up'" in shown
+    assert re.search(r"^\d+ failed, \d+ warnings?, \d+ ok$", shown.rstrip().splitlines()[-1])
+    assert run("check", "--json") == 1
+    document = json.loads(printed := capsys.readouterr().out)
+    assert document["level"] == "failed"
+    assert {line["part"] for line in document["lines"]} == set(PARTS)
+    assert all(line["remedy"] for line in document["lines"] if line["level"] != "ok")
+    assert "Token" not in shown + printed
+
+
+@pytest.mark.parametrize(("levels", "code"), [(("ok",), 0), (("ok", "warning"), 3), (("warning", "failed", "ok"), 1)])
+def test_check_has_the_exit_codes_of_status(
+    monkeypatch: pytest.MonkeyPatch, levels: tuple[Level, ...], code: int
+) -> None:
+    """0 if all is ok, 3 for warnings alone, 1 if something failed."""
+    lines = tuple(Line("alerts", "a subject", level, "a message") for level in levels)
+    monkeypatch.setattr(check, "run_checks", lambda *_, **__: lines)
+    assert run("check") == code
 
 
 def test_help_lists_operators_commands_beside_the_auditors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -15,9 +16,14 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-from custody.errors import ConfigurationError
-from flows.operate.up import DEPLOYMENTS, _credentials, _kept_schedules, _make_private, direct
+from custody.archive.writer import create_archive
+from custody.errors import ConfigurationError, CustodyError
+from custody.keys.keyring import new_keyring
+from custody.store.folder import FolderStore
+from flows.operate.up import DEPLOYMENTS, _credentials, _kept_schedules, _make_private, direct, up
+from tasks.check import prefect
 from tests.flows.installation import Installation, command, ended
+from tests.helpers.environment import clear_settings
 
 PASSPHRASE = "canary-of-the-keyring"
 SOCKETS = (
@@ -44,7 +50,11 @@ class Guarded(Installation):
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[Guarded]:
     """An installation whose processes are gone after the test, whatever became of it."""
-    made = Guarded(tmp_path, 'kafka.bootstrap_servers = "127.0.0.1:1"\n', DEPLOYMENTS.read_text())
+    # Without an archive and keys, `up` would start nothing.
+    ring = new_keyring(tmp_path / "keyring.json", datetime.now(UTC), PASSPHRASE)
+    create_archive(FolderStore(str(tmp_path / "archive")), ring.signers(datetime.now(UTC)).both)
+    settings = 'archive = "archive"\nkafka.bootstrap_servers = "127.0.0.1:1"\n'
+    made = Guarded(tmp_path, settings, DEPLOYMENTS.read_text())
     with ended(made):
         yield made
 
@@ -143,6 +153,30 @@ def _umask(pid: int) -> int:
     return int(line.split()[1], 8)
 
 
+def check_of_prefect(made: Guarded, levels: dict[str, str]) -> None:
+    """Check what `custody check` says of the server, with its credentials, and with wrong ones."""
+    environment = {"PREFECT_API_URL": f"{made.url}/api", "PREFECT_API_AUTH_STRING": made.credentials()}
+    lines = list(prefect.check(DEPLOYMENTS, environment))
+    assert {line.subject: line.level for line in lines} == {"server": "ok", **levels}, lines
+    (refusal,) = prefect.check(DEPLOYMENTS, {**environment, "PREFECT_API_AUTH_STRING": "custody:wrong"})
+    assert (refusal.level, refusal.passing) == ("failed", False)
+    assert "PREFECT_API_AUTH_STRING" in refusal.remedy
+
+
+def test_up_without_an_archive_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What no run could do without is said before anything starts; a broker that is down alone would not stop it."""
+    with pytest.MonkeyPatch.context() as patched:
+        clear_settings(patched)
+        patched.chdir(tmp_path)
+        patched.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+        with pytest.raises(CustodyError, match="nothing is started"):
+            up(tmp_path / "prefect", 0)
+    printed = capsys.readouterr().err
+    assert "failed: archive: archive.json: there is no archive at" in printed
+    assert "run 'custody init'" in printed
+    assert not (tmp_path / "prefect" / "up.log").exists()
+
+
 def _variables(process: psutil.Process) -> dict[str, str]:
     try:
         return process.environ()
@@ -154,8 +188,11 @@ def _variables(process: psutil.Process) -> dict[str, str]:
 def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     """Without the credentials nobody uses the API; secrets reach signers alone; what was switched off stays off."""
     installation.up()
+    # A broker that is down is said, and does not keep `up` from starting.
+    assert "failed: kafka: login: no answer from Kafka at 127.0.0.1:1" in installation.log.read_text()
     check_doors(installation)
     check_secrets(installation)
+    check_of_prefect(installation, {"deployments": "ok", "schedules": "ok", "automations": "ok", "worker": "ok"})
     drain = installation.prefect("deployments/name/drain/drain-every-minute")
     (schedule,) = drain["schedules"]
     path = f"deployments/{drain['id']}/schedules/{schedule['id']}"
@@ -187,6 +224,9 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     enabled = {each["name"]: each["enabled"] for each in installation.prefect("automations/filter")}
     assert [name for name, on in enabled.items() if not on] == ["custody-audit-silent"]
     check_runs(installation)
+    check_of_prefect(
+        installation, {"deployments": "ok", "schedules": "warning", "automations": "warning", "worker": "ok"}
+    )
     assert installation.end() == 0
 
 

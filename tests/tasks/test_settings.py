@@ -414,3 +414,34 @@ def test_settings_survive_a_trip_to_another_process() -> None:
     """Task runners that are processes get the same settings, secrets included."""
     settings = given_as(kafka=KafkaSettings(client={"sasl.password": CANARY}), keyring_passphrase=CANARY)
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - our own bytes
+
+
+def test_each_value_has_its_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The source that counts: an argument, a variable, a section's variable, the file, or the default."""
+    Path("custody.toml").write_text(
+        'keys = "file:a.json"\n[kafka]\ngroup = "of-the-file"\ntopics = ["a"]\nclient."security.protocol" = "SSL"\n'
+    )
+    monkeypatch.setenv("CUSTODY_KAFKA__GROUP", "of-a-variable")
+    monkeypatch.setenv("CUSTODY_KAFKA__CLIENT__SASL_PASSWORD", CANARY)
+    monkeypatch.setenv("custody_drain", '{"level": 2}')
+    monkeypatch.setenv("CUSTODY_DRAIN__WORKERS", "3")
+    monkeypatch.setenv("CUSTODY_S3", '{"region": "eu-central-1"}')
+    settings = Settings(archive="archive")
+    file = str(tmp_path / "custody.toml")
+    wanted = {
+        "archive": "argument",
+        "keys": file,
+        "kafka.group": "CUSTODY_KAFKA__GROUP",
+        "kafka.topics": file,
+        "kafka.client": f"CUSTODY_KAFKA__CLIENT__SASL_PASSWORD, {file}",
+        "drain.level": "custody_drain",
+        "drain.workers": "CUSTODY_DRAIN__WORKERS",
+        "drain.seconds": "default",
+        "s3.region": "CUSTODY_S3",
+        "s3.endpoint_url": "default",
+    }
+    assert settings.sources(wanted) == wanted
+    assert (settings.kafka.group, settings.drain.level, settings.drain.workers) == ("of-a-variable", 2, 3)
+    shown = render.sources_json(settings)
+    assert shown["kafka.group"] == {"value": "of-a-variable", "source": "CUSTODY_KAFKA__GROUP"}
+    assert CANARY not in json.dumps(shown)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 # --- config ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [(), ("--json",)])
+@pytest.mark.parametrize("form", [(), ("--json",), ("--sources",), ("--sources", "--json")])
 def test_config_shows_everything_but_secrets(
     custody: Command, monkeypatch: pytest.MonkeyPatch, form: tuple[str]
 ) -> None:
