@@ -457,17 +457,20 @@ class Broker:
         try:
             metadata = encode_committed_head(archive, log, head, signer)
         except KeyUnavailable as error:
-            logger.warning("%s: the head is not stored with the group's offset: %s", log, error)
+            logger.warning("%s: the head is not stored with the group's offset: %s", log, error, extra={"log": log})
             metadata = ""
         if len(metadata) > METADATA_LIMIT:
-            logger.warning("%s: the head is not stored with the group's offset: the key's id is too long", log)
+            logger.warning(
+                "%s: the head is not stored with the group's offset: the key's id is too long", log, extra={"log": log}
+            )
             metadata = ""
         try:
             self._stable.commit(
                 offsets=[TopicPartition(log.topic, log.partition, offset, metadata)], asynchronous=False
             )
         except KafkaException as error:
-            logger.warning("%s: the group's offset was not committed: %s", log, error.args[0].str())
+            reason = error.args[0].str()
+            logger.warning("%s: the group's offset was not committed: %s", log, reason, extra={"log": log})
 
 
 class Feed:

@@ -95,7 +95,8 @@ def newest_epoch(
         log = Log(*topic_partition, epoch)
         if epoch == 1 or str(log) in signed or _has_begun(context, log):
             return log
-        logger.warning("%s has no statement signed by trusted keys: it is not an epoch", layout.log_prefix(log))
+        prefix = layout.log_prefix(log)
+        logger.warning("%s has no statement signed by trusted keys: it is not an epoch", prefix, extra={"log": log})
     return Log(*topic_partition)
 
 
@@ -106,7 +107,7 @@ def _has_begun(context: Context, log: Log) -> bool:
     try:
         return find_signed_end(store, form, judge).newest is not None
     except (FormatError, HeadRollback) as error:
-        logger.warning("%s: %s", log, error)
+        logger.warning("%s: %s", log, error, extra={"log": log})
     # Its end is damaged. If it has begun, one of its first slots still shows that: more cannot be passed over.
     sequences = (sequence_of(info.key) for info in store.list(form.prefix))
     for sequence in islice((each for each in sequences if each is not None), limits.PASSED_OVER + 1):
