@@ -69,7 +69,7 @@ PREFIX = "CUSTODY_"
 CONFIG_FILE = "custody.toml"
 CONFIG_VARIABLE = "CUSTODY_CONFIG"
 
-OPERATORS_SECTIONS = ("kafka", "drain", "audit", "search", "alert", "health")
+OPERATORS_SECTIONS = ("kafka", "drain", "audit", "search", "alert", "health", "metrics")
 """What `tasks.settings` adds to these settings."""
 
 S3_MEANINGS = {

@@ -17,12 +17,13 @@ from custody.errors import CustodyError, Fenced
 from custody.findings import Severity
 from custody.format.times import as_utc
 from flows.parameters import Logs, Time
-from flows.publish import HEARD, add_to_name, emit, fail, publish_report, publish_table, run_name
+from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_report, publish_table, run_name
 from flows.runners import run_parallel
 from flows.summaries import audit_summary
 from tasks.audit.conclude import Outcome
 from tasks.audit.plan import Request
 from tasks.audit.task import read_pieces, report, sign, survey
+from tasks.metrics.run import Run
 from tasks.settings import Settings
 
 _SHARES_A_WORKER = 8
@@ -45,35 +46,40 @@ def audit(
         until: Only statements sealed before this time. Empty: to the newest.
     """
     request = Request(tuple(logs or ()), full, since and as_utc(since), until and as_utc(until))
+    run = Run("audit")
     try:
-        outcome = _run(request)
+        outcome = _run(run, request)
     except Fenced as error:
-        return Completed(message=str(error))
+        return finish(run, Completed(message=str(error)))
     except CustodyError as error:
-        return fail(f"the audit could not be done: {error}")
+        return finish(run, fail(f"the audit could not be done: {error}"))
     if request.whole:
         # An audit of a part, or of nothing, does not stand for the nightly one: its end would silence the alarm.
         emit("custody.audit.ended", "audit", verdict=outcome.verdict, audit=outcome.sequence)
-    return _conclude(outcome)
+    return finish(run, _conclude(outcome))
 
 
-def _run(request: Request) -> Outcome:
+def _run(run: Run, request: Request) -> Outcome:
     settings = Settings()
-    plan = survey(request)
+    with run.step("survey"):
+        plan = survey(request)
     if plan.clock is not None:
         emit("custody.clock.wrong", "audit", seconds=plan.clock)
     workers = settings.audit.workers
     size = -(-len(plan.pieces) // (workers * _SHARES_A_WORKER)) or 1
     shares = [(plan, plan.pieces[start : start + size]) for start in range(0, len(plan.pieces), size)]
-    if workers > 1 and len(shares) > 1:
-        done = run_parallel(read_pieces, shares, settings.audit.task_runner, workers)
-        results = [result for share in done for result in share]
-    else:
-        results = read_pieces(plan, plan.pieces)
-    outcome = sign(plan, results)
+    with run.step("read"):
+        if workers > 1 and len(shares) > 1:
+            done = run_parallel(read_pieces, shares, settings.audit.task_runner, workers)
+            results = [result for share in done for result in share]
+        else:
+            results = read_pieces(plan, plan.pieces)
+    with run.step("sign"):
+        outcome = sign(plan, results)
     if settings.audit.report:
         try:
-            return replace(outcome, report=report(outcome.sequence))
+            with run.step("report"):
+                return replace(outcome, report=report(outcome.sequence))
         except CustodyError as error:
             # The audit is signed already: it does not depend on the report.
             get_run_logger().warning("The integrity report could not be made: %s", error)

@@ -23,12 +23,13 @@ from custody.errors import ConfigurationError, CustodyError
 from custody.format.times import as_utc
 from custody.store.protocol import Tier
 from flows.parameters import Days, Logs, Text
-from flows.publish import HEARD, add_to_name, fail, publish_table
+from flows.publish import HEARD, add_to_name, fail, finish, publish_table
 from flows.summaries import copy_summary, plan_summary
 from tasks.backfill.copy import Progress
 from tasks.backfill.plan import Kind, Plan, Request, check_request
 from tasks.backfill.task import ask_for_restores, choose, copy_events
 from tasks.drain.signals import stop_on_signals
+from tasks.metrics.run import Run
 from tasks.settings import Settings
 
 EventType = Literal[
@@ -89,25 +90,29 @@ def backfill(
         tier=tier,
         late_days=late_days,
     )
+    run = Run("backfill")
     try:
-        return _run(request, dry_run=dry_run)
+        return finish(run, _run(run, request, dry_run=dry_run))
     except CustodyError as error:
-        return fail(str(error))
+        return finish(run, fail(str(error)))
 
 
-def _run(request: Request, *, dry_run: bool) -> State[Any]:
+def _run(run: Run, request: Request, *, dry_run: bool) -> State[Any]:
     # Checked here too: Prefect logs an error inside a task with its traceback.
     check_request(Settings(), request)
-    plan = choose(request)
+    with run.step("plan"):
+        plan = choose(request)
     summary = plan_summary(plan)
     publish_table("backfill", _rows(plan), summary)
     get_run_logger().info(summary)
     if dry_run:
         return Completed(message=f"{summary} Nothing was changed.")
-    waiting = ask_for_restores(plan)
+    with run.step("restore"):
+        waiting = ask_for_restores(plan)
     if waiting:
         return Completed(name="Restoring", message=f"{waiting:,} segments are being restored; {_schedule_next_run()}")
-    done = _copy(plan)
+    with run.step("copy"):
+        done = _copy(plan)
     get_run_logger().info(copy_summary(done))
     add_to_name(f"{done.created:,} copied" + (f", {len(done.problems):,} problems" if done.problems else ""))
     if done.problems:

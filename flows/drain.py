@@ -15,12 +15,13 @@ from prefect.states import Completed
 
 from custody.errors import CustodyError
 from flows.parameters import Seconds
-from flows.publish import HEARD, add_to_name, emit, fail, publish_table, run_name
+from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_table, run_name
 from flows.runners import run_parallel
 from tasks.drain.log_run import LogResult
 from tasks.drain.run import find_partitions
 from tasks.drain.signals import GRACE_SECONDS, stop_on_signals
 from tasks.drain.task import drain_share
+from tasks.metrics.run import Run
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,22 +45,25 @@ def drain(once: bool = False, seconds: Seconds = None) -> State[Any]:
         once: End when all events that are in Kafka now are archived, instead of following the topics.
         seconds: The longest time of the run. Empty: the setting `drain.seconds`.
     """
+    run = Run("drain")
     try:
-        report = _run(once, seconds)
+        report = _run(run, once, seconds)
     except CustodyError as error:
-        return fail(str(error))
+        return finish(run, fail(str(error)))
     if not report.results:
         kafka = Settings().kafka
-        return fail(f"no topic on {kafka.bootstrap_servers} matches kafka.topics {kafka.topics}")
-    return _conclude(report)
+        return finish(run, fail(f"no topic on {kafka.bootstrap_servers} matches kafka.topics {kafka.topics}"))
+    return finish(run, _conclude(report))
 
 
-def _run(once: bool, seconds: float | None) -> RunReport:
+def _run(run: Run, once: bool, seconds: float | None) -> RunReport:
     settings = Settings()
-    begin, partitions, workers = time.monotonic(), find_partitions(settings), settings.drain.workers
+    begin, workers = time.monotonic(), settings.drain.workers
+    with run.step("find"):
+        partitions = find_partitions(settings)
     shares = [partitions[start::workers] for start in range(min(workers, len(partitions)))]
     arguments = [(share, once, seconds) for share in shares]
-    with stop_on_signals(grace=GRACE_SECONDS):
+    with stop_on_signals(grace=GRACE_SECONDS), run.step("drain"):
         if len(shares) > 1:
             done = run_parallel(drain_share, arguments, settings.drain.task_runner, workers)
         else:

@@ -4,6 +4,7 @@ Prefect's server only shows these. A run that did its work does not fail because
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -13,11 +14,16 @@ from prefect import Flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import CancelledRun, FailedRun, PrefectException
 from prefect.states import Failed
 from prefect.utilities.urls import url_for
 
+from custody.cli.log_lines import use_format
+from custody.errors import CustodyError
+from tasks.metrics.export import export
+from tasks.metrics.run import Run
 from tasks.settings import Settings
 
 ROWS = 100
@@ -83,6 +89,19 @@ def fail(message: str) -> State[Any]:
     return Failed(message=message)
 
 
+def finish(run: Run, state: State[Any]) -> State[Any]:
+    """Export metrics once the work of a run is done, and return its state as it was."""
+    if state.is_completed():
+        run.succeed()
+    try:
+        settings = Settings()
+    except CustodyError:
+        # The run failed by it already.
+        return state
+    export(settings, run)
+    return state
+
+
 def emit_failure(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
     """Emit the event for a failed run of any flow, whether it returned a failed state or raised an error."""
     emit(f"custody.{flow.name}.failed", flow.name, problem=state.message, run=_page(run.id))
@@ -99,3 +118,18 @@ def _tells_more(record: logging.LogRecord) -> bool:
 
 logging.getLogger("prefect.flow_runs").addFilter(_tells_more)
 logging.getLogger("prefect.engine").addFilter(_tells_more)
+
+
+def _origin() -> tuple[str | None, str | None]:
+    """Return the id of the current run, and its flow's name, for lines of the log. It makes no request.
+
+    A thread of our own has no context: of it only the id is known, by the variable that a worker sets.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return os.environ.get("PREFECT__FLOW_RUN_ID"), None
+    return str(context.flow_run.id), context.flow.name if context.flow else None
+
+
+# After Prefect's own configuration, which importing it makes.
+use_format(_origin)

@@ -13,7 +13,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from custody.errors import CustodyError
-from flows.publish import HEARD, add_to_name, emit, fail, publish_table, run_name
+from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_table, run_name
+from tasks.metrics.run import Run
 from tasks.roll.record import Action
 from tasks.roll.task import take_steps, usage
 from tasks.roll.tiers import Usage
@@ -28,17 +29,20 @@ def roll(dry_run: bool = False) -> State[Any]:
     Args:
         dry_run: Show what would be done. Change nothing.
     """
+    run = Run("roll")
     problems: list[str] = []
     actions: list[Action] = []
     try:
-        actions = take_steps(datetime.now(UTC), dry_run=dry_run)
+        with run.step("roll"):
+            actions = take_steps(datetime.now(UTC), dry_run=dry_run)
     except CustodyError as error:
         problems.append(str(error))
     try:
-        _show_usage(usage())
+        with run.step("usage"):
+            _show_usage(usage())
     except CustodyError as error:
         problems.append(f"usage: {error}")
-    return _conclude(actions, problems)
+    return finish(run, _conclude(actions, problems))
 
 
 def _conclude(actions: Sequence[Action], problems: Sequence[str]) -> State[Any]:

@@ -1,4 +1,4 @@
-"""The operator's settings: those of an auditor, and those of Kafka, the drain, audits, search and alerts.
+"""The operator's settings: those of an auditor, and those of Kafka, the drain, audits, search, alerts and metrics.
 
 Rules, beside those of `custody.settings`:
 - Only `tasks` and `flows` read these settings. The library and an auditor's commands never do.
@@ -303,6 +303,33 @@ class HealthSettings(BaseModel):
     audit_seconds: Seconds = Field(default=93_600, description="Audits that are further apart than this are reported")
 
 
+class MetricsSettings(BaseModel):
+    """Where the numbers of the installation are exported to. Nothing is, unless one of them is set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    file: FilePath | None = Field(
+        default=None, description="Text file for node exporter, in its textfile directory, such as …/custody.prom"
+    )
+    otlp_endpoint: Annotated[Location, AfterValidator(web_url)] | None = Field(
+        default=None, description="URL of an OpenTelemetry collector, http://host:4318; /v1/metrics is added"
+    )
+    otlp_headers: dict[str, SecretStr] = Field(
+        default={}, description="HTTP headers for the collector, such as Authorization"
+    )
+    emf: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="Where lines for CloudWatch (EMF) are appended: a file, or stdout"
+    )
+    state: FilePath = Field(
+        default=Path("custody-data/metrics.json"), description="File in which totals are kept between runs"
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is exported."""
+        return any((self.file, self.otlp_endpoint, self.emf))
+
+
 class Settings(auditors.Settings):
     """All settings of an operator.
 
@@ -316,6 +343,7 @@ class Settings(auditors.Settings):
     search: SearchSettings = Field(default=SearchSettings(), description="Where archived events are searched")
     alert: AlertSettings = Field(default=AlertSettings(), description="Who is alerted when something is wrong")
     health: HealthSettings = Field(default=HealthSettings(), description="From where on something is a problem")
+    metrics: MetricsSettings = Field(default=MetricsSettings(), description="Where metrics are exported to")
 
     @classmethod
     def check_file(cls, values: Mapping[str, Any]) -> None:
@@ -331,10 +359,12 @@ class Settings(auditors.Settings):
                 )
 
     def trusted_files(self) -> list[Path | None]:
-        """Return the files, beside the keys, that say what is trusted. TLS trusts what is in them, or shows it."""
+        """Return the files that may not be in the archive: what says what is trusted, and what runs write."""
         properties = self.kafka.librdkafka().items()
         tls = [Path(value) for name, value in properties if name.endswith(".location") and value != "probe"]
-        return [*super().trusted_files(), self.search.ca_certs, *tls]
+        # Audits would report these two as foreign.
+        written = [self.metrics.file, self.metrics.state] if self.metrics.is_on else []
+        return [*super().trusted_files(), self.search.ca_certs, *tls, *written]
 
     def insecure(self) -> list[str]:
         """Return which connections others on the network can read or change."""
@@ -342,6 +372,12 @@ class Settings(auditors.Settings):
         if self.search.url and is_plain(self.search.url):
             key = ", and read the API key" if self.search.api_key else ""
             risks.append(f"search.url is http://: others on the network can read or change events{key}; use https://")
+        collector = self.metrics.otlp_endpoint
+        if collector and is_plain(collector):
+            headers = ", and read its headers" if self.metrics.otlp_headers else ""
+            risks.append(
+                f"metrics.otlp_endpoint is http://: others on the network can read or change metrics{headers}; use https://"
+            )
         kafka = self.kafka.librdkafka()
         if all(map(is_loopback, _hosts(self.kafka.bootstrap_servers))):
             return risks

@@ -437,7 +437,8 @@ class LogWriter:
                 f"{self.log}: {key} was taken by another writer, and cannot be checked now: {error}"
             ) from error
         if winner is None:
-            logger.warning("%s is not a valid statement, and is passed over: find out who wrote it", key)
+            where = {"log": self.log, "sequence": self.tip.size}
+            logger.warning("%s is not a valid statement, and is passed over: find out who wrote it", key, extra=where)
             self.tip = self.tip.pass_over(digest)
             return
         if winner.statement.log != self._log_id:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from custody.cli import operators, terminal
+from custody.cli import log_lines, operators, terminal
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
 from custody.cli.copy import app as copy_app
@@ -417,6 +417,7 @@ def main(args: Sequence[str] | None = None) -> None:
         # Whoever stands in a folder of others must see whose settings these are.
         echo(f"custody: settings are read from {escape(str(Path(CONFIG_FILE).absolute()))}", err=True)
     try:
+        log_lines.use_format(lambda: (None, None))
         app(args=args, prog_name="custody")
     except CustodyError as error:
         for problem in error.args:

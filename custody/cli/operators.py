@@ -21,7 +21,9 @@ from typer.main import get_command
 from custody.errors import ConfigurationError
 from custody.settings import Settings
 
-COMMANDS = ("demo", "up", "drain", "index", "roll", "audit", "backfill", "check", "status", "alert", "new-epoch")
+COMMANDS = (
+    *("demo", "up", "drain", "index", "roll", "audit", "backfill", "check", "status", "metrics", "alert", "new-epoch"),
+)
 """The operator's commands, in the order in which the help lists them."""
 
 PANEL = "Operators' commands"

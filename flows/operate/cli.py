@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from custody.cli import operators, render
-from custody.cli.terminal import echo
+from custody.cli.terminal import echo, write
 from custody.errors import ConfigurationError, CustodyError, escape
 from custody.format.times import as_utc
 from tasks.settings import Settings
@@ -68,9 +68,12 @@ def drain(
 ) -> None:
     """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm."""
     settings = Settings()
-    signals = _import("tasks.drain.signals")
-    with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT, grace=signals.GRACE_SECONDS):
+    signals, run = _import("tasks.drain.signals"), _import("tasks.metrics.run").Run("drain")
+    with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT, grace=signals.GRACE_SECONDS), run.step("drain"):
         results, indexed = _import("tasks.drain.run").drain_and_index(settings, once=once, seconds=seconds)
+    if results and all(result.outcome != "failed" for result in results):
+        run.succeed()
+    _import("tasks.metrics.export").export(settings, run)
     if results:
         render.console().print(_import("flows.summaries").drain_table(results))
     else:
@@ -248,6 +251,22 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="As one JSON docu
     checking = _import("flows.operate.check")
     level = checking.show(Settings(), _import("flows.operate.up").DEPLOYMENTS, as_json=as_json)
     raise typer.Exit(_import("flows.operate.status").EXIT_CODES[level])
+
+
+@app.command()
+def metrics(
+    to_all: Annotated[
+        bool, typer.Option("--export", help="Export them to what [metrics] names, as each run does. Print nothing.")
+    ] = False,
+) -> None:
+    """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted."""
+    exporting, settings = _import("tasks.metrics.export"), Settings()
+    if not to_all:
+        write(iter([exporting.show(settings)]))
+    elif not settings.metrics.is_on:
+        raise ConfigurationError("nothing is exported: set metrics.file, metrics.otlp_endpoint or metrics.emf")
+    elif not exporting.export(settings):
+        raise CustodyError("the metrics were not exported: the lines above say why")
 
 
 @app.command()

@@ -104,7 +104,7 @@ def put_checkpoints(context: Context, runs: Sequence[LogRun], *, once: bool) -> 
             if _is_due(context, run, now, once=once):
                 put_checkpoint(context.store, context.archive.id, writer.log, writer.tip.head, signer, writer.judge)
         except CustodyError as error:
-            logger.warning("no checkpoint of %s: %s", writer.log, error)
+            logger.warning("no checkpoint of %s: %s", writer.log, error, extra={"log": writer.log})
 
     with ThreadPoolExecutor(UPLOADERS, "checkpoint") as pool:
         list(pool.map(put, (run for run in runs if run.result.outcome == "drained")))

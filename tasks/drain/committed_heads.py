@@ -114,6 +114,7 @@ def check_committed_head(committed: CommittedHead, trust: Trust, proofs: Proofs)
             "%s: the head in the group's committed offset is ignored (any Kafka client may write there): %s",
             committed.log,
             verdict.reason,
+            extra={"log": committed.log},
         )
         return None
     return KnownHead(head.size, head.root, "the offset that the group committed")

@@ -157,7 +157,12 @@ class Intake:
             self._appends.cut(run)
             self._appends.collect(run)
         before = run.assembler.position, run.reread
-        logger.warning("%s: a process of its own reads on from offset %d", run.result.log, run.start.offset)
+        logger.warning(
+            "%s: a process of its own reads on from offset %d",
+            run.result.log,
+            run.start.offset,
+            extra={"log": run.result.log},
+        )
         with Apart(*self._kafka, run.start) as apart:
             for records in apart.read():
                 self.receive(run, records, feed)
@@ -207,6 +212,7 @@ class Intake:
                 "%s: the records at offsets %d to %d cannot be read, and a signed statement says so: %s. Look at the"
                 " broker's disk, at who wrote them, and at this machine's memory.",
                 *(run.result.log, begin, after - 1, damage),
+                extra={"log": run.result.log},
             )
             if run.assembler.full:
                 self._appends.cut(run)

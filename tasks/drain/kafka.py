@@ -418,7 +418,7 @@ class Broker:
         except KafkaException as error:
             problem = str(self.refuse_group(error.args[0]))
         if problem is not None:
-            logger.warning("%s: the group's offset was not committed: %s", log, problem)
+            logger.warning("%s: the group's offset was not committed: %s", log, problem, extra={"log": log})
 
     def _wait_for_commit(self, log: Log) -> str | None:
         """Wait until a log's commit was acknowledged, and return why it was not."""

@@ -75,7 +75,7 @@ class LogResult:
         """Note the error that stopped the log, and log it. A fenced log is no failure: another writer was first."""
         self.problem = str(error)
         self.outcome = "fenced" if isinstance(error, Fenced) else "failed"
-        logger.log(logging.INFO if isinstance(error, Fenced) else logging.ERROR, "%s", error)
+        logger.log(logging.INFO if isinstance(error, Fenced) else logging.ERROR, "%s", error, extra={"log": self.log})
 
 
 @dataclass(slots=True)

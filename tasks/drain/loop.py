@@ -174,7 +174,8 @@ class Loop:
         elif run is not None and error.code() in {OFFSET_OUT_OF_RANGE, LOG_TRUNCATION}:
             self._guard(run, feed, self._intake.resume, feed, error.str() if says_truncated(error) else None)
         elif run is not None and error.code() in DAMAGED:
-            logger.warning("%s: librdkafka does not take a batch: %s", run.result.log, error.str())
+            log = run.result.log
+            logger.warning("%s: librdkafka does not take a batch: %s", log, error.str(), extra={"log": log})
             self._refuse(run, message.offset(), feed)
         elif is_of_group(error):
             # The archive says where to read, and not the group. The run goes on, and fails at its end.
@@ -241,7 +242,7 @@ class Loop:
         try:
             bounds = self._context.broker.bounds(*run.topic_partition)
         except CustodyError as error:
-            logger.warning("%s: the lag is not known: %s", result.log, error)
+            logger.warning("%s: the lag is not known: %s", result.log, error, extra={"log": result.log})
             return
         position = run.writer.next_offset or 0
         result.lag = max(0, bounds.end - position)
@@ -256,6 +257,7 @@ class Loop:
                     result.log,
                     waited,
                     result.lag,
+                    extra={"log": result.log},
                 )
 
     def _report_behind(self) -> None:
@@ -270,8 +272,8 @@ class Loop:
             try:
                 run.result.headroom = self._context.broker.seconds_left(*run.topic_partition, position)
             except CustodyError as error:
-                run.result.headroom_unknown = str(error)
-                logger.warning("%s: how long Kafka keeps its records is not known: %s", run.result.log, error)
+                run.result.headroom_unknown, log = str(error), run.result.log
+                logger.warning("%s: how long Kafka keeps its records is not known: %s", log, error, extra={"log": log})
 
 
 def _no_progress(run: LogRun) -> TransientSourceError:

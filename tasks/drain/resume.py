@@ -136,7 +136,7 @@ def _has_begun(context: Context, log: Log) -> bool:
     try:
         return find_signed_end(store, form, judge).newest is not None
     except (FormatError, HeadRollback) as error:
-        logger.warning("%s: %s", log, error)
+        logger.warning("%s: %s", log, error, extra={"log": log})
     # Its end is damaged. If it has begun, one of its first slots still shows that: more cannot be passed over.
     sequences = (sequence_of(info.key) for info in store.list(form.prefix))
     for sequence in islice((each for each in sequences if each is not None), limits.PASSED_OVER + 1):

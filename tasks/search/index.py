@@ -137,7 +137,7 @@ class Indexer:
                 sequence = self._pass_old(log, statement.sequence + 1, oldest)
                 continue
             for number in unread.keys() - skipped.keys():
-                logger.warning("%s: %s", log, unread[number])
+                logger.warning("%s: %s", log, unread[number], extra={"log": log, "sequence": number})
             skipped |= unread
             if statement is None:
                 if not unread:
@@ -241,11 +241,13 @@ class Indexer:
         try:
             self._bulk.send(log, documents, result)
         except ObjectArchived as error:
-            logger.warning("%s: %s; `custody backfill` restores it", log, error)
+            where = {"log": log, "sequence": statement.sequence}
+            logger.warning("%s: %s; `custody backfill` restores it", log, error, extra=where)
         except (FormatError, ObjectMissing) as error:
             # Permanent: record it and continue with the next statement.
             self._skipped[log][statement.sequence] = f"sequence {statement.sequence} of {log}: {error}"
-            logger.warning("%s", self._skipped[log][statement.sequence])
+            where = {"log": log, "sequence": statement.sequence}
+            logger.warning("%s", self._skipped[log][statement.sequence], extra=where)
 
 
 @contextmanager

@@ -285,14 +285,17 @@ def test_each_secret_is_hidden_by_its_type() -> None:
         f"{section}.{name}": str(field.annotation)
         for section in OPERATORS_SECTIONS
         for name, field in type(getattr(settings, section)).model_fields.items()
-        if names.search(name) or f"{section}.{name}" == "alert.urls"
+        if names.search(name) or f"{section}.{name}" in {"alert.urls", "metrics.otlp_headers"}
     }
-    assert sorted(secrets) == ["alert.urls", "search.api_key"]
+    assert sorted(secrets) == ["alert.urls", "metrics.otlp_headers", "search.api_key"]
     assert all("SecretStr" in annotation for annotation in secrets.values())
     assert all(getattr(settings, section).model_config["hide_input_in_errors"] for section in OPERATORS_SECTIONS)
 
 
-@pytest.mark.parametrize("variable", ["ALERT__URLS", "SEARCH__API_KEY__X", "KAFKA__CLIENT", "KAFKA__CLIENT__GROUP_ID"])
+@pytest.mark.parametrize(
+    "variable",
+    ["ALERT__URLS", "SEARCH__API_KEY__X", "KAFKA__CLIENT", "KAFKA__CLIENT__GROUP_ID", "METRICS__OTLP_HEADERS"],
+)
 @pytest.mark.parametrize(
     "value", [f"slack://{CANARY}", f'["{CANARY}", 5]', f'{{"a": "{CANARY}', f'{{"a": ["{CANARY}"]}}']
 )
@@ -346,6 +349,10 @@ def test_no_file_runs_code(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     ("section", "says"),
     [
         ({"search": {"url": "http://elastic.example.com:9200", "api_key": CANARY}}, "search.url is http://"),
+        (
+            {"metrics": {"otlp_endpoint": "http://otel.example.com:4318", "otlp_headers": {"Authorization": CANARY}}},
+            "metrics.otlp_endpoint is http://: others on the network can read or change metrics, and read its headers",
+        ),
         ({"kafka": {"client": {"security.protocol": "sasl_plaintext"}}}, "SASL_PLAINTEXT"),
         *(
             ({"kafka": {"client": {"enable.ssl.certificate.verification": off}}}, "verification is off")

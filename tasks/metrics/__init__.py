@@ -1,0 +1,1 @@
+"""The numbers of an installation, for Prometheus, OpenTelemetry and CloudWatch."""

@@ -1,0 +1,190 @@
+"""Totals are what the archive holds, whatever was counted before, and each statement is read once."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from custody.archive.reader import Holds, manifests_from
+from custody.format.layout import Log
+from custody.format.manifest import Manifest
+from custody.store.open import open_store
+from custody.store.protocol import Store
+from tasks.health import kafka as health_kafka
+from tasks.health.archive import open_archive
+from tasks.health.model import LogHealth
+from tasks.metrics import totals
+from tasks.metrics.collect import collect, read_now
+from tasks.metrics.state import LogTotals, State, open_state
+from tasks.metrics.totals import count_logs
+from tasks.settings import KafkaSettings, Settings
+from tests.helpers.environment import clear_settings
+from tests.helpers.sample import Growing
+from tests.servers.ports import free_ports
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clear_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(health_kafka, "REQUEST_SECONDS", 0.5)
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Growing:
+    made = Growing(tmp_path / "site")
+    made.append(3)
+    return made
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sequences that are read for totals."""
+    sequences: list[int] = []
+
+    def spy(store: Store, log: Log, sequence: int, end: int, holds: Holds[Manifest]) -> Iterator[tuple[int, Manifest]]:
+        sequences.extend(range(sequence, end))
+        return manifests_from(store, log, sequence, end, holds)
+
+    monkeypatch.setattr(totals, "manifests_from", spy)
+    return sequences
+
+
+def settings_of(growing: Growing) -> Settings:
+    (port,) = free_ports(1)
+    kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{port}", topics=["audit.grows"])
+    return Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}", kafka=kafka)
+
+
+def logs_of(growing: Growing) -> tuple[LogHealth, ...]:
+    return read_now(settings_of(growing)).logs
+
+
+def count(growing: Growing, state: State, logs: tuple[LogHealth, ...] | None = None, seconds: float = 60) -> LogTotals:
+    """Return the totals of the log after a count."""
+    settings = settings_of(growing)
+    with closing(open_store(settings.archive)) as store:
+        count_logs(state, open_archive(settings, store), logs or logs_of(growing), seconds)
+    return state.logs[growing.log]
+
+
+def stated(growing: Growing) -> dict[str, Any]:
+    """Return what the statements account for, read without custody."""
+    statements = [json.loads(path.read_bytes().split(b"\n")[0]) for path in growing.folder.rglob("manifests/**/*.json")]
+    types: dict[str, int] = {}
+    for statement in statements:
+        for name, number in statement["types"].items():
+            types[name] = types.get(name, 0) + number
+    return {
+        "size": len(statements),
+        "events": types,
+        "raw": sum(batch["inflated"] for statement in statements for batch in statement["batches"]),
+        "gz": sum(statement["segment"]["size"] for statement in statements if statement["segment"]),
+        "quarantined": sum(statement["quarantine"]["records"] for statement in statements if statement["quarantine"]),
+    }
+
+
+def shown(log_totals: LogTotals) -> dict[str, Any]:
+    return {name: getattr(log_totals, name) for name in ("size", "events", "raw", "gz", "quarantined")}
+
+
+def test_totals_are_what_the_statements_say(growing: Growing) -> None:
+    """Events by type, bytes and quarantined records are those of all statements, also of empty ones."""
+    growing.append(2, content=lambda offset: b"not an event" if offset % 2 else b"neither")
+    counted = count(growing, State("", 0.0))
+    assert shown(counted) == stated(growing)
+    assert counted.complete
+    assert (sum(counted.events.values()), counted.quarantined) == (15, 10)
+    assert counted.raw > counted.gz > 0
+
+
+def test_each_statement_is_read_once(growing: Growing, reads: list[int]) -> None:
+    """A later run reads only what is new, and comes to the same totals."""
+    state = State("", 0.0)
+    count(growing, state)
+    assert reads == [0, 1, 2]
+    count(growing, state)
+    assert reads == [0, 1, 2]
+    growing.append(2)
+    assert shown(count(growing, state)) == stated(growing)
+    assert reads == [0, 1, 2, 3, 4]
+
+
+def test_an_old_archive_is_counted_over_several_runs(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without time for all counts a part. Nothing is exported before all is counted, and then all of it."""
+    monkeypatch.setattr(totals, "PIECE", 2)
+    growing.append(4)
+    settings, state, health = settings_of(growing), State("", 0.0), read_now(settings_of(growing))
+    sizes, exported = [], []
+    for _ in range(3):
+        # The clock when a run begins, before its first piece, and before its second one.
+        clock = SimpleNamespace(monotonic=iter([0.0, 0.0, 9.0]).__next__, time=time.time)
+        monkeypatch.setattr(totals, "time", clock)
+        samples = collect(settings, state, health, seconds=1).samples
+        sizes.append(state.logs[growing.log].size)
+        exported.append(any(sample.metric.kind == "counter" for sample in samples))
+    assert (sizes, exported) == ([2, 4, 7], [False, False, True])
+    assert shown(state.logs[growing.log]) == stated(growing)
+
+
+@pytest.mark.parametrize("change", ["shorter", "another root", "another archive", "another history"])
+def test_another_log_is_counted_again(growing: Growing, reads: list[int], change: str) -> None:
+    """A log that went back, was forked, or is of another archive is counted from its first statement on."""
+    state = State("", 0.0)
+    before = count(growing, state)
+    logs = logs_of(growing)
+    if change == "shorter":
+        before.size += 5
+    elif change == "another root":
+        before.root = "00" * 32
+    elif change == "another archive":
+        state.archive = "another"
+    else:
+        before.root = "00" * 32
+        growing.append(1)
+        logs = logs_of(growing)
+    before.raw += 1_000_000
+    reads.clear()
+    assert shown(count(growing, state, logs)) == stated(growing)
+    assert sorted(set(reads)) == list(range(stated(growing)["size"]))
+
+
+def test_a_log_that_cannot_be_read_keeps_its_totals(growing: Growing) -> None:
+    """A head that is not known is no head of 0: a total would fall, and Prometheus would count all of it again."""
+    state = State("", 0.0)
+    before = shown(count(growing, state))
+    (health,) = logs_of(growing)
+    assert shown(count(growing, state, (replace(health, size=0, root=""),))) == before
+
+
+def test_types_are_bounded(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types that custody does not know become one label."""
+    monkeypatch.setattr(totals, "EVENT_TYPES", {})
+    assert count(growing, State("", 0.0)).events == {"other": 15}
+
+
+def test_a_state_that_is_none_is_counted_again(growing: Growing, caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that are no state, or one of another version, are replaced, with one line in the log."""
+    path = growing.root / "state" / "metrics.json"
+    with open_state(path) as state:
+        count(growing, state)
+    for damaged in (
+        b"",
+        b"{",
+        b'{"archive":"a","since":0,"more":1}',
+        b'{"archive":"a","since":0,"steps":[{}]}',
+        b"\xff",
+    ):
+        path.write_bytes(damaged)
+        caplog.clear()
+        with open_state(path) as state:
+            assert (state.archive, state.logs, len(caplog.records)) == ("", {}, 1)
+            count(growing, state)
+    with open_state(path) as state:
+        assert shown(state.logs[growing.log]) == stated(growing)
