@@ -2,9 +2,13 @@
 
 import os
 import pwd
+import re
 from typing import Any
 
 from custody.errors import legible
+
+_KEY_ID = re.compile(r"[A-Za-z0-9_]{1,32}")
+"""Ids of access keys. AWS's have 20 characters, and its secrets 40: a secret in the id's setting must not be shown."""
 
 
 def aws_caller(session: Any) -> str:
@@ -18,7 +22,8 @@ def aws_caller(session: Any) -> str:
         return "nobody: there are no credentials"
     method = str(credentials.method)
     try:
-        key = f"access key {legible(str(credentials.access_key))}"
+        name = str(credentials.access_key)
+        key = f"access key {name}" if _KEY_ID.fullmatch(name) else "an access key with an id that looks like none"
     except Exception as error:  # noqa: BLE001 - credentials that cannot be renewed: a provider may raise anything
         key = f"an access key that cannot be renewed ({type(error).__name__})"
     role = os.environ.get("AWS_ROLE_ARN") if method == "assume-role-with-web-identity" else None

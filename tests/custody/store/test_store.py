@@ -739,17 +739,20 @@ def _calls(store: Store) -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.mark.parametrize("secret", [SECRET, "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY12"])
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials_are_terminal(seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_wrong_credentials_are_terminal(
+    seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, name: str, secret: str
+) -> None:
     """Every call says that the server refuses us, and none shows what we tried."""
     seaweed.use(monkeypatch)
     bucket = seaweed.make_bucket()
-    monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv(name, secret)
     store = open_store(f"s3://{bucket}", S3Options(endpoint_url=seaweed.endpoint_url))
     for what, call in _calls(store).items():
         with pytest.raises(TerminalStoreError, match="HTTP 403") as caught:
             call()
-        assert SECRET not in "".join(traceback.format_exception(caught.value)), what
+        assert secret not in "".join(traceback.format_exception(caught.value)), what
     store.close()
 
 
