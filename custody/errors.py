@@ -67,8 +67,9 @@ def escape(text: str) -> str:
 
 def legible(text: str) -> str:
     """Return a library's or server's text for a message: short, escaped, and without credentials in URLs."""
-    text = re.sub(r"//[^/@\s]+@", "//***@", text)
-    text = escape(" ".join(text[: 4 * _DETAIL_CHARACTERS].split()))
+    # A password may have a slash or an @ in it. So all up to the last @ is hidden, in a text that is bounded first.
+    text = re.sub(r"//\S*@", "//***@", text[: 4 * _DETAIL_CHARACTERS])
+    text = escape(" ".join(text.split()))
     return text if len(text) <= _DETAIL_CHARACTERS else text[:_DETAIL_CHARACTERS] + "…"
 
 
