@@ -2,6 +2,7 @@
 
     CustodyError
     ├── ConfigurationError      a setting, argument or local file cannot be used as it is
+    │   └── NoArchive           there is no archive at the location
     ├── FormatError             bytes do not follow FORMAT.md
     │   └── NotEvidence         a file is no evidence at all, so nothing of it was checked
     ├── StoreError              the archive's storage
@@ -36,6 +37,7 @@ __all__ = [
     "HeadRollback",
     "KeyUnavailable",
     "LogChanged",
+    "NoArchive",
     "NotEvidence",
     "ObjectArchived",
     "ObjectExists",
@@ -82,6 +84,13 @@ class CustodyError(Exception):
 
 class ConfigurationError(CustodyError):
     """A setting, an argument or a local file cannot be used as it is."""
+
+
+class NoArchive(ConfigurationError):
+    """There is no archive at the location that was named."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"there is no archive at {url}: is this the right place? 'custody init' makes one")
 
 
 class FormatError(CustodyError):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from custody.cli import render
 from custody.format.times import duration_text
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tasks.search.index import IndexResult
 
 
-def drain_table(results: "Sequence[LogResult]") -> Table:
+def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
     """Return a table with one row a log: what a run of the drain did to it."""
     table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "#headroom", "!head")
     for result in results:
@@ -36,14 +37,14 @@ def drain_table(results: "Sequence[LogResult]") -> Table:
             else duration_text(result.headroom),
             f"{result.size} {result.root[:12]}" if result.outcome == "drained" else result.outcome,
         )
-    return table
+    return render.Fitted(table, ("head", "segments", "headroom"))
 
 
 def _duration(seconds: float | None) -> str:
     return "-" if seconds is None else duration_text(seconds)
 
 
-def index_table(results: "Sequence[IndexResult]") -> Table:
+def index_table(results: "Sequence[IndexResult]") -> render.Fitted:
     """Return a table with one row a log: what was indexed of it."""
     table = render.table("log", "#created", "#already there", "#rejected", "#next statement", "#behind")
     for result in results:
@@ -55,7 +56,7 @@ def index_table(results: "Sequence[IndexResult]") -> Table:
             f"{result.sequence:,}",
             f"{result.behind:,.0f} s",
         )
-    return table
+    return render.Fitted(table, ("next statement",))
 
 
 def roll_table(actions: "Sequence[Action]") -> Table:
@@ -65,6 +66,19 @@ def roll_table(actions: "Sequence[Action]") -> Table:
         style = "bold red" if action.outcome in {"failed", "refused"} else ""
         outcome = render.safe(action.outcome, style=style)
         table.add_row(action.what, outcome, render.safe(action.target), render.safe(action.why))
+    return table
+
+
+def audit_table(outcome: "Outcome") -> Table:
+    """Return a table of the worst findings of an audit."""
+    table = render.table("!severity", "!finding", "where, and what")
+    for finding in outcome.findings[: render.FINDINGS_SHOWN]:
+        where = "/".join(str(finding[name]) for name in ("log", "sequence") if finding.get(name) is not None)
+        lines = [text for text in (where, finding.get("key", ""), finding["message"]) if text]
+        names = map(render.safe, (finding["severity"], finding["finding"]))
+        table.add_row(*names, Text("\n").join(map(render.safe, lines)))
+    if len(outcome.findings) > render.FINDINGS_SHOWN:
+        table.caption = f"The worst {render.FINDINGS_SHOWN} of {len(outcome.findings):,}; --json lists them all."
     return table
 
 
@@ -97,6 +111,28 @@ def plan_summary(plan: "Plan") -> str:
         f" {plan.statements:,} statements were searched.{restores if archived else ''}{problems}"
         f" Estimate: {hours if archived else ''}{duration_text(plan.copy_seconds)} to copy."
     )
+
+
+def plan_facts(plan: "Plan") -> dict[str, object]:
+    """Return what a plan reads and how long it takes, as JSON types."""
+    archived = plan.archived
+    return {
+        "events": plan.events,
+        "segments": len(plan.segments),
+        "bytes": plan.size,
+        "statements": plan.statements,
+        "segments_to_restore": len(archived),
+        "bytes_to_restore": sum(status.size for status in archived.values()),
+        "restore_hours": plan.restore_hours,
+        "copy_seconds": plan.copy_seconds,
+        "problems": list(plan.problems),
+    }
+
+
+def copy_facts(progress: "Progress") -> dict[str, object]:
+    """Return what a copy did, as JSON types."""
+    names = ("parts", "done", "events", "looked_at", "created", "there", "rejected", "read", "seconds", "stopped")
+    return {**{name: getattr(progress, name) for name in names}, "problems": progress.problems}
 
 
 def copy_summary(progress: "Progress") -> str:

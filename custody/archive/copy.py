@@ -217,8 +217,6 @@ def _prepare(source: Store, target: Store, *, elsewhere: bool) -> bool:
     try:
         reader.read_archive(source)
         own = source.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
-    except ObjectMissing:
-        raise ConfigurationError(f"there is no archive at {source.url}: it has no {layout.ARCHIVE}") from None
     except FormatError as error:
         raise ConfigurationError(f"nothing was copied: {error}") from None
     try:

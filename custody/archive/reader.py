@@ -5,6 +5,7 @@ something there that looks like an entry. So each function has a parameter `hold
 in its slot: see `custody.archive.trusted.Judge`. `search` finds the statement that has an offset or a time.
 """
 
+import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from custody.archive.forms import AUDITS, statements_of
-from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
@@ -43,6 +44,8 @@ E = TypeVar("E", bound=Entry)
 
 _PIECE = 4 * 1_048_576
 _MOST_HASHED = 256 * 1_048_576
+_NAMES = 5
+"""Names of logs in an error."""
 MOST_BEYOND = limits.PASSED_OVER
 """Objects after an empty slot that are read to see whether one is valid."""
 _TO_DO = (
@@ -55,11 +58,14 @@ def read_archive(store: Store) -> ArchiveFile:
     """Read `archive.json`.
 
     Raises:
-        ObjectMissing: there is no archive here.
+        NoArchive: there is no archive here.
         FormatError: it is not of this format.
         StoreError: the store does not give it.
     """
-    data = store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
+    try:
+        data = store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
+    except ObjectMissing:
+        raise NoArchive(store.url) from None
     try:
         return archive_file.parse(data)
     except FormatError as error:
@@ -91,6 +97,21 @@ Holds = Callable[[E, int], bool]
 """Returns whether an entry is valid in its slot. Raises if the slot must not be passed over."""
 
 
+def unknown_log(name: str, logs: Collection[Log]) -> ConfigurationError:
+    """Return the error for a log that is not there, with the names that are near, else the first ones."""
+    known = [str(log) for log in logs]
+    topics = sorted({log.name for log in logs})
+    near = difflib.get_close_matches(name[:300], known, _NAMES) or difflib.get_close_matches(name[:300], topics, _NAMES)
+    if not known:
+        hint = "it has none yet"
+    elif near:
+        hint = f"did you mean {', '.join(near)}?"
+    else:
+        more = ", …" if len(known) > _NAMES else ""
+        hint = f"it has {', '.join(known[:_NAMES])}{more}"
+    return ConfigurationError(f"the archive has no log {name[:300]!r}; {hint}")
+
+
 def choose_logs(logs: Collection[Log], wanted: Sequence[str], also: Sequence[Log] = ()) -> list[Log]:
     """Return the named logs, sorted; all logs if none is named.
 
@@ -106,7 +127,7 @@ def choose_logs(logs: Collection[Log], wanted: Sequence[str], also: Sequence[Log
     for name in wanted:
         named = {log for log in (*logs, *also) if name in {str(log), log.name}}
         if not named:
-            raise ConfigurationError(f"the archive has no log {name[:300]!r}; `custody status` lists them")
+            raise unknown_log(name, logs)
         chosen |= named
     return sorted(chosen if wanted else logs)
 

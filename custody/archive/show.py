@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_tip, read_manifest
+from custody.archive.reader import Holds, find_tip, list_logs, read_manifest, unknown_log
 from custody.archive.search import find_statement
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
@@ -61,7 +61,7 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         trust: the available keys: a statement with a wrong signature is not shown.
 
     Raises:
-        ConfigurationError: no archive can have it.
+        ConfigurationError: no archive can have it, or there is no such log.
         ObjectMissing: the archive does not have it.
         FormatError: the object does not parse.
         StoreError: the store does not give it.
@@ -76,19 +76,27 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
     if position := _POSITION.fullmatch(key):
         log = layout.parse_log(position["log"], int(position["partition"]))
         if log:
-            holds = _holds(store, log, trust)
-            if position["offset"]:
-                return _record(store, log, int(position["offset"]), holds)
-            if position["sequence"]:
-                return _statement(store, log, int(position["sequence"]), holds)
-            size = find_tip(store, log, holds).head.size
-            if not size:
-                raise ObjectMissing(f"the archive {store.url} has no log {log}")
-            return _statement(store, log, size - 1, holds)
+            try:
+                return _at(store, log, position["offset"], position["sequence"], _holds(store, log, trust))
+            except ObjectMissing:
+                if log in (logs := list_logs(store)):
+                    raise
+                raise unknown_log(str(log), logs) from None
     raise ConfigurationError(
         f"no archive can have {query!r}; name an object's key, or LOG/PARTITION, LOG/PARTITION/SEQUENCE"
         " or LOG/PARTITION@OFFSET"
     )
+
+
+def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds: Holds[Manifest]) -> Shown:
+    if offset:
+        return _record(store, log, int(offset), holds)
+    if sequence:
+        return _statement(store, log, int(sequence), holds)
+    size = find_tip(store, log, holds).head.size
+    if not size:
+        raise ObjectMissing(f"no statement of {log} can be read; run `custody verify`")
+    return _statement(store, log, size - 1, holds)
 
 
 def events(store: Store, statement: Statement) -> Iterator[bytes]:

@@ -63,7 +63,7 @@ def read_trusted_archive(store: Store, trust: Trust) -> ArchiveFile:
 
     Raises:
         HeadRollback: it is not the trusted one.
-        ObjectMissing: there is no archive here.
+        NoArchive: there is no archive here.
         FormatError: it is not of this format.
         StoreError: the store does not give it.
     """

@@ -39,7 +39,7 @@ from custody.archive.known_heads import State
 from custody.archive.losses import Loss
 from custody.archive.reader import checkpoint_sizes, find_end, list_logs, read_checkpoint, stored_digest
 from custody.archive.trusted import Judge, check_archive_signatures
-from custody.errors import ConfigurationError, FormatError, ObjectMissing, StoreError
+from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing, StoreError
 from custody.findings import loss_digest
 from custody.format import archive_file, layout, limits
 from custody.format.archive_file import ArchiveFile, Pin
@@ -155,7 +155,7 @@ class Witness:
             now: the time, with its zone: it goes into the cosignatures.
 
         Raises:
-            ObjectMissing: there is no archive at this URL, and there was none before.
+            NoArchive: there is no archive at this URL, and there was none before.
             StoreError: the archive cannot be listed.
             ConfigurationError: the witness's folder cannot be used.
         """
@@ -275,9 +275,7 @@ def _identify(store: Store, trust: Trust, known: Pin | None) -> tuple[Pin, str |
         if known is not None:
             raise _Refused(f"it cannot be read: {error}", None, remedy=remedy) from None
         if isinstance(error, ObjectMissing):
-            raise ObjectMissing(
-                f"there is no archive at {store.url}, and this witness never saw one there: check the URL"
-            ) from None
+            raise NoArchive(store.url) from None
         raise
     loss = Loss("archive", sha256(data).hexdigest(), key=layout.ARCHIVE)
     problem: str | None

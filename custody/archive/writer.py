@@ -37,6 +37,7 @@ from custody.errors import (
     HeadRollback,
     KeyUnavailable,
     LogChanged,
+    NoArchive,
     ObjectExists,
     ObjectMissing,
     StoreError,
@@ -91,7 +92,7 @@ def create_archive(
     """
     try:
         return read_archive(store)
-    except ObjectMissing:
+    except NoArchive:
         pass
     created = format_time(datetime.now(UTC))
     made = ArchiveStatement(

@@ -6,23 +6,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from custody.cli import common
+from custody.cli.common import App, open_settings
 from custody.cli.keys import trust_path
 from custody.errors import ConfigurationError
 from custody.format.layout import ARCHIVE
-from custody.settings import Settings
 
 if TYPE_CHECKING:
     from custody.findings import Accepted, Finding
     from custody.format.archive_file import Pin
     from custody.verify.acceptance import Reported
 
-app = typer.Typer()
+app = App()
 
 _SHOWN = 20
 
 
-@app.command()
-def accept(
+@app.command(
+    rich_help_panel=common.VERIFY,
+    epilog="custody verify --json > report.json\n"
+    "custody accept --from report.json --finding offset-lost \\\n  --reason 'outage of 3 May' --by alice",
+)
+def accept(  # noqa: PLR0913 - each is an option of the command
     finding: Annotated[str, typer.Option(help="The finding's name, such as offset-lost.", metavar="NAME")],
     reason: Annotated[str, typer.Option(help="Why it is accepted.")],
     by: Annotated[str, typer.Option(help="Who accepts it.")],
@@ -42,19 +47,22 @@ def accept(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be accepted.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
 ) -> None:
     """Accept one finding in trust.json. From then on this finding is a notice; the next one like it is not.
 
     Give the report of a verification with --from, and --log, --sequence or --key if it has several findings of this
     name. Or give the finding's fields as in the report. Tampering can only be accepted by its sha256.
     """
+    import msgspec
+
     from custody.cli import render
     from custody.format.times import format_time
     from custody.keys import trust_file
     from custody.keys.trust import load_trust
     from custody.verify import acceptance
 
-    settings = Settings(**({"trust": trust} if trust else {}))
+    settings = open_settings(trust=trust)
     file = trust_path(settings)
     if settings.trust is None and not file.exists():
         raise ConfigurationError(
@@ -69,6 +77,11 @@ def accept(
         chosen = acceptance.choose(reported, wanted)
         _check_archive(reported, chosen, load_trust(file).archive)
     entries = acceptance.entries(chosen, reason, by, format_time(datetime.now(UTC)))
+    if as_json:
+        added = 0 if dry_run else trust_file.accept(file, entries)
+        accepted = [msgspec.to_builtins(entry) for entry in entries]
+        common.print_json({"trust": str(file), "dry_run": dry_run, "added": added, "accepted": accepted})
+        return
     out = render.console()
     out.print(render.findings_table([chosen]))
     for entry in entries[:_SHOWN]:

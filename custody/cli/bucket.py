@@ -6,18 +6,17 @@ from typing import Annotated
 
 import typer
 
-from custody.cli import render, terminal
+from custody.cli import common, terminal
+from custody.cli.common import App, open_settings
 from custody.errors import CustodyError
 from custody.findings import Severity
-from custody.settings import Settings
-from custody.store.bucket import NOT_LOCKED, OBJECT_LOCK, open_configuration
 
-app = typer.Typer()
+app = App()
 
 _LIMIT_NOTE = "Each configuration replaces the bucket's present one: keep other people's entries when you apply it."
 
 
-@app.command()
+@app.command(rich_help_panel=common.VERIFY, epilog="custody bucket s3://bucket/audit --wanted")
 def bucket(
     archive: Annotated[
         str | None, typer.Argument(help="s3://BUCKET/PREFIX. Default: the setting `archive`.", metavar="[ARCHIVE]")
@@ -28,12 +27,15 @@ def bucket(
 ) -> None:
     """Print the wanted bucket configuration, as JSON for Terraform or the AWS CLI. Differences go to stderr.
 
-    Changes nothing. Exit codes: 0 nothing differs; 10 something differs; 1 the bucket's configuration cannot be read.
+    Changes nothing.
     """
-    settings = Settings()
+    from custody.cli import render
+    from custody.store.bucket import NOT_LOCKED, OBJECT_LOCK, open_configuration
+
+    settings = open_settings(**common.given_archive(archive))
     moves, locked = settings.tiers.moves, settings.s3.retention_mode is not None
     problems: list[str] = []
-    with closing(open_configuration(archive or settings.archive, settings.s3)) as configuration:
+    with closing(open_configuration(settings.archive, settings.s3)) as configuration:
         document = configuration.wanted(moves, locked=locked)
         terminal.write(iter([json.dumps(document, indent=2).encode() + b"\n"]))
         if wanted:

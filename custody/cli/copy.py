@@ -1,7 +1,6 @@
 """`custody copy`: copies an archive, and verifies the copy by the signed heads of the first."""
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -13,20 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from custody.cli import render
+from custody.cli import common
+from custody.cli.common import App, open_settings
 from custody.cli.evidence import chosen_trust
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, StoreError, escape
-from custody.settings import Settings
-from custody.store.protocol import Store
+from custody.errors import ConfigurationError, FormatError, StoreError, escape
 
 if TYPE_CHECKING:
     from custody.archive.copy import Copied, Progress
     from custody.keys.trust import Trust
+    from custody.settings import Settings
+    from custody.store.protocol import Store
     from custody.tlog.head import KnownHead
     from custody.verify.report import Report
 
-app = typer.Typer()
+app = App()
 
 
 class _Ended(BaseException):
@@ -46,18 +46,14 @@ class _Known:
     """Logs without a head that a trusted key signed."""
 
 
-@app.command()
+@app.command(rich_help_panel=common.VERIFY, epilog="custody copy s3://bucket/audit /mnt/replica --trust trust.json")
 def copy(  # noqa: PLR0913 - each is an option of the command
     source: Annotated[
         str, typer.Argument(metavar="FROM", help="The archive: s3://BUCKET/PREFIX, file:///DIR or a folder.")
     ],
     target: Annotated[str, typer.Argument(metavar="TO", help="An empty location, or an earlier copy.")],
-    keys: Annotated[
-        list[str] | None, typer.Option(help="Keys to trust: file:KEYRING. Can be repeated.", metavar="URI")
-    ] = None,
-    trust: Annotated[
-        Path | None, typer.Option(help="A trust.json with the keys that you trust.", metavar="FILE")
-    ] = None,
+    keys: common.TrustedKeys = None,
+    trust: common.TrustFile = None,
     state: Annotated[
         Path | None,
         typer.Option(help="A file that keeps the known heads of both archives, as for `verify`.", metavar="FILE"),
@@ -86,17 +82,15 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     Nothing in TO is overwritten or deleted. FROM may be written meanwhile, and the copy is a valid archive at any
     moment. Run it again to go on after an interruption, or to copy what is new.
 
-    TO takes the settings `s3`, Object Lock too; so does FROM, unless --from-… says otherwise.
-
-    Exit codes: those of `verify`, for the worst of what was not copied and what verification found.
+    TO takes the settings `s3`, Object Lock too; so does FROM, unless --from-… says otherwise. The exit code is for the
+    worst of what was not copied and what verification found.
     """
     from custody.archive.copy import copy_archive, signed_heads
     from custody.archive.reader import read_archive
-    from custody.errors import FormatError, ObjectMissing
+    from custody.cli import render
     from custody.store.open import open_store
 
-    given = {"archive": target, "trust": trust, "state": state}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = open_settings(archive=target, trust=trust, state=state)
     options: dict[str, Any] = {
         "endpoint_url": from_endpoint,
         "region": from_region,
@@ -109,7 +103,7 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     if trusted is not None:
         try:
             file = read_archive(first)
-        except (ObjectMissing, FormatError) as error:
+        except FormatError as error:
             raise ConfigurationError(f"nothing was copied: {error}") from None
         for log, head in signed_heads(first, file.id, trusted):
             if head is None:
@@ -134,7 +128,7 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     raise typer.Exit(max(done.exit_code, report.exit_code if report else 0))
 
 
-def _trust(settings: Settings, keys: list[str] | None, stores: list[Store]) -> "Trust":
+def _trust(settings: "Settings", keys: list[str] | None, stores: "list[Store]") -> "Trust":
     """Return what to verify the copy with.
 
     Raises:
@@ -204,7 +198,10 @@ def _end(number: int) -> NoReturn:
     raise SystemExit(1)
 
 
-def _verify(store: Store, settings: Settings, trust: "Trust", known: _Known, *, chain_only: bool) -> "Report":
+def _verify(store: "Store", settings: "Settings", trust: "Trust", known: _Known, *, chain_only: bool) -> "Report":
+    import multiprocessing
+
+    from custody.cli import render
     from custody.store.protocol import is_local
     from custody.verify import run as verifying
     from custody.verify.scope import Scope
@@ -223,7 +220,9 @@ def _verify(store: Store, settings: Settings, trust: "Trust", known: _Known, *, 
         )
 
 
-def _print_copied(done: "Copied", first: Store, second: Store, *, as_json: bool) -> None:
+def _print_copied(done: "Copied", first: "Store", second: "Store", *, as_json: bool) -> None:
+    from custody.cli import render
+
     if as_json:
         for refusal in done.refused:
             echo(json.dumps({"kind": "refused", **refusal.to_dict()}))
@@ -245,8 +244,10 @@ def _print_copied(done: "Copied", first: Store, second: Store, *, as_json: bool)
         echo(f"{done.only_in_target:,} objects are in TO alone, such as expired ones: nothing is deleted there.")
 
 
-def _print_report(report: "Report | None", known: _Known, second: Store, *, as_json: bool) -> None:
+def _print_report(report: "Report | None", known: _Known, second: "Store", *, as_json: bool) -> None:
     from rich.text import Text
+
+    from custody.cli import render
 
     if report is None:
         if not as_json:

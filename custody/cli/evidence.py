@@ -2,44 +2,38 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli import terminal
+from custody.cli import common, terminal
+from custody.cli.common import App, open_settings, read_file
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, FormatError, NotEvidence, ObjectMissing, SignatureInvalid, escape
+from custody.errors import ConfigurationError, FormatError, NotEvidence, SignatureInvalid, escape
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.times import moment_of
-from custody.settings import Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.archive.evidence import Result
     from custody.archive.witness import Seen
+    from custody.format.layout import Log
     from custody.keys.secret import Secret
     from custody.keys.trust import Trust
+    from custody.settings import Settings
+    from custody.tlog.checkpoint import Note
 
-app = typer.Typer()
+app = App()
 
 _SEVERITIES = {"refused": Severity.TAMPERED, "unsigned": Severity.UNVERIFIABLE}
 """By the outcome for a log's newest checkpoint."""
 
-_Archive = Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")]
-_TrustFile = Annotated[Path | None, typer.Option(help="A trust.json with the keys that you trust.", metavar="FILE")]
-_Keys = Annotated[list[str] | None, typer.Option(help="Keys to trust: file:KEYRING. Can be repeated.", metavar="URI")]
-
-
-def _settings(archive: str | None = None, trust: Path | None = None) -> Settings:
-    given = {"archive": archive, "trust": trust}
-    return Settings(**{name: value for name, value in given.items() if value is not None})
-
 
 def chosen_trust(
-    settings: Settings, keys: Sequence[str] | None, *, given: bool, archive: str, more: Sequence[Path] = ()
+    settings: "Settings", keys: Sequence[str] | None, *, given: bool, archive: str, more: Sequence[Path] = ()
 ) -> "Trust":
     """Return the trust from the arguments, else what a writer of this archive trusts.
 
@@ -55,6 +49,7 @@ def chosen_trust(
     """
     from custody.keys.open import keyring_path
     from custody.keys.trust import open_trust
+    from custody.settings import refuse_inside
 
     alone = bool(keys or given)
     uris = (keys or ()) if alone else filter(None, (settings.keys, settings.checkpoint_keys))
@@ -65,7 +60,7 @@ def chosen_trust(
     return settings.own_trust()
 
 
-def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Trust":
+def _with_leaf_secrets(trust: "Trust", settings: "Settings", archive: str) -> "Trust":
     """Return this trust, with the leaf secrets of the settings' keyrings where these can be opened.
 
     Leaf secrets say nothing about trust: they only serve to prove one event without its neighbours. KMS is not called.
@@ -75,6 +70,7 @@ def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Tru
     """
     from custody.keys.open import keyring_path
     from custody.keys.trust import open_trust
+    from custody.settings import refuse_inside
 
     secrets: dict[str, Secret] = {}
     for uri in filter(None, (settings.keys, settings.checkpoint_keys)):
@@ -85,17 +81,16 @@ def _with_leaf_secrets(trust: "Trust", settings: Settings, archive: str) -> "Tru
         try:
             secrets |= open_trust((), None, settings.passphrase(), uri).leaves
         except ConfigurationError as error:
-            _echo([f"The keyring {path} was not used: {error}"], err=True)
+            common.note(escape(f"The keyring {path} was not used: {error}"))
     return replace(trust, leaves={**secrets, **trust.leaves})
 
 
-def _echo(lines: Iterable[str], *, err: bool = False) -> None:
-
+def _echo(lines: Iterable[str]) -> None:
     for line in lines:
-        echo(escape(line), err=err)
+        echo(escape(line))
 
 
-@app.command()
+@app.command(rich_help_panel=common.VERIFY, epilog="custody checkpoint audit.events > checkpoints.txt")
 def checkpoint(
     logs: Annotated[
         list[str] | None,
@@ -104,9 +99,9 @@ def checkpoint(
     write: Annotated[
         bool, typer.Option("--write", help="Sign each log's head now, and write it to the archive.")
     ] = False,
-    archive: _Archive = None,
-    trust: _TrustFile = None,
-    keys: _Keys = None,
+    trust: common.TrustFile = None,
+    keys: common.TrustedKeys = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the checkpoint of each log.")] = False,
 ) -> None:
     """Print the newest checkpoint of each log: its signed head, which anybody can keep and check with a public key.
 
@@ -119,7 +114,7 @@ def checkpoint(
     from custody.keys.open import keyring_path
     from custody.store.open import open_store
 
-    settings = _settings(archive, trust)
+    settings = open_settings(trust=trust)
     if write and keys:
         raise ConfigurationError("--write signs with the keys of the settings: set CUSTODY_KEYS instead of --keys")
     store = open_store(settings.archive, settings.s3)
@@ -138,9 +133,9 @@ def checkpoint(
         if keys or known or settings.trust:
             own = chosen_trust(settings, keys, given=not known, archive=store.url)
         made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
-    terminal.write(iter([b"\n".join(note.encode() for note in made if note is not None)]))
+    _print_checkpoints(chosen, made, as_json=as_json)
     if not chosen:
-        _echo([f"{store.url} has no log yet, and so no checkpoint."], err=True)
+        common.note(escape(f"{store.url} has no log yet, and so no checkpoint."))
     for log, checkpoint in zip(chosen, made, strict=True):
         if checkpoint is not None:
             continue
@@ -153,10 +148,18 @@ def checkpoint(
             reason = f"none of the objects among its checkpoints is a checkpoint ({count:,})"
         else:
             reason = f"it has {count:,}, but no trusted key signed any of them; give trusted keys by --keys or --trust"
-        _echo([f"No checkpoint of {log}: {reason}."], err=True)
+        common.note(escape(f"No checkpoint of {log}: {reason}."))
 
 
-@app.command()
+def _print_checkpoints(logs: "Sequence[Log]", notes: "Sequence[Note | None]", *, as_json: bool) -> None:
+    if as_json:
+        texts = [note.encode().decode() if note else None for note in notes]
+        common.print_json(*({"log": str(log), "checkpoint": text} for log, text in zip(logs, texts, strict=True)))
+    else:
+        terminal.write(iter([b"\n".join(note.encode() for note in notes if note is not None)]))
+
+
+@app.command(rich_help_panel=common.INVESTIGATE, epilog="custody evidence audit.events/0 1234 -o evidence.zip")
 def evidence(
     log: Annotated[str, typer.Argument(help="LOG/PARTITION")],
     offset: Annotated[int, typer.Argument(min=0, help="The event's offset in Kafka.")],
@@ -173,9 +176,9 @@ def evidence(
         bool,
         typer.Option("--whole-batch", help="Disclose the whole batch if the leaf secret is not available."),
     ] = False,
-    archive: _Archive = None,
-    trust: _TrustFile = None,
-    keys: _Keys = None,
+    trust: common.TrustFile = None,
+    keys: common.TrustedKeys = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
 ) -> None:
     """Write one file that proves one event: the event, its statement, the proofs, a checkpoint.
 
@@ -192,14 +195,9 @@ def evidence(
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
 
-    settings = _settings(archive, trust)
+    settings = open_settings(trust=trust)
     store = open_store(settings.archive, settings.s3)
-    try:
-        read_archive(store)
-    except ObjectMissing:
-        raise ConfigurationError(
-            f"there is no archive at {store.url}; name yours with --archive URL, or in the setting `archive`"
-        ) from None
+    read_archive(store)
     trusted = chosen_trust(settings, keys, given=trust is not None, archive=store.url, more=[for_] if for_ else ())
     if trust is not None or keys:
         trusted = _with_leaf_secrets(trusted, settings, store.url)
@@ -212,7 +210,7 @@ def evidence(
         offset,
         trusted,
         datetime.now(UTC),
-        note=_read(checkpoint, limits.NOTE_BYTES) if checkpoint else None,
+        note=read_file(checkpoint, "checkpoint", limits.NOTE_BYTES)[0] if checkpoint else None,
         auditor=open_trust((), for_) if for_ else None,
         whole_batch=whole_batch,
     )
@@ -220,34 +218,44 @@ def evidence(
         output.write_bytes(made.data)
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written: {error.strerror}") from None
+    if as_json:
+        document = {"file": str(output), "bytes": len(made.data), "log": str(chosen), "offset": offset}
+        common.print_json({**document, "other_events": made.others, "summary": made.summary})
+        return
     _echo([f"Wrote {output} ({len(made.data):,} bytes)."])
-    _echo([f"Warning: {made.summary}" if made.others else made.summary], err=bool(made.others))
+    if made.others:
+        common.note(escape(f"Warning: {made.summary}"))
+    else:
+        _echo([made.summary])
     _echo([f"Check it anywhere: custody check-evidence {output} --trust trust.json"])
 
 
-@app.command("check-evidence")
+@app.command(
+    "check-evidence",
+    rich_help_panel=common.INVESTIGATE,
+    epilog="custody check-evidence evidence.zip --trust trust.json",
+)
 def check_evidence(
     file: Annotated[Path, typer.Argument(help="The file that `custody evidence` wrote.", dir_okay=False)],
-    trust: _TrustFile = None,
-    keys: _Keys = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    trust: common.TrustFile = None,
+    keys: common.TrustedKeys = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
 ) -> None:
     """Check an evidence file, offline, with public keys only. Print the event, and what is proved.
 
     README.txt in the file is for people: it is not checked.
-
-    Exit codes: 0 proved; 2 not an evidence file; 12 not signed by a trusted key or by enough witnesses, or signed after
-    the key's end; 13 a signature is wrong, parts do not match, or the history contradicts a known head.
     """
     from custody.archive import evidence as checking
     from custody.keys.trust import open_trust
 
     if not trust and not keys:
         raise ConfigurationError("give the keys that you trust: --trust trust.json, or --keys file:KEYRING")
-    settings = _settings(trust=trust)
+    settings = open_settings(trust=trust)
     trusted = open_trust(keys or (), settings.trust, settings.passphrase())
     try:
-        result = checking.check_evidence(_read(file, checking.FILE_LIMIT), trusted, datetime.now(UTC))
+        result = checking.check_evidence(
+            read_file(file, "evidence", checking.FILE_LIMIT)[0], trusted, datetime.now(UTC)
+        )
     except NotEvidence as error:
         raise ConfigurationError(f"{file}: {error}") from None
     except (FormatError, SignatureInvalid) as error:
@@ -301,34 +309,25 @@ def _not_proved(result: "Result") -> Iterable[str]:
     yield from result.note.encode().decode().splitlines()
 
 
-def _read(path: Path, limit: int) -> bytes:
-    """Return a file's bytes, at most one more than the limit."""
-    try:
-        with path.open("rb") as opened:
-            return opened.read(limit + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"{path} cannot be read: {reason}") from None
-
-
-@app.command()
+@app.command(
+    rich_help_panel=common.VERIFY, epilog="custody witness s3://bucket/audit --state witness --trust trust.json"
+)
 def witness(
     archive: Annotated[str | None, typer.Argument(help="The archive to watch. Default: the `archive` setting.")] = None,
     state: Annotated[
         Path,
         typer.Option(help="Your own folder, for your key and the checkpoints that you cosigned.", file_okay=False),
     ] = Path("custody-witness"),
-    trust: _TrustFile = None,
-    keys: _Keys = None,
+    trust: common.TrustFile = None,
+    keys: common.TrustedKeys = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the witness, then each log.")] = False,
 ) -> None:
     """Watch an archive: check that its checkpoints are consistent with those seen before, and cosign them.
 
     The first line printed is your vkey, for `witnesses` in others' trust.json. The cosigned checkpoints are for
     `custody evidence --checkpoint`.
 
-    Exit codes: 0 all is well; 10 an object among the checkpoints does not count; 12 no checkpoint of a log is signed by
-    a trusted key; 13 a log was rolled back, is gone or forked, or the archive is another one: both signed heads are
-    printed. 1 there is no archive, and there was none before.
+    If a log was rolled back or forked, both signed heads are printed.
 
     An alarm is repeated at every run, until the missing statements are restored or exactly this loss is accepted in
     trust.json: each refusal prints the `custody accept` command for it. The witness then continues from the present
@@ -337,15 +336,19 @@ def witness(
     from custody.archive.witness import Witness
     from custody.store.open import open_store
 
-    settings = _settings(archive, trust)
+    settings = open_settings(**common.given_archive(archive), trust=trust)
     store = open_store(settings.archive, settings.s3)
     trusted = chosen_trust(settings, keys, given=settings.trust is not None, archive=store.url, more=[state])
     now = datetime.now(UTC)
     watching = Witness(state, now, settings.passphrase())
-    _echo([f"witness {watching.key.vkey}"])
+    first = json.dumps({"kind": "witness", "vkey": watching.key.vkey}) if as_json else f"witness {watching.key.vkey}"
+    echo(escape(first))
     worst = 0
     for seen in watching.watch(store, trusted, now):
-        _echo(_seen(seen))
+        if as_json:
+            echo(json.dumps({"kind": "log", **asdict(seen)}, default=str))
+        else:
+            _echo(_seen(seen))
         worst = max(worst, _SEVERITIES.get(seen.outcome, Severity.POLICY if seen.alarms else 0))
     if worst:
         raise typer.Exit(worst)

@@ -3,37 +3,40 @@
 import contextlib
 import json
 import re
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from custody.cli import terminal
+from custody.cli import common, terminal
+from custody.cli.common import App, open_settings
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, KeyUnavailable, ObjectMissing, escape
-from custody.settings import Settings, refuse_inside
+from custody.errors import ConfigurationError, KeyUnavailable, escape
 
 if TYPE_CHECKING:
     from custody.format.archive_file import ArchiveFile
     from custody.keys.key import KeyAlgorithm, PublicKey
     from custody.keys.trust import Trust
+    from custody.settings import Settings
     from custody.store.protocol import Store
     from custody.tlog.head import Head
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and rotate the signing keys, and export the public ones.")
+app = App(no_args_is_help=True, help="Make, list and rotate the signing keys, and export the public ones.")
 
 PASSPHRASE_HINT = "It is not encrypted. To encrypt a keyring, set CUSTODY_KEYRING_PASSPHRASE before making it."  # noqa: S105
 TRUST_FILE = "trust.json"
 
 
-@app.command()
-def new() -> None:
+_Json = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
+
+
+@app.command(epilog="custody keys new --keys keyring.json")
+def new(*, as_json: _Json = False) -> None:
     """Make the keyrings named in the settings, with new keys. Never replaces a keyring."""
     from custody.keys.keyring import new_keyring
 
-    settings = Settings()
+    settings = open_settings()
     keyrings = _want_keyrings(settings, "made")
     for path in keyrings:
         if path.is_dir():
@@ -44,24 +47,29 @@ def new() -> None:
                 " `custody keys rotate`"
             )
     if _has_archive(settings):
-        echo(
+        common.note(
             f"WARNING: there is already an archive at {escape(settings.archive)}. The new keys can neither continue it"
-            " nor verify it. Restore the keyring from your backup, or set `archive` to another location",
-            err=True,
+            " nor verify it. Restore the keyring from your backup, or set `archive` to another location"
         )
-    for path, algorithms in keyrings.items():
-        ring = new_keyring(path, datetime.now(UTC), settings.passphrase(), algorithms)
+    made = {
+        path: new_keyring(path, datetime.now(UTC), settings.passphrase(), algorithms)
+        for path, algorithms in keyrings.items()
+    }
+    if as_json:
+        common.print_json({"keyrings": {str(path): [key.key_id for key in ring.keys] for path, ring in made.items()}})
+        return
+    for path, ring in made.items():
         echo(f"Made {path} with {', '.join(key.key_id for key in ring.keys)}.")
         if not settings.keyring_passphrase:
             echo(PASSPHRASE_HINT)
 
 
-@app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False) -> None:
+@app.command("list", epilog="custody keys list --keys keyring.json")
+def list_(*, as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the keys.")] = False) -> None:
     """List the keys, with their public keys where there are any. Prints no secret."""
     from custody.cli import render
 
-    settings = Settings()
+    settings = open_settings()
     now = datetime.now(UTC)
     rows = [_row(key, now) for key in public_keys(settings)]
     if as_json:
@@ -75,44 +83,57 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")
     terminal.check_written()
 
 
-@app.command()
-def rotate() -> None:
+@app.command(epilog="custody keys rotate && custody keys export -o trust.json")
+def rotate(*, as_json: _Json = False) -> None:
     """Start new keys now, and end the old ones a little later. Old signatures still verify."""
     from custody.keys.keyring import rotate_keyring
 
-    settings = Settings()
-    for path in _want_keyrings(settings, "rotated"):
-        ring, added = rotate_keyring(path, passphrase=settings.passphrase())
+    settings = open_settings()
+    rotated = [
+        (path, *rotate_keyring(path, passphrase=settings.passphrase())) for path in _want_keyrings(settings, "rotated")
+    ]
+    if as_json:
+        common.print_json({"keyrings": {str(path): [key.key_id for key in added] for path, _, added in rotated}})
+        return
+    for path, ring, added in rotated:
         echo(f"New in {path}: {', '.join(key.key_id for key in added)} ({len(ring.keys)} keys in all).")
     file = trust_path(settings)
     echo(f"Verifiers need the new public key: run `custody keys export -o {file}`, and give them this file.")
 
 
-@app.command()
+@app.command(epilog="custody keys export -o trust.json")
 def export(
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The file to write or to extend. Default: stdout.", dir_okay=False),
+        typer.Option("-o", "--output", help="The file to write or to extend.", show_default="stdout", dir_okay=False),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With -o: what was written, as one JSON document. Stdout is always JSON.")
+    ] = False,
 ) -> None:
     """Write trust.json for auditors: public keys, key ids and the archive's pin. It has no secret.
 
     An existing file is extended: missing keys are added, and all else stays.
     """
     from custody.keys import trust_file
+    from custody.settings import refuse_inside
     from custody.store.open import open_store
 
-    settings = Settings()
+    settings = open_settings()
     pin = read_own_archive(open_store(settings.archive, settings.s3), settings.own_trust()).pin
     keys = public_keys(settings)
     if output is None:
         terminal.write(iter([trust_file.encode(pin, keys)]))
         return
     refuse_inside(open_store(settings.archive, settings.s3).url, [output])
-    echo(f"{escape(str(output))}: {escape(trust_file.publish(output, pin, keys))}")
+    published = trust_file.publish(output, pin, keys)
+    if as_json:
+        common.print_json({"trust": str(output), "change": published, "keys": [key.key_id for key in keys]})
+        return
+    echo(f"{escape(str(output))}: {escape(published)}")
 
 
-@app.command()
+@app.command(epilog="custody verify --chain-only --json | custody keys end ID --at -")
 def end(
     key: Annotated[str, typer.Argument(help="The key's id, as in `custody keys list`.", metavar="ID")],
     at: Annotated[
@@ -135,26 +156,26 @@ def end(
     trust: Annotated[
         Path | None, typer.Option(help="The trust.json to write to. Default: the `trust` setting.", metavar="FILE")
     ] = None,
+    as_json: _Json = False,
 ) -> None:
     """End a key that leaked: from now on its signatures count only for statements within HEADS.
 
-    First run `custody keys rotate`, and wait until running drains have ended. Then, if you believe the verdict:
-
-      custody verify --chain-only --json | custody keys end ID --at -
+    First run `custody keys rotate`, and wait until running drains have ended. Then run the example, if you believe the
+    verdict.
 
     Give the file to everyone who verifies. If a key is ended twice, the smaller head of each log counts.
     """
-    from custody.archive.known_heads import read_heads
+    from custody.archive.known_heads import LIMIT, read_heads
     from custody.format.layout import AUDIT_LOG
     from custody.keys import trust_file
     from custody.keys.trust import load_trust
     from custody.store.open import open_store
 
-    settings = Settings(**({"trust": trust} if trust else {}))
+    settings = open_settings(trust=trust)
     path = trust_path(settings)
     opened = load_trust(path)
     url = open_store(settings.archive, settings.s3).url
-    data, source = _read(at)
+    data, source = common.read_file(at, "heads file", LIMIT)
     heads = dict(read_heads(data, source, opened.archive, url))
     if audits is not None:
         heads[str(AUDIT_LOG)] = _parse_head(audits)
@@ -164,11 +185,15 @@ def end(
             f" SIZE:ROOT (from {AUDIT_LOG} in a report or among checkpoints), or --audits 0 if there is no audit yet"
         )
     until = trust_file.end_key(path, key, heads)
+    if as_json:
+        ended = {log: {"size": head.size, "root": head.root.hex()} for log, head in sorted(until.items())}
+        common.print_json({"trust": str(path), "key": key, "until": ended})
+        return
     echo(f"{escape(str(path))}: {escape(key)} counts only up to")
     for log, head in sorted(until.items()):
         echo(f"  {escape(log)} {head.size} {head.root.hex()}")
     echo("  and not at all in other logs." if until else "  nothing: it has ended in all logs.")
-    if Settings().trust is None:
+    if open_settings().trust is None:
         echo(f"Set CUSTODY_TRUST={escape(str(path.absolute()))} for the drain, audits and the roll too.")
     # A key can be ended by someone else than the writer, without the writer's keys.
     with contextlib.suppress(ConfigurationError, KeyUnavailable):
@@ -176,7 +201,7 @@ def end(
             echo("This key still signs here: run `custody keys rotate`.")
 
 
-def _has_archive(settings: Settings) -> bool:
+def _has_archive(settings: "Settings") -> bool:
     """Return whether there is an archive at the setting's location. No, if it cannot be read."""
     from custody.errors import StoreError
     from custody.format.layout import ARCHIVE
@@ -188,7 +213,7 @@ def _has_archive(settings: Settings) -> bool:
         return False
 
 
-def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
+def wanted_keyrings(settings: "Settings") -> "dict[Path, tuple[KeyAlgorithm, ...]]":
     """Return the keyrings in the settings, each with the algorithms of its keys."""
     from custody.keys.key import ALGORITHMS
     from custody.keys.open import keyring_path
@@ -201,7 +226,7 @@ def wanted_keyrings(settings: Settings) -> "dict[Path, tuple[KeyAlgorithm, ...]]
     return {**keyrings, other: ("Ed25519", "SHAKE-256")} if other else keyrings
 
 
-def trust_path(settings: Settings) -> Path:
+def trust_path(settings: "Settings") -> Path:
     """Return the path of this archive's trust.json: the setting's, else beside the keyring."""
     keyrings = wanted_keyrings(settings)
     return settings.trust or (next(iter(keyrings)).parent / TRUST_FILE if keyrings else Path(TRUST_FILE))
@@ -211,15 +236,13 @@ def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
     """Read `archive.json`, and check that the writer's own keys signed it.
 
     Raises:
-        ConfigurationError: there is none, or the writer's keys did not sign it.
+        NoArchive: there is none.
+        ConfigurationError: the writer's keys did not sign it.
     """
     from custody.archive.reader import read_archive
     from custody.archive.trusted import check_archive_signatures
 
-    try:
-        file = read_archive(store)
-    except ObjectMissing:
-        raise ConfigurationError(f"there is no archive at {store.url}; `custody init` makes one") from None
+    file = read_archive(store)
     verdict = check_archive_signatures(file, trust, pinned=trust.archive == file.pin)
     if not verdict.counts:
         raise ConfigurationError(
@@ -234,7 +257,7 @@ def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
     return file
 
 
-def _want_keyrings(settings: Settings, done: str) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
+def _want_keyrings(settings: "Settings", done: str) -> "dict[Path, tuple[KeyAlgorithm, ...]]":
     """Return the keyrings in the settings, and raise an error if there is none."""
     keyrings = wanted_keyrings(settings)
     if not keyrings:
@@ -242,7 +265,7 @@ def _want_keyrings(settings: Settings, done: str) -> "dict[Path, tuple[KeyAlgori
     return keyrings
 
 
-def public_keys(settings: Settings) -> "list[PublicKey]":
+def public_keys(settings: "Settings") -> "list[PublicKey]":
     """Return the public facts of the writer's keys."""
     from custody.keys.open import open_public
 
@@ -262,18 +285,6 @@ def _row(key: "PublicKey", now: datetime) -> dict[str, Any]:
     entry = encode_key(key)
     vkey = NoteKey(key.key_id, key.public).vkey if key.public and is_name(key.key_id) else None
     return {**entry, "public": entry.get("public"), "vkey": vkey, "valid": _valid(key, now)}
-
-
-def _read(at: Path) -> tuple[bytes, str]:
-    from custody.archive.known_heads import LIMIT
-
-    if str(at) == "-":
-        return sys.stdin.buffer.read(LIMIT + 1), "the input on stdin"
-    try:
-        with at.open("rb") as file:
-            return file.read(LIMIT + 1), str(at)
-    except OSError as error:
-        raise ConfigurationError(f"the heads {at} cannot be read: {error.strerror}") from None
 
 
 def _parse_head(text: str) -> "Head":

@@ -10,41 +10,37 @@ Rules:
 - Text reaches a terminal only through `custody.cli.terminal` and `custody.cli.render`, which escape control characters.
 """
 
-import importlib.metadata
 import json
-import multiprocessing
-import os
 import sys
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from custody.cli import log_lines, operators, terminal
+from custody.cli import common, log_lines, operators, terminal
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
+from custody.cli.common import INVESTIGATE, START, VERIFY, App, Group, open_settings
 from custody.cli.copy import app as copy_app
 from custody.cli.evidence import app as evidence_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, CustodyError, FormatError, escape
+from custody.errors import ConfigurationError, CustodyError, FormatError, NoArchive, escape
 from custody.format import limits
-from custody.settings import CONFIG_FILE, CONFIG_VARIABLE, Settings, refuse_inside
 
 if TYPE_CHECKING:
     from custody.keys.trust import Trust
+    from custody.settings import Settings
     from custody.store.protocol import Store
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """The auditor's commands, and the operator's in a checkout."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -55,22 +51,17 @@ class _Commands(TyperGroup):
         return operators.command(cmd_name) if own is None and cmd_name in operators.COMMANDS else own
 
 
-_WITHOUT_SETTINGS = {"--help", "-h", "--version"}
-"""Options of commands that read no settings."""
-
-app = typer.Typer(
+app = App(
     name="custody",
     cls=_Commands,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
     help="Archive audit events from Kafka, and prove that nobody changed, dropped or invented one.",
     epilog=None
     if operators.checkout()
     else f"{operators.PANEL} ({', '.join(operators.COMMANDS)}) come with {operators.WHERE}.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys_app, name="keys", rich_help_panel=common.KEYS)
 app.add_typer(accept_app)
 app.add_typer(query_app)
 app.add_typer(bucket_app)
@@ -80,6 +71,8 @@ app.add_typer(copy_app)
 
 def _version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata
+
         echo(f"custody {importlib.metadata.version('custody')}")
         raise typer.Exit
 
@@ -93,14 +86,15 @@ def _options(
     """Accept the options that come before a command."""
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog="custody init --archive s3://bucket/audit --keys keyring.json")
 def init(
     heartbeat: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=limits.PROMISE_SECONDS,
-            help="Seconds after which an idle log writes a statement. Default: 3600.",
+            help="Seconds after which an idle log writes a statement.",
+            show_default="3600",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -108,7 +102,8 @@ def init(
         typer.Option(
             min=1,
             max=limits.PROMISE_SECONDS,
-            help="Seconds after which a log that grew gets a checkpoint. Default: 3600.",
+            help="Seconds after which a log that grew gets a checkpoint.",
+            show_default="3600",
         ),
     ] = None,
     retention_days: Annotated[
@@ -116,18 +111,21 @@ def init(
         typer.Option(
             min=1,
             max=limits.RETENTION_DAYS,
-            help="Days during which no evidence may be deleted. Default: 2555, seven years.",
+            help="Days during which no evidence may be deleted.",
+            show_default="2555, seven years",
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
 ) -> None:
     """Create the archive named in the settings, missing keys, and the trust.json for auditors."""
     from custody.archive import writer
     from custody.keys import trust_file
     from custody.keys.keyring import new_keyring
     from custody.keys.open import keyring_path
+    from custody.settings import refuse_inside
     from custody.store.open import open_store
 
-    settings = Settings()
+    settings = open_settings()
     store = open_store(settings.archive, settings.s3)
     keyrings, trust = wanted_keyrings(settings), trust_path(settings)
     if settings.checkpoint_keys is None and keyring_path(settings.keys) is None:
@@ -146,18 +144,33 @@ def init(
         )
     if not exists:
         trust_file.check_pin(trust, None)
-    for path in made:
-        new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
-    if not exists:
-        given = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
-        writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **given)
+    wanted = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
+    with _removed_on_failure(made, store):
+        for path in made:
+            new_keyring(path, datetime.now(UTC), settings.passphrase(), keyrings[path])
+        if not exists:
+            writer.create_archive(store, lambda: settings.signers(datetime.now(UTC)).both(), **wanted)
     # Another process may have created it meanwhile.
     file = read_own_archive(store, _own_trust(settings))
     published = trust_file.publish(trust, file.pin, public_keys(settings))
     promises = file.statement
     times = f"heartbeat {promises.heartbeat} s, checkpoint {promises.checkpoint} s"
     numbers = {name: getattr(promises, name) for name in ("heartbeat", "checkpoint", "retention_days")}
-    wanted = _given(heartbeat=heartbeat, checkpoint=checkpoint, retention_days=retention_days)
+    if as_json:
+        common.print_json(
+            {
+                "archive": store.url,
+                "id": file.id,
+                "created": promises.created,
+                **numbers,
+                "existed": exists,
+                "keys": settings.keys,
+                "checkpoint_keys": settings.checkpoint_keys,
+                "new_keyrings": [str(path) for path in made],
+                "trust": str(trust),
+            }
+        )
+        return
     stays = " (the archive existed already; it is unchanged)" if wanted.items() - numbers.items() else ""
     uris = " and ".join(filter(None, (settings.keys, settings.checkpoint_keys)))
     lines = [
@@ -186,34 +199,48 @@ def init(
     echo("\n".join(lines))
 
 
+@contextmanager
+def _removed_on_failure(keyrings: Sequence[Path], store: "Store") -> Iterator[None]:
+    """Remove new keyrings if the archive was not created: their keys have signed nothing that is stored.
+
+    After a time-out of S3 they stay, because the put may still be carried out.
+    """
+    from custody.errors import TransientStoreError
+    from custody.store.protocol import is_local
+
+    try:
+        yield
+    except CustodyError as error:
+        if is_local(store) or not isinstance(error, TransientStoreError):
+            for path in keyrings:
+                path.unlink(missing_ok=True)
+        raise
+
+
 def _archive_exists(store: "Store") -> bool:
     from custody.archive.reader import read_archive
-    from custody.errors import ObjectMissing
 
     try:
         read_archive(store)
-    except ObjectMissing:
+    except NoArchive:
         return False
     return True
 
 
-def _own_trust(settings: Settings) -> "Trust":
+def _own_trust(settings: "Settings") -> "Trust":
     """Return what the writer trusts. The file in the setting `trust` may not exist yet."""
     if settings.trust is not None and not settings.trust.exists():
         settings = settings.model_copy(update={"trust": None})
     return settings.own_trust()
 
 
-@app.command()
+@app.command(rich_help_panel=VERIFY, epilog="custody verify s3://bucket/audit --trust trust.json --state heads.json")
 def verify(
     archive: Annotated[
         str | None,
         typer.Argument(help="s3://BUCKET/PREFIX, file:///DIR or a folder. Default: the `archive` setting."),
     ] = None,
-    keys: Annotated[
-        list[str] | None,
-        typer.Option(help="Keys to trust: file:KEYRING or aws-kms:///alias/NAME. Can be repeated.", metavar="URI"),
-    ] = None,
+    keys: common.TrustedKeys = None,
     trust: Annotated[
         Path | None, typer.Option(help="A trust.json: keys, known heads, accepted findings.", metavar="FILE")
     ] = None,
@@ -245,24 +272,23 @@ def verify(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that read segments; 0: only this process. Default: one per core."),
+        typer.Option(min=0, help="Processes that read segments; 0: only this process.", show_default="one per core"),
     ] = None,
 ) -> None:
-    """Verify that an archive is complete and unchanged.
+    """Verify that an archive is complete and unchanged."""
+    import multiprocessing
 
-    Exit codes: 0 verified, 3 only notices (both are success), 10 policy, 11 incomplete, 12 unverifiable, 13 tampered.
-    2 is a wrong argument or setting, 1 any other error.
-    """
     from rich.text import Text
 
     from custody.cli import render
     from custody.findings import finding
+    from custody.settings import Settings
     from custody.store.open import open_store
     from custody.store.protocol import is_local
     from custody.verify import run as verifying
     from custody.verify.scope import Scope
 
-    given = _given(archive=archive, trust=trust, state=state)
+    given = common.given_archive(archive) | _given(trust=trust, state=state)
     asked = "`custody verify --kafka`"
     settings = operators.load("tasks.settings", asked).Settings(**given) if kafka else Settings(**given)
     store = open_store(settings.archive, settings.s3)
@@ -297,7 +323,9 @@ def verify(
     raise typer.Exit(report.exit_code)
 
 
-def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str, refused: list[CustodyError]) -> "Trust":
+def _open_trust(
+    settings: "Settings", given: Sequence[str] | None, archive: str, refused: list[CustodyError]
+) -> "Trust":
     """Return what to verify with: the keys given, else those of the settings if set, or if there is no trust.json.
 
     Args:
@@ -311,6 +339,7 @@ def _open_trust(settings: Settings, given: Sequence[str] | None, archive: str, r
     """
     from custody.keys.open import keyring_path
     from custody.keys.trust import open_trust
+    from custody.settings import refuse_inside
 
     own = settings.checkpoint_keys
     if given:
@@ -339,12 +368,8 @@ def _read_notes(path: Path) -> list[bytes]:
     from custody.archive.known_heads import LIMIT, split_notes
     from custody.tlog.checkpoint import parse_note
 
-    try:
-        with path.open("rb") as file:
-            notes = split_notes(file.read(LIMIT))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
-        raise ConfigurationError(f"the checkpoint {path} cannot be read: {reason}") from None
+    data, _ = common.read_file(path, "checkpoint", LIMIT)
+    notes = split_notes(data[:LIMIT])
     for note in notes:
         with suppress(FormatError):
             parse_note(note)
@@ -354,7 +379,7 @@ def _read_notes(path: Path) -> list[bytes]:
     )
 
 
-@app.command()
+@app.command(rich_help_panel=INVESTIGATE, epilog="custody show audit.events/0@1234")
 def show(
     what: Annotated[
         str,
@@ -363,17 +388,23 @@ def show(
             " or LOG/PARTITION@OFFSET (a record)."
         ),
     ],
-    archive: Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")] = None,
     events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
     position: Annotated[bool, typer.Option("--place", help="Print only the position in the chain, as JSON.")] = False,
 ) -> None:
     """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
+    from custody.errors import ObjectMissing
+    from custody.format.layout import ARCHIVE
     from custody.store.open import open_store
 
-    settings = Settings(**_given(archive=archive))
+    settings = open_settings()
     store = open_store(settings.archive, settings.s3)
-    shown = showing.show(store, what, settings.trust_at_hand())
+    try:
+        shown = showing.show(store, what, settings.trust_at_hand())
+    except (ObjectMissing, ConfigurationError):
+        if not store.exists(ARCHIVE):
+            raise NoArchive(store.url) from None
+        raise
     if position:
         terminal.write(iter([json.dumps(shown.position, indent=2).encode() + b"\n"]))
     elif events:
@@ -384,9 +415,9 @@ def show(
         terminal.write(shown.content)
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog="custody config --config /etc/custody/custody.toml")
 def config(
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
     sources: Annotated[
         bool, typer.Option("--sources", help="Show where each value comes from, instead of what it means.")
     ] = False,
@@ -412,13 +443,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit. The exit code never depends on whether the output could be printed."""
     terminal.prepare()
     terminal.escape_logs()
-    given = set(sys.argv[1:] if args is None else args)
-    if CONFIG_VARIABLE not in os.environ and Path(CONFIG_FILE).exists() and not given & _WITHOUT_SETTINGS:
-        # Whoever stands in a folder of others must see whose settings these are.
-        echo(f"custody: settings are read from {escape(str(Path(CONFIG_FILE).absolute()))}", err=True)
     try:
         log_lines.use_format(lambda: (None, None))
-        app(args=args, prog_name="custody")
+        with common.one_command():
+            app(args=args, prog_name="custody")
     except CustodyError as error:
         for problem in error.args:
             # A newline within a problem is foreign, and would look like a line of ours.
@@ -427,6 +455,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception:  # noqa: BLE001 - it is reported
+        import traceback
+
         echo(traceback.format_exc(), err=True)
         sys.exit(1)
     finally:

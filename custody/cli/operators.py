@@ -14,12 +14,14 @@ import importlib
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typer.main import get_command
 
 from custody.errors import ConfigurationError
-from custody.settings import Settings
+
+if TYPE_CHECKING:
+    from custody.settings import Settings
 
 COMMANDS = (
     *("demo", "up", "drain", "index", "roll", "audit", "backfill", "check", "status", "metrics", "alert", "new-epoch"),
@@ -91,14 +93,14 @@ def command(name: str) -> Any:
 @cache
 def _commands(app: Any) -> dict[str, Any]:
     commands: dict[str, Any] = getattr(get_command(app), "commands", {})
-    for operator_command in commands.values():
-        operator_command.rich_help_panel = PANEL
     return commands
 
 
-def known_settings() -> type[Settings]:
+def known_settings() -> "type[Settings]":
     """Return the settings of this installation: the operator's in a checkout, else the auditor's."""
     if checkout() is None:
+        from custody.settings import Settings
+
         return Settings
     operators: type[Settings] = load("tasks.settings", "`custody config`").Settings
     return operators

@@ -9,37 +9,32 @@ from typing import Annotated, Any
 import typer
 
 from custody.cli import terminal
+from custody.cli.common import INVESTIGATE, App
+from custody.cli.times import time_option
 from custody.errors import ConfigurationError, CustodyError
 
-app = typer.Typer()
-
-_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
+app = App()
 
 
-@app.command()
+@app.command(
+    rich_help_panel=INVESTIGATE,
+    epilog='custody query "SELECT log, count(*) FROM events GROUP BY ALL" --since 2d',
+)
 def query(
     sql: Annotated[
         str,
         typer.Argument(help="DuckDB SQL over events, batches, manifests, quarantined, audits, findings and warnings."),
     ],
-    archive: Annotated[str | None, typer.Option(help="Default: the `archive` setting.", metavar="URL")] = None,
-    since: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed at or after this time (UTC).")
-    ] = None,
-    until: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before this time (UTC).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON lines.")] = False,
+    since: Annotated[datetime | None, time_option("Only statements sealed at this time or later.")] = None,
+    until: Annotated[datetime | None, time_option("Only statements sealed before this time.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the rows.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV in UTF-8.")] = False,
     spreadsheet: Annotated[
         bool,
         typer.Option("--spreadsheet", help="As CSV in which text that a spreadsheet runs as a formula has a ' before."),
     ] = False,
 ) -> None:
-    """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents.
-
-    For example: custody query "SELECT event_type, count(*) FROM events GROUP BY ALL"
-    """
+    """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents."""
     if not sql.isascii() and any("\ud800" <= char <= "\udfff" for char in sql):
         raise ConfigurationError("the SQL is not text in the encoding of this terminal: set LC_ALL=C.UTF-8")
     try:
@@ -50,12 +45,16 @@ def query(
         raise ConfigurationError(
             f"`custody query` needs {error.name}, which is not installed: install custody with its extra `query`"
         ) from None
-    aware = [moment.replace(tzinfo=UTC) if moment else None for moment in (since, until)]
-    connection = connect(archive, since=aware[0], until=aware[1])
+    from custody.cli import render
+
+    with render.working("reading the archive"):
+        connection = connect(since=since, until=until)
     try:
-        result = connection.execute(sql)
-        names, rows = [column[0] for column in result.description or ()], result.fetchall()
-        unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
+        with render.working("querying"):
+            if (result := connection.execute(sql)) is None:
+                raise ConfigurationError("the SQL has no statement: write one, such as 'SELECT count(*) FROM events'")
+            names, rows = [column[0] for column in result.description or ()], result.fetchall()
+            unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
     except duckdb.Error as error:
         raise CustodyError(f"the query failed: {_reason(error)}") from None
     finally:

@@ -2,18 +2,29 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr
 from rich import box
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from custody.cli.common import quiet
 from custody.errors import escape
 from custody.findings import VERIFIED, Finding, Severity
 from custody.settings import S3_MEANINGS, Settings
@@ -25,6 +36,10 @@ if TYPE_CHECKING:
 
 HIDDEN = "(hidden)"
 _FILE_WIDTH = 160
+PROGRESS_AFTER = 1.0
+"""Seconds of work after which progress is shown."""
+_FOLDED = 20
+"""Characters of a folded column that are left to it before other columns are left out."""
 FINDINGS_SHOWN = 100
 EVIDENCE_SHOWN = 10
 LOGS_SHOWN = 1000
@@ -55,6 +70,41 @@ def table(*columns: str, title: str | None = None) -> Table:
         else:
             made.add_column(name, overflow="fold")
     return made
+
+
+class Fitted:
+    """A table without as many columns as needed to fit the screen on which it is printed. Numbers are never cut.
+
+    Attributes:
+        whole: the table. Its columns that wrap get at least `_FOLDED` characters.
+        left_out: headings of columns that may be left out, the first ones first. The caption names those that are.
+    """
+
+    def __init__(self, whole: Table, left_out: Sequence[str]) -> None:
+        self.whole, self.left_out = whole, left_out
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        columns, lacking = list(self.whole.columns), list[str]()
+        for heading in self.left_out:
+            if sum(map(_least_width, columns)) <= options.max_width:
+                break
+            columns = [column for column in columns if column.header != heading]
+            lacking.append(heading)
+        made = table()
+        for column in columns:
+            made.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            made.add_row(*cells)
+        if lacking:
+            made.caption = f"Left out, to fit the screen: {', '.join(lacking)}; --json has all."
+        yield made
+
+
+def _least_width(column: Column) -> int:
+    """Return the width that a column needs, with the gap after it."""
+    cells = (column.header, *column.cells)
+    widest = max((cell_len(line) for cell in cells for line in str(cell).splitlines()), default=0)
+    return (widest if column.no_wrap else min(widest, _FOLDED)) + 3
 
 
 def safe(text: object, style: str = "") -> Text:
@@ -108,39 +158,71 @@ def report(result: "Report") -> Iterator[RenderableType]:
 
 
 @contextlib.contextmanager
-def verification_progress() -> Iterator[Callable[["Progress"], None] | None]:
-    """Show a progress bar while a verification runs, on a terminal only."""
+def _progress(*columns: ProgressColumn) -> Iterator[Bar | None]:
+    """Show a progress bar on stderr once the work has lasted a second: on a terminal only, and not with `--quiet`."""
     err = console(stderr=True)
-    if not err.is_terminal:
+    if not err.is_terminal or quiet():
         yield None
         return
-    columns = (
+    bar = Bar(*columns, console=err, transient=True)
+    late = threading.Timer(PROGRESS_AFTER, bar.start)
+    late.daemon = True
+    late.start()
+    try:
+        yield bar
+    finally:
+        late.cancel()
+        late.join()
+        bar.stop()
+
+
+@contextlib.contextmanager
+def working(step: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done, and for how long already. Yield a function that shows another step.
+
+    Args:
+        step: what is done, such as `indexing`.
+    """
+    with _progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()) as bar:
+        if bar is None:
+            yield lambda _: None
+            return
+        task = bar.add_task(escape(step))
+        yield lambda now: bar.update(task, description=escape(now))
+
+
+@contextlib.contextmanager
+def verification_progress() -> Iterator[Callable[["Progress"], None] | None]:
+    """Show a progress bar while a verification runs."""
+    with _progress(
         TextColumn("verifying"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TextColumn("{task.fields[events]:,} events"),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=err, transient=True) as bar:
+    ) as bar:
+        if bar is None:
+            yield None
+            return
         task = bar.add_task("", total=None, events=0)
         yield lambda now: bar.update(task, completed=now.stored, total=now.total, events=now.events)
 
 
 @contextlib.contextmanager
 def copy_progress() -> Iterator[Callable[["copy.Progress"], None] | None]:
-    """Show a progress bar while an archive is copied, on a terminal only."""
-    err = console(stderr=True)
-    if not err.is_terminal:
-        yield None
-        return
-    columns = (
+    """Show a progress bar while an archive is copied."""
+    with _progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TextColumn("{task.fields[objects]:,} objects"),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=err, transient=True) as bar:
+    ) as bar:
+        if bar is None:
+            yield None
+            return
         task = bar.add_task("listing", total=None, objects=0)
 
         def show(now: "copy.Progress") -> None:

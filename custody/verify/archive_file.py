@@ -50,7 +50,7 @@ def check_archive_file(store: Store, trust: Trust, remembered: Pin | None, findi
         digest = sha256(data).hexdigest()
         file = archive_file.parse(data)
     except ObjectMissing:
-        findings.report("archive", "there is no archive.json here", key=_KEY)
+        findings.report("archive", "there is no archive.json here: is this the right place?", key=_KEY)
         return known
     except FormatError as error:
         message = f"archive.json does not follow FORMAT.md: {error}"

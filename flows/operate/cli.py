@@ -1,30 +1,73 @@
 """The operator's commands of `custody`, which `custody.cli.operators` loads.
 
-Each command imports what it needs itself, because importing Prefect takes two seconds.
+Each command imports what it needs itself: importing Prefect takes two seconds, and the help needs none of it.
 """
 
+import json
 import signal
+from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from custody.cli import operators, render
+from custody.cli import common, operators
+from custody.cli.common import OPERATE, START, App
 from custody.cli.terminal import echo, write
+from custody.cli.times import time_option
 from custody.errors import ConfigurationError, CustodyError, escape
-from custody.format.times import as_utc
-from tasks.settings import Settings
 
-app = typer.Typer(name="operate", pretty_exceptions_enable=False)
+app = App(name="operate")
 
 
-_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
+class EventType(StrEnum):
+    """The types of events, for the help and completion."""
+
+    QUERY_EXECUTED = "query_executed"
+    AUTH_ATTEMPT = "auth_attempt"
+    AUTHZ_CHECK = "authz_check"
+    API_KEY_OPERATION = "api_key_operation"
+    SECURITY_EVENT = "security_event"
+    CONFIG_CHANGE = "config_change"
+
+
+Target = Literal["elasticsearch", "tables", "topic", "folder"]
+RestoreTier = Literal["standard", "bulk"]
+
+_Json = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
+_JsonLines = Annotated[bool, typer.Option("--json", help="JSON lines: each result.")]
+_Logs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log", metavar="LOG", help="A log, or a topic for all its logs. Can be repeated.", show_default="all"
+    ),
+]
 
 
 def _import(name: str) -> Any:
     """Import a module of the checkout for a command."""
     return operators.load(name, "this command")
+
+
+def _settings() -> Any:
+    """Return the operator's settings."""
+    return _import("tasks.settings").Settings()
+
+
+def _print_table(table: Any) -> None:
+    from custody.cli import render, terminal
+
+    render.console().print(table)
+    terminal.check_written()
+
+
+def _working(step: str) -> Any:
+    """Show on a terminal what is being done, and for how long."""
+    from custody.cli import render
+
+    return render.working(step)
 
 
 def _fail(problems: list[str]) -> None:
@@ -33,7 +76,7 @@ def _fail(problems: list[str]) -> None:
         raise CustodyError(*problems)
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog="custody demo --events 1000")
 def demo(
     folder: Annotated[
         Path, typer.Option("--dir", help="Folder for the archive and the keyring.", file_okay=False)
@@ -44,7 +87,7 @@ def demo(
     _import("flows.operate.demo").demo(folder, events)
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody up --port 4201")
 def up(
     folder: Annotated[
         Path, typer.Option("--dir", help="Folder for the files of Prefect's server; they can be lost.", file_okay=False)
@@ -57,56 +100,71 @@ def up(
     _import("flows.operate.up").up(folder, port)
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody drain --once")
 def drain(
     once: Annotated[
         bool, typer.Option("--once", help="End when all events that are in Kafka now are archived.")
     ] = False,
     seconds: Annotated[
-        float | None, typer.Option(min=1, help="Longest time for this run. Default: the setting `drain.seconds`.")
+        float | None,
+        typer.Option(min=1, help="Longest time for this run.", show_default="the setting `drain.seconds`"),
     ] = None,
+    as_json: _JsonLines = False,
 ) -> None:
     """Drain Kafka into the archive now, without Prefect. A scheduled run at the same time does no harm."""
-    settings = Settings()
+    settings = _settings()
     signals, run = _import("tasks.drain.signals"), _import("tasks.metrics.run").Run("drain")
-    with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT, grace=signals.GRACE_SECONDS), run.step("drain"):
+    stopping = signals.stop_on_signals(signal.SIGTERM, signal.SIGINT, grace=signals.GRACE_SECONDS)
+    with _working("draining"), stopping, run.step("drain"):
         results, indexed = _import("tasks.drain.run").drain_and_index(settings, once=once, seconds=seconds)
     if results and all(result.outcome != "failed" for result in results):
         run.succeed()
     _import("tasks.metrics.export").export(settings, run)
-    if results:
-        render.console().print(_import("flows.summaries").drain_table(results))
+    if results and as_json:
+        drained = [{"kind": "drained", **asdict(result)} for result in results]
+        common.print_json(*drained, *({"kind": "indexed", **asdict(result)} for result in indexed))
+    elif results:
+        _print_table(_import("flows.summaries").drain_table(results))
     else:
         _fail([f"no topic on {settings.kafka.bootstrap_servers} matches kafka.topics {settings.kafka.topics}"])
     for result in results:
         if result.headroom_unknown:
-            echo(escape(f"Headroom of {result.log} is unknown: {result.headroom_unknown}"), err=True)
+            common.note(escape(f"Headroom of {result.log} is unknown: {result.headroom_unknown}"))
     for result in indexed:
         if result.problem:
-            echo(escape(f"Cannot be searched yet: {result.log}: {result.problem}"), err=True)
+            common.note(escape(f"Cannot be searched yet: {result.log}: {result.problem}"))
         if result.rejected:
-            echo(escape(f"Cannot be searched: {result.log}: {result.rejections}"), err=True)
+            common.note(escape(f"Cannot be searched: {result.log}: {result.rejections}"))
     _fail([result.problem for result in results if result.outcome == "failed"])
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")
 def index(
-    logs: Annotated[list[str] | None, typer.Argument(help="LOG/PARTITION; all logs if not given.")] = None,
+    logs: Annotated[
+        list[str] | None, typer.Argument(help="LOG/PARTITION, or a topic for all its logs.", show_default="all")
+    ] = None,
+    *,
+    as_json: _JsonLines = False,
 ) -> None:
     """Index archived events that Elasticsearch lacks, now. The drain does this too, after each manifest."""
-    results = _import("tasks.search.index").index_logs(Settings(), logs or ())
-    render.console().print(_import("flows.summaries").index_table(results))
+    settings, indexing = _settings(), _import("tasks.search.index")
+    with _working("indexing"):
+        results = indexing.index_logs(settings, logs or ())
+    if as_json:
+        common.print_json(*map(asdict, results))
+    else:
+        _print_table(_import("flows.summaries").index_table(results))
     rejections = [f"{result.log}: {result.rejections}" for result in results if result.rejected]
     problems = [f"{result.log}: {result.problem}" for result in results if result.problem]
     if rejections and not any(result.created or result.there for result in results):
         problems += ["nothing was indexed", *rejections]
     else:
         for rejection in rejections:
-            echo(escape(rejection), err=True)
+            common.note(escape(rejection))
     _fail(problems)
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody roll --dry-run")
 def roll(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")] = False,
     confirm_clock: Annotated[
@@ -117,107 +175,137 @@ def roll(
             " nothing expires then. The retention stays as it is.",
         ),
     ] = False,
+    as_json: _JsonLines = False,
 ) -> None:
     """Roll indices and storage tiers, and delete evidence whose retention has ended, now, without Prefect."""
-    rolling = _import("tasks.roll.run")
-    actions = rolling.roll_all(Settings(), datetime.now(UTC), dry_run=dry_run, confirm_clock=confirm_clock)
-    if actions:
-        render.console().print(_import("flows.summaries").roll_table(actions))
+    settings, rolling = _settings(), _import("tasks.roll.run")
+    with _working("rolling"):
+        actions = rolling.roll_all(settings, datetime.now(UTC), dry_run=dry_run, confirm_clock=confirm_clock)
+    if as_json:
+        common.print_json(*map(asdict, actions))
+    elif actions:
+        _print_table(_import("flows.summaries").roll_table(actions))
     else:
         echo("Nothing to do.")
     _fail([f"{action.what} {action.target}: {action.why}" for action in actions if action.outcome == "failed"])
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody audit --log audit.events --since 2d")
 def audit(
-    log: Annotated[
-        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. Default: all.")
-    ] = None,
+    log: _Logs = None,
     full: Annotated[
         bool, typer.Option("--full", help="Read all statements again, not only a share of the old ones.")
     ] = False,
-    since: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed at this time or later, in UTC.")
-    ] = None,
-    until: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Only statements sealed before this time, in UTC.")
-    ] = None,
+    since: Annotated[datetime | None, time_option("Only statements sealed at this time or later.")] = None,
+    until: Annotated[datetime | None, time_option("Only statements sealed before this time.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, then the audit.")] = False,
 ) -> None:
-    """Audit the archive now, without Prefect, and write a signed audit. Exit codes are those of `verify`."""
-    planning = _import("tasks.audit.plan")
-    aware = [moment and as_utc(moment) for moment in (since, until)]
-    plan = planning.plan_audit(Settings(), planning.Request(tuple(log or ()), full, *aware), datetime.now(UTC))
-    results = list(_import("tasks.audit.pieces").verify_pieces(Settings(), plan, plan.pieces))
-    outcome = _import("tasks.audit.conclude").conclude(Settings(), plan, results)
-    table = render.table("severity", "!finding", "log", "#sequence", "message")
-    for finding in outcome.findings[: render.FINDINGS_SHOWN]:
-        where = (finding.get("log", ""), str(finding.get("sequence", "")))
-        table.add_row(*map(render.safe, (finding["severity"], finding["finding"], *where, finding["message"])))
-    if table.row_count:
-        render.console().print(table)
-    echo(escape(_import("flows.summaries").audit_summary(outcome)))
+    """Audit the archive now, without Prefect, and write a signed audit."""
+    settings, summaries = _settings(), _import("flows.summaries")
+    planning, verifying = _import("tasks.audit.plan"), _import("tasks.audit.pieces")
+    concluding = _import("tasks.audit.conclude")
+    with _working("planning the audit") as step:
+        request = planning.Request(tuple(log or ()), full, since, until)
+        plan = planning.plan_audit(settings, request, datetime.now(UTC))
+        results = []
+        for result in verifying.verify_pieces(settings, plan, plan.pieces):
+            results.append(result)
+            step(f"auditing, {len(results):,} of {len(plan.pieces):,} pieces")
+        step("signing the audit")
+        outcome = concluding.conclude(settings, plan, results)
+    # The exit code is the verdict, whether or not it could be printed.
+    if as_json:
+        for finding in outcome.findings:
+            echo(json.dumps({"kind": "finding", **finding}))
+        document = {name: value for name, value in asdict(outcome).items() if name != "findings"}
+        echo(json.dumps({"kind": "audit", **document, "findings": len(outcome.findings)}))
+    else:
+        from custody.cli import render
+
+        if outcome.findings:
+            render.console().print(summaries.audit_table(outcome))
+        echo(escape(summaries.audit_summary(outcome)))
     raise typer.Exit(outcome.exit_code)
 
 
-@app.command()
-def backfill(
-    since: Annotated[
-        datetime, typer.Option(formats=_TIMES, help="Events at this time or later, by their own time, in UTC.")
-    ],
-    until: Annotated[datetime, typer.Option(formats=_TIMES, help="Events before this time, in UTC.")],
-    to: Annotated[str, typer.Option("--to", help="elasticsearch, tables, topic or folder.")] = "elasticsearch",
-    log: Annotated[
-        list[str] | None, typer.Option(help="A log, or a topic for all its logs. Can be repeated. Default: all.")
-    ] = None,
+@app.command(rich_help_panel=OPERATE, epilog="custody backfill --since 2026-05-01 --until 2026-05-04 --to tables")
+def backfill(  # noqa: PLR0913 - each is an option of the command
+    since: Annotated[datetime, time_option("Events at this time or later, by their own time.")],
+    until: Annotated[datetime, time_option("Events before this time.")],
+    to: Annotated[Target, typer.Option("--to", help="Where the events are copied to.")] = "elasticsearch",
+    log: _Logs = None,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="An event type. Can be repeated. Default: all.")
+        list[EventType] | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help=f"An event type: {', '.join(EventType)}. Can be repeated.",
+            show_default="all",
+        ),
     ] = None,
     topic: Annotated[
         str | None, typer.Option(help="The Kafka topic, for --to topic. It gets each event at least once.")
     ] = None,
     folder: Annotated[str | None, typer.Option(help="The folder, for --to folder.")] = None,
     tier: Annotated[
-        str, typer.Option(help="How segments in an archive storage class are restored: standard or bulk.")
+        RestoreTier, typer.Option(help="How segments in an archive storage class are restored.")
     ] = "standard",
     late_days: Annotated[
         int | None,
-        typer.Option(min=0, help="Only statements sealed at most this many days after the range. Default: all."),
+        typer.Option(min=0, help="Only statements sealed at most this many days after the range.", show_default="all"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be read and how long it would take; change nothing.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the plan, then what was done.")] = False,
 ) -> None:
-    """Copy archived events of a time range to a target, and restore them first if needed. Exit code 3: restoring."""
-    planning, summaries = _import("tasks.backfill.plan"), _import("flows.summaries")
-    for name, value, known in (("--to", to, planning.KINDS), ("--tier", tier, planning.TIERS)):
-        if value not in known:
-            raise ConfigurationError(f"{name} is {value[:100]!r}; it must be one of {', '.join(known)}")
-    aware = {"since": as_utc(since), "until": as_utc(until)}
-    chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
-    request = planning.Request(**aware, **chosen, tier=tier, late_days=late_days)
-    plan = planning.plan_backfill(Settings(), request)
-    echo(escape(summaries.plan_summary(plan)))
+    """Copy archived events of a time range to a target, and restore them first if needed."""
+    settings, planning, summaries = _settings(), _import("tasks.backfill.plan"), _import("flows.summaries")
+
+    def show(text: str, kind: str, **facts: object) -> None:
+        if as_json:
+            common.print_json({"kind": kind, **facts})
+        else:
+            echo(escape(text))
+
+    types = tuple(map(str, type_ or ()))
+    chosen = {"logs": tuple(log or ()), "types": types, "target": to, "topic": topic, "folder": folder}
+    request = planning.Request(since=since, until=until, **chosen, tier=tier, late_days=late_days)
+    with _working("planning the backfill"):
+        plan = planning.plan_backfill(settings, request)
+    show(summaries.plan_summary(plan), "plan", **summaries.plan_facts(plan))
     if dry_run:
         return
     copying = _import("tasks.backfill.copy")
-    if waiting := copying.restore(Settings(), plan):
-        echo(f"{waiting:,} segments are being restored: run the same command again once they are restored.")
+    if waiting := copying.restore(settings, plan):
+        text = f"{waiting:,} segments are being restored: run the same command again once they are restored."
+        show(text, "restoring", segments=waiting)
         raise typer.Exit(3)
     signals = _import("tasks.drain.signals")
-    with signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
-        done = copying.copy(Settings(), plan, go_on=lambda: not signals.stop_requested.is_set())
-    echo(summaries.copy_summary(done))
+    with _working("copying") as step, signals.stop_on_signals(signal.SIGTERM, signal.SIGINT):
+        done = copying.copy(
+            settings,
+            plan,
+            progress=lambda now: step(f"copying, {now.looked_at:,} of {now.events:,} events checked"),
+            go_on=lambda: not signals.stop_requested.is_set(),
+        )
+    show(summaries.copy_summary(done), "copied", **summaries.copy_facts(done))
     _fail(done.problems)
     if done.stopped:
         raise CustodyError("the backfill was stopped: run the same command again to continue")
 
 
-@app.command("new-epoch")
+@app.command("new-epoch", rich_help_panel=OPERATE, epilog="custody new-epoch audit.events")
 def new_epoch(
     topic: Annotated[str, typer.Argument(help="A topic that was recreated, moved to another cluster, or truncated.")],
+    *,
+    as_json: _JsonLines = False,
 ) -> None:
     """Begin a new epoch of a topic's logs, after the topic was recreated, moved or truncated."""
-    begun = _import("tasks.drain.resume").begin_epoch(Settings(), topic)
+    begun = _import("tasks.drain.resume").begin_epoch(_settings(), topic)
+    if as_json:
+        common.print_json(*map(asdict, begun))
+        return
     for epoch in begun:
         echo(f"{epoch.log}: new epoch begun; {epoch.earlier} stays as it is")
     if any(epoch.same_topic for epoch in begun):
@@ -227,40 +315,45 @@ def new_epoch(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody alert --test")
 def alert(
     test: Annotated[bool, typer.Option("--test", help="Send a test alert to each URL of alert.urls.")] = False,
+    *,
+    as_json: _Json = False,
 ) -> None:
-    """Try the way to the people who are alerted. Exit code 1: somebody was not told, or there is nobody to tell."""
+    """Try the way to the people who are alerted. It fails if somebody was not told, or there is nobody to tell."""
     alerts = _import("tasks.alert")
     if not test:
         raise ConfigurationError("an alert is sent by the flow alert/alert-now; this command only tries it: add --test")
     message = alerts.Alert("custody: a test alert", "Nothing is wrong: somebody ran 'custody alert --test'.")
-    delivery = alerts.send(Settings(), message, attempts=1)
+    delivery = alerts.send(_settings(), message, attempts=1)
+    if as_json:
+        common.print_json(asdict(delivery))
     if delivery.failed or not delivery.told:
         raise CustodyError(delivery.summary())
-    echo(delivery.summary())
+    if not as_json:
+        echo(delivery.summary())
 
 
-@app.command()
-def check(as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False) -> None:
+@app.command(rich_help_panel=START, epilog="custody check")
+def check(*, as_json: _Json = False) -> None:
     """Try all that a run needs: settings, keys, archive, Kafka, Elasticsearch, Prefect, alerts. Exit code 3: warnings.
 
     Nothing is changed: only probe objects are written to the archive, and removed again.
     """
     checking = _import("flows.operate.check")
-    level = checking.show(Settings(), _import("flows.operate.up").DEPLOYMENTS, as_json=as_json)
+    level = checking.show(_settings(), _import("flows.operate.up").DEPLOYMENTS, as_json=as_json)
     raise typer.Exit(_import("flows.operate.status").EXIT_CODES[level])
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody metrics --export")
 def metrics(
     to_all: Annotated[
         bool, typer.Option("--export", help="Export them to what [metrics] names, as each run does. Print nothing.")
     ] = False,
 ) -> None:
     """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted."""
-    exporting, settings = _import("tasks.metrics.export"), Settings()
+    exporting, settings = _import("tasks.metrics.export"), _settings()
     if not to_all:
         write(iter([exporting.show(settings)]))
     elif not settings.metrics.is_on:
@@ -269,13 +362,14 @@ def metrics(
         raise CustodyError("the metrics were not exported: the lines above say why")
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE, epilog="custody status --watch --every 10")
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
+    *,
+    as_json: _Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between, with --watch.")] = 5,
 ) -> None:
-    """Show what is wrong, how far each log is, and who is alerted. Exit code 0: healthy, 3: only warnings."""
+    """Show what is wrong, how far each log is, and who is alerted."""
     showing = _import("flows.operate.status")
-    level = showing.show(Settings(), as_json=as_json, every=every if watch else None)
+    level = showing.show(_settings(), as_json=as_json, every=every if watch else None)
     raise typer.Exit(showing.EXIT_CODES[level])

@@ -34,7 +34,7 @@ from custody.archive.reader import list_logs
 from custody.archive.writer import create_archive
 from custody.cli import render
 from custody.cli.main import main
-from custody.errors import CustodyError, TransientSourceError
+from custody.errors import ConfigurationError, CustodyError, TransientSourceError
 from custody.format.layout import Log
 from custody.keys import trust_file
 from custody.keys.keyring import new_keyring
@@ -74,7 +74,12 @@ def demo(folder: Path, events: int) -> None:
     """
     console = render.console(soft_wrap=True)
     begin = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder {folder} cannot be made: {error.strerror}; name another one with --dir"
+        ) from None
     archive, keyring, trust = folder / "archive", folder / "keyring.json", folder / "trust.json"
     _init(archive, keyring, trust)
     topic = new_topic(folder)

@@ -10,7 +10,7 @@ from custody.archive.forms import AUDITS
 from custody.archive.reader import before_garbage, find_audit_tip, read_archive
 from custody.archive.trusted import Judge, check_archive
 from custody.archive.writer import writer_name
-from custody.errors import ConfigurationError, FormatError, ObjectMissing
+from custody.errors import ConfigurationError, FormatError
 from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
@@ -51,10 +51,7 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
     """
     store = open_store(settings.archive, settings.s3)
     stack.callback(store.close)
-    try:
-        archive = read_archive(store)
-    except ObjectMissing:
-        raise ConfigurationError(f"there is no archive at {store.url}: run 'custody init' first") from None
+    archive = read_archive(store)
     signers, trust = settings.signers(datetime.now(UTC)), settings.own_trust()
     signers.hmac()
     problem = check_archive(archive, trust)

@@ -30,6 +30,7 @@ from custody.errors import (
     ConfigurationError,
     CustodyError,
     FormatError,
+    NoArchive,
     ObjectMissing,
     StoreError,
     TransientStoreError,
@@ -86,7 +87,7 @@ def open_archive(settings: Settings, store: Store) -> Opened:
     """Read the archive's identity and the keys.
 
     Raises:
-        ConfigurationError: there is no archive.
+        NoArchive: there is no archive.
         TransientStoreError: the archive's storage does not answer.
     """
     try:
@@ -94,8 +95,8 @@ def open_archive(settings: Settings, store: Store) -> Opened:
     except TransientStoreError:
         raise
     except CustodyError as error:
-        if isinstance(error, ObjectMissing) and not list_logs(store):
-            raise ConfigurationError(f"there is no archive at {store.url}: run 'custody init' first") from None
+        if isinstance(error, NoArchive) and not list_logs(store):
+            raise
         return Opened(store, None, None, problems=(_unchecked(f"signatures are not checked: {error}", _VERIFY),))
     try:
         trust = settings.own_trust()

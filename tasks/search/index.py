@@ -253,9 +253,10 @@ class Indexer:
 @contextmanager
 def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
     """Open the archive and Elasticsearch, prepare its indices, and yield the archive's store and its indexer."""
-    with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
-        problems = prepare(search)
-        yield store, Indexer(settings, store, search, read_archive(store).id, problems)
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        archive = read_archive(store).id
+        with closing(Search(settings.search)) as search:
+            yield store, Indexer(settings, store, search, archive, prepare(search))
 
 
 def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:

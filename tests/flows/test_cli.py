@@ -158,5 +158,8 @@ def test_a_table_of_logs_shows_whole_names() -> None:
     console = Console(width=80, file=StringIO())
     console.print(drain_table([result]))
     assert isinstance(console.file, StringIO)
-    column = "".join(line[:15].strip() for line in console.file.getvalue().splitlines()[3:])
-    assert column == log
+    rows, _, caption = console.file.getvalue().partition("Left out")
+    assert "".join(line.split()[0] for line in rows.splitlines()[3:] if line.strip()) == log
+    assert ": head" in caption
+    for whole in ("events", "quarantined", "lost", "lag"):
+        assert whole in rows

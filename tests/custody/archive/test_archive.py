@@ -27,7 +27,7 @@ from custody.errors import (
     HeadRollback,
     KeyUnavailable,
     LogChanged,
-    ObjectMissing,
+    NoArchive,
     TransientStoreError,
 )
 from custody.findings import Accepted
@@ -351,7 +351,7 @@ def test_archive_with_numbers_out_of_bounds(field: str, number: int) -> None:
 
 def test_no_archive() -> None:
     """Where there is no archive, that is said."""
-    with pytest.raises(ObjectMissing):
+    with pytest.raises(NoArchive):
         read_archive(MemoryStore())
 
 

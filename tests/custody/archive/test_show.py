@@ -69,7 +69,7 @@ def test_statements_and_objects(leafy: Leafy) -> None:
     for what in ("nonsense", "a/b/c/d", "audit.leafy/x"):
         with pytest.raises(ConfigurationError):
             show(leafy.store, what, leafy.own)
-    with pytest.raises(ObjectMissing):
+    with pytest.raises(ConfigurationError, match=r"has no log 'audit\.other/0'; did you mean audit\.leafy/0"):
         show(leafy.store, "audit.other/0", leafy.own)
 
 

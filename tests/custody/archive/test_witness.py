@@ -21,7 +21,7 @@ from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
 from custody.archive.writer import append_audit, create_archive, write_checkpoint
 from custody.cli.evidence import app
-from custody.errors import ConfigurationError, ObjectMissing
+from custody.errors import ConfigurationError, NoArchive
 from custody.findings import Accepted
 from custody.format.archive_file import Pin
 from custody.format.audit import Audit, SignedAudit
@@ -389,7 +389,7 @@ def test_signatures_of_a_pinned_archive_file(leafy: Leafy, tmp_path: Path) -> No
 def test_a_url_that_was_never_seen(leafy: Leafy, tmp_path: Path) -> None:
     """Where no archive lies and none was seen there is no alarm, but an error; where one was seen it is an alarm."""
     witness = Witness(tmp_path / "witness", NOW)
-    with pytest.raises(ObjectMissing, match="never saw one there"):
+    with pytest.raises(NoArchive, match="is this the right place"):
         list(witness.watch(open_store(str(tmp_path / "nowhere")), leafy.public, NOW))
     watch(leafy, tmp_path / "witness")
     shutil.rmtree(leafy.folder)
@@ -776,7 +776,7 @@ def test_the_command_of_a_refusal(leafy: Leafy, tmp_path: Path, custody: Command
     trust = write_trust(tmp_path / "trust.json", leafy.public)
     options = ["--trust", trust, "--state", "w"]
     nowhere = custody("witness", tmp_path / "nowhere", *options)
-    assert (nowhere.code, "there is no archive at" in nowhere.err) == (1, True)
+    assert (nowhere.code, "there is no archive at" in nowhere.err) == (2, True)
     audit(leafy)
     audit(leafy)
     assert custody("witness", leafy.folder, *options).code == 0

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -210,11 +211,15 @@ def test_a_signal_ends_it_at_once(custody: Command, sample: Sample, tmp_path: Pa
     assert read_folder(tmp_path / "copy") == read_folder(sample.folder)
 
 
+SHOW_AT_ONCE = "from custody.cli import main, render; render.PROGRESS_AFTER = 0; main.main()"
+"""The command line, which otherwise shows progress only of what takes longer than a second."""
+
+
 def test_progress_is_for_terminals_only(sample: Sample, tmp_path: Path) -> None:
     """On a terminal a bar shows how far the copy is; into a pipe there is text alone."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CUSTODY_")}
     environment |= {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-    command = [sys.executable, "-c", "from custody.cli.main import main; main()", "copy", str(sample.folder)]
+    command = [sys.executable, "-c", SHOW_AT_ONCE, "copy", str(sample.folder)]
     keys = ["--keys", f"file:{sample.keyring}"]
     piped = subprocess.run(
         [*command, "piped", *keys], cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=60
@@ -227,6 +232,11 @@ def test_progress_is_for_terminals_only(sample: Sample, tmp_path: Path) -> None:
         )
         assert shown.returncode == 0
         assert b"copying" in os.read(parent, 65_536)
+        quiet = subprocess.run(
+            [*command, "shown", *keys, "--quiet"], cwd=tmp_path, env=environment, stderr=child, check=False, timeout=60
+        )
+        assert quiet.returncode == 0
+        assert select.select([parent], [], [], 0)[0] == []
     finally:
         os.close(parent)
         os.close(child)

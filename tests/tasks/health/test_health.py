@@ -287,7 +287,7 @@ def test_nobody_is_alerted(growing: Growing) -> None:
 
 def test_no_archive(tmp_path: Path) -> None:
     """Where there is no archive, the error is the one of the other commands."""
-    with pytest.raises(ConfigurationError, match=r"there is no archive at .*: run 'custody init' first"):
+    with pytest.raises(ConfigurationError, match=r"there is no archive at .*: is this the right place\?"):
         health_of(Settings(archive=str(tmp_path / "none")))
 
 
