@@ -74,6 +74,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         10: "something differs",
     },
     "backfill": {0: "done", 1: "it failed, or nothing of what was asked was copied", 3: "restores are under way"},
+    "check": {0: "all is well", 1: "at least one line failed", 3: "warnings only"},
     "status": {0: "healthy", 1: "at least one problem", 3: "warnings only", 130: "Ctrl-C ended --watch"},
 }
 """Exit codes of the commands that have more than 0 (done), 1 (it failed) and 2 (a wrong argument or setting)."""
