@@ -9,16 +9,18 @@ Rules:
    before later ones. Records that expired in the source are missing until the statement that says so is there.
 3. The source may grow meanwhile. What refers to others is listed first, so that each object it refers to is listed
    too. What is written after its listing is left for the next run.
-4. Everything is copied byte for byte, garbage too: the copy gives the same findings. Left out, and named, is what a
+4. Everything but rule 6 is copied byte for byte, garbage too: the copy gives the same findings. Left out is what a
    store of ours cannot hold: a key with `..`, an object beyond `MOST_BYTES`. Versions beneath the present are not read.
 5. Nothing of a log is copied onto another history: the newest statement that both have must be the same. Its tree
    covers all before it. Other objects that both have are compared by size. Verification compares their bytes.
-6. A second run copies what the target lacks by the listings (`copy_plan.py`). Memory stays bounded for any number of
+6. A log's entries are copied up to the last one that counts (`copy_ends.py`). What follows is left for the next run,
+   and named: whoever puts a byte into the next slot would otherwise stop the copy for good, where TO is locked.
+7. A second run copies what the target lacks by the listings (`copy_plan.py`). Memory stays bounded for any number of
    objects, and for any size of them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,11 +28,12 @@ from itertools import groupby
 from typing import Any
 
 from custody.archive import reader
+from custody.archive.copy_ends import Ends
 from custody.archive.copy_plan import CHAINED, SIGNED, Plan, Planned, Rank, room_on_disk
+from custody.archive.copy_start import prepare
 from custody.archive.forms import form_of
 from custody.archive.trusted import Judge, find_signed_end
 from custody.errors import (
-    ConfigurationError,
     CustodyError,
     FormatError,
     ObjectArchived,
@@ -62,8 +65,9 @@ class Refusal:
 
     Attributes:
         reason: one of `differs`, `fork`, `ahead`, `archived`, `unreadable`, `missing`, `changed`, `large`, `name`,
-            `unwritten`.
-        key: of the object. For `fork` and `ahead` it is of the log's statement where the two differ.
+            `unwritten`, `unsigned`.
+        key: of the object. For `fork` and `ahead` it is of the log's statement where the two differ. For `unsigned` it
+            is the first one that no signature covers.
         severity: how bad it is, as a finding of verification.
         message: what happened, and what to do.
     """
@@ -138,6 +142,8 @@ def copy_archive(
     source: Store,
     target: Store,
     *,
+    trust: Trust | None = None,
+    known: Iterable[tuple[str, KnownHead]] = (),
     elsewhere: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Copied:
@@ -146,18 +152,24 @@ def copy_archive(
     Args:
         source: the archive. A writer may be at work.
         target: an empty store, or an earlier copy.
-        elsewhere: whether the target is on another server, where the same URL means other objects.
+        trust: keys that decide what is signed. Without them every well-formed entry counts, also a forged one.
+        known: heads of the source, by log. The copy must reach them.
+        elsewhere: whether the target has another endpoint of S3, where the same URL may mean other objects.
         progress: called now and then.
 
     Raises:
         ConfigurationError: the source is no archive, or the target is another one, the same, or one within the other.
         StoreError: a store does not answer, or the target cannot be written. What was copied stays.
     """
-    begun = _prepare(source, target, elsewhere=elsewhere)
+    archive, begun = prepare(source, target, elsewhere=elsewhere)
+    sizes: Counter[str] = Counter()
+    for log, head in known:
+        sizes[log] = max(sizes[log], head.size)
+    ends = Ends(archive, trust or Trust(), sizes)
     pool, patient = ThreadPoolExecutor(_WORKERS), False
     try:
         with room_on_disk(), closing(Plan()) as plan:
-            done = _Copy(source, target, plan, pool, progress).run()
+            done = _Copy(source, target, ends, plan, pool, progress).run()
         patient = True
     except CustodyError:
         patient = True
@@ -207,39 +219,6 @@ def signed_heads(store: Store, archive: str, trust: Trust) -> Iterator[tuple[str
             yield str(log), None
 
 
-def _prepare(source: Store, target: Store, *, elsewhere: bool) -> bool:
-    """Check that one is an archive and the other its copy or empty. Return whether `archive.json` was put."""
-    ours, theirs = f"{source.url}/", f"{target.url}/"
-    if not elsewhere and (ours.startswith(theirs) or theirs.startswith(ours)):
-        raise ConfigurationError(
-            f"{target.url} and {source.url} are the same, or one is inside the other; copy to a location of its own"
-        )
-    try:
-        reader.read_archive(source)
-        own = source.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
-    except FormatError as error:
-        raise ConfigurationError(f"nothing was copied: {error}") from None
-    try:
-        other = target.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
-    except ObjectMissing:
-        # A copy begins with archive.json, so whatever else is there is not ours.
-        if (first := next(iter(target.list()), None)) is not None:
-            raise ConfigurationError(
-                f"{target.url} is not empty and has no {layout.ARCHIVE}, so it is no copy of an archive: it has"
-                f" {first.key!r}. Nothing was written; copy to an empty location"
-            ) from None
-        target.create(layout.ARCHIVE, own)
-        return True
-    except FormatError:
-        other = b""
-    if other != own:
-        raise ConfigurationError(
-            f"{target.url} has another {layout.ARCHIVE} than {source.url}: it is another archive, or one of the two was"
-            " changed. Nothing was written; copy to another location, and verify both"
-        )
-    return False
-
-
 class _Copy:
     """One run of a copy."""
 
@@ -247,12 +226,13 @@ class _Copy:
         self,
         source: Store,
         target: Store,
+        ends: Ends,
         plan: Plan,
         pool: ThreadPoolExecutor,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._source, self._target = source, target
-        self._plan, self._pool, self._progress = plan, pool, progress
+        self._ends, self._plan, self._pool, self._progress = ends, plan, pool, progress
         self._done = Copied()
         self._listed = 0
         self._total: int | None = None
@@ -264,6 +244,7 @@ class _Copy:
         # The target first: what a run beside this one puts meanwhile is in the source already.
         self._plan.list_target(self._target, self._note_listed)
         self._plan.list_source(self._source, self._note_listed)
+        self._leave_tails()
         self._done.present, self._total = self._plan.sums()
         self._compare()
         for _, objects in groupby(self._plan.lacking(), key=lambda item: (item.epoch, item.rank)):
@@ -282,6 +263,42 @@ class _Copy:
         if self._progress:
             self._progress(Progress(self._listed, self._done.objects, self._done.stored, self._total))
 
+    def _leave_tails(self) -> None:
+        """Leave what follows the last entry of each log that counts."""
+        for name, ended in self._plan.growing():
+            log = layout.parse_log_text(name)
+            if log is None:
+                continue
+            prefix = form_of(log).prefix
+            with (
+                closing(self._plan.slots(prefix, lowest_first=True)) as first,
+                closing(self._plan.slots(prefix)) as all_,
+            ):
+                end = self._ends.find(self._source, log, all_, next(first), self._entry, ended=ended)
+            if (left := self._plan.leave(prefix, end.last)) is not None:
+                self._done.refuse(self._left(name, *left, end.worst))
+
+    def _entry(self, item: Planned) -> bytes | None:
+        """Return the bytes of an entry of the source, None if it cannot be read or is none."""
+        if item.size > limits.FILE_BYTES:
+            return None
+        data = self._read(item)
+        if isinstance(data, Refusal):
+            self._done.refuse(data)
+            return None
+        return data
+
+    def _left(self, log: str, first: str, count: int, severity: Severity) -> Refusal:
+        message = (
+            f"{count:,} objects of {log} from here on stay behind: {self._source.url} has nothing after them that a"
+            " trusted key signed. "
+        )
+        if severity == Severity.NOTICE:
+            message += "No key at hand can check them: the run after the next checkpoint copies them"
+        else:
+            message += "Verify the first; give the missing key, or find out who put them there"
+        return Refusal("unsigned", first, severity, message)
+
     def _compare(self) -> None:
         """Report where the two archives differ, and keep the logs with two histories from being copied."""
         junctions = self._plan.junctions()
@@ -297,25 +314,62 @@ class _Copy:
             self._done.refuse(Refusal("name", item.key, Severity.POLICY, message))
         ahead: Counter[str] = Counter()
         first: dict[str, str] = {}
-        for key, rank, log in self._plan.only_in_target():
-            if rank in SIGNED and log not in self._forked:
-                ahead[log] += 1
-                first.setdefault(log, key)
-            elif rank not in SIGNED:
+        signed: set[str] = set()
+        for item in self._plan.only_in_target():
+            if item.rank in SIGNED and item.log not in self._forked:
+                ahead[item.log] += 1
+                first.setdefault(item.log, item.key)
+                if item.log not in signed and self._counts_in_target(item):
+                    signed.add(item.log)
+            elif item.rank not in SIGNED:
                 self._done.only_in_target += 1
         for log, count in ahead.items():
-            self._done.refuse(self._ahead(log, count, first[log]))
+            if log in signed:
+                self._done.refuse(self._ahead(log, count, first[log]))
+            else:
+                self._done.refuse(
+                    self._tail(log, first[log], f"{self._source.url} has nothing there", Severity.INCOMPLETE)
+                )
+
+    def _counts_in_target(self, item: Planned) -> bool:
+        """Return whether an object of a log in the target is signed, as far as that can be told."""
+        if item.size > limits.FILE_BYTES:
+            return False
+        try:
+            data = self._target.read(item.key, limit=limits.FILE_BYTES, restored=True)
+        except (ObjectArchived, ObjectMissing, FormatError, TerminalStoreError):
+            return True
+        return self._counts(item, data)
+
+    def _counts(self, item: Planned, data: bytes) -> bool:
+        """Return whether the target's bytes are signed, or may be by a key that is not at hand."""
+        log = layout.parse_log_text(item.log)
+        if log is None:
+            return False
+        if item.rank not in CHAINED:
+            return self._ends.is_checkpoint(log, item.number, data)
+        return self._ends.fault(self._target, log, item.number, data) is not Severity.POLICY
+
+    def _tail(self, log: str, key: str, result: str, severity: Severity) -> Refusal:
+        message = (
+            f"{self._target.url} has an object of {log} here that nobody signed; {result}. Find out who put it there,"
+            " and remove it. While it is locked, copy to another location"
+        )
+        return Refusal("unsigned", key, severity, message)
 
     def _check_junction(self, junction: tuple[Planned, int]) -> Refusal | None:
         item, size = junction
-        if item.size == size <= MOST_BYTES:
-            try:
-                ours, theirs = (store.read(item.key, limit=size) for store in (self._source, self._target))
-            except (ObjectArchived, ObjectMissing, FormatError, TerminalStoreError) as error:
-                message = f"{error}; so nothing more of {item.log} was copied"
-                return Refusal("unreadable", item.key, Severity.UNVERIFIABLE, message)
-            if ours == theirs:
+        result = f"so nothing more of {item.log} was copied"
+        if size > limits.FILE_BYTES:
+            return self._tail(item.log, item.key, result, Severity.TAMPERED)
+        try:
+            theirs = self._target.read(item.key, limit=size)
+            if item.size == size and self._source.read(item.key, limit=size) == theirs:
                 return None
+        except (ObjectArchived, ObjectMissing, FormatError, TerminalStoreError) as error:
+            return Refusal("unreadable", item.key, Severity.UNVERIFIABLE, f"{error}; {result}")
+        if not self._counts(item, theirs):
+            return self._tail(item.log, item.key, result, Severity.TAMPERED)
         message = (
             f"{item.log} has two histories: {self._source.url} and {self._target.url} have other bytes here. Nothing"
             " of this log was copied; find out which writers wrote them, and verify both"
@@ -371,11 +425,11 @@ class _Copy:
                     self._forked.add(item.log)
         self._report()
 
-    def _copy_object(self, item: Planned) -> Refusal | None:
-        """Copy one object. Return why it was not copied, None if it was.
+    def _read(self, item: Planned) -> bytes | Refusal:
+        """Read an object of the source. Return its bytes, or why it cannot be copied.
 
         Raises:
-            StoreError: a store does not answer, or the target takes no objects.
+            StoreError: the store does not answer.
         """
         evidence = item.rank != Rank.REST
         unread = Severity.UNVERIFIABLE if evidence else Severity.POLICY
@@ -397,6 +451,21 @@ class _Copy:
         if len(data) != item.size:
             message = f"the object changed while it was copied: it was listed with {item.size:,} bytes; copy again"
             return Refusal("changed", item.key, unread, message)
+        return data
+
+    def _copy_object(self, item: Planned) -> Refusal | None:
+        """Copy one object. Return why it was not copied, None if it was.
+
+        Raises:
+            StoreError: a store does not answer, or the target takes no objects.
+        """
+        evidence = item.rank != Rank.REST
+        data = self._read(item)
+        if isinstance(data, Refusal):
+            return data
+        if item.rank in (Rank.CHECKPOINTS, Rank.AUDIT_CHECKPOINTS) and not self._counts(item, data):
+            message = f"the object is no checkpoint of {item.log}, and stays behind; find out who put it there"
+            return Refusal("unsigned", item.key, Severity.POLICY, message)
         try:
             self._target.create(item.key, data)
         except ObjectExists:

@@ -4,7 +4,7 @@ Both listings are on disk, so that memory stays bounded for any number of object
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -61,6 +61,7 @@ class Planned:
     rank: Rank
     log: str
     epoch: int
+    number: int = 0
 
 
 def place_of(key: str) -> tuple[Rank, str, int, int]:
@@ -162,14 +163,44 @@ class Plan:
             newest[log.topic, log.partition] = max(log.epoch, newest.get((log.topic, log.partition), 0))
         return [log for log in logs if log.epoch < newest[log.topic, log.partition]]
 
+    def growing(self) -> list[tuple[str, bool]]:
+        """Return the logs with a slot that the target lacks, audits first, and whether each has a later epoch."""
+        rows = self._database.execute(
+            "SELECT DISTINCT log FROM source LEFT JOIN target USING (key)"
+            " WHERE target.key IS NULL AND rank IN (?, ?, ?) ORDER BY rank = ? DESC, log",
+            (*CHAINED, Rank.AUDITS),
+        )
+        earlier = set(map(str, self._earlier_epochs()))
+        return [(log, log in earlier) for (log,) in rows.fetchall()]
+
+    def slots(self, prefix: str, *, lowest_first: bool = False) -> Generator[Planned, None, None]:
+        """Yield the entries of a log in the source, the newest first. `prefix` is what their keys begin with."""
+        query = (
+            "SELECT key, size, rank, log, epoch, number FROM source WHERE key >= ? AND key < ? AND rank IN (?, ?, ?)"  # noqa: S608
+            f" ORDER BY key {'ASC' if lowest_first else 'DESC'}"
+        )
+        for key, size, rank, *rest in self._database.execute(query, (prefix, f"{prefix}~", *CHAINED)):
+            yield Planned(key, size, Rank(rank), *rest)
+
+    def leave(self, prefix: str, last: int) -> tuple[str, int] | None:
+        """Leave the entries after a slot that the target lacks to the next run. Return the first, and how many."""
+        chosen = (
+            "key >= ? AND key < ? AND rank IN (?, ?, ?) AND number > ?"
+            " AND NOT EXISTS (SELECT 1 FROM target WHERE target.key = source.key)"
+        )
+        rest = (prefix, f"{prefix}~", *CHAINED, last)
+        ((first, count),) = self._database.execute(f"SELECT min(key), count(*) FROM source WHERE {chosen}", rest)  # noqa: S608
+        self._database.execute(f"DELETE FROM source WHERE {chosen}", rest)  # noqa: S608
+        return (first, count) if count else None
+
     def junctions(self) -> list[tuple[Planned, int]]:
         """Return the newest statement of each log that both archives have, and its size in the target."""
         rows = self._database.execute(
-            "SELECT key, source.size, rank, log, epoch, target.size, max(number) FROM source JOIN target USING (key)"
+            "SELECT key, source.size, rank, log, epoch, max(number), target.size FROM source JOIN target USING (key)"
             " WHERE rank IN (?, ?, ?) GROUP BY log ORDER BY log",
             CHAINED,
         )
-        return [(Planned(key, size, Rank(rank), log, epoch), other) for key, size, rank, log, epoch, other, _ in rows]
+        return [(Planned(key, size, Rank(rank), *rest), other) for key, size, rank, *rest, other in rows]
 
     def lacking(self) -> Iterator[Planned]:
         """Yield what the target lacks, in the order in which it is put."""
@@ -184,9 +215,11 @@ class Plan:
         return self._objects("WHERE rank = ?")
 
     def _objects(self, chosen: str) -> Iterator[Planned]:
-        query = f"SELECT key, source.size, rank, log, epoch FROM source {chosen} ORDER BY epoch, rank, number, key"  # noqa: S608
-        for key, size, rank, log, epoch in self._database.execute(query, (Rank.NO_KEY,)):
-            yield Planned(key, size, Rank(rank), log, epoch)
+        query = (
+            f"SELECT key, source.size, rank, log, epoch, number FROM source {chosen} ORDER BY epoch, rank, number, key"  # noqa: S608
+        )
+        for key, size, rank, *rest in self._database.execute(query, (Rank.NO_KEY,)):
+            yield Planned(key, size, Rank(rank), *rest)
 
     def sums(self) -> tuple[int, int]:
         """Return how many objects both have in the same size, and the bytes of what the target lacks."""
@@ -199,11 +232,10 @@ class Plan:
         )
         return present, int(lacking)
 
-    def only_in_target(self) -> Iterator[tuple[str, Rank, str]]:
-        """Yield what only the target has: key, rank and log."""
+    def only_in_target(self) -> Iterator[Planned]:
+        """Yield what only the target has."""
         rows = self._database.execute(
-            "SELECT key FROM target LEFT JOIN source USING (key) WHERE source.key IS NULL ORDER BY key"
+            "SELECT key, target.size FROM target LEFT JOIN source USING (key) WHERE source.key IS NULL ORDER BY key"
         )
-        for (key,) in rows:
-            rank, log, _, _ = place_of(key)
-            yield key, rank, log
+        for key, size in rows:
+            yield Planned(key, size, *place_of(key))

@@ -298,7 +298,7 @@ def find_end(store: Store, form: Form[E], holds: Holds[E], hint: int = 0) -> Tip
     while sequence >= 0:
         digest, entry = read_entry(store, form, sequence, holds)
         if entry is not None:
-            tip = _tip_behind(form, entry, sequence)
+            tip = tip_behind(form, entry, sequence)
             break
         behind.append(digest)
         if len(behind) > limits.PASSED_OVER:
@@ -358,7 +358,12 @@ def beyond_hole(store: Store, form: Form[E], tip: Tip[E]) -> Iterator[int]:
         yield sequence
 
 
-def _tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:
+def tip_behind(form: Form[E], entry: E, sequence: int) -> Tip[E]:
+    """Return the tip after an entry in its slot, by the tree that it states.
+
+    Raises:
+        FormatError: that tree is inconsistent.
+    """
     tree = entry.statement.tree
     compact_range = tuple(map(bytes.fromhex, tree.compact_range))
     if (

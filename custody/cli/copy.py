@@ -59,7 +59,7 @@ def copy(  # noqa: PLR0913 - each is an option of the command
         typer.Option(help="A file that keeps the known heads of both archives, as for `verify`.", metavar="FILE"),
     ] = None,
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Only copy. Verify later with `custody verify TO`.")
+        bool, typer.Option("--no-verify", help="Only copy, with keys what they signed. Verify TO later.")
     ] = False,
     chain_only: Annotated[
         bool, typer.Option("--chain-only", help="Verify only statements, signatures and trees; read no segment.")
@@ -98,7 +98,8 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     }
     theirs = replace(settings.s3, **{name: value for name, value in options.items() if value is not None})
     first, second = open_store(source, theirs), open_store(settings.archive, settings.s3)
-    trusted = None if no_verify else _trust(settings, keys, [first, second])
+    given_keys = bool(keys or settings.trust or "keys" in settings.model_fields_set)
+    trusted = _trust(settings, keys, [first, second]) if given_keys or not no_verify else None
     known = _Known()
     if trusted is not None:
         try:
@@ -115,7 +116,14 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     reached = _Reached()
     try:
         with _ended_by_signals(), render.copy_progress() as bar:
-            done = copy_archive(first, second, elsewhere=elsewhere, progress=lambda now: reached.show(now, bar))
+            done = copy_archive(
+                first,
+                second,
+                trust=trusted,
+                known=known.heads,
+                elsewhere=elsewhere,
+                progress=lambda now: reached.show(now, bar),
+            )
     except _Ended as ended:
         echo(f"custody: ended by a signal. {reached.advice}", err=True)
         _end(ended.number)
@@ -123,7 +131,9 @@ def copy(  # noqa: PLR0913 - each is an option of the command
         echo(f"custody: {reached.advice}", err=True)
         raise
     _print_copied(done, first, second, as_json=as_json)
-    report = _verify(second, settings, trusted, known, chain_only=chain_only) if trusted is not None else None
+    report = None
+    if trusted is not None and not no_verify:
+        report = _verify(second, settings, trusted, known, chain_only=chain_only)
     _print_report(report, known, second, as_json=as_json)
     raise typer.Exit(max(done.exit_code, report.exit_code if report else 0))
 

@@ -352,6 +352,9 @@ def test_one_inside_the_other(scene: Scene, tmp_path: Path) -> None:
     for other in (here.root, here.root / "copy", tmp_path / "deep", tmp_path / "alias", tmp_path / "alias/tables"):
         with pytest.raises(ConfigurationError, match="inside the other"):
             run(open_store(str(here.root)), open_store(str(other)))
+        # A folder has no endpoint.
+        with pytest.raises(ConfigurationError, match="inside the other"):
+            copy_archive(open_store(str(here.root)), open_store(str(other)), elsewhere=True)
     assert read_folder(tmp_path) == before
     run(open_store(str(here.root)), open_store(str(tmp_path / "deep/archive-2")))
 
@@ -604,3 +607,131 @@ def test_a_copy_that_is_cut_off_is_found_by_the_heads_of_the_first(tmp_path: Pat
     report = verify(target, trust, now=now, workers=0, more_heads=heads)
     assert report.exit_code == Severity.TAMPERED
     assert {finding.finding for finding in report.findings} == {"head-rollback"}
+
+
+def next_slot(growing: Growing, kind: str) -> str:
+    """Return the key of the next slot of the log of statements, of audits, or of checkpoints."""
+    log = layout.parse_log_text(growing.log)
+    assert log
+    if kind == "checkpoints":
+        return layout.checkpoint_key(log, growing.size + 1)
+    return layout.audit_key(0) if kind == "audits" else layout.manifest_key(log, growing.size)
+
+
+def forged(growing: Growing) -> bytes:
+    """Return a statement for the next slot, well-formed but for its signature, which an attacker made up."""
+    other = growing.copy(growing.root.parent / "forger")
+    other.append(1)
+    line, signatures = (other.folder / next_slot(growing, "manifests")).read_bytes().splitlines(keepends=True)
+    value = signatures.partition(b'"value":"')[2]
+    return line + signatures.replace(value[:20], value[:20][::-1])
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("kind", ["manifests", "audits", "checkpoints"])
+def test_an_unsigned_object_in_the_next_slot_stays_behind(tmp_path: Path, kind: str, keyed: bool) -> None:
+    """Whoever can write into the first, without a key, stops no replica: what nobody signed is named, and left."""
+    growing = Growing(tmp_path / "good")
+    growing.append(2)
+    trust = open_trust([f"file:{growing.keyring}"]) if keyed else None
+    source, target = open_store(str(growing.folder)), open_store(str(tmp_path / "copy"))
+    key = next_slot(growing, kind)
+    (growing.folder / key).parent.mkdir(parents=True, exist_ok=True)
+    (growing.folder / key).write_bytes(b"x")
+    for _ in range(2):
+        done = copy_archive(source, target, trust=trust)
+        assert (reasons(done), done.exit_code) == ({key: "unsigned"}, Severity.POLICY)
+        assert {**read_folder(tmp_path / "copy"), key: b"x"} == read_folder(growing.folder)
+    (growing.folder / key).unlink()
+    growing.append(2)
+    assert copy_archive(source, target, trust=trust).exit_code == 0
+    assert read_folder(tmp_path / "copy") == read_folder(growing.folder)
+
+
+def test_a_slot_that_is_passed_over_is_copied(tmp_path: Path) -> None:
+    """Once a signed statement passes over garbage, both are copied: the copy has the tree of the first."""
+    growing = Growing(tmp_path / "good")
+    growing.append(2)
+    trust = open_trust([f"file:{growing.keyring}"])
+    source, target = open_store(str(growing.folder)), open_store(str(tmp_path / "copy"))
+    (growing.folder / next_slot(growing, "manifests")).write_bytes(b"x")
+    copy_archive(source, target, trust=trust)
+    growing.append(1)
+    assert copy_archive(source, target, trust=trust).exit_code == 0
+    assert read_folder(tmp_path / "copy") == read_folder(growing.folder)
+    assert verify(target, trust, now=datetime.now(UTC), workers=0).exit_code == Severity.NOTICE
+
+
+def test_a_forged_statement(tmp_path: Path) -> None:
+    """With keys a forged statement stays behind. Without, it is copied, and then named for what it is: no fork."""
+    growing = Growing(tmp_path / "good")
+    growing.append(2)
+    trust = open_trust([f"file:{growing.keyring}"])
+    source = open_store(str(growing.folder))
+    keyed, keyless = open_store(str(tmp_path / "keyed")), open_store(str(tmp_path / "keyless"))
+    key = next_slot(growing, "manifests")
+    (growing.folder / key).write_bytes(forged(growing))
+    assert reasons(copy_archive(source, keyed, trust=trust)) == {key: "unsigned"}
+    assert copy_archive(source, keyless).exit_code == 0
+    (growing.folder / key).unlink()
+    # It is there alone, and then in place of a good one.
+    for steps, severity in ((0, Severity.INCOMPLETE), (2, Severity.TAMPERED)):
+        growing.append(steps)
+        done = copy_archive(source, keyless, trust=trust)
+        assert (reasons(done), done.exit_code) == ({key: "unsigned"}, severity)
+        assert keyless.url in done.refused[0].message
+    assert copy_archive(source, keyed, trust=trust).exit_code == 0
+    assert read_folder(tmp_path / "keyed") == read_folder(growing.folder)
+
+
+def test_public_keys_copy_what_a_head_covers(scene: Scene, tmp_path: Path) -> None:
+    """An auditor without secrets copies statements up to the newest signed head, and the copy lacks nothing it names.
+
+    A forged statement after that head stays behind. The run after the next checkpoint copies what was signed.
+    """
+    here = scene.copy(tmp_path / "first")
+    main = here.logs["orders/0"]
+    secret = {id_: dataclasses.replace(key, material=None) for id_, key in here.trust.keys.items()}
+    public = {id_: key for id_, key in here.trust.keys.items() if key.algorithm == "Ed25519"}
+    trust = dataclasses.replace(here.trust, keys=secret | public)
+    main.checkpoint()
+    main.append(3)
+    source, target = open_store(str(here.root)), open_store(str(tmp_path / "copy"))
+    archive = trust.archive.id if trust.archive else ""
+
+    def copied() -> Copied:
+        known = [(log, head) for log, head in signed_heads(source, archive, trust) if head]
+        return copy_archive(source, target, trust=trust, known=known)
+
+    last = main.key(len(main.entries) - 1)
+    done = copied()
+    assert [refusal.key for refusal in done.refused if refusal.key.startswith("manifests/orders/")] == [last]
+    assert done.counts == {"unsigned": len(done.refused)}
+    assert done.exit_code == Severity.NOTICE
+    assert "head-rollback" not in {
+        finding.finding for finding in verify(target, trust, now=here.now, workers=0).findings
+    }
+    main.checkpoint()
+    copied()
+    assert last in read_folder(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_one_place_behind_two_endpoints(
+    scene: Scene, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    """Two endpoints that lead to one bucket are noticed, and the archive is not copied into itself."""
+    seaweed.use(monkeypatch)
+    client, bucket = seaweed.client(), seaweed.make_bucket()
+    options = S3Options(endpoint_url=seaweed.endpoint_url)
+    source = open_store(f"s3://{bucket}/a", options)
+    copy_archive(open_store(str(scene.root)), source)
+    before = read_bucket(client, bucket, "a/")
+    target = open_store(f"s3://{bucket}/a/copy" if inside else f"s3://{bucket}/a", options)
+    with pytest.raises(ConfigurationError, match="inside the other"):
+        copy_archive(source, target, elsewhere=True)
+    more = {f"copy/{layout.ARCHIVE}": before[layout.ARCHIVE]} if inside else {}
+    assert read_bucket(client, bucket, "a/") == before | more
+    source.close()
+    target.close()
+    client.close()

@@ -269,3 +269,29 @@ def test_a_log_without_a_signed_head_is_named(custody: Command, sample: Sample, 
     done = custody("copy", sample.folder, "copy", "--keys", f"file:{other.keyring}")
     assert done.code == 12
     assert f"{sample.log} has no head there" in done.out
+
+
+def test_the_cron_of_a_replica(custody: Command, tmp_path: Path) -> None:
+    """With keys, --no-verify too leaves what nobody signed behind, and the next run takes what was signed there."""
+    growing = Growing(tmp_path)
+    growing.append(2)
+    command = ("copy", growing.folder, "replica", "--no-verify", "--keys", f"file:{growing.keyring}", "--json")
+    slot = growing.folder / f"manifests/{growing.log}/000000000002.json"
+    slot.write_bytes(b"x")
+    left = custody(*command)
+    assert ([line["reason"] for line in lines_of(left, "refused")], left.code) == (["unsigned"], 10)
+    assert lines_of(left, "verdict") == []
+    slot.unlink()
+    growing.append(2)
+    assert custody(*command).code == 0
+    assert read_folder(Path("replica")) == read_folder(growing.folder)
+
+
+def test_folders_have_no_endpoint(custody: Command, sample: Sample) -> None:
+    """An endpoint makes no folder another one: an archive is not copied into itself."""
+    before = read_folder(sample.folder)
+    refused = custody(
+        "copy", sample.folder, sample.folder / "sub", "--from-endpoint", "https://x.invalid", "--no-verify"
+    )
+    assert (refused.code, "inside the other" in refused.err) == (2, True)
+    assert read_folder(sample.folder) == before
