@@ -30,7 +30,7 @@ from tasks.audit.signed import Coverage
 from tasks.roll.record import Action, What, act
 from tasks.search.client import Search
 from tasks.search.documents import RESTORED_AT, TIER, index_day, index_name, is_restored, out_of_range_name
-from tasks.search.indices import differing_indices, prepare
+from tasks.search.indices import differing_indices, prepare, unassigned_indices
 from tasks.search.queries import below, count_documents, delete_documents, logs_in, refused_below, refused_logs
 from tasks.settings import Settings
 
@@ -99,7 +99,8 @@ class IndexRoll:
         made = self._made()
         days = {name: index_day(self._search.prefix, name) for name in made}
         daily = {name: day for name, day in days.items() if day is not None}
-        self._lost = self._find_lost()
+        # Some calls would wait a minute for their shards, others ignore it.
+        self._lost = unassigned_indices(self._search, f"{self._search.prefix}-*")
         self._odd = self._find_odd()
         tomorrow = index_name(self._search.prefix, today + timedelta(days=1))
         if tomorrow not in daily:
@@ -137,17 +138,6 @@ class IndexRoll:
             yield Action(what, name, "failed", str(error))
 
     # --- the present state
-
-    def _find_lost(self) -> frozenset[str]:
-        """Return the indices with an unassigned shard. Some calls would wait a minute for it, others ignore it."""
-        with self._search.errors("reading the health of its indices"):
-            health = self._search.client.cluster.health(
-                index=f"{self._search.prefix}-*",
-                level="indices",
-                filter_path="indices.*.status",
-                expand_wildcards="all",
-            ).body
-        return frozenset(name for name, index in health.get("indices", {}).items() if index["status"] == "red")
 
     def _find_odd(self) -> dict[str, str]:
         """Return the indices of events that are not as the template makes them, and how."""

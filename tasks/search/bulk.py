@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from elasticsearch import ApiError
@@ -29,7 +29,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from custody.errors import SearchError, TransientSearchError, legible
 from custody.format.layout import Log
 from custody.format.times import format_time
-from tasks.search.client import LATER, Search
+from tasks.search.client import LATER, AnswerTooLarge, Search
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.indices import changed_by_others
 
@@ -63,6 +63,8 @@ _REMEDIES = {
 """What an operator does about conditions of the cluster."""
 _REASONS = 20
 """Reasons of rejections that are counted apart."""
+_RECORDED = 1000
+"""Rejected events that are recorded in one request."""
 _VARYING = re.compile(r"^\[\d+:\d+\] | in document with id .*", re.DOTALL)
 """The parts of a reason that differ between documents."""
 _NDJSON = {"content-type": "application/x-ndjson", "accept": "application/json"}
@@ -258,15 +260,10 @@ class Bulk:
         with self._search.errors(f"events of {log}"):
             try:
                 items = self._ask(lines)
-            except ApiError as error:
-                if error.status_code == _TOO_LARGE:
-                    return self._halve(log, documents, positions, sent)
-                if error.status_code in LATER:
-                    self._busy = f"status {error.status_code}"
-                    return positions
-                raise
-            answered = list(zip(positions, items[: len(positions)], strict=True))
-            trials = items[len(positions) :]
+            except (ApiError, AnswerTooLarge) as error:
+                return self._after(error, log, documents, positions, sent)
+        answered = list(zip(positions, items[: len(positions)], strict=True))
+        trials = items[len(positions) :]
         again: list[int] = []
         refused: dict[int, _Error] = {}
         closed = set[str]()
@@ -293,17 +290,43 @@ class Bulk:
         self._make_writable(closed)
         return again
 
-    def _ask(self, lines: Sequence[bytes]) -> Sequence[_Item]:
-        """Send the lines of a bulk request, and return the outcome of each operation.
+    def _after(
+        self, error: ApiError | AnswerTooLarge, log: Log, documents: Documents, positions: Sequence[int], sent: Sent
+    ) -> Sequence[int]:
+        """Return the positions of the documents to send again, after an error of a whole request.
 
         Raises:
+            ApiError, AnswerTooLarge: the error, if sending them again does not help.
+        """
+        if isinstance(error, AnswerTooLarge):
+            if len(positions) == 1:
+                raise error
+            return self._in_halves(log, documents, positions, sent)
+        if error.status_code == _TOO_LARGE:
+            return self._halve(log, documents, positions, sent)
+        if error.status_code in LATER:
+            self._busy = f"status {error.status_code}"
+            return positions
+        raise error
+
+    def _ask(self, lines: Sequence[bytes]) -> Sequence[_Item]:
+        """Send the lines of a bulk request, two an operation, and return the outcome of each operation.
+
+        Raises:
+            SearchError: the answer has another number of outcomes.
             ApiError, TransportError: the client's own.
         """
         body = b"\n".join(lines) + b"\n"
         answer = self._search.client.perform_request(
             "POST", "/_bulk", params={"filter_path": _OUTCOMES}, headers=_NDJSON, body=body
         )
-        return [item for outcome in msgspec.convert(answer.body, _Answer).items for item in outcome.values()]
+        items = [item for outcome in msgspec.convert(answer.body, _Answer).items for item in outcome.values()]
+        if len(items) != len(lines) // 2:
+            raise SearchError(
+                f"Elasticsearch at {self._search.settings.url} answers {len(items)} outcomes to {len(lines) // 2}"
+                " operations of a bulk request: see its log, and what is between"
+            )
+        return items
 
     def _settle(
         self, log: Log, documents: Documents, refused: Mapping[int, _Error], taken: frozenset[str], sent: Sent
@@ -357,34 +380,55 @@ class Bulk:
             error = _Error("too_large", f"the document has {size} bytes, which is too large")
             self._reject(log, documents, [(positions[0], error)], sent)
             return []
+        return self._in_halves(log, documents, positions, sent)
+
+    def _in_halves(self, log: Log, documents: Documents, positions: Sequence[int], sent: Sent) -> Sequence[int]:
         self._slow_down()
         middle = len(positions) // 2
         halves = positions[:middle], positions[middle:]
         return [position for half in halves for position in self._try(log, documents, half, sent)]
 
     def _reject(self, log: Log, documents: Documents, refused: Sequence[tuple[int, _Error]], sent: Sent) -> None:
-        """Record rejected events in their index, with the reasons."""
-        if not refused:
-            return
+        """Record rejected events in their index, with the reasons.
+
+        Raises:
+            SearchError: the index does not accept them all.
+        """
+        # A reason may be longer than its event, and a request must not become too large.
+        for start in range(0, len(refused), _RECORDED):
+            self._record(log, documents, refused[start : start + _RECORDED], sent)
+
+    def _record(self, log: Log, documents: Documents, refused: Sequence[tuple[int, _Error]], sent: Sent) -> None:
         name, now = self._search.rejected, format_time(datetime.now(UTC))
-        operations: list[Any] = []
+        lines: list[bytes] = []
         for position, error in refused:
             action, offset = documents.action(position), documents.offsets[position]
             reason = {"type": error.type[:200], "reason": error.reason[:2000], "at": now}
-            operations.append({"create": {"_index": name, "_id": action["_id"]}})
-            operations.append({"log": str(log), "offset": offset, "index": action["_index"], **reason})
+            rejection = {"log": str(log), "offset": offset, "index": action["_index"], **reason}
+            create = {"create": {"_index": name, "_id": action["_id"]}}
+            lines += (msgspec.json.encode(create), msgspec.json.encode(rejection))
         with self._search.errors(f"the rejected events of {log}"):
-            done = self._search.client.bulk(operations=operations, filter_path="items.*.status")
-            statuses = [item["create"]["status"] for item in done["items"]]
-        bad = [status for status in statuses if status not in {_CREATED, _THERE}]
+            items = self._ask(lines)
+        bad = [item for item in items if item.status not in {_CREATED, _THERE}]
         if bad:
-            problem = f"{len(bad)} events of {log} (status {bad[0]})"
-            raise SearchError(f"{name} did not accept {problem}: make that index writable")
+            raise _unrecorded(self._search, log, bad)
         sent.rejected += len(refused)
         _add_reasons(sent.reasons, Counter(error.short() for _, error in refused))
         position, error = refused[0]
         first = f"offset {documents.offsets[position]}: {error.type}: {error.reason[:300]}"
         logger.warning("%s: Elasticsearch rejected %d events, listed in %s: %s", log, len(refused), name, first)
+
+
+def _unrecorded(search: Search, log: Log, bad: Sequence[_Item]) -> SearchError:
+    """Return the error for rejected events that cannot be recorded. It is transient if Elasticsearch is only busy."""
+    item = next((item for item in bad if item.status not in LATER), bad[0])
+    cause = item.error or _Error("no reason given")
+    passing = item.status in LATER
+    remedy = "Elasticsearch is busy, or no node holds that index" if passing else "make that index writable"
+    return (TransientSearchError if passing else SearchError)(
+        f"{search.rejected} did not accept {len(bad)} events of {log} (status {item.status},"
+        f" {legible(f'{cause.type}: {cause.reason[:300]}')}): {remedy}. The next run tries again"
+    )
 
 
 def _indices(documents: Documents, positions: Iterable[int]) -> frozenset[str]:

@@ -1,24 +1,32 @@
 """The client of Elasticsearch 8.x or 9.x, with our errors, and searches that need all shards."""
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPResponse
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, NodeConfig, SerializationError, TlsError, Urllib3HttpNode
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from custody.errors import ConfigurationError, SearchError, TransientSearchError, legible
 from custody.format import limits
 from tasks.settings import SearchSettings
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 REQUEST_SECONDS = 30
 ANSWER_BYTES = 8 * limits.MIB
-"""Answers are read up to this size: several times the largest event, and what a parser needs for it is bounded."""
+"""Answers are read up to this size: several times the largest event, and what a parser needs for it is bounded. A bulk
+request whose answer is larger is sent again in halves."""
 LATER = frozenset({429, 502, 503, 504})
 """Statuses of a server that is busy, or not there for now."""
 REFUSED = frozenset({401, 403})
@@ -46,23 +54,60 @@ class AnswerTooLarge(ValueError):
     """An answer has more than `ANSWER_BYTES`."""
 
 
+class Unreachable(TransientSearchError):
+    """No connection to Elasticsearch can be made: nothing answers where it should be."""
+
+
 class _BusyError(TransientSearchError):
     """Elasticsearch has no memory or no threads for a request at the moment."""
 
 
+class _Timed(io.RawIOBase):
+    """What is received until a deadline. A socket's own timeout begins again with each byte."""
+
+    def __init__(self, sock: Any, received: io.RawIOBase) -> None:
+        self._sock, self._received = sock, received
+        # A connection has the rest of the request's time as its timeout when its response begins.
+        self._deadline = time.monotonic() + (sock.gettimeout() or REQUEST_SECONDS)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the response takes too long")
+        self._sock.settimeout(left)
+        return self._received.readinto(buffer)
+
+    def close(self) -> None:
+        self._received.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """A response of which all, from its first line to its last byte, must come within one timeout."""
+
+    def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_Timed(sock, self.fp.detach()))
+
+
 class _Node(Urllib3HttpNode):
-    """A server whose answers are not read beyond a size. The size of a bulk request's answer follows from our own."""
+    """A server whose answers are not read beyond a size, nor for longer than one timeout."""
 
     def __init__(self, config: NodeConfig) -> None:
         super().__init__(config)
+        made = self.pool.ConnectionCls
+        self.pool.ConnectionCls = type(made.__name__, (made,), {"response_class": _Response})
         self.pool.urlopen = partial(self._open, self.pool.urlopen)  # type: ignore[method-assign,assignment]
 
     def _open(self, urlopen: Callable[..., Any], method: str, target: str, **options: Any) -> SimpleNamespace:
-        limit = None if target.endswith("/_bulk") else ANSWER_BYTES + 1
+        limit = ANSWER_BYTES + 1
         response = urlopen(method, target, preload_content=False, **options)
         try:
             data = response.read(limit)
-            if limit is not None and len(data) == limit:
+            if len(data) == limit:
                 response.close()
                 raise AnswerTooLarge(f"an answer of more than {ANSWER_BYTES:,} bytes")
         finally:
@@ -78,7 +123,7 @@ class Search:
 
         Args:
             settings: the settings.
-            seconds: timeout of one request.
+            seconds: the longest that one response may take, from its first byte to its last.
 
         Raises:
             ConfigurationError: the URL is missing or invalid.
@@ -107,6 +152,8 @@ class Search:
         """The index of cursors, and that of rejected events."""
         self.chosen: Sequence[str] | None = None
         """The indices that searches of the alias are made in; all behind it if None."""
+        self.unassigned: Collection[str] = ()
+        """Indices with a shard on no node. Audits look for them: whether an event is in one cannot be known."""
         self.skipped: set[str] | None = None
         """Indices of which a shard could not answer a search, because of what the index is. If None, searches fail
         then: only those who report what was left out may leave it out."""
@@ -142,6 +189,8 @@ class Search:
             SearchError: an index cannot be searched, or an aggregation has more buckets than were asked for.
             ApiError, TransportError: the client's own; see `errors`.
         """
+        # Otherwise whoever can set the cluster's search.default_search_timeout could end each search at once.
+        asked.setdefault("timeout", f"{REQUEST_SECONDS}s")
         again = retry_if_exception_type(_BusyError)
         wait = wait_random_exponential(multiplier=0.2, max=2)
         for attempt in Retrying(stop=stop_after_attempt(_BUSY_TRIES), wait=wait, retry=again, reraise=True):
@@ -172,8 +221,7 @@ class Search:
             )
         if answer.get("timed_out"):
             raise TransientSearchError(
-                f"{server} ended a search before all documents were looked at: raise or remove the cluster's setting"
-                " search.default_search_timeout"
+                f"{server} did not look at all documents within {REQUEST_SECONDS} s: see what keeps it busy"
             )
         if name := _cut_off(answer.get("aggregations", {})):
             raise SearchError(f"{server} has more {name} than can be listed: see who wrote its documents")
@@ -257,7 +305,10 @@ class Search:
         try:
             yield
         except (NoConnection, ConnectionTimeout, TlsError) as error:
-            raise TransientSearchError(f"{subject}: {server} does not answer ({type(error).__name__})") from None
+            missing = isinstance(error.__cause__, NewConnectionError | ConnectTimeoutError)
+            raise (Unreachable if missing else TransientSearchError)(
+                f"{subject}: {server} does not answer ({type(error).__name__})"
+            ) from None
         except ApiError as error:
             status = f"{error.status_code} {error.error}"
             kind = TransientSearchError if error.status_code in LATER else SearchError

@@ -49,6 +49,7 @@ _CHANGED = ",".join(
         *(f"*.settings.index.{part}" for part in (*_PIPELINES, "uuid")),
     )
 )
+_WAITED = 408
 _INTEGERS = frozenset({"long", "integer", "short", "byte"})
 
 
@@ -218,6 +219,40 @@ def differing_indices(search: Search, index: str | None = None) -> dict[str, tup
         except NotFoundError:
             return {}
         return {name: _difference(index) for name, index in sorted(made.items())}
+
+
+def unassigned_indices(search: Search, index: str | None = None) -> frozenset[str]:
+    """Return the indices with a primary shard on no node. Searches of them fail, and requests to change them wait.
+
+    Args:
+        search: Elasticsearch.
+        index: the indices; by default all behind the alias.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or refuses.
+    """
+    with search.errors("reading the health of its indices"):
+        # A new index is red for a moment. 408 is the answer if one stays so.
+        health = search.client.options(ignore_status=_WAITED).cluster.health(
+            index=index or search.prefix,
+            level="indices",
+            filter_path="indices.*.status",
+            expand_wildcards="all",
+            wait_for_status="yellow",
+            timeout="2s",
+        )
+        return frozenset(name for name, made in health.body.get("indices", {}).items() if made["status"] == "red")
+
+
+def unlike_indices(search: Search) -> dict[str, tuple[str, bool]]:
+    """Return `differing_indices`, and those that no node holds (`Search.unassigned`), which are left out too.
+
+    Raises:
+        SearchError: Elasticsearch does not answer, or refuses.
+    """
+    indices = differing_indices(search)
+    lost = dict.fromkeys(search.unassigned, ("it has a shard on no node: see its allocation settings", True))
+    return {name: lost.get(name, unlike) if not unlike[1] else unlike for name, unlike in indices.items()}
 
 
 def _difference(index: Mapping[str, Any]) -> tuple[str, bool]:

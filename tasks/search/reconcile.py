@@ -41,7 +41,7 @@ from custody.format.manifest import Manifest, Statement
 from custody.format.times import parse_time
 from custody.store.protocol import Store
 from tasks.search.bulk import Bulk, Sent
-from tasks.search.client import AnswerTooLarge, Search
+from tasks.search.client import AnswerTooLarge, Search, Unreachable
 from tasks.search.documents import (
     OFFSET,
     ORIGIN,
@@ -53,7 +53,7 @@ from tasks.search.documents import (
     read_documents,
     restored_name,
 )
-from tasks.search.indices import differing_indices, prepare, read_cursor
+from tasks.search.indices import prepare, read_cursor, unassigned_indices, unlike_indices
 from tasks.search.queries import count_in_ranges, of_log, refused_of
 from tasks.settings import Settings
 
@@ -87,14 +87,16 @@ class _Document:
 def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Finding]]) -> list[dict[str, Any]]:
     """Return the findings of a comparison with Elasticsearch.
 
-    That it does not answer is only a notice. If it refuses, or has what cannot be compared, the documents could not be
-    verified. Indices that must be left out (`differing_indices`) hide no others.
+    That nothing answers in its place is only a notice. If Elasticsearch answers, but not what is asked, the documents
+    could not be verified: whoever can write to it can make searches fail every night. Indices that must be left out
+    (`unlike_indices`) hide no others.
     """
     findings: list[dict[str, Any]] = []
     message = "Elasticsearch was not compared with the archive: "
     try:
         with closing(Search(settings.search)) as search:
-            indices, search.skipped = differing_indices(search), set()
+            search.unassigned, search.skipped = unassigned_indices(search), set()
+            indices = unlike_indices(search)
             if any(left_out for _, left_out in indices.values()):
                 search.chosen = [name for name, (_, left_out) in indices.items() if not left_out]
             findings += (difference.to_dict() for difference in look(search))
@@ -102,7 +104,7 @@ def compare_with_search(settings: Settings, look: Callable[[Search], Iterator[Fi
             for name in sorted(search.skipped - {name for name, (difference, _) in indices.items() if difference}):
                 message = f"the index {name[:100]} did not answer every search; its documents were compared in part"
                 findings.append(finding("unreadable", message).to_dict())
-    except (TransientSearchError, TransientStoreError) as error:
+    except (Unreachable, TransientStoreError) as error:
         findings.append(finding("unreadable", f"{message}{error}", severity=Severity.NOTICE).to_dict())
     except (FormatError, StoreError):
         # Problems with a statement or segment are reported separately.
@@ -333,7 +335,9 @@ class _Comparison:
         return differences
 
     def _is_kept(self, index: str) -> bool:
-        """Return whether an index must still exist, by its day."""
+        """Return whether an index must still exist, by its day, and can be searched for its events."""
+        if index in self.search.unassigned:
+            return False
         day = index_day(self.search.prefix, index)
         return day is None or day > self.oldest.date()
 

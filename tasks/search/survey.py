@@ -20,7 +20,7 @@ from custody.format.times import parse_time
 from custody.store.protocol import Store
 from tasks.search.client import Search
 from tasks.search.documents import LEEWAY, OFFSET, index_day, is_restored, out_of_range_name
-from tasks.search.indices import differing_indices, read_cursor
+from tasks.search.indices import read_cursor, unlike_indices
 from tasks.search.queries import TooManyLogs, below, count_documents, count_in_ranges, logs_in, of_log
 from tasks.search.reconcile import skip_damaged
 
@@ -47,7 +47,7 @@ class Survey:
 
     def check_indices(self) -> Iterator[Finding]:
         """Report indices that are not as the template makes them."""
-        for name, (difference, left_out) in differing_indices(self.search).items():
+        for name, (difference, left_out) in unlike_indices(self.search).items():
             if difference:
                 message = f"the index {name[:100]} is not as the template makes it: {difference}"
                 yield finding("unreadable", message + ("; its documents were not compared" if left_out else ""))

@@ -308,6 +308,98 @@ def test_a_proxy_that_refuses_every_request_rejects_no_event(scripted: Scripted,
     assert (result.created, result.problem) == (10, None)
 
 
+Items = list[dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def refusing(scripted: Scripted, tmp_path: Path) -> Iterator[Callable[[Callable[[int, Items], Items]], IndexResult]]:
+    """Return what indexes five events that are refused, while the items of each answer of a number are changed.
+
+    The first request has the events, the second has a plain event too, and the third records them as rejected.
+    """
+    growing = Growing(tmp_path / "refusing")
+    growing.append(1, lambda _: now_event_but_refused(18))
+    prefix = f"{scripted.given.search.prefix}-refusing"
+    given = search_settings(growing, scripted.proxy.endpoint_url, prefix)
+
+    def index(change: Callable[[int, Items], Items]) -> IndexResult:
+        numbers = count()
+
+        def rewrite(path: str, body: bytes) -> bytes:
+            if not path.startswith("/_bulk"):
+                return body
+            answer = json.loads(body)
+            answer["items"] = change(next(numbers), answer["items"])
+            return json.dumps(answer).encode()
+
+        scripted.proxy.reset(rewrite=rewrite)
+        (result,) = index_logs(given)
+        return result
+
+    yield index
+    scripted.proxy.reset()
+    delete_indices(given)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(20_000, True), (80_000, False)], ids=["in halves", "never"])
+def test_an_answer_too_large_to_be_read(
+    refusing: Callable[..., IndexResult], monkeypatch: pytest.MonkeyPatch, size: int, *, fits: bool
+) -> None:
+    """Reasons that are too much for one answer are read in several. Only one that is too large alone is an error."""
+    monkeypatch.setattr(client, "ANSWER_BYTES", 64 * 1024)
+
+    def change(_: int, items: Items) -> Items:
+        for item in items:
+            for outcome in item.values():
+                if outcome["status"] == 400:
+                    outcome["error"]["reason"] += "x" * size
+        return items
+
+    result = refusing(change)
+    if fits:
+        assert (result.problem, result.rejected, result.sequence) == (None, 5, 1)
+    else:
+        assert "AnswerTooLarge" in str(result.problem)
+        assert (result.rejected, result.sequence) == (0, 0)
+
+
+def test_rejected_events_are_recorded_in_parts(
+    refusing: Callable[..., IndexResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many events are rejected, and however long the reasons, a request that records them stays small."""
+    monkeypatch.setattr(bulk, "_RECORDED", 2)
+    sizes: list[int] = []
+
+    def change(_: int, items: Items) -> Items:
+        sizes.append(len(items))
+        return items
+
+    result = refusing(change)
+    assert (result.problem, result.rejected, result.sequence) == (None, 5, 1)
+    assert sizes[2:] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("request_number", [0, 1, 2])
+def test_an_answer_of_too_few_outcomes(refusing: Callable[..., IndexResult], request_number: int) -> None:
+    """Whatever a bulk request is for, an answer to fewer operations than were sent is an error that says so."""
+    result = refusing(lambda number, items: items[:-1] if number == request_number else items)
+    assert "outcomes to" in str(result.problem)
+    assert (result.rejected, result.sequence) == (0, 0)
+    result = refusing(lambda _, items: items)
+    assert (result.problem, result.rejected) == (None, 5)
+
+
+@pytest.mark.parametrize(("status", "remedy"), [(429, "Elasticsearch is busy"), (403, "make that index writable")])
+def test_rejected_events_that_cannot_be_recorded(
+    refusing: Callable[..., IndexResult], status: int, remedy: str
+) -> None:
+    """Whether their index is busy or blocked, the error says which, and none is counted as rejected."""
+    failed = {"create": {"status": status, "error": {"type": "some_exception", "reason": "why"}}}
+    result = refusing(lambda number, items: [failed] * len(items) if number == 2 else items)
+    assert f"(status {status}, some_exception: why): {remedy}" in str(result.problem)
+    assert (result.rejected, result.sequence) == (0, 0)
+
+
 def test_reasons_of_a_server_make_no_line() -> None:
     """A newline or a control character in a server's reason is a space in the error."""
     hostile = "no\x1b[2J\ncustody: 0 problems, all verified"

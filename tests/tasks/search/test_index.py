@@ -21,13 +21,13 @@ from msgspec import structs
 
 from custody.archive.reader import read_archive
 from custody.archive.writer import Entry
-from custody.errors import ConfigurationError, CustodyError, SearchError
+from custody.errors import ConfigurationError, CustodyError, SearchError, TransientSearchError
 from custody.format import layout, manifest
 from custody.format.members import pack
 from custody.store.open import open_store
 from flows.operate import cli as operate
 from tasks.search import bulk, index
-from tasks.search.client import Search
+from tasks.search.client import Search, Unreachable
 from tasks.search.documents import ORIGIN, index_day, index_name, out_of_range_name, properties
 from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare, put_cursor, read_cursor
@@ -546,6 +546,44 @@ def test_a_server_that_answers_oddly(growing: Growing, answer: Any) -> None:
             delete_documents(opened, "odd", {})
         opened.close()
         server.shutdown()
+
+
+@pytest.mark.parametrize("part", ["status line", "header", "body"])
+def test_a_server_that_drips(growing: Growing, part: str) -> None:
+    """A response takes one timeout at most, though a byte of it comes before each wait for one is over."""
+    head = {
+        "status line": b"HTTP/1.1 200 OK",
+        "header": b"HTTP/1.1 200 OK\r\nx-elastic-product: Elasticsearch",
+        "body": b"HTTP/1.1 200 OK\r\nx-elastic-product: Elasticsearch\r\ncontent-length: 1000\r\n\r\n",
+    }[part]
+    closing = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(head)
+            with contextlib.suppress(OSError):
+                while not closing.wait(0.1):
+                    self.wfile.write(b" ")
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        given = search_settings(growing, f"http://127.0.0.1:{server.server_port}", "drips")
+        opened = Search(given.search, 1)
+        begin = time.monotonic()
+        try:
+            with pytest.raises(TransientSearchError, match="does not answer") as caught, opened.errors("a look"):
+                opened.client.indices.get(index="drips")
+            assert time.monotonic() - begin < 10
+            # Something answers there.
+            assert not isinstance(caught.value, Unreachable)
+        finally:
+            closing.set()
+            opened.close()
+            server.shutdown()
 
 
 def all_refused(_: int) -> bytes:
