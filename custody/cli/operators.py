@@ -22,7 +22,8 @@ from custody.errors import ConfigurationError
 from custody.settings import Settings
 
 COMMANDS = (
-    *("demo", "up", "drain", "index", "roll", "audit", "backfill", "check", "status", "metrics", "alert", "new-epoch"),
+    *("demo", "up", "deploy", "drain", "index", "roll", "audit", "backfill"),
+    *("check", "status", "metrics", "alert", "new-epoch"),
 )
 """The operator's commands, in the order in which the help lists them."""
 

@@ -58,6 +58,12 @@ def up(
 
 
 @app.command()
+def deploy() -> None:
+    """Deploy what changed in `deployments/prefect.yaml`, on the Prefect server that PREFECT_API_URL names."""
+    _import("flows.operate.deploy").deploy()
+
+
+@app.command()
 def drain(
     once: Annotated[
         bool, typer.Option("--once", help="End when all events that are in Kafka now are archived.")
@@ -249,7 +255,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="As one JSON docu
     Nothing is changed: only probe objects are written to the archive, and removed again.
     """
     checking = _import("flows.operate.check")
-    level = checking.show(Settings(), _import("flows.operate.up").DEPLOYMENTS, as_json=as_json)
+    level = checking.show(Settings(), _import("flows.operate.deploy").DEPLOYMENTS, as_json=as_json)
     raise typer.Exit(_import("flows.operate.status").EXIT_CODES[level])
 
 
