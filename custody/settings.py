@@ -429,7 +429,8 @@ def _check_owners(path: Path, status: os.stat_result) -> None:
         if checked in owned and checked_status.st_uid not in {0, os.geteuid()}:
             wrong.append(f"{str(checked)!r} belongs to somebody else")
         elif not sticky and (
-            checked_status.st_mode & 0o002 or (checked_status.st_mode & 0o020 and not _is_private(checked_status))
+            checked_status.st_mode & 0o002
+            or (checked_status.st_mode & 0o020 and (_has_acl(checked) or not _is_private(checked_status)))
         ):
             wrong.append(f"{str(checked)!r} can be written by others (`chmod go-w` it)")
     if wrong:
@@ -449,6 +450,15 @@ def _folders(path: Path) -> list[Path]:
         steps |= more
         paths += [step.parent / step.readlink() for step in more if step.is_symlink()]
     return sorted({step.parent for step in steps})
+
+
+def _has_acl(path: Path) -> bool:
+    """Return whether an access list names more users or groups. Then the group's rights are the most that they have."""
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except OSError:
+        # There is none, or the file system knows none.
+        return False
 
 
 def _is_private(status: os.stat_result) -> bool:

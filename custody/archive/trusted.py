@@ -13,7 +13,7 @@ input, with what it may do. Where it is held back:
 - times of objects: `tasks.roll.clock`; versions, locks and rules: `verify.protection`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -37,6 +37,8 @@ from custody.tlog.log import Entry, Form
 from custody.tlog.proofs import Proofs
 
 E = TypeVar("E", bound=Entry)
+
+_RANGES_SHOWN = 5
 
 
 def check_archive(file: ArchiveFile, trust: Trust) -> str | None:
@@ -287,6 +289,54 @@ def standing(store: Store, archive: str | None, trust: Trust) -> Callable[[Log],
         return Judge(store, log, statements_of(log), archive, trust).stands
 
     return holds
+
+
+def unverified(trust: Trust, unchecked: Mapping[Log, int]) -> list[tuple[Log | None, str]]:
+    """Return why what was read is unverified, and of which log; nothing if all signatures were checked.
+
+    Args:
+        trust: the available keys.
+        unchecked: how many entries of each log were accepted without a signature that could be checked.
+    """
+    if not trust.keys:
+        return [(None, "no keys are at hand, so no signature was checked; set `keys`, or `trust`")]
+    return [
+        (log, f"{many} signatures could not be checked with the keys at hand")
+        for log, many in unchecked.items()
+        if many
+    ]
+
+
+def empty_slots(form: Form[E], slots: Sequence[tuple[int, int]]) -> str:
+    """Return the message about slots without a valid entry. `slots` are ranges, without their ends."""
+    shown = ", ".join(f"{start} to {stop - 1}" for start, stop in slots[:_RANGES_SHOWN])
+    more = f" and {len(slots) - _RANGES_SHOWN} more ranges" if len(slots) > _RANGES_SHOWN else ""
+    return f"no valid {form.noun} in the slots {shown}{more}; run `custody verify`"
+
+
+def beyond_end(
+    store: Store, log: Log, form: Form[E], judge: Judge, size: int, heads: Sequence[tuple[int, str]]
+) -> str | None:
+    """Return what shows that a log was longer than it is now: a known head or a signed checkpoint; None if nothing.
+
+    Args:
+        store: the archive's storage.
+        log: the log.
+        form: the form of its entries.
+        judge: of the log.
+        size: where it ends.
+        heads: sizes that are known, and from where.
+    """
+    sizes = reader.checkpoint_sizes(store, log, size)
+    # A writer at work may have put statements since they were listed.
+    sizes = [larger for larger in sizes if not store.exists(form.key(larger - 1))]
+    signed = [(parsed.size, "a checkpoint") for _, parsed in judge.checkpoints(sizes)]
+    known, origin = max([*heads, *signed], default=(0, ""))
+    if known > size:
+        return f"it ends at size {size}, but {origin} knows size {known}; run `custody verify`"
+    if sizes and not size:
+        return f"it has checkpoints, but no valid {form.noun}; run `custody verify`"
+    return None
 
 
 def find_signed_end(store: Store, form: Form[E], judge: "Judge", hint: int = 0) -> reader.Tip[E]:

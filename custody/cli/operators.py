@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from custody.settings import Settings
 
 COMMANDS = (
-    *("demo", "up", "drain", "index", "roll", "audit", "backfill", "check", "status", "metrics", "alert", "new-epoch"),
+    *("demo", "up", "deploy", "drain", "index", "roll", "audit", "backfill"),
+    *("check", "status", "metrics", "alert", "new-epoch"),
 )
 """The operator's commands, in the order in which the help lists them."""
 

@@ -6,17 +6,21 @@ refuses, they tell who signed and the permission as well, and no more.
 """
 
 import contextlib
+import functools
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid
+from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid, legible
 from custody.store.caller import aws_caller
+from custody.store.protocol import READABLE, is_plain
 
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
+
+logger = logging.getLogger(__name__)
 
 KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]{1,128}")
 _NAME = re.compile(
@@ -180,7 +184,8 @@ class _Kms:
                 f"AWS is not configured for KMS ({type(error).__name__}): set AWS_DEFAULT_REGION, and check AWS_PROFILE"
                 " and any AWS_ENDPOINT_URL"
             ) from None
-        self._caller: Callable[[], str] = partial(aws_caller, session)
+        _warn_if_plain(self.client.meta.endpoint_url)
+        self._caller: Callable[[], str] = functools.partial(aws_caller, session)
 
     def errors(self, operation: str, name: str) -> AbstractContextManager[None]:
         """Convert botocore's errors in a `with` block.
@@ -190,6 +195,13 @@ class _Kms:
             name: the key.
         """
         return _errors(operation, name, self._caller)
+
+
+@functools.cache
+def _warn_if_plain(url: str) -> None:
+    """Log a warning, once, if AWS's variables or profile name an endpoint with http://."""
+    if is_plain(url):
+        logger.warning("the AWS settings name the endpoint %s for KMS: %s; use https://", legible(url), READABLE)
 
 
 _REFUSED = frozenset(

@@ -35,7 +35,7 @@ import pyarrow as pa
 
 from custody.archive import reader, search
 from custody.archive.forms import AUDITS, statements_of
-from custody.archive.trusted import Judge, check_archive, known_heads
+from custody.archive.trusted import Judge, beyond_end, check_archive, empty_slots, known_heads, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import audit, layout
 from custody.format.archive_file import ArchiveFile
@@ -95,7 +95,6 @@ CREATE TABLE warnings (
     log VARCHAR, message VARCHAR
 );
 """
-_RANGES_SHOWN = 5
 
 
 def connect(
@@ -221,15 +220,8 @@ class _Loader:
 
     def _report(self) -> None:
         """Put what is unverified first, and publish all warnings."""
-        if not self._trust.keys:
-            self._warn(
-                "unverified",
-                None,
-                "no keys are at hand, so no signature was checked; set `keys`, or `trust`",
-            )
-        for of, unchecked in (+self._unchecked).items():
-            if self._trust.keys:
-                self._warn("unverified", of, f"{unchecked} signatures could not be checked with the keys at hand")
+        for of, message in unverified(self._trust, self._unchecked):
+            self._warn("unverified", of, message)
         self._warnings.sort(key=lambda row: row[0] != "unverified")
         table = _Table(self._connection, "warnings")
         for kind, log, message in self._warnings:
@@ -281,9 +273,7 @@ class _Loader:
         if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
             missing.append((size, last))
         if missing:
-            shown = ", ".join(f"{start} to {stop - 1}" for start, stop in missing[:_RANGES_SHOWN])
-            more = f" and {len(missing) - _RANGES_SHOWN} more ranges" if len(missing) > _RANGES_SHOWN else ""
-            self._warn("damaged", log, f"no valid {form.noun} in the slots {shown}{more}; run `custody verify`")
+            self._warn("damaged", log, empty_slots(form, missing))
         if end is None:
             self._check_end(log, form, judge, size)
 
@@ -293,16 +283,8 @@ class _Loader:
             *self._heads.get(str(log), ()),
             *((head.size, origin) for origin, head in known_heads(self._trust, log)),
         ]
-        sizes = reader.checkpoint_sizes(self._store, log, size)
-        # A writer at work may have put statements since they were listed.
-        sizes = [larger for larger in sizes if not self._store.exists(form.key(larger - 1))]
-        heads += [(parsed.size, "a checkpoint") for _, parsed in judge.checkpoints(sizes)]
-        known, origin = max(heads, default=(0, ""))
-        if known > size:
-            message = f"it ends at size {size}, but {origin} knows size {known}; run `custody verify`"
+        if (message := beyond_end(self._store, log, form, judge, size, heads)) is not None:
             self._warn("damaged", log, message)
-        elif sizes and not size:
-            self._warn("damaged", log, f"it has checkpoints, but no valid {form.noun}; run `custody verify`")
 
     def _log(self, log: Log, since: datetime | None, until: datetime | None) -> Iterator[tables.TableFile]:
         """Read a log's statements. Yield the files of those that have one, and make temporary ones for the rest."""

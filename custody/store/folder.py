@@ -312,7 +312,8 @@ def _remove_abandoned(folder: str) -> None:
 
 
 # No such name, a file in place of a folder, or a symbolic link, which is not followed.
-_MISSING_ERRNO = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_MISSING_ERRNO = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+"""ENXIO: it is a socket, or a device that is not there."""
 
 
 _ERRNO_ADVICE = {

@@ -100,6 +100,13 @@ def up(
     _import("flows.operate.up").up(folder, port)
 
 
+@app.command(rich_help_panel=OPERATE, epilog="custody deploy")
+def deploy() -> None:
+    """Deploy what changed in `deployments/prefect.yaml`, on the Prefect server that PREFECT_API_URL names."""
+    _settings()
+    _import("flows.operate.deploy").deploy()
+
+
 @app.command(rich_help_panel=OPERATE, epilog="custody drain --once")
 def drain(
     once: Annotated[
@@ -342,7 +349,7 @@ def check(*, as_json: _Json = False) -> None:
     Nothing is changed: only probe objects are written to the archive, and removed again.
     """
     checking = _import("flows.operate.check")
-    level = checking.show(_settings(), _import("flows.operate.up").DEPLOYMENTS, as_json=as_json)
+    level = checking.show(_settings(), _import("flows.operate.deploy").DEPLOYMENTS, as_json=as_json)
     raise typer.Exit(_import("flows.operate.status").EXIT_CODES[level])
 
 

@@ -43,7 +43,7 @@ from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.report import Report
 from custody.verify.run import verify
-from flows.operate import up
+from flows.operate import deploy, up
 from flows.operate.sample import invalid_values, sample_events
 from flows.summaries import drain_table
 from tasks.drain.clients import make_producer
@@ -171,7 +171,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[variable]
         ours = {"CUSTODY_CONFIG": str(config), "PREFECT_HOME": name, **variables}
         try:
-            settled = up.direct(os.environ) | ours
+            settled = deploy.direct(os.environ) | ours
             os.environ.clear()
             os.environ.update(settled)
             yield

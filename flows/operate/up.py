@@ -9,11 +9,10 @@ Rules:
 - Whoever may use the API runs code as the operator. So it takes only the credentials in the folder, which only the
   operator can read, and no page of another origin. Children get them by environment, never as arguments.
 - The server signs nothing, so it gets none of the settings, passphrases and keys in the environment.
-- What people switched off on the server stays off when the deployments are created again.
+- Only what changed is deployed, and what people switched off on the server stays off: `deploy`.
 - The output of server and worker goes to a log in the folder, whose size is bounded. So `up` itself prints little.
 """
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -24,29 +23,23 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
-import yaml
 
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, CustodyError
 from custody.format import limits
 from custody.store.durable import replace_file
 from flows.operate.check import check_before_up
+from flows.operate.deploy import DEPLOYMENTS, PREFECT, ROOT, Api, deploy, direct, without_secrets
 from tasks.alert import NOBODY, receivers
 from tasks.drain.signals import stop_on_signals, stop_requested
 from tasks.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
-DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
 POOL = "custody"
 
 WORKER_LIMIT = 4
@@ -54,10 +47,7 @@ WORKER_LIMIT = 4
 
 The worker counts them in memory, so a worker that was killed leaves no stale count."""
 
-_PREFECT = [sys.executable, "-m", "prefect"]
-
 _START_SECONDS = 180
-_DEPLOY_SECONDS = 120
 _FINISH_SECONDS = 60
 _STOP_SECONDS = 15
 _REVIVE_SECONDS = 5
@@ -66,11 +56,6 @@ _KEPT_DAYS = 7
 _LOG = "up.log"
 _LOG_BYTES = 16 * limits.MIB
 """When the log becomes `up.log.1`. So logs take twice as much at most."""
-_TRIES = 20
-
-_LOOPBACK = "127.0.0.1,localhost"
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Opens URLs without a proxy."""
 
 
 @dataclass(slots=True)
@@ -94,8 +79,8 @@ class _Installation:
         self.log.touch(0o600)
         with self.log.open("ab") as log:
             self.children[name] = psutil.Popen(
-                [*_PREFECT, name, "start", *options[name].split()],
-                env=self.environment if name == "worker" else self._without_secrets(),
+                [*PREFECT, name, "start", *options[name].split()],
+                env=self.environment if name == "worker" else without_secrets(self.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -118,37 +103,12 @@ class _Installation:
             shutil.copyfile(self.log, self.folder / f"{_LOG}.1")
             os.truncate(self.log, 0)
 
-    def _without_secrets(self) -> dict[str, str]:
-        return {
-            name: value for name, value in self.environment.items() if not name.upper().startswith(("CUSTODY_", "AWS_"))
-        }
-
-    def ask(self, path: str, body: object = None) -> Any:
-        """Return the API's answer."""
-        token = base64.b64encode(self.credentials.encode()).decode()
-        headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode()
-            token = self.ask("csrf-token?client=custody-up")["token"]
-            headers |= {"Prefect-Csrf-Client": "custody-up", "Prefect-Csrf-Token": token}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", data, headers)
-        for _ in range(_TRIES):
-            try:
-                with _direct.open(request, timeout=30) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                # SQLite is locked: what a server under load says.
-                if error.code != 503 or stop_requested.wait(1):
-                    raise
-        raise OSError("Prefect's server answers 503 again and again")
-
     def wait_for(self, path: str) -> bool:
         """Return True once the API has an answer, False if `up` is to stop."""
         deadline = time.monotonic() + _START_SECONDS
         while not stop_requested.wait(0.3):
             with contextlib.suppress(OSError):
-                self.ask(path)
+                Api.of(self.environment).ask(path)
                 return True
             for name, child in self.children.items():
                 if child.poll() is not None:
@@ -157,56 +117,6 @@ class _Installation:
             if time.monotonic() > deadline:
                 raise CustodyError(f"Prefect's server did not answer within {_START_SECONDS} s: run 'custody up' again")
         return False
-
-    def deploy(self, deployments: Path) -> None:
-        """Create the deployments and their automations on the server. What is switched off there stays off."""
-        try:
-            wanted = yaml.safe_load(deployments.read_text(encoding="utf-8"))
-            off = self._keep_off(wanted["deployments"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-            raise CustodyError(f"the deployments in {deployments} cannot be read or compared: {error}") from None
-        if off:
-            echo(f"switched off in Prefect, and left so: {', '.join(off)}", err=True)
-        file = self.folder / "deployments.yaml"
-        replace_file(file, yaml.safe_dump(wanted).encode())
-        try:
-            subprocess.run(
-                [*_PREFECT, "--no-prompt", "deploy", "--prefect-file", str(file), "--all"],
-                env=self._without_secrets(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=_DEPLOY_SECONDS,
-                check=True,
-                start_new_session=True,
-            )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            output = (error.stdout or b"").decode(errors="replace")[-2000:]
-            raise CustodyError(
-                f"the deployments in {deployments} were not created: correct them, and run 'custody up' again.",
-                str(error),
-                *output.splitlines(),
-            ) from None
-
-    def _keep_off(self, deployments: list[dict[str, Any]]) -> list[str]:
-        """Switch off the deployments, schedules and automations that are off on the server, and return their names."""
-        made = {(each["name"], each["entrypoint"]): each for each in self.ask("deployments/filter", {})}
-        automations = {each["name"] for each in self.ask("automations/filter", {}) if not each["enabled"]}
-        off = []
-        for deployment in deployments:
-            known = made.get((deployment["name"], deployment["entrypoint"]))
-            if known and known["paused"]:
-                off.append(deployment["name"])
-                deployment["paused"] = True
-            if known and deployment.get("schedules"):
-                deployment["schedules"] = kept = _kept_schedules(deployment["schedules"], known["schedules"])
-                if not all(schedule.get("active", True) for schedule in kept):
-                    off.append(f"schedule of {deployment['name']}")
-            for trigger in deployment.get("triggers", ()):
-                if trigger.get("name") in automations:
-                    off.append(trigger["name"])
-                    trigger["enabled"] = False
-        return off
 
     def revive(self) -> None:
         """Restart children that have died."""
@@ -231,16 +141,6 @@ class _Installation:
                 _kill_tree(child.pid)
                 child.wait()
         (self.folder / "children.json").unlink(missing_ok=True)
-
-
-def _kept_schedules(ours: list[dict[str, Any]], made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the schedules of a deployment: those on the server if ours are among them, since a deploy replaces all."""
-    known = [{**each["schedule"], "active": each["active"]} for each in made]
-    if all(any(schedule.items() <= each.items() for each in known) for schedule in ours):
-        return known
-    # Ours are of another version. They are off if all on the server are.
-    on = any(each["active"] for each in made)
-    return [schedule if on else {**schedule, "active": False} for schedule in ours]
 
 
 def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
@@ -272,7 +172,7 @@ def up(folder: Path, port: int, deployments: Path = DEPLOYMENTS) -> None:
                     installation.start("worker")
                     # The worker creates the pool that the deployments name.
                     if installation.wait_for(f"work_pools/{POOL}"):
-                        installation.deploy(deployments)
+                        deploy(deployments, installation.environment)
                         echo(
                             f"custody is up: http://127.0.0.1:{port} (Ctrl-C ends it); its page asks for the text in"
                             f" {folder / 'credentials'}; log: {installation.log}"
@@ -330,19 +230,6 @@ def server_variables(credentials: str, port: int) -> dict[str, str]:
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
     }
-
-
-def direct(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for processes that ask this machine without a proxy."""
-    # Prefect's client fails at a SOCKS proxy even if it is not to be used.
-    kept = {
-        name: value
-        for name, value in environment.items()
-        if not (name.lower().endswith("_proxy") and value.lower().startswith("socks"))
-    }
-    others = environment.get("no_proxy") or environment.get("NO_PROXY")
-    without = f"{others},{_LOOPBACK}" if others else _LOOPBACK
-    return {**kept, "NO_PROXY": without, "no_proxy": without}
 
 
 def _environment(folder: Path, port: int, credentials: str) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Plans a backfill: chooses the statements and batches whose times overlap a range, from the manifests.
 
-It reads no events, and changes nothing. It checks no signatures: `custody verify` does that.
+It reads no events, and changes nothing. Statements that trusted keys did not sign are left out, and are a problem of
+the plan; so is a log that was longer. Without keys no signature is checked, and a warning says so.
 
 The estimate uses the restore times that AWS documents, and rough speeds of our own. Prices depend on the region and the
 contract, and are not estimated.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,9 +20,9 @@ from typing import Literal, TypeVar, get_args
 import msgspec
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, after_hole, choose_logs, find_tip, list_logs, read_archive, read_manifest
+from custody.archive.reader import Holds, after_hole, choose_logs, find_tip, named_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
-from custody.archive.trusted import standing
+from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads, unverified
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
 from custody.format.events import EVENT_TYPES
@@ -30,6 +32,7 @@ from custody.format.times import parse_time, shift
 from custody.query.tables import TableFile, list_tables, signed_ranges
 from custody.store.open import open_store
 from custody.store.protocol import ObjectStatus, Store, Tier
+from custody.tlog.head import Head
 from tasks.search.documents import LEEWAY
 from tasks.settings import Settings
 
@@ -55,6 +58,8 @@ _EVENTS_SECOND: Mapping[Kind, float] = {
 }
 """Events per second of one process on a busy machine with two cores. `folder` and `tables` were measured; the other
 two are careful guesses."""
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -206,20 +211,26 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
         archive = read_archive(store).id
         trust = settings.trust_at_hand()
-        holds = standing(store, archive, trust)
         listed = list_tables(store) if request.target == "tables" else None
         problems: list[str] = []
         parts: list[Part] = []
         searched = 0
-        for log in choose_logs(list_logs(store), request.logs):
-            sequences = _sequences(store, log, request, problems, holds(log))
+        unchecked: dict[Log, int] = {}
+        for log in choose_logs(named_logs(store, trust.heads), request.logs):
+            judge = Judge(store, log, statements_of(log), archive, trust)
+            sequences = _sequences(store, log, request, problems, judge, known_heads(trust, log))
             searched += len(sequences)
-            chosen = choose_pieces(store, threads, request, log, sequences, problems, holds(log))
+            # The end was read, too: only what is chosen counts.
+            judge.unchecked = 0
+            chosen = choose_pieces(store, threads, request, log, sequences, problems, judge.stands)
             if listed is not None:
                 made = list(signed_ranges(store, listed, archive, log, trust))
                 parts += _without_tables(log, chosen, made, settings.audit.piece_statements)
             else:
                 parts += (_part(log, [piece]) for _, piece in chosen if piece is not None)
+            unchecked[log] = judge.unchecked
+        for of, message in unverified(trust, unchecked):
+            logger.warning("unverified: %s%s", f"{of}: " if of else "", message)
         segments: dict[str, ObjectStatus] = {}
         keys = {piece.key: None for part in parts for piece in part.pieces}
         for key, status in zip(keys, map_in_order(threads, partial(_status, store), keys), strict=True):
@@ -234,9 +245,19 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     return Plan(request, archive, searched, tuple(parts), segments, tuple(problems))
 
 
-def _sequences(store: Store, log: Log, request: Request, problems: list[str], holds: Holds[Manifest]) -> Sequence[int]:
-    """Return the statements of a log that are searched. If it has no end, or more after a hole, that is a problem."""
-    form = statements_of(log)
+def _sequences(
+    store: Store,
+    log: Log,
+    request: Request,
+    problems: list[str],
+    judge: Judge,
+    heads: Sequence[tuple[str, Head]],
+) -> Sequence[int]:
+    """Return the statements of a log that are searched.
+
+    A log without an end, with slots after it that have no valid statement, or that was longer, is a problem.
+    """
+    form, holds = statements_of(log), judge.stands
     try:
         tip = find_tip(store, log, holds)
     except FormatError as error:
@@ -245,6 +266,10 @@ def _sequences(store: Store, log: Log, request: Request, problems: list[str], ho
     if (beyond := after_hole(store, form, tip, holds)) is not None:
         problems.append(f"{log}: {form.key(tip.size)} is missing, but {form.key(beyond)} exists; {ADVICE}")
     size = tip.head.size
+    if tip.passed_over:
+        problems.append(f"{log}: {empty_slots(form, [(size, tip.size)])}")
+    elif shorter := beyond_end(store, log, form, judge, size, [(head.size, origin) for origin, head in heads]):
+        problems.append(f"{log}: {shorter}")
     if request.late_days is None:
         return range(size)
     since, until = shift(request.since, -LEEWAY), shift(request.until, timedelta(days=request.late_days))

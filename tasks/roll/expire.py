@@ -108,7 +108,7 @@ def expire(
         if now - max(clocks) > AHEAD:
             action = _clock(store.url, now, max(clocks), days, confirmed=confirm_clock, dry_run=dry_run)
             yield action
-            if action.outcome == "refused":
+            if action.outcome == "failed":
                 return
             clocks = [now]
         end_of_life = min(now, *clocks) - timedelta(days=days)
@@ -134,7 +134,7 @@ def expire(
 def _unknown(log: Log, error: CustodyError) -> Action:
     """Return the action for a log that cannot be checked, so that nothing of it expires."""
     if isinstance(error, SignatureInvalid | HeadRollback):
-        return Action("expire", str(log), "refused", f"{error}: nothing of this log is deleted")
+        return Action("expire", str(log), "failed", f"{error}: nothing of this log is deleted")
     return Action("expire", str(log), "failed", f"it is not known what has expired: {error}")
 
 
@@ -191,12 +191,12 @@ def _other_clocks(
 
 
 def _clock(url: str, now: datetime, newest: datetime, days: int, *, confirmed: bool, dry_run: bool) -> Action:
-    """Return the action for a host's clock that is far ahead of all others: refused, unless it is confirmed."""
+    """Return the action for a host's clock that is far ahead of all others: failed, unless it is confirmed."""
     problem = f"the host's clock says {now:%Y-%m-%d %H:%M}, but the newest manifest and audit that do not jump"
     problem = f"{problem} ahead of those before are not later than {newest:%Y-%m-%d %H:%M}"
     if not confirmed:
         why = f"{problem}: set the clock, or find out why nothing is archived and audited. {_CONFIRM}"
-        return Action("expire", url, "refused", why)
+        return Action("expire", url, "failed", why)
     why = f"{problem}; --confirm-clock says that the host's clock is right. The retention stays {days} days"
     return Action("clock", url, "planned" if dry_run else "done", why)
 

@@ -221,15 +221,13 @@ class IndexRoll:
     def _delete(self, name: str, age: str) -> Action:
         """Delete an index if signed audits have verified all its events."""
         if self._keep:
-            return Action("delete", name, "refused", CLOCK)
+            return Action("delete", name, "failed", CLOCK)
         if name in self._odd:
             return Action("delete", name, "failed", f"{UNKNOWN}: {self._odd[name]}")
         try:
             why = self._unverified(name) if name not in self._lost else f"{UNKNOWN}: {LOST}"
         except CustodyError as error:
-            why = f"{UNKNOWN}: {error}"
-            if isinstance(error, SearchError) and not isinstance(error, TransientSearchError):
-                return Action("delete", name, "failed", why)
+            return Action("delete", name, "failed", f"{UNKNOWN}: {error}")
         if why is not None:
             return Action("delete", name, "refused", why)
         verified = f"{age}, and all its events verified"
@@ -295,7 +293,7 @@ class IndexRoll:
                 continue
             target = f"{name}: {log}"
             if self._keep:
-                yield Action("delete", target, "refused", CLOCK)
+                yield Action("delete", target, "failed", CLOCK)
                 continue
             try:
                 end = sealed_from(self._store, log, first, datetime.combine(oldest, time(), UTC), self._holds(log))
@@ -304,7 +302,8 @@ class IndexRoll:
                     continue
                 why = self._gap(log, first, end - 1)
             except CustodyError as error:
-                many, why = 0, f"{UNKNOWN}: {error}"
+                yield Action("delete", target, "failed", f"{UNKNOWN}: {error}")
+                continue
             if why is not None:
                 yield Action("delete", target, "refused", why)
                 continue

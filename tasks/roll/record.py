@@ -32,7 +32,9 @@ class Action:
     Attributes:
         what: the kind of action.
         target: the object, index or log.
-        outcome: `done`; `planned` in a dry run; `refused` if a condition is not met; `failed` if there was an error.
+        outcome: `done`; `planned` in a dry run; `refused` if a lock, a setting or an audit that is due keeps it as it
+            is; `failed`, so that the roll fails, if somebody must look: an error, a wrong clock, or what no trusted key
+            signed.
         why: the reason.
     """
 

@@ -26,7 +26,7 @@ def _roll_indices(
     others = clocks() if settings.search.url else []
     if others and now - max(others) <= AHEAD:
         return roll_indices(settings, now, dry_run=dry_run, earliest=min(now, *others))
-    # If the clock is not confirmed, all that it calls old is refused.
+    # If the clock is not confirmed, nothing that it calls old is deleted: the roll fails.
     return roll_indices(settings, now, dry_run=dry_run, keep=not confirm_clock)
 
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 
 from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
-from custody.archive.trusted import standing
+from custody.archive.trusted import standing, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
@@ -88,7 +88,10 @@ class Indexer:
         self._problems = problems
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._bulk = Bulk(search)
-        self._holds = standing(store, archive, settings.trust_at_hand())
+        trust = settings.trust_at_hand()
+        self._holds = standing(store, archive, trust)
+        for _, message in unverified(trust, {}):
+            logger.warning("unverified: %s", message)
         self._cursors: dict[Log, int] = {}
         self._untrue: dict[Log, str] = {}
         """Cursors that cannot be true."""

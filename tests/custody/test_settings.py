@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import re
+import struct
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,6 +240,23 @@ def test_a_private_group_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Settings().archive == "this"
     file.chmod(0o666)
     assert "can be written by others" in refusal(Settings)
+
+
+def test_an_access_list_is_no_private_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an access list, the group's rights in the mode are those of users that it names: so others may write."""
+    file = tmp_path / "custody.toml"
+    file.write_text('archive = "this"')
+    file.chmod(0o664)
+    share_groups(monkeypatch)
+    assert Settings().archive == "this"
+    # Of the owner, the user 65534, the group, the mask and others: each as in linux/posix_acl_xattr.h.
+    nobody = 0xFFFFFFFF
+    entries = [(1, 6, nobody), (2, 6, 65534), (4, 4, nobody), (16, 6, nobody), (32, 4, nobody)]
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(file, "system.posix_acl_access", access)
+    assert "custody.toml' can be written by others" in refusal(Settings)
+    file.chmod(0o644)
+    assert Settings().archive == "this", "without write in the mask, nobody whom the list names may write"
 
 
 def test_a_file_that_others_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

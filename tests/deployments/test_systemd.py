@@ -9,6 +9,7 @@ import pytest
 
 from flows.operate import up
 from tasks.drain.signals import GRACE_SECONDS
+from tasks.settings import DrainSettings
 from tests.servers.require import unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,19 @@ def test_there_is_time_to_end() -> None:
     assert int(value("custody-up.service", "TimeoutStopSec")) > up._FINISH_SECONDS + 2 * up._STOP_SECONDS
     assert value("custody-up.service", "KillMode") == "mixed"
     assert int(value("custody-drain.service", "TimeoutStopSec")) > 2 * GRACE_SECONDS
+
+
+@pytest.mark.parametrize("name", TIMERS)
+def test_no_run_of_a_timer_lasts_for_ever(name: str) -> None:
+    """A run that hangs is ended before the next but one is due: while a unit is active, its timer starts nothing."""
+    service = name.replace(".timer", ".service")
+    assert value(service, "Type") == "oneshot"
+    number, unit = re.fullmatch(r"(\d+)(h?)", value(service, "TimeoutStartSec")).groups()  # type: ignore[union-attr]
+    longest = int(number) * (3600 if unit else 1)
+    every = 60 if value(name, "OnCalendar").startswith("*-*-* *") else 24 * 3600
+    assert longest <= 2 * every
+    if service == "custody-drain.service":
+        assert longest > DrainSettings().seconds + GRACE_SECONDS
 
 
 def test_timers_start_what_there_is() -> None:

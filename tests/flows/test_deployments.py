@@ -18,7 +18,7 @@ from flows.alert import alert
 from flows.audit import audit
 from flows.backfill import backfill
 from flows.drain import drain
-from flows.operate.up import DEPLOYMENTS
+from flows.operate.deploy import DEPLOYMENTS
 from flows.roll import roll
 
 README = (DEPLOYMENTS.parent / "README.md").read_text()

@@ -16,8 +16,8 @@ import flows.drain
 import flows.publish
 import flows.roll
 from flows.alert import alert
+from flows.operate.deploy import DEPLOYMENTS
 from flows.operate.sample import sample_events
-from flows.operate.up import DEPLOYMENTS
 from flows.summaries import drain_table
 from tasks.drain import apart
 from tasks.drain.log_run import LogResult

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.operate.up import DEPLOYMENTS
+from flows.operate.deploy import DEPLOYMENTS
 from tasks.search.client import Search
 from tasks.settings import SearchSettings, Settings
 from tests.flows.installation import Installation, ended

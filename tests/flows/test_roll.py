@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from custody.cli.main import main
 from flows.roll import roll
 from tasks.settings import Settings
-from tests.helpers.environment import clear_settings
+from tests.helpers.environment import clear_settings, shifted
 from tests.helpers.sample import Growing
 from tests.servers.ports import free_ports
 
@@ -61,6 +61,29 @@ def test_the_flow(old: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     again = roll(return_state=True)
     assert (again.is_completed(), again.message) == (True, "Roll: 0 done.")
     assert not (old.folder / "audits" / f"{1:012}.json").exists()
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("kind", ["garbage", "clock"])
+def test_what_must_not_expire_fails_the_roll(
+    old: Growing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A statement that nobody signed, or a clock years ahead, fails the flow and the command, and deletes nothing."""
+    if kind == "garbage":
+        path = old.folder / "manifests" / old.log / f"{1:012}.json"
+        path.unlink()
+        path.write_bytes(b"no manifest")
+    else:
+        ahead = shifted(timedelta(days=3650))
+        monkeypatch.setattr("flows.roll.datetime", ahead)
+        monkeypatch.setattr("flows.operate.cli.datetime", ahead)
+    why = {"garbage": "no trusted key signed", "clock": "the host's clock says"}[kind]
+    state = roll(return_state=True)
+    assert (state.is_failed(), why in str(state.message)) == (True, True)
+    with pytest.raises(SystemExit) as ended:
+        main(["roll"])
+    assert (ended.value.code, why in capsys.readouterr().err) == (1, True)
+    assert len(segments(old)) == 3
 
 
 def test_the_command(old: Growing, capsys: pytest.CaptureFixture[str]) -> None:

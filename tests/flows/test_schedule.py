@@ -17,8 +17,9 @@ from custody.errors import ConfigurationError
 from custody.keys.trust import open_trust
 from custody.store.open import open_store
 from custody.verify.run import verify
+from flows.operate.deploy import DEPLOYMENTS
 from flows.operate.sample import sample_events
-from flows.operate.up import DEPLOYMENTS, up
+from flows.operate.up import up
 from tests.flows.installation import ROOT, Installation, command, ended
 from tests.helpers.inbox import inbox
 from tests.servers.kafka import KafkaServer

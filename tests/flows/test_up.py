@@ -1,6 +1,7 @@
 """Who may use the server that `custody up` starts, what its processes know, and what stays as people set it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import stat
@@ -20,7 +21,8 @@ from custody.archive.writer import create_archive
 from custody.errors import ConfigurationError, CustodyError
 from custody.keys.keyring import new_keyring
 from custody.store.folder import FolderStore
-from flows.operate.up import DEPLOYMENTS, _credentials, _kept_schedules, _make_private, direct, up
+from flows.operate.deploy import DEPLOYMENTS, _kept_schedules, deploy, direct
+from flows.operate.up import _credentials, _make_private, up
 from tasks.check import prefect
 from tests.flows.installation import Installation, command, ended
 from tests.helpers.environment import clear_settings
@@ -128,6 +130,34 @@ def check_secrets(made: Guarded) -> None:
             assert _umask(process.pid) == _umask(os.getpid())
 
 
+def automations_of(made: Guarded) -> dict[str, tuple[str, bool]]:
+    """Return id and state of each automation, by name."""
+    return {each["name"]: (each["id"], each["enabled"]) for each in made.prefect("automations/filter")}
+
+
+def check_deploys(made: Guarded, before: dict[str, tuple[str, bool]]) -> None:
+    """Check that `custody deploy` deploys what changed or is gone, and that what was switched off stays off."""
+    file = made.folder / "deployments.yaml"
+    environment = {**made.environment(), "PREFECT_API_URL": f"{made.url}/api"}
+    with pytest.raises(CustodyError, match="401"):
+        deploy(file, environment)
+    environment["PREFECT_API_AUTH_STRING"] = made.credentials()
+    with contextlib.chdir(made.folder):
+        deploy(file, environment)
+        assert automations_of(made) == before
+        gone, _ = before["custody-roll-failed"]
+        urllib.request.urlopen(made.request(f"automations/{gone}", b"", "DELETE"), timeout=30).close()
+        deploy(file, environment)
+        again = automations_of(made)
+        assert {name: on for name, (_, on) in again.items()} == {name: on for name, (_, on) in before.items()}
+        assert again["custody-drain-silent"] != before["custody-drain-silent"]
+        file.write_text(file.read_text().replace("Drain Kafka into the archive", "Drain it"))
+        deploy(file, environment)
+    drain = made.prefect("deployments/name/drain/drain-every-minute")
+    assert (drain["description"], [each["active"] for each in drain["schedules"]].count(False)) == ("Drain it", 1)
+    assert automations_of(made) == again
+
+
 def check_runs(made: Guarded) -> None:
     """Check that the run of an alert has no passphrase in its environment, and that of a roll has."""
     wanted: tuple[tuple[str, dict[str, str], str], ...] = (
@@ -206,9 +236,12 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     path = f"automations/{silent['id']}"
     urllib.request.urlopen(installation.request(path, b'{"enabled":false}', "PATCH"), timeout=30).close()
     password = installation.credentials()
+    before = automations_of(installation)
     assert installation.end() == 0
     installation.up()
     assert installation.credentials() == password
+    # They are the same ones: so a restart does not begin their times of silence again.
+    assert automations_of(installation) == before
     assert (
         "left so: schedule of drain-every-minute, audit-nightly, custody-audit-silent\n" in installation.log.read_text()
     )
@@ -223,6 +256,7 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     assert made["audit-nightly"]["paused"]
     enabled = {each["name"]: each["enabled"] for each in installation.prefect("automations/filter")}
     assert [name for name, on in enabled.items() if not on] == ["custody-audit-silent"]
+    check_deploys(installation, before)
     check_runs(installation)
     check_of_prefect(
         installation, {"deployments": "ok", "schedules": "warning", "automations": "warning", "worker": "ok"}

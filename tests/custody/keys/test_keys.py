@@ -40,7 +40,7 @@ from custody.format.layout import Log
 from custody.format.times import parse_time
 from custody.keys.key import ALGORITHMS, Ed25519Key, HmacKey, KeyAlgorithm, LeafKey
 from custody.keys.keyring import OVERLAP, Keyring, new_keyring, rotate_keyring
-from custody.keys.kms import KmsKey
+from custody.keys.kms import KmsKey, _Kms
 from custody.keys.open import open_public, open_signers
 from custody.keys.secret import Secret
 from custody.keys.signers import Signers
@@ -1157,6 +1157,24 @@ def test_kms_by_the_general_endpoint(moto: MotoServer, kms: Any, monkeypatch: py
     monkeypatch.delenv("AWS_ENDPOINT_URL_KMS")
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint_url)
     assert open_signers(f"aws-kms:///{arn}", NOW).hmac().key_id == arn
+
+
+@pytest.mark.parametrize("way", ["AWS_ENDPOINT_URL_KMS", "AWS_ENDPOINT_URL"])
+def test_a_plain_endpoint_of_kms_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """An endpoint elsewhere with http:// gives a warning, once a process; one on this machine gives none."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL_KMS", raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv(way, "http://127.0.0.1:1")
+    _Kms(None)
+    assert caplog.messages == []
+    url = f"http://{way.lower().replace('_', '-')}.example.com"
+    monkeypatch.setenv(way, url)
+    for _ in range(2):
+        _Kms(None)
+    (message,) = caplog.messages
+    assert f"{url} for KMS: others on the network" in message
 
 
 def test_kms_that_is_gone_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -466,6 +466,31 @@ def test_what_is_no_plain_file_is_no_object(folder: Store, tmp_path: Path) -> No
         assert folder.exists(key) == (key == "events/real")
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "loop"])
+def test_what_is_no_plain_file_in_a_slot_does_not_pass(
+    folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A write to the name of something that is no plain file fails for good, and says that it must be moved away."""
+    folder.create("events/real", b"x")
+    path = tmp_path / "archive" / "events" / "slot"
+    # The path of a socket must be short.
+    monkeypatch.chdir(path.parent)
+    with socket.socket(socket.AF_UNIX) as listening:
+        match kind:
+            case "folder":
+                path.mkdir()
+            case "pipe":
+                os.mkfifo(path)
+            case "socket":
+                listening.bind("slot")
+            case "loop":
+                path.symlink_to(path)
+        with pytest.raises(ObjectMissing):
+            folder.read("events/slot", limit=1)
+        with pytest.raises(TerminalStoreError, match="move it away"):
+            folder.create("events/slot", b"y")
+
+
 def test_folders_that_vanish_are_made_again(folder: Store, tmp_path: Path) -> None:
     """Somebody who tidies up empty folders does not stop the writer."""
     folder.create("a/b", b"x")

@@ -1,7 +1,9 @@
 """A backfill copies exactly the events asked for, each once, from whatever storage class; on real servers."""
 
+import base64
 import json
 import os
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +14,10 @@ from typing import Any, get_args
 
 import pytest
 
+from custody.archive.forms import statements_of
 from custody.archive.reader import read_archive
+from custody.archive.trusted import Judge, find_trusted_tip
+from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, CustodyError
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
@@ -35,6 +40,7 @@ from tasks.search.index import index_logs
 from tasks.settings import KafkaSettings, SearchSettings, Settings
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, KINDS, NIGHT, Deep, hourly, lines_in, records
 from tests.helpers.corpus import EVENTS
+from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, delete_indices, document_id, documents
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -356,6 +362,69 @@ def test_a_damaged_log_is_no_empty_one(written: Growing, given: Settings, tmp_pa
     (problem, *_) = run(given, folder_of(tmp_path / "out")).problems
     assert f"{missing:012}.json" in problem
     assert "custody verify" in problem
+
+
+def unsign(growing: Growing, *sequences: int) -> None:
+    """Replace the signatures of statements by ones that no key made."""
+    for sequence in sequences:
+        path = growing.folder / "manifests" / growing.log / f"{sequence:012}.json"
+        line, signed = path.read_bytes().split(b"\n", 1)
+        made = json.loads(signed)
+        for signature in made["signatures"]:
+            size = len(base64.b64decode(signature["value"]))
+            signature["value"] = base64.b64encode(bytes(size)).decode()
+        path.unlink()
+        path.write_bytes(line + b"\n" + json.dumps(made, separators=(",", ":")).encode() + b"\n")
+
+
+@pytest.mark.parametrize("first", [14, 7, 0])
+def test_what_nobody_signed_at_the_end_is_a_problem(
+    written: Growing, given: Settings, tmp_path: Path, first: int
+) -> None:
+    """Statements at a log's end that no trusted key signed are not copied, and the backfill says so, by their slots."""
+    broken = written.copy(tmp_path / "broken")
+    unsign(broken, *range(first, 15))
+    given = given.model_copy(update={"archive": str(broken.folder)})
+    done = run(given, Request(since=DAY - NIGHT, until=DAY + 9 * NIGHT, target="folder", folder=str(tmp_path / "out")))
+    assert done.problems == [
+        f"{written.log}: no valid statement in the slots {first} to 14; run `custody verify`",
+    ]
+    assert len(lines_in(tmp_path / "out") if first else []) == 5 * first
+
+
+def test_a_log_that_was_longer_is_a_problem(written: Growing, given: Settings, tmp_path: Path) -> None:
+    """If the newest statements are gone, a signed checkpoint shows it, also if none is left."""
+    broken = written.copy(tmp_path / "broken")
+    given = given.model_copy(update={"archive": str(broken.folder)})
+    store, log, trust = open_store(given.archive), Log("audit.grows", 0), given.own_trust()
+    archive, signer = read_archive(store).id, given.signers(datetime.now(UTC)).ed25519()
+    judge = Judge(store, log, statements_of(log), archive, trust)
+    put_checkpoint(store, archive, log, find_trusted_tip(store, log, archive, trust).head, signer, judge)
+    manifests = sorted((broken.folder / "manifests" / broken.log).iterdir())
+    manifests[-1].unlink()
+    (problem,) = run(given, folder_of(tmp_path / "out")).problems
+    assert "it ends at size 14, but a checkpoint knows size 15" in problem
+    shutil.rmtree(broken.folder / "manifests")
+    (problem,) = run(given, folder_of(tmp_path / "none")).problems
+    assert "it ends at size 0, but a checkpoint knows size 15" in problem
+
+
+def test_without_keys_a_copy_is_unverified(
+    written: Growing, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without keys no signature is checked, and a warning says so, in the words of a query."""
+    clear_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    broken = written.copy(tmp_path / "broken")
+    unsign(broken, *range(15))
+    given = Settings(archive=str(broken.folder))
+    assert run(given, folder_of(tmp_path / "out")).created == 24
+    assert [record.getMessage() for record in caplog.records] == [
+        "unverified: no keys are at hand, so no signature was checked; set `keys`, or `trust`"
+    ]
+    caplog.clear()
+    connect(str(broken.folder)).close()
+    assert "unverified: no keys are at hand" in caplog.text
 
 
 # --- tables

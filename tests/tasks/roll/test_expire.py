@@ -264,7 +264,7 @@ def test_an_age_that_nobody_signed_ends_nothing(young: Growing) -> None:
             lambda one: one.update(sealed_at=one["sealed_at"].replace(str(NOW.year), "2020")),
         )
     (refused,) = expire(settings(young), NOW)
-    assert (refused.outcome, "no trusted key signed" in refused.why) == ("refused", True)
+    assert (refused.outcome, "no trusted key signed" in refused.why) == ("failed", True)
     assert len(segments(young)) == 4
 
 
@@ -305,7 +305,7 @@ def test_versions_and_locks(growing: Growing, seaweed: SeaweedServer, monkeypatc
     assert judged(given, growing).exit_code in {0, 3}
     later = NOW + timedelta(days=2)
     (refused,) = expire(given, later)
-    assert (refused.outcome, "the host's clock says" in refused.why) == ("refused", True)
+    assert (refused.outcome, "the host's clock says" in refused.why) == ("failed", True)
     # The lock has a day to go by the server's clock, whatever all others say.
     monkeypatch.setattr("tasks.roll.expire._other_clocks", lambda *_: [later])
     assert [(one.what, one.outcome) for one in expire(given, later)] == [("delete", "failed")]
@@ -317,7 +317,7 @@ def test_a_clock_that_is_ahead_ends_nothing(growing: Growing) -> None:
     audit(given)
     before = sorted(growing.folder.rglob("*"))
     (refused,) = expire(given, NOW + timedelta(days=2600))
-    assert (refused.what, refused.outcome) == ("expire", "refused")
+    assert (refused.what, refused.outcome) == ("expire", "failed")
     assert "the host's clock says" in refused.why
     assert sorted(growing.folder.rglob("*")) == before
 
@@ -360,7 +360,7 @@ def test_signing_makes_no_clock_right(
     for step in steps.split():
         signed_ahead(growing, given, step, monkeypatch)
     for _ in range(2):
-        assert {one.outcome for one in roll_all(given, datetime.now(UTC) + AHEAD)} == {"refused"}
+        assert {one.outcome for one in roll_all(given, datetime.now(UTC) + AHEAD)} == {"failed"}
         assert len(segments(growing)) == 4
     assert list(expire(given, NOW)) == []
     actions = list(expire(settings(growing), NOW))
@@ -378,7 +378,7 @@ def test_a_confirmed_clock_is_believed_later(growing: Growing, monkeypatch: pyte
     with monkeypatch.context() as patched:
         for module in ("tasks.roll.record", "tasks.audit.conclude"):
             patched.setattr(f"{module}.datetime", shifted(AHEAD))
-        assert {one.outcome for one in roll_all(given, later)} == {"refused"}
+        assert {one.outcome for one in roll_all(given, later)} == {"failed"}
         roll_all(given, later, confirm_clock=True)
         assert segments(growing) == []
         growing.heartbeat(later + timedelta(hours=1))
@@ -470,7 +470,7 @@ def test_a_silence_that_an_operator_confirms(growing: Growing) -> None:
     """After a long silence nothing expires until an operator confirms the clock. That is signed, and says so."""
     given, later = settings(growing, days=2555), NOW + timedelta(days=2600)
     (refused,) = expire(given, later)
-    assert (refused.outcome, "--confirm-clock" in refused.why) == ("refused", True)
+    assert (refused.outcome, "--confirm-clock" in refused.why) == ("failed", True)
     confirmed, signed, *deleted = expire(given, later, confirm_clock=True)
     assert (confirmed.outcome, "--confirm-clock says that the host's clock is right" in confirmed.why) == ("done", True)
     assert (signed.what, signed.outcome, len(deleted)) == ("expire", "done", 4)
@@ -545,7 +545,7 @@ def test_a_slot_that_nothing_passes_over(growing: Growing) -> None:
     path.unlink()
     path.write_bytes(b"no manifest")
     (refused,) = expire(settings(growing), NOW)
-    assert (refused.outcome, "no trusted key signed" in refused.why) == ("refused", True)
+    assert (refused.outcome, "no trusted key signed" in refused.why) == ("failed", True)
     assert len(segments(growing)) == 4
 
 
@@ -560,7 +560,7 @@ def test_a_key_that_has_ended(growing: Growing, tmp_path: Path) -> None:
     until = {growing.log: {"size": 2, "root": root.hex()}}
     trust.write_text(json.dumps({"format": "custody/trust/1", "keys": [{**entry, "until": until}]}))
     (refused,) = expire(settings(growing, trust=trust), NOW)
-    assert (refused.outcome, "ended at this log's size 2" in refused.why) == ("refused", True)
+    assert (refused.outcome, "ended at this log's size 2" in refused.why) == ("failed", True)
     assert len(segments(growing)) == 4
 
 

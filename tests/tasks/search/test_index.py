@@ -34,6 +34,7 @@ from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
+from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing, make_archive
 from tests.helpers.search import (
     LOG,
@@ -608,6 +609,19 @@ def test_an_index_command_that_indexes_nothing_fails(
     assert "Elasticsearch rejected 5 events" in capsys.readouterr().err
     # Nothing to do is no failure.
     operate.index()
+
+
+def test_what_is_indexed_without_keys_is_unverified(
+    growing: Growing, given: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without keys no signature is checked, and a warning says so, in the words of a query."""
+    clear_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    growing.append(1, now_event)
+    (result,) = index_logs(Settings(archive=given.archive, search=given.search))
+    assert (result.created, result.problem) == (5, None)
+    said = "unverified: no keys are at hand, so no signature was checked; set `keys`, or `trust`"
+    assert [record.getMessage() for record in caplog.records] == [said]
 
 
 def test_reasons_of_rejections_are_bounded() -> None:
