@@ -131,7 +131,8 @@ def report(health: Health, console: Console) -> Iterator[RenderableType]:
         yield _logs_table(health.logs, console)
     else:
         yield ""
-        yield render.safe("The archive has no logs yet.")
+        unlisted = any(problem.kind == "log-unknown" for problem in health.general)
+        yield render.safe("The archive's logs cannot be listed." if unlisted else "The archive has no logs yet.")
     yield from map(render.safe, _lines(health))
 
 
@@ -201,7 +202,7 @@ def _lines(health: Health) -> Iterator[str]:
         yield "audit: none yet"
     else:
         found = f"{audit.findings:,} finding{'s' * (audit.findings != 1)}"
-        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {duration_text(audit.age_seconds)} ago"
+        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {_ago(audit.age_seconds)} ago"
     if health.search is None:
         yield "index: none; search.url is not set"
     elif health.search.reachable:
