@@ -24,6 +24,7 @@ from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from flows.operate.sample import sample_events
+from tasks.audit import conclude
 from tasks.drain.kafka import Bounds, Broker, Headroom
 from tasks.drain.run import drain_logs
 from tasks.health import kafka as health_kafka
@@ -464,11 +465,13 @@ def ages_of(settings: Settings, health: Health) -> list[float]:
     ]
 
 
-def test_audits_of_the_future(growing: Growing) -> None:
-    """An audit of the future is a problem, and the audit that can be believed is late; so is a missing first one."""
+def test_audits_of_the_future(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit of the future is a problem, and the audit that can be believed is late."""
     settings = alone(growing)
     audit(settings)
-    audit(settings, now=datetime.now(UTC) + timedelta(days=30))
+    ahead = datetime.now(UTC) + timedelta(days=30)
+    monkeypatch.setattr(conclude, "datetime", SimpleNamespace(now=lambda _: ahead))
+    audit(settings)
     health = health_of(settings, timedelta(hours=27))
     assert health.audit is not None
     assert health.audit.sequence == 1
