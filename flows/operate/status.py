@@ -201,8 +201,9 @@ def _lines(health: Health) -> Iterator[str]:
     if audit is None:
         yield "audit: none yet"
     else:
+        age = "of the future" if audit.age_seconds is None else f"{duration_text(audit.age_seconds)} ago"
         found = f"{audit.findings:,} finding{'s' * (audit.findings != 1)}"
-        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {_ago(audit.age_seconds)} ago"
+        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {age}"
     if health.search is None:
         yield "index: none; search.url is not set"
     elif health.search.reachable:
