@@ -51,11 +51,16 @@ def find_checked_tip(
         tip = _past_history(store, form, judge, find_signed_end(store, form, judge, hint))
         _check_nothing_beyond(store, log, form, judge, tip)
         for head in known:
-            _check_known(judge, tip, head)
+            check_known(judge, tip, head)
     except HeadRollback as error:
         raise rollback(store, log, str(error)) from None
     for digest in tip.passed_over:
-        logger.warning("%s: a slot after the head has no valid %s (SHA-256 %s): passed over", log, form.noun, digest)
+        logger.warning(
+            "%s: a slot after the head has no valid %s (SHA-256 %s): the next append passes over it",
+            log,
+            form.noun,
+            digest,
+        )
     return tip
 
 
@@ -121,7 +126,8 @@ def _check_nothing_beyond(store: Store, log: Log, form: Form[E], judge: Judge, t
         logger.warning("%s is not a valid checkpoint, and is after the head: find out who wrote it", key)
 
 
-def _check_known(judge: Judge, tip: Tip[E], known: KnownHead) -> None:
+def check_known(judge: Judge, tip: Tip[E], known: KnownHead) -> None:
+    """Check that the end of a log continues a known head. Raises HeadRollback if it does not."""
     if known.size > tip.head.size:
         raise HeadRollback(
             f"the head has size {tip.head.size}, but the head known from {known.origin} has size {known.size}"

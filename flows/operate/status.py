@@ -131,7 +131,8 @@ def report(health: Health, console: Console) -> Iterator[RenderableType]:
         yield _logs_table(health.logs, console)
     else:
         yield ""
-        yield render.safe("The archive has no logs yet.")
+        unlisted = any(problem.kind == "log-unknown" for problem in health.general)
+        yield render.safe("The archive's logs cannot be listed." if unlisted else "The archive has no logs yet.")
     yield from map(render.safe, _lines(health))
 
 
@@ -200,8 +201,9 @@ def _lines(health: Health) -> Iterator[str]:
     if audit is None:
         yield "audit: none yet"
     else:
+        age = "of the future" if audit.age_seconds is None else f"{duration_text(audit.age_seconds)} ago"
         found = f"{audit.findings:,} finding{'s' * (audit.findings != 1)}"
-        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {duration_text(audit.age_seconds)} ago"
+        yield f"audit: {audit.sequence}, {audit.verdict}, {found}, {age}"
     if health.search is None:
         yield "index: none; search.url is not set"
     elif health.search.reachable:

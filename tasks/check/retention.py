@@ -21,9 +21,14 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
     """Yield the least headroom of all logs, and each problem of a log with Kafka."""
     try:
         with closing(open_store(settings.archive, settings.s3)) as store:
-            logs = read_logs(open_archive(settings, store), settings, now)
+            logs, unlisted = read_logs(open_archive(settings, store), settings, now)
     except (ConfigurationError, StoreError):
         yield _report.warning("headroom", "it is not known: the archive cannot be read", "see the part archive")
+        return
+    if unlisted:
+        yield _report.warning(
+            "headroom", "it is not known: the archive's logs cannot be listed", "see the part archive"
+        )
         return
     kafka = read_kafka(settings, logs, now)
     if not kafka.server.reachable:

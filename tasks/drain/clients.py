@@ -9,6 +9,7 @@ Rules:
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ from tasks.drain.kafka_errors import TERMINAL
 
 QUIET_SECONDS = 600.0
 """How long a line keeps others of its kind from being logged."""
+KINDS = 1000
+"""Kinds of lines that are remembered. With more, the one logged first is forgotten."""
 _PROBE_SECONDS, _EVENTS = 2.0, 100
 """How long committed offsets are asked before events are looked at, and how many of those."""
 
@@ -51,6 +54,8 @@ class FirstLines:
         """Set up; `clock` returns seconds."""
         self._clock = clock
         self._logged: dict[str, float] = {}
+        """When each kind was logged, in this order."""
+        self._lock = threading.Lock()
 
     def log(self, level: int, message: str, *arguments: object) -> None:
         """Log a line, unless one of its kind was logged lately.
@@ -63,9 +68,13 @@ class FirstLines:
         text = message % arguments if arguments else message
         name = text.partition(" ")[0]
         kind, now = _VARIES.sub("", text), self._clock()
-        if now - self._logged.get(kind, -QUIET_SECONDS) < QUIET_SECONDS:
-            return
-        self._logged[kind] = now
+        with self._lock:
+            if now - self._logged.get(kind, -QUIET_SECONDS) < QUIET_SECONDS:
+                return
+            self._logged.pop(kind, None)
+            if len(self._logged) >= KINDS:
+                del self._logged[next(iter(self._logged))]
+            self._logged[kind] = now
         logger.log(min(level, logging.INFO) if name in _CONNECTIONS else level, "librdkafka: %s", text)
 
 

@@ -19,11 +19,12 @@ import tenacity
 from confluent_kafka import KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
-from custody.errors import SourceRefused, TransientSourceError
+from custody.errors import SourceError, SourceRefused, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log
 from custody.format.manifest import LastRecord
 from custody.tlog.head import Head
+from custody.verify.clock import SLACK
 from tasks.drain.assemble import Record
 from tasks.drain.clients import make_admin, make_reader, read_committed
 from tasks.drain.committed_heads import CommittedHead, commit_metadata, parse_committed_head
@@ -37,6 +38,8 @@ REQUEST_SECONDS = 10.0
 _RETRY_SHARE = 0.8
 """How long a request is retried, in timeouts. It is less than one, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
+_KAFKA_BEGAN = 1_293_840_000.0
+"""The year 2011, in seconds since 1970. No record was written to Kafka before."""
 _COMMIT_POLL_SECONDS = 0.002
 DIRECT = "direct"
 """The cluster's name in logs that were never in Kafka."""
@@ -70,6 +73,19 @@ class Bounds:
     start: int
     stable: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """How long Kafka keeps a record.
+
+    Attributes:
+        seconds: by the limits that are known; None if there is none.
+        unknown: why another limit, by the partition's size, is not known; None if there is none.
+    """
+
+    seconds: float | None
+    unknown: str | None = None
 
 
 class Received(Record, Protocol):
@@ -291,12 +307,35 @@ class Broker:
         return Bounds(start, stable, max(stable, end))
 
     def waits_since(self, topic: str, partition: int, offset: int) -> float | None:
-        """Return the Kafka timestamp, in seconds since 1970, of the record at an offset that is not stable yet.
+        """Return the Kafka timestamp, in seconds since 1970, of the first record from an offset on, stable or not.
 
-        None if no record comes in time.
+        None if there is no record: markers of transactions are none.
+
+        Raises:
+            SourceError: it did not come in time, or has no time that can be believed: a producer may have chosen it.
         """
         answer = self._first(TopicPartition(topic, partition, offset), min(_PROBE_SECONDS, self.seconds))
-        return float(answer.timestamp()[1]) / 1000 if answer is not None and answer.error() is None else None
+        step = f"{topic}/{partition}: since when the record at offset {offset} has been in Kafka is not known"
+        if answer is None:
+            raise SourceError(f"{step}: it did not come in time; the next run tries again")
+        error = answer.error()
+        if error is not None:
+            if error.code() == PARTITION_EOF:
+                return None
+            raise (
+                self._error(error, step, reading(topic))
+                if error.code() in TERMINAL
+                else SourceError(f"{step}: {reason_of(error)}")
+            )
+        written = float(answer.timestamp()[1]) / 1000
+        if written < 0:
+            raise SourceError(f"{step}: it has no timestamp; set message.timestamp.type=LogAppendTime for the topic")
+        if written > time.time() + SLACK.total_seconds():
+            raise SourceError(
+                f"{step}: its timestamp is of the future; find its producer, or set"
+                " message.timestamp.type=LogAppendTime for the topic"
+            )
+        return written
 
     def configuration(self, topic: str) -> dict[str, str]:
         """Return a topic's configuration.
@@ -314,8 +353,8 @@ class Broker:
         return {name: str(entry.value) for name, entry in entries.items()}
 
     @patiently
-    def seconds_left(self, topic: str, partition: int, offset: int, written: float | None = None) -> float | None:
-        """Return how long the topic's retention keeps the record at an offset; None if no limit is known.
+    def seconds_left(self, topic: str, partition: int, offset: int, written: float | None = None) -> Headroom:
+        """Return how long the topic's retention keeps the record at an offset.
 
         By time, a record is deleted when it is older than retention.ms. By size, the record is deleted when as much was
         added as lies before it now; at a steady rate that takes as long as the time between the two records.
@@ -327,23 +366,39 @@ class Broker:
             written: what `waits_since` returns for it; asked if None.
 
         Raises:
-            SourceError: the broker does not answer, or says no.
+            SourceError: the broker does not answer, or says no. Or as `waits_since`.
         """
         entries = self.configuration(topic)
         kept_ms, kept_bytes = int(entries["retention.ms"]), int(entries["retention.bytes"])
+        if "delete" not in entries["cleanup.policy"] or max(kept_ms, kept_bytes) < 0:
+            return Headroom(None)
         if written is None:
             written = self.waits_since(topic, partition, offset)
-        if "delete" not in entries["cleanup.policy"] or written is None or written < 0:
-            return None
+        if written is None:
+            return Headroom(None)
         now = time.time()
-        # A producer may have chosen the time: one of the future must not hide anything.
         written = min(written, now)
         limits = [written + kept_ms / 1000 - now] if kept_ms >= 0 else []
-        start = self.bounds(topic, partition).start
+        start, unknown = self.bounds(topic, partition).start, None
         if kept_bytes >= 0 and start > 0:
-            oldest = self.waits_since(topic, partition, start)
-            limits += [written - oldest] if oldest is not None and oldest >= 0 else []
-        return min(limits, default=None)
+            try:
+                oldest = self._first_written(topic, partition, start)
+            except SourceError as error:
+                unknown = f"how long the partition's size keeps its records is not known: {error}"
+            else:
+                limits += [written - oldest] if oldest is not None else []
+        return Headroom(min(limits, default=None), unknown)
+
+    def _first_written(self, topic: str, partition: int, start: int) -> float | None:
+        """Return when a partition's oldest record was written. Raises as `waits_since`."""
+        oldest = self.waits_since(topic, partition, start)
+        # Such a time would make the records seem to come slowly, and to be kept for long.
+        if oldest is not None and oldest < _KAFKA_BEGAN:
+            raise SourceError(
+                f"{topic}/{partition}: the timestamp of the record at offset {start} is older than Kafka; find its"
+                " producer, or set message.timestamp.type=LogAppendTime for the topic"
+            )
+        return oldest
 
     @patiently
     def disagreement(self, topic: str, partition: int, last: LastRecord) -> str | None:

@@ -247,7 +247,11 @@ class Loop:
         position = run.writer.next_offset or 0
         result.lag = max(0, bounds.end - position)
         if bounds.stable < bounds.end and position >= bounds.stable:
-            since = self._context.broker.waits_since(*run.topic_partition, bounds.stable)
+            try:
+                since = self._context.broker.waits_since(*run.topic_partition, bounds.stable)
+            except CustodyError as error:
+                logger.warning("%s: a transaction is open, for an unknown time: %s", result.log, error)
+                return
             waited = time.time() - since if since is not None else 0.0
             if waited > options.hanging_seconds:
                 result.hanging = waited
@@ -270,7 +274,8 @@ class Loop:
         for run in sorted(behind, key=lambda run: -(run.result.lag or 0))[:MEASURED_LOGS]:
             position = run.writer.next_offset or 0
             try:
-                run.result.headroom = self._context.broker.seconds_left(*run.topic_partition, position)
+                headroom = self._context.broker.seconds_left(*run.topic_partition, position)
+                run.result.headroom, run.result.headroom_unknown = headroom.seconds, headroom.unknown
             except CustodyError as error:
                 run.result.headroom_unknown, log = str(error), run.result.log
                 logger.warning("%s: how long Kafka keeps its records is not known: %s", log, error, extra={"log": log})

@@ -3,12 +3,14 @@
 Rules:
 - A log costs the same number of requests however old it is: its end, and `RECENT` statements.
 - With keys, a log's end is the newest statement that they signed, and a log that lacks statements is damaged. Without
-  keys, signatures are not checked, which is a problem of its own.
-- One log that cannot be read hides no other.
+  keys, signatures are not checked, which is a problem of its own. What `trust.json` pins and knows is checked anyway.
+- One log that cannot be read hides no other, and logs that cannot be listed hide no other part.
+- A time of the future is a problem, and hides no silence: ages are those of the newest time that can be believed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby
@@ -24,28 +26,31 @@ from custody.archive.reader import (
     read_archive,
     read_manifest,
 )
-from custody.archive.resume import find_checked_tip, rollback
+from custody.archive.resume import check_known, find_checked_tip, rollback
 from custody.archive.trusted import Judge, check_archive, standing
 from custody.errors import (
     ConfigurationError,
     CustodyError,
     FormatError,
+    HeadRollback,
+    KeyUnavailable,
     NoArchive,
     ObjectMissing,
     StoreError,
     TransientStoreError,
 )
+from custody.format import layout
 from custody.format.archive_file import ArchiveFile
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
-from custody.format.times import duration_text, parse_time
+from custody.format.times import duration_text
 from custody.keys.open import keyring_path
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
 from tasks.drain.kafka import DIRECT, is_wanted
-from tasks.health.model import Kind, LogHealth, Problem, Recent
+from tasks.health.model import Kind, LogHealth, Problem, Recent, age_seconds, of_future
 from tasks.settings import Settings
 
 RECENT = 10
@@ -63,6 +68,7 @@ class Opened:
         store: its storage.
         file: `archive.json`; None if it is refused.
         trust: the keys; None if signatures are not checked.
+        at_hand: what else is trusted if signatures are not checked, such as `trust.json` alone.
         heads: heads of logs that the newest audit and `trust.json` know.
         problems: why it is not trusted, or not checked.
     """
@@ -70,6 +76,7 @@ class Opened:
     store: Store
     file: ArchiveFile | None
     trust: Trust | None
+    at_hand: Trust = field(default_factory=Trust)
     heads: Mapping[str, KnownHead] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
@@ -78,9 +85,14 @@ class Opened:
         """Whether what its logs hold may be shown: not if another `archive.json` than the trusted one is there."""
         return all(problem.kind != "archive-untrusted" for problem in self.problems)
 
+    @property
+    def readable(self) -> Trust:
+        """What decides which entries may be used."""
+        return self.trust or self.at_hand
+
     def holds(self, log: Log) -> Holds[Manifest]:
         """Return the check whether a statement of a log may be used."""
-        return standing(self.store, self.file.id if self.file else None, self.trust or Trust())(log)
+        return standing(self.store, self.file.id if self.file else None, self.readable)(log)
 
 
 def open_archive(settings: Settings, store: Store) -> Opened:
@@ -95,7 +107,7 @@ def open_archive(settings: Settings, store: Store) -> Opened:
     except TransientStoreError:
         raise
     except CustodyError as error:
-        if isinstance(error, NoArchive) and not list_logs(store):
+        if isinstance(error, NoArchive) and _has_no_logs(store):
             raise
         return Opened(store, None, None, problems=(_unchecked(f"signatures are not checked: {error}", _VERIFY),))
     try:
@@ -105,31 +117,53 @@ def open_archive(settings: Settings, store: Store) -> Opened:
     except TransientStoreError:
         raise
     except CustodyError as error:
-        # The default keyring need not be there.
-        unset = isinstance(error, ConfigurationError) and not settings.model_fields_set & {"keys", "checkpoint_keys"}
-        keyring = keyring_path(settings.keys)
-        if unset and keyring and not keyring.exists():
-            missing = Problem(
-                "warning",
-                "heads-unchecked",
-                "archive",
-                f"signatures are not checked: there are no keys at {settings.keys}",
-                "set keys to the keys that sign",
-            )
-            return Opened(store, file, None, problems=(missing,))
-        refused = _unchecked(f"signatures are not checked: {error}", "correct the settings keys and trust")
-        return Opened(store, file, None, problems=(refused,))
+        return _without_keys(settings, store, file, error)
     if problem:
-        untrusted = Problem(
-            "failed",
-            "archive-untrusted",
+        return Opened(store, file, trust, problems=(_untrusted(problem),))
+    return Opened(
+        store, file, trust, heads=_known_outside(trust) | {name: head for name, head in heads.items() if head.size}
+    )
+
+
+def _without_keys(settings: Settings, store: Store, file: ArchiveFile, error: CustodyError) -> Opened:
+    """Return an archive whose signatures cannot be checked; what `trust.json` pins and knows is, all the same."""
+    at_hand = settings.trust_at_hand()
+    problem = check_archive(file, at_hand) if at_hand.archive else None
+    # The default keyring need not be there.
+    unset = isinstance(error, ConfigurationError) and not settings.model_fields_set & {"keys", "checkpoint_keys"}
+    keyring = keyring_path(settings.keys)
+    if unset and keyring and not keyring.exists():
+        unchecked = Problem(
+            "warning",
+            "heads-unchecked",
             "archive",
-            problem,
-            f"the archive is not used: correct the settings archive, keys and trust, or {_VERIFY}",
+            f"signatures are not checked: there are no keys at {settings.keys}",
+            "set keys to the keys that sign",
         )
-        return Opened(store, file, trust, problems=(untrusted,))
-    outside = {name: KnownHead(head.size, head.root, "trust.json") for name, head in trust.heads.items()}
-    return Opened(store, file, trust, {name: head for name, head in {**outside, **heads}.items() if head.size})
+    else:
+        unchecked = _unchecked(f"signatures are not checked: {error}", "correct the settings keys and trust")
+    if problem:
+        return Opened(store, file, None, at_hand, problems=(_untrusted(problem), unchecked))
+    return Opened(store, file, None, at_hand, _known_outside(at_hand), (unchecked,))
+
+
+def _known_outside(trust: Trust) -> dict[str, KnownHead]:
+    return {name: KnownHead(head.size, head.root, "trust.json") for name, head in trust.heads.items() if head.size}
+
+
+def _untrusted(problem: str) -> Problem:
+    remedy = f"the archive is not used: correct the settings archive, keys and trust, or {_VERIFY}"
+    return Problem("failed", "archive-untrusted", "archive", problem, remedy)
+
+
+def _has_no_logs(store: Store) -> bool:
+    """Return whether an archive surely has no logs: not if the process may not look."""
+    try:
+        return not list_logs(store)
+    except TransientStoreError:
+        raise
+    except StoreError:
+        return False
 
 
 def _unchecked(message: str, remedy: str) -> Problem:
@@ -160,15 +194,11 @@ class LogRead:
         return replace(self, health=replace(health, problems=(*health.problems, *problems)))
 
 
-def read_logs(opened: Opened, settings: Settings, now: datetime) -> list[LogRead]:
-    """Return each log of the archive that has a statement or a known head, in order.
-
-    Raises:
-        StoreError: the archive's storage does not answer.
-    """
-    names = named_logs(opened.store, opened.heads)
+def read_logs(opened: Opened, settings: Settings, now: datetime) -> tuple[list[LogRead], tuple[Problem, ...]]:
+    """Return each log of the archive that has a statement or a known head, in order; and why some may be missing."""
+    names, problems = _names(opened)
     if not opened.is_trusted:
-        return [LogRead(name, LogHealth(str(name))) for name in names]
+        return [LogRead(name, LogHealth(str(name))) for name in names], problems
     with ThreadPoolExecutor(_READERS, "health") as pool:
         reads = [read for read in pool.map(lambda name: _read_log(opened, name, now), names) if read is not None]
     current: list[LogRead] = []
@@ -178,7 +208,20 @@ def read_logs(opened: Opened, settings: Settings, now: datetime) -> list[LogRead
         last = max((at for at, read in enumerate(epochs) if read.newest), default=0)
         current += [replace(read, health=replace(read.health, ended=True)) for read in epochs[:last]]
         current += [_check(opened, settings, read) for read in epochs[last:]]
-    return current
+    return current, problems
+
+
+def _names(opened: Opened) -> tuple[list[Log], tuple[Problem, ...]]:
+    """Return the logs that can be listed, and the problem if not all can: then those of the other sources."""
+    try:
+        return named_logs(opened.store, opened.heads), ()
+    except StoreError as error:
+        refused = Problem("failed", "log-unknown", "archive", f"its logs cannot be listed: {error}", _VERIFY)
+    names = {log for log in map(layout.parse_log_text, opened.heads) if log is not None}
+    for folder in (layout.MANIFESTS, layout.CHECKPOINTS):
+        with suppress(StoreError):
+            names.update(list_logs(opened.store, folder))
+    return sorted(names - {layout.AUDIT_LOG}), (refused,)
 
 
 def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
@@ -213,7 +256,7 @@ def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
     name = str(log)
     try:
         tip = _find_tip(opened, log)
-    except StoreError as error:
+    except (StoreError, KeyUnavailable) as error:
         return _with_problem(log, "log-unknown", f"its head cannot be read: {error}")
     except CustodyError as error:
         return _with_problem(log, "log-damaged", str(error))
@@ -221,8 +264,15 @@ def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
         message = f"none of its {tip.size} slots has a statement that counts"
         return _with_problem(log, "log-damaged", message) if tip.size else None
     statement = tip.newest.statement
-    age = (now - parse_time(statement.sealed_at)).total_seconds()
-    recent, problems = _read_recent(opened, log, tip.newest)
+    statements, problems = _read_recent(opened, log, tip.newest)
+    ages = [age_seconds(statement.sealed_at, now) for statement in statements]
+    age = next((age for age in ages if age is not None), None)
+    if ages[0] is None:
+        problems.append(of_future(name, "statement", statement.sealed_at, now, age))
+    if tip.passed_over:
+        key = layout.manifest_key(log, tip.head.size)
+        message = f"{len(tip.passed_over)} slots after its head, from {key} on, have no valid statement"
+        problems.append(Problem("failed", "log-damaged", name, message, f"find out who wrote them, and {_VERIFY}"))
     health = LogHealth(
         name,
         tip.head.size,
@@ -230,8 +280,8 @@ def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
         statement.next_offset,
         statement.sealed_at,
         age,
-        recent=recent,
-        problems=problems,
+        recent=_sum_up(statements),
+        problems=tuple(problems),
     )
     return LogRead(log, health, statement)
 
@@ -256,11 +306,17 @@ def _find_tip(opened: Opened, log: Log) -> Tip[Manifest]:
     sequence = after_hole(store, form, tip, holds)
     if sequence is not None:
         raise rollback(store, log, f"{form.key(tip.size)} is missing, but {form.key(sequence)} exists")
+    if str(log) in opened.heads:
+        judge = Judge(store, log, form, opened.file.id if opened.file else None, opened.at_hand)
+        try:
+            check_known(judge, tip, opened.heads[str(log)])
+        except HeadRollback as error:
+            raise rollback(store, log, str(error)) from None
     return tip
 
 
-def _read_recent(opened: Opened, log: Log, newest: Manifest) -> tuple[Recent, tuple[Problem, ...]]:
-    """Return what a log's newest statements account for, and the problems that they show."""
+def _read_recent(opened: Opened, log: Log, newest: Manifest) -> tuple[list[Statement], list[Problem]]:
+    """Return a log's newest statements, the newest one first, and the problems of reading them."""
     statements, problems = [newest.statement], []
     holds = opened.holds(log)
     sequence = newest.statement.sequence - len(newest.statement.passed_over) - 1
@@ -275,11 +331,15 @@ def _read_recent(opened: Opened, log: Log, newest: Manifest) -> tuple[Recent, tu
             break
         statements.append(statement)
         sequence -= len(statement.passed_over) + 1
-    recent = Recent(
+    return statements, problems
+
+
+def _sum_up(statements: Sequence[Statement]) -> Recent:
+    """Return what statements account for."""
+    return Recent(
         len(statements),
         sum(batch.events for statement in statements for batch in statement.batches),
         sum(statement.quarantine.records for statement in statements if statement.quarantine),
         sum(statement.lost[1] - statement.lost[0] for statement in statements if statement.lost),
         sum(span.to - span.from_ for statement in statements for span in statement.unreadable),
     )
-    return recent, tuple(problems)

@@ -1,23 +1,23 @@
 """Reads the newest audit: its verdict, and how old it is."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import Tip, find_audit_tip, read_audit
 from custody.archive.trusted import Judge
-from custody.errors import CustodyError, FormatError, ObjectMissing, TransientStoreError
+from custody.errors import CustodyError, FormatError, ObjectMissing
 from custody.format import layout
 from custody.format.audit import Audit, SignedAudit
-from custody.format.times import duration_text, parse_time
-from custody.keys.trust import Trust
+from custody.format.times import duration_text
 from tasks.audit.signed import GOOD, find_audits, is_of_roll
 from tasks.health.archive import Opened
-from tasks.health.model import AuditHealth, Problem
+from tasks.health.model import AuditHealth, Problem, age_seconds, of_future
 from tasks.settings import Settings
 
 _ROLLS = 50
-"""How many records of the roll are passed over to find the newest audit. There is at most one a day."""
+"""How many records of the roll are passed over to find an audit. There is at most one a day."""
 _SCHEDULE = "check that audit-nightly runs, or run 'custody audit'"
 
 
@@ -30,58 +30,68 @@ class AuditRead:
 
 
 def read_audit_health(settings: Settings, opened: Opened, now: datetime) -> AuditRead:
-    """Return the newest audit of statements. With keys, it is one that they signed.
-
-    Raises:
-        TransientStoreError: the archive's storage does not answer.
-    """
+    """Return the newest audit of statements. With keys, it is one that they signed."""
     if not opened.is_trusted:
         return AuditRead(None)
     try:
-        audit = _newest(opened)
-    except TransientStoreError:
-        raise
+        tip = _find_tip(opened)
+        audits = _audits(opened, tip)
+        audit = next(audits, None)
+        age = age_seconds(audit.sealed_at, now) if audit else None
+        believed = age
+        while believed is None and (older := next(audits, None)) is not None:
+            believed = age_seconds(older.sealed_at, now)
     except CustodyError as error:
         problem = Problem("failed", "audit-unreadable", "audit", str(error), "run 'custody verify'")
         return AuditRead(None, (problem,))
+    problems = []
+    if tip.passed_over:
+        message = f"{len(tip.passed_over)} slots from {layout.audit_key(tip.head.size)} on have no valid audit"
+        remedy = "find out who wrote them, and run 'custody verify'"
+        problems.append(Problem("failed", "audit-unreadable", "audit", message, remedy))
     longest = settings.health.audit_seconds
     if audit is None:
+        created = age_seconds(opened.file.statement.created, now) if opened.file else None
         # The first one is not due before.
-        if opened.file and (now - parse_time(opened.file.statement.created)).total_seconds() <= longest:
-            return AuditRead(None)
-        return AuditRead(None, (Problem("warning", "audit-missing", "audit", "there is no audit yet", _SCHEDULE),))
-    age = (now - parse_time(audit.sealed_at)).total_seconds()
+        if created is None or created > longest:
+            problems.append(Problem("warning", "audit-missing", "audit", "there is no audit yet", _SCHEDULE))
+        return AuditRead(None, tuple(problems))
     count = audit.counts.get("findings", 0)
-    health = AuditHealth(audit.sequence, audit.verdict, audit.sealed_at, age, count)
-    problems = []
+    health = AuditHealth(audit.sequence, audit.verdict, audit.sealed_at, believed, count)
+    if age is None:
+        problems.append(of_future("audit", "audit", audit.sealed_at, now, believed))
     if audit.verdict not in GOOD:
         message = f"audit {audit.sequence} ended with the verdict {audit.verdict}; findings: {count:,}"
         remedy = f"keep everything as it is; 'custody show {layout.audit_key(audit.sequence)}' lists the findings"
         problems.append(Problem("failed", "audit-failed", "audit", message, remedy))
-    if age > longest:
-        message = f"the newest audit is {duration_text(age)} old"
+    if believed is not None and believed > longest:
+        message = f"the newest audit is {duration_text(believed)} old"
         problems.append(Problem("warning", "audit-late", "audit", message, _SCHEDULE))
     return AuditRead(health, tuple(problems))
 
 
-def _newest(opened: Opened) -> Audit | None:
-    """Return the newest audit that is no record of the roll; None if there is none among the newest."""
-    archive = opened.file.id if opened.file else None
-    judge = Judge(opened.store, layout.AUDIT_LOG, AUDITS, archive, opened.trust or Trust())
-    tip: Tip[SignedAudit]
+def _find_tip(opened: Opened) -> Tip[SignedAudit]:
     if opened.trust is not None and opened.file is not None:
-        tip = find_audits(opened.store, opened.file.id, opened.trust)
-    else:
-        tip = find_audit_tip(opened.store, judge.stands)
+        return find_audits(opened.store, opened.file.id, opened.trust)
+    return find_audit_tip(opened.store, _judge(opened).stands)
+
+
+def _judge(opened: Opened) -> Judge:
+    archive = opened.file.id if opened.file else None
+    return Judge(opened.store, layout.AUDIT_LOG, AUDITS, archive, opened.readable)
+
+
+def _audits(opened: Opened, tip: Tip[SignedAudit]) -> Iterator[Audit]:
+    """Yield the newest audits that are no records of the roll, the newest one first."""
     if tip.newest is None:
-        return None
+        return
     if not is_of_roll(tip.newest.statement):
-        return tip.newest.statement
+        yield tip.newest.statement
+    judge = _judge(opened)
     for sequence in range(tip.head.size - 2, max(-1, tip.head.size - 2 - _ROLLS), -1):
         try:
             audit = read_audit(opened.store, sequence, judge.stands).statement
         except (ObjectMissing, FormatError):
             continue
         if not is_of_roll(audit):
-            return audit
-    return None
+            yield audit

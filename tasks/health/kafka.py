@@ -35,7 +35,8 @@ class KafkaRead:
     Attributes:
         server: the broker.
         logs: the logs, with their lag.
-        topics_without_log: topics with partitions that have no log; None if Kafka did not answer.
+        topics_without_log: topics with partitions that have no log; None if Kafka did not answer, or if not all
+            logs are known.
         problems: problems that belong to no log.
     """
 
@@ -45,8 +46,14 @@ class KafkaRead:
     problems: tuple[Problem, ...] = ()
 
 
-def read_kafka(settings: Settings, logs: Sequence[LogRead], now: datetime) -> KafkaRead:
+def read_kafka(settings: Settings, logs: Sequence[LogRead], now: datetime, *, listed: bool = True) -> KafkaRead:
     """Compare logs with their partitions.
+
+    Args:
+        settings: the settings.
+        logs: the archive's logs.
+        now: the time.
+        listed: whether these are all of them, so that a partition without one has none.
 
     Raises:
         ConfigurationError: librdkafka refuses a setting.
@@ -64,7 +71,7 @@ def read_kafka(settings: Settings, logs: Sequence[LogRead], now: datetime) -> Ka
         comparison = _Comparison(settings, broker, cluster, topics, now, deadline)
         compared = tuple(map(comparison.compare, logs))
         missing = tuple(comparison.missing(logs))
-        without, waiting = _topics_without_log(comparison, logs)
+        without, waiting = _topics_without_log(comparison, logs) if listed else (None, ())
     server = ServerHealth(servers, reachable=True)
     return KafkaRead(server, compared, without, (*missing, *waiting, *comparison.late()))
 
@@ -111,6 +118,10 @@ class _Comparison:
         for name in self._settings.kafka.topics:
             if name.startswith("^") or name in self.topics or name in known:
                 continue
+            if self.is_late():
+                message = f"Kafka answers slowly: whether the topic {name} exists is not known"
+                yield Problem("warning", "lag-unknown", name, message, "look at the brokers, and try again")
+                continue
             try:
                 self._broker.check_visible(name)
             except SourceRefused as error:
@@ -145,8 +156,7 @@ class _Comparison:
                 "warning", "not-drained", health.log, message, "add it to kafka.topics, or delete the topic"
             )
             return read.with_health(health, problem)
-        if self.is_late():
-            self._left_out += 1
+        if self._leaves_out():
             return read
         try:
             changed = find_change(self._broker, self._cluster, self.topics.get(log.topic), log, read.newest)
@@ -163,32 +173,59 @@ class _Comparison:
     def _measure(self, read: LogRead, newest: Statement) -> LogRead:
         """Return a log with its lag in records and seconds, and its headroom. Raises SourceError."""
         log, position = read.name, newest.next_offset
+        if self._leaves_out():
+            return read
         lag = max(0, self._broker.bounds(log.topic, log.partition).end - position)
-        health = replace(read.health, lag_records=lag)
+        read = read.with_health(replace(read.health, lag_records=lag))
         if not lag:
-            return read.with_health(replace(health, lag_seconds=0.0))
-        written = self._broker.waits_since(log.topic, log.partition, position)
-        problems: list[Problem] = []
-        if written is None:
-            # No record came: a transaction marker is the last offset, or the broker is slow.
-            return read.with_health(health)
-        if written >= 0:
-            waits = max(0.0, self._now.timestamp() - written)
-            health = replace(health, lag_seconds=waits)
-            if waits > self._settings.health.lag_seconds:
-                message = f"{lag:,} records wait for the archive, the oldest for {duration_text(waits)}"
-                remedy = "check that the drain runs, and what its last run says"
-                problems.append(Problem("failed", "lag", health.log, message, remedy))
+            return read.with_health(replace(read.health, lag_seconds=0.0))
+        if self._leaves_out():
+            return read
         try:
-            left = self._broker.seconds_left(log.topic, log.partition, position, written)
+            written = self._broker.waits_since(log.topic, log.partition, position)
+        except SourceRefused:
+            raise
         except SourceError as error:
-            problems.append(_unknown("headroom", health.log, error))
-        else:
-            health = replace(health, headroom_seconds=left)
-            if left is not None and left < self._settings.drain.headroom_seconds:
-                message = f"Kafka deletes records that are not archived yet in {duration_text(max(0.0, left))}"
-                remedy = "raise the topic's retention.ms now, then run 'custody drain --once'"
-                problems.append(Problem("failed", "headroom", health.log, message, remedy))
+            message, remedy = _split(error)
+            message = f"{lag:,} records wait for the archive, for an unknown time: {message}"
+            return read.with_health(read.health, Problem("warning", "lag-unknown", read.health.log, message, remedy))
+        if written is None:
+            # Markers of transactions, and no record.
+            return read.with_health(replace(read.health, lag_seconds=0.0))
+        read = self._with_lag(read, lag, written)
+        return read if self._leaves_out() else self._with_headroom(read, position, written)
+
+    def _leaves_out(self) -> bool:
+        """Return whether the rest of a log is not asked, and count it."""
+        late = self.is_late()
+        self._left_out += late
+        return late
+
+    def _with_lag(self, read: LogRead, lag: int, written: float) -> LogRead:
+        """Return a log with how long its records wait."""
+        waits = max(0.0, self._now.timestamp() - written)
+        health = replace(read.health, lag_seconds=waits)
+        if waits <= self._settings.health.lag_seconds:
+            return read.with_health(health)
+        message = f"{lag:,} records wait for the archive, the oldest for {duration_text(waits)}"
+        remedy = "check that the drain runs, and what its last run says"
+        return read.with_health(health, Problem("failed", "lag", health.log, message, remedy))
+
+    def _with_headroom(self, read: LogRead, position: int, written: float) -> LogRead:
+        """Return a log with how long Kafka keeps the record that it waits for."""
+        log = read.name
+        try:
+            headroom = self._broker.seconds_left(log.topic, log.partition, position, written)
+        except SourceError as error:
+            return read.with_health(read.health, _unknown("headroom", read.health.log, error))
+        health, left = replace(read.health, headroom_seconds=headroom.seconds), headroom.seconds
+        problems: list[Problem] = []
+        if headroom.unknown:
+            problems.append(_unknown("headroom", health.log, SourceError(headroom.unknown)))
+        if left is not None and left < self._settings.drain.headroom_seconds:
+            message = f"Kafka deletes records that are not archived yet in {duration_text(max(0.0, left))}"
+            remedy = "raise the topic's retention.ms now, then run 'custody drain --once'"
+            problems.append(Problem("failed", "headroom", health.log, message, remedy))
         return read.with_health(health, *problems)
 
 

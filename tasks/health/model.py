@@ -9,11 +9,12 @@ Rules:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from custody.format.audit import Verdict
-from custody.format.times import format_time
+from custody.format.times import duration_text, format_time, parse_time
+from custody.verify.clock import SLACK
 
 Level = Literal["ok", "warning", "failed"]
 Kind = Literal[
@@ -23,6 +24,7 @@ Kind = Literal[
     "audit-missing",
     "audit-unreadable",
     "alerts-nobody",
+    "clock",
     "heads-unchecked",
     "headroom",
     "index-cursor",
@@ -100,10 +102,12 @@ class LogHealth:
         root: root of the tree over them, in hex.
         next_offset: the first offset that the archive does not account for.
         sealed_at: when the newest statement was sealed.
-        head_age_seconds: how long ago that was.
+        head_age_seconds: how long ago the newest statement was sealed whose time is not of the future; None if none of
+            the newest ones is.
         lag_records: offsets from `next_offset` to the partition's read-uncommitted end.
-        lag_seconds: how long the record at `next_offset` has been in Kafka; 0 if none waits.
-        headroom_seconds: how long until Kafka's retention deletes that record; None if none waits, or without a limit.
+        lag_seconds: how long the record at `next_offset` has been in Kafka; 0 if none waits, None if that is not known.
+        headroom_seconds: how long until Kafka's retention deletes that record; None if none waits, without a limit, or
+            if that is not known.
         index_delay_seconds: how long ago the first statement that cannot be searched yet was sealed; 0 if all can be.
         recent: what its newest statements account for.
         ended: whether a later epoch follows, so that nothing is archived here any more.
@@ -155,14 +159,14 @@ class AuditHealth:
         sequence: its number.
         verdict: its verdict.
         audited_at: when it was signed.
-        age_seconds: how long ago that was.
+        age_seconds: how long ago the newest audit was signed whose time is not of the future; None if there is none.
         findings: how many findings it has.
     """
 
     sequence: int
     verdict: Verdict
     audited_at: str
-    age_seconds: float
+    age_seconds: float | None
     findings: int
 
 
@@ -189,7 +193,8 @@ class Health:
         kafka: the broker.
         search: Elasticsearch; None if the settings name none.
         logs: the archive's logs, in order.
-        topics_without_log: topics with partitions that have no log; None if Kafka did not answer.
+        topics_without_log: topics with partitions that have no log; None if Kafka did not answer, or if the
+            logs cannot be listed.
         audit: the newest audit; None if there is none, or if it cannot be read.
         alerts: who is alerted, such as `1 (slack)`: the place in `alert.urls`, and the kind; never a URL.
         general: problems that belong to no log.
@@ -235,3 +240,27 @@ class Health:
 def worst(problems: Sequence[Problem]) -> Level:
     """Return the worst level of problems; `ok` if there are none."""
     return max((problem.level for problem in problems), key=LEVELS.index, default="ok")
+
+
+def age_seconds(moment: str, now: datetime) -> float | None:
+    """Return how long ago something was signed, at least 0; None if it claims a time of the future."""
+    age = now - parse_time(moment)
+    return None if age < -SLACK else max(age, timedelta(0)).total_seconds()
+
+
+def of_future(subject: str, noun: str, moment: str, now: datetime, age: float | None) -> Problem:
+    """Return the problem of a signed time of the future.
+
+    Args:
+        subject: what it is about.
+        noun: what was signed.
+        moment: when it claims to have been.
+        now: the time.
+        age: how old the newest one with another time is; None if there is none, and then silence cannot be seen.
+    """
+    ahead = duration_text((parse_time(moment) - now).total_seconds())
+    message = f"its newest {noun} was sealed at {moment}, which is {ahead} in the future"
+    if age is None:
+        message += ": how long nothing was written is not known"
+    remedy = "correct the clock of the writer, or of this machine"
+    return Problem("failed" if age is None else "warning", "clock", subject, message, remedy)

@@ -25,9 +25,9 @@ def read_health(settings: Settings, now: datetime) -> Health:
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
         opened = open_archive(settings, store)
-        logs = read_logs(opened, settings, now)
-        kafka = read_kafka(settings, logs, now)
-        logs, search, problems = list(kafka.logs), None, [*opened.problems, *kafka.problems]
+        logs, unlisted = read_logs(opened, settings, now)
+        kafka = read_kafka(settings, logs, now, listed=not unlisted)
+        logs, search, problems = list(kafka.logs), None, [*opened.problems, *unlisted, *kafka.problems]
         if settings.search.url is not None:
             # Imported here: it loads Elasticsearch's client, which is slow.
             from tasks.health.search import read_search

@@ -4,6 +4,7 @@ A cursor is unsigned: whoever can write to Elasticsearch can change it. So it is
 nightly audit finds what a wrong one hides.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,15 +14,17 @@ from custody.archive.search import at_or_behind
 from custody.errors import FormatError, SearchError, StoreError
 from custody.format import layout
 from custody.format.layout import Log
-from custody.format.times import duration_text, parse_time
+from custody.format.times import duration_text
 from tasks.health.archive import LogRead, Opened
-from tasks.health.model import Problem, ServerHealth
+from tasks.health.model import Problem, ServerHealth, age_seconds
 from tasks.search.client import Search
 from tasks.search.indices import read_cursor
 from tasks.settings import Settings
 
 REQUEST_SECONDS = 3.0
 """Timeout of one request. The first one without an answer is the last."""
+SEARCH_SECONDS = 15.0
+"""How long logs are compared with their cursors, all together."""
 _AUDIT = "find out who wrote it, and run 'custody audit --full'"
 
 
@@ -48,15 +51,24 @@ def read_search(settings: Settings, opened: Opened, logs: Sequence[LogRead], now
     """
     url = settings.search.url or ""
     done: list[LogRead] = []
+    deadline = time.monotonic() + SEARCH_SECONDS
     with closing(Search(settings.search, REQUEST_SECONDS)) as search:
         try:
             for read in logs:
-                done.append(_compare(settings, opened, search, read, now))  # noqa: PERF401 - kept if a later one fails
+                if time.monotonic() > deadline:
+                    break
+                done.append(_compare(settings, opened, search, read, now))
         except SearchError as error:
             message = f"how far the index is behind is not known: {error}"
             problem = Problem("warning", "index-unknown", "search", message, "check Elasticsearch; archiving goes on")
             return SearchRead(ServerHealth(url, reachable=False), (*done, *logs[len(done) :]), (problem,))
-    return SearchRead(ServerHealth(url, reachable=True), tuple(done))
+    left = logs[len(done) :]
+    server = ServerHealth(url, reachable=True)
+    if not left:
+        return SearchRead(server, tuple(done))
+    message = f"Elasticsearch answers slowly: {len(left):,} logs were not compared within {SEARCH_SECONDS:.0f} s"
+    problem = Problem("warning", "index-unknown", "search", message, "look at Elasticsearch, and try again")
+    return SearchRead(server, (*done, *left), (problem,))
 
 
 def _compare(settings: Settings, opened: Opened, search: Search, read: LogRead, now: datetime) -> LogRead:
@@ -73,9 +85,14 @@ def _compare(settings: Settings, opened: Opened, search: Search, read: LogRead, 
     if cursor is None or claim:
         message = f"its document in {search.cursors} {claim}"
         return read.with_health(health, Problem("warning", "index-cursor", health.log, message, _AUDIT))
-    delay = _delay(opened, log, cursor, health.size, now)
+    try:
+        delay = _delay(opened, log, cursor, health.size, now)
+    except (FormatError, StoreError) as error:
+        message = f"how far its index is behind is not known: {error}"
+        remedy = "run 'custody index', and read what it says"
+        return read.with_health(health, Problem("warning", "index-unknown", health.log, message, remedy))
     health = replace(health, index_delay_seconds=delay)
-    if delay is None or delay <= settings.search.behind_seconds:
+    if delay <= settings.search.behind_seconds:
         return read.with_health(health)
     message = f"its newest events cannot be searched: the index is {duration_text(delay)} behind"
     remedy = "run 'custody index', and read what it says"
@@ -90,13 +107,19 @@ def _exists(opened: Opened, log: Log, sequence: int) -> bool:
         return False
 
 
-def _delay(opened: Opened, log: Log, cursor: int, size: int, now: datetime) -> float | None:
-    """Return how long ago the first statement that is not indexed was sealed; 0 if all are; None if it is not known."""
+def _delay(opened: Opened, log: Log, cursor: int, size: int, now: datetime) -> float:
+    """Return how long ago the first statement that is not indexed was sealed; 0 if all are.
+
+    Raises:
+        FormatError: it cannot be used, or claims a time of the future.
+        StoreError: the store does not give it.
+    """
     if cursor >= size:
         return 0.0
-    try:
-        # If its slot was passed over, the statement after it waits.
-        _, waiting = at_or_behind(opened.store, log, cursor, size, opened.holds(log))
-    except (FormatError, StoreError):
-        return None
-    return (now - parse_time(waiting.statement.sealed_at)).total_seconds()
+    # If its slot was passed over, the statement after it waits.
+    sequence, waiting = at_or_behind(opened.store, log, cursor, size, opened.holds(log))
+    age = age_seconds(waiting.statement.sealed_at, now)
+    if age is None:
+        key = layout.manifest_key(log, sequence)
+        raise FormatError(f"{key} is not indexed, and was sealed in the future, at {waiting.statement.sealed_at}")
+    return age

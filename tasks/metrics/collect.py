@@ -66,7 +66,8 @@ def _of_health(health: Health) -> Iterator[Sample]:
             yield from _of_log(log)
     if health.audit is not None:
         yield Sample(catalogue.AUDIT_OK, (), int(health.audit.verdict in GOOD))
-        yield Sample(catalogue.AUDIT_AGE, (), health.audit.age_seconds)
+        if health.audit.age_seconds is not None:
+            yield Sample(catalogue.AUDIT_AGE, (), health.audit.age_seconds)
 
 
 def _of_log(log: LogHealth) -> Iterator[Sample]:

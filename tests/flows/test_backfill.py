@@ -99,7 +99,8 @@ def test_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.is_completed(), done.message
     assert copied(tmp_path / "out") == FIRST_DAY
     with get_client(sync_client=True) as client:
-        artifacts = {one.key: one for one in client.read_artifacts()}
+        run = done.state_details.flow_run_id
+        artifacts = {one.key: one for one in client.read_artifacts() if one.flow_run_id == run}
         assert artifacts["backfill-progress"].data == 100
         assert "24 copied" in str(artifacts["backfill-progress"].description)
 

@@ -155,3 +155,15 @@ def test_a_watch_ends_by_ctrl_c(tmp_path: Path, arguments: tuple[str, ...]) -> N
         watch.send_signal(signal.SIGINT)
         _, err = watch.communicate(timeout=60)
     assert (watch.returncode, err) == (130, "")
+
+
+def test_what_is_not_known_is_not_claimed() -> None:
+    """Logs that cannot be listed are not said to be none, and an audit of the future has no age."""
+    refused = Problem("failed", "log-unknown", "archive", "its logs cannot be listed: refused", "allow it")
+    audit = AuditHealth(41, "verified", "2036-11-28T02:17:00.000000Z", None, 0)
+    text = "\n".join(screen(Health("archive", NOW, ServerHealth("kafka", reachable=True), audit=audit), 80))
+    assert "The archive has no logs yet." in text
+    assert "audit: 41, verified, 0 findings, - ago" not in text
+    assert "audit: 41, verified, 0 findings, of the future" in text
+    text = "\n".join(screen(Health("archive", NOW, ServerHealth("kafka", reachable=True), general=(refused,)), 80))
+    assert "no logs yet" not in text

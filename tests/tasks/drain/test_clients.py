@@ -16,7 +16,7 @@ import pytest
 
 from custody.errors import ConfigurationError
 from flows.operate.sample import sample_events
-from tasks.drain.clients import QUIET_SECONDS, FirstLines, make_admin, make_consumer, make_producer
+from tasks.drain.clients import KINDS, QUIET_SECONDS, FirstLines, make_admin, make_consumer, make_producer
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
 from tests.servers.ports import free_ports
@@ -42,6 +42,15 @@ def test_the_first_line_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
     now = QUIET_SECONDS
     lines.log(logging.WARNING, "%s [%s] %s", "CONFWARN", "custody", "[thrd:1]: no such property")
     assert len(caplog.records) == 3
+
+
+def test_kinds_are_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    """However many kinds of lines there are, memory does not grow: the kind logged first is forgotten."""
+    lines = FirstLines(lambda: 0.0)
+    for number in range(KINDS + 5):
+        lines.log(logging.WARNING, "%s [%s] %s", "KIND", "custody", "x" * number)
+    lines.log(logging.WARNING, "%s [%s] %s", "KIND", "custody", "x" * (KINDS + 4))
+    assert (len(lines._logged), len(caplog.records)) == (KINDS, KINDS + 5)
 
 
 def test_one_module_makes_all_clients() -> None:

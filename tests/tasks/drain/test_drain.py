@@ -1538,6 +1538,23 @@ def test_headroom_that_cannot_be_known(site: Site, monkeypatch: pytest.MonkeyPat
         assert result.headroom_unknown == f"{topic}: its retention cannot be read: not allowed"
 
 
+def test_records_of_the_future(site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A time of the future, which a producer chose, hides no limit and no open transaction: both are unknown."""
+    topic = site.kafka.create_topic(site.kafka.unused_name("future"), message_timestamp_after_max_ms=2**63 - 1)
+    only(site.drain(topic))
+    hanging = site.kafka.producer(transactional_id=site.kafka.unused_name("id"))
+    hanging.init_transactions(30)
+    hanging.begin_transaction()
+    send(hanging, topic, events(1), timestamp=int(time.time() + 10**9) * 1000)
+    only(site.drain(topic, hanging_seconds=0.001))
+    assert "a transaction is open, for an unknown time" in caplog.text
+    hanging.commit_transaction(30)
+    read_nothing(monkeypatch)
+    (result,) = drain_logs(site.settings(topic), seconds=1)
+    assert result.headroom is None
+    assert "its timestamp is of the future" in str(result.headroom_unknown)
+
+
 def test_a_topic_that_vanishes(site: Site) -> None:
     """Of a topic that an expression names, and the archive has logs of, it is said when Kafka has it no more."""
     name = site.kafka.unused_name("vanish")

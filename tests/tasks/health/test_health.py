@@ -8,13 +8,15 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from custody.archive.reader import read_archive
 from custody.archive.writer import Entry, create_archive
-from custody.errors import ConfigurationError
+from custody.errors import ConfigurationError, SourceError
 from custody.format import layout
 from custody.format.manifest import Unreadable
 from custody.keys.keyring import new_keyring
@@ -22,12 +24,16 @@ from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from flows.operate.sample import sample_events
+from tasks.audit import conclude
+from tasks.drain.kafka import Bounds, Broker, Headroom
 from tasks.drain.run import drain_logs
 from tasks.health import kafka as health_kafka
 from tasks.health import search as health_search
 from tasks.health.archive import RECENT
 from tasks.health.model import Health, LogHealth, Problem
 from tasks.health.read import read_health
+from tasks.metrics.collect import collect
+from tasks.metrics.state import State
 from tasks.roll.record import Action, record
 from tasks.search.client import Search
 from tasks.search.index import index_logs
@@ -133,6 +139,7 @@ def test_a_healthy_installation(site: Site) -> None:
     assert (health.topics_without_log, health.alerts) == ((), ("1 (slack)",))
     assert health.audit is not None
     assert (health.audit.sequence, health.audit.verdict, health.audit.findings) == (0, "verified", 0)
+    assert health.audit.age_seconds is not None
     assert 0 <= health.audit.age_seconds < 60
     log = only(health)
     assert (log.log, log.level, log.next_offset, log.lag_records) == (f"{topic}/0", "ok", 20, 0)
@@ -258,7 +265,225 @@ def test_in_a_bucket(
     assert health.audit is not None
 
 
+def sent_at(site: Site, topic: str, *moments: datetime) -> None:
+    """Send a record for each time, which its producer chooses."""
+    producer = site.kafka.producer()
+    for moment in moments:
+        producer.produce(topic, events(1)[0], timestamp=int(moment.timestamp() * 1000))
+    assert producer.flush(60) == 0
+
+
+FOREVER = 2**63 - 1
+CENTURY = datetime(2126, 1, 1, tzinfo=UTC)
+
+
+def test_a_record_of_the_future(site: Site) -> None:
+    """For how long a record waits is not known if its producer chose a time of the future: that is a warning."""
+    topic = site.topic("health.future", message_timestamp_after_max_ms=FOREVER)
+    site.drain(topic)
+    sent_at(site, topic, CENTURY, datetime.now(UTC))
+    health = health_of(site.settings(topic))
+    log = only(health)
+    assert (log.lag_records, log.lag_seconds, log.headroom_seconds, log.level) == (2, None, None, "warning")
+    (problem,) = of(health, "lag-unknown")
+    assert "2 records wait for the archive, for an unknown time" in problem.message
+    assert "of the future" in problem.message
+    assert "LogAppendTime" in problem.remedy
+    with (
+        Broker(site.settings(topic).kafka.librdkafka(), site.group) as broker,
+        pytest.raises(SourceError, match="future"),
+    ):
+        broker.seconds_left(topic, 0, 0)
+
+
+def test_a_record_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that wait, of which the broker gives none in time, wait for an unknown time: that is a warning."""
+    topic = site.topic("health.silence")
+    site.drain(topic)
+    site.send(topic, events(2))
+    monkeypatch.setattr(Broker, "_first", lambda *_: None)
+    health = health_of(site.settings(topic))
+    assert (only(health).lag_records, only(health).lag_seconds) == (2, None)
+    assert ["did not come in time" in problem.message for problem in of(health, "lag-unknown")] == [True]
+
+
+def test_a_marker_is_no_record_that_waits(site: Site) -> None:
+    """The marker of a transaction after the last record is no lag in time, and no problem."""
+    topic = site.topic("health.marker")
+    site.drain(topic)
+    producer = site.kafka.producer(transactional_id=site.kafka.unused_name("id"))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topic, events(1)[0])
+    producer.commit_transaction(30)
+    with Broker(site.settings(topic).kafka.librdkafka(), site.group) as broker:
+        assert broker.waits_since(topic, 0, 0) is not None
+        assert broker.waits_since(topic, 0, 1) is None
+        assert broker.seconds_left(topic, 0, 1) == Headroom(None)
+
+
+def test_an_oldest_record_of_1970_does_not_stretch_the_limit_by_size(site: Site) -> None:
+    """It would make the records seem to come slowly. Then that limit is unknown, and the one by time still counts."""
+    topic = site.topic("health.stretched", retention_ms=10**16, retention_bytes=10**9)
+    site.drain(topic)
+    sent_at(site, topic, datetime.now(UTC), datetime(1970, 1, 2, tzinfo=UTC), datetime.now(UTC))
+    site.kafka.delete_records(topic, {0: 1})
+    with Broker(site.settings(topic).kafka.librdkafka(), site.group) as broker:
+        headroom = broker.seconds_left(topic, 0, 2)
+    assert headroom.seconds is not None
+    assert headroom.seconds > 10**12
+    assert "older than Kafka" in str(headroom.unknown)
+
+
+def test_kafka_has_its_time_for_one_log_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two requests for one log, no more is asked once the time is spent; what is known by then is shown."""
+    topic = site.topic("health.slow")
+    site.drain(topic)
+    site.send(topic, events(2))
+    now = [0.0]
+    bounds = Broker.bounds
+
+    def slow(broker: Broker, *arguments: Any) -> Bounds:
+        now[0] += 0.6 * health_kafka.KAFKA_SECONDS
+        return bounds(broker, *arguments)
+
+    monkeypatch.setattr(Broker, "bounds", slow)
+    monkeypatch.setattr(health_kafka, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    health = health_of(site.settings(topic, "no.such.topic"))
+    assert (only(health).lag_records, only(health).lag_seconds) == (2, None)
+    problems = {problem.subject: problem.message for problem in of(health, "lag-unknown")}
+    assert "1 logs were not compared within 15 s" in problems["kafka"]
+    assert "no.such.topic" in problems
+
+
 # --- without a broker
+
+
+def pinned(growing: Growing, folder: Path, heads: dict[str, Any], sha256: str | None = None) -> Settings:
+    """Return the settings of a reader who has `trust.json` and no keys."""
+    with closing(open_store(str(growing.folder))) as store:
+        file = read_archive(store)
+    path = folder / "trust.json"
+    pin = {"id": file.id, "sha256": sha256 or file.pin.sha256}
+    path.write_text(json.dumps({"format": "custody/trust/1", "archive": pin, "heads": heads}))
+    given = alone(growing)
+    return Settings(archive=given.archive, kafka=given.kafka, trust=path)
+
+
+def test_trust_without_keys(growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a keyring, the pin and the known heads in trust.json are checked all the same."""
+    empty = tmp_path / "elsewhere"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    head = only(health_of(alone(growing)))
+    growing.append(2)
+    log, root = head.log, head.root
+    for heads in ({}, {log: {"size": head.size, "root": root}}):
+        health = health_of(pinned(growing, empty, heads))
+        assert [problem.level for problem in of(health, "heads-unchecked")] == ["warning"]
+        assert not of(health, "archive-untrusted")
+        assert (only(health).size, only(health).level) == (5, "ok")
+    for forged in ({"size": head.size, "root": "0" * 64}, {"size": 9, "root": root}):
+        (problem,) = of(health_of(pinned(growing, empty, {log: forged})), "log-damaged")
+        assert "trust.json" in problem.message
+    health = health_of(pinned(growing, empty, {}, "0" * 64))
+    (problem,) = of(health, "archive-untrusted")
+    assert (problem.level, only(health).size) == ("failed", 0)
+    assert "pinned in trust.json" in problem.message
+    # Keys that are set, and cannot be opened, are no excuse either.
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{empty / 'missing.json'}")
+    health = health_of(pinned(growing, empty, {}, "0" * 64))
+    assert (len(of(health, "archive-untrusted")), len(of(health, "heads-unchecked"))) == (1, 1)
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_a_newest_statement_that_does_not_count(
+    growing: Growing, tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: bool
+) -> None:
+    """A log whose newest slot has no valid statement is damaged, and no reader claims to have passed over it."""
+    path = growing.folder / layout.manifest_key(LOG, 2)
+    data = path.read_bytes()
+    path.unlink()
+    signature = data.rindex(b'"}')
+    garbled = data[: signature - 4] + (b"AAAA" if data[signature - 4 : signature] != b"AAAA" else b"BBBB")
+    path.write_bytes(garbled + data[signature:] if keys else b"garbage")
+    if not keys:
+        growing.keyring.rename(tmp_path / "away.json")
+    given = alone(growing)
+    health = health_of(given if keys else Settings(archive=given.archive, kafka=given.kafka))
+    (problem,) = of(health, "log-damaged")
+    assert (problem.level, only(health).size, only(health).level) == ("failed", 2, "failed")
+    assert path.name in problem.message
+    assert path.name in json.dumps(health.to_dict())
+    assert ": passed over" not in caplog.text
+
+
+def test_a_newest_audit_that_does_not_count(growing: Growing) -> None:
+    """An object in the next audit's slot is a problem, and the audit before it is shown."""
+    settings = alone(growing)
+    audit(settings)
+    (growing.folder / layout.audit_key(1)).write_bytes(b"garbage")
+    health = health_of(settings)
+    assert health.audit is not None
+    (problem,) = of(health, "audit-unreadable")
+    assert (health.audit.sequence, problem.level) == (0, "failed")
+    assert layout.audit_key(1) in problem.message
+
+
+def test_a_head_of_the_future(growing: Growing) -> None:
+    """It is a problem, and hides no silence: the age is that of the newest statement whose time can be believed."""
+    now = datetime.now(UTC)
+    settings = alone(growing)
+    growing.heartbeat(now + timedelta(minutes=4))
+    health = health_of(settings)
+    assert (only(health).head_age_seconds, health.logs[0].problems) == (0.0, ())
+    growing.heartbeat(now + timedelta(days=9))
+    health = health_of(settings, timedelta(hours=5))
+    (problem,) = of(health, "clock")
+    assert (problem.level, problem.subject) == ("warning", only(health).log)
+    assert "in the future" in problem.message
+    age = only(health).head_age_seconds
+    assert age is not None
+    assert 4.9 * 3600 < age < 5 * 3600
+    assert [problem.level for problem in of(health, "silent")] == ["failed"]
+    for day in range(10, 10 + RECENT):
+        growing.heartbeat(now + timedelta(days=day))
+    health = health_of(settings)
+    assert only(health).head_age_seconds is None
+    assert [problem.level for problem in of(health, "clock")] == ["failed"]
+    assert min(ages_of(settings, health), default=0.0) >= 0
+
+
+def ages_of(settings: Settings, health: Health) -> list[float]:
+    """Return the values of all exported metrics that are ages."""
+    state = State("", 0.0)
+    samples = collect(settings, state, health).samples
+    return [
+        sample.value
+        for sample in samples
+        if isinstance(sample.value, int | float) and ("age" in sample.metric.name or "delay" in sample.metric.name)
+    ]
+
+
+def test_audits_of_the_future(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit of the future is a problem, and the audit that can be believed is late."""
+    settings = alone(growing)
+    audit(settings)
+    ahead = datetime.now(UTC) + timedelta(days=30)
+    monkeypatch.setattr(conclude, "datetime", SimpleNamespace(now=lambda _: ahead))
+    audit(settings)
+    health = health_of(settings, timedelta(hours=27))
+    assert health.audit is not None
+    assert health.audit.sequence == 1
+    assert health.audit.age_seconds is not None
+    assert 26 * 3600 < health.audit.age_seconds < 28 * 3600
+    assert [(one.subject, one.level) for one in of(health, "clock")] == [("audit", "warning")]
+    assert [one.level for one in of(health, "audit-late")] == ["warning"]
+
+
+def test_an_archive_of_the_future_has_no_excuse(growing: Growing) -> None:
+    """A first audit is missed also if archive.json claims to have been made in the future."""
+    assert of(health_of(alone(growing), timedelta(days=-9)), "audit-missing")
 
 
 def test_no_broker(growing: Growing) -> None:
@@ -404,6 +629,25 @@ def test_index_delay(growing: Growing, indexed: Settings) -> None:
     health = health_of(indexed)
     assert [problem.level for problem in of(health, "index-cursor")] == ["warning"]
     assert only(health).index_delay_seconds is None
+
+
+def test_an_index_that_waits_for_a_statement_of_the_future(growing: Growing, indexed: Settings) -> None:
+    """How late the index is, is then not known, which is a warning, and no negative delay."""
+    growing.heartbeat(datetime.now(UTC) + timedelta(days=9))
+    health = health_of(indexed)
+    assert only(health).index_delay_seconds is None
+    (problem,) = of(health, "index-unknown")
+    assert (problem.level, problem.subject) == ("warning", only(health).log)
+    assert "in the future" in problem.message
+
+
+def test_a_slow_elasticsearch(indexed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All logs together have a deadline. Those that were not compared are one problem."""
+    monkeypatch.setattr(health_search, "SEARCH_SECONDS", -1.0)
+    health = health_of(indexed)
+    (problem,) = of(health, "index-unknown")
+    assert "1 logs were not compared" in problem.message
+    assert (only(health).index_delay_seconds, health.search and health.search.reachable) == (None, True)
 
 
 def test_no_elasticsearch(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:

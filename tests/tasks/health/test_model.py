@@ -35,7 +35,7 @@ def test_the_document_has_each_value_once() -> None:
     audit = AuditHealth(3, "notices", "2026-11-28T02:17:00Z", 35_000.0, 2)
     log = LogHealth("audit/1", recent=Recent(1, 9, 1), problems=(LAG,))
     document = json.loads(
-        json.dumps(Health("archive", NOW, KAFKA, logs=(log,), audit=audit, alerts=("slack",)).to_dict())
+        json.dumps(Health("archive", NOW, KAFKA, logs=(log,), audit=audit, alerts=("1 (slack)",)).to_dict())
     )
     assert document["level"] == "failed"
     assert document["at"] == "2026-11-28T12:00:00.000000Z"
