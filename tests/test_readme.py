@@ -200,7 +200,7 @@ def test_settings_are_all_listed() -> None:
 def test_commands_are_all_listed() -> None:
     """`docs/commands.md` lists every command that the help lists; the other pages name none that is not one."""
     helped = run("custody --help", ROOT, {"COLUMNS": "80"}).stdout
-    named = set(re.findall(r"^│ ([a-z][a-z-]+) +[A-Z]", helped, re.MULTILINE))
+    named = set(re.findall(r"^  ([a-z][a-z-]+) +[A-Z]", helped, re.MULTILINE))
     assert {"verify", "drain", "keys", "demo"} <= named
     listed = re.findall(r"^\| (`custody [^|]+) \|.*", DOCS["commands.md"].partition("## Exit codes")[0], re.MULTILINE)
     assert {re.match(r"`custody ([a-z-]+)", row)[1] for row in listed} == named  # type: ignore[index]

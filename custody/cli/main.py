@@ -439,6 +439,17 @@ def _given(**arguments: object) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+def _print_usage_error(error: Any) -> None:
+    """Print in one line what is wrong with the arguments, and where help is; the help if there are none."""
+    message = error.format_message()
+    if "\n" in message:
+        echo(message, err=True)
+        return
+    command = error.ctx.command_path if error.ctx else "custody"
+    said = message.replace("Value error, ", "").removesuffix(".")
+    echo(f"custody: {escape(said[:1].lower() + said[1:])}; see '{escape(command)} --help'", err=True)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit. The exit code never depends on whether the output could be printed."""
     terminal.prepare()
@@ -446,7 +457,13 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         log_lines.use_format(lambda: (None, None))
         with common.one_command():
-            app(args=args, prog_name="custody")
+            code = app(args=args, prog_name="custody", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.exceptions.TyperException as error:
+        _print_usage_error(error)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(1)
     except CustodyError as error:
         for problem in error.args:
             # A newline within a problem is foreign, and would look like a line of ours.

@@ -148,7 +148,8 @@ class Indexer:
                 result.behind = 0.0
                 break
             result.sequence = statement.sequence
-            result.behind = (datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds()
+            # A time of the future does not tell how long it waits. It must not hide that it does.
+            result.behind = abs((datetime.now(UTC) - parse_time(statement.sealed_at)).total_seconds())
             self._index(log, statement, result)
             # Slots without a statement are a problem until a signed statement passes over them. Lost segments are one
             # until a signed statement says that they expired.

@@ -91,9 +91,10 @@ class Survey:
         except ObjectMissing:
             return None
         waiting = (self.now - parse_time(following.statement.sealed_at)).total_seconds()
-        if waiting <= self.search.settings.behind_seconds:
+        if abs(waiting) <= self.search.settings.behind_seconds:
             return None
-        return f"and the next one was sealed {waiting:,.0f} s before this audit"
+        # Who chose a time of the future must not hide with it that the statement waits.
+        return f"and the next one was sealed {abs(waiting):,.0f} s {'before' if waiting > 0 else 'after'} this audit"
 
     def _last_indexed(self, log: Log) -> int:
         """Return the sequence of the statement to which the last document of a log belongs.

@@ -218,7 +218,7 @@ def work(company: Company, kafka: KafkaServer, elastic: ElasticsearchServer) -> 
     assert producer.flush(30) == 0
     company.run("drainer", "drain", "--once")
     # The logs that were made here have no topic.
-    company.run("drainer", "status", code=1)
+    company.run("drainer", "status", code=3)
     company.run("indexer", "index", search=elastic.url)
     company.overwrite("quarantine/")
     company.run("auditor", "audit", code=13)

@@ -31,7 +31,10 @@ _FAULTS = {
     "no temporary folder": "tempfile.tempdir = '/nowhere'",
     "64 open files": "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
     "12 open files": "resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))",
-    "no time zones, no extra": "sys.modules.update(dict.fromkeys(('zoneinfo', 'boto3', 'duckdb', 'pyarrow')))",
+    "no time zones, no extra": (
+        "import zoneinfo; zoneinfo.reset_tzpath(())\n"
+        "sys.modules.update(dict.fromkeys(('tzdata', 'boto3', 'duckdb', 'pyarrow')))"
+    ),
 }
 
 

@@ -395,6 +395,22 @@ def test_times_need_no_order(growing: Growing, given: Settings, seed: int) -> No
     assert (result.sequence, result.problem, set(documents(given))) == (24, None, expected), seed
 
 
+def test_a_time_of_the_future_hides_no_delay(
+    growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement that waits, and was sealed by a clock years ahead, counts as late: its time tells nothing."""
+    growing.begun = datetime.now(UTC) + timedelta(days=400)
+    growing.append(1, now_event)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise SearchError("no")
+
+    monkeypatch.setattr(Indexer, "_index", refuse)
+    (result,) = index_logs(given)
+    assert result.problem
+    assert result.behind > timedelta(days=399).total_seconds()
+
+
 FAULTS = [Fault(kind, effect) for kind in ("reset", "429", "503") for effect in (False, True)]
 
 
