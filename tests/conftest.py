@@ -23,7 +23,7 @@ settings.register_profile("explore", deadline=None, print_blob=True, max_example
 settings.load_profile("fixed")
 
 
-PROCESSES = 4
+PROCESSES = 5
 """Test processes, as `-n` has it in pyproject.toml: long tests wait for others most of their time."""
 LONG = (
     *("tests/flows/test_schedule.py", "tests/flows/test_restore.py", "tests/faults/", "tests/test_readme.py"),

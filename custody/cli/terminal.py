@@ -48,10 +48,13 @@ def check_written() -> None:
 
 
 def report_lost() -> None:
-    """Print on stderr that not all of the output was written, if so. No exit code depends on it."""
+    """Print on stderr that not all of the output was written, if so. No exit code depends on it.
+
+    A reader that closed its pipe, such as `head`, has what it wanted.
+    """
     sys.stdout.flush()
     failed = _failure()
-    if failed is not None:
+    if failed is not None and failed.errno != errno.EPIPE:
         echo(f"custody: the output could not be written in full: {failed.strerror}", err=True)
 
 

@@ -4,7 +4,6 @@
 run could do anything. Whatever may pass, such as a broker that is down, is only printed.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from custody.cli import render, terminal
+from custody.cli.common import print_json
 from custody.cli.terminal import echo
 from custody.errors import CustodyError, escape
 from custody.format.times import format_time
@@ -44,11 +44,10 @@ def show(settings: Settings, deployments: Path, *, as_json: bool = False) -> Lev
     lines = run_checks(Asked(settings, now, deployments))
     level = worst_level(lines)
     if as_json:
-        document = {"level": level, "at": format_time(now), "lines": [line.to_dict() for line in lines]}
-        echo(json.dumps(document, indent=2))
+        print_json({"level": level, "at": format_time(now), "lines": [line.to_dict() for line in lines]})
     else:
         render.console().print(Group(*report(lines)))
-    terminal.check_written()
+        terminal.check_written()
     return level
 
 

@@ -6,7 +6,6 @@ Rules:
 - Where the screen is too narrow, columns are left out in the order of `_LEFT_OUT`; `--json` has everything.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from custody.cli import render, terminal
-from custody.cli.terminal import echo
+from custody.cli import common, render, terminal
 from custody.errors import escape
 from custody.format.times import duration_text
 from tasks.alert import TRY
@@ -91,7 +89,7 @@ def show(settings: Settings, *, as_json: bool = False, every: float | None = Non
     if every is None:
         health = read_health(settings, datetime.now(UTC))
         if as_json:
-            echo(json.dumps(health.to_dict(), indent=2))
+            common.print_json(health.to_dict())
         else:
             console = render.console()
             console.print(Group(*report(health, console)))
@@ -108,7 +106,7 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
         while True:
             health = read_health(settings, datetime.now(UTC))
             if as_json:
-                echo(json.dumps(health.to_dict()))
+                common.print_json(health.to_dict())
             else:
                 console.print(Group(*report(health, console)))
             terminal.check_written()
