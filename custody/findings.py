@@ -36,9 +36,12 @@ VERIFIED = 0
 """The exit code where nothing was found."""
 
 _RESTORE = (
-    "restore the object from a replica or backup (its SHA-256 must be the one stated), then find out who modified it"
+    "keep this object as evidence, and find out who modified it; then restore it from a replica or backup (its SHA-256"
+    " must be the one stated)"
 )
-_RESTORE_MANIFEST = "restore the manifest from a replica or backup; find out who modified it"
+_RESTORE_MANIFEST = (
+    "keep this manifest as evidence, and find out who modified it; then restore it from a replica or backup"
+)
 _SUSPECT = "treat everyone who can use the signing key as a suspect: "
 _KEYS = "give the verifier this key from your own copy, never from the archive"
 CATALOGUE: Mapping[str, tuple[Severity, str]] = {

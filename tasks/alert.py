@@ -8,6 +8,7 @@ import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tenacity
 from pydantic import SecretStr
@@ -33,12 +34,14 @@ class Alert:
         details: what is wrong, with which object, and what to do.
         run: the address of the run's page in Prefect, if a run found it.
         read_on: where the documentation explains this alert.
+        kind: how services mark it: `failure`, or `info` for one that nobody must act on.
     """
 
     title: str
     details: str = ""
     run: str = ""
     read_on: str = ""
+    kind: Literal["failure", "info"] = "failure"
 
     def text(self, settings: Settings) -> str:
         """Return the text: the details, and then where it happened and where to read on."""
@@ -94,7 +97,7 @@ def send(settings: Settings, alert: Alert, attempts: int = _ATTEMPTS) -> Deliver
     left = list(enumerate(settings.alert.urls, 1))
 
     def tell_the_rest() -> int:
-        left[:] = [(number, url) for number, url in left if not _notify(url, alert.title, text)]
+        left[:] = [(number, url) for number, url in left if not _notify(url, alert, text)]
         return len(left)
 
     again(tell_the_rest)
@@ -102,14 +105,16 @@ def send(settings: Settings, alert: Alert, attempts: int = _ATTEMPTS) -> Deliver
     return Delivery(tuple(name for name in receivers(settings) if name not in failed), failed)
 
 
-def _notify(url: SecretStr, title: str, text: str) -> bool:
+def _notify(url: SecretStr, alert: Alert, text: str) -> bool:
     """Send a message to a URL, and return whether its service took it."""
     # It takes half a second to import.
     import apprise
 
     # Apprise adds no service for a URL that it cannot read, and notifies nobody then.
     sender = apprise.Apprise()
-    return bool(sender.add(url.get_secret_value()) and sender.notify(body=text, title=title))
+    return bool(
+        sender.add(url.get_secret_value()) and sender.notify(body=text, title=alert.title, notify_type=alert.kind)
+    )
 
 
 def _receiver(number: int, url: SecretStr) -> str:

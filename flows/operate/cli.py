@@ -5,7 +5,7 @@ Each command imports what it needs itself: importing Prefect takes two seconds, 
 
 import json
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -224,7 +224,8 @@ def audit(
     if as_json:
         for finding in outcome.findings:
             echo(json.dumps({"kind": "finding", **finding}))
-        document = {name: value for name, value in asdict(outcome).items() if name != "findings"}
+        # `asdict` cannot copy a Counter.
+        document = asdict(replace(outcome, counts=dict(outcome.counts), findings=()))
         echo(json.dumps({"kind": "audit", **document, "findings": len(outcome.findings)}))
     else:
         from custody.cli import render
@@ -332,7 +333,9 @@ def alert(
     alerts = _import("tasks.alert")
     if not test:
         raise ConfigurationError("an alert is sent by the flow alert/alert-now; this command only tries it: add --test")
-    message = alerts.Alert("custody: a test alert", "Nothing is wrong: somebody ran 'custody alert --test'.")
+    message = alerts.Alert(
+        "custody: a test alert", "Nothing is wrong: somebody ran 'custody alert --test'.", kind="info"
+    )
     delivery = alerts.send(_settings(), message, attempts=1)
     if as_json:
         common.print_json(asdict(delivery))

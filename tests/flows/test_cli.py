@@ -163,3 +163,22 @@ def test_a_table_of_logs_shows_whole_names() -> None:
     assert ": head" in caption
     for whole in ("events", "quarantined", "lost", "lag"):
         assert whole in rows
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_audit_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sample: Sample, *, damaged: bool
+) -> None:
+    """Each line is a document: the findings, and then the audit. The exit code is the verdict."""
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
+    monkeypatch.setenv("CUSTODY_AUDIT__TABLES", "false")
+    if damaged:
+        path = next((sample.folder / "events").rglob("*.gz"))
+        path.unlink()
+        path.write_bytes(b"altered")
+    assert run("audit", "--json") == (13 if damaged else 0)
+    *findings, audit = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (audit["kind"], audit["verdict"]) == ("audit", "tampered" if damaged else "verified")
+    assert audit["counts"]["statements"] > 0
+    assert audit["findings"] == len(findings)
+    assert bool(findings) == damaged

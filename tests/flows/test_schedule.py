@@ -213,7 +213,7 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
         key = segment.relative_to(installation.folder / "archive").as_posix()
         page = f"{installation.url}/runs/flow-run/{failed['id']}"
         read_on = "docs/alerts.md#custody-audit-failed"
-        parts = ("tampered segment-hash", key, "To do: restore", "Archive: ", "Host: ", page, read_on)
+        parts = ("tampered segment-hash", key, "To do: keep this object", "Archive: ", "Host: ", page, read_on)
         assert [part for part in parts if part not in alert["message"]] == []
         # The run's log begins with our lines, and has no traceback of Prefect's.
         lines = installation.lines_of(failed["id"])

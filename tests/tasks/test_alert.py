@@ -26,7 +26,7 @@ def test_everybody_is_told_where_and_what() -> None:
         assert not delivery.failed
         (message,) = first.received
         assert second.received == [message]
-    assert message["title"] == ALERT.title
+    assert (message["title"], message["type"]) == (ALERT.title, "failure")
     for part in ("tampered segment-hash", "Archive: ", "/archive", "Host: ", "http://prefect/runs/1", "docs/a.md#b"):
         assert part in message["message"]
 
