@@ -78,6 +78,14 @@ def receivers(settings: Settings) -> tuple[str, ...]:
     return tuple(_receiver(number, url) for number, url in enumerate(settings.alert.urls, 1))
 
 
+def unreadable(settings: Settings) -> tuple[str, ...]:
+    """Return the receivers whose URLs no service of Apprise's takes. Nothing is sent."""
+    import apprise
+
+    urls = enumerate(settings.alert.urls, 1)
+    return tuple(_receiver(number, url) for number, url in urls if not apprise.Apprise().add(url.get_secret_value()))
+
+
 def send(settings: Settings, alert: Alert, attempts: int = _ATTEMPTS) -> Delivery:
     """Send an alert to each URL of `alert.urls`. One that fails is tried again, without telling the others twice.
 

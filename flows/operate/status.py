@@ -30,6 +30,8 @@ EXIT_CODES: dict[Level, int] = {"ok": 0, "warning": 3, "failed": 1}
 STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 _PROBLEMS_SHOWN = 20
 _LOGS_SHOWN = 1000
+_NOT_LOOKED = {"archive-untrusted", "audit-unreadable", "heads-unchecked"}
+"""Problems for which the audits were not looked at."""
 _NAME_WIDTH = 12
 """A log's name is not shortened below this."""
 _UNKNOWN = "-"
@@ -146,7 +148,8 @@ def _problems_table(problems: Sequence[Problem]) -> Table:
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold")
     for problem in problems[:_PROBLEMS_SHOWN]:
-        text = Text.assemble(render.safe(problem.subject, style="bold"), ": ", render.safe(problem.message), ".")
+        message = problem.message.removeprefix(f"{problem.subject}: ").rstrip(".")
+        text = Text.assemble(render.safe(problem.subject, style="bold"), ": ", render.safe(message), ".")
         text.append_text(render.safe(f" → {problem.remedy}", style="italic"))
         made.add_row(Text(problem.level, style=STYLES[problem.level]), text)
     if len(problems) > _PROBLEMS_SHOWN:
@@ -189,15 +192,15 @@ def shorten(name: str, width: int) -> str:
 
 def _lines(health: Health) -> Iterator[str]:
     """Yield a line about each part that is not a log."""
-    if health.kafka.reachable:
-        yield f"kafka: {health.kafka.address}"
+    yield f"kafka: {health.kafka.address}{'' if health.kafka.reachable else ', does not answer'}"
     if health.topics_without_log:
         topics = ", ".join(topic.topic for topic in health.topics_without_log[:10])
         more = len(health.topics_without_log) - 10
         yield f"topics without a log: {topics}{f', and {more:,} more' if more > 0 else ''}"
     audit = health.audit
     if audit is None:
-        yield "audit: none yet"
+        looked = not any(problem.kind in _NOT_LOOKED for problem in health.problems)
+        yield f"audit: {'none yet' if looked else 'not known'}"
     else:
         age = "of the future" if audit.age_seconds is None else f"{duration_text(audit.age_seconds)} ago"
         found = f"{audit.findings:,} finding{'s' * (audit.findings != 1)}"
@@ -207,4 +210,6 @@ def _lines(health: Health) -> Iterator[str]:
     elif health.search.reachable:
         delays = [log.index_delay_seconds for log in health.logs if log.index_delay_seconds is not None]
         yield f"index: {health.search.address}, {duration_text(max(delays, default=0.0))} behind"
+    else:
+        yield f"index: {health.search.address}, does not answer"
     yield f"alerts: {', '.join(health.alerts) or f'nobody; {TRY}'}"

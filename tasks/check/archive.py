@@ -22,8 +22,8 @@ from custody.archive.trusted import check_archive
 from custody.errors import (
     ConfigurationError,
     CustodyError,
+    NoArchive,
     ObjectExists,
-    ObjectMissing,
     StoreError,
     TerminalStoreError,
     TransientStoreError,
@@ -58,7 +58,7 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
     with closing(open_store(settings.archive, settings.s3)) as store:
         try:
             file = read_archive(store)
-        except ObjectMissing:
+        except NoArchive:
             yield _report.failed("archive.json", f"there is no archive at {store.url}", "run 'custody init'")
             if is_local(store) and not _root(store).is_dir():
                 return
