@@ -167,3 +167,15 @@ def test_what_is_not_known_is_not_claimed() -> None:
     assert "audit: 41, verified, 0 findings, of the future" in text
     text = "\n".join(screen(Health("archive", NOW, ServerHealth("kafka", reachable=True), general=(refused,)), 80))
     assert "no logs yet" not in text
+
+
+def test_what_was_not_looked_at_is_not_none() -> None:
+    """With keys of others the audits are not known. A server that does not answer is still named."""
+    kafka, search = ServerHealth("broker:9092", reachable=False), ServerHealth("https://search", reachable=False)
+    wrong = Problem("failed", "archive-untrusted", "archive", "archive: other keys signed it.", "run 'custody verify'")
+    lines = screen(Health("archive", NOW, kafka, search=search, general=(wrong,)), 120)
+    assert {"audit: not known", "kafka: broker:9092, does not answer"} <= set(lines)
+    assert "index: https://search, does not answer" in lines
+    # Its subject stands once, and one full stop at the end.
+    assert "archive: other keys signed it. → run 'custody verify'" in "\n".join(lines)
+    assert "audit: none yet" in screen(Health("archive", NOW, kafka), 120)

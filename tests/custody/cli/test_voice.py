@@ -275,6 +275,16 @@ def test_no_mistake_of_a_user_is_a_traceback(custody: Command, sample: Sample, a
     assert len(refused.err.splitlines()) <= 4
 
 
+def test_an_error_in_sql_points_at_its_place(custody: Command, sample: Sample) -> None:
+    """DuckDB's message keeps its lines, so that its caret stands below the word that is wrong."""
+    refused = custody("query", "SELECT nope FROM events", "--archive", str(sample.folder))
+    assert refused.code == 1
+    *_, statement, caret = refused.err.rstrip().splitlines()
+    assert "SELECT nope FROM events" in statement
+    assert statement[caret.index("^") :].startswith("nope")
+    assert "\\n" not in refused.err
+
+
 def test_init_leaves_nothing_behind(custody: Command) -> None:
     """Where the archive cannot be written, no new keyring is left that belongs to nothing."""
     Path("file").touch()
