@@ -56,7 +56,7 @@ def query(
             names, rows = [column[0] for column in result.description or ()], result.fetchall()
             unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
     except duckdb.Error as error:
-        raise CustodyError(f"the query failed: {_reason(error)}") from None
+        raise CustodyError(*f"the query failed: {_reason(error)}".splitlines()) from None
     finally:
         connection.close()
     if as_json:
