@@ -61,7 +61,7 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         trust: the available keys: a statement with a wrong signature is not shown.
 
     Raises:
-        ConfigurationError: no archive can have it, or there is no such log.
+        ConfigurationError: no archive can have it, or there is no such log, or no statement accounts for the offset.
         ObjectMissing: the archive does not have it.
         FormatError: the object does not parse.
         StoreError: the store does not give it.
@@ -78,7 +78,7 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         if log:
             try:
                 return _at(store, log, position["offset"], position["sequence"], _holds(store, log, trust))
-            except ObjectMissing:
+            except (ConfigurationError, ObjectMissing):
                 if log in (logs := list_logs(store)):
                     raise
                 raise unknown_log(str(log), logs) from None
@@ -157,7 +157,10 @@ def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Man
 def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
     accounting = find_statement(store, log, offset, holds)
     if not accounting:
-        raise ObjectMissing(f"no statement of {log} in the archive {store.url} accounts for offset {offset}")
+        raise ConfigurationError(
+            f"no statement of {log} in the archive {store.url} accounts for offset {offset};"
+            f" `custody show {log}` shows its head"
+        )
     sequence, entry = accounting
     statement = entry.statement
     position = {"offset": offset, **_chain_position(log, sequence, entry)}

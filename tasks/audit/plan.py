@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from custody.archive.reader import Holds, choose_logs, find_tip, list_logs
+from custody.archive.reader import Holds, choose_logs, find_tip, list_logs, read_archive
 from custody.archive.search import sealed_between
 from custody.archive.trusted import read_trusted_archive, standing
 from custody.errors import CustodyError
@@ -126,6 +126,8 @@ def plan_audit(settings: Settings, request: Request, now: datetime) -> Plan:
         CustodyError: the archive or the keys cannot be read at all; any other problem is a finding.
     """
     with closing(open_store(settings.archive, settings.s3)) as store:
+        # Before the keys: who has neither needs `custody init`, which makes both.
+        read_archive(store)
         trust = settings.own_trust()
         archive = read_trusted_archive(store, trust).id
         tip = find_audits(store, archive, trust)

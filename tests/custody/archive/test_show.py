@@ -44,13 +44,20 @@ def test_every_event(leafy: Leafy) -> None:
         (11, "a read-committed consumer gets no record"),
         (14, "no client could decode it: of no known codec"),
         (18, "the statement admits the loss"),
-        (22, "accounts for offset 22"),
     ],
 )
 def test_no_record_there(leafy: Leafy, offset: int, said: str) -> None:
     """An offset without a record raises an error that gives the reason."""
     with pytest.raises(ObjectMissing, match=said):
         show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
+
+
+def test_an_offset_of_no_statement(leafy: Leafy) -> None:
+    """An offset that no statement accounts for is a wrong argument, as it is for evidence."""
+    with pytest.raises(ConfigurationError, match=r"offset 22; `custody show audit\.leafy/0` shows its head"):
+        show(leafy.store, f"{leafy.log}@22", leafy.own)
+    with pytest.raises(ConfigurationError, match=r"has no log 'audit\.other/0'"):
+        show(leafy.store, "audit.other/0@22", leafy.own)
 
 
 def test_statements_and_objects(leafy: Leafy) -> None:

@@ -324,7 +324,7 @@ def test_fields_of_other_types_are_null() -> None:
 
 
 def test_command(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`custody query` prints a table, JSON or CSV; a wrong query is one clear line."""
+    """`custody query` prints a table, JSON or CSV; a wrong query is an error of ours."""
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
     sql = "SELECT count(*) AS n, max(time) AS t, NULL AS nothing FROM events"
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{sample.keyring}")
@@ -336,3 +336,12 @@ def test_command(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = CliRunner().invoke(app, ["query", "SELEKT 1"])
     assert isinstance(refused.exception, CustodyError)
     assert "SELEKT" in str(refused.exception)
+
+
+def test_a_wrong_query_is_explained_line_by_line(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of DuckDB's reason is an argument of the error, and so a line of its own on the terminal."""
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))
+    refused = CliRunner().invoke(app, ["query", "SELECT nope FROM events"])
+    assert isinstance(refused.exception, CustodyError)
+    assert len(refused.exception.args) > 1
+    assert not any("\n" in line for line in refused.exception.args)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from custody.errors import ConfigurationError, Fenced, HeadRollback
+from custody.errors import ConfigurationError, Fenced, HeadRollback, NoArchive
 from custody.format import audit as form
 from custody.format.times import format_time, parse_time
 from custody.keys.trust import open_trust
@@ -627,3 +627,10 @@ def test_without_tables(growing: Growing) -> None:
     growing.append(1)
     run(growing, tables=False)
     assert not (growing.folder / "tables").exists()
+
+
+def test_no_archive_is_reported_before_missing_keys(tmp_path: Path) -> None:
+    """Without an archive and keys, the error names the archive: its advice makes both."""
+    settings = Settings(archive=str(tmp_path / "none"), keys=f"file:{tmp_path / 'keyring.json'}")
+    with pytest.raises(NoArchive):
+        plan_audit(settings, Request(), datetime.now(UTC))
