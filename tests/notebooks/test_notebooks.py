@@ -212,5 +212,5 @@ def test_failures_are_clear(tmp_path: Path) -> None:
     """A missing notebook, and a missing archive, give one clear error."""
     with pytest.raises(ConfigurationError, match="no notebook 'nothing'"):
         notebooks.execute("nothing", str(tmp_path))
-    with pytest.raises(CustodyError, match=r"'activity' failed[\s\S]*there is no object"):
+    with pytest.raises(CustodyError, match=r"'activity' failed[\s\S]*there is no archive"):
         notebooks.execute("activity", str(tmp_path))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import custody
 from custody.archive.writer import Entry
 from custody.cli.main import app
-from custody.errors import CustodyError, ObjectMissing
+from custody.errors import CustodyError, NoArchive
 from custody.format.layout import Log
 from custody.format.limits import INT_MAX
 from custody.format.manifest import Batch, KafkaTime, Unreadable
@@ -253,8 +253,8 @@ def test_since_and_until(tmp_path: Path) -> None:
 
 
 def test_no_archive(tmp_path: Path) -> None:
-    """A missing archive raises ObjectMissing."""
-    with pytest.raises(ObjectMissing):
+    """A missing archive raises NoArchive."""
+    with pytest.raises(NoArchive):
         custody.connect(str(tmp_path))
 
 

@@ -360,11 +360,3 @@ def test_who_is_alerted(growing: Growing) -> None:
     assert (wrong.level, wrong.message.partition(" is ")[0]) == ("failed", "2 (nonsense)")
     assert (right.level, right.message.partition(";")[0]) == ("ok", "1 (slack)")
     assert TOKEN not in json.dumps([wrong.to_dict(), right.to_dict()])
-
-
-def test_no_archive_is_said_and_nothing_is_made(tmp_path: Path) -> None:
-    """The remedy is `custody init`, and a folder that does not exist is not created."""
-    folder = tmp_path / "none"
-    (line,) = archive.check(Settings(archive=str(folder)), datetime.now(UTC))
-    assert (line.level, line.remedy) == ("failed", "run 'custody init'")
-    assert not folder.exists()

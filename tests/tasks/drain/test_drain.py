@@ -2289,7 +2289,7 @@ def test_names_begin_no_epoch(site: Site, tmp_path: Path, caplog: pytest.LogCapt
     results = site.drain(topic)
     assert list(results) == [f"{topic}/0"]
     assert only(results).events == 5
-    assert "it is not an epoch" in caplog.text
+    assert "they are no epochs" in caplog.text
     with pytest.raises(LogChanged, match="no reason"):
         begin_epoch(site.settings(topic), topic)
     for epoch in (2, 7, 9):

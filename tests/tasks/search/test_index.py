@@ -611,7 +611,7 @@ def test_an_index_command_that_indexes_nothing_fails(
     growing: Growing, given: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It says how many events were rejected, the commonest reason, and where to look. Exit 0 only if some are there."""
-    monkeypatch.setattr(operate, "Settings", lambda: given)
+    monkeypatch.setattr(operate, "_settings", lambda: given)
     growing.append(1, all_refused)
     with pytest.raises(CustodyError) as caught:
         operate.index()
