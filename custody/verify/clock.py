@@ -6,8 +6,7 @@ from custody.format.manifest import Statement
 from custody.format.times import parse_time
 from custody.tlog.log import Fault
 
-SLACK = timedelta(minutes=5)
-"""How far another clock may be ahead of ours. What claims a later time is of the future, and is not believed."""
+_SLACK = timedelta(minutes=5)
 _STEPS_BACK_LIMIT = 10_000
 
 
@@ -42,7 +41,7 @@ class Clock:
         if before is not None and sealed_at < before:
             message, bound = "the writer's clock stepped back", f"not before {before:%Y-%m-%dT%H:%M:%S.%fZ}"
             faults.append(_at_fault("clock", message, "back", expected=bound, found=statement.sealed_at))
-        if sealed_at > self._now + SLACK:
+        if sealed_at > self._now + _SLACK:
             message, bound = "the statement was sealed in the future", f"not after {self._now:%Y-%m-%dT%H:%M:%S.%fZ}"
             faults.append(_at_fault("clock", message, "future", expected=bound, found=statement.sealed_at))
         if before is not None and self._heartbeat and sealed_at - before > 2 * self._heartbeat:
@@ -50,7 +49,7 @@ class Clock:
                 _at_fault("stale", f"nothing was written for {sealed_at - before} before this statement", "silent")
             )
         self.sealed_at = sealed_at
-        if sealed_at <= self._now + SLACK:
+        if sealed_at <= self._now + _SLACK:
             self._newest_past = sealed_at
         if self._latest is None or sealed_at >= self._latest:
             self._latest = sealed_at

@@ -23,8 +23,8 @@ from custody.errors import SourceError, SourceRefused, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log
 from custody.format.manifest import LastRecord
+from custody.store.protocol import CLOCK_SLACK
 from custody.tlog.head import Head
-from custody.verify.clock import SLACK
 from tasks.drain.assemble import Record
 from tasks.drain.clients import make_admin, make_reader, read_committed
 from tasks.drain.committed_heads import CommittedHead, commit_metadata, parse_committed_head
@@ -38,8 +38,6 @@ REQUEST_SECONDS = 10.0
 _RETRY_SHARE = 0.8
 """How long a request is retried, in timeouts. It is less than one, so a request that timed out is not retried."""
 _PROBE_SECONDS = 2.0
-_KAFKA_BEGAN = 1_293_840_000.0
-"""The year 2011, in seconds since 1970. No record was written to Kafka before."""
 _COMMIT_POLL_SECONDS = 0.002
 DIRECT = "direct"
 """The cluster's name in logs that were never in Kafka."""
@@ -73,19 +71,6 @@ class Bounds:
     start: int
     stable: int
     end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Headroom:
-    """How long Kafka keeps a record.
-
-    Attributes:
-        seconds: by the limits that are known; None if there is none.
-        unknown: why another limit, by the partition's size, is not known; None if there is none.
-    """
-
-    seconds: float | None
-    unknown: str | None = None
 
 
 class Received(Record, Protocol):
@@ -330,7 +315,7 @@ class Broker:
         written = float(answer.timestamp()[1]) / 1000
         if written < 0:
             raise SourceError(f"{step}: it has no timestamp; set message.timestamp.type=LogAppendTime for the topic")
-        if written > time.time() + SLACK.total_seconds():
+        if written > time.time() + CLOCK_SLACK.total_seconds():
             raise SourceError(
                 f"{step}: its timestamp is of the future; find its producer, or set"
                 " message.timestamp.type=LogAppendTime for the topic"
@@ -351,54 +336,6 @@ class Broker:
             step = f"{topic}: its retention cannot be read"
             raise self._error(error.args[0], step, f"DescribeConfigs on topic {topic}") from None
         return {name: str(entry.value) for name, entry in entries.items()}
-
-    @patiently
-    def seconds_left(self, topic: str, partition: int, offset: int, written: float | None = None) -> Headroom:
-        """Return how long the topic's retention keeps the record at an offset.
-
-        By time, a record is deleted when it is older than retention.ms. By size, the record is deleted when as much was
-        added as lies before it now; at a steady rate that takes as long as the time between the two records.
-
-        Args:
-            topic: the topic.
-            partition: its number.
-            offset: the record's offset.
-            written: what `waits_since` returns for it; asked if None.
-
-        Raises:
-            SourceError: the broker does not answer, or says no. Or as `waits_since`.
-        """
-        entries = self.configuration(topic)
-        kept_ms, kept_bytes = int(entries["retention.ms"]), int(entries["retention.bytes"])
-        if "delete" not in entries["cleanup.policy"] or max(kept_ms, kept_bytes) < 0:
-            return Headroom(None)
-        if written is None:
-            written = self.waits_since(topic, partition, offset)
-        if written is None:
-            return Headroom(None)
-        now = time.time()
-        written = min(written, now)
-        limits = [written + kept_ms / 1000 - now] if kept_ms >= 0 else []
-        start, unknown = self.bounds(topic, partition).start, None
-        if kept_bytes >= 0 and start > 0:
-            try:
-                oldest = self._first_written(topic, partition, start)
-            except SourceError as error:
-                unknown = f"how long the partition's size keeps its records is not known: {error}"
-            else:
-                limits += [written - oldest] if oldest is not None else []
-        return Headroom(min(limits, default=None), unknown)
-
-    def _first_written(self, topic: str, partition: int, start: int) -> float | None:
-        """Return when a partition's oldest record was written. Raises as `waits_since`."""
-        oldest = self.waits_since(topic, partition, start)
-        # Such a time would make the records seem to come slowly, and to be kept for long.
-        if oldest is not None and oldest < _KAFKA_BEGAN:
-            raise SourceError(
-                f"{topic}/{partition}: the timestamp of the record at offset {start} is older than Kafka; find its"
-                " producer, or set message.timestamp.type=LogAppendTime for the topic"
-            )
-        return oldest
 
     @patiently
     def disagreement(self, topic: str, partition: int, last: LastRecord) -> str | None:

@@ -25,6 +25,7 @@ from tasks.drain.kafka import (
 )
 from tasks.drain.kafka_errors import is_of_group, map_error, reading
 from tasks.drain.log_run import LogRun, TopicPartition
+from tasks.drain.retention import read_headroom
 from tasks.drain.signals import stop_requested
 from tasks.drain.truncation import LOG_TRUNCATION, says_truncated
 from tasks.drain.tuning import keep_freed_memory, rare_collections
@@ -274,7 +275,7 @@ class Loop:
         for run in sorted(behind, key=lambda run: -(run.result.lag or 0))[:MEASURED_LOGS]:
             position = run.writer.next_offset or 0
             try:
-                headroom = self._context.broker.seconds_left(*run.topic_partition, position)
+                headroom = read_headroom(self._context.broker, *run.topic_partition, position)
                 run.result.headroom, run.result.headroom_unknown = headroom.seconds, headroom.unknown
             except CustodyError as error:
                 run.result.headroom_unknown, log = str(error), run.result.log

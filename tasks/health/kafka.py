@@ -17,6 +17,7 @@ from custody.format.manifest import Statement
 from custody.format.times import duration_text
 from tasks.drain.change import find_change
 from tasks.drain.kafka import Broker, Topic, is_wanted
+from tasks.drain.retention import read_headroom
 from tasks.health.archive import LogRead
 from tasks.health.model import Kind, Problem, ServerHealth, TopicHealth
 from tasks.settings import Settings
@@ -215,7 +216,7 @@ class _Comparison:
         """Return a log with how long Kafka keeps the record that it waits for."""
         log = read.name
         try:
-            headroom = self._broker.seconds_left(log.topic, log.partition, position, written)
+            headroom = read_headroom(self._broker, log.topic, log.partition, position, written)
         except SourceError as error:
             return read.with_health(read.health, _unknown("headroom", read.health.log, error))
         health, left = replace(read.health, headroom_seconds=headroom.seconds), headroom.seconds

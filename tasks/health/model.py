@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from custody.format.audit import Verdict
 from custody.format.times import duration_text, format_time, parse_time
-from custody.verify.clock import SLACK
+from custody.store.protocol import CLOCK_SLACK
 
 Level = Literal["ok", "warning", "failed"]
 Kind = Literal[
@@ -245,7 +245,7 @@ def worst(problems: Sequence[Problem]) -> Level:
 def age_seconds(moment: str, now: datetime) -> float | None:
     """Return how long ago something was signed, at least 0; None if it claims a time of the future."""
     age = now - parse_time(moment)
-    return None if age < -SLACK else max(age, timedelta(0)).total_seconds()
+    return None if age < -CLOCK_SLACK else max(age, timedelta(0)).total_seconds()
 
 
 def of_future(subject: str, noun: str, moment: str, now: datetime, age: float | None) -> Problem:

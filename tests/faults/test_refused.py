@@ -17,6 +17,7 @@ from custody.query.connect import connect
 from custody.store.caller import user
 from custody.store.open import open_store
 from custody.verify.run import verify
+from tasks.check import retention
 from tasks.drain.kafka import Bounds, Broker, Topic
 from tasks.drain.run import find_partitions
 from tasks.health.model import Health
@@ -284,6 +285,10 @@ def test_a_refusing_folder(nobodys: tuple[Settings, Path], part: str, monkeypatc
         for run, before in expected.items():
             said = run() if run is status else said_by(run)
             assert said == before or any(who in one for one in said), (run, said)
+            if part in {"manifests", "everything"}:
+                (line,) = retention.check(given, now)
+                assert (line.subject, line.level) == ("headroom", "warning")
+                assert "cannot be" in line.message
             if run is status and part in {"manifests", "everything"}:
                 assert any(one.startswith("log-unknown archive its logs cannot be listed") for one in said), said
         (written,) = said_by(lambda: [f"exit code {audit(given, full=True).exit_code}"])

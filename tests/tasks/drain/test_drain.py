@@ -59,7 +59,6 @@ from tasks.drain import kafka as source
 from tasks.drain import run as engine
 from tasks.drain.committed_heads import check_committed_head, encode_committed_head, parse_committed_head
 from tasks.drain.kafka import (
-    Broker,
     Feed,
     Received,
 )
@@ -1531,7 +1530,7 @@ def test_headroom_that_cannot_be_known(site: Site, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object) -> None:
         raise SourceRefused(f"{topic}: its retention cannot be read: not allowed")
 
-    monkeypatch.setattr(Broker, "seconds_left", refuse)
+    monkeypatch.setattr(loop, "read_headroom", refuse)
     for _ in range(2):
         (result,) = drain_logs(site.settings(topic), seconds=1)
         assert result.headroom is None

@@ -25,7 +25,8 @@ from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from flows.operate.sample import sample_events
 from tasks.audit import conclude
-from tasks.drain.kafka import Bounds, Broker, Headroom
+from tasks.drain.kafka import Bounds, Broker
+from tasks.drain.retention import Headroom, read_headroom
 from tasks.drain.run import drain_logs
 from tasks.health import kafka as health_kafka
 from tasks.health import search as health_search
@@ -293,7 +294,7 @@ def test_a_record_of_the_future(site: Site) -> None:
         Broker(site.settings(topic).kafka.librdkafka(), site.group) as broker,
         pytest.raises(SourceError, match="future"),
     ):
-        broker.seconds_left(topic, 0, 0)
+        read_headroom(broker, topic, 0, 0)
 
 
 def test_a_record_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +320,7 @@ def test_a_marker_is_no_record_that_waits(site: Site) -> None:
     with Broker(site.settings(topic).kafka.librdkafka(), site.group) as broker:
         assert broker.waits_since(topic, 0, 0) is not None
         assert broker.waits_since(topic, 0, 1) is None
-        assert broker.seconds_left(topic, 0, 1) == Headroom(None)
+        assert read_headroom(broker, topic, 0, 1) == Headroom(None)
 
 
 def test_an_oldest_record_of_1970_does_not_stretch_the_limit_by_size(site: Site) -> None:
@@ -329,7 +330,7 @@ def test_an_oldest_record_of_1970_does_not_stretch_the_limit_by_size(site: Site)
     sent_at(site, topic, datetime.now(UTC), datetime(1970, 1, 2, tzinfo=UTC), datetime.now(UTC))
     site.kafka.delete_records(topic, {0: 1})
     with Broker(site.settings(topic).kafka.librdkafka(), site.group) as broker:
-        headroom = broker.seconds_left(topic, 0, 2)
+        headroom = read_headroom(broker, topic, 0, 2)
     assert headroom.seconds is not None
     assert headroom.seconds > 10**12
     assert "older than Kafka" in str(headroom.unknown)
