@@ -579,7 +579,9 @@ def test_a_server_that_drips(growing: Growing, part: str) -> None:
         def do_GET(self) -> None:
             self.wfile.write(head)
             with contextlib.suppress(OSError):
-                while not closing.wait(0.1):
+                for _ in range(200):
+                    if closing.wait(0.1):
+                        break
                     self.wfile.write(b" ")
             self.close_connection = True
 
