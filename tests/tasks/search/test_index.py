@@ -634,7 +634,9 @@ def test_what_is_indexed_without_keys_is_unverified(
 ) -> None:
     """Without keys no signature is checked, and a warning says so, in the words of a query."""
     clear_settings(monkeypatch)
-    monkeypatch.chdir(tmp_path)
+    # The default keyring is one of the current folder.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     growing.append(1, now_event)
     (result,) = index_logs(Settings(archive=given.archive, search=given.search))
     assert (result.created, result.problem) == (5, None)
