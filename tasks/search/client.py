@@ -108,6 +108,8 @@ class _Node(Urllib3HttpNode):
         try:
             data = response.read(limit)
             if len(data) == limit:
+                # The error's frames live until the next collection, and must not hold what was read.
+                del data
                 response.close()
                 raise AnswerTooLarge(f"an answer of more than {ANSWER_BYTES:,} bytes")
         finally:
