@@ -103,6 +103,20 @@ class Installation:
         self.wait(answered, 120, f"an answer to {path}")
         return answers[0]
 
+    def send(self, request: urllib.request.Request) -> None:
+        """Send a request whose answer does not matter, again while SQLite is locked."""
+
+        def taken() -> bool:
+            try:
+                urllib.request.urlopen(request, timeout=30).close()
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+                return False
+            return True
+
+        self.wait(taken, 120, "the server to take a request")
+
     def start(self, deployment: str, **parameters: object) -> str:
         """Run a deployment now, as its form does, and return the id of the flow run."""
         known = self.prefect(f"deployments/name/{deployment}")
@@ -112,7 +126,7 @@ class Installation:
         """Pause a deployment's schedule, as its switch does."""
         known = self.prefect(f"deployments/name/{deployment}")
         request = self.request(f"deployments/{known['id']}/pause_deployment", b"", "POST")
-        urllib.request.urlopen(request, timeout=30).close()
+        self.send(request)
 
     def finish(self, run: str) -> Any:
         """Wait until a flow run has ended, and return it."""

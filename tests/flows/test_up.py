@@ -146,7 +146,7 @@ def check_deploys(made: Guarded, before: dict[str, tuple[str, bool]]) -> None:
         deploy(file, environment)
         assert automations_of(made) == before
         gone, _ = before["custody-roll-failed"]
-        urllib.request.urlopen(made.request(f"automations/{gone}", b"", "DELETE"), timeout=30).close()
+        made.send(made.request(f"automations/{gone}", b"", "DELETE"))
         deploy(file, environment)
         again = automations_of(made)
         assert {name: on for name, (_, on) in again.items()} == {name: on for name, (_, on) in before.items()}
@@ -226,15 +226,15 @@ def test_only_its_owner_uses_the_server(installation: Guarded) -> None:
     drain = installation.prefect("deployments/name/drain/drain-every-minute")
     (schedule,) = drain["schedules"]
     path = f"deployments/{drain['id']}/schedules/{schedule['id']}"
-    urllib.request.urlopen(installation.request(path, b'{"active":false}', "PATCH"), timeout=30).close()
+    installation.send(installation.request(path, b'{"active":false}', "PATCH"))
     # Somebody drains more slowly: ours stays off, and theirs stays.
     slower = json.dumps([{"schedule": {"interval": 86400, "timezone": "Europe/Berlin"}, "active": True}]).encode()
     path = f"deployments/{drain['id']}/schedules"
-    urllib.request.urlopen(installation.request(path, slower, "POST"), timeout=30).close()
+    installation.send(installation.request(path, slower, "POST"))
     installation.pause("audit/audit-nightly")
     silent = next(made for made in installation.prefect("automations/filter") if made["name"] == "custody-audit-silent")
     path = f"automations/{silent['id']}"
-    urllib.request.urlopen(installation.request(path, b'{"enabled":false}', "PATCH"), timeout=30).close()
+    installation.send(installation.request(path, b'{"enabled":false}', "PATCH"))
     password = installation.credentials()
     before = automations_of(installation)
     assert installation.end() == 0

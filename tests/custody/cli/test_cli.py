@@ -135,7 +135,7 @@ def test_show_of_offsets_without_an_event(custody: Command, sample: Sample) -> N
     assert skipped.code == 1
     assert "no record" in skipped.err
     beyond = custody("show", f"{sample.log}@{max(sample.events) + 1}", "--archive", sample.folder)
-    assert beyond.code == 1
+    assert beyond.code == 2
     assert "no statement" in beyond.err
 
 
