@@ -99,7 +99,7 @@ Holds = Callable[[E, int], bool]
 
 def unknown_log(name: str, logs: Collection[Log]) -> ConfigurationError:
     """Return the error for a log that is not there, with the names that are near, else the first ones."""
-    known = [str(log) for log in logs]
+    known = [str(log) for log in sorted(logs)]
     topics = sorted({log.name for log in logs})
     near = difflib.get_close_matches(name[:300], known, _NAMES) or difflib.get_close_matches(name[:300], topics, _NAMES)
     if not known:

@@ -34,6 +34,8 @@ TERMINAL = {
 """Errors that do not pass."""
 AWAY = {KafkaError._TRANSPORT, KafkaError._RESOLVE}  # noqa: SLF001
 """Errors of a connection to a broker."""
+_NOISE = re.compile(r"^[^ ]+/[a-z0-9]+: | \(after [0-9]+ms in state .*$")
+"""librdkafka's name for a connection before a reason, and its times and counts behind it. Both differ each time."""
 _NAMES = {
     "GSSAPI": "sasl.kerberos.principal",
     "OAUTHBEARER": "sasl.oauthbearer.client.id",
@@ -96,4 +98,4 @@ def reading(topic: str) -> str:
 
 def reason_of(error: KafkaError) -> str:
     """Return why a broker is away, in librdkafka's words, without its name for the connection and its times."""
-    return re.sub(r"^[^ ]+/[a-z0-9]+: | \([^)]*\)$", "", error.str())
+    return _NOISE.sub("", error.str())

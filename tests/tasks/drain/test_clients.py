@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError
 
 from custody.errors import ConfigurationError
 from flows.operate.sample import sample_events
 from tasks.drain.clients import KINDS, QUIET_SECONDS, FirstLines, make_admin, make_consumer, make_producer
+from tasks.drain.kafka_errors import reason_of
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
 from tests.servers.ports import free_ports
@@ -42,6 +44,18 @@ def test_the_first_line_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
     now = QUIET_SECONDS
     lines.log(logging.WARNING, "%s [%s] %s", "CONFWARN", "custody", "[thrd:1]: no such property")
     assert len(caplog.records) == 3
+
+
+@pytest.mark.parametrize(
+    "noise", ["", " (after 0ms in state CONNECT)", " (after 31ms in state CONNECT, 1 identical error(s) suppressed)"]
+)
+def test_a_reason_is_the_same_each_time(noise: str) -> None:
+    """What is said of a broker that is away has no times and counts, so that two answers can be compared."""
+    error = KafkaError(
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        f"broker:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused{noise}",
+    )
+    assert reason_of(error) == "Connect to ipv4#10.0.0.1:9092 failed: Connection refused"
 
 
 def test_kinds_are_forgotten(caplog: pytest.LogCaptureFixture) -> None:
