@@ -18,7 +18,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Make the environment, in .venv
-	uv sync --quiet --compile-bytecode
+	uv sync --group dev --quiet --compile-bytecode
 
 format: ## Format the code, and fix what ruff can fix
 	uv run --no-sync ruff check --fix
@@ -37,27 +37,27 @@ imports: ## Check which rooms may import which (contracts in pyproject.toml)
 check: lint types imports ## lint, types and imports
 
 test-fast: ## Test the library alone: no Kafka, no Elasticsearch, no Java. TESTS=tests/custody/tlog for less
-	uv run pytest $(or $(TESTS),tests/custody)
+	uv run --group dev pytest $(or $(TESTS),tests/custody)
 
 test: ## Run all tests; those whose server this machine lacks are skipped
-	uv run pytest $(TESTS)
+	uv run --group dev pytest $(TESTS)
 
 test-all: export CUSTODY_REQUIRE_SERVERS := 1
 test-all: ## Run all tests; those whose server this machine lacks fail
-	uv run pytest
+	uv run --group dev pytest
 
 # A floor of what tests/custody alone run of custody/. Other runs with --cov have other shares.
 coverage: ## Test the library alone, and fail if these tests run less than 93 % of it
-	uv run pytest tests/custody --cov=custody --cov-fail-under=93
+	uv run --group dev pytest tests/custody --cov=custody --cov-fail-under=93
 
 bench: ## Run the benchmarks, 17 minutes; BENCH=drain for one
-	set -e; for name in $(BENCH); do uv run python -m tests.benchmarks.$$name; done
+	set -e; for name in $(BENCH); do uv run --group dev python -m tests.benchmarks.$$name; done
 
 fuzz: ## Fuzz what the verifier reads; INPUTS=1000000
-	uv run python -m tests.fuzz --inputs $(INPUTS)
+	uv run --group dev python -m tests.fuzz --inputs $(INPUTS)
 
 mutants: ## Count what can be removed with no test failing, 90 minutes; MODULES=tlog/merkle for one
-	uv run python -m tests.mutation $(MODULES)
+	uv run --group dev python -m tests.mutation $(MODULES)
 
 clean: ## Remove caches and reports; environments and downloaded servers stay
 	rm -rf .coverage* coverage.xml .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist mutants

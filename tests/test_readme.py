@@ -58,7 +58,7 @@ def fields(settings: object) -> list[str]:
 def test_first_block_is_a_clone_and_two_commands(tmp_path: Path) -> None:
     """A newcomer needs a clone and two lines, and no more. The clone is where the other two find the project."""
     clone, *commands = BLOCKS[0].splitlines()
-    assert commands == [DEMO, "uv run pytest"]
+    assert commands == [DEMO, "uv run --group dev pytest"]
     assert clone.count("REPOSITORY") == 1
     done = run(clone.replace("REPOSITORY", f"'{ROOT}'") + " && ls", tmp_path, {})
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_tutorial_begins_as_the_readme_does() -> None:
 
 
 def test_test_command_runs_tests(tmp_path: Path) -> None:
-    """`uv run pytest` finds the project's tests and its settings."""
+    """The test command finds the project's tests and its settings."""
     command = BLOCKS[0].splitlines()[-1]
     done = run(f"cd '{ROOT}' && {command} --collect-only -q -n0 tests/custody/tlog/test_merkle.py", tmp_path, {})
     assert done.returncode == 0, done.stdout + done.stderr

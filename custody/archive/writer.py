@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
-from importlib.metadata import version
 
 from custody.archive.forms import AUDITS, form_of, statements_of
 from custody.archive.reader import Tip, read_archive, read_entry, read_manifest
@@ -53,6 +52,7 @@ from custody.store.protocol import Store
 from custody.tlog import checkpoint
 from custody.tlog.checkpoint import Note, NoteSigner
 from custody.tlog.head import Head, KnownHead
+from custody.version import version
 
 __all__ = ["Entry", "LogWriter", "create_archive"]
 
@@ -113,7 +113,7 @@ def create_archive(
 
 def writer_name() -> str:
     """Return the name of this program, host and run for signed statements. Always ASCII."""
-    name = f"custody {version('custody')}, {platform.node()}, {uuid.uuid4()}"
+    name = f"custody {version()}, {platform.node()}, {uuid.uuid4()}"
     return name.encode("ascii", "replace").decode()
 
 

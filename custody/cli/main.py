@@ -71,9 +71,16 @@ app.add_typer(copy_app)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        import importlib.metadata
+        import platform
 
-        echo(f"custody {importlib.metadata.version('custody')}")
+        from custody.format import archive_file, audit, manifest
+        from custody.version import DISTRIBUTION, commit, version
+
+        echo(f"custody {version()}")
+        echo(f"distribution {DISTRIBUTION}")
+        echo(f"commit {commit() or 'unknown'}")
+        echo(f"formats {archive_file.FORMAT}, {manifest.FORMAT}, {audit.FORMAT}")
+        echo(f"Python {platform.python_version()}")
         raise typer.Exit
 
 

@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from custody import version
 from custody.cli.operators import COMMANDS
+from custody.format import archive_file, audit, manifest
 from custody.settings import OPERATORS_SECTIONS
 from tests.helpers.foreign import make_foreign, was_imported
 from tests.helpers.sample import make_archive
@@ -73,8 +76,30 @@ def test_clean_environment_has_nothing_of_the_operator(clean: Path) -> None:
     script = "import importlib.metadata as m; print(*(d.metadata['Name'].lower() for d in m.distributions()))"
     listed = run(clean / "python", "-I", "-c", script)
     installed = set(listed.stdout.split())
-    assert "custody" in installed
+    assert "custody-archive" in installed
+    # Somebody else's package on PyPI.
+    assert "custody" not in installed
     assert not installed & OPERATORS_PACKAGES
+
+
+def test_a_wheel_knows_what_it_was_made_from(clean: Path, tmp_path: Path) -> None:
+    """`custody --version` names the distribution, the commit and the formats, where there is no git too."""
+    shown = dict(line.split(" ", 1) for line in run(clean / "custody", "--version", cwd=tmp_path).stdout.splitlines())
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    assert shown["distribution"] == "custody-archive"
+    assert shown["commit"].removesuffix(", modified") == head
+    assert shown["formats"].split(", ") == [archive_file.FORMAT, manifest.FORMAT, audit.FORMAT]
+    assert shown["custody"] in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_another_repository_is_not_the_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Installed into an environment within somebody's checkout, custody does not take their commit for its own."""
+    package = tmp_path / "project" / ".venv" / "custody"
+    package.mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", tmp_path / "project"], check=True)
+    monkeypatch.setattr(version, "_PACKAGE", package)
+    monkeypatch.setattr(version, "_COMMIT", package / "COMMIT")
+    assert version.commit() is None
 
 
 def test_auditor_verifies_an_archive_with_the_wheel_alone(clean: Path, tmp_path: Path) -> None:
