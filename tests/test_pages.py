@@ -93,4 +93,4 @@ def test_nobody_is_told_to_install_somebody_elses_package() -> None:
     for name in listed.splitlines():
         path = ROOT / name
         if path.suffix in {".md", ".py", ".ipynb", ".toml", ".yaml"} and path.exists():
-            assert not re.search(r"pip install ['\"]?custody\b(?!(?:\[[a-z0-9,]*\])? @)", path.read_text()), name
+            assert not re.search(r"pip install ['\"]?custody(?!-archive(?:\[[a-z0-9,]*\])? @)", path.read_text()), name
