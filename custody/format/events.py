@@ -29,67 +29,72 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 Long = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class Event(msgspec.Struct, tag_field="event_type", frozen=True, gc=False):
-    """The fields of all events. Times are RFC 3339 with zone; the address is IPv4 or IPv6."""
+def _means(text: str) -> msgspec.Meta:
+    """Return what a field means, for docs/events.md. It changes nothing about what is taken."""
+    return msgspec.Meta(description=text)
 
-    timestamp: str
-    request_id: str
-    api_key_id: str | None
-    client_ip: str
+
+class Event(msgspec.Struct, tag_field="event_type", frozen=True, gc=False):
+    """The fields of all events."""
+
+    timestamp: Annotated[str, _means("when it happened, in RFC 3339 with zone")]
+    request_id: Annotated[str, _means("the request that it belongs to")]
+    api_key_id: Annotated[str | None, _means("the API key of the caller, never its secret")]
+    client_ip: Annotated[str, _means("the caller's IPv4 or IPv6 address, without a zone")]
 
 
 class QueryExecuted(Event, tag="query_executed", frozen=True, gc=False):
-    """A GraphQL query ran. `execution_time` is in ms."""
+    """A GraphQL query ran."""
 
-    query_hash: str
-    complexity: Count
-    execution_time: Milliseconds
-    result_rows: Count
+    query_hash: Annotated[str, _means("hash of the query's text")]
+    complexity: Annotated[Count, _means("what the server computed as its cost")]
+    execution_time: Annotated[Milliseconds, _means("how long it ran, in ms")]
+    result_rows: Annotated[Count, _means("rows in the result")]
 
 
 class AuthAttempt(Event, tag="auth_attempt", frozen=True, gc=False):
     """Somebody tried to authenticate."""
 
-    status: Literal["success", "failure"]
-    failure_reason: str | None
-    key_version: Long | None
-    key_age_days: Long | None
+    status: Annotated[Literal["success", "failure"], _means("how it ended")]
+    failure_reason: Annotated[str | None, _means("why it failed")]
+    key_version: Annotated[Long | None, _means("version of the key that was used")]
+    key_age_days: Annotated[Long | None, _means("days since that key was made")]
 
 
 class AuthzCheck(Event, tag="authz_check", frozen=True, gc=False):
     """A permission was asked for."""
 
-    resource_type: str
-    resource_id: str
-    field_name: str | None
-    permission_granted: bool
+    resource_type: Annotated[str, _means("kind of what was to be accessed")]
+    resource_id: Annotated[str, _means("which of that kind")]
+    field_name: Annotated[str | None, _means("the field, if only one was asked for")]
+    permission_granted: Annotated[bool, _means("the answer")]
 
 
 class ApiKeyOperation(Event, tag="api_key_operation", frozen=True, gc=False):
     """An API key was created, rotated or revoked."""
 
-    operation: Literal["created", "rotated", "revoked"]
-    permissions: list[Any]
-    tier: str
+    operation: Annotated[Literal["created", "rotated", "revoked"], _means("what was done")]
+    permissions: Annotated[list[Any], _means("what the key may do")]
+    tier: Annotated[str, _means("the key's plan")]
 
 
 class SecurityEvent(Event, tag="security_event", frozen=True, gc=False):
     """Something suspicious was noticed."""
 
-    severity: Literal["low", "medium", "high", "critical"]
-    alert_type: str
-    details: dict[str, Any]
-    action_taken: str | None
+    severity: Annotated[Literal["low", "medium", "high", "critical"], _means("how bad it is")]
+    alert_type: Annotated[str, _means("what was noticed")]
+    details: Annotated[dict[str, Any], _means("whatever helps to understand it")]
+    action_taken: Annotated[str | None, _means("what was done about it")]
 
 
 class ConfigChange(Event, tag="config_change", frozen=True, gc=False):
     """A setting of the application was changed."""
 
-    resource: str
-    operation: str
-    changed_by: str
-    changes: dict[str, Any]
-    approval_status: str
+    resource: Annotated[str, _means("what was changed")]
+    operation: Annotated[str, _means("how: created, updated, deleted, …")]
+    changed_by: Annotated[str, _means("who changed it")]
+    changes: Annotated[dict[str, Any], _means("the settings, with old and new values")]
+    approval_status: Annotated[str, _means("whether it was approved")]
 
 
 EVENT_TYPES: dict[str, type[Event]] = {
