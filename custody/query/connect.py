@@ -201,7 +201,8 @@ class _Loader:
         ]
         for table in (self._manifests, self._batches, self._quarantined, self._audits, self._findings):
             table.flush()
-        # The first file gives the view its columns. It is ours, so no file in the archive can.
+        # This file has all columns. They are selected by name and type: tables made earlier may lack some, and what no
+        # key of ours signed may have others.
         path = self._folder / "day=1970-01-01" / "none.parquet"
         path.parent.mkdir(exist_ok=True)
         tables.open_file(str(path)).close()
@@ -209,12 +210,16 @@ class _Loader:
         if any(file.startswith(Files.protocol) for file in files):
             self._connection.register_filesystem(Files(self._store, self._digests))
         quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
+        described = self._connection.read_parquet(str(path))
+        columns = ", ".join(
+            f'"{name}"::{kind} AS "{name}"' for name, kind in zip(described.columns, described.types, strict=True)
+        )
         # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
         # partitions would also be `topic=x` or `day=…` in the path of the archive.
         self._connection.execute(
-            "CREATE VIEW events AS SELECT * EXCLUDE (filename),"  # noqa: S608 - they are quoted
+            f"CREATE VIEW events AS SELECT {columns},"  # noqa: S608 - they are quoted, and the columns are ours
             " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
-            f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true)"
+            f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name=true)"
         )
         self._report()
 
@@ -304,7 +309,7 @@ class _Loader:
             index = bisect_right(starts, sequence) - 1
             if not statement.segment or (index >= 0 and sequence < ends[index]):
                 continue
-            if statement.sealed_at[:10] != day or rows.count >= tables.ROW_GROUP:
+            if statement.sealed_at[:10] != day or rows.full:
                 self._write(day, rows)
                 day = statement.sealed_at[:10]
             # Batches that are not as stated are left out. `custody verify` reports them.

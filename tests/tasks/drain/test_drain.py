@@ -1199,7 +1199,7 @@ def test_no_secret_for_the_process_that_reads_apart(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("KRB5_CONFIG", "/etc/krb5.conf")
     begun = instead_of_apart(monkeypatch, "pass")
-    with apart.Apart({}, "group", TopicPartition("topic", 0, 0)):
+    with apart.Apart({}, "group", TopicPartition("topic", 0, 0), own_types=True):
         (environment,) = begun
     assert "secret" not in environment.values()
     assert {"PATH", "KRB5_CONFIG"} <= set(environment)
