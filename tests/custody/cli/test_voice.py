@@ -173,7 +173,20 @@ ON_AN_ARCHIVE: Mapping[str, tuple[str, ...]] = {
 }
 """Commands that read one archive, with arguments. `verify` is not one: that there is none is its finding."""
 WITHOUT_AN_ARCHIVE = {
-    *("verify", "check", "init", "config", "bucket", "check-evidence", "accept", "demo", "up", "deploy", "alert"),
+    *(
+        "verify",
+        "check",
+        "init",
+        "config",
+        "bucket",
+        "check-evidence",
+        "check-events",
+        "accept",
+        "demo",
+        "up",
+        "deploy",
+        "alert",
+    ),
     *("keys new", "keys list", "keys rotate", "keys end"),
 }
 """The other commands: they report what is there, or need no archive."""
