@@ -48,6 +48,10 @@ _TIME = re.compile(
     r"(?:Z|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
 )
 _TEMPLATE = re.compile(r"0000-00-00T00:00:00(?:\.0+)?(?:Z|[+-]00:00)")
+# A pair of surrogates, or half of one. An escaped backslash is passed over.
+_SURROGATES = re.compile(
+    rb"(\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
 # Letters and `_` stand at 0x5f to 0x7a: only these escapes can spell a key of ours in another way.
 _LETTER_ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
@@ -193,6 +197,14 @@ def check_line(line: bytes) -> tuple[str, Time]:
             " of the years 1970 to 9999"
         )
     return event_type, time
+
+
+def without_half_characters(text: bytes) -> bytes:
+    """Return JSON in which each half of a surrogate pair is the sign for an unknown character.
+
+    FORMAT.md allows an event to have such halves, as JSON does. msgspec and DuckDB refuse them.
+    """
+    return _SURROGATES.sub(lambda match: match[1] or rb"\ufffd", text) if b"\\u" in text else text
 
 
 def oversize(size: int) -> str:

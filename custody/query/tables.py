@@ -57,10 +57,6 @@ _LIST = re.compile(
     r"tables/signed/(?P<log>.+)-(?P<partition>[0-9]{1,10})-(?P<first>[0-9]{12})-(?P<end>[0-9]{12})-[0-9a-f]{16}\.json"
 )
 _LONGEST = 21
-# A pair of surrogates, or half of one. An escaped backslash is passed over.
-_SURROGATES = re.compile(
-    r"(\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
 _TIME = pa.timestamp("us")
 _ZONED = pa.timestamp("us", tz="UTC")
 
@@ -368,10 +364,7 @@ class _Kind:
 
 def _json_text(value: msgspec.Raw) -> str | None:
     """Return JSON as text in which DuckDB finds no fault: it refuses half a character, and fails the whole query."""
-    text = bytes(value).decode(errors="replace")
-    if "\\u" in text:
-        text = _SURROGATES.sub(lambda match: match[1] or r"\ufffd", text)
-    return text or None
+    return lines.without_half_characters(bytes(value)).decode(errors="replace") or None
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> Any:

@@ -15,7 +15,6 @@ from typer.main import get_command
 from custody.cli import common, main, times
 from custody.cli.common import EXIT_CODES, PANELS, WITHOUT
 from custody.cli.operators import COMMANDS
-from custody.format.events import EVENT_TYPES
 from flows.operate import cli as operating
 from tasks.backfill import plan
 from tests.helpers.commands import Command
@@ -74,10 +73,9 @@ def test_help_of_each_command(custody: Command, monkeypatch: pytest.MonkeyPatch,
 
 def test_choices_are_those_of_the_code(custody: Command) -> None:
     """What the help and the completion offer is what a backfill takes."""
-    assert set(operating.EventType) == set(EVENT_TYPES)
     assert (get_args(operating.Target), get_args(operating.RestoreTier)) == (plan.KINDS, plan.TIERS)
     since = ("--since", "2d", "--until", "now")
-    for option in ("--to", "--tier", "--type"):
+    for option in ("--to", "--tier"):
         refused = custody("backfill", *since, option, "nonsense")
         assert refused.code == 2
         assert "'nonsense' is not one of" in refused.err
