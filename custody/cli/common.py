@@ -37,6 +37,7 @@ COMMON_PANEL = "Common options"
 
 WITHOUT: Mapping[str, frozenset[str]] = {
     "demo": frozenset({"archive", "keys", "config"}),
+    "explain": frozenset({"archive", "keys", "config"}),
     "copy": frozenset({"archive"}),
     "check-evidence": frozenset({"archive"}),
     "check-events": frozenset({"archive", "keys"}),

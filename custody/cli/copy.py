@@ -258,9 +258,7 @@ def _print_copied(done: "Copied", first: "Store", second: "Store", *, as_json: b
 
 
 def _print_report(report: "Report | None", known: _Known, second: "Store", *, as_json: bool) -> None:
-    from rich.text import Text
-
-    from custody.cli import render
+    from custody.cli import render, verdict
 
     if report is None:
         if not as_json:
@@ -272,9 +270,7 @@ def _print_report(report: "Report | None", known: _Known, second: "Store", *, as
         for line in report.to_dicts():
             echo(json.dumps(line))
         return
-    out = render.console()
-    for part in render.report(report):
-        out.print(part, soft_wrap=isinstance(part, Text))
+    verdict.print_report(report, second)
     heads = len({log for log, _ in known.heads})
     echo(f"Compared with the signed heads of {heads:,} log{'s' if heads != 1 else ''} of the first.")
     for log in known.unsigned[: render.LOGS_SHOWN]:

@@ -404,7 +404,7 @@ def test_other_times(text: str) -> None:
         times.parse_moment(text, NOW)
 
 
-@pytest.mark.parametrize("name", ["query", "audit", "backfill"])
+@pytest.mark.parametrize("name", ["query", "audit", "backfill", "verify"])
 def test_all_commands_take_the_same_times(name: str) -> None:
     """One parser serves each option that takes a time."""
     options = {param.name: param for param in EVERY[name].params}
