@@ -75,11 +75,11 @@ def list_(*, as_json: Annotated[bool, typer.Option("--json", help="JSON lines: t
     if as_json:
         terminal.write(f"{json.dumps(row)}\n".encode() for row in rows)
         return
-    table = render.table("key", "algorithm", "from", "to", "public, as a vkey")
+    table = render.table("!key", "!algorithm", "!from", "!to", "!public, as a vkey")
     for row in rows:
         shown = [row["id"], row["algorithm"], row["from"] or "-", row["to"] or "-", row["vkey"] or "-"]
         table.add_row(*map(render.safe, shown), style="" if row["valid"] else "dim")
-    render.console().print(table)
+    render.console().print(render.Fitted(table, ("public, as a vkey", "algorithm"), names="key"))
     terminal.check_written()
 
 
