@@ -180,12 +180,19 @@ class TierSettings(BaseModel):
 
 
 class EventSettings(BaseModel):
-    """Which records are archived as events."""
+    """Which records are archived as events, and how many others are too many."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     unknown_types: Literal["archive", "quarantine"] = Field(
         default="archive", description="What becomes of events of other types than custody's six: archive or quarantine"
+    )
+    quarantined_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="If a larger share of a log's records than this, from 0 to 1, is no event, people are told",
     )
 
     @property

@@ -125,6 +125,10 @@ def drain(
     for result in results:
         if result.headroom_unknown:
             common.note(escape(f"Headroom of {result.log} is unknown: {result.headroom_unknown}"))
+    excess = _import("tasks.drain.quarantine")
+    for result in results:
+        if problem := excess.excess(result, settings.events.quarantined_share):
+            common.note(escape(f"Warning: {result.log}: {problem}. {excess.LOOK}"))
     for result in indexed:
         if result.problem:
             common.note(escape(f"Cannot be searched yet: {result.log}: {result.problem}"))

@@ -131,7 +131,7 @@ def _content(settings: Settings, topic: str, sample: Sample) -> Line:
     remedy = "correct what its producers write (custody/FORMAT.md, Events)"
     if sample.refused == sample.records:
         return _report.failed(topic, message, remedy)
-    if sample.refused / sample.records > settings.health.quarantined_share:
+    if sample.refused / sample.records > settings.events.quarantined_share:
         return _report.warning(topic, message, remedy)
     return _report.ok(topic, message)
 

@@ -84,7 +84,7 @@ def test_numbers_are_never_cut(width: int) -> None:
 
 
 def test_columns_are_left_out_in_order() -> None:
-    """The narrower the screen, the fewer columns: the log's end goes first. The caption names those that are left out."""
+    """The narrower the screen, the fewer columns: the log's end goes first. The caption names what is left out."""
     order = ["size and root", "next offset", "index", "quarant.", "headroom"]
     shown = []
     for width in range(160, 50, -5):
