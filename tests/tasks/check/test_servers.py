@@ -171,6 +171,9 @@ def test_retention(kafka: KafkaServer, tmp_path: Path) -> None:
     topic = kafka.create_topic(kafka.unused_name("check.retention"), 1, **{"retention.ms": 3_600_000})
     send(kafka, topic, events(3))
     settings = on_kafka(kafka, topic, archive=str(tmp_path / "archive"), keys=f"file:{tmp_path / 'keyring.json'}")
+    lines = list(retention.check(settings, now()))
+    assert levels(lines) == {topic: "warning"}
+    assert "3 records wait there" in of(iter(lines), topic).message
     drain_logs(settings, once=True)
     assert levels(list(retention.check(settings, now()))) == {"headroom": "ok"}
     send(kafka, topic, events(3))
