@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -191,6 +191,14 @@ class EventSettings(BaseModel):
         allow_inf_nan=False,
         description="If a larger share of a log's records than this, from 0 to 1, is no event, people are told",
     )
+    unknown_types: Literal["archive", "quarantine"] = Field(
+        default="archive", description="What becomes of events of other types than custody's six: archive or quarantine"
+    )
+
+    @property
+    def own_types(self) -> bool:
+        """Whether events of an application's own types are taken."""
+        return self.unknown_types == "archive"
 
 
 class Settings(BaseSettings):

@@ -22,7 +22,7 @@ import msgspec
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, after_hole, choose_logs, find_tip, named_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
-from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads, unverified
+from custody.archive.trusted import Judge, beyond_end, check_keys, empty_slots, known_heads, unverified
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
 from custody.format.events import EVENT_TYPES
@@ -204,13 +204,14 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     """Choose what to read. Nothing is changed.
 
     Raises:
-        ConfigurationError: the request is wrong, or there is no archive.
+        ConfigurationError: the request is wrong, there is no archive, or the keys are those of another one.
         StoreError: the archive does not answer.
     """
     check_request(settings, request)
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
-        archive = read_archive(store).id
-        trust = settings.trust_at_hand()
+        file = read_archive(store)
+        archive, trust = file.id, settings.trust_at_hand()
+        check_keys(store, file, trust)
         listed = list_tables(store) if request.target == "tables" else None
         problems: list[str] = []
         parts: list[Part] = []

@@ -54,7 +54,7 @@ def check(settings: Settings) -> Iterator[Line]:
             yield _report.warning("topics", message, "look at the brokers, and try again")
         if topics:
             yield _group(settings, broker, topics[0])
-    samples = read_samples(kafka, readable)
+    samples = read_samples(settings, readable)
     for name, sample in samples.items():
         yield _content(settings, name, sample)
     yield from _clock(samples)
