@@ -1,7 +1,8 @@
 """Reads what the archive says of its logs: where each one ends, how old that is, and what its newest statements hold.
 
 Rules:
-- A log costs the same number of requests however old it is: its end, and `RECENT` statements.
+- A log costs the same number of requests however old it is: its end, and `RECENT` statements. If too many of their
+  records are in quarantine, a few of those objects are read too (`tasks.health.quarantine`).
 - With keys, a log's end is the newest statement that they signed, and a log that lacks statements is damaged. Without
   keys, signatures are not checked, which is a problem of its own. What `trust.json` pins and knows is checked anyway.
 - One log that cannot be read hides no other, and logs that cannot be listed hide no other part.
