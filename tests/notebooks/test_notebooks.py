@@ -24,7 +24,9 @@ from tasks.audit.conclude import conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
 from tasks.settings import AuditSettings, Settings
+from tests.helpers.corpus import TIME
 from tests.helpers.environment import clear_settings
+from tests.helpers.own import SHAPES, own_event
 from tests.helpers.sample import Growing, Sample, make_archive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -167,6 +169,28 @@ def test_activity(tmp_path: Path) -> None:
     for kind in ("query_executed", "auth_attempt", "config_change"):
         assert kind in shown
     assert charts(executed) == 3
+
+
+@pytest.mark.parametrize("types", [0, 5, 300])
+def test_own_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: int) -> None:
+    """An archive of own types alone, with any number of them, and one without events, have a whole report."""
+    growing = Growing(tmp_path)
+
+    def content(offset: int) -> bytes:
+        if types == len(SHAPES):
+            return own_event(offset)
+        return json.dumps({"event_type": f"type {offset:0200}", "timestamp": TIME}).encode()
+
+    if types:
+        growing.append(2, content, each=types)
+    else:
+        growing.heartbeat(datetime.now(UTC))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    for name, number in (("activity", 3), ("integrity", 5)):
+        executed = notebooks.execute(name, str(growing.folder))
+        assert charts(executed) <= number
+        assert "Glyph" not in texts(executed)
+    assert f"{2 * types}" in texts(executed)
 
 
 @pytest.fixture(scope="module")
