@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from custody.errors import (
     FormatError,
+    NoBucket,
     ObjectArchived,
     ObjectExists,
     ObjectMissing,
@@ -210,7 +211,7 @@ class S3Store:
             with self._bucket.errors("look for", where):
                 self._bucket.reader.head_bucket(**self._bucket.owned())
         except ObjectMissing:
-            raise TerminalStoreError(f"there is no bucket {where}: create it, or correct the archive's URL") from None
+            raise NoBucket(self._bucket.name) from None
         except TerminalStoreError:
             # Without permission for this call, the answer about the object has to do.
             pass

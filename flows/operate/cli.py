@@ -142,7 +142,10 @@ def drain(
             common.note(escape(f"Cannot be searched yet: {result.log}: {result.problem}"))
         if result.rejected:
             common.note(escape(f"Cannot be searched: {result.log}: {result.rejections}"))
-    _fail([result.problem for result in results if result.outcome == "failed"])
+    failed = [result.log for result in results if result.outcome == "failed"]
+    if failed:
+        # Each log's error is in the log on stderr already, with the time at which the log stopped.
+        raise CustodyError(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")

@@ -4,7 +4,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.client import HTTPResponse
 from types import SimpleNamespace
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 REQUEST_SECONDS = 30
+REACH_SECONDS = 3.0
+"""How long a server may take for the first, smallest answer."""
 ANSWER_BYTES = 8 * limits.MIB
 """Answers are read up to this size: several times the largest event, and what a parser needs for it is bounded. A bulk
 request whose answer is larger is sent again in halves."""
@@ -159,6 +161,27 @@ class Search:
         self.skipped: set[str] | None = None
         """Indices of which a shard could not answer a search, because of what the index is. If None, searches fail
         then: only those who report what was left out may leave it out."""
+
+    def reach(self) -> None:
+        """Check that Elasticsearch answers within `REACH_SECONDS`, whatever it answers.
+
+        Otherwise a command would wait `REQUEST_SECONDS` for a server that takes connections, and no request.
+
+        Raises:
+            TransientSearchError: it does not answer.
+        """
+        # Whatever else it answers, the next request says what is wrong with it.
+        with suppress(ApiError, *_ODD_ANSWER):
+            try:
+                self.client.options(request_timeout=REACH_SECONDS).info()
+            except ConnectionTimeout:
+                raise TransientSearchError(
+                    f"Elasticsearch at {self.settings.url} does not answer within {REACH_SECONDS:.0f} s: check that it"
+                    " runs, and search.url"
+                ) from None
+            except (NoConnection, TlsError):
+                # It is refused at once, in the words of each step.
+                return
 
     def caller(self) -> str:
         """Return who this client is, for errors: the id of its API key, and never the key."""

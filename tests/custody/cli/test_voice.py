@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 from typer.main import get_command
 
+from custody.archive.writer import Entry
 from custody.cli import common, main, times
 from custody.cli.common import EXIT_CODES, PANELS, WITHOUT
 from custody.cli.operators import COMMANDS
@@ -19,7 +20,8 @@ from custody.format.events import EVENT_TYPES
 from flows.operate import cli as operating
 from tasks.backfill import plan
 from tests.helpers.commands import Command
-from tests.helpers.sample import Sample
+from tests.helpers.sample import Growing, Sample
+from tests.servers.s3 import MotoServer
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 5, 3, 14, 30, tzinfo=UTC)
@@ -265,6 +267,46 @@ def test_an_unknown_log_has_one_wording_and_one_code(
     refused = custody(*arguments, "--archive", sample.folder, "--keys", sample.keyring)
     expected = f"the archive has no log 'audit.event/0'; did you mean {sample.log}?"
     assert (refused.code, expected in refused.err) == (2, True), refused.err
+
+
+@pytest.mark.parametrize("kind", ["skipped", "lost", "in quarantine", "later", "earlier"])
+def test_an_offset_without_an_event_has_one_wording_and_one_code(
+    custody: Command, sample: Sample, tmp_path: Path, kind: str
+) -> None:
+    """`show` and `evidence` say the same of an offset, with exit code 2. `show` prints what is in quarantine."""
+    folder, keyring, log = sample.folder, sample.keyring, str(sample.log)
+    offset, reason = {
+        "skipped": (sample.skipped, "a read-committed consumer gets no record there"),
+        "lost": (3, "the broker deleted it before it was read"),
+        "in quarantine": (sample.quarantined, "the record is no event, and is in quarantine"),
+        "later": (999_999, "no statement of {log} accounts for offset 999999"),
+        "earlier": (2, "no statement of {log} accounts for offset 2"),
+    }[kind]
+    if kind == "lost":
+        growing = Growing(tmp_path / "lost")
+        growing.append(1, edit=lambda entry: Entry(first_offset=0, next_offset=entry.next_offset, lost=(0, 5)))
+        folder, keyring, log = growing.folder, growing.keyring, growing.log
+    common = ("--archive", folder, "--keys", keyring)
+    shown = custody("show", f"{log}@{offset}", *common)
+    refused = custody("evidence", log, offset, "-o", "evidence.zip", *common)
+    assert (refused.code, reason.format(log=log) in refused.err) == (2, True), refused
+    assert shown.code == (0 if kind == "in quarantine" else 2)
+    assert shown.err == ("" if kind == "in quarantine" else refused.err)
+
+
+@pytest.mark.parametrize("name", [*ON_AN_ARCHIVE, "init", "bucket"])
+def test_no_bucket_has_one_wording_and_one_code(
+    custody: Command, moto: MotoServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whichever command meets it, the last line names the bucket, and the exit code is 2."""
+    moto.use(monkeypatch)
+    monkeypatch.setenv("CUSTODY_S3__ENDPOINT_URL", moto.endpoint_url)
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    assert custody("keys", "new").code == 0
+    url = "s3://there-is-no-such-bucket/audit"
+    refused = custody(*(_on(name, url) if name in ON_AN_ARCHIVE else (name, "--archive", url)))
+    expected = "custody: there is no such bucket: s3://there-is-no-such-bucket; create it, or correct the archive's URL"
+    assert (refused.code, refused.err.splitlines()[-1]) == (2, expected)
 
 
 WRONG = {"a folder": None, "no JSON": b"{", "other JSON": b"[1]", "binary": b"\x00\xff\xfe", "empty": b""}

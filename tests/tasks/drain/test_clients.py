@@ -150,6 +150,17 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     server.kill()
 
 
+def test_a_drain_that_fails_says_it_once(tmp_path: Path, own: KafkaServer) -> None:
+    """The reason is on stderr once, when the log stops. The last line counts and names the logs that failed."""
+    Growing(tmp_path).append(1)
+    for more in ((), ("--quiet",), ("--json",)):
+        drain = command(tmp_path, "drain", "--once", *more, kafka=own.bootstrap, topics="there-is-none")
+        _, err = drain.communicate(timeout=60)
+        assert drain.returncode == 1
+        assert err.count("topic 'there-is-none' does not exist") == 1, err
+        assert err.splitlines()[-1] == "custody: 1 of 1 logs failed, as said above: there-is-none/0"
+
+
 @contextmanager
 def frozen(server: KafkaServer) -> Iterator[None]:
     """Stop a broker's process, so that it keeps its connections and says nothing."""

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
+from tests.helpers.commands import Command
+from tests.helpers.commands import custody as custody_fixture
 from tests.helpers.corpus import EVENTS
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing, make_archive
@@ -48,6 +51,8 @@ from tests.helpers.search import (
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
 from tests.servers.proxy import Fault, FaultyProxy
+
+custody = custody_fixture
 
 
 def manifest_of(growing: Growing, sequence: int) -> Path:
@@ -504,6 +509,34 @@ def test_follower_of_a_server_that_hangs(
         (result,) = follower.end()
         assert "has not answered for 1 s" in str(result.problem)
     assert [one.problem for one in index_logs(given)] == [None]
+
+
+@pytest.mark.parametrize("command", ["index", "backfill"])
+def test_a_server_that_takes_connections_and_answers_none(growing: Growing, custody: Command, command: str) -> None:
+    """It is named within seconds, as `custody status` does, and not after the timeout of a request."""
+    growing.append(1, now_event)
+    span = ("--since", "2000-01-01", "--until", "now") if command == "backfill" else ()
+    with socket.socket() as frozen:
+        frozen.bind(("127.0.0.1", 0))
+        frozen.listen()
+        url = f"http://127.0.0.1:{frozen.getsockname()[1]}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CUSTODY_SEARCH__URL", url)
+            begin = time.monotonic()
+            refused = custody(command, *span, "--archive", growing.folder, "--keys", growing.keyring)
+    assert refused.code == 1
+    assert refused.err.splitlines()[-1].startswith(f"custody: Elasticsearch at {url} does not answer within 3 s")
+    assert time.monotonic() - begin < 10
+
+
+def test_no_message_has_a_star_for_all_logs(growing: Growing, given: Settings) -> None:
+    """A problem that is of no one log is of all logs, in these words."""
+    growing.append(1, now_event)
+    (port,) = free_ports(1)
+    follower = Follower(search_settings(growing, f"http://127.0.0.1:{port}", given.search.prefix))
+    (result,) = follower.end()
+    assert result.log == "all logs"
+    assert str(result.problem).startswith("the index templates: Elasticsearch at")
 
 
 @pytest.mark.parametrize("call", ["prepare", "read_cursor"])
