@@ -365,7 +365,10 @@ def metrics(
         bool, typer.Option("--export", help="Export them to what [metrics] names, as each run does. Print nothing.")
     ] = False,
 ) -> None:
-    """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted."""
+    """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted.
+
+    There is no --json: this text is a format for programs. `custody status --json` has the health as JSON.
+    """
     exporting, settings = _import("tasks.metrics.export"), _settings()
     if not to_all:
         write(iter([exporting.show(settings)]))

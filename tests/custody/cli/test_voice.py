@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -339,6 +340,58 @@ def test_a_wrong_file_has_one_code(custody: Command, sample: Sample, kind: str) 
         line = [word.format(file=file, archive=sample.folder, keys=sample.keyring) for word in words]
         refused = custody(*line)
         assert (refused.code, "Traceback" in refused.err) == (2, False), (line, refused)
+
+
+MADE_BY_US = {
+    "keyring.json": "it is a keyring",
+    "trust.json": "it is a trust.json",
+    "heads.json": "it is a state file",
+    "archive.json": "it is an archive.json",
+    "manifest.json": "it is a manifest",
+    "custody.toml": "it is a file of settings",
+    "a folder": "is a folder, and not a regular file: name the",
+    "empty": "it is empty",
+    "other.json": "it is not a",
+    "text": "it is not a",
+}
+"""Files that are given by mistake, and how each is called."""
+GIVEN = {
+    "keyring": (("keys", "list", "--keys", "{file}"), "keyring.json", "keyring", "`custody keys new` makes one"),
+    "trust": (("verify", "{archive}", "--trust", "{file}"), "trust.json", "trust.json", "`custody keys export"),
+    "state": (("verify", "{archive}", "--state", "{file}"), "heads.json", "state file", "name a new file"),
+}
+"""Where a file is given: the command, the file that is right, what it is called, and the remedy for an unknown one."""
+
+
+@pytest.mark.parametrize("where", GIVEN)
+def test_a_file_of_ours_in_the_wrong_place(custody: Command, sample: Sample, where: str) -> None:
+    """The line says what the file is, which one is wanted and what to do, and nothing of a parser."""
+    keys = ("--archive", sample.folder, "--keys", sample.keyring)
+    assert custody("keys", "export", "-o", "trust.json", *keys).code == 0
+    assert custody("verify", sample.folder, "--keys", sample.keyring, "--state", "heads.json", "-q").code == 0
+    shutil.copy(sample.keyring, "keyring.json")
+    shutil.copy(sample.folder / "archive.json", "archive.json")
+    shutil.copy(next((sample.folder / "manifests").rglob("*.json")), "manifest.json")
+    Path("custody.toml").write_text('archive = "elsewhere"\n')
+    Path("a folder").mkdir()
+    Path("empty").touch()
+    Path("other.json").write_text('{"format": "custody/keyring/9", "secret": "Zq7-canary"}')
+    Path("text").write_text("Zq7-canary: no JSON")
+    words, right, wanted, remedy = GIVEN[where]
+    for name, kind in MADE_BY_US.items():
+        if name == right or (where == "state" and name in {"a folder", "other.json", "text"}):
+            continue
+        file = Path(name).absolute()
+        line = [word.format(file=file, archive=sample.folder) for word in words]
+        refused = custody(*line, *(("--keys", sample.keyring) if where == "state" else ()))
+        said = refused.err.splitlines()[-1]
+        assert (refused.code, kind in said) == (2, True), refused
+        assert wanted in said
+        assert "$" not in said
+        assert "Zq7" not in said
+        assert re.search(r"give it with --|it is a part of|it says what|name the|makes one|name a new file", said), said
+        if kind == "it is not a":
+            assert remedy in said
 
 
 @pytest.mark.parametrize(
