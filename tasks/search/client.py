@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, NodeConfig, SerializationError, TlsError, Urllib3HttpNode
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from custody.errors import ConfigurationError, SearchError, TransientSearchError, legible
 from custody.format import limits
+from custody.store import retries
 from tasks.settings import SearchSettings
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ _MISSING = 404
 _REFRESHED = 20
 """Indices that are refreshed at once: a path has room for their names."""
 _BAD_MAPPING = frozenset({"illegal_argument_exception", "query_shard_exception"})
+
+
+def count_busy(_: RetryCallState) -> None:
+    """Count a request that is made again because Elasticsearch was too busy for it, whatever words it had for that."""
+    retries.count("elasticsearch", str(_BUSY))
 
 
 class AnswerTooLarge(ValueError):
@@ -218,7 +224,8 @@ class Search:
         asked.setdefault("timeout", f"{REQUEST_SECONDS}s")
         again = retry_if_exception_type(_BusyError)
         wait = wait_random_exponential(multiplier=0.2, max=2)
-        for attempt in Retrying(stop=stop_after_attempt(_BUSY_TRIES), wait=wait, retry=again, reraise=True):
+        tries = stop_after_attempt(_BUSY_TRIES)
+        for attempt in Retrying(stop=tries, wait=wait, retry=again, reraise=True, before_sleep=count_busy):
             with attempt:
                 answer = self._answer(asked)
                 self._check_complete(answer)

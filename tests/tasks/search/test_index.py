@@ -25,6 +25,7 @@ from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, CustodyError, SearchError, TransientSearchError
 from custody.format import layout, manifest
 from custody.format.members import pack
+from custody.store import retries
 from custody.store.open import open_store
 from flows.operate import cli as operate
 from tasks.search import bulk, index
@@ -687,3 +688,27 @@ def test_reasons_of_rejections_are_bounded() -> None:
         bulk.Sent(rejected=1, reasons=Counter([f"reason {number}"])).add_to(total)
     assert total.rejected == total.reasons.total() == 1000
     assert len(total.reasons) <= bulk._REASONS + 1
+
+
+def test_requests_that_are_made_again_are_counted(growing: Growing, given: Settings) -> None:
+    """What Elasticsearch is too busy for counts once for each time that it is sent again."""
+    growing.append(1, now_event)
+    with FaultyProxy(str(given.search.url)) as proxy:
+        proxied = search_settings(growing, proxy.endpoint_url, given.search.prefix)
+        proxy.reset(always=Fault("429", effect=False), part="/_bulk")
+
+        def recover() -> None:
+            deadline = time.monotonic() + 60
+            while not any("/_bulk" in call for call in proxy.calls) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            proxy.reset()
+
+        retries.take()
+        recovering = threading.Thread(target=recover)
+        recovering.start()
+        (result,) = index_logs(proxied)
+        recovering.join()
+        assert (result.created, result.problem) == (5, None)
+        counts = retries.take()
+        assert set(counts) == {("elasticsearch", "429")}
+        assert counts.total() >= 1
