@@ -17,14 +17,14 @@ import msgspec
 
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, find_tip, list_logs, read_manifest, unknown_log
-from custody.archive.search import find_statement
+from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, QuarantineRef, Statement
 from custody.format.members import inflate_stream, inflate_unchecked
-from custody.format.offsets import kind_of, line_of, reason_of
+from custody.format.offsets import kind_of, line_of
 from custody.format.quarantine import quarantine_lines
 from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces
@@ -61,7 +61,8 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         trust: the available keys: a statement with a wrong signature is not shown.
 
     Raises:
-        ConfigurationError: no archive can have it, or there is no such log, or no statement accounts for the offset.
+        ConfigurationError: no archive can have it, or there is no such log, or no statement accounts for the offset, or
+            there is no record at it.
         ObjectMissing: the archive does not have it.
         FormatError: the object does not parse.
         StoreError: the store does not give it.
@@ -157,18 +158,13 @@ def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Man
 def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
     accounting = find_statement(store, log, offset, holds)
     if not accounting:
-        raise ConfigurationError(
-            f"no statement of {log} in the archive {store.url} accounts for offset {offset};"
-            f" `custody show {log}` shows its head"
-        )
+        raise unknown_offset(log, offset)
     sequence, entry = accounting
     statement = entry.statement
     position = {"offset": offset, **_chain_position(log, sequence, entry)}
     match kind_of(statement, offset):
         case "lost" | "skipped" | "unreadable":
-            raise ObjectMissing(
-                f"{log} has no record at offset {offset}, by statement {sequence}: {reason_of(statement, offset)}"
-            )
+            raise no_event(log, sequence, statement, offset)
         case "quarantined" if statement.quarantine:
             position |= {"object": statement.quarantine.key, "quarantined": True}
             return Shown(position, _quarantined(store, statement.quarantine, offset), entry)

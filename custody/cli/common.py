@@ -73,7 +73,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "bucket": {
         0: "nothing differs",
         1: "the bucket's configuration cannot be read",
-        2: "wrong usage, such as an archive in a folder",
+        2: "wrong usage: no such bucket, or an archive in a folder",
         10: "something differs",
     },
     "backfill": {0: "done", 1: "it failed, or nothing of what was asked was copied", 3: "restores are under way"},

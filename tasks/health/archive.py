@@ -35,6 +35,7 @@ from custody.errors import (
     HeadRollback,
     KeyUnavailable,
     NoArchive,
+    NoBucket,
     ObjectMissing,
     StoreError,
     TransientStoreError,
@@ -100,11 +101,12 @@ def open_archive(settings: Settings, store: Store) -> Opened:
 
     Raises:
         NoArchive: there is no archive.
+        NoBucket: there is no bucket of that name.
         TransientStoreError: the archive's storage does not answer.
     """
     try:
         file = read_archive(store)
-    except TransientStoreError:
+    except (TransientStoreError, NoBucket):
         raise
     except CustodyError as error:
         if isinstance(error, NoArchive) and _has_no_logs(store):
