@@ -1,7 +1,7 @@
 # What a contributor runs. `.ci/run` runs the same targets, each with a time limit. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types imports check test-fast test test-all coverage bench fuzz mutants clean
+.PHONY: help install format lint types imports check docs test-fast test test-all coverage bench fuzz mutants clean
 
 # Another version of Python gets an environment of its own: make test-fast PYTHON=3.13
 ifeq ($(origin PYTHON),command line)
@@ -18,7 +18,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Make the environment, in .venv
-	uv sync --group dev --quiet --compile-bytecode
+	uv sync --group dev --group docs --quiet --compile-bytecode
 
 format: ## Format the code, and fix what ruff can fix
 	uv run --no-sync ruff check --fix
@@ -35,6 +35,9 @@ imports: ## Check which rooms may import which (contracts in pyproject.toml)
 	uv run --no-sync lint-imports
 
 check: lint types imports ## lint, types and imports
+
+docs: ## Build the pages into build/site; a broken link or a page that docs/README.md does not list is an error
+	uv run --no-sync python -m sphinx -q -E -W --keep-going -c docs/site -d build/doctrees . build/site
 
 test-fast: ## Test the library alone: no Kafka, no Elasticsearch, no Java. TESTS=tests/custody/tlog for less
 	uv run --group dev pytest $(or $(TESTS),tests/custody)
@@ -60,5 +63,5 @@ mutants: ## Count what can be removed with no test failing, 90 minutes; MODULES=
 	uv run --group dev python -m tests.mutation $(MODULES)
 
 clean: ## Remove caches and reports; environments and downloaded servers stay
-	rm -rf .coverage* coverage.xml .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist mutants
+	rm -rf .coverage* coverage.xml .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist mutants
 	find custody deployments flows notebooks tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

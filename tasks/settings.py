@@ -293,13 +293,6 @@ class HealthSettings(BaseModel):
     lag_seconds: Seconds = Field(
         default=900, description="A log whose records wait longer than this for the archive has failed"
     )
-    quarantined_share: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="A larger share of quarantined records than this, from 0 to 1, is reported",
-    )
     audit_seconds: Seconds = Field(default=93_600, description="Audits that are further apart than this are reported")
 
 

@@ -40,6 +40,7 @@ WITHOUT: Mapping[str, frozenset[str]] = {
     "explain": frozenset({"archive", "keys", "config"}),
     "copy": frozenset({"archive"}),
     "check-evidence": frozenset({"archive"}),
+    "check-events": frozenset({"archive", "keys"}),
     "alert": frozenset({"archive", "keys"}),
 }
 """The common options that make no sense for a command: `demo` makes its own archive, `copy` names two, and so on."""
@@ -62,6 +63,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         12: "not signed by a trusted key or by enough witnesses, or signed after the key's end",
         13: "a signature is wrong, parts do not match, or the history contradicts a known head",
     },
+    "check-events": {0: "all lines are events", 1: "some lines would be quarantined"},
     "witness": {
         0: "all heads were confirmed",
         10: "an object among the checkpoints does not count",

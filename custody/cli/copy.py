@@ -87,6 +87,7 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     """
     from custody.archive.copy import copy_archive, signed_heads
     from custody.archive.reader import read_archive
+    from custody.archive.trusted import check_keys
     from custody.cli import render
     from custody.store.open import open_store
 
@@ -99,13 +100,15 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     theirs = replace(settings.s3, **{name: value for name, value in options.items() if value is not None})
     first, second = open_store(source, theirs), open_store(settings.archive, settings.s3)
     given_keys = bool(keys or settings.trust or "keys" in settings.model_fields_set)
-    trusted = _trust(settings, keys, [first, second]) if given_keys or not no_verify else None
-    known = _Known()
-    if trusted is not None:
+    trusted, known = None, _Known()
+    if given_keys or not no_verify:
         try:
+            # Before the keys: without an archive, none are needed.
             file = read_archive(first)
         except FormatError as error:
             raise ConfigurationError(f"nothing was copied: {error}") from None
+        trusted = _trust(settings, keys, [first, second])
+        check_keys(first, file, trusted)
         for log, head in signed_heads(first, file.id, trusted):
             if head is None:
                 known.unsigned.append(log)

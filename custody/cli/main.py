@@ -23,6 +23,7 @@ import typer
 from custody.cli import common, log_lines, operators, terminal
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
+from custody.cli.check_events import app as check_events_app
 from custody.cli.common import INVESTIGATE, START, App, Group, open_settings
 from custody.cli.copy import app as copy_app
 from custody.cli.evidence import app as evidence_app
@@ -66,6 +67,7 @@ app.add_typer(keys_app, name="keys", rich_help_panel=common.KEYS)
 app.add_typer(verify_app)
 app.add_typer(accept_app)
 app.add_typer(query_app)
+app.add_typer(check_events_app)
 app.add_typer(bucket_app)
 app.add_typer(evidence_app)
 app.add_typer(explain_app)

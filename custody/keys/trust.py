@@ -30,7 +30,7 @@ from custody.format.layout import parse_log_text
 from custody.keys.files import check_private, decode_document, opened, parse_moment, read_all
 from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, KeyEntry, LeafKey, decode_key, holds, two_keys
 from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
-from custody.keys.open import open_keys, split_uri
+from custody.keys.open import keyring_path, open_keys, split_uri
 from custody.keys.secret import Secret
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
@@ -128,6 +128,8 @@ class Trust:
     """How many witnesses must cosign a checkpoint so that it counts."""
     retention_days: int | None = None
     accepted: tuple[Accepted, ...] = ()
+    sources: tuple[str, ...] = field(default=(), compare=False)
+    """Where it comes from, for errors: paths of keyrings and of `trust.json`, URIs of keys in KMS."""
 
     @property
     def at_hand(self) -> Mapping[str, TrustedKey]:
@@ -181,7 +183,9 @@ def open_trust(
             elif all_of_it or key.algorithm == "Ed25519":
                 trusted = replace(_trusted(key), sources=(uri.removeprefix("file:"),))
                 merged[trusted.id] = _merge(merged.get(trusted.id, trusted), trusted)
-    return replace(opened, keys=merged, leaves=leaves)
+    uris = (*keys, *([checkpoint_keys] if checkpoint_keys else []))
+    sources = (*(str(keyring_path(uri) or uri) for uri in uris), *([str(trust)] if trust else []))
+    return replace(opened, keys=merged, leaves=leaves, sources=tuple(dict.fromkeys(sources)))
 
 
 def _trusted(key: HmacKey | Ed25519Key | KmsKey | KmsEd25519Key) -> TrustedKey:

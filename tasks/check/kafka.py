@@ -54,7 +54,7 @@ def check(settings: Settings) -> Iterator[Line]:
             yield _report.warning("topics", message, "look at the brokers, and try again")
         if topics:
             yield _group(settings, broker, topics[0])
-    samples = read_samples(kafka, readable)
+    samples = read_samples(settings, readable)
     for name, sample in samples.items():
         yield _content(settings, name, sample)
     yield from _clock(samples)
@@ -131,7 +131,7 @@ def _content(settings: Settings, topic: str, sample: Sample) -> Line:
     remedy = "correct what its producers write (custody/FORMAT.md, Events)"
     if sample.refused == sample.records:
         return _report.failed(topic, message, remedy)
-    if sample.refused / sample.records > settings.health.quarantined_share:
+    if sample.refused / sample.records > settings.events.quarantined_share:
         return _report.warning(topic, message, remedy)
     return _report.ok(topic, message)
 

@@ -51,6 +51,7 @@ from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
 from tasks.drain.kafka import DIRECT, is_wanted
 from tasks.health.model import Kind, LogHealth, Problem, Recent, age_seconds, of_future
+from tasks.health.quarantine import is_excessive, problem_of, read_commonest
 from tasks.settings import Settings
 
 RECENT = 10
@@ -200,7 +201,8 @@ def read_logs(opened: Opened, settings: Settings, now: datetime) -> tuple[list[L
     if not opened.is_trusted:
         return [LogRead(name, LogHealth(str(name))) for name in names], problems
     with ThreadPoolExecutor(_READERS, "health") as pool:
-        reads = [read for read in pool.map(lambda name: _read_log(opened, name, now), names) if read is not None]
+        share = settings.events.quarantined_share
+        reads = [read for read in pool.map(lambda name: _read_log(opened, name, now, share), names) if read]
     current: list[LogRead] = []
     for _, group in groupby(reads, key=lambda read: (read.name.topic, read.name.partition)):
         epochs = list(group)
@@ -235,12 +237,8 @@ def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
         message = f"no statement for {duration_text(age)}, but an idle log writes one every {duration_text(heartbeat)}"
         problems.append(Problem("failed", "silent", name, message, "check that the drain runs"))
     newest = f"its {recent.statements} newest statements"
-    share = recent.quarantined_share
-    if share is not None and share > settings.health.quarantined_share:
-        message = f"{share:.1%} of the records in {newest} are in quarantine ({recent.quarantined:,})"
-        problems.append(
-            Problem("warning", "quarantined", name, message, "see their reasons in quarantined (custody query)")
-        )
+    if recent.reason is not None:
+        problems.append(problem_of(name, recent))
     if recent.lost:
         message = f"{newest} admit {recent.lost:,} lost offsets: Kafka deleted them before they were read"
         problems.append(Problem("warning", "lost", name, message, "give the topic more retention, or drain more often"))
@@ -251,8 +249,8 @@ def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
     return read.with_health(replace(health, drained=drained), *problems)
 
 
-def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
-    """Return a log; None if nothing shows that there is one."""
+def _read_log(opened: Opened, log: Log, now: datetime, share: float) -> LogRead | None:
+    """Return a log, with the commonest reason if more than a share is in quarantine; None if nothing shows one."""
     name = str(log)
     try:
         tip = _find_tip(opened, log)
@@ -280,7 +278,7 @@ def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
         statement.next_offset,
         statement.sealed_at,
         age,
-        recent=_sum_up(statements),
+        recent=_sum_up(opened.store, statements, share),
         problems=tuple(problems),
     )
     return LogRead(log, health, statement)
@@ -334,12 +332,16 @@ def _read_recent(opened: Opened, log: Log, newest: Manifest) -> tuple[list[State
     return statements, problems
 
 
-def _sum_up(statements: Sequence[Statement]) -> Recent:
-    """Return what statements account for."""
-    return Recent(
+def _sum_up(store: Store, statements: Sequence[Statement], share: float) -> Recent:
+    """Return what statements account for, and the commonest reason if more than a share is in quarantine."""
+    recent = Recent(
         len(statements),
         sum(batch.events for statement in statements for batch in statement.batches),
         sum(statement.quarantine.records for statement in statements if statement.quarantine),
         sum(statement.lost[1] - statement.lost[0] for statement in statements if statement.lost),
         sum(span.to - span.from_ for statement in statements for span in statement.unreadable),
+        statements[-1].sealed_at,
     )
+    if is_excessive(recent, share):
+        return replace(recent, reason=read_commonest(store, statements))
+    return recent

@@ -1,7 +1,8 @@
 """All metrics, as data. What exports, the dashboard, the alert rules and docs/metrics.md follow this list.
 
 Rules:
-- A label has few values: logs, event types, flows and steps. Keys, addresses, requests and operations are never labels.
+- A label has few values: logs, event types, kinds of reasons, flows and steps. Keys, addresses, requests and
+  operations are never labels.
 - A total counts what the archive holds, so it goes on across runs.
 - With OpenTelemetry, a name has dots and no unit: Prometheus adds the unit and `_total` again when it reads OTLP.
 """
@@ -57,8 +58,8 @@ QUARANTINED = Metric(
     "custody_quarantined_total",
     "counter",
     "{record}",
-    ("log",),
-    "Records that the statements of a log put into quarantine.",
+    ("log", "reason"),
+    "Records that the statements of a log put into quarantine, by kind of reason.",
 )
 LAG_RECORDS = Metric(
     "custody_lag_records", "gauge", "{record}", ("log",), "Offsets in Kafka that are not archived yet."

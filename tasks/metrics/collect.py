@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 
+from custody.format.reasons import KINDS
 from custody.store.open import open_store
 from tasks.audit.signed import GOOD
 from tasks.health.archive import open_archive
@@ -56,7 +57,9 @@ def _of_totals(state: State) -> Iterator[Sample]:
                 yield Sample(catalogue.EVENTS, (log, kind), number)
             yield Sample(catalogue.BYTES, (log, "raw"), totals.raw)
             yield Sample(catalogue.BYTES, (log, "gz"), totals.gz)
-            yield Sample(catalogue.QUARANTINED, (log,), totals.quarantined)
+            # Zeros too: Prometheus sees no increase in a total that begins above 0.
+            for kind in KINDS:
+                yield Sample(catalogue.QUARANTINED, (log, kind), totals.reasons.get(kind, 0))
 
 
 def _of_health(health: Health) -> Iterator[Sample]:

@@ -40,6 +40,7 @@ class LogTotals(msgspec.Struct, forbid_unknown_fields=True):
         raw: bytes of events as JSONL.
         gz: bytes of segments as stored.
         quarantined: records in quarantine.
+        reasons: these records by kind of reason. A file of an older version lacks them: then the log is counted again.
         complete: whether all statements were read once. Until then nothing is exported.
     """
 
@@ -49,6 +50,7 @@ class LogTotals(msgspec.Struct, forbid_unknown_fields=True):
     raw: int = 0
     gz: int = 0
     quarantined: int = 0
+    reasons: dict[str, int] = {}
     complete: bool = False
 
 

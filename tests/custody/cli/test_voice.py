@@ -15,7 +15,6 @@ from typer.main import get_command
 from custody.cli import common, main, times
 from custody.cli.common import EXIT_CODES, PANELS, WITHOUT
 from custody.cli.operators import COMMANDS
-from custody.format.events import EVENT_TYPES
 from flows.operate import cli as operating
 from tasks.backfill import plan
 from tests.helpers.commands import Command
@@ -74,10 +73,9 @@ def test_help_of_each_command(custody: Command, monkeypatch: pytest.MonkeyPatch,
 
 def test_choices_are_those_of_the_code(custody: Command) -> None:
     """What the help and the completion offer is what a backfill takes."""
-    assert set(operating.EventType) == set(EVENT_TYPES)
     assert (get_args(operating.Target), get_args(operating.RestoreTier)) == (plan.KINDS, plan.TIERS)
     since = ("--since", "2d", "--until", "now")
-    for option in ("--to", "--tier", "--type"):
+    for option in ("--to", "--tier"):
         refused = custody("backfill", *since, option, "nonsense")
         assert refused.code == 2
         assert "'nonsense' is not one of" in refused.err
@@ -153,9 +151,11 @@ def test_config_and_quiet(custody: Command, sample: Sample, tmp_path: Path) -> N
 
 # --- users' mistakes
 
-ON_AN_ARCHIVE = {
-    "witness": ("--keys", "keyring.json"),
+ON_AN_ARCHIVE: Mapping[str, tuple[str, ...]] = {
+    "witness": (),
+    "copy": ("{archive}", "copy"),
     "checkpoint": (),
+    "checkpoint --write": (),
     "evidence": ("a/0", "1", "-o", "out.zip"),
     "show": ("a/0",),
     "query": ("SELECT 1",),
@@ -164,19 +164,92 @@ ON_AN_ARCHIVE = {
     "audit": (),
     "backfill": ("--since", "2d", "--until", "now"),
     "status": (),
+    "drain": ("--once",),
+    "roll": (),
+    "new-epoch": ("a",),
+    "metrics": (),
 }
 """Commands that read one archive, with arguments. `verify` is not one: that there is none is its finding."""
+WITHOUT_AN_ARCHIVE = {
+    *(
+        "verify",
+        "check",
+        "init",
+        "config",
+        "bucket",
+        "check-evidence",
+        "check-events",
+        "accept",
+        "demo",
+        "up",
+        "deploy",
+        "alert",
+    ),
+    *("keys new", "keys list", "keys rotate", "keys end"),
+}
+"""The other commands: they report what is there, or need no archive."""
 
 
+def _on(name: str, archive: object) -> list[object]:
+    """Return the words of a command on an archive."""
+    words = [word.format(archive=archive) for word in ON_AN_ARCHIVE[name]]
+    return [*name.split(), *words, *(() if "{archive}" in ON_AN_ARCHIVE[name] else ("--archive", archive))]
+
+
+def test_each_command_is_on_an_archive_or_not() -> None:
+    """No command is left out of the tests below."""
+    assert {name.partition(" --")[0] for name in ON_AN_ARCHIVE} | WITHOUT_AN_ARCHIVE == set(EVERY)
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["with keys", "without keys"])
 @pytest.mark.parametrize("name", ON_AN_ARCHIVE)
-def test_no_archive_has_one_wording_and_one_code(custody: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whichever command meets it, the line asks whether the path is right, and the exit code is 2."""
+def test_no_archive_has_one_wording_and_one_code(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, name: str, *, keys: bool
+) -> None:
+    """Whichever command meets it, with keys or not, the line asks if the path is right, and the exit code is 2."""
     monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
-    assert custody("keys", "new").code == 0
-    refused = custody(*name.split(), *ON_AN_ARCHIVE[name], "--archive", "nowhere")
+    if keys:
+        assert custody("keys", "new").code == 0
+    refused = custody(*_on(name, "nowhere"))
     expected = f"custody: there is no archive at {Path('nowhere').absolute().as_uri()}: is this the right place?"
     assert refused.err.splitlines()[-1] == f"{expected} 'custody init' makes one"
     assert (refused.code, "Traceback" in refused.err) == (2, False)
+
+
+@pytest.mark.parametrize("by", ["keys", "trust"])
+@pytest.mark.parametrize("name", sorted(set(ON_AN_ARCHIVE) - {"show", "query", "status"} | {"init"}))
+def test_keys_of_another_archive(
+    custody: Command, sample: Sample, monkeypatch: pytest.MonkeyPatch, name: str, by: str
+) -> None:
+    """One line names the keyring, asks whether it is the archive's, and is exit code 2. Nothing is called tampering."""
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    assert custody("init", "--archive", "another", "--keys", "other.json").code == 0
+    monkeypatch.setenv("CUSTODY_KEYS", "file:other.json")
+    if by == "trust":
+        # Its pin is of the other archive, too.
+        monkeypatch.setenv("CUSTODY_TRUST", "trust.json")
+    refused = custody(*(_on(name, sample.folder) if name != "init" else ("init", "--archive", sample.folder)))
+    assert refused.code == 2, refused
+    line = refused.err.splitlines()[-1]
+    assert f"custody: {sample.folder.as_uri()}: archive.json is not" in line
+    assert line.endswith("correct `keys` and `trust`, or `archive`")
+    # A witness takes trust.json alone.
+    assert f"the keys of {'trust.json' if (name, by) == ('witness', 'trust') else 'other.json'}" in line
+    assert "may not be those of this archive" in line
+
+
+@pytest.mark.parametrize("name", ["audit", "drain", "roll", "checkpoint --write", "keys export", "backfill"])
+def test_an_archive_file_of_others_over_our_logs(
+    custody: Command, altered: Sample, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where trusted keys signed the logs, nobody is told to correct the keys: archive.json was replaced."""
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    assert custody("init", "--archive", "another", "--keys", "other.json").code == 0
+    (altered.folder / "archive.json").write_bytes(Path("another/archive.json").read_bytes())
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{altered.keyring}")
+    refused = custody(*_on(name, altered.folder))
+    assert refused.code == 1, refused
+    assert f"trusted keys signed the log {altered.log}, but other keys signed archive.json" in refused.err
 
 
 def test_no_archive_is_a_finding_of_verify(custody: Command) -> None:

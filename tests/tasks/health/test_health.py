@@ -20,6 +20,7 @@ from custody.errors import ConfigurationError, SourceError
 from custody.format import layout
 from custody.format.manifest import Unreadable
 from custody.keys.keyring import new_keyring
+from custody.settings import EventSettings
 from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
@@ -199,7 +200,11 @@ def test_quarantine_and_losses(site: Site) -> None:
     (problem,) = of(health, "quarantined")
     assert (problem.level, only(health).level) == ("warning", "warning")
     assert "25.0% of the records" in problem.message
-    assert not of(health_of(site.settings(topic, health=HealthSettings(quarantined_share=0.25))), "quarantined")
+    assert "most often: event_type missing (1), for example: event_type is missing" in problem.message
+    assert "custody query" in problem.remedy
+    patient = site.settings(topic, events=EventSettings(quarantined_share=0.25))
+    assert not of(health_of(patient), "quarantined")
+    assert only(health_of(patient)).recent.reason is None
     site.send(topic, events(5))
     site.kafka.delete_records(topic, {0: 11})
     site.drain(topic)

@@ -108,7 +108,10 @@ def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
     (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
     store, search = open_store(given.archive), Search(given.search)
     prepare(search)
-    indexer, result = Indexer(given, store, search, read_archive(store).id), IndexResult(growing.log)
+    indexer, result = (
+        Indexer(given, store, search, read_archive(store).id, given.trust_at_hand()),
+        IndexResult(growing.log),
+    )
     assert indexer.index(LOG, result)
     assert "manifest" in (result.problem or "")
     growing.append(1, now_event)
