@@ -35,7 +35,7 @@ class Alert:
         title: what happened, in one line.
         details: what is wrong, with which object, and what to do.
         run: the address of the run's page in Prefect, if a run found it.
-        read_on: where the documentation explains this alert.
+        read_on: the command that explains this alert.
         kind: how services mark it: `failure`, or `info` for one that nobody must act on.
     """
 

@@ -1,9 +1,11 @@
-"""`custody explain`: what a finding means, how it comes about, when nobody meant harm, and what to do.
+"""`custody explain`: what a finding or an alert means, how it comes about, when nobody meant harm, and what to do.
 
-The texts are data, `custody/findings.toml`. docs/findings.md is made of them by `custody explain --markdown`.
+The texts of findings are data, `custody/findings.toml`. `custody explain --markdown` makes docs/findings.md of them.
+Those of alerts are the sections of docs/alerts.md, for operators alone: they have a checkout.
 """
 
 import difflib
+import re
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from custody.cli import common
+from custody.cli import common, operators
 from custody.cli.common import App
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError
@@ -23,6 +25,8 @@ from custody.findings import CATALOGUE
 app = App()
 
 _WIDTH = 80
+_BOUND = "\u00a0"
+"""A space at which no line is broken."""
 _SECTIONS: Mapping[str, str] = {
     "causes": "How it comes about",
     "false_alarms": "When nobody meant harm",
@@ -81,21 +85,13 @@ class Explanation:
         """Yield the explanation for a terminal."""
         yield f"{self.name} ({self.severity}): {self.title}"
         yield ""
-        yield from textwrap.wrap(self.meaning, _WIDTH, break_on_hyphens=False)
+        yield from _wrap(self.meaning)
         for title, items in self._lists():
             yield ""
             yield title
             for number, item in enumerate(items, 1):
                 mark = f"  {number}. " if title == _SECTIONS["steps"] else "  - "
-                # A command is never broken at a dash within a word.
-                yield from textwrap.wrap(
-                    item,
-                    _WIDTH,
-                    initial_indent=mark,
-                    subsequent_indent=" " * len(mark),
-                    break_on_hyphens=False,
-                    break_long_words=False,
-                )
+                yield from _wrap(mark + item, len(mark))
 
     def markdown(self) -> Iterator[str]:
         """Yield the explanation for the page."""
@@ -112,6 +108,15 @@ class Explanation:
     def _lists(self) -> Iterator[tuple[str, Sequence[str]]]:
         for field, title in _SECTIONS.items():
             yield title, getattr(self, field)
+
+
+def _wrap(text: str, indent: int = 0) -> list[str]:
+    """Return a paragraph as lines for a terminal. A command that fits in a line stays in one, to be copied."""
+    bound = re.sub(
+        r"`[^`]*`", lambda code: code[0].replace(" ", _BOUND) if len(code[0]) <= _WIDTH - indent else code[0], text
+    )
+    lines = textwrap.wrap(bound, _WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False)
+    return [line.replace(_BOUND, " ") for line in lines]
 
 
 @cache
@@ -132,13 +137,20 @@ def page() -> str:
 @app.command(rich_help_panel=common.VERIFY, epilog="custody explain segment-hash")
 def explain(
     name: Annotated[
-        str | None, typer.Argument(help="A finding's name, such as segment-hash. Default: list all of them.")
+        str | None,
+        typer.Argument(help="The name of a finding, such as segment-hash, or of an alert. Default: list all findings."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print all of them, as docs/findings.md.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: a finding each.")] = False,
 ) -> None:
-    """Explain a finding: what it means, how it comes about, when nobody meant harm, and what to do."""
+    """Explain a finding or an alert: what it means, how it comes about, when nobody meant harm, and what to do."""
     known = explanations()
+    if name is not None and name in (sections := _alerts()):
+        if as_json:
+            common.print_json({"name": name, "text": "\n".join(sections[name])})
+        else:
+            echo("\n".join([f"{name} (an alert)", *_wrapped(sections[name])]))
+        return
     chosen = list(known.values()) if name is None else [_explanation(name)]
     if as_json:
         common.print_json(*map(asdict, chosen))
@@ -161,6 +173,28 @@ def _explanation(name: str) -> Explanation:
     known = explanations()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name[:100], known, 3, 0.5)
+    near = difflib.get_close_matches(name[:100], [*known, *_alerts()], 3, 0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "'custody explain' lists all of them"
     raise ConfigurationError(f"there is no finding {name[:100]!r}; {hint}")
+
+
+def _alerts() -> Mapping[str, Sequence[str]]:
+    """Return the lines of each section of docs/alerts.md, by its name; none without a checkout."""
+    root = operators.checkout()
+    page = root / "docs" / "alerts.md" if root else None
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in page.read_text(encoding="utf-8").splitlines() if page and page.exists() else ():
+        if heading := re.fullmatch(r"#+ (.*)", line):
+            # Other headings have spaces, and are nobody's name.
+            lines = sections.setdefault(heading[1], []) if " " not in heading[1] else []
+        else:
+            lines.append(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line))
+    return sections
+
+
+def _wrapped(lines: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a page, wrapped for a terminal."""
+    for line in "\n".join(lines).rstrip().splitlines():
+        mark = re.match(r"(?:[0-9]+\. |- )?", line)
+        yield from _wrap(line, mark.end() if mark else 0) or [""]

@@ -55,7 +55,7 @@ def test_each_alert_is_explained() -> None:
     page = (DEPLOYMENTS.parents[1] / "docs" / "alerts.md").read_text()
     names = [trigger["name"] for trigger in TRIGGERS]
     assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == names
-    assert [trigger["parameters"]["read_on"] for trigger in TRIGGERS] == [f"docs/alerts.md#{name}" for name in names]
+    assert [trigger["parameters"]["read_on"] for trigger in TRIGGERS] == [f"custody explain {name}" for name in names]
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: trigger["name"])

@@ -213,8 +213,17 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
         assert alert["title"] == "custody: the audit failed"
         key = segment.relative_to(installation.folder / "archive").as_posix()
         page = f"{installation.url}/runs/flow-run/{failed['id']}"
-        read_on = "docs/alerts.md#custody-audit-failed"
-        parts = ("tampered segment-hash", key, "To do: keep this object", "Archive: ", "Host: ", page, read_on)
+        read_on = "custody explain custody-audit-failed"
+        parts = (
+            "tampered segment-hash",
+            key,
+            "To do: keep this object",
+            "Read on: custody explain segment-hash",
+            "Archive: ",
+            "Host: ",
+            page,
+            read_on,
+        )
         assert [part for part in parts if part not in alert["message"]] == []
         # The run's log begins with our lines, and has no traceback of Prefect's.
         lines = installation.lines_of(failed["id"])

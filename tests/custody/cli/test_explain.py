@@ -46,6 +46,8 @@ def test_explanations_fit_a_terminal(custody: Command, name: str) -> None:
     assert max(map(len, shown.out.splitlines())) <= 80
     words = " ".join(re.sub(r"\n +", " ", shown.out).split())
     each = KNOWN[name]
+    commands = re.findall(r"`([^`]*)`", "\n".join(each.steps))
+    assert [command for command in commands if len(command) <= 70 and command not in shown.out] == []
     for text in (each.meaning, *each.causes, *each.false_alarms, *each.steps):
         assert " ".join(text.split()) in words
 
@@ -77,3 +79,20 @@ def test_each_finding_names_its_explanation(custody: Command, altered: Sample) -
     named = re.findall(r"custody explain ([a-z-]+)", shown.out)
     assert sorted(named) == sorted({*named} & set(KNOWN))
     assert "segment-size" in named
+
+
+def test_each_alert_is_explained(custody: Command) -> None:
+    """The command that an alert names prints its section of docs/alerts.md, at 80 columns; a near name leads to it."""
+    names = re.findall(r"^#+ (custody-\S+)$", (ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE)
+    assert len(names) > 10
+    for name in names:
+        shown = custody("explain", name)
+        lines = shown.out.splitlines()
+        assert (shown.code, lines[0]) == (0, f"{name} (an alert)")
+        assert len(lines) > 2
+        assert max(map(len, lines)) <= 80
+    assert "No audit has ended for 26 hours" in custody("explain", "custody-audit-silent").out
+    assert "](" not in custody("explain", "custody-audit-failed").out
+    assert "did you mean custody-drain-silent" in custody("explain", "custody-drain-silnt").err
+    document = json.loads(custody("explain", "custody-audit-silent", "--json").out)
+    assert document["name"] == "custody-audit-silent"
