@@ -1,8 +1,9 @@
 """Find one thing in an archive, and its position in the chain. Reads only.
 
 The query is an object's key, or one of `LOG/PARTITION` (the head), `LOG/PARTITION/SEQUENCE` (a statement) and
-`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<epoch>`. Checks only that a statement has no
-wrong signature, as far as keys are available, and that no later statement passes over it.
+`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<epoch>`. `audits/0` is the newest audit.
+Checks only that a statement has no wrong signature, as far as keys are available, and that no later statement passes
+over it.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_tip, list_logs, read_manifest, unknown_log
+from custody.archive.reader import Holds, find_tip, list_logs, read_manifest, sequence_of, unknown_log
 from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
@@ -68,6 +69,8 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         StoreError: the store does not give it.
     """
     key = query.removeprefix(f"{store.url}/")
+    if key == str(layout.AUDIT_LOG):
+        key = _newest_audit(store)
     if key == layout.ARCHIVE or key.startswith((layout.AUDITS, layout.CHECKPOINTS)):
         return Shown({"object": key}, iter([store.read(key, limit=_TEXT_LIMIT)]))
     if named := layout.parse_manifest_key(key):
@@ -87,6 +90,18 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         f"no archive can have {query!r}; name an object's key, or LOG/PARTITION, LOG/PARTITION/SEQUENCE"
         " or LOG/PARTITION@OFFSET"
     )
+
+
+def _newest_audit(store: Store) -> str:
+    """Return the key of the newest audit.
+
+    Raises:
+        ObjectMissing: there is none.
+    """
+    key = max((info.key for info in store.list(layout.AUDITS) if sequence_of(info.key) is not None), default=None)
+    if key is None:
+        raise ObjectMissing(f"the archive {store.url} has no audit yet")
+    return key
 
 
 def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds: Holds[Manifest]) -> Shown:

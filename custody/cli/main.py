@@ -249,10 +249,10 @@ def _own_trust(settings: "Settings") -> "Trust":
 @app.command(rich_help_panel=INVESTIGATE, epilog="custody show audit.events/0@1234")
 def show(
     what: Annotated[
-        str,
+        list[str],
         typer.Argument(
             help="An object's key, LOG/PARTITION (its head), LOG/PARTITION/SEQUENCE (a manifest),"
-            " or LOG/PARTITION@OFFSET (a record)."
+            " LOG/PARTITION@OFFSET or LOG/PARTITION OFFSET (a record); or any of these as custody prints it."
         ),
     ],
     events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
@@ -260,14 +260,16 @@ def show(
 ) -> None:
     """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
+    from custody.cli import names
     from custody.errors import ObjectMissing
     from custody.format.layout import ARCHIVE
     from custody.store.open import open_store
 
     settings = open_settings()
     store = open_store(settings.archive, settings.s3)
+    name = names.canonical(what)
     try:
-        shown = showing.show(store, what, settings.trust_at_hand())
+        shown = showing.show(store, name, settings.trust_at_hand())
     except (ObjectMissing, ConfigurationError):
         if not store.exists(ARCHIVE):
             raise NoArchive(store.url) from None
@@ -276,7 +278,7 @@ def show(
         terminal.write(iter([json.dumps(shown.position, indent=2).encode() + b"\n"]))
     elif events:
         if shown.manifest is None:
-            raise ConfigurationError(f"--events prints the events of a manifest, and {what!r} belongs to no manifest")
+            raise ConfigurationError(f"--events prints the events of a manifest, and {name!r} belongs to no manifest")
         terminal.write(showing.events(store, shown.manifest.statement))
     else:
         terminal.write(shown.content)
