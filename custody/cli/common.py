@@ -61,6 +61,10 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         12: "not signed by a trusted key or by enough witnesses, or signed after the key's end",
         13: "a signature is wrong, parts do not match, or the history contradicts a known head",
     },
+    "report": {
+        0: "written; with --check: a signed audit states the file's digest",
+        12: "with --check: no signed audit states the file's digest",
+    },
     "witness": {
         0: "all heads were confirmed",
         10: "an object among the checkpoints does not count",

@@ -30,6 +30,7 @@ from custody.cli.evidence import app as evidence_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
+from custody.cli.report import app as report_app
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, CustodyError, FormatError, NoArchive, escape
 from custody.format import limits
@@ -64,6 +65,7 @@ app = App(
 app.add_typer(keys_app, name="keys", rich_help_panel=common.KEYS)
 app.add_typer(accept_app)
 app.add_typer(query_app)
+app.add_typer(report_app)
 app.add_typer(bucket_app)
 app.add_typer(evidence_app)
 app.add_typer(copy_app)

@@ -52,7 +52,7 @@ def test_the_first_line_of_each_kind(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_reason_is_the_same_each_time(noise: str) -> None:
     """What is said of a broker that is away has no times and counts, so that two answers can be compared."""
     error = KafkaError(
-        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._TRANSPORT,
         f"broker:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused{noise}",
     )
     assert reason_of(error) == "Connect to ipv4#10.0.0.1:9092 failed: Connection refused"
