@@ -64,6 +64,10 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         13: "a signature is wrong, parts do not match, or the history contradicts a known head",
     },
     "check-events": {0: "all lines are events", 1: "some lines would be quarantined"},
+    "report": {
+        0: "written; with --check: a signed audit states the file's digest",
+        12: "with --check: no signed audit states the file's digest",
+    },
     "witness": {
         0: "all heads were confirmed",
         10: "an object among the checkpoints does not count",

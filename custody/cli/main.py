@@ -31,6 +31,7 @@ from custody.cli.explain import app as explain_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
+from custody.cli.report import app as report_app
 from custody.cli.terminal import echo
 from custody.cli.verify import app as verify_app
 from custody.errors import ConfigurationError, CustodyError, NoArchive, escape
@@ -68,6 +69,7 @@ app.add_typer(verify_app)
 app.add_typer(accept_app)
 app.add_typer(query_app)
 app.add_typer(check_events_app)
+app.add_typer(report_app)
 app.add_typer(bucket_app)
 app.add_typer(evidence_app)
 app.add_typer(explain_app)
