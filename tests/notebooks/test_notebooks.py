@@ -223,7 +223,7 @@ def test_own_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: int) 
         growing.heartbeat(datetime.now(UTC))
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     for name, number in (("activity", 3), ("integrity", 5)):
-        executed = notebooks.execute(name, str(growing.folder))
+        executed = execute(name, growing.folder)
         assert len(charts(executed)) <= number
         assert "Glyph" not in texts(executed)
     assert f"{2 * types}" in texts(executed)
