@@ -211,7 +211,7 @@ def page() -> str:
         "",
         "A reference, made from `custody/query/views.py`. `custody query` and `custody.connect()` have these tables.",
         "The language is DuckDB's. Times are UTC. A query verifies no contents:"
-        " [auditing.md](auditing.md#ask-in-sql) says what it trusts.",
+        " [querying.md](querying.md) says what it trusts.",
     ]
     for view in VIEWS:
         lines += ["", f"## {view.name}", "", f"{view.meaning[0].upper()}{view.meaning[1:]}.", ""]
