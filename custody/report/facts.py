@@ -259,12 +259,12 @@ class _Gathering:
         known = any(key.algorithm in statements_of(log).wanted for key in self.trust.keys.values())
         holds: reader.Holds[Any] = partial(judge.may_stand, by_known_keys=known)
         made.end = self._end(log, holds, made.size)
+        self._find_checkpoint(log, made, judge)
         self._count(made, states)
         self._read(log, made, holds, states)
         self._check_end(log, made, judge)
         if judge.unchecked:
             self.unchecked[log] = judge.unchecked
-        self._find_checkpoint(log, made, judge)
         return made
 
     def audit_log(self, newest: int) -> LogFact:
@@ -296,9 +296,11 @@ class _Gathering:
 
     def _count(self, made: LogFact, states: "_States") -> None:
         made.last_audit = states.read.newest()
-        whole = (0, max(made.end, made.size))
+        whole = (0, max(made.end, made.size, made.checkpoint.size if made.checkpoint else 0))
         expired = (0, min(states.expired, whole[1]))
-        damaged = [part for span in common(states.damaged, whole) for part in subtract(span, [expired])]
+        # Signed heads know statements after the end: they are gone.
+        lost = merge([*states.damaged, (made.end, whole[1])])
+        damaged = [part for span in common(lost, whole) for part in subtract(span, [expired])]
         read = [part for span in common(states.read.all, whole) for part in subtract(span, merge([expired, *damaged]))]
         made.expired, made.damaged, made.verified = expired[1], length(damaged), length(read)
         made.pending = whole[1] - made.expired - made.damaged - made.verified

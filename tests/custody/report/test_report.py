@@ -201,6 +201,7 @@ def test_a_damaged_log_is_in_the_table(tmp_path: Path) -> None:
         page = Elements(render(facts))
         assert [log.name for log in facts.logs] == [f"audit.grows/{partition}" for partition in range(3)]
         assert page.banner == "bad"
+        assert (facts.logs[1].verified, facts.logs[1].damaged) == (0, 4)
         verdicts = re.findall(r"audit\.grows/(\d) ([✓✗?▲]) ([a-z ]+?) \d", page.text)
         assert [(log, sign) for log, sign, _ in verdicts][:3] == [("0", "✓"), ("1", "✗"), ("2", "✗")], verdicts
 
