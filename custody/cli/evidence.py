@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli import common, terminal
+from custody.cli import common, names, terminal
 from custody.cli.common import App, open_settings, read_file
 from custody.cli.terminal import echo
 from custody.errors import ConfigurationError, FormatError, NoArchive, NotEvidence, SignatureInvalid, escape
@@ -161,8 +161,10 @@ def _print_checkpoints(logs: "Sequence[Log]", notes: "Sequence[Note | None]", *,
 
 @app.command(rich_help_panel=common.INVESTIGATE, epilog="custody evidence audit.events/0 1234 -o evidence.zip")
 def evidence(
-    log: Annotated[str, typer.Argument(help="LOG/PARTITION")],
-    offset: Annotated[int, typer.Argument(min=0, help="The event's offset in Kafka.")],
+    record: Annotated[
+        list[str],
+        typer.Argument(help="The event: LOG/PARTITION and its offset in Kafka, or as custody prints it."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", dir_okay=False)],
     checkpoint: Annotated[
         Path | None,
@@ -196,6 +198,7 @@ def evidence(
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
 
+    log, offset = names.record(record)
     settings = open_settings(trust=trust)
     store = open_store(settings.archive, settings.s3)
     file = read_archive(store)

@@ -31,6 +31,7 @@ from custody.cli.explain import app as explain_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
+from custody.cli.report import app as report_app
 from custody.cli.terminal import echo
 from custody.cli.verify import app as verify_app
 from custody.errors import ConfigurationError, CustodyError, NoArchive, escape
@@ -68,6 +69,7 @@ app.add_typer(verify_app)
 app.add_typer(accept_app)
 app.add_typer(query_app)
 app.add_typer(check_events_app)
+app.add_typer(report_app)
 app.add_typer(bucket_app)
 app.add_typer(evidence_app)
 app.add_typer(explain_app)
@@ -249,10 +251,10 @@ def _own_trust(settings: "Settings") -> "Trust":
 @app.command(rich_help_panel=INVESTIGATE, epilog="custody show audit.events/0@1234")
 def show(
     what: Annotated[
-        str,
+        list[str],
         typer.Argument(
             help="An object's key, LOG/PARTITION (its head), LOG/PARTITION/SEQUENCE (a manifest),"
-            " or LOG/PARTITION@OFFSET (a record)."
+            " LOG/PARTITION@OFFSET or LOG/PARTITION OFFSET (a record); or any of these as custody prints it."
         ),
     ],
     events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
@@ -260,14 +262,16 @@ def show(
 ) -> None:
     """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
+    from custody.cli import names
     from custody.errors import ObjectMissing
     from custody.format.layout import ARCHIVE
     from custody.store.open import open_store
 
     settings = open_settings()
     store = open_store(settings.archive, settings.s3)
+    name = names.canonical(what)
     try:
-        shown = showing.show(store, what, settings.trust_at_hand())
+        shown = showing.show(store, name, settings.trust_at_hand())
     except (ObjectMissing, ConfigurationError):
         if not store.exists(ARCHIVE):
             raise NoArchive(store.url) from None
@@ -276,7 +280,7 @@ def show(
         terminal.write(iter([json.dumps(shown.position, indent=2).encode() + b"\n"]))
     elif events:
         if shown.manifest is None:
-            raise ConfigurationError(f"--events prints the events of a manifest, and {what!r} belongs to no manifest")
+            raise ConfigurationError(f"--events prints the events of a manifest, and {name!r} belongs to no manifest")
         terminal.write(showing.events(store, shown.manifest.statement))
     else:
         terminal.write(shown.content)

@@ -84,6 +84,8 @@ def query(  # noqa: PLR0913 - its options
 ) -> None:
     """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents."""
     text = _read_sql(sql, file)
+    if since and until and since >= until:
+        raise ConfigurationError(f"--until ({until}) must be later than --since ({since})")
     chosen = {"line": as_lines, "markdown": as_markdown, "csv": as_csv or spreadsheet, "json": as_json}
     form = _form([name for name, given in chosen.items() if given], output)
     try:

@@ -174,26 +174,9 @@ class _Loader:
         ]
         for table in (self._manifests, self._batches, self._quarantined, self._audits, self._findings):
             table.flush()
-        # This file has all columns. They are selected by name and type: tables made earlier may lack some, and what no
-        # key of ours signed may have others.
-        path = self._folder / "day=1970-01-01" / "none.parquet"
-        path.parent.mkdir(exist_ok=True)
-        tables.open_file(str(path)).close()
-        files = [str(path), *self._files, *files]
         if any(file.startswith(Files.protocol) for file in files):
             self._connection.register_filesystem(Files(self._store, self._digests))
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
-        described = self._connection.read_parquet(str(path))
-        columns = ", ".join(
-            f'"{name}"::{kind} AS "{name}"' for name, kind in zip(described.columns, described.types, strict=True)
-        )
-        # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
-        # partitions would also be `topic=x` or `day=…` in the path of the archive.
-        self._connection.execute(
-            f"CREATE VIEW events AS SELECT {columns},"  # noqa: S608 - they are quoted, and the columns are ours
-            " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
-            f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name=true)"
-        )
+        _create_events(self._connection, self._folder, [*self._files, *files])
         self._report()
 
     def _report(self) -> None:
@@ -440,6 +423,29 @@ class _Loader:
             problem = str(error)
         self._warn("damaged", layout.AUDIT_LOG, f"the findings of audit {sequence} are not shown: {ref.key}: {problem}")
         return []
+
+
+def _create_events(connection: duckdb.DuckDBPyConnection, folder: Path, files: Sequence[str]) -> None:
+    """Create the view `events` of Parquet files.
+
+    One more file has all columns. They are selected by name and type: tables made earlier may lack some, and what no
+    key of ours signed may have others.
+    """
+    path = folder / "day=1970-01-01" / "none.parquet"
+    path.parent.mkdir(exist_ok=True)
+    tables.open_file(str(path)).close()
+    quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in (str(path), *files))
+    described = connection.read_parquet(str(path))
+    columns = ", ".join(
+        f'"{name}"::{kind} AS "{name}"' for name, kind in zip(described.columns, described.types, strict=True)
+    )
+    # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
+    # partitions would also be `topic=x` or `day=…` in the path of the archive.
+    connection.execute(
+        f"CREATE VIEW events AS SELECT {columns},"  # noqa: S608 - they are quoted, and the columns are ours
+        " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
+        f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name=true)"
+    )
 
 
 def _is_between(moment: datetime, since: datetime | None, until: datetime | None) -> bool:

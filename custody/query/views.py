@@ -41,10 +41,10 @@ VIEWS = (
             time TIMESTAMP the event's own `timestamp`
             topic VARCHAR the Kafka topic
             partition INTEGER the Kafka partition
-            offset BIGINT the record's offset in Kafka
+            offset BIGINT the record's offset in Kafka, for `custody show LOG OFFSET` and `custody evidence LOG OFFSET`
             batch BIGINT the batch's number in its log
             log VARCHAR the log: `topic/partition`, with `@epoch` after the topic from the second epoch on
-            sequence BIGINT the number of its statement
+            sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
             event_type VARCHAR the event's type
             request_id VARCHAR the request
             api_key_id VARCHAR the API key that was used
@@ -81,7 +81,7 @@ VIEWS = (
         ("log", "sequence", "batch", "first_offset", "next_offset", "events", "min_time", "max_time"),
         _columns("""
             log VARCHAR the log
-            sequence BIGINT the number of its statement
+            sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
             batch BIGINT its number in the log
             first_offset BIGINT its first offset
             next_offset BIGINT the offset after its last one
@@ -98,7 +98,7 @@ VIEWS = (
         ("log", "sequence", "sealed_at", "first_offset", "next_offset", "events", "quarantined", "lost"),
         _columns("""
             log VARCHAR the log
-            sequence BIGINT its number in the log
+            sequence BIGINT its number in the log, for `custody show LOG/SEQUENCE`
             sealed_at TIMESTAMP when it was signed, by the writer's clock
             first_offset BIGINT the first offset that it accounts for
             next_offset BIGINT the offset after the last one
@@ -125,7 +125,7 @@ VIEWS = (
         ("log", "offset", "kafka_time", "error", "bytes"),
         _columns("""
             log VARCHAR the log
-            sequence BIGINT the number of its statement
+            sequence BIGINT the number of its statement, for `custody show LOG/SEQUENCE`
             offset BIGINT the record's offset in Kafka
             kafka_time TIMESTAMP the record's Kafka timestamp
             error VARCHAR why it is no event

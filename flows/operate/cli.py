@@ -134,7 +134,10 @@ def drain(
             common.note(escape(f"Cannot be searched yet: {result.log}: {result.problem}"))
         if result.rejected:
             common.note(escape(f"Cannot be searched: {result.log}: {result.rejections}"))
-    _fail([result.problem for result in results if result.outcome == "failed"])
+    failed = [result.log for result in results if result.outcome == "failed"]
+    if failed:
+        # Each log's error is in the log on stderr already, with the time at which the log stopped.
+        raise CustodyError(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")
@@ -353,7 +356,10 @@ def metrics(
         bool, typer.Option("--export", help="Export them to what [metrics] names, as each run does. Print nothing.")
     ] = False,
 ) -> None:
-    """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted."""
+    """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted.
+
+    There is no --json: this text is a format for programs. `custody status --json` has the health as JSON.
+    """
     exporting, settings = _import("tasks.metrics.export"), _settings()
     if not to_all:
         write(iter([exporting.show(settings)]))

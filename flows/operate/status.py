@@ -18,7 +18,7 @@ from rich.text import Text
 
 from custody.cli import common, render, terminal
 from custody.format.times import duration_text
-from tasks.alert import TRY
+from tasks.health.deadline import SECONDS, Deadline
 from tasks.health.model import Health, Level, LogHealth, Problem
 from tasks.health.read import read_health
 from tasks.settings import Settings
@@ -28,7 +28,7 @@ EXIT_CODES: dict[Level, int] = {"ok": 0, "warning": 3, "failed": 1}
 STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 _PROBLEMS_SHOWN = 20
 _LOGS_SHOWN = 1000
-_NOT_LOOKED = {"archive-untrusted", "audit-unreadable", "heads-unchecked"}
+_NOT_LOOKED = {"archive-unreachable", "archive-untrusted", "audit-unreadable", "heads-unchecked"}
 """Problems for which the audits were not looked at."""
 _UNKNOWN = "-"
 
@@ -85,7 +85,7 @@ def show(settings: Settings, *, as_json: bool = False, every: float | None = Non
         CustodyError: as `read_health`; or the output could not be written.
     """
     if every is None:
-        health = read_health(settings, datetime.now(UTC))
+        health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
         if as_json:
             common.print_json(health.to_dict())
         else:
@@ -102,7 +102,7 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
     console = render.console()
     if as_json or not console.is_terminal:
         while True:
-            health = read_health(settings, datetime.now(UTC))
+            health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
             if as_json:
                 common.print_json(health.to_dict())
             else:
@@ -111,7 +111,7 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
             time.sleep(every)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            health = read_health(settings, datetime.now(UTC))
+            health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
             live.update(Group(*report(health)), refresh=True)
             time.sleep(every)
 
@@ -127,7 +127,7 @@ def report(health: Health) -> Iterator[RenderableType]:
         yield _logs_table(health.logs)
     else:
         yield ""
-        unlisted = any(problem.kind == "log-unknown" for problem in health.general)
+        unlisted = any(problem.kind in {"log-unknown", "archive-unreachable"} for problem in health.general)
         yield render.safe("The archive's logs cannot be listed." if unlisted else "The archive has no logs yet.")
     yield from map(render.safe, _lines(health))
 
@@ -184,7 +184,10 @@ def _lines(health: Health) -> Iterator[str]:
         yield "index: none; search.url is not set"
     elif health.search.reachable:
         delays = [log.index_delay_seconds for log in health.logs if log.index_delay_seconds is not None]
-        yield f"index: {health.search.address}, {duration_text(max(delays, default=0.0))} behind"
+        behind = f"{duration_text(max(delays))} behind" if delays else "how far it is behind is not known"
+        yield f"index: {health.search.address}, {behind}"
     else:
         yield f"index: {health.search.address}, does not answer"
-    yield f"alerts: {', '.join(health.alerts) or f'nobody; {TRY}'}"
+    if health.alerts:
+        # Without any, a problem says it.
+        yield f"alerts: {', '.join(health.alerts)}"

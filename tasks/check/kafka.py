@@ -128,7 +128,7 @@ def _content(settings: Settings, topic: str, sample: Sample) -> Line:
         return _report.ok(topic, f"it can be described and read; {newest} would be archived as events")
     (reason, _), *_ = sample.reasons.most_common(1)
     message = f"of {newest}, {sample.refused:,} would be quarantined, most because: {legible(reason)}"
-    remedy = "correct what its producers write (custody/FORMAT.md, Events)"
+    remedy = "correct what its producers write (docs/events.md); custody check-events tries a file of events"
     if sample.refused == sample.records:
         return _report.failed(topic, message, remedy)
     if sample.refused / sample.records > settings.events.quarantined_share:

@@ -1,7 +1,8 @@
 """Reads what the archive says of its logs: where each one ends, how old that is, and what its newest statements hold.
 
 Rules:
-- A log costs the same number of requests however old it is: its end, and `RECENT` statements.
+- A log costs the same number of requests however old it is: its end, and `RECENT` statements. If too many of their
+  records are in quarantine, a few of those objects are read too (`tasks.health.quarantine`).
 - With keys, a log's end is the newest statement that they signed, and a log that lacks statements is damaged. Without
   keys, signatures are not checked, which is a problem of its own. What `trust.json` pins and knows is checked anyway.
 - One log that cannot be read hides no other, and logs that cannot be listed hide no other part.
@@ -9,7 +10,6 @@ Rules:
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -35,6 +35,7 @@ from custody.errors import (
     HeadRollback,
     KeyUnavailable,
     NoArchive,
+    NoBucket,
     ObjectMissing,
     StoreError,
     TransientStoreError,
@@ -50,14 +51,13 @@ from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
 from tasks.drain.kafka import DIRECT, is_wanted
+from tasks.health.deadline import Deadline
 from tasks.health.model import Kind, LogHealth, Problem, Recent, age_seconds, of_future
 from tasks.health.quarantine import is_excessive, problem_of, read_commonest
 from tasks.settings import Settings
 
 RECENT = 10
 """Statements of a log that are read: its newest ones."""
-_READERS = 8
-"""Logs that are read at the same time."""
 _VERIFY = "run 'custody verify'"
 
 
@@ -101,11 +101,12 @@ def open_archive(settings: Settings, store: Store) -> Opened:
 
     Raises:
         NoArchive: there is no archive.
+        NoBucket: there is no bucket of that name.
         TransientStoreError: the archive's storage does not answer.
     """
     try:
         file = read_archive(store)
-    except TransientStoreError:
+    except (TransientStoreError, NoBucket):
         raise
     except CustodyError as error:
         if isinstance(error, NoArchive) and _has_no_logs(store):
@@ -142,7 +143,10 @@ def _without_keys(settings: Settings, store: Store, file: ArchiveFile, error: Cu
             "set keys to the keys that sign",
         )
     else:
-        unchecked = _unchecked(f"signatures are not checked: {error}", "correct the settings keys and trust")
+        remedy = "correct the settings keys and trust"
+        if "passphrase" in str(error):
+            remedy = "set CUSTODY_KEYRING_PASSPHRASE to the passphrase of the keyring"
+        unchecked = _unchecked(f"signatures are not checked: {error}", remedy)
     if problem:
         return Opened(store, file, None, at_hand, problems=(_untrusted(problem), unchecked))
     return Opened(store, file, None, at_hand, _known_outside(at_hand), (unchecked,))
@@ -195,14 +199,32 @@ class LogRead:
         return replace(self, health=replace(health, problems=(*health.problems, *problems)))
 
 
-def read_logs(opened: Opened, settings: Settings, now: datetime) -> tuple[list[LogRead], tuple[Problem, ...]]:
-    """Return each log of the archive that has a statement or a known head, in order; and why some may be missing."""
-    names, problems = _names(opened)
+def read_logs(
+    opened: Opened, settings: Settings, now: datetime, deadline: Deadline | None = None
+) -> tuple[list[LogRead], tuple[Problem, ...]]:
+    """Return each log of the archive that has a statement or a known head, in order; and why some may be missing.
+
+    Args:
+        opened: the archive.
+        settings: the settings.
+        now: the time.
+        deadline: how long an answer is waited for; None without a limit.
+
+    Raises:
+        TransientStoreError: the logs were not listed in time.
+    """
+    deadline = deadline or Deadline()
+    names, problems = deadline.call(lambda: _names(opened))
     if not opened.is_trusted:
         return [LogRead(name, LogHealth(str(name))) for name in names], problems
-    with ThreadPoolExecutor(_READERS, "health") as pool:
-        share = settings.events.quarantined_share
-        reads = [read for read in pool.map(lambda name: _read_log(opened, name, now, share), names) if read]
+    done: dict[Log, LogRead | None] = {}
+    share = settings.events.quarantined_share
+    try:
+        done.update(deadline.each(lambda name: _read_log(opened, name, now, share), names))
+    except TransientStoreError as error:
+        late = f"its head cannot be read: {error}"
+        done |= {name: _with_problem(name, "log-unknown", late) for name in names if name not in done}
+    reads = [read for name in names if (read := done[name]) is not None]
     current: list[LogRead] = []
     for _, group in groupby(reads, key=lambda read: (read.name.topic, read.name.partition)):
         epochs = list(group)

@@ -24,6 +24,8 @@ Kind = Literal[
     "audit-missing",
     "audit-unreadable",
     "alerts-nobody",
+    "alerts-unreadable",
+    "archive-unreachable",
     "clock",
     "heads-unchecked",
     "headroom",

@@ -6,6 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 from custody.format.reasons import KINDS
+from custody.store import retries
 from custody.store.open import open_store
 from tasks.audit.signed import GOOD
 from tasks.health.archive import open_archive
@@ -44,6 +45,7 @@ def collect(
     """
     if run is not None:
         state.add(run)
+        state.add_retries(retries.take())
     with closing(open_store(settings.archive, settings.s3)) as store:
         count_logs(state, open_archive(settings, store), health.logs, seconds)
     samples = (*_of_totals(state), *_of_health(health), *_of_runs(state))
@@ -89,5 +91,7 @@ def _of_log(log: LogHealth) -> Iterator[Sample]:
 def _of_runs(state: State) -> Iterator[Sample]:
     for step in sorted(state.steps, key=lambda step: (step.flow, step.step)):
         yield Sample(catalogue.STEP, (step.flow, step.step), Distribution(tuple(step.counts), step.sum))
+    for totals in sorted(state.retries, key=lambda totals: (totals.backend, totals.error_type)):
+        yield Sample(catalogue.RETRIES, (totals.backend, totals.error_type), totals.count)
     for flow, moment in sorted(state.last_success.items()):
         yield Sample(catalogue.LAST_SUCCESS, (flow,), moment)

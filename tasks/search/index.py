@@ -39,6 +39,8 @@ from tasks.settings import Settings
 
 GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""
+ALL_LOGS = "all logs"
+"""The log in a result that is of no one log: nothing could be indexed."""
 _LOOK_SECONDS = 5.0
 _CURSOR_SECONDS = 2.0
 _AHEAD = 200
@@ -268,6 +270,7 @@ def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
         trust = settings.trust_at_hand()
         check_keys(store, file, trust)
         with closing(Search(settings.search)) as search:
+            search.reach()
             yield store, Indexer(settings, store, search, file.id, trust, prepare(search))
 
 
@@ -335,7 +338,7 @@ class Follower:
                 " continues"
             )
         if problem is not None:
-            results = results or [IndexResult("*")]
+            results = results or [IndexResult(ALL_LOGS)]
             for result in results:
                 result.problem = result.problem or problem
         return sorted(results, key=lambda result: result.log)

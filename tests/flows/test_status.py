@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_numbers_are_never_cut(width: int) -> None:
 
 
 def test_columns_are_left_out_in_order() -> None:
-    """The narrower the screen, the fewer columns: the log's end goes first. The caption names what is left out."""
+    """The narrower the screen, the fewer columns: the log's end goes first. Those left out are named."""
     order = ["size and root", "next offset", "index", "quarant.", "headroom"]
     shown = []
     for width in range(160, 50, -5):
@@ -113,6 +114,12 @@ def test_healthy_is_said() -> None:
     assert lines[0] == "healthy"
     assert "alerts: slack" in lines
     assert EXIT_CODES == {"ok": 0, "warning": 3, "failed": 1}
+
+
+def test_nobody_is_said_once() -> None:
+    """That nobody is alerted is a problem with its remedy, and needs no line of its own."""
+    lines = screen(replace(HEALTH, logs=()), 80)
+    assert [line.partition("alerts: ")[2][:6] for line in lines if "alerts: " in line] == ["nobody"]
 
 
 def test_many_problems_are_cut_to_a_screen() -> None:

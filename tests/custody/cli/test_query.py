@@ -92,6 +92,13 @@ def test_two_formats_exclude_each_other(query: Query) -> None:
                 assert "exclude each other" in refused.err
 
 
+def test_a_range_that_ends_before_it_begins(query: Query) -> None:
+    """A range without any time is a usage error, and not an empty result."""
+    refused = query("FROM events", "--since", "today", "--until", "yesterday")
+    assert (refused.code, refused.out) == (2, "")
+    assert "must be later than --since" in refused.err
+
+
 def test_sql_from_a_file_or_stdin(query: Query, tmp_path: Path, sample: Sample) -> None:
     """The SQL comes from one of the three; none and several are usage errors."""
     path = tmp_path / "a.sql"

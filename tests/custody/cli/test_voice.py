@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,15 @@ from typing import Any, get_args
 import pytest
 from typer.main import get_command
 
+from custody.archive.writer import Entry
 from custody.cli import common, main, times
 from custody.cli.common import EXIT_CODES, PANELS, WITHOUT
 from custody.cli.operators import COMMANDS
 from flows.operate import cli as operating
 from tasks.backfill import plan
 from tests.helpers.commands import Command
-from tests.helpers.sample import Sample
+from tests.helpers.sample import Growing, Sample
+from tests.servers.s3 import MotoServer
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 5, 3, 14, 30, tzinfo=UTC)
@@ -159,6 +162,7 @@ ON_AN_ARCHIVE: Mapping[str, tuple[str, ...]] = {
     "evidence": ("a/0", "1", "-o", "out.zip"),
     "show": ("a/0",),
     "query": ("SELECT 1",),
+    "report": (),
     "keys export": (),
     "index": (),
     "audit": (),
@@ -179,6 +183,7 @@ WITHOUT_AN_ARCHIVE = {
         "bucket",
         "check-evidence",
         "check-events",
+        "explain",
         "accept",
         "demo",
         "up",
@@ -278,6 +283,46 @@ def test_an_unknown_log_has_one_wording_and_one_code(
     assert (refused.code, expected in refused.err) == (2, True), refused.err
 
 
+@pytest.mark.parametrize("kind", ["skipped", "lost", "in quarantine", "later", "earlier"])
+def test_an_offset_without_an_event_has_one_wording_and_one_code(
+    custody: Command, sample: Sample, tmp_path: Path, kind: str
+) -> None:
+    """`show` and `evidence` say the same of an offset, with exit code 2. `show` prints what is in quarantine."""
+    folder, keyring, log = sample.folder, sample.keyring, str(sample.log)
+    offset, reason = {
+        "skipped": (sample.skipped, "a read-committed consumer gets no record there"),
+        "lost": (3, "the broker deleted it before it was read"),
+        "in quarantine": (sample.quarantined, "the record is no event, and is in quarantine"),
+        "later": (999_999, "no statement of {log} accounts for offset 999999"),
+        "earlier": (2, "no statement of {log} accounts for offset 2"),
+    }[kind]
+    if kind == "lost":
+        growing = Growing(tmp_path / "lost")
+        growing.append(1, edit=lambda entry: Entry(first_offset=0, next_offset=entry.next_offset, lost=(0, 5)))
+        folder, keyring, log = growing.folder, growing.keyring, growing.log
+    common = ("--archive", folder, "--keys", keyring)
+    shown = custody("show", f"{log}@{offset}", *common)
+    refused = custody("evidence", log, offset, "-o", "evidence.zip", *common)
+    assert (refused.code, reason.format(log=log) in refused.err) == (2, True), refused
+    assert shown.code == (0 if kind == "in quarantine" else 2)
+    assert shown.err == ("" if kind == "in quarantine" else refused.err)
+
+
+@pytest.mark.parametrize("name", [*ON_AN_ARCHIVE, "init", "bucket"])
+def test_no_bucket_has_one_wording_and_one_code(
+    custody: Command, moto: MotoServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whichever command meets it, the last line names the bucket, and the exit code is 2."""
+    moto.use(monkeypatch)
+    monkeypatch.setenv("CUSTODY_S3__ENDPOINT_URL", moto.endpoint_url)
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    assert custody("keys", "new").code == 0
+    url = "s3://there-is-no-such-bucket/audit"
+    refused = custody(*(_on(name, url) if name in ON_AN_ARCHIVE else (name, "--archive", url)))
+    expected = "custody: there is no such bucket: s3://there-is-no-such-bucket; create it, or correct the archive's URL"
+    assert (refused.code, refused.err.splitlines()[-1]) == (2, expected)
+
+
 WRONG = {"a folder": None, "no JSON": b"{", "other JSON": b"[1]", "binary": b"\x00\xff\xfe", "empty": b""}
 FILES = (
     ("check-evidence", "{file}", "--keys", "{keys}"),
@@ -308,6 +353,58 @@ def test_a_wrong_file_has_one_code(custody: Command, sample: Sample, kind: str) 
         line = [word.format(file=file, archive=sample.folder, keys=sample.keyring) for word in words]
         refused = custody(*line)
         assert (refused.code, "Traceback" in refused.err) == (2, False), (line, refused)
+
+
+MADE_BY_US = {
+    "keyring.json": "it is a keyring",
+    "trust.json": "it is a trust.json",
+    "heads.json": "it is a state file",
+    "archive.json": "it is an archive.json",
+    "manifest.json": "it is a manifest",
+    "custody.toml": "it is a file of settings",
+    "a folder": "is a folder, and not a regular file: name the",
+    "empty": "it is empty",
+    "other.json": "it is not a",
+    "text": "it is not a",
+}
+"""Files that are given by mistake, and how each is called."""
+GIVEN = {
+    "keyring": (("keys", "list", "--keys", "{file}"), "keyring.json", "keyring", "`custody keys new` makes one"),
+    "trust": (("verify", "{archive}", "--trust", "{file}"), "trust.json", "trust.json", "`custody keys export"),
+    "state": (("verify", "{archive}", "--state", "{file}"), "heads.json", "state file", "name a new file"),
+}
+"""Where a file is given: the command, the file that is right, what it is called, and the remedy for an unknown one."""
+
+
+@pytest.mark.parametrize("where", GIVEN)
+def test_a_file_of_ours_in_the_wrong_place(custody: Command, sample: Sample, where: str) -> None:
+    """The line says what the file is, which one is wanted and what to do, and nothing of a parser."""
+    keys = ("--archive", sample.folder, "--keys", sample.keyring)
+    assert custody("keys", "export", "-o", "trust.json", *keys).code == 0
+    assert custody("verify", sample.folder, "--keys", sample.keyring, "--state", "heads.json", "-q").code == 0
+    shutil.copy(sample.keyring, "keyring.json")
+    shutil.copy(sample.folder / "archive.json", "archive.json")
+    shutil.copy(next((sample.folder / "manifests").rglob("*.json")), "manifest.json")
+    Path("custody.toml").write_text('archive = "elsewhere"\n')
+    Path("a folder").mkdir()
+    Path("empty").touch()
+    Path("other.json").write_text('{"format": "custody/keyring/9", "secret": "Zq7-canary"}')
+    Path("text").write_text("Zq7-canary: no JSON")
+    words, right, wanted, remedy = GIVEN[where]
+    for name, kind in MADE_BY_US.items():
+        if name == right or (where == "state" and name in {"a folder", "other.json", "text"}):
+            continue
+        file = Path(name).absolute()
+        line = [word.format(file=file, archive=sample.folder) for word in words]
+        refused = custody(*line, *(("--keys", sample.keyring) if where == "state" else ()))
+        said = refused.err.splitlines()[-1]
+        assert (refused.code, kind in said) == (2, True), refused
+        assert wanted in said
+        assert "$" not in said
+        assert "Zq7" not in said
+        assert re.search(r"give it with --|it is a part of|it says what|name the|makes one|name a new file", said), said
+        if kind == "it is not a":
+            assert remedy in said
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from custody.format import events, lines
 from custody.format.events import EVENT_TYPES, Checked, check, reason
 from flows.operate.sample import invalid_values, sample_events
 from tests.helpers.corpus import BASE, CASES, EVENT_LIMIT, EVENTS, TIME, Case, at, compact, nested, sized
+from tests.helpers.own import SHAPES, own_event
 
 GOOD = list(sample_events(400, 7, datetime(2026, 3, 1, 12, 59, 59, 900_000, tzinfo=UTC)))
+OWN = [own_event(offset) for offset in range(len(SHAPES))]
 SMALL_CASES = [case for case in CASES if len(case.value) < 20_000]
 
 
@@ -108,12 +110,13 @@ pieces = st.sampled_from(
 )
 mutated = st.builds(
     _mutate,
-    st.sampled_from(GOOD + [compact(event) for event in EVENTS.values()]),
+    st.sampled_from(GOOD + OWN + [compact(event) for event in EVENTS.values()]),
     st.tuples(st.integers(0, 2000), st.integers(0, 8), pieces | st.binary(max_size=4)),
 )
 values_strategy = st.lists(
     st.one_of(
         st.sampled_from(GOOD),
+        st.sampled_from(OWN),
         mutated,
         st.sampled_from([case.value for case in SMALL_CASES]),
         st.binary(max_size=40),

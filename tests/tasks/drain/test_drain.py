@@ -72,6 +72,7 @@ from tasks.health.read import read_health
 from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.environment import shifted
+from tests.helpers.own import SHAPES, own_event
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
 from tests.servers.kafka import GuardedServer, KafkaServer, KafkaUnavailableError
@@ -1074,6 +1075,26 @@ def test_records_that_inflate_beyond_the_clients_limit(site: Site, policy: str) 
     assert omitted == [{"size": BOMB, "sha256": digest}] * 2
     # The last record is read again, in the same way.
     assert only(site.drain(topic)).statements == 0
+
+
+@pytest.mark.parametrize("unknown_types", ["archive", "quarantine"])
+def test_own_types(site: Site, monkeypatch: pytest.MonkeyPatch, unknown_types: str) -> None:
+    """Events of own types are archived, or quarantined if the setting says so, also where they are read apart."""
+    monkeypatch.setenv("CUSTODY_EVENTS__UNKNOWN_TYPES", unknown_types)
+    topic = site.kafka.create_topic(site.kafka.unused_name("own"))
+    own = [own_event(offset) for offset in range(2 * len(SHAPES))]
+    sent = send(site.kafka.producer(), topic, [*own, *events(3), b"no event"])
+    together = site.kafka.producer(
+        message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=30_000, compression_type="zstd"
+    )
+    sent += send(together, topic, [*own, bytes(BOMB), *events(2)])
+    strict = unknown_types == "quarantine"
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable) == ((5, 22, 0) if strict else (25, 2, 0))
+    log = site.read()[f"{topic}/0"]
+    assert log.events == [pair for pair in archived(sent) if not strict or reason(pair[1], own_types=False) is None]
+    errors = [json.loads(line)["error"] for line in log.quarantined]
+    assert sum("is not one of query_executed," in error for error in errors) == (20 if strict else 0)
 
 
 def test_last_record_in_a_batch_beyond_the_clients_limit(site: Site) -> None:

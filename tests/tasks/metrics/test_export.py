@@ -23,13 +23,14 @@ from prefect.states import Completed, Failed
 from pydantic import SecretStr
 
 from custody.errors import ConfigurationError
+from custody.store import retries
 from flows.operate.sample import sample_events
 from flows.publish import finish
 from tasks.drain.signals import stop_on_signals
 from tasks.health import kafka as health_kafka
 from tasks.metrics import state as metrics_state
 from tasks.metrics import textfile
-from tasks.metrics.export import export
+from tasks.metrics.export import export, show
 from tasks.metrics.run import Run
 from tasks.metrics.state import open_state
 from tasks.settings import KafkaSettings, MetricsSettings, Settings
@@ -397,3 +398,19 @@ def test_headers_are_hidden() -> None:
     settings = MetricsSettings(otlp_headers={"Authorization": SecretStr(CANARY)})
     assert CANARY not in repr(settings)
     assert CANARY not in settings.model_dump_json()
+
+
+def test_retries_add_up_over_runs(growing: Growing, tmp_path: Path) -> None:
+    """Each run adds the calls that it made again. Without a run they are shown as they were, and not lost."""
+    settings = settings_of(growing, file=tmp_path / "custody.prom")
+    retries.take()
+    for _ in range(2):
+        retries.count("s3", "503")
+        retries.count("kafka", "_TRANSPORT")
+        assert export(settings, ended())
+    retries.count("s3", "503")
+    for text in ((tmp_path / "custody.prom").read_bytes(), show(settings)):
+        values = values_of(text)
+        assert values["custody_retries_total", "kafka", "_TRANSPORT"] == 2
+        assert values["custody_retries_total", "s3", "503"] == 2
+    assert retries.take() == {("s3", "503"): 1}
