@@ -13,9 +13,9 @@ import pytest
 from custody.format import limits
 from custody.format.layout import Log
 from custody.query import tables
-from tests.custody.query.test_query import BATCH, WORK, ask, audit, row
 from tests.helpers.corpus import CASES, EVENTS, TIME, Case
 from tests.helpers.own import SHAPES, own_event
+from tests.helpers.query import BATCH, WORK, ask, audit, row
 from tests.helpers.sample import Growing, event
 
 EVERYTHING = 'SELECT * FROM events ORDER BY "offset"'
