@@ -10,7 +10,8 @@
     │   ├── ObjectArchived      it is in an archive storage class: restore it first
     │   ├── ObjectExists        the key already has other bytes: another writer was first
     │   ├── TransientStoreError the same call may succeed later (time-out, throttling, 5xx, a cut connection)
-    │   └── TerminalStoreError  the same call will fail again (refused, no bucket, wrong credentials, disk full)
+    │   └── TerminalStoreError  the same call will fail again (refused, wrong credentials, disk full)
+    │       └── NoBucket        there is no such bucket: a ConfigurationError too
     ├── SigningError            keys
     │   ├── SignatureInvalid    the signature was checked and is wrong
     │   └── KeyUnavailable      it could not be made or checked (no such key, KMS does not answer)
@@ -38,6 +39,7 @@ __all__ = [
     "KeyUnavailable",
     "LogChanged",
     "NoArchive",
+    "NoBucket",
     "NotEvidence",
     "ObjectArchived",
     "ObjectExists",
@@ -123,6 +125,13 @@ class TransientStoreError(StoreError):
 
 class TerminalStoreError(StoreError):
     """The call failed, and will fail again."""
+
+
+class NoBucket(TerminalStoreError, ConfigurationError):
+    """There is no bucket of the name that the archive's URL has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no such bucket: s3://{name}; create it, or correct the archive's URL")
 
 
 class SigningError(CustodyError):

@@ -5,8 +5,9 @@ many statements, such as a key that nobody trusts, is one finding with a count. 
 `trust.json` is shown as a notice.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import sha256
@@ -175,6 +176,11 @@ class Finding:
         return CATALOGUE[self.finding][1]
 
     @property
+    def help(self) -> str:
+        """The command that explains it."""
+        return f"custody explain {self.finding}"
+
+    @property
     def where(self) -> str:
         """Where it was found, in one phrase."""
         parts = [self.log] if self.log else []
@@ -207,6 +213,7 @@ class Finding:
             "count": self.count,
             "message": self.message,
             "action": self.action,
+            "help": self.help,
         }
 
 
@@ -225,6 +232,47 @@ def finding(
     if loss:
         where["sha256"] = loss_digest(*loss)
     return Finding(finding=name, message=message, severity=severity or CATALOGUE[name][0], **where)
+
+
+_LOGS_NAMED = 3
+"""How many logs a joined finding names. `--json` has each log's own."""
+_CAUSE = re.compile(r"^.*?\b[a-z0-9]+://\S*: ", re.DOTALL)
+"""What comes before the cause in a store's error: what could not be done, and to which object."""
+
+
+def joined(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings for people: what is the same for many logs, or has one cause, is said once with a count.
+
+    A finding about a certain object stays as it is. So does one with signed texts as evidence.
+    """
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for kept in findings:
+        groups.setdefault(_sameness(kept), []).append(kept)
+    made: list[Finding] = []
+    for group in groups.values():
+        apart = len(group) == 1 or (group[0].log is not None and len({kept.log for kept in group}) == 1)
+        made += group if apart else [_join(group)]
+    return made
+
+
+def _sameness(kept: Finding) -> tuple[object, ...]:
+    """Return what findings that are joined have in common."""
+    common = (kept.finding, kept.severity, kept.accepted)
+    if kept.finding == "unreadable" and kept.log is None and (cause := _CAUSE.match(kept.message)):
+        return *common, kept.message[cause.end() :]
+    if kept.log is None or kept.key is not None or kept.evidence or kept.offset is not None:
+        return (kept,)
+    return *common, kept.message, kept.expected, kept.found
+
+
+def _join(group: Sequence[Finding]) -> Finding:
+    first, count = group[0], sum(kept.count for kept in group)
+    if first.log is None:
+        return replace(first, message=f"{first.message} (and {len(group) - 1} more requests, for this reason)")
+    logs = list(dict.fromkeys(kept.log for kept in group if kept.log))
+    more = f" and {len(logs) - _LOGS_NAMED:,} more logs" if len(logs) > _LOGS_NAMED else ""
+    names = ", ".join(logs[:_LOGS_NAMED]) + more
+    return replace(first, log=names, sequence=None, through=None, batch=None, byte=None, sha256=None, count=count)
 
 
 def loss_digest(*facts: object) -> str:

@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -179,6 +179,28 @@ class TierSettings(BaseModel):
         return self.moves if self.model_fields_set & {"warm_days", "cold_days", "warm_class", "cold_class"} else None
 
 
+class EventSettings(BaseModel):
+    """Which records are archived as events, and how many others are too many."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    unknown_types: Literal["archive", "quarantine"] = Field(
+        default="archive", description="What becomes of events of other types than custody's six: archive or quarantine"
+    )
+    quarantined_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="If a larger share of a log's records than this, from 0 to 1, is no event, people are told",
+    )
+
+    @property
+    def own_types(self) -> bool:
+        """Whether events of an application's own types are taken."""
+        return self.unknown_types == "archive"
+
+
 class Settings(BaseSettings):
     """The auditor's settings.
 
@@ -210,6 +232,7 @@ class Settings(BaseSettings):
     # Before `s3`, whose check needs it: by default, locks last for life_days.
     tiers: TierSettings = Field(default=TierSettings(), description="Storage classes of evidence by age")
     s3: Annotated[S3Options, AfterValidator(_check_s3)] = Field(default=S3Options(), description="Options for S3")
+    events: EventSettings = Field(default=EventSettings(), description="Which records are archived as events")
 
     _given: frozenset[str] = PrivateAttr(default=frozenset())
     """Settings that were given as arguments."""

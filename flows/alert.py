@@ -23,7 +23,7 @@ def alert(title: str, details: str = "", run: str = "", read_on: str = "") -> St
         title: What happened, in one line.
         details: What is wrong, with which object, and what to do.
         run: The address of the run that found it.
-        read_on: Where the documentation explains this alert.
+        read_on: The command that explains this alert.
     """
     # The deployment empties this variable, because Prefect cannot unset one and an alert opens no keyring. To the
     # settings an empty passphrase is a mistake.

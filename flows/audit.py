@@ -100,12 +100,12 @@ def _conclude(outcome: Outcome) -> State[Any]:
 
 
 def _line(finding: Mapping[str, Any]) -> str:
-    """Return a finding in one line: what it is, where, what is wrong, and what to do."""
+    """Return a finding in one line: what it is, where, what is wrong, what to do, and the command that says more."""
     sequence = f" #{finding['sequence']}" if "sequence" in finding else ""
     where = f"{finding.get('log', '')}{sequence}", finding.get("key", "")
     return (
         f"{finding['severity']} {finding['finding']}: {' '.join(filter(None, where))}: {finding['message']}."
-        f" To do: {finding['action']}"
+        f" To do: {finding['action']}. Read on: custody explain {finding['finding']}"
     )
 
 

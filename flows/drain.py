@@ -18,6 +18,7 @@ from flows.parameters import Seconds
 from flows.publish import HEARD, add_to_name, emit, fail, finish, publish_table, run_name
 from flows.runners import run_parallel
 from tasks.drain.log_run import LogResult
+from tasks.drain.quarantine import LOOK, excess
 from tasks.drain.run import find_partitions
 from tasks.drain.signals import GRACE_SECONDS, stop_on_signals
 from tasks.drain.task import drain_share
@@ -92,6 +93,7 @@ def _conclude(report: RunReport) -> State[Any]:
     ]
     # Named in each run, until it is known: else nobody would miss the alert.
     summary += "".join(unknown[:3]) + (f" So it is of {len(unknown) - 3:,} more logs." if len(unknown) > 3 else "")
+    summary += _report_quarantine(results)
     worst_first = sorted(results, key=lambda result: (result.outcome == "drained", -(result.lag or 0), result.log))
     indexed = {result.log: result for result in report.indexed}
     publish_table("drain", [_row(result, indexed.get(result.log)) for result in worst_first], summary)
@@ -130,6 +132,21 @@ def _report_headroom(results: Sequence[LogResult]) -> list[str]:
     return problems
 
 
+def _report_quarantine(results: Sequence[LogResult]) -> str:
+    """Emit an event for each log with too many records in quarantine, and return the sentences for the summary.
+
+    Nothing is lost, so the run does not fail.
+    """
+    share, sentences = Settings().events.quarantined_share, []
+    for result in results:
+        if problem := excess(result, share):
+            get_run_logger().warning("%s: %s. %s", result.log, problem, LOOK)
+            emit("custody.log.quarantined", f"log.{result.log}", problem=problem)
+            sentences.append(f" {result.log}: {problem}.")
+    more = f" So it is with {len(sentences) - 3:,} more logs." if len(sentences) > 3 else ""
+    return "".join(sentences[:3]) + more
+
+
 def _report_search(indexed: "Sequence[IndexResult]") -> None:
     """Emit an event for each log that cannot be searched in full. Nothing is lost, so the run does not fail."""
     limit = Settings().search.behind_seconds
@@ -155,6 +172,8 @@ def _row(result: LogResult, indexed: "IndexResult | None") -> dict[str, Any]:
     values = asdict(result)
     # What is wrong comes first: the page cuts a wide table on the right.
     row = {name: values.pop(name) for name in ("log", "outcome", "problem")} | values
+    # A cell of the page is text.
+    row["reasons"] = result.reasons.commonest()
     if result.headroom_unknown:
         row["headroom"] = "unknown"
     if indexed is not None:

@@ -17,6 +17,8 @@ from tasks.settings import Settings
 
 TRY = "set alert.urls, and try it with 'custody alert --test'"
 NOBODY = f"nobody is alerted: {TRY}"
+UNREADABLE = "the URL cannot be read: there is no service of this kind, or the URL lacks parts"
+CORRECT = "correct it in alert.urls, as Apprise's documentation of the service says"
 
 _ATTEMPTS = 4
 _WAIT_SECONDS = 30
@@ -33,7 +35,7 @@ class Alert:
         title: what happened, in one line.
         details: what is wrong, with which object, and what to do.
         run: the address of the run's page in Prefect, if a run found it.
-        read_on: where the documentation explains this alert.
+        read_on: the command that explains this alert.
         kind: how services mark it: `failure`, or `info` for one that nobody must act on.
     """
 
@@ -58,10 +60,12 @@ class Delivery:
     Attributes:
         told: the receivers that took it.
         failed: the receivers that did not.
+        unreadable: those of them whose URLs no service takes, so that nothing was sent.
     """
 
     told: tuple[str, ...]
     failed: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return in one line who was told, and what to do about the others."""
@@ -70,7 +74,12 @@ class Delivery:
         told = f"told {', '.join(self.told)}" if self.told else "nobody was told"
         if not self.failed:
             return told
-        return f"{told}; not told: {', '.join(self.failed)}. Check alert.urls, and the services behind these URLs"
+        parts = [told]
+        if self.unreadable:
+            parts.append(f"{', '.join(self.unreadable)}: {UNREADABLE}; {CORRECT}")
+        if refused := [name for name in self.failed if name not in self.unreadable]:
+            parts.append(f"{', '.join(refused)}: the service did not take it; check the service, and what the URL has")
+        return "; ".join(parts)
 
 
 def receivers(settings: Settings) -> tuple[str, ...]:
@@ -102,15 +111,18 @@ def send(settings: Settings, alert: Alert, attempts: int = _ATTEMPTS) -> Deliver
         # After the last attempt, what is left is the result.
         retry_error_callback=lambda _: None,
     )
-    left = list(enumerate(settings.alert.urls, 1))
+    wrong = unreadable(settings)
+    left = [(number, url) for number, url in enumerate(settings.alert.urls, 1) if _receiver(number, url) not in wrong]
 
     def tell_the_rest() -> int:
         left[:] = [(number, url) for number, url in left if not _notify(url, alert, text)]
         return len(left)
 
     again(tell_the_rest)
-    failed = tuple(_receiver(number, url) for number, url in left)
-    return Delivery(tuple(name for name in receivers(settings) if name not in failed), failed)
+    refused = {_receiver(number, url) for number, url in left}
+    names = receivers(settings)
+    failed = tuple(name for name in names if name in refused or name in wrong)
+    return Delivery(tuple(name for name in names if name not in failed), failed, wrong)
 
 
 def _notify(url: SecretStr, alert: Alert, text: str) -> bool:

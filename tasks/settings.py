@@ -242,7 +242,13 @@ class AuditSettings(BaseModel):
         default=500, ge=1, le=100_000, description="Statements in a piece: after each piece an audit can resume"
     )
     tables: bool = Field(default=True, description="Make Parquet tables of new events")
-    report: bool = Field(default=True, description="Run the integrity notebook, and keep it as HTML")
+    report: bool = Field(default=True, description="Make the integrity report, and keep it as HTML")
+    report_days: int = Field(
+        default=31,
+        ge=1,
+        le=limits.RETENTION_DAYS,
+        description="Days of figures in the nightly report; verdicts and findings are whole in any case",
+    )
     workers: int = Field(default=2, ge=1, le=1024, description="Shares of the pieces that are verified in parallel")
     task_runner: TaskRunner = Field(default="processes", description="Where the flow runs these shares")
 
@@ -292,13 +298,6 @@ class HealthSettings(BaseModel):
 
     lag_seconds: Seconds = Field(
         default=900, description="A log whose records wait longer than this for the archive has failed"
-    )
-    quarantined_share: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="A larger share of quarantined records than this, from 0 to 1, is reported",
     )
     audit_seconds: Seconds = Field(default=93_600, description="Audits that are further apart than this are reported")
 

@@ -134,12 +134,23 @@ def remember_heads(reader: Reader) -> None:
     reader.must("custody checkpoint > checkpoints.txt")
 
 
+def have_a_file_of_events(reader: Reader) -> None:
+    """Have a file of events, one a line."""
+    events = sample_events(20, 1, datetime(2026, 11, 24, tzinfo=UTC))
+    (reader.folder / "events.jsonl").write_bytes(b"\n".join(events) + b"\n")
+
+
+def make_evidence(reader: Reader) -> None:
+    """Have been given evidence."""
+    reader.must(f"custody evidence {reader.topic}/0 7 -o evidence.zip")
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a page's reader has before the first command."""
 
     words: Mapping[str, str] = field(default_factory=dict)
-    """The values of the page's words in capitals, with `{topic}`, `{folder}` and servers of the test."""
+    """The values of the words in capitals, and of examples, with `{topic}`, `{folder}` and servers of the test."""
     settings: Mapping[str, str] = field(default_factory=dict)
     drained: bool = True
     """Whether an archive is there already: two partitions of the topic are drained, and checkpoints are signed."""
@@ -150,16 +161,14 @@ class Scene:
 
 
 SCENES = {
-    "docs/auditing.md": Scene(
-        words={"ARCHIVE": "custody-data/archive", "LOG": "{topic}/0", "OFFSET": "7", "DIR": "witness"},
-    ),
+    "docs/auditing.md": Scene(words={"ARCHIVE": "custody-data/archive"}, begin=make_evidence),
     "docs/bucket.md": Scene(words={"BUCKET": "{bucket}", "PREFIX": "a"}, drained=False, servers=("seaweed",)),
     "docs/copying.md": Scene(
         words={"FROM": "custody-data/archive", "TO": "copied", "BUCKET": "{bucket}", "PREFIX": "a", "DISK": "disk"},
         servers=("seaweed",),
         begin=copy_to_bucket,
     ),
-    "docs/court.md": Scene(words={"LOG": "{topic}/0", "OFFSET": "7"}),
+    "docs/evidence.md": Scene(words={"LOG": "{topic}/0", "OFFSET": "7"}),
     "docs/elasticsearch.md": Scene(words={"URL": "{elastic}", "PREFIX": "{prefix}"}, servers=("elastic",)),
     "docs/first-archive.md": Scene(
         words={"BROKER": "{broker}", "TOPIC": "{topic}", "BUCKET": "{bucket}"}, drained=False, servers=("seaweed",)
@@ -185,6 +194,18 @@ SCENES = {
     "docs/tampered.md": Scene(
         words={"LOG": "{topic}/0", "SEQUENCE": "1", "KEY": "$(cd replica; find events -name '*.gz' | sort | head -1)"},
         begin=flip_a_byte,
+    ),
+    "docs/compliance.md": Scene(),
+    "docs/events.md": Scene(begin=have_a_file_of_events),
+    "docs/querying.md": Scene(),
+    "docs/verifying.md": Scene(
+        words={
+            "ARCHIVE": "custody-data/archive",
+            "DIR": "witness",
+            "audit.events": "{topic}",
+            "2026-05-01": "yesterday",
+            "2026-06-01": "now",
+        }
     ),
     "docs/topic-recreated.md": Scene(words={"TOPIC": "{topic}"}, drained=False, begin=create_again),
 }
@@ -343,7 +364,7 @@ def test_the_commands_of_a_page_run(
     codes = reader.folder / "codes"
     script = []
     for line in wanted:
-        command = re.sub(r"\b[A-Z][A-Z_]+\b", lambda word: words.get(word[0], word[0]), line.text)
+        command = re.sub(r"\b[A-Z][A-Z_]+\b|[a-z0-9.-]+", lambda word: words.get(word[0], word[0]), line.text)
         command = command.replace("uv run ", "")
         script += [f"printf '\\n$ %s\\n' {shlex.quote(command)} | tee /dev/stderr", command, f"echo $? >> {codes}"]
     done = reader.run("\n".join(script))

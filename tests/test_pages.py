@@ -66,7 +66,7 @@ def test_named_commands_exist(page: Path) -> None:
 def test_named_settings_exist(page: Path) -> None:
     """Every setting of a section that a page names is one."""
     for name in re.findall(
-        r"^(?:kafka|drain|audit|search|tiers|alert|health|metrics|s3)\.[a-z_]+$", code(page), re.MULTILINE
+        r"^(?:kafka|drain|audit|search|tiers|alert|events|health|metrics|s3)\.[a-z_]+$", code(page), re.MULTILINE
     ):
         section, _, field = name.partition(".")
         assert hasattr(getattr(Settings(), section), field), name

@@ -188,7 +188,7 @@ def test_commands_for_a_real_broker_and_s3(tmp_path: Path, kafka: KafkaServer, s
 def test_settings_are_all_listed() -> None:
     """`docs/settings.md` lists every setting once, and names no other; the other pages name none that is not one."""
     settings = Settings()
-    sections = ("s3", "tiers", *OPERATORS_SECTIONS)
+    sections = ("s3", "tiers", "events", *OPERATORS_SECTIONS)
     nested = {f"{name}.{field}" for name in sections for field in fields(getattr(settings, name))}
     listed = re.findall(r"^\| (.+?) \| .+? \| .+ \|$", DOCS["settings.md"], re.MULTILINE)
     named = re.findall(r"`([a-z0-9_.]+)`", " ".join(listed))

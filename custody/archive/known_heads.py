@@ -28,7 +28,7 @@ from custody.errors import ConfigurationError, FormatError
 from custody.format.archive_file import Pin
 from custody.format.envelope import HeadRef, Hex, Int, Uuid
 from custody.format.layout import AUDIT_LOG, parse_log_text
-from custody.keys.files import decode_document
+from custody.keys.files import decode_document, other_file
 from custody.store.durable import replace_file
 from custody.tlog.checkpoint import parse_checkpoint, parse_note
 from custody.tlog.head import Head
@@ -69,8 +69,9 @@ def parse_state(data: bytes, source: str) -> dict[str, tuple[Pin, dict[str, Head
             raise ConfigurationError(f"{source} is not a state file: it is larger than {LIMIT} bytes")
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        reason = other_file(data, "custody/state/1") or str(error)[:200]
         raise ConfigurationError(
-            f"{source} is not a state file ({str(error)[:200]}); restore it from a backup, because it has the known"
+            f"{source} is not a state file ({reason}); restore it from a backup, because it has the known"
             " heads, or name a new file if there is no backup"
         ) from None
     for archive in file.archives.values():

@@ -11,13 +11,13 @@ from datetime import datetime
 from custody.archive import evidence
 from custody.archive.forms import statements_of
 from custody.archive.reader import checkpoint_sizes, read_archive, read_batch
-from custody.archive.search import find_statement
+from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge, known_heads, newest_checkpoint
 from custody.errors import ConfigurationError, FormatError, ObjectMissing, SignatureInvalid
 from custody.format import layout, leaves, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, SegmentRef
-from custody.format.offsets import line_of, reason_of
+from custody.format.offsets import line_of
 from custody.keys.trust import Trust
 from custody.store.protocol import Store
 from custody.tlog import checkpoint
@@ -135,16 +135,11 @@ def make_evidence(
     judge = Judge(store, log, statements_of(log), archive.id, trust)
     accounting = find_statement(store, log, offset, judge.may_stand)
     if accounting is None:
-        raise ConfigurationError(
-            f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head"
-        )
+        raise unknown_offset(log, offset)
     sequence, entry = accounting
     segment, position = entry.statement.segment, line_of(entry.statement, offset)
     if position is None or segment is None:
-        reason = reason_of(entry.statement, offset)
-        raise ConfigurationError(
-            f"{log} has no event at offset {offset}: {reason}; `custody show {log}@{offset}` shows what is known"
-        )
+        raise no_event(log, sequence, entry.statement, offset)
     batch, line = position
     if batch.leaves is not None and batch.leaves.key not in trust.leaves and batch.events > 1 and not whole_batch:
         raise ConfigurationError(

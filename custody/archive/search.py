@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from custody.archive.reader import Holds, find_tip, manifests_from, read_manifest
-from custody.errors import FormatError, ObjectMissing
+from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
 from custody.format.layout import Log
 from custody.format.manifest import Manifest, Statement
+from custody.format.offsets import kind_of, reason_of
 from custody.format.times import parse_time
 from custody.store.protocol import Store
 
@@ -144,6 +145,22 @@ def _statements(
         for start in range(0, len(sequences), _PARALLEL):
             several = sequences[start : start + _PARALLEL]
             yield from zip(several, threads.map(read, several), strict=True)
+
+
+def unknown_offset(log: Log, offset: int) -> ConfigurationError:
+    """Return the error for an offset that no statement accounts for."""
+    return ConfigurationError(
+        f"no statement of {log} accounts for offset {offset}; `custody show {log}` shows its head"
+    )
+
+
+def no_event(log: Log, sequence: int, statement: Statement, offset: int) -> ConfigurationError:
+    """Return the error for an offset at which a statement has no event: it names the statement, and says why."""
+    kept = kind_of(statement, offset) == "quarantined"
+    advice = f"`custody show {log}@{offset}` shows the record" if kept else f"`custody show {log}/{sequence}` shows it"
+    return ConfigurationError(
+        f"{log} has no event at offset {offset}: {reason_of(statement, offset)}, by statement {sequence}; {advice}"
+    )
 
 
 def find_statement(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> tuple[int, Manifest] | None:

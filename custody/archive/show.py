@@ -1,8 +1,9 @@
 """Find one thing in an archive, and its position in the chain. Reads only.
 
 The query is an object's key, or one of `LOG/PARTITION` (the head), `LOG/PARTITION/SEQUENCE` (a statement) and
-`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<epoch>`. Checks only that a statement has no
-wrong signature, as far as keys are available, and that no later statement passes over it.
+`LOG/PARTITION@OFFSET` (a record), where `LOG` is `<topic>` or `<topic>@<epoch>`. `audits/0` is the newest audit.
+Checks only that a statement has no wrong signature, as far as keys are available, and that no later statement passes
+over it.
 """
 
 import json
@@ -16,15 +17,15 @@ from typing import Any
 import msgspec
 
 from custody.archive.forms import statements_of
-from custody.archive.reader import Holds, find_tip, list_logs, read_manifest, unknown_log
-from custody.archive.search import find_statement
+from custody.archive.reader import Holds, find_tip, list_logs, read_manifest, sequence_of, unknown_log
+from custody.archive.search import find_statement, no_event, unknown_offset
 from custody.archive.trusted import Judge
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import layout, limits
 from custody.format.layout import Log
 from custody.format.manifest import Batch, Manifest, QuarantineRef, Statement
 from custody.format.members import inflate_stream, inflate_unchecked
-from custody.format.offsets import kind_of, line_of, reason_of
+from custody.format.offsets import kind_of, line_of
 from custody.format.quarantine import quarantine_lines
 from custody.keys.trust import Trust
 from custody.store.pieces import read_pieces
@@ -61,12 +62,15 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         trust: the available keys: a statement with a wrong signature is not shown.
 
     Raises:
-        ConfigurationError: no archive can have it, or there is no such log, or no statement accounts for the offset.
+        ConfigurationError: no archive can have it, or there is no such log, or no statement accounts for the offset, or
+            there is no record at it.
         ObjectMissing: the archive does not have it.
         FormatError: the object does not parse.
         StoreError: the store does not give it.
     """
     key = query.removeprefix(f"{store.url}/")
+    if key == str(layout.AUDIT_LOG):
+        key = _newest_audit(store)
     if key == layout.ARCHIVE or key.startswith((layout.AUDITS, layout.CHECKPOINTS)):
         return Shown({"object": key}, iter([store.read(key, limit=_TEXT_LIMIT)]))
     if named := layout.parse_manifest_key(key):
@@ -86,6 +90,18 @@ def show(store: Store, query: str, trust: Trust) -> Shown:
         f"no archive can have {query!r}; name an object's key, or LOG/PARTITION, LOG/PARTITION/SEQUENCE"
         " or LOG/PARTITION@OFFSET"
     )
+
+
+def _newest_audit(store: Store) -> str:
+    """Return the key of the newest audit.
+
+    Raises:
+        ObjectMissing: there is none.
+    """
+    key = max((info.key for info in store.list(layout.AUDITS) if sequence_of(info.key) is not None), default=None)
+    if key is None:
+        raise ObjectMissing(f"the archive {store.url} has no audit yet")
+    return key
 
 
 def _at(store: Store, log: Log, offset: str | None, sequence: str | None, holds: Holds[Manifest]) -> Shown:
@@ -157,18 +173,13 @@ def _object(store: Store, key: str, records: layout.RecordsKey, holds: Holds[Man
 def _record(store: Store, log: Log, offset: int, holds: Holds[Manifest]) -> Shown:
     accounting = find_statement(store, log, offset, holds)
     if not accounting:
-        raise ConfigurationError(
-            f"no statement of {log} in the archive {store.url} accounts for offset {offset};"
-            f" `custody show {log}` shows its head"
-        )
+        raise unknown_offset(log, offset)
     sequence, entry = accounting
     statement = entry.statement
     position = {"offset": offset, **_chain_position(log, sequence, entry)}
     match kind_of(statement, offset):
         case "lost" | "skipped" | "unreadable":
-            raise ObjectMissing(
-                f"{log} has no record at offset {offset}, by statement {sequence}: {reason_of(statement, offset)}"
-            )
+            raise no_event(log, sequence, statement, offset)
         case "quarantined" if statement.quarantine:
             position |= {"object": statement.quarantine.key, "quarantined": True}
             return Shown(position, _quarantined(store, statement.quarantine, offset), entry)

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from custody.archive import reader
 from custody.archive.forms import AUDITS, form_of, statements_of
-from custody.errors import FormatError, HeadRollback, KeyUnavailable, ObjectMissing
+from custody.errors import ConfigurationError, FormatError, HeadRollback, KeyUnavailable, ObjectMissing
 from custody.format import layout, limits
 from custody.format.archive_file import ArchiveFile
 from custody.format.audit import SignedAudit
@@ -56,6 +56,8 @@ def check_archive(file: ArchiveFile, trust: Trust) -> str | None:
     verdict = check_archive_signatures(file, trust, pinned=False)
     if verdict.counts:
         return None
+    if trust.keys and _is_foreign(verdict):
+        return _foreign(file, trust)
     ended = "; if you know that it is the right one, pin it in trust.json" if verdict.good and not verdict.held else ""
     return f"archive.json is not signed by trusted keys: {verdict.reason}{ended}"
 
@@ -66,14 +68,85 @@ def read_trusted_archive(store: Store, trust: Trust) -> ArchiveFile:
     Raises:
         HeadRollback: it is not the trusted one.
         NoArchive: there is no archive here.
+        ConfigurationError: the keys are those of another archive.
         FormatError: it is not of this format.
         StoreError: the store does not give it.
     """
     file = reader.read_archive(store)
+    require_trusted(store, file, trust)
+    return file
+
+
+def require_trusted(store: Store, file: ArchiveFile, trust: Trust) -> None:
+    """Check that an `archive.json` is the trusted one.
+
+    Raises:
+        HeadRollback: it is not.
+        ConfigurationError: the keys are those of another archive: see `check_keys`.
+        StoreError: the store does not say whose keys signed its logs.
+    """
     problem = check_archive(file, trust)
     if problem is not None:
+        check_keys(store, file, trust)
         raise HeadRollback(f"{store.url}: {problem}. The archive is not used; run `custody verify`")
-    return file
+
+
+def check_keys(store: Store, file: ArchiveFile, trust: Trust) -> None:
+    """Check that the keys may be those of this archive, where there are keys, and it is not the pinned one.
+
+    They are not if none of them signed its `archive.json` or anything in its logs. With such keys nothing is known of
+    the archive, so no command calls that tampering.
+
+    Raises:
+        ConfigurationError: they are those of another archive.
+        HeadRollback: they signed its logs, and somebody else its `archive.json`.
+        StoreError: the store does not say whose keys signed its logs.
+    """
+    if not trust.keys or trust.archive == file.pin:
+        return
+    if not _is_foreign(check_archive_signatures(file, trust, pinned=False)):
+        return
+    log = _log_signed(store, trust)
+    if log is not None:
+        raise HeadRollback(
+            f"{store.url}: trusted keys signed the log {log}, but other keys signed archive.json: find out who replaced"
+            " it, and restore it. The archive is not used; run `custody verify`"
+        )
+    raise ConfigurationError(f"{store.url}: {_foreign(file, trust)}: correct `keys` and `trust`, or `archive`")
+
+
+def _is_foreign(verdict: signatures.Verdict) -> bool:
+    """Return whether a file was signed, and only by keys that are not trusted here."""
+    kinds = {problem.kind for problem in verdict.problems}
+    return not verdict.held and kinds == {"key-unknown"}
+
+
+def _foreign(file: ArchiveFile, trust: Trust) -> str:
+    """Return the message about an `archive.json` that only other keys signed."""
+    signers = " and ".join(f"{signature.key[:200]!r}" for signature, _ in file.signatures)
+    return (
+        f"archive.json is not signed by trusted keys: {signers} signed it, so the keys of"
+        f" {' and '.join(trust.sources) or 'the settings'} may not be those of this archive"
+    )
+
+
+def _log_signed(store: Store, trust: Trust) -> Log | None:
+    """Return a log in which a trusted key signed an entry: among the newest, or the first; None if there is none."""
+    for log in [*reader.list_logs(store), layout.AUDIT_LOG]:
+        form = form_of(log)
+        judge = Judge(store, log, form, None, replace(trust, keys=trust.at_hand))
+
+        def is_ours(entry: Entry, sequence: int, judge: "Judge" = judge) -> bool:
+            verdict = judge.verdict(entry, sequence)
+            # The secret of a trusted key need not be here.
+            return verdict.good or any(problem.open for problem in verdict.problems)
+
+        with suppress(FormatError):
+            if reader.find_end(store, form, is_ours).newest is not None:
+                return log
+        if reader.before_garbage(store, form, is_ours) is not None:
+            return log
+    return None
 
 
 def check_archive_signatures(file: ArchiveFile, trust: Trust, *, pinned: bool) -> signatures.Verdict:

@@ -38,7 +38,7 @@ from custody.archive.forms import form_of
 from custody.archive.known_heads import State
 from custody.archive.losses import Loss
 from custody.archive.reader import checkpoint_sizes, find_end, list_logs, read_checkpoint, stored_digest
-from custody.archive.trusted import Judge, check_archive_signatures
+from custody.archive.trusted import Judge, check_archive_signatures, check_keys
 from custody.errors import ConfigurationError, FormatError, NoArchive, ObjectMissing, StoreError
 from custody.findings import loss_digest
 from custody.format import archive_file, layout, limits
@@ -58,6 +58,7 @@ from custody.tlog.signatures import check_checkpoint
 __all__ = ["Seen", "Witness"]
 
 _KEYRING = "keyring.json"
+_WITNESS = "this witness"
 _NOTES = "notes"
 _RESTORE = "restore what is missing or was changed from a replica or backup"
 _ALARMS = 10
@@ -157,7 +158,7 @@ class Witness:
         Raises:
             NoArchive: there is no archive at this URL, and there was none before.
             StoreError: the archive cannot be listed.
-            ConfigurationError: the witness's folder cannot be used.
+            ConfigurationError: the witness's folder cannot be used, or the keys are those of another archive.
         """
         known = self._state.pin(store.url)
         try:
@@ -267,7 +268,7 @@ def _identify(store: Store, trust: Trust, known: Pin | None) -> tuple[Pin, str |
     Raises:
         _Refused: it is not the archive of this URL.
     """
-    pinned = {name: pin for name, pin in (("trust.json", trust.archive), ("this witness", known)) if pin is not None}
+    pinned = {name: pin for name, pin in (("trust.json", trust.archive), (_WITNESS, known)) if pin is not None}
     remedy = f"restore its {layout.ARCHIVE} from a replica or backup"
     try:
         data = store.read(layout.ARCHIVE, limit=limits.ARCHIVE_FILE_BYTES)
@@ -299,8 +300,12 @@ def _archive_problem(store: Store, file: ArchiveFile, trust: Trust, pinned: dict
 
     Raises:
         _Refused: none is pinned, and this one is not signed by trusted keys.
+        ConfigurationError: the keys are those of another archive.
     """
     others = {name: pin for name, pin in pinned.items() if pin != file.pin}
+    if _WITNESS not in pinned:
+        # Nobody has seen this archive before: with keys of another one, the settings are wrong.
+        check_keys(store, file, trust)
     if others:
         pin = next(iter(others.values()))
         return (

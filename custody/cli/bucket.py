@@ -8,7 +8,7 @@ import typer
 
 from custody.cli import common, terminal
 from custody.cli.common import App, open_settings
-from custody.errors import CustodyError
+from custody.errors import CustodyError, NoBucket
 from custody.findings import Severity
 
 app = App()
@@ -46,6 +46,8 @@ def bucket(
             try:
                 for difference in configuration.compare(name, document, moves):
                     table.add_row(name, render.safe(difference.why))
+            except NoBucket:
+                raise
             except CustodyError as error:
                 problems.append(str(error))
     if not locked:

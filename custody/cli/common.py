@@ -37,8 +37,10 @@ COMMON_PANEL = "Common options"
 
 WITHOUT: Mapping[str, frozenset[str]] = {
     "demo": frozenset({"archive", "keys", "config"}),
+    "explain": frozenset({"archive", "keys", "config"}),
     "copy": frozenset({"archive"}),
     "check-evidence": frozenset({"archive"}),
+    "check-events": frozenset({"archive", "keys"}),
     "alert": frozenset({"archive", "keys"}),
 }
 """The common options that make no sense for a command: `demo` makes its own archive, `copy` names two, and so on."""
@@ -61,6 +63,11 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
         12: "not signed by a trusted key or by enough witnesses, or signed after the key's end",
         13: "a signature is wrong, parts do not match, or the history contradicts a known head",
     },
+    "check-events": {0: "all lines are events", 1: "some lines would be quarantined"},
+    "report": {
+        0: "written; with --check: a signed audit states the file's digest",
+        12: "with --check: no signed audit states the file's digest",
+    },
     "witness": {
         0: "all heads were confirmed",
         10: "an object among the checkpoints does not count",
@@ -70,7 +77,7 @@ EXIT_CODES: Mapping[str, Mapping[int, str]] = {
     "bucket": {
         0: "nothing differs",
         1: "the bucket's configuration cannot be read",
-        2: "wrong usage, such as an archive in a folder",
+        2: "wrong usage: no such bucket, or an archive in a folder",
         10: "something differs",
     },
     "backfill": {0: "done", 1: "it failed, or nothing of what was asked was copied", 3: "restores are under way"},

@@ -87,6 +87,7 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     """
     from custody.archive.copy import copy_archive, signed_heads
     from custody.archive.reader import read_archive
+    from custody.archive.trusted import check_keys
     from custody.cli import render
     from custody.store.open import open_store
 
@@ -99,13 +100,15 @@ def copy(  # noqa: PLR0913 - each is an option of the command
     theirs = replace(settings.s3, **{name: value for name, value in options.items() if value is not None})
     first, second = open_store(source, theirs), open_store(settings.archive, settings.s3)
     given_keys = bool(keys or settings.trust or "keys" in settings.model_fields_set)
-    trusted = _trust(settings, keys, [first, second]) if given_keys or not no_verify else None
-    known = _Known()
-    if trusted is not None:
+    trusted, known = None, _Known()
+    if given_keys or not no_verify:
         try:
+            # Before the keys: without an archive, none are needed.
             file = read_archive(first)
         except FormatError as error:
             raise ConfigurationError(f"nothing was copied: {error}") from None
+        trusted = _trust(settings, keys, [first, second])
+        check_keys(first, file, trusted)
         for log, head in signed_heads(first, file.id, trusted):
             if head is None:
                 known.unsigned.append(log)
@@ -255,9 +258,7 @@ def _print_copied(done: "Copied", first: "Store", second: "Store", *, as_json: b
 
 
 def _print_report(report: "Report | None", known: _Known, second: "Store", *, as_json: bool) -> None:
-    from rich.text import Text
-
-    from custody.cli import render
+    from custody.cli import render, verdict
 
     if report is None:
         if not as_json:
@@ -269,9 +270,7 @@ def _print_report(report: "Report | None", known: _Known, second: "Store", *, as
         for line in report.to_dicts():
             echo(json.dumps(line))
         return
-    out = render.console()
-    for part in render.report(report):
-        out.print(part, soft_wrap=isinstance(part, Text))
+    verdict.print_report(report, second)
     heads = len({log for log, _ in known.heads})
     echo(f"Compared with the signed heads of {heads:,} log{'s' if heads != 1 else ''} of the first.")
     for log in known.unsigned[: render.LOGS_SHOWN]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from custody.cli import common, terminal
+from custody.cli import common, names, terminal
 from custody.cli.common import App, open_settings, read_file
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, FormatError, NotEvidence, SignatureInvalid, escape
+from custody.errors import ConfigurationError, FormatError, NoArchive, NotEvidence, SignatureInvalid, escape
 from custody.findings import Severity
 from custody.format import limits
 from custody.format.times import moment_of
@@ -108,7 +108,7 @@ def checkpoint(
     Where there are trusted keys (--keys, --trust, or the settings), print the newest that a trusted key signed.
     """
     from custody.archive.reader import checkpoint_sizes, choose_logs, list_logs, read_archive
-    from custody.archive.trusted import check_archive, newest_checkpoint
+    from custody.archive.trusted import check_keys, newest_checkpoint, require_trusted
     from custody.archive.writer import write_checkpoint
     from custody.format.layout import AUDIT_LOG
     from custody.keys.open import keyring_path
@@ -123,8 +123,7 @@ def checkpoint(
     own = None
     if write:
         own = settings.own_trust()
-        if reason := check_archive(file, own):
-            raise ConfigurationError(f"nothing is signed in {store.url}: {reason}")
+        require_trusted(store, file, own)
         signer = settings.signers(datetime.now(UTC)).ed25519()
         made = [write_checkpoint(store, log, file.id, own, signer) for log in chosen]
     else:
@@ -132,6 +131,7 @@ def checkpoint(
         known = not trust and (path is None or path.exists())
         if keys or known or settings.trust:
             own = chosen_trust(settings, keys, given=not known, archive=store.url)
+            check_keys(store, file, own)
         made = [newest_checkpoint(store, log, file.id, own) for log in chosen]
     _print_checkpoints(chosen, made, as_json=as_json)
     if not chosen:
@@ -161,8 +161,10 @@ def _print_checkpoints(logs: "Sequence[Log]", notes: "Sequence[Note | None]", *,
 
 @app.command(rich_help_panel=common.INVESTIGATE, epilog="custody evidence audit.events/0 1234 -o evidence.zip")
 def evidence(
-    log: Annotated[str, typer.Argument(help="LOG/PARTITION")],
-    offset: Annotated[int, typer.Argument(min=0, help="The event's offset in Kafka.")],
+    record: Annotated[
+        list[str],
+        typer.Argument(help="The event: LOG/PARTITION and its offset in Kafka, or as custody prints it."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", dir_okay=False)],
     checkpoint: Annotated[
         Path | None,
@@ -191,14 +193,17 @@ def evidence(
     """
     from custody.archive.prove import make_evidence
     from custody.archive.reader import choose_logs, list_logs, read_archive
+    from custody.archive.trusted import check_keys
     from custody.format.layout import AUDIT_LOG
     from custody.keys.trust import open_trust
     from custody.store.open import open_store
 
+    log, offset = names.record(record)
     settings = open_settings(trust=trust)
     store = open_store(settings.archive, settings.s3)
-    read_archive(store)
+    file = read_archive(store)
     trusted = chosen_trust(settings, keys, given=trust is not None, archive=store.url, more=[for_] if for_ else ())
+    check_keys(store, file, trusted)
     if trust is not None or keys:
         trusted = _with_leaf_secrets(trusted, settings, store.url)
     chosen, *others = choose_logs(list_logs(store), [log], [AUDIT_LOG])
@@ -334,11 +339,18 @@ def witness(
     head, and says so.
     """
     from custody.archive.witness import Witness
+    from custody.format.layout import ARCHIVE
     from custody.store.open import open_store
 
     settings = open_settings(**common.given_archive(archive), trust=trust)
     store = open_store(settings.archive, settings.s3)
-    trusted = chosen_trust(settings, keys, given=settings.trust is not None, archive=store.url, more=[state])
+    try:
+        trusted = chosen_trust(settings, keys, given=settings.trust is not None, archive=store.url, more=[state])
+    except ConfigurationError:
+        # With keys, that the archive is gone is for the witness to say: it may have seen it before.
+        if not store.exists(ARCHIVE):
+            raise NoArchive(store.url) from None
+        raise
     now = datetime.now(UTC)
     watching = Witness(state, now, settings.passphrase())
     first = json.dumps({"kind": "witness", "vkey": watching.key.vkey}) if as_json else f"witness {watching.key.vkey}"

@@ -75,11 +75,11 @@ def list_(*, as_json: Annotated[bool, typer.Option("--json", help="JSON lines: t
     if as_json:
         terminal.write(f"{json.dumps(row)}\n".encode() for row in rows)
         return
-    table = render.table("key", "algorithm", "from", "to", "public, as a vkey")
+    table = render.table("!key", "!algorithm", "!from", "!to", "!public, as a vkey")
     for row in rows:
         shown = [row["id"], row["algorithm"], row["from"] or "-", row["to"] or "-", row["vkey"] or "-"]
         table.add_row(*map(render.safe, shown), style="" if row["valid"] else "dim")
-    render.console().print(table)
+    render.console().print(render.Fitted(table, ("public, as a vkey", "algorithm"), names="key"))
     terminal.check_written()
 
 
@@ -115,17 +115,22 @@ def export(
 
     An existing file is extended: missing keys are added, and all else stays.
     """
+    from custody.archive.reader import read_archive
     from custody.keys import trust_file
     from custody.settings import refuse_inside
     from custody.store.open import open_store
 
     settings = open_settings()
-    pin = read_own_archive(open_store(settings.archive, settings.s3), settings.own_trust()).pin
+    store = open_store(settings.archive, settings.s3)
+    if output is not None:
+        refuse_inside(store.url, [output])
+    # Before the keys: who has neither needs `custody init`, which makes both.
+    read_archive(store)
+    pin = read_own_archive(store, settings.own_trust()).pin
     keys = public_keys(settings)
     if output is None:
         terminal.write(iter([trust_file.encode(pin, keys)]))
         return
-    refuse_inside(open_store(settings.archive, settings.s3).url, [output])
     published = trust_file.publish(output, pin, keys)
     if as_json:
         common.print_json({"trust": str(output), "change": published, "keys": [key.key_id for key in keys]})
@@ -238,21 +243,16 @@ def read_own_archive(store: "Store", trust: "Trust") -> "ArchiveFile":
     Raises:
         NoArchive: there is none.
         ConfigurationError: the writer's keys did not sign it.
+        HeadRollback: it is not the trusted one.
     """
-    from custody.archive.reader import read_archive
-    from custody.archive.trusted import check_archive_signatures
+    from custody.archive.trusted import check_archive_signatures, read_trusted_archive
 
-    file = read_archive(store)
+    file = read_trusted_archive(store, trust)
     verdict = check_archive_signatures(file, trust, pinned=trust.archive == file.pin)
     if not verdict.counts:
         raise ConfigurationError(
-            f"the archive.json at {store.url} is not signed by the keys in the settings: {verdict.reason}. Set `keys`"
-            " to the keys that this archive was created with, or `archive` to another location"
-        )
-    if trust.archive is not None and trust.archive != file.pin:
-        raise ConfigurationError(
-            f"the archive.json at {store.url} is of the archive {file.id} (SHA-256 {file.pin.sha256}), but trust.json"
-            f" is for {trust.archive.id} ({trust.archive.sha256}): find out which is right"
+            f"the archive.json at {store.url} is pinned in trust.json, but not signed by the keys in the settings:"
+            f" {verdict.reason}. Set `keys` to the keys that this archive was created with"
         )
     return file
 

@@ -13,9 +13,8 @@ Rules:
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,14 +23,18 @@ import typer
 from custody.cli import common, log_lines, operators, terminal
 from custody.cli.accept import app as accept_app
 from custody.cli.bucket import app as bucket_app
-from custody.cli.common import INVESTIGATE, START, VERIFY, App, Group, open_settings
+from custody.cli.check_events import app as check_events_app
+from custody.cli.common import INVESTIGATE, START, App, Group, open_settings
 from custody.cli.copy import app as copy_app
 from custody.cli.evidence import app as evidence_app
+from custody.cli.explain import app as explain_app
 from custody.cli.keys import PASSPHRASE_HINT, public_keys, read_own_archive, trust_path, wanted_keyrings
 from custody.cli.keys import app as keys_app
 from custody.cli.query import app as query_app
+from custody.cli.report import app as report_app
 from custody.cli.terminal import echo
-from custody.errors import ConfigurationError, CustodyError, FormatError, NoArchive, escape
+from custody.cli.verify import app as verify_app
+from custody.errors import ConfigurationError, CustodyError, NoArchive, escape
 from custody.format import limits
 
 if TYPE_CHECKING:
@@ -62,10 +65,14 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys_app, name="keys", rich_help_panel=common.KEYS)
+app.add_typer(verify_app)
 app.add_typer(accept_app)
 app.add_typer(query_app)
+app.add_typer(check_events_app)
+app.add_typer(report_app)
 app.add_typer(bucket_app)
 app.add_typer(evidence_app)
+app.add_typer(explain_app)
 app.add_typer(copy_app)
 
 
@@ -241,158 +248,13 @@ def _own_trust(settings: "Settings") -> "Trust":
     return settings.own_trust()
 
 
-@app.command(rich_help_panel=VERIFY, epilog="custody verify s3://bucket/audit --trust trust.json --state heads.json")
-def verify(
-    archive: Annotated[
-        str | None,
-        typer.Argument(help="s3://BUCKET/PREFIX, file:///DIR or a folder. Default: the `archive` setting."),
-    ] = None,
-    keys: common.TrustedKeys = None,
-    trust: Annotated[
-        Path | None, typer.Option(help="A trust.json: keys, known heads, accepted findings.", metavar="FILE")
-    ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file that keeps the known heads. A head that was rolled back or forked is reported at every run,"
-            " until the missing statements are restored or the finding is accepted in trust.json.",
-            metavar="FILE",
-        ),
-    ] = None,
-    live: Annotated[
-        bool, typer.Option("--live", help="The archive is being written: report missing heartbeats.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: findings, logs, the verdict.")] = False,
-    kafka: Annotated[
-        bool, typer.Option("--kafka", help="Read the records that Kafka still has, and compare them with the archive.")
-    ] = False,
-    checkpoint: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Checkpoints that a witness cosigned, or that you kept. The archive must be consistent with them. Can"
-            " be repeated.",
-            metavar="FILE",
-        ),
-    ] = None,
-    chain_only: Annotated[
-        bool, typer.Option("--chain-only", help="Check only statements, signatures and trees; read no segment.")
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes that read segments; 0: only this process.", show_default="one per core"),
-    ] = None,
-) -> None:
-    """Verify that an archive is complete and unchanged."""
-    import multiprocessing
-
-    from rich.text import Text
-
-    from custody.cli import render
-    from custody.findings import finding
-    from custody.settings import Settings
-    from custody.store.open import open_store
-    from custody.store.protocol import is_local
-    from custody.verify import run as verifying
-    from custody.verify.scope import Scope
-
-    given = common.given_archive(archive) | _given(trust=trust, state=state)
-    asked = "`custody verify --kafka`"
-    settings = operators.load("tasks.settings", asked).Settings(**given) if kafka else Settings(**given)
-    store = open_store(settings.archive, settings.s3)
-    # Each worker process would import them again for itself.
-    clients = [] if is_local(store) else ["boto3"]
-    multiprocessing.set_forkserver_preload([verifying.__name__, *clients])
-    refused: list[CustodyError] = []
-    trusted = _open_trust(settings, keys, store.url, refused)
-    compared = operators.load("tasks.audit.recheck", asked).recheck(settings, store, trusted) if kafka else ()
-    notes = [note for path in checkpoint or () for note in _read_notes(path)]
-    with render.verification_progress() as progress:
-        report = verifying.verify(
-            store,
-            trusted,
-            now=datetime.now(UTC),
-            state=settings.state,
-            live=live,
-            workers=workers,
-            progress=progress,
-            scope=Scope(contents=not chain_only),
-            protection=settings.protection(),
-            others=chain((finding("unreadable", f"a key cannot be used: {error}") for error in refused), compared),
-            notes=notes,
-        )
-    if as_json:
-        for line in report.to_dicts():
-            echo(json.dumps(line))
-    else:
-        out = render.console()
-        for part in render.report(report):
-            out.print(part, soft_wrap=isinstance(part, Text))
-    raise typer.Exit(report.exit_code)
-
-
-def _open_trust(
-    settings: "Settings", given: Sequence[str] | None, archive: str, refused: list[CustodyError]
-) -> "Trust":
-    """Return what to verify with: the keys given, else those of the settings if set, or if there is no trust.json.
-
-    Args:
-        settings: the settings.
-        given: URIs of the keys that were given.
-        archive: URL of the archive, which must not contain any trusted file.
-        refused: gets an error for each key that KMS refuses. The other keys are still used.
-
-    Raises:
-        ConfigurationError: there are no keys, or a file is in the archive, where an attacker could have put it.
-    """
-    from custody.keys.open import keyring_path
-    from custody.keys.trust import open_trust
-    from custody.settings import refuse_inside
-
-    own = settings.checkpoint_keys
-    if given:
-        uris, own = list(given), None
-    elif settings.trust and "keys" not in settings.model_fields_set:
-        uris = []
-    else:
-        uris = [settings.keys]
-        path = keyring_path(settings.keys)
-        if path and not path.exists() and "keys" not in settings.model_fields_set:
-            raise ConfigurationError(
-                "there is no key to check signatures with: give the keys that you trust with --keys URI, or a"
-                " trust.json with --trust FILE"
-            )
-    named = [*map(keyring_path, [*uris, *([own] if own else [])]), settings.trust, settings.state]
-    refuse_inside(archive, [path for path in named if path])
-    return open_trust(uris, settings.trust, settings.passphrase(), own, refused)
-
-
-def _read_notes(path: Path) -> list[bytes]:
-    """Return the checkpoints of a file.
-
-    Raises:
-        ConfigurationError: it cannot be read, or has no checkpoint. Verification decides whether each one counts.
-    """
-    from custody.archive.known_heads import LIMIT, split_notes
-    from custody.tlog.checkpoint import parse_note
-
-    data, _ = common.read_file(path, "checkpoint", LIMIT)
-    notes = split_notes(data[:LIMIT])
-    for note in notes:
-        with suppress(FormatError):
-            parse_note(note)
-            return notes
-    raise ConfigurationError(
-        f"{path} has no checkpoint; give a file with the output of `custody checkpoint`, or from a witness"
-    )
-
-
 @app.command(rich_help_panel=INVESTIGATE, epilog="custody show audit.events/0@1234")
 def show(
     what: Annotated[
-        str,
+        list[str],
         typer.Argument(
             help="An object's key, LOG/PARTITION (its head), LOG/PARTITION/SEQUENCE (a manifest),"
-            " or LOG/PARTITION@OFFSET (a record)."
+            " LOG/PARTITION@OFFSET or LOG/PARTITION OFFSET (a record); or any of these as custody prints it."
         ),
     ],
     events: Annotated[bool, typer.Option("--events", help="Print a manifest's events, as JSON lines.")] = False,
@@ -400,14 +262,16 @@ def show(
 ) -> None:
     """Print an object, a manifest, its events, or its position in the chain. Verifies nothing."""
     from custody.archive import show as showing
+    from custody.cli import names
     from custody.errors import ObjectMissing
     from custody.format.layout import ARCHIVE
     from custody.store.open import open_store
 
     settings = open_settings()
     store = open_store(settings.archive, settings.s3)
+    name = names.canonical(what)
     try:
-        shown = showing.show(store, what, settings.trust_at_hand())
+        shown = showing.show(store, name, settings.trust_at_hand())
     except (ObjectMissing, ConfigurationError):
         if not store.exists(ARCHIVE):
             raise NoArchive(store.url) from None
@@ -416,7 +280,7 @@ def show(
         terminal.write(iter([json.dumps(shown.position, indent=2).encode() + b"\n"]))
     elif events:
         if shown.manifest is None:
-            raise ConfigurationError(f"--events prints the events of a manifest, and {what!r} belongs to no manifest")
+            raise ConfigurationError(f"--events prints the events of a manifest, and {name!r} belongs to no manifest")
         terminal.write(showing.events(store, shown.manifest.statement))
     else:
         terminal.write(shown.content)

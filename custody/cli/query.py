@@ -1,42 +1,93 @@
-"""`custody query`: SQL over an archive."""
+"""`custody query`: SQL over an archive.
 
-import csv
-import io
-import json
-from datetime import UTC, date, datetime
-from typing import Annotated, Any
+What the archive's tables lack is a warning on stderr, a line for each log, in every form. It does not change the exit
+code: a query verifies nothing.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from custody.cli import terminal
+from custody.cli import common, terminal
 from custody.cli.common import INVESTIGATE, App
+from custody.cli.hints import explain
 from custody.cli.times import time_option
-from custody.errors import ConfigurationError, CustodyError
+from custody.errors import ConfigurationError, CustodyError, escape
+from custody.query import views
+
+if TYPE_CHECKING:
+    from custody.cli.rows import Rows
 
 app = App()
 
+Form = Literal["table", "line", "markdown", "csv", "json"]
+ENDINGS: dict[str, Form] = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".md": "markdown",
+    ".ndjson": "json",
+    ".txt": "table",
+}
+"""The form of a file, by the ending of its name."""
+ROWS_SHOWN = 40
+"""Rows for a person at a terminal, without --limit."""
+_SQL_LIMIT = 1_048_576
+
+
+class _Command(common.Command):
+    """The command, whose help has the tables."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Tables (docs/views.md has all columns)"):
+            formatter.write_dl(views.help_rows())
+        super().format_epilog(ctx, formatter)
+
 
 @app.command(
+    cls=_Command,
     rich_help_panel=INVESTIGATE,
     epilog='custody query "SELECT log, count(*) FROM events GROUP BY ALL" --since 2d',
 )
-def query(
-    sql: Annotated[
-        str,
-        typer.Argument(help="DuckDB SQL over events, batches, manifests, quarantined, audits, findings and warnings."),
-    ],
+def query(  # noqa: PLR0913 - its options
+    sql: Annotated[str | None, typer.Argument(help="DuckDB SQL over the tables below; - reads it from stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the SQL from a file.", metavar="FILE")] = None,
     since: Annotated[datetime | None, time_option("Only statements sealed at this time or later.")] = None,
     until: Annotated[datetime | None, time_option("Only statements sealed before this time.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, help="Rows to print; 0: all.", show_default=f"{ROWS_SHOWN} on a terminal, else all"),
+    ] = None,
+    as_lines: Annotated[bool, typer.Option("--line", help="One value a line. Nothing is cut.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="A table in Markdown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the rows.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV in UTF-8.")] = False,
     spreadsheet: Annotated[
         bool,
         typer.Option("--spreadsheet", help="As CSV in which text that a spreadsheet runs as a formula has a ' before."),
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help=f"Write a file. Without a format, its ending decides: {', '.join(ENDINGS)}.",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
     """Query an archive in SQL. Reads its tables, and the segments that have no table yet. Verifies no contents."""
-    if not sql.isascii() and any("\ud800" <= char <= "\udfff" for char in sql):
-        raise ConfigurationError("the SQL is not text in the encoding of this terminal: set LC_ALL=C.UTF-8")
+    text = _read_sql(sql, file)
+    if since and until and since >= until:
+        raise ConfigurationError(f"--until ({until}) must be later than --since ({since})")
+    chosen = {"line": as_lines, "markdown": as_markdown, "csv": as_csv or spreadsheet, "json": as_json}
+    form = _form([name for name, given in chosen.items() if given], output)
     try:
         import duckdb
 
@@ -46,72 +97,124 @@ def query(
             f"`custody query` needs {error.name}, which is not installed: install custody with its extra `query`"
         ) from None
     from custody.cli import render
+    from custody.cli.rows import Rows
 
     with render.working("reading the archive"):
         connection = connect(since=since, until=until)
     try:
+        unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
         with render.working("querying"):
-            if (result := connection.execute(sql)) is None:
+            if (result := connection.execute(text)) is None:
                 raise ConfigurationError("the SQL has no statement: write one, such as 'SELECT count(*) FROM events'")
-            names, rows = [column[0] for column in result.description or ()], result.fetchall()
-            unverified = bool(connection.execute("FROM warnings WHERE kind = 'unverified'").fetchone())
+        if limit is None and output is None and form not in {"csv", "json"} and render.console().is_terminal:
+            limit = ROWS_SHOWN
+        names = [column[0] for column in result.description or ()]
+        rows = Rows(names, result.fetchmany, limit or None)
+        pieces = _pieces(form, rows, unverified=unverified, spreadsheet=spreadsheet, to_file=output is not None)
+        encoded = (piece.encode("utf-8", "backslashreplace") for piece in pieces)
+        if output is None:
+            terminal.write(encoded)
+            if form in {"csv", "json"} and rows.shown < rows.total:
+                common.note(f"custody: {rows.summary}; --limit 0 prints all")
+        else:
+            with _replacing(output) as staged:
+                staged.writelines(encoded)
+            terminal.echo(f"Wrote {escape(str(output))}: {rows.summary}.")
     except duckdb.Error as error:
-        raise CustodyError(*f"the query failed: {_reason(error)}".splitlines()) from None
+        raise CustodyError(*explain(error, text)) from None
     finally:
         connection.close()
-    if as_json:
-        marked = {"unverified": True} if unverified else {}
-        lines = (json.dumps(marked | dict(zip(names, map(_plain, row), strict=True))) for row in rows)
-        terminal.write(f"{line}\n".encode() for line in lines)
-    elif as_csv or spreadsheet:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for row in (names, *rows):
-            cells = [_plain(value) for value in row]
-            writer.writerow(map(_no_formula, cells) if spreadsheet else cells)
-        terminal.write(iter([text.getvalue().encode("utf-8", "backslashreplace")]))
-    else:
-        _print(names, rows)
 
 
-def _reason(error: Exception) -> str:
-    """Return DuckDB's message. If our own code failed to read a file for it, only the last line of its traceback."""
-    text = str(error).strip()
-    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Traceback ") else text
+# --- the SQL and the form
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON and CSV write it."""
-    if isinstance(value, datetime):
-        # Times without a zone are UTC.
-        return (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)).isoformat().replace("+00:00", "Z")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return value.isoformat() if isinstance(value, date) else str(value)
+def _read_sql(sql: str | None, file: Path | None) -> str:
+    """Return the SQL of the argument, of a file or of stdin.
+
+    Raises:
+        ConfigurationError: it is given twice or not at all, cannot be read, or is no text.
+    """
+    if (sql is None) == (file is None):
+        raise ConfigurationError("give the SQL as an argument, as - for stdin, or by --file FILE: one of these")
+    if sql is not None and sql != "-":
+        if not sql.isascii() and any("\ud800" <= char <= "\udfff" for char in sql):
+            raise ConfigurationError("the SQL is not text in the encoding of this terminal: set LC_ALL=C.UTF-8")
+        return sql
+    data, source = common.read_file(file or Path("-"), "SQL file", _SQL_LIMIT)
+    if len(data) > _SQL_LIMIT:
+        raise ConfigurationError(f"{source} is larger than 1 MiB, and so no query")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{source} is not text in UTF-8: convert it") from None
 
 
-def _no_formula(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+def _form(given: list[str], output: Path | None) -> str:
+    """Return the form of the result.
+
+    Raises:
+        ConfigurationError: several forms are given, or no form and no known ending.
+    """
+    if len(given) > 1:
+        raise ConfigurationError(f"--{' and --'.join(given)} exclude each other: give only one format")
+    if given:
+        return given[0]
+    if output is None:
+        return "table"
+    if (form := ENDINGS.get(output.suffix.lower())) is None:
+        raise ConfigurationError(
+            f"the ending of {str(output)!r} names no format: use {', '.join(ENDINGS)}, or add --csv or the like"
+        )
+    return form
 
 
-def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:
+def _pieces(form: str, rows: "Rows", *, unverified: bool, spreadsheet: bool, to_file: bool) -> Iterator[str]:
+    """Return the result in a form, in pieces of text."""
     from custody.cli import render
+    from custody.cli import rows as forms
 
-    numeric = [all(isinstance(row[column], int | float | None) for row in rows) for column in range(len(names))]
-    table = render.table(*(f"#{name}" if number else name for name, number in zip(names, numeric, strict=True)))
-    for row in rows:
-        table.add_row(*(render.safe(_shown(value)) for value in row))
-    render.console().print(table)
-    terminal.check_written()
+    match form:
+        case "json":
+            return forms.as_json(rows, {"unverified": True} if unverified else {})
+        case "csv":
+            return forms.as_csv(rows, spreadsheet=spreadsheet)
+        case "markdown":
+            return forms.as_markdown(rows)
+        case "line":
+            return forms.as_lines(rows)
+    screen = render.console()
+    has_width = not to_file and (screen.is_terminal or "COLUMNS" in os.environ)
+    ascii_only = not to_file and not screen.encoding.startswith("utf")
+    return forms.as_grid(rows, screen.width if has_width else None, ascii_only=ascii_only)
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(_plain(value))
+@contextmanager
+def _replacing(path: Path) -> Iterator[Any]:
+    """Yield a file for writing that takes the place of `path` at the end. After an error, `path` is as before.
+
+    Raises:
+        ConfigurationError: it cannot be made there.
+        CustodyError: it could not be written in full.
+    """
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            raise ConfigurationError(f"{path} cannot be written: it is not a file")
+        staged = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}")
+        opened = staged.open("xb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is not a possible file name"
+        raise ConfigurationError(f"{path} cannot be written: {reason}") from None
+    try:
+        with opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
+        staged.replace(target)
+    except OSError as error:
+        raise CustodyError(f"{path} could not be written: {error.strerror}") from None
+    finally:
+        # After the renaming there is none.
+        with suppress(OSError):
+            staged.unlink()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, SecretStr
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,6 +26,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
+from custody.cli import terminal
 from custody.cli.common import quiet
 from custody.errors import escape
 from custody.findings import VERIFIED, Finding, Severity
@@ -40,6 +43,10 @@ PROGRESS_AFTER = 1.0
 """Seconds of work after which progress is shown."""
 _FOLDED = 20
 """Characters of a folded column that are left to it before other columns are left out."""
+_NAME_WIDTH = 12
+"""A name is not shortened below this."""
+_FINDING_WIDTH = 100
+"""Where a finding has its name beside it, and no SHA-256 is broken. On a narrower screen the name stands above."""
 FINDINGS_SHOWN = 100
 EVIDENCE_SHOWN = 10
 LOGS_SHOWN = 1000
@@ -53,11 +60,13 @@ STYLES = {
 
 
 def console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """Return a console for the present stdout or stderr, without markup."""
+    """Return a console for the present stdout or stderr, without markup. A file or a pipe gets no trailing blanks."""
     made = Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        # A file or a pipe has no width: nothing should be cut off there.
-        made.width = _FILE_WIDTH
+    if not made.is_terminal:
+        made.file = terminal.unpadded(sys.stderr if stderr else sys.stdout)
+        if "COLUMNS" not in os.environ:
+            # A file or a pipe has no width: nothing should be cut off there.
+            made.width = _FILE_WIDTH
     return made
 
 
@@ -78,33 +87,53 @@ class Fitted:
     Attributes:
         whole: the table. Its columns that wrap get at least `_FOLDED` characters.
         left_out: headings of columns that may be left out, the first ones first. The caption names those that are.
+        names: heading of the column whose names are shortened in their middle, so that their ends stay.
     """
 
-    def __init__(self, whole: Table, left_out: Sequence[str]) -> None:
-        self.whole, self.left_out = whole, left_out
+    def __init__(self, whole: Table, left_out: Sequence[str], names: str = "") -> None:
+        self.whole, self.left_out, self.names = whole, left_out, names
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         columns, lacking = list(self.whole.columns), list[str]()
         for heading in self.left_out:
-            if sum(map(_least_width, columns)) <= options.max_width:
+            if sum(map(self._least_width, columns)) <= options.max_width:
                 break
             columns = [column for column in columns if column.header != heading]
             lacking.append(heading)
+        free = max(0, options.max_width - sum(map(self._least_width, columns)))
         made = table()
         for column in columns:
             made.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
-        for cells in zip(*(column.cells for column in columns), strict=True):
-            made.add_row(*cells)
+        for row, *cells in zip(self.whole.rows, *(self._cells(column, free) for column in columns), strict=True):
+            made.add_row(*cells, style=row.style)
+        captions = [str(self.whole.caption)] if self.whole.caption else []
         if lacking:
-            made.caption = f"Left out, to fit the screen: {', '.join(lacking)}; --json has all."
+            captions.append(f"Left out, to fit the screen: {', '.join(lacking)}; --json has all.")
+        made.caption = "\n".join(captions) or None
         yield made
 
+    def _cells(self, column: Column, free: int) -> Iterator[RenderableType]:
+        """Yield a column's cells. Names get so many characters more than the least."""
+        for cell in column.cells:
+            if column.header == self.names and isinstance(cell, Text):
+                yield Text(shorten(cell.plain, _NAME_WIDTH + free), style=cell.style)
+            else:
+                yield cell
 
-def _least_width(column: Column) -> int:
-    """Return the width that a column needs, with the gap after it."""
-    cells = (column.header, *column.cells)
-    widest = max((cell_len(line) for cell in cells for line in str(cell).splitlines()), default=0)
-    return (widest if column.no_wrap else min(widest, _FOLDED)) + 3
+    def _least_width(self, column: Column) -> int:
+        """Return the width that a column needs, with the gap after it."""
+        cells = (column.header, *column.cells)
+        widest = max((cell_len(line) for cell in cells for line in str(cell).splitlines()), default=0)
+        least = _NAME_WIDTH if column.header == self.names else widest if column.no_wrap else _FOLDED
+        return min(widest, least) + 3
+
+
+def shorten(name: str, width: int) -> str:
+    """Return a name of at most this width; what is left out in its middle is `…`."""
+    if len(name) <= width:
+        return name
+    end = width // 2
+    return f"{name[: width - end - 1]}…{name[-end:]}"
 
 
 def safe(text: object, style: str = "") -> Text:
@@ -112,32 +141,56 @@ def safe(text: object, style: str = "") -> Text:
     return Text(escape(str(text)), style=style)
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """Return a table of the worst findings, as many as a person reads. `--json` prints all of them."""
-    made = table("!finding", "where, what, and what to do")
-    for finding in findings[:FINDINGS_SHOWN]:
-        lines = [safe(finding.where, style="bold")] if finding.where else []
-        if finding.key and finding.key not in finding.where:
-            lines.append(safe(finding.key))
-        lines.append(safe(f"{finding.message} ({finding.count:,} times)" if finding.count > 1 else finding.message))
-        lines += [
-            safe(f"{name} {value}", style="dim")
-            for name, value in (("expected", finding.expected), ("found   ", finding.found))
-            if value
-        ]
-        advice = f"Accepted {finding.accepted}" if finding.accepted else f"→ {finding.action}"
-        lines.append(safe(advice, style="italic"))
-        name = Text(f"{finding.finding}\n{finding.severity.name.lower()}", style=STYLES[finding.severity])
-        made.add_row(name, Text("\n").join(lines), end_section=True)
-    if len(findings) > FINDINGS_SHOWN:
-        made.caption = f"The worst {FINDINGS_SHOWN} of {len(findings):,}; --json lists them all."
+class FindingsTable:
+    """The worst findings, as many as a person reads. `--json` prints all of them."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = findings
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        shown, caption = self.findings[:FINDINGS_SHOWN], ""
+        if len(self.findings) > FINDINGS_SHOWN:
+            caption = f"The worst {FINDINGS_SHOWN} of {len(self.findings):,}; --json lists them all."
+        if options.max_width >= _FINDING_WIDTH:
+            made = table("!finding", "where, what, and what to do")
+            made.caption = caption or None
+            for finding in shown:
+                made.add_row(_finding_name(finding, "\n"), _finding_lines(finding), end_section=True)
+            yield made
+            return
+        for finding in shown:
+            yield _finding_name(finding, ", ")
+            yield Padding(_finding_lines(finding), (0, 0, 1, 2))
+        if caption:
+            yield Text(caption)
+
+
+def _finding_name(finding: Finding, between: str) -> Text:
+    return Text(f"{finding.finding}{between}{finding.severity.name.lower()}", style=STYLES[finding.severity])
+
+
+def _finding_lines(finding: Finding) -> Text:
+    """Return where a finding is, what it is, and what to do."""
+    lines = [safe(finding.where, style="bold")] if finding.where else []
+    if finding.key and finding.key not in finding.where:
+        lines.append(safe(finding.key))
+    lines.append(safe(f"{finding.message} ({finding.count:,} times)" if finding.count > 1 else finding.message))
+    lines += [
+        safe(f"{name} {value}", style="dim")
+        for name, value in (("expected", finding.expected), ("found   ", finding.found))
+        if value
+    ]
+    advice = f"Accepted {finding.accepted}" if finding.accepted else f"→ {finding.action}"
+    lines.append(safe(advice, style="italic"))
+    made = Text("\n", overflow="fold").join(lines)
+    made.overflow = "fold"
     return made
 
 
 def report(result: "Report") -> Iterator[RenderableType]:
     """Yield the parts of a verification's report: findings, logs, the verdict."""
     if result.findings:
-        yield findings_table(result.findings)
+        yield FindingsTable(result.findings)
         for finding in [finding for finding in result.findings if finding.evidence][:EVIDENCE_SHOWN]:
             yield safe(f"Signed texts that contradict each other ({finding.finding}, {finding.where}):", style="bold")
             for number, text in enumerate(finding.evidence, 1):
@@ -145,14 +198,14 @@ def report(result: "Report") -> Iterator[RenderableType]:
                 for line in text.splitlines():
                     yield safe(line)
     if result.logs:
-        made = table("log", "#events", "#expired", "#quarantined", "#skipped", "#lost", "#head")
+        made = table("!log", "#events", "#expired", "#quarantined", "#skipped", "#lost", "#head")
         for log in result.logs[:LOGS_SHOWN]:
             figures = (log.events, log.expired_events, log.quarantined, log.skipped, log.lost)
             head = f"{log.size:,} {log.root[:12]}" if log.root else f"{log.size:,}"
             made.add_row(safe(log.log), *(f"{figure:,}" for figure in figures), head)
         if len(result.logs) > LOGS_SHOWN:
             made.caption = f"The first {LOGS_SHOWN} of {len(result.logs):,} logs; --json lists them all."
-        yield made
+        yield Fitted(made, ("head", "expired", "skipped", "quarantined"), names="log")
     good = result.exit_code in {VERIFIED, Severity.NOTICE}
     yield safe(f"{result.url}: {result.verdict}", style="bold green" if good else STYLES[Severity(result.exit_code)])
 

@@ -10,10 +10,11 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 from custody.errors import escape
 
@@ -34,6 +35,29 @@ def write(pieces: Iterator[bytes]) -> None:
         if _failure() is not None:
             break
     check_written()
+
+
+class _Unpadded(io.TextIOBase):
+    """A stream that drops the blanks with which tables fill their lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        self._stream.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def unpadded(stream: TextIO) -> TextIO:
+    """Return a stream that writes lines to another one, without the blanks at their ends."""
+    return cast("TextIO", _Unpadded(stream))
 
 
 def check_written() -> None:

@@ -1,9 +1,11 @@
 """The six audit event types, and the writer's verdict on record values: events, or the reason why not.
 
-A value is archived as an event only if FORMAT.md and its type's definition below call it one. Fields that a type does
-not name are kept, because bytes are archived as received. `check` gives the verdict on many values at once:
+A value is archived as an event only if FORMAT.md calls it one. If its type is one of the six below, it must follow that
+type's definition too. Other types are an application's own: they are archived, unless `own_types` is False. Fields that
+a type does not name are kept, because bytes are archived as received. `check` gives the verdict on many values at once:
 
-- The fast way decodes all values together. `lines.certain` then proves what msgspec does not check.
+- The fast way decodes all values together. `lines.certain` then proves what msgspec does not check. Where some are of
+  own types, only the envelopes are decoded together, and then the events of the six types.
 - If the fast way cannot vouch for a run of values, the run is cut in eight, and each part is tried again.
 - A value that is left alone takes the slow way. `lines.check_line` decides, and its error is the reason for people.
 """
@@ -19,7 +21,7 @@ import msgspec
 
 from custody.errors import FormatError
 from custody.format import limits
-from custody.format.lines import Time, certain, check_line, shorten, time_bounds
+from custody.format.lines import Envelope, Time, certain, check_line, shorten, time_bounds, type_fault
 from custody.format.times import YEAR_10000_US
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -27,67 +29,72 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 Long = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class Event(msgspec.Struct, tag_field="event_type", frozen=True, gc=False):
-    """The fields of all events. Times are RFC 3339 with zone; the address is IPv4 or IPv6."""
+def _means(text: str) -> msgspec.Meta:
+    """Return what a field means, for docs/events.md. It changes nothing about what is taken."""
+    return msgspec.Meta(description=text)
 
-    timestamp: str
-    request_id: str
-    api_key_id: str | None
-    client_ip: str
+
+class Event(msgspec.Struct, tag_field="event_type", frozen=True, gc=False):
+    """The fields of all events."""
+
+    timestamp: Annotated[str, _means("when it happened, in RFC 3339 with zone")]
+    request_id: Annotated[str, _means("the request that it belongs to")]
+    api_key_id: Annotated[str | None, _means("the API key of the caller, never its secret")]
+    client_ip: Annotated[str, _means("the caller's IPv4 or IPv6 address, without a zone")]
 
 
 class QueryExecuted(Event, tag="query_executed", frozen=True, gc=False):
-    """A GraphQL query ran. `execution_time` is in ms."""
+    """A GraphQL query ran."""
 
-    query_hash: str
-    complexity: Count
-    execution_time: Milliseconds
-    result_rows: Count
+    query_hash: Annotated[str, _means("hash of the query's text")]
+    complexity: Annotated[Count, _means("what the server computed as its cost")]
+    execution_time: Annotated[Milliseconds, _means("how long it ran, in ms")]
+    result_rows: Annotated[Count, _means("rows in the result")]
 
 
 class AuthAttempt(Event, tag="auth_attempt", frozen=True, gc=False):
     """Somebody tried to authenticate."""
 
-    status: Literal["success", "failure"]
-    failure_reason: str | None
-    key_version: Long | None
-    key_age_days: Long | None
+    status: Annotated[Literal["success", "failure"], _means("how it ended")]
+    failure_reason: Annotated[str | None, _means("why it failed")]
+    key_version: Annotated[Long | None, _means("version of the key that was used")]
+    key_age_days: Annotated[Long | None, _means("days since that key was made")]
 
 
 class AuthzCheck(Event, tag="authz_check", frozen=True, gc=False):
     """A permission was asked for."""
 
-    resource_type: str
-    resource_id: str
-    field_name: str | None
-    permission_granted: bool
+    resource_type: Annotated[str, _means("kind of what was to be accessed")]
+    resource_id: Annotated[str, _means("which of that kind")]
+    field_name: Annotated[str | None, _means("the field, if only one was asked for")]
+    permission_granted: Annotated[bool, _means("the answer")]
 
 
 class ApiKeyOperation(Event, tag="api_key_operation", frozen=True, gc=False):
     """An API key was created, rotated or revoked."""
 
-    operation: Literal["created", "rotated", "revoked"]
-    permissions: list[Any]
-    tier: str
+    operation: Annotated[Literal["created", "rotated", "revoked"], _means("what was done")]
+    permissions: Annotated[list[Any], _means("what the key may do")]
+    tier: Annotated[str, _means("the key's plan")]
 
 
 class SecurityEvent(Event, tag="security_event", frozen=True, gc=False):
     """Something suspicious was noticed."""
 
-    severity: Literal["low", "medium", "high", "critical"]
-    alert_type: str
-    details: dict[str, Any]
-    action_taken: str | None
+    severity: Annotated[Literal["low", "medium", "high", "critical"], _means("how bad it is")]
+    alert_type: Annotated[str, _means("what was noticed")]
+    details: Annotated[dict[str, Any], _means("whatever helps to understand it")]
+    action_taken: Annotated[str | None, _means("what was done about it")]
 
 
 class ConfigChange(Event, tag="config_change", frozen=True, gc=False):
     """A setting of the application was changed."""
 
-    resource: str
-    operation: str
-    changed_by: str
-    changes: dict[str, Any]
-    approval_status: str
+    resource: Annotated[str, _means("what was changed")]
+    operation: Annotated[str, _means("how: created, updated, deleted, …")]
+    changed_by: Annotated[str, _means("who changed it")]
+    changes: Annotated[dict[str, Any], _means("the settings, with old and new values")]
+    approval_status: Annotated[str, _means("whether it was approved")]
 
 
 EVENT_TYPES: dict[str, type[Event]] = {
@@ -104,6 +111,7 @@ _NAMES = {kind: name for name, kind in EVENT_TYPES.items()}
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(
     QueryExecuted | AuthAttempt | AuthzCheck | ApiKeyOperation | SecurityEvent | ConfigChange
 )
+_envelopes: msgspec.json.Decoder[Envelope] = msgspec.json.Decoder(Envelope)
 _HOSTILE = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
@@ -130,28 +138,29 @@ class Checked:
     lines: Sequence[bytes] = ()
 
 
-def check(values: Sequence[bytes | None], *, lines: bool = False) -> Checked:
+def check(values: Sequence[bytes | None], *, lines: bool = False, own_types: bool = True) -> Checked:
     """Return which record values are events, and why the others must be quarantined. Never raises for bad input.
 
     Args:
         values: values as received, in order; None where the record has none.
         lines: whether to give the events one by one, too.
+        own_types: whether events of other types than the six are taken.
     """
     if not values:
         return Checked(b"", 0, Counter(), 0, 0)
-    whole = _vouch(values, lines=lines)
+    whole = _vouch(values, lines=lines, own_types=own_types)
     if whole is not None:
         return whole
     if len(values) == 1:
         try:
-            kind, time = _read(values[0])
+            kind, time = _read(values[0], own_types=own_types)
         except FormatError as error:
             return Checked(b"", 0, Counter(), 0, 0, ((0, str(error)),))
         line = (values[0] or b"").replace(b"\n", b" ")
         return Checked(line + b"\n", 1, Counter((kind,)), *_microseconds(time, time), lines=(line,) if lines else ())
     step = max(1, len(values) // 8)
     runs = [values[start : start + step] for start in range(0, len(values), step)]
-    return join([check(run, lines=lines) for run in runs], [len(run) for run in runs])
+    return join([check(run, lines=lines, own_types=own_types) for run in runs], [len(run) for run in runs])
 
 
 def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checked:
@@ -181,16 +190,16 @@ def join(parts: Sequence[Checked], spans: Sequence[int] | None = None) -> Checke
     )
 
 
-def reason(value: bytes | None) -> str | None:
+def reason(value: bytes | None, *, own_types: bool = True) -> str | None:
     """Return why a value is not an event that custody takes, or None where it is one."""
     try:
-        _read(value)
+        _read(value, own_types=own_types)
     except FormatError as error:
         return str(error)
     return None
 
 
-def _vouch(values: Sequence[bytes | None], *, lines: bool) -> Checked | None:
+def _vouch(values: Sequence[bytes | None], *, lines: bool, own_types: bool) -> Checked | None:
     """Return the verdict where cheap tests prove that every value is an event, else None."""
     count = len(values)
     try:
@@ -198,7 +207,7 @@ def _vouch(values: Sequence[bytes | None], *, lines: bool) -> Checked | None:
             # A raw newline may stand between tokens, never in a string: to be decided before it becomes a space.
             for value in values:
                 if b"\n" in value:  # type: ignore[operator]
-                    _decoder.decode(value)  # type: ignore[arg-type]
+                    _envelopes.decode(value)  # type: ignore[arg-type]
             rows = [value.replace(b"\n", b" ") for value in values]  # type: ignore[union-attr]
         else:
             rows = values  # type: ignore[assignment]
@@ -206,16 +215,49 @@ def _vouch(values: Sequence[bytes | None], *, lines: bool) -> Checked | None:
         payload = b"\n".join((*rows, b""))
         if len(payload) > limits.EVENT_BYTES and max(map(len, values)) > limits.EVENT_BYTES:  # type: ignore[arg-type]
             return None
-        events = _decoder.decode_lines(payload)
-        if len(events) != count or not certain(payload, count):
-            return None
-        bounds = time_bounds([event.timestamp for event in events])
-        if bounds is None or not _are_addresses({event.client_ip for event in events}):
-            return None
+        try:
+            events = _decoder.decode_lines(payload)
+        except msgspec.ValidationError:
+            checked = _read_mixed(payload, rows) if own_types else None
+        else:
+            checked = _read_known(payload, events, count)
     except (*_HOSTILE, TypeError, IndexError):
         return None
-    types = Counter({_NAMES[kind]: number for kind, number in Counter(map(type, events)).items()})
+    if checked is None:
+        return None
+    types, bounds = checked
     return Checked(payload, count, types, *_microseconds(*bounds), lines=rows if lines else ())
+
+
+def _read_known(payload: bytes, events: Sequence[Event], count: int) -> tuple[Counter[str], tuple[Time, Time]] | None:
+    """Return types and time bounds of lines that were decoded as events of the six types, None if one may be none."""
+    if len(events) != count or not certain(payload, count):
+        return None
+    bounds = time_bounds([event.timestamp for event in events])
+    if bounds is None or not _are_addresses({event.client_ip for event in events}):
+        return None
+    return Counter({_NAMES[kind]: number for kind, number in Counter(map(type, events)).items()}), bounds
+
+
+def _read_mixed(payload: bytes, rows: Sequence[bytes]) -> tuple[Counter[str], tuple[Time, Time]] | None:
+    """Return types and time bounds of lines of which some are of own types, None if a line may be no event.
+
+    Raises:
+        msgspec.MsgspecError, RecursionError: a line is no event, or not what its type says.
+    """
+    envelopes = _envelopes.decode_lines(payload)
+    if len(envelopes) != len(rows) or not certain(payload, len(rows)):
+        return None
+    types = Counter([envelope.event_type for envelope in envelopes])
+    known = [row for row, envelope in zip(rows, envelopes, strict=True) if envelope.event_type in EVENT_TYPES]
+    # If all are of the six types, one of them is not what its type says.
+    if len(known) == len(rows) or any(map(type_fault, types)):
+        return None
+    # Each line is one document, so these are as many events.
+    if known and not _are_addresses({event.client_ip for event in _decoder.decode_lines(b"\n".join(known))}):
+        return None
+    bounds = time_bounds([envelope.timestamp for envelope in envelopes])
+    return None if bounds is None else (types, bounds)
 
 
 def _microseconds(first: Time, last: Time) -> tuple[int, int]:
@@ -248,7 +290,7 @@ def _are_addresses(texts: set[str]) -> bool:
     return True
 
 
-def _read(value: bytes | None) -> tuple[str, Time]:
+def _read(value: bytes | None, *, own_types: bool) -> tuple[str, Time]:
     """Return the type and the time of one event. This is the slow way.
 
     Raises:
@@ -260,6 +302,8 @@ def _read(value: bytes | None) -> tuple[str, Time]:
         raise FormatError("the value is empty")
     kind, time = check_line(value)
     if kind not in EVENT_TYPES:
+        if own_types:
+            return kind, time
         raise FormatError(f"event_type {shorten(kind)} is not one of {', '.join(EVENT_TYPES)}")
     try:
         event = _decoder.decode(value)

@@ -195,6 +195,14 @@ def is_records_key(key: str, kind: Kind, log: Log, first: int, last: int, sha256
     return key.startswith(kind) and key[head:] == rest and _DATE.fullmatch(key, len(kind), head) is not None
 
 
+def log_of(key: str) -> Log | None:
+    """Return the log to which the object of a key belongs, None if it belongs to none."""
+    if records := parse_records_key(key):
+        return records.log
+    numbered = parse_manifest_key(key) or parse_checkpoint_key(key)
+    return numbered[0] if numbered else None
+
+
 def _numbered(pattern: re.Pattern[str], key: str) -> tuple[Log, int] | None:
     match = pattern.fullmatch(key)
     if not match:

@@ -48,6 +48,10 @@ _TIME = re.compile(
     r"(?:Z|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
 )
 _TEMPLATE = re.compile(r"0000-00-00T00:00:00(?:\.0+)?(?:Z|[+-]00:00)")
+# A pair of surrogates, or half of one. An escaped backslash is passed over.
+_SURROGATES = re.compile(
+    rb"(\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
 # Letters and `_` stand at 0x5f to 0x7a: only these escapes can spell a key of ours in another way.
 _LETTER_ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
@@ -96,7 +100,9 @@ class Lines:
     faults: Sequence[Fault]
 
 
-class _Envelope(msgspec.Struct, gc=False):
+class Envelope(msgspec.Struct, gc=False):
+    """The two fields of every event."""
+
     event_type: str
     timestamp: str
 
@@ -110,7 +116,7 @@ class _KnownEnvelope(msgspec.Struct, gc=False):
     timestamp: str
 
 
-_decode_lines = msgspec.json.Decoder(_Envelope).decode_lines
+_decode_lines = msgspec.json.Decoder(Envelope).decode_lines
 _decode_known_lines = msgspec.json.Decoder(_KnownEnvelope).decode_lines
 _event_type = attrgetter("event_type")
 _timestamp = attrgetter("timestamp")
@@ -171,7 +177,7 @@ def check_line(line: bytes) -> tuple[str, Time]:
         FormatError: it is no event; the message says why.
     """
     if len(line) > limits.EVENT_BYTES:
-        raise FormatError(f"the value has {len(line)} bytes, more than the {limits.EVENT_BYTES} of an event")
+        raise FormatError(oversize(len(line)))
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -181,7 +187,7 @@ def check_line(line: bytes) -> tuple[str, Time]:
     check_depth(line, limits.EVENT_DEPTH)
     members = _read_members(text)
     event_type = _only(members, "event_type")
-    if fault := _type_fault(event_type):
+    if fault := type_fault(event_type):
         raise FormatError(fault)
     timestamp = _only(members, "timestamp")
     time = parse_time(timestamp)
@@ -191,6 +197,19 @@ def check_line(line: bytes) -> tuple[str, Time]:
             " of the years 1970 to 9999"
         )
     return event_type, time
+
+
+def without_half_characters(text: bytes) -> bytes:
+    """Return JSON in which each half of a surrogate pair is the sign for an unknown character.
+
+    FORMAT.md allows an event to have such halves, as JSON does. msgspec and DuckDB refuse them.
+    """
+    return _SURROGATES.sub(lambda match: match[1] or rb"\ufffd", text) if b"\\u" in text else text
+
+
+def oversize(size: int) -> str:
+    """Return why a value of so many bytes is no event."""
+    return f"the value has {size} bytes, more than the {limits.EVENT_BYTES} of an event"
 
 
 def parse_time(text: str) -> Time | None:
@@ -264,7 +283,7 @@ def _fast(payload: bytes) -> Lines | None:
     """Return what the lines are if every line is certainly an event, None if the slow path must decide."""
     if len(payload) > limits.EVENT_BYTES or not payload.endswith(b"\n"):
         return None
-    events: Sequence[_KnownEnvelope | _Envelope]
+    events: Sequence[_KnownEnvelope | Envelope]
     try:
         try:
             events = _decode_known_lines(payload)
@@ -278,12 +297,12 @@ def _fast(payload: bytes) -> Lines | None:
     if bounds is None:
         return None
     types = Counter(map(_event_type, events))
-    if isinstance(events[0], _Envelope) and any(map(_type_fault, types)):
+    if isinstance(events[0], Envelope) and any(map(type_fault, types)):
         return None
     return Lines(len(events), types, *bounds, ())
 
 
-def _type_fault(name: str) -> str | None:
+def type_fault(name: str) -> str | None:
     """Return why a string is not the type of an event, None if it may be one."""
     try:
         size = len(name.encode())

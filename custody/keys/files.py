@@ -13,10 +13,11 @@ import fcntl
 import json
 import os
 import stat
+import tomllib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -28,11 +29,19 @@ from custody.store.durable import replace_file
 _Form = TypeVar("_Form")
 
 
-_FORMAT_ADVICE = {
-    "custody/trust/1": "it is a trust.json, not a keyring: give it with --trust",
-    "custody/keyring/1": "it is a keyring, not a trust.json: give it with --keys file:KEYRING",
+_KEYRING, _TRUST = "custody/keyring/1", "custody/trust/1"
+_OURS = {
+    _TRUST: ("a trust.json", "give it with --trust"),
+    _KEYRING: ("a keyring", "give it with --keys file:KEYRING"),
+    "custody/state/1": ("a state file with known heads", "give it with --state"),
+    "custody/archive/1": ("an archive.json", "it says what the archive is, and has no keys"),
+    "custody/manifest/1": ("a manifest", "it is a part of the archive, and has no keys"),
+    "custody/audit/1": ("an audit", "it is a part of the archive, and has no keys"),
 }
-"""What to do with a file of the other format, given by mistake."""
+"""What each format of ours is, and what to do with such a file that was given by mistake."""
+_TOML_LIMIT = 64 * 1024
+_SETTINGS = ("a file of settings", "give it with --config")
+_MAKERS = {_TRUST: "`custody keys export -o trust.json` makes one", _KEYRING: "`custody keys new` makes one"}
 
 
 @contextlib.contextmanager
@@ -55,7 +64,8 @@ def opened(path: Path, subject: str) -> Iterator[int]:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             kind = "is a folder, and" if stat.S_ISDIR(mode) else "is"
-            raise ConfigurationError(f"{subject} {path}: {kind} not a regular file")
+            file = "trust.json" if subject == "trust" else subject
+            raise ConfigurationError(f"{subject} {path}: {kind} not a regular file: name the {file} itself")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -132,8 +142,63 @@ def write(path: Path, data: bytes, *, create: bool, subject: str, mode: int = 0o
         raise ConfigurationError(f"{subject} {path}: cannot be written: {reason}") from None
 
 
+def other_file(data: bytes, wanted: str) -> str | None:
+    """Return what a file is that was given instead of one of a format, and what to do; None if it may be one.
+
+    Args:
+        data: the file's bytes.
+        wanted: the format.
+    """
+    if not data.strip():
+        return f"it is empty{f'; {_MAKERS[wanted]}' if wanted in _MAKERS else ''}"
+    # An archive.json and a manifest have a second line.
+    stated = _stated_format(data) or _stated_format(data.partition(b"\n")[0])
+    if stated == wanted:
+        return None
+    kind, advice = _OURS.get(stated or "", _SETTINGS if _is_toml(data) else ("", ""))
+    return f"it is {kind}, not {_OURS[wanted][0]}: {advice}" if kind else None
+
+
+def _format_of(form: object) -> str | None:
+    """Return the format of a file that is decoded as a type; None if it has none."""
+    if not isinstance(form, type) or not issubclass(form, msgspec.Struct):
+        return None
+    hint = get_type_hints(form).get("format")
+    return next((name for name in get_args(hint) if name in _MAKERS), None)
+
+
+def _unlike(data: bytes, wanted: str, reason: str = "") -> str:
+    """Return what a file is that is not of the wanted format, and what to do."""
+    return other_file(data, wanted) or f"it is not {_OURS[wanted][0]}{reason}; {_MAKERS[wanted]}"
+
+
+def _stated_format(data: bytes) -> str | None:
+    """Return the format that a file of JSON states, whatever else is in it; None if it states none."""
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    stated = document.get("format") if isinstance(document, dict) else None
+    return stated if isinstance(stated, str) else None
+
+
+def _is_toml(data: bytes) -> bool:
+    """Return whether a file is TOML. A large one is not: ours are small."""
+    try:
+        return len(data) <= _TOML_LIMIT and bool(tomllib.loads(data.decode()))
+    except (ValueError, RecursionError):
+        return False
+
+
 def decode_document(data: bytes, subject: str, form: type[_Form]) -> _Form:
-    """Decode a file strictly. Errors never repeat a value, which might be a misplaced secret."""
+    """Decode a file strictly. Errors never repeat a value, which might be a misplaced secret.
+
+    Args:
+        data: the file's bytes.
+        subject: the name of the file in errors.
+        form: what it is decoded as. If it has a `format`, errors say what another file is.
+    """
+    wanted = _format_of(form)
     try:
         value = msgspec.json.decode(data, type=form)
         json.loads(data, object_pairs_hook=unique)
@@ -141,14 +206,16 @@ def decode_document(data: bytes, subject: str, form: type[_Form]) -> _Form:
         raise ConfigurationError(f"{subject}: an object has the same field twice") from None
     except msgspec.ValidationError as error:
         reason, _, json_path = str(error).partition(" - at ")
+        if wanted and _stated_format(data) != wanted:
+            raise ConfigurationError(f"{subject}: {_unlike(data, wanted)}") from None
         if reason.startswith("Invalid enum value"):
-            known = (advice for name, advice in _FORMAT_ADVICE.items() if reason.endswith(repr(name)))
-            reason = next(known, "a value that is not one of those allowed")
+            reason = "a value that is not one of those allowed"
         elif reason.startswith("Object contains unknown field"):
             reason = "an unknown field"
         raise ConfigurationError(f"{subject}: {reason}{f' at {json_path}' if json_path else ''}") from None
     except msgspec.DecodeError as error:
-        raise ConfigurationError(f"{subject}: {error}") from None
+        reason = _unlike(data, wanted, f": {error}") if wanted else str(error)
+        raise ConfigurationError(f"{subject}: {reason}") from None
     except (ValueError, OverflowError, RecursionError):
         reason = "it is not UTF-8, a number is too long, or it is nested too deep"
         raise ConfigurationError(f"{subject}: {reason}") from None

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from custody.errors import ConfigurationError, KeyUnavailable, SignatureInvalid, legible
+from custody.store import retries
 from custody.store.caller import aws_caller
 from custody.store.protocol import READABLE, is_plain
 
@@ -184,6 +185,7 @@ class _Kms:
                 f"AWS is not configured for KMS ({type(error).__name__}): set AWS_DEFAULT_REGION, and check AWS_PROFILE"
                 " and any AWS_ENDPOINT_URL"
             ) from None
+        retries.follow(self.client, "kms")
         _warn_if_plain(self.client.meta.endpoint_url)
         self._caller: Callable[[], str] = functools.partial(aws_caller, session)
 

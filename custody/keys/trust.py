@@ -30,7 +30,7 @@ from custody.format.layout import parse_log_text
 from custody.keys.files import check_private, decode_document, opened, parse_moment, read_all
 from custody.keys.key import BEGINNING, Ed25519Key, HmacKey, KeyEntry, LeafKey, decode_key, holds, two_keys
 from custody.keys.kms import KEY_ARN, KmsEd25519Key, KmsKey
-from custody.keys.open import open_keys, split_uri
+from custody.keys.open import keyring_path, open_keys, split_uri
 from custody.keys.secret import Secret
 from custody.tlog.checkpoint import COSIGNATURE, NoteKey
 from custody.tlog.head import Head
@@ -54,6 +54,8 @@ class TrustedKey:
     ends at size 0. None: the key has not ended."""
     material: Secret | bytes | KmsKey | None = field(default=None, repr=False)
     """The HMAC secret, the public Ed25519 key, the KMS key to call, or None."""
+    sources: tuple[str, ...] = field(default=(), compare=False)
+    """The files and URIs that name it. They decide nothing."""
 
     @property
     def checkable(self) -> bool:
@@ -126,6 +128,8 @@ class Trust:
     """How many witnesses must cosign a checkpoint so that it counts."""
     retention_days: int | None = None
     accepted: tuple[Accepted, ...] = ()
+    sources: tuple[str, ...] = field(default=(), compare=False)
+    """Where it comes from, for errors: paths of keyrings and of `trust.json`, URIs of keys in KMS."""
 
     @property
     def at_hand(self) -> Mapping[str, TrustedKey]:
@@ -159,7 +163,8 @@ def open_trust(
         KeyUnavailable: KMS does not answer when it must resolve a name that is not an ARN.
     """
     opened = Trust() if trust is None else load_trust(trust)
-    merged, leaves = dict(opened.keys), dict(opened.leaves)
+    merged = {id_: replace(key, sources=(str(trust),)) for id_, key in opened.keys.items()}
+    leaves = dict(opened.leaves)
     if any(split_uri(uri)[0] == "aws-kms" for uri in keys):
         merged = {key.id: _ask_kms(key) for key in merged.values()}
     for uri, all_of_it in [*((uri, True) for uri in keys), *([(checkpoint_keys, False)] if checkpoint_keys else [])]:
@@ -176,9 +181,11 @@ def open_trust(
                 if leaves.setdefault(key.key_id, key.secret) != key.secret:
                     raise two_keys(key.key_id, _SOURCES)
             elif all_of_it or key.algorithm == "Ed25519":
-                trusted = _trusted(key)
+                trusted = replace(_trusted(key), sources=(uri.removeprefix("file:"),))
                 merged[trusted.id] = _merge(merged.get(trusted.id, trusted), trusted)
-    return replace(opened, keys=merged, leaves=leaves)
+    uris = (*keys, *([checkpoint_keys] if checkpoint_keys else []))
+    sources = (*(str(keyring_path(uri) or uri) for uri in uris), *([str(trust)] if trust else []))
+    return replace(opened, keys=merged, leaves=leaves, sources=tuple(dict.fromkeys(sources)))
 
 
 def _trusted(key: HmacKey | Ed25519Key | KmsKey | KmsEd25519Key) -> TrustedKey:
@@ -203,7 +210,9 @@ def _merge(key: TrustedKey, other: TrustedKey) -> TrustedKey:
     begin = max((moment for moment in (key.from_, other.from_) if moment), default=None)
     end = min((moment for moment in (key.to, other.to) if moment), default=None)
     until = merge_until(key.id, key.until, other.until)
-    return replace(key, from_=begin, to=end, until=until, material=second if first is None else first)
+    material = second if first is None else first
+    sources = tuple(dict.fromkeys((*key.sources, *other.sources)))
+    return replace(key, from_=begin, to=end, until=until, material=material, sources=sources)
 
 
 def merge_until(

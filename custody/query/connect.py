@@ -20,11 +20,11 @@ import tempfile
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, index
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -44,8 +44,9 @@ from custody.format.manifest import QuarantineRef, Statement
 from custody.format.quarantine import quarantine_lines
 from custody.format.times import as_utc, kafka_moment, parse_time
 from custody.keys.trust import Trust
-from custody.query import tables
+from custody.query import tables, views
 from custody.query.files import Files, check_signed
+from custody.query.unread import Unread
 from custody.settings import Settings
 from custody.store.open import open_store
 from custody.store.pieces import read_pieces
@@ -62,39 +63,8 @@ E = TypeVar("E", bound=Entry)
 
 _FINDINGS_LIMIT = 64 * 1_048_576
 _ROWS = 10_000
+_HIDDEN = 5
 _BATCH = attrgetter("number", "first_offset", "next_offset", "events", "size", "inflated")
-_TABLES = """
-CREATE TABLE manifests (
-    log VARCHAR, sequence BIGINT, sealed_at TIMESTAMP, first_offset BIGINT, next_offset BIGINT, events BIGINT,
-    quarantined BIGINT, skipped BIGINT, lost BIGINT, unreadable BIGINT,
-    passed_over BIGINT,  -- slots before it without a valid statement
-    expired_from BIGINT, expired_to BIGINT,  -- sequences that it calls expired
-    stored BIGINT, inflated BIGINT, kafka_time TIMESTAMP, segment VARCHAR, quarantine VARCHAR, root VARCHAR,
-    writer VARCHAR
-);
-CREATE TABLE batches (
-    log VARCHAR, sequence BIGINT, batch BIGINT, first_offset BIGINT, next_offset BIGINT, events BIGINT, stored BIGINT,
-    inflated BIGINT, min_time TIMESTAMP, max_time TIMESTAMP
-);
-CREATE TABLE quarantined (
-    log VARCHAR, sequence BIGINT, "offset" BIGINT, kafka_time TIMESTAMP, error VARCHAR, bytes BIGINT
-);
-CREATE TABLE audits (
-    sequence BIGINT, started_at TIMESTAMP, sealed_at TIMESTAMP, verdict VARCHAR, statements BIGINT, events BIGINT,
-    findings BIGINT,  -- NULL for the record of a roll: it does not verify the archive
-    rejected BIGINT,  -- NULL if Elasticsearch was not asked
-    covered VARCHAR, heads VARCHAR
-);
-CREATE TABLE findings (
-    audit BIGINT, finding VARCHAR, severity VARCHAR, log VARCHAR, sequence BIGINT, through BIGINT, batch BIGINT,
-    "offset" BIGINT, byte BIGINT, key VARCHAR, expected VARCHAR, found VARCHAR, accepted VARCHAR, count BIGINT,
-    message VARCHAR, action VARCHAR
-);
-CREATE TABLE warnings (
-    kind VARCHAR,  -- unverified: a signature was not checked; damaged: something is missing; ignored: not as signed
-    log VARCHAR, message VARCHAR
-);
-"""
 
 
 def connect(
@@ -128,7 +98,7 @@ def connect(
     )
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(_TABLES)
+        connection.execute(views.create_tables())
         _Loader(connection, store, Path(folder.name), settings.trust_at_hand(), archive_file).load(
             since and as_utc(since), until and as_utc(until)
         )
@@ -190,6 +160,9 @@ class _Loader:
         self._unchecked: Counter[Log] = Counter()
         self._files: list[str] = []
         """Temporary Parquet files."""
+        self._kept_from = datetime.now(UTC) - timedelta(days=archive.statement.retention_days)
+        self._unread = Unread("")
+        """Of the log that is being read."""
 
     def load(self, since: datetime | None, until: datetime | None) -> None:
         """Read the statements sealed from `since` on and before `until`, and all audits."""
@@ -201,21 +174,9 @@ class _Loader:
         ]
         for table in (self._manifests, self._batches, self._quarantined, self._audits, self._findings):
             table.flush()
-        # The first file gives the view its columns. It is ours, so no file in the archive can.
-        path = self._folder / "day=1970-01-01" / "none.parquet"
-        path.parent.mkdir(exist_ok=True)
-        tables.open_file(str(path)).close()
-        files = [str(path), *self._files, *files]
         if any(file.startswith(Files.protocol) for file in files):
             self._connection.register_filesystem(Files(self._store, self._digests))
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
-        # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
-        # partitions would also be `topic=x` or `day=…` in the path of the archive.
-        self._connection.execute(
-            "CREATE VIEW events AS SELECT * EXCLUDE (filename),"  # noqa: S608 - they are quoted
-            " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
-            f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true)"
-        )
+        _create_events(self._connection, self._folder, [*self._files, *files])
         self._report()
 
     def _report(self) -> None:
@@ -258,7 +219,8 @@ class _Loader:
         else:
             slots = range(first, end)
         missing: list[tuple[int, int]] = []
-        size = first
+        hidden: list[str] = []
+        size, reached = first, 0
         for sequence in slots:
             try:
                 entry = reader.read_valid(self._store, form, sequence, holds)
@@ -267,13 +229,19 @@ class _Loader:
             begin = sequence - len(entry.statement.passed_over)
             if size < begin:
                 missing.append((size, begin))
+            if isinstance(entry.statement, Statement):
+                if size < begin and reached < entry.statement.first_offset:
+                    start = f"at offsets {reached} to" if size > first else "up to offset"
+                    hidden.append(f"{start} {entry.statement.first_offset - 1}")
+                reached = entry.statement.next_offset
             size = sequence + 1
             yield sequence, entry
         self._unchecked[log] += judge.unchecked
         if size < (last := (slots[-1] + 1 if slots else size) if end is None else end):
             missing.append((size, last))
         if missing:
-            self._warn("damaged", log, empty_slots(form, missing))
+            records = f". Records {', '.join(hidden[:_HIDDEN])} are not shown" if hidden else ""
+            self._warn("damaged", log, f"{empty_slots(form, missing)}{records}")
         if end is None:
             self._check_end(log, form, judge, size)
 
@@ -296,6 +264,8 @@ class _Loader:
             ends.append(files[0].end)
             yield from files
         rows, day = tables.Rows(log), ""
+        whole = since is None and until is None
+        self._unread = Unread(str(log), None if whole else self._kept_from)
         for sequence, entry in chain.from_iterable(self._entries(log, form, first, end) for first, end in spans):
             statement = entry.statement
             if sequence >= searched and not _is_between(parse_time(statement.sealed_at), since, until):
@@ -304,12 +274,15 @@ class _Loader:
             index = bisect_right(starts, sequence) - 1
             if not statement.segment or (index >= 0 and sequence < ends[index]):
                 continue
-            if statement.sealed_at[:10] != day or rows.count >= tables.ROW_GROUP:
+            if statement.sealed_at[:10] != day or rows.full:
                 self._write(day, rows)
                 day = statement.sealed_at[:10]
-            # Batches that are not as stated are left out. `custody verify` reports them.
-            check(self._store, msgspec.structs.replace(work_of(statement, str(log)), quarantine=None), rows)
+            # Batches that are not as stated are left out.
+            work = msgspec.structs.replace(work_of(statement, str(log)), quarantine=None)
+            self._unread.add(statement, check(self._store, work, rows))
         self._write(day, rows)
+        for kind, message in self._unread.warnings():
+            self._warn(kind, log, message)
 
     def _spans(
         self, log: Log, since: datetime | None, until: datetime | None
@@ -333,7 +306,8 @@ class _Loader:
                 spans[-1] = (spans[-1][0], sequence + 1)
             else:
                 spans.append((sequence, sequence + 1))
-        return [*spans, (size, None)], set(chosen), size
+        start = spans.pop()[0] if spans and spans[-1][1] == size else size
+        return [*spans, (start, None)], set(chosen), size
 
     def _tables(self, log: Log, chosen: Collection[int] | None) -> Iterator[list[tables.TableFile]]:
         """Yield the files of each range of tables whose statements are all chosen; with keys, only signed ones."""
@@ -397,22 +371,26 @@ class _Loader:
             self._batches.add(
                 log, statement.sequence, *_BATCH(batch), parse_time(batch.min_time), parse_time(batch.max_time)
             )
+        if statement.expired:
+            self._unread.expired = statement.expired[1]
         if quarantine:
-            self._note_quarantined(log, statement.sequence, quarantine)
+            self._note_quarantined(log, statement, quarantine)
 
-    def _note_quarantined(self, log: str, sequence: int, ref: QuarantineRef) -> None:
+    def _note_quarantined(self, log: str, statement: Statement, ref: QuarantineRef) -> None:
         try:
             for line in quarantine_lines(read_pieces(self._store, ref.key, ref.size), ref.size, ref.inflated):
                 record = json.loads(line)
-                value, time, offset = record["value"] or "", record["timestamp"], record["offset"]
-                if not isinstance(offset, int):
-                    return
+                value, time, offset = record["value"] or "", record["timestamp"], index(record["offset"])
                 time = kafka_moment(time) if isinstance(time, int) else None
                 size = _left_out(record) or len(value) * 3 // 4 - value[-2:].count("=")
-                self._quarantined.add(log, sequence, offset, time, str(record["error"]), size)
-        except (ObjectMissing, ObjectArchived, FormatError, ValueError, KeyError, TypeError, AttributeError):
-            # `custody verify` reports what is wrong with it.
-            return
+                self._quarantined.add(log, statement.sequence, offset, time, str(record["error"]), size)
+        except ObjectMissing:
+            self._unread.add_missing(statement, ref.key)
+        except ObjectArchived:
+            self._unread.add_problem(statement, f"{ref.key}: the object is in an archive storage class")
+        except (FormatError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # `custody verify` says more.
+            self._unread.add_problem(statement, f"{ref.key}: its records cannot be read: {str(error)[:200]}")
 
     def _read_audits(self) -> None:
         for sequence, signed in self._entries(layout.AUDIT_LOG, AUDITS):
@@ -445,6 +423,29 @@ class _Loader:
             problem = str(error)
         self._warn("damaged", layout.AUDIT_LOG, f"the findings of audit {sequence} are not shown: {ref.key}: {problem}")
         return []
+
+
+def _create_events(connection: duckdb.DuckDBPyConnection, folder: Path, files: Sequence[str]) -> None:
+    """Create the view `events` of Parquet files.
+
+    One more file has all columns. They are selected by name and type: tables made earlier may lack some, and what no
+    key of ours signed may have others.
+    """
+    path = folder / "day=1970-01-01" / "none.parquet"
+    path.parent.mkdir(exist_ok=True)
+    tables.open_file(str(path)).close()
+    quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in (str(path), *files))
+    described = connection.read_parquet(str(path))
+    columns = ", ".join(
+        f'"{name}"::{kind} AS "{name}"' for name, kind in zip(described.columns, described.types, strict=True)
+    )
+    # A view takes no parameters, so the paths are quoted. The day is taken from a file's own folder: DuckDB's
+    # partitions would also be `topic=x` or `day=…` in the path of the archive.
+    connection.execute(
+        f"CREATE VIEW events AS SELECT {columns},"  # noqa: S608 - they are quoted, and the columns are ours
+        " regexp_extract(filename, 'day=([0-9-]{10})/[^/]*$', 1)::DATE AS day"
+        f" FROM read_parquet([{quoted}], hive_partitioning=false, filename=true, union_by_name=true)"
+    )
 
 
 def _is_between(moment: datetime, since: datetime | None, until: datetime | None) -> bool:

@@ -2,7 +2,8 @@
 
 Files are under `tables/`, hive-partitioned by the day on which their statements were sealed. Each is for one log and a
 range of statements; a large range has several. They are made from the archive and can be made again, so they are no
-evidence. A field that no event type has gets no column. A value that does not have its column's type is null.
+evidence. A field that no event type has gets no column. A value that does not have its column's type is null. An event
+of an own type is whole in the column `event`, as JSON.
 
 A file's name proves nothing: anyone who can write there chooses it. So a signed note (`custody.archive.signed_notes`,
 over `custody/tables/1`) lists the files of a range, with their digests.
@@ -45,6 +46,8 @@ FILE_LIMIT = 128 * 1_048_576
 """Larger than any file that was ever put."""
 ROW_GROUP = 32_768
 """How many rows are sorted, and kept in memory, at a time."""
+ROW_BYTES = 32 * 1_048_576
+"""How many bytes of events, approximately: an event may have 1 MiB, and its text is kept in two columns."""
 
 _FILE = re.compile(
     r"tables/day=(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})/(?P<log>.+)-(?P<partition>[0-9]{1,10})-(?P<first>[0-9]{12})"
@@ -95,10 +98,12 @@ SCHEMA = pa.schema(
         pa.field("log", pa.string()),
         pa.field("sequence", pa.int64()),
         *(pa.field(name, type_) for name, (type_, _) in FIELDS.items()),
+        pa.field("event", pa.string()),
     ]
 )
 """All columns. Times are UTC, but their type has no zone: DuckDB truncates such times to minutes ten times as fast.
-`log` and `sequence` identify the statement, `batch` and `offset` the event."""
+`log` and `sequence` identify the statement, `batch` and `offset` the event. `event` is the whole event as JSON if it is
+of an own type, or breaks its type's rules; else NULL, because it would double a table's size."""
 
 
 def _loose(name: str, kind: Any) -> tuple[str, Any, Any]:
@@ -113,14 +118,24 @@ def _struct(tag: str, kind: type) -> Any:
 
 
 _STRUCTS = {name: _struct(name, kind) for name, kind in EVENT_TYPES.items()}
-_Other = msgspec.defstruct("_Other", [("timestamp", str), *(_loose(name, kind) for name, (_, kind) in FIELDS.items())])
-"""An event of another type than the known ones, or with a field of another type than its definition."""
+_Other = msgspec.defstruct(
+    "_Other",
+    [
+        ("timestamp", str),
+        *(_loose(name, kind) for name, (_, kind) in FIELDS.items()),
+        _loose("event", msgspec.Raw),
+    ],
+    gc=False,
+)
+"""An event of an own type, or with a field of another type than its definition. `event` is set to its bytes."""
 
 _NAMES = {kind: name for name, kind in _STRUCTS.items()}
 _KINDS: dict[type, list[str]] = {
     kind: [name for name in kind.__struct_fields__ if name != "timestamp"] for kind in (*_STRUCTS.values(), _Other)
 }
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(functools.reduce(operator.or_, _STRUCTS.values()))
+_other_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Other)
+_HOSTILE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 _REPEATING = [
@@ -277,14 +292,21 @@ class Rows:
         self._log = log
         self._kinds: dict[type, _Kind] = {}
         self.count = 0
+        self._bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there are enough rows to be written."""
+        return self.count >= ROW_GROUP or self._bytes >= ROW_BYTES
 
     def add(self, work: Work, batch: Batch, payload: bytes) -> None:
         """Add a batch: JSON lines, each an event."""
         try:
             rows = _decoder.decode_lines(payload)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+        except _HOSTILE:
             rows = [_row(line) for line in payload.split(b"\n")[:-1]]
         kinds = self._kinds
+        self._bytes += len(payload)
         # Only a wrong statement gives its lines offsets beyond 64 bits. Here they get no row; verification reports it.
         with suppress(OverflowError):
             for row, offset in zip(rows, line_offsets(batch, work.unlined), strict=False):
@@ -303,7 +325,7 @@ class Rows:
     def take(self) -> Any:
         """Return the added events as a table sorted by time, and start an empty one."""
         tables = [self._table(kind, held) for kind, held in self._kinds.items()]
-        self._kinds, self.count = {}, 0
+        self._kinds, self.count, self._bytes = {}, 0, 0
         whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
         return whole.take(pc.sort_indices(whole, sort_keys=[("time", "ascending"), ("offset", "ascending")]))
 
@@ -322,11 +344,10 @@ class Rows:
         if kind in _NAMES:
             known["event_type"] = pa.repeat(pa.scalar(_NAMES[kind]), count)
         for name in names:
-            type_, decoded = FIELDS[name]
             values = list(map(attrgetter(name), rows))
-            if decoded is msgspec.Raw:
-                values = [bytes(value).decode() or None for value in values]
-            known[name] = column(values, type_)
+            if name == "event" or FIELDS[name][1] is msgspec.Raw:
+                values = list(map(_json_text, values))
+            known[name] = column(values, SCHEMA.field(name).type)
         columns = [known[name] if name in known else pa.nulls(count, SCHEMA.field(name).type) for name in SCHEMA.names]
         return pa.Table.from_arrays(columns, schema=SCHEMA)
 
@@ -339,6 +360,11 @@ class _Kind:
     batches: "array[int]"
     sequences: "array[int]"
     rows: list[Any]
+
+
+def _json_text(value: msgspec.Raw) -> str | None:
+    """Return JSON as text in which DuckDB finds no fault: it refuses half a character, and fails the whole query."""
+    return lines.without_half_characters(bytes(value)).decode(errors="replace") or None
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> Any:
@@ -371,14 +397,23 @@ def _times(texts: list[str]) -> Any:
 
 def _row(line: bytes) -> Any:
     """Return a line as a row. If it does not follow its type's definition, keep the fields that fit their columns."""
-    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+    with suppress(*_HOSTILE):
         return _decoder.decode(line)
+    with suppress(*_HOSTILE):
+        other = _other_decoder.decode(line)
+        other.event = msgspec.Raw(line)
+        return other
+    kept: dict[str, Any] = {}
     try:
         # Numbers have any size, and Python refuses to convert very long ones.
         fields = json.loads(line, parse_int=lambda text: int(text) if len(text) < _LONGEST else None)
     except (ValueError, RecursionError):
+        fields = None
+    if isinstance(fields, dict):
+        kept["event"] = msgspec.Raw(line)
+    else:
+        # Only the holder of a key can have signed such a line. Verification reports it.
         fields = {}
-    kept: dict[str, Any] = {}
     for name, (_, kind) in FIELDS.items():
         value = fields.get(name)
         if kind is msgspec.Raw:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from custody.errors import (
     FormatError,
+    NoBucket,
     ObjectArchived,
     ObjectExists,
     ObjectMissing,
@@ -18,6 +19,7 @@ from custody.errors import (
     TransientStoreError,
 )
 from custody.format.layout import EVIDENCE
+from custody.store import retries
 from custody.store.bucket import Configuration
 from custody.store.protocol import (
     ARCHIVED_CLASSES,
@@ -84,6 +86,7 @@ class S3Store:
         problem: StoreError | None = None
         for attempt in range(_PUT_ATTEMPTS):
             if attempt:
+                retries.count("s3", retries.type_of(problem) if problem else "unknown")
                 _wait(attempt)
             try:
                 with self._bucket.errors("write", where):
@@ -148,7 +151,8 @@ class S3Store:
         for attempt in range(1, READ_ATTEMPTS):
             try:
                 return self._read(key, limit, start, size, restored)
-            except _CutShortError:
+            except _CutShortError as error:
+                retries.count("s3", retries.type_of(error))
                 _wait(attempt)
         return self._read(key, limit, start, size, restored)
 
@@ -210,7 +214,7 @@ class S3Store:
             with self._bucket.errors("look for", where):
                 self._bucket.reader.head_bucket(**self._bucket.owned())
         except ObjectMissing:
-            raise TerminalStoreError(f"there is no bucket {where}: create it, or correct the archive's URL") from None
+            raise NoBucket(self._bucket.name) from None
         except TerminalStoreError:
             # Without permission for this call, the answer about the object has to do.
             pass

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from custody.errors import ConfigurationError, FormatError, TerminalStoreError, legible
 from custody.format.times import as_utc
+from custody.store import retries
 from custody.store.caller import aws_caller
 from custody.store.protocol import READABLE, S3Options, check_key, check_prefix, is_plain
 from custody.store.s3_errors import error_text, s3_errors, s3_failures
@@ -48,6 +49,7 @@ class Bucket:
         self._answered: tuple[str, datetime] | None = None
         for client in (self.reader, self.writer):
             client.meta.events.register("after-call.s3", self._note_answer)
+            retries.follow(client, "s3")
 
     def _note_answer(self, http_response: Any, **_: Any) -> None:
         """Note what time the server told in an answer, and the host's time."""

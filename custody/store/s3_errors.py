@@ -9,8 +9,9 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
-from custody.errors import ObjectArchived, StoreError, TerminalStoreError, TransientStoreError, legible
+from custody.errors import NoBucket, ObjectArchived, StoreError, TerminalStoreError, TransientStoreError, legible
 from custody.store.protocol import no_object, occupied
 
 
@@ -82,7 +83,6 @@ _CODE_ADVICE = {
     "IllegalLocationConstraintException": _REGION_ADVICE,
     "InvalidAccessKeyId": _CREDENTIALS_ADVICE,
     "InvalidToken": _CREDENTIALS_ADVICE,
-    "NoSuchBucket": "there is no such bucket: create it, or correct the archive's URL",
     "PermanentRedirect": _REGION_ADVICE,
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
     "SignatureDoesNotMatch": _CREDENTIALS_ADVICE,
@@ -135,6 +135,8 @@ def _from_answer(error: Any, doing: str, where: str, caller: Callable[[], str]) 
         status = int(code)
     if code in {"NoSuchKey", "NoSuchVersion", "404"}:
         return no_object(where)
+    if code == "NoSuchBucket":
+        return NoBucket(urlsplit(where).netloc)
     if status == 412 and doing == "write":
         return occupied(where)
     if code in _NO_LOCK_CODES and doing == LOOK_AT_LOCK:

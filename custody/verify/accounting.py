@@ -25,6 +25,7 @@ from custody.tlog.log import Fault, SignedLog
 from custody.tlog.signatures import Keys
 from custody.verify.archive_file import Promises
 from custody.verify.clock import Clock
+from custody.verify.scope import WHOLE, Part
 from custody.verify.statement import (
     Totals,
     belongs_to_another,
@@ -93,6 +94,8 @@ class LogAccount:
     """Returns the manifests from a sequence on, for looking ahead."""
     within: Callable[[int, bytes, Head], bool] = lambda _size, _root, _head: False
     """Returns whether the tree of this size and root is proved to be a prefix of a head."""
+    part: Part = WHOLE
+    """Decides which statements' objects are read."""
 
     name: str = field(init=False, default="")
     """The log's name and partition."""
@@ -191,6 +194,7 @@ class LogAccount:
         bounds = record_bounds(statement)
         self._check_last_record(statement, bounds, lost=lost)
         self.totals.count(statement)
+        self.totals.outside += not self.part.reads(statement.sealed_at)
         return self._work(statement, sealed_at, bounds)
 
     def end(self, *, whole: bool = True) -> None:
@@ -199,7 +203,8 @@ class LogAccount:
         self.signed.end(whole=whole)
         # Nobody may look at the newest statements: what they name is not known, and no sign of tampering.
         hidden = self.signed.lost and any(kept.finding == "unreadable" for kept in self.findings.kept)
-        if hidden or any(kept.finding == "head-rollback" for kept in self.findings.kept[before:]):
+        # What later statements name is not known after a part of a log either.
+        if hidden or not whole or any(kept.finding == "head-rollback" for kept in self.findings.kept[before:]):
             self.holes.add(self.next_offset or 0, _FOREVER)
         self._check_covered()
         if not whole:

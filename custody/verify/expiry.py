@@ -1,6 +1,6 @@
 """Rule 6, expiry: which signed expiries count, and which missing or deleted objects they cover."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -156,10 +156,26 @@ def _counts(work: Work, key: str) -> tuple[int, int]:
     return 0, work.quarantine.records if work.quarantine else 0
 
 
-def report_history(history: Sequence[tuple[str, Finding]], accounts: Accounts, logs: Logs, findings: Findings) -> None:
-    """Report overwritten and deleted evidence, except what has expired."""
+def report_history(
+    history: Sequence[tuple[str, Finding]],
+    accounts: Accounts,
+    logs: Logs,
+    findings: Findings,
+    left_out: Callable[[layout.Log], bool],
+) -> None:
+    """Report overwritten and deleted evidence, except what has expired.
+
+    Args:
+        history: keys, each with the finding about it.
+        accounts: the verified logs.
+        logs: reads statements again.
+        findings: gets the findings.
+        left_out: returns whether a log is not in the part that was asked for.
+    """
     gone: dict[layout.Log, list[tuple[int, int]]] = {}
     for key, change in history:
+        if (log := layout.log_of(key)) and left_out(log):
+            continue
         parsed = layout.parse_records_key(key)
         if parsed is None:
             findings.add(change)

@@ -64,6 +64,11 @@ class Sequences:
         self._pages[page] = self._pages.get(page, 0) | 1 << bit
 
     @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(page.bit_count() for page in self._pages.values()) + len(self._strays)
+
+    @property
     def strays(self) -> list[int]:
         """Sequences that no writer can have reached."""
         return sorted(self._strays)

@@ -6,7 +6,7 @@ committed one, or no statement has a record there. Any other object is `unlisted
 keys have no form of the archive's are not here: they are `foreign` (`listing.py`).
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -52,14 +52,14 @@ class Unnamed:
         logs: reads statements again.
         accounts: the verified logs.
         findings: gets the findings.
-        unread: existing logs that are out of scope.
+        unread: returns whether a log exists, or may exist, and is out of scope.
         live: whether a writer may be at work.
     """
 
     logs: Logs
     accounts: Accounts
     findings: Findings
-    unread: Collection[layout.Log]
+    unread: Callable[[layout.Log], bool]
     live: bool
     _seen: set[str] = field(default_factory=set)
     _named_since: dict[layout.Log, frozenset[str]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Unnamed:
             return
         accounts: Sequence[LogAccount | None] = self.accounts.of(parsed.log) or (None,)
         newest = accounts[-1]
-        if newest is None and parsed.log in self.unread:
+        if newest is None and self.unread(parsed.log):
             return
         if (newest is None or parsed.last >= (newest.next_offset or 0)) and key in self._later(parsed.log):
             return

@@ -17,7 +17,7 @@ from custody.verify.audits import AuditLog
 from custody.verify.listing import Names, Sequences
 from custody.verify.pool import Pool
 from custody.verify.protection import Locks
-from custody.verify.scope import Span
+from custody.verify.scope import WHOLE, Part, Span
 from custody.verify.work import Work
 
 T = TypeVar("T")
@@ -126,12 +126,14 @@ class Hands:
         pool: checks objects; None if no object is read.
         names: gets the names in statements.
         locks: checks locks.
+        part: decides which statements' objects are read.
     """
 
     reader: Reader
     pool: Pool | None
     names: Names
     locks: Locks
+    part: Part = WHOLE
 
 
 def follow(account: LogAccount, span: Span, listed: Sequences | None, hands: Hands, *, onward: bool) -> None:
@@ -181,7 +183,7 @@ def _hand_on(work: Work, hands: Hands) -> None:
         if ref is not None:
             hands.names.name(ref.key)
             hands.locks.put(ref.key, log=work.log, sequence=work.sequence)
-    if hands.pool is not None:
+    if hands.pool is not None and hands.part.reads(work.sealed_at):
         hands.pool.put(work)
 
 

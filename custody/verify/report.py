@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 from custody.findings import Finding, Severity
 from custody.format import layout
 from custody.format.archive_file import Pin
 from custody.format.times import format_time
+from custody.keys.trust import TrustedKey
 from custody.tlog.head import Head
 from custody.verify.accounting import LogAccount
 from custody.verify.scope import Scope
 from custody.verify.statement import Totals
+from custody.version import version
 
 __all__ = ["LogSummary", "Progress", "Report"]
 
@@ -58,8 +62,63 @@ class LogSummary:
     """Quarantined records of such statements."""
     expired_sealed: tuple[str, str] | None = None
     """When the first and the last of these statements were sealed."""
+    outside: int = 0
+    """Statements whose objects were not read, because they were sealed outside the times that were asked for."""
     expired_at: str | None = None
     """When the newest expiry that counts was sealed, by its writer's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a verification was made, so that its output says something later.
+
+    Attributes:
+        at: when it began, by the verifier's clock.
+        seconds: how long it took.
+        keys: the keys that it trusted.
+        version: of custody.
+    """
+
+    at: datetime
+    seconds: float
+    keys: Sequence[TrustedKey]
+    version: str
+
+    @classmethod
+    def now(cls, at: datetime, seconds: float, keys: Sequence[TrustedKey]) -> "Made":
+        """Return how this program made a verification."""
+        return cls(at, seconds, keys, version())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints in the verdict. No secret is in it."""
+        return {
+            "at": format_time(self.at),
+            "seconds": round(self.seconds, 3),
+            "version": self.version,
+            "keys": [
+                {
+                    "id": key.id,
+                    "algorithm": key.algorithm,
+                    "public_sha256": sha256(key.public).hexdigest() if key.public else None,
+                    "checkable": key.checkable,
+                    "sources": list(key.sources),
+                }
+                for key in self.keys
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What is not in the part that a user chose.
+
+    Attributes:
+        logs: logs of which nothing was read.
+        statements: their listed statements.
+    """
+
+    logs: int = 0
+    statements: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +134,8 @@ class Report:
     beyond: Mapping[Severity, int]
     """Findings that are too many to be listed, counted by severity."""
     scope: Scope
+    made: Made
+    left_out: LeftOut = LeftOut()
     pin: Pin | None = None
     """The pin of the verified archive.json."""
     audits: Head | None = None
@@ -82,7 +143,28 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """The result in one sentence."""
+        """The result in one sentence. That of a part says first that it is one, and last what is outside."""
+        if not self.scope.part:
+            return self._verdict
+        return f"of a part only ({self.scope.part}): {self._verdict}; {self._outside}"
+
+    @property
+    def _outside(self) -> str:
+        """What is outside the part."""
+        unread, left = sum(log.outside for log in self.logs), self.left_out
+        outside = []
+        if left.logs:
+            logs, many = f"{left.logs:,} log{'s' if left.logs != 1 else ''}", left.statements
+            outside.append(f"{logs} of {many:,} statement{'s' if many != 1 else ''}, of which nothing was read")
+        if unread:
+            outside.append(
+                f"{unread:,} statement{'s' if unread != 1 else ''} sealed at other times, whose chain was checked, but"
+                " no event was read"
+            )
+        return f"not in this part: {', and '.join(outside)}" if outside else "nothing is outside this part"
+
+    @property
+    def _verdict(self) -> str:
         events, pending = (sum(getattr(log, name) for log in self.logs) for name in ("events", "pending"))
         expired = sum(log.expired - log.expired_from for log in self.logs)
         logs = f"{len(self.logs)} log{'s' if len(self.logs) != 1 else ''}"
@@ -96,6 +178,8 @@ class Report:
                 return f"chain verified: {logs}; no segment was read{declared if expired else ''}"
             case 0 if expired:
                 return f"verified: {scope}; all that is left was read, and every hash of it recomputed"
+            case 0 if self.scope.part:
+                return f"verified: {scope}; every hash of it recomputed, every line of it read"
             case 0:
                 return f"verified: {scope}; every hash recomputed, every line read"
             case Severity.NOTICE:
@@ -144,6 +228,9 @@ class Report:
             "verdict": self.verdict,
             "findings": len(self.findings),
             "beyond": {severity.name.lower(): count for severity, count in self.beyond.items()},
+            "part": self.scope.part.to_dict() if self.scope.part else None,
+            "left_out": asdict(self.left_out),
+            **self.made.to_dict(),
         }
 
 

@@ -9,7 +9,8 @@ It shares with the writer only the code that reads and defines the format, none 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,7 +36,7 @@ from custody.verify.orphans import Unnamed
 from custody.verify.pool import Pool
 from custody.verify.protection import UNPROTECTED, Beneath, Locks, Protection, look_beneath
 from custody.verify.reading import Hands, Reader, follow, follow_audits
-from custody.verify.report import Progress, Report, summarize
+from custody.verify.report import LeftOut, Made, Progress, Report, summarize
 from custody.verify.scope import EVERYTHING, Scope, Span
 from custody.verify.work import Outcome, Sink
 
@@ -82,6 +83,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
     Raises:
         ConfigurationError: the state file cannot be used.
     """
+    began = time.monotonic()
     state_file = State(state) if state else None
     findings = Findings(trust.accepted)
     beneath = look_beneath(store, protection, findings) if scope.listing else Beneath(store)
@@ -98,7 +100,7 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
         locks = Locks(store, protection, findings)
         pool = Pool(store, run.processes(0 if sink is not None else workers), run.take_outcome, sink, trust.leaves)
         with pool, Reader(store) as reader, locks:
-            hands = Hands(reader, pool if scope.contents else None, names, locks)
+            hands = Hands(reader, pool if scope.contents else None, names, locks, scope.part)
             checkpoints = Checkpoints(trust, now, run.logs, findings)
             cosigned = checkpoints.take_cosigned(notes, identity.id)
             known = known_heads(trust, state_file.heads(store.url) if state_file else {}, [*cosigned, *more_heads])
@@ -109,21 +111,23 @@ def verify(  # noqa: PLR0913 - each is a choice of the auditor's, and by keyword
             for log, head in audited_heads(audits.newest.statement) if audits.newest else ():
                 known.setdefault(log, []).append(head)
             logs = {*run.listing.manifests, *known, *run.listing.with_checkpoints()} - {layout.AUDIT_LOG}
-            for log in sorted(logs) if scope.spans is None else sorted(scope.spans):
+            for log in run.choose(logs, complete=statements.complete):
                 heads = [*known.get(log, ()), *run.signed_heads(log, checkpoints, hands)]
                 run.read_log(log, heads, hands, complete=scope.listing and statements.complete)
             run.take_listed(records.result())
         complete = scope.listing and statements.complete and records.result().complete
         run.conclude(names if complete else None, audits)
     for other in others:
-        findings.add(other)
+        run.take_other(other)
     nothing = scope.spans is None or not run.listing.manifests
     if complete and nothing and not any(known.values()) and not any(account.size for account in run.accounts):
         findings.add(finding("empty", "the archive has no statement yet", key=layout.ARCHIVE))
+    elif scope.part.timed and all(account.totals.outside == account.totals.statements for account in run.accounts):
+        findings.add(finding("empty", f"no object was read: nothing was {scope.part}", key=layout.ARCHIVE))
     if state_file and identity.pin:
         heads_seen = {**run.accounts.heads(), **({str(layout.AUDIT_LOG): audits.head} if audits.head else {})}
         state_file.remember(store.url, identity.pin, heads_seen)
-    return run.report(audits)
+    return run.report(audits, Made.now(now, time.monotonic() - began, [*trust.keys.values()]))
 
 
 @dataclass(slots=True)
@@ -144,6 +148,8 @@ class _Run:
     accounts: Accounts = field(default_factory=Accounts)
     listing: Listing = field(default_factory=Listing)
     missing: Missing = field(default_factory=Missing)
+    left_out: frozenset[layout.Log] = frozenset()
+    """Logs that are not in the part that was asked for."""
     _events: int = 0
     _stored: int = 0
 
@@ -157,6 +163,22 @@ class _Run:
             # Folders that cannot be listed are one finding.
             self.findings.add(kept, group="listing" if kept.finding == "unreadable" else None)
         self.findings.dropped.update(listed.findings.dropped)
+
+    def choose(self, logs: Collection[layout.Log], *, complete: bool) -> Sequence[layout.Log]:
+        """Return the logs that are verified, in order.
+
+        Args:
+            logs: the archive's logs.
+            complete: whether all of its statements were listed.
+
+        Raises:
+            ConfigurationError: the archive has no log of a name that was asked for.
+        """
+        if self.scope.spans is not None:
+            return sorted(self.scope.spans)
+        chosen = self.scope.part.choose(logs, complete=complete and self.identity.file is not None)
+        self.left_out = frozenset(logs) - frozenset(chosen)
+        return sorted(chosen)
 
     def processes(self, workers: int | None) -> int:
         """Return how many processes read objects."""
@@ -228,6 +250,7 @@ class _Run:
                 span.first,
                 following,
                 self.logs.judge(log).proofs.leads_to,
+                self.scope.part,
             )
             account.granted += [(0, end) for end in [self.scope.expired.get(log, 0)] if end]
             self.accounts.add(account)
@@ -267,15 +290,29 @@ class _Run:
         for account in self.accounts:
             grant_expiries(account, self.logs, self.now, self.findings)
         self.missing.report(self.accounts, self.findings)
-        report_history(self.beneath.history, self.accounts, self.logs, self.findings)
+        report_history(self.beneath.history, self.accounts, self.logs, self.findings, self._is_left_out)
         if names is not None:
-            unread = self.listing.manifests if self.scope.spans is not None else ()
-            unnamed = Unnamed(self.logs, self.accounts, self.findings, unread, self.live)
+            unnamed = Unnamed(self.logs, self.accounts, self.findings, self._is_unread, self.live)
             # If an audit cannot be read, the objects that it refers to are not known.
             unnamed.report(names, audits=audits.signed.sound)
 
-    def report(self, audits: AuditLog) -> Report:
+    def take_other(self, other: Finding) -> None:
+        """Report a finding of a check outside this package, unless it is about a log that was left out."""
+        log = layout.parse_log_text(other.log) if other.log else None
+        if log is None or not self._is_left_out(log):
+            self.findings.add(other)
+
+    def _is_left_out(self, log: layout.Log) -> bool:
+        """Return whether a user chose other logs than this one. The audits are part of any choice."""
+        return bool(self.scope.part.logs) and log != layout.AUDIT_LOG and not self.accounts.of(log)
+
+    def _is_unread(self, log: layout.Log) -> bool:
+        """Return whether a log may have statements, but was not verified because it is out of scope."""
+        return self._is_left_out(log) or (self.scope.spans is not None and log in self.listing.manifests)
+
+    def report(self, audits: AuditLog, made: Made) -> Report:
         """Return the result."""
+        unread = [listed.count for log, listed in self.listing.manifests.items() if log in self.left_out]
         summaries = [summarize(of) for of in self.accounts.by_log.values() if any(account.size for account in of)]
         return Report(
             self.logs.store.url,
@@ -285,6 +322,8 @@ class _Run:
             self.findings.exit_code,
             dict(self.findings.dropped),
             self.scope,
+            made,
+            LeftOut(len(self.left_out), sum(unread)),
             self.identity.file.pin if self.identity.file else None,
             NOWHERE if audits.signed.sound and not audits.signed.size else audits.head,
         )

@@ -1,11 +1,15 @@
 """Which part of an archive is verified."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
+from custody.archive.reader import choose_logs
 from custody.format import layout
+from custody.format.times import format_time, parse_time
 
-__all__ = ["EVERYTHING", "Scope", "Span"]
+__all__ = ["EVERYTHING", "Part", "Scope", "Span"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,70 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The part of an archive that a user chose.
+
+    The logs decide which chains are verified; each is verified from its first statement to its end. The times decide
+    which statements' objects are read. So a wrong clock hides no statement, no gap and no rollback: at most it leaves
+    objects unread, and those are counted.
+
+    Attributes:
+        logs: `<log>/<partition>`, or `<log>` for all its partitions; empty for all logs.
+        since: only objects of statements sealed at this time or later.
+        until: only objects of statements sealed before this time.
+    """
+
+    logs: tuple[str, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a time."""
+        return self.since is not None or self.until is not None
+
+    def choose(self, logs: Collection[layout.Log], *, complete: bool) -> Collection[layout.Log]:
+        """Return those of an archive's logs that are in the part.
+
+        Args:
+            logs: the archive's logs.
+            complete: whether these are all. Otherwise a log that is not among them may exist all the same.
+
+        Raises:
+            ConfigurationError: the archive has no log of a name.
+        """
+        names = [name for name in self.logs if complete or any(name in {str(log), log.name} for log in logs)]
+        return choose_logs(logs, names) if names or not self.logs else ()
+
+    def reads(self, sealed_at: str) -> bool:
+        """Return whether the objects of a statement that was sealed at this time are read."""
+        if not self.timed:
+            return True
+        moment = parse_time(sealed_at)
+        return (self.since is None or moment >= self.since) and (self.until is None or moment < self.until)
+
+    def __bool__(self) -> bool:
+        return bool(self.logs) or self.timed
+
+    def __str__(self) -> str:
+        times = [f"{word} {moment_text(at)}" for word, at in (("from", self.since), ("before", self.until)) if at]
+        return ", ".join((*self.logs, *([f"sealed {' '.join(times)}"] if times else [])))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        times = {"since": self.since, "until": self.until}
+        return {"logs": list(self.logs)} | {name: format_time(at) if at else None for name, at in times.items()}
+
+
+def moment_text(moment: datetime) -> str:
+    """Return an aware datetime in UTC, to the second."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """What is verified.
 
@@ -31,12 +99,14 @@ class Scope:
         listing: whether the archive is listed. Only with a listing are these checked: objects that no statement names,
             checkpoints, audits, versions, lifecycle rules. Without it, spans must be given.
         expired: for each log, the sequence before which an audit found that objects may be gone.
+        part: what a user chose. Only with a listing, and without spans.
     """
 
     spans: Mapping[layout.Log, Sequence[Span]] | None = None
     contents: bool = True
     listing: bool = True
     expired: Mapping[layout.Log, int] = field(default_factory=dict)
+    part: Part = WHOLE
 
     def spans_of(self, log: layout.Log) -> Sequence[Span]:
         """Return the spans of a log."""

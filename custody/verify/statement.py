@@ -25,6 +25,8 @@ class Totals:
     unreadable: int = 0
     stored: int = 0
     inflated: int = 0
+    outside: int = 0
+    """Statements sealed outside the times of the part. Their objects are not read."""
 
     def count(self, statement: Statement) -> None:
         """Add a statement's counts. Events and bytes are counted when they are read."""

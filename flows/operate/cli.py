@@ -7,7 +7,6 @@ import json
 import signal
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,17 +19,6 @@ from custody.cli.times import time_option
 from custody.errors import ConfigurationError, CustodyError, escape
 
 app = App(name="operate")
-
-
-class EventType(StrEnum):
-    """The types of events, for the help and completion."""
-
-    QUERY_EXECUTED = "query_executed"
-    AUTH_ATTEMPT = "auth_attempt"
-    AUTHZ_CHECK = "authz_check"
-    API_KEY_OPERATION = "api_key_operation"
-    SECURITY_EVENT = "security_event"
-    CONFIG_CHANGE = "config_change"
 
 
 Target = Literal["elasticsearch", "tables", "topic", "folder"]
@@ -137,12 +125,19 @@ def drain(
     for result in results:
         if result.headroom_unknown:
             common.note(escape(f"Headroom of {result.log} is unknown: {result.headroom_unknown}"))
+    excess = _import("tasks.drain.quarantine")
+    for result in results:
+        if problem := excess.excess(result, settings.events.quarantined_share):
+            common.note(escape(f"Warning: {result.log}: {problem}. {excess.LOOK}"))
     for result in indexed:
         if result.problem:
             common.note(escape(f"Cannot be searched yet: {result.log}: {result.problem}"))
         if result.rejected:
             common.note(escape(f"Cannot be searched: {result.log}: {result.rejections}"))
-    _fail([result.problem for result in results if result.outcome == "failed"])
+    failed = [result.log for result in results if result.outcome == "failed"]
+    if failed:
+        # Each log's error is in the log on stderr already, with the time at which the log stopped.
+        raise CustodyError(f"{len(failed)} of {len(results)} logs failed, as said above: {', '.join(failed)}")
 
 
 @app.command(rich_help_panel=OPERATE, epilog="custody index audit.events/0")
@@ -243,11 +238,11 @@ def backfill(  # noqa: PLR0913 - each is an option of the command
     to: Annotated[Target, typer.Option("--to", help="Where the events are copied to.")] = "elasticsearch",
     log: _Logs = None,
     type_: Annotated[
-        list[EventType] | None,
+        list[str] | None,
         typer.Option(
             "--type",
             metavar="TYPE",
-            help=f"An event type: {', '.join(EventType)}. Can be repeated.",
+            help="An event type, such as auth_attempt or one of your own. Can be repeated.",
             show_default="all",
         ),
     ] = None,
@@ -276,8 +271,7 @@ def backfill(  # noqa: PLR0913 - each is an option of the command
         else:
             echo(escape(text))
 
-    types = tuple(map(str, type_ or ()))
-    chosen = {"logs": tuple(log or ()), "types": types, "target": to, "topic": topic, "folder": folder}
+    chosen = {"logs": tuple(log or ()), "types": tuple(type_ or ()), "target": to, "topic": topic, "folder": folder}
     request = planning.Request(since=since, until=until, **chosen, tier=tier, late_days=late_days)
     with _working("planning the backfill"):
         plan = planning.plan_backfill(settings, request)
@@ -362,7 +356,10 @@ def metrics(
         bool, typer.Option("--export", help="Export them to what [metrics] names, as each run does. Print nothing.")
     ] = False,
 ) -> None:
-    """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted."""
+    """Print the metrics of this installation now, as Prometheus' text. All statements that are new are counted.
+
+    There is no --json: this text is a format for programs. `custody status --json` has the health as JSON.
+    """
     exporting, settings = _import("tasks.metrics.export"), _settings()
     if not to_all:
         write(iter([exporting.show(settings)]))

@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from custody.cli import common, render, terminal
-from custody.errors import escape
 from custody.format.times import duration_text
-from tasks.alert import TRY
+from tasks.health.deadline import SECONDS, Deadline
 from tasks.health.model import Health, Level, LogHealth, Problem
 from tasks.health.read import read_health
 from tasks.settings import Settings
@@ -30,16 +28,14 @@ EXIT_CODES: dict[Level, int] = {"ok": 0, "warning": 3, "failed": 1}
 STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 _PROBLEMS_SHOWN = 20
 _LOGS_SHOWN = 1000
-_NOT_LOOKED = {"archive-untrusted", "audit-unreadable", "heads-unchecked"}
+_NOT_LOOKED = {"archive-unreachable", "archive-untrusted", "audit-unreadable", "heads-unchecked"}
 """Problems for which the audits were not looked at."""
-_NAME_WIDTH = 12
-"""A log's name is not shortened below this."""
 _UNKNOWN = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column of the table of logs: its heading, and what stands there for a log."""
+    """A column of the table of logs: its heading as for `render.table`, and what stands there for a log."""
 
     heading: str
     cell: Callable[[LogHealth], str]
@@ -62,19 +58,19 @@ def _state(log: LogHealth) -> str:
     return "ended" if log.ended and not log.problems else "?" if not log.size and not log.problems else log.level
 
 
-_COLUMNS: dict[str, _Column] = {
-    "state": _Column("state", _state),
-    "head": _Column("head", lambda log: _ago(log.head_age_seconds)),
-    "lag": _Column("lag", lambda log: _number(log.lag_records)),
-    "waits": _Column("waits", lambda log: _ago(log.lag_seconds)),
-    "headroom": _Column("headroom", lambda log: _ago(log.headroom_seconds)),
-    "quarantine": _Column("quarant.", _share),
-    "index": _Column("index", lambda log: _ago(log.index_delay_seconds)),
-    "next": _Column("next offset", lambda log: _number(log.next_offset)),
-    "root": _Column("size and root", lambda log: f"{log.size:,} {log.root[:12]}" if log.root else _UNKNOWN),
-}
-_LEFT_OUT = ("root", "next", "index", "quarantine", "headroom")
-"""Columns that a narrow screen lacks, the first ones first."""
+_COLUMNS = (
+    _Column("!state", _state),
+    _Column("#head", lambda log: _ago(log.head_age_seconds)),
+    _Column("#lag", lambda log: _number(log.lag_records)),
+    _Column("#waits", lambda log: _ago(log.lag_seconds)),
+    _Column("#headroom", lambda log: _ago(log.headroom_seconds)),
+    _Column("#quarant.", _share),
+    _Column("#index", lambda log: _ago(log.index_delay_seconds)),
+    _Column("#next offset", lambda log: _number(log.next_offset)),
+    _Column("#size and root", lambda log: f"{log.size:,} {log.root[:12]}" if log.root else _UNKNOWN),
+)
+_LEFT_OUT = ("size and root", "next offset", "index", "quarant.", "headroom")
+"""Columns that a narrow screen lacks, the first ones first. The caption names them."""
 
 
 def show(settings: Settings, *, as_json: bool = False, every: float | None = None) -> Level:
@@ -89,12 +85,12 @@ def show(settings: Settings, *, as_json: bool = False, every: float | None = Non
         CustodyError: as `read_health`; or the output could not be written.
     """
     if every is None:
-        health = read_health(settings, datetime.now(UTC))
+        health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
         if as_json:
             common.print_json(health.to_dict())
         else:
             console = render.console()
-            console.print(Group(*report(health, console)))
+            console.print(Group(*report(health)))
         terminal.check_written()
         return health.level
     _watch(settings, every, as_json=as_json)
@@ -106,21 +102,21 @@ def _watch(settings: Settings, every: float, *, as_json: bool) -> None:
     console = render.console()
     if as_json or not console.is_terminal:
         while True:
-            health = read_health(settings, datetime.now(UTC))
+            health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
             if as_json:
                 common.print_json(health.to_dict())
             else:
-                console.print(Group(*report(health, console)))
+                console.print(Group(*report(health)))
             terminal.check_written()
             time.sleep(every)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            health = read_health(settings, datetime.now(UTC))
-            live.update(Group(*report(health, console)), refresh=True)
+            health = read_health(settings, datetime.now(UTC), Deadline(SECONDS))
+            live.update(Group(*report(health)), refresh=True)
             time.sleep(every)
 
 
-def report(health: Health, console: Console) -> Iterator[RenderableType]:
+def report(health: Health) -> Iterator[RenderableType]:
     """Yield the parts of the screen."""
     yield render.safe(_verdict(health.problems), style=STYLES[health.level])
     yield render.safe(f"{health.archive}, {health.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", style="dim")
@@ -128,10 +124,10 @@ def report(health: Health, console: Console) -> Iterator[RenderableType]:
         yield ""
         yield _problems_table(health.problems)
     if health.logs:
-        yield _logs_table(health.logs, console)
+        yield _logs_table(health.logs)
     else:
         yield ""
-        unlisted = any(problem.kind == "log-unknown" for problem in health.general)
+        unlisted = any(problem.kind in {"log-unknown", "archive-unreachable"} for problem in health.general)
         yield render.safe("The archive's logs cannot be listed." if unlisted else "The archive has no logs yet.")
     yield from map(render.safe, _lines(health))
 
@@ -157,37 +153,16 @@ def _problems_table(problems: Sequence[Problem]) -> Table:
     return made
 
 
-def _logs_table(logs: Sequence[LogHealth], console: Console) -> Table:
-    """Return the table with as many columns as fit, and names of logs that fill the rest."""
-    shown, names = logs[:_LOGS_SHOWN], list(_COLUMNS)
-    for name in (None, *_LEFT_OUT):
-        names = [each for each in names if each != name]
-        least = _table(shown, names, _NAME_WIDTH)
-        wide = console.options.update(width=10_000)
-        free = console.width - Measurement.get(console, wide, least).maximum
-        if free >= 0:
-            break
-    made = _table(shown, names, _NAME_WIDTH + max(0, free))
+def _logs_table(logs: Sequence[LogHealth]) -> render.Fitted:
+    """Return the table, which leaves out columns on a narrow screen, and shortens names of logs."""
+    made = render.table("!log", *(column.heading for column in _COLUMNS))
+    for log in logs[:_LOGS_SHOWN]:
+        cells = [render.safe(column.cell(log)) for column in _COLUMNS]
+        cells[0].stylize("dim" if log.ended else STYLES[log.level])
+        made.add_row(render.safe(log.log), *cells)
     if len(logs) > _LOGS_SHOWN:
         made.caption = f"The first {_LOGS_SHOWN:,} of {len(logs):,} logs; --json lists them all."
-    return made
-
-
-def _table(logs: Sequence[LogHealth], names: Sequence[str], width: int) -> Table:
-    made = render.table("!log", "!state", *(f"#{_COLUMNS[name].heading}" for name in names if name != "state"))
-    for log in logs:
-        cells = [render.safe(_COLUMNS[name].cell(log)) for name in names]
-        cells[0].stylize("dim" if log.ended else STYLES[log.level])
-        made.add_row(render.safe(shorten(escape(log.log), width)), *cells)
-    return made
-
-
-def shorten(name: str, width: int) -> str:
-    """Return a name of at most this width; what is left out in its middle is `…`."""
-    if len(name) <= width:
-        return name
-    end = width // 2
-    return f"{name[: width - end - 1]}…{name[-end:]}"
+    return render.Fitted(made, _LEFT_OUT, names="log")
 
 
 def _lines(health: Health) -> Iterator[str]:
@@ -209,7 +184,10 @@ def _lines(health: Health) -> Iterator[str]:
         yield "index: none; search.url is not set"
     elif health.search.reachable:
         delays = [log.index_delay_seconds for log in health.logs if log.index_delay_seconds is not None]
-        yield f"index: {health.search.address}, {duration_text(max(delays, default=0.0))} behind"
+        behind = f"{duration_text(max(delays))} behind" if delays else "how far it is behind is not known"
+        yield f"index: {health.search.address}, {behind}"
     else:
         yield f"index: {health.search.address}, does not answer"
-    yield f"alerts: {', '.join(health.alerts) or f'nobody; {TRY}'}"
+    if health.alerts:
+        # Without any, a problem says it.
+        yield f"alerts: {', '.join(health.alerts)}"

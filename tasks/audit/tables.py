@@ -81,7 +81,7 @@ class TableWriter:
             self._close()
             self._day = day
         self._rows.add(work, batch, payload)
-        if self._rows.count >= tables.ROW_GROUP:
+        if self._rows.full:
             self._flush()
 
     def finish(self) -> int:

@@ -153,6 +153,7 @@ def _target(settings: Settings, store: Store, plan: Plan) -> Iterator[Target]:
     match request.target:
         case "elasticsearch":
             with closing(Search(settings.search)) as search:
+                search.reach()
                 yield SearchTarget(settings, search)
         case "tables":
             yield TablesTarget(store, plan.archive, settings.signers(datetime.now(UTC)).both())

@@ -22,11 +22,12 @@ import msgspec
 from custody.archive.forms import statements_of
 from custody.archive.reader import Holds, after_hole, choose_logs, find_tip, named_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
-from custody.archive.trusted import Judge, beyond_end, empty_slots, known_heads, unverified
+from custody.archive.trusted import Judge, beyond_end, check_keys, empty_slots, known_heads, unverified
 from custody.errors import ConfigurationError, FormatError, ObjectMissing
 from custody.format import limits
 from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
+from custody.format.lines import type_fault
 from custody.format.manifest import Batch, Manifest, Statement
 from custody.format.times import parse_time, shift
 from custody.query.tables import TableFile, list_tables, signed_ranges
@@ -185,8 +186,8 @@ def check_request(settings: Settings, request: Request) -> None:
     if request.since >= request.until:
         raise ConfigurationError(f"--until ({request.until}) must be later than --since ({request.since})")
     for name in request.types:
-        if name not in EVENT_TYPES:
-            raise ConfigurationError(f"{name[:100]!r} is not an event type; the types are {', '.join(EVENT_TYPES)}")
+        if fault := type_fault(name):
+            raise ConfigurationError(f"{name[:100]!r} cannot be an event type: {fault}")
     if request.types and request.target == "tables":
         raise ConfigurationError("tables hold whole statements, so types cannot be chosen: leave types out")
     if request.late_days is not None and not 0 <= request.late_days <= limits.RETENTION_DAYS:
@@ -204,15 +205,17 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
     """Choose what to read. Nothing is changed.
 
     Raises:
-        ConfigurationError: the request is wrong, or there is no archive.
+        ConfigurationError: the request is wrong, there is no archive, or the keys are those of another one.
         StoreError: the archive does not answer.
     """
     check_request(settings, request)
     with closing(open_store(settings.archive, settings.s3)) as store, ThreadPoolExecutor(PARALLEL) as threads:
-        archive = read_archive(store).id
-        trust = settings.trust_at_hand()
+        file = read_archive(store)
+        archive, trust = file.id, settings.trust_at_hand()
+        check_keys(store, file, trust)
         listed = list_tables(store) if request.target == "tables" else None
         problems: list[str] = []
+        missing = set(request.types) - EVENT_TYPES.keys()
         parts: list[Part] = []
         searched = 0
         unchecked: dict[Log, int] = {}
@@ -222,13 +225,19 @@ def plan_backfill(settings: Settings, request: Request) -> Plan:
             searched += len(sequences)
             # The end was read, too: only what is chosen counts.
             judge.unchecked = 0
-            chosen = choose_pieces(store, threads, request, log, sequences, problems, judge.stands)
+            chosen = choose_pieces(store, threads, request, log, sequences, problems, judge.stands, missing)
             if listed is not None:
                 made = list(signed_ranges(store, listed, archive, log, trust))
                 parts += _without_tables(log, chosen, made, settings.audit.piece_statements)
             else:
                 parts += (_part(log, [piece]) for _, piece in chosen if piece is not None)
             unchecked[log] = judge.unchecked
+        if missing and not problems:
+            names = ", ".join(repr(name[:100]) for name in sorted(missing)[:10])
+            raise ConfigurationError(
+                f"no statement that was searched has an event of type {names}: `custody query` shows the types that"
+                " there are, in the column event_type of events"
+            )
         for of, message in unverified(trust, unchecked):
             logger.warning("unverified: %s%s", f"{of}: " if of else "", message)
         segments: dict[str, ObjectStatus] = {}
@@ -284,6 +293,7 @@ def choose_pieces(
     sequences: Sequence[int],
     problems: list[str],
     holds: Holds[Manifest],
+    missing: set[str] | None = None,
 ) -> Iterator[tuple[int, Piece | None]]:
     """Yield the sequence of each chosen statement of a log, with its piece, in order.
 
@@ -297,6 +307,7 @@ def choose_pieces(
         sequences: the statements that are searched.
         problems: gets the statements that cannot be read.
         holds: whether an entry is valid where it stands.
+        missing: types that are removed from it if a statement has events of them.
     """
 
     def read(sequence: int) -> Statement | str:
@@ -316,6 +327,8 @@ def choose_pieces(
             yield slot, None
         problems += unread.values()
         unread.clear()
+        if missing:
+            missing.difference_update(statement.types)
         piece = _piece(request, statement)
         if piece is not None or not statement.batches:
             yield sequence, piece

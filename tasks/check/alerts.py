@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tasks.alert import TRY, receivers, unreadable
+from tasks.alert import CORRECT, TRY, UNREADABLE, receivers, unreadable
 from tasks.check.model import Line, Reporter
 from tasks.settings import Settings
 
@@ -14,8 +14,7 @@ def check(settings: Settings) -> Iterator[Line]:
     wrong = unreadable(settings)
     told = [receiver for receiver in receivers(settings) if receiver not in wrong]
     for receiver in wrong:
-        message = f"{receiver} is told nothing: there is no service of this kind, or the URL lacks parts"
-        yield _report.failed("alert.urls", message, "correct it, as Apprise's documentation of the service says")
+        yield _report.failed("alert.urls", f"{receiver} is told nothing: {UNREADABLE}", CORRECT)
     if told:
         yield _report.ok("alert.urls", f"{', '.join(told)}; try the way to them with 'custody alert --test'")
     elif not wrong:

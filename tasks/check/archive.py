@@ -7,6 +7,7 @@ Rules:
 - A folder that does not exist is not created.
 """
 
+import errno
 import shutil
 import time
 import uuid
@@ -16,6 +17,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from rich.filesize import decimal
 
 from custody.archive.reader import read_archive
 from custody.archive.trusted import check_archive
@@ -43,8 +46,9 @@ LOCK_SECONDS = 4
 """How long the lock of a probe object lasts."""
 LEFT_BEHIND = timedelta(minutes=10)
 """A probe object that is older than this is of a check that was killed."""
-_GIB = 1024 * limits.MIB
-LEAST_FREE = _GIB
+LEAST_FREE = 1024 * limits.MIB
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Codes of a file system that has no room, also by a quota."""
 _LISTED = 50_000
 """Objects of a day that are counted to know how fast a folder grows."""
 
@@ -115,7 +119,9 @@ def _try_storage(settings: Settings, store: Store, now: datetime) -> Iterator[Li
         if store.read(key, limit=len(content)) != content:
             raise TerminalStoreError(f"{store.url}/{key} has other bytes than those that were put")
     except StoreError as error:
-        remedy = "give this user the folder, or make room" if is_local(store) else _READABLE
+        remedy = "give this user the right to write to the folder" if is_local(store) else _READABLE
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+            remedy = "free space, or move the archive to a larger file system"
         yield _report.failed("put", str(error), remedy, passing=isinstance(error, TransientStoreError))
         return
     try:
@@ -239,10 +245,10 @@ def _space(store: Store, now: datetime) -> Iterator[Line]:
         return
     day = f"{now.astimezone(UTC) - timedelta(days=1):%Y/%m/%d}/"
     grown = sum(info.size for part in layout.RECORDS for info in islice(store.list(f"{part}{day}"), _LISTED))
-    shown = f"{free / _GIB:,.1f} GiB are free"
+    shown = f"{decimal(free)} are free"
     if free < max(LEAST_FREE, grown):
-        message = f"{shown}; yesterday's records take {grown / _GIB:,.1f} GiB"
-        yield _report.warning("free space", message, "make room, or move the archive to a larger file system")
+        message = f"{shown}; yesterday's records take {decimal(grown)}"
+        yield _report.warning("free space", message, "free space, or move the archive to a larger file system")
     else:
         yield _report.ok("free space", shown)
 

@@ -54,7 +54,7 @@ def check(settings: Settings) -> Iterator[Line]:
             yield _report.warning("topics", message, "look at the brokers, and try again")
         if topics:
             yield _group(settings, broker, topics[0])
-    samples = read_samples(kafka, readable)
+    samples = read_samples(settings, readable)
     for name, sample in samples.items():
         yield _content(settings, name, sample)
     yield from _clock(samples)
@@ -128,10 +128,10 @@ def _content(settings: Settings, topic: str, sample: Sample) -> Line:
         return _report.ok(topic, f"it can be described and read; {newest} would be archived as events")
     (reason, _), *_ = sample.reasons.most_common(1)
     message = f"of {newest}, {sample.refused:,} would be quarantined, most because: {legible(reason)}"
-    remedy = "correct what its producers write (custody/FORMAT.md, Events)"
+    remedy = "correct what its producers write (docs/events.md); custody check-events tries a file of events"
     if sample.refused == sample.records:
         return _report.failed(topic, message, remedy)
-    if sample.refused / sample.records > settings.health.quarantined_share:
+    if sample.refused / sample.records > settings.events.quarantined_share:
         return _report.warning(topic, message, remedy)
     return _report.ok(topic, message)
 

@@ -34,6 +34,11 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
     if not kafka.server.reachable:
         yield _report.warning("headroom", "it is not known: Kafka does not answer", "see the part kafka")
         return
+    # A topic without records has nothing to lose, and one without logs is what there is before the first drain.
+    waiting = {topic.topic for topic in kafka.topics_without_log or () if topic.records != 0}
+    for problem in kafka.problems:
+        if problem.kind == "topic-without-log" and problem.subject in waiting:
+            yield _report.warning(problem.subject, problem.message, problem.remedy)
     problems = [problem for read in kafka.logs for problem in read.health.problems if problem.kind in _OURS]
     for problem in problems:
         yield Line("retention", problem.subject, problem.level, problem.message, problem.remedy)
@@ -44,5 +49,5 @@ def check(settings: Settings, now: datetime) -> Iterator[Line]:
         log = min(known, key=lambda name: known[name])
         message = f"Kafka keeps the first record that waits for {duration_text(known[log])} at least ({log})"
         yield _report.ok("headroom", message)
-    elif not problems:
+    elif not problems and not waiting:
         yield _report.ok("headroom", f"no record of {counted(len(logs), 'log')} waits, or Kafka has no limit for it")

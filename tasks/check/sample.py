@@ -11,7 +11,7 @@ from custody.format.events import check
 from tasks.drain.assemble import TIME_APPEND
 from tasks.drain.kafka import PARTITION_EOF, Bounds, Feed, Received
 from tasks.drain.kafka_errors import map_error, reading
-from tasks.settings import KafkaSettings
+from tasks.settings import Settings
 
 RECORDS = 100
 """Newest records of a topic that are read."""
@@ -43,11 +43,11 @@ class Sample:
         return self.reasons.total()
 
 
-def read_samples(kafka: KafkaSettings, bounds: Mapping[str, Mapping[int, Bounds]]) -> dict[str, Sample]:
+def read_samples(settings: Settings, bounds: Mapping[str, Mapping[int, Bounds]]) -> dict[str, Sample]:
     """Return a sample of each topic.
 
     Args:
-        kafka: the settings.
+        settings: the operator's.
         bounds: of the topics' partitions.
 
     Raises:
@@ -65,15 +65,15 @@ def read_samples(kafka: KafkaSettings, bounds: Mapping[str, Mapping[int, Bounds]
     if not positions:
         return samples
     until = time.monotonic() + SECONDS
-    client = kafka.librdkafka()
-    with Feed(client, kafka.group, positions) as feed:
+    client, own_types = settings.kafka.librdkafka(), settings.events.own_types
+    with Feed(client, settings.kafka.group, positions) as feed:
         while time.monotonic() < until and any(sample.waiting for sample in samples.values()):
             for message in feed.read(RECORDS, 0.2):
-                _take(samples, message, client)
+                _take(samples, message, client, own_types=own_types)
     return samples
 
 
-def _take(samples: Mapping[str, Sample], message: Received, client: Mapping[str, str]) -> None:
+def _take(samples: Mapping[str, Sample], message: Received, client: Mapping[str, str], *, own_types: bool) -> None:
     """Check a record for its topic's sample, or end its partition. No value is kept: it may be large."""
     error, partition = message.error(), message.partition()
     sample = samples.get(message.topic() or "")
@@ -85,7 +85,7 @@ def _take(samples: Mapping[str, Sample], message: Received, client: Mapping[str,
         del sample.waiting[partition]
         return
     sample.records += 1
-    sample.reasons.update(reason for _, reason in check([message.value()]).refused)
+    sample.reasons.update(reason for _, reason in check([message.value()], own_types=own_types).refused)
     kind, milliseconds = message.timestamp()
     if kind == TIME_APPEND:
         sample.appended = max(sample.appended or 0.0, milliseconds / 1000)

@@ -72,6 +72,7 @@ class _Task(msgspec.Struct):
     topic: str
     partition: int
     offset: int
+    own_types: bool
 
 
 class Ended(msgspec.Struct, array_like=True, tag=True, frozen=True):
@@ -93,15 +94,16 @@ _decode = msgspec.msgpack.Decoder(RecordApart | Ended).decode
 class Apart:
     """A process that reads one partition from an offset."""
 
-    def __init__(self, client: Mapping[str, str], group: str, position: Position) -> None:
+    def __init__(self, client: Mapping[str, str], group: str, position: Position, *, own_types: bool) -> None:
         """Set up; entering starts the process.
 
         Args:
             client: librdkafka's properties.
             group: the consumer group.
             position: where to read from.
+            own_types: whether events of other types than the six are taken.
         """
-        task = _Task({**client, **_CLIENT}, group, position.topic, position.partition, position.offset)
+        task = _Task({**client, **_CLIENT}, group, position.topic, position.partition, position.offset, own_types)
         self._task = msgspec.json.encode(task)
         self.ended: Ended | None = None
         """Why no more records came; None if the process was ended by something else than the batch."""
@@ -180,7 +182,7 @@ def _read(task: _Task) -> Ended:
             if error is None:
                 until = min(until, time.monotonic() + ENOUGH_SECONDS)
                 value = message.value()
-                problem = reason(value)
+                problem = reason(value, own_types=task.own_types)
                 line = None if problem is None else quarantine_line(message, value, problem)
                 epoch = message.leader_epoch()
                 _hand_back(RecordApart(message.offset(), message.timestamp(), epoch, None if line else value, line))

@@ -14,6 +14,7 @@ from custody.errors import CustodyError, LogChanged
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
+from custody.format.quarantine import quarantine_lines
 from custody.format.times import parse_time
 from tasks.drain.context import Context
 from tasks.drain.log_run import LogRun
@@ -76,6 +77,9 @@ class Appends:
         context.broker.commit(log, statement.next_offset, context.archive.id, head, context.signers.hmac())
         result.events += sum(batch.events for batch in statement.batches)
         result.quarantined += statement.quarantine.records if statement.quarantine else 0
+        if entry.quarantine is not None:
+            pieces = iter([entry.quarantine])
+            result.reasons.count(quarantine_lines(pieces, len(entry.quarantine), entry.quarantine_inflated))
         result.skipped += sum(stop - start for start, stop in statement.skipped)
         result.lost += statement.lost[1] - statement.lost[0] if statement.lost else 0
         result.unreadable += sum(span.to - span.from_ for span in statement.unreadable)

@@ -8,7 +8,8 @@ Rules of the state machine. `position` is the first offset that is not accounted
    Events are collected until they fill a batch. A batch ends at `batch_events` events or at `CUT_BYTES`, whichever
    comes first, and is compressed at once to save memory.
 3. A record that is not a valid event goes to quarantine with its reason, and keeps its offset. If it is too large, its
-   largest parts are left out, and their size and SHA-256 are kept.
+   largest parts are left out, and their size and SHA-256 are kept. An event whose type would be one more than a
+   statement may name waits for the next statement.
 4. `skip` notes offsets that have no record for a read-committed consumer.
 5. `admit` notes offsets of a batch that no client can decode.
 6. `lose` notes offsets that the broker deleted. A statement begins with them, so earlier offsets must be cut first.
@@ -122,6 +123,7 @@ class Assembler:
         level: int,
         number: Callable[[], int] = lambda: 0,
         leaves: LeafMaker | None = None,
+        own_types: bool = True,
     ) -> None:
         """Begin at an offset.
 
@@ -134,6 +136,7 @@ class Assembler:
                 It is called once: when the first batch is closed, or with `leaves` when it begins. Later batches are
                 numbered from there. The default is right for a log without batches.
             leaves: commits to each event of a batch; with None, `Batch.leaves` is null.
+            own_types: whether events of other types than the six are taken.
         """
         self.position = position
         self._batch_events = batch_events
@@ -142,6 +145,7 @@ class Assembler:
         self._first_number = number
         self._number: int | None = None
         self._leaves = leaves
+        self._own_types = own_types
         self._begin()
 
     def _begin(self) -> None:
@@ -155,6 +159,7 @@ class Assembler:
         self._members: list[bytes] = []
         self._batches: list[Batch] = []
         self._types: Counter[str] = Counter()
+        self._type_names: set[str] = set()
         self._stored = 0
         self._inflated = 0
         self._quarantine: list[bytes] = []
@@ -196,13 +201,15 @@ class Assembler:
             or len(self._skipped) >= RANGES
             or len(self._quarantined) >= RANGES
             or len(self._unreadable) >= limits.UNREADABLE_RANGES
+            or len(self._type_names) >= limits.TYPES
         )
 
     def add(self, records: Sequence[Record]) -> int:
         """Add records at consecutive offsets, the first at `position`. All must be of the same class.
 
         Returns:
-            How many were taken: all, unless the quarantine is full and the rest must wait for the next statement.
+            How many were taken: all, unless the quarantine or the list of types is full, and the rest must wait for
+            the next statement.
 
         Raises:
             ValueError: there is a gap that the caller has not accounted for.
@@ -272,7 +279,7 @@ class Assembler:
     def _gather(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
         """Put records into the open batch, close it whenever it is full, and return how many were put."""
         done = 0
-        while done < len(records) and (not done or self._quarantine_bytes < CUT_QUARANTINE_BYTES):
+        while done < len(records) and (not done or not self._no_room):
             chunk = values[done : done + self._batch_events - self._open_events]
             room = CUT_BYTES - self._open_bytes
             size = _size(chunk)
@@ -288,22 +295,38 @@ class Assembler:
                 self._close_batch()
         return done
 
-    def _take(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
-        keep = self._leaves is not None
-        checked = check(values, lines=keep)
+    @property
+    def _no_room(self) -> bool:
+        """Whether a statement has no room for more quarantined records, or for another type."""
+        return self._quarantine_bytes >= CUT_QUARANTINE_BYTES or len(self._type_names) >= limits.TYPES
+
+    def _check(self, values: Sequence[bytes | None]) -> tuple[Checked, int]:
+        """Return the verdict on as many values as the statement has room for types, and their number."""
         taken = len(values)
+        while True:
+            checked = check(values[:taken], lines=self._leaves is not None, own_types=self._own_types)
+            if len(self._type_names) + len(checked.types) <= limits.TYPES:
+                return checked, taken
+            # A single event adds one type, for which there is room while the list is not full.
+            if taken == 1 or len(self._type_names.union(checked.types)) <= limits.TYPES:
+                return checked, taken
+            taken //= 2
+
+    def _take(self, records: Sequence[Record], values: Sequence[bytes | None]) -> int:
+        checked, taken = self._check(values)
         if checked.refused:
             for index, reason in checked.refused:
                 self._put_aside(records[index], values[index], reason)
                 if self._quarantine_bytes >= CUT_QUARANTINE_BYTES:
-                    taken = index + 1
+                    checked, taken = self._check(values[: index + 1])
                     break
-            if taken < len(values):
-                checked = check(values[:taken], lines=keep)
             refused = dict(checked.refused)
             records = [record for index, record in enumerate(records[:taken]) if index not in refused]
-        if not records:
+        elif taken < len(records):
+            records = records[:taken]
+        if not checked.events:
             return taken
+        self._type_names.update(checked.types)
         if not self._open_events:
             self._open_from = records[0].offset()
         if self._leaves is not None:

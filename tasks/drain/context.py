@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import before_garbage, find_audit_tip, read_archive
-from custody.archive.trusted import Judge, check_archive
+from custody.archive.trusted import Judge, require_trusted
 from custody.archive.writer import writer_name
 from custody.errors import ConfigurationError, FormatError
 from custody.format import layout
@@ -46,6 +46,7 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
 
     Raises:
         ConfigurationError: there is no archive, or settings or keys cannot be used.
+        HeadRollback: the archive is not the trusted one.
         SourceError: Kafka does not answer at all.
         StoreError: the archive's storage does not answer at all.
     """
@@ -54,12 +55,7 @@ def open_context(settings: Settings, stack: ExitStack) -> Context:
     archive = read_archive(store)
     signers, trust = settings.signers(datetime.now(UTC)), settings.own_trust()
     signers.hmac()
-    problem = check_archive(archive, trust)
-    if problem is not None:
-        raise ConfigurationError(
-            f"{store.url}: {problem}. Nothing is archived: correct the settings `archive`, `keys` and `trust`, or find"
-            " out who modified archive.json, and restore it"
-        )
+    require_trusted(store, archive, trust)
     try:
         settings.life_days(archive.statement.retention_days, trust.retention_days)
     except ConfigurationError as error:

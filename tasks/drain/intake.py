@@ -42,6 +42,7 @@ class Intake:
     def __init__(self, context: Context, appends: Appends) -> None:
         self._broker, self._appends = context.broker, appends
         self._kafka = (context.settings.kafka.librdkafka(), context.settings.kafka.group)
+        self._own_types = context.settings.events.own_types
 
     def receive(self, run: LogRun, messages: Sequence[Record], feed: Feed) -> None:
         """Receive records of one log. Records that the archive has already are compared with it first."""
@@ -163,7 +164,7 @@ class Intake:
             run.start.offset,
             extra={"log": run.result.log},
         )
-        with Apart(*self._kafka, run.start) as apart:
+        with self._apart(run.start) as apart:
             for records in apart.read():
                 self.receive(run, records, feed)
         ended = apart.ended
@@ -221,13 +222,17 @@ class Intake:
                 f"{run.result.log}: the batch at offset {base} is readable now, and was not: {damage}"
             )
 
+    def _apart(self, position: Position) -> Apart:
+        """Return a process that reads from a position."""
+        return Apart(*self._kafka, position, own_types=self._own_types)
+
     def _check_reading_elsewhere(self, run: LogRun, end: int, damage: str) -> None:
         """Check that a process of its own can read at the partition's end.
 
         Raises:
             TransientSourceError: it cannot. So the reason may be this machine or the broker, not the batch.
         """
-        with Apart(*self._kafka, Position(*run.topic_partition, end)) as apart:
+        with self._apart(Position(*run.topic_partition, end)) as apart:
             came = any(apart.read())
         if not came and (apart.ended is None or apart.ended.damage is not None):
             raise stalled(run, damage)
@@ -248,7 +253,7 @@ class Intake:
         for offset in offsets:
             if time.monotonic() > until or stop_requested.is_set():
                 return proven
-            with Apart(*self._kafka, Position(*run.topic_partition, offset)) as apart:
+            with self._apart(Position(*run.topic_partition, offset)) as apart:
                 came = any(apart.read())
             if came or apart.ended is None or apart.ended.damage is None:
                 return proven

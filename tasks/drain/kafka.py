@@ -23,6 +23,7 @@ from custody.errors import SourceError, SourceRefused, TransientSourceError
 from custody.format.envelope import Signer
 from custody.format.layout import Log
 from custody.format.manifest import LastRecord
+from custody.store import retries
 from custody.store.protocol import CLOCK_SLACK
 from custody.tlog.head import Head
 from tasks.drain.assemble import Record
@@ -102,7 +103,16 @@ def _is_late(state: tenacity.RetryCallState) -> bool:
     return (state.seconds_since_start or 0.0) >= _RETRY_SHARE * seconds
 
 
+def _count(state: tenacity.RetryCallState) -> None:
+    """Count a request that is made again, by the name of librdkafka's code for the error before."""
+    error = state.outcome.exception() if state.outcome else None
+    cause = error.__context__ if error else None
+    code = cause.args[0] if isinstance(cause, KafkaException) else None
+    retries.count("kafka", code.name() if isinstance(code, KafkaError) else type(error).__name__)
+
+
 patiently = tenacity.retry(
+    before_sleep=_count,
     retry=tenacity.retry_if_exception_type(TransientSourceError),
     stop=_is_late,
     wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=2, jitter=0.1),

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from confluent_kafka import TopicPartition as Position
@@ -12,6 +12,7 @@ from custody.archive.reader import Tip
 from custody.archive.writer import LogWriter
 from custody.errors import CustodyError, Fenced
 from custody.format.manifest import LastRecord, Manifest, Range
+from custody.format.reasons import Reasons
 from tasks.drain.assemble import Assembler
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class LogResult:
         outcome: `drained`; `fenced` if another writer was first; `failed`, with the reason in `problem`.
         events: events archived.
         quarantined: records put into quarantine.
+        reasons: why they are there.
         skipped: offsets without a record for a read-committed consumer.
         lost: offsets that the broker had deleted before they were read.
         unreadable: offsets that the broker holds, and that no client could decode.
@@ -53,6 +55,7 @@ class LogResult:
     outcome: Literal["drained", "fenced", "failed"] = "drained"
     events: int = 0
     quarantined: int = 0
+    reasons: Reasons = field(default_factory=Reasons)
     skipped: int = 0
     lost: int = 0
     unreadable: int = 0

@@ -180,6 +180,7 @@ def open_log(context: Context, topic: Topic, log: Log, known: Sequence[KnownHead
         level=options.level,
         number=writer.next_batch,
         leaves=LeafMaker(leaves, context.archive.id, str(log)) if options.event_leaves and leaves else None,
+        own_types=context.settings.events.own_types,
     )
     run = LogRun((log.topic, log.partition), writer, assembler, bounds.stable, result, begun)
     if begun.newest is not None:

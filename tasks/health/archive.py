@@ -1,7 +1,8 @@
 """Reads what the archive says of its logs: where each one ends, how old that is, and what its newest statements hold.
 
 Rules:
-- A log costs the same number of requests however old it is: its end, and `RECENT` statements.
+- A log costs the same number of requests however old it is: its end, and `RECENT` statements. If too many of their
+  records are in quarantine, a few of those objects are read too (`tasks.health.quarantine`).
 - With keys, a log's end is the newest statement that they signed, and a log that lacks statements is damaged. Without
   keys, signatures are not checked, which is a problem of its own. What `trust.json` pins and knows is checked anyway.
 - One log that cannot be read hides no other, and logs that cannot be listed hide no other part.
@@ -9,7 +10,6 @@ Rules:
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -35,6 +35,7 @@ from custody.errors import (
     HeadRollback,
     KeyUnavailable,
     NoArchive,
+    NoBucket,
     ObjectMissing,
     StoreError,
     TransientStoreError,
@@ -50,13 +51,13 @@ from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
 from tasks.drain.kafka import DIRECT, is_wanted
+from tasks.health.deadline import Deadline
 from tasks.health.model import Kind, LogHealth, Problem, Recent, age_seconds, of_future
+from tasks.health.quarantine import is_excessive, problem_of, read_commonest
 from tasks.settings import Settings
 
 RECENT = 10
 """Statements of a log that are read: its newest ones."""
-_READERS = 8
-"""Logs that are read at the same time."""
 _VERIFY = "run 'custody verify'"
 
 
@@ -100,11 +101,12 @@ def open_archive(settings: Settings, store: Store) -> Opened:
 
     Raises:
         NoArchive: there is no archive.
+        NoBucket: there is no bucket of that name.
         TransientStoreError: the archive's storage does not answer.
     """
     try:
         file = read_archive(store)
-    except TransientStoreError:
+    except (TransientStoreError, NoBucket):
         raise
     except CustodyError as error:
         if isinstance(error, NoArchive) and _has_no_logs(store):
@@ -141,7 +143,10 @@ def _without_keys(settings: Settings, store: Store, file: ArchiveFile, error: Cu
             "set keys to the keys that sign",
         )
     else:
-        unchecked = _unchecked(f"signatures are not checked: {error}", "correct the settings keys and trust")
+        remedy = "correct the settings keys and trust"
+        if "passphrase" in str(error):
+            remedy = "set CUSTODY_KEYRING_PASSPHRASE to the passphrase of the keyring"
+        unchecked = _unchecked(f"signatures are not checked: {error}", remedy)
     if problem:
         return Opened(store, file, None, at_hand, problems=(_untrusted(problem), unchecked))
     return Opened(store, file, None, at_hand, _known_outside(at_hand), (unchecked,))
@@ -194,13 +199,32 @@ class LogRead:
         return replace(self, health=replace(health, problems=(*health.problems, *problems)))
 
 
-def read_logs(opened: Opened, settings: Settings, now: datetime) -> tuple[list[LogRead], tuple[Problem, ...]]:
-    """Return each log of the archive that has a statement or a known head, in order; and why some may be missing."""
-    names, problems = _names(opened)
+def read_logs(
+    opened: Opened, settings: Settings, now: datetime, deadline: Deadline | None = None
+) -> tuple[list[LogRead], tuple[Problem, ...]]:
+    """Return each log of the archive that has a statement or a known head, in order; and why some may be missing.
+
+    Args:
+        opened: the archive.
+        settings: the settings.
+        now: the time.
+        deadline: how long an answer is waited for; None without a limit.
+
+    Raises:
+        TransientStoreError: the logs were not listed in time.
+    """
+    deadline = deadline or Deadline()
+    names, problems = deadline.call(lambda: _names(opened))
     if not opened.is_trusted:
         return [LogRead(name, LogHealth(str(name))) for name in names], problems
-    with ThreadPoolExecutor(_READERS, "health") as pool:
-        reads = [read for read in pool.map(lambda name: _read_log(opened, name, now), names) if read is not None]
+    done: dict[Log, LogRead | None] = {}
+    share = settings.events.quarantined_share
+    try:
+        done.update(deadline.each(lambda name: _read_log(opened, name, now, share), names))
+    except TransientStoreError as error:
+        late = f"its head cannot be read: {error}"
+        done |= {name: _with_problem(name, "log-unknown", late) for name in names if name not in done}
+    reads = [read for name in names if (read := done[name]) is not None]
     current: list[LogRead] = []
     for _, group in groupby(reads, key=lambda read: (read.name.topic, read.name.partition)):
         epochs = list(group)
@@ -235,12 +259,8 @@ def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
         message = f"no statement for {duration_text(age)}, but an idle log writes one every {duration_text(heartbeat)}"
         problems.append(Problem("failed", "silent", name, message, "check that the drain runs"))
     newest = f"its {recent.statements} newest statements"
-    share = recent.quarantined_share
-    if share is not None and share > settings.health.quarantined_share:
-        message = f"{share:.1%} of the records in {newest} are in quarantine ({recent.quarantined:,})"
-        problems.append(
-            Problem("warning", "quarantined", name, message, "see their reasons in quarantined (custody query)")
-        )
+    if recent.reason is not None:
+        problems.append(problem_of(name, recent))
     if recent.lost:
         message = f"{newest} admit {recent.lost:,} lost offsets: Kafka deleted them before they were read"
         problems.append(Problem("warning", "lost", name, message, "give the topic more retention, or drain more often"))
@@ -251,8 +271,8 @@ def _check(opened: Opened, settings: Settings, read: LogRead) -> LogRead:
     return read.with_health(replace(health, drained=drained), *problems)
 
 
-def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
-    """Return a log; None if nothing shows that there is one."""
+def _read_log(opened: Opened, log: Log, now: datetime, share: float) -> LogRead | None:
+    """Return a log, with the commonest reason if more than a share is in quarantine; None if nothing shows one."""
     name = str(log)
     try:
         tip = _find_tip(opened, log)
@@ -280,7 +300,7 @@ def _read_log(opened: Opened, log: Log, now: datetime) -> LogRead | None:
         statement.next_offset,
         statement.sealed_at,
         age,
-        recent=_sum_up(statements),
+        recent=_sum_up(opened.store, statements, share),
         problems=tuple(problems),
     )
     return LogRead(log, health, statement)
@@ -334,12 +354,16 @@ def _read_recent(opened: Opened, log: Log, newest: Manifest) -> tuple[list[State
     return statements, problems
 
 
-def _sum_up(statements: Sequence[Statement]) -> Recent:
-    """Return what statements account for."""
-    return Recent(
+def _sum_up(store: Store, statements: Sequence[Statement], share: float) -> Recent:
+    """Return what statements account for, and the commonest reason if more than a share is in quarantine."""
+    recent = Recent(
         len(statements),
         sum(batch.events for statement in statements for batch in statement.batches),
         sum(statement.quarantine.records for statement in statements if statement.quarantine),
         sum(statement.lost[1] - statement.lost[0] for statement in statements if statement.lost),
         sum(span.to - span.from_ for statement in statements for span in statement.unreadable),
+        statements[-1].sealed_at,
     )
+    if is_excessive(recent, share):
+        return replace(recent, reason=read_commonest(store, statements))
+    return recent

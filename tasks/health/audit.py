@@ -1,21 +1,27 @@
 """Reads the newest audit: its verdict, and how old it is."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+import msgspec
 
 from custody.archive.forms import AUDITS
 from custody.archive.reader import Tip, find_audit_tip, read_audit
 from custody.archive.trusted import Judge
-from custody.errors import CustodyError, FormatError, ObjectMissing
-from custody.format import layout
-from custody.format.audit import Audit, SignedAudit
+from custody.errors import CustodyError, FormatError, ObjectMissing, StoreError
+from custody.findings import Severity
+from custody.format import layout, limits
+from custody.format.audit import Audit, ObjectRef, SignedAudit
 from custody.format.times import duration_text
 from tasks.audit.signed import GOOD, find_audits, is_of_roll
 from tasks.health.archive import Opened
 from tasks.health.model import AuditHealth, Problem, age_seconds, of_future
 from tasks.settings import Settings
 
+_FINDINGS_LIMIT = 64 * limits.MIB
 _ROLLS = 50
 """How many records of the roll are passed over to find an audit. There is at most one a day."""
 _SCHEDULE = "check that audit-nightly runs, or run 'custody audit'"
@@ -23,10 +29,17 @@ _SCHEDULE = "check that audit-nightly runs, or run 'custody audit'"
 
 @dataclass(frozen=True, slots=True)
 class AuditRead:
-    """The newest audit, None if there is none or it cannot be read, and what is wrong with it."""
+    """The newest audit.
+
+    Attributes:
+        audit: its health; None if there is none, or if it cannot be read.
+        problems: what is wrong with it.
+        of_logs: the worst of what it found in each log, by the log's name.
+    """
 
     audit: AuditHealth | None
     problems: tuple[Problem, ...] = ()
+    of_logs: Mapping[str, Problem] = field(default_factory=dict)
 
 
 def read_audit_health(settings: Settings, opened: Opened, now: datetime) -> AuditRead:
@@ -44,7 +57,8 @@ def read_audit_health(settings: Settings, opened: Opened, now: datetime) -> Audi
     except CustodyError as error:
         problem = Problem("failed", "audit-unreadable", "audit", str(error), "run 'custody verify'")
         return AuditRead(None, (problem,))
-    problems = []
+    problems: list[Problem] = []
+    of_logs: dict[str, Problem] = {}
     if tip.passed_over:
         message = f"{len(tip.passed_over)} slots from {layout.audit_key(tip.head.size)} on have no valid audit"
         remedy = "find out who wrote them, and run 'custody verify'"
@@ -61,13 +75,52 @@ def read_audit_health(settings: Settings, opened: Opened, now: datetime) -> Audi
     if age is None:
         problems.append(of_future("audit", "audit", audit.sealed_at, now, believed))
     if audit.verdict not in GOOD:
-        message = f"audit {audit.sequence} ended with the verdict {audit.verdict}; findings: {count:,}"
-        remedy = f"keep everything as it is; 'custody show {layout.audit_key(audit.sequence)}' lists the findings"
-        problems.append(Problem("failed", "audit-failed", "audit", message, remedy))
+        failed, of_logs = _failed(opened, audit, count)
+        problems.append(failed)
     if believed is not None and believed > longest:
         message = f"the newest audit is {duration_text(believed)} old"
         problems.append(Problem("warning", "audit-late", "audit", message, _SCHEDULE))
-    return AuditRead(health, tuple(problems))
+    return AuditRead(health, tuple(problems), of_logs)
+
+
+def _failed(opened: Opened, audit: Audit, count: int) -> tuple[Problem, dict[str, Problem]]:
+    """Return the problem of an audit that found something, with the worst finding; and the worst one of each log."""
+    message = f"audit {audit.sequence} ended with the verdict {audit.verdict}; findings: {count:,}"
+    remedy = f"keep everything as it is; 'custody show {layout.audit_key(audit.sequence)}' lists the findings"
+    worst, of_logs = None, dict[str, Problem]()
+    for finding in sorted(_findings(opened, audit), key=_severity, reverse=True):
+        if _severity(finding) <= Severity.NOTICE:
+            break
+        name, log = str(finding.get("finding", "")), str(finding.get("log", ""))
+        explained = f"keep everything as it is; run 'custody verify', and 'custody explain {name}'"
+        if worst is None:
+            places = [str(finding[part]) for part in ("log", "key") if finding.get(part)]
+            worst = ": ".join([", ".join([name, *places]), str(finding.get("message", ""))])
+            message, remedy = f"{message}; the worst: {worst}", explained
+        if log and log not in of_logs:
+            where = f" ({finding['key']})" if finding.get("key") else ""
+            text = f"audit {audit.sequence} found {name}: {finding.get('message', '')}{where}"
+            of_logs[log] = Problem("failed", "audit-failed", log, text, explained)
+    return Problem("failed", "audit-failed", "audit", message, remedy), of_logs
+
+
+def _severity(finding: Mapping[str, Any]) -> int:
+    name = str(finding.get("severity", "")).upper()
+    return Severity[name] if name in Severity.__members__ else 0
+
+
+def _findings(opened: Opened, audit: Audit) -> Sequence[Mapping[str, Any]]:
+    """Return the findings of an audit; none if they are in an object that is not the signed one."""
+    ref = audit.findings
+    if not isinstance(ref, ObjectRef):
+        return ref
+    try:
+        data = opened.store.read(ref.key, limit=min(ref.size, _FINDINGS_LIMIT))
+        if sha256(data).hexdigest() != ref.sha256:
+            return ()
+        return [finding for line in data.splitlines() if isinstance(finding := msgspec.json.decode(line), dict)]
+    except (StoreError, msgspec.DecodeError):
+        return ()
 
 
 def _find_tip(opened: Opened) -> Tip[SignedAudit]:

@@ -9,6 +9,7 @@ Rules:
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -83,6 +84,21 @@ def _split(error: SourceError) -> tuple[str, str]:
     return (message, remedy) if message else (str(error), "check that it runs, and the settings of kafka")
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What waits in a partition that has no log. Each number is None if it is not known.
+
+    Attributes:
+        records: how many records it holds.
+        seconds: how long the oldest one has been in Kafka.
+        headroom: how long Kafka keeps that one; None also without a limit.
+    """
+
+    records: int | None = None
+    seconds: float | None = None
+    headroom: float | None = None
+
+
 class _Comparison:
     """Compares logs with the broker, one after the other."""
 
@@ -133,15 +149,43 @@ class _Comparison:
                 message = f"the topic {name} does not exist"
                 yield Problem("failed", "topic-missing", name, message, "create it, or correct kafka.topics")
 
-    def waiting(self, topic: str, partition: int) -> int | None:
-        """Return how many records a partition holds; None if that is not known."""
-        if self.is_late():
-            return None
-        try:
+    def waiting(self, topic: str, partition: int) -> _Waiting:
+        """Return what waits in a partition without a log, as far as Kafka says it in time."""
+        records = seconds = headroom = None
+        with suppress(SourceError):
+            if self.is_late():
+                return _Waiting()
             bounds = self._broker.bounds(topic, partition)
-        except SourceError:
-            return None
-        return bounds.end - bounds.start
+            records = bounds.end - bounds.start
+            if not records or self.is_late():
+                return _Waiting(records)
+            written = self._broker.waits_since(topic, partition, bounds.start)
+            if written is None:
+                return _Waiting(records)
+            seconds = max(0.0, self._now.timestamp() - written)
+            if not self.is_late():
+                headroom = read_headroom(self._broker, topic, partition, bounds.start, written).seconds
+        return _Waiting(records, seconds, headroom)
+
+    def without_log(self, topic: str, waiting: Sequence[_Waiting], records: int | None) -> Problem:
+        """Return the problem of a topic whose partitions have no log; a failure once its records wait for long."""
+        settings = self._settings
+        waits = max((each.seconds for each in waiting if each.seconds is not None), default=None)
+        left = min((each.headroom for each in waiting if each.headroom is not None), default=None)
+        message = f"{len(waiting):,} {'partition has' if len(waiting) == 1 else 'partitions have'} no log yet"
+        if records is None:
+            message += ", and how many records wait there is not known: Kafka did not say it"
+        elif records:
+            message += f", and {records:,} {'record waits' if records == 1 else 'records wait'} there"
+            message += "" if waits is None else f", the oldest for {duration_text(waits)}"
+        if left is not None and left < settings.drain.headroom_seconds:
+            message += f"; Kafka deletes the first ones in {duration_text(max(0.0, left))}"
+            remedy = "raise the topic's retention.ms now, then run 'custody drain --once': it begins the logs"
+            return Problem("failed", "topic-without-log", topic, message, remedy)
+        if waits is not None and waits > settings.health.lag_seconds:
+            remedy = "check that the drain runs, and what its last run says: it begins the logs"
+            return Problem("failed", "topic-without-log", topic, message, remedy)
+        return Problem("warning", "topic-without-log", topic, message, "run the drain: it begins the logs")
 
     def compare(self, read: LogRead) -> LogRead:
         """Return a log with its lag, or with how its partition no longer continues it."""
@@ -251,12 +295,8 @@ def _topics_without_log(
         if not partitions:
             continue
         waiting = [comparison.waiting(topic.name, number) for number in partitions]
-        records = None if None in waiting else sum(filter(None, waiting))
+        counts = [each.records for each in waiting if each.records is not None]
+        records = sum(counts) if len(counts) == len(waiting) else None
         without.append(TopicHealth(topic.name, len(partitions), records))
-        noun = "partition has" if len(partitions) == 1 else "partitions have"
-        message = f"{len(partitions)} {noun} no log yet"
-        message += f", and {records:,} records wait in them" if records else ""
-        problems.append(
-            Problem("warning", "topic-without-log", topic.name, message, "run the drain: it begins the logs")
-        )
+        problems.append(comparison.without_log(topic.name, waiting, records))
     return tuple(without), tuple(problems)

@@ -24,6 +24,8 @@ Kind = Literal[
     "audit-missing",
     "audit-unreadable",
     "alerts-nobody",
+    "alerts-unreadable",
+    "archive-unreachable",
     "clock",
     "heads-unchecked",
     "headroom",
@@ -77,6 +79,8 @@ class Recent:
         quarantined: records put into quarantine.
         lost: offsets that the broker had deleted before they were read.
         unreadable: offsets that the broker holds, and that no client could decode.
+        since: when the oldest of these statements was sealed.
+        reason: the commonest reason of the quarantined records; None unless they are too many.
     """
 
     statements: int = 0
@@ -84,6 +88,8 @@ class Recent:
     quarantined: int = 0
     lost: int = 0
     unreadable: int = 0
+    since: str | None = None
+    reason: str | None = None
 
     @property
     def quarantined_share(self) -> float | None:

@@ -16,6 +16,7 @@ from custody.format import layout
 from custody.format.layout import Log
 from custody.format.times import duration_text
 from tasks.health.archive import LogRead, Opened
+from tasks.health.deadline import Deadline
 from tasks.health.model import Problem, ServerHealth, age_seconds
 from tasks.search.client import Search
 from tasks.search.indices import read_cursor
@@ -43,21 +44,30 @@ class SearchRead:
     problems: tuple[Problem, ...] = ()
 
 
-def read_search(settings: Settings, opened: Opened, logs: Sequence[LogRead], now: datetime) -> SearchRead:
+def read_search(
+    settings: Settings, opened: Opened, logs: Sequence[LogRead], now: datetime, deadline: Deadline
+) -> SearchRead:
     """Compare the cursor of each log with its end.
+
+    Args:
+        settings: the settings.
+        opened: the archive.
+        logs: its logs.
+        now: the time.
+        deadline: how long an answer of the archive's storage is waited for.
 
     Raises:
         ConfigurationError: `search.url` cannot be used.
     """
     url = settings.search.url or ""
     done: list[LogRead] = []
-    deadline = time.monotonic() + SEARCH_SECONDS
+    until = time.monotonic() + SEARCH_SECONDS
     with closing(Search(settings.search, REQUEST_SECONDS)) as search:
         try:
             for read in logs:
-                if time.monotonic() > deadline:
+                if time.monotonic() > until:
                     break
-                done.append(_compare(settings, opened, search, read, now))
+                done.append(_compare(settings, opened, search, read, now, deadline))
         except SearchError as error:
             message = f"how far the index is behind is not known: {error}"
             problem = Problem("warning", "index-unknown", "search", message, "check Elasticsearch; archiving goes on")
@@ -71,7 +81,9 @@ def read_search(settings: Settings, opened: Opened, logs: Sequence[LogRead], now
     return SearchRead(server, (*done, *left), (problem,))
 
 
-def _compare(settings: Settings, opened: Opened, search: Search, read: LogRead, now: datetime) -> LogRead:
+def _compare(
+    settings: Settings, opened: Opened, search: Search, read: LogRead, now: datetime, deadline: Deadline
+) -> LogRead:
     """Return a log with the delay of its index. Raises SearchError."""
     if read.newest is None or opened.file is None:
         return read
@@ -80,13 +92,14 @@ def _compare(settings: Settings, opened: Opened, search: Search, read: LogRead, 
     claim = None
     if cursor is None:
         claim = "is not a cursor"
-    elif cursor > health.size and not _exists(opened, log, cursor - 1):
+    elif cursor > health.size and not _exists(opened, log, cursor - 1, deadline):
         claim = f"says that {cursor:,} statements are indexed, but the log has {health.size:,}"
     if cursor is None or claim:
         message = f"its document in {search.cursors} {claim}"
         return read.with_health(health, Problem("warning", "index-cursor", health.log, message, _AUDIT))
     try:
-        delay = _delay(opened, log, cursor, health.size, now)
+        at = cursor
+        delay = deadline.call(lambda: _delay(opened, log, at, health.size, now))
     except (FormatError, StoreError) as error:
         message = f"how far its index is behind is not known: {error}"
         remedy = "run 'custody index', and read what it says"
@@ -99,10 +112,10 @@ def _compare(settings: Settings, opened: Opened, search: Search, read: LogRead, 
     return read.with_health(health, Problem("warning", "index-late", health.log, message, remedy))
 
 
-def _exists(opened: Opened, log: Log, sequence: int) -> bool:
+def _exists(opened: Opened, log: Log, sequence: int, deadline: Deadline) -> bool:
     """Return whether a statement was put since the log's end was read."""
     try:
-        return opened.store.exists(layout.manifest_key(log, sequence))
+        return deadline.call(lambda: opened.store.exists(layout.manifest_key(log, sequence)))
     except StoreError:
         return False
 

@@ -1,7 +1,8 @@
 """All metrics, as data. What exports, the dashboard, the alert rules and docs/metrics.md follow this list.
 
 Rules:
-- A label has few values: logs, event types, flows and steps. Keys, addresses, requests and operations are never labels.
+- A label has few values: logs, event types, kinds of reasons, flows, steps, servers and types of errors. Keys,
+  addresses, requests and operations are never labels.
 - A total counts what the archive holds, so it goes on across runs.
 - With OpenTelemetry, a name has dots and no unit: Prometheus adds the unit and `_total` again when it reads OTLP.
 """
@@ -9,7 +10,7 @@ Rules:
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["s", "{record}", "{event}", "By", "1"]
+Unit = Literal["s", "{record}", "{event}", "{call}", "By", "1"]
 
 BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 """Upper bounds of a step's duration, in seconds."""
@@ -57,8 +58,8 @@ QUARANTINED = Metric(
     "custody_quarantined_total",
     "counter",
     "{record}",
-    ("log",),
-    "Records that the statements of a log put into quarantine.",
+    ("log", "reason"),
+    "Records that the statements of a log put into quarantine, by kind of reason.",
 )
 LAG_RECORDS = Metric(
     "custody_lag_records", "gauge", "{record}", ("log",), "Offsets in Kafka that are not archived yet."
@@ -88,6 +89,13 @@ INDEX_DELAY = Metric(
 AUDIT_OK = Metric("custody_audit_ok", "gauge", "1", (), "Whether the newest audit found nothing wrong: 1 or 0.")
 AUDIT_AGE = Metric("custody_audit_age_seconds", "gauge", "s", (), "How long ago the newest audit was signed.")
 STEP = Metric("custody_step_duration_seconds", "histogram", "s", ("flow", "step"), "How long a step of a flow took.")
+RETRIES = Metric(
+    "custody_retries_total",
+    "counter",
+    "{call}",
+    ("backend", "error_type"),
+    "Calls to a server that runs made again, by the type of the error before.",
+)
 LAST_SUCCESS = Metric(
     "custody_last_success_timestamp_seconds",
     "gauge",
@@ -108,6 +116,7 @@ CATALOGUE = (
     AUDIT_OK,
     AUDIT_AGE,
     STEP,
+    RETRIES,
     LAST_SUCCESS,
 )
 """Every metric, in the order in which they are exported."""

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 
+from custody.format.reasons import KINDS
+from custody.store import retries
 from custody.store.open import open_store
 from tasks.audit.signed import GOOD
 from tasks.health.archive import open_archive
@@ -43,6 +45,7 @@ def collect(
     """
     if run is not None:
         state.add(run)
+        state.add_retries(retries.take())
     with closing(open_store(settings.archive, settings.s3)) as store:
         count_logs(state, open_archive(settings, store), health.logs, seconds)
     samples = (*_of_totals(state), *_of_health(health), *_of_runs(state))
@@ -56,7 +59,9 @@ def _of_totals(state: State) -> Iterator[Sample]:
                 yield Sample(catalogue.EVENTS, (log, kind), number)
             yield Sample(catalogue.BYTES, (log, "raw"), totals.raw)
             yield Sample(catalogue.BYTES, (log, "gz"), totals.gz)
-            yield Sample(catalogue.QUARANTINED, (log,), totals.quarantined)
+            # Zeros too: Prometheus sees no increase in a total that begins above 0.
+            for kind in KINDS:
+                yield Sample(catalogue.QUARANTINED, (log, kind), totals.reasons.get(kind, 0))
 
 
 def _of_health(health: Health) -> Iterator[Sample]:
@@ -86,5 +91,7 @@ def _of_log(log: LogHealth) -> Iterator[Sample]:
 def _of_runs(state: State) -> Iterator[Sample]:
     for step in sorted(state.steps, key=lambda step: (step.flow, step.step)):
         yield Sample(catalogue.STEP, (step.flow, step.step), Distribution(tuple(step.counts), step.sum))
+    for totals in sorted(state.retries, key=lambda totals: (totals.backend, totals.error_type)):
+        yield Sample(catalogue.RETRIES, (totals.backend, totals.error_type), totals.count)
     for flow, moment in sorted(state.last_success.items()):
         yield Sample(catalogue.LAST_SUCCESS, (flow,), moment)

@@ -9,11 +9,15 @@ Rules:
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from custody.archive.reader import read_archive
+from custody.archive.trusted import check_keys
 from custody.cli.terminal import echo
 from custody.errors import CustodyError
+from custody.store.open import open_store
 from tasks.metrics import emf, otlp, textfile
 from tasks.metrics.collect import collect, read_now
 from tasks.metrics.run import Run
@@ -52,9 +56,12 @@ def show(settings: Settings) -> bytes:
     """Return the metrics now as Prometheus' text, after all statements were counted.
 
     Raises:
+        ConfigurationError: there is no archive, or the keys are those of another one.
         CustodyError: the archive cannot be read, or another process counts.
         OSError: the state cannot be read or written.
     """
+    with closing(open_store(settings.archive, settings.s3)) as store:
+        check_keys(store, read_archive(store), settings.trust_at_hand())
     health = read_now(settings)
     with open_state(settings.metrics.state) as state:
         snapshot = collect(settings, state, health, seconds=float("inf"))

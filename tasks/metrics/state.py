@@ -5,7 +5,7 @@ Rules:
   Prometheus takes for a restart.
 - One process at a time changes it and writes the text file, under one lock. So no total is ever exported that is
   smaller than one before.
-- It has names of logs, flows and steps, and numbers. Nothing in it is secret.
+- It has names of logs, flows, steps, servers and types of errors, and numbers. Nothing in it is secret.
 """
 
 import fcntl
@@ -21,6 +21,7 @@ import msgspec
 
 from custody.errors import CustodyError
 from custody.store.durable import replace_file
+from custody.store.retries import Retries
 from tasks.metrics.catalogue import BUCKETS
 from tasks.metrics.run import Run
 
@@ -40,6 +41,7 @@ class LogTotals(msgspec.Struct, forbid_unknown_fields=True):
         raw: bytes of events as JSONL.
         gz: bytes of segments as stored.
         quarantined: records in quarantine.
+        reasons: these records by kind of reason. A file of an older version lacks them: then the log is counted again.
         complete: whether all statements were read once. Until then nothing is exported.
     """
 
@@ -49,6 +51,7 @@ class LogTotals(msgspec.Struct, forbid_unknown_fields=True):
     raw: int = 0
     gz: int = 0
     quarantined: int = 0
+    reasons: dict[str, int] = {}
     complete: bool = False
 
 
@@ -61,6 +64,14 @@ class StepTotals(msgspec.Struct, forbid_unknown_fields=True):
     sum: float = 0.0
 
 
+class RetryTotals(msgspec.Struct, forbid_unknown_fields=True):
+    """How many calls to a server were made again after a type of error."""
+
+    backend: str
+    error_type: str
+    count: int = 0
+
+
 class State(msgspec.Struct, forbid_unknown_fields=True):
     """All that is carried from run to run.
 
@@ -69,6 +80,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
         since: when this state began, in seconds since 1970.
         logs: totals by log.
         steps: durations of steps.
+        retries: calls that runs made again.
         last_success: when each flow last ended well, in seconds since 1970.
     """
 
@@ -76,7 +88,18 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     since: float
     logs: dict[str, LogTotals] = {}
     steps: list[StepTotals] = []
+    retries: list[RetryTotals] = []
     last_success: dict[str, float] = {}
+
+    def add_retries(self, counts: Retries) -> None:
+        """Add calls that were made again."""
+        for (backend, error_type), many in sorted(counts.items()):
+            same = (each for each in self.retries if (each.backend, each.error_type) == (backend, error_type))
+            totals = next(same, None)
+            if totals is None:
+                totals = RetryTotals(backend, error_type)
+                self.retries.append(totals)
+            totals.count += many
 
     def add(self, run: Run) -> None:
         """Add the steps and the success of a run."""

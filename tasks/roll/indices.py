@@ -65,6 +65,7 @@ def roll_indices(
     if not settings.search.url:
         return
     with closing(open_store(settings.archive, settings.s3)) as store, closing(Search(settings.search)) as search:
+        search.reach()
         if not dry_run:
             prepare(search)
         yield from IndexRoll(settings, store, search, now, dry_run=dry_run, keep=keep, earliest=earliest or now).run()

@@ -16,6 +16,7 @@ from custody.format import audit
 from custody.format.audit import Audit, SignedAudit
 from custody.format.times import format_time
 from custody.store.open import open_store
+from tasks.audit.objects import keep_report
 from tasks.audit.signed import clean_audit
 from tasks.settings import Settings
 
@@ -102,7 +103,8 @@ def record(settings: Settings, actions: Sequence[Action], now: datetime) -> int 
                 marks=before.marks if before else {},
                 counts=dict(sorted(counts.items())),
                 findings=findings,
-                objects=[],
+                # This audit may be the next one after a report was made.
+                objects=keep_report(store, trust, archive, tip.head.size - 1),
                 verdict="notices",
             )
 

@@ -6,10 +6,14 @@ done, so it is recorded and signed even if its step, or the roll, fails later.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from datetime import datetime
 from functools import cache
 
-from custody.errors import CustodyError
+from custody.archive.reader import read_archive
+from custody.archive.trusted import check_keys
+from custody.errors import ConfigurationError, CustodyError
+from custody.store.open import open_store
 from tasks.roll.clock import AHEAD
 from tasks.roll.expire import check_confirmed, expire, read_clocks
 from tasks.roll.indices import roll_indices
@@ -37,6 +41,22 @@ STEPS: Mapping[str, Callable[..., Iterator[Action]]] = {
 }
 
 
+def _check_settings(settings: Settings) -> None:
+    """Check that there is an archive, and that the keys are for it. Each step reports any other problem itself.
+
+    Raises:
+        ConfigurationError: there is no archive, or the keys cannot be used, or are those of another archive.
+    """
+    try:
+        with closing(open_store(settings.archive, settings.s3)) as store:
+            # Before the keys: who has neither needs `custody init`, which makes both.
+            check_keys(store, read_archive(store), settings.own_trust())
+    except ConfigurationError:
+        raise
+    except CustodyError as error:
+        logger.debug("the steps report it: %s", error)
+
+
 def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False, confirm_clock: bool = False) -> list[Action]:
     """Run all steps, and sign a record of deletions and expiries.
 
@@ -50,8 +70,10 @@ def roll_all(settings: Settings, now: datetime, *, dry_run: bool = False, confir
         All actions, also those that failed. If a step failed, its last action says why.
 
     Raises:
+        ConfigurationError: there is no archive, or the keys cannot be used, or are those of another archive.
         CustodyError: the clock cannot be confirmed; see `check_confirmed`.
     """
+    _check_settings(settings)
     if confirm_clock:
         check_confirmed(settings)
     actions: list[Action] = []

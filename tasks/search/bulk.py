@@ -29,7 +29,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from custody.errors import SearchError, TransientSearchError, legible
 from custody.format.layout import Log
 from custody.format.times import format_time
-from tasks.search.client import LATER, AnswerTooLarge, Search
+from tasks.search.client import LATER, AnswerTooLarge, Search, count_busy
 from tasks.search.documents import ORIGIN, Documents
 from tasks.search.indices import changed_by_others
 
@@ -232,7 +232,8 @@ class Bulk:
 
         wait = wait_random_exponential(multiplier=0.2, max=10)
         try:
-            Retrying(stop=stop_after_delay(PATIENCE_SECONDS), wait=wait, retry=retry_if_result(bool))(send)
+            stop, again = stop_after_delay(PATIENCE_SECONDS), retry_if_result(bool)
+            Retrying(stop=stop, wait=wait, retry=again, before_sleep=count_busy)(send)
         except RetryError:
             raise TransientSearchError(
                 f"Elasticsearch at {self._search.settings.url} has been too busy for {PATIENCE_SECONDS} s"

@@ -4,7 +4,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.client import HTTPResponse
 from types import SimpleNamespace
@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, NodeConfig, SerializationError, TlsError, Urllib3HttpNode
 from elasticsearch import ApiError, Elasticsearch, UnsupportedProductError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from custody.errors import ConfigurationError, SearchError, TransientSearchError, legible
 from custody.format import limits
+from custody.store import retries
 from tasks.settings import SearchSettings
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 REQUEST_SECONDS = 30
+REACH_SECONDS = 3.0
+"""How long a server may take for the first, smallest answer."""
 ANSWER_BYTES = 8 * limits.MIB
 """Answers are read up to this size: several times the largest event, and what a parser needs for it is bounded. A bulk
 request whose answer is larger is sent again in halves."""
@@ -48,6 +51,11 @@ _MISSING = 404
 _REFRESHED = 20
 """Indices that are refreshed at once: a path has room for their names."""
 _BAD_MAPPING = frozenset({"illegal_argument_exception", "query_shard_exception"})
+
+
+def count_busy(_: RetryCallState) -> None:
+    """Count a request that is made again because Elasticsearch was too busy for it, whatever words it had for that."""
+    retries.count("elasticsearch", str(_BUSY))
 
 
 class AnswerTooLarge(ValueError):
@@ -160,6 +168,27 @@ class Search:
         """Indices of which a shard could not answer a search, because of what the index is. If None, searches fail
         then: only those who report what was left out may leave it out."""
 
+    def reach(self) -> None:
+        """Check that Elasticsearch answers within `REACH_SECONDS`, whatever it answers.
+
+        Otherwise a command would wait `REQUEST_SECONDS` for a server that takes connections, and no request.
+
+        Raises:
+            TransientSearchError: it does not answer.
+        """
+        # Whatever else it answers, the next request says what is wrong with it.
+        with suppress(ApiError, *_ODD_ANSWER):
+            try:
+                self.client.options(request_timeout=REACH_SECONDS).info()
+            except ConnectionTimeout:
+                raise TransientSearchError(
+                    f"Elasticsearch at {self.settings.url} does not answer within {REACH_SECONDS:.0f} s: check that it"
+                    " runs, and search.url"
+                ) from None
+            except (NoConnection, TlsError):
+                # It is refused at once, in the words of each step.
+                return
+
     def caller(self) -> str:
         """Return who this client is, for errors: the id of its API key, and never the key."""
         key = self.settings.api_key
@@ -195,7 +224,8 @@ class Search:
         asked.setdefault("timeout", f"{REQUEST_SECONDS}s")
         again = retry_if_exception_type(_BusyError)
         wait = wait_random_exponential(multiplier=0.2, max=2)
-        for attempt in Retrying(stop=stop_after_attempt(_BUSY_TRIES), wait=wait, retry=again, reraise=True):
+        tries = stop_after_attempt(_BUSY_TRIES)
+        for attempt in Retrying(stop=tries, wait=wait, retry=again, reraise=True, before_sleep=count_busy):
             with attempt:
                 answer = self._answer(asked)
                 self._check_complete(answer)

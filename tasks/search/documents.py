@@ -4,6 +4,9 @@ A document is the event's own bytes with one more member at the end, `@custody`:
 and the segment's key. So a hit leads to its evidence (`custody evidence LOG OFFSET`). Documents are made by joining
 bytes. Only if a batch crosses midnight are its events' times parsed.
 
+An event of an own type may have any fields. It is whole in the member `own`, one flattened field, so no field of it can
+add to the mapping or contradict it. Fields with a name of the mapping stand beside it if they fit.
+
 Elasticsearch would read an event's own key `@custody.offset` as another offset, so a producer could fake where an event
 is. Such events stay in the archive, and are rejected by the index (`Documents.forged`).
 
@@ -39,6 +42,9 @@ TOPIC, PARTITION, OFFSET = f"{ORIGIN}.topic", f"{ORIGIN}.partition", f"{ORIGIN}.
 LEEWAY = timedelta(days=1)
 """How far an event's day may be after its sealing, because a producer's clock may be wrong."""
 
+OWN = "own"
+"""The member that has an event of an own type whole. Not `event`: ECS has fields below that name."""
+
 _KEYWORD = {"type": "keyword", "ignore_above": 8191}
 _LOOSE: dict[str, Any] = {"ignore_malformed": True}
 _FLATTENED = {"type": "flattened", "depth_limit": 64, "ignore_above": 8191}
@@ -51,9 +57,17 @@ class _Time(msgspec.Struct, gc=False):
 # All characters of the name are 0x40, or 0x63 to 0x79: only these escapes can spell it in another way.
 _ORIGIN_BYTES, _ESCAPED = ORIGIN.encode(), re.compile(rb"\\u00[467]")
 
-_decode_times = msgspec.json.Decoder(_Time).decode_lines
+_times = msgspec.json.Decoder(_Time)
 _HOSTILE = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
 """Errors that decoders raise for unchecked input."""
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], payload: bytes) -> list[Any]:
+    """Return the decoded lines. An event may have half characters, which msgspec refuses."""
+    try:
+        return decoder.decode_lines(payload)
+    except _HOSTILE:
+        return decoder.decode_lines(lines.without_half_characters(payload))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +113,7 @@ class Documents:
 
 
 def properties() -> dict[str, Any]:
-    """Return the mapped fields: those of the six event types, and those of `@custody`."""
+    """Return the mapped fields: those of the six event types, `own`, and those of `@custody`."""
     fields: dict[str, Any] = {"event_type": _KEYWORD}
     for kind in EVENT_TYPES.values():
         for name, annotation in typing.get_type_hints(kind).items():
@@ -112,7 +126,7 @@ def properties() -> dict[str, Any]:
         "batch": {"type": "integer"},
         "segment": {"type": "keyword"},
     }
-    return {**fields, ORIGIN: {"dynamic": False, "properties": origin}}
+    return {**fields, OWN: _FLATTENED, ORIGIN: {"dynamic": False, "properties": origin}}
 
 
 def _property(name: str, annotation: Any) -> dict[str, Any]:
@@ -128,6 +142,55 @@ def _property(name: str, annotation: Any) -> dict[str, Any]:
         return {"type": "boolean", **_LOOSE}
     # Objects are flattened: otherwise each new name in them would become a new field.
     return _FLATTENED if typing.get_origin(annotation) is dict else _KEYWORD
+
+
+_BEGINNINGS = {
+    **dict.fromkeys(("keyword", "ip", "date"), b'"'),
+    **dict.fromkeys(("long", "double"), b"-0123456789"),
+    "boolean": b"tf",
+    "flattened": b"{",
+}
+"""What the JSON of a value begins with that fits a field, by the field's type."""
+_COMMON = {
+    name: _BEGINNINGS[field["type"]]
+    for name, field in properties().items()
+    if name not in {"event_type", "timestamp", OWN, ORIGIN}
+}
+_Fields = msgspec.defstruct(
+    "_Fields",
+    [("event_type", str), ("timestamp", msgspec.Raw), *((name, msgspec.Raw, msgspec.Raw(b"")) for name in _COMMON)],
+    gc=False,
+)
+_fields: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Fields)
+
+
+def _own_document(line: bytes, fields: Any) -> bytes:
+    """Return the document of an event of an own type, without its end."""
+    common = [(name, bytes(getattr(fields, name))) for name in _COMMON]
+    beside = b"".join(b',"%b":%b' % (name.encode(), raw) for name, raw in common if raw and raw[0] in _COMMON[name])
+    kind, time = msgspec.json.encode(fields.event_type), bytes(fields.timestamp)
+    return b'{"event_type":%b,"timestamp":%b%b,"%b":%b' % (kind, time, beside, OWN.encode(), line)
+
+
+def _own_documents(statement: Statement, batch: Batch, payload: bytes, events: Sequence[bytes]) -> Mapping[int, bytes]:
+    """Return the documents of a batch's events of own types, without their ends, by position.
+
+    Raises:
+        FormatError: a line is not an event.
+    """
+    if statement.types.keys() <= EVENT_TYPES.keys():
+        return {}
+    try:
+        rows = _decode(_fields, payload)
+        if len(rows) != len(events):
+            raise _no_event(statement, batch, "a line is blank")
+        return {
+            position: _own_document(events[position], fields)
+            for position, fields in enumerate(rows)
+            if fields.event_type not in EVENT_TYPES
+        }
+    except _HOSTILE as error:
+        raise _no_event(statement, batch, error) from None
 
 
 def index_name(prefix: str, day: date | None) -> str:
@@ -213,11 +276,14 @@ def make_documents(
     actions = [
         b'{"create":{"_index":"%b%b%d"}}' % (name, ids, offset) for name, offset in zip(names, offsets, strict=True)
     ]
-    sources = [b"%b%b%d}}" % (line[:-1], tail, offset) for line, offset in zip(events, offsets, strict=True)]
+    own = _own_documents(statement, batch, payload, events)
+    opened = [own.get(at) or line[:-1] for at, line in enumerate(events)] if own else [line[:-1] for line in events]
+    sources = [b"%b%b%d}}" % (document, tail, offset) for document, offset in zip(opened, offsets, strict=True)]
     forged = frozenset[int]()
     if _may_be_forged(payload):
         try:
-            forged = frozenset(offset for line, offset in zip(events, offsets, strict=True) if _is_forged(line))
+            # A key below `own` is nobody's place in the archive.
+            forged = frozenset(offsets[at] for at, line in enumerate(events) if at not in own and _is_forged(line))
         except _HOSTILE as error:
             raise _no_event(statement, batch, error) from None
     return Documents(actions, sources, offsets, forged)
@@ -282,7 +348,7 @@ def _index_names(
     if first == last:
         return [name(first)] * payload.count(b"\n")
     try:
-        times = _decode_times(payload)
+        times = _decode(_times, payload)
     except _HOSTILE as error:
         raise _no_event(statement, batch, error) from None
     # The decoder skips blank lines.

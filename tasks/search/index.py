@@ -22,12 +22,13 @@ from datetime import UTC, datetime, timedelta
 
 from custody.archive.reader import choose_logs, list_logs, read_archive, read_manifest
 from custody.archive.search import sealed_between
-from custody.archive.trusted import standing, unverified
+from custody.archive.trusted import check_keys, standing, unverified
 from custody.errors import CustodyError, FormatError, ObjectArchived, ObjectMissing
 from custody.format import layout
 from custody.format.layout import Log
 from custody.format.manifest import Statement
 from custody.format.times import parse_time
+from custody.keys.trust import Trust
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.search.bulk import Bulk, describe_rejected
@@ -38,6 +39,8 @@ from tasks.settings import Settings
 
 GRACE_SECONDS = 10.0
 """How long the end of a drain waits for the last events to be indexed."""
+ALL_LOGS = "all logs"
+"""The log in a result that is of no one log: nothing could be indexed."""
 _LOOK_SECONDS = 5.0
 _CURSOR_SECONDS = 2.0
 _AHEAD = 200
@@ -82,13 +85,18 @@ class Indexer:
     """Indexes logs of one archive."""
 
     def __init__(
-        self, settings: Settings, store: Store, search: Search, archive: str, problems: Sequence[str] = ()
+        self,
+        settings: Settings,
+        store: Store,
+        search: Search,
+        archive: str,
+        trust: Trust,
+        problems: Sequence[str] = (),
     ) -> None:
         """Prepare; no request is made yet. `problems` become part of each result's problem."""
         self._problems = problems
         self._settings, self._store, self._search, self._archive = settings.search, store, search, archive
         self._bulk = Bulk(search)
-        trust = settings.trust_at_hand()
         self._holds = standing(store, archive, trust)
         for _, message in unverified(trust, {}):
             logger.warning("unverified: %s", message)
@@ -258,9 +266,12 @@ class Indexer:
 def _open(settings: Settings) -> Iterator[tuple[Store, Indexer]]:
     """Open the archive and Elasticsearch, prepare its indices, and yield the archive's store and its indexer."""
     with closing(open_store(settings.archive, settings.s3)) as store:
-        archive = read_archive(store).id
+        file = read_archive(store)
+        trust = settings.trust_at_hand()
+        check_keys(store, file, trust)
         with closing(Search(settings.search)) as search:
-            yield store, Indexer(settings, store, search, archive, prepare(search))
+            search.reach()
+            yield store, Indexer(settings, store, search, file.id, trust, prepare(search))
 
 
 def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResult]:
@@ -274,7 +285,8 @@ def index_logs(settings: Settings, wanted: Sequence[str] = ()) -> list[IndexResu
         One result a log. A log that failed has the problem in its result; the others were indexed.
 
     Raises:
-        ConfigurationError: there is no archive, no such log, or no Elasticsearch in the settings.
+        ConfigurationError: there is no archive, no such log, no Elasticsearch in the settings, or the keys are those of
+            another archive.
         StoreError: the archive does not answer at all.
         SearchError: Elasticsearch does not answer at all.
     """
@@ -326,7 +338,7 @@ class Follower:
                 " continues"
             )
         if problem is not None:
-            results = results or [IndexResult("*")]
+            results = results or [IndexResult(ALL_LOGS)]
             for result in results:
                 result.problem = result.problem or problem
         return sorted(results, key=lambda result: result.log)

@@ -80,7 +80,7 @@ def prepare(search: Search) -> list[str]:
     }
     body = documents.template(search.prefix, search.settings.replicas)
     check_templates(search)
-    with search.errors("its templates"):
+    with search.errors("the index templates"):
         search.client.indices.put_index_template(name=search.prefix, **body)
         for name, properties in own.items():
             # Not `exists`: an answer to HEAD has no body, so a refusal would not say what was refused.
@@ -99,7 +99,7 @@ def check_templates(search: Search) -> None:
         SearchError: Elasticsearch does not answer, or refuses. Or one would be used.
     """
     body = documents.template(search.prefix, search.settings.replicas)
-    with search.errors("its templates"):
+    with search.errors("the index templates"):
         present = search.client.indices.get_index_template(filter_path=_TEMPLATES).body.get("index_templates", [])
         for other in present:
             _check_template(search.prefix, body, other["name"], other["index_template"])

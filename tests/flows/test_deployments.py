@@ -55,7 +55,7 @@ def test_each_alert_is_explained() -> None:
     page = (DEPLOYMENTS.parents[1] / "docs" / "alerts.md").read_text()
     names = [trigger["name"] for trigger in TRIGGERS]
     assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == names
-    assert [trigger["parameters"]["read_on"] for trigger in TRIGGERS] == [f"docs/alerts.md#{name}" for name in names]
+    assert [trigger["parameters"]["read_on"] for trigger in TRIGGERS] == [f"custody explain {name}" for name in names]
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: trigger["name"])
@@ -93,7 +93,8 @@ def test_forms_show_one_type_for_each_field(flow: Flow[..., Any]) -> None:
         ({"until": "2026-01-03T00:00:00Z", "logs": ["audit.logins/0", "audit.logins"], "late_days": 0}, True),
         ({"logs": ["no log"]}, False),
         ({"late_days": -1}, False),
-        ({"types": ["no_type"]}, False),
+        ({"types": [""]}, False),
+        ({"types": ["user_login"]}, True),
         ({"target": "nowhere"}, False),
         ({"topic": ""}, False),
     ],

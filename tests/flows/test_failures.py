@@ -1,5 +1,6 @@
 """Each failed run emits the event that an alert waits for, whatever the failure."""
 
+import logging
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -204,6 +205,51 @@ def test_unreadable_records(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, k
     assert flows.drain.drain(once=True, return_state=True).is_completed()
     assert [event for event, _ in emitted] == ["custody.log.unreadable", "custody.drain.completed"]
     assert emitted[0][1]["offsets"] == 1
+
+
+@pytest.mark.usefixtures("server")
+def test_too_much_quarantine(emitted: Emitted, monkeypatch: pytest.MonkeyPatch, kafka: KafkaServer) -> None:
+    """A run with a log of no valid records ends well. Its event, its message and its table name share and reason."""
+    name = kafka.unused_name("quarantine")
+    topics = [kafka.create_topic(f"{name}.{part}") for part in ("bad", "good")]
+    drain_topics(monkeypatch, kafka, f"^{name}")
+    tables: list[Any] = []
+    monkeypatch.setattr(flows.drain, "publish_table", lambda _, rows, summary: tables.append((rows, summary)))
+    producer = kafka.producer()
+    for number in range(1_000):
+        producer.produce(topics[0], b'{"nonsense":%d}' % number)
+    for value in [*sample_events(200, 0, BEGIN), b"{"]:
+        producer.produce(topics[1], value)
+    assert producer.flush(60) == 0
+    state = flows.drain.drain(once=True, return_state=True)
+    assert state.is_completed()
+    assert [event for event, _ in emitted] == ["custody.log.quarantined", "custody.drain.completed"]
+    sentence = (
+        "100.0% of the run's records are in quarantine (1,000 of 1,000),"
+        " most often: event_type missing (1,000), for example: event_type is missing"
+    )
+    assert emitted[0][1] == {"problem": sentence}
+    assert f"{topics[0]}/0: {sentence}." in str(state.message)
+    assert topics[1] not in str(state.message)
+    ((rows, summary),) = tables
+    assert summary == state.message
+    reasons = {row["log"]: row["reasons"] for row in rows}
+    assert reasons[f"{topics[0]}/0"].startswith("event_type missing (1,000)")
+    assert reasons[f"{topics[1]}/0"].startswith("not JSON (1)")
+    # Nothing new: nobody is told again.
+    emitted.clear()
+    assert flows.drain.drain(once=True, return_state=True).is_completed()
+    assert [event for event, _ in emitted] == ["custody.drain.completed"]
+
+
+def test_many_logs_with_too_much_quarantine(emitted: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names three logs and counts the rest. Each has its event."""
+    monkeypatch.setattr(flows.drain, "get_run_logger", logging.getLogger)
+    results = [LogResult(f"a/{number}", quarantined=30) for number in range(5)]
+    sentences = flows.drain._report_quarantine(results)
+    assert [sentences.count(f"a/{number}") for number in range(5)] == [1, 1, 1, 0, 0]
+    assert "2 more logs" in sentences
+    assert len(emitted) == 5
 
 
 @pytest.mark.usefixtures("server")

@@ -172,6 +172,7 @@ def test_ticks_come_back_after_everything_was_killed(installation: Drained) -> N
         "custody-drain-headroom",
         "custody-drain-silent",
         "custody-log-vanished",
+        "custody-records-quarantined",
         "custody-records-unreadable",
         "custody-roll-failed",
         "custody-search-behind",
@@ -212,8 +213,17 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
         assert alert["title"] == "custody: the audit failed"
         key = segment.relative_to(installation.folder / "archive").as_posix()
         page = f"{installation.url}/runs/flow-run/{failed['id']}"
-        read_on = "docs/alerts.md#custody-audit-failed"
-        parts = ("tampered segment-hash", key, "To do: keep this object", "Archive: ", "Host: ", page, read_on)
+        read_on = "custody explain custody-audit-failed"
+        parts = (
+            "tampered segment-hash",
+            key,
+            "To do: keep this object",
+            "Read on: custody explain segment-hash",
+            "Archive: ",
+            "Host: ",
+            page,
+            read_on,
+        )
         assert [part for part in parts if part not in alert["message"]] == []
         # The run's log begins with our lines, and has no traceback of Prefect's.
         lines = installation.lines_of(failed["id"])
@@ -224,6 +234,43 @@ def test_a_failed_audit_becomes_an_alert(installation: Drained) -> None:
         told = installation.finished("alert: custody: the audit failed")
         assert told["state"]["message"] == "custody: the audit failed: told 1 (json)"
         assert re.fullmatch(r"audit \d{4}-\d\d-\d\d \d\d:\d\d, tampered, findings: \d+", failed["name"])
+    assert installation.end() == 0
+
+
+@pytest.mark.timeout(600)
+def test_quarantine_becomes_one_alert(installation: Drained) -> None:
+    """Scheduled runs that find no valid record tell people once within the hour, with the share and the reason."""
+    with inbox() as people:
+        path = installation.folder / "custody.toml"
+        path.write_text(path.read_text() + f'[alert]\nurls = "{people.url}"\n')
+        producer = installation.kafka.producer()
+        values = [b'{"nonsense":%d}' % number for number in range(50)]
+        for value in values:
+            producer.produce(installation.topic, value, partition=0)
+        assert producer.flush(60) == 0
+        installation.up()
+        installation.wait(lambda: people.received, 240, "somebody to be told")
+        alert = people.received[0]
+        assert alert["title"] == "custody: records go to quarantine"
+        parts = (
+            f"log.{installation.topic}/0: 100.0% of the run's records are in quarantine (50 of 50)",
+            "most often: event_type missing (50), for example: event_type is missing",
+            "docs/alerts.md#custody-records-quarantined",
+        )
+        assert [part for part in parts if part not in alert["message"]] == []
+        # It goes on, in a later run that says the same.
+        for value in values:
+            producer.produce(installation.topic, value, partition=0)
+        assert producer.flush(60) == 0
+
+        def reported() -> bool:
+            runs = installation.prefect("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})
+            return sum("in quarantine (50 of 50)" in str(run["state"]["message"]) for run in runs) == 2
+
+        installation.wait(reported, 180, "a second run that reports it")
+        installation.pause("drain/drain-every-minute")
+        installation.finished("alert: custody: records go to quarantine")
+        assert len(people.received) == 1
     assert installation.end() == 0
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.operate.status import EXIT_CODES, report, shorten
+from custody.cli.render import shorten
+from flows.operate.status import EXIT_CODES, report
 from tasks.health.model import (
     AuditHealth,
     Health,
@@ -60,7 +62,7 @@ HEALTH = Health(
 def screen(health: Health, width: int) -> list[str]:
     """Return the lines of a screen."""
     console = Console(width=width, file=StringIO(), markup=False, highlight=False)
-    for part in report(health, console):
+    for part in report(health):
         console.print(part)
     assert isinstance(console.file, StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
@@ -83,13 +85,16 @@ def test_numbers_are_never_cut(width: int) -> None:
 
 
 def test_columns_are_left_out_in_order() -> None:
-    """The narrower the screen, the fewer columns: the log's end goes first, the headroom last."""
+    """The narrower the screen, the fewer columns: the log's end goes first. Those left out are named."""
     order = ["size and root", "next offset", "index", "quarant.", "headroom"]
     shown = []
     for width in range(160, 50, -5):
         (heading,) = (line for line in screen(HEALTH, width) if "state" in line and "lag" in line)
         shown.append([name for name in order if name in heading])
         assert shown[-1] == order[len(order) - len(shown[-1]) :]
+        lacking = order[: len(order) - len(shown[-1])]
+        caption = f"Left out, to fit the screen: {', '.join(lacking)}; --json has all."
+        assert (caption in " ".join(" ".join(screen(HEALTH, width)).split())) == bool(lacking)
     assert shown[0] == order
     assert shown[-1] == []
     assert shown == sorted(shown, key=len, reverse=True)
@@ -109,6 +114,12 @@ def test_healthy_is_said() -> None:
     assert lines[0] == "healthy"
     assert "alerts: slack" in lines
     assert EXIT_CODES == {"ok": 0, "warning": 3, "failed": 1}
+
+
+def test_nobody_is_said_once() -> None:
+    """That nobody is alerted is a problem with its remedy, and needs no line of its own."""
+    lines = screen(replace(HEALTH, logs=()), 80)
+    assert [line.partition("alerts: ")[2][:6] for line in lines if "alerts: " in line] == ["nobody"]
 
 
 def test_many_problems_are_cut_to_a_screen() -> None:

@@ -556,6 +556,9 @@ def check_records(data: bytes) -> None:
     refused = {at for at, _ in taken.refused}
     assert taken.events == len(values) - len(refused)
     assert not lines.check(taken.payload).faults or not taken.events
+    strict = events.check(values, own_types=False)
+    assert refused <= {at for at, _ in strict.refused}
+    assert strict.types == {name: number for name, number in taken.types.items() if name in events.EVENT_TYPES}
 
 
 def check_rows(payload: bytes) -> None:

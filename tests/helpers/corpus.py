@@ -25,6 +25,8 @@ class Case:
     reason: str
     writer_accepts: bool | None = None
     line_is_event: bool = False
+    own_type: bool = False
+    """Whether its type is not one of the six: a strict writer takes no such event."""
 
     @property
     def line(self) -> bytes:
@@ -124,6 +126,11 @@ def _foreign(name: str, value: bytes, reason: str) -> Case:
     return Case(name, value, True, reason, writer_accepts=False, line_is_event=True)
 
 
+def _own(name: str, value: bytes, reason: str) -> Case:
+    """An event of a type that is not one of the six."""
+    return Case(name, value, True, reason, writer_accepts=True, line_is_event=True, own_type=True)
+
+
 _E = b'"event_type":"query_executed"'
 _T = b'"timestamp":"' + TIME.encode() + b'"'
 
@@ -140,9 +147,17 @@ CASES: list[Case] = [
     _good("zero figures", _bent(complexity=0, execution_time=0, result_rows=0), "at least 0"),
     _good("unnamed field", _bent(region="eu", nested={"a": [1, None, True]}), "other fields are kept"),
     _good("minimal envelope order", compact(dict(reversed(EVENTS["authz_check"].items()))), "keys have no order"),
-    _foreign("unknown type", _bent(event_type="login"), "a seventh type"),
-    _foreign("type in other case", _bent(event_type="Query_Executed"), "names are compared as they are"),
-    _foreign("type not ASCII", _bent(event_type="запрос"), "a string"),
+    _own("unknown type", _bent(event_type="login"), "a seventh type"),
+    _own("type in other case", _bent(event_type="Query_Executed"), "names are compared as they are"),
+    _own("type not ASCII", _bent(event_type="запрос"), "a string"),
+    _own("bare own type", b'{"event_type":"login",' + _T + b"}", "the two fields that FORMAT.md asks for"),
+    _own("own type, no address", _bent(event_type="login", client_ip="localhost"), "only the six are held to fields"),
+    _own("own type, fields of any type", _bent(event_type="login", request_id=[{}], complexity="x"), "as before"),
+    _own("indented own type", json.dumps({"event_type": "login", "timestamp": TIME}, indent=1).encode(), "white space"),
+    _bad("own type twice", b'{"event_type":"login","event_type":"login",' + _T + b"}", "a key of ours twice"),
+    _bad("own type, no time", b'{"event_type":"login"}', "no timestamp"),
+    _bad("own type, 65 deep", b'{"event_type":"login",' + _T + b',"a":' + b"[" * 64 + b"]" * 64 + b"}", "too deep"),
+    _bad("own type, bad UTF-8", b'{"event_type":"login",' + _T + b',"a":"\xff"}', "not UTF-8"),
     _foreign("bare minimum", b"{" + _E + b"," + _T + b"}", "the two fields that FORMAT.md asks for"),
     _foreign("no request_id", _without("request_id"), "a field of all types is missing"),
     _foreign("no complexity", _without("complexity"), "a field of the type is missing"),
@@ -276,15 +291,15 @@ CASES: list[Case] = [
     _good("lone surrogate as key", _with(rb',"\ud800":1'), "RFC 8259's grammar allows it", writer=None),
     _bad("lone surrogate as type", _typed(rb"\ud800"), "a type has no lone surrogate"),
     _bad("lone low surrogate in a type", _typed(rb"a\udfff"), "a type has no lone surrogate"),
-    _foreign("pair of surrogates as type", _typed(rb"\ud83d\ude00"), "a character"),
+    _own("pair of surrogates as type", _typed(rb"\ud83d\ude00"), "a character"),
     _bad("empty type", _typed(b""), "1 to 255 bytes"),
-    _foreign("type of 1 byte", _typed(b"a"), "1 to 255 bytes"),
-    _foreign("type of a space", _typed(b" "), "1 to 255 bytes"),
-    _foreign("type of 255 bytes", _typed(b"a" * 255), "1 to 255 bytes"),
+    _own("type of 1 byte", _typed(b"a"), "1 to 255 bytes"),
+    _own("type of a space", _typed(b" "), "1 to 255 bytes"),
+    _own("type of 255 bytes", _typed(b"a" * 255), "1 to 255 bytes"),
     _bad("type of 256 bytes", _typed(b"a" * 256), "1 to 255 bytes"),
-    _foreign("type of 255 bytes, two each", _typed("é".encode() * 127 + b"a"), "1 to 255 bytes"),
+    _own("type of 255 bytes, two each", _typed("é".encode() * 127 + b"a"), "1 to 255 bytes"),
     _bad("type of 256 bytes, two each", _typed("é".encode() * 128), "1 to 255 bytes, not characters"),
-    _foreign("type of 255 bytes, escaped", _typed(b"\\u0061" * 255), "1 to 255 bytes once it is read"),
+    _own("type of 255 bytes, escaped", _typed(b"\\u0061" * 255), "1 to 255 bytes once it is read"),
     _bad("type of 256 bytes, escaped", _typed(b"\\u00e9" * 128), "1 to 255 bytes once it is read"),
     _bad("type of 1 MB", _typed(b"a" * 1_000_000), "1 to 255 bytes"),
     _good("lone surrogate nested", _with(rb',"a":{"b":["\ud800"]}'), "RFC 8259's grammar allows it", writer=None),

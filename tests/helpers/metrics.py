@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-_ORDER = ("log", "event_type", "kind", "flow", "step", "le")
+_ORDER = ("log", "event_type", "kind", "reason", "flow", "step", "backend", "error_type", "le")
 
 
 def values_of(text: bytes) -> dict[tuple[str, ...], float]:

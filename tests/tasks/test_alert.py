@@ -35,12 +35,14 @@ def test_one_url_that_fails_is_named_and_hides_none(caplog: pytest.LogCaptureFix
     """The others are told all the same, once. No log line, summary or name shows a token."""
     caplog.set_level(logging.DEBUG)
     with inbox() as good, inbox(status=500) as bad:
-        wrong = f"slack://{CANARY}"
+        wrong = f"nonsense://{CANARY}"
         delivery = send(settings_with(good.url, bad.url, wrong), ALERT, attempts=1)
         assert len(good.received) == 1
     assert delivery.told == ("1 (json)",)
-    assert delivery.failed == ("2 (json)", "3 (slack)")
-    assert "not told: 2 (json), 3 (slack). Check alert.urls" in delivery.summary()
+    assert delivery.failed == ("2 (json)", "3 (nonsense)")
+    assert delivery.unreadable == ("3 (nonsense)",)
+    assert "3 (nonsense): the URL cannot be read" in delivery.summary()
+    assert "2 (json): the service did not take it" in delivery.summary()
     assert CANARY not in caplog.text + delivery.summary() + repr(receivers(settings_with(wrong)))
 
 
@@ -51,6 +53,16 @@ def test_only_who_was_not_told_is_tried_again(monkeypatch: pytest.MonkeyPatch) -
         delivery = send(settings_with(good.url, flaky.url), ALERT, attempts=3)
         assert (len(good.received), len(flaky.received)) == (1, 2)
     assert delivery.told == ("1 (json)", "2 (json)")
+
+
+def test_a_url_that_cannot_be_read_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes for it: no attempt changes a URL. The summary says no word of a service."""
+    monkeypatch.setattr("tasks.alert._notify", lambda *_: pytest.fail("it was tried"))
+    delivery = send(settings_with("slack://x", "nonsense://x"), ALERT)
+    assert (delivery.told, delivery.failed) == ((), delivery.unreadable)
+    assert delivery.unreadable == ("1 (slack)", "2 (nonsense)")
+    assert delivery.summary().startswith("nobody was told; 1 (slack), 2 (nonsense): the URL cannot be read")
+    assert "did not take it" not in delivery.summary()
 
 
 def test_nobody_is_said() -> None:

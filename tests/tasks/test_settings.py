@@ -145,7 +145,7 @@ WRONG = [
     ("CUSTODY_DRAIN__FLUSH_SECONDS", "0", "greater than 0"),
     ("CUSTODY_DRAIN__SECONDS", "inf", "finite"),
     ("CUSTODY_DRAIN__TASK_RUNNER", "dusk", "'dask'"),
-    ("CUSTODY_HEALTH__QUARANTINED_SHARE", "5", "less than or equal to 1"),
+    ("CUSTODY_EVENTS__QUARANTINED_SHARE", "5", "less than or equal to 1"),
     ("CUSTODY_HEALTH__LAG_SECONDS", "-1", "greater than 0"),
     ("CUSTODY_KAFKA__TOPICS", "^a(", "regular expression"),
     ("CUSTODY_KAFKA__TOPICS", "a b", "names of topics"),

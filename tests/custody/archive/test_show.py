@@ -48,7 +48,7 @@ def test_every_event(leafy: Leafy) -> None:
 )
 def test_no_record_there(leafy: Leafy, offset: int, said: str) -> None:
     """An offset without a record raises an error that gives the reason."""
-    with pytest.raises(ObjectMissing, match=said):
+    with pytest.raises(ConfigurationError, match=said):
         show(leafy.store, f"{leafy.log}@{offset}", leafy.own)
 
 

@@ -21,7 +21,7 @@ from custody.archive.reader import Tip, find_audit_tip, read_archive
 from custody.archive.witness import Seen, Witness
 from custody.archive.writer import append_audit, create_archive, write_checkpoint
 from custody.cli.evidence import app
-from custody.errors import ConfigurationError, NoArchive
+from custody.errors import ConfigurationError, HeadRollback, NoArchive
 from custody.findings import Accepted
 from custody.format.archive_file import Pin
 from custody.format.audit import Audit, SignedAudit
@@ -751,19 +751,25 @@ def test_commands_say_why_there_is_nothing(leafy: Leafy, tmp_path: Path, custody
     trust = write_trust(tmp_path / "public.json", leafy.public)
     for given in (["--trust", trust], ["--keys", f"file:{leafy.keyring}"]):
         assert custody("checkpoint", "--archive", leafy.folder, *given).out == stored
+    foreign = leafy.folder / checkpoint_key(leafy.log, 2)
+    (leafy.folder / checkpoint_key(leafy.log, 3)).rename(foreign)
+    shown = custody("checkpoint", "--archive", leafy.folder, "--trust", trust)
+    assert (shown.code, shown.out) == (0, "")
+    assert "it has 1, but no trusted key signed any of them" in shown.err
+    foreign.rename(leafy.folder / checkpoint_key(leafy.log, 3))
     new_keyring(tmp_path / "keyring.json", NOW - timedelta(hours=1))
     for more in ([], ["--keys", f"file:{tmp_path}/keyring.json"]):
         shown = custody("checkpoint", "--archive", leafy.folder, *more)
-        assert (shown.code, shown.out) == (0, "")
-        assert "it has 1, but no trusted key signed any of them" in shown.err
+        assert (shown.code, shown.out) == (2, "")
+        assert "may not be those of this archive" in shown.err
     assert custody("checkpoint", "--archive", leafy.folder, "--trust", trust).out == stored
     assert custody("checkpoint", "--archive", leafy.folder, "--write", "--keys", "file:keyring.json").code == 2
     empty = Leafy(tmp_path / "empty")
-    shown = custody("checkpoint", "--archive", empty.folder)
+    shown = custody("checkpoint", "--archive", empty.folder, "--keys", empty.keyring)
     assert (shown.code, shown.out) == (0, "")
     assert "has no log yet" in shown.err
     empty.append(range(3))
-    assert "it has none yet" in custody("checkpoint", "--archive", empty.folder).err
+    assert "it has none yet" in custody("checkpoint", "--archive", empty.folder, "--keys", empty.keyring).err
     (tmp_path / "keyring.json").unlink()
     path = empty.folder / checkpoint_key(empty.log, 1)
     path.parent.mkdir(parents=True)
@@ -808,8 +814,8 @@ def test_no_checkpoint_is_written_into_another_archive(leafy: Leafy, monkeypatch
     path.unlink()
     path.write_bytes(data.replace(b'"heartbeat":3600', b'"heartbeat":3601'))
     done = CliRunner().invoke(app, ["checkpoint", "--write"])
-    assert isinstance(done.exception, ConfigurationError)
-    assert "nothing is signed" in str(done.exception)
+    assert isinstance(done.exception, HeadRollback)
+    assert "archive.json is not signed by trusted keys" in str(done.exception)
 
 
 def test_a_keyring_for_checkpoints_alone(leafy: Leafy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

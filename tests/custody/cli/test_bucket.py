@@ -68,7 +68,7 @@ def test_without_asking(custody: Command, moto: MotoServer, monkeypatch: pytest.
     assert (printed.code, printed.err) == (0, "")
     assert set(json.loads(printed.out)) == {VERSIONING, OBJECT_LOCK, LIFECYCLE, POLICY}
     asked = custody("bucket")
-    assert (asked.code, "there is no such bucket" in asked.err) == (1, True)
+    assert (asked.code, "there is no such bucket" in asked.err) == (2, True)
 
 
 def test_without_locks(custody: Command, moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,8 @@ def test_show_of_offsets_without_an_event(custody: Command, sample: Sample) -> N
     quarantined = custody("show", f"{sample.log}@{sample.quarantined}", "--archive", sample.folder)
     assert json.loads(quarantined.out)["offset"] == sample.quarantined
     skipped = custody("show", f"{sample.log}@{sample.skipped}", "--archive", sample.folder)
-    assert skipped.code == 1
-    assert "no record" in skipped.err
+    assert skipped.code == 2
+    assert "no event" in skipped.err
     beyond = custody("show", f"{sample.log}@{max(sample.events) + 1}", "--archive", sample.folder)
     assert beyond.code == 2
     assert "no statement" in beyond.err

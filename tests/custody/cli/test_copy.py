@@ -262,13 +262,14 @@ def test_a_promoted_copy_goes_on_and_the_first_is_not_mixed_in(custody: Command,
     assert read_folder(tmp_path / "replica") == before
 
 
-def test_a_log_without_a_signed_head_is_named(custody: Command, sample: Sample, tmp_path: Path) -> None:
+def test_a_log_without_a_signed_head_is_named(custody: Command, altered: Sample, tmp_path: Path) -> None:
     """Where no trusted key signed a head in the first, the command says that its end may be missing."""
     (tmp_path / "other").mkdir()
     other = make_archive(tmp_path / "other")
-    done = custody("copy", sample.folder, "copy", "--keys", f"file:{other.keyring}")
-    assert done.code == 12
-    assert f"{sample.log} has no head there" in done.out
+    shutil.copytree(other.folder / "manifests/audit.events", altered.folder / "manifests/audit.others")
+    done = custody("copy", altered.folder, "copy", "--keys", f"file:{altered.keyring}")
+    assert done.code == 10
+    assert "audit.others/0 has no head there" in done.out
 
 
 def test_the_cron_of_a_replica(custody: Command, tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_a_result_that_could_not_be_written(sample: Sample, tmp_path: Path, way:
 WITH_JSON: dict[str, Mapping[str, int]] = {
     "verify": {"verify --workers 0": 0, "verify altered --workers 0": 13},
     "check-evidence": {"check-evidence proof --keys {keys}": 0, "check-evidence proof --keys file:others": 12},
+    "check-events": {"check-events custody.toml": 1},
     "query": {"query 'FROM manifests'": 0},
     "keys list": {"keys list": 0},
     "config": {"config": 0},
@@ -187,7 +188,7 @@ WITH_JSON: dict[str, Mapping[str, int]] = {
 """For each command that can print JSON: arguments, and the exit code of each."""
 ELSEWHERE = {"check": "flows.operate.check"}
 """Commands whose module prints their JSON, by the same function."""
-VERDICTS = {"verify", "check-evidence", "copy", "witness", "audit"}
+VERDICTS = {"verify", "check-evidence", "check-events", "copy", "witness", "audit"}
 """Commands whose exit code is a verdict. The others have failed if nobody got their output."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,14 +13,15 @@ from typing import Any, get_args
 import pytest
 from typer.main import get_command
 
+from custody.archive.writer import Entry
 from custody.cli import common, main, times
 from custody.cli.common import EXIT_CODES, PANELS, WITHOUT
 from custody.cli.operators import COMMANDS
-from custody.format.events import EVENT_TYPES
 from flows.operate import cli as operating
 from tasks.backfill import plan
 from tests.helpers.commands import Command
-from tests.helpers.sample import Sample
+from tests.helpers.sample import Growing, Sample
+from tests.servers.s3 import MotoServer
 
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 5, 3, 14, 30, tzinfo=UTC)
@@ -74,10 +76,9 @@ def test_help_of_each_command(custody: Command, monkeypatch: pytest.MonkeyPatch,
 
 def test_choices_are_those_of_the_code(custody: Command) -> None:
     """What the help and the completion offer is what a backfill takes."""
-    assert set(operating.EventType) == set(EVENT_TYPES)
     assert (get_args(operating.Target), get_args(operating.RestoreTier)) == (plan.KINDS, plan.TIERS)
     since = ("--since", "2d", "--until", "now")
-    for option in ("--to", "--tier", "--type"):
+    for option in ("--to", "--tier"):
         refused = custody("backfill", *since, option, "nonsense")
         assert refused.code == 2
         assert "'nonsense' is not one of" in refused.err
@@ -153,30 +154,107 @@ def test_config_and_quiet(custody: Command, sample: Sample, tmp_path: Path) -> N
 
 # --- users' mistakes
 
-ON_AN_ARCHIVE = {
-    "witness": ("--keys", "keyring.json"),
+ON_AN_ARCHIVE: Mapping[str, tuple[str, ...]] = {
+    "witness": (),
+    "copy": ("{archive}", "copy"),
     "checkpoint": (),
+    "checkpoint --write": (),
     "evidence": ("a/0", "1", "-o", "out.zip"),
     "show": ("a/0",),
     "query": ("SELECT 1",),
+    "report": (),
     "keys export": (),
     "index": (),
     "audit": (),
     "backfill": ("--since", "2d", "--until", "now"),
     "status": (),
+    "drain": ("--once",),
+    "roll": (),
+    "new-epoch": ("a",),
+    "metrics": (),
 }
 """Commands that read one archive, with arguments. `verify` is not one: that there is none is its finding."""
+WITHOUT_AN_ARCHIVE = {
+    *(
+        "verify",
+        "check",
+        "init",
+        "config",
+        "bucket",
+        "check-evidence",
+        "check-events",
+        "explain",
+        "accept",
+        "demo",
+        "up",
+        "deploy",
+        "alert",
+    ),
+    *("keys new", "keys list", "keys rotate", "keys end"),
+}
+"""The other commands: they report what is there, or need no archive."""
 
 
+def _on(name: str, archive: object) -> list[object]:
+    """Return the words of a command on an archive."""
+    words = [word.format(archive=archive) for word in ON_AN_ARCHIVE[name]]
+    return [*name.split(), *words, *(() if "{archive}" in ON_AN_ARCHIVE[name] else ("--archive", archive))]
+
+
+def test_each_command_is_on_an_archive_or_not() -> None:
+    """No command is left out of the tests below."""
+    assert {name.partition(" --")[0] for name in ON_AN_ARCHIVE} | WITHOUT_AN_ARCHIVE == set(EVERY)
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["with keys", "without keys"])
 @pytest.mark.parametrize("name", ON_AN_ARCHIVE)
-def test_no_archive_has_one_wording_and_one_code(custody: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whichever command meets it, the line asks whether the path is right, and the exit code is 2."""
+def test_no_archive_has_one_wording_and_one_code(
+    custody: Command, monkeypatch: pytest.MonkeyPatch, name: str, *, keys: bool
+) -> None:
+    """Whichever command meets it, with keys or not, the line asks if the path is right, and the exit code is 2."""
     monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
-    assert custody("keys", "new").code == 0
-    refused = custody(*name.split(), *ON_AN_ARCHIVE[name], "--archive", "nowhere")
+    if keys:
+        assert custody("keys", "new").code == 0
+    refused = custody(*_on(name, "nowhere"))
     expected = f"custody: there is no archive at {Path('nowhere').absolute().as_uri()}: is this the right place?"
     assert refused.err.splitlines()[-1] == f"{expected} 'custody init' makes one"
     assert (refused.code, "Traceback" in refused.err) == (2, False)
+
+
+@pytest.mark.parametrize("by", ["keys", "trust"])
+@pytest.mark.parametrize("name", sorted(set(ON_AN_ARCHIVE) - {"show", "query", "status"} | {"init"}))
+def test_keys_of_another_archive(
+    custody: Command, sample: Sample, monkeypatch: pytest.MonkeyPatch, name: str, by: str
+) -> None:
+    """One line names the keyring, asks whether it is the archive's, and is exit code 2. Nothing is called tampering."""
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    assert custody("init", "--archive", "another", "--keys", "other.json").code == 0
+    monkeypatch.setenv("CUSTODY_KEYS", "file:other.json")
+    if by == "trust":
+        # Its pin is of the other archive, too.
+        monkeypatch.setenv("CUSTODY_TRUST", "trust.json")
+    refused = custody(*(_on(name, sample.folder) if name != "init" else ("init", "--archive", sample.folder)))
+    assert refused.code == 2, refused
+    line = refused.err.splitlines()[-1]
+    assert f"custody: {sample.folder.as_uri()}: archive.json is not" in line
+    assert line.endswith("correct `keys` and `trust`, or `archive`")
+    # A witness takes trust.json alone.
+    assert f"the keys of {'trust.json' if (name, by) == ('witness', 'trust') else 'other.json'}" in line
+    assert "may not be those of this archive" in line
+
+
+@pytest.mark.parametrize("name", ["audit", "drain", "roll", "checkpoint --write", "keys export", "backfill"])
+def test_an_archive_file_of_others_over_our_logs(
+    custody: Command, altered: Sample, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where trusted keys signed the logs, nobody is told to correct the keys: archive.json was replaced."""
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    assert custody("init", "--archive", "another", "--keys", "other.json").code == 0
+    (altered.folder / "archive.json").write_bytes(Path("another/archive.json").read_bytes())
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{altered.keyring}")
+    refused = custody(*_on(name, altered.folder))
+    assert refused.code == 1, refused
+    assert f"trusted keys signed the log {altered.log}, but other keys signed archive.json" in refused.err
 
 
 def test_no_archive_is_a_finding_of_verify(custody: Command) -> None:
@@ -203,6 +281,46 @@ def test_an_unknown_log_has_one_wording_and_one_code(
     refused = custody(*arguments, "--archive", sample.folder, "--keys", sample.keyring)
     expected = f"the archive has no log 'audit.event/0'; did you mean {sample.log}?"
     assert (refused.code, expected in refused.err) == (2, True), refused.err
+
+
+@pytest.mark.parametrize("kind", ["skipped", "lost", "in quarantine", "later", "earlier"])
+def test_an_offset_without_an_event_has_one_wording_and_one_code(
+    custody: Command, sample: Sample, tmp_path: Path, kind: str
+) -> None:
+    """`show` and `evidence` say the same of an offset, with exit code 2. `show` prints what is in quarantine."""
+    folder, keyring, log = sample.folder, sample.keyring, str(sample.log)
+    offset, reason = {
+        "skipped": (sample.skipped, "a read-committed consumer gets no record there"),
+        "lost": (3, "the broker deleted it before it was read"),
+        "in quarantine": (sample.quarantined, "the record is no event, and is in quarantine"),
+        "later": (999_999, "no statement of {log} accounts for offset 999999"),
+        "earlier": (2, "no statement of {log} accounts for offset 2"),
+    }[kind]
+    if kind == "lost":
+        growing = Growing(tmp_path / "lost")
+        growing.append(1, edit=lambda entry: Entry(first_offset=0, next_offset=entry.next_offset, lost=(0, 5)))
+        folder, keyring, log = growing.folder, growing.keyring, growing.log
+    common = ("--archive", folder, "--keys", keyring)
+    shown = custody("show", f"{log}@{offset}", *common)
+    refused = custody("evidence", log, offset, "-o", "evidence.zip", *common)
+    assert (refused.code, reason.format(log=log) in refused.err) == (2, True), refused
+    assert shown.code == (0 if kind == "in quarantine" else 2)
+    assert shown.err == ("" if kind == "in quarantine" else refused.err)
+
+
+@pytest.mark.parametrize("name", [*ON_AN_ARCHIVE, "init", "bucket"])
+def test_no_bucket_has_one_wording_and_one_code(
+    custody: Command, moto: MotoServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whichever command meets it, the last line names the bucket, and the exit code is 2."""
+    moto.use(monkeypatch)
+    monkeypatch.setenv("CUSTODY_S3__ENDPOINT_URL", moto.endpoint_url)
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    assert custody("keys", "new").code == 0
+    url = "s3://there-is-no-such-bucket/audit"
+    refused = custody(*(_on(name, url) if name in ON_AN_ARCHIVE else (name, "--archive", url)))
+    expected = "custody: there is no such bucket: s3://there-is-no-such-bucket; create it, or correct the archive's URL"
+    assert (refused.code, refused.err.splitlines()[-1]) == (2, expected)
 
 
 WRONG = {"a folder": None, "no JSON": b"{", "other JSON": b"[1]", "binary": b"\x00\xff\xfe", "empty": b""}
@@ -235,6 +353,58 @@ def test_a_wrong_file_has_one_code(custody: Command, sample: Sample, kind: str) 
         line = [word.format(file=file, archive=sample.folder, keys=sample.keyring) for word in words]
         refused = custody(*line)
         assert (refused.code, "Traceback" in refused.err) == (2, False), (line, refused)
+
+
+MADE_BY_US = {
+    "keyring.json": "it is a keyring",
+    "trust.json": "it is a trust.json",
+    "heads.json": "it is a state file",
+    "archive.json": "it is an archive.json",
+    "manifest.json": "it is a manifest",
+    "custody.toml": "it is a file of settings",
+    "a folder": "is a folder, and not a regular file: name the",
+    "empty": "it is empty",
+    "other.json": "it is not a",
+    "text": "it is not a",
+}
+"""Files that are given by mistake, and how each is called."""
+GIVEN = {
+    "keyring": (("keys", "list", "--keys", "{file}"), "keyring.json", "keyring", "`custody keys new` makes one"),
+    "trust": (("verify", "{archive}", "--trust", "{file}"), "trust.json", "trust.json", "`custody keys export"),
+    "state": (("verify", "{archive}", "--state", "{file}"), "heads.json", "state file", "name a new file"),
+}
+"""Where a file is given: the command, the file that is right, what it is called, and the remedy for an unknown one."""
+
+
+@pytest.mark.parametrize("where", GIVEN)
+def test_a_file_of_ours_in_the_wrong_place(custody: Command, sample: Sample, where: str) -> None:
+    """The line says what the file is, which one is wanted and what to do, and nothing of a parser."""
+    keys = ("--archive", sample.folder, "--keys", sample.keyring)
+    assert custody("keys", "export", "-o", "trust.json", *keys).code == 0
+    assert custody("verify", sample.folder, "--keys", sample.keyring, "--state", "heads.json", "-q").code == 0
+    shutil.copy(sample.keyring, "keyring.json")
+    shutil.copy(sample.folder / "archive.json", "archive.json")
+    shutil.copy(next((sample.folder / "manifests").rglob("*.json")), "manifest.json")
+    Path("custody.toml").write_text('archive = "elsewhere"\n')
+    Path("a folder").mkdir()
+    Path("empty").touch()
+    Path("other.json").write_text('{"format": "custody/keyring/9", "secret": "Zq7-canary"}')
+    Path("text").write_text("Zq7-canary: no JSON")
+    words, right, wanted, remedy = GIVEN[where]
+    for name, kind in MADE_BY_US.items():
+        if name == right or (where == "state" and name in {"a folder", "other.json", "text"}):
+            continue
+        file = Path(name).absolute()
+        line = [word.format(file=file, archive=sample.folder) for word in words]
+        refused = custody(*line, *(("--keys", sample.keyring) if where == "state" else ()))
+        said = refused.err.splitlines()[-1]
+        assert (refused.code, kind in said) == (2, True), refused
+        assert wanted in said
+        assert "$" not in said
+        assert "Zq7" not in said
+        assert re.search(r"give it with --|it is a part of|it says what|name the|makes one|name a new file", said), said
+        if kind == "it is not a":
+            assert remedy in said
 
 
 @pytest.mark.parametrize(
@@ -331,7 +501,7 @@ def test_other_times(text: str) -> None:
         times.parse_moment(text, NOW)
 
 
-@pytest.mark.parametrize("name", ["query", "audit", "backfill"])
+@pytest.mark.parametrize("name", ["query", "audit", "backfill", "verify"])
 def test_all_commands_take_the_same_times(name: str) -> None:
     """One parser serves each option that takes a time."""
     options = {param.name: param for param in EVERY[name].params}

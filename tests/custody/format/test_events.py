@@ -11,12 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from custody.format import lines
+from custody.format import events, lines
 from custody.format.events import EVENT_TYPES, Checked, check, reason
 from flows.operate.sample import invalid_values, sample_events
 from tests.helpers.corpus import BASE, CASES, EVENT_LIMIT, EVENTS, TIME, Case, at, compact, nested, sized
+from tests.helpers.own import SHAPES, own_event
 
 GOOD = list(sample_events(400, 7, datetime(2026, 3, 1, 12, 59, 59, 900_000, tzinfo=UTC)))
+OWN = [own_event(offset) for offset in range(len(SHAPES))]
 SMALL_CASES = [case for case in CASES if len(case.value) < 20_000]
 
 
@@ -108,12 +110,13 @@ pieces = st.sampled_from(
 )
 mutated = st.builds(
     _mutate,
-    st.sampled_from(GOOD + [compact(event) for event in EVENTS.values()]),
+    st.sampled_from(GOOD + OWN + [compact(event) for event in EVENTS.values()]),
     st.tuples(st.integers(0, 2000), st.integers(0, 8), pieces | st.binary(max_size=4)),
 )
 values_strategy = st.lists(
     st.one_of(
         st.sampled_from(GOOD),
+        st.sampled_from(OWN),
         mutated,
         st.sampled_from([case.value for case in SMALL_CASES]),
         st.binary(max_size=40),
@@ -217,6 +220,41 @@ def test_each_field_of_each_type(name: str, field: str) -> None:
 def test_types_are_those_of_the_issue() -> None:
     """The six types of the corpus are the six that the writer knows."""
     assert set(EVENT_TYPES) == set(EVENTS)
+
+
+def test_strict_writer() -> None:
+    """A strict writer takes the same events but those of own types, and says which types it knows."""
+    for case in CASES:
+        strict, lenient = reason(case.value, own_types=False), reason(case.value)
+        assert (strict != lenient) == case.own_type, case.name
+        if case.own_type:
+            assert strict is not None
+            assert "is not one of query_executed, auth_attempt" in strict
+            assert check([BASE, case.value, BASE], own_types=False).refused == ((1, strict),)
+            assert check([BASE, case.value, BASE]).events == 3
+
+
+def test_own_types_among_the_six() -> None:
+    """Events of own types cost those of the six nothing of their rules, in whatever mixture they come."""
+    own = compact({"event_type": "user_login", "timestamp": TIME, "user": "ada", "client_ip": 17})
+    wrong = compact(EVENTS["auth_attempt"] | {"status": "maybe"})
+    no_address = BASE.replace(b"192.0.2.17", b"nowhere")
+    assert no_address != BASE
+    assert agree([own] * 50).types == {"user_login": 50}
+    assert agree([own, BASE] * 50).types == {"user_login": 50, "query_executed": 50}
+    for bad in (wrong, no_address, own.replace(b"user_login", b""), own.replace(TIME.encode(), b"now"), b"{}", b"x"):
+        values = [own, BASE] * 20
+        values[17] = bad
+        assert [index for index, _ in agree(values).refused] == [17]
+
+
+def test_own_types_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with own types among the six is checked together, and no value alone."""
+    monkeypatch.setattr(events, "_read", None)
+    own = [value.replace(b'"event_type":"', b'"event_type":"own_') for value in GOOD]
+    assert check(own).events == len(own)
+    mixed = [value for pair in zip(own, GOOD, strict=True) for value in pair]
+    assert check(mixed, lines=True).lines == mixed
 
 
 # --- bounds of time

@@ -31,6 +31,7 @@ from custody.errors import (
     ConfigurationError,
     CustodyError,
     FormatError,
+    NoBucket,
     ObjectArchived,
     ObjectExists,
     ObjectMissing,
@@ -1050,7 +1051,7 @@ def test_errors_from_beneath_botocore_are_ours(
         (403, "InvalidObjectState", ObjectArchived),
         (403, "RequestTimeTooSkewed", TerminalStoreError),
         (403, "SignatureDoesNotMatch", TerminalStoreError),
-        (404, "NoSuchBucket", TerminalStoreError),
+        (404, "NoSuchBucket", NoBucket),
         (404, "NoSuchKey", ObjectMissing),
         (405, "MethodNotAllowed", TerminalStoreError),
         (408, "", TransientStoreError),
@@ -1077,7 +1078,7 @@ def test_every_answer_of_s3_is_ours(unsent: Store, status: int, code: str, expec
     assert type(caught.value).__mro__.index(expected) <= 1
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
-    if expected is not ObjectMissing:
+    if expected not in {ObjectMissing, NoBucket}:
         assert code in str(caught.value)
 
 

@@ -1212,6 +1212,9 @@ def test_as_json(archive: Builder) -> None:
     assert [log.pop("kind") for log in logs] == ["log"] * len(report.logs)
     assert [log["log"] for log in logs] == [log.log for log in report.logs]
     assert audits == {"kind": "audits", "log": "audits/0", "size": 0, "root": sha(b"")}
+    # `test_part.py` and `test_verdict.py` look at how it was made.
+    made = {name: verdict.pop(name) for name in ("at", "seconds", "version", "keys")}
+    assert made == report.made.to_dict()
     assert verdict == {
         "kind": "verdict",
         "url": report.url,
@@ -1221,6 +1224,8 @@ def test_as_json(archive: Builder) -> None:
         "verdict": "TAMPERED: 1 finding; 115 events in 1 log",
         "findings": 1,
         "beyond": {},
+        "part": None,
+        "left_out": {"logs": 0, "statements": 0},
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,6 @@ from custody.archive.reader import read_archive
 from custody.archive.trusted import Judge, find_trusted_tip
 from custody.archive.writer import put_checkpoint
 from custody.errors import ConfigurationError, CustodyError
-from custody.format.events import EVENT_TYPES
 from custody.format.layout import Log
 from custody.format.times import format_time, parse_time
 from custody.query import tables
@@ -41,6 +40,7 @@ from tasks.settings import KafkaSettings, SearchSettings, Settings
 from tests.helpers.backfill import DAY, DAYS_OFFSETS, KINDS, NIGHT, Deep, hourly, lines_in, records
 from tests.helpers.corpus import EVENTS
 from tests.helpers.environment import clear_settings
+from tests.helpers.own import SHAPES, own_event
 from tests.helpers.sample import Growing
 from tests.helpers.search import LOG, delete_indices, document_id, documents
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -150,6 +150,24 @@ def test_types_are_chosen(given: Settings, tmp_path: Path) -> None:
     assert lines_in(tmp_path) == expected
 
 
+def test_own_types(tmp_path: Path) -> None:
+    """An archive of own types alone is copied, all of it or the types asked for, and its tables are made."""
+    growing = Growing(tmp_path / "archive")
+    own = [
+        json.dumps({**json.loads(own_event(at)), "timestamp": f"{DAY + NIGHT / 2:%FT%TZ}"}).encode() for at in range(20)
+    ]
+    growing.append(4, lambda at: own[at])
+    given = Settings(archive=str(growing.folder), keys=f"file:{growing.keyring}")
+    run(given, folder_of(tmp_path / "all"))
+    assert lines_in(tmp_path / "all") == own
+    run(given, folder_of(tmp_path / "some", types=("user_login", SHAPES[4]["event_type"])))
+    assert lines_in(tmp_path / "some") == [line for at, line in enumerate(own) if at % 5 in {0, 4}]
+    run(given, folder_of(tmp_path / "none", types=("query_executed",)))
+    assert not (tmp_path / "none").exists() or lines_in(tmp_path / "none") == []
+    done = run(given, Request(since=DAY, until=DAY + NIGHT, target="tables"))
+    assert (done.looked_at, len(list((growing.folder / "tables").rglob("*.parquet")))) == (20, 1)
+
+
 def test_lines_that_only_the_slow_path_reads(tmp_path: Path) -> None:
     """Events that the fast parser refuses are chosen by time and type too."""
     growing = Growing(tmp_path / "archive")
@@ -187,7 +205,9 @@ def test_late_days_leave_out_what_was_sealed_later(given: Settings, tmp_path: Pa
 WRONG: dict[str, dict[str, Any]] = {
     "must be later than --since": {"until": DAY},
     "time zone": {"since": datetime(2026, 3, 1)},  # noqa: DTZ001
-    "is not an event type": {"types": ("nonsense",)},
+    "cannot be an event type": {"types": ("",)},
+    "event type: event_type has 256 bytes": {"types": ("x" * 256,)},
+    "no statement that was searched has an event of type 'nonsense'": {"types": (KINDS[0], "nonsense")},
     "name the folder": {"folder": None},
     "remove one of them": {"topic": "both"},
     "late_days": {"late_days": -1},
@@ -729,10 +749,3 @@ def test_store_says_what_it_cannot_restore(deep: Deep) -> None:
         restores.restore("events/none", days=1, tier="standard")
     with pytest.raises(CustodyError, match="no longer in an archive storage class"):
         restores.restore("archive.json", days=1, tier="standard")
-
-
-def test_types_of_the_form_are_those_of_the_events() -> None:
-    """The form of the flow offers each type, and no other."""
-    from flows.backfill import EventType
-
-    assert set(get_args(EventType)) == set(EVENT_TYPES)

@@ -1,6 +1,9 @@
 """Each line of a check that needs no server: settings, keys, a folder, alerts; and how the parts are run."""
 
+import errno
 import json
+import os
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -280,6 +283,18 @@ def test_a_folder_that_cannot_be_written(growing: Growing, monkeypatch: pytest.M
     assert "Permission denied" in line.message
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_without_room(growing: Growing, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The remedy is room, and says nothing of permissions."""
+
+    def refuse(path: str, _: bytes) -> None:
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(folder_store, "create_file", refuse)
+    line = of(archive.check(given(growing), now()), "put")
+    assert (line.level, line.remedy) == ("failed", "free space, or move the archive to a larger file system")
+
+
 def test_a_store_that_overwrites(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store whose second put of a key wins is not one for an archive."""
 
@@ -324,7 +339,9 @@ def test_an_archive_that_other_keys_signed(growing: Growing, tmp_path: Path) -> 
 def test_a_full_disk(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Less than a GiB, or less than yesterday's records take, is a warning."""
     monkeypatch.setattr(archive, "LEAST_FREE", 2**60)
-    assert of(archive.check(given(growing), now()), "free space").level == "warning"
+    line = of(archive.check(given(growing), now()), "free space")
+    assert line.level == "warning"
+    assert re.match(r"[\d.,]+ [MGTPE]B are free; yesterday's records take ", line.message)
 
 
 # Prefect and alerts.

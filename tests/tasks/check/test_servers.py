@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from custody.archive.writer import create_archive
 from custody.errors import SourceRefused, TerminalStoreError
 from custody.keys.keyring import new_keyring
+from custody.settings import EventSettings
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
 from custody.store.s3 import S3Store
@@ -30,6 +31,7 @@ from tasks.health import kafka as health_kafka
 from tasks.search.client import Search
 from tasks.settings import KafkaSettings, SearchSettings, Settings
 from tests.helpers.environment import clear_settings
+from tests.helpers.own import own_event
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.ports import free_ports
@@ -84,6 +86,17 @@ def send(server: KafkaServer, topic: str, values: Sequence[bytes | None]) -> Non
 
 def events(number: int) -> list[bytes]:
     return list(sample_events(number, 1, datetime(2026, 3, 1, tzinfo=UTC)))
+
+
+def test_own_types_are_sampled_as_they_are_drained(kafka: KafkaServer) -> None:
+    """Records of own types are ok, unless the setting says that they are quarantined."""
+    topic = kafka.create_topic(kafka.unused_name("check.own"), 1)
+    send(kafka, topic, [own_event(offset) for offset in range(10)])
+    settings = on_kafka(kafka, topic)
+    assert "10 newest records" in of(kafka_check.check(settings), topic).message
+    strict = settings.model_copy(update={"events": EventSettings(unknown_types="quarantine")})
+    line = of(kafka_check.check(strict), topic)
+    assert (line.level, "of its 10 newest records, 10 would be quarantined" in line.message) == ("failed", True)
 
 
 def test_topics_are_described_read_and_sampled(kafka: KafkaServer) -> None:
@@ -171,6 +184,9 @@ def test_retention(kafka: KafkaServer, tmp_path: Path) -> None:
     topic = kafka.create_topic(kafka.unused_name("check.retention"), 1, **{"retention.ms": 3_600_000})
     send(kafka, topic, events(3))
     settings = on_kafka(kafka, topic, archive=str(tmp_path / "archive"), keys=f"file:{tmp_path / 'keyring.json'}")
+    lines = list(retention.check(settings, now()))
+    assert levels(lines) == {topic: "warning"}
+    assert "3 records wait there" in of(iter(lines), topic).message
     drain_logs(settings, once=True)
     assert levels(list(retention.check(settings, now()))) == {"headroom": "ok"}
     send(kafka, topic, events(3))

@@ -22,7 +22,7 @@ from custody.archive.writer import Entry, LogWriter, create_archive
 from custody.findings import Severity
 from custody.format import limits, quarantine
 from custody.format.envelope import Tree
-from custody.format.events import EVENT_TYPES, reason
+from custody.format.events import reason
 from custody.format.leaves import LeafMaker
 from custody.format.lines import parse_time
 from custody.format.manifest import (
@@ -58,7 +58,7 @@ from tasks.drain.assemble import (
 )
 from tasks.drain.tuning import rare_collections
 from tests.helpers.archives import leaves_hash
-from tests.helpers.corpus import at, sized
+from tests.helpers.corpus import TIME, at, sized
 
 SECRET = Secret(bytes(32))
 LEAVES = LeafMaker(LeafKey("leaves-a", SECRET), "7f1e4c52-0b1f-4f0e-9c33-3a1f3f0f7a11", "audit/0")
@@ -462,6 +462,38 @@ def test_ranges_on_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
         assert assembler.full
 
 
+@pytest.mark.parametrize("step", [1, 7, 500])
+def test_types_on_either_side(step: int) -> None:
+    """A statement names as many types as the format allows, and the next statement goes on with the next type."""
+    number = 2 * limits.TYPES + 30
+    values = [json.dumps({"event_type": f"type {turn // 2}", "timestamp": TIME}).encode() for turn in range(2 * number)]
+    values[5:5] = [b"no event", GOOD[0]]
+    entries = run(values, step, batch_events=400)
+    assert [len(entry.types) for entry in entries[:-1]] == [limits.TYPES] * 2
+    assert sum(sum(entry.types.values()) for entry in entries) == len(values) - 1
+    assert sum(len(entry.quarantined) for entry in entries) == 1
+    assert [entry.first_offset for entry in entries[1:]] == [entry.next_offset for entry in entries[:-1]]
+    assert sum(batch.events for entry in entries for batch in entry.batches) == len(values) - 1
+
+
+def test_own_types() -> None:
+    """Events of own types are archived, or quarantined with the reason if the writer is strict."""
+    own = json.dumps({"event_type": "user_login", "timestamp": TIME, "user": "ada"}).encode()
+    records = [Record(offset, value) for offset, value in enumerate([GOOD[0], own, GOOD[1]])]
+    lenient, strict = (
+        Assembler(0, batch_events=9, segment_bytes=2**20, level=1, own_types=own_types) for own_types in (True, False)
+    )
+    for assembler in (lenient, strict):
+        assert assembler.add(records) == 3
+    entry = lenient.cut()
+    assert (entry.types["user_login"], entry.quarantined) == (1, [])
+    entry = strict.cut()
+    assert "user_login" not in entry.types
+    assert entry.quarantined == [(1, 2)]
+    line = json.loads(inflate(entry.quarantine or b"", entry.quarantine_inflated))
+    assert line["error"].startswith("event_type 'user_login' is not one of query_executed,")
+
+
 def test_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut is asked for before a statement with very many batches passes the format's limit."""
     monkeypatch.setattr(assemble, "BATCHES", 7)
@@ -555,6 +587,7 @@ RECORDS: dict[str, Callable[[int], list[Record]]] = {
     "small records": lambda size: [Record(at, b"{}") for at in range(size // 50)],
     "tombstones": lambda size: [Record(at, None) for at in range(size // 50)],
     "unlike reasons": lambda size: [Record(at, b'{"event_type":"%d"}' % at) for at in range(size // 50)],
+    "unlike types": lambda size: [Record(at, with_field("event_type", f'"{at}"')) for at in range(size // 50)],
     "every other one": lambda size: [Record(at, EVENT if at % 2 else b"{") for at in range(size // 50)],
     "every hundredth": lambda size: [Record(at, EVENT if at % 100 else b"{") for at in range(size // 50)],
     "unlike times": lambda size: [Record(at, EVENT, (TIME_CREATE, 2**62 - at * at)) for at in range(size // 50)],
@@ -572,6 +605,8 @@ def consume(records: Sequence[Record]) -> None:
     assembler = new()
     while records:
         records = records[assembler.add(records[:500]) :]
+        if assembler.full:
+            assembler.cut()
     assembler.cut()
 
 
@@ -732,7 +767,7 @@ def test_largest_statement() -> None:
         unreadable=unreadable, passed_over=["ab" * 32] * limits.PASSED_OVER, sealed_at="x" * 27,
         writer="w" * 1000, segment=SegmentRef("s" * 400, 2**28, "ab" * 32), batches=list(entry.batches),
         quarantine=QuarantineRef("q" * 400, 2**26, "ab" * 32, 2**29, far, list(entry.quarantined) * 2), expired=None,
-        types=dict.fromkeys(EVENT_TYPES, far),
+        types={f"{number:03}" + "\x01" * (limits.EVENT_TYPE_BYTES - 3): far for number in range(limits.TYPES)},
     )  # fmt: skip
     assert len(entry.batches) == assemble.BATCHES + 499
     assert statement.quarantine

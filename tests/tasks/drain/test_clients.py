@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ import pytest
 from confluent_kafka import KafkaError
 
 from custody.errors import ConfigurationError
+from custody.store import retries
 from flows.operate.sample import sample_events
 from tasks.drain.clients import KINDS, QUIET_SECONDS, FirstLines, make_admin, make_consumer, make_producer
+from tasks.drain.kafka import Broker, patiently
 from tasks.drain.kafka_errors import reason_of
 from tests.helpers.sample import Growing
 from tests.servers.kafka import KafkaServer, KafkaUnavailableError
@@ -150,6 +153,17 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     server.kill()
 
 
+def test_a_drain_that_fails_says_it_once(tmp_path: Path, own: KafkaServer) -> None:
+    """The reason is on stderr once, when the log stops. The last line counts and names the logs that failed."""
+    Growing(tmp_path).append(1)
+    for more in ((), ("--quiet",), ("--json",)):
+        drain = command(tmp_path, "drain", "--once", *more, kafka=own.bootstrap, topics="there-is-none")
+        _, err = drain.communicate(timeout=60)
+        assert drain.returncode == 1
+        assert err.count("topic 'there-is-none' does not exist") == 1, err
+        assert err.splitlines()[-1] == "custody: 1 of 1 logs failed, as said above: there-is-none/0"
+
+
 @contextmanager
 def frozen(server: KafkaServer) -> Iterator[None]:
     """Stop a broker's process, so that it keeps its connections and says nothing."""
@@ -193,3 +207,33 @@ def test_no_flood_of_a_broker_that_freezes(own: KafkaServer, tmp_path: Path) -> 
     assert "Traceback" not in err
     assert "FAIL" not in out + err
     assert len(err.splitlines()) <= 3, err
+
+
+class Patient:
+    """A request that waits for longer than each of its attempts."""
+
+    seconds = 60.0
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+
+    @patiently
+    def cluster(self) -> str:
+        return str(self.broker._list_topics().cluster_id)
+
+
+def test_requests_that_are_made_again_are_counted(own: KafkaServer) -> None:
+    """While a broker starts, each request that is made again counts, by the name of librdkafka's code."""
+    own.stop()
+    retries.take()
+    starting = threading.Timer(1.5, own.start)
+    starting.start()
+    try:
+        with Broker({"bootstrap.servers": own.bootstrap}, "patient", seconds=0.5) as broker:
+            assert Patient(broker).cluster()
+    finally:
+        starting.join()
+    counts = retries.take()
+    assert {backend for backend, _ in counts} == {"kafka"}
+    assert {error_type for _, error_type in counts} <= {"_TRANSPORT", "_TIMED_OUT", "_ALL_BROKERS_DOWN"}
+    assert counts.total() >= 1

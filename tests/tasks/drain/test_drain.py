@@ -37,7 +37,7 @@ from custody.archive.forms import statements_of
 from custody.archive.reader import Tip, find_tip, read_archive
 from custody.archive.trusted import Judge, find_trusted_audits
 from custody.archive.writer import Entry, LogWriter, append_audit, create_archive
-from custody.errors import ConfigurationError, LogChanged, SourceRefused, TransientSourceError
+from custody.errors import ConfigurationError, HeadRollback, LogChanged, SourceRefused, TransientSourceError
 from custody.format.audit import Audit, SignedAudit
 from custody.format.envelope import HeadRef
 from custody.format.events import reason
@@ -72,6 +72,7 @@ from tasks.health.read import read_health
 from tasks.settings import DrainSettings, KafkaSettings, Settings
 from tests.helpers.corpus import EVENT_LIMIT, sized
 from tests.helpers.environment import shifted
+from tests.helpers.own import SHAPES, own_event
 from tests.helpers.reading import Log, anything, read_archive_records, read_bucket
 from tests.helpers.sample import Growing, audit_of
 from tests.servers.kafka import GuardedServer, KafkaServer, KafkaUnavailableError
@@ -1076,6 +1077,26 @@ def test_records_that_inflate_beyond_the_clients_limit(site: Site, policy: str) 
     assert only(site.drain(topic)).statements == 0
 
 
+@pytest.mark.parametrize("unknown_types", ["archive", "quarantine"])
+def test_own_types(site: Site, monkeypatch: pytest.MonkeyPatch, unknown_types: str) -> None:
+    """Events of own types are archived, or quarantined if the setting says so, also where they are read apart."""
+    monkeypatch.setenv("CUSTODY_EVENTS__UNKNOWN_TYPES", unknown_types)
+    topic = site.kafka.create_topic(site.kafka.unused_name("own"))
+    own = [own_event(offset) for offset in range(2 * len(SHAPES))]
+    sent = send(site.kafka.producer(), topic, [*own, *events(3), b"no event"])
+    together = site.kafka.producer(
+        message_max_bytes=1_000_000_000, batch_size=1_000_000_000, linger_ms=30_000, compression_type="zstd"
+    )
+    sent += send(together, topic, [*own, bytes(BOMB), *events(2)])
+    strict = unknown_types == "quarantine"
+    result = only(site.drain(topic))
+    assert (result.events, result.quarantined, result.unreadable) == ((5, 22, 0) if strict else (25, 2, 0))
+    log = site.read()[f"{topic}/0"]
+    assert log.events == [pair for pair in archived(sent) if not strict or reason(pair[1], own_types=False) is None]
+    errors = [json.loads(line)["error"] for line in log.quarantined]
+    assert sum("is not one of query_executed," in error for error in errors) == (20 if strict else 0)
+
+
 def test_last_record_in_a_batch_beyond_the_clients_limit(site: Site) -> None:
     """A run whose last record lies in a batch that is too large reads it apart, agrees, and goes on."""
     topic = site.kafka.create_topic(site.kafka.unused_name("bomb"))
@@ -1199,7 +1220,7 @@ def test_no_secret_for_the_process_that_reads_apart(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("KRB5_CONFIG", "/etc/krb5.conf")
     begun = instead_of_apart(monkeypatch, "pass")
-    with apart.Apart({}, "group", TopicPartition("topic", 0, 0)):
+    with apart.Apart({}, "group", TopicPartition("topic", 0, 0), own_types=True):
         (environment,) = begun
     assert "secret" not in environment.values()
     assert {"PATH", "KRB5_CONFIG"} <= set(environment)
@@ -2384,13 +2405,13 @@ def test_an_archive_that_is_not_the_pinned_one(site: Site, tmp_path: Path) -> No
     site.trust = write_trust(tmp_path / "trust.json", archive=pinned)
     assert only(site.drain(topic)).events == 5
     site.trust = write_trust(tmp_path / "other.json", archive=pinned | {"sha256": "00" * 32})
-    with pytest.raises(ConfigurationError, match=r"not the one pinned in trust\.json.*othing is archived"):
+    with pytest.raises(HeadRollback, match=r"not the one pinned in trust\.json.*The archive is not used"):
         site.drain(topic)
     site.trust = None
     (tmp_path / "elsewhere").mkdir()
     other = make_site(site.kafka, tmp_path / "elsewhere")
     file.write_bytes((Path(other.archive) / "archive.json").read_bytes())
-    with pytest.raises(ConfigurationError, match="is not signed by trusted keys"):
+    with pytest.raises(HeadRollback, match=r"other keys signed archive\.json"):
         site.drain(topic)
 
 

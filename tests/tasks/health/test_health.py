@@ -1,7 +1,9 @@
 """Each number and each problem of an installation's health, provoked on a real Kafka, Elasticsearch and S3 server."""
 
 import json
+import re
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -15,11 +17,15 @@ import pytest
 from pydantic import SecretStr
 
 from custody.archive.reader import read_archive
+from custody.archive.resume import find_checked_tip
 from custody.archive.writer import Entry, create_archive
 from custody.errors import ConfigurationError, SourceError
+from custody.findings import CATALOGUE
 from custody.format import layout
 from custody.format.manifest import Unreadable
 from custody.keys.keyring import new_keyring
+from custody.query.connect import connect
+from custody.settings import EventSettings
 from custody.store.folder import FolderStore
 from custody.store.open import open_store
 from custody.store.protocol import S3Options
@@ -31,6 +37,7 @@ from tasks.drain.run import drain_logs
 from tasks.health import kafka as health_kafka
 from tasks.health import search as health_search
 from tasks.health.archive import RECENT
+from tasks.health.deadline import Deadline
 from tasks.health.model import Health, LogHealth, Problem
 from tasks.health.read import read_health
 from tasks.metrics.collect import collect
@@ -199,7 +206,15 @@ def test_quarantine_and_losses(site: Site) -> None:
     (problem,) = of(health, "quarantined")
     assert (problem.level, only(health).level) == ("warning", "warning")
     assert "25.0% of the records" in problem.message
-    assert not of(health_of(site.settings(topic, health=HealthSettings(quarantined_share=0.25))), "quarantined")
+    assert "most often: event_type missing (1), for example: event_type is missing" in problem.message
+    sql = re.search(r'custody query "([^"]*)"', problem.remedy)
+    assert sql
+    with closing(connect(site.archive)) as connection:
+        rows = connection.execute(sql[1]).fetchall()
+    assert [(log, number) for log, _, number in rows] == [(f"{topic}/0", 1)] * 2
+    patient = site.settings(topic, events=EventSettings(quarantined_share=0.25))
+    assert not of(health_of(patient), "quarantined")
+    assert only(health_of(patient)).recent.reason is None
     site.send(topic, events(5))
     site.kafka.delete_records(topic, {0: 11})
     site.drain(topic)
@@ -233,6 +248,25 @@ def test_topics_that_match_and_have_no_log(site: Site) -> None:
     assert without == {known: (1, 0), fresh: (2, 4)}
     assert {problem.subject for problem in of(health, "topic-without-log")} == {known, fresh}
     assert health.level == "warning"
+
+
+def test_records_of_a_topic_without_a_log_may_be_lost(site: Site) -> None:
+    """It is a failure once the oldest record waits for too long, or once Kafka deletes it soon."""
+    fresh, soon = site.topic("health.unlogged", 2), site.topic("health.unlogged.soon", retention_ms=3_600_000)
+    site.send(fresh, events(4), partition=1)
+    (problem,) = of(health_of(site.settings(fresh)), "topic-without-log")
+    assert (problem.level, "4 records wait there, the oldest for" in problem.message) == ("warning", True)
+    (problem,) = of(health_of(site.settings(fresh), timedelta(hours=3)), "topic-without-log")
+    assert problem.level == "failed"
+    assert "the oldest for 3.0 h" in problem.message
+    (problem,) = of(health_of(site.settings(soon)), "topic-without-log")
+    assert problem.level == "warning"
+    site.send(soon, events(1))
+    (problem,) = of(health_of(site.settings(soon)), "topic-without-log")
+    assert problem.level == "failed"
+    assert "1 record waits there" in problem.message
+    assert "Kafka deletes the first ones in" in problem.message
+    assert "retention.ms" in problem.remedy
 
 
 def test_topics_of_the_settings(site: Site) -> None:
@@ -511,6 +545,70 @@ def test_nobody_is_alerted(growing: Growing) -> None:
     assert "secret" not in json.dumps(health.to_dict())
 
 
+def test_urls_of_alerts_that_cannot_be_read(growing: Growing) -> None:
+    """A URL that no service takes is a warning, because nobody would be told by it."""
+    urls = [SecretStr(url) for url in (SLACK, "nonsense://secret")]
+    health = health_of(alone(growing, alert=AlertSettings(urls=urls)))
+    (problem,) = of(health, "alerts-unreadable")
+    assert problem.level == "warning"
+    assert "2 (nonsense) is told nothing: the URL cannot be read" in problem.message
+    assert "secret" not in json.dumps(health.to_dict())
+
+
+@pytest.mark.parametrize("wrong", [None, "another"])
+def test_a_passphrase_that_is_missing_or_wrong(growing: Growing, tmp_path: Path, wrong: str | None) -> None:
+    """The remedy names the variable, not only the settings."""
+    new_keyring(tmp_path / "encrypted.json", datetime.now(UTC), passphrase="right")
+    given = alone(growing)
+    secret = SecretStr(wrong) if wrong else None
+    settings = given.model_copy(update={"keys": f"file:{tmp_path / 'encrypted.json'}", "keyring_passphrase": secret})
+    (problem,) = of(health_of(settings), "heads-unchecked")
+    assert "set CUSTODY_KEYRING_PASSPHRASE" in problem.remedy
+
+
+def test_a_storage_that_never_answers(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and says nothing: the other parts are shown within seconds."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with socket.socket() as frozen:
+        frozen.bind(("127.0.0.1", 0))
+        frozen.listen(100)
+        options = S3Options(endpoint_url=f"http://127.0.0.1:{frozen.getsockname()[1]}", region="eu-west-1")
+        given = alone(growing, alert=AlertSettings(urls=[SecretStr(SLACK)]))
+        settings = given.model_copy(update={"archive": "s3://bucket/audit", "s3": options})
+        begun = time.monotonic()
+        health = read_health(settings, datetime.now(UTC), Deadline(1))
+        assert time.monotonic() - begun < 15
+    (problem,) = of(health, "archive-unreachable")
+    assert (problem.level, problem.message) == ("failed", "the archive's storage did not answer within 1 s")
+    assert of(health, "kafka-unreachable")
+    assert (health.alerts, health.logs, health.topics_without_log) == (("1 (slack)",), (), None)
+    assert not of(health, "audit-missing")
+
+
+def test_one_log_that_never_comes_hides_no_other(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs that were read are shown. The others, and the audit, are not asked for again."""
+    Growing(growing.root, 1).append(1)
+    release = threading.Event()
+
+    def hang(store: Any, log: Any, *more: Any) -> Any:
+        if log.partition == 1:
+            release.wait(60)
+        return find_checked_tip(store, log, *more)
+
+    monkeypatch.setattr("tasks.health.archive.find_checked_tip", hang)
+    try:
+        health = read_health(alone(growing), datetime.now(UTC), Deadline(1))
+    finally:
+        release.set()
+    assert {log.log: (log.size, log.level) for log in health.logs} == {
+        "audit.grows/0": (3, "ok"),
+        "audit.grows/1": (0, "failed"),
+    }
+    assert "did not answer within 1 s" in of(health, "log-unknown")[0].message
+    assert len(of(health, "archive-unreachable")) == 1
+
+
 def test_no_archive(tmp_path: Path) -> None:
     """Where there is no archive, the error is the one of the other commands."""
     with pytest.raises(ConfigurationError, match=r"there is no archive at .*: is this the right place\?"):
@@ -538,9 +636,18 @@ def test_audits(growing: Growing) -> None:
     segment.write_bytes(b"something else")
     audit(settings, full=True)
     health = health_of(settings)
-    (problem,) = of(health, "audit-failed")
+    problem, in_log = sorted(of(health, "audit-failed"), key=lambda each: each.subject != "audit")
     assert (problem.level, health.audit and health.audit.verdict) == ("failed", "tampered")
-    assert "audits/000000000002.json" in problem.remedy
+    named = re.search(r"the worst: ([a-z-]+), ", problem.message)
+    assert named
+    name = named[1]
+    assert name in CATALOGUE
+    for part in (str(segment.relative_to(growing.folder)), "audit.grows/0"):
+        assert part in problem.message
+    assert f"'custody explain {name}'" in problem.remedy
+    assert only(health).level == "failed"
+    assert only(health).problems == (in_log,)
+    assert f"found {name}: " in in_log.message
     # Its checkpoint remembers it.
     (growing.folder / "audits/000000000002.json").unlink()
     assert [problem.level for problem in of(health_of(settings), "audit-unreadable")] == ["failed"]

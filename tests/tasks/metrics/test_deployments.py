@@ -166,21 +166,36 @@ SERIES_OF_A_DAY = {
     'custody_lag_records{log="idle/0",instance="a",job="custody"}': "0x90",
     'custody_head_age_seconds{log="stuck/0",instance="a",job="custody"}': "0+60x90",
     'custody_lag_records{log="stuck/0",instance="a",job="custody"}': "7x90",
-    'custody_quarantined_total{log="a/0",instance="a",job="custody"}': "0+1x90",
-    'custody_events_archived_total{log="a/0",event_type="other",instance="a",job="custody"}': "0+100x90",
-    'custody_quarantined_total{log="b/0",instance="a",job="custody"}': "0+1x90",
+    'custody_quarantined_total{log="a/0",reason="not JSON",instance="a",job="custody"}': "0+1x90",
+    'custody_quarantined_total{log="a/0",reason="timestamp",instance="a",job="custody"}': "0x70 1x20",
+    'custody_quarantined_total{log="a/0",reason="not known",instance="a",job="custody"}': "0x70 1x20",
+    # Half a percent each: together they are too many.
+    'custody_quarantined_total{log="c/0",reason="too deep",instance="a",job="custody"}': "0+6x90",
+    'custody_quarantined_total{log="c/0",reason="too large",instance="a",job="custody"}': "0+6x90",
+    'custody_events_archived_total{log="c/0",event_type="other",instance="a",job="custody"}': "0+1000x90",
+    # No event at all, so that there is no series of events either.
+    'custody_quarantined_total{log="d/0",reason="not JSON",instance="a",job="custody"}': "0x40 0+5x50",
+    # A log that is new, with all that it has.
+    'custody_quarantined_total{log="e/0",reason="no value",instance="a",job="custody"}': "_x70 1000x20",
+    'custody_quarantined_total{log="e/0",reason="other",instance="a",job="custody"}': "_x70 0x20",
+    'custody_events_archived_total{log="a/0",event_type="other",instance="a",job="custody"}': "0+200x90",
+    'custody_quarantined_total{log="b/0",reason="not JSON",instance="a",job="custody"}': "0+1x90",
     'custody_events_archived_total{log="b/0",event_type="other",instance="a",job="custody"}': "0+2000x90",
     'custody_index_delay_seconds{log="a/0",instance="a",job="custody"}': "0x39 400x50",
 }
 EXPECTED: dict[str, tuple[list[str], list[str]]] = {
-    # alert: logs for which it fires after 30 minutes, and after 80
+    # alert: logs, some with a reason, for which it fires after 30 minutes, and after 80
     "CustodyDrainSilent": ([], [""]),
     "CustodyMetricsAbsent": ([], []),
     "CustodyHeadroomLow": ([], ["a/0", "b/0"]),
     "CustodyAuditFailed": ([], [""]),
     "CustodyAuditLate": ([""], [""]),
     "CustodyHeadStuck": (["stuck/0"], ["stuck/0"]),
-    "CustodyQuarantine": (["a/0"], ["a/0"]),
+    "CustodyQuarantine": (["c/0"], ["c/0", "d/0"]),
+    "CustodyQuarantineReason": (
+        ["a/0 not JSON", "b/0 not JSON", "c/0 too deep", "c/0 too large"],
+        ["a/0 timestamp", "d/0 not JSON", "e/0 no value"],
+    ),
     "CustodyIndexLate": ([], ["a/0"]),
 }
 
@@ -196,13 +211,13 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             "exp_alerts": [
                 {
                     "exp_labels": {"severity": severity[alert], "instance": "a", "job": "custody"}
-                    | ({"log": log} if log else {})
+                    | dict(zip(("log", "reason"), filter(None, labels.split(" ", 1)), strict=False))
                 }
-                for log in logs
+                for labels in each
             ],
         }
         for alert, when in EXPECTED.items()
-        for minutes, logs in zip((30, 80), when, strict=True)
+        for minutes, each in zip((30, 80), when, strict=True)
     ]
     stripped = yaml.safe_load(RULES.read_text())
     for rule in stripped["groups"][0]["rules"]:

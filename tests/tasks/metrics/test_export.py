@@ -23,13 +23,14 @@ from prefect.states import Completed, Failed
 from pydantic import SecretStr
 
 from custody.errors import ConfigurationError
+from custody.store import retries
 from flows.operate.sample import sample_events
 from flows.publish import finish
 from tasks.drain.signals import stop_on_signals
 from tasks.health import kafka as health_kafka
 from tasks.metrics import state as metrics_state
 from tasks.metrics import textfile
-from tasks.metrics.export import export
+from tasks.metrics.export import export, show
 from tasks.metrics.run import Run
 from tasks.metrics.state import open_state
 from tasks.settings import KafkaSettings, MetricsSettings, Settings
@@ -147,7 +148,7 @@ def test_all_ways_at_once(growing: Growing, tmp_path: Path) -> None:
         assert export(settings, ended(find=0.2, drain=31.0))
     values = values_of(file.read_bytes())
     assert values["custody_events_archived_total", growing.log, "auth_attempt"] == 3
-    assert values["custody_quarantined_total", growing.log] == 0
+    assert values["custody_quarantined_total", growing.log, "not JSON"] == 0
     assert values["custody_head_age_seconds", growing.log] > 60
     assert values["custody_step_duration_seconds_sum", "drain", "drain"] == 31.0
     assert time.time() - 60 < values["custody_last_success_timestamp_seconds", "drain"] <= time.time()
@@ -356,12 +357,12 @@ def test_the_command(growing: Growing, custody: Command, monkeypatch: pytest.Mon
     monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
     monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", f"127.0.0.1:{port}")
     shown = custody("metrics")
-    assert (shown.code, values_of(shown.out.encode())["custody_quarantined_total", growing.log]) == (0, 0)
+    assert (shown.code, values_of(shown.out.encode())["custody_quarantined_total", growing.log, "other"]) == (0, 0)
     refused = custody("metrics", "--export")
     assert (refused.code, "set metrics.file" in refused.err) == (2, True)
     monkeypatch.setenv("CUSTODY_METRICS__FILE", str(tmp_path / "custody.prom"))
     assert custody("metrics", "--export")[:2] == (0, "")
-    assert ("custody_quarantined_total", growing.log) in values_of((tmp_path / "custody.prom").read_bytes())
+    assert ("custody_quarantined_total", growing.log, "other") in values_of((tmp_path / "custody.prom").read_bytes())
     monkeypatch.setenv("CUSTODY_METRICS__FILE", str(tmp_path / "nowhere" / "custody.prom"))
     assert custody("metrics", "--export").code == 1
 
@@ -386,7 +387,7 @@ def test_a_drain_exports(kafka: KafkaServer, tmp_path: Path, custody: Command, m
     values, log = values_of((tmp_path / "custody.prom").read_bytes()), f"{topic}/0"
     assert (values["custody_lag_records", log], values["custody_lag_seconds", log]) == (0, 0)
     assert 0 <= values["custody_head_age_seconds", log] < 120
-    assert values["custody_quarantined_total", log] == 1
+    assert values["custody_quarantined_total", log, "not JSON"] == 1
     assert sum(value for key, value in values.items() if key[:2] == ("custody_events_archived_total", log)) == 20
     assert values["custody_step_duration_seconds_count", "drain", "drain"] == 1
     assert ("custody_last_success_timestamp_seconds", "drain") in values
@@ -397,3 +398,19 @@ def test_headers_are_hidden() -> None:
     settings = MetricsSettings(otlp_headers={"Authorization": SecretStr(CANARY)})
     assert CANARY not in repr(settings)
     assert CANARY not in settings.model_dump_json()
+
+
+def test_retries_add_up_over_runs(growing: Growing, tmp_path: Path) -> None:
+    """Each run adds the calls that it made again. Without a run they are shown as they were, and not lost."""
+    settings = settings_of(growing, file=tmp_path / "custody.prom")
+    retries.take()
+    for _ in range(2):
+        retries.count("s3", "503")
+        retries.count("kafka", "_TRANSPORT")
+        assert export(settings, ended())
+    retries.count("s3", "503")
+    for text in ((tmp_path / "custody.prom").read_bytes(), show(settings)):
+        values = values_of(text)
+        assert values["custody_retries_total", "kafka", "_TRANSPORT"] == 2
+        assert values["custody_retries_total", "s3", "503"] == 2
+    assert retries.take() == {("s3", "503"): 1}

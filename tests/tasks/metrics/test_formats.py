@@ -21,7 +21,7 @@ SNAPSHOT = Snapshot(
         Sample(catalogue.EVENTS, ("a/0", "auth_attempt"), 2**53 + 1),
         Sample(catalogue.EVENTS, (HOSTILE, "other"), 3),
         Sample(catalogue.BYTES, ("a/0", "raw"), 1000),
-        Sample(catalogue.QUARANTINED, ("a/0",), 0),
+        Sample(catalogue.QUARANTINED, ("a/0", "not JSON"), 0),
         Sample(catalogue.LAG_SECONDS, ("a/0",), 0.25),
         Sample(catalogue.AUDIT_OK, (), 1),
         Sample(catalogue.STEP, ("drain", "find"), Distribution(COUNTS, 7.5)),
@@ -46,7 +46,8 @@ def test_names_follow_prometheus() -> None:
 
 def test_no_label_has_many_values() -> None:
     """Only these are labels: none is a key, an address, a request or an operation."""
-    assert {label for metric in CATALOGUE for label in metric.labels} == {"log", "event_type", "kind", "flow", "step"}
+    labels = {"log", "event_type", "kind", "reason", "flow", "step", "backend", "error_type"}
+    assert {label for metric in CATALOGUE for label in metric.labels} == labels
 
 
 def test_prometheus_reads_the_text() -> None:

@@ -14,12 +14,13 @@ import pytest
 from custody.archive.reader import Holds, manifests_from
 from custody.format.layout import Log
 from custody.format.manifest import Manifest
+from custody.format.reasons import KINDS
 from custody.store.open import open_store
 from custody.store.protocol import Store
 from tasks.health import kafka as health_kafka
 from tasks.health.archive import open_archive
 from tasks.health.model import LogHealth
-from tasks.metrics import totals
+from tasks.metrics import catalogue, totals
 from tasks.metrics.collect import collect, read_now
 from tasks.metrics.state import LogTotals, State, open_state
 from tasks.metrics.totals import count_logs
@@ -101,6 +102,7 @@ def test_totals_are_what_the_statements_say(growing: Growing) -> None:
     assert shown(counted) == stated(growing)
     assert counted.complete
     assert (sum(counted.events.values()), counted.quarantined) == (15, 10)
+    assert counted.reasons == {"not JSON": 10}
     assert counted.raw > counted.gz > 0
 
 
@@ -161,6 +163,46 @@ def test_a_log_that_cannot_be_read_keeps_its_totals(growing: Growing) -> None:
     before = shown(count(growing, state))
     (health,) = logs_of(growing)
     assert shown(count(growing, state, (replace(health, size=0, root=""),))) == before
+
+
+@pytest.mark.parametrize("bad", [0, 5])
+def test_totals_of_an_older_version(growing: Growing, reads: list[int], bad: int) -> None:
+    """A state without reasons is kept. Only a log with quarantined records is counted again, for their reasons."""
+    path = growing.root / "metrics.json"
+    growing.append(bool(bad), content=lambda _: b"{}")
+    with open_state(path) as state:
+        state.last_success["drain"] = 7.0
+        count(growing, state)
+    document = json.loads(path.read_bytes())
+    del document["logs"][growing.log]["reasons"]
+    path.write_text(json.dumps(document))
+    reads.clear()
+    with open_state(path) as state:
+        assert state.last_success == {"drain": 7.0}
+        counted = count(growing, state)
+    assert shown(counted) == stated(growing)
+    assert sum(counted.reasons.values()) == counted.quarantined == bad
+    assert len(reads) == (4 if bad else 0)
+
+
+def test_reasons_that_cannot_be_read(growing: Growing) -> None:
+    """Records whose object is gone count all the same, with a reason that is not known, and are not counted again."""
+    growing.append(2, content=lambda _: b"{")
+    removed, _ = growing.folder.rglob("quarantine/**/*.gz")
+    removed.unlink()
+    state = State("", 0.0)
+    for _ in range(2):
+        counted = count(growing, state)
+        assert (counted.quarantined, counted.reasons) == (10, {"not known": 5, "not JSON": 5})
+
+
+def test_each_kind_is_exported(growing: Growing) -> None:
+    """Each kind of reason has its total, also before its first record: a total that begins above 0 has no increase."""
+    growing.append(1, content=lambda _: b"{")
+    settings = settings_of(growing)
+    samples = collect(settings, State("", 0.0), read_now(settings)).samples
+    values = {sample.labels: sample.value for sample in samples if sample.metric == catalogue.QUARANTINED}
+    assert values == {(growing.log, kind): 5 * (kind == "not JSON") for kind in KINDS}
 
 
 def test_types_are_bounded(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from custody.archive.writer import Entry
 from custody.errors import ConfigurationError, CustodyError, SearchError, TransientSearchError
 from custody.format import layout, manifest
 from custody.format.members import pack
+from custody.store import retries
 from custody.store.open import open_store
 from flows.operate import cli as operate
 from tasks.search import bulk, index
@@ -33,6 +35,8 @@ from tasks.search.index import Follower, Indexer, IndexResult, index_logs
 from tasks.search.indices import prepare, put_cursor, read_cursor
 from tasks.search.queries import delete_documents
 from tasks.settings import SearchSettings, Settings
+from tests.helpers.commands import Command
+from tests.helpers.commands import custody as custody_fixture
 from tests.helpers.corpus import EVENTS
 from tests.helpers.environment import clear_settings
 from tests.helpers.sample import Growing, make_archive
@@ -48,6 +52,8 @@ from tests.helpers.search import (
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.ports import free_ports
 from tests.servers.proxy import Fault, FaultyProxy
+
+custody = custody_fixture
 
 
 def manifest_of(growing: Growing, sequence: int) -> Path:
@@ -108,7 +114,10 @@ def test_slots_that_were_passed_over(growing: Growing, given: Settings) -> None:
     (growing.folder / "manifests" / growing.log / f"{1:012}.json").write_bytes(b"no manifest")
     store, search = open_store(given.archive), Search(given.search)
     prepare(search)
-    indexer, result = Indexer(given, store, search, read_archive(store).id), IndexResult(growing.log)
+    indexer, result = (
+        Indexer(given, store, search, read_archive(store).id, given.trust_at_hand()),
+        IndexResult(growing.log),
+    )
     assert indexer.index(LOG, result)
     assert "manifest" in (result.problem or "")
     growing.append(1, now_event)
@@ -503,6 +512,34 @@ def test_follower_of_a_server_that_hangs(
     assert [one.problem for one in index_logs(given)] == [None]
 
 
+@pytest.mark.parametrize("command", ["index", "backfill"])
+def test_a_server_that_takes_connections_and_answers_none(growing: Growing, custody: Command, command: str) -> None:
+    """It is named within seconds, as `custody status` does, and not after the timeout of a request."""
+    growing.append(1, now_event)
+    span = ("--since", "2000-01-01", "--until", "now") if command == "backfill" else ()
+    with socket.socket() as frozen:
+        frozen.bind(("127.0.0.1", 0))
+        frozen.listen()
+        url = f"http://127.0.0.1:{frozen.getsockname()[1]}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CUSTODY_SEARCH__URL", url)
+            begin = time.monotonic()
+            refused = custody(command, *span, "--archive", growing.folder, "--keys", growing.keyring)
+    assert refused.code == 1
+    assert refused.err.splitlines()[-1].startswith(f"custody: Elasticsearch at {url} does not answer within 3 s")
+    assert time.monotonic() - begin < 10
+
+
+def test_no_message_has_a_star_for_all_logs(growing: Growing, given: Settings) -> None:
+    """A problem that is of no one log is of all logs, in these words."""
+    growing.append(1, now_event)
+    (port,) = free_ports(1)
+    follower = Follower(search_settings(growing, f"http://127.0.0.1:{port}", given.search.prefix))
+    (result,) = follower.end()
+    assert result.log == "all logs"
+    assert str(result.problem).startswith("the index templates: Elasticsearch at")
+
+
 @pytest.mark.parametrize("call", ["prepare", "read_cursor"])
 def test_a_follower_that_fails_is_heard(
     growing: Growing, given: Settings, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -651,3 +688,27 @@ def test_reasons_of_rejections_are_bounded() -> None:
         bulk.Sent(rejected=1, reasons=Counter([f"reason {number}"])).add_to(total)
     assert total.rejected == total.reasons.total() == 1000
     assert len(total.reasons) <= bulk._REASONS + 1
+
+
+def test_requests_that_are_made_again_are_counted(growing: Growing, given: Settings) -> None:
+    """What Elasticsearch is too busy for counts once for each time that it is sent again."""
+    growing.append(1, now_event)
+    with FaultyProxy(str(given.search.url)) as proxy:
+        proxied = search_settings(growing, proxy.endpoint_url, given.search.prefix)
+        proxy.reset(always=Fault("429", effect=False), part="/_bulk")
+
+        def recover() -> None:
+            deadline = time.monotonic() + 60
+            while not any("/_bulk" in call for call in proxy.calls) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            proxy.reset()
+
+        retries.take()
+        recovering = threading.Thread(target=recover)
+        recovering.start()
+        (result,) = index_logs(proxied)
+        recovering.join()
+        assert (result.created, result.problem) == (5, None)
+        counts = retries.take()
+        assert set(counts) == {("elasticsearch", "429")}
+        assert counts.total() >= 1

@@ -1,0 +1,299 @@
+"""The rows of a query as text: a grid or lines for people, Markdown, CSV, and lines of JSON.
+
+The grid is like DuckDB's own, which is never narrower than 80 columns, and breaks numbers. Here:
+
+- Columns that do not fit are left out: an extra column `…` marks where, and the foot names them.
+- Text is cut at `…`. Numbers and times are never cut.
+- The foot says how many rows and columns there are, and how many are shown.
+- NULL is shown as `NULL`, and text as it is. Its control characters are escaped, so it cannot add a line or a colour.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from itertools import chain, islice
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from custody.errors import escape
+
+Row = tuple[Any, ...]
+
+_FETCHED = 10_000
+_LEAST = 12
+"""Characters that a cut text has at least."""
+_GAP = "  "
+_WHOLE = (int, float, Decimal, date, time, timedelta)
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_BACKSLASHED = r"\\\g<0>"
+
+
+class Rows:
+    """The rows of a result, as they are fetched: the first ones, and how many there are.
+
+    Attributes:
+        names: the columns. A name that comes again gets a number.
+        shown: how many rows were given so far.
+        total: how many rows there are, as far as they were fetched.
+    """
+
+    def __init__(self, names: Sequence[str], fetch: Callable[[int], list[Row]], limit: int | None = None) -> None:
+        """Set up.
+
+        Args:
+            names: the columns.
+            fetch: returns the next rows, at most as many as it is told; none at the end.
+            limit: how many rows to give; None for all.
+        """
+        self.names = list(_distinct(names))
+        self._fetch, self._limit = fetch, limit
+        self.shown = self.total = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows up to the limit. Count the others."""
+        while rows := self._fetch(_FETCHED):
+            self.total += len(rows)
+            given = rows if self._limit is None else rows[: max(0, self._limit - self.shown)]
+            self.shown += len(given)
+            yield from given
+
+    @property
+    def summary(self) -> str:
+        """How many rows there are, and how many are shown."""
+        return _count(self.total, self.shown, "row")
+
+
+def _distinct(names: Sequence[str]) -> Iterator[str]:
+    used: set[str] = set()
+    for name in names:
+        number, made = 0, name
+        while made in used:
+            number += 1
+            made = f"{name}_{number}"
+        used.add(made)
+        yield made
+
+
+def _count(total: int, shown: int, noun: str) -> str:
+    return f"{total:,} {noun}{'' if total == 1 else 's'}{f' ({shown:,} shown)' if shown < total else ''}"
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON and CSV write it."""
+    if isinstance(value, datetime):
+        # Times without a zone are UTC.
+        return (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)).isoformat().replace("+00:00", "Z")
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no such numbers.
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for people, on one line."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    made = plain(value)
+    return escape(json.dumps(made, ensure_ascii=False) if isinstance(made, list | dict) else str(made))
+
+
+def as_json(rows: Rows, marked: dict[str, Any]) -> Iterator[str]:
+    """Yield each row as a line of JSON, with the marked members before the columns."""
+    for row in rows:
+        yield json.dumps(marked | dict(zip(rows.names, map(plain, row), strict=True))) + "\n"
+
+
+def as_csv(rows: Rows, *, spreadsheet: bool) -> Iterator[str]:
+    """Yield the names and the rows as CSV.
+
+    Args:
+        rows: the rows.
+        spreadsheet: whether to put a ' before text that a spreadsheet would run as a formula.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+
+    def line(cells: Sequence[Any]) -> str:
+        text.seek(0)
+        text.truncate()
+        writer.writerow(map(_no_formula, cells) if spreadsheet else cells)
+        return text.getvalue()
+
+    yield line(rows.names)
+    for row in rows:
+        yield line([plain(value) for value in row])
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def as_markdown(rows: Rows) -> Iterator[str]:
+    """Yield a table in GitHub's Markdown, then how many rows are shown if not all are."""
+    iterator = iter(rows)
+    first = list(islice(iterator, 1))
+    numeric = [_is_number(value) for value in first[0]] if first else [False] * len(rows.names)
+    yield _markdown_line(map(escape, rows.names))
+    yield f"|{'|'.join('---:' if number else '---' for number in numeric)}|\n"
+    for row in chain(first, iterator):
+        yield _markdown_line(map(_shown, row))
+    if rows.shown < rows.total:
+        yield f"\n{rows.summary}\n"
+
+
+def _markdown_line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(_MARKDOWN.sub(_BACKSLASHED, cell) for cell in cells)} |\n"
+
+
+def as_lines(rows: Rows) -> Iterator[str]:
+    """Yield one value a line, as DuckDB's `.mode line`, with a blank line between rows."""
+    names = [escape(name) for name in rows.names]
+    widest = max(map(cell_len, names), default=0)
+    labels = [" " * (widest - cell_len(name)) + name for name in names]
+    for number, row in enumerate(rows):
+        lines = [f"{label} = {_shown(value)}\n" for label, value in zip(labels, row, strict=True)]
+        yield "".join(["\n" if number else "", *lines])
+    if rows.shown < rows.total or not rows.total:
+        yield ("\n" if rows.shown else "") + rows.summary + "\n"
+
+
+# --- the grid
+
+
+def as_grid(rows: Rows, width: int | None, *, ascii_only: bool = False) -> Iterator[str]:
+    """Yield a grid of the rows, then how many rows and columns there are.
+
+    Args:
+        rows: the rows. Those that are shown are kept in memory.
+        width: of the screen; None for a file or a pipe, where nothing is left out or cut.
+        ascii_only: whether the screen has only ASCII.
+    """
+    mark, rule = ("~", "-") if ascii_only else ("…", "─")
+    values = list(rows)
+    columns = [_Column(escape(name), [row[index] for row in values], mark) for index, name in enumerate(rows.names)]
+    shown = _fit(columns, width)
+    if len(shown) < len(columns):
+        # It stands where columns are left out.
+        gap = next(place for place, column in enumerate(columns) if column not in shown)
+        shown.insert(gap, _Column(mark, [], mark, blank=len(values)))
+    lines = [
+        [column.heading for column in shown],
+        [rule * column.width for column in shown],
+        *([column.cell(number) for column in shown] for number in range(len(values))),
+    ]
+    for line in lines:
+        yield f" {_GAP.join(line)}".rstrip() + "\n"
+    yield from _foot(rows, columns, shown, width, mark)
+
+
+class _Column:
+    """A column of the grid.
+
+    Attributes:
+        name: its name.
+        natural: the width at which nothing is cut.
+        least: the width that it needs.
+        width: the width that it gets.
+    """
+
+    def __init__(self, name: str, values: Sequence[Any], mark: str, *, blank: int | None = None) -> None:
+        self.name, self._mark = name, mark
+        self._cells = [_shown(value) for value in values] if blank is None else [mark] * blank
+        given = [value for value in values if value is not None]
+        self._right = bool(given) and all(map(_is_number, given))
+        widest = max(map(cell_len, self._cells), default=0)
+        self.natural = max(widest, cell_len(name))
+        whole = bool(given) and all(isinstance(value, _WHOLE) for value in given)
+        self.least = max(widest if whole else 0, min(self.natural, _LEAST))
+        self.width = self.natural
+
+    @property
+    def heading(self) -> str:
+        """Its name, as wide as the column."""
+        return self._fill(self.name)
+
+    def cell(self, number: int) -> str:
+        """Return a cell, as wide as the column."""
+        return self._fill(self._cells[number])
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a cell or the heading is cut."""
+        return self.width < self.natural
+
+    def _fill(self, text: str) -> str:
+        if (size := cell_len(text)) > self.width:
+            return set_cell_size(text, self.width - 1) + self._mark
+        blanks = " " * (self.width - size)
+        return blanks + text if self._right else text + blanks
+
+
+def _fit(columns: Sequence[_Column], width: int | None) -> list[_Column]:
+    """Return the columns that fit a screen, and set their widths: the first ones, and some of the last ones."""
+    if width is None:
+        return list(columns)
+    room = width - 1 + len(_GAP)
+    if sum(column.least + len(_GAP) for column in columns) <= room:
+        shown = list(columns)
+    else:
+        # One column is for the mark.
+        shown = _outer(columns, room - 1 - len(_GAP))
+        room -= 1 + len(_GAP)
+    for column in shown:
+        column.width = column.least
+    left = room - sum(column.least + len(_GAP) for column in shown)
+    while left > 0 and (growing := [column for column in shown if column.is_cut]):
+        for column in growing:
+            more = min(max(1, left // len(growing)), column.natural - column.width, left)
+            column.width += more
+            left -= more
+    return shown
+
+
+def _outer(columns: Sequence[_Column], room: int) -> list[_Column]:
+    """Return the first columns and the last ones that fit, two of the first for each of the last; at least one."""
+    first, last = 0, len(columns)
+    while first < last:
+        from_start = (first + len(columns) - last) % 3 != 2
+        column = columns[first if from_start else last - 1]
+        room -= column.least + len(_GAP)
+        if room < 0 and first:
+            break
+        first, last = (first + 1, last) if from_start else (first, last - 1)
+    return [*columns[:first], *columns[last:]]
+
+
+def _foot(
+    rows: Rows, columns: Sequence[_Column], shown: Sequence[_Column], width: int | None, mark: str
+) -> Iterator[str]:
+    left_out = [column.name for column in columns if column not in shown]
+    parts = [rows.summary]
+    if left_out:
+        parts[0] += f", {_count(len(columns), len(columns) - len(left_out), 'column')}"
+        parts.append(f"Not shown: {', '.join(left_out)}.")
+    if rows.shown < rows.total:
+        parts.append("--limit 0 shows all rows.")
+    if left_out or any(column.is_cut for column in shown):
+        parts.append(f"--line shows all columns, and text that is cut at {mark}.")
+    text = ". ".join(parts[:1] if len(parts) == 1 else [parts[0], " ".join(parts[1:])])
+    for line in textwrap.wrap(text, width=(width or 10**6) - 1, break_on_hyphens=False):
+        yield f" {line}\n"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)

@@ -1,0 +1,162 @@
+"""Figures of statements by the time at which they were sealed: by hour, day or month, so that a page stays short. Pure.
+
+Figures are kept by the hour and joined at the end, because the period is not known before.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
+from typing import Literal
+
+from custody.format.manifest import Statement
+from custody.format.times import kafka_moment, parse_time
+
+State = Literal["verified", "pending", "damaged", "expired"]
+Unit = Literal["hour", "day", "month"]
+
+_HOURS_OF = timedelta(days=2)
+_DAYS_OF = timedelta(days=62)
+_TYPES_KEPT = 10_000
+"""Event types that are counted by name. Their names come from events, so there may be any number."""
+OTHER = "other types"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over statements."""
+
+    statements: int = 0
+    events: int = 0
+    quarantined: int = 0
+    skipped: int = 0
+    lost: int = 0
+    unreadable: int = 0
+    stored: int = 0
+    inflated: int = 0
+    verified: int = 0
+    pending: int = 0
+    damaged: int = 0
+    expired: int = 0
+
+    def add(self, other: "Tally") -> None:
+        """Add another tally."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+@dataclass(slots=True)
+class Bucket:
+    """An hour, a day or a month.
+
+    Attributes:
+        start: when it begins.
+        end: when the next one begins.
+        tally: of the statements that were sealed in it.
+        wait: the longest time in seconds that a record waited, from its Kafka time until it was sealed; None if Kafka
+            gave no times.
+    """
+
+    start: datetime
+    end: datetime
+    tally: Tally = field(default_factory=Tally)
+    wait: float | None = None
+
+    def join(self, tally: Tally, wait: float | None) -> None:
+        """Add figures."""
+        self.tally.add(tally)
+        waits = [each for each in (self.wait, wait) if each is not None]
+        self.wait = max(waits, default=None)
+
+
+def tally_of(statement: Statement, state: State) -> Tally:
+    """Return what a statement accounts for."""
+    segment, quarantine = statement.segment, statement.quarantine
+    made = Tally(
+        statements=1,
+        events=sum(statement.types.values()),
+        quarantined=quarantine.records if quarantine else 0,
+        skipped=sum(end - start for start, end in statement.skipped),
+        lost=statement.lost[1] - statement.lost[0] if statement.lost else 0,
+        unreadable=sum(span.to - span.from_ for span in statement.unreadable),
+        stored=(segment.size if segment else 0) + (quarantine.size if quarantine else 0),
+        inflated=sum(batch.inflated for batch in statement.batches),
+    )
+    setattr(made, state, 1)
+    return made
+
+
+@dataclass(slots=True)
+class Figures:
+    """Figures of all statements that were read."""
+
+    total: Tally = field(default_factory=Tally)
+    types: Counter[str] = field(default_factory=Counter)
+    first: datetime | None = None
+    last: datetime | None = None
+    _hours: dict[datetime, Bucket] = field(default_factory=dict)
+
+    def add(self, statement: Statement, tally: Tally) -> None:
+        """Add a statement."""
+        sealed_at = parse_time(statement.sealed_at)
+        self.first = min(self.first or sealed_at, sealed_at)
+        self.last = max(self.last or sealed_at, sealed_at)
+        self.total.add(tally)
+        self.types.update(statement.types)
+        if len(self.types) > _TYPES_KEPT:
+            kept = self.types.most_common(_TYPES_KEPT // 2)
+            rest = self.types.total() - sum(count for _, count in kept)
+            self.types = Counter(dict(kept))
+            self.types[OTHER] += rest
+        _join(self._hours, "hour", sealed_at, tally, _wait(statement, sealed_at))
+
+    @property
+    def unit(self) -> Unit:
+        """The span of a bucket: an hour for up to two days, a day for up to two months, else a month."""
+        if self.first is None or self.last is None:
+            return "day"
+        span = self.last - self.first
+        return "hour" if span <= _HOURS_OF else "day" if span <= _DAYS_OF else "month"
+
+    def buckets(self) -> list[Bucket]:
+        """Return the buckets that have statements, in order."""
+        joined: dict[datetime, Bucket] = {}
+        for start, hour in self._hours.items():
+            _join(joined, self.unit, start, hour.tally, hour.wait)
+        return [joined[start] for start in sorted(joined)]
+
+    def top_types(self, shown: int) -> list[tuple[str, int]]:
+        """Return the most common event types, and the sum of all others last."""
+        names = {name: count for name, count in self.types.items() if name != OTHER}
+        most = Counter(names).most_common(len(names) if len(names) <= shown else shown - 1)
+        rest = self.types.total() - sum(count for _, count in most)
+        return [*most, *([(OTHER, rest)] if rest else [])]
+
+
+_STARTS: Mapping[Unit, Callable[[datetime], datetime]] = {
+    "hour": lambda moment: moment.replace(minute=0, second=0, microsecond=0),
+    "day": lambda moment: moment.replace(hour=0, minute=0, second=0, microsecond=0),
+    "month": lambda moment: moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0),
+}
+
+
+def _join(buckets: dict[datetime, Bucket], unit: Unit, moment: datetime, tally: Tally, wait: float | None) -> None:
+    start = _STARTS[unit](moment)
+    if start not in buckets:
+        buckets[start] = Bucket(start, _end(start, unit))
+    buckets[start].join(tally, wait)
+
+
+def _end(start: datetime, unit: Unit) -> datetime:
+    try:
+        if unit == "month":
+            return (start + timedelta(days=32)).replace(day=1)
+        return start + timedelta(hours=1 if unit == "hour" else 24)
+    except OverflowError:
+        return start
+
+
+def _wait(statement: Statement, sealed_at: datetime) -> float | None:
+    times = [batch.kafka_time.min for batch in statement.batches if batch.kafka_time]
+    earliest = kafka_moment(min(times, default=None))
+    return (sealed_at - earliest).total_seconds() if earliest else None

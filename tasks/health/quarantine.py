@@ -1,0 +1,56 @@
+"""Why too many of a log's newest records are in quarantine.
+
+Rules:
+- The share is of the newest statements that `tasks.health.archive` reads anyway: what an older release of a producer
+  sent is not reported for ever, and does not hide what the newest one sends.
+- Reasons are read only if the share is too large, from the newest quarantine objects, until `ENOUGH` are counted. So a
+  healthy log costs no request, and a sick one costs a few.
+"""
+
+from collections.abc import Sequence
+
+from custody.archive.quarantined import read_reasons
+from custody.errors import StoreError
+from custody.format.manifest import Statement
+from custody.format.reasons import NOT_KNOWN, Reasons
+from custody.store.protocol import Store
+from tasks.health.model import Problem, Recent
+
+ENOUGH = 1_000
+"""Records whose reasons are counted for one log."""
+_REMEDY = (
+    'see every reason: custody query "SELECT log, error, count(*) FROM quarantined GROUP BY ALL";'
+    " correct the producer, and try its records with custody check-events FILE"
+)
+
+
+def is_excessive(recent: Recent, share: float) -> bool:
+    """Return whether more of a log's newest records are in quarantine than the setting allows."""
+    actual = recent.quarantined_share
+    return actual is not None and actual > share
+
+
+def read_commonest(store: Store, statements: Sequence[Statement]) -> str | None:
+    """Return the commonest reason of the newest quarantined records, with an example.
+
+    Args:
+        store: the archive.
+        statements: the newest one first.
+    """
+    reasons = Reasons()
+    for statement in statements:
+        if statement.quarantine is not None and reasons.records < ENOUGH:
+            try:
+                reasons.add(read_reasons(store, statement.quarantine))
+            except StoreError:
+                reasons.note(NOT_KNOWN, statement.quarantine.records)
+    return reasons.commonest()
+
+
+def problem_of(log: str, recent: Recent) -> Problem:
+    """Return the problem of a log with too many records in quarantine."""
+    message = (
+        f"{recent.quarantined_share:.1%} of the records in its {recent.statements} newest statements, sealed since"
+        f" {recent.since}, are in quarantine ({recent.quarantined:,}), most often: {recent.reason}"
+    )
+    return Problem("warning", "quarantined", log, message, _REMEDY)

@@ -1,0 +1,129 @@
+"""What one command prints as a name, another one takes: a log, a statement, a record, an audit, an object."""
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from custody.cli import names
+from custody.errors import ConfigurationError
+from custody.findings import finding
+from tests.helpers.commands import Command
+from tests.helpers.sample import Growing
+
+RECORD, STATEMENT = "audit.x@2/3@12", "audit.x@2/3/7"
+PRINTED = {
+    "audit.x@2/3": "audit.x@2/3",
+    "audit.x@2/3@12": RECORD,
+    "audit.x@2/3 12": RECORD,
+    "audit.x@2/3, offset 12": RECORD,
+    "audit.x@2/3: offset 12": RECORD,
+    "offset 12 of audit.x@2/3": RECORD,
+    "record at offset 12 of audit.x@2/3,": RECORD,
+    "audit.x@2-3-12": RECORD,
+    "audit.x@2/3/7": STATEMENT,
+    "audit.x@2/3/7:": STATEMENT,
+    "audit.x@2/3, sequence 7": STATEMENT,
+    "audit.x@2/3 sequence 7": STATEMENT,
+    "audit.x@2/3, sequence 7-9": STATEMENT,
+    "sequence 7 of audit.x@2/3:": STATEMENT,
+    "statement 7 of audit.x@2/3": STATEMENT,
+    "audit 3": "audits/000000000003.json",
+    "audits/0, sequence 3": "audits/000000000003.json",
+    "audits/0": "audits/0",
+    "events/2026/a.jsonl.gz:": "events/2026/a.jsonl.gz",
+}
+
+
+@pytest.mark.parametrize("text", PRINTED)
+def test_each_printed_form_is_read(text: str) -> None:
+    """Each form is the same thing, quoted as one word or not."""
+    assert names.canonical([text]) == PRINTED[text]
+    assert names.canonical(text.split()) == PRINTED[text]
+
+
+def test_the_place_of_each_finding_is_read() -> None:
+    """Whatever a finding names, its place leads to its record, else to its statement, else to its log."""
+    for sequence, through, batch, offset, byte in product((None, 7), (None, 9), (None, 2), (None, 12), (None, 99)):
+        made = finding(
+            "gzip",
+            "",
+            log="audit.x@2/3",
+            sequence=sequence,
+            through=through if sequence else None,
+            batch=batch,
+            offset=offset,
+            byte=byte,
+        )
+        wanted = RECORD if offset else STATEMENT if sequence else "audit.x@2/3"
+        assert names.canonical(made.where.split()) == wanted, made.where
+
+
+@pytest.mark.parametrize(
+    "words", [["audit.x/0"], ["audit.x/0", "x"], ["audit.x/0/7"], ["audit.x/0", "-1"], ["5"], [""]]
+)
+def test_what_is_no_record_is_refused(words: Sequence[str]) -> None:
+    """A log, a statement or nonsense is no event to prove."""
+    with pytest.raises(ConfigurationError, match="names no record"):
+        names.record(words)
+    assert names.record(["audit.x", "5"]) == ("audit.x", 5)
+
+
+def test_what_commands_print_can_be_pasted(custody: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs, statements, records, audits and objects of a damaged archive are taken as they were printed."""
+    growing = Growing(tmp_path / "made")
+    growing.append(5)
+    monkeypatch.setenv("CUSTODY_ARCHIVE", str(growing.folder))
+    monkeypatch.setenv("CUSTODY_KEYS", f"file:{growing.keyring}")
+    row = json.loads(custody("query", 'FROM events WHERE "offset" = 7', "--json").out)
+    assert custody("checkpoint", "--write").code == 0
+    assert custody("audit").code in {0, 3}
+
+    def place(*name: object) -> dict[str, object]:
+        shown = custody("show", *name, "--place")
+        assert (shown.code, shown.err) == (0, ""), name
+        return dict(json.loads(shown.out))
+
+    # Rows of a query.
+    assert place(row["log"], row["offset"])["offset"] == 7
+    assert place(f"{row['log']}/{row['sequence']}")["sequence"] == 1
+    assert place(row["log"])["sequence"] == 4
+    # The _id of Elasticsearch, and what evidence prints.
+    assert place("audit.grows-0-7")["offset"] == 7
+    written = custody("evidence", row["log"], row["offset"], "-o", "a.zip")
+    assert written.code == 0
+    assert custody("evidence", f"{row['log']}@{row['offset']}", "-o", "b.zip").code == 0
+    checked = custody("check-evidence", "a.zip", "--keys", growing.keyring).out
+    printed = re.search(r"offset 7 of \S+", checked)
+    assert printed
+    assert place(*printed[0].split())["offset"] == 7
+    # Audits.
+    assert json.loads(custody("show", "audits/0").out.splitlines()[0])["sequence"] == 0
+    assert custody("show", "audit", "0").out == custody("show", "audits/0").out
+    # Findings of a verification, and warnings of a query.
+    path = next(path for path in (growing.folder / "events").rglob("*-00000000000000000005-*.gz"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    verified = custody("verify", "--workers", 0)
+    assert verified.code == 13
+    (place_of,) = set(re.findall(r"audit\.grows/0, sequence \d+(?:, batch \d+)?", verified.out))
+    assert place(*place_of.split())["sequence"] == 1
+    for log in set(re.findall(r"audit\.grows\S*/\d+", verified.out)):
+        assert place(log)["log"] == row["log"]
+    for line in map(json.loads, custody("verify", "--workers", 0, "--json").out.splitlines()):
+        if key := line.get("key"):
+            assert place(key)["sequence"] == 1
+        if (log := line.get("log")) and (sequence := line.get("sequence")) is not None:
+            assert place(f"{log}/{sequence}")["sequence"] == sequence
+    # The log's name, where a log is wanted.
+    assert custody("checkpoint", row["log"]).code == 0
+    assert (
+        custody("backfill", "--since", "2d", "--until", "now", "--log", row["log"], "--to", "tables", "--dry-run").code
+        == 0
+    )
+    assert custody("audit", "--log", row["log"]).code == 13

@@ -1,0 +1,45 @@
+"""The reference of the tables is true: the list in the code, what a connection has, and docs/views.md are the same."""
+
+from pathlib import Path
+
+import pytest
+
+import custody
+from custody.query import views
+from tests.helpers.sample import make_archive
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "views.md"
+
+
+def test_the_list_has_each_column_of_a_connection(tmp_path: Path) -> None:
+    """Each table and column that a query can name is in `views.VIEWS` with its type, and none that it cannot name."""
+    connection = custody.connect(str(make_archive(tmp_path).folder))
+    try:
+        named = [
+            name
+            for (name,) in connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT internal").fetchall()
+        ]
+        named += [
+            name for (name,) in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        ]
+        assert sorted(named) == sorted(views.NAMES)
+        for view in views.VIEWS:
+            described = connection.execute(f"DESCRIBE {view.name}").fetchall()
+            listed = [(column.name, column.type) for column in view.columns]
+            assert [row[:2] for row in described] == listed, (
+                f"mend the columns of {view.name} in custody/query/views.py"
+            )
+    finally:
+        connection.close()
+
+
+def test_the_page_is_made_from_the_list() -> None:
+    """docs/views.md is what the code makes; a changed page, or a changed list, fails."""
+    assert PAGE.read_text() == views.page(), "write what custody.query.views.page() returns to docs/views.md"
+
+
+@pytest.mark.parametrize("view", views.VIEWS, ids=lambda view: view.name)
+def test_the_help_names_columns_that_exist(view: views.View) -> None:
+    """The main columns are columns of the table, and each column has a meaning."""
+    assert set(view.main) <= {column.name for column in view.columns}
+    assert all(column.meaning for column in view.columns)
