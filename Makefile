@@ -1,7 +1,7 @@
 # What a contributor runs. `.ci/run` runs the same targets, each with a time limit. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types imports check docs test-fast test test-all coverage bench fuzz mutants clean
+.PHONY: help install format lint types imports check docs docs-reference test-fast test test-all coverage bench fuzz mutants clean
 
 # Another version of Python gets an environment of its own: make test-fast PYTHON=3.13
 ifeq ($(origin PYTHON),command line)
@@ -15,7 +15,7 @@ INPUTS ?= 1000000
 MODULES ?=
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Make the environment, in .venv
 	uv sync --group dev --group docs --quiet --compile-bytecode
@@ -38,6 +38,9 @@ check: lint types imports ## lint, types and imports
 
 docs: ## Build the pages into build/site; a broken link or a page that docs/README.md does not list is an error
 	uv run --no-sync python -m sphinx -q -E -W --keep-going -c docs/site -d build/doctrees . build/site
+
+docs-reference: ## Make docs/options.md and the tables of docs/settings.md from the code
+	uv run --no-sync python -m docs.reference
 
 test-fast: ## Test the library alone: no Kafka, no Elasticsearch, no Java. TESTS=tests/custody/tlog for less
 	uv run --group dev pytest $(or $(TESTS),tests/custody)

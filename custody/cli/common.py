@@ -367,7 +367,8 @@ def _plain(help_: str) -> str:
     return text + bracket + re.sub(r"x>=([0-9.]+)", r"at least \1", facts)
 
 
-def _row(param: Any, ctx: Any) -> tuple[str, str] | None:
+def parameter_row(param: Any, ctx: Any) -> tuple[str, str] | None:
+    """Return the names and the meaning of a parameter, as the help and docs/options.md show them; None if hidden."""
     record = param.get_help_record(ctx)
     if record is None:
         return None
@@ -385,7 +386,7 @@ def _row(param: Any, ctx: Any) -> tuple[str, str] | None:
 def _write_parameters(params: Sequence[Any], ctx: Any, formatter: Any) -> None:
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], COMMON_PANEL: []}
     for param in params:
-        row = _row(param, ctx)
+        row = parameter_row(param, ctx)
         panel = getattr(param, "rich_help_panel", None)
         if row is not None:
             sections[panel or ("Arguments" if param.param_type_name == "argument" else "Options")].append(row)
