@@ -5,7 +5,11 @@ and the segment's key. So a hit leads to its evidence (`custody evidence LOG OFF
 bytes. Only if a batch crosses midnight are its events' times parsed.
 
 An event of an own type may have any fields. It is whole in the member `own`, one flattened field, so no field of it can
-add to the mapping or contradict it. Fields with a name of the mapping stand beside it if they fit.
+add to the mapping or contradict it. Fields with a name of the mapping stand beside it if they fit. The same is done
+with an event of the six types that has a field of its own under a name that we map, such as `own` or `source`.
+
+Names of ECS (Elastic Common Schema) are aliases of our fields, for Kibana and Elastic's rules: `source.ip` finds events
+by `client_ip`. Elasticsearch refuses a document that has a value of its own there.
 
 Elasticsearch would read an event's own key `@custody.offset` as another offset, so a producer could fake where an event
 is. Such events stay in the archive, and are rejected by the index (`Documents.forged`).
@@ -45,6 +49,17 @@ LEEWAY = timedelta(days=1)
 OWN = "own"
 """The member that has an event of an own type whole. Not `event`: ECS has fields below that name."""
 
+ECS = {
+    "@timestamp": "timestamp",
+    "event.action": "event_type",
+    "event.id": "event_id",
+    "source.ip": "client_ip",
+    "trace.id": "trace_id",
+    "user.id": "api_key_id",
+}
+"""Names of ECS 9, each with our field that has its values."""
+_EXTRA = ("event_id", "trace_id")
+"""Fields that events of any type may have: no type defines them, so nothing has checked their values."""
 _KEYWORD = {"type": "keyword", "ignore_above": 8191}
 _LOOSE: dict[str, Any] = {"ignore_malformed": True}
 _FLATTENED = {"type": "flattened", "depth_limit": 64, "ignore_above": 8191}
@@ -54,8 +69,8 @@ class _Time(msgspec.Struct, gc=False):
     timestamp: str
 
 
-# All characters of the name are 0x40, or 0x63 to 0x79: only these escapes can spell it in another way.
-_ORIGIN_BYTES, _ESCAPED = ORIGIN.encode(), re.compile(rb"\\u00[467]")
+# All characters of our names are 0x40, 0x5f, or 0x61 to 0x7a: only these escapes can spell them in another way.
+_ORIGIN_BYTES, _ESCAPED = ORIGIN.encode(), re.compile(rb"\\u00[4567]")
 
 _times = msgspec.json.Decoder(_Time)
 _HOSTILE = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
@@ -113,8 +128,8 @@ class Documents:
 
 
 def properties() -> dict[str, Any]:
-    """Return the mapped fields: those of the six event types, `own`, and those of `@custody`."""
-    fields: dict[str, Any] = {"event_type": _KEYWORD}
+    """Return the mapped fields: those of the six event types, `own`, names of ECS, and those of `@custody`."""
+    fields: dict[str, Any] = {"event_type": _KEYWORD, **dict.fromkeys(_EXTRA, _KEYWORD)}
     for kind in EVENT_TYPES.values():
         for name, annotation in typing.get_type_hints(kind).items():
             if not name.startswith("_"):
@@ -126,7 +141,20 @@ def properties() -> dict[str, Any]:
         "batch": {"type": "integer"},
         "segment": {"type": "keyword"},
     }
-    return {**fields, OWN: _FLATTENED, ORIGIN: {"dynamic": False, "properties": origin}}
+    return {**fields, **_aliases(), OWN: _FLATTENED, ORIGIN: {"dynamic": False, "properties": origin}}
+
+
+def _aliases() -> dict[str, Any]:
+    """Return the aliases of ECS, those with a dot within an object."""
+    fields: dict[str, Any] = {}
+    for name, path in ECS.items():
+        root, _, leaf = name.partition(".")
+        alias = {"type": "alias", "path": path}
+        if leaf:
+            fields.setdefault(root, {"properties": {}})["properties"][leaf] = alias
+        else:
+            fields[root] = alias
+    return fields
 
 
 def _property(name: str, annotation: Any) -> dict[str, Any]:
@@ -154,8 +182,11 @@ _BEGINNINGS = {
 _COMMON = {
     name: _BEGINNINGS[field["type"]]
     for name, field in properties().items()
-    if name not in {"event_type", "timestamp", OWN, ORIGIN}
+    if name not in {"event_type", "timestamp", OWN, ORIGIN, *_aliases()}
 }
+_CLAIMED = frozenset({OWN, *_aliases()})
+"""Members in which an event of the six types cannot have a value of its own: Elasticsearch might refuse it."""
+_CLAIMED_BYTES = re.compile(rb'"(?:%b)["\\\\.]' % "|".join(map(re.escape, (*_CLAIMED, *_EXTRA))).encode())
 _Fields = msgspec.defstruct(
     "_Fields",
     [("event_type", str), ("timestamp", msgspec.Raw), *((name, msgspec.Raw, msgspec.Raw(b"")) for name in _COMMON)],
@@ -173,12 +204,13 @@ def _own_document(line: bytes, fields: Any) -> bytes:
 
 
 def _own_documents(statement: Statement, batch: Batch, payload: bytes, events: Sequence[bytes]) -> Mapping[int, bytes]:
-    """Return the documents of a batch's events of own types, without their ends, by position.
+    """Return the documents that have their event in `own`, without their ends, by position.
 
     Raises:
         FormatError: a line is not an event.
     """
-    if statement.types.keys() <= EVENT_TYPES.keys():
+    claims = _may_claim(payload)
+    if statement.types.keys() <= EVENT_TYPES.keys() and not claims:
         return {}
     try:
         rows = _decode(_fields, payload)
@@ -187,7 +219,7 @@ def _own_documents(statement: Statement, batch: Batch, payload: bytes, events: S
         return {
             position: _own_document(events[position], fields)
             for position, fields in enumerate(rows)
-            if fields.event_type not in EVENT_TYPES
+            if fields.event_type not in EVENT_TYPES or (claims and _claims(events[position]))
         }
     except _HOSTILE as error:
         raise _no_event(statement, batch, error) from None
@@ -289,6 +321,35 @@ def make_documents(
     return Documents(actions, sources, offsets, forged)
 
 
+def _may_claim(text: bytes) -> bool:
+    return _CLAIMED_BYTES.search(text) is not None or (b"\\" in text and _ESCAPED.search(text) is not None)
+
+
+def _claims(line: bytes) -> bool:
+    """Return whether an event has a value where Elasticsearch expects ours, or none of its kind.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the line is not an event.
+    """
+    return _may_claim(line) and any(
+        name.partition(".")[0] in _CLAIMED or (name in _EXTRA and not isinstance(value, str | None))
+        for name, value in _members(line).items()
+    )
+
+
+def _members(line: bytes) -> dict[str, Any]:
+    """Return an event's members.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the line is not an event.
+    """
+    # Numbers may be of any size, so they are not converted.
+    members = json.loads(line, parse_int=len, parse_float=len)
+    if not isinstance(members, dict):
+        raise TypeError("a line is no object")
+    return members
+
+
 def _may_be_forged(text: bytes) -> bool:
     # Searching for one byte is several times faster than for a string, and most batches have neither byte.
     return (b"@" in text and _ORIGIN_BYTES in text) or (b"\\" in text and _ESCAPED.search(text) is not None)
@@ -298,11 +359,7 @@ def _is_forged(line: bytes) -> bool:
     """Return whether an event has a key that Elasticsearch would read as its place in the archive."""
     if not _may_be_forged(line):
         return False
-    # Numbers may be of any size, so they are not converted.
-    names = json.loads(line, parse_int=len, parse_float=len)
-    if not isinstance(names, dict):
-        raise TypeError("a line is no object")
-    return any(name == ORIGIN or name.startswith(f"{ORIGIN}.") for name in names)
+    return any(name == ORIGIN or name.startswith(f"{ORIGIN}.") for name in _members(line))
 
 
 def read_documents(store: Store, prefix: str, days: int, log: Log, statement: Statement) -> Iterator[Documents]:

@@ -1,13 +1,18 @@
 """What tests of Elasticsearch share: events of today, settings of an indexed archive, and what lies in the indices."""
 
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
+from custody.archive.reader import read_archive
 from custody.format.layout import Log
+from custody.store.open import open_store
 from tasks.search.client import Search
+from tasks.search.reconcile import reconcile
 from tasks.settings import SearchSettings, Settings
 from tests.helpers.corpus import EVENTS
+from tests.helpers.own import own_event
 from tests.helpers.sample import Growing
 
 LOG = Log("audit.grows", 0)
@@ -19,6 +24,12 @@ def now_event(offset: int, **fields: Any) -> bytes:
     kind = list(EVENTS)[offset % len(EVENTS)]
     time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     return json.dumps({**EVENTS[kind], "timestamp": time, "request_id": f"request-{offset}", **fields}).encode()
+
+
+def now_own(offset: int, **more: Any) -> bytes:
+    """Return an event of an own type, of today."""
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({**json.loads(own_event(offset)), "timestamp": now, **more}).encode()
 
 
 def now_event_but_refused(offset: int) -> bytes:
@@ -53,6 +64,21 @@ def documents(given: Settings) -> dict[str, dict[str, Any]]:
         return {hit["_id"]: {"_index": hit["_index"], **hit["_source"]} for hit in hits}
     finally:
         opened.close()
+
+
+def compare(given: Settings, growing: Growing) -> list[tuple[str, int | None]]:
+    """Compare each document with the archive, and return name and offset of each finding."""
+    store, search = open_store(given.archive), Search(given.search)
+    try:
+        archive = read_archive(store).id
+        sequences = range(len(list((growing.folder / "manifests" / growing.log).iterdir())))
+        found = reconcile(
+            search, store, archive, LOG, sequences, datetime.now(UTC),
+            marked=0, content=True, counts=Counter(), holds=lambda _, __: True,
+        )  # fmt: skip
+        return [(one.finding, one.to_dict().get("offset")) for one in found]
+    finally:
+        search.close()
 
 
 def daily_indices(search: Search) -> set[str]:

@@ -1,7 +1,6 @@
 """Events of own types in a real Elasticsearch: whole in one flattened field, and compared like any other."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,26 +8,26 @@ from typing import Any
 
 import pytest
 
-from custody.archive.reader import read_archive
-from custody.store.open import open_store
 from flows.operate import cli as operate
 from tasks.search import documents as made
 from tasks.search.client import Search
 from tasks.search.documents import ORIGIN, OWN, properties
 from tasks.search.index import index_logs
-from tasks.search.reconcile import reconcile
 from tasks.settings import Settings
 from tests.helpers.corpus import CASES, EVENTS, Case
-from tests.helpers.own import SHAPES, own_event
+from tests.helpers.own import SHAPES
 from tests.helpers.sample import Growing
-from tests.helpers.search import LOG, delete_indices, document_id, documents, now_event, search_settings
+from tests.helpers.search import (
+    LOG,
+    compare,
+    delete_indices,
+    document_id,
+    documents,
+    now_event,
+    now_own,
+    search_settings,
+)
 from tests.servers.elasticsearch import ElasticsearchServer
-
-
-def now_own(offset: int, **more: Any) -> bytes:
-    """Return an event of an own type, of today."""
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    return json.dumps({**json.loads(own_event(offset)), "timestamp": now, **more}).encode()
 
 
 def now_mixed(offset: int) -> bytes:
@@ -57,21 +56,6 @@ def find(given: Settings, query: dict[str, Any]) -> list[int]:
         return sorted(hit["_source"][ORIGIN]["offset"] for hit in hits)
     finally:
         opened.close()
-
-
-def compare(given: Settings, growing: Growing) -> list[tuple[str, int | None]]:
-    """Compare each document with the archive, and return name and offset of each finding."""
-    store, search = open_store(given.archive), Search(given.search)
-    try:
-        archive = read_archive(store).id
-        sequences = range(len(list((growing.folder / "manifests" / growing.log).iterdir())))
-        found = reconcile(
-            search, store, archive, LOG, sequences, datetime.now(UTC),
-            marked=0, content=True, counts=Counter(), holds=lambda _, __: True,
-        )  # fmt: skip
-        return [(one.finding, one.to_dict().get("offset")) for one in found]
-    finally:
-        search.close()
 
 
 def test_an_archive_of_own_types_alone(growing: Growing, given: Settings) -> None:
