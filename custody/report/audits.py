@@ -2,8 +2,9 @@
 
 Rules:
 - With keys, only audits count that they signed. Any other slot that no later audit passes over is a problem.
-- A finding of an earlier audit is open until a later audit has read its statement again. A nightly audit reads only a
-  share of what is old: that it found nothing does not mean that the damage is gone.
+- A finding of an earlier audit is open until a later audit has read its statement again, or its object is gone if it is
+  about no statement, or `trust.json` accepts it. A nightly audit reads only a share of what is old: that it found
+  nothing does not mean that the damage is gone.
 - The walk ends when each statement has been read by an audit that was seen: what is older was read again since. It goes
   on until the page has its rows.
 """
@@ -107,6 +108,7 @@ def walk(store: Store, archive: str | None, trust: Trust, until: int | None = No
         StoreError: the store does not give one.
     """
     made = Audits()
+    seen: set[tuple[object, ...]] = set()
     for stored in valid_audits(store, archive, trust, made.problems, until):
         statement = stored.statement
         if len(made.rows) < _ROWS:
@@ -119,7 +121,14 @@ def walk(store: Store, archive: str | None, trust: Trust, until: int | None = No
             made.newest, made.findings, made.whole = stored, found, whole
         own = {name: _read(made, name, statement) for name in statement.covered}
         if statement is not made.newest.statement:
-            made.open += [(statement.sequence, each) for each in found if _is_open(each, own)]
+            made.open += [
+                (statement.sequence, each)
+                for each in found
+                if severity_of(each) is not Severity.NOTICE
+                and not _is_accepted(each, trust)
+                and (_is_open(each, own) or _is_left(store, each, seen))
+            ]
+        seen |= {_subject(each) for each in found}
         if any(own.values()):
             made.oldest = statement
         heads = made.newest.statement.heads
@@ -139,13 +148,44 @@ def _read(audits: Audits, log: str, statement: Audit) -> list[tuple[int, int]]:
 
 
 def _is_open(fields: Fields, own: Mapping[str, list[tuple[int, int]]]) -> bool:
-    """Return whether no later audit has read the statements of a finding that is worse than a notice."""
+    """Return whether no later audit has read the statements of a finding."""
     log, first = fields.get("log"), fields.get("sequence")
-    if severity_of(fields) is Severity.NOTICE or not isinstance(log, str) or not isinstance(first, int):
+    if not isinstance(log, str) or not isinstance(first, int):
         return False
     through = fields.get("through")
     last = through if isinstance(through, int) else first
     return any(begin <= last and first < end for begin, end in own.get(log, ()))
+
+
+def _subject(fields: Fields) -> tuple[object, ...]:
+    return fields.get("finding"), fields.get("log"), fields.get("key")
+
+
+def _is_left(store: Store, fields: Fields, seen: set[tuple[object, ...]]) -> bool:
+    """Return whether the object of a finding about no statement is still there, and no later audit names it.
+
+    Listings are read by shares too: such an object is not named again each night.
+    """
+    key = fields.get("key")
+    if not isinstance(key, str) or "sequence" in fields or _subject(fields) in seen:
+        return False
+    try:
+        return store.exists(key)
+    except FormatError:
+        return False
+
+
+def _is_accepted(fields: Fields, trust: Trust) -> bool:
+    """Return whether `trust.json` accepts a finding by now: tampering by its digest alone."""
+    return any(
+        accepted.finding == fields.get("finding")
+        and (accepted.key, accepted.log, accepted.sequence)
+        in {(fields.get("key"), accepted.log, None), (None, fields.get("log"), fields.get("sequence"))}
+        and (
+            accepted.sha256 == fields.get("sha256") if accepted.sha256 else severity_of(fields) is not Severity.TAMPERED
+        )
+        for accepted in trust.accepted
+    )
 
 
 def valid_audits(

@@ -1,7 +1,8 @@
 """The demo: the real flow drains an embedded Kafka into a folder, which is verified; then a copy is tampered with.
 
 It also makes evidence of one event, as the operator, and checks the archive and that evidence with public keys only, as
-an auditor. Each printed command that begins with `$` can be run as it is, in the folder in which the demo ran.
+an auditor. At the end it audits the archive and writes the report. Each printed command that begins with `$` can be run
+as it is, in the folder in which the demo ran.
 
 The Kafka is librdkafka's mock cluster. It runs in this process and keeps only a few MiB a partition, so events are
 produced in rounds, and each round is drained before the next. Prefect uses a temporary database. The archive, its
@@ -112,6 +113,7 @@ def demo(folder: Path, events: int) -> None:
     with _environment({}):
         _audit(console, folder, Log(topic, 0))
         _tamper(console, folder, Log(topic, 0))
+        _report(console, folder)
     _print_next_steps(console, folder, time.monotonic() - begin)
 
 
@@ -290,7 +292,19 @@ def _tamper(console: Console, folder: Path, log: Log) -> None:
     data[at] ^= 0x01
     path.write_bytes(data)
     console.print(f"\nNow one bit is flipped in a copy: byte {at:,} of {path.relative_to(copy)}")
-    _run(console, {13}, "verify", copy, "--keys", f"file:{folder / 'keyring.json'}")
+    keys = ("--keys", f"file:{folder / 'keyring.json'}")
+    _run(console, {13}, "verify", copy, *keys)
+    _run(console, {0}, "explain", "segment-hash")
+
+
+def _report(console: Console, folder: Path) -> None:
+    """Audit the archive, as happens every night, and write the report that people read."""
+    report = folder / "report.html"
+    where = ("--archive", folder / "archive", "--keys", f"file:{folder / 'keyring.json'}")
+    console.print("\nWhat `custody up` does every night: an audit, which signs its result, and a report for people:")
+    _run(console, {0}, "audit", *where)
+    _run(console, {0}, "report", *where, "--output", report)
+    console.print(f"Open it in a browser: {report.resolve().as_uri()}", soft_wrap=True)
 
 
 def _print_next_steps(console: Console, folder: Path, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from zlib import decompress
 
 import pytest
 from msgspec.structs import replace
@@ -36,6 +37,8 @@ def test_reasons_are_read(quarantined: tuple[Store, QuarantineRef, Path]) -> Non
 
 CHANGES: dict[str, Callable[[bytes], bytes]] = {
     "other reasons": lambda _: pack(b'{"error":"not JSON: x"}\n' * 5, 1).data,
+    # Of the same size, so that only the digest shows it.
+    "another reason": lambda data: pack(decompress(data, wbits=31).replace(b"not JSON", b"not TRUE"), 1).data,
     "damaged": lambda data: data[:-3],
     "empty": lambda _: b"",
     "longer": lambda data: data + b"x",

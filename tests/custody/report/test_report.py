@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -218,12 +219,31 @@ def test_a_finding_stays_open_until_its_statement_is_read_again(settings: Settin
     assert facts.statement.verdict == "verified"
     assert page.banner == "bad"
     assert "TAMPERED" in page.text
-    assert "No later audit has read these statements again" in page.text
+    assert "No later audit has read this again" in page.text
     assert (facts.logs[0].verified, facts.logs[0].damaged) == (3, 1)
     signed(settings, heads=heads, covered={name: [Covered(2, 3, "again")]})
     facts = gathered(settings)
     assert (facts.severity, facts.audits.open) == (None, [])
     assert Elements(render(facts)).banner == "good"
+
+
+def test_a_foreign_object_stays_open_while_it_is_there(settings: Settings, sample: Sample) -> None:
+    """Listings are read by shares too. What was found stays open until it is gone, or accepted by its digest."""
+    path = sample.folder / "events/foreign"
+    path.write_text("x")
+    bad = finding("unlisted", "nobody wrote it", key="events/foreign", sha256="a" * 64).to_dict()
+    signed(settings, findings=[bad], verdict="tampered")
+    signed(settings, findings=[bad], verdict="tampered")
+    signed(settings)
+    facts = gathered(settings)
+    assert [audit for audit, _ in facts.audits.open] == [1]
+    assert Elements(render(facts)).banner == "bad"
+    for digest, colour in (("a" * 64, "good"), ("b" * 64, "bad")):
+        accepted = Accepted(finding="unlisted", reason="known", by="me", at="now", key="events/foreign", sha256=digest)
+        trust = replace(settings.own_trust(), accepted=(accepted,))
+        assert Elements(render(gathered(settings, trust))).banner == colour
+    path.unlink()
+    assert Elements(render(gathered(settings))).banner == "good"
 
 
 def test_an_audit_of_a_part_says_so(tmp_path: Path) -> None:
