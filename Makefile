@@ -37,6 +37,7 @@ imports: ## Check which rooms may import which (contracts in pyproject.toml)
 check: lint types imports ## lint, types and imports
 
 docs: ## Build the pages into build/site; a broken link or a page that docs/README.md does not list is an error
+	rm -rf build/site build/doctrees
 	uv run --no-sync python -m sphinx -q -E -W --keep-going -c docs/site -d build/doctrees . build/site
 
 docs-reference: ## Make docs/options.md and the tables of docs/settings.md from the code

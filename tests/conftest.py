@@ -28,6 +28,7 @@ PROCESSES = 5
 LONG = (
     *("tests/flows/test_schedule.py", "tests/flows/test_restore.py", "tests/faults/", "tests/test_readme.py"),
     "tests/tasks/search/test_warm.py",
+    "tests/test_page_commands.py::test_the_commands_of_a_page_run",
     "tests/deployments/test_iam.py::test_each_permission_is_used",
 )
 """Tests that take up to a minute or two: they come first, so that no process is left with them when others are done."""
