@@ -270,7 +270,8 @@ def _join(group: Sequence[Finding]) -> Finding:
     if first.log is None:
         return replace(first, message=f"{first.message} (and {len(group) - 1} more requests, for this reason)")
     logs = list(dict.fromkeys(kept.log for kept in group if kept.log))
-    more = f" and {len(logs) - _LOGS_NAMED:,} more logs" if len(logs) > _LOGS_NAMED else ""
+    rest = len(logs) - _LOGS_NAMED
+    more = f" and {rest:,} more {'log' if rest == 1 else 'logs'}" if rest > 0 else ""
     names = ", ".join(logs[:_LOGS_NAMED]) + more
     return replace(first, log=names, sequence=None, through=None, batch=None, byte=None, sha256=None, count=count)
 

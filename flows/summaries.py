@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
     """Return a table with one row a log: what a run of the drain did to it."""
-    table = render.table("!log", "#events", "#quarantined", "#segments", "#lost", "#lag", "#headroom", "!head")
+    table = render.table("log", "#events", "#quarantined", "#segments", "#lost", "#lag", "#headroom", "!head")
     for result in results:
         table.add_row(
             render.safe(result.log, style="" if result.outcome == "drained" else "bold red"),
@@ -37,7 +37,7 @@ def drain_table(results: "Sequence[LogResult]") -> render.Fitted:
             else duration_text(result.headroom),
             f"{result.size} {result.root[:12]}" if result.outcome == "drained" else result.outcome,
         )
-    return render.Fitted(table, ("head", "segments", "headroom"), names="log")
+    return render.Fitted(table, ("head", "segments", "headroom"))
 
 
 def _duration(seconds: float | None) -> str:
@@ -46,7 +46,7 @@ def _duration(seconds: float | None) -> str:
 
 def index_table(results: "Sequence[IndexResult]") -> render.Fitted:
     """Return a table with one row a log: what was indexed of it."""
-    table = render.table("!log", "#created", "#already there", "#rejected", "#next statement", "#behind")
+    table = render.table("log", "#created", "#already there", "#rejected", "#next statement", "#behind")
     for result in results:
         table.add_row(
             render.safe(result.log, style="bold red" if result.problem else ""),
@@ -56,7 +56,7 @@ def index_table(results: "Sequence[IndexResult]") -> render.Fitted:
             f"{result.sequence:,}",
             f"{result.behind:,.0f} s",
         )
-    return render.Fitted(table, ("next statement",), names="log")
+    return render.Fitted(table, ("next statement",))
 
 
 def roll_table(actions: "Sequence[Action]") -> render.Fitted:

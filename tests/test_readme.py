@@ -108,7 +108,7 @@ def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
     )
     made = (tmp_path / "custody-demo" / "evidence.zip").read_bytes()
     printed = re.split(r"^\$ ", first.stdout, flags=re.MULTILINE)[1:]
-    assert len(printed) == 6
+    assert len(printed) == 9
     for one in printed:
         line, _, said = one.partition("\n")
         code = re.search(r"^exit code ([0-9]+)$", said, re.MULTILINE)
@@ -118,7 +118,7 @@ def test_demo_does_the_main_job_and_leaks_no_secret(tmp_path: Path) -> None:
         if line.startswith("custody evidence"):
             assert said.startswith(again.stdout.rpartition("Check it anywhere")[0])
     assert (tmp_path / "custody-demo" / "evidence.zip").read_bytes() == made
-    for text, count in ((README, 5), (DOCS["demo.md"], 8)):
+    for text, count in ((README, 5), (DOCS["demo.md"], 11)):
         (shown,) = re.findall(r"hortened:\n\n```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         lines = re.findall(
             r"^\$ .*|^The operator.*|^With public.*|^It discloses .*|^exit code 13$", shown, re.MULTILINE

@@ -72,6 +72,7 @@ VIEWS = (
             changed_by VARCHAR `config_change`: who changed it
             changes VARCHAR `config_change`: the changes, as JSON
             approval_status VARCHAR `config_change`: whether it was approved
+            event VARCHAR an event of an own type, or one that its type's columns do not hold, whole, as JSON
             day DATE the day on which its statement was sealed
         """),
     ),

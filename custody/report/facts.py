@@ -10,6 +10,7 @@ Rules:
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -17,9 +18,9 @@ from typing import Any
 
 from custody.archive import reader
 from custody.archive.forms import form_of, statements_of
-from custody.archive.trusted import Judge, beyond_end, check_archive, empty_slots, known_heads, unverified
+from custody.archive.trusted import Judge, beyond_end, check_archive, check_keys, empty_slots, known_heads, unverified
 from custody.archive.writer import writer_name
-from custody.errors import CustodyError, FormatError, ObjectMissing
+from custody.errors import CustodyError, FormatError, HeadRollback, ObjectMissing
 from custody.findings import Accepted, Severity
 from custody.format import layout
 from custody.format.audit import Audit
@@ -181,10 +182,15 @@ def gather(
 
     Raises:
         NoArchive: there is no archive here.
+        ConfigurationError: the keys are those of another archive.
         CustodyError: it has no audit yet, or the store does not give it.
     """
     file = reader.read_archive(store)
     problem = check_archive(file, trust) if trust.keys else None
+    if problem:
+        # An archive.json that somebody replaced is shown on the page. With another archive's keys there is no page.
+        with suppress(HeadRollback):
+            check_keys(store, file, trust)
     archive = None if problem else file.id
     audits = walk(store, archive, trust, audit)
     problems = [Problem(Severity.UNVERIFIABLE, problem)] if problem else []

@@ -255,7 +255,7 @@ def test_quarantine_becomes_one_alert(installation: Drained) -> None:
         parts = (
             f"log.{installation.topic}/0: 100.0% of the run's records are in quarantine (50 of 50)",
             "most often: event_type missing (50), for example: event_type is missing",
-            "docs/alerts.md#custody-records-quarantined",
+            "custody explain custody-records-quarantined",
         )
         assert [part for part in parts if part not in alert["message"]] == []
         # It goes on, in a later run that says the same.
