@@ -333,12 +333,16 @@ class Settings(BaseSettings):
         """Return what a writer of this archive trusts: its own keys, with the limits that `trust.json` sets.
 
         Raises:
-            ConfigurationError: a source cannot be used, or two sources contradict each other.
+            ConfigurationError: a source cannot be used, or two sources contradict each other. Or `trust.json` lists
+                keys, but none of the writer's.
             KeyUnavailable: KMS does not answer.
         """
-        from custody.keys.trust import open_trust
+        from custody.keys.trust import check_writer, open_trust
 
-        return open_trust([self.keys], self.trust, self.passphrase(), self.checkpoint_keys)
+        trust = open_trust([self.keys], self.trust, self.passphrase(), self.checkpoint_keys)
+        if self.trust:
+            check_writer(trust, self.trust)
+        return trust
 
     def trust_at_hand(self) -> "Trust":
         """Return what a reader trusts, or an empty trust if the keys are not available. Reading needs no key.

@@ -48,7 +48,8 @@ class _Unpadded(io.TextIOBase):
         return self._stream.encoding
 
     def write(self, text: str) -> int:
-        self._stream.write(re.sub(r" +(?=\n)", "", text))
+        # Looking behind a blank for another keeps a pattern linear: each run of blanks is tried once.
+        self._stream.write(re.sub(r"(?<! ) +(?=\n)", "", text))
         return len(text)
 
     def flush(self) -> None:

@@ -188,6 +188,26 @@ def open_trust(
     return replace(opened, keys=merged, leaves=leaves, sources=tuple(dict.fromkeys(sources)))
 
 
+def check_writer(trust: Trust, path: Path) -> None:
+    """Check that the keys that sign may be those of the archive that a `trust.json` is about.
+
+    A key that was added by a rotation need not be in it yet. But then those before are in both.
+
+    Args:
+        trust: what `open_trust` made of the keys that sign and that file.
+        path: the file.
+
+    Raises:
+        ConfigurationError: it lists keys, and none of those that sign.
+    """
+    listed = [key for key in trust.keys.values() if str(path) in key.sources]
+    if listed and all(len(key.sources) == 1 for key in listed):
+        others = " and ".join(source for source in trust.sources if source != str(path))
+        raise ConfigurationError(
+            f"{path} lists no key of {others}, so these may not be the keys of this archive: correct `keys`, or `trust`"
+        )
+
+
 def _trusted(key: HmacKey | Ed25519Key | KmsKey | KmsEd25519Key) -> TrustedKey:
     material = key.secret if isinstance(key, HmacKey) else key if isinstance(key, KmsKey) else key.public
     return TrustedKey(key.key_id, key.algorithm, key.from_, key.to, material=material)

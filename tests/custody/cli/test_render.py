@@ -13,10 +13,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from custody.cli import render
+from custody.cli.terminal import unpadded
 from custody.findings import Findings, Severity
 from custody.keys.keyring import new_keyring
 from flows.summaries import roll_table
 from tasks.roll.record import Action
+from tests.helpers.growth import check_growth
 
 DIGEST = hashlib.sha256(b"").hexdigest()
 LOG = f"audit.{'orders.of.a.shop.' * 3}events/17"
@@ -87,6 +89,15 @@ def test_a_pipe_gets_no_trailing_blanks(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert any("short" in line for line in lines)
     assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_blanks_cost_as_much_as_they_are() -> None:
+    """Foreign text of nothing but blanks takes no more than its size to print."""
+
+    def write(data: bytes) -> None:
+        unpadded(StringIO()).write(data.decode())
+
+    check_growth(write, lambda size: b" " * size + b"x")
 
 
 def run(folder: Path, arguments: Sequence[str]) -> str:

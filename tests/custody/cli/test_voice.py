@@ -221,6 +221,33 @@ def test_no_archive_has_one_wording_and_one_code(
     assert (refused.code, "Traceback" in refused.err) == (2, False)
 
 
+SIGNING = ("drain", "audit", "roll", "new-epoch", "checkpoint --write", "evidence")
+"""Commands that need the keys that sign."""
+
+
+@pytest.mark.parametrize("name", SIGNING)
+def test_a_keyring_that_the_archives_trust_does_not_know(
+    custody: Command, sample: Sample, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """With the archive's trust.json and another keyring, nothing is signed or written: one line, exit code 2."""
+    monkeypatch.setenv("CUSTODY_SEARCH__URL", "http://127.0.0.1:9")
+    before = {path: path.read_bytes() for path in sample.folder.rglob("*") if path.is_file()}
+    own = ("--archive", sample.folder, "--keys", f"file:{sample.keyring}")
+    assert custody("keys", "export", *own, "-o", "trust.json").code == 0
+    assert custody("keys", "new", "--keys", "other.json").code == 0
+    monkeypatch.setenv("CUSTODY_TRUST", "trust.json")
+    monkeypatch.setenv("CUSTODY_KEYS", "file:other.json")
+    refused = custody(*_on(name, sample.folder))
+    assert refused.code == 2, refused
+    assert refused.err.count("\n") == 1
+    assert "trust.json lists no key of other.json" in refused.err
+    assert before == {path: path.read_bytes() for path in sample.folder.rglob("*") if path.is_file()}
+    checked = custody("check", "--archive", sample.folder)
+    assert checked.code == 1
+    assert "trust.json lists no key of other.json" in " ".join(checked.out.split())
+    assert "keys export" not in checked.out
+
+
 @pytest.mark.parametrize("by", ["keys", "trust"])
 @pytest.mark.parametrize("name", sorted(set(ON_AN_ARCHIVE) - {"show", "query", "status"} | {"init"}))
 def test_keys_of_another_archive(
