@@ -41,7 +41,7 @@ HIDDEN = "(hidden)"
 _FILE_WIDTH = 160
 PROGRESS_AFTER = 1.0
 """Seconds of work after which progress is shown."""
-_FOLDED = 20
+_FOLDED = 18
 """Characters of a folded column that are left to it before other columns are left out."""
 _NAME_WIDTH = 12
 """A name is not shortened below this."""
