@@ -60,8 +60,8 @@ def test_every_page_says_what_kind_it_is_and_is_listed_by_it() -> None:
             assert kind, f"{page.name} does not begin with its kind"
             kinds[page.name] = kind[1]
     assert listed.keys() == kinds.keys()
-    for name, kind in kinds.items():
-        part = {"concept page": "Concepts", "reference": "Reference"}.get(kind)
+    for name, named in kinds.items():
+        part = {"concept page": "Concepts", "reference": "Reference"}.get(named)
         assert (listed[name] == part) if part else listed[name] not in {"Concepts", "Reference"}, name
 
 
