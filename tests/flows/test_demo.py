@@ -29,5 +29,5 @@ def test_sentences_wrap_and_commands_do_not() -> None:
     commands = [line for line in lines if line.startswith(("$ ", "  "))]
     assert "$ custody verify custody-demo/archive --keys file:custody-demo/keyring.json" in commands
     assert len(commands) == 5
-    assert all(len(line) <= 50 for line in lines if line not in commands)
-    assert "In a checkout, put `uv run` before `custody`." in " ".join(lines)
+    assert all(len(line.rstrip()) <= 50 for line in lines if line not in commands)
+    assert "In a checkout, put `uv run` before `custody`." in " ".join(printed.getvalue().split())
