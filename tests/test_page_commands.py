@@ -158,6 +158,8 @@ class Scene:
     """Which servers are there beside Kafka: `seaweed`, `elastic`."""
     begin: Callable[[Reader], None] = nothing
     """What happened before the first command."""
+    prints: tuple[str, ...] = ()
+    """Regular expressions for lines that the commands must print, with `{topic}` and so on as in `words`."""
 
 
 SCENES = {
@@ -171,7 +173,14 @@ SCENES = {
     "docs/evidence.md": Scene(words={"LOG": "{topic}/0", "OFFSET": "7"}),
     "docs/elasticsearch.md": Scene(words={"URL": "{elastic}", "PREFIX": "{prefix}"}, servers=("elastic",)),
     "docs/first-archive.md": Scene(
-        words={"BROKER": "{broker}", "TOPIC": "{topic}", "BUCKET": "{bucket}"}, drained=False, servers=("seaweed",)
+        words={"BROKER": "{broker}", "TOPIC": "{topic}", "BUCKET": "{bucket}"},
+        drained=False,
+        servers=("seaweed",),
+        prints=(
+            "archive +s3://{bucket}/first +CUSTODY_ARCHIVE",
+            "kafka.bootstrap_servers +{broker} +CUSTODY_KAFKA__BOOTSTRAP_SERVERS",
+            "kafka.topics +{topic} +CUSTODY_KAFKA__TOPICS",
+        ),
     ),
     "docs/kafka.md": Scene(),
     "docs/key-leaked.md": Scene(
@@ -189,7 +198,7 @@ SCENES = {
     "docs/move-archive.md": Scene(words={"FROM": "custody-data/archive", "TO": "/{folder}/moved"}),
     "docs/operating.md": Scene(settings={"CUSTODY_METRICS__FILE": "custody.prom"}),
     "docs/region-lost.md": Scene(words={"FROM": "custody-data/archive", "TO": "/{folder}/replica"}),
-    "docs/restore.md": Scene(),
+    "docs/restore.md": Scene(words={"2026-05-03": "yesterday", "2026-05-04": "now"}),
     "docs/retention.md": Scene(),
     "docs/tampered.md": Scene(
         words={"LOG": "{topic}/0", "SEQUENCE": "1", "KEY": "$(cd replica; find events -name '*.gz' | sort | head -1)"},
@@ -373,6 +382,20 @@ def test_the_commands_of_a_page_run(
         f"exit code {code}: {line.text}" for line, code in zip(wanted, ended, strict=True) if code not in line.codes
     ]
     assert not wrong, "\n".join([*wrong, done.stdout, done.stderr])
+    for line_printed in SCENES[page].prints:
+        wanted_line = rf"^ *{line_printed.format(**own)} *$"
+        assert re.search(wanted_line, done.stdout, re.MULTILINE), f"{wanted_line}\n{done.stdout}"
+
+
+def test_the_page_on_lag_quotes_what_a_drain_prints(custody: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever drains by hand while no broker answers finds the words of the message in the page."""
+    assert custody("init").code == 0
+    monkeypatch.setenv("CUSTODY_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    monkeypatch.setenv("CUSTODY_KAFKA__TOPICS", "audit.events")
+    done = custody("drain", "--once")
+    (quoted,) = re.findall(r"^\| `([^`]*Kafka[^`]*) …` \|", PAGES["docs/lag.md"], re.MULTILINE)
+    assert done.code != 0
+    assert f"{quoted} 127.0.0.1:9" in done.err
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```toml" in text])

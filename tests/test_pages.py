@@ -45,6 +45,26 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
+def test_every_page_says_what_kind_it_is_and_is_listed_by_it() -> None:
+    """A page's first lines name its kind, and docs/README.md lists concepts and references where they belong."""
+    index = (ROOT / "docs" / "README.md").read_text()
+    listed = {
+        page: part.partition("\n")[0]
+        for part in index.split("\n## ")
+        for page in re.findall(r"^\| \[[^]]+\]\(([a-z-]+\.md)\)", part, re.MULTILINE)
+    }
+    kinds: dict[str, str] = {}
+    for page in (ROOT / "docs").glob("*.md"):
+        if page.name != "README.md":
+            kind = re.match(r"# .*\n\n(?:<!--.*-->\n\n)?A (tutorial|how-to|concept page|reference)\b", page.read_text())
+            assert kind, f"{page.name} does not begin with its kind"
+            kinds[page.name] = kind[1]
+    assert listed.keys() == kinds.keys()
+    for name, named in kinds.items():
+        part = {"concept page": "Concepts", "reference": "Reference"}.get(named)
+        assert (listed[name] == part) if part else listed[name] not in {"Concepts", "Reference"}, name
+
+
 @pages
 def test_named_targets_exist(page: Path) -> None:
     """Every `make TARGET` that a page names is a target."""

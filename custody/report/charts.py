@@ -157,7 +157,7 @@ def _coverage(buckets: Sequence[Bucket], unit: Unit) -> Chart:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_ylim(0, max(below) * 1.05 or 1)
     figure.legend(loc="outside upper right", ncols=len(STATES), frameon=False)
-    text = f"Statements by the {unit} they were sealed: {', '.join(said)}. {_span(buckets)}"
+    text = f"Statements by the {unit} they were sealed: {', '.join(said)}. {_span(buckets, unit)}"
     return Chart(f"Statements, by {unit}, and whether an audit has read them", _source(figure), text)
 
 
@@ -178,12 +178,12 @@ def _bars(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     top, bottom = max(max(values), 0), min(min(values), 0)
     axes.set_ylim(bottom * 1.05, top * 1.05 if top or bottom else 1)
-    text = f"{title}, by {unit}: at most {value_of(most) / divisor:,.4g} {words}, {most.start:%Y-%m-%d %H:%M}."
-    return Chart(f"{title}, by {unit}", _source(figure), f"{text} {_span(buckets)}")
+    text = f"{title}, by {unit}: at most {value_of(most) / divisor:,.4g} {words}, {most.name(unit)}."
+    return Chart(f"{title}, by {unit}", _source(figure), f"{text} {_span(buckets, unit)}")
 
 
-def _span(buckets: Sequence[Bucket]) -> str:
-    return f"From {buckets[0].start:%Y-%m-%d} to {buckets[-1].start:%Y-%m-%d}."
+def _span(buckets: Sequence[Bucket], unit: Unit) -> str:
+    return f"From {buckets[0].name(unit)} to {buckets[-1].name(unit)}."
 
 
 def _source(figure: Figure) -> str:

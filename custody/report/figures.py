@@ -15,6 +15,7 @@ from custody.format.times import kafka_moment, parse_time
 State = Literal["verified", "pending", "damaged", "expired"]
 Unit = Literal["hour", "day", "month"]
 
+_NAMES: Mapping[Unit, str] = {"hour": "%Y-%m-%d %H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
 _HOURS_OF = timedelta(days=2)
 _DAYS_OF = timedelta(days=62)
 _TYPES_KEPT = 10_000
@@ -61,6 +62,10 @@ class Bucket:
     end: datetime
     tally: Tally = field(default_factory=Tally)
     wait: float | None = None
+
+    def name(self, unit: Unit) -> str:
+        """Return the month, the day or the hour for people, no finer than the unit."""
+        return f"{self.start:{_NAMES[unit]}}"
 
     def join(self, tally: Tally, wait: float | None) -> None:
         """Add figures."""

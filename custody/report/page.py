@@ -16,7 +16,6 @@ from custody.format.times import duration_text, parse_time
 from custody.report import charts
 from custody.report.audits import Fields, severity_of
 from custody.report.facts import Facts, LogFact
-from custody.report.figures import Bucket, Unit
 
 FINDINGS_SHOWN = 5_000
 """Findings that the page has in full. With more, no browser opens it; the page says where all are."""
@@ -25,12 +24,12 @@ _TYPES_SHOWN = 12
 _EVIDENCE_SHOWN = 20_000
 """Characters of signed texts that contradict each other, for one finding."""
 VERDICTS: Mapping[Severity | None, tuple[str, str, str, str]] = {
-    None: ("good", "✓", "VERIFIED", "Nothing is wrong in what was looked at."),
+    None: ("good", "✓", "VERIFIED", "The audit found nothing wrong in what it read."),
     Severity.NOTICE: (
         "good",
         "✓",
         "VERIFIED, WITH NOTICES",
-        "Nothing is wrong in what was looked at. Read the notices.",
+        "The audit found nothing wrong in what it read. Read the notices.",
     ),
     Severity.POLICY: (
         "policy",
@@ -70,6 +69,7 @@ def render(facts: Facts) -> bytes:
         statement=facts.statement,
         banner=_banner(facts),
         findings=[_card(each) for each in facts.audits.findings[:FINDINGS_SHOWN]],
+        urgent=_is_urgent(facts),
         earlier=[(audit, _card(each)) for audit, each in facts.audits.open[:FINDINGS_SHOWN]],
         counts=_counts(facts),
         verdict_of_log=lambda log: _verdict_of_log(facts, log),
@@ -77,7 +77,7 @@ def render(facts: Facts) -> bytes:
         keys=[_key(facts, key) for key in facts.keys],
         charts=charts.draw(buckets, unit),
         buckets=buckets,
-        bucket_name=lambda bucket: _bucket_name(bucket, unit),
+        bucket_name=lambda bucket: bucket.name(unit),
         unit=unit,
         types=_types(facts),
         shown=FINDINGS_SHOWN,
@@ -109,6 +109,11 @@ def _banner(facts: Facts) -> tuple[str, str, str, str]:
     if not facts.keys:
         words = f"{words}, UNVERIFIED"
     return colour, sign, words, sentence
+
+
+def _is_urgent(facts: Facts) -> bool:
+    """Return whether findings come right after the head: there are some, and more than notices."""
+    return bool(facts.audits.findings or facts.audits.open) and (facts.severity or 0) > Severity.NOTICE
 
 
 def _row_verdict(audit: Any) -> str:
@@ -167,11 +172,6 @@ def _key(facts: Facts, key: Any) -> dict[str, Any]:
         "ended": key.until is not None,
         "signed": " and ".join(uses),
     }
-
-
-def _bucket_name(bucket: Bucket, unit: Unit) -> str:
-    start = bucket.start
-    return f"{start:%Y-%m}" if unit == "month" else f"{start:%Y-%m-%d}" if unit == "day" else f"{start:%Y-%m-%d %H}:00"
 
 
 def _types(facts: Facts) -> list[tuple[str, int, float]]:

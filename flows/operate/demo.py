@@ -73,7 +73,7 @@ def demo(folder: Path, events: int) -> None:
     Raises:
         CustodyError: a result is not the promised one; the message says which.
     """
-    console = render.console(soft_wrap=True)
+    console = render.console()
     begin = time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _run(console: Console, codes: set[int], *words: object) -> None:
     Raises:
         CustodyError: its exit code is not one of `codes`.
     """
-    console.print(_command(*words))
+    console.print(_command(*words), soft_wrap=True)
     try:
         main([str(word) for word in words])
     except SystemExit as ended:
@@ -291,7 +291,7 @@ def _tamper(console: Console, folder: Path, log: Log) -> None:
     at = random.Random(_SEED).randrange(len(data))  # noqa: S311 - any byte will do
     data[at] ^= 0x01
     path.write_bytes(data)
-    console.print(f"\nNow one bit is flipped in a copy: byte {at:,} of {path.relative_to(copy)}")
+    console.print(f"\nNow one bit is flipped in a copy: byte {at:,} of {path.relative_to(copy)}", soft_wrap=True)
     keys = ("--keys", f"file:{folder / 'keyring.json'}")
     _run(console, {13}, "verify", copy, *keys)
     _run(console, {0}, "explain", "segment-hash")
@@ -312,8 +312,11 @@ def _print_next_steps(console: Console, folder: Path, seconds: float) -> None:
     archive, keys = folder / "archive", f"file:{folder / 'keyring.json'}"
     events = shlex.quote(str(archive / "events"))
     console.print(
-        f"""
-Done in {seconds:.0f} s. The archive, its keyring, its trust.json and the tampered copy are in {folder}/. Try:
+        f"\nDone in {seconds:.0f} s. The archive, its keyring, its trust.json and the tampered copy are in {folder}/."
+        " Lines that begin with $ can be run again. In a checkout, put `uv run` before `custody`. Try:"
+    )
+    console.print(
+        f"""\
 {_command("verify", archive, "--keys", keys)}
 $ zcat "$(find {events} -name '*.gz' | head -n 1)" | head -n 3
 
@@ -321,5 +324,6 @@ Point it at a real broker and at S3:
   export CUSTODY_KAFKA__BOOTSTRAP_SERVERS=broker:9092 CUSTODY_KAFKA__TOPICS=audit.events
   export CUSTODY_ARCHIVE=s3://BUCKET/PREFIX
   custody init && custody drain --once && custody verify
-Then 'custody up' drains every minute."""
+Then 'custody up' drains every minute.""",
+        soft_wrap=True,
     )

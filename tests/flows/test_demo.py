@@ -1,8 +1,11 @@
 """What the demo does before and after it drains; tests/test_readme.py runs all of it."""
 
+import io
 from pathlib import Path
 
-from flows.operate.demo import new_topic
+from rich.console import Console
+
+from flows.operate.demo import _print_next_steps, new_topic
 from tests.helpers.sample import make_archive
 
 
@@ -16,3 +19,15 @@ def test_a_run_takes_a_topic_of_its_own(tmp_path: Path) -> None:
     assert new_topic(tmp_path) == "demo-10"
     (tmp_path / "tampered-demo-12").mkdir()
     assert new_topic(tmp_path) == "demo-13"
+
+
+def test_sentences_wrap_and_commands_do_not() -> None:
+    """On a narrow terminal a sentence breaks between words, and a command is one line that can be copied."""
+    printed = io.StringIO()
+    _print_next_steps(Console(file=printed, width=50, markup=False, highlight=False), Path("custody-demo"), 34.0)
+    lines = printed.getvalue().splitlines()
+    commands = [line for line in lines if line.startswith(("$ ", "  "))]
+    assert "$ custody verify custody-demo/archive --keys file:custody-demo/keyring.json" in commands
+    assert len(commands) == 5
+    assert all(len(line.rstrip()) <= 50 for line in lines if line not in commands)
+    assert "In a checkout, put `uv run` before `custody`." in " ".join(printed.getvalue().split())

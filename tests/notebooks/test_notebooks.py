@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,23 @@ def test_without_anything_to_show(tmp_path: Path, name: str, there: bool) -> Non
     (said,) = shown.traceback
     assert "\n" not in said
     assert ("run `custody drain`" if there else "run `uv run custody demo`") in said
+
+
+@pytest.mark.parametrize("name", ["integrity", "activity"])
+def test_in_a_kernel_that_lacks_a_library(name: str) -> None:
+    """One sentence has the command that opens the notebook with all that it needs: the tutorial's own."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source += "\nimport sys\nsys.modules['matplotlib'] = None"
+    with pytest.raises(CellExecutionError):
+        execute(notebook, None)
+    (shown,) = [output for output in outputs(notebook) if output.output_type == "error"]
+    (said,) = shown.traceback
+    (command,) = re.findall("`(.*)`", said)
+    tutorial = (NOTEBOOKS.parent / "docs" / "demo.md").read_text()
+    assert f"```sh\n{command}\n```" in tutorial
+    extras = tomllib.loads((NOTEBOOKS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"--extra (\S+)", command)) <= extras.keys()
 
 
 def test_activity(tmp_path: Path) -> None:

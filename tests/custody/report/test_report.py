@@ -183,6 +183,26 @@ def test_findings_are_whole(settings: Settings, sample: Sample) -> None:
             assert str(each.get(name, "")) in page.text
         assert f"custody explain {each['finding']}" in page.text
     assert key in page.text
+    (hashed,) = [each for each in outcome.findings if each["finding"] == "segment-hash"]
+    assert hashed["sha256"] == hashed["found"]
+    # The digest stands once in the finding's card, not again as another row.
+    assert page.text.count(str(hashed["found"])) == 1
+
+
+def test_what_is_bad_comes_first(settings: Settings, sample: Sample) -> None:
+    """Findings follow the head at once if they are more than notices. Otherwise what the page proves comes first."""
+
+    def headings() -> list[str]:
+        return re.findall(r"<h2>(.*?)</h2>", render(gathered(settings)).decode())
+
+    audited(settings)
+    good = headings()
+    damage(sample.folder)
+    audited(settings, full=True)
+    bad = headings()
+    assert good[0].startswith("What this does")
+    assert bad[0] == "Findings"
+    assert sorted(good) == sorted(bad)
 
 
 def test_a_damaged_log_is_in_the_table(tmp_path: Path) -> None:
@@ -331,7 +351,7 @@ def test_empty_states_are_sentences(settings: Settings) -> None:
     audited(settings)
     page = Elements(render(gathered(settings, since=NOW + timedelta(days=900))))
     for words in (
-        "None. ✓ Audit 0 found nothing in what it looked at.",
+        "None. ✓ Audit 0 found nothing in what it read.",
         "accepts no finding",
         "No witness is trusted here",
         "No statement was sealed in this period.",
@@ -357,6 +377,9 @@ def test_any_period_has_few_rows_and_readable_dates(days: int, unit: str, most: 
         # An hour of the day comes again the next day.
         days_shown = [label for label in dates if ":" not in label]
         assert len(set(days_shown)) == len(days_shown)
+        # What is read aloud is no finer than the bars.
+        length = {"hour": len("2026-11-28 12:00"), "day": len("2026-11-28"), "month": len("2026-11")}[unit]
+        assert {len(date) for date in re.findall(r"20\d\d-[\d-]+(?: \d\d:\d\d)?", chart.text)} == {length}
     again = [chart.source for chart in charts.draw(buckets, figures.unit)]
     assert again == [chart.source for chart in charts.draw(buckets, figures.unit)]
 
