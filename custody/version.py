@@ -1,5 +1,6 @@
 """What this program is: its distribution, version and commit."""
 
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -8,16 +9,47 @@ DISTRIBUTION = "custody-archive"
 _PACKAGE = Path(__file__).parent
 _COMMIT = _PACKAGE / "COMMIT"
 """What deployments/hatch_build.py writes into a wheel. A checkout asks git."""
+_CODE = ("custody", "flows", "tasks")
+"""Folders of a checkout from which the program runs: a file that git does not know changes it too."""
 _SECONDS = 5.0
 
 
 def version() -> str:
-    """Return the version of the distribution."""
-    return installed(DISTRIBUTION)
+    """Return the version of the distribution; of a checkout that is not installed, what its `pyproject.toml` says.
+
+    Raises:
+        ConfigurationError: neither is there.
+    """
+    try:
+        return installed(DISTRIBUTION)
+    except PackageNotFoundError:
+        return _version_of_checkout()
+
+
+def _version_of_checkout() -> str:
+    import tomllib
+
+    try:
+        project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")).get("project")
+    except (OSError, ValueError):
+        project = None
+    # Another project's version is not ours.
+    if isinstance(project, dict) and project.get("name") == DISTRIBUTION and isinstance(project.get("version"), str):
+        return str(project["version"])
+    # Imported here: the build runs this file alone.
+    from custody.errors import ConfigurationError
+
+    raise ConfigurationError(
+        f"the version is not known: the distribution {DISTRIBUTION} is not installed, and no pyproject.toml of it is"
+        " beside the package; install it anew (`make install` in a checkout)"
+    )
 
 
 def commit() -> str | None:
-    """Return the commit that this program was made from, with `, modified` if its files differ; None if unknown."""
+    """Return the commit that this program was made from, with `, modified` if its files differ; None if unknown.
+
+    A file that is not in the commit is a difference if it is code, unless git ignores it.
+    """
     if _COMMIT.exists():
         return _COMMIT.read_text(encoding="ascii").strip()
     checkout = _PACKAGE.parent
@@ -26,12 +58,14 @@ def commit() -> str | None:
         return None
     import subprocess
 
-    git = ("git", "-C", str(checkout))
+    def git(*arguments: str) -> bytes:
+        command = ("git", "-C", str(checkout), *arguments)
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=_SECONDS)
+
     try:
-        head = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=subprocess.DEVNULL, timeout=_SECONDS)
-        changed = subprocess.check_output(
-            [*git, "status", "--porcelain", "--untracked-files=no"], stderr=subprocess.DEVNULL, timeout=_SECONDS
-        )
+        head = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        added = git("status", "--porcelain", "--untracked-files=normal", "--", *_CODE)
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.decode().strip() + (", modified" if changed else "")
+    return head.decode().strip() + (", modified" if changed or added else "")

@@ -13,7 +13,8 @@ NAME = "custody/COMMIT"
 class CommitHook(BuildHookInterface[Any]):
     """Adds `custody/COMMIT` to a wheel and to a source distribution. The same commit gives the same bytes."""
 
-    _made: Path | None = None
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+    """Where the file is. It is removed when the process ends, so also if the build fails."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the file. An editable install gets none, since its code changes.
@@ -28,10 +29,10 @@ class CommitHook(BuildHookInterface[Any]):
         commit = runpy.run_path(str(root / "custody" / "version.py"))["commit"]()
         if commit is None:
             return
-        with tempfile.NamedTemporaryFile("w", suffix=".commit", delete=False) as file:
-            file.write(commit)
-        self._made = Path(file.name)
-        build_data["force_include"][file.name] = NAME
+        self._folder = tempfile.TemporaryDirectory(prefix="custody-build-")
+        file = Path(self._folder.name) / "COMMIT"
+        file.write_text(commit, encoding="ascii")
+        build_data["force_include"][str(file)] = NAME
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what `initialize` made.
@@ -42,5 +43,5 @@ class CommitHook(BuildHookInterface[Any]):
             artifact_path: what it made.
         """
         del version, build_data, artifact_path
-        if self._made:
-            self._made.unlink()
+        if self._folder:
+            self._folder.cleanup()

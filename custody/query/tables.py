@@ -368,11 +368,13 @@ def _json_text(value: msgspec.Raw) -> str | None:
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> Any:
-    """Return values as a column. A value that its type cannot hold becomes NULL."""
+    """Return values as a column. What its type cannot hold becomes NULL, and so does what is not finite."""
     try:
-        return pa.array(values, kind)
+        made = pa.array(values, kind)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        return pa.array([_fitting(value, kind) for value in values], kind)
+        made = pa.array([_fitting(value, kind) for value in values], kind)
+    # JSON has no infinity. Python reads 1e999 as one, and every sum and average over it would be infinite.
+    return pc.if_else(pc.is_finite(made), made, None) if pa.types.is_floating(kind) else made
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:

@@ -83,7 +83,8 @@ class Part:
 
 def moment_text(moment: datetime) -> str:
     """Return an aware datetime in UTC, to the second."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    # Not strftime: on Linux its years before 1000 have fewer than four digits.
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 WHOLE = Part()

@@ -51,9 +51,10 @@ from custody.store.protocol import Store
 from custody.tlog.head import KnownHead
 from tasks.drain.context import read_audited_heads
 from tasks.drain.kafka import DIRECT, is_wanted
+from tasks.drain.quarantine import is_excessive
 from tasks.health.deadline import Deadline
 from tasks.health.model import Kind, LogHealth, Problem, Recent, age_seconds, of_future
-from tasks.health.quarantine import is_excessive, problem_of, read_commonest
+from tasks.health.quarantine import problem_of, read_commonest
 from tasks.settings import Settings
 
 RECENT = 10
@@ -364,6 +365,6 @@ def _sum_up(store: Store, statements: Sequence[Statement], share: float) -> Rece
         sum(span.to - span.from_ for statement in statements for span in statement.unreadable),
         statements[-1].sealed_at,
     )
-    if is_excessive(recent, share):
+    if is_excessive(recent.events, recent.quarantined, share):
         return replace(recent, reason=read_commonest(store, statements))
     return recent

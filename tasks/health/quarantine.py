@@ -3,8 +3,8 @@
 Rules:
 - The share is of the newest statements that `tasks.health.archive` reads anyway: what an older release of a producer
   sent is not reported for ever, and does not hide what the newest one sends.
-- Reasons are read only if the share is too large, from the newest quarantine objects, until `ENOUGH` are counted. So a
-  healthy log costs no request, and a sick one costs a few.
+- When the share is too large, `tasks.drain.quarantine` says, for a run as well. Only then are reasons read, from the
+  newest quarantine objects, until `ENOUGH` are counted. So a healthy log costs no request, and a sick one a few.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,11 @@ from custody.errors import StoreError
 from custody.format.manifest import Statement
 from custody.format.reasons import NOT_KNOWN, Reasons
 from custody.store.protocol import Store
+from tasks.drain.quarantine import REMEDY
 from tasks.health.model import Problem, Recent
 
 ENOUGH = 1_000
 """Records whose reasons are counted for one log."""
-_REMEDY = (
-    'see every reason: custody query "SELECT log, error, count(*) FROM quarantined GROUP BY ALL";'
-    " correct the producer, and try its records with custody check-events FILE"
-)
-
-
-def is_excessive(recent: Recent, share: float) -> bool:
-    """Return whether more of a log's newest records are in quarantine than the setting allows."""
-    actual = recent.quarantined_share
-    return actual is not None and actual > share
 
 
 def read_commonest(store: Store, statements: Sequence[Statement]) -> str | None:
@@ -53,4 +44,4 @@ def problem_of(log: str, recent: Recent) -> Problem:
         f"{recent.quarantined_share:.1%} of the records in its {recent.statements} newest statements, sealed since"
         f" {recent.since}, are in quarantine ({recent.quarantined:,}), most often: {recent.reason}"
     )
-    return Problem("warning", "quarantined", log, message, _REMEDY)
+    return Problem("warning", "quarantined", log, message, REMEDY)

@@ -22,15 +22,15 @@ def read_health(settings: Settings, now: datetime, deadline: Deadline | None = N
     Args:
         settings: the settings.
         now: the time, timezone-aware.
-        deadline: how long the archive's storage may take, and then the other parts are returned without it. None: as
-            long as it takes, and then its error is raised.
+        deadline: how long an answer of the archive's storage is waited for, and then the other parts are returned
+            without it. None: as long as it takes, and then its error is raised.
 
     Raises:
         ConfigurationError: there is no archive, or a setting cannot be used.
         StoreError: the archive's storage does not answer, and there is no deadline.
     """
     waits = deadline or Deadline()
-    with closing(open_store(settings.archive, settings.s3)) as store:
+    with closing(waits.watch(open_store(settings.archive, settings.s3))) as store:
         audit, silent = AuditRead(None), list[Problem]()
         try:
             opened = waits.call(lambda: open_archive(settings, store))

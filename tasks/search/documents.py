@@ -6,13 +6,15 @@ bytes. Only if a batch crosses midnight are its events' times parsed.
 
 An event of an own type may have any fields. It is whole in the member `own`, one flattened field, so no field of it can
 add to the mapping or contradict it. Fields with a name of the mapping stand beside it if they fit. The same is done
-with an event of the six types that has a field of its own under a name that we map, such as `own` or `source`.
+with an event of the six types that has a field of its own under a name that we map, such as `own` or `source`. All
+fields of its type stand beside `own`, lists too: otherwise a producer could hide them from searches.
 
 Names of ECS (Elastic Common Schema) are aliases of our fields, for Kibana and Elastic's rules: `source.ip` finds events
 by `client_ip`. Elasticsearch refuses a document that has a value of its own there.
 
 Elasticsearch would read an event's own key `@custody.offset` as another offset, so a producer could fake where an event
-is. Such events stay in the archive, and are rejected by the index (`Documents.forged`).
+is. Such events stay in the archive, and are rejected by the index (`Documents.forged`). In an event that is whole in
+`own`, the key is below `own` and fakes nothing, so the event is indexed.
 
 An event goes to the index of its own day. If that day is far from the time of sealing, the event is out of range, and
 goes to one shared index, `<prefix>-outlying`. Otherwise a producer could create any number of indices.
@@ -93,7 +95,7 @@ class Documents:
         actions: the action line of each in a bulk request, without its newline.
         sources: each document as a line, without its newline.
         offsets: each document's offset in its log.
-        forged: offsets of events with a key `@custody` of their own; they must not be indexed.
+        forged: offsets of events whose own key `@custody` would stand beside ours; they must not be indexed.
     """
 
     actions: Sequence[bytes]
@@ -184,6 +186,8 @@ _COMMON = {
     for name, field in properties().items()
     if name not in {"event_type", "timestamp", OWN, ORIGIN, *_aliases()}
 }
+_CHECKED = {kind: frozenset(type_.__struct_fields__) for kind, type_ in EVENT_TYPES.items()}
+"""The fields of each of the six types."""
 _CLAIMED = frozenset({OWN, *_aliases()})
 """Members in which an event of the six types cannot have a value of its own: Elasticsearch might refuse it."""
 _CLAIMED_BYTES = re.compile(rb'"(?:%b)["\\\\.]' % "|".join(map(re.escape, (*_CLAIMED, *_EXTRA))).encode())
@@ -196,9 +200,15 @@ _fields: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Fields)
 
 
 def _own_document(line: bytes, fields: Any) -> bytes:
-    """Return the document of an event of an own type, without its end."""
+    """Return the document of an event that is whole in `own`, without its end."""
     common = [(name, bytes(getattr(fields, name))) for name in _COMMON]
-    beside = b"".join(b',"%b":%b' % (name.encode(), raw) for name, raw in common if raw and raw[0] in _COMMON[name])
+    # The fields of the six types were checked. Elasticsearch takes them here as it does without `own`.
+    checked = _CHECKED.get(fields.event_type, frozenset())
+    beside = b"".join(
+        b',"%b":%b' % (name.encode(), raw)
+        for name, raw in common
+        if raw and (name in checked or raw[0] in _COMMON[name])
+    )
     kind, time = msgspec.json.encode(fields.event_type), bytes(fields.timestamp)
     return b'{"event_type":%b,"timestamp":%b%b,"%b":%b' % (kind, time, beside, OWN.encode(), line)
 

@@ -13,6 +13,7 @@ import pytest
 
 from custody import version
 from custody.cli.operators import COMMANDS
+from custody.errors import ConfigurationError
 from custody.format import archive_file, audit, manifest
 from custody.settings import OPERATORS_SECTIONS
 from tests.helpers.foreign import make_foreign, was_imported
@@ -100,6 +101,85 @@ def test_another_repository_is_not_the_programs(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(version, "_PACKAGE", package)
     monkeypatch.setattr(version, "_COMMIT", package / "COMMIT")
     assert version.commit() is None
+
+
+@pytest.fixture
+def checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Make a small checkout with one commit, and let it be the one that runs."""
+    root = tmp_path / "checkout"
+    for name in ("custody", "flows", "tasks", "docs"):
+        (root / name).mkdir(parents=True)
+        (root / name / "kept.py").touch()
+    (root / ".gitignore").write_text("__pycache__/\n")
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", root, *arguments], check=True)
+    monkeypatch.setattr(version, "_PACKAGE", root / "custody")
+    monkeypatch.setattr(version, "_COMMIT", root / "custody" / "COMMIT")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("added", "is_modified"),
+    [
+        ("custody/evil.py", True),
+        ("custody/new/evil.py", True),
+        ("flows/evil.py", True),
+        ("tasks/e vil.py", True),
+        ("custody/kept.py", True),
+        ("docs/kept.py", True),
+        ("notes.txt", False),
+        ("docs/draft.md", False),
+        ("custody/__pycache__/kept.pyc", False),
+    ],
+)
+def test_added_code_is_a_modification(checkout: Path, added: str, is_modified: bool) -> None:
+    """A commit is said alone only if the code that runs is the commit's: files that git does not know count too."""
+    clean = version.commit()
+    assert clean is not None
+    assert not clean.endswith(", modified")
+    path = checkout / added
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("changed")
+    assert version.commit() == (f"{clean}, modified" if is_modified else clean)
+
+
+def test_a_checkout_that_is_not_installed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version is what its pyproject.toml says. Without one, or with another project's, one line says so."""
+    monkeypatch.setattr(version, "DISTRIBUTION", "custody-archive-that-nobody-installed")
+    project = checkout / "pyproject.toml"
+    for text in (None, "no TOML", '[project]\nname = "theirs"\nversion = "9"\n', "project = 1", "[project]\n"):
+        if text is not None:
+            project.write_text(text)
+        with pytest.raises(ConfigurationError, match=r"the version is not known: .* is not installed") as caught:
+            version.version()
+        assert "\n" not in str(caught.value)
+    project.write_text(f'[project]\nname = "{version.DISTRIBUTION}"\nversion = "1.2.3"\n')
+    assert version.version() == "1.2.3"
+
+
+def test_a_build_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    """What the build adds is removed from the temporary folder also if the build fails after it."""
+    project, temporary = tmp_path / "project", tmp_path / "temporary"
+    (project / "custody").mkdir(parents=True)
+    temporary.mkdir()
+    shutil.copy(ROOT / "deployments" / "hatch_build.py", project)
+    shutil.copy(ROOT / "custody" / "version.py", project / "custody")
+    (project / "custody" / "COMMIT").write_text("0" * 40)
+    text = (
+        '[project]\nname = "small"\nversion = "1"\n[tool.hatch.build.hooks.custom]\npath = "hatch_build.py"\n'
+        '[tool.hatch.build.targets.wheel]\npackages = ["custody"]\nexclude = ["custody/COMMIT"]\n'
+    )
+    for more, code in (("", 0), ('[tool.hatch.build.targets.wheel.force-include]\n"missing" = "x"\n', 1)):
+        (project / "pyproject.toml").write_text(text + more)
+        build = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "made")
+        built = run(*build, cwd=project, TMPDIR=str(temporary))
+        assert (built.returncode, "missing" in built.stderr) == (code, bool(code))
+        # Hatchling leaves its own unfinished wheel.
+        assert [path for path in temporary.iterdir() if path.suffix != ".whl"] == []
+    (wheel,) = (tmp_path / "made").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("custody/COMMIT") == b"0" * 40
 
 
 def test_auditor_verifies_an_archive_with_the_wheel_alone(clean: Path, tmp_path: Path) -> None:

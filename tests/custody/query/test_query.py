@@ -289,6 +289,28 @@ def test_fields_of_other_types_are_null() -> None:
     assert found["time"].microsecond == 123456
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "1" + "0" * 400 + ".5", "NaN"])
+@pytest.mark.parametrize("kind", ["tea", "query_executed"])
+def test_a_number_that_is_not_finite_is_null(kind: str, number: str) -> None:
+    """No double holds such a number: its column is NULL, and the event keeps it as it was sent."""
+    line = f'{{"event_type":"{kind}","timestamp":"2026-01-01T00:00:00Z","execution_time":{number}}}'
+    kept = row(line.encode())
+    assert (kept["event_type"], kept["execution_time"]) == (kind, None)
+    assert number in kept["event"]
+
+
+def test_an_average_stays_finite(tmp_path: Path) -> None:
+    """One event of an own type with a number beyond all doubles changes no sum and no average."""
+
+    def event(offset: int) -> bytes:
+        number = "1e999" if offset == 0 else "2.5"
+        return f'{{"event_type":"tea","timestamp":"2026-01-01T00:00:00Z","execution_time":{number}}}'.encode()
+
+    growing = Growing(tmp_path)
+    growing.append(1, event)
+    assert ask(growing.folder, "SELECT avg(execution_time), max(execution_time) FROM events") == [(2.5, 2.5)]
+
+
 def test_command(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """`custody query` prints a table, JSON or CSV; a wrong query is an error of ours."""
     monkeypatch.setenv("CUSTODY_ARCHIVE", str(sample.folder))

@@ -1,7 +1,7 @@
 """A part of an archive that a user chose: what is verified, what is outside, and that nothing is hidden by it."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ def sealed(builder: Builder) -> list[datetime]:
 @pytest.fixture
 def archive(tmp_path: Path) -> Builder:
     return good(tmp_path / "archive")
+
+
+@pytest.mark.parametrize("year", [1, 99, 999, 1000, 2026, 9999])
+def test_times_of_a_part_have_four_digits_for_the_year(year: int) -> None:
+    """The words that name a part have times by RFC 3339, whatever the year."""
+    part = Part(since=datetime(year, 1, 2, tzinfo=UTC))
+    assert str(part) == f"sealed from {year:04}-01-02T00:00:00Z"
 
 
 @pytest.fixture

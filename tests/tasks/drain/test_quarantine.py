@@ -31,6 +31,8 @@ BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
         (19, 1, 0.01, True),
         (1, 18, 0.01, False),
         (0, 1, 0.01, True),
+        (0, 1, 1.0, False),
+        (19, 1, 0.05, False),
     ],
 )
 def test_the_limit(events: int, quarantined: int, share: float, is_excess: bool) -> None:

@@ -199,24 +199,29 @@ def test_headroom(site: Site) -> None:
 def test_quarantine_and_losses(site: Site) -> None:
     """A share of quarantined records above the setting, and lost records, are warnings."""
     topic = site.topic("health.quarantine")
-    site.send(topic, [*events(6), b"no event", b"{}"])
+    site.send(topic, [*events(13), *[b"no event", b"{}"] * 3])
+    site.drain(topic)
+    # Too few records for a share, by the rule of the drain.
+    assert only(health_of(site.settings(topic))).recent.quarantined == 6
+    assert not of(health_of(site.settings(topic)), "quarantined")
+    site.send(topic, events(5))
     site.drain(topic)
     health = health_of(site.settings(topic))
     assert only(health).recent.quarantined_share == 0.25
     (problem,) = of(health, "quarantined")
     assert (problem.level, only(health).level) == ("warning", "warning")
     assert "25.0% of the records" in problem.message
-    assert "most often: event_type missing (1), for example: event_type is missing" in problem.message
+    assert "most often: event_type missing (3), for example: event_type is missing" in problem.message
     sql = re.search(r'custody query "([^"]*)"', problem.remedy)
     assert sql
     with closing(connect(site.archive)) as connection:
         rows = connection.execute(sql[1]).fetchall()
-    assert [(log, number) for log, _, number in rows] == [(f"{topic}/0", 1)] * 2
+    assert [(log, number) for log, _, number in rows] == [(f"{topic}/0", 3)] * 2
     patient = site.settings(topic, events=EventSettings(quarantined_share=0.25))
     assert not of(health_of(patient), "quarantined")
     assert only(health_of(patient)).recent.reason is None
     site.send(topic, events(5))
-    site.kafka.delete_records(topic, {0: 11})
+    site.kafka.delete_records(topic, {0: 27})
     site.drain(topic)
     health = health_of(site.settings(topic))
     assert only(health).recent.lost == 3

@@ -1,5 +1,6 @@
 """Events are found by the names of ECS, on a real Elasticsearch; none is rejected because it has such a name itself."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from tasks.search.documents import ECS, ORIGIN, OWN, index_name, properties
 from tasks.search.index import index_logs
 from tasks.search.indices import differing_indices, prepare
 from tasks.settings import Settings
+from tests.helpers.corpus import EVENTS
 from tests.helpers.sample import Growing
 from tests.helpers.search import (
     LOG,
@@ -109,6 +111,47 @@ def test_an_event_with_such_names_of_its_own_is_not_rejected(
     for name, value in (("source.ip", "198.51.100.1"), ("user.id", "alice"), ("event.id", "e-1")):
         assert hits(given, {"term": {f"{OWN}.{name}": value}}) == {own}
     assert documents(given)[own][OWN]["source"] == {"ip": "198.51.100.1", "port": 5}
+    assert compare(given, growing) == []
+
+
+def test_a_name_of_its_own_hides_no_field(growing: Growing, given: Settings) -> None:
+    """An event of the six types is found by each field of its type, with a name that we map beside them or without."""
+
+    def event(offset: int) -> bytes:
+        kind = list(EVENTS)[offset // 2]
+        more = {"user": "x"} if offset % 2 else {}
+        time = f"{datetime.now(UTC):%FT%TZ}"
+        listed = {"permissions": ["admin", "read"]} if "permissions" in EVENTS[kind] else {}
+        return json.dumps({**EVENTS[kind], **listed, "timestamp": time, **more}).encode()
+
+    growing.append(1, event, each=2 * len(EVENTS))
+    (result,) = index_logs(given)
+    assert (result.created, result.rejected, result.problem) == (2 * len(EVENTS), 0, None)
+    everything = documents(given)
+    for at in range(len(EVENTS)):
+        plain, diverted = (document_id(LOG, offset) for offset in (2 * at, 2 * at + 1))
+        assert (OWN in everything[plain], OWN in everything[diverted]) == (False, True)
+        names = set(everything[plain]) - {"timestamp", ORIGIN, "_index"}
+        assert {name: everything[diverted][name] for name in names} == {name: everything[plain][name] for name in names}
+    operation = list(EVENTS).index("api_key_operation")
+    both = {document_id(LOG, 2 * operation), document_id(LOG, 2 * operation + 1)}
+    assert hits(given, {"term": {"permissions": "admin"}}) == both
+    assert compare(given, growing) == []
+
+
+def test_an_origin_below_own_fakes_nothing(growing: Growing, given: Settings) -> None:
+    """An event's own key `@custody` is indexed where it is below `own`, and rejected where it would shadow ours."""
+    origins: list[dict[str, Any]] = [{ORIGIN: {"offset": 99}}, {f"{ORIGIN}.offset": 99}]
+
+    def event(offset: int) -> bytes:
+        make = now_own if offset >= 4 else now_event
+        return make(offset, **origins[offset % 2], **({"user": "x"} if offset in {2, 3} else {}))
+
+    growing.append(1, event, each=6)
+    (result,) = index_logs(given)
+    assert (result.created, result.rejected, result.problem) == (4, 2, None)
+    assert set(documents(given)) == {document_id(LOG, offset) for offset in range(2, 6)}
+    assert hits(given, {"term": {f"{ORIGIN}.offset": 99}}) == set()
     assert compare(given, growing) == []
 
 
