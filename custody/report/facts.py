@@ -204,7 +204,7 @@ def gather(
         )
     statement = audits.newest.statement
     figures = Figures()
-    gathering = _Gathering(store, archive, trust, audits, figures, problems, since, until)
+    gathering = _Gathering(store, archive, trust, made_at, audits, figures, problems, since, until)
     for each in (*audits.findings, *(each for _, each in audits.open)):
         gathering.about.setdefault(each.log or "", []).append(each)
     names = {str(log) for log in reader.named_logs(store, {*statement.heads, *trust.heads})}
@@ -242,6 +242,7 @@ class _Gathering:
     store: Store
     archive: str | None
     trust: Trust
+    made_at: datetime
     audits: Audits
     figures: Figures
     problems: list[Problem]
@@ -368,9 +369,15 @@ class _Gathering:
             return
         for note, parsed in reader.read_checkpoints(self.store, log, sizes[: -_CHECKPOINTS_TRIED - 1 : -1]):
             if judge.refusal(note, parsed) is None:
-                keys, witnesses = self.trust.keys, self.trust.witnesses
                 verdict = check_checkpoint(
-                    note, parsed, str(log), keys, within=lambda _: True, witnesses=witnesses, quorum=self.trust.quorum
+                    note,
+                    parsed,
+                    str(log),
+                    self.trust.keys,
+                    within=lambda _: True,
+                    witnesses=self.trust.witnesses,
+                    quorum=self.trust.quorum,
+                    now=self.made_at,
                 )
                 made.checkpoint = CheckpointFact(parsed.size, parsed.root.hex(), verdict.signers, verdict.witnessed)
                 return

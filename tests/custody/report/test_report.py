@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from custody.archive import reader
 from custody.archive.audit_findings import StatedFinding
@@ -37,6 +38,7 @@ from custody.report.page import VERDICTS, render
 from custody.report.spans import LastRead, contains, merge, subtract
 from custody.store.open import open_store
 from custody.store.protocol import Store
+from custody.tlog.checkpoint import COSIGNATURE, NoteKey, NoteSignature, cosigned, parse_note, with_signature
 from tasks.audit.conclude import Outcome, conclude
 from tasks.audit.pieces import verify_pieces
 from tasks.audit.plan import Request, plan_audit
@@ -331,6 +333,26 @@ def test_what_is_no_finding_is_a_problem(settings: Settings, sample: Sample, odd
         facts = gathered(settings, trust)
         assert [each.key for each in facts.audits.findings] == ["events/x"]
         assert "1 of 2 findings of audit 1 are not well formed" in Elements(render(facts)).text
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(-60, True), (86_400, False), (10**12, False), (2**63, False)])
+def test_a_cosignature_of_the_future_does_not_count(
+    settings: Settings, sample: Sample, seconds: int, shown: bool
+) -> None:
+    """A time that has not come, or that is in milliseconds, is nobody's cosignature: the page is made without it."""
+    audited(settings)
+    private = Ed25519PrivateKey.generate()
+    witness = NoteKey("a-witness", private.public_key().public_bytes_raw(), COSIGNATURE)
+    path = max((sample.folder / layout.checkpoint_prefix(sample.log)).iterdir())
+    note = parse_note(path.read_bytes())
+    time = int(NOW.timestamp()) + seconds
+    value = time.to_bytes(8, "big") + private.sign(cosigned(note.text, time))
+    path.chmod(0o644)
+    path.write_bytes(with_signature(note, NoteSignature(witness.name, witness.key_hash, value)).encode())
+    facts = gathered(settings, replace(settings.own_trust(), witnesses=(witness,)))
+    assert facts.logs[0].checkpoint is not None
+    assert facts.logs[0].checkpoint.witnessed == (((witness.name, time),) if shown else ())
+    assert ("2026-11-28 11:59:00 UTC" in Elements(render(facts)).text) == shown
 
 
 def test_an_audit_of_a_part_says_so(tmp_path: Path) -> None:
